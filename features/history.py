@@ -1,0 +1,71 @@
+"""User state: two short lists, newest first. User features are functions of them, the candidates and the moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from features.log import F64, I8, I32, I64, Events, Kind
+
+ENGAGEMENTS = 100
+SHOWN = 240
+"""Caps of the two lists, the same in Redis and in replay. 240 impressions are ten lists of 24."""
+
+
+class History(NamedTuple):
+    """What a user did and was shown strictly before a moment, newest first.
+
+    Equal times stand by kind, then item id, descending.
+
+    item: int32[m <= 100], `-1` outside the catalogue. kind: int8[m], a `Kind` other than IMPRESSION. at: float64[m].
+    shown_item: int32[s <= 240], shown_at: float64[s]: the impressions.
+    """
+
+    item: I32
+    kind: I8
+    at: F64
+    shown_item: I32
+    shown_at: F64
+
+
+EMPTY = History(
+    np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0), np.empty(0, np.int32), np.empty(0)
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Rows sorted by user, then time: user u's are `start[u]:start[u + 1]`."""
+
+    start: I64
+    item: I32
+    kind: I8
+    at: F64
+
+    @classmethod
+    def of(cls, events: Events) -> _Segments:
+        # `events` is in (at, kind, item) order already, so a stable sort by user keeps that order within each.
+        order = np.argsort(events.user, kind="stable")
+        start = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
+        return cls(start, events.item[order], events.kind[order], events.at[order])
+
+    def newest(self, user: int, at: float, cap: int) -> slice:
+        lo, hi = self.start[user], self.start[user + 1]
+        end = lo + int(np.searchsorted(self.at[lo:hi], at, side="left"))
+        return slice(max(lo, end - cap), end)
+
+
+class Histories:
+    """Every user's two lists at any moment, from a log: what Redis would have held then."""
+
+    def __init__(self, events: Events) -> None:
+        self._engagements = _Segments.of(events.take(events.kind != Kind.IMPRESSION))
+        self._shown = _Segments.of(events.take(events.kind == Kind.IMPRESSION))
+
+    def read(self, user: int, at: float) -> History:
+        """The lists of a user strictly before a moment."""
+        e, s = self._engagements, self._shown
+        i, j = e.newest(user, at, ENGAGEMENTS), s.newest(user, at, SHOWN)
+        return History(e.item[i][::-1], e.kind[i][::-1], e.at[i][::-1], s.item[j][::-1], s.at[j][::-1])

@@ -1,0 +1,118 @@
+"""The event log and the lists people were shown, as arrays: the form in which every other file meets them.
+
+Ids are strings at the rim only. In here a user, an item or a request is a row number, `-1` where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I8 = NDArray[np.int8]
+I16 = NDArray[np.int16]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+
+class Kind(IntEnum):
+    """What a shopper did with an item. The number is part of the bytes in Redis: append, never renumber."""
+
+    IMPRESSION = 0
+    VIEW = 1
+    CLICK = 2
+    CART = 3
+    PURCHASE = 4
+    RATING = 5
+
+
+KINDS = tuple(k.name.lower() for k in Kind)
+
+GAIN = np.array([0, 1, 1, 2, 3, 1], np.int8)
+"""Gain of the best action on an item of a list, indexed by `Kind`: purchase over cart over click, view and rating."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events in time order, one row each; equal times are ordered by kind, then item.
+
+    at: float64[n], Unix seconds UTC. user: int32[n]. item: int32[n], `-1` for an item outside the catalogue.
+    kind: int8[n], a `Kind`. request: int32[n], the list it belongs to, `-1` for none. position: int16[n], place in
+    that list from 0, `-1` unknown. value: float64[n], NaN for none (money, quantity or stars, as the source had it).
+    """
+
+    at: F64
+    user: I32
+    item: I32
+    kind: I8
+    request: I32
+    position: I16
+    value: F64
+    user_ids: Sequence[str]
+    request_ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @property
+    def n_users(self) -> int:
+        """Users that appear in the log."""
+        return len(self.user_ids)
+
+    def take(self, rows: NDArray[np.bool_] | I64 | slice) -> Events:
+        """The events selected by a mask, by row numbers in ascending order, or by a slice; ids are shared."""
+        return Events(
+            self.at[rows], self.user[rows], self.item[rows], self.kind[rows], self.request[rows],
+            self.position[rows], self.value[rows], self.user_ids, self.request_ids,
+        )  # fmt: skip
+
+    def before(self, at: float) -> Events:
+        """The events strictly before a moment: what a row at that moment may know."""
+        return self.take(slice(0, int(np.searchsorted(self.at, at, side="left"))))
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists that were shown, in time order: the query groups of training and evaluation.
+
+    List `g` was shown to `user[g]` at `at[g]` and holds the rows `start[g]:start[g + 1]` of the arrays below it.
+    item: int32[rows]. position: int16[rows] from 0, `-1` where no list was logged and it was rebuilt.
+    gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g], items of gain that a rebuilt list failed to retrieve.
+    """
+
+    at: F64
+    user: I32
+    request_ids: Sequence[str]
+    start: I64
+    item: I32
+    position: I16
+    gain: I8
+    missed: I32
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @property
+    def rows(self) -> int:
+        """Candidates over all lists."""
+        return len(self.item)
+
+    @property
+    def group(self) -> I32:
+        """int32[rows]: the list each row belongs to."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.start))
+
+    def take(self, lists: I64) -> Lists:
+        """The lists with these numbers, in the order given."""
+        sizes = np.diff(self.start)[lists]
+        start = np.concatenate(([0], np.cumsum(sizes)))
+        rows = np.repeat(self.start[lists] - start[:-1], sizes) + np.arange(start[-1])
+        return Lists(
+            self.at[lists], self.user[lists], [self.request_ids[g] for g in lists.tolist()], start,
+            self.item[rows], self.position[rows], self.gain[rows], self.missed[lists],
+        )  # fmt: skip

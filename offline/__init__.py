@@ -1,0 +1,1 @@
+"""The pipeline that makes a release, and judges it."""

@@ -1,0 +1,1 @@
+"""Rows to scores, and how good an order is."""

@@ -1,0 +1,1 @@
+"""A published release answers requests; nothing here may import torch, transformers or pandas."""

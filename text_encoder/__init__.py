@@ -1,0 +1,1 @@
+"""Descriptions to vectors: offline only, the one room that may import torch."""
