@@ -68,4 +68,8 @@ class Histories:
         """The lists of a user strictly before a moment."""
         e, s = self._engagements, self._shown
         i, j = e.newest(user, at, ENGAGEMENTS), s.newest(user, at, SHOWN)
-        return History(e.item[i][::-1], e.kind[i][::-1], e.at[i][::-1], s.item[j][::-1], s.at[j][::-1])
+        # Copies, not reversed views: the service reads contiguous arrays, and equal memory gives equal bits.
+        return History(
+            e.item[i][::-1].copy(), e.kind[i][::-1].copy(), e.at[i][::-1].copy(),
+            s.item[j][::-1].copy(), s.at[j][::-1].copy(),
+        )  # fmt: skip

@@ -6,38 +6,318 @@ moment: that is the whole of training-serving parity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable
+from itertools import product
 
-from features.catalogue import Catalogue
-from features.decay import ItemState
+import numpy as np
+
+from features.decay import HALF_LIFE_NAMES
 from features.history import History
-from features.log import F32, I32
-from features.neighbours import Neighbours
+from features.log import F32, F64, I32, Kind
+from features.moment import AFFINITY_STRENGTH, LONGEST, RATE_STRENGTH, Feature, Items, Moment, Tags
+
+__all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
+
+_SESSION_S = 1800.0
+_DAY_S = 86400.0
+_NO_LIST = "no items in the user's list"
+_NO_LISTS_LOGGED = "the user was shown nothing yet, or lists are not logged"
+_NO_TEXT = f"{_NO_LIST}, or the item has no text"
 
 
-@dataclass(frozen=True)
-class Items:
-    """All that is known of items: what a release carries (first four) and what events change (`state`).
+def _popularity() -> list[Feature]:
+    out = []
+    for kind, h in product((Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE), range(len(HALF_LIFE_NAMES))):
 
-    vectors: float32[n + 1, d], unit length, NaN where the item has no text. prior: float32[n + 1], the click rate that
-    text and attributes predict, NaN where nothing was logged to learn it from. Row -1 is the unknown item.
-    """
+        def count(m: Moment, kind: Kind = kind, h: int = h) -> F64:
+            return np.log1p(m.counts[:, kind, h])
 
-    catalogue: Catalogue
-    vectors: F32
-    prior: F32
-    neighbours: Neighbours
-    state: ItemState
+        name, horizon = kind.name.lower(), HALF_LIFE_NAMES[h]
+        out.append(
+            Feature(f"item_{name}s_{horizon}", f"{name}s lately ({horizon})", "log(1 + decayed count)", "never", count)
+        )
+    for h in range(len(HALF_LIFE_NAMES)):
+
+        def rate(m: Moment, h: int = h) -> F64:
+            return m.click_rate(m.candidates, m.counts, h)
+
+        out.append(
+            Feature(
+                f"item_click_rate_{HALF_LIFE_NAMES[h]}", f"how often it is clicked when shown ({HALF_LIFE_NAMES[h]})",
+                "clicks per impression, shrunk toward item_prior", "nothing was shown yet in the shop", rate,
+            )
+        )  # fmt: skip
+    return out
+
+
+def _views(m: Moment) -> F64:
+    return np.log1p(m.counts[:, Kind.VIEW, LONGEST])
+
+
+def _carts(m: Moment) -> F64:
+    return np.log1p(m.counts[:, Kind.CART, LONGEST])
+
+
+def _purchase_rate(m: Moment) -> F64:
+    clicks, bought = m.counts[:, Kind.CLICK, LONGEST], m.counts[:, Kind.PURCHASE, LONGEST]
+    out: F64 = (bought + RATE_STRENGTH * m.shop_rate(Kind.PURCHASE, Kind.CLICK)) / (clicks + RATE_STRENGTH)
+    return out
+
+
+def _trend(m: Moment) -> F64:
+    engaged = m.counts[:, Kind.VIEW :].sum(axis=1)
+    out: F64 = np.log1p(engaged[:, 1]) - np.log1p(engaged[:, LONGEST])
+    return out
+
+
+def _category_click_rate(m: Moment) -> F64:
+    clicks, shown = m.category_counts[:, Kind.CLICK, LONGEST], m.category_counts[:, Kind.IMPRESSION, LONGEST]
+    shop = m.shop_rate(Kind.CLICK, Kind.IMPRESSION)
+    out: F64 = (clicks + RATE_STRENGTH * shop) / (shown + RATE_STRENGTH)
+    return out
+
+
+def _item_age(m: Moment) -> F64:
+    # An item not yet available is as new as can be; the logarithm would have no value below -1 day.
+    return np.log1p(np.maximum(m.at - m.items.catalogue.available_from[m.candidates], 0.0) / _DAY_S)
+
+
+def _log_price(m: Moment) -> F64:
+    return np.log1p(np.maximum(m.items.catalogue.price[m.candidates], 0.0))
+
+
+_POPULARITY = (
+    *_popularity(),
+    Feature("item_views_30d", "views lately", "log(1 + decayed count)", "never", _views),
+    Feature("item_carts_30d", "put into carts lately", "log(1 + decayed count)", "never", _carts),
+    Feature("item_purchase_rate", "how often a click becomes a purchase", "purchases per click, shrunk",
+            "nothing was clicked yet in the shop", _purchase_rate),
+    Feature("item_prior", "how often items with such text and attributes are clicked", "clicks per impression",
+            "nothing was shown yet when the release was made", lambda m: m.items.prior[m.candidates]),
+    Feature("item_trend", "gaining or losing attention", "log of one day's engagement over thirty's", "never", _trend),
+    Feature("category_click_rate", "how often its category is clicked", "clicks per impression, shrunk",
+            "nothing was shown yet in the shop", _category_click_rate),
+    Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _item_age),
+    Feature("item_price", "price", "log(1 + price)", "no price", _log_price),
+)  # fmt: skip
+
+
+def _pooled(m: Moment) -> F32:
+    return m.items.vectors.toward(m.candidates, m.items.vectors.pooled(m.engaged.item, m.weight))
+
+
+def _nearest(first: int, last: int) -> Callable[[Moment], F64 | F32 | float]:
+    def compute(m: Moment) -> F64 | F32 | float:
+        if not m.cosines.size:
+            return np.nan
+        near = m.sorted_cosines[:, first:last].astype(np.float64)
+        return np.where(near[:, 0] > -1.0, near.sum(axis=1) / near.shape[1], np.nan)
+
+    return compute
+
+
+def _last(m: Moment) -> F32 | float:
+    return m.cosines[:, 0] if m.cosines.size else np.nan
+
+
+def _taste(m: Moment) -> F32:
+    return m.items.vectors.toward(m.candidates, m.taste)
+
+
+def _taste_strength(m: Moment) -> F64 | float:
+    if not len(m.residuals.item):
+        return np.nan
+    length = float(np.sqrt((m.taste**2).sum()))
+    return _taste(m).astype(np.float64) * length / (len(m.residuals.item) + 10.0)
+
+
+_INTEREST = (
+    Feature("text_pooled", "like what you looked at, on the whole", "cosine", _NO_TEXT, _pooled),
+    Feature("text_max", "much like one thing you looked at", "cosine", _NO_TEXT, _nearest(0, 1)),
+    Feature("text_top3", "like several things you looked at", "mean of 3 cosines", _NO_TEXT, _nearest(0, 3)),
+    Feature("text_last", "like the last thing you looked at", "cosine", _NO_TEXT, _last),
+    Feature("text_taste", "like what you choose, unlike what you pass over", "cosine", _NO_LISTS_LOGGED, _taste),
+    Feature("text_taste_strength", "how clearly your choices point to it", "cosine times weight of evidence",
+            _NO_LISTS_LOGGED, _taste_strength),
+    Feature("co_occurrence", "chosen by people who chose what you did", "sum of neighbour weights",
+            "never: 0 is no neighbour", lambda m: m.co_occurrence[0]),
+    Feature("co_occurrence_max", "often chosen together with one thing you chose", "largest neighbour weight",
+            "never: 0 is no neighbour", lambda m: m.co_occurrence[1]),
+)  # fmt: skip
+
+
+def _category(m: Moment) -> Tags:
+    return Tags.single(m.items.catalogue.category, len(m.items.catalogue.category_names))
+
+
+def _brand(m: Moment) -> Tags:
+    return Tags.single(m.items.catalogue.brand, len(m.items.catalogue.brand_names))
+
+
+def _tags(m: Moment) -> Tags:
+    catalogue = m.items.catalogue
+    return Tags(catalogue.tag_start, catalogue.tag, len(catalogue.tag_names))
+
+
+def _affinity() -> list[Feature]:
+    out = []
+    for name, plural, tags in (
+        ("category", "this category", _category), ("brand", "this brand", _brand), ("tag", "such things", _tags)
+    ):  # fmt: skip
+
+        def share(m: Moment, tags: Callable[[Moment], Tags] = tags) -> F64 | float:
+            return m.share(tags(m))
+
+        def surprise(m: Moment, tags: Callable[[Moment], Tags] = tags) -> F64 | float:
+            return m.surprise(tags(m))
+
+        out += [
+            Feature(f"{name}_share", f"you often look at {plural}", "share of engagement", f"{_NO_LIST}, or no {name}",
+                    share),
+            Feature(f"{name}_surprise", f"you choose {plural} more than others do", "clicks above expectation, shrunk",
+                    f"{_NO_LISTS_LOGGED}, or no {name}", surprise),
+        ]  # fmt: skip
+    return out
+
+
+def _price_to_habit(m: Moment) -> F64 | float:
+    price = np.log1p(np.maximum(m.items.catalogue.price[m.engaged.item], 0.0))
+    known = np.isfinite(price)
+    weight = m.weight[known].sum()
+    return _log_price(m) - (price[known] * m.weight[known]).sum() / weight if weight > 0 else np.nan
+
+
+def _engaged_times(m: Moment, kind: Kind | None = None) -> F64:
+    item = m.engaged.item if kind is None else m.engaged.item[m.engaged.kind == kind]
+    out: F64 = (m.candidates[:, None] == item).sum(axis=1) * np.where(m.candidates < 0, np.nan, 1.0)
+    return out
+
+
+def _since(m: Moment, item: I32, at: F64) -> F64:
+    """Log of seconds since the newest of these about each candidate; NaN for none."""
+    same = (m.candidates[:, None] == item) & (m.candidates >= 0)[:, None]
+    newest = np.where(same, at, -np.inf).max(axis=1, initial=-np.inf)
+    return np.where(newest > -np.inf, np.log1p(np.maximum(m.at - newest, 0.0)), np.nan)
+
+
+def _shown_times(m: Moment) -> F64:
+    out: F64 = (m.candidates[:, None] == m.shown_item).sum(axis=1) * np.where(m.candidates < 0, np.nan, 1.0)
+    return out
+
+
+_AFFINITY = (
+    *_affinity(),
+    Feature("price_to_habit", "price against what you usually look at", "log ratio", f"{_NO_LIST}, or no price",
+            _price_to_habit),
+    Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _engaged_times),
+    Feature("repeat_purchases", "you bought it before", "count", "an unknown item",
+            lambda m: _engaged_times(m, Kind.PURCHASE)),
+    Feature("repeat_since", "time since you looked at it", "log(1 + seconds)", "never looked at",
+            lambda m: _since(m, m.engaged.item, m.engaged.at)),
+    Feature("shown_times", "shown to you lately", "count", "an unknown item", _shown_times),
+    Feature("shown_since", "time since it was shown to you", "log(1 + seconds)", "never shown",
+            lambda m: _since(m, m.shown_item, m.shown_at)),
+)  # fmt: skip
+
+
+def _user_click_share(m: Moment) -> float:
+    surprise = m.residuals.surprise
+    return float(surprise.sum() / (len(surprise) + 24.0)) if len(surprise) else np.nan
+
+
+def _session_events(m: Moment) -> float:
+    return float((m.at - m.engaged.at <= _SESSION_S).sum())
+
+
+def _idle(m: Moment) -> float:
+    return float(np.log1p(max(m.at - m.engaged.at[0], 0.0))) if len(m.engaged.at) else np.nan
+
+
+_USER = (
+    Feature("user_engagements", "how much we know of you", "count in the list", "never",
+            lambda m: float(len(m.engaged.item))),
+    Feature("user_shown", "how much you were shown", "count in the list", "never", lambda m: float(len(m.shown_item))),
+    Feature("user_eagerness", "you click more than others", "clicks above expectation per impression, shrunk",
+            _NO_LISTS_LOGGED, _user_click_share),
+    Feature("user_session_events", "busy in this visit", "engagements in 30 minutes", "never", _session_events),
+    Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _idle),
+    Feature("hour", "time of day", "hour of the day, UTC", "never", lambda m: float(m.at // 3600 % 24)),
+    Feature("weekday", "day of the week", "0 is Thursday", "never", lambda m: float(m.at // _DAY_S % 7)),
+)  # fmt: skip
+
+
+def _rank(name: str) -> Callable[[Moment], F64]:
+    def compute(m: Moment) -> F64:
+        value = m.columns[name]
+        order = np.sort(value[~np.isnan(value)])
+        below, to = np.searchsorted(order, value, "left"), np.searchsorted(order, value, "right")
+        return np.where(np.isnan(value), np.nan, (below + to) / (2.0 * max(len(order), 1)))
+
+    return compute
+
+
+def _over_mean(name: str) -> Callable[[Moment], F64]:
+    def compute(m: Moment) -> F64:
+        value = m.columns[name].astype(np.float64)
+        known = np.sort(value[~np.isnan(value)])
+        return value - (known.sum() / len(known) if len(known) else np.nan)
+
+    return compute
+
+
+def _within_list() -> list[Feature]:
+    out = []
+    for name in ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price"):
+        about = next(f.about for f in (*_POPULARITY, *_INTEREST) if f.name == name)
+        missing = f"{name} is missing"
+        out.append(Feature(f"{name}_rank", f"{about}: place in the list", "rank, 0 to 1", missing, _rank(name)))
+        out.append(
+            Feature(f"{name}_over_mean", f"{about}: above the list's mean", "difference", missing, _over_mean(name))
+        )
+    return out
+
+
+FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_AFFINITY, *_USER, *_within_list())
+"""The features of any shop, in column order; a catalogue's own attributes follow them (see `features`)."""
+
+
+def _number(name: str, k: int) -> tuple[Feature, Feature]:
+    def value(m: Moment) -> F64:
+        out: F64 = m.items.catalogue.numbers[m.candidates, k]
+        return out
+
+    def slope(m: Moment) -> F64 | float:
+        item, surprise = m.residuals
+        if not len(item):
+            return np.nan
+        pull = float((surprise * m.items.numbers[item, k]).sum() / (len(item) + AFFINITY_STRENGTH))
+        out: F64 = pull * m.items.numbers[m.candidates, k]
+        return np.where(np.isnan(value(m)), np.nan, out)
+
+    return (
+        Feature(f"item_{name}", name.replace("_", " "), "as in the catalogue", f"no {name}", value),
+        Feature(f"{name}_slope", f"your leaning in {name.replace('_', ' ')}", "clicks above expectation x deviation",
+                f"{_NO_LISTS_LOGGED}, or no {name}", slope),
+    )  # fmt: skip
+
+
+def features(items: Items) -> tuple[Feature, ...]:
+    """The columns of `rows`, in order: `FEATURES`, then two for each numeric attribute of the catalogue."""
+    own = (f for k, name in enumerate(items.catalogue.number_names) for f in _number(name, k))
+    return (*FEATURES, *own)
 
 
 def names(items: Items) -> tuple[str, ...]:
-    """The columns of `rows`, in order: the declared features, then one or two for each attribute of the catalogue."""
-    raise NotImplementedError
+    """Names of the columns of `rows`, in order."""
+    return tuple(f.name for f in features(items))
 
 
 def schema_hash(items: Items) -> str:
     """SHA-256 over names, units and missing rules: equal exactly when rows mean the same."""
-    raise NotImplementedError
+    declared = [[f.name, f.unit, f.missing] for f in features(items)]
+    return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
 
 
 def rows(items: Items, history: History, candidates: I32, at: float) -> F32:
@@ -46,4 +326,10 @@ def rows(items: Items, history: History, candidates: I32, at: float) -> F32:
     candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds. Missing is NaN.
     The order of the candidates does not matter: each row depends on the set.
     """
-    raise NotImplementedError
+    moment = Moment(items, history, candidates, at)
+    declared = features(items)
+    out = np.empty((len(declared), len(candidates)), np.float32)
+    for row, feature in zip(out, declared, strict=True):
+        row[:] = feature.compute(moment)
+        moment.columns[feature.name] = row
+    return np.ascontiguousarray(out.T)

@@ -1,0 +1,222 @@
+"""A moment: one user, the candidates of one list, one time; what every feature is computed from, each part once.
+
+Nothing here depends on the order of the candidates, to the last bit: sums over the list run over sorted values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from features.catalogue import Catalogue
+from features.compiled import compiled
+from features.decay import HALF_LIVES_S, ItemState
+from features.history import History
+from features.interest import weights
+from features.log import F32, F64, I32, I64, Kind
+from features.neighbours import Neighbours
+from features.prior import standardised
+from features.vectors import Vectors
+
+LONGEST = len(HALF_LIVES_S) - 1
+RATE_STRENGTH = 10.0
+"""Impressions that the prior counts for in a click rate; clicks that the shop's rate counts for in a purchase rate."""
+ATTRIBUTION_S = 86400.0
+"""A click this long after an impression of the item is still its click."""
+AFFINITY_STRENGTH = 5.0
+"""Impressions of an attribute value at which what a user did with it counts for half."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """All that is known of items: what a release carries (first four) and what events change (`state`).
+
+    vectors: of item texts. prior: float32[n + 1], the click rate that text and attributes predict, NaN where nothing
+    was logged to learn it from. Row `-1` of everything is the unknown item.
+    """
+
+    catalogue: Catalogue
+    vectors: Vectors
+    prior: F32
+    neighbours: Neighbours
+    state: ItemState
+
+    @cached_property
+    def numbers(self) -> F64:
+        """float64[n + 1, k]: the numeric attributes at zero mean and unit deviation, missing at the mean."""
+        return standardised(self.catalogue.numbers)
+
+
+class Feature(NamedTuple):
+    """One column of a row: declared once, computed by the same line in training and in service.
+
+    about: what it says, for people. unit: of the value. missing: when it is NaN, or "never".
+    compute: float64 or float32, one value a candidate, or one value for all.
+    """
+
+    name: str
+    about: str
+    unit: str
+    missing: str
+    compute: Callable[[Moment], F64 | F32 | float]
+
+
+class Residuals(NamedTuple):
+    """What a user did with what he was shown, less what anyone would have done: the signed evidence of taste.
+
+    item: int32[s] shown items of the catalogue. surprise: float64[s], clicked (1 or 0) minus the item's click rate.
+    """
+
+    item: I32
+    surprise: F64
+
+
+@compiled
+def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float) -> F64:
+    out = np.zeros(len(shown_item))
+    for s in range(len(shown_item)):
+        for e in range(len(item)):
+            if item[e] == shown_item[s] and 0.0 <= at[e] - shown_at[s] <= within_s:
+                out[s] = 1.0
+                break
+    return out
+
+
+@compiled
+def _by_tag(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F64, F64]:
+    """Sum of amounts and number of items, for each tag."""
+    total = np.zeros(n_tags)
+    count = np.zeros(n_tags)
+    for j in range(len(item)):
+        for p in range(start[item[j]], start[item[j] + 1]):
+            total[tag[p]] += amount[j]
+            count[tag[p]] += 1.0
+    return total, count
+
+
+@compiled
+def _mean_over_tags(start: I64, tag: I32, value: F64, candidates: I32, n_items: int) -> F64:
+    """Mean of a tag's value over the tags of each candidate; NaN for one without tags."""
+    out = np.full(len(candidates), np.nan)
+    for c in range(len(candidates)):
+        row = candidates[c] if candidates[c] >= 0 else n_items
+        total = 0.0
+        for p in range(start[row], start[row + 1]):
+            total += value[tag[p]]
+        if start[row + 1] > start[row]:
+            out[c] = total / (start[row + 1] - start[row])
+    return out
+
+
+@dataclass(frozen=True)
+class Tags:
+    """An attribute of items with any number of values each. tag of item i: `tag[start[i]:start[i + 1]]`."""
+
+    start: I64
+    tag: I32
+    n_tags: int
+
+    @classmethod
+    def single(cls, value: I32, missing: int) -> Tags:
+        """An attribute with at most one value an item; `missing` is the code that stands for none."""
+        known = value != missing
+        return cls(np.concatenate(([0], np.cumsum(known))), value[known], missing)
+
+
+class Moment:
+    """One user, the candidates of one list, one time, and what follows from them.
+
+    candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds.
+    columns: the features computed so far, by name, for those that compare a candidate with its list.
+    """
+
+    def __init__(self, items: Items, history: History, candidates: I32, at: float) -> None:
+        self.items = items
+        self.candidates = candidates
+        self.at = at
+        self.columns: dict[str, F32] = {}
+        known = history.item >= 0
+        self.engaged = history if known.all() else history._replace(
+            item=history.item[known], kind=history.kind[known], at=history.at[known]
+        )  # fmt: skip
+        self.shown_item, self.shown_at = history.shown_item, history.shown_at
+        self.weight = weights(self.engaged.kind, np.maximum(at - self.engaged.at, 0.0)).astype(np.float64)
+
+    @cached_property
+    def counts(self) -> F64:
+        """float64[c, kinds, half-lives]: decayed events of each candidate."""
+        return self.items.state.of_items(self.candidates, self.at)
+
+    @cached_property
+    def category_counts(self) -> F64:
+        """float64[c, kinds, half-lives]: decayed events of each candidate's category."""
+        return self.items.state.of_categories(self.candidates, self.at)
+
+    @cached_property
+    def shop_counts(self) -> F64:
+        """float64[kinds, half-lives]: decayed events of the shop."""
+        return self.items.state.of_shop(self.at)
+
+    def shop_rate(self, kind: Kind, per: Kind) -> float:
+        """Events of one kind for each of another, shop-wide at the longest half-life; NaN before any."""
+        base = self.shop_counts[per, LONGEST]
+        return float(self.shop_counts[kind, LONGEST] / base) if base > 0 else np.nan
+
+    def click_rate(self, item: I32, counts: F64, half_life: int) -> F64:
+        """float64, like `item`: clicks per impression, shrunk toward what text and attributes predict.
+
+        `(clicks + s * prior) / (impressions + s)` with s = `RATE_STRENGTH`; NaN before anything was shown.
+        """
+        prior = self.items.prior[item].astype(np.float64)
+        prior = np.where(np.isnan(prior), self.shop_rate(Kind.CLICK, Kind.IMPRESSION), prior)
+        clicks, shown = counts[:, Kind.CLICK, half_life], counts[:, Kind.IMPRESSION, half_life]
+        out: F64 = (clicks + RATE_STRENGTH * prior) / (shown + RATE_STRENGTH)
+        return out
+
+    @cached_property
+    def cosines(self) -> F32:
+        """float32[c, m]: cosine of each candidate with each item of the user's list, newest first; NaN without text."""
+        return self.items.vectors.cosines(self.candidates, self.engaged.item)
+
+    @cached_property
+    def sorted_cosines(self) -> F32:
+        """float32[c, m]: the cosines descending, missing ones as -1."""
+        return -np.sort(-np.nan_to_num(self.cosines, nan=-1.0), axis=1)
+
+    @cached_property
+    def co_occurrence(self) -> tuple[F64, F64]:
+        """float64[c] sum and maximum over the user's list; see `Neighbours.scores`."""
+        return self.items.neighbours.scores(self.candidates, self.engaged.item, self.weight)
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """The evidence of what the user was shown, clicked or not; empty where no lists were logged."""
+        known = self.shown_item >= 0
+        item, at = self.shown_item[known], self.shown_at[known]
+        clicked = _clicked(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
+        rate = self.click_rate(item, self.items.state.of_items(item, self.at), LONGEST)
+        return Residuals(item, clicked - np.nan_to_num(rate))
+
+    @cached_property
+    def taste(self) -> F64:
+        """float64[d]: item vectors weighted by surprise: toward unexpected clicks, away from unexpected skips."""
+        return self.items.vectors.pooled(self.residuals.item, self.residuals.surprise)
+
+    def share(self, tags: Tags) -> F64 | float:
+        """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
+        if not self.weight.sum() > 0:
+            return np.nan
+        total, _ = _by_tag(tags.start, tags.tag, tags.n_tags, self.engaged.item, self.weight)
+        return _mean_over_tags(tags.start, tags.tag, total / self.weight.sum(), self.candidates, len(tags.start) - 2)
+
+    def surprise(self, tags: Tags) -> F64 | float:
+        """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
+        if not len(self.residuals.item):
+            return np.nan
+        total, count = _by_tag(tags.start, tags.tag, tags.n_tags, self.residuals.item, self.residuals.surprise)
+        value = total / (count + AFFINITY_STRENGTH)
+        return _mean_over_tags(tags.start, tags.tag, value, self.candidates, len(tags.start) - 2)

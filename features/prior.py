@@ -1,0 +1,56 @@
+"""What an item's text and attributes predict of its click rate: where a rate starts before anyone clicked.
+
+Shrinking a rate toward this prediction rather than toward one constant was the strongest single feature of the
+prototype. A weighted ridge regression of the rate on the item vector and the numeric attributes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.catalogue import Catalogue
+from features.decay import HALF_LIVES_S, ItemState
+from features.log import F32, F64, Kind
+
+_LONGEST = len(HALF_LIVES_S) - 1
+_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+_TRUSTED = 20.0
+"""Impressions at which an item's own rate weighs half of what a fully known one does."""
+_ATTRIBUTE_WEIGHT = 0.05
+"""A standardised attribute on the scale of one coordinate of a unit vector, so that one penalty fits both."""
+
+
+def click_rate_prior(catalogue: Catalogue, vectors: F32, state: ItemState, at: float) -> F32:
+    """float32[n + 1]: predicted click rate of each item, 0 to 1; all NaN where nothing was shown yet.
+
+    vectors: float32[n + 1, d], NaN rows allowed. The unknown item, and one without text, get what their attributes
+    say, in the end the mean. The penalty is the one of six that predicts a held-out fifth of the items best.
+    """
+    counts = state.of_items(np.arange(len(catalogue) + 1, dtype=np.int32), at)[:, :, _LONGEST]
+    shown, clicked = counts[:, Kind.IMPRESSION], counts[:, Kind.CLICK]
+    if shown.sum() < 1 or clicked.sum() == 0:
+        return np.full(len(catalogue) + 1, np.nan, np.float32)
+    mean = clicked.sum() / shown.sum()
+    x = np.hstack([np.nan_to_num(vectors.astype(np.float64)), standardised(catalogue.numbers) * _ATTRIBUTE_WEIGHT])
+    y = np.divide(clicked, shown, out=np.full(len(shown), mean), where=shown > 0) - mean
+    weight = shown / (shown + _TRUSTED)
+    held_out = np.arange(len(y)) % 5 == 0
+    loss = [float((weight * (y - x @ _ridge(x, y, weight * ~held_out, p)) ** 2)[held_out].sum()) for p in _PENALTIES]
+    beta = _ridge(x, y, weight, _PENALTIES[int(np.argmin(loss))])
+    out: F32 = np.clip(mean + x @ beta, mean * 0.1, 1.0).astype(np.float32)
+    return out
+
+
+def _ridge(x: F64, y: F64, weight: F64, penalty: float) -> F64:
+    xw = x * weight[:, None]
+    return np.asarray(np.linalg.solve(xw.T @ x + penalty * np.eye(x.shape[1]), xw.T @ y), np.float64)
+
+
+def standardised(numbers: F64) -> F64:
+    """float64, like `numbers`: each column at zero mean and unit deviation, a missing value at the mean."""
+    known = np.isfinite(numbers)
+    count = np.maximum(known.sum(axis=0), 1)
+    centred = np.where(known, numbers, 0) - np.where(known, numbers, 0).sum(axis=0) / count
+    centred = np.where(known, centred, 0.0)
+    deviation = np.sqrt((centred**2).sum(axis=0) / count)
+    return np.asarray(centred / np.where(deviation > 0, deviation, 1), np.float64)

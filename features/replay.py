@@ -1,0 +1,102 @@
+"""Replay: the log read in time order, each list's rows computed before anything at or after it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from features.catalogue import Catalogue
+from features.decay import ItemState
+from features.history import Histories, History
+from features.log import F32, F64, I32, Events, Lists
+from features.moment import Items
+from features.neighbours import Neighbours
+from features.prior import click_rate_prior
+from features.table import names, rows
+from features.vectors import Vectors
+
+
+class Reading(NamedTuple):
+    """What was known when list `number` was shown: the arguments of `features.table.rows`."""
+
+    number: int
+    items: Items
+    history: History
+    candidates: I32
+    at: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The log, ready to be read at any of its moments.
+
+    refresh_at: float64[r], ascending: the moments at which the neighbours and the prior are made anew, from what came
+    before; rows never use one made of their own future, and before the first there is neither.
+    """
+
+    catalogue: Catalogue
+    vectors: F32
+    events: Events
+    refresh_at: F64
+
+    def readings(self, lists: Lists) -> Iterator[Reading]:
+        """One reading a list, in the lists' order, which must be by time.
+
+        Item state is shared and moves on: use a reading before asking for the next.
+        """
+        if (np.diff(lists.at) < 0).any():
+            raise ValueError("lists are not in time order: sort them by `at` before replaying")
+        histories = Histories(self.events)
+        items, applied, refreshed = self._cold(), 0, 0
+        for g in range(len(lists)):
+            at = float(lists.at[g])
+            while refreshed < len(self.refresh_at) and self.refresh_at[refreshed] <= at:
+                applied = self._apply(items.state, applied, float(self.refresh_at[refreshed]))
+                items = self.refreshed(items, float(self.refresh_at[refreshed]))
+                refreshed += 1
+            applied = self._apply(items.state, applied, at)
+            candidates = lists.item[lists.start[g] : lists.start[g + 1]]
+            yield Reading(g, items, histories.read(int(lists.user[g]), at), candidates, at)
+
+    def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
+        """float32[rows, features]: the feature rows of every candidate of every list, point-in-time."""
+        out: F32 = np.empty((lists.rows, len(names(self._cold()))), np.float32)
+        for r in self.readings(lists):
+            out[lists.start[r.number] : lists.start[r.number + 1]] = rows(r.items, r.history, r.candidates, r.at)
+            if on_progress and (r.number + 1) % 64 == 0:
+                on_progress(r.number + 1, len(lists))
+        if on_progress:
+            on_progress(len(lists), len(lists))
+        return out
+
+    def items_at(self, at: float) -> Items:
+        """All that is known of items strictly before a moment, neighbours and prior fresh: what a release carries."""
+        items = self._cold()
+        self._apply(items.state, 0, at)
+        return self.refreshed(items, at)
+
+    def refreshed(self, items: Items, at: float) -> Items:
+        """The same items with neighbours and prior made from what came strictly before a moment."""
+        return replace(
+            items,
+            prior=click_rate_prior(self.catalogue, self.vectors, items.state, at),
+            neighbours=Neighbours.build(self.events, len(self.catalogue), at),
+        )
+
+    def _cold(self) -> Items:
+        n = len(self.catalogue)
+        return Items(
+            self.catalogue, Vectors.quantise(self.vectors), np.full(n + 1, np.nan, np.float32), Neighbours.none(n),
+            ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)),
+        )  # fmt: skip
+
+    def _apply(self, state: ItemState, applied: int, at: float) -> int:
+        """Apply the events from row `applied` up to, not including, a moment; the row to go on from."""
+        end = int(np.searchsorted(self.events.at, at, side="left"))
+        if end > applied:
+            e = self.events
+            state.apply(e.item[applied:end], e.kind[applied:end], e.at[applied:end])
+        return max(end, applied)
