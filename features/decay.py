@@ -90,6 +90,13 @@ class ItemState:
         out: F64 = self._read(np.array([len(self.value) - 1]), at)[0]
         return out
 
+    def engaged(self, at: float, half_life: int) -> F64:
+        """float64[n]: decayed engagements, impressions left out, of every item of the catalogue at one half-life."""
+        n = len(self.category) - 1
+        age = np.maximum(at - self.latest[:n], 0.0)
+        out: F64 = self.value[:n, Kind.VIEW :, half_life].sum(axis=1) * np.exp2(-age / HALF_LIVES_S[half_life])
+        return out
+
     def _read(self, entity: np.ndarray, at: float) -> F64:
         # A moment before the newest event (a clock a little behind) reads the sums as they are.
         age = np.maximum(at - self.latest[entity], 0.0)

@@ -1,0 +1,145 @@
+"""A data set in the layout, read from disk into the arrays everything else speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.catalogue import Catalogue
+from features.log import F64, I32, I64, KINDS, Events
+
+STANDARD = ("item_id", "title", "description", "category", "brand", "price", "available_from")
+"""Item columns with a meaning of their own; any other is an attribute."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A catalogue and its event log.
+
+    items: the table of `items.parquet`, rows in the catalogue's order. truth: the simulator's hidden utility by
+    (request_id, item_id), None for real data.
+    """
+
+    items: pa.Table
+    catalogue: Catalogue
+    events: Events
+    truth: Mapping[tuple[str, str], float] | None
+
+
+def load(directory: Path) -> Dataset:
+    """The data set in a directory. Raises FileNotFoundError naming the file that is missing and how to make it."""
+    for name in ("items.parquet", "events.parquet"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(
+                f"{directory / name}: no such file; make it with `shelfwise import` or `shelfwise simulate`"
+            )
+    items = pq.read_table(directory / "items.parquet").sort_by("item_id").combine_chunks()
+    found = catalogue(items)
+    return Dataset(items, found, _events(directory / "events.parquet", found), _truth(directory / "truth.parquet"))
+
+
+def catalogue(items: pa.Table) -> Catalogue:
+    """The catalogue as arrays, from a table of items sorted by `item_id`."""
+    ids = items["item_id"].to_pylist()
+    category, category_names = _codes(items, "category")
+    brand, brand_names = _codes(items, "brand")
+    own = [f for f in items.schema if f.name not in STANDARD]
+    number_names = [f.name for f in own if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
+    date_names = [f.name for f in own if pa.types.is_timestamp(f.type)]
+    numbers = [_numbers(items, n) for n in number_names] + [_seconds(items, n) / (365.25 * 86400) for n in date_names]
+    tag_start, tag, tag_names = _tags(
+        items, [f.name for f in own if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)],
+        [f.name for f in own if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)],
+    )  # fmt: skip
+    titles = [t or i for t, i in zip(items["title"].to_pylist(), ids, strict=True)]
+    return Catalogue(
+        ids, titles, _numbers(items, "price"), category, category_names, brand, brand_names,
+        _seconds(items, "available_from"),
+        np.column_stack(numbers) if numbers else np.empty((len(ids) + 1, 0)),
+        number_names + date_names, tag_start, tag, tag_names,
+    )  # fmt: skip
+
+
+def _column(items: pa.Table, name: str) -> pa.ChunkedArray | None:
+    return items[name] if name in items.column_names else None
+
+
+def _numbers(items: pa.Table, name: str) -> F64:
+    column = _column(items, name)
+    if column is None:
+        return np.full(len(items) + 1, np.nan)
+    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return np.append(np.where(np.isfinite(values), values, np.nan), np.nan)
+
+
+def _seconds(items: pa.Table, name: str) -> F64:
+    column = _column(items, name)
+    if column is None:
+        return np.full(len(items) + 1, np.nan)
+    micros = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).cast(pa.float64())
+    return np.append(micros.to_numpy(zero_copy_only=False) / 1e6, np.nan)
+
+
+def _codes(items: pa.Table, name: str) -> tuple[I32, Sequence[str]]:
+    """Codes in the order of the sorted names; missing, and the unknown item, have the names' count."""
+    column = _column(items, name)
+    if column is None:
+        return np.zeros(len(items) + 1, np.int32), []
+    column = column.cast(pa.string())
+    names = sorted(v for v in pc.unique(column).to_pylist() if v)
+    code = pc.fill_null(pc.index_in(column, pa.array(names, pa.string())), len(names))
+    return np.append(code.to_numpy(zero_copy_only=False), len(names)).astype(np.int32), names
+
+
+def _tags(items: pa.Table, list_names: Sequence[str], text_names: Sequence[str]) -> tuple[I64, I32, Sequence[str]]:
+    """All values of list and string attributes as `attribute=value`, in one ragged array."""
+    owner, value = [np.empty(0, np.int64)], [pa.array([], pa.string())]
+    for name in (*list_names, *text_names):
+        column = items[name].combine_chunks()
+        if name in list_names:
+            parents, values = pc.list_parent_indices(column), pc.list_flatten(column)
+        else:
+            parents, values = pa.array(np.arange(len(column))), column
+        known = pc.and_(pc.is_valid(values), pc.not_equal(pc.fill_null(values, ""), ""))
+        values = pc.filter(values, known).cast(pa.string())
+        owner.append(pc.filter(parents, known).to_numpy(zero_copy_only=False).astype(np.int64))
+        value.append(pc.binary_join_element_wise(name, values, "="))
+    owners = np.concatenate(owner)
+    encoded = pa.concat_arrays([pa.array(v, pa.string()) for v in value]).dictionary_encode()
+    order = np.argsort(owners, kind="stable")
+    start = np.searchsorted(owners[order], np.arange(len(items) + 1))
+    code = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    return np.append(start, start[-1]), code[order], encoded.dictionary.to_pylist()
+
+
+def _events(path: Path, catalogue: Catalogue) -> Events:
+    table = pq.read_table(path)
+    user = table["user_id"].combine_chunks().dictionary_encode()
+    request = table["request_id"].combine_chunks().dictionary_encode()
+    item = pc.fill_null(pc.index_in(table["item_id"], pa.array(catalogue.item_ids, table["item_id"].type)), -1)
+    kind = pc.index_in(table["event"].cast(pa.string()), pa.array(KINDS))
+    at = table["timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() / 1e6
+    item_code = item.to_numpy().astype(np.int32)
+    kind_code = kind.to_numpy().astype(np.int8)
+    order = np.lexsort((item_code, kind_code, at))
+    return Events(
+        at[order], user.indices.to_numpy().astype(np.int32)[order], item_code[order], kind_code[order],
+        pc.fill_null(request.indices, -1).to_numpy().astype(np.int32)[order],
+        pc.fill_null(table["position"].cast(pa.int16()), -1).to_numpy().astype(np.int16)[order],
+        table["value"].cast(pa.float64()).to_numpy()[order],
+        user.dictionary.to_pylist(), request.dictionary.to_pylist(),
+    )  # fmt: skip
+
+
+def _truth(path: Path) -> Mapping[tuple[str, str], float] | None:
+    if not path.is_file():
+        return None
+    t = pq.read_table(path)
+    pairs = zip(t["request_id"].to_pylist(), t["item_id"].to_pylist(), strict=True)
+    return dict(zip(pairs, t["utility"].to_pylist(), strict=True))

@@ -1,0 +1,114 @@
+"""Query groups: the lists that were shown, with the gain of what became of them; or, where none was logged, rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from features.log import GAIN, I8, I32, I64, Events, Kind, Lists
+from features.replay import Replay
+from features.retrieval import retrieve
+
+ATTRIBUTION_S = 86400.0
+"""An action this long after an impression is still the list's (one day)."""
+
+
+def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
+    """The lists in the log: impressions of one request, at the time of the first, candidates in shown order.
+
+    The gain of an item is its best action there: by request where the event names one, else by the same user on the
+    same item within `attribution_s` of the latest list that showed it. An item shown twice in a list stands once, at
+    its first position; an impression of an item outside the catalogue is left out.
+    """
+    shown = events.take((events.kind == Kind.IMPRESSION) & (events.request >= 0) & (events.item >= 0))
+    order = np.lexsort((shown.position, shown.at, shown.request))
+    _, first = np.unique(_pair(shown.request, shown.item)[order], return_index=True)
+    shown = shown.take(order[np.sort(first)])
+    start = np.flatnonzero(np.diff(shown.request, prepend=-1))
+    at = np.minimum.reduceat(shown.at, start) if len(start) else np.empty(0)
+    bounds = np.append(start, len(shown))
+    gain = _gains(events, shown, np.repeat(at, np.diff(bounds)), attribution_s)
+    request_ids = [events.request_ids[r] for r in shown.request[start].tolist()]
+    none_missed = np.zeros(len(start), np.int32)
+    lists = Lists(at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed)
+    return lists.take(np.lexsort((request_ids, at)))
+
+
+def _pair(a: I32, b: I32) -> I64:
+    return a.astype(np.int64) << 32 | b
+
+
+def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: float) -> I8:
+    """One for each shown row: the best gain among the actions that are its."""
+    acts = events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0))
+    rows = pd.DataFrame(
+        {"at": shown_at, "request": shown.request, "user": shown.user, "item": shown.item, "row": np.arange(len(shown))}
+    )
+    acted = pd.DataFrame(
+        {"at": acts.at, "request": acts.request, "user": acts.user, "item": acts.item, "gain": GAIN[acts.kind]}
+    )
+    named = acted[acted.request >= 0].merge(rows, on=["request", "item"], suffixes=("", "_shown"))
+    named = named[(named["at"] >= named["at_shown"]) & (named["at"] - named["at_shown"] <= attribution_s)]
+    loose = pd.merge_asof(
+        acted[acted.request < 0], rows.sort_values("at", kind="stable"),
+        on="at", by=["user", "item"], tolerance=attribution_s,  # type: ignore[arg-type]  # seconds, as `at` is
+    ).dropna(subset="row")  # fmt: skip
+    gain = np.zeros(len(shown), np.int8)
+    for found in (named, loose):
+        np.maximum.at(gain, found["row"].to_numpy(np.int64), found["gain"].to_numpy(np.int8))
+    return gain
+
+
+def rebuilt(
+    replay: Replay, begin: float, size: int, most: int, seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Lists:  # fmt: skip
+    """Lists for a log that holds none: at each basket, what retrieval would have offered that user at that moment.
+
+    A basket is the engagements of one user at one time; its items are the gain. What retrieval failed to offer is
+    counted in `missed`, and in the ideal of a metric. Baskets before `begin` are left out (nothing to retrieve from
+    yet); of the rest at most `most`, drawn by `seed`, keep their order in time.
+    """
+    baskets = _baskets(replay.events, begin)
+    if len(baskets) > most:
+        drawn = np.random.default_rng(seed).choice(len(baskets), most, replace=False)
+        baskets = baskets.take(np.sort(drawn))
+    starts, items, gains, missed = [0], [np.empty(0, np.int32)], [np.empty(0, np.int8)], []
+    empty = replace(baskets, start=np.zeros(len(baskets) + 1, np.int64), item=np.empty(0, np.int32))
+    for r in replay.readings(empty):
+        wanted = slice(baskets.start[r.number], baskets.start[r.number + 1])
+        offered = retrieve(r.items, r.history, r.at, size).item
+        gain = np.zeros(len(offered), np.int8)
+        for item, g in zip(baskets.item[wanted], baskets.gain[wanted], strict=True):
+            gain[offered == item] = g
+        items.append(offered)
+        gains.append(gain)
+        missed.append(wanted.stop - wanted.start - np.count_nonzero(gain))
+        starts.append(starts[-1] + len(offered))
+        if on_progress:
+            on_progress(r.number + 1, len(baskets))
+    item = np.concatenate(items)
+    return replace(
+        baskets, start=np.array(starts, np.int64), item=item, position=np.full(len(item), -1, np.int16),
+        gain=np.concatenate(gains), missed=np.array(missed, np.int32),
+    )  # fmt: skip
+
+
+def _baskets(events: Events, begin: float) -> Lists:
+    """The engagements at or after `begin`, grouped by user and time, as lists of the engaged items alone."""
+    acts = events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0) & (events.at >= begin))
+    order = np.lexsort((-GAIN[acts.kind], acts.item, acts.user, acts.at))
+    acts = acts.take(order)
+    new_basket = (np.diff(acts.at, prepend=-np.inf) != 0) | (np.diff(acts.user, prepend=-1) != 0)
+    basket = np.cumsum(new_basket) - 1
+    distinct = new_basket | (np.diff(acts.item, prepend=-1) != 0)
+    acts, basket = acts.take(distinct), basket[distinct]
+    start = np.flatnonzero(np.diff(basket, prepend=-1))
+    ids = [f"{events.user_ids[u]}@{at:.0f}" for u, at in zip(acts.user[start], acts.at[start], strict=True)]
+    return Lists(
+        acts.at[start], acts.user[start], ids, np.append(start, len(acts)).astype(np.int64), acts.item,
+        np.full(len(acts), -1, np.int16), GAIN[acts.kind], np.zeros(len(start), np.int32),
+    )  # fmt: skip
