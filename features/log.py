@@ -82,7 +82,8 @@ class Lists:
 
     List `g` was shown to `user[g]` at `at[g]` and holds the rows `start[g]:start[g + 1]` of the arrays below it.
     item: int32[rows]. position: int16[rows] from 0, `-1` where no list was logged and it was rebuilt.
-    gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g], items of gain that a rebuilt list failed to retrieve.
+    gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 that a rebuilt list did not
+    retrieve; they count in the ideal of a metric.
     """
 
     at: F64

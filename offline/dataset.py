@@ -22,13 +22,14 @@ STANDARD = ("item_id", "title", "description", "category", "brand", "price", "av
 class Dataset:
     """A catalogue and its event log.
 
-    items: the table of `items.parquet`, rows in the catalogue's order. truth: the simulator's hidden utility by
-    (request_id, item_id), None for real data.
+    items: the table of `items.parquet`, rows in the catalogue's order. event_id: of each row of `events`. truth: the
+    simulator's hidden utility by (request_id, item_id), None for real data.
     """
 
     items: pa.Table
     catalogue: Catalogue
     events: Events
+    event_id: pa.Array
     truth: Mapping[tuple[str, str], float] | None
 
 
@@ -41,7 +42,8 @@ def load(directory: Path) -> Dataset:
             )
     items = pq.read_table(directory / "items.parquet").sort_by("item_id").combine_chunks()
     found = catalogue(items)
-    return Dataset(items, found, _events(directory / "events.parquet", found), _truth(directory / "truth.parquet"))
+    events, event_id = _events(directory / "events.parquet", found)
+    return Dataset(items, found, events, event_id, _truth(directory / "truth.parquet"))
 
 
 def catalogue(items: pa.Table) -> Catalogue:
@@ -118,7 +120,7 @@ def _tags(items: pa.Table, list_names: Sequence[str], text_names: Sequence[str])
     return np.append(start, start[-1]), code[order], encoded.dictionary.to_pylist()
 
 
-def _events(path: Path, catalogue: Catalogue) -> Events:
+def _events(path: Path, catalogue: Catalogue) -> tuple[Events, pa.Array]:
     table = pq.read_table(path)
     user = table["user_id"].combine_chunks().dictionary_encode()
     request = table["request_id"].combine_chunks().dictionary_encode()
@@ -128,13 +130,14 @@ def _events(path: Path, catalogue: Catalogue) -> Events:
     item_code = item.to_numpy().astype(np.int32)
     kind_code = kind.to_numpy().astype(np.int8)
     order = np.lexsort((item_code, kind_code, at))
-    return Events(
+    events = Events(
         at[order], user.indices.to_numpy().astype(np.int32)[order], item_code[order], kind_code[order],
         pc.fill_null(request.indices, -1).to_numpy().astype(np.int32)[order],
         pc.fill_null(table["position"].cast(pa.int16()), -1).to_numpy().astype(np.int16)[order],
         table["value"].cast(pa.float64()).to_numpy()[order],
         user.dictionary.to_pylist(), request.dictionary.to_pylist(),
     )  # fmt: skip
+    return events, table["event_id"].combine_chunks().take(pa.array(order))
 
 
 def _truth(path: Path) -> Mapping[tuple[str, str], float] | None:

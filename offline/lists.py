@@ -32,7 +32,7 @@ def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
     bounds = np.append(start, len(shown))
     gain = _gains(events, shown, np.repeat(at, np.diff(bounds)), attribution_s)
     request_ids = [events.request_ids[r] for r in shown.request[start].tolist()]
-    none_missed = np.zeros(len(start), np.int32)
+    none_missed = np.zeros((len(start), 3), np.int32)
     lists = Lists(at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed)
     return lists.take(np.lexsort((request_ids, at)))
 
@@ -72,32 +72,36 @@ def rebuilt(
     counted in `missed`, and in the ideal of a metric. Baskets before `begin` are left out (nothing to retrieve from
     yet); of the rest at most `most`, drawn by `seed`, keep their order in time.
     """
-    baskets = _baskets(replay.events, begin)
-    if len(baskets) > most:
-        drawn = np.random.default_rng(seed).choice(len(baskets), most, replace=False)
-        baskets = baskets.take(np.sort(drawn))
+    asked = at_most(baskets(replay.events, begin), most, seed)
     starts, items, gains, missed = [0], [np.empty(0, np.int32)], [np.empty(0, np.int8)], []
-    empty = replace(baskets, start=np.zeros(len(baskets) + 1, np.int64), item=np.empty(0, np.int32))
-    for r in replay.readings(empty):
-        wanted = slice(baskets.start[r.number], baskets.start[r.number + 1])
+    for r in replay.readings(replace(asked, start=np.zeros(len(asked) + 1, np.int64), item=np.empty(0, np.int32))):
+        of_basket = slice(asked.start[r.number], asked.start[r.number + 1])
+        wanted, worth = asked.item[of_basket], asked.gain[of_basket]
         offered = retrieve(r.items, r.history, r.at, size).item
         gain = np.zeros(len(offered), np.int8)
-        for item, g in zip(baskets.item[wanted], baskets.gain[wanted], strict=True):
+        for item, g in zip(wanted, worth, strict=True):
             gain[offered == item] = g
         items.append(offered)
         gains.append(gain)
-        missed.append(wanted.stop - wanted.start - np.count_nonzero(gain))
+        missed.append(np.bincount(worth[~np.isin(wanted, offered)], minlength=4)[1:])
         starts.append(starts[-1] + len(offered))
-        if on_progress:
-            on_progress(r.number + 1, len(baskets))
+        if on_progress and r.number % 32 == 31:
+            on_progress(r.number + 1, len(asked))
     item = np.concatenate(items)
     return replace(
-        baskets, start=np.array(starts, np.int64), item=item, position=np.full(len(item), -1, np.int16),
-        gain=np.concatenate(gains), missed=np.array(missed, np.int32),
+        asked, start=np.array(starts, np.int64), item=item, position=np.full(len(item), -1, np.int16),
+        gain=np.concatenate(gains), missed=np.array(missed, np.int32).reshape(-1, 3),
     )  # fmt: skip
 
 
-def _baskets(events: Events, begin: float) -> Lists:
+def at_most(lists: Lists, most: int, seed: int) -> Lists:
+    """The lists, or `most` of them drawn evenly by `seed`, in time order."""
+    if len(lists) <= most:
+        return lists
+    return lists.take(np.sort(np.random.default_rng(seed).choice(len(lists), most, replace=False)))
+
+
+def baskets(events: Events, begin: float) -> Lists:
     """The engagements at or after `begin`, grouped by user and time, as lists of the engaged items alone."""
     acts = events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0) & (events.at >= begin))
     order = np.lexsort((-GAIN[acts.kind], acts.item, acts.user, acts.at))
@@ -110,5 +114,5 @@ def _baskets(events: Events, begin: float) -> Lists:
     ids = [f"{events.user_ids[u]}@{at:.0f}" for u, at in zip(acts.user[start], acts.at[start], strict=True)]
     return Lists(
         acts.at[start], acts.user[start], ids, np.append(start, len(acts)).astype(np.int64), acts.item,
-        np.full(len(acts), -1, np.int16), GAIN[acts.kind], np.zeros(len(start), np.int32),
+        np.full(len(acts), -1, np.int16), GAIN[acts.kind], np.zeros((len(start), 3), np.int32),
     )  # fmt: skip

@@ -1,0 +1,207 @@
+"""The simulated shop: a data set in which the right answer is known, to show and to test everything else by.
+
+Shoppers with hidden tastes see lists made by a mediocre shop, and click, cart and buy by what they see and like. What
+is written is what a real shop would have logged, plus `truth.parquet`: the hidden utility of every shown item, the
+order no ranker can be expected to beat.
+
+Days are drawn one after the other and written as they come, so memory is a day's worth however long the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from features.log import I64, KINDS, Kind
+from offline.simulated_products import Products, products
+from offline.simulated_shop import DayLog, Shop
+from offline.simulated_shoppers import Shoppers, fashions
+
+_EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("event", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("timestamp", pa.timestamp("us", tz="UTC"), nullable=False),
+        ("request_id", pa.string()),
+        ("position", pa.int16()),
+        ("value", pa.float64()),
+        ("session_id", pa.string()),
+    ]
+)
+_TRUTH = pa.schema(
+    [
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("utility", pa.float64(), nullable=False),
+    ]
+)
+
+
+class SimulateConfig(BaseModel):
+    """Size, span and seed of a simulated shop. The same values give the same bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(17, ge=0, description="everything random follows from it")
+    items: int = Field(600, ge=2, le=1_000_000, description="products on the opening day")
+    users: int = Field(800, ge=1, le=1_000_000, description="shoppers who may come; those who never do leave no trace")
+    days: int = Field(21, ge=1, le=3650, description="length of the log in days")
+    lists_per_user_day: float = Field(0.22, gt=0, le=50, description="lists shown per shopper and day, on average")
+    list_length: int = Field(24, ge=2, le=240, description="items in a list; at most `items`")
+    new_items_per_day: float = Field(4, ge=0, le=100_000, description="products that arrive each day, on average")
+    end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="end of the last day: midnight UTC")
+
+    @field_validator("end")
+    @classmethod
+    def _midnight(cls, end: datetime) -> datetime:
+        # The year first: moving year 1 or 9999 between zones overflows.
+        if not 2000 <= end.year <= 2200 or end.astimezone(UTC).time() != time.min:
+            raise ValueError(f"is {end.isoformat()}; must be midnight UTC of 2000 to 2200, as 2026-06-01T00:00:00Z")
+        return end.astimezone(UTC)
+
+    @model_validator(mode="after")
+    def _enough_items(self) -> Self:
+        if self.items < self.list_length:
+            raise ValueError(f"items is {self.items}, below list_length {self.list_length}: lists cannot be filled")
+        return self
+
+    @property
+    def start(self) -> datetime:
+        """The beginning of the first day."""
+        return self.end - timedelta(days=self.days)
+
+
+@dataclass(frozen=True)
+class SimulationSummary:
+    """What was written, and over what span. `items` and `users` count what is in the files, `events` rows by name."""
+
+    items: int
+    users: int
+    lists: int
+    lists_with_click: int
+    events: dict[str, int]
+    first_at: datetime
+    last_at: datetime
+
+    @property
+    def click_rate(self) -> float:
+        """Clicks per impression, NaN where nothing was shown."""
+        shown = self.events["impression"]
+        return self.events["click"] / shown if shown else float("nan")
+
+
+def simulate(
+    config: SimulateConfig, directory: Path, on_progress: Callable[[int, int], None] | None = None
+) -> SimulationSummary:
+    """Write `items.parquet`, `events.parquet` and `truth.parquet` into a directory, made if it is not there.
+
+    Files of these names are replaced, each when it is complete; others are left alone. Progress counts days, and the
+    catalogue as one more. Raises NotADirectoryError where `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; give a directory to write into")
+    directory.mkdir(parents=True, exist_ok=True)
+    report = on_progress or (lambda done, total: None)
+    # A stream of its own for each part: more shoppers leave the catalogue as it was.
+    rngs = [np.random.default_rng([config.seed, part]) for part in range(5)]
+    arrivals = rngs[0].poisson(config.new_items_per_day, config.days).astype(np.int64)
+    opening_us = int(config.start.timestamp()) * 1_000_000
+    stock = products(rngs[1], config.items, arrivals, opening_us)
+    shop = Shop(
+        stock, Shoppers.invent(rngs[2], config.users), fashions(rngs[3], config.days), opening_us,
+        config.lists_per_user_day, config.list_length, rngs[4],
+    )  # fmt: skip
+    report(1, config.days + 1)
+    book = _Book(stock, config.users)
+    _write(directory, shop, book, config.days, report)
+    return SimulationSummary(
+        items=len(stock), users=len(book.seen), lists=book.lists, lists_with_click=book.lists_with_click,
+        events=dict(zip(KINDS, book.count.tolist(), strict=True)), first_at=config.start, last_at=config.end,
+    )  # fmt: skip
+
+
+def _write(directory: Path, shop: Shop, book: _Book, days: int, report: Callable[[int, int], None]) -> None:
+    """The three files, under another name until all are complete."""
+    paths = {name: directory / f"{name}.parquet" for name in ("items", "events", "truth")}
+    part = {name: path.with_suffix(".parquet.part") for name, path in paths.items()}
+    pq.write_table(book.stock.table, part["items"], compression="zstd")
+    with (
+        pq.ParquetWriter(part["events"], _EVENTS, compression="zstd") as events,
+        pq.ParquetWriter(part["truth"], _TRUTH, compression="zstd") as truth,
+    ):
+        for day in range(days):
+            log = shop.day(day)
+            book.add(log)
+            events.write_table(book.events_table(log))
+            truth.write_table(book.truth_table(log))
+            report(day + 2, days + 1)
+    for name, path in paths.items():
+        part[name].replace(path)
+
+
+@dataclass
+class _Book:
+    """Puts days into the layout on disk, and keeps the tally."""
+
+    stock: Products
+    shoppers: int
+    rows: int = 0
+    lists: int = 0
+    lists_with_click: int = 0
+    count: I64 = field(default_factory=lambda: np.zeros(len(KINDS), np.int64))
+    seen: set[int] = field(default_factory=set)
+
+    def add(self, log: DayLog) -> None:
+        """Count one day, before it is written."""
+        self.rows += len(log.kind)
+        self.count += np.bincount(log.kind, minlength=len(KINDS))
+        self.lists += len(np.unique(log.request[log.kind == Kind.IMPRESSION]))
+        self.lists_with_click += len(np.unique(log.request[log.kind == Kind.CLICK]))
+        self.seen.update(np.unique(log.user).tolist())
+
+    def events_table(self, log: DayLog) -> pa.Table:
+        """A day's events in the layout of `events.parquet`."""
+        item_ids = self.stock.table.column("item_id").combine_chunks()
+        first = self.rows - len(log.kind)
+        none = log.request < 0
+        columns = [
+            _ids("e", np.arange(first, self.rows), 8),
+            pa.DictionaryArray.from_arrays(log.kind, list(KINDS)).dictionary_decode(),
+            _ids("u", log.user, max(5, len(str(self.shoppers)))),
+            item_ids.take(pa.array(log.item)),
+            pa.array(log.at_us).cast(pa.timestamp("us", tz="UTC")),
+            pc.if_else(pa.array(none), None, _ids("r", np.maximum(log.request, 0), 7)),
+            pa.array(log.position, mask=none),
+            pa.array(log.value, mask=np.isnan(log.value)),
+            _ids("s", log.visit, 7),
+        ]
+        return pa.Table.from_arrays(columns, schema=_EVENTS)
+
+    def truth_table(self, log: DayLog) -> pa.Table:
+        """A day's impressions, in their order, in the layout of `truth.parquet`."""
+        shown = np.flatnonzero(log.kind == Kind.IMPRESSION)
+        item_ids = self.stock.table.column("item_id").combine_chunks()
+        columns = [
+            _ids("r", log.request[shown], 7),
+            item_ids.take(pa.array(log.item[shown])),
+            pa.array(log.utility[shown]),
+        ]
+        return pa.Table.from_arrays(columns, schema=_TRUTH)
+
+
+def _ids(prefix: str, number: NDArray[np.integer], width: int) -> pa.Array:
+    """Ids such as `u00042`."""
+    digits = pc.utf8_lpad(pc.cast(pa.array(number), pa.string()), width, "0")
+    return pc.binary_join_element_wise(prefix, digits, "")

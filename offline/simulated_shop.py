@@ -1,0 +1,228 @@
+"""The simulated shop itself, day by day: who comes, what a mediocre shop puts before them, and what they do with it.
+
+The shop's own order knows popularity, newness and the page's department, never the person. What it counts of one day
+decides what it shows the next, so the popular grow more popular, as in life.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.log import F64, I8, I16, I32, I64, KINDS, Kind
+from offline.simulated_products import DAY_US, Products
+from offline.simulated_shoppers import Mood, Shoppers, examination, response
+from offline.vocabulary import DEPARTMENTS
+
+_LISTS_PER_VISIT = 1.7
+_VISITS_WITH_SEARCH = 0.2
+_PAGE_POOL = 1000
+"""Items a page chooses from at one time: a big shop puts out a part of its stock, then another part."""
+_CHUNK = 2048
+"""Lists drawn at once: bounds memory to some hundred megabytes whatever the size of the day."""
+_SECOND_US = 1_000_000
+_HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 7, 9, 10, 11, 12, 14, 12, 11, 11, 12, 14, 17, 20, 22, 18], np.float64)
+"""Relative traffic by hour, UTC. Nobody comes after 22:00, so every visit ends within its day."""
+
+
+@dataclass(frozen=True)
+class DayLog:
+    """One day's events, sorted by (time, event name, item): utility is NaN except for impressions."""
+
+    kind: I8
+    user: I32
+    item: I32
+    at_us: I64
+    request: I64
+    position: I16
+    value: F64
+    visit: I64
+    utility: F64
+
+    @classmethod
+    def merged(cls, parts: list[DayLog]) -> DayLog:
+        columns = [np.concatenate([getattr(p, name) for p in parts]) for name in (f.name for f in fields(cls))]
+        kind, _, item, at_us, request, *_ = columns
+        by_name = np.argsort(np.argsort(KINDS))[kind]
+        order = np.lexsort((request, item, by_name, at_us))
+        return cls(*(c[order] for c in columns))
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Lists asked for: who, when, in which visit, on which page (a department, `-1` the front page), in what mood.
+
+    A visit stands here as its first list, on the front page.
+    """
+
+    user: I32
+    at_us: I64
+    visit: I64
+    page: I32
+    mood: Mood
+
+    def __getitem__(self, rows: NDArray[np.intp] | slice) -> _Lists:
+        mood = Mood(self.mood.department[rows], self.mood.use[rows])
+        return _Lists(self.user[rows], self.at_us[rows], self.visit[rows], self.page[rows], mood)
+
+
+@dataclass
+class Shop:
+    """The shop from day to day: what it has counted so far, and what the simulation knows of it."""
+
+    stock: Products
+    shoppers: Shoppers
+    fashion: F64
+    opening_us: int
+    lists_per_user_day: float
+    list_length: int
+    rng: np.random.Generator
+    clicks: F64 = field(init=False)
+    owned: I64 = field(default_factory=lambda: np.empty(0, np.int64))
+    visits: int = 0
+    lists: int = 0
+
+    def __post_init__(self) -> None:
+        # The shop has counted clicks before the log begins: a rough picture of appeal, skewed as sales are.
+        noise = self.rng.normal(0, 0.8, len(self.stock))
+        known = self.stock.available_us < self.opening_us
+        self.clicks = np.where(known, 3 * np.exp(0.7 * self.stock.appeal + noise), 0)
+
+    def day(self, day: int) -> DayLog:
+        """Everything that happens on one day, in order; the shop's counts go on."""
+        begins_us = self.opening_us + day * DAY_US
+        # What arrives today is put out tomorrow.
+        weight = self._weight(begins_us)
+        visits = self._visits(begins_us)
+        lists = self._lists(visits, weight)
+        # The first range has one turn even on a day without visits, so that there is always a log.
+        parts = [
+            self._searches(day, visits[lo : lo + _CHUNK], weight) for lo in range(0, max(1, len(visits.user)), _CHUNK)
+        ]
+        for lo in range(0, len(lists.user), _CHUNK):
+            chunk = lists[lo : lo + _CHUNK]
+            parts.extend(self._show(day, chunk, self.lists + lo, self._fill(chunk.page, weight)))
+        self.visits += len(visits.user)
+        self.lists += len(lists.user)
+        log = DayLog.merged(parts)
+        self._count(log)
+        return log
+
+    def _weight(self, now_us: int) -> F64:
+        """float64[items]: how readily the shop shows each item, in log; minus infinity for what is not there yet."""
+        age_days = (now_us - self.stock.available_us) / DAY_US
+        weight = np.log1p(self.clicks) + np.where(age_days < 5, 1.5, 0.0)
+        return np.where(age_days < 0, -np.inf, weight)
+
+    def _visits(self, begins_us: int) -> _Lists:
+        """Who comes today, when, and in what mood; in time order."""
+        rate = self.shoppers.visits / self.shoppers.visits.mean() * self.lists_per_user_day / _LISTS_PER_VISIT
+        user = np.repeat(np.arange(len(self.shoppers), dtype=np.int32), self.rng.poisson(rate))
+        hour = self.rng.choice(len(_HOURS), len(user), p=_HOURS / _HOURS.sum())
+        start = begins_us + hour * 3600 * _SECOND_US + self.rng.integers(0, 3_600_000, len(user)) * 1000
+        order = np.argsort(start, kind="stable")
+        user = user[order]
+        number = self.visits + np.arange(len(user))
+        front = np.full(len(user), -1, np.int32)
+        return _Lists(user, start[order], number, front, Mood.draw(self.rng, self.shoppers, user))
+
+    def _lists(self, visits: _Lists, weight: F64) -> _Lists:
+        """The lists each visit asks for: some minutes apart, on the page of its mood or on the front page."""
+        size = 1 + np.minimum(self.rng.poisson(_LISTS_PER_VISIT - 1, len(visits.user)), 5)
+        visit = np.repeat(np.arange(len(size)), size)
+        nth = np.arange(len(visit)) - np.repeat(np.cumsum(size) - size, size)
+        # At least three minutes: enough to have looked and clicked.
+        gap = self.rng.integers(180_000, 420_000, len(visit)) * 1000 * (nth > 0)
+        since = np.cumsum(gap)
+        at_us = visits.at_us[visit] + since - since[np.cumsum(size) - size][visit]
+        stocked = np.bincount(self.stock.department[np.isfinite(weight)], minlength=len(DEPARTMENTS))
+        page = np.where(self.rng.random(len(visit)) < 0.6, visits.mood.department[visit], -1)
+        # A department too small to fill a list sends its visitors to the front page.
+        page = np.where((page >= 0) & (stocked[page] >= self.list_length), page, -1)
+        order = np.argsort(at_us, kind="stable")
+        lists = _Lists(visits.user[visit], at_us, visits.visit[visit], page.astype(np.int32), visits[visit].mood)
+        return lists[order]
+
+    def _fill(self, page: I32, weight: F64) -> I32:
+        """int32[lists, length]: each page's noisy best sellers, best first by the shop's reckoning."""
+        out = np.empty((len(page), self.list_length), np.int32)
+        for p in np.unique(page).tolist():
+            there = np.flatnonzero(np.isfinite(weight) & ((self.stock.department == p) | (p < 0)))
+            pool = _heaviest(self.rng, weight[there][None, :], max(_PAGE_POOL, self.list_length))[0]
+            rows = np.flatnonzero(page == p)
+            weights = np.broadcast_to(weight[there[pool]], (len(rows), len(pool)))
+            out[rows] = there[pool][_heaviest(self.rng, weights, self.list_length)]
+        return out
+
+    def _show(self, day: int, lists: _Lists, first: int, item: I32) -> list[DayLog]:
+        """Impressions, and what shoppers do with what they look at."""
+        length = item.shape[1]
+        owned = np.isin(lists.user[:, None] * np.int64(len(self.stock)) + item, self.owned)
+        would = response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned)
+        clicks = self.rng.random(item.shape) < would.click * examination(length)
+        carts = clicks & (self.rng.random(item.shape) < would.cart)
+        purchases = carts & (self.rng.random(item.shape) < would.purchase)
+        # Down the list in order: two seconds a place and some hesitation, all within three minutes of the list.
+        place = np.minimum(np.arange(length) * 2000, 120_000)
+        click_us = lists.at_us[:, None] + (place + self.rng.integers(1500, 50_000, item.shape)) * 1000
+        cart_us = click_us + self.rng.integers(5_000, 90_000, item.shape) * 1000
+        buy_us = cart_us + self.rng.integers(30_000, 900_000, item.shape) * 1000
+        every = np.ones(item.shape, np.bool_)
+        shown_us = np.broadcast_to(lists.at_us[:, None], item.shape)
+        utility = np.round(would.expected_gain, 6)
+        acts = ((Kind.IMPRESSION, every, shown_us), (Kind.CLICK, clicks, click_us), (Kind.CART, carts, cart_us),
+                (Kind.PURCHASE, purchases, buy_us))  # fmt: skip
+        return [self._acts(kind, rows, at_us, lists, first, item, utility) for kind, rows, at_us in acts]
+
+    def _acts(
+        self, kind: Kind, did: NDArray[np.bool_], at_us: I64, lists: _Lists, first: int, item: I32, utility: F64
+    ) -> DayLog:
+        row, position = np.nonzero(did)
+        items = item[row, position]
+        nothing = np.full(len(row), np.nan)
+        return DayLog(
+            kind=np.full(len(row), kind, np.int8), user=lists.user[row], item=items, at_us=at_us[row, position],
+            request=first + row, position=position.astype(np.int16),
+            value=self.stock.price[items] if kind == Kind.PURCHASE else nothing, visit=lists.visit[row],
+            utility=utility[row, position] if kind == Kind.IMPRESSION else nothing,
+        )  # fmt: skip
+
+    def _searches(self, day: int, visits: _Lists, weight: F64) -> DayLog:
+        """Some visits begin with a view of what the shopper looked for elsewhere: by taste, no list, no position."""
+        visits = visits[np.flatnonzero(self.rng.random(len(visits.user)) < _VISITS_WITH_SEARCH)]
+        n = len(visits.user)
+        there = np.flatnonzero(np.isfinite(weight)).astype(np.int32)
+        item = there[self.rng.integers(0, len(there), (n, 40))]
+        never = np.zeros(item.shape, np.bool_)
+        would = response(self.shoppers, self.stock, visits.user, visits.mood, item, self.fashion[day], never)
+        best = np.argmax(np.log(would.click) + self.rng.gumbel(size=item.shape), axis=1)
+        # Before the first list, which comes with the visit's start, but on the same day.
+        since_midnight = (visits.at_us - self.opening_us) % DAY_US
+        before = np.minimum(self.rng.integers(5_000, 120_000, n) * 1000, since_midnight)
+        nothing = np.full(n, np.nan)
+        return DayLog(
+            kind=np.full(n, Kind.VIEW, np.int8), user=visits.user, item=item[np.arange(n), best],
+            at_us=visits.at_us - before, request=np.full(n, -1), position=np.full(n, -1, np.int16),
+            value=nothing, visit=visits.visit, utility=nothing,
+        )  # fmt: skip
+
+    def _count(self, log: DayLog) -> None:
+        # Popularity is what the shop remembers of clicks, fading by a tenth a day.
+        self.clicks *= 0.9
+        self.clicks += np.bincount(log.item[log.kind == Kind.CLICK], minlength=len(self.clicks))
+        bought = log.kind == Kind.PURCHASE
+        keys = log.user[bought] * np.int64(len(self.stock)) + log.item[bought]
+        self.owned = np.unique(np.concatenate([self.owned, keys]))
+
+
+def _heaviest(rng: np.random.Generator, log_weight: F64, count: int) -> NDArray[np.intp]:
+    """intp[rows, count]: columns drawn without replacement in proportion to weight, in the order drawn.
+
+    The Gumbel top-k trick: the order of `log_weight + gumbel` is that of successive draws (Yellott, 1977).
+    """
+    score = log_weight + rng.gumbel(size=log_weight.shape)
+    count = min(count, score.shape[1])
+    top = np.argpartition(-score, count - 1, axis=1)[:, :count]
+    return np.take_along_axis(top, np.argsort(-np.take_along_axis(score, top, axis=1), axis=1), axis=1)
