@@ -214,10 +214,10 @@ _AFFINITY = (
     Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _engaged_times),
     Feature("repeat_purchases", "you bought it before", "count", "an unknown item",
             lambda m: _engaged_times(m, Kind.PURCHASE)),
-    Feature("repeat_since", "time since you looked at it", "log(1 + seconds)", "never looked at",
+    Feature("repeat_since", "time since you looked at it", "log(1 + seconds)", "not looked at before",
             lambda m: _since(m, m.engaged.item, m.engaged.at)),
     Feature("shown_times", "shown to you lately", "count", "an unknown item", _shown_times),
-    Feature("shown_since", "time since it was shown to you", "log(1 + seconds)", "never shown",
+    Feature("shown_since", "time since it was shown to you", "log(1 + seconds)", "not shown before",
             lambda m: _since(m, m.shown_item, m.shown_at)),
 )  # fmt: skip
 

@@ -1,0 +1,251 @@
+"""The feature table: one contract every feature keeps, generated from the table, and values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.decay import ItemState
+from features.history import EMPTY, Histories
+from features.log import Kind
+from features.moment import RATE_STRENGTH, Items
+from features.neighbours import Neighbours
+from features.prior import click_rate_prior
+from features.table import features, names, rows, schema_hash
+from features.vectors import Vectors
+from tests.worlds import DAY, START, logs, make_catalogue, make_events, make_replay, make_vectors
+
+N = 12
+ALL = np.arange(-1, N, dtype=np.int32)
+PLANTED = make_events(
+    [(0.1 * DAY * k, k % 3, k % N, list(Kind)[k % 6], k % 4) for k in range(90)], 3
+)  # fmt: skip
+ITEMS = make_replay(PLANTED).items_at(START + 9.5 * DAY)
+HISTORY = Histories(PLANTED).read(0, START + 9.5 * DAY)
+COLUMNS = names(ITEMS)
+
+
+def table(history=HISTORY, candidates=ALL, items=ITEMS, at=START + 9.5 * DAY) -> dict[str, np.ndarray]:
+    return dict(zip(COLUMNS, rows(items, history, candidates, at).T, strict=True))
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+class TestEveryFeature:
+    """What holds for each feature of the table; a new one is covered by being declared."""
+
+    def test_is_finite_or_nan_for_known_unknown_and_textless_items(self, name: str) -> None:
+        """No infinity ever, float32, whatever is missing."""
+        column = table()[name]
+        assert column.dtype == np.float32
+        assert not np.isinf(column).any()
+
+    def test_answers_for_a_user_nobody_knows(self, name: str) -> None:
+        """A cold user gets a row; infinities and errors are not an answer."""
+        assert not np.isinf(table(EMPTY)[name]).any()
+
+    def test_answers_before_anything_happened(self, name: str) -> None:
+        """A shop that opens today: empty state, no prior, no neighbours."""
+        catalogue = make_catalogue()
+        state = ItemState.empty(catalogue.category, len(catalogue.category_names))
+        prior = np.full(N + 1, np.nan, np.float32)
+        cold = Items(catalogue, Vectors.quantise(make_vectors()), prior, Neighbours.none(N), state)
+        assert not np.isinf(table(EMPTY, items=cold)[name]).any()
+
+    def test_does_not_depend_on_the_order_of_candidates(self, name: str) -> None:
+        """Each row is a function of the set of candidates, to the last bit."""
+        there, back = table()[name], table(candidates=ALL[::-1].copy())[name]
+        np.testing.assert_array_equal(there, back[::-1])
+
+    def test_is_never_missing_where_it_says_never(self, name: str) -> None:
+        """`missing` tells the truth: "never" means a number for every candidate and user."""
+        declared = next(f for f in features(ITEMS) if f.name == name)
+        if declared.missing.startswith("never"):
+            for history in (HISTORY, EMPTY):
+                assert not np.isnan(table(history)[name]).any()
+
+    def test_says_what_it_is(self, name: str) -> None:
+        """Name, meaning, unit and the rule of missing stand in the declaration."""
+        declared = next(f for f in features(ITEMS) if f.name == name)
+        assert all((declared.about, declared.unit, declared.missing))
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    """Computing rows changes nothing it was given."""
+    before = [a.copy() for a in (*HISTORY, ALL, ITEMS.state.value, ITEMS.vectors.code)]
+    table()
+    after = (*HISTORY, ALL, ITEMS.state.value, ITEMS.vectors.code)
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_no_candidates_make_no_rows() -> None:
+    """An empty list is a list."""
+    assert rows(ITEMS, HISTORY, np.empty(0, np.int32), START).shape == (0, len(COLUMNS))
+
+
+def test_feature_names_are_distinct_and_hashed() -> None:
+    """The schema hash is that of names, units and missing rules."""
+    assert len(set(COLUMNS)) == len(COLUMNS)
+    assert schema_hash(ITEMS) == schema_hash(make_replay(PLANTED).items_at(START))
+
+
+def test_click_rate_is_shrunk_toward_the_prior() -> None:
+    """Two clicks on four impressions just now, prior p: (2 + s p) / (4 + s) with s = RATE_STRENGTH."""
+    shown = [(0.0, 0, 5, Kind.IMPRESSION, 0)] * 4 + [(0.0, 0, 5, Kind.CLICK, 0)] * 2
+    replay = make_replay(make_events(shown, 1), ())
+    items = replay.items_at(START + 1e-6)
+    p = float(items.prior[5])
+    found = table(EMPTY, np.array([5], np.int32), items, START + 1e-6)["item_click_rate_30d"][0]
+    assert found == pytest.approx((2 + RATE_STRENGTH * p) / (4 + RATE_STRENGTH), rel=1e-6)
+
+
+def test_text_interest_is_the_cosine_with_the_weighted_mean() -> None:
+    """One old click on item 3: every text feature is the cosine of the candidate with item 3."""
+    events = make_events([(0.0, 0, 3, Kind.CLICK, -1)], 1)
+    items = make_replay(events, ()).items_at(START + DAY)
+    found = table(Histories(events).read(0, START + DAY), ALL, items, START + DAY)
+    v = make_vectors()
+    expected = v[ALL] @ v[3]
+    for name in ("text_pooled", "text_max", "text_last"):
+        np.testing.assert_allclose(found[name], expected, atol=0.01)
+
+
+def test_affinity_is_the_share_of_weighted_engagement() -> None:
+    """A purchase (weight 3) in category 0 and a click (weight 1) in category 1 just now: 3/4, 1/4, 0."""
+    events = make_events([(0.0, 0, 0, Kind.PURCHASE, -1), (0.0, 0, 4, Kind.CLICK, -1)], 1)
+    items = make_replay(events, ()).items_at(START + 1e-3)
+    found = table(Histories(events).read(0, START + 1e-3), np.array([3, 4, 5, -1], np.int32), items, START + 1e-3)
+    np.testing.assert_allclose(found["category_share"], [3 / 4, 1 / 4, 0, np.nan], rtol=1e-6)
+
+
+def test_skips_are_evidence() -> None:
+    """Shown items of category 0 clicked, of category 1 skipped: surprise is above 0 here, below there."""
+    shown = [(0.0, 0, i, Kind.IMPRESSION, 0) for i in (0, 3, 6, 1, 4, 7)] + [(5.0, 0, i, Kind.CLICK, 0) for i in (0, 3)]
+    events = make_events(shown, 1)
+    items = make_replay(events, ()).items_at(START + 10)
+    found = table(Histories(events).read(0, START + 10), np.array([9, 10, 11], np.int32), items, START + 10)
+    assert found["category_surprise"][0] > 0 > found["category_surprise"][1]
+    assert found["category_surprise"][2] == 0
+
+
+def test_rank_in_list_counts_ties_half() -> None:
+    """Prices 1 < 2 = 2 < 3 stand at (0 + 1)/8, (1 + 3)/8 twice, (3 + 4)/8."""
+    catalogue = make_catalogue()
+    catalogue.price[[0, 3, 4, 5]] = [1, 2, 2, 3]
+    items = Items(catalogue, ITEMS.vectors, ITEMS.prior, ITEMS.neighbours, ITEMS.state)
+    found = table(EMPTY, np.array([0, 3, 4, 5], np.int32), items)
+    assert found["item_price_rank"].tolist() == [1 / 8, 4 / 8, 4 / 8, 7 / 8]
+    assert found["item_price_over_mean"][0] == pytest.approx(
+        math.log(2) - (math.log(2) + 2 * math.log(3) + math.log(4)) / 4, abs=1e-6
+    )
+
+
+@given(logs(), logs())
+@settings(max_examples=25, deadline=None)
+def test_no_feature_sees_its_own_future(past: list[tuple], other: list[tuple]) -> None:
+    """Whatever happens at or after a moment, the row at that moment is the same to the bit."""
+    at = START + 5 * DAY
+    before = [r for r in past if START + r[0] < at]
+    found = []
+    for later in ([], [(r[0] + 5 * DAY, *r[1:]) for r in other]):
+        events = make_events(before + later, 3)
+        items = make_replay(events, ()).items_at(at)
+        found.append(rows(items, Histories(events).read(0, at), ALL, at))
+    np.testing.assert_array_equal(*found)
+
+
+class TestVectors:
+    """Vectors at one byte a dimension."""
+
+    @given(st.integers(0, 2**32 - 1))
+    @settings(max_examples=20, deadline=None)
+    def test_cosines_are_those_of_the_originals_to_a_hundredth(self, seed: int) -> None:
+        """Quantising a unit vector moves a cosine little."""
+        v = np.random.default_rng(seed).normal(size=(6, 384)).astype(np.float32)
+        v /= np.linalg.norm(v, axis=1, keepdims=True)
+        every = np.arange(6, dtype=np.int32)
+        np.testing.assert_allclose(Vectors.quantise(v).cosines(every, every), v @ v.T, atol=0.01)
+
+    def test_missing_zero_and_infinite_vectors_have_no_cosine(self) -> None:
+        """NaN, all zero and infinity are missing, and stay missing."""
+        v = np.array([[1, 0], [np.nan, 0], [0, 0], [np.inf, 1]], np.float32)
+        found = Vectors.quantise(v).cosines(np.arange(4, dtype=np.int32), np.array([0], np.int32))[:, 0]
+        assert found[0] == pytest.approx(1)
+        assert np.isnan(found[1:]).all()
+
+    def test_no_direction_has_no_cosine(self) -> None:
+        """A user who pooled to nothing has no interest, not an interest of 0."""
+        v = Vectors.quantise(np.eye(2, dtype=np.float32))
+        assert np.isnan(v.toward(np.array([0, 1], np.int32), np.zeros(2))).all()
+
+    def test_too_many_dimensions_are_refused(self) -> None:
+        """int32 holds a dot product up to 516 dimensions."""
+        with pytest.raises(ValueError, match="600 dimensions; at most 516 fit"):
+            Vectors.quantise(np.ones((1, 600), np.float32))
+
+
+class TestNeighbours:
+    """Co-occurrence."""
+
+    def test_items_of_the_same_users_are_neighbours(self) -> None:
+        """The checkerboard: even users take even items, odd users odd ones; no neighbour crosses over."""
+        rows_ = [(float(u), u, i, Kind.CLICK, -1) for u in range(6) for i in range(12) if u % 2 == i % 2]
+        found = Neighbours.build(make_events(rows_, 6), 12, START + DAY, k=5)
+        for item in range(12):
+            assert all(n % 2 == item % 2 for n in found.item[item])
+        assert (found.item[12] == -1).all()
+
+    def test_items_of_one_shown_list_are_no_pair(self) -> None:
+        """Clicks in the same list compete there; the same clicks in two lists do count."""
+        same = [(0.0, 0, 0, Kind.CLICK, 7), (1.0, 0, 1, Kind.CLICK, 7)]
+        other = [(0.0, 0, 0, Kind.CLICK, 7), (1.0, 0, 1, Kind.CLICK, 8)]
+        assert (Neighbours.build(make_events(same, 1), 12, START + DAY).item == -1).all()
+        assert Neighbours.build(make_events(other, 1), 12, START + DAY).item[0, 0] == 1
+
+    def test_the_cosine_shows_its_arithmetic(self) -> None:
+        """Two users take both items, one only the first, all weight w: 2 w w / (sqrt(3) w sqrt(2) w + 1)."""
+        rows_ = [(0.0, u, i, Kind.CLICK, -1) for u, i in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]
+        found = Neighbours.build(make_events(rows_, 3), 12, START)
+        assert (found.item == -1).all()  # strictly before
+        at = START + 14 * DAY  # one half-life: every weight is 1/2
+        found = Neighbours.build(make_events(rows_, 3), 12, at)
+        assert found.weight[0, 0] == pytest.approx(2 / 4 / (math.sqrt(3) / 2 * math.sqrt(2) / 2 + 1))
+
+    def test_scores_add_up_over_the_users_list(self) -> None:
+        """Two listed items that are neighbours of the candidate: the sum and the larger."""
+        near = Neighbours(np.array([[1, 2], [-1, -1], [-1, -1], [-1, -1]], np.int32),
+                          np.array([[0.5, 0.25], [0, 0], [0, 0], [0, 0]], np.float32))  # fmt: skip
+        total, top = near.scores(np.array([0, 1, -1], np.int32), np.array([1, 2, -1], np.int32), np.array([1.0, 4, 9]))
+        assert total.tolist() == [0.5 * 1 + 0.25 * 4, 0, 0]
+        assert top.tolist() == [0.25 * 4, 0, 0]
+
+
+class TestPrior:
+    """The click rate that text and attributes predict."""
+
+    def test_a_rate_that_follows_the_text_is_learnt_for_an_item_never_shown(self) -> None:
+        """Items toward one side are clicked, others not; an unshown item on that side is expected above the mean."""
+        n, d = 200, 8
+        rng = np.random.default_rng(0)
+        v = rng.normal(size=(n + 1, d)).astype(np.float32)
+        v /= np.linalg.norm(v, axis=1, keepdims=True)
+        v[n] = np.nan
+        catalogue = make_catalogue(n)
+        state = ItemState.empty(catalogue.category, 3)
+        shown = np.repeat(np.arange(10, n, dtype=np.int32), 50)
+        clicked = shown[rng.random(len(shown)) < np.where(v[shown, 0] > 0, 0.4, 0.05)]
+        for item, kind in ((shown, Kind.IMPRESSION), (clicked, Kind.CLICK)):
+            state.apply(item, np.full(len(item), kind, np.int8), np.full(len(item), START))
+        prior = click_rate_prior(catalogue, v, state, START)
+        unseen = np.arange(10)
+        assert prior[unseen][v[unseen, 0] > 0.2].mean() > 2 * prior[unseen][v[unseen, 0] < -0.2].mean()
+
+    def test_without_impressions_there_is_no_rate_to_predict(self) -> None:
+        """A purchase log has no click rate: missing, not zero."""
+        catalogue = make_catalogue()
+        assert np.isnan(
+            click_rate_prior(catalogue, make_vectors(), ItemState.empty(catalogue.category, 3), START)
+        ).all()

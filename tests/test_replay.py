@@ -1,0 +1,57 @@
+"""Replay: read, then apply; and the row of the past is the row that would have been served."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from features.history import Histories
+from features.table import rows
+from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay
+
+MOMENTS = [d * DAY for d in (0.0, 1.0, 3.0, 5.0, 5.0, 8.0)]
+LISTS = make_lists(MOMENTS, [0, 1, 2, 0, 1, 0], [[0, 3, 5], [1, -1], [2], [11, 0], [], [4, 5, 6, 7]])
+
+
+@given(logs())
+@settings(max_examples=30, deadline=None)
+def test_a_replayed_row_is_the_row_made_from_scratch_at_its_moment(log: list[tuple]) -> None:
+    """Applying step by step gives, to the bit, what applying everything before the moment at once gives."""
+    events = make_events(log, 3)
+    replayed = make_replay(events, ()).rows(LISTS)
+    for g in range(len(LISTS)):
+        at = float(LISTS.at[g])
+        fresh = make_replay(events, ())
+        items = fresh.items_at(-np.inf)
+        past = events.before(at)
+        items.state.apply(past.item, past.kind, past.at)
+        bounds = slice(LISTS.start[g], LISTS.start[g + 1])
+        expected = rows(items, Histories(events).read(int(LISTS.user[g]), at), LISTS.item[bounds], at)
+        np.testing.assert_array_equal(replayed[bounds], expected)
+
+
+@given(logs(), logs())
+@settings(max_examples=30, deadline=None)
+def test_changing_the_future_changes_no_row(past: list[tuple], other: list[tuple]) -> None:
+    """Events at or after a list's moment, refreshed neighbours and priors included, leave its rows as they were."""
+    cut = 5 * DAY
+    before = [r for r in past if r[0] < cut]
+    upto = LISTS.take(np.flatnonzero(LISTS.at <= START + cut))
+    found = [
+        make_replay(make_events(before + later, 3)).rows(upto) for later in ([], [(r[0] + cut, *r[1:]) for r in other])
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_lists_out_of_time_order_are_refused() -> None:
+    """State only moves forward."""
+    with pytest.raises(ValueError, match="not in time order"):
+        make_replay(make_events([], 1)).rows(make_lists([5.0, 1.0], [0, 0], [[1], [1]]))
+
+
+def test_progress_ends_at_the_number_of_lists() -> None:
+    """The last call says all lists are done."""
+    seen: list[tuple[int, int]] = []
+    make_replay(make_events([], 3)).rows(LISTS, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(LISTS), len(LISTS))

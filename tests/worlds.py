@@ -1,0 +1,79 @@
+"""Small planted worlds whose right answers are plain to see, and random ones for properties."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from features.catalogue import Catalogue
+from features.log import Events, Kind, Lists
+from features.replay import Replay
+
+DAY = 86400.0
+START = 1_700_000_000.0
+
+
+def make_catalogue(n: int = 12, seed: int = 0) -> Catalogue:
+    """n items in three categories and two brands, item 1 without brand, price or date; tags, one number."""
+    rng = np.random.default_rng(seed)
+    category = np.append(np.arange(n) % 3, 3).astype(np.int32)
+    brand = np.append(np.where(np.arange(n) == 1, 2, np.arange(n) % 2), 2).astype(np.int32)
+    price = np.append(rng.uniform(1, 100, n), np.nan)
+    born = np.append(START - rng.uniform(0, 100, n) * DAY, np.nan)
+    price[1] = born[1] = np.nan
+    counts = np.append(rng.integers(0, 4, n), 0)
+    tags = rng.integers(0, 5, counts.sum()).astype(np.int32)
+    stars = np.append(rng.uniform(1, 5, n), np.nan)[:, None]
+    ids = [f"i{k:03d}" for k in range(n)]
+    return Catalogue(
+        ids, [f"Item {k}" for k in range(n)], price, category, ["a", "b", "c"], brand, ["x", "y"], born,
+        stars, ["stars"], np.concatenate(([0], np.cumsum(counts))), tags, [f"style={k}" for k in range(5)],
+    )  # fmt: skip
+
+
+def make_vectors(n: int = 12, d: int = 8, seed: int = 0) -> np.ndarray:
+    """float32[n + 1, d] unit vectors; item 2 and the unknown item have none."""
+    v = np.random.default_rng(seed).normal(size=(n + 1, d)).astype(np.float32)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    v[2] = v[n] = np.nan
+    return v
+
+
+def make_events(rows: list[tuple[float, int, int, Kind, int]], n_users: int, n_requests: int = 1000) -> Events:
+    """Events from (seconds after START, user, item, kind, request), in any order."""
+    at = np.array([START + r[0] for r in rows], np.float64)
+    user, item = (np.array([r[k] for r in rows], np.int32) for k in (1, 2))
+    kind, request = np.array([r[3] for r in rows], np.int8), np.array([r[4] for r in rows], np.int32)
+    order = np.lexsort((item, kind, at))
+    return Events(
+        at[order], user[order], item[order], kind[order], request[order], np.zeros(len(rows), np.int16),
+        np.full(len(rows), np.nan), [f"u{k}" for k in range(n_users)], [f"r{k}" for k in range(n_requests)],
+    )  # fmt: skip
+
+
+def make_lists(at: list[float], users: list[int], items: list[list[int]]) -> Lists:
+    """Lists from seconds after START, users and items; no gain."""
+    sizes = [len(i) for i in items]
+    rows = sum(sizes)
+    return Lists(
+        START + np.array(at, np.float64), np.array(users, np.int32), [f"r{k}" for k in range(len(at))],
+        np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+        np.array([i for one in items for i in one], np.int32), np.zeros(rows, np.int16), np.zeros(rows, np.int8),
+        np.zeros((len(at), 3), np.int32),
+    )  # fmt: skip
+
+
+@st.composite
+def logs(draw: st.DrawFn, n_items: int = 12, n_users: int = 3) -> list[tuple[float, int, int, Kind, int]]:
+    """Rows for `make_events`: a few dozen events of every kind over ten days, many at equal times."""
+    moment = st.integers(0, 60).map(lambda k: k * DAY / 6)
+    row = st.tuples(
+        moment, st.integers(0, n_users - 1), st.integers(-1, n_items - 1), st.sampled_from(list(Kind)),
+        st.integers(-1, 5),
+    )  # fmt: skip
+    return draw(st.lists(row, max_size=40))
+
+
+def make_replay(events: Events, refresh_days: tuple[float, ...] = (2.0, 5.0), n: int = 12) -> Replay:
+    """A replay of these events over the planted catalogue."""
+    return Replay(make_catalogue(n), make_vectors(n), events, START + DAY * np.array(refresh_days))
