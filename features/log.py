@@ -33,6 +33,12 @@ class Kind(IntEnum):
 
 KINDS = tuple(k.name.lower() for k in Kind)
 
+GA4 = {
+    "view_item_list": "impression", "select_item": "click", "view_item": "view", "add_to_cart": "cart",
+    "purchase": "purchase",
+}  # fmt: skip
+"""Google Analytics 4's e-commerce event names and ours; accepted wherever a kind is expected, in files and calls."""
+
 GAIN = np.array([0, 1, 1, 2, 3, 1], np.int8)
 """Gain of the best action on an item of a list, indexed by `Kind`: purchase over cart over click, view and rating."""
 
@@ -82,7 +88,7 @@ class Lists:
 
     List `g` was shown to `user[g]` at `at[g]` and holds the rows `start[g]:start[g + 1]` of the arrays below it.
     item: int32[rows]. position: int16[rows] from 0, `-1` where no list was logged and it was rebuilt.
-    gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 that a rebuilt list did not
+    gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 a rebuilt list did not
     retrieve; they count in the ideal of a metric.
     """
 

@@ -32,6 +32,21 @@ AFFINITY_STRENGTH = 5.0
 
 
 @dataclass(frozen=True)
+class Tags:
+    """An attribute of items with any number of values each. tag of item i: `tag[start[i]:start[i + 1]]`."""
+
+    start: I64
+    tag: I32
+    n_tags: int
+
+    @classmethod
+    def single(cls, value: I32, missing: int) -> Tags:
+        """An attribute with at most one value an item; `missing` is the code that stands for none."""
+        known = value != missing
+        return cls(np.concatenate(([0], np.cumsum(known))), value[known], missing)
+
+
+@dataclass(frozen=True)
 class Items:
     """All that is known of items: what a release carries (first four) and what events change (`state`).
 
@@ -49,6 +64,21 @@ class Items:
     def numbers(self) -> F64:
         """float64[n + 1, k]: the numeric attributes at zero mean and unit deviation, missing at the mean."""
         return standardised(self.catalogue.numbers)
+
+    @cached_property
+    def category(self) -> Tags:
+        """The category of each item."""
+        return Tags.single(self.catalogue.category, len(self.catalogue.category_names))
+
+    @cached_property
+    def brand(self) -> Tags:
+        """The brand of each item."""
+        return Tags.single(self.catalogue.brand, len(self.catalogue.brand_names))
+
+    @cached_property
+    def tags(self) -> Tags:
+        """All values of the list and text attributes of each item."""
+        return Tags(self.catalogue.tag_start, self.catalogue.tag, len(self.catalogue.tag_names))
 
 
 class Feature(NamedTuple):
@@ -110,21 +140,6 @@ def _mean_over_tags(start: I64, tag: I32, value: F64, candidates: I32, n_items: 
         if start[row + 1] > start[row]:
             out[c] = total / (start[row + 1] - start[row])
     return out
-
-
-@dataclass(frozen=True)
-class Tags:
-    """An attribute of items with any number of values each. tag of item i: `tag[start[i]:start[i + 1]]`."""
-
-    start: I64
-    tag: I32
-    n_tags: int
-
-    @classmethod
-    def single(cls, value: I32, missing: int) -> Tags:
-        """An attribute with at most one value an item; `missing` is the code that stands for none."""
-        known = value != missing
-        return cls(np.concatenate(([0], np.cumsum(known))), value[known], missing)
 
 
 class Moment:

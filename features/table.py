@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -148,30 +149,18 @@ _INTEREST = (
 )  # fmt: skip
 
 
-def _category(m: Moment) -> Tags:
-    return Tags.single(m.items.catalogue.category, len(m.items.catalogue.category_names))
-
-
-def _brand(m: Moment) -> Tags:
-    return Tags.single(m.items.catalogue.brand, len(m.items.catalogue.brand_names))
-
-
-def _tags(m: Moment) -> Tags:
-    catalogue = m.items.catalogue
-    return Tags(catalogue.tag_start, catalogue.tag, len(catalogue.tag_names))
-
-
 def _affinity() -> list[Feature]:
     out = []
     for name, plural, tags in (
-        ("category", "this category", _category), ("brand", "this brand", _brand), ("tag", "such things", _tags)
+        ("category", "this category", lambda items: items.category), ("brand", "this brand", lambda items: items.brand),
+        ("tag", "such things", lambda items: items.tags),
     ):  # fmt: skip
 
-        def share(m: Moment, tags: Callable[[Moment], Tags] = tags) -> F64 | float:
-            return m.share(tags(m))
+        def share(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64 | float:
+            return m.share(tags(m.items))
 
-        def surprise(m: Moment, tags: Callable[[Moment], Tags] = tags) -> F64 | float:
-            return m.surprise(tags(m))
+        def surprise(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64 | float:
+            return m.surprise(tags(m.items))
 
         out += [
             Feature(f"{name}_share", f"you often look at {plural}", "share of engagement", f"{_NO_LIST}, or no {name}",
@@ -305,8 +294,12 @@ def _number(name: str, k: int) -> tuple[Feature, Feature]:
 
 def features(items: Items) -> tuple[Feature, ...]:
     """The columns of `rows`, in order: `FEATURES`, then two for each numeric attribute of the catalogue."""
-    own = (f for k, name in enumerate(items.catalogue.number_names) for f in _number(name, k))
-    return (*FEATURES, *own)
+    return _declared(tuple(items.catalogue.number_names))
+
+
+@lru_cache(maxsize=16)
+def _declared(number_names: tuple[str, ...]) -> tuple[Feature, ...]:
+    return (*FEATURES, *(f for k, name in enumerate(number_names) for f in _number(name, k)))
 
 
 def names(items: Items) -> tuple[str, ...]:

@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 
 from features.catalogue import Catalogue
 from features.log import F64, I32, I64, KINDS, Events
-
-STANDARD = ("item_id", "title", "description", "category", "brand", "price", "available_from")
-"""Item columns with a meaning of their own; any other is an attribute."""
+from offline.sources import ITEM_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def catalogue(items: pa.Table) -> Catalogue:
     ids = items["item_id"].to_pylist()
     category, category_names = _codes(items, "category")
     brand, brand_names = _codes(items, "brand")
-    own = [f for f in items.schema if f.name not in STANDARD]
+    own = [f for f in items.schema if f.name not in ITEM_COLUMNS]
     number_names = [f.name for f in own if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
     date_names = [f.name for f in own if pa.types.is_timestamp(f.type)]
     numbers = [_numbers(items, n) for n in number_names] + [_seconds(items, n) / (365.25 * 86400) for n in date_names]

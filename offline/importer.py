@@ -1,0 +1,360 @@
+"""Import: sources are read, every row is checked, good ones become a dataset and the others are kept with their reason.
+
+Rows are checked batch by batch; what passes is held in memory as columns until it is sorted and written. Nothing is
+written before everything is read, so a source that breaks off leaves no half dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from itertools import groupby
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.log import KINDS, Kind
+from offline import validation
+from offline.cells import Limits, Moments, as_flag, as_text
+from offline.import_summary import ImportSummary, SourceSummary
+from offline.items import UTC_US, catalogue_table, item_columns, items_of_events, joined, merged_updates, numbers_found
+from offline.quarantine import DataError, Mask, Quarantine, Rows
+from offline.readers import Batch, Refused, read_csv, read_ga4, read_jsonl, read_metarank, read_parquet
+from offline.sources import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_TEXTS, EventSource, ImportConfig, ItemSource, resolved
+from offline.validation import EventRules, codes, event_columns, event_ids, refuse_rows, repeats
+
+__all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
+
+Progress = Callable[[int, int], None]
+
+GA4_CLICK_US = 30 * 60 * 10**6
+"""A GA4 click belongs to the newest list of the last 30 minutes (GA4's own session timeout) that showed the item."""
+
+EVENTS_SCHEMA = pa.schema(
+    [
+        ("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
+        ("timestamp", UTC_US), ("request_id", pa.string()), ("position", pa.int16()), ("value", pa.float64()),
+        ("session_id", pa.string()),
+    ]
+)  # fmt: skip
+
+
+def import_data(
+    config: ImportConfig, directory: Path, now: datetime, on_progress: Progress | None = None
+) -> ImportSummary:
+    """Writes a dataset: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary, `import.json`.
+
+    now: an aware moment; events beyond it and the configured tolerance are refused. on_progress: (done, total) bytes.
+    Raises DataError where a source cannot be read (nothing is written), where no event is left (only the quarantine
+    and the summary are), or where the directory holds a simulated shop.
+    """
+    if (directory / "truth.parquet").exists():
+        raise DataError(f"{directory}: holds a simulated shop (truth.parquet). Import into another directory.")
+    found = _Import(config, now).run(on_progress)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / "quarantine.parquet", found.quarantine)
+    _replace(directory / "import.json", lambda path: path.write_text(found.summary.to_json(), encoding="utf-8"))
+    if not len(found.events):
+        raise DataError(f"{found.summary.why_nothing()} All refused rows are in {directory / 'quarantine.parquet'}.")
+    _write(directory / "items.parquet", found.items)
+    _write(directory / "events.parquet", found.events)
+    return found.summary
+
+
+def validate(source: ImportConfig | Path, now: datetime, on_progress: Progress | None = None) -> ImportSummary:
+    """What `import_data` would say of a configuration, or of a folder or file in a known layout; nothing is written."""
+    config = ImportConfig.detect(source) if isinstance(source, Path) else source
+    return _Import(config, now).run(on_progress).summary
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """A file is there whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    write(new)
+    new.replace(path)
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    _replace(path, lambda new: pq.write_table(table, new, compression="zstd"))
+
+
+def _midnight_us(day: date) -> int:
+    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e6)
+
+
+# --- a source -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _File:
+    """A source while it is read. names: our columns to the file's. accepted: rows still good after all checks."""
+
+    source: ItemSource | EventSource
+    name: str
+    form: str
+    names: Mapping[str, str]
+    read: int = 0
+    lines: int = 0
+    accepted: int = 0
+    notes: list[str] = field(default_factory=list)
+    ignored: set[str] = field(default_factory=set)
+    not_products: set[str] = field(default_factory=set)
+    items: list[pa.Table] = field(default_factory=list)
+    events: list[pa.Table] = field(default_factory=list)
+
+    @property
+    def moments(self) -> Moments:
+        s = self.source
+        return Moments(s.timestamp_unit, s.timestamp_format, ZoneInfo(s.timezone))
+
+    @property
+    def item_names(self) -> Mapping[str, str]:
+        """The file's columns to our names for those of an item."""
+        return {self.source.columns.get(name, name): name for name in ITEM_COLUMNS}
+
+    def batches(self) -> Iterator[Batch]:
+        s, form = self.source, self.form
+        if form in ("metarank", "ga4"):
+            return read_metarank(s.path) if form == "metarank" else read_ga4(s.path)
+        events = isinstance(s, EventSource)
+        if form == "jsonl":
+            scalars = frozenset(theirs for ours, theirs in self.names.items() if events or ours not in ITEM_TEXTS)
+            return read_jsonl(s.path, list(dict.fromkeys(self.names.values())) if events else None, scalars)
+        wanted = list(dict.fromkeys(self.names.values()))
+        return read_csv(s.path, wanted, s.encoding, s.delimiter) if form == "csv" else read_parquet(s.path, wanted)
+
+
+def _opened(source: ItemSource | EventSource, name: str) -> _File:
+    if not source.path.is_file():
+        raise DataError(f"{source.path}: there is no such file. Check `path` of this source.")
+    form = source.kind
+    if isinstance(source, ItemSource):
+        if form in ("metarank", "ga4"):
+            raise DataError(
+                f"{name}: a {form} file holds events too. Name it under `events`; items are read from there."
+            )
+        required = ["item_id", *([source.product_column] if source.product_column else [])]
+        return _File(source, name, form, resolved(source, form, ITEM_COLUMNS, required, others=True))
+    if form in ("metarank", "ga4"):
+        return _File(source, name, form, {**{c: c for c in EVENT_COLUMNS}, "#updated": "timestamp"})
+    required = ["user_id", "item_id", source.order_column or "timestamp", *([] if source.event else ["event"])]
+    columns = [c for c in EVENT_COLUMNS if c != "timestamp" or not source.order_column]
+    names = dict(resolved(source, form, [*columns, *required[2:3]], required))
+    if source.order_column:
+        names["order_column"] = names.pop(source.order_column)
+    return _File(source, name, form, names)
+
+
+def _event_rules(file: _File, source: EventSource) -> EventRules:
+    ordered = source.order_column is not None
+    return EventRules(
+        source.event, source.event_values, file.moments, ordered, source.position_base, source.float_ids
+    )  # fmt: skip
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Imported:
+    items: pa.Table
+    events: pa.Table
+    quarantine: pa.Table
+    summary: ImportSummary
+
+
+class _Import:
+    def __init__(self, config: ImportConfig, now: datetime) -> None:
+        if now.tzinfo is None:
+            raise ValueError(f"now is {now.isoformat()}, without a zone; pass an aware datetime")
+        latest_us = round((now.timestamp() + config.future_tolerance_s) * 1e6)
+        self.config = config
+        self.limits = Limits(config.missing, _midnight_us(config.earliest), latest_us)
+        self.quarantine = Quarantine()
+        sources: tuple[ItemSource | EventSource, ...] = (*config.items, *config.events)
+        plain = [s.path.name for s in sources]
+        names = [n if plain.count(n) == 1 else f"{s.path.parent.name}/{n}" for s, n in zip(sources, plain, strict=True)]
+        if twice := [n for n in names if names.count(n) > 1]:
+            raise DataError(f"two sources are called {twice[0]}. Rename one, so that messages tell them apart.")
+        self.files = [_opened(s, n) for s, n in zip(sources, names, strict=True)]
+        self.notes: list[str] = []
+
+    def run(self, on_progress: Progress | None) -> _Imported:
+        self._read(on_progress)
+        items = self._items()
+        events = self._checked_together(self._events())
+        items, events = self._with_items(items, events)
+        for i, file in enumerate(self.files):
+            file.accepted += int((events["#source"].to_numpy() == i).sum())
+        written = self._written(events)
+        return _Imported(items, written, self.quarantine.table(), self._summary(items, events, written))
+
+    # Reading.
+
+    def _read(self, on_progress: Progress | None) -> None:
+        sizes = [f.source.path.stat().st_size for f in self.files]
+        for i, file in enumerate(self.files):
+            for batch in file.batches():
+                self._take(i, file, batch)
+                if on_progress:
+                    on_progress(sum(sizes[:i]) + min(batch.read, sizes[i]), sum(sizes))
+
+    def _take(self, number: int, file: _File, batch: Batch) -> None:
+        file.read += len(batch.row) + len(batch.refused)
+        file.lines += batch.lines
+        for (column, reason), same in groupby(batch.refused, key=lambda r: (r.column, r.reason)):
+            refused: list[Refused] = list(same)
+            row = np.array([r.row for r in refused], np.int64)
+            self.quarantine.add(file.name, row, column, [r.value for r in refused], reason)
+        if not len(batch.row):
+            return
+        rows = Rows(file.name, batch.row, file.names, self.quarantine)
+        if batch.items or isinstance(file.source, ItemSource):
+            table, into = self._item_rows(file, batch, rows), file.items
+        else:
+            columns = {ours: batch.columns[theirs] for ours, theirs in file.names.items() if theirs in batch.columns}
+            table, into = event_columns(rows, columns, _event_rules(file, file.source), self.limits), file.events
+        into.append(table.append_column("#source", pa.array(np.full(len(table), number, np.int32))))
+
+    def _item_rows(self, file: _File, batch: Batch, rows: Rows) -> pa.Table:
+        flag = file.source.product_column if isinstance(file.source, ItemSource) else None
+        ours = file.item_names
+        columns = {ours.get(n, n): v for n, v in batch.columns.items() if n in ours or n not in ITEM_COLUMNS}
+        columns.setdefault("item_id", pa.nulls(len(rows.row), pa.string()))
+        product = columns.pop(flag, None) if flag else None
+        if product is not None and flag is not None:
+            no = np.asarray(pc.fill_null(pc.invert(as_flag(rows, flag, product, self.limits)), False))
+            ids = as_text(rows, "item_id", columns["item_id"], self.limits)
+            file.not_products.update(t for t in ids.filter(pa.array(no)).to_pylist() if t)
+            rows.refuse(no, "item_id", columns["item_id"], "not_a_product")
+        return item_columns(rows, columns, self.config, file.source, self.limits, file.moments, file.ignored)
+
+    # Rows together.
+
+    def _refuse(self, table: pa.Table, column: str, reason: str, bad: Callable[[pa.Table], Mask]) -> pa.Table:
+        names, columns = [f.name for f in self.files], [f.names for f in self.files]
+        return refuse_rows(table, bad(table), names, column, reason, self.quarantine, columns)
+
+    def _is_no_product(self, table: pa.Table) -> Mask:
+        flagged = sorted(set().union(*(f.not_products for f in self.files)))
+        bad = np.asarray(pc.is_in(table["item_id"], pa.array(flagged, pa.string())))
+        if self.config.not_products:
+            whole = f"^(?:{self.config.not_products})$"
+            bad = bad | np.asarray(pc.match_substring_regex(table["item_id"], whole))
+        return bad
+
+    def _items(self) -> pa.Table:
+        tables = []
+        for file in self.files:
+            if file.items:
+                table = joined(file.items)
+                tables.append(numbers_found(table, ("item_id", *ITEM_TEXTS)) if file.form == "csv" else table)
+            file.notes += [f"column {name} is not used: it holds no text, number, moment or text list"
+                           for name in sorted(file.ignored)]  # fmt: skip
+        if not tables:
+            return pa.table({"item_id": pa.array([], pa.string())})
+        items = self._refuse(joined(tables), "item_id", "not_a_product", self._is_no_product)
+        told = "#updated" in items.column_names
+        if not told:
+            items = self._refuse(items, "item_id", "duplicate_item", lambda t: repeats(codes(t["item_id"])))
+        for i, file in enumerate(self.files):
+            file.accepted += int((items["#source"].to_numpy() == i).sum())
+        again = int(repeats(codes(items["item_id"])).sum())
+        if not again:
+            return items
+        self.notes.append(f"{again} rows tell again of an item: each field is the last one told")
+        return merged_updates(items)
+
+    def _events(self) -> pa.Table:
+        tables = []
+        for file in self.files:
+            if not file.events or not isinstance(file.source, EventSource):
+                continue
+            table = joined(file.events)
+            if file.source.order_column is not None:
+                day = file.source.order_last_day
+                table = validation.times_from_order(table, _midnight_us(day)).drop_columns("order")
+                file.notes.append(
+                    f"only the order is known ({file.source.order_column}): times are made up, one day apart, each"
+                    f" user's last on {day.isoformat()}"
+                )
+            tables.append(table)
+        return joined(tables) if tables else _no_events(self.limits)
+
+    def _checked_together(self, events: pa.Table) -> pa.Table:
+        events = self._refuse(events, "item_id", "not_a_product", self._is_no_product)
+        if ga4 := [i for i, f in enumerate(self.files) if f.form == "ga4"]:
+            events, n = validation.with_own_lists(events, GA4_CLICK_US, ga4)
+            self.notes.append(f"{n} GA4 events belong to the newest list of the last 30 minutes that showed the item")
+        events = self._refuse(events, "request_id", "list_of_another_user", validation.list_owners_differ)
+        events, moved = validation.with_one_time_a_list(events)
+        if moved:
+            self.notes.append(f"{moved} impressions were moved to the earliest time of their list")
+        events = events.set_column(events.schema.get_field_index("event_id"), "event_id", event_ids(events))
+        events = self._refuse(events, "event_id", "duplicate_event", lambda t: repeats(codes(t["event_id"])))
+        events = self._refuse(events, "item_id", "item_twice_in_list", validation.shown_twice)
+        said, wrong = validation.clicks_disagree(events)
+        if said:
+            self.notes.append(
+                f"`clicked` agrees with the click events for {said - wrong} of {said} impressions; the events count"
+            )
+        return events
+
+    def _with_items(self, items: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
+        if sources := [i for i, f in enumerate(self.files) if getattr(f.source, "items_from_events", False)]:
+            told = events.filter(pc.is_in(events["#source"], pa.array(sources, pa.int32())))
+            more = items_of_events(told.filter(pc.invert(pc.is_in(told["item_id"], pc.unique(items["item_id"])))))
+            self.notes.append(f"{len(more)} items are made from the events that name them")
+            items = joined([items, more])
+        known = pc.unique(items["item_id"])
+        bare = pa.array([], pa.string())
+        if self.config.unknown_items == "keep":
+            seen = pc.unique(events["item_id"])
+            bare = seen.filter(pc.invert(pc.is_in(seen, known)))
+            if len(bare):
+                self.notes.append(f"{len(bare)} items of the events are described nowhere: kept by their id alone")
+        else:
+            outside: Callable[[pa.Table], Mask] = lambda t: ~np.asarray(pc.is_in(t["item_id"], known))  # noqa: E731
+            events = self._refuse(events, "item_id", "unknown_item", outside)
+        return catalogue_table(items, bare), events
+
+    def _written(self, events: pa.Table) -> pa.Table:
+        kind = pa.array(KINDS).take(events["kind"].combine_chunks().cast(pa.int32()))
+        at = events["timestamp"].cast(pa.timestamp("us")).cast(UTC_US)
+        events = events.drop_columns("timestamp").append_column("timestamp", at).append_column("event", kind)
+        order = [(name, "ascending") for name in ("timestamp", "event", "item_id", "user_id", "request_id", "position")]
+        return events.select(EVENTS_SCHEMA.names).cast(EVENTS_SCHEMA).sort_by(order)
+
+    # The account.
+
+    def _summary(self, items: pa.Table, events: pa.Table, written: pa.Table) -> ImportSummary:
+        sources = []
+        for file in self.files:
+            quarantined = self.quarantine.counts(file.name)
+            assert file.read == file.accepted + sum(quarantined.values()), f"{file.name}: rows were lost"
+            lines = file.lines if file.form in ("metarank", "ga4") else None
+            if lines not in (None, file.read):
+                file.notes.append(f"{lines} lines are {file.read} rows: a list of n items is n impressions")
+            sources.append(SourceSummary(file.name, file.read, lines, file.accepted, quarantined, tuple(file.notes)))
+        kinds = np.bincount(events["kind"].to_numpy(), minlength=len(Kind)).tolist()
+        at = written["timestamp"]
+        first, last = (at[0].as_py().isoformat(), at[-1].as_py().isoformat()) if len(at) else (None, None)
+        shown = events.filter(pc.equal(events["kind"], int(Kind.IMPRESSION)))
+        users, lists = (pc.count_distinct(column).as_py() for column in (events["user_id"], shown["request_id"]))
+        return ImportSummary(
+            tuple(sources), users, len(items), lists,
+            dict(zip(KINDS, kinds, strict=True)), first, last, tuple(self.notes), tuple(self.quarantine.examples()),
+        )  # fmt: skip
+
+
+def _no_events(limits: Limits) -> pa.Table:
+    """An empty table of events, from the one place that knows its columns."""
+    none = {n: pa.array([], pa.string()) for n in ("user_id", "item_id", "timestamp")}
+    rules = EventRules("view", {}, Moments("auto", None, ZoneInfo("UTC")), False, 0, ())
+    table = event_columns(Rows("", np.empty(0, np.int64), {}, Quarantine()), none, rules, limits)
+    return table.append_column("#source", pa.array([], pa.int32()))
