@@ -1,0 +1,45 @@
+"""The service's section of the configuration: one frozen value, built at the edge and handed down."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ID_CHARACTERS = 256
+"""Longest id of a user, item, event, request or session. Bounds are part of the request schema, so not a setting."""
+
+
+class ServiceConfig(BaseModel):
+    """How the service listens, what it accepts, how long it waits.
+
+    Secrets are not here: the address of Redis, which may carry a password, is read from `REDIS_URL` at the edge.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    workers: int = Field(1, ge=1, le=64, description="Processes; each follows the event stream by itself.")
+    max_candidates: int = Field(1000, ge=1, le=5000, description="Most candidates of one request.")
+    max_events: int = Field(1000, ge=1, le=10_000, description="Most events of one request.")
+    max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Largest request body.")
+    redis_timeout_s: float = Field(
+        0.25, gt=0, le=30, description="Deadline of a read or write in Redis; past it, ranking goes on without."
+    )
+    poll_s: float = Field(
+        0.25, gt=0, le=1, description="Pause between looks at the event stream and the release pointer."
+    )
+    reload_s: float = Field(
+        10.0, gt=0, le=3600, description="Pause before a release that could not be loaded is tried again."
+    )
+    future_s: float = Field(
+        60.0, ge=0, le=3600, description="How far ahead a shopper's clock may run; beyond, an event is rejected."
+    )
+    clock_offset_s: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="Added to the clock: to serve a log of the past as of its end. 0 in earnest.",
+    )
+    because_cosine: float = Field(
+        0.35, ge=-1, le=1, description="Least cosine at which `because_you_viewed` names an item of the user's list."
+    )
+    reasons: int = Field(5, ge=1, le=50, description="Contributions given for each item where `explain` is asked.")

@@ -1,0 +1,209 @@
+"""The release a worker answers from: its arrays, this worker's item state, and how both move on while requests come.
+
+Everything that touches item state runs in the event loop, one thing at a time, so nothing is locked. A request takes
+`Follower.live` once and stays with it; the next release is loaded and warmed in a thread beside it and put in its place
+by one assignment, so that no answer mixes two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from features.history import EMPTY, History
+from features.log import F32, F64, I32, Kind
+from features.table import Feature, Items, features, rows
+from serving.config import ServiceConfig
+from serving.release import Release, ReleaseError, load
+from serving.store import END, START, Pointer, Store, StoreAway, Tail
+
+log = logging.getLogger(__name__)
+
+
+class Ranking(NamedTuple):
+    """Items best first, equal scores by id. item: int32[k]. score: float64[k]. rows: float32[k, features]."""
+
+    item_ids: list[str]
+    item: I32
+    score: F64
+    rows: F32
+
+
+@dataclass
+class Live:
+    """A release with the item state of this moment. last: the entry of the event stream up to which it has come."""
+
+    release: Release
+    items: Items
+    features: tuple[Feature, ...]
+    last: str
+
+    @classmethod
+    def of(cls, release: Release) -> Live:
+        """The release as of its cut-off, with item state of its own to move on."""
+        # Entries are numbered by arrival, in milliseconds. An hour covers clocks that disagree.
+        first = f"{max(0, int((release.manifest.cut_off - 3600) * 1000))}-0"
+        items = replace(release.items, state=release.items.state.copy())
+        return cls(release, items, features(release.items), first)
+
+    def apply(self, tail: Tail) -> None:
+        """Take in events of the stream; those before the cut-off are in the release's state already."""
+        new = tail.at >= self.release.manifest.cut_off
+        self.items.state.apply(self.items.catalogue.rows(tail.item_ids)[new], tail.kind[new], tail.at[new])
+        self.last = tail.last
+
+    def rank(self, history: History, item_ids: list[str] | None, at: float, limit: int | None) -> Ranking:
+        """At most `limit` of the candidates in order, each once; the whole catalogue where `item_ids` is None."""
+        catalogue = self.items.catalogue
+        # In the order of ids, a stable sort by score leaves equal scores in it.
+        ids = list(catalogue.item_ids) if item_ids is None else sorted(set(item_ids))
+        item = catalogue.rows(ids)
+        if not ids:
+            return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32))
+        table = rows(self.items, history, item, at)
+        score = self.release.trees.score(table)
+        best = np.argsort(-score, kind="stable")[:limit]
+        return Ranking([ids[i] for i in best.tolist()], item[best], score[best], table[best])
+
+    def contributions(self, ranking: Ranking, most: int) -> list[list[tuple[Feature, float]]]:
+        """For each item, what the `most` weightiest features added to its score, weightiest first."""
+        if not len(ranking.rows):
+            return []
+        share = self.release.trees.contributions(ranking.rows)[:, :-1]
+        order = np.argsort(-np.abs(share), axis=1, kind="stable")[:, :most]
+        return [
+            [(self.features[f], float(row[f])) for f in columns.tolist() if row[f] != 0]
+            for row, columns in zip(share, order, strict=True)
+        ]
+
+    def nearest_engaged(self, ranking: Ranking, history: History) -> list[tuple[int, float] | None]:
+        """For each item, the other item of the user's list nearest by text as (row, cosine), None for none."""
+        engaged = np.unique(history.item[history.item >= 0])
+        if not len(engaged):
+            return [None] * len(ranking.item)
+        cosine = self.items.vectors.cosines(ranking.item, engaged)
+        cosine[np.isnan(cosine) | (ranking.item[:, None] == engaged)] = -np.inf
+        best = cosine.argmax(axis=1)
+        near = zip(engaged[best].tolist(), cosine[np.arange(len(best)), best].tolist(), strict=True)
+        return [(row, c) if c > -np.inf else None for row, c in near]
+
+    def similar(self, row: int, limit: int) -> list[tuple[int, float]]:
+        """Other items nearest by text, best first, as (row, cosine), equal cosines by id; every item is compared."""
+        every = np.arange(len(self.items.catalogue), dtype=np.int32)
+        cosine = self.items.vectors.cosines(every, np.array([row], np.int32))[:, 0]
+        cosine[row] = np.nan
+        best = np.argsort(-cosine, kind="stable")[: min(limit, int((~np.isnan(cosine)).sum()))]
+        return list(zip(best.tolist(), cosine[best].tolist(), strict=True))
+
+    def warm(self) -> None:
+        """Rank and explain once, so that everything compiled is compiled and pages are read before anyone waits."""
+        n = len(self.items.catalogue)
+        item = np.arange(min(n, 100), dtype=np.int32)
+        at = self.release.manifest.cut_off
+        seen = History(
+            item, np.full(len(item), Kind.CLICK, np.int8), np.full(len(item), at - 1), item, np.full(len(item), at - 2)
+        )
+        for history in (EMPTY, seen):
+            ranking = self.rank(history, list(self.items.catalogue.item_ids[:500]), at, None)
+            self.contributions(ranking, 1)
+            self.nearest_engaged(ranking, history)
+        Live.of(self.release).apply(Tail(START, ["warm"], np.zeros(1, np.int8), np.full(1, at)))
+
+
+def prepare(path: Path, expected: str | None) -> Live:
+    """A release loaded, verified and warmed. Raises ReleaseError, also where its id is not the one expected."""
+    release = load(path)
+    if expected is not None and release.id != expected:
+        raise ReleaseError(f"{path} holds release {release.id}, the pointer says {expected}: promote it again")
+    live = Live.of(release)
+    live.warm()
+    return live
+
+
+class Follower:
+    """Keeps `live` up to date: events of the stream within a poll, a new release when the pointer moves.
+
+    reason: why there is no release yet, or why the next one is not live; empty where all is well.
+    redis: "ok", or how it is away.
+    """
+
+    def __init__(self, config: ServiceConfig, store: Store, release: Path | None) -> None:
+        """release: a directory to answer from until the pointer says otherwise, and while Redis is away."""
+        self.live: Live | None = None
+        self.reason = "starting"
+        self.redis = "not asked yet"
+        self._config, self._store, self._first = config, store, release
+        self._failed: tuple[Pointer, float] | None = None
+        self._loading: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        try:
+            if self._first is not None:
+                await self._load(Pointer("", str(self._first)))
+            while True:
+                caught_up = await self._step()
+                await asyncio.sleep(0 if not caught_up else self._config.poll_s)
+        finally:
+            if self._loading is not None:
+                self._loading.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._loading
+
+    async def _step(self) -> bool:
+        """One look at pointer and stream; True where nothing is left to read."""
+        live = self.live
+        try:
+            pointer, tail = await self._store.poll(live.last if live else END)
+        except StoreAway as e:
+            self._say_redis(str(e))
+            if live is None and not self.reason.startswith("release"):
+                self.reason = f"no release is loaded, and its pointer cannot be read: {e}"
+            return True
+        self._say_redis("ok")
+        if live is not None:
+            live.apply(tail)
+        self._consider(pointer)
+        return live is None or not tail.item_ids
+
+    def _say_redis(self, state: str) -> None:
+        if state != self.redis:
+            (log.info if state == "ok" else log.warning)("redis: %s", state)
+        self.redis = state
+
+    def _consider(self, pointer: Pointer | None) -> None:
+        """Begin to load the release that the pointer names, if it is not the live one and did not fail just now."""
+        if pointer is None:
+            if self.live is None:
+                self.reason = "no release is published yet: run `shelfwise nightly`, or promote one"
+            return
+        if self.live is not None and self.live.release.id == pointer.id:
+            self.reason = ""
+            return
+        if self._loading is not None and not self._loading.done():
+            return
+        now = asyncio.get_running_loop().time()
+        if self._failed is not None and self._failed[0] == pointer and now < self._failed[1] + self._config.reload_s:
+            return
+        self._loading = asyncio.create_task(self._load(pointer))
+
+    async def _load(self, pointer: Pointer) -> None:
+        """Load, warm, bring up to the end of the stream, and only then answer from it."""
+        try:
+            live = await asyncio.to_thread(prepare, Path(pointer.path), pointer.id or None)
+        except Exception as e:  # whatever is wrong with the next release, the live one goes on
+            self.reason = f"release {pointer.id or pointer.path} cannot be loaded: {e}"
+            self._failed = (pointer, asyncio.get_running_loop().time())
+            log.error("%s", self.reason, exc_info=None if isinstance(e, ReleaseError) else e)
+            return
+        with suppress(StoreAway):  # whatever is not read now, the next polls read
+            while (tail := (await self._store.poll(live.last))[1]).item_ids:
+                live.apply(tail)
+        self.live, self.reason, self._failed = live, "", None
+        log.info("answering from release %s", live.release.id)

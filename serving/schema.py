@@ -1,0 +1,304 @@
+"""What requests and answers look like, and how an event is accepted. The same structs decode, encode and document.
+
+msgspec rather than pydantic on these routes: 311 against 551 us of CPU a request (500 ids in, 50 scores out).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from features.log import GA4, KINDS, Kind
+from serving.config import ID_CHARACTERS
+from serving.store import Event
+
+Id = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS, description="Any text without control characters.")]
+
+KIND_OF = {name: Kind(KINDS.index(ours)) for name, ours in ({k: k for k in KINDS} | GA4).items()}
+"""Our names of events, and those of Google Analytics 4 (`purchase` is both)."""
+
+T = TypeVar("T")
+
+
+class Problem(Exception):
+    """An answer that is an error, as a problem document (RFC 9457).
+
+    slug: kind of problem, the end of its `type`. detail: what is wrong. remedy: what to do. field: where, if anywhere.
+    """
+
+    def __init__(
+        self, status: int, slug: str, title: str, detail: str, remedy: str, field: str | None = None,
+        headers: dict[str, str] | None = None, **more: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(detail)
+        self.status, self.headers = status, headers
+        self.document = {
+            "type": f"urn:shelfwise:problem:{slug}", "title": title, "status": status, "detail": detail,
+            **({} if field is None else {"field": field}), "remedy": remedy, **more,
+        }  # fmt: skip
+
+
+class ProblemDocument(Struct):
+    """An error (RFC 9457): what is wrong, where, and what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    remedy: str
+    field: str | None = None
+
+
+class RankRequest(Struct, forbid_unknown_fields=True):
+    """Candidates to put in order for a user.
+
+    A candidate named twice is ranked once; one that the catalogue does not know is ranked too, by what is known of
+    unknown items. Without `candidates` the whole catalogue is ranked, where it is small enough.
+    """
+
+    user_id: Id | None = None
+    candidates: list[Id] | None = None
+    limit: Annotated[int, Meta(ge=1, le=5000, description="How many to answer, best first; all by default.")] | None = (
+        None
+    )
+    explain: bool = False
+
+
+class Reason(Struct):
+    """What one feature added to an item's score."""
+
+    feature: str
+    contribution: float
+    about: str
+
+
+class Because(Struct):
+    """The item of the user's list whose text is nearest."""
+
+    item_id: str
+    title: str
+    cosine: float
+
+
+class RankedItem(Struct, omit_defaults=True):
+    """One item of the answer; `reasons` and `because_you_viewed` only where `explain` was asked and there are any."""
+
+    item_id: str
+    score: float
+    reasons: list[Reason] = []
+    because_you_viewed: Because | None = None
+
+
+class RankAnswer(Struct):
+    """Items best first; equal scores by item id. degraded: the user's history could not be read in time."""
+
+    request_id: str
+    release: str
+    degraded: bool
+    items: list[RankedItem]
+    took_ms: float
+
+
+class EventIn(Struct, forbid_unknown_fields=True):
+    """Something a shopper did with an item.
+
+    event: impression, view, click, cart, purchase or rating; or view_item_list, select_item, view_item, add_to_cart.
+    event_id: makes a retry harmless. Without it, it is derived from all other fields; without a timestamp either, a
+    retry counts again. timestamp: Unix seconds, milliseconds or microseconds, or ISO 8601 (UTC where it names no
+    zone); now where missing, and where it is a little ahead of the service's clock.
+    request_id, position: the shown list it belongs to, and the place in it from 0.
+    """
+
+    event: str
+    user_id: Id
+    item_id: Id
+    event_id: Id | None = None
+    timestamp: float | str | None = None
+    request_id: Id | None = None
+    position: Annotated[int, Meta(ge=0, le=32767)] | None = None
+    value: float | None = None
+    session_id: Id | None = None
+
+
+class Rejected(Struct):
+    """An event that was not taken: its place in the request, the field at fault, and why."""
+
+    index: int
+    field: str | None
+    message: str
+
+
+class Derived(Struct):
+    """The id given to an event that came without one."""
+
+    index: int
+    event_id: str
+
+
+class EventsAnswer(Struct):
+    """accepted: new and from now on known. duplicates: known before. Each rejected event stands alone."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[Rejected]
+    derived: list[Derived]
+
+
+class SimilarItem(Struct):
+    """An item and the cosine of its text with the one asked about."""
+
+    item_id: str
+    title: str
+    cosine: float
+
+
+class SimilarAnswer(Struct):
+    """Items whose texts are nearest, best first."""
+
+    item_id: str
+    release: str
+    items: list[SimilarItem]
+
+
+class Refusal(Exception):
+    """Why one event is not taken: the field at fault, and a message."""
+
+    def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.field, self.message = field, message
+
+
+class Accepted(NamedTuple):
+    """An event to be stored, and whether its id was derived."""
+
+    event: Event
+    derived: bool
+
+
+_AT_FIELD = re.compile(r" - at `\$\.?(.*)`$")
+_NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `(.*?)`")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_RANK = msgspec.json.Decoder(RankRequest)
+_EVENT = msgspec.json.Decoder(EventIn)
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SCALES = ((1e9, 1e10, 1e6), (1e12, 1e13, 1e3), (1e15, 1e16, 1.0))
+"""From, below, microseconds in one: seconds, milliseconds and microseconds between 2001 and 2286."""
+
+
+def rank_request(body: bytes) -> RankRequest:
+    """The request in a body. Raises Problem naming the field, the reason and the remedy."""
+    request = _decoded(_RANK, body)
+    for field, ids in (("user_id", [request.user_id or ""]), ("candidates", request.candidates or [])):
+        # Once over all of them: a search for each would cost more than the decoding.
+        if _CONTROL.search("".join(ids)):
+            at = next(n for n, i in enumerate(ids) if _CONTROL.search(i))
+            where = field if field == "user_id" else f"{field}[{at}]"
+            raise _invalid(where, f"{ids[at]!r} contains a control character")
+    return request
+
+
+def raw_events(body: bytes, most: int) -> list[msgspec.Raw]:
+    """The events of a body that is one object or an array, each still to be decoded. Raises Problem."""
+    if not body.lstrip(b" \t\r\n").startswith(b"["):
+        return [msgspec.Raw(body)] if _decoded(msgspec.json.Decoder(msgspec.Raw), body) else []
+    events = _decoded(_LIST, body)
+    if len(events) > most:
+        raise Problem(
+            413, "too-many-events", "Too many events", f"{len(events)} events in one request, at most {most} are taken",
+            "Send them in several requests.",
+        )  # fmt: skip
+    return events
+
+
+def accept(raw: msgspec.Raw, now: float, future_s: float) -> Accepted:
+    """The event to store. now: Unix seconds. Raises Refusal naming the field and the reason."""
+    try:
+        given = _EVENT.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        field, message = _where(e)
+        raise Refusal(field, message) from e
+    if given.event not in KIND_OF:
+        raise Refusal("event", f"{_short(given.event)} is none of {', '.join(KIND_OF)}")
+    for name in ("user_id", "item_id", "event_id", "request_id", "session_id"):
+        if _CONTROL.search(getattr(given, name) or ""):
+            raise Refusal(name, f"{_short(getattr(given, name))} contains a control character")
+    known, said = int(now * 1e6), None if given.timestamp is None else _microseconds(given.timestamp)
+    if said is not None and said > known + future_s * 1e6:
+        ahead = (said - known) / 1e6
+        raise Refusal("timestamp", f"{ahead:.0f} s ahead of the service's clock, at most {future_s:g} s are allowed")
+    # What a clock a little ahead stamps has happened by now; left in the future, the next ranking would not know it.
+    at = (known if said is None else min(said, known)) / 1e6
+    event_id = given.event_id or _derived_id(given, known if said is None else said)
+    event = Event(
+        event_id, int(KIND_OF[given.event]), given.user_id, given.item_id, at,
+        given.request_id, given.position, given.value, given.session_id,
+    )  # fmt: skip
+    return Accepted(event, given.event_id is None)
+
+
+def _derived_id(given: EventIn, microseconds: int) -> str:
+    content = [
+        int(KIND_OF[given.event]), given.user_id, given.item_id, microseconds,
+        given.request_id, given.position, given.value, given.session_id,
+    ]  # fmt: skip
+    return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
+
+
+def _microseconds(timestamp: float | str) -> int:
+    """Whole microseconds since 1970, UTC. Raises Refusal."""
+    if isinstance(timestamp, str):
+        try:
+            when = datetime.fromisoformat(timestamp)
+        except ValueError:
+            raise Refusal("timestamp", f"{_short(timestamp)} is not ISO 8601, as 2025-01-31T12:00:00Z") from None
+        return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+    for low, high, scale in _SCALES:
+        if low <= timestamp < high:
+            return round(timestamp * scale)
+    raise Refusal(
+        "timestamp", f"{timestamp:g} is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286"
+    )
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as e:
+        field, message = _where(e)
+        raise _invalid(field, message) from e
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise Problem(
+            400,
+            "not-json",
+            "Not JSON",
+            _where(e)[1],
+            "Send JSON in UTF-8; NaN and Infinity are not JSON: leave such a value out.",
+        ) from e
+
+
+def _invalid(field: str | None, message: str) -> Problem:
+    remedy = "See /docs for the fields and their types."
+    return Problem(422, "invalid-field", "A field is not as it must be", message, remedy, field)
+
+
+def _where(error: Exception) -> tuple[str | None, str]:
+    """The field that a decoder's message is about, if any, and the message without it."""
+    message = str(error)
+    if isinstance(error, RecursionError):
+        message = "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        message = "not UTF-8"
+    named, at = _NAMED_FIELD.search(message), _AT_FIELD.search(message)
+    path = at.group(1) if at else ""
+    field = ".".join(filter(None, [path, named.group(1) if named else ""]))
+    return field or None, _AT_FIELD.sub("", message)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")

@@ -1,0 +1,341 @@
+"""What a release promises: the same inputs make the same bytes, and nothing that disagrees is ever loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.catalogue import Catalogue
+from features.decay import ItemState
+from features.history import History
+from features.log import Kind
+from features.neighbours import Neighbours
+from features.table import Items, names, rows
+from features.vectors import Vectors
+from serving.release import ReleaseError, Strings, list_releases, load, read_manifest, write
+
+CUT_OFF = 1_700_000_000.0
+COLOURS = ("blue", "red")
+
+
+def planted_items(n: int = 20) -> Items:
+    """Items of two colours in turn: `blue-00, blue-02, ..` look alike, and so do `red-01, red-03, ..`."""
+    rng = np.random.default_rng(3)
+    colour = np.arange(n) % 2
+    ids = sorted(f"{COLOURS[c]}-{i:02d}" for i, c in enumerate(colour))
+    colour = np.array([COLOURS.index(i.split("-")[0]) for i in ids], np.int32)
+    vectors = np.full((n + 1, 16), np.nan, np.float32)
+    vectors[:n] = rng.normal(0, 0.1, (n, 16))
+    vectors[np.arange(n), colour] += 1
+    category = np.append(colour, 2).astype(np.int32)
+    catalogue = Catalogue(
+        ids, [f"A {i} thing" for i in ids], np.append(rng.uniform(1, 9, n), np.nan), category, list(COLOURS),
+        np.zeros(n + 1, np.int32), [], np.append(np.full(n, CUT_OFF - 9e6), np.nan),
+        np.append(rng.uniform(0, 1, n), np.nan)[:, None], ["net weight"],
+        np.append(np.arange(n + 1), n), colour, ["hue=blue", "hue=red"],
+    )  # fmt: skip
+    state = ItemState.empty(category, len(COLOURS))
+    m = 200
+    state.apply(
+        rng.integers(0, n, m).astype(np.int32), rng.integers(0, 5, m).astype(np.int8), CUT_OFF - rng.uniform(1, 9e5, m)
+    )
+    prior = np.append(rng.uniform(0, 0.2, n), np.nan).astype(np.float32)
+    return Items(catalogue, Vectors.quantise(vectors), prior, Neighbours.none(n, 3), state)
+
+
+def planted_model(items: Items, seed: int = 0, sign: float = 1.0) -> str:
+    """Trees that like what has the colour of what the user looked at (with sign -1: what has not)."""
+    rng = np.random.default_rng(seed)
+    n = len(items.catalogue)
+    every, table, label = np.arange(n, dtype=np.int32), [], []
+    for _ in range(30):
+        liked = rng.choice(every[items.catalogue.category[:-1] == rng.integers(2)], 3).astype(np.int32)
+        at = CUT_OFF - np.arange(1.0, 4.0)
+        history = History(liked, np.full(3, Kind.CLICK, np.int8), at, np.empty(0, np.int32), np.empty(0))
+        table.append(rows(items, history, every, CUT_OFF))
+        label.append(sign * (items.catalogue.category[:-1] == items.catalogue.category[liked[0]]))
+    data = lightgbm.Dataset(
+        np.concatenate(table), np.concatenate(label), feature_name=[f.replace(" ", "_") for f in names(items)]
+    )
+    settings = {"objective": "regression", "num_leaves": 7, "verbose": -1, "num_threads": 1, "deterministic": True}
+    return str(lightgbm.train(settings, data, 20).model_to_string())
+
+
+def columns(items: Items) -> pa.Table:
+    ids = list(items.catalogue.item_ids)
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(16 * len(ids), np.float32)), 16)
+    return pa.table({"item_id": ids, "embedding": embedding})
+
+
+def publish(root: Path, items: Items | None = None, **changed: Any) -> Path:
+    """A planted release under `root`."""
+    items = items or planted_items()
+    given: dict[str, Any] = {
+        "items": items, "model_text": changed.pop("model_text", None) or planted_model(items),
+        "item_columns": columns(items), "encoder_dir": None, "encoder_fingerprint": "f00d",
+        "cut_off": CUT_OFF, "window": {"ranker": [CUT_OFF - 9e5, CUT_OFF]},
+        "metrics": {"ndcg@10": np.float64(0.5), "lists": np.int64(7), "cold": float("nan")},
+        "parent": None, "created_at": CUT_OFF + 60,
+    }  # fmt: skip
+    return write(root, **(given | changed))
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return planted_model(planted_items())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
+    return publish(tmp_path_factory.mktemp("releases"), model_text=model)
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / made.name))
+
+
+def test_a_loaded_release_gives_the_very_rows_and_scores_it_was_made_of(made: Path, model: str) -> None:
+    items, release = planted_items(), load(made)
+    history = History(
+        np.array([3, -1], np.int32), np.array([2, 4], np.int8), CUT_OFF - np.array([5.0, 60.0]),
+        np.array([3, 4], np.int32), CUT_OFF - np.array([6.0, 6.0]),
+    )  # fmt: skip
+    candidates = np.array([0, 5, -1, 19], np.int32)
+    expected = rows(items, history, candidates, CUT_OFF + 10)
+    found = rows(release.items, history, candidates, CUT_OFF + 10)
+    assert found.tobytes() == expected.tobytes()
+    booster = lightgbm.Booster(model_str=model)
+    np.testing.assert_array_equal(booster.predict(expected, raw_score=True), release.trees.score(found))
+    assert list(release.items.catalogue.titles) == list(items.catalogue.titles)
+
+
+def test_the_manifest_says_what_it_was_made_of(made: Path) -> None:
+    manifest = read_manifest(made)
+    assert manifest.id == made.name
+    assert manifest.id.startswith("20231114-")  # the UTC date of 1700000060
+    assert len(manifest.id) == len("20231114-") + 10
+    assert (manifest.items, manifest.dimension, manifest.cut_off) == (20, 16, CUT_OFF)
+    assert manifest.metrics == {"ndcg@10": 0.5, "lists": 7, "cold": None}
+    assert manifest.feature_names == list(names(planted_items()))
+    on_disk = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
+    assert set(manifest.files) == on_disk - {"manifest.json"}
+
+
+def test_the_items_file_names_its_encoder(made: Path) -> None:
+    table = pq.read_table(made / "items.parquet")
+    assert table.schema.metadata[b"encoder_fingerprint"] == b"f00d"
+    assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
+
+
+def test_the_same_inputs_make_the_same_release(made: Path, tmp_path: Path, model: str) -> None:
+    again = publish(tmp_path, model_text=model)
+    assert again.name == made.name
+    for path in made.rglob("*"):
+        if path.is_file():
+            assert (again / path.relative_to(made)).read_bytes() == path.read_bytes()
+    assert publish(tmp_path, model_text=model) == again, "made twice in one place is made once"
+    assert [p.name for p in tmp_path.iterdir()] == [again.name]
+
+
+@pytest.mark.parametrize("change", [{"cut_off": CUT_OFF - 1}, {"parent": "20231113-0000000000"}, {"metrics": {}}])
+def test_anything_else_makes_another(made: Path, tmp_path: Path, model: str, change: dict[str, Any]) -> None:
+    assert publish(tmp_path, model_text=model, **change).name != made.name
+
+
+def test_arrays_are_mapped_and_cannot_be_written(made: Path) -> None:
+    items = load(made).items
+    for array in (items.vectors.code, items.prior, items.catalogue.price, items.state.value):
+        assert type(array) is np.ndarray
+        assert not array.flags.writeable
+        assert not array.flags.owndata
+    items.state.copy().apply(np.zeros(1, np.int32), np.ones(1, np.int8), np.full(1, CUT_OFF))
+
+
+def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
+    items = planted_items()
+    other = replace(items, catalogue=replace(items.catalogue, number_names=["length"]))
+    with pytest.raises(
+        ReleaseError,
+        match=r"the model given was trained on \d+ features, the rows have \d+; at column \d+ the model has "
+        r"'item_length', the rows 'item_net_weight': train on the features of this version and catalogue",
+    ):
+        publish(tmp_path, model_text=planted_model(other))
+    with pytest.raises(ReleaseError, match="the model given: "):
+        publish(tmp_path, model_text="no model")
+    unsorted = replace(items, catalogue=replace(items.catalogue, item_ids=list(items.catalogue.item_ids)[::-1]))
+    with pytest.raises(ReleaseError, match="item ids are not in ascending order, each once: sort it by item_id"):
+        publish(tmp_path, unsorted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_is_carried_but_nothing_that_could_run(tmp_path: Path, model: str) -> None:
+    encoder = tmp_path / "encoder"
+    (encoder / "1_Pooling").mkdir(parents=True)
+    (encoder / "model.safetensors").write_bytes(b"weights")
+    (encoder / "1_Pooling" / "config.json").write_text("{}")
+    made = publish(tmp_path / "good", model_text=model, encoder_dir=encoder)
+    assert (made / "encoder" / "1_Pooling" / "config.json").read_text() == "{}"
+    assert "encoder/model.safetensors" in load(made).manifest.files
+    for name in ("pytorch_model.bin", "modeling.py", "x.PKL"):
+        (encoder / name).write_bytes(b"")
+        with pytest.raises(
+            ReleaseError, match=f"{name}: an encoder in a release may hold safetensors, JSON and text only"
+        ):
+            publish(tmp_path / "bad", model_text=model, encoder_dir=encoder)
+        (encoder / name).unlink()
+    assert list((tmp_path / "bad").iterdir()) == []
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["ranker.txt", "items.parquet", "arrays/vector_code.npy"])
+def test_a_changed_byte_stops_with_both_checksums(copy: Path, name: str) -> None:
+    flip(copy / name)
+    with pytest.raises(
+        ReleaseError,
+        match=rf"{name} has SHA-256 [0-9a-f]{{64}}, the manifest says [0-9a-f]{{64}}: copy",
+    ):
+        load(copy)
+
+
+def test_a_short_file_stops_with_both_sizes_even_unverified(copy: Path) -> None:
+    size = (copy / "ranker.txt").stat().st_size
+    os.truncate(copy / "ranker.txt", 10)
+    with pytest.raises(ReleaseError, match=f"ranker.txt has 10 bytes, the manifest says {size}: copy"):
+        load(copy, verify=False)
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "arrays" / "prior.npy").unlink()
+    with pytest.raises(ReleaseError, match=r"arrays/prior\.npy is missing: copy the release again"):
+        load(copy)
+
+
+def test_a_directory_without_manifest_is_no_release(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match=r"is no release: it has no manifest\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe", b"[" * 100_000])
+def test_a_broken_manifest_is_said_so(copy: Path, content: bytes) -> None:
+    (copy / "manifest.json").write_bytes(content)
+    with pytest.raises(ReleaseError, match=r"manifest\.json is not a manifest: .*; copy or make the release again"):
+        load(copy)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change the manifest as somebody would who also knows how the id is made."""
+    import msgspec
+
+    from serving.release import Manifest, _id, _json
+
+    document = json.loads((path / "manifest.json").read_text())
+    change(document)
+    (path / "manifest.json").write_text(json.dumps(document))
+    manifest = msgspec.convert(document, Manifest)
+    (path / "manifest.json").write_bytes(_json(msgspec.structs.replace(manifest, id=_id(manifest))))
+    return path
+
+
+def test_an_edited_manifest_disagrees_with_its_id(copy: Path) -> None:
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"ndcg@10": 0.5', '"ndcg@10": 0.9'))
+    with pytest.raises(ReleaseError, match=r"id '20231114-\w{10}', but its content makes '20231114-\w{10}'"):
+        load(copy)
+
+
+def test_another_format_is_named_before_anything_else(copy: Path) -> None:
+    (copy / "manifest.json").write_text('{"format": 2, "everything": "different"}')
+    with pytest.raises(ReleaseError, match="format 2, this version reads 1: serve it with the version that made it"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "arrays/../../outside", "a\\b", ""])
+def test_a_path_out_of_the_release_is_refused(copy: Path, name: str) -> None:
+    rewrite(copy, lambda m: m["files"].update({name: m["files"]["ranker.txt"]}))
+    with pytest.raises(ReleaseError, match="leads out of the release; refused"):
+        load(copy)
+
+
+def test_a_link_out_of_the_release_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "ranker.txt").rename(tmp_path / "ranker.txt")
+    (copy / "ranker.txt").symlink_to(tmp_path / "ranker.txt")
+    with pytest.raises(ReleaseError, match="is a link out of the release; refused"):
+        load(copy)
+
+
+def test_another_schema_stops_with_both_values(copy: Path) -> None:
+    rewrite(copy, lambda m: m.update(schema_hash="0" * 64))
+    with pytest.raises(
+        ReleaseError, match=r"its rows have schema 0{64} \(\d+ features\), this version makes [0-9a-f]{64} "
+    ):
+        load(copy)
+
+
+def test_an_array_of_another_shape_stops_with_both(copy: Path) -> None:
+    rewrite(copy, lambda m: m.update(dimension=8))
+    with pytest.raises(ReleaseError, match=r"vector_code\.npy: int8\[21, 16\], expected int8\[21, 8\]"):
+        load(copy)
+
+
+def resave(path: Path, name: str, array: np.ndarray, allow_pickle: bool = False) -> None:
+    file = path / "arrays" / f"{name}.npy"
+    np.save(file, array, allow_pickle=allow_pickle)
+    from serving.release import _entry
+
+    entry = _entry(file)
+    rewrite(path, lambda m: m["files"].update({f"arrays/{name}.npy": {"bytes": entry.bytes, "sha256": entry.sha256}}))
+
+
+def test_an_array_that_points_nowhere_is_refused(copy: Path) -> None:
+    """Compiled code would read whatever lies there."""
+    category = np.load(copy / "arrays" / "category.npy")
+    category[0] = 99
+    resave(copy, "category", category)
+    with pytest.raises(ReleaseError, match=r"category\.npy: holds 0 to 99, expected 0 to 2: make the release again"):
+        load(copy)
+
+
+def test_a_pickled_array_is_refused_unread(copy: Path) -> None:
+    resave(copy, "prior", np.array([print], object), allow_pickle=True)
+    with pytest.raises(ReleaseError, match=r"prior\.npy is no array: .*[Oo]bject"):
+        load(copy)
+
+
+def test_releases_are_listed_newest_first_and_broken_ones_with_their_problem(tmp_path: Path, model: str) -> None:
+    old = publish(tmp_path, model_text=model)
+    new = publish(tmp_path, model_text=model, created_at=CUT_OFF + 86400)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / ".making-x").mkdir()
+    listed = list_releases(tmp_path)
+    assert [r.path for r in listed] == [new, old, tmp_path / "broken"]
+    assert "is no release" in listed[2].problem
+    assert list_releases(tmp_path / "nowhere") == []
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_strings_come_back_as_they_went_in(strings: list[str]) -> None:
+    packed = Strings.of(strings)
+    assert list(packed) == strings
+    assert [packed[i] for i in range(len(packed))] == strings
+    assert packed[::-1] == strings[::-1]
+    with pytest.raises(IndexError):
+        packed[len(strings)]
