@@ -1,0 +1,449 @@
+"""What the report says, and that nothing from the data can break the page or the JSON beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import stat
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offline import report
+
+VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect"}
+HOSTILE = (
+    '</title><script>alert(1)</script><img src=x onerror="alert(1)"> $x^2$ {0} %s ${body} \x00\x1b \ud800 商品 \u202e'
+)
+
+
+def scored(value: float, half: float = 0.01) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def compared(b: str, difference: float, half: float, part: str = "all", a: str = "ranker") -> dict[str, Any]:
+    ends = {"difference": difference, "low": difference - half, "high": difference + half}
+    return {"a": a, "b": b, "metric": "ndcg@10", "slice": part, "lists": 1568, **ends}
+
+
+def small() -> dict[str, Any]:
+    """The least there can be: one system, one slice, one metric."""
+    return {"systems": {"ranker": {"all": {"lists": 40, "ndcg@10": scored(0.6)}}}}
+
+
+def full() -> dict[str, Any]:
+    means = {"popularity": 0.5, "item_click_rate": 0.55, "text": 0.52, "ranker": 0.6, "best_possible": 0.75}
+    window = {"from": "2026-01-01T00:00:00+00:00", "to": "2026-01-20T00:00:00+00:00", "lists": 1568}
+    return {
+        "schema": 1,
+        "title": "A night",
+        "created_at": "2026-03-14T02:11:09+00:00",
+        "release": "r-7",
+        "level": 0.95,
+        "data": {
+            "items": 4213, "events": 1284551, "users": 9120, "lists": 42110, "lists_source": "logged",
+            "lists_without_gain": 18210, "from": window["from"], "to": window["to"], "notes": ["seed 7"],
+        },
+        "windows": dict.fromkeys(("encoder", "ranker", "validation", "test"), window),
+        "encoder": {
+            "model": "MiniLM", "mode": "full", "stopped_by": "budget", "examples": 900,
+            "curve": [{"epoch": i, "loss": 3.0 - i, "recall@50": 0.3 + i / 10, "ndcg@10": 0.1} for i in range(3)],
+        },
+        "ranker": {
+            "trees": 2, "curve": [0.5, 0.6, 0.58],
+            "importance": [[f"feature_{i}", f"meaning {i}", 100.0 - i] for i in range(25)],
+        },
+        "systems": {
+            name: {part: {"lists": 1568, "ndcg@10": scored(m), "mrr": scored(m)} for part in ("all", "cold_users")}
+            for name, m in means.items()
+        },
+        "comparisons": [
+            compared("popularity", 0.1, 0.01), compared("item_click_rate", 0.05, 0.01), compared("text", 0.08, 0.09),
+            compared("popularity", 0.03, 0.04, "cold_users"),
+        ],
+        "examples": [{"user": "u1", "liked": ["Sock"], "before": [["Pan", "sold"]], "after": [["Boot", "like Sock"]]}],
+        "quality": [["events.csv", "quarantined", "timestamp in the future", 12]],
+        "steps": [{"name": "train_encoder", "seconds": 121.3, "peak_mb": 1810.0}],
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """The tags of a page and its visible text; fails on a tag closed out of turn or an id given twice."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(page)
+        self.close()
+        ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        assert self.open == []
+        assert len(ids) == len(set(ids))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report.render(full())
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots left empty, for rules about words alone: drawing is most of the time."""
+    monkeypatch.setattr(report, "_plot", lambda *_: "<figure></figure>")
+
+
+def verdict(evaluation: dict[str, Any]) -> str:
+    found = re.search(r'<p class="verdict (\w+)">(.*?)</p>', report.render(evaluation))
+    assert found
+    return f"{found[1]}: {found[2]}"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.01, 0.03, True),
+        (-0.03, -0.01, True),
+        (-0.01, 0.03, False),
+        (0.0, 0.03, False),
+        (-0.03, 0.0, False),
+        (float("nan"), 0.03, False),
+        (0.01, float("inf"), False),
+        (None, None, False),
+        ("0.01", "0.03", False),
+        (np.float64(0.01), np.float32(0.03), True),
+    ],
+)
+def test_significant_means_that_the_interval_excludes_zero(low: object, high: object, expected: bool) -> None:
+    assert report.significant({"low": low, "high": high}) is expected
+
+
+def test_an_interval_with_its_ends_swapped_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'ranker' with 'text': low 0.2 is above high 0.1; swap them"):
+        report.significant({"a": "ranker", "b": "text", "low": 0.2, "high": 0.1})
+
+
+def test_the_verdict_comes_first_and_is_about_the_strongest_baseline(page: str) -> None:
+    """item_click_rate is the strongest: the ranker gains 0.60 - 0.55 = 0.05 on it, and 0.10 and 0.08 on the others."""
+    expected = (
+        "The ranker is better than item click rate, the strongest of the 3 baselines it was compared with: ndcg@10 "
+        "0.600 against 0.550, a difference of +0.0500 [+0.0400, +0.0600] over 1,568 lists; the interval excludes zero."
+    )
+    words = Page(page).words
+    assert expected in words
+    assert words.index(expected) < words.index("How good each order is")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_interval_across_zero_is_never_called_better() -> None:
+    evaluation = {**full(), "comparisons": [compared("text", 0.01, 0.02)]}
+    expected = "undecided: The ranker is not to be told from text"
+    assert verdict(evaluation).startswith(expected)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_loss_is_called_worse() -> None:
+    evaluation = {**full(), "comparisons": [compared("text", -0.05, 0.02), compared("popularity", 0.1, 0.01)]}
+    assert verdict(evaluation).startswith("worse: The ranker is worse than text, the strongest of the 2 baselines")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_a_comparison_nothing_is_claimed() -> None:
+    expected = "undecided: The ranker reaches ndcg@10 0.600; it was compared with nothing, so no more is claimed."
+    assert verdict(small()) == expected
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_a_ranker_the_verdict_says_so() -> None:
+    evaluation = {"systems": {"random": {"all": {"ndcg@10": scored(0.3)}}}}
+    assert verdict(evaluation).startswith("undecided: No ranker was evaluated")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_ceiling_and_other_slices_and_metrics_do_not_make_the_verdict() -> None:
+    others = [compared("best_possible", -0.15, 0.01), compared("text", -0.2, 0.01, "cold_users")]
+    others.append({**compared("text", -0.3, 0.01), "metric": "mrr"})
+    evaluation = {**full(), "comparisons": [*others, compared("popularity", 0.1, 0.01)]}
+    assert verdict(evaluation).startswith("better: The ranker is better than popularity: ")
+
+
+def test_every_other_baseline_and_slice_is_remarked_on(page: str) -> None:
+    words = Page(page).words
+    assert "Overall: better than popularity." in words
+    assert "Overall: not to be told from text." in words
+    assert "Cold users: not to be told from popularity, the strongest there, +0.0300 [−0.0100, +0.0700]" in words
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_system_that_scores_higher_and_was_not_compared_is_named() -> None:
+    evaluation = full()
+    evaluation["systems"]["cooccurrence"] = {"all": {"lists": 1, "ndcg@10": scored(0.65)}}
+    said = "cooccurrence scores higher (0.650) and was not compared with the ranker."
+    assert said in Page(report.render(evaluation)).words
+
+
+def test_the_share_of_the_way_to_the_best_possible_order(page: str) -> None:
+    """(0.60 - 0.50) / (0.75 - 0.50) = 40%, and (0.60 - 0.55) / (0.75 - 0.55) = 25%."""
+    words = Page(page).words
+    assert "From popularity to the best possible order, the ranker goes 40% of the way." in words
+    assert "From item click rate to the best possible order, the ranker goes 25% of the way." in words
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_there_is_no_share_where_the_baseline_is_at_the_ceiling() -> None:
+    evaluation = full()
+    evaluation["systems"]["best_possible"]["all"]["ndcg@10"] = scored(0.5)
+    assert "From popularity" not in Page(report.render(evaluation)).words
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_rebuilt_lists_are_said_before_any_plot() -> None:
+    evaluation = full()
+    evaluation["data"]["lists_source"] = "rebuilt"
+    text = report.render(evaluation)
+    assert text.index("The lists were rebuilt, not logged.") < text.index("<figure")
+
+
+def test_logged_lists_are_not_called_rebuilt(page: str) -> None:
+    assert "rebuilt" not in Page(page).words
+
+
+def test_the_page_needs_nothing_from_outside_itself(page: str) -> None:
+    tags = Page(page).tags
+    assert {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "a"} == set()
+    links = [
+        value or "" for _, attributes in tags for name, value in attributes.items() if name.endswith(("href", "src"))
+    ]
+    assert [link for link in links if not link.startswith("#")] == []
+    assert re.findall(r"url\((?!#)|@import", page) == []
+
+
+def test_plots_take_their_colours_from_the_page_so_that_both_themes_are_readable(page: str) -> None:
+    plots = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert re.findall(r"#[0-9a-f]{6}\b(?=[;\"])", plots) == []
+    assert "var(--accent)" in plots
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_every_plot_has_a_caption_and_a_name_for_those_who_cannot_see_it(page: str) -> None:
+    """2 of quality (slices), 2 of gain (slices), 2 of the encoder, 2 of the ranker, 1 of time = 9."""
+    parsed = Page(page)
+    named = [attributes for tag, attributes in parsed.tags if tag == "svg" and attributes.get("aria-label")]
+    assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (9, 9, 9)
+
+
+def test_every_table_has_a_caption_and_every_header_a_scope(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.count("caption") == parsed.count("table") > 0
+    assert {attributes.get("scope") for tag, attributes in parsed.tags if tag == "th"} == {"col", "row"}
+
+
+def test_the_twenty_strongest_features_are_drawn_and_all_are_listed(page: str) -> None:
+    plot = next(p for p in re.findall(r"<figure>.*?</figure>", page, re.DOTALL) if "<b>Features</b>" in p)
+    assert plot.count(">feature_") == 20
+    assert "meaning 24" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("missing", [name for name in report.SECTIONS if name != "systems"])
+@pytest.mark.parametrize("how", ["absent", "none", "empty"])
+def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
+    heads = {
+        "comparisons": "What is gained", "encoder": "Text encoder", "ranker": "Ranker", "examples": "Lists before",
+        "steps": "The run", "data": "lists without a gain", "windows": "Windows", "quality": "every row read",
+    }  # fmt: skip
+    evaluation = full()
+    assert heads[missing] in Page(report.render(evaluation)).words
+    if how == "absent":
+        del evaluation[missing]
+    else:
+        evaluation[missing] = None if how == "none" else type(evaluation[missing])()
+    assert re.search(rf"(^|\n){heads[missing]}|{heads[missing]}$", Page(report.render(evaluation)).words) is None
+    assert f"<h2>{heads[missing]}" not in report.render(evaluation)
+
+
+def test_systems_alone_make_a_page() -> None:
+    parsed = Page(report.render(small()))
+    assert parsed.count("h2") == 2
+    assert parsed.count("figure") == 1
+
+
+def everywhere(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: everywhere(inner, change) for key, inner in value.items()}
+    return [everywhere(inner, change) for inner in value] if isinstance(value, list) else change(value)
+
+
+def test_hostile_text_anywhere_stays_text() -> None:
+    """Every string of the evaluation is hostile, names of systems, slices, metrics and features too."""
+    evaluation = everywhere(full(), lambda v: HOSTILE if isinstance(v, str) else v)
+    evaluation["systems"][HOSTILE] = {"all": {HOSTILE: scored(0.2)}, HOSTILE: {"ndcg@10": scored(0.1)}}
+    evaluation["systems"]["ranker"][HOSTILE] = {"lists": 3, "ndcg@10": scored(0.4)}
+    evaluation["comparisons"] = [
+        {**compared(HOSTILE, 0.1, 0.2, part), "a": a} for part in ("all", HOSTILE) for a in ("ranker", HOSTILE)
+    ]
+    evaluation["windows"][HOSTILE] = {"from": HOSTILE, "to": HOSTILE, "lists": HOSTILE}
+    evaluation["encoder"]["curve"] = [{"epoch": 1, "loss": 1.0, HOSTILE: 0.5}, {"epoch": 2, "loss": 0.9, HOSTILE: 0.6}]
+    text = report.render(evaluation)
+    parsed = Page(text)
+    assert {tag for tag, _ in parsed.tags} & {"script", "img"} == set()
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert "<script>alert(1)" in parsed.words
+    assert text.encode()
+    assert "\x00" not in text
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), None, 1e300, -1e300, 10**400, "many", True])
+def test_odd_numbers_anywhere_do_not_break_the_page(odd: object) -> None:
+    changed = everywhere(full(), lambda v: odd if isinstance(v, float | int) else v)
+    changed["schema"] = 1
+    Page(report.render(changed))
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), None])
+def test_a_number_that_is_not_finite_is_a_dash_on_the_page_and_null_in_the_json(odd: object, tmp_path: Path) -> None:
+    evaluation = small()
+    evaluation["systems"]["ranker"]["all"]["mrr"] = {"value": odd, "low": odd, "high": odd}
+    page = report.write(evaluation, tmp_path).read_text("utf-8")
+    assert '<td class="number">- [-, -]</td>' in page
+    found = json.loads((tmp_path / "evaluation.json").read_text("utf-8"))
+    assert found["systems"]["ranker"]["all"]["mrr"] == {"value": None, "low": None, "high": None}
+
+
+def test_one_user_has_a_dot_without_an_interval() -> None:
+    """With one cluster there is no bootstrap: the ends are NaN, the value is not."""
+    evaluation = small()
+    evaluation["systems"]["ranker"]["all"]["ndcg@10"] = {"value": 0.6, "low": float("nan"), "high": float("nan")}
+    assert Page(report.render(evaluation)).count("figure") == 1
+
+
+def test_the_same_evaluation_gives_the_same_bytes_whatever_was_set_or_drawn_before(page: str) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context(
+        {"font.size": 30, "svg.fonttype": "path", "lines.linewidth": 9, "axes.facecolor": "red"}
+    ):
+        before = dict(matplotlib.rcParams)
+        assert report.render(full()) == page
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_the_evaluation_is_left_as_it_was() -> None:
+    evaluation = full()
+    kept = copy.deepcopy(evaluation)
+    report.render(evaluation)
+    assert evaluation == kept
+
+
+def test_the_json_makes_the_same_page_as_the_evaluation_it_came_from(tmp_path: Path, page: str) -> None:
+    path = report.write(full(), tmp_path / "made" / "for it")
+    assert path == tmp_path / "made" / "for it" / "report.html"
+    assert path.read_text("utf-8") == page
+    assert report.render(json.loads((path.parent / "evaluation.json").read_text("utf-8"))) == page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_numpy_values_are_written_as_plain_numbers(tmp_path: Path) -> None:
+    evaluation = small()
+    evaluation["systems"]["ranker"]["all"] = {"lists": np.int64(3), "ndcg@10": {"value": np.float32(0.5)}}
+    evaluation["ranker"] = {"curve": np.array([0.25, np.nan])}
+    report.write(evaluation, tmp_path)
+    found = json.loads((tmp_path / "evaluation.json").read_text("utf-8"))
+    assert found["systems"]["ranker"]["all"] == {"lists": 3, "ndcg@10": {"value": 0.5}}
+    assert found["ranker"]["curve"] == [0.25, None]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_writing_leaves_two_files_and_nothing_beside_them(tmp_path: Path) -> None:
+    report.write(small(), tmp_path)
+    report.write(small(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "report.html"]
+    assert {bool(path.stat().st_mode & stat.S_IRUSR) for path in tmp_path.iterdir()} == {True}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_evaluation_that_cannot_be_rendered_leaves_the_old_report(tmp_path: Path) -> None:
+    old = report.write(small(), tmp_path).read_bytes()
+    with pytest.raises(ValueError, match="nothing to report"):
+        report.write({"systems": {}}, tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == old
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_write_that_fails_halfway_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = report.write(small(), tmp_path).read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        report.write({**small(), "title": "new"}, tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"schema": 2}, ValueError, r"schema 2: this report reads schema 1; evaluate again"),
+        ({"systems": None}, ValueError, r"evaluation\['systems'\] is missing or empty"),
+        ({"systems": ["ranker"]}, TypeError, r"evaluation\['systems'\] is a list, expected a dict"),
+        (
+            {"systems": {"a": {"all": 3}}},
+            TypeError,
+            r"evaluation\['systems'\]\['a'\]\['all'\] is a int, expected a dict",
+        ),
+        ({"comparisons": [3]}, TypeError, r"evaluation\['comparisons'\]\[0\] is a int, expected a dict"),
+        ({"title": b"bytes"}, TypeError, r"evaluation\['title'\] is a bytes, expected text, a number, a list"),
+        ({"data": {3: "x"}}, TypeError, r"evaluation\['data'\]: key 3 is a int, expected str"),
+    ],
+)
+def test_a_wrong_shape_is_refused_with_its_place(change: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        report.render({**small(), **change})
+
+
+texts = st.text(st.characters(), max_size=20)
+numbers = st.one_of(st.floats(), st.integers(), st.none())
+entries = st.fixed_dictionaries({"value": numbers, "low": numbers, "high": numbers})
+slices = st.dictionaries(texts, st.fixed_dictionaries({"lists": numbers, "ndcg@10": entries}), max_size=2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    systems=st.dictionaries(
+        st.one_of(st.sampled_from(["ranker", "popularity", "best_possible"]), texts), slices, min_size=1, max_size=3
+    ),
+    title=texts,
+    importance=st.lists(st.tuples(texts, texts, numbers), max_size=4),
+)
+def test_any_texts_and_numbers_make_a_page_that_parses(systems: Any, title: str, importance: Any) -> None:
+    Page(report.render({"systems": systems, "title": title, "ranker": {"importance": importance}}))
