@@ -1,0 +1,224 @@
+"""What of an encoder is trained: a projection over cached vectors, or its upper layers over cached activations.
+
+A tower gives vectors of items and takes back their gradient; the loop in `train.py` knows no more of it. On a CPU the
+text passes are the whole cost, so a tower makes few: each distinct item once a batch, and the layers below the
+trained ones once in all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.log import F32, I64
+from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Encoder
+
+CACHE_BYTES = 4 * 1024**3
+"""Room for cached activations in memory; a catalogue that needs more has its lower layers run again each time."""
+
+
+class Tower(Protocol):
+    """Vectors of items, their gradient, and the encoder that comes out."""
+
+    parameters: dict[str, Tensor]
+
+    def vectors(self, rows: I64, candidate: Tensor) -> Tensor:
+        """float32[m, d]: the vectors of some items; those marked as candidate are up to date."""
+
+    def backward(self, gradient: Tensor) -> None:
+        """Takes the gradient of what `vectors` gave last down to the parameters."""
+
+    def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
+        """float32[n, d]: the vectors of all items, up to date; 0 for an item without text."""
+
+    def encoder(self) -> Encoder:
+        """The encoder with the parameters as they stand."""
+
+
+class Projection:
+    """`normalize(v + v @ R)` over cached unit vectors, `R` from zero: where it starts it changes nothing."""
+
+    def __init__(self, base: Encoder, cached: Tensor) -> None:
+        self._base, self._cached = base, cached
+        residual = torch.zeros(cached.shape[1], cached.shape[1], requires_grad=True)
+        self.parameters: dict[str, Tensor] = {"residual": residual}
+        self._last = residual
+
+    def _project(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors + vectors @ self.parameters["residual"], dim=1)
+
+    def vectors(self, rows: I64, candidate: Tensor) -> Tensor:
+        """All of them up to date: here that costs nothing."""
+        self._last = self._project(self._cached[torch.from_numpy(rows)])
+        return self._last.detach()
+
+    def backward(self, gradient: Tensor) -> None:
+        """See `Tower`."""
+        self._last.backward(gradient)  # type: ignore[no-untyped-call]
+
+    def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
+        """See `Tower`; no text is read."""
+        with torch.no_grad():
+            return self._project(self._cached)
+
+    def encoder(self) -> Encoder:
+        """See `Tower`."""
+        matrix: F32 = np.eye(self._cached.shape[1], dtype=np.float32) + self.parameters["residual"].detach().numpy()
+        return self._base.projected(matrix)
+
+
+class _Given(nn.Module):
+    """Stands in for the layers below the trained ones: hands out activations instead of computing them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.empty(0)
+        self.as_tuple = False
+
+    def forward(self, *_: object, **__: object) -> object:
+        return (self.hidden,) if self.as_tuple else self.hidden
+
+
+def _layers(model: nn.Module, count: int) -> nn.ModuleList:
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"this model keeps its {count} layers in no list; train it with mode 'projection' or 'full'")
+
+
+class _Enough(Exception):
+    """The activations wanted have been seen; what the layers above would make of them is not needed."""
+
+
+class UpperLayers:
+    """The top layers of the transformer, over cached activations of those below them; all of it where none is below.
+
+    A batch's texts are read without gradient, and again chunk by chunk once the loss has told the gradient of their
+    vectors (GradCache: Gao et al., 2021): memory is that of one chunk, whatever the batch.
+    """
+
+    def __init__(self, base: Encoder, cached: Tensor, texts: list[str], trained: int | None) -> None:
+        model = copy.deepcopy(base.model).eval()
+        # Dropout stays off: with so few passes its noise costs more than it saves, and a run repeats exactly.
+        self._encoder = replace(base, model=model)
+        self._cached, self._texts = cached, texts
+        self._rows = np.array([row for row, text in enumerate(texts) if text.strip()], np.int64)
+        transformer = self._encoder.transformer
+        model.requires_grad_(False)
+        self._chunk = CUDA_BATCH if model.device.type == "cuda" else CPU_BATCH
+        self._length = np.zeros(len(texts), np.int64)
+        self._length[self._rows] = self._encoder.token_counts([texts[row] for row in self._rows])
+        self._given, self._hidden = _Given(), np.empty((0, 0), np.float16)
+        self._below, self._layers = 0, nn.ModuleList()
+        if trained is None:
+            top: nn.Module = transformer
+        else:
+            count = int(transformer.config.num_hidden_layers)
+            if not 1 <= trained <= count:
+                raise ValueError(f"n_layers {trained}: this model has {count}; 1 to {count} can be trained")
+            self._layers, self._below = _layers(transformer, count), count - trained
+            top = nn.ModuleList(list(self._layers)[self._below :])
+        self.parameters: dict[str, Tensor] = {
+            name: parameter for name, parameter in top.named_parameters() if not name.startswith("pooler.")
+        }
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self._todo: list[tuple[I64, Tensor]] = []
+
+    def read_below(self, on_texts: Callable[[int], None]) -> None:
+        """Fills the cache of activations; nothing where no layer is below or there is no room for it."""
+        width = int(self._encoder.transformer.config.hidden_size)
+        self._start = np.concatenate(([0], np.cumsum(self._length)))
+        if self._below == 0 or self._start[-1] * width * 2 > CACHE_BYTES:
+            return
+        # Half precision halves the cache and moves a vector's numbers by less than 2e-3, which a test holds it to.
+        hidden = np.empty((int(self._start[-1]), width), np.float16)
+
+        def keep(_: nn.Module, __: object, out: Any) -> None:
+            self._given.as_tuple = isinstance(out, tuple)
+            state = out[0] if self._given.as_tuple else out
+            hidden[self._places(chunk)] = state[self._mask].to("cpu", torch.float16).numpy()
+            raise _Enough
+
+        handle = self._layers[self._below - 1].register_forward_hook(keep)
+        try:
+            with torch.no_grad():
+                for chunk in self._chunks(self._rows):
+                    with contextlib.suppress(_Enough):
+                        self._forward(chunk)
+                    on_texts(len(chunk))
+        finally:
+            handle.remove()
+        self._hidden = hidden
+
+    def _places(self, rows: I64) -> I64:
+        """int64: where the activations of these items stand in the cache, one after another."""
+        return np.concatenate([np.arange(self._start[row], self._start[row + 1]) for row in rows])
+
+    def _chunks(self, rows: I64) -> list[I64]:
+        """By length, so that padding costs little."""
+        rows = rows[np.argsort(-self._length[rows], kind="stable")]
+        return [rows[start : start + self._chunk] for start in range(0, len(rows), self._chunk)]
+
+    def _forward(self, rows: I64) -> Tensor:
+        features = self._encoder.tokens([self._texts[row] for row in rows])
+        self._mask = features["attention_mask"].bool()
+        if not len(self._hidden):
+            return self._encoder.forward(features)
+        with self._shortcut(rows):
+            return self._encoder.forward(features)
+
+    @contextlib.contextmanager
+    def _shortcut(self, rows: I64) -> Iterator[None]:
+        """The lower layers replaced by their cached activations."""
+        hidden = torch.zeros(*self._mask.shape, self._hidden.shape[1], device=self._mask.device)
+        hidden[self._mask] = torch.from_numpy(self._hidden[self._places(rows)]).to(hidden)
+        self._given.hidden = hidden
+        lower = list(self._layers[: self._below])
+        for i in range(self._below):
+            self._layers[i] = self._given
+        try:
+            yield
+        finally:
+            for i, layer in enumerate(lower):
+                self._layers[i] = layer
+
+    def vectors(self, rows: I64, candidate: Tensor) -> Tensor:
+        """See `Tower`: candidates are read again, the rest of the histories is from the last refresh."""
+        out = self._cached[torch.from_numpy(rows)].clone()
+        place = np.full(len(self._texts), -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        self._todo = [
+            (chunk, torch.from_numpy(place[chunk])) for chunk in self._chunks(rows[candidate.numpy()])
+        ]  # fmt: skip
+        with torch.no_grad():
+            for chunk, at in self._todo:
+                out[at] = self._forward(chunk).cpu()
+        return out
+
+    def backward(self, gradient: Tensor) -> None:
+        """See `Tower`."""
+        for chunk, at in self._todo:
+            out = self._forward(chunk)
+            out.backward(gradient[at].to(out.device))  # type: ignore[no-untyped-call]
+
+    def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
+        """See `Tower`; the one full pass over the catalogue an epoch costs."""
+        cached = torch.zeros_like(self._cached)
+        with torch.no_grad():
+            for chunk in self._chunks(self._rows):
+                cached[torch.from_numpy(chunk)] = self._forward(chunk).cpu()
+                on_texts(len(chunk))
+        self._cached = cached
+        return cached
+
+    def encoder(self) -> Encoder:
+        """See `Tower`."""
+        return replace(self._encoder, model=copy.deepcopy(self._encoder.model))
