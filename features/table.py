@@ -37,7 +37,7 @@ def _popularity() -> list[Feature]:
 
         name, horizon = kind.name.lower(), HALF_LIFE_NAMES[h]
         out.append(
-            Feature(f"item_{name}s_{horizon}", f"{name}s lately ({horizon})", "log(1 + decayed count)", "never", count)
+            Feature(f"item_{name}s_{horizon}", f"many {name}s lately ({horizon})", "log(1 + decayed count)", "never", count)
         )
     for h in range(len(HALF_LIFE_NAMES)):
 
@@ -46,7 +46,7 @@ def _popularity() -> list[Feature]:
 
         out.append(
             Feature(
-                f"item_click_rate_{HALF_LIFE_NAMES[h]}", f"how often it is clicked when shown ({HALF_LIFE_NAMES[h]})",
+                f"item_click_rate_{HALF_LIFE_NAMES[h]}", f"often clicked when shown ({HALF_LIFE_NAMES[h]})",
                 "clicks per impression, shrunk toward item_prior", "nothing was shown yet in the shop", rate,
             )
         )  # fmt: skip
@@ -91,14 +91,14 @@ def _log_price(m: Moment) -> F64:
 
 _POPULARITY = (
     *_popularity(),
-    Feature("item_views_30d", "views lately", "log(1 + decayed count)", "never", _views),
-    Feature("item_carts_30d", "put into carts lately", "log(1 + decayed count)", "never", _carts),
-    Feature("item_purchase_rate", "how often a click becomes a purchase", "purchases per click, shrunk",
+    Feature("item_views_30d", "many views lately", "log(1 + decayed count)", "never", _views),
+    Feature("item_carts_30d", "often put into carts lately", "log(1 + decayed count)", "never", _carts),
+    Feature("item_purchase_rate", "often bought once clicked", "purchases per click, shrunk",
             "nothing was clicked yet in the shop", _purchase_rate),
-    Feature("item_prior", "how often items with such text and attributes are clicked", "clicks per impression",
+    Feature("item_prior", "the kind of product that is clicked", "clicks per impression",
             "nothing was shown yet when the release was made", lambda m: m.items.prior[m.candidates]),
-    Feature("item_trend", "gaining or losing attention", "log of one day's engagement over thirty's", "never", _trend),
-    Feature("category_click_rate", "how often its category is clicked", "clicks per impression, shrunk",
+    Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never", _trend),
+    Feature("category_click_rate", "its category is often clicked", "clicks per impression, shrunk",
             "nothing was shown yet in the shop", _category_click_rate),
     Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _item_age),
     Feature("item_price", "price", "log(1 + price)", "no price", _log_price),
@@ -198,15 +198,15 @@ def _shown_times(m: Moment) -> F64:
 
 _AFFINITY = (
     *_affinity(),
-    Feature("price_to_habit", "price against what you usually look at", "log ratio", f"{_NO_LIST}, or no price",
+    Feature("price_to_habit", "priced as you like it", "log ratio", f"{_NO_LIST}, or no price",
             _price_to_habit),
     Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _engaged_times),
     Feature("repeat_purchases", "you bought it before", "count", "an unknown item",
             lambda m: _engaged_times(m, Kind.PURCHASE)),
-    Feature("repeat_since", "time since you looked at it", "log(1 + seconds)", "not looked at before",
+    Feature("repeat_since", "looked at lately", "log(1 + seconds)", "not looked at before",
             lambda m: _since(m, m.engaged.item, m.engaged.at)),
-    Feature("shown_times", "shown to you lately", "count", "an unknown item", _shown_times),
-    Feature("shown_since", "time since it was shown to you", "log(1 + seconds)", "not shown before",
+    Feature("shown_times", "how often you saw it", "count", "an unknown item", _shown_times),
+    Feature("shown_since", "not shown to you lately", "log(1 + seconds)", "not shown before",
             lambda m: _since(m, m.shown_item, m.shown_at)),
 )  # fmt: skip
 
@@ -261,9 +261,9 @@ def _within_list() -> list[Feature]:
     for name in ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price"):
         about = next(f.about for f in (*_POPULARITY, *_INTEREST) if f.name == name)
         missing = f"{name} is missing"
-        out.append(Feature(f"{name}_rank", f"{about}: place in the list", "rank, 0 to 1", missing, _rank(name)))
+        out.append(Feature(f"{name}_rank", f"{about}, against this list", "rank, 0 to 1", missing, _rank(name)))
         out.append(
-            Feature(f"{name}_over_mean", f"{about}: above the list's mean", "difference", missing, _over_mean(name))
+            Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _over_mean(name))
         )
     return out
 

@@ -29,3 +29,5 @@ def bar(title: str) -> Iterator[OnProgress]:
             progress.update(task, completed=done, total=total)
 
         yield on_progress
+        # What cannot be counted is one thing, and it is done.
+        progress.update(task, total=progress.tasks[task].total or 1, completed=progress.tasks[task].total or 1)

@@ -1,0 +1,367 @@
+"""The command line: what each person does with Shelfwise, one command each.
+
+Heavy imports stay inside the commands, so that `--help` is quick and `serve` never loads torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from offline.config import Config, ConfigError, load, redis_url
+from offline.progress import bar, console
+
+app = typer.Typer(
+    name="shelfwise", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    rich_markup_mode="markdown",
+    help="Rank products for a shopper: learn by night from what was shown and chosen, answer by day in milliseconds."
+    "\n\nStart with `shelfwise demo`; with your own shop: `import`, `nightly`, `serve`.",
+)  # fmt: skip
+
+ConfigPath = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; without it the defaults hold.")]
+Workspace = Annotated[Path | None, typer.Option("--workspace", "-w", help="Where everything made is kept.")]
+User = Annotated[str | None, typer.Argument(help="The shopper; leave out for one nobody knows.")]
+
+_out = console.__class__()
+
+
+class _Failure(Exception):
+    """What a person can mend: printed without a traceback, exit status 1."""
+
+
+def main() -> None:
+    """The console script. Errors a person can mend are one message; anything else keeps its traceback."""
+    from offline.quarantine import DataError
+    from serving.embedded import EmbeddedError
+    from serving.release import ReleaseError
+
+    try:
+        app()
+    except (_Failure, ConfigError, DataError, EmbeddedError, ReleaseError, FileNotFoundError) as e:
+        console.print(Text(f"shelfwise: {e}", style="bold red"))
+        sys.exit(1)
+
+
+def _config(path: Path | None, workspace: Path | None, **changes: Any) -> Config:
+    return load(path, workspace=workspace, **changes)
+
+
+@contextmanager
+def _redis(config: Config) -> Iterator[str]:
+    from serving.embedded import connect_url
+
+    with connect_url(redis_url(), config.redis) as url:
+        yield url
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]], right: Set[int] = frozenset()) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for k, column in enumerate(columns):
+        table.add_column(column, justify="right" if k in right else "left", overflow="fold")
+    for row in rows:
+        # Text, not markup: a title may hold brackets.
+        table.add_row(*(Text(cell) for cell in row))
+    _out.print(table)
+
+
+@app.command()
+def simulate(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    items: Annotated[int | None, typer.Option(help="Products on the opening day.")] = None,
+    users: Annotated[int | None, typer.Option(help="Shoppers who may come.")] = None,
+    days: Annotated[int | None, typer.Option(help="Length of the log.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the last day, as 2026-06-01; default today.")] = None,
+) -> None:
+    """Make a shop to try things on: a catalogue with real-sounding text, shoppers with hidden tastes, their log.
+
+    The same seed, sizes and end give the same bytes. `truth.parquet` holds the hidden utility, so that a report can say
+    how far a ranker is from the best possible order.
+    """
+    from offline.simulate import simulate as run
+
+    c = _config(config, workspace)
+    given = {"items": items, "users": users, "days": days, "seed": seed, "end": f"{end or _today()}T00:00:00Z"}
+    sized = type(c.simulate).model_validate(
+        {**c.simulate.model_dump(), **{k: v for k, v in given.items() if v is not None}}
+    )
+    with bar("Simulating a shop") as on_progress:
+        s = run(sized, c.data, on_progress)
+    _out.print(
+        f"{c.data}: {s.items:,} items, {s.users:,} shoppers, {s.lists:,} lists, {sum(s.events.values()):,} events, "
+        f"click rate {s.click_rate:.1%}"
+    )
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[Path | None, typer.Argument(help="A folder in the layout, or a file; else the config's.")] = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+) -> None:
+    """Bring in items and events: Parquet, CSV, JSONL, Metarank's events or GA4's, through a column mapping.
+
+    Every row is checked. Good rows go on; each bad one stands in `quarantine.parquet` with its file, row, column,
+    value, the reason and what to do. The mapping is the `import` section of the config (see docs/data.md).
+    """
+    from offline.importer import import_data
+
+    c = _config(config, workspace)
+    with bar("Importing") as on_progress:
+        summary = import_data(_sources(c, source), c.data, datetime.now(UTC), on_progress)
+    _say_import(summary, c.data)
+
+
+@app.command()
+def validate(
+    source: Annotated[Path | None, typer.Argument(help="A folder in the layout, or a file; else the config's.")] = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+) -> None:
+    """The checks of `import`, writing nothing; exit status 1 where a row would be refused."""
+    from offline.importer import validate as run
+
+    c = _config(config, workspace)
+    with bar("Validating") as on_progress:
+        summary = run(_sources(c, source), datetime.now(UTC), on_progress)
+    _say_import(summary, None)
+    if any(s.quarantined for s in summary.sources):
+        raise typer.Exit(1)
+
+
+def _sources(config: Config, source: Path | None) -> Any:
+    from offline.sources import ImportConfig
+
+    if source is not None:
+        return ImportConfig.detect(source)
+    if config.sources is None:
+        raise _Failure(
+            "nothing to import: name a folder or file (`shelfwise import DIR`), or give --config a YAML file "
+            "with an `import` section"
+        )
+    return config.sources
+
+
+def _say_import(summary: Any, made: Path | None) -> None:
+    rows = [[file, what, f"{n:,}"] for file, what, n in summary.table()]
+    _print_table("What happened to every row", ["source", "", "rows"], rows, {2})
+    for note in (*summary.notes, *(n for s in summary.sources for n in s.notes)):
+        _out.print(Text(f"- {note}"))
+    for example in summary.examples:
+        _out.print(Text(f"- {example}", style="yellow"))
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in summary.events.items())
+    _out.print(f"{summary.items:,} items, {summary.users:,} users, {summary.lists:,} lists; events: {kinds}")
+    if made is not None:
+        _out.print(f"The data set is in {made}; next: shelfwise nightly")
+
+
+@app.command()
+def nightly(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    publish: Annotated[bool, typer.Option(help="Make the release live when it is done.")] = True,
+) -> None:
+    """The night: fine-tune the encoder, replay the log, train the ranker, evaluate, release, publish.
+
+    Killed anywhere and started again it goes on after the last finished step. The live release changes last.
+    """
+    c = _config(config, workspace)
+    made = _nightly(c, publish)
+    _out.print(f"release {made.id}: {made.path}")
+
+
+def _nightly(config: Config, publish: bool) -> Any:
+    from offline.nightly import Night
+
+    with _redis(config) as url:
+        night = Night(config, url if publish else None)
+        made = night()
+    _say_evaluation(night.run.file("evaluation.json"))
+    _out.print(f"report: {night.run.file('report.html')}")
+    return made
+
+
+def _say_evaluation(path: Path) -> None:
+    import json
+
+    found = json.loads(path.read_text("utf-8"))
+    slices = ("all", "warm_users", "cold_users")
+
+    def cell(by: dict[str, Any], name: str) -> str:
+        if name not in by:
+            return "-"
+        v = by[name]["ndcg@10"]
+        return f"{v['value']:.4f} [{v['low']:.4f}, {v['high']:.4f}]"
+
+    lists = found["systems"]["ranker"]["all"]["lists"]
+    rows = [[system, *(cell(by, s) for s in slices)] for system, by in found["systems"].items()]
+    _print_table(f"ndcg@10 on {lists:,} test lists, with 95% intervals", ["system", *slices], rows, {1, 2, 3})
+
+
+@app.command()
+def evaluate(config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """How good the ranking is: the night's steps up to the report, without making or publishing a release."""
+    from offline.nightly import Night
+
+    c = _config(config, workspace)
+    night = Night(c, None)
+    night.run.do([s for s in night.steps if s.name not in ("release", "publish")])
+    _say_evaluation(night.run.file("evaluation.json"))
+    _out.print(f"report: {night.run.file('report.html')}")
+
+
+@app.command()
+def serve(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
+    as_of_data: Annotated[
+        bool, typer.Option("--as-of-data", help="Set the clock to the end of the release's log: for logs of the past.")
+    ] = False,
+) -> None:
+    """Answer POST /v1/rank and /v1/events from the live release; the API is described at /docs.
+
+    Redis is the one REDIS_URL names, else a Valkey of its own that keeps its data in the workspace.
+    """
+    from serving.app import serve as run
+
+    c = _config(config, workspace)
+    changes: dict[str, Any] = {} if port is None else {"port": port}
+    with _redis(c) as url:
+        if as_of_data:
+            changes["clock_offset_s"] = _live(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
+        run(c.serving.model_copy(update=changes), url)
+
+
+def _live(config: Config, url: str) -> Any:
+    """The live release."""
+    from serving.release import load as load_release
+    from serving.store import BulkStore
+
+    with BulkStore(url) as store:
+        pointer = store.pointer()
+    if pointer is None:
+        raise _Failure("no release is live yet: run `shelfwise nightly`")
+    return load_release(Path(pointer.path))
+
+
+@app.command()
+def rank(
+    user: User = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    candidate: Annotated[list[str] | None, typer.Option(help="An item to rank; may be given again.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+    explain: Annotated[bool, typer.Option(help="Say what moved each item most.")] = False,
+    as_of_data: Annotated[bool, typer.Option("--as-of-data", help="At the end of the release's log, not now.")] = False,
+) -> None:
+    """A ranked list for one shopper from the live release, as the service would answer it."""
+    from features.history import EMPTY
+    from serving.live import Live
+    from serving.store import BulkStore
+
+    c = _config(config, workspace)
+    with _redis(c) as url:
+        release = _live(c, url)
+        live = Live.of(release)
+        at = release.manifest.cut_off if as_of_data else datetime.now(UTC).timestamp()
+        with BulkStore(url) as store:
+            while (tail := store.tail(live.last)).item_ids:
+                live.apply(tail)
+            history = store.read(user, release.items.catalogue, at) if user else EMPTY
+    candidates = candidate or list(release.items.catalogue.item_ids)
+    ranking = live.rank(history, candidates, at, limit)
+    reasons = live.contributions(ranking, 3) if explain else [[] for _ in ranking.item_ids]
+    title = dict(zip(release.items.catalogue.item_ids, release.items.catalogue.titles, strict=True))
+    rows = [
+        [str(place), item, title.get(item, "(not in the catalogue)"), f"{score:.4f}",
+         "; ".join(f"{f.about} ({added:+.2f})" for f, added in why)]
+        for place, (item, score, why) in enumerate(
+            zip(ranking.item_ids, ranking.score.tolist(), reasons, strict=True), 1
+        )
+    ]  # fmt: skip
+    seen = f"{len(history.item)} engagements, {len(history.shown_item)} impressions known"
+    _print_table(f"For {user or 'somebody new'} ({seen}), release {release.id}", ["", "item", "title", "score", "why"],
+                 rows, {0, 3})  # fmt: skip
+
+
+@app.command()
+def similar(
+    item: Annotated[str, typer.Argument(help="An item of the catalogue.")],
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+) -> None:
+    """Items whose text is nearest to an item's, by the live release's encoder."""
+    from serving.live import Live
+
+    c = _config(config, workspace)
+    with _redis(c) as url:
+        release = _live(c, url)
+    catalogue = release.items.catalogue
+    row = int(catalogue.rows([item])[0])
+    if row < 0:
+        raise _Failure(f"{item!r} is not in release {release.id}: name an item of {c.data / 'items.parquet'}")
+    near = Live.of(release).similar(row, limit)
+    rows = [[catalogue.item_ids[r], catalogue.titles[r], f"{cosine:.3f}"] for r, cosine in near]
+    _print_table(f"Like {catalogue.titles[row]}", ["item", "title", "cosine"], rows, {2})
+
+
+@app.command()
+def releases(config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """The releases there are, newest first: which is live, what its log covered, how well it ranked."""
+    from serving.release import list_releases
+    from serving.store import BulkStore
+
+    c = _config(config, workspace)
+    with _redis(c) as url, BulkStore(url) as store:
+        pointer = store.pointer()
+    rows = []
+    for r in list_releases(c.releases):
+        if r.manifest is None:
+            rows.append([r.path.name, "unusable", "", "", r.problem])
+            continue
+        ndcg = r.manifest.metrics.get("ranker", {}).get("value")
+        rows.append([
+            r.manifest.id, "live" if pointer and pointer.id == r.manifest.id else "",
+            datetime.fromtimestamp(r.manifest.cut_off, UTC).strftime("%Y-%m-%d %H:%M"), f"{r.manifest.items:,}",
+            f"{ndcg:.4f}" if isinstance(ndcg, float) else "-",
+        ])  # fmt: skip
+    _print_table(f"Releases in {c.releases}", ["release", "", "log until (UTC)", "items", "ndcg@10"], rows, {3, 4})
+
+
+@app.command()
+def demo(
+    config: ConfigPath = None,
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Where everything made is kept.")] = Path("demo"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8000,
+    stay: Annotated[bool | None, typer.Option(help="Keep serving afterwards; default only in a terminal.")] = None,
+) -> None:
+    """The whole way once: simulate a shop, run the night, serve it, and watch three clicks rearrange a list."""
+    from offline.demo import show
+    from offline.simulate import simulate as run
+
+    c = _config(config, workspace)
+    shop = c.simulate.model_copy(update={"end": datetime.fromisoformat(f"{_today()}T00:00:00+00:00")})
+    with bar("Simulating a shop") as on_progress:
+        run(shop, c.data, on_progress)
+    with _redis(c) as url:
+        made = _nightly(c, True)
+        show(c, url, made.id, port, sys.stdout.isatty() if stay is None else stay)
+
+
+def _today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+if __name__ == "__main__":
+    main()

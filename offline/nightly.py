@@ -1,0 +1,343 @@
+"""The night: from a data set to a published release, step by step, each reading and writing files of one run.
+
+    windows -> encoder -> lists -> rows -> ranker -> evaluate -> release -> publish
+
+The pointer flips last. Until then nothing a shopper sees has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from features.history import Histories
+from features.log import F32, F64, Kind, Lists
+from features.replay import Replay
+from features.table import features, names, rows
+from features.vectors import Vectors
+from offline import dataset, evaluate, lists, report
+from offline.config import Config
+from offline.progress import OnProgress
+from offline.run import Run, Step, checksum, write_json
+from offline.windows import NAMES, Windows
+from ranker.train import train
+from ranker.trees import Trees
+from serving import release
+from serving.store import BulkStore, Pointer
+from text_encoder.encoder import load
+from text_encoder.examples import examples
+from text_encoder.text import attributes, item_texts
+from text_encoder.train import fine_tune
+
+
+class Night:
+    """One nightly run over one data set. What several steps read is loaded once, when first asked for."""
+
+    def __init__(self, config: Config, redis_url: str | None) -> None:
+        """redis_url: where to publish; None makes the release and leaves the pointer alone."""
+        self.config = config
+        self._redis_url = redis_url
+        sections = config.model_dump(mode="json", include={"seed", "windows", "lists", "encoder", "ranker"})
+        data = {n: checksum(config.data / n) for n in ("items.parquet", "events.parquet") if (config.data / n).exists()}
+        self.run = Run(config.runs, {"config": sections, "data": data})
+
+    def __call__(self) -> release.Release:
+        """Do what is left to do; returns the release. Raises what a step raises, its files so far kept."""
+        self.run.do(self.steps)
+        return release.load(Path(self._json("release.json")["path"]))
+
+    @property
+    def steps(self) -> list[Step]:
+        """The plan, in order."""
+        out = [
+            Step("windows", "Reading the log", ["windows.json"], self._windows),
+            Step("encoder", "Fine-tuning the encoder", ["encoder", "vectors.npy", "zero_shot.npy", "encoder.json"],
+                 self._encoder),
+            Step("lists", "Making query groups", ["lists.npz"], self._lists),
+            Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows),
+            Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json"], self._ranker),
+            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate),
+            Step("release", "Making the release", ["release.json"], self._release),
+        ]  # fmt: skip
+        if self._redis_url is not None:
+            out.append(Step("publish", "Publishing", ["published.json"], self._publish))
+        return out
+
+    @cached_property
+    def data(self) -> dataset.Dataset:
+        """The data set."""
+        return dataset.load(self.config.data)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The time windows."""
+        return Windows(**self._json("windows.json"))
+
+    @cached_property
+    def lists(self) -> Lists:
+        """Query groups with gain, from the ranker's window on."""
+        held = np.load(self.run.file("lists.npz"), allow_pickle=False)
+        return Lists(**{f.name: held[f.name] for f in fields(Lists)})
+
+    @cached_property
+    def replay(self) -> Replay:
+        """The log with the fine-tuned vectors; neighbours and prior made anew evenly from the ranker's window on."""
+        begin, end = self.windows.ranker, self.windows.end
+        shown = self.data.events.at[(self.data.events.at >= begin) & (self.data.events.at < end)]
+        refresh = np.quantile(shown, np.linspace(0, 1, self.config.lists.refreshes, endpoint=False))
+        return Replay(self.data.catalogue, self._vectors("vectors.npy"), self.data.events, np.unique(refresh))
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether query groups come from lists that were shown, or are rebuilt."""
+        source = self.config.lists.source
+        return source == "logged" or (source == "auto" and bool((self.data.events.kind == Kind.IMPRESSION).any()))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run.file(name).read_text("utf-8"))
+        return found
+
+    def _vectors(self, name: str) -> F32:
+        """float32[n + 1, d]: vectors of a file, and the unknown item's."""
+        made: F32 = np.load(self.run.file(name), allow_pickle=False)
+        return np.vstack([made, np.full((1, made.shape[1]), np.nan, np.float32)])
+
+    def _windows(self, on_progress: OnProgress) -> None:
+        events = self.data.events
+        if self.is_logged:
+            at = lists.logged(events, self.config.lists.attribution_s).at
+        else:
+            at = lists.baskets(events, -np.inf).at
+        write_json(self.run.file("windows.json"), vars(Windows.split(at, self.config.windows)))
+
+    def _encoder(self, on_progress: OnProgress) -> None:
+        config = self.config.encoder
+        encoder = load(config.model, template=config.template, max_tokens=config.max_tokens)
+        table = self.data.items
+        missing: list[object] = [None] * len(table)
+        columns = {
+            a: table[a].to_pylist() if a in table.column_names else missing
+            for a in (*table.column_names, *attributes(config.template))
+        }
+        texts = item_texts(config.template, columns)
+        encoder = encoder.capped(texts, config.token_percentile)
+        learnt = examples(self.data.events, self.windows.ranker)
+        tuned = fine_tune(encoder, texts, learnt, config, self.run.file("checkpoints"), on_progress)
+        tuned.encoder.save(self.run.file("encoder"))
+        np.save(self.run.file("vectors.npy"), tuned.vectors, allow_pickle=False)
+        np.save(self.run.file("zero_shot.npy"), tuned.zero_shot, allow_pickle=False)
+        write_json(self.run.file("encoder.json"), {
+            "model": config.model, "mode": config.mode, "stopped_by": tuned.stopped_by, "examples": len(learnt),
+            "fingerprint": tuned.encoder.fingerprint, "best_epoch": tuned.best_epoch,
+            "curve": [
+                {"epoch": e.epoch, "loss": e.loss, "recall@50": e.recall_at_50, "ndcg@10": e.ndcg_at_10}
+                for e in tuned.epochs
+            ],
+        })  # fmt: skip
+
+    def _lists(self, on_progress: OnProgress) -> None:
+        config, begin = self.config.lists, self.windows.ranker
+        if self.is_logged:
+            found = lists.logged(self.data.events, config.attribution_s)
+            found = found.take(np.flatnonzero(found.at >= begin))
+        else:
+            found = lists.rebuilt(self.replay, begin, config.size, config.most, self.config.seed, on_progress)
+        found = found.take(np.flatnonzero(evaluate.lists_with_gain(found)))
+        found = lists.at_most(found, config.most, self.config.seed)
+        arrays = {f.name: np.asarray(getattr(found, f.name)) for f in fields(Lists)}
+        np.savez(self.run.file("lists.npz"), allow_pickle=False, **arrays)
+
+    def _rows(self, on_progress: OnProgress) -> None:
+        zero_shot = Vectors.quantise(self._vectors("zero_shot.npy"))
+        start, n = self.lists.start, len(self.lists)
+        width = len(names(self.replay.items_at(-np.inf)))
+        made = np.lib.format.open_memmap(self.run.file("rows.npy"), "w+", np.float32, (self.lists.rows, width))
+        columns = np.empty((self.lists.rows, len(evaluate.BASELINES)))
+        warm = np.empty(n, bool)
+        for r in self.replay.readings(self.lists):
+            at = slice(start[r.number], start[r.number + 1])
+            made[at] = rows(r.items, r.history, r.candidates, r.at)
+            columns[at] = evaluate.baselines(r, zero_shot)
+            warm[r.number] = evaluate.has_history(r)
+            if r.number % 64 == 63:
+                on_progress(r.number + 1, n)
+        made.flush()
+        np.save(self.run.file("baselines.npy"), columns, allow_pickle=False)
+        np.save(self.run.file("warm.npy"), warm, allow_pickle=False)
+
+    def _part(self, window: str) -> tuple[F32, Lists, slice]:
+        """Rows and lists of a window, and where its rows are."""
+        which = self.windows.lists(window, self.lists)
+        if not len(which):
+            raise ValueError(
+                f"no list with a click or purchase falls into the {window} window: "
+                f"give it a larger share in `windows`, or import a longer log"
+            )
+        at = slice(int(self.lists.start[which[0]]), int(self.lists.start[which[-1] + 1]))
+        made: F32 = np.load(self.run.file("rows.npy"), mmap_mode="r", allow_pickle=False)
+        return np.asarray(made[at]), self.lists.take(which), at
+
+    def _ranker(self, on_progress: OnProgress) -> None:
+        x, learnt, _ = self._part("ranker")
+        x_valid, valid, _ = self._part("validation")
+        columns = features(self.replay.items_at(-np.inf))
+        config = self.config.ranker
+        if not self.is_logged:
+            # Nobody saw a rebuilt list, so it has no positions to be biased by.
+            config = config.model_copy(update={"position_debias": False})
+        trained = train(
+            x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, [f.name for f in columns], config,
+            learnt.position if config.position_debias else None, on_progress=on_progress,
+        )  # fmt: skip
+        self.run.file("ranker.txt").write_text(trained.model_text, "utf-8")
+        about = {f.name: f.about for f in columns}
+        write_json(self.run.file("ranker.json"), {
+            "trees": trained.best_iteration, "curve": trained.valid_curve,
+            "lists": trained.lists, "validation_lists": trained.valid_lists,
+            "importance": [[name, about[name], gain] for name, gain in trained.importance.items()],
+        })  # fmt: skip
+
+    def _evaluate(self, on_progress: OnProgress) -> None:
+        x, tested, at = self._part("test")
+        columns = np.load(self.run.file("baselines.npy"), allow_pickle=False)[at]
+        warm = np.load(self.run.file("warm.npy"), allow_pickle=False)[self.windows.lists("test", self.lists)]
+        score = Trees.parse(self.run.file("ranker.txt").read_text("utf-8")).score(x)
+        scores = evaluate.system_scores(tested, columns, score, self.data.truth, self.data.catalogue.item_ids)
+        found = evaluate.compare(evaluate.per_list(tested, scores), tested, warm, self.config.seed)
+        report.write(
+            {
+                "schema": 1, "title": "Nightly evaluation", "created_at": _iso(self.windows.end),
+                "data": self._data_facts(), "windows": self._window_facts(), "encoder": self._json("encoder.json"),
+                "ranker": self._json("ranker.json"), **found, "examples": self._examples(tested, scores, warm),
+                "quality": self._import_facts(),
+                "steps": [
+                    {"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in self.run.finished.items()
+                ],
+            },
+            self.run.directory,
+        )  # fmt: skip
+
+    def _data_facts(self) -> dict[str, Any]:
+        events = self.data.events
+        notes = [] if self.is_logged else [
+            f"Lists were rebuilt: at each basket, retrieval offered up to {self.config.lists.size} candidates."
+        ]  # fmt: skip
+        shown = lists.logged(events, self.config.lists.attribution_s) if self.is_logged else None
+        return {
+            "items": len(self.data.catalogue), "events": len(events), "users": events.n_users,
+            "lists": len(shown) if shown else len(self.lists),
+            "lists_source": "logged" if self.is_logged else "rebuilt",
+            "lists_without_gain": int((~evaluate.lists_with_gain(shown)).sum()) if shown else 0,
+            "from": _iso(float(events.at[0])), "to": _iso(float(events.at[-1])), "notes": notes,
+        }  # fmt: skip
+
+    def _window_facts(self) -> dict[str, Any]:
+        return {
+            name: {
+                "from": _iso(self.windows.bounds(name)[0]), "to": _iso(self.windows.bounds(name)[1]),
+                "lists": len(self.windows.lists(name, self.lists)) if name != "encoder" else None,
+            }
+            for name in NAMES
+        }  # fmt: skip
+
+    def _import_facts(self) -> Sequence[Sequence[object]]:
+        summary = self.config.data / "import.json"
+        sources = json.loads(summary.read_text("utf-8"))["sources"] if summary.exists() else []
+        return [
+            row
+            for s in sources
+            for row in (
+                [s["file"], "accepted", "", s["accepted"]],
+                *([s["file"], "quarantined", reason, n] for reason, n in s["quarantined"].items()),
+            )
+        ]
+
+    def _examples(self, tested: Lists, scores: Mapping[str, F64], warm: np.ndarray) -> list[dict[str, Any]]:
+        """Three lists of people we know: what they liked, the popular order, and the ranker's."""
+        histories, titles = Histories(self.data.events), self.data.catalogue.titles
+        out: list[dict[str, Any]] = []
+        for g in np.flatnonzero(warm).tolist():
+            history = histories.read(int(tested.user[g]), float(tested.at[g]))
+            at = slice(int(tested.start[g]), int(tested.start[g + 1]))
+            if len(history.item) < 3 or len(out) == 3:
+                continue
+
+            def best(system: str, at: slice = at) -> list[list[str]]:
+                order = np.argsort(-np.nan_to_num(scores[system][at], nan=-np.inf), kind="stable")[:8]
+                named = ("", "clicked", "put in cart", "bought")
+                return [[titles[tested.item[at][i]], named[tested.gain[at][i]]] for i in order.tolist()]
+
+            out.append({
+                "user": self.data.events.user_ids[tested.user[g]],
+                "liked": [titles[i] for i in history.item[:6].tolist()],
+                "before": best("popularity"), "after": best("ranker"),
+            })  # fmt: skip
+        return out
+
+    def _release(self, on_progress: OnProgress) -> None:
+        encoder, evaluation = self._json("encoder.json"), self._json("evaluation.json")
+        vectors: F32 = np.load(self.run.file("vectors.npy"), allow_pickle=False)
+        embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        cut_off = self.cut_off
+        path = release.write(
+            self.config.releases,
+            items=self.replay.items_at(cut_off),
+            model_text=self.run.file("ranker.txt").read_text("utf-8"),
+            item_columns=self.data.items.append_column("embedding", embedding),
+            encoder_dir=self.run.file("encoder"),
+            cut_off=cut_off,
+            window=self._window_facts(),
+            metrics={s: by["all"][evaluate.PRIMARY] for s, by in evaluation["systems"].items()},
+            parent=self._live(),
+            # The night's own time, not the clock's: made again from the same data, it is the same to the byte.
+            created_at=cut_off,
+            encoder_fingerprint=encoder["fingerprint"],
+        )
+        write_json(self.run.file("release.json"), {"path": str(path.resolve()), "id": path.name})
+
+    @property
+    def cut_off(self) -> float:
+        """Just after the last event of the log: the release's item state holds everything before it."""
+        return float(np.nextafter(self.data.events.at[-1], np.inf))
+
+    def _live(self) -> str | None:
+        if self._redis_url is None:
+            return None
+        with BulkStore(self._redis_url) as store:
+            pointer = store.pointer()
+        return pointer.id if pointer else None
+
+    def _publish(self, on_progress: OnProgress) -> None:
+        made, events = self._json("release.json"), self.data.events
+        vectors: F32 = np.load(self.run.file("vectors.npy"), allow_pickle=False)
+        known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+        ids = self.data.catalogue.item_ids
+        assert self._redis_url is not None
+        with BulkStore(self._redis_url) as store:
+            fingerprint = self._json("encoder.json")["fingerprint"]
+            store.write_vectors(fingerprint, [ids[i] for i in known.tolist()], vectors[known], on_progress)
+            # An event of an item outside the catalogue has lost its id on the way here.
+            order = np.argsort(events.user, kind="stable")
+            order = order[events.item[order] >= 0]
+            start = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
+            event_ids = self.data.event_id.take(pa.array(order)).to_pylist()
+            item_ids = [ids[i] for i in events.item[order].tolist()]
+            seeded = store.seed(
+                events.user_ids, start, events.at[order], events.kind[order], item_ids, event_ids, time.time(),
+                on_progress,
+            )  # fmt: skip
+            store.point(Pointer(id=made["id"], path=made["path"]))
+        write_json(self.run.file("published.json"), {"release": made["id"], "seeded": seeded})
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
