@@ -215,7 +215,7 @@ class Night:
         found = evaluate.compare(evaluate.per_list(tested, scores), tested, warm, self.config.seed)
         report.write(
             {
-                "schema": 1, "title": "Nightly evaluation", "created_at": _iso(self.windows.end),
+                "schema": report.SCHEMA, "level": 0.95, "title": "Nightly evaluation", "created_at": _iso(self.windows.end),
                 "data": self._data_facts(), "windows": self._window_facts(), "encoder": self._json("encoder.json"),
                 "ranker": self._json("ranker.json"), **found, "examples": self._examples(tested, scores, warm),
                 "quality": self._import_facts(),
@@ -268,7 +268,7 @@ class Night:
         for g in np.flatnonzero(warm).tolist():
             history = histories.read(int(tested.user[g]), float(tested.at[g]))
             at = slice(int(tested.start[g]), int(tested.start[g + 1]))
-            if len(history.item) < 3 or len(out) == 3:
+            if len(history.item) < 3 or tested.gain[at].min() > 0 or len(out) == 3:
                 continue
 
             def best(system: str, at: slice = at) -> list[list[str]]:

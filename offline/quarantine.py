@@ -143,7 +143,7 @@ class Quarantine:
         """All refused rows: file, row, column (null: the whole row), value (as text), reason, remedy."""
         return pa.concat_tables([SCHEMA.empty_table(), *self._tables])
 
-    def examples(self, each: int = 3) -> list[str]:
+    def examples(self, each: int = 1) -> list[str]:
         """Sentences for the first few rows of every file and reason."""
         seen: Counter[tuple[str, str]] = Counter()
         out = []

@@ -41,7 +41,7 @@ class EncoderConfig(BaseModel):
     )
     batch_texts: int = Field(256, ge=2, description="distinct target items a step, modes last_layers and full")
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="of Adam; default 1e-3 for projection, 1e-4 for last_layers, 2e-5 for full"
+        None, gt=0, le=1, description="of Adam; default 1e-3 for projection, 2e-5 for layers"
     )
     weight_decay: float = Field(0.0, ge=0, le=1000, description="decay towards the encoder as it came, times the rate")
     temperature: float = Field(0.1, gt=0, le=10, description="cosines are divided by it")
@@ -59,4 +59,4 @@ class EncoderConfig(BaseModel):
     @property
     def rate(self) -> float:
         """The learning rate, given or by mode."""
-        return self.learning_rate or {"last_layers": 1e-4, "full": 2e-5}.get(self.mode, 1e-3)
+        return self.learning_rate or (1e-3 if self.mode == "projection" else 2e-5)
