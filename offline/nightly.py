@@ -215,7 +215,8 @@ class Night:
         found = evaluate.compare(evaluate.per_list(tested, scores), tested, warm, self.config.seed)
         report.write(
             {
-                "schema": report.SCHEMA, "level": 0.95, "title": "Nightly evaluation", "created_at": _iso(self.windows.end),
+                "schema": report.SCHEMA, "level": 0.95, "title": "Nightly evaluation",
+                "created_at": _iso(self.windows.end),
                 "data": self._data_facts(), "windows": self._window_facts(), "encoder": self._json("encoder.json"),
                 "ranker": self._json("ranker.json"), **found, "examples": self._examples(tested, scores, warm),
                 "quality": self._import_facts(),
