@@ -4,10 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from features.compiled import compiled
 from features.log import F64, I32, I64
+
+
+@compiled
+def _totals(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F64, F64]:
+    total = np.zeros(n_tags)
+    count = np.zeros(n_tags)
+    for j in range(len(item)):
+        for p in range(start[item[j]], start[item[j] + 1]):
+            total[tag[p]] += amount[j]
+            count[tag[p]] += 1.0
+    return total, count
+
+
+@compiled
+def _mean(start: I64, tag: I32, value: F64, item: I32) -> F64:
+    out = np.full(len(item), np.nan)
+    for c in range(len(item)):
+        row = item[c] if item[c] >= 0 else len(start) - 2
+        total = 0.0
+        for p in range(start[row], start[row + 1]):
+            total += value[tag[p]]
+        if start[row + 1] > start[row]:
+            out[c] = total / (start[row + 1] - start[row])
+    return out
+
+
+@dataclass(frozen=True)
+class Tags:
+    """An attribute of items with any number of values each. tag of item i: `tag[start[i]:start[i + 1]]`."""
+
+    start: I64
+    tag: I32
+    n_tags: int
+
+    @classmethod
+    def single(cls, value: I32, missing: int) -> Tags:
+        """An attribute with at most one value an item; `missing` is the code that stands for none."""
+        known = value != missing
+        return cls(np.concatenate(([0], np.cumsum(known))), value[known], missing)
+
+    def totals(self, item: I32, amount: F64) -> tuple[F64, F64]:
+        """float64[n_tags] each: sum of amounts over the items that have a tag, and how many those are.
+
+        item: int32[m] rows of the catalogue, repeats count. amount: float64[m].
+        """
+        return _totals(self.start, self.tag, self.n_tags, item, amount)
+
+    def mean(self, value: F64, item: I32) -> F64:
+        """float64, like `item`: mean of a tag's value over each item's tags; NaN for an item without."""
+        return _mean(self.start, self.tag, value, item)
 
 
 @dataclass(frozen=True)
@@ -19,7 +71,8 @@ class Catalogue:
 
     price: float64[n + 1], NaN missing. category, brand: int32[n + 1] into their names; the names' count stands for
     missing, so it too is a valid row. available_from: float64[n + 1], Unix seconds, NaN missing.
-    numbers: float64[n + 1, k], the numeric attributes named in `number_names`, NaN missing.
+    numbers: float64[n + 1, k], the numeric attributes named in `number_names`, NaN missing; those also in `date_names`
+    are moments, in years since 1970.
     tags of item i: `tag[tag_start[i]:tag_start[i + 1]]` (int32, into `tag_names`, each as `attribute=value`).
     titles: for people to read; never a feature.
     """
@@ -37,6 +90,7 @@ class Catalogue:
     tag_start: I64
     tag: I32
     tag_names: Sequence[str]
+    date_names: Sequence[str] = ()
     _row: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +98,26 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    @cached_property
+    def tags(self) -> Tags:
+        """All values of the list and text attributes of each item."""
+        return Tags(self.tag_start, self.tag, len(self.tag_names))
+
+    @cached_property
+    def by_attribute(self) -> dict[str, Tags]:
+        """The same for each attribute by itself, in the order of their names."""
+        attribute = np.array([name.split("=", 1)[0] for name in self.tag_names], object)
+        owner = np.repeat(np.arange(len(self.tag_start) - 1), np.diff(self.tag_start))
+        out = {}
+        for name in sorted(set(attribute)):
+            codes = np.flatnonzero(attribute == name)
+            renumbered = np.full(len(self.tag_names), -1, np.int32)
+            renumbered[codes] = np.arange(len(codes), dtype=np.int32)
+            mine = renumbered[self.tag] >= 0
+            start = np.searchsorted(owner[mine], np.arange(len(self.tag_start)))
+            out[name] = Tags(start, renumbered[self.tag[mine]], len(codes))
+        return out
 
     def rows(self, item_ids: Iterable[str]) -> I32:
         """int32: the row of each id, `-1` for an id the catalogue does not know."""

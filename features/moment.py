@@ -6,18 +6,18 @@ Nothing here depends on the order of the candidates, to the last bit: sums over 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from features.catalogue import Catalogue
+from features.catalogue import Catalogue, Tags
 from features.compiled import compiled
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import History
 from features.interest import weights
-from features.log import F32, F64, I32, I64, Kind
+from features.log import F32, F64, I32, Kind
 from features.neighbours import Neighbours
 from features.prior import standardised
 from features.vectors import Vectors
@@ -32,26 +32,13 @@ AFFINITY_STRENGTH = 5.0
 
 
 @dataclass(frozen=True)
-class Tags:
-    """An attribute of items with any number of values each. tag of item i: `tag[start[i]:start[i + 1]]`."""
-
-    start: I64
-    tag: I32
-    n_tags: int
-
-    @classmethod
-    def single(cls, value: I32, missing: int) -> Tags:
-        """An attribute with at most one value an item; `missing` is the code that stands for none."""
-        known = value != missing
-        return cls(np.concatenate(([0], np.cumsum(known))), value[known], missing)
-
-
-@dataclass(frozen=True)
 class Items:
-    """All that is known of items: what a release carries (first four) and what events change (`state`).
+    """All that is known of items: what a release carries and what events change (`state`).
 
     vectors: of item texts. prior: float32[n + 1], the click rate that text and attributes predict, NaN where nothing
-    was logged to learn it from. Row `-1` of everything is the unknown item.
+    was logged to learn it from. attribute_rates: float32[n + 1, a], the click rate of items that share a value of each
+    attribute of `catalogue.by_attribute`, NaN likewise or for an item without; empty before anything is known.
+    custom: features of the user's own. Row `-1` of everything is the unknown item.
     """
 
     catalogue: Catalogue
@@ -59,6 +46,8 @@ class Items:
     prior: F32
     neighbours: Neighbours
     state: ItemState
+    attribute_rates: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    custom: tuple[Feature, ...] = ()
 
     @cached_property
     def numbers(self) -> F64:
@@ -75,17 +64,13 @@ class Items:
         """The brand of each item."""
         return Tags.single(self.catalogue.brand, len(self.catalogue.brand_names))
 
-    @cached_property
-    def tags(self) -> Tags:
-        """All values of the list and text attributes of each item."""
-        return Tags(self.catalogue.tag_start, self.catalogue.tag, len(self.catalogue.tag_names))
-
 
 class Feature(NamedTuple):
     """One column of a row: declared once, computed by the same line in training and in service.
 
     about: what it says, for people. unit: of the value. missing: when it is NaN, or "never".
     compute: float64 or float32, one value a candidate, or one value for all.
+    origin: of a feature of the user's own, where its code is.
     """
 
     name: str
@@ -93,6 +78,7 @@ class Feature(NamedTuple):
     unit: str
     missing: str
     compute: Callable[[Moment], F64 | F32 | float]
+    origin: str = ""
 
 
 class Residuals(NamedTuple):
@@ -113,32 +99,6 @@ def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float
             if item[e] == shown_item[s] and 0.0 <= at[e] - shown_at[s] <= within_s:
                 out[s] = 1.0
                 break
-    return out
-
-
-@compiled
-def _by_tag(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F64, F64]:
-    """Sum of amounts and number of items, for each tag."""
-    total = np.zeros(n_tags)
-    count = np.zeros(n_tags)
-    for j in range(len(item)):
-        for p in range(start[item[j]], start[item[j] + 1]):
-            total[tag[p]] += amount[j]
-            count[tag[p]] += 1.0
-    return total, count
-
-
-@compiled
-def _mean_over_tags(start: I64, tag: I32, value: F64, candidates: I32, n_items: int) -> F64:
-    """Mean of a tag's value over the tags of each candidate; NaN for one without tags."""
-    out = np.full(len(candidates), np.nan)
-    for c in range(len(candidates)):
-        row = candidates[c] if candidates[c] >= 0 else n_items
-        total = 0.0
-        for p in range(start[row], start[row + 1]):
-            total += value[tag[p]]
-        if start[row + 1] > start[row]:
-            out[c] = total / (start[row + 1] - start[row])
     return out
 
 
@@ -225,13 +185,12 @@ class Moment:
         """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
         if not self.weight.sum() > 0:
             return np.nan
-        total, _ = _by_tag(tags.start, tags.tag, tags.n_tags, self.engaged.item, self.weight)
-        return _mean_over_tags(tags.start, tags.tag, total / self.weight.sum(), self.candidates, len(tags.start) - 2)
+        total, _ = tags.totals(self.engaged.item, self.weight)
+        return tags.mean(total / self.weight.sum(), self.candidates)
 
     def surprise(self, tags: Tags) -> F64 | float:
         """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
         if not len(self.residuals.item):
             return np.nan
-        total, count = _by_tag(tags.start, tags.tag, tags.n_tags, self.residuals.item, self.residuals.surprise)
-        value = total / (count + AFFINITY_STRENGTH)
-        return _mean_over_tags(tags.start, tags.tag, value, self.candidates, len(tags.start) - 2)
+        total, count = tags.totals(self.residuals.item, self.residuals.surprise)
+        return tags.mean(total / (count + AFFINITY_STRENGTH), self.candidates)

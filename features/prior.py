@@ -19,25 +19,51 @@ _TRUSTED = 20.0
 _ATTRIBUTE_WEIGHT = 0.05
 """A standardised attribute on the scale of one coordinate of a unit vector, so that one penalty fits both."""
 
+_SQUARED_SAFELY = 1e120
+"""The sum of squares of numbers up to this is finite, however many there are."""
+
 
 def click_rate_prior(catalogue: Catalogue, vectors: F32, state: ItemState, at: float) -> F32:
     """float32[n + 1]: predicted click rate of each item, 0 to 1; all NaN where nothing was shown yet.
 
-    vectors: float32[n + 1, d], NaN rows allowed. The unknown item, and one without text, get what their attributes
-    say, in the end the mean. The penalty is the one of six that predicts a held-out fifth of the items best.
+    vectors: float32[n + 1, d]; a coordinate that is not finite counts as missing. The unknown item, and one without
+    text, get what their attributes say, in the end the mean. The penalty is the one of six that predicts a held-out
+    fifth of the items best.
     """
     counts = state.of_items(np.arange(len(catalogue) + 1, dtype=np.int32), at)[:, :, _LONGEST]
     shown, clicked = counts[:, Kind.IMPRESSION], counts[:, Kind.CLICK]
     if shown.sum() < 1 or clicked.sum() == 0:
         return np.full(len(catalogue) + 1, np.nan, np.float32)
     mean = clicked.sum() / shown.sum()
-    x = np.hstack([np.nan_to_num(vectors.astype(np.float64)), standardised(catalogue.numbers) * _ATTRIBUTE_WEIGHT])
+    # Not nan_to_num: it makes of an infinity the largest number there is, whose square is infinite again.
+    known = np.where(np.isfinite(vectors), vectors, 0).astype(np.float64)
+    x = np.hstack([known, standardised(catalogue.numbers) * _ATTRIBUTE_WEIGHT])
     y = np.divide(clicked, shown, out=np.full(len(shown), mean), where=shown > 0) - mean
     weight = shown / (shown + _TRUSTED)
     held_out = np.arange(len(y)) % 5 == 0
     loss = [float((weight * (y - x @ _ridge(x, y, weight * ~held_out, p)) ** 2)[held_out].sum()) for p in _PENALTIES]
     beta = _ridge(x, y, weight, _PENALTIES[int(np.argmin(loss))])
     out: F32 = np.clip(mean + x @ beta, mean * 0.1, 1.0).astype(np.float32)
+    return out
+
+
+def attribute_rates(catalogue: Catalogue, state: ItemState, at: float) -> F32:
+    """float32[n + 1, a]: the click rate of the items that share an item's values of each attribute, 0 to 1.
+
+    For each value `(clicks + s * mean) / (impressions + s)` over its items, s = `_TRUSTED`, mean the shop's; for an
+    item the mean over its values. Attributes as in `Catalogue.by_attribute`; NaN for an item without one, and
+    everywhere before anything was shown.
+    """
+    counts = state.of_items(np.arange(len(catalogue) + 1, dtype=np.int32), at)[:, :, _LONGEST]
+    shown, clicked = counts[:, Kind.IMPRESSION], counts[:, Kind.CLICK]
+    every = np.arange(len(catalogue) + 1, dtype=np.int32)
+    out = np.full((len(every), len(catalogue.by_attribute)), np.nan, np.float32)
+    if shown.sum() < 1:
+        return out
+    for a, tags in enumerate(catalogue.by_attribute.values()):
+        clicks, impressions = tags.totals(every, clicked)[0], tags.totals(every, shown)[0]
+        rate = (clicks + _TRUSTED * clicked.sum() / shown.sum()) / (impressions + _TRUSTED)
+        out[:, a] = tags.mean(rate, every)
     return out
 
 
@@ -49,6 +75,9 @@ def _ridge(x: F64, y: F64, weight: F64, penalty: float) -> F64:
 def standardised(numbers: F64) -> F64:
     """float64, like `numbers`: each column at zero mean and unit deviation, a missing value at the mean."""
     known = np.isfinite(numbers)
+    # A number whose square would overflow: the column in units of its largest. Others keep their bits.
+    peak = np.abs(np.where(known, numbers, 0)).max(axis=0, initial=0)
+    numbers = numbers / np.where(peak > _SQUARED_SAFELY, peak, 1)
     count = np.maximum(known.sum(axis=0), 1)
     centred = np.where(known, numbers, 0) - np.where(known, numbers, 0).sum(axis=0) / count
     centred = np.where(known, centred, 0.0)

@@ -12,9 +12,9 @@ from features.catalogue import Catalogue
 from features.decay import ItemState
 from features.history import Histories, History
 from features.log import F32, F64, I32, Events, Lists
-from features.moment import Items
+from features.moment import Feature, Items
 from features.neighbours import Neighbours
-from features.prior import click_rate_prior
+from features.prior import attribute_rates, click_rate_prior
 from features.table import names, rows
 from features.vectors import Vectors
 
@@ -34,13 +34,15 @@ class Replay:
     """The log, ready to be read at any of its moments.
 
     refresh_at: float64[r], ascending: the moments at which the neighbours and the prior are made anew, from what came
-    before; rows never use one made of their own future, and before the first there is neither.
+    before; rows never use one made of their own future, and before the first there is neither. custom: features of the
+    user's own.
     """
 
     catalogue: Catalogue
     vectors: F32
     events: Events
     refresh_at: F64
+    custom: tuple[Feature, ...] = ()
 
     def readings(self, lists: Lists) -> Iterator[Reading]:
         """One reading a list, in the lists' order, which must be by time.
@@ -83,6 +85,7 @@ class Replay:
         return replace(
             items,
             prior=click_rate_prior(self.catalogue, self.vectors, items.state, at),
+            attribute_rates=attribute_rates(self.catalogue, items.state, at),
             neighbours=Neighbours.build(self.events, len(self.catalogue), at),
         )
 
@@ -90,7 +93,7 @@ class Replay:
         n = len(self.catalogue)
         return Items(
             self.catalogue, Vectors.quantise(self.vectors), np.full(n + 1, np.nan, np.float32), Neighbours.none(n),
-            ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)),
+            ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)), custom=self.custom,
         )  # fmt: skip
 
     def _apply(self, state: ItemState, applied: int, at: float) -> int:

@@ -28,7 +28,10 @@ def retrieve(items: Items, history: History, at: float, size: int) -> Retrieved:
 
     Sources: what the user engaged with before, co-occurrence neighbours of his list, text neighbours of his interest
     vector, popular of late, newest. An item not yet available is never offered. Every source orders ties by row.
+    Raises ValueError where `size` is below 1.
     """
+    if size < 1:
+        raise ValueError(f"size is {size}; ask for at least 1 candidate")
     n = len(items.catalogue)
     available = ~(items.catalogue.available_from[:n] > at)
     taken = np.full(n, -1, np.int8)

@@ -14,15 +14,17 @@ from itertools import product
 
 import numpy as np
 
+from features.catalogue import Tags
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
-from features.moment import AFFINITY_STRENGTH, LONGEST, RATE_STRENGTH, Feature, Items, Moment, Tags
+from features.moment import AFFINITY_STRENGTH, LONGEST, RATE_STRENGTH, Feature, Items, Moment
 
 __all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
 
 _SESSION_S = 1800.0
 _DAY_S = 86400.0
+_YEAR_S = 365.25 * _DAY_S
 _NO_LIST = "no items in the user's list"
 _NO_LISTS_LOGGED = "the user was shown nothing yet, or lists are not logged"
 _NO_TEXT = f"{_NO_LIST}, or the item has no text"
@@ -36,9 +38,8 @@ def _popularity() -> list[Feature]:
             return np.log1p(m.counts[:, kind, h])
 
         name, horizon = kind.name.lower(), HALF_LIFE_NAMES[h]
-        out.append(
-            Feature(f"item_{name}s_{horizon}", f"many {name}s lately ({horizon})", "log(1 + decayed count)", "never", count)
-        )
+        about = f"many {name}s lately ({horizon})"
+        out.append(Feature(f"item_{name}s_{horizon}", about, "log(1 + decayed count)", "never", count))
     for h in range(len(HALF_LIFE_NAMES)):
 
         def rate(m: Moment, h: int = h) -> F64:
@@ -153,7 +154,7 @@ def _affinity() -> list[Feature]:
     out = []
     for name, plural, tags in (
         ("category", "this category", lambda items: items.category), ("brand", "this brand", lambda items: items.brand),
-        ("tag", "such things", lambda items: items.tags),
+        ("tag", "such things", lambda items: items.catalogue.tags),
     ):  # fmt: skip
 
         def share(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64 | float:
@@ -262,9 +263,7 @@ def _within_list() -> list[Feature]:
         about = next(f.about for f in (*_POPULARITY, *_INTEREST) if f.name == name)
         missing = f"{name} is missing"
         out.append(Feature(f"{name}_rank", f"{about}, against this list", "rank, 0 to 1", missing, _rank(name)))
-        out.append(
-            Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _over_mean(name))
-        )
+        out.append(Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _over_mean(name)))
     return out
 
 
@@ -272,34 +271,68 @@ FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_AFFINITY, *_USER, *
 """The features of any shop, in column order; a catalogue's own attributes follow them (see `features`)."""
 
 
-def _number(name: str, k: int) -> tuple[Feature, Feature]:
+def _leaning(m: Moment, k: int) -> F64 | float:
+    """How the user leans in the k-th number, times the candidate's deviation in it; NaN where it has none."""
+    item, surprise = m.residuals
+    if not len(item):
+        return np.nan
+    pull = float((surprise * m.items.numbers[item, k]).sum() / (len(item) + AFFINITY_STRENGTH))
+    known = ~np.isnan(m.items.catalogue.numbers[m.candidates, k])
+    return np.where(known, pull * m.items.numbers[m.candidates, k], np.nan)
+
+
+def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
     def value(m: Moment) -> F64:
         out: F64 = m.items.catalogue.numbers[m.candidates, k]
         return out
 
-    def slope(m: Moment) -> F64 | float:
-        item, surprise = m.residuals
-        if not len(item):
-            return np.nan
-        pull = float((surprise * m.items.numbers[item, k]).sum() / (len(item) + AFFINITY_STRENGTH))
-        out: F64 = pull * m.items.numbers[m.candidates, k]
-        return np.where(np.isnan(value(m)), np.nan, out)
+    def age(m: Moment) -> F64:
+        return m.at / _YEAR_S - value(m)
 
+    words = name.replace("_", " ")
     return (
-        Feature(f"item_{name}", name.replace("_", " "), "as in the catalogue", f"no {name}", value),
-        Feature(f"{name}_slope", f"your leaning in {name.replace('_', ' ')}", "clicks above expectation x deviation",
-                f"{_NO_LISTS_LOGGED}, or no {name}", slope),
+        Feature(f"item_{name}_age", f"age by {words}", "years, negative in the future", f"no {name}", age) if is_date
+        else Feature(f"item_{name}", words, "as in the catalogue", f"no {name}", value),
+        Feature(f"{name}_slope", f"your leaning in {words}", "clicks above expectation x deviation",
+                f"{_NO_LISTS_LOGGED}, or no {name}", lambda m: _leaning(m, k)),
+    )  # fmt: skip
+
+
+def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
+    def rate(m: Moment) -> F32 | float:
+        return m.items.attribute_rates[m.candidates, a] if m.items.attribute_rates.size else np.nan
+
+    words = name.replace("_", " ")
+    return (
+        Feature(f"item_{name}_rate", f"its {words} is often clicked", "clicks per impression, shrunk",
+                f"nothing was shown yet when the release was made, or no {name}", rate),
+        Feature(f"{name}_share", f"you often look at this {words}", "share of engagement", f"{_NO_LIST}, or no {name}",
+                lambda m: m.share(m.items.catalogue.by_attribute[name])),
+        Feature(f"{name}_surprise", f"you choose this {words} more than others do", "clicks above expectation, shrunk",
+                f"{_NO_LISTS_LOGGED}, or no {name}", lambda m: m.surprise(m.items.catalogue.by_attribute[name])),
     )  # fmt: skip
 
 
 def features(items: Items) -> tuple[Feature, ...]:
-    """The columns of `rows`, in order: `FEATURES`, then two for each numeric attribute of the catalogue."""
-    return _declared(tuple(items.catalogue.number_names))
+    """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, then the user's own.
+
+    A number or date has two (itself, and the user's leaning in it), any other attribute three (its click rate, and the
+    user's share and surprise in it).
+    """
+    c = items.catalogue
+    return _declared(tuple(c.number_names), frozenset(c.date_names), tuple(c.by_attribute), items.custom)
 
 
 @lru_cache(maxsize=16)
-def _declared(number_names: tuple[str, ...]) -> tuple[Feature, ...]:
-    return (*FEATURES, *(f for k, name in enumerate(number_names) for f in _number(name, k)))
+def _declared(
+    numbers: tuple[str, ...], dates: frozenset[str], attributes: tuple[str, ...], custom: tuple[Feature, ...]
+) -> tuple[Feature, ...]:
+    return (
+        *FEATURES,
+        *(f for k, name in enumerate(numbers) for f in _number(name, k, name in dates)),
+        *(f for a, name in enumerate(attributes) for f in _attribute(name, a)),
+        *custom,
+    )
 
 
 def names(items: Items) -> tuple[str, ...]:

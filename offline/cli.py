@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +31,7 @@ ConfigPath = Annotated[Path | None, typer.Option("--config", "-c", help="YAML fi
 Workspace = Annotated[Path | None, typer.Option("--workspace", "-w", help="Where everything made is kept.")]
 User = Annotated[str | None, typer.Argument(help="The shopper; leave out for one nobody knows.")]
 
-_out = console.__class__()
+_out = Console()
 
 
 class _Failure(Exception):
@@ -39,14 +40,17 @@ class _Failure(Exception):
 
 def main() -> None:
     """The console script. Errors a person can mend are one message; anything else keeps its traceback."""
+    from features.custom import FeatureError
     from offline.quarantine import DataError
     from serving.embedded import EmbeddedError
     from serving.release import ReleaseError
 
+    # Of the operating system's errors, those about a path a person named.
+    paths = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
     try:
         app()
-    except (_Failure, ConfigError, DataError, EmbeddedError, ReleaseError, FileNotFoundError) as e:
-        console.print(Text(f"shelfwise: {e}", style="bold red"))
+    except (_Failure, ConfigError, DataError, EmbeddedError, FeatureError, ReleaseError, *paths) as e:
+        console.print(Text(f"shelfwise: {_plain(str(e))}", style="bold red"), soft_wrap=True)
         sys.exit(1)
 
 
@@ -56,19 +60,45 @@ def _config(path: Path | None, workspace: Path | None, **changes: Any) -> Config
 
 @contextmanager
 def _redis(config: Config) -> Iterator[str]:
-    from serving.embedded import connect_url
+    from redis import ConnectionPool, RedisError
 
-    with connect_url(redis_url(), config.redis) as url:
-        yield url
+    from serving.embedded import connect_url
+    from serving.store import StoreAway
+
+    named = redis_url()
+    try:
+        if named:
+            ConnectionPool.from_url(named)
+    except ValueError:
+        # The reason is left out: it can quote what the address holds, a password among it.
+        raise _Failure(
+            "REDIS_URL is no address of a Redis; expected redis://HOST:6379/0, rediss://... or unix:///path/to/socket"
+        ) from None
+    try:
+        with connect_url(named, config.redis) as url:
+            yield url
+    except (RedisError, StoreAway) as e:
+        where = "the one REDIS_URL names" if named else f"the embedded one in {config.redis}"
+        raise _Failure(f"Redis ({where}) cannot be used: {e}") from e
+
+
+def _plain(text: str) -> str:
+    """Text without control characters, which could move the cursor or worse: titles come from anywhere."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _say(text: str, style: str = "") -> None:
+    """One remark, as it is: no markup, and no line break in the middle of a path."""
+    _out.print(Text(_plain(text), style=style), soft_wrap=True)
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]], right: Set[int] = frozenset()) -> None:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    # Text, not markup: a title may hold brackets.
+    table = Table(title=Text(_plain(title)), title_justify="left", header_style="bold")
     for k, column in enumerate(columns):
         table.add_column(column, justify="right" if k in right else "left", overflow="fold")
     for row in rows:
-        # Text, not markup: a title may hold brackets.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(_plain(cell)) for cell in row))
     _out.print(table)
 
 
@@ -90,13 +120,13 @@ def simulate(
     from offline.simulate import simulate as run
 
     c = _config(config, workspace)
-    given = {"items": items, "users": users, "days": days, "seed": seed, "end": f"{end or _today()}T00:00:00Z"}
-    sized = type(c.simulate).model_validate(
-        {**c.simulate.model_dump(), **{k: v for k, v in given.items() if v is not None}}
-    )
+    if end is None and "end" not in c.simulate.model_fields_set:
+        end = _today()
+    given = {"items": items, "users": users, "days": days, "seed": seed, "end": end and f"{end}T00:00:00Z"}
+    shop = {**c.simulate.model_dump(), **{k: v for k, v in given.items() if v is not None}}
     with bar("Simulating a shop") as on_progress:
-        s = run(sized, c.data, on_progress)
-    _out.print(
+        s = run(load(None, simulate=shop).simulate, c.data, on_progress)
+    _say(
         f"{c.data}: {s.items:,} items, {s.users:,} shoppers, {s.lists:,} lists, {sum(s.events.values()):,} events, "
         f"click rate {s.click_rate:.1%}"
     )
@@ -155,13 +185,13 @@ def _say_import(summary: Any, made: Path | None) -> None:
     rows = [[file, what, f"{n:,}"] for file, what, n in summary.table()]
     _print_table("What happened to every row", ["source", "", "rows"], rows, {2})
     for note in (*summary.notes, *(n for s in summary.sources for n in s.notes)):
-        _out.print(Text(f"- {note}"))
+        _say(f"- {note}")
     for example in summary.examples:
-        _out.print(Text(f"- {example}", style="yellow"))
+        _say(f"- {example}", "yellow")
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in summary.events.items())
-    _out.print(f"{summary.items:,} items, {summary.users:,} users, {summary.lists:,} lists; events: {kinds}")
+    _say(f"{summary.items:,} items, {summary.users:,} users, {summary.lists:,} lists; events: {kinds}")
     if made is not None:
-        _out.print(f"The data set is in {made}; next: shelfwise nightly")
+        _say(f"The data set is in {made}; next: shelfwise nightly")
 
 
 @app.command()
@@ -176,7 +206,7 @@ def nightly(
     """
     c = _config(config, workspace)
     made = _nightly(c, publish)
-    _out.print(f"release {made.id}: {made.path}")
+    _say(f"release {made.id}: {made.path}")
 
 
 def _nightly(config: Config, publish: bool) -> Any:
@@ -186,7 +216,7 @@ def _nightly(config: Config, publish: bool) -> Any:
         night = Night(config, url if publish else None)
         made = night()
     _say_evaluation(night.run.file("evaluation.json"))
-    _out.print(f"report: {night.run.file('report.html')}")
+    _say(f"report: {night.run.file('report.html')}")
     return made
 
 
@@ -200,7 +230,9 @@ def _say_evaluation(path: Path) -> None:
         if name not in by:
             return "-"
         v = by[name]["ndcg@10"]
-        return f"{v['value']:.4f} [{v['low']:.4f}, {v['high']:.4f}]"
+        # One user alone says nothing about others: there is no interval.
+        interval = f" [{v['low']:.4f}, {v['high']:.4f}]" if v["low"] is not None else ""
+        return f"{v['value']:.4f}{interval}"
 
     lists = found["systems"]["ranker"]["all"]["lists"]
     rows = [[system, *(cell(by, s) for s in slices)] for system, by in found["systems"].items()]
@@ -216,7 +248,7 @@ def evaluate(config: ConfigPath = None, workspace: Workspace = None) -> None:
     night = Night(c, None)
     night.run.do([s for s in night.steps if s.name not in ("release", "publish")])
     _say_evaluation(night.run.file("evaluation.json"))
-    _out.print(f"report: {night.run.file('report.html')}")
+    _say(f"report: {night.run.file('report.html')}")
 
 
 @app.command()
@@ -239,11 +271,12 @@ def serve(
     with _redis(c) as url:
         if as_of_data:
             changes["clock_offset_s"] = _live(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
-        run(c.serving.model_copy(update=changes), url)
+        run(c.serving.model_copy(update=changes), url, custom=c.features.custom)
 
 
 def _live(config: Config, url: str) -> Any:
     """The live release."""
+    from features.custom import load as load_features
     from serving.release import load as load_release
     from serving.store import BulkStore
 
@@ -251,7 +284,7 @@ def _live(config: Config, url: str) -> Any:
         pointer = store.pointer()
     if pointer is None:
         raise _Failure("no release is live yet: run `shelfwise nightly`")
-    return load_release(Path(pointer.path))
+    return load_release(Path(pointer.path), custom=load_features(config.features.custom))
 
 
 @app.command()

@@ -6,18 +6,19 @@ Each section is declared beside the code that obeys it. Secrets come from the en
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from ranker.train import RankerConfig
 
 from offline.simulate import SimulateConfig
-from offline.sources import ImportConfig
+from offline.sources import AttributeKind, ImportConfig
 from offline.windows import WindowConfig
+from ranker.train import RankerConfig
 from serving.config import ServiceConfig
 from text_encoder.config import EncoderConfig
 
@@ -40,17 +41,32 @@ class ListConfig(BaseModel):
     )
 
 
+class FeatureConfig(BaseModel):
+    """Features beyond those that every shop has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attributes: dict[str, AttributeKind] = Field(
+        default={}, description="how an item's attribute is read; one not named here is read by its column's type"
+    )
+    custom: tuple[str, ...] = Field((), description="features of your own as module:function; see docs/features.md")
+
+
 class Config(BaseModel):
     """Everything that can be set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workspace: Path = Field(Path("workspace"), description="where data, runs, releases and the embedded Valkey live")
+    workspace: Path = Field(
+        Path("workspace"),
+        description="where data, runs, releases and the embedded Valkey live; from the current directory if relative",
+    )
     seed: int = Field(17, ge=0, lt=2**31, description="everything drawn at random follows from it")
     sources: ImportConfig | None = Field(None, alias="import", description="what `shelfwise import` reads")
     simulate: SimulateConfig = Field(default_factory=lambda: SimulateConfig.model_validate({}))
     windows: WindowConfig = Field(default_factory=lambda: WindowConfig.model_validate({}))
     lists: ListConfig = Field(default_factory=lambda: ListConfig.model_validate({}))
+    features: FeatureConfig = Field(default_factory=lambda: FeatureConfig.model_validate({}))
     encoder: EncoderConfig = Field(default_factory=lambda: EncoderConfig.model_validate({}))
     ranker: RankerConfig = Field(default_factory=lambda: RankerConfig.model_validate({}))
     serving: ServiceConfig = Field(default_factory=lambda: ServiceConfig.model_validate({}))
@@ -82,62 +98,139 @@ def redis_url() -> str | None:
 
 
 def load(path: Path | None, **changes: Any) -> Config:
-    """The configuration in a YAML file, or the defaults; `changes` replace top-level keys.
+    """The configuration in a YAML file, or the defaults; `changes` that are not None replace top-level keys.
 
-    Raises ConfigError for a file that is missing or not YAML, and for every key that is unknown, of the wrong type or
-    out of range, all at once.
+    Relative paths are taken from the current directory, not from the file's. Raises ConfigError for a file that cannot
+    be read or is not YAML, and for every key that is unknown, given twice, of the wrong type or out of range.
     """
-    content: Any = {}
-    if path is not None:
-        try:
-            content = yaml.safe_load(path.read_text("utf-8")) or {}
-        except FileNotFoundError as e:
-            raise ConfigError(f"{path}: no such file; leave --config out to use the defaults") from e
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}; keys and values are expected, as `seed: 17`")
+    content = {} if path is None else _read(path)
+    where = path or "configuration"
+    if wrong := [f"{where}: {sentence}" for sentence in _flags(content, ())]:
+        raise ConfigError("\n".join(wrong))
     try:
         return Config.model_validate({**content, **{k: v for k, v in changes.items() if v is not None}})
     except ValidationError as e:
-        lines = [f"{path or 'configuration'}: {_sentence(error)}" for error in e.errors()]
-        raise ConfigError("\n".join(lines)) from e
+        raise ConfigError("\n".join(f"{where}: {_sentence(error)}" for error in _causes(e.errors()))) from e
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its habit of letting the last of two equal keys win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Loader)
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path}: no such file; leave --config out to use the defaults") from e
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: byte {e.start} is not UTF-8; save the file as UTF-8") from e
+    # A ValueError is a date that no calendar has; a RecursionError a file made to hurt.
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ConfigError(f"{path}: not YAML: {_shortened(' '.join(str(e).split()), 300)}") from e
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}; keys and values are expected, as `seed: 17`")
+    return content
+
+
+def _flags(content: Mapping[Any, Any], at: tuple[int | str, ...]) -> Iterator[str]:
+    """A sentence for each true or false (in YAML also yes, no, on, off) where a number belongs: not a 1 or a 0."""
+    for key, value in content.items():
+        field = _field((*at, key))
+        if isinstance(value, Mapping):
+            yield from _flags(value, (*at, key))
+        elif isinstance(value, bool) and field and _number(field):
+            yield f"{_key((*at, key))} is {value}; expected {_expected(field)}"
+
+
+def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """The errors, without those that only say that an entry of a list has one."""
+    entries = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
+    return [e for e in errors if e["type"] != "too_short" or e["loc"] not in entries]
 
 
 def _sentence(error: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: no such key; {_known(error['loc'][:-1])}"
-    held = error["input"]
-    shown = "" if isinstance(held, Mapping) else f" is {held!r}"
-    return f"{key}{shown}: {error['msg']}{_range(error['loc'])}"
+    loc, kind, field = error["loc"], error["type"], _field(error["loc"])
+    about = f" ({field.description})" if field and field.description else ""
+    if kind in ("extra_forbidden", "invalid_key"):
+        return f"{_key((*loc[:-1], str(loc[-1])))}: no such key; {_known(loc[:-1])}"
+    if kind == "missing":
+        return f"{_key(loc)} is missing{about}"
+    if kind == "value_error":
+        return f"{_key(loc)}: {error['msg'].removeprefix('Value error, ')}{about}"
+    held = f"{_key(loc)} is {_shortened(repr(error['input']), 100)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{held}; expected keys and values; {_known(loc)}"
+    if kind == "too_short":
+        return f"{held}; needs at least {error['ctx']['min_length']} entries{about}"
+    if field and _number(field):
+        return f"{held}; expected {_expected(field)}"
+    said = error["msg"].removesuffix(" for <class 'pathlib.Path'>")
+    return f"{held}; {said.replace('Input should be', 'expected').replace('Input is', 'this is')}{about}"
 
 
-def _section(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    model: type[BaseModel] = Config
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    """A key as it is written: import.events[0].path."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+
+
+def _field(loc: tuple[int | str, ...]) -> FieldInfo | None:
+    """The declaration of a key."""
+    model: type[BaseModel] | None = Config
+    field = None
     for part in loc:
-        found = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
-        inner = found.annotation if found else None
-        options = [o for o in (inner, *getattr(inner, "__args__", ())) if isinstance(o, type)]
-        models = [o for o in options if issubclass(o, BaseModel)]
-        if not models:
-            return None
-        model = models[0]
-    return model
+        # A number in a location is the place in a list, whose declaration is the list's.
+        if isinstance(part, int):
+            continue
+        field = next((f for n, f in model.model_fields.items() if part == (f.alias or n)), None) if model else None
+        model = _section(field)
+    return field
+
+
+def _section(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The section that a key opens, alone or as the entries of a list; None where it holds a value."""
+    if field is None:
+        return None
+    return next((o for o in _options(field.annotation) if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _options(annotation: Any) -> list[Any]:
+    return [annotation, *(o for inner in get_args(annotation) for o in _options(inner))]
 
 
 def _known(loc: tuple[int | str, ...]) -> str:
-    model = _section(loc)
+    model = _section(_field(loc)) if loc else Config
     return f"known here: {', '.join(f.alias or n for n, f in model.model_fields.items())}" if model else "remove it"
 
 
-def _range(loc: tuple[int | str, ...]) -> str:
-    """What the field may hold, where its declaration bounds it on both sides, and what it is for."""
-    model = _section(loc[:-1])
-    field = next((f for n, f in model.model_fields.items() if loc[-1] in (n, f.alias)), None) if model else None
-    if field is None:
-        return ""
-    bounds = {b: getattr(m, b) for m in field.metadata for b in ("gt", "ge", "lt", "le") if hasattr(m, b)}
+def _number(field: FieldInfo) -> str | None:
+    """What a numeric field holds, in words."""
+    options = _options(field.annotation)
+    if bool in options or str in options:
+        return None
+    return "a whole number" if int in options else "a number" if float in options else None
+
+
+def _expected(field: FieldInfo) -> str:
+    """What a numeric field may hold, and what it is for."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    allowed = " and ".join(f"{signs[b]} {v:g}" for b, v in bounds.items() if v is not None)
-    return f" (allowed: {allowed}; {field.description})" if allowed else f" ({field.description})"
+    bounds = {s: getattr(m, b) for m in field.metadata for b, s in signs.items() if getattr(m, b, None) is not None}
+    allowed = " and ".join(f"{s} {v:g}" if isinstance(v, float) else f"{s} {v}" for s, v in bounds.items())
+    finite = " that is finite" if any(getattr(m, "allow_inf_nan", True) is False for m in field.metadata) else ""
+    null = ", or null" if type(None) in _options(field.annotation) else ""
+    return f"{_number(field)}{finite}{' ' if allowed else ''}{allowed}{null} ({field.description})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,22 @@ import pyarrow.parquet as pq
 
 from features.catalogue import Catalogue
 from features.log import F64, I32, I64, KINDS, Events
-from offline.sources import ITEM_COLUMNS
+from offline.attributes import read_as
+from offline.quarantine import DataError
+from offline.sources import ITEM_COLUMNS, AttributeKind
+
+_ITEMS, _EVENTS, _TRUTH = "items.parquet", "events.parquet", "truth.parquet"
+_NEEDED = {
+    _ITEMS: ("item_id", "title"),
+    _EVENTS: ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),
+    _TRUTH: ("request_id", "item_id", "utility"),
+}
+_NEVER_NULL = {
+    _ITEMS: ("item_id",),
+    _EVENTS: ("event_id", "event", "user_id", "item_id", "timestamp"),
+    _TRUTH: ("request_id", "item_id", "utility"),
+}
+_AGAIN = "make the data set again with `shelfwise import` or `shelfwise simulate`"
 
 
 @dataclass(frozen=True)
@@ -31,39 +47,84 @@ class Dataset:
     truth: Mapping[tuple[str, str], float] | None
 
 
-def load(directory: Path) -> Dataset:
-    """The data set in a directory. Raises FileNotFoundError naming the file that is missing and how to make it."""
-    for name in ("items.parquet", "events.parquet"):
+def load(directory: Path, attributes: Mapping[str, AttributeKind] | None = None) -> Dataset:
+    """The data set in a directory.
+
+    Raises FileNotFoundError naming the file that is missing, and DataError naming file, column and row of what is not
+    as the layout says; both say how to make it.
+    """
+    for name in (_ITEMS, _EVENTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(
                 f"{directory / name}: no such file; make it with `shelfwise import` or `shelfwise simulate`"
             )
-    items = pq.read_table(directory / "items.parquet").sort_by("item_id").combine_chunks()
-    found = catalogue(items)
-    events, event_id = _events(directory / "events.parquet", found)
-    return Dataset(items, found, events, event_id, _truth(directory / "truth.parquet"))
+    items = _table(directory / _ITEMS).sort_by("item_id").combine_chunks()
+    items = read_as(items, attributes or {}, str(directory / _ITEMS))
+    found = catalogue(items, str(directory / _ITEMS))
+    events, event_id = _events(directory / _EVENTS, found)
+    return Dataset(items, found, events, event_id, _truth(directory / _TRUTH))
 
 
-def catalogue(items: pa.Table) -> Catalogue:
-    """The catalogue as arrays, from a table of items sorted by `item_id`."""
+def _table(path: Path) -> pa.Table:
+    """A file of the layout, checked to have the columns that are needed and no gap where none may be."""
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(e).split())[:200]}); {_AGAIN}") from e
+    for name in _NEEDED[path.name]:
+        if name not in table.column_names:
+            raise DataError(f"{path}: has no column {name!r}; {_AGAIN}")
+    for name in _NEVER_NULL[path.name]:
+        if table[name].null_count:
+            row = int(np.flatnonzero(table[name].is_null().to_numpy(zero_copy_only=False))[0])
+            raise DataError(f"{path}, row {row}, column {name!r}: is null, which it may not be; {_AGAIN}")
+    return table
+
+
+def catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
+    """The catalogue as arrays, from a table of items sorted by `item_id`.
+
+    Attributes: integers, floats and booleans (0 and 1) are numbers, timestamps are numbers of years since 1970, texts
+    and lists of texts are tags. Raises DataError, naming `file` and the column, for any other type, and for an id that
+    stands twice.
+    """
     ids = items["item_id"].to_pylist()
+    if twice := next((a for a, b in pairwise(ids) if a == b), None):
+        raise DataError(f"{file}, column 'item_id': {twice!r} stands twice; {_AGAIN}")
     category, category_names = _codes(items, "category")
     brand, brand_names = _codes(items, "brand")
-    own = [f for f in items.schema if f.name not in ITEM_COLUMNS]
-    number_names = [f.name for f in own if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
-    date_names = [f.name for f in own if pa.types.is_timestamp(f.type)]
+    kinds = {f.name: _kind(f, file) for f in items.schema if f.name not in ITEM_COLUMNS}
+    number_names, date_names, list_names, text_names = (
+        [name for name, found in kinds.items() if found == kind] for kind in ("number", "date", "list", "text")
+    )
     numbers = [_numbers(items, n) for n in number_names] + [_seconds(items, n) / (365.25 * 86400) for n in date_names]
-    tag_start, tag, tag_names = _tags(
-        items, [f.name for f in own if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)],
-        [f.name for f in own if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)],
-    )  # fmt: skip
+    tag_start, tag, tag_names = _tags(items, list_names, text_names)
     titles = [t or i for t, i in zip(items["title"].to_pylist(), ids, strict=True)]
     return Catalogue(
         ids, titles, _numbers(items, "price"), category, category_names, brand, brand_names,
         _seconds(items, "available_from"),
         np.column_stack(numbers) if numbers else np.empty((len(ids) + 1, 0)),
-        number_names + date_names, tag_start, tag, tag_names,
+        number_names + date_names, tag_start, tag, tag_names, date_names,
     )  # fmt: skip
+
+
+def _kind(field: pa.Field, file: str) -> str:
+    """What an attribute is: number, date, list, text, or, where no item has it, nothing."""
+    kind = field.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "number"
+    if pa.types.is_timestamp(kind):
+        return "date"
+    if is_text or (is_list and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))):
+        return "text" if is_text else "list"
+    if pa.types.is_null(kind):
+        return "nothing"
+    raise DataError(
+        f"{file}, column {field.name!r}: is {kind}; an attribute is a number, a text, a list of texts or a timestamp: "
+        "bring the file in with `shelfwise import`, or leave the column out"
+    )
 
 
 def _column(items: pa.Table, name: str) -> pa.ChunkedArray | None:
@@ -74,7 +135,8 @@ def _numbers(items: pa.Table, name: str) -> F64:
     column = _column(items, name)
     if column is None:
         return np.full(len(items) + 1, np.nan)
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    # Not safely: an integer beyond 2^53 is rounded, as every number of a feature is.
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return np.append(np.where(np.isfinite(values), values, np.nan), np.nan)
 
 
@@ -82,7 +144,7 @@ def _seconds(items: pa.Table, name: str) -> F64:
     column = _column(items, name)
     if column is None:
         return np.full(len(items) + 1, np.nan)
-    micros = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).cast(pa.float64())
+    micros = column.cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.int64()).cast(pa.float64())
     return np.append(micros.to_numpy(zero_copy_only=False) / 1e6, np.nan)
 
 
@@ -112,19 +174,24 @@ def _tags(items: pa.Table, list_names: Sequence[str], text_names: Sequence[str])
         value.append(pc.binary_join_element_wise(name, values, "="))
     owners = np.concatenate(owner)
     encoded = pa.concat_arrays([pa.array(v, pa.string()) for v in value]).dictionary_encode()
-    order = np.argsort(owners, kind="stable")
-    start = np.searchsorted(owners[order], np.arange(len(items) + 1))
-    code = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-    return np.append(start, start[-1]), code[order], encoded.dictionary.to_pylist()
+    code = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    # A value that stands twice in an item's list is one value.
+    distinct = np.unique(owners << 32 | code)
+    start = np.searchsorted(distinct >> 32, np.arange(len(items) + 1))
+    return np.append(start, start[-1]), (distinct & 0xFFFFFFFF).astype(np.int32), encoded.dictionary.to_pylist()
 
 
 def _events(path: Path, catalogue: Catalogue) -> tuple[Events, pa.Array]:
-    table = pq.read_table(path)
+    table = _table(path)
     user = table["user_id"].combine_chunks().dictionary_encode()
     request = table["request_id"].combine_chunks().dictionary_encode()
     item = pc.fill_null(pc.index_in(table["item_id"], pa.array(catalogue.item_ids, table["item_id"].type)), -1)
     kind = pc.index_in(table["event"].cast(pa.string()), pa.array(KINDS))
-    at = table["timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() / 1e6
+    if kind.null_count:
+        row = int(np.flatnonzero(kind.is_null().to_numpy(zero_copy_only=False))[0])
+        held = table["event"][row].as_py()
+        raise DataError(f"{path}, row {row}, column 'event': {held!r} is not one of {', '.join(KINDS)}; {_AGAIN}")
+    at = table["timestamp"].cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.int64()).to_numpy() / 1e6
     item_code = item.to_numpy().astype(np.int32)
     kind_code = kind.to_numpy().astype(np.int8)
     order = np.lexsort((item_code, kind_code, at))
@@ -141,6 +208,6 @@ def _events(path: Path, catalogue: Catalogue) -> tuple[Events, pa.Array]:
 def _truth(path: Path) -> Mapping[tuple[str, str], float] | None:
     if not path.is_file():
         return None
-    t = pq.read_table(path)
+    t = _table(path)
     pairs = zip(t["request_id"].to_pylist(), t["item_id"].to_pylist(), strict=True)
     return dict(zip(pairs, t["utility"].to_pylist(), strict=True))

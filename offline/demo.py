@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -149,17 +148,17 @@ def _print(
     for item in clicked:
         out.print(Text(f"  {title[item]} (was at place {place[item]})"))
     out.print()
-    out.print(
-        Columns([
-            _table("Before", [[title[r["item_id"]], _why(r)] for r in first]),
-            _table("After", [[title[r["item_id"]] + _moved(place[r["item_id"]], k), _why(r)]
-                             for k, r in enumerate(second, 1)]),
-        ])
-    )  # fmt: skip
+    table = Table(header_style="bold")
+    for column, ratio in (("", 1), ("before", 8), ("after", 10), ("why now", 14)):
+        table.add_column(column, ratio=ratio)
+    for k, (was, now) in enumerate(zip(first, second, strict=True), 1):
+        after = title[now["item_id"]] + _moved(place[now["item_id"]], k)
+        table.add_row(str(k), Text(title[was["item_id"]]), Text(after), Text(_why(now)), end_section=True)
+    out.print(table)
 
 
 def _moved(was: int, now: int) -> str:
-    return "" if was <= now else f"  ^ from {was}"
+    return "" if was <= now else f" (up from {was})"
 
 
 def _why(item: dict[str, Any]) -> str:
@@ -167,12 +166,3 @@ def _why(item: dict[str, Any]) -> str:
     raised = [r["about"].split(",")[0] for r in item.get("reasons") or () if r["contribution"] > 0]
     viewed = [f"because you viewed {because['title']}"] if because else []
     return "; ".join([*dict.fromkeys(raised)][:2] + viewed)
-
-
-def _table(name: str, rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=name, title_justify="left", header_style="bold", width=76)
-    for column, ratio in (("", 1), ("product", 14), ("why", 20)):
-        table.add_column(column, ratio=ratio)
-    for k, row in enumerate(rows, 1):
-        table.add_row(str(k), *(Text(cell) for cell in row))
-    return table

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.log import F32, F64, Kind, Lists
 from features.moment import LONGEST, RATE_STRENGTH, Moment
 from features.replay import Reading
 from features.retrieval import popularity
 from features.vectors import Vectors
+from offline.quarantine import DataError
 from ranker.metrics import paired_difference, score_lists, tie_break
 
 METRICS = ("ndcg@10", "mrr", "map@10", "recall@10")
@@ -58,8 +60,8 @@ def per_list(lists: Lists, scores: Mapping[str, F32 | F64]) -> dict[str, dict[st
 
 
 def compare(
-    values: Mapping[str, Mapping[str, F64]], lists: Lists, warm: np.ndarray, seed: int
-) -> dict[str, Any]:  # fmt: skip
+    values: Mapping[str, Mapping[str, F64]], lists: Lists, warm: NDArray[np.bool_], seed: int
+) -> dict[str, Any]:
     """The `systems` and `comparisons` of an evaluation: every mean with its interval, and `ranker` against each other.
 
     values: of `per_list`. warm: bool[lists], whether anything was known of the user. Intervals are paired bootstraps
@@ -79,20 +81,20 @@ def compare(
         _comparison("ranker", other, metric, name, values, lists, mask & counted, seed)
         for other in values
         for name, mask in slices.items()
-        for metric in METRICS[:1]
+        for metric in (PRIMARY,)
         if "ranker" in values and other != "ranker" and (mask & counted).any()
     ]
     return {"systems": systems, "comparisons": comparisons}
 
 
-def lists_with_gain(lists: Lists) -> np.ndarray:
+def lists_with_gain(lists: Lists) -> NDArray[np.bool_]:
     """bool[lists]: whether anything in the list, or missed by it, has gain; a metric is undefined elsewhere."""
     any_gain = np.zeros(len(lists), bool)
     any_gain[lists.group[lists.gain > 0]] = True
     return any_gain | lists.missed.any(axis=1)
 
 
-def _summary(by_metric: Mapping[str, F64], lists: Lists, mask: np.ndarray, seed: int) -> dict[str, Any]:
+def _summary(by_metric: Mapping[str, F64], lists: Lists, mask: NDArray[np.bool_], seed: int) -> dict[str, Any]:
     out: dict[str, Any] = {"lists": int(mask.sum())}
     for metric, value in by_metric.items():
         d = paired_difference(value[mask], np.zeros(mask.sum()), lists.user[mask], seed=seed)
@@ -101,8 +103,8 @@ def _summary(by_metric: Mapping[str, F64], lists: Lists, mask: np.ndarray, seed:
 
 
 def _comparison(
-    a: str, b: str, metric: str, name: str, values: Mapping[str, Mapping[str, F64]], lists: Lists, mask: np.ndarray,
-    seed: int,
+    a: str, b: str, metric: str, name: str, values: Mapping[str, Mapping[str, F64]], lists: Lists,
+    mask: NDArray[np.bool_], seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     d = paired_difference(values[a][metric][mask], values[b][metric][mask], lists.user[mask], seed=seed)
     return {
@@ -116,7 +118,8 @@ def system_scores(
 ) -> dict[str, F64]:
     """float64[rows] by system: the baselines that have anything to say here, the ranker, and the best if known.
 
-    columns: of `baselines`, one row a candidate. truth: the simulator's utility by (request, item).
+    columns: of `baselines`, one row a candidate. truth: the simulator's utility by (request, item); it knows the lists
+    that were shown, so for rebuilt ones there is no best possible. Raises DataError where it knows some and not others.
     """
     out: dict[str, F64] = {"random": np.zeros(lists.rows)}
     if (lists.position >= 0).any():
@@ -124,7 +127,15 @@ def system_scores(
     out |= {name: columns[:, k] for k, name in enumerate(BASELINES) if np.isfinite(columns[:, k]).any()}
     out["ranker"] = ranker
     if truth is not None:
-        requests = [lists.request_ids[g] for g in lists.group.tolist()]
+        requests = (lists.request_ids[g] for g in lists.group.tolist())
         items = (item_ids[i] for i in lists.item.tolist())
-        out["best_possible"] = np.array([truth[pair] for pair in zip(requests, items, strict=True)])
+        pairs = list(zip(requests, items, strict=True))
+        unknown = [pair for pair in pairs if pair not in truth]
+        if unknown and len(unknown) < len(pairs):
+            raise DataError(
+                f"truth.parquet: no utility for item {unknown[0][1]!r} of list {unknown[0][0]!r} ({len(unknown)} such "
+                "rows); it is of another log: run `shelfwise simulate` again, or remove the file"
+            )
+        if not unknown:
+            out["best_possible"] = np.array([truth[pair] for pair in pairs])
     return out

@@ -111,7 +111,8 @@ def baskets(events: Events, begin: float) -> Lists:
     distinct = new_basket | (np.diff(acts.item, prepend=-1) != 0)
     acts, basket = acts.take(distinct), basket[distinct]
     start = np.flatnonzero(np.diff(basket, prepend=-1))
-    ids = [f"{events.user_ids[u]}@{at:.0f}" for u, at in zip(acts.user[start], acts.at[start], strict=True)]
+    # To the microsecond, as finely as times are stored: two baskets of a second are two lists.
+    ids = [f"{events.user_ids[u]}@{at:.6f}" for u, at in zip(acts.user[start], acts.at[start], strict=True)]
     return Lists(
         acts.at[start], acts.user[start], ids, np.append(start, len(acts)).astype(np.int64), acts.item,
         np.full(len(acts), -1, np.int16), GAIN[acts.kind], np.zeros((len(start), 3), np.int32),

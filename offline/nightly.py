@@ -19,15 +19,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from features.custom import FeatureError, violations
+from features.custom import load as load_features
 from features.history import Histories
 from features.log import F32, F64, Kind, Lists
-from features.replay import Replay
+from features.replay import Reading, Replay
 from features.table import features, names, rows
 from features.vectors import Vectors
 from offline import dataset, evaluate, lists, report
 from offline.config import Config
 from offline.progress import OnProgress
-from offline.run import Run, Step, checksum, write_json
+from offline.quarantine import DataError
+from offline.run import Run, Step, checksum, code, write_json
 from offline.windows import NAMES, Windows
 from ranker.train import train
 from ranker.trees import Trees
@@ -38,6 +41,10 @@ from text_encoder.examples import examples
 from text_encoder.text import attributes, item_texts
 from text_encoder.train import fine_tune
 
+_DATA = ("items.parquet", "events.parquet", "truth.parquet")
+_CHECKED_EVERY = 1000
+"""Lists between checks of the user's own features."""
+
 
 class Night:
     """One nightly run over one data set. What several steps read is loaded once, when first asked for."""
@@ -46,14 +53,16 @@ class Night:
         """redis_url: where to publish; None makes the release and leaves the pointer alone."""
         self.config = config
         self._redis_url = redis_url
-        sections = config.model_dump(mode="json", include={"seed", "windows", "lists", "encoder", "ranker"})
-        data = {n: checksum(config.data / n) for n in ("items.parquet", "events.parquet") if (config.data / n).exists()}
-        self.run = Run(config.runs, {"config": sections, "data": data})
+        self.custom = load_features(config.features.custom)
+        sections = config.model_dump(mode="json", include={"seed", "windows", "lists", "features", "encoder", "ranker"})
+        data = {n: checksum(config.data / n) for n in _DATA if (config.data / n).exists()}
+        own = [f.origin for f in self.custom]
+        self.run = Run(config.runs, {"config": sections, "data": data, "code": code(), "own": own})
 
     def __call__(self) -> release.Release:
         """Do what is left to do; returns the release. Raises what a step raises, its files so far kept."""
         self.run.do(self.steps)
-        return release.load(Path(self._json("release.json")["path"]))
+        return release.load(Path(self._json("release.json")["path"]), custom=self.custom)
 
     @property
     def steps(self) -> list[Step]:
@@ -66,16 +75,16 @@ class Night:
             Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows),
             Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json"], self._ranker),
             Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate),
-            Step("release", "Making the release", ["release.json"], self._release),
+            Step("release", "Making the release", ["release.json"], self._release, self._is_there),
         ]  # fmt: skip
         if self._redis_url is not None:
-            out.append(Step("publish", "Publishing", ["published.json"], self._publish))
+            out.append(Step("publish", "Publishing", ["published.json"], self._publish, self._is_live))
         return out
 
     @cached_property
     def data(self) -> dataset.Dataset:
         """The data set."""
-        return dataset.load(self.config.data)
+        return dataset.load(self.config.data, self.config.features.attributes)
 
     @cached_property
     def windows(self) -> Windows:
@@ -94,13 +103,15 @@ class Night:
         begin, end = self.windows.ranker, self.windows.end
         shown = self.data.events.at[(self.data.events.at >= begin) & (self.data.events.at < end)]
         refresh = np.quantile(shown, np.linspace(0, 1, self.config.lists.refreshes, endpoint=False))
-        return Replay(self.data.catalogue, self._vectors("vectors.npy"), self.data.events, np.unique(refresh))
+        vectors = self._vectors("vectors.npy")
+        return Replay(self.data.catalogue, vectors, self.data.events, np.unique(refresh), self.custom)
 
     @property
     def is_logged(self) -> bool:
         """Whether query groups come from lists that were shown, or are rebuilt."""
-        source = self.config.lists.source
-        return source == "logged" or (source == "auto" and bool((self.data.events.kind == Kind.IMPRESSION).any()))
+        e, source = self.data.events, self.config.lists.source
+        any_list = bool(((e.kind == Kind.IMPRESSION) & (e.request >= 0) & (e.item >= 0)).any())
+        return source == "logged" or (source == "auto" and any_list)
 
     def _json(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run.file(name).read_text("utf-8"))
@@ -164,6 +175,8 @@ class Night:
         columns = np.empty((self.lists.rows, len(evaluate.BASELINES)))
         warm = np.empty(n, bool)
         for r in self.replay.readings(self.lists):
+            if r.number % _CHECKED_EVERY == 0:
+                self._check_custom(r)
             at = slice(start[r.number], start[r.number + 1])
             made[at] = rows(r.items, r.history, r.candidates, r.at)
             columns[at] = evaluate.baselines(r, zero_shot)
@@ -174,11 +187,18 @@ class Night:
         np.save(self.run.file("baselines.npy"), columns, allow_pickle=False)
         np.save(self.run.file("warm.npy"), warm, allow_pickle=False)
 
+    def _check_custom(self, reading: Reading) -> None:
+        """Hold the user's own features to the contract, on this list."""
+        r = reading
+        said = [v for f in self.custom for v in violations(f, r.items, r.history, r.candidates, r.at)]
+        if said:
+            raise FeatureError("\n".join(said))
+
     def _part(self, window: str) -> tuple[F32, Lists, slice]:
         """Rows and lists of a window, and where its rows are."""
         which = self.windows.lists(window, self.lists)
         if not len(which):
-            raise ValueError(
+            raise DataError(
                 f"no list with a click or purchase falls into the {window} window: "
                 f"give it a larger share in `windows`, or import a longer log"
             )
@@ -304,6 +324,12 @@ class Night:
             encoder_fingerprint=encoder["fingerprint"],
         )
         write_json(self.run.file("release.json"), {"path": str(path.resolve()), "id": path.name})
+
+    def _is_there(self) -> bool:
+        return (Path(self._json("release.json")["path"]) / release.MANIFEST).is_file()
+
+    def _is_live(self) -> bool:
+        return self._live() == str(self._json("release.json")["id"])
 
     @property
     def cut_off(self) -> float:

@@ -19,6 +19,7 @@ from offline.readers import column_names, file_format
 
 Format = Literal["auto", "parquet", "csv", "jsonl", "metarank", "ga4"]
 Unit = Literal["auto", "s", "ms", "us", "iso"]
+AttributeKind = Literal["number", "category", "tags", "date", "ignore"]
 
 DROP = "drop"
 """Instead of a kind in `event_values`: rows of that value are refused, and counted."""

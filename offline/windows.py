@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from features.log import F64, I64, Lists
+from offline.quarantine import DataError
 
 NAMES = ("encoder", "ranker", "validation", "test")
 
@@ -48,11 +49,14 @@ class Windows:
     def split(cls, at: F64, config: WindowConfig) -> Windows:
         """Windows over moments `at` (float64[n], one a list, any order), as near to the shares as whole moments allow.
 
-        Raises ValueError where there are fewer than four moments: nothing can then be held back.
+        Raises DataError where there are fewer than four moments: nothing can then be held back.
         """
+        if not np.isfinite(at).all():
+            row = int(np.flatnonzero(~np.isfinite(at))[0])
+            raise DataError(f"list {row} is at {at[row]}: every list needs a time; import the log again")
         moments, count = np.unique(at, return_counts=True)
         if len(moments) < len(NAMES):
-            raise ValueError(
+            raise DataError(
                 f"the lists fall on {len(moments)} different moments; {len(NAMES)} windows need at least {len(NAMES)}: "
                 "import a longer log, or one with finer timestamps"
             )

@@ -6,11 +6,12 @@ Bodies of `/v1` are decoded and encoded by msgspec and answered with a ready `Re
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,9 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from features.custom import load as load_features
 from features.history import EMPTY, History
+from features.table import Feature
 from serving import schema
 from serving.config import ServiceConfig
 from serving.live import Follower, Live, Ranking
@@ -42,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _CONFIG_VARIABLE = "SHELFWISE_SERVICE"
 _RELEASE_VARIABLE = "SHELFWISE_RELEASE"
+_FEATURES_VARIABLE = "SHELFWISE_FEATURES"
 
 
 class Service:
@@ -157,15 +161,16 @@ class Service:
 
 
 def create_app(
-    config: ServiceConfig, redis_url: str, *, release: Path | None = None, clock: Callable[[], float] = time.time
-) -> FastAPI:
+    config: ServiceConfig, redis_url: str, *, release: Path | None = None, clock: Callable[[], float] = time.time,
+    custom: tuple[Feature, ...] = (),
+) -> FastAPI:  # fmt: skip
     """The ASGI application; it connects when it starts, and starts whether or not Redis and a release are there.
 
     release: a directory to answer from until the release pointer in Redis names another, and while Redis is away.
     clock: Unix seconds, the moment of a request, before the configured offset.
     """
     store = Store(redis_url, config.redis_timeout_s)
-    follower = Follower(config, store, release)
+    follower = Follower(config, store, release, custom)
     service = Service(config, store, follower, lambda: clock() + config.clock_offset_s)
 
     @asynccontextmanager
@@ -319,11 +324,17 @@ def from_environment() -> FastAPI:
     """The application of a worker process, as `serve` left it in the environment."""
     release = os.environ.get(_RELEASE_VARIABLE)
     config = ServiceConfig.model_validate_json(os.environ.get(_CONFIG_VARIABLE, "{}"))
-    return create_app(config, os.environ["REDIS_URL"], release=Path(release) if release else None)
+    custom = load_features(json.loads(os.environ.get(_FEATURES_VARIABLE, "[]")))
+    return create_app(config, os.environ["REDIS_URL"], release=Path(release) if release else None, custom=custom)
 
 
-def serve(config: ServiceConfig, redis_url: str, release: Path | None = None) -> None:
-    """Listen and answer until told to stop, with as many worker processes as the configuration says."""
+def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, custom: Sequence[str] = ()) -> None:
+    """Listen and answer until told to stop, with as many worker processes as the configuration says.
+
+    custom: features of the user's own, as module:function. Raises FeatureError where one cannot be loaded.
+    """
+    load_features(custom)
+    os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url
     os.environ[_CONFIG_VARIABLE] = config.model_dump_json()
     if release is not None:

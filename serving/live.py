@@ -116,9 +116,12 @@ class Live:
         Live.of(self.release).apply(Tail(START, ["warm"], np.zeros(1, np.int8), np.full(1, at)))
 
 
-def prepare(path: Path, expected: str | None) -> Live:
-    """A release loaded, verified and warmed. Raises ReleaseError, also where its id is not the one expected."""
-    release = load(path)
+def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = ()) -> Live:
+    """A release loaded, verified and warmed. Raises ReleaseError, also where its id is not the one expected.
+
+    custom: features of the user's own, as in `release.load`.
+    """
+    release = load(path, custom=custom)
     if expected is not None and release.id != expected:
         raise ReleaseError(f"{path} holds release {release.id}, the pointer says {expected}: promote it again")
     live = Live.of(release)
@@ -133,8 +136,11 @@ class Follower:
     redis: "ok", or how it is away.
     """
 
-    def __init__(self, config: ServiceConfig, store: Store, release: Path | None) -> None:
+    def __init__(
+        self, config: ServiceConfig, store: Store, release: Path | None, custom: tuple[Feature, ...] = ()
+    ) -> None:
         """release: a directory to answer from until the pointer says otherwise, and while Redis is away."""
+        self._custom = custom
         self.live: Live | None = None
         self.reason = "starting"
         self.redis = "not asked yet"
@@ -196,7 +202,7 @@ class Follower:
     async def _load(self, pointer: Pointer) -> None:
         """Load, warm, bring up to the end of the stream, and only then answer from it."""
         try:
-            live = await asyncio.to_thread(prepare, Path(pointer.path), pointer.id or None)
+            live = await asyncio.to_thread(prepare, Path(pointer.path), pointer.id or None, self._custom)
         except Exception as e:  # whatever is wrong with the next release, the live one goes on
             self.reason = f"release {pointer.id or pointer.path} cannot be loaded: {e}"
             self._failed = (pointer, asyncio.get_running_loop().time())

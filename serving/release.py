@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise, zip_longest
 from pathlib import Path, PurePosixPath
@@ -33,7 +33,7 @@ from features.catalogue import Catalogue
 from features.decay import HALF_LIVES_S, ItemState
 from features.log import Kind
 from features.neighbours import Neighbours
-from features.table import Items, names, schema_hash
+from features.table import Feature, Items, names, schema_hash
 from features.vectors import Vectors
 from ranker.model_text import ModelTextError
 from ranker.trees import Trees
@@ -65,7 +65,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     cut_off: item state holds the events before it. window: what was trained and tested on which stretch of time.
     metrics: of the evaluation that let it pass. parent: id of the release that was live when it was made.
-    files: by path inside the directory, with `/`.
+    files: by path inside the directory, with `/`. custom: the user's own features: where their code is.
     """
 
     id: str
@@ -81,6 +81,7 @@ class Manifest(msgspec.Struct, frozen=True):
     schema_hash: str
     feature_names: list[str]
     files: dict[str, FileEntry]
+    custom: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -175,26 +176,33 @@ def write(
             id="", format=FORMAT, created_at=created_at, cut_off=cut_off, parent=parent, window=dict(window),
             metrics=dict(metrics), encoder_fingerprint=encoder_fingerprint, dimension=items.vectors.code.shape[1],
             items=len(items.catalogue), schema_hash=schema_hash(items), feature_names=list(names(items)),
+            custom=[f.origin for f in items.custom],
             files={p.relative_to(making).as_posix(): _entry(p) for p in _files(making)},
         )  # fmt: skip
         # As it will be read: a whole number given for a float, say, must not make another id.
         manifest = msgspec.json.decode(_json(manifest), type=Manifest)
         manifest = msgspec.structs.replace(manifest, id=_id(manifest))
         (making / MANIFEST).write_bytes(_json(manifest))
-        load(making, verify=False)
+        load(making, verify=False, custom=items.custom)
         return _settle(making, root / manifest.id)
 
 
-def load(path: Path, verify: bool = True) -> Release:
+def load(path: Path, verify: bool = True, custom: tuple[Feature, ...] = ()) -> Release:
     """The release in a directory, its arrays memory-mapped.
 
     verify: read every file once and compare its checksum; sizes are compared in any case. Raises ReleaseError where
-    anything is missing or disagrees: format, id, size, checksum, shape, type, feature schema, or model.
+    anything is missing or disagrees: format, id, size, checksum, shape, type, feature schema, or model. custom: the
+    features of the user's own that the configuration names; a release names its own but never brings their code.
     """
     manifest = read_manifest(path)
+    if (ours := [f.origin for f in custom]) != manifest.custom:
+        raise ReleaseError(
+            f"{path}: was made with features {manifest.custom or 'none'} of the user's own, here are {ours or 'none'}: "
+            "name the same in `features.custom`, with the same code, or make a new release"
+        )
     for name, entry in manifest.files.items():
         _check_file(path, name, entry, verify)
-    items = _items(_Arrays(path, manifest), manifest)
+    items = replace(_items(_Arrays(path, manifest), manifest), custom=custom)
     if (found := schema_hash(items)) != manifest.schema_hash:
         differ = [f"{a} / {b}" for a, b in zip(manifest.feature_names, names(items), strict=False) if a != b]
         raise ReleaseError(
@@ -335,13 +343,15 @@ def _arrays(items: Items) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {
         "price": c.price, "category": c.category, "brand": c.brand, "available_from": c.available_from,
         "numbers": c.numbers, "tag_start": c.tag_start, "tag": c.tag, "vector_code": items.vectors.code,
-        "vector_scale": items.vectors.scale, "prior": items.prior, "neighbour_item": items.neighbours.item,
+        "vector_scale": items.vectors.scale, "prior": items.prior, "attribute_rates": items.attribute_rates,
+        "neighbour_item": items.neighbours.item,
         "neighbour_weight": items.neighbours.weight,
         "state_value": items.state.value, "state_latest": items.state.latest,
     }  # fmt: skip
     for name, strings in (
         ("item_ids", c.item_ids), ("titles", c.titles), ("category_names", c.category_names),
         ("brand_names", c.brand_names), ("number_names", c.number_names), ("tag_names", c.tag_names),
+        ("date_names", c.date_names),
     ):  # fmt: skip
         out |= Strings.of(strings).arrays(name)
     return {name: np.ascontiguousarray(array) for name, array in out.items()}
@@ -366,21 +376,21 @@ class _Arrays:
     """The arrays of a release by name, each held to a type and a shape (None: any extent)."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._path, self._files = path, manifest.files
+        self.path, self._files = path, manifest.files
 
     def __call__(self, name: str, dtype: type, *shape: int | None) -> NDArray[Any]:
         file = f"arrays/{name}.npy"
         if file not in self._files:
-            raise ReleaseError(f"{self._path / MANIFEST}: names no {file}; make the release again")
+            raise ReleaseError(f"{self.path / MANIFEST}: names no {file}; make the release again")
         try:
             # A plain view: numba and numpy treat `memmap` as a type of its own, slowly.
-            array: NDArray[Any] = np.asarray(np.load(self._path / file, mmap_mode="r", allow_pickle=False))
+            array: NDArray[Any] = np.asarray(np.load(self.path / file, mmap_mode="r", allow_pickle=False))
         except (ValueError, OSError, EOFError) as e:
-            raise ReleaseError(f"{self._path / file} is no array: {e}") from e
+            raise ReleaseError(f"{self.path / file} is no array: {e}") from e
         wanted = tuple(found if want is None else want for found, want in zip(array.shape, shape, strict=False))
         if array.dtype != dtype or len(array.shape) != len(shape) or array.shape != wanted:
             raise ReleaseError(
-                f"{self._path / file}: {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}"
+                f"{self.path / file}: {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}"
                 f"{['any' if s is None else s for s in shape]}: make the release again"
             )
         return array
@@ -389,7 +399,7 @@ class _Arrays:
         """The array, all of whose values are from `low` to below `high`: compiled code reads where they point."""
         if array.size and not (low <= array.min() and array.max() < high):
             raise ReleaseError(
-                f"{self._path}/arrays/{name}.npy: holds {array.min()} to {array.max()}, expected {low} to {high - 1}: "
+                f"{self.path}/arrays/{name}.npy: holds {array.min()} to {array.max()}, expected {low} to {high - 1}: "
                 "make the release again"
             )
         return array
@@ -401,9 +411,7 @@ class _Arrays:
 
     def _ascending(self, name: str, start: NDArray[Any], end: int) -> NDArray[Any]:
         if not len(start) or start[0] != 0 or start[-1] != end or (np.diff(start) < 0).any():
-            raise ReleaseError(
-                f"{self._path}/arrays/{name}.npy: does not go up from 0 to {end}: make the release again"
-            )
+            raise ReleaseError(f"{self.path}/arrays/{name}.npy: does not go up from 0 to {end}: make the release again")
         return start
 
 
@@ -427,6 +435,7 @@ def _items(read: _Arrays, manifest: Manifest) -> Items:
         tag_start=read._ascending("tag_start", read("tag_start", np.int64, n + 2), len(tag)),
         tag=tag,
         tag_names=tag_names,
+        date_names=list(read.strings("date_names", None)),
     )
     near = read.within("neighbour_item", read("neighbour_item", np.int32, n + 1, None), -1, n)
     entities = n + 1 + len(category_names) + 1 + 1
@@ -438,4 +447,10 @@ def _items(read: _Arrays, manifest: Manifest) -> Items:
     )
     vectors = Vectors(read("vector_code", np.int8, n + 1, d), read("vector_scale", np.float32, n + 1))
     neighbours = Neighbours(near, read("neighbour_weight", np.float32, n + 1, near.shape[1]))
-    return Items(catalogue, vectors, read("prior", np.float32, n + 1), neighbours, state)
+    rates = read("attribute_rates", np.float32, None, None)
+    if rates.size and rates.shape != (n + 1, len(catalogue.by_attribute)):
+        raise ReleaseError(
+            f"{read.path}/arrays/attribute_rates.npy: {list(rates.shape)}, expected "
+            f"{[n + 1, len(catalogue.by_attribute)]}: make the release again"
+        )
+    return Items(catalogue, vectors, read("prior", np.float32, n + 1), neighbours, state, rates)

@@ -14,7 +14,7 @@ START = 1_700_000_000.0
 
 
 def make_catalogue(n: int = 12, seed: int = 0) -> Catalogue:
-    """n items in three categories and two brands, item 1 without brand, price or date; tags, one number."""
+    """n items in three categories and two brands, with two tag attributes, a number and a date; item 1 lacks most."""
     rng = np.random.default_rng(seed)
     category = np.append(np.arange(n) % 3, 3).astype(np.int32)
     brand = np.append(np.where(np.arange(n) == 1, 2, np.arange(n) % 2), 2).astype(np.int32)
@@ -22,12 +22,13 @@ def make_catalogue(n: int = 12, seed: int = 0) -> Catalogue:
     born = np.append(START - rng.uniform(0, 100, n) * DAY, np.nan)
     price[1] = born[1] = np.nan
     counts = np.append(rng.integers(0, 4, n), 0)
-    tags = rng.integers(0, 5, counts.sum()).astype(np.int32)
-    stars = np.append(rng.uniform(1, 5, n), np.nan)[:, None]
+    tags = np.concatenate([rng.permutation(5)[:c] for c in counts]).astype(np.int32)
+    stars, released = np.append(rng.uniform(1, 5, n), np.nan), np.append(rng.uniform(40, 54, n), np.nan)
     ids = [f"i{k:03d}" for k in range(n)]
     return Catalogue(
         ids, [f"Item {k}" for k in range(n)], price, category, ["a", "b", "c"], brand, ["x", "y"], born,
-        stars, ["stars"], np.concatenate(([0], np.cumsum(counts))), tags, [f"style={k}" for k in range(5)],
+        np.column_stack([stars, released]), ["stars", "released"], np.concatenate(([0], np.cumsum(counts))), tags,
+        [f"{'style' if k % 2 else 'use'}={k}" for k in range(5)], ["released"],
     )  # fmt: skip
 
 

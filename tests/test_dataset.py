@@ -1,0 +1,263 @@
+"""A data set read from disk: codes, gaps, attributes of every type, order of equal times, and files that are wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.catalogue import Catalogue
+from features.log import Kind
+from offline.dataset import catalogue, load
+from offline.quarantine import DataError
+
+MOMENT = pa.timestamp("us", "UTC")
+NEW_YEAR = datetime(1971, 1, 1, tzinfo=UTC)
+
+
+def items(n: int = 3, **columns: pa.Array | list[Any]) -> pa.Table:
+    """n items, A, B, C and so on, with these columns over or beside the usual ones."""
+    ids = [chr(65 + k) for k in range(n)]
+    table = {
+        "item_id": pa.array(ids), "title": pa.array([f"Title {i}" for i in ids]),
+        "description": pa.nulls(n, pa.string()), "category": pa.nulls(n, pa.string()),
+        "brand": pa.nulls(n, pa.string()), "price": pa.nulls(n, pa.float64()),
+        "available_from": pa.nulls(n, MOMENT),
+    }  # fmt: skip
+    return pa.table(table | columns)
+
+
+ROWS: list[dict[str, Any]] = [
+    {"event": "click", "item_id": "A", "at": 20},
+    {"event": "impression", "item_id": "B", "at": 10, "request_id": "r1", "position": 1},
+    {"event": "impression", "item_id": "A", "at": 10, "request_id": "r1", "position": 0},
+    {"event": "purchase", "item_id": "gone", "at": 30, "value": 9.5, "user_id": "v"},
+]
+
+
+def events(rows: list[dict[str, Any]] = ROWS) -> pa.Table:
+    """Events from dicts; a user u, a time in Unix seconds, and no request, position or value where none is given."""
+    return pa.table({
+        "event_id": pa.array([r.get("event_id", f"e{k}") for k, r in enumerate(rows)], pa.string()),
+        "event": pa.array([r["event"] for r in rows], pa.string()),
+        "user_id": pa.array([r.get("user_id", "u") for r in rows], pa.string()),
+        "item_id": pa.array([r["item_id"] for r in rows], pa.string()),
+        "timestamp": pa.array([None if r["at"] is None else int(r["at"] * 1e6) for r in rows], MOMENT),
+        "request_id": pa.array([r.get("request_id") for r in rows], pa.string()),
+        "position": pa.array([r.get("position") for r in rows], pa.int16()),
+        "value": pa.array([r.get("value") for r in rows], pa.float64()),
+        "session_id": pa.nulls(len(rows), pa.string()),
+    })  # fmt: skip
+
+
+def written(directory: Path, items_: pa.Table | None = None, events_: pa.Table | None = None) -> Path:
+    pq.write_table(items() if items_ is None else items_, directory / "items.parquet")
+    pq.write_table(events() if events_ is None else events_, directory / "events.parquet")
+    return directory
+
+
+def tags(found: Catalogue) -> list[list[str]]:
+    """The tags of every row, the unknown item's last."""
+    return [
+        [found.tag_names[t] for t in found.tag[a:b]]
+        for a, b in zip(found.tag_start[:-1], found.tag_start[1:], strict=True)
+    ]
+
+
+def test_events_become_numbers_in_time_order_with_the_gaps_marked(tmp_path: Path) -> None:
+    """Equal times stand by kind, then item. No request is -1, no position -1, no value NaN, an unknown item -1."""
+    found = load(written(tmp_path))
+    e = found.events
+    assert e.at.tolist() == [10, 10, 20, 30]
+    assert e.item.tolist() == [0, 1, 0, -1]
+    assert e.kind.tolist() == [Kind.IMPRESSION, Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE]
+    assert [e.user_ids[u] for u in e.user] == ["u", "u", "u", "v"]
+    assert [e.request_ids[r] if r >= 0 else None for r in e.request] == ["r1", "r1", None, None]
+    assert e.position.tolist() == [0, 1, -1, -1]
+    np.testing.assert_array_equal(e.value, [np.nan, np.nan, np.nan, 9.5])
+    assert found.event_id.to_pylist() == ["e2", "e1", "e0", "e3"]
+    dtypes = [a.dtype for a in (e.at, e.user, e.item, e.kind, e.request, e.position, e.value)]
+    assert dtypes == [np.float64, np.int32, np.int32, np.int8, np.int32, np.int16, np.float64]
+
+
+def test_the_order_of_rows_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    """Of the codes of users and requests either: they stand for the same ids."""
+    (tmp_path / "back").mkdir()
+    a, b = load(written(tmp_path)), load(written(tmp_path / "back", items()[::-1], events(ROWS[::-1])))
+    assert a.catalogue.item_ids == b.catalogue.item_ids
+    for name in ("at", "item", "kind", "position", "value"):
+        np.testing.assert_array_equal(getattr(a.events, name), getattr(b.events, name))
+    assert [a.events.user_ids[u] for u in a.events.user] == [b.events.user_ids[u] for u in b.events.user]
+
+
+def test_a_time_keeps_its_microseconds(tmp_path: Path) -> None:
+    rows = [{"event": "click", "item_id": "A", "at": t} for t in (1_700_000_000.25, 1_700_000_000.125)]
+    assert load(written(tmp_path, None, events(rows))).events.at.tolist() == [1_700_000_000.125, 1_700_000_000.25]
+
+
+def test_an_empty_log_is_empty(tmp_path: Path) -> None:
+    found = load(written(tmp_path, None, events([])))
+    assert len(found.events) == found.events.n_users == len(found.event_id) == 0
+    assert found.truth is None
+
+
+def test_an_empty_catalogue_has_the_unknown_item_alone(tmp_path: Path) -> None:
+    found = load(written(tmp_path, items(0)))
+    assert len(found.catalogue) == 0
+    assert len(found.catalogue.price) == 1
+    assert found.events.item.tolist() == [-1] * 4
+
+
+def test_categories_and_brands_are_codes_and_missing_ones_have_the_names_count() -> None:
+    found = catalogue(items(category=["b", None, "a"], brand=["", "x", "x"]))
+    assert found.category_names == ["a", "b"]
+    assert found.category.tolist() == [1, 2, 0, 2]
+    assert found.brand_names == ["x"]
+    assert found.brand.tolist() == [1, 0, 0, 1]
+
+
+def test_a_price_that_is_missing_or_infinite_is_nan_and_the_unknown_item_has_none() -> None:
+    np.testing.assert_array_equal(
+        catalogue(items(price=pa.array([1.5, None, np.inf]))).price, [1.5, np.nan, np.nan, np.nan]
+    )
+
+
+def test_a_date_is_unix_seconds_and_a_missing_one_nan() -> None:
+    found = catalogue(items(available_from=pa.array([NEW_YEAR, None, None], MOMENT)))
+    np.testing.assert_array_equal(found.available_from, [365 * 86400, np.nan, np.nan, np.nan])
+
+
+def test_numbers_booleans_and_dates_are_numeric_attributes() -> None:
+    """An integer is itself, true is 1, and a moment is in years since 1970: 365 days are 365 / 365.25 of one."""
+    found = catalogue(items(
+        stars=pa.array([4.5, None, np.nan]), pieces=pa.array([3, None, 2**60], pa.int64()),
+        vegan=pa.array([True, False, None]), first_sold=pa.array([NEW_YEAR, None, None], MOMENT),
+    ))  # fmt: skip
+    assert list(found.number_names) == ["stars", "pieces", "vegan", "first_sold"]
+    gap = np.nan
+    np.testing.assert_array_equal(
+        found.numbers,
+        [[4.5, 3, 1, 365 / 365.25], [gap, gap, 0, gap], [gap, 2.0**60, gap, gap], [gap, gap, gap, gap]],
+    )
+
+
+def test_texts_and_lists_of_texts_are_tags_and_empty_ones_none() -> None:
+    """A tag says its attribute; a null list, an empty one, a null in a list and an empty text are no tags."""
+    found = catalogue(items(
+        4, styles=pa.array([["mod", "pop"], None, [], [None, "", "pop"]]), colour=["red", None, "", "red"]
+    ))  # fmt: skip
+    assert tags(found) == [["styles=mod", "styles=pop", "colour=red"], [], [], ["styles=pop", "colour=red"], []]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.large_list(pa.large_string())])
+def test_large_types_are_read_like_their_small_ones(kind: pa.DataType) -> None:
+    value = "red" if pa.types.is_large_string(kind) else ["red"]
+    assert tags(catalogue(items(1, colour=pa.array([value], kind)))) == [["colour=red"], []]
+
+
+def test_a_slice_of_a_table_is_read_as_what_it_shows() -> None:
+    """Lists of a slice keep the offsets of the whole."""
+    whole = items(3, styles=pa.array([["a"], ["b", "c"], ["d"]]))
+    assert tags(catalogue(whole[1:])) == [["styles=b", "styles=c"], ["styles=d"], []]
+
+
+def test_without_attributes_there_are_no_numbers_and_no_tags() -> None:
+    found = catalogue(items())
+    assert found.numbers.shape == (4, 0)
+    assert tags(found) == [[]] * 4
+
+
+def test_an_attribute_that_no_item_has_is_no_attribute() -> None:
+    found = catalogue(items(nothing=pa.nulls(3)))
+    assert list(found.number_names) == []
+    assert tags(found) == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([{"x": 1}] * 3), "struct<x: int64>"),
+        (pa.array([[1, 2]] * 3), "list<element: int64>"),
+        (pa.array([[["a"]]] * 3), "list<element: list<element: string>>"),
+        (pa.array([b"x"] * 3), "binary"),
+        (pa.array([[("k", "v")]] * 3, pa.map_(pa.string(), pa.string())), "map<string, string"),
+    ],
+)
+def test_an_attribute_that_is_neither_is_refused_by_name(tmp_path: Path, column: pa.Array, kind: str) -> None:
+    with pytest.raises(DataError) as refused:
+        load(written(tmp_path, items(odd=column)))
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / 'items.parquet'}, column 'odd': is {kind}")
+    assert said.endswith(
+        "; an attribute is a number, a text, a list of texts or a timestamp: bring the file in with "
+        "`shelfwise import`, or leave the column out"
+    )
+
+
+def test_an_item_without_a_title_is_called_by_its_id() -> None:
+    assert catalogue(items(title=pa.array(["Chair", None, ""]))).titles == ["Chair", "B", "C"]
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "events.parquet"])
+def test_a_file_that_is_missing_is_named_with_the_way_to_make_it(tmp_path: Path, name: str) -> None:
+    (written(tmp_path) / name).unlink()
+    with pytest.raises(FileNotFoundError) as missing:
+        load(tmp_path)
+    assert str(missing.value) == (
+        f"{tmp_path / name}: no such file; make it with `shelfwise import` or `shelfwise simulate`"
+    )
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (written(tmp_path) / "events.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"events\.parquet: cannot be read as Parquet \(.*\); make the data set again"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["event_id", "user_id", "timestamp", "request_id"])
+def test_a_column_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"events\.parquet: has no column '{name}'; make the data set again"):
+        load(written(tmp_path, None, events().drop_columns(name)))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"event": "wishlist"},
+            "column 'event': 'wishlist' is not one of impression, view, click, cart, purchase, rat",
+        ),
+        ({"event": None}, "column 'event': is null"),
+        ({"at": None}, "column 'timestamp': is null"),
+        ({"user_id": None}, "column 'user_id': is null"),
+        ({"item_id": None}, "column 'item_id': is null"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_named_with_its_row(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    wrong = events([*ROWS, {"event": "click", "item_id": "A", "at": 40} | row])
+    with pytest.raises(DataError) as refused:
+        load(written(tmp_path, None, wrong))
+    assert str(refused.value).startswith(f"{tmp_path / 'events.parquet'}, row 4, {says}")
+
+
+def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"items\.parquet, column 'item_id': 'A' stands twice"):
+        load(written(tmp_path, items(item_id=["B", "A", "A"])))
+
+
+def test_truth_is_the_utility_by_request_and_item(tmp_path: Path) -> None:
+    truth = pa.table({"request_id": ["r1", "r1"], "item_id": ["A", "B"], "utility": [0.5, 0.25]})
+    pq.write_table(truth, tmp_path / "truth.parquet")
+    assert load(written(tmp_path)).truth == {("r1", "A"): 0.5, ("r1", "B"): 0.25}
+
+
+def test_ids_of_any_script_are_sorted_as_python_sorts_them(tmp_path: Path) -> None:
+    """Rows are in id order for everyone: Arrow sorts by UTF-8 bytes, Python by code points, which is the same order."""
+    ids = ["é", "Z", "a", "\U0001f600", "\uffee", "中", " ", "10", "9"]
+    found = load(written(tmp_path, items(len(ids), item_id=ids)))
+    assert list(found.catalogue.item_ids) == sorted(ids)

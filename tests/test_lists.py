@@ -1,0 +1,210 @@
+"""Query groups: which action is a list's, what it is worth, and lists rebuilt where none was logged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.log import GAIN, Events, Kind, Lists
+from offline.lists import at_most, baskets, logged, rebuilt
+from tests.worlds import DAY, START, logs, make_events, make_replay
+
+SHOWN, VIEW, CLICK, CART, BOUGHT, RATED = Kind
+Row = tuple[float, int, int, Kind, int]
+
+
+def log(*rows: Row) -> Events:
+    """Events from (seconds after START, user, item, kind, request), `-1` for no request."""
+    return make_events(list(rows), n_users=4)
+
+
+def gains(lists: Lists) -> dict[str, dict[int, int]]:
+    """Gain by item, by request."""
+    return {
+        lists.request_ids[g]: dict(
+            zip(lists.item[a:b].tolist(), lists.gain[a:b].tolist(), strict=True)
+        )
+        for g, (a, b) in enumerate(zip(lists.start[:-1].tolist(), lists.start[1:].tolist(), strict=True))
+    }  # fmt: skip
+
+
+LIST = tuple((10.0, 0, item, SHOWN, 3) for item in (1, 2, 3))
+"""Items 1, 2 and 3, shown to user 0 in request r3, ten seconds after START."""
+
+
+def test_gain_is_the_best_action() -> None:
+    """Item 1 was clicked, put in the cart and bought: 3. Item 2 was put in the cart, then viewed: 2. Item 3: 0."""
+    found = logged(log(
+        *LIST, (20, 0, 1, CLICK, 3), (30, 0, 1, CART, 3), (40, 0, 1, BOUGHT, 3), (25, 0, 2, CART, 3),
+        (50, 0, 2, VIEW, 3),
+    ))  # fmt: skip
+    assert gains(found) == {"r3": {1: 3, 2: 2, 3: 0}}
+
+
+@pytest.mark.parametrize(("kind", "worth"), [(VIEW, 1), (CLICK, 1), (CART, 2), (BOUGHT, 3), (RATED, 1)])
+@pytest.mark.parametrize("request_", [3, -1])
+def test_an_action_is_worth_the_same_by_request_and_by_user_and_time(kind: Kind, worth: int, request_: int) -> None:
+    assert gains(logged(log(*LIST, (20, 0, 2, kind, request_))))["r3"] == {1: 0, 2: worth, 3: 0}
+
+
+def test_an_action_that_names_its_list_is_that_lists_and_no_others() -> None:
+    """A click on request 3 counts there, though request 4 showed the item later."""
+    found = logged(log(*LIST, (15, 0, 1, SHOWN, 4), (20, 0, 1, CLICK, 3)))
+    assert gains(found) == {"r3": {1: 1, 2: 0, 3: 0}, "r4": {1: 0}}
+
+
+def test_an_action_that_names_no_list_is_the_latest_that_showed_the_item() -> None:
+    """The latest list of all, request 5, did not hold item 1; request 4 did."""
+    found = logged(log(*LIST, (15, 0, 1, SHOWN, 4), (18, 0, 2, SHOWN, 5), (20, 0, 1, CLICK, -1)))
+    assert gains(found) == {"r3": {1: 0, 2: 0, 3: 0}, "r4": {1: 1}, "r5": {2: 0}}
+
+
+def test_somebody_elses_action_is_not_this_lists() -> None:
+    assert gains(logged(log(*LIST, (20, 1, 1, CLICK, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
+
+
+@pytest.mark.parametrize("request_", [3, -1])
+@pytest.mark.parametrize(("after", "counts"), [(-1, 0), (0, 1), (60, 1), (61, 0)])
+def test_an_action_counts_from_its_list_until_the_attribution_time(request_: int, after: float, counts: int) -> None:
+    """The list is at 10 s and attribution lasts 60 s: an action at 9 s or 71 s is nobody's, one at 10 s or 70 s is."""
+    found = logged(log(*LIST, (10 + after, 0, 1, CLICK, request_)), attribution_s=60)
+    assert gains(found)["r3"][1] == counts
+
+
+def test_an_action_on_what_its_list_did_not_show_counts_nothing() -> None:
+    assert gains(logged(log(*LIST, (20, 0, 7, BOUGHT, 3), (20, 0, 7, BOUGHT, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
+
+
+def test_an_item_shown_twice_in_a_list_stands_once_at_its_first_place() -> None:
+    events = log((10, 0, 1, SHOWN, 3), (10, 0, 1, SHOWN, 3), (10, 0, 2, SHOWN, 3), (20, 0, 1, CLICK, 3))
+    found = logged(replace(events, position=np.array([5, 0, 2, -1], np.int16)))
+    assert found.item.tolist() == [1, 2]
+    assert found.position.tolist() == [0, 2]
+    assert found.gain.tolist() == [1, 0]
+
+
+def test_candidates_stand_in_shown_order_and_the_list_is_at_its_first_impression() -> None:
+    events = log((10, 0, 1, SHOWN, 3), (10, 0, 2, SHOWN, 3), (12, 0, 3, SHOWN, 3))
+    found = logged(replace(events, position=np.array([1, 0, 2], np.int16)))
+    assert found.item.tolist() == [2, 1, 3]
+    assert found.at.tolist() == [START + 10]
+
+
+def test_an_impression_outside_the_catalogue_or_of_no_list_is_left_out() -> None:
+    found = logged(log(*LIST, (10, 0, -1, SHOWN, 3), (10, 0, 5, SHOWN, -1), (12, 0, -1, CLICK, 3)))
+    assert gains(found) == {"r3": {1: 0, 2: 0, 3: 0}}
+
+
+def test_two_lists_at_one_time_stay_two_in_the_order_of_their_ids() -> None:
+    found = logged(log((10, 1, 1, SHOWN, 7), (10, 0, 1, SHOWN, 2), (5, 2, 4, SHOWN, 9)))
+    assert list(found.request_ids) == ["r9", "r2", "r7"]
+    assert found.user.tolist() == [2, 0, 1]
+
+
+def test_a_log_without_lists_has_none() -> None:
+    for events in (log(), log((10, 0, 1, CLICK, -1)), log((10, 0, -1, SHOWN, 3))):
+        assert len(logged(events)) == logged(events).rows == 0
+    assert len(baskets(log(), -np.inf)) == 0
+    assert len(rebuilt(make_replay(log()), 0.0, size=5, most=9, seed=0)) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(logs(), st.sampled_from([DAY / 6, DAY, 30 * DAY]))
+def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row], attribution_s: float) -> None:
+    """Checked by going through the log action by action; a gain never comes from before its list or from afterwards."""
+    found = logged(make_events(rows, 3), attribution_s)
+    assert (np.diff(found.at) >= 0).all()
+    for g in range(len(found)):
+        request = int(found.request_ids[g][1:])
+        part = slice(found.start[g], found.start[g + 1])
+        shown = [r for r in rows if r[3] == SHOWN and r[4] == request and r[2] >= 0]
+        assert sorted(found.item[part].tolist()) == sorted({r[2] for r in shown})
+        assert found.at[g] == START + min(r[0] for r in shown)
+        for item, gain in zip(found.item[part].tolist(), found.gain[part].tolist(), strict=True):
+            within = [
+                GAIN[r[3]] for r in rows
+                if r[3] != SHOWN and r[2] == item and r[4] in (request, -1)
+                and 0 <= START + r[0] - found.at[g] <= attribution_s
+            ]  # fmt: skip
+            named = [
+                GAIN[r[3]] for r in rows
+                if r[3] != SHOWN and r[2] == item and r[4] == request
+                and 0 <= START + r[0] - found.at[g] <= attribution_s
+            ]  # fmt: skip
+            assert max(named, default=0) <= gain <= max(within, default=0)
+
+
+def test_a_basket_is_one_users_engagements_at_one_time_each_item_once_at_its_best() -> None:
+    """User 0 at 20 s bought item 1, which was also in the cart, and clicked 2; user 1 then, and user 0 later, apart."""
+    found = baskets(log(
+        (20, 0, 1, CART, -1), (20, 0, 1, BOUGHT, -1), (20, 0, 2, CLICK, -1), (20, 1, 1, CLICK, -1),
+        (30, 0, 1, CLICK, -1), (30, 0, 4, SHOWN, 3), (30, 0, -1, BOUGHT, -1), (5, 0, 1, CLICK, -1),
+    ), START + 20)  # fmt: skip
+    assert list(gains(found).values()) == [{1: 3, 2: 1}, {1: 1}, {1: 1}]
+    assert found.user.tolist() == [0, 1, 0]
+    assert found.position.tolist() == [-1] * 4
+
+
+def test_two_baskets_of_one_second_are_told_apart() -> None:
+    """Times are stored to the microsecond, and so are the names of baskets."""
+    found = baskets(log((20.25, 0, 1, CLICK, -1), (20.75, 0, 2, CLICK, -1)), 0.0)
+    assert list(found.request_ids) == ["u0@1700000020.250000", "u0@1700000020.750000"]
+
+
+def test_what_retrieval_did_not_offer_is_counted_by_gain() -> None:
+    """Item 1 has no date, nobody engaged with it and the user has no past: no source offers it. All else is new."""
+    replay = make_replay(log((20, 0, 1, BOUGHT, -1), (20, 0, 3, CART, -1), (20, 0, 4, CLICK, -1)))
+    found = rebuilt(replay, 0.0, size=12, most=9, seed=0)
+    assert found.missed.tolist() == [[0, 0, 1]]
+    assert {i: g for i, g in gains(found)["u0@1700000020.000000"].items() if g} == {3: 2, 4: 1}
+    assert 1 not in found.item
+    assert (found.position == -1).all()
+
+
+def test_progress_of_rebuilding_is_told_on_the_way() -> None:
+    told: list[tuple[int, int]] = []
+    replay = make_replay(log(*((20.0 + k, 0, 3, CLICK, -1) for k in range(70))))
+    rebuilt(replay, 0.0, 3, 100, 0, lambda done, total: told.append((done, total)))
+    assert told == [(32, 70), (64, 70)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(logs(), st.integers(1, 9) | st.just(60))
+def test_nothing_from_the_future_is_retrieved(rows: list[Row], k: int) -> None:
+    """Lists before a moment are the same, to the last candidate, whether or not the log goes on after it."""
+    cut = k * DAY / 6
+    whole = rebuilt(make_replay(make_events(rows, 3)), 0.0, size=4, most=1000, seed=0)
+    past = rebuilt(make_replay(make_events([r for r in rows if r[0] < cut], 3)), 0.0, size=4, most=1000, seed=0)
+    before = whole.take(np.flatnonzero(whole.at < START + cut))
+    assert list(before.request_ids) == list(past.request_ids)
+    for a, b in zip(vars(before).values(), vars(past).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@settings(max_examples=25, deadline=None)
+@given(logs())
+def test_a_rebuilt_list_holds_or_misses_every_item_of_its_basket(rows: list[Row]) -> None:
+    """Items of each gain, offered and missed together, are those of the basket; no candidate stands twice."""
+    events = make_events(rows, 3)
+    wanted, found = baskets(events, 0.0), rebuilt(make_replay(events), 0.0, size=4, most=1000, seed=0)
+    for g in range(len(found)):
+        offered = found.gain[found.start[g] : found.start[g + 1]]
+        basket = wanted.gain[wanted.start[g] : wanted.start[g + 1]]
+        counted = np.bincount(offered, minlength=4)[1:] + found.missed[g]
+        assert counted.tolist() == np.bincount(basket, minlength=4)[1:].tolist()
+        assert len(offered) <= 4
+        assert len(set(found.item[found.start[g] : found.start[g + 1]].tolist())) == len(offered)
+
+
+def test_at_most_so_many_lists_are_drawn_the_same_every_time_and_in_time_order() -> None:
+    found = logged(log(*((float(k), 0, 1, SHOWN, k) for k in range(100))))
+    drawn = at_most(found, 10, seed=4)
+    assert len(drawn) == 10
+    assert (np.diff(drawn.at) > 0).all()
+    assert list(drawn.request_ids) == list(at_most(found, 10, seed=4).request_ids)
+    assert list(drawn.request_ids) != list(at_most(found, 10, seed=5).request_ids)
+    assert at_most(found, 100, seed=4) is found
