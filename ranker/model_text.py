@@ -36,6 +36,10 @@ class ModelTextError(ValueError):
     """The text is not a model this package can score; the message names the tree, the field and what was found."""
 
 
+class UncoveredModel(ModelTextError):
+    """A sound model of a kind that is not read here: LightGBM itself can score it."""
+
+
 class Forest(NamedTuple):
     """A sum of trees. Tree t owns nodes `node_start[t]:node_start[t + 1]`, its root first, and leaves likewise.
 
@@ -120,7 +124,7 @@ class _Tree:
     def parse(cls, number: int, block: dict[str, str], features: int) -> _Tree:
         where = f"tree {number}"
         if block.get("is_linear", "0") != "0":
-            raise ModelTextError(f"{where}: is_linear=1: linear leaves are not covered; train with linear_tree=false")
+            raise UncoveredModel(f"{where}: is_linear=1: linear leaves are not covered; train with linear_tree=false")
         leaves = int(_column(where, block, "num_leaves", np.int64, 1)[0])
         if not 1 <= leaves <= MAX_LEAVES:
             raise ModelTextError(f"{where}: num_leaves={leaves} is outside 1 to {MAX_LEAVES}")
@@ -178,13 +182,13 @@ def _fields(block: str) -> dict[str, str]:
 def _checked_names(head: dict[str, str]) -> tuple[str, ...]:
     """The feature names, once the header is seen to announce nothing but a plain sum of trees."""
     if head.get("version") not in ("v3", "v4"):
-        raise ModelTextError(f"version={head.get('version')}: only v3 and v4 of LightGBM's model text are covered")
+        raise UncoveredModel(f"version={head.get('version')}: only v3 and v4 of LightGBM's model text are covered")
     for field in ("num_class", "num_tree_per_iteration"):
         if head.get(field) != "1":
             raise ModelTextError(f"{field}={head.get(field)}: only models with one output are covered")
     # The averaging of boosting=rf is announced by this bare word, without a value.
     if "average_output" in head:
-        raise ModelTextError("average_output: averaged forests (boosting=rf) are not covered; train with boosting=gbdt")
+        raise UncoveredModel("average_output: averaged forests (boosting=rf) are not covered; train with boosting=gbdt")
     features = int(_column("header", head, "max_feature_idx", np.int64, 1)[0]) + 1
     names = tuple(head.get("feature_names", "").split())
     if len(names) != features:

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from features.custom import load as load_features
 from features.history import EMPTY, History
 from features.table import Feature
+from ranker.booster import BoosterTrees
 from serving import schema
 from serving.config import ServiceConfig
 from serving.live import Follower, Live, Ranking
@@ -49,11 +50,16 @@ _FEATURES_VARIABLE = "SHELFWISE_FEATURES"
 
 
 class Service:
-    """What the routes do, apart from HTTP. degraded: rankings answered so far without the user's history."""
+    """What the routes do, apart from HTTP.
+
+    degraded: rankings answered so far without the user's history. slow: rankings scored by LightGBM, for a release
+    whose model our own scorer does not cover.
+    """
 
     def __init__(self, config: ServiceConfig, store: Store, follower: Follower, clock: Callable[[], float]) -> None:
         self.config, self.store, self.follower, self.clock = config, store, follower, clock
         self.degraded = 0
+        self.slow = 0
 
     def live(self) -> Live:
         """The release of this request, to be taken once. Raises Problem where none is loaded."""
@@ -80,6 +86,7 @@ class Service:
         started, at, live = time.perf_counter(), self.clock(), self.live()
         self._bound(request, live)
         history, degraded = await self.known_of(request.user_id, live, at)
+        self.slow += isinstance(live.release.trees, BoosterTrees)
         ranking = live.rank(history, request.candidates, at, request.limit)
         items = self._explained(live, ranking, history) if request.explain else _plain(ranking)
         took_ms = round((time.perf_counter() - started) * 1e3, 3)
@@ -156,6 +163,7 @@ class Service:
         state = {
             "status": "ready" if live else "not ready", "release": live.release.id if live else None,
             "reason": self.follower.reason or None, "redis": self.follower.redis, "degraded": self.degraded,
+            "slow": self.slow,
         }  # fmt: skip
         return _json(state, 200 if live else 503)
 

@@ -19,6 +19,7 @@ import numpy as np
 from features.history import EMPTY, History
 from features.log import F32, F64, I32, Kind
 from features.table import Feature, Items, features, rows
+from ranker.booster import BoosterTrees
 from serving.config import ServiceConfig
 from serving.release import Release, ReleaseError, load
 from serving.store import END, START, Pointer, Store, StoreAway, Tail
@@ -124,6 +125,8 @@ def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = ()) 
     release = load(path, custom=custom)
     if expected is not None and release.id != expected:
         raise ReleaseError(f"{path} holds release {release.id}, the pointer says {expected}: promote it again")
+    if isinstance(release.trees, BoosterTrees):
+        log.warning("release %s is scored by LightGBM, several times slower: %s", release.id, release.trees.why)
     live = Live.of(release)
     live.warm()
     return live

@@ -35,6 +35,7 @@ from features.log import Kind
 from features.neighbours import Neighbours
 from features.table import Feature, Items, names, schema_hash
 from features.vectors import Vectors
+from ranker.booster import BoosterTrees, scorer
 from ranker.model_text import ModelTextError
 from ranker.trees import Trees
 
@@ -91,7 +92,7 @@ class Release:
     path: Path
     manifest: Manifest
     items: Items
-    trees: Trees
+    trees: Trees | BoosterTrees
 
     @property
     def id(self) -> str:
@@ -255,7 +256,7 @@ def list_releases(root: Path) -> list[Listed]:
     )
 
 
-def _agree(items: Items, trees: Trees, where: str) -> None:
+def _agree(items: Items, trees: Trees | BoosterTrees, where: str) -> None:
     # LightGBM writes a space in a name as an underscore.
     ours = [n.replace(" ", "_") for n in names(items)]
     for column, (theirs, our) in enumerate(zip_longest(trees.names, ours)):
@@ -266,9 +267,9 @@ def _agree(items: Items, trees: Trees, where: str) -> None:
             )
 
 
-def _trees(model_text: str, where: str) -> Trees:
+def _trees(model_text: str, where: str) -> Trees | BoosterTrees:
     try:
-        return Trees.parse(model_text)
+        return scorer(model_text)
     except ModelTextError as e:
         raise ReleaseError(f"{where}: {e}") from e
 

@@ -40,10 +40,10 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
 
 @pytest.mark.parametrize("room", ["features", "ranker", "serving"])
 def test_what_serves_names_nothing_heavy(room: str) -> None:
-    """No torch, transformers, pandas or LightGBM in a file the service reads; training alone imports LightGBM."""
+    """No torch, transformers, pandas or LightGBM in what serves; but to train, and for a model we cannot score."""
     for path in sorted((ROOT / room).rglob("*.py")):
         heavy = HEAVY & set(imports(path))
-        assert not heavy or path.name == "train.py", f"{path.relative_to(ROOT)} imports {heavy}"
+        assert not heavy or path.name in ("train.py", "booster.py"), f"{path.relative_to(ROOT)} imports {heavy}"
 
 
 @pytest.mark.parametrize("module", ["serving.app", "serving.live", "offline.cli"])
