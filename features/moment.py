@@ -27,6 +27,9 @@ RATE_STRENGTH = 10.0
 """Impressions that the prior counts for in a click rate; clicks that the shop's rate counts for in a purchase rate."""
 ATTRIBUTION_S = 86400.0
 """A click this long after an impression of the item is still its click."""
+_RATES = (0.005, 0.98)
+"""Rates beyond these are taken for these: one click on an item nobody clicks is no infinite surprise."""
+_NEWTON_STEPS = 12
 AFFINITY_STRENGTH = 5.0
 """Impressions of an attribute value at which what a user did with it counts for half."""
 
@@ -82,13 +85,16 @@ class Feature(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What a user did with what he was shown, less what anyone would have done: the signed evidence of taste.
+    """What a user did with what he was shown, less what he would have done by the items alone: the evidence of taste.
 
-    item: int32[s] shown items of the catalogue. surprise: float64[s], clicked (1 or 0) minus the item's click rate.
+    item: int32[s] shown items of the catalogue. surprise: float64[s], clicked (1 or 0) minus the chance that he would:
+    the item's click rate moved, for all of them alike, by his eagerness. eagerness: log odds, 0 for one like the rest.
+    Without that shift, somebody who clicks everything would seem to like every attribute.
     """
 
     item: I32
     surprise: F64
+    eagerness: float
 
 
 @compiled
@@ -100,6 +106,23 @@ def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float
                 out[s] = 1.0
                 break
     return out
+
+
+@compiled
+def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
+    """(eagerness, chance of a click on each): rates shifted in log odds until the chances add up to the clicks.
+
+    With a unit normal prior on the shift; Newton's method, which converges from 0 as the equation is monotone.
+    """
+    odds = np.log(rate / (1.0 - rate))
+    total = clicked.sum()
+    shift = 0.0
+    chance = rate.copy()
+    for _ in range(_NEWTON_STEPS):
+        chance = 1.0 / (1.0 + np.exp(-(odds + shift)))
+        slope = 1.0 + (chance * (1.0 - chance)).sum()
+        shift += min(max((total - shift - chance.sum()) / slope, -2.0), 2.0)
+    return shift, 1.0 / (1.0 + np.exp(-(odds + shift)))
 
 
 class Moment:
@@ -174,7 +197,8 @@ class Moment:
         item, at = self.shown_item[known], self.shown_at[known]
         clicked = _clicked(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
         rate = self.click_rate(item, self.items.state.of_items(item, self.at), LONGEST)
-        return Residuals(item, clicked - np.nan_to_num(rate))
+        eagerness, expected = _expected(clicked, np.clip(np.nan_to_num(rate), *_RATES))
+        return Residuals(item, clicked - expected, eagerness)
 
     @cached_property
     def taste(self) -> F64:

@@ -212,9 +212,8 @@ _AFFINITY = (
 )  # fmt: skip
 
 
-def _user_click_share(m: Moment) -> float:
-    surprise = m.residuals.surprise
-    return float(surprise.sum() / (len(surprise) + 24.0)) if len(surprise) else np.nan
+def _eagerness(m: Moment) -> float:
+    return m.residuals.eagerness if len(m.residuals.item) else np.nan
 
 
 def _session_events(m: Moment) -> float:
@@ -229,8 +228,7 @@ _USER = (
     Feature("user_engagements", "how much we know of you", "count in the list", "never",
             lambda m: float(len(m.engaged.item))),
     Feature("user_shown", "how much you were shown", "count in the list", "never", lambda m: float(len(m.shown_item))),
-    Feature("user_eagerness", "you click more than others", "clicks above expectation per impression, shrunk",
-            _NO_LISTS_LOGGED, _user_click_share),
+    Feature("user_eagerness", "you click more than others", "log odds", _NO_LISTS_LOGGED, _eagerness),
     Feature("user_session_events", "busy in this visit", "engagements in 30 minutes", "never", _session_events),
     Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _idle),
     Feature("hour", "time of day", "hour of the day, UTC", "never", lambda m: float(m.at // 3600 % 24)),
@@ -273,7 +271,7 @@ FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_AFFINITY, *_USER, *
 
 def _leaning(m: Moment, k: int) -> F64 | float:
     """How the user leans in the k-th number, times the candidate's deviation in it; NaN where it has none."""
-    item, surprise = m.residuals
+    item, surprise, _ = m.residuals
     if not len(item):
         return np.nan
     pull = float((surprise * m.items.numbers[item, k]).sum() / (len(item) + AFFINITY_STRENGTH))

@@ -16,21 +16,54 @@ from features.compiled import compiled
 from features.log import F32, F64, I32
 
 I8Matrix = NDArray[np.int8]
-I16Matrix = NDArray[np.int16]
+I16Vector = NDArray[np.int16]
 
 
 @compiled
-def _dots(code: I8Matrix, rows: I32, others: I8Matrix) -> I32:
-    # 384 * 127 * 32767 < 2^31: also others of int16 cannot overflow.
-    out = np.empty((len(rows), len(others)), np.int32)
+def _dots(code: I8Matrix, rows: I32, other: I16Vector) -> I32:
+    """int32[rows]: the dot product of each with one vector."""
+    out = np.empty(len(rows), np.int32)
     for i in range(len(rows)):
         a = code[rows[i]]
-        for j in range(len(others)):
-            b = others[j]
-            total = np.int32(0)
-            for k in range(code.shape[1]):
-                total = np.int32(total + np.int32(a[k]) * np.int32(b[k]))
-            out[i, j] = total
+        # 384 * 127 * 32767 < 2^31: int32 holds every sum.
+        total = np.int32(0)
+        for k in range(len(other)):
+            total = np.int32(total + np.int32(a[k]) * np.int32(other[k]))
+        out[i] = total
+    return out
+
+
+@compiled
+def _cosines(code: I8Matrix, scale: F32, rows: I32, others: I32) -> F32:
+    """float32[rows, others]. Two by two, so that a number once read is used twice; an odd last one is its own partner.
+
+    Widened once to int16, and multiplied and scaled in one go: half the time of a dot product at a time.
+    """
+    n, m, d = len(rows), len(others), code.shape[1]
+    out = np.empty((n, m), np.float32)
+    wide, a, b = np.empty((m, d), np.int16), np.empty(d, np.int16), np.empty(d, np.int16)
+    for j in range(m):
+        other = code[others[j]]
+        for k in range(d):
+            wide[j, k] = other[k]
+    for i in range(0, n, 2):
+        i2 = min(i + 1, n - 1)
+        first, second = code[rows[i]], code[rows[i2]]
+        for k in range(d):
+            a[k], b[k] = first[k], second[k]
+        for j in range(0, m, 2):
+            j2 = min(j + 1, m - 1)
+            c, e = wide[j], wide[j2]
+            ac = ae = bc = be = np.int32(0)
+            for k in range(d):
+                ac = np.int32(ac + np.int32(a[k]) * np.int32(c[k]))
+                ae = np.int32(ae + np.int32(a[k]) * np.int32(e[k]))
+                bc = np.int32(bc + np.int32(b[k]) * np.int32(c[k]))
+                be = np.int32(be + np.int32(b[k]) * np.int32(e[k]))
+            out[i, j] = ac * (scale[rows[i]] * scale[others[j]])
+            out[i, j2] = ae * (scale[rows[i]] * scale[others[j2]])
+            out[i2, j] = bc * (scale[rows[i2]] * scale[others[j]])
+            out[i2, j2] = be * (scale[rows[i2]] * scale[others[j2]])
     return out
 
 
@@ -41,8 +74,9 @@ def _mean_direction(code: I8Matrix, scale: F32, rows: I32, weights: F64) -> F64:
     for j in range(len(rows)):
         if not np.isnan(scale[rows[j]]):
             w = weights[j] * scale[rows[j]]
-            for k in range(code.shape[1]):
-                out[k] += w * code[rows[j], k]
+            vector = code[rows[j]]
+            for k in range(len(out)):
+                out[k] += w * vector[k]
     return out
 
 
@@ -70,8 +104,11 @@ class Vectors:
 
     def cosines(self, rows: I32, others: I32) -> F32:
         """float32[rows, others], -1 to 1: cosine of each with each; NaN where either has no vector."""
-        out: F32 = _dots(self.code, rows, self.code[others]) * (self.scale[rows][:, None] * self.scale[others])
-        return out.astype(np.float32)
+        if len(others) == 1:
+            dots = _dots(self.code, rows, self.code[others[0]].astype(np.int16))
+            one: F32 = (dots * (self.scale[rows] * self.scale[others])).astype(np.float32)
+            return one[:, None]
+        return _cosines(self.code, self.scale, rows, others)
 
     def pooled(self, rows: I32, weights: F64) -> F64:
         """float64[d]: the weighted sum of the vectors of `rows`, those without one left out."""
@@ -84,5 +121,5 @@ class Vectors:
             return np.full(len(rows), np.nan, np.float32)
         code = np.rint(direction * (32767 / peak)).astype(np.int16)
         length = np.sqrt((code.astype(np.int64) ** 2).sum())
-        out: F32 = _dots(self.code, rows, code[None])[:, 0] * (self.scale[rows] / np.float32(length))
+        out: F32 = _dots(self.code, rows, code) * (self.scale[rows] / np.float32(length))
         return out.astype(np.float32)

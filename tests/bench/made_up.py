@@ -1,0 +1,107 @@
+"""A made-up shop in the shape of a real one, straight as arrays: what the benchmarks of speed and memory run on.
+
+Not `offline.simulate`: that one is about taste that can be learned and makes text, users and utilities on the way; here
+only sizes, skew and the mixture of kinds matter, and ten million events must be there within seconds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.catalogue import Catalogue
+from features.decay import ItemState
+from features.log import Events, Kind
+from features.moment import Items
+from features.neighbours import Neighbours
+from features.vectors import Vectors
+
+START = 1_700_000_000.0
+DAY = 86400.0
+DAYS = 90
+AT = START + DAYS * DAY
+"""When the log ends."""
+SHOWN = 24
+"""Items of a logged list."""
+DIMENSIONS = 384
+_AFTER = ((Kind.CLICK, 0.08, 60.0), (Kind.CART, 0.2, 120.0), (Kind.PURCHASE, 0.4, 600.0))
+"""Each kind, the share of the kind before it that comes to it, and after how many seconds on average."""
+
+
+def skewed(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
+    """int32[size] rows below n, drawn by Zipf's law with exponent 1: the first tenth is most of what happens."""
+    # The inverse of the cumulative 1/k, in the continuum: k = (n + 1)^u.
+    rank = ((n + 1.0) ** rng.random(size)).astype(np.int64) - 1
+    # Popularity must not go with the row, or the cache would be kinder than life.
+    return np.random.default_rng(0).permutation(n)[np.clip(rank, 0, n - 1)].astype(np.int32)
+
+
+def made_up_catalogue(rng: np.random.Generator, items: int) -> Catalogue:
+    """Items in 200 categories and 1,000 brands, 5 tags of 500 each, two numbers, a tenth of each attribute missing."""
+
+    def some(names: int) -> np.ndarray:
+        drawn = np.where(rng.random(items + 1) < 0.1, names, rng.integers(0, names, items + 1))
+        drawn[items] = names
+        return drawn.astype(np.int32)
+
+    def numbers(values: np.ndarray) -> np.ndarray:
+        values[rng.random(values.shape) < 0.1] = np.nan
+        values[items] = np.nan
+        return values
+
+    tags = np.append(np.arange(items + 1) * 5, items * 5)
+    return Catalogue(
+        [f"sku-{k:08d}" for k in range(items)], [""] * items, numbers(rng.lognormal(3, 1, items + 1)),
+        some(200), [f"c{k}" for k in range(200)], some(1000), [f"b{k}" for k in range(1000)],
+        numbers(START - rng.uniform(0, 365, items + 1) * DAY), numbers(rng.normal(size=(items + 1, 2))),
+        ["weight", "stars"], tags, rng.integers(0, 500, items * 5, np.int32), [f"style={k}" for k in range(500)],
+    )  # fmt: skip
+
+
+def made_up_vectors(rng: np.random.Generator, items: int, dimensions: int = DIMENSIONS) -> np.ndarray:
+    """float32[items + 1, dimensions] unit vectors around 50 directions; the unknown item has none."""
+    topic = rng.normal(size=(50, dimensions)).astype(np.float32)
+    out = rng.standard_normal((items + 1, dimensions), np.float32)
+    out += topic[rng.integers(0, 50, items + 1)]
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    out[items] = np.nan
+    return out
+
+
+def made_up_events(rng: np.random.Generator, count: int, users: int, items: int) -> Events:
+    """`count` events over 90 days: lists of 24 shown, and the clicks, carts and purchases that follow on them."""
+    of_kind, of_before = [], 1.0
+    for _, share, _ in _AFTER:
+        of_before *= share
+        of_kind.append(of_before)
+    lists = max(1, int(count / SHOWN / (1 + sum(of_kind))))
+    # A list is as likely at any time of any day; a user comes back as the skew has it.
+    list_at = START + np.floor(rng.uniform(0, DAYS * DAY, lists))
+    list_user = skewed(rng, users, lists)
+    at, user = np.repeat(list_at, SHOWN), np.repeat(list_user, SHOWN)
+    item, request = skewed(rng, items, lists * SHOWN), np.repeat(np.arange(lists, dtype=np.int32), SHOWN)
+    parts = [(at, user, item, np.zeros(len(at), np.int8), request)]
+    for kind, share, after_s in _AFTER:
+        at, user, item, _, request = parts[-1]
+        went = rng.random(len(at)) < share
+        later = np.floor(at[went] + 1 + rng.exponential(after_s, int(went.sum())))
+        parts.append((later, user[went], item[went], np.full(len(later), kind, np.int8), request[went]))
+    at, user, item, kinds, request = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((item, kinds, at))
+    n = len(order)
+    return Events(
+        at[order], user[order], item[order], kinds[order], request[order], np.full(n, -1, np.int16),
+        np.full(n, np.nan), range(users), range(lists),
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:
+    """A shop at the end of a log. Neighbours and prior are drawn: what they cost does not depend on what they say."""
+    catalogue, log = made_up_catalogue(rng, n), made_up_events(rng, events, n // 2, n)
+    state = ItemState.empty(catalogue.category, len(catalogue.category_names))
+    state.apply(log.item, log.kind, log.at)
+    near, weight = skewed(rng, n, 50 * n).reshape(n, 50), np.sort(rng.random((n, 50), np.float32))[:, ::-1]
+    neighbours = Neighbours(
+        np.vstack([near, np.full((1, 50), -1, np.int32)]), np.vstack([weight, np.zeros((1, 50), np.float32)])
+    )
+    prior = rng.uniform(0.02, 0.12, n + 1).astype(np.float32)
+    return Items(catalogue, Vectors.quantise(made_up_vectors(rng, n)), prior, neighbours, state)
