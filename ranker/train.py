@@ -33,11 +33,11 @@ class RankerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trees: int = Field(500, ge=1, le=10_000, description="The most trees that are grown; early stopping decides.")
-    leaves: int = Field(31, ge=2, le=255, description="Leaves to a tree. [num_leaves]")
+    leaves: int = Field(15, ge=2, le=255, description="Leaves to a tree. [num_leaves]")
     learning_rate: float = Field(0.05, gt=0, le=1, description="How much of each tree is believed.")
-    min_data_in_leaf: int = Field(50, ge=1, description="Rows a leaf must hold: higher for noisier gains.")
+    min_data_in_leaf: int = Field(100, ge=1, description="Rows a leaf must hold: higher for noisier gains.")
     feature_fraction: float = Field(0.6, gt=0, le=1, description="Share of the features each tree may ask.")
-    lambda_l2: float = Field(1.0, ge=0, description="L2 penalty on leaf values.")
+    lambda_l2: float = Field(10.0, ge=0, description="L2 penalty on leaf values.")
     max_bin: int = Field(255, ge=2, le=65_535, description="Distinct values of a feature that are told apart.")
     early_stopping_rounds: int = Field(50, ge=1, description="Trees without a better validation ndcg@10 that end it.")
     label_gain: tuple[float, ...] = Field(

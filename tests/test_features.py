@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from features.decay import ItemState
 from features.history import EMPTY, Histories
 from features.log import Kind
-from features.moment import RATE_STRENGTH, Items
+from features.moment import RATE_STRENGTH, Items, Moment
 from features.neighbours import Neighbours
 from features.prior import click_rate_prior
 from features.table import features, names, rows, schema_hash
@@ -129,6 +129,20 @@ def test_skips_are_evidence() -> None:
     found = table(Histories(events).read(0, START + 10), np.array([9, 10, 11], np.int32), items, START + 10)
     assert found["category_surprise"][0] > 0 > found["category_surprise"][1]
     assert found["category_surprise"][2] == 0
+
+
+def test_eagerness_is_no_taste() -> None:
+    """Somebody who clicks all he is shown likes nothing in particular: no surprise exceeds that of one click in one.
+
+    The chances add up to the clicks, less the prior's pull: sum(clicked) - eagerness = sum(chance).
+    """
+    shown = [(0.0, 0, i, Kind.IMPRESSION, 0) for i in range(12)] + [(5.0, 0, i, Kind.CLICK, 0) for i in range(12)]
+    events = make_events(shown, 1)
+    items = make_replay(events, ()).items_at(START + 10)
+    found = Moment(items, Histories(events).read(0, START + 10), ALL, START + 10).residuals
+    chance = 1 - found.surprise
+    assert 12 - found.eagerness == pytest.approx(chance.sum(), abs=1e-9)
+    assert np.abs(found.surprise).max() < 0.3
 
 
 def test_rank_in_list_counts_ties_half() -> None:
