@@ -17,7 +17,7 @@ from features.compiled import compiled
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import History
 from features.interest import weights
-from features.log import F32, F64, I32, Kind
+from features.log import F32, F64, I8, I32, Kind
 from features.neighbours import Neighbours
 from features.prior import standardised
 from features.vectors import Vectors
@@ -108,6 +108,44 @@ def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float
     return out
 
 
+class Repeats(NamedTuple):
+    """How often, and how lately, the user met each candidate. float64[c] each; NaN for an unknown item.
+
+    engaged, bought, shown: times in the user's lists. engaged_s, shown_s: seconds since the newest, NaN for never.
+    """
+
+    engaged: F64
+    bought: F64
+    engaged_s: F64
+    shown: F64
+    shown_s: F64
+
+
+@compiled
+def _repeats(
+    candidates: I32, item: I32, kind: I8, at: F64, shown_item: I32, shown_at: F64, now: float, bought: int
+) -> F64:  # fmt: skip
+    """float64[5, c], the fields of `Repeats`. Both lists are newest first, so the first match is the newest."""
+    out = np.full((5, len(candidates)), np.nan)
+    for c in range(len(candidates)):
+        if candidates[c] < 0:
+            continue
+        out[0, c] = out[1, c] = out[3, c] = 0.0
+        for e in range(len(item)):
+            if item[e] == candidates[c]:
+                if out[0, c] == 0.0:
+                    out[2, c] = max(now - at[e], 0.0)
+                out[0, c] += 1.0
+                if kind[e] == bought:
+                    out[1, c] += 1.0
+        for e in range(len(shown_item)):
+            if shown_item[e] == candidates[c]:
+                if out[3, c] == 0.0:
+                    out[4, c] = max(now - shown_at[e], 0.0)
+                out[3, c] += 1.0
+    return out
+
+
 @compiled
 def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
     """(eagerness, chance of a click on each): rates shifted in log odds until the chances add up to the clicks.
@@ -189,6 +227,14 @@ class Moment:
     def co_occurrence(self) -> tuple[F64, F64]:
         """float64[c] sum and maximum over the user's list; see `Neighbours.scores`."""
         return self.items.neighbours.scores(self.candidates, self.engaged.item, self.weight)
+
+    @cached_property
+    def repeats(self) -> Repeats:
+        """What the user's lists say of each candidate itself."""
+        e = self.engaged
+        return Repeats(*_repeats(
+            self.candidates, e.item, e.kind, e.at, self.shown_item, self.shown_at, self.at, int(Kind.PURCHASE)
+        ))  # fmt: skip
 
     @cached_property
     def residuals(self) -> Residuals:

@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 
 from features.catalogue import Tags
+from features.compiled import compiled
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
@@ -132,7 +133,7 @@ def _taste_strength(m: Moment) -> F64 | float:
     if not len(m.residuals.item):
         return np.nan
     length = float(np.sqrt((m.taste**2).sum()))
-    return _taste(m).astype(np.float64) * length / (len(m.residuals.item) + 10.0)
+    return m.columns["text_taste"].astype(np.float64) * length / (len(m.residuals.item) + 10.0)
 
 
 _INTEREST = (
@@ -179,36 +180,18 @@ def _price_to_habit(m: Moment) -> F64 | float:
     return _log_price(m) - (price[known] * m.weight[known]).sum() / weight if weight > 0 else np.nan
 
 
-def _engaged_times(m: Moment, kind: Kind | None = None) -> F64:
-    item = m.engaged.item if kind is None else m.engaged.item[m.engaged.kind == kind]
-    out: F64 = (m.candidates[:, None] == item).sum(axis=1) * np.where(m.candidates < 0, np.nan, 1.0)
-    return out
-
-
-def _since(m: Moment, item: I32, at: F64) -> F64:
-    """Log of seconds since the newest of these about each candidate; NaN for none."""
-    same = (m.candidates[:, None] == item) & (m.candidates >= 0)[:, None]
-    newest = np.where(same, at, -np.inf).max(axis=1, initial=-np.inf)
-    return np.where(newest > -np.inf, np.log1p(np.maximum(m.at - newest, 0.0)), np.nan)
-
-
-def _shown_times(m: Moment) -> F64:
-    out: F64 = (m.candidates[:, None] == m.shown_item).sum(axis=1) * np.where(m.candidates < 0, np.nan, 1.0)
-    return out
-
-
 _AFFINITY = (
     *_affinity(),
     Feature("price_to_habit", "priced as you like it", "log ratio", f"{_NO_LIST}, or no price",
             _price_to_habit),
-    Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _engaged_times),
+    Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", lambda m: m.repeats.engaged),
     Feature("repeat_purchases", "you bought it before", "count", "an unknown item",
-            lambda m: _engaged_times(m, Kind.PURCHASE)),
+            lambda m: m.repeats.bought),
     Feature("repeat_since", "looked at lately", "log(1 + seconds)", "not looked at before",
-            lambda m: _since(m, m.engaged.item, m.engaged.at)),
-    Feature("shown_times", "how often you saw it", "count", "an unknown item", _shown_times),
+            lambda m: np.log1p(m.repeats.engaged_s)),
+    Feature("shown_times", "how often you saw it", "count", "an unknown item", lambda m: m.repeats.shown),
     Feature("shown_since", "not shown to you lately", "log(1 + seconds)", "not shown before",
-            lambda m: _since(m, m.shown_item, m.shown_at)),
+            lambda m: np.log1p(m.repeats.shown_s)),
 )  # fmt: skip
 
 
@@ -236,14 +219,25 @@ _USER = (
 )  # fmt: skip
 
 
-def _rank(name: str) -> Callable[[Moment], F64]:
-    def compute(m: Moment) -> F64:
-        value = m.columns[name]
-        order = np.sort(value[~np.isnan(value)])
-        below, to = np.searchsorted(order, value, "left"), np.searchsorted(order, value, "right")
-        return np.where(np.isnan(value), np.nan, (below + to) / (2.0 * max(len(order), 1)))
+@compiled
+def _ranks(value: F32) -> F64:
+    """Half of each tie below and half above, as a share of the known; NaN where missing."""
+    out = np.full(len(value), np.nan)
+    order = np.argsort(value)  # NaN last
+    known = len(value) - int(np.isnan(value).sum())
+    first = 0
+    while first < known:
+        end = first
+        while end < known and value[order[end]] == value[order[first]]:
+            end += 1
+        for k in range(first, end):
+            out[order[k]] = (first + end) / (2.0 * known)
+        first = end
+    return out
 
-    return compute
+
+def _rank(name: str) -> Callable[[Moment], F64]:
+    return lambda m: _ranks(m.columns[name])
 
 
 def _over_mean(name: str) -> Callable[[Moment], F64]:
