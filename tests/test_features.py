@@ -183,6 +183,17 @@ class TestVectors:
         every = np.arange(6, dtype=np.int32)
         np.testing.assert_allclose(Vectors.quantise(v).cosines(every, every), v @ v.T, atol=0.01)
 
+    @given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(0, 5), st.integers(1, 40))
+    @settings(max_examples=40, deadline=None)
+    def test_dot_products_of_the_codes_are_exact_at_every_size(self, seed: int, a: int, b: int, d: int) -> None:
+        """Odd and even counts, none, one dimension: what numpy's 64-bit integers say, times the two scales."""
+        rng = np.random.default_rng(seed)
+        v = Vectors.quantise(rng.normal(size=(9, d)).astype(np.float32))
+        rows_, others = rng.integers(0, 9, a).astype(np.int32), rng.integers(0, 9, b).astype(np.int32)
+        dots = v.code[rows_].astype(np.int64) @ v.code[others].astype(np.int64).T
+        expected = (dots.astype(np.int32) * (v.scale[rows_][:, None] * v.scale[others])).astype(np.float32)
+        np.testing.assert_array_equal(v.cosines(rows_, others), expected)
+
     def test_missing_zero_and_infinite_vectors_have_no_cosine(self) -> None:
         """NaN, all zero and infinity are missing, and stay missing."""
         v = np.array([[1, 0], [np.nan, 0], [0, 0], [np.inf, 1]], np.float32)
