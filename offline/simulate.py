@@ -2,7 +2,7 @@
 
 Shoppers with hidden tastes see lists made by a mediocre shop, and click, cart and buy by what they see and like. What
 is written is what a real shop would have logged, plus `truth.parquet`: the hidden utility of every shown item, the
-order no ranker can be expected to beat.
+order no ranker can be expected to beat. A shop that explores also logs `propensities.parquet`.
 
 Days are drawn one after the other and written as they come, so memory is a day's worth however long the log.
 """
@@ -10,6 +10,7 @@ Days are drawn one after the other and written as they come, so memory is a day'
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -47,6 +48,14 @@ _TRUTH = pa.schema(
         pa.field("utility", pa.float64(), nullable=False),
     ]
 )
+_PROPENSITIES = pa.schema(
+    [
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("position", pa.int16(), nullable=False),
+        pa.field("propensity", pa.float64(), nullable=False),
+    ]
+)
 
 
 class SimulateConfig(BaseModel):
@@ -61,6 +70,10 @@ class SimulateConfig(BaseModel):
     lists_per_user_day: float = Field(0.22, gt=0, le=50, description="lists shown per shopper and day, on average")
     list_length: int = Field(24, ge=2, le=240, description="items in a list; at most `items`")
     new_items_per_day: float = Field(4, ge=0, le=100_000, description="products that arrive each day, on average")
+    explore: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False,
+        description="share of the lists put in a random order, and their propensities logged; 0 logs none",
+    )  # fmt: skip
     end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="end of the last day: midnight UTC")
 
     @field_validator("end")
@@ -107,21 +120,25 @@ def simulate(
 ) -> SimulationSummary:
     """Write `items.parquet`, `events.parquet` and `truth.parquet` into a directory, made if it is not there.
 
-    Files of these names are replaced, each when it is complete; others are left alone. Progress counts days, and the
-    catalogue as one more. Raises NotADirectoryError where `directory` is a file.
+    With `explore` above 0 also `propensities.parquet`: request_id, item_id, position and propensity of every
+    impression, the chance in (0, 1] that the item came to stand there given the list's items and the shop's own order.
+
+    Files of these names are replaced, each when it is complete, and propensities of an earlier log removed; others are
+    left alone. Progress counts days, and the catalogue as one more. Raises NotADirectoryError where `directory` is a
+    file.
     """
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; give a directory to write into")
     directory.mkdir(parents=True, exist_ok=True)
     report = on_progress or (lambda done, total: None)
     # A stream of its own for each part: more shoppers leave the catalogue as it was.
-    rngs = [np.random.default_rng([config.seed, part]) for part in range(5)]
+    rngs = [np.random.default_rng([config.seed, part]) for part in range(6)]
     arrivals = rngs[0].poisson(config.new_items_per_day, config.days).astype(np.int64)
     opening_us = int(config.start.timestamp()) * 1_000_000
     stock = products(rngs[1], config.items, arrivals, opening_us)
     shop = Shop(
         stock, Shoppers.invent(rngs[2], config.users), fashions(rngs[3], config.days), opening_us,
-        config.lists_per_user_day, config.list_length, rngs[4],
+        config.lists_per_user_day, config.list_length, rngs[4], config.explore, rngs[5],
     )  # fmt: skip
     report(1, config.days + 1)
     book = _Book(stock, config.users)
@@ -133,22 +150,29 @@ def simulate(
 
 
 def _write(directory: Path, shop: Shop, book: _Book, days: int, report: Callable[[int, int], None]) -> None:
-    """The three files, under another name until all are complete."""
-    paths = {name: directory / f"{name}.parquet" for name in ("items", "events", "truth")}
+    """The files, under another name until all are complete."""
+    daily = {"events": (_EVENTS, book.events_table), "truth": (_TRUTH, book.truth_table)}
+    if shop.explore > 0:
+        daily["propensities"] = (_PROPENSITIES, book.propensities_table)
+    paths = {name: directory / f"{name}.parquet" for name in ("items", *daily)}
     part = {name: path.with_suffix(".parquet.part") for name, path in paths.items()}
     pq.write_table(book.stock.table, part["items"], compression="zstd")
-    with (
-        pq.ParquetWriter(part["events"], _EVENTS, compression="zstd") as events,
-        pq.ParquetWriter(part["truth"], _TRUTH, compression="zstd") as truth,
-    ):
+    with ExitStack() as files:
+        writers = {
+            name: files.enter_context(pq.ParquetWriter(part[name], schema, compression="zstd"))
+            for name, (schema, _) in daily.items()
+        }
         for day in range(days):
             log = shop.day(day)
             book.add(log)
-            events.write_table(book.events_table(log))
-            truth.write_table(book.truth_table(log))
+            for name, (_, table) in daily.items():
+                writers[name].write_table(table(log))
             report(day + 2, days + 1)
     for name, path in paths.items():
         part[name].replace(path)
+    if "propensities" not in paths:
+        # Those of the log that was replaced would be taken for this one's.
+        (directory / "propensities.parquet").unlink(missing_ok=True)
 
 
 @dataclass
@@ -199,6 +223,16 @@ class _Book:
             pa.array(log.utility[shown]),
         ]
         return pa.Table.from_arrays(columns, schema=_TRUTH)
+
+    def propensities_table(self, log: DayLog) -> pa.Table:
+        """A day's impressions, in their order, in the layout of `propensities.parquet`."""
+        shown = np.flatnonzero(log.kind == Kind.IMPRESSION)
+        item_ids = self.stock.table.column("item_id").combine_chunks()
+        columns = [
+            _ids("r", log.request[shown], 7), item_ids.take(pa.array(log.item[shown])),
+            pa.array(log.position[shown]), pa.array(log.propensity[shown]),
+        ]  # fmt: skip
+        return pa.Table.from_arrays(columns, schema=_PROPENSITIES)
 
 
 def _ids(prefix: str, number: NDArray[np.integer], width: int) -> pa.Array:

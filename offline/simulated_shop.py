@@ -29,7 +29,10 @@ _HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 7, 9, 10, 11, 12, 14, 12, 11, 11, 12, 14
 
 @dataclass(frozen=True)
 class DayLog:
-    """One day's events, sorted by (time, event name, item): utility is NaN except for impressions."""
+    """One day's events, sorted by (time, event name, item): utility and propensity are NaN except for impressions.
+
+    propensity: the chance that the item came to stand at its position; NaN throughout where the shop does not explore.
+    """
 
     kind: I8
     user: I32
@@ -40,6 +43,7 @@ class DayLog:
     value: F64
     visit: I64
     utility: F64
+    propensity: F64
 
     @classmethod
     def merged(cls, parts: list[DayLog]) -> DayLog:
@@ -79,6 +83,9 @@ class Shop:
     lists_per_user_day: float
     list_length: int
     rng: np.random.Generator
+    explore: float = 0.0
+    """Share of the lists that are put in a random order."""
+    explore_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     clicks: F64 = field(init=False)
     owned: I64 = field(default_factory=lambda: np.empty(0, np.int64))
     visits: int = 0
@@ -103,7 +110,8 @@ class Shop:
         ]
         for lo in range(0, len(lists.user), _CHUNK):
             chunk = lists[lo : lo + _CHUNK]
-            parts.extend(self._show(day, chunk, self.lists + lo, self._fill(chunk.page, weight)))
+            item, propensity = self._explored(self._fill(chunk.page, weight))
+            parts.extend(self._show(day, chunk, self.lists + lo, item, propensity))
         self.visits += len(visits.user)
         self.lists += len(lists.user)
         log = DayLog.merged(parts)
@@ -156,7 +164,22 @@ class Shop:
             out[rows] = there[pool][_heaviest(self.rng, weights, self.list_length)]
         return out
 
-    def _show(self, day: int, lists: _Lists, first: int, item: I32) -> list[DayLog]:
+    def _explored(self, item: I32) -> tuple[I32, F64]:
+        """Lists as they are put before people, some in a random order, and the propensity of each place.
+
+        Given the items of a list and the shop's own order of them, an item stands at a place with probability explore /
+        length, and at its own with 1 - explore more, whether this list was shuffled or not.
+        """
+        if self.explore == 0:
+            return item, np.full(item.shape, np.nan)
+        count, length = item.shape
+        own = np.broadcast_to(np.arange(length), item.shape)
+        shuffled = self.explore_rng.random((count, 1)) < self.explore
+        order = np.where(shuffled, np.argsort(self.explore_rng.random(item.shape), axis=1), own)
+        propensity = self.explore / length + (1 - self.explore) * (order == own)
+        return np.take_along_axis(item, order, axis=1), propensity
+
+    def _show(self, day: int, lists: _Lists, first: int, item: I32, propensity: F64) -> list[DayLog]:
         """Impressions, and what shoppers do with what they look at."""
         length = item.shape[1]
         owned = np.isin(lists.user[:, None] * np.int64(len(self.stock)) + item, self.owned)
@@ -174,11 +197,12 @@ class Shop:
         utility = np.round(would.expected_gain, 6)
         acts = ((Kind.IMPRESSION, every, shown_us), (Kind.CLICK, clicks, click_us), (Kind.CART, carts, cart_us),
                 (Kind.PURCHASE, purchases, buy_us))  # fmt: skip
-        return [self._acts(kind, rows, at_us, lists, first, item, utility) for kind, rows, at_us in acts]
+        return [self._acts(kind, rows, at_us, lists, first, item, utility, propensity) for kind, rows, at_us in acts]
 
     def _acts(
-        self, kind: Kind, did: NDArray[np.bool_], at_us: I64, lists: _Lists, first: int, item: I32, utility: F64
-    ) -> DayLog:
+        self, kind: Kind, did: NDArray[np.bool_], at_us: I64, lists: _Lists, first: int, item: I32, utility: F64,
+        propensity: F64,
+    ) -> DayLog:  # fmt: skip
         row, position = np.nonzero(did)
         items = item[row, position]
         nothing = np.full(len(row), np.nan)
@@ -187,6 +211,7 @@ class Shop:
             request=first + row, position=position.astype(np.int16),
             value=self.stock.price[items] if kind == Kind.PURCHASE else nothing, visit=lists.visit[row],
             utility=utility[row, position] if kind == Kind.IMPRESSION else nothing,
+            propensity=propensity[row, position] if kind == Kind.IMPRESSION else nothing,
         )  # fmt: skip
 
     def _searches(self, day: int, visits: _Lists, weight: F64) -> DayLog:
@@ -205,7 +230,7 @@ class Shop:
         return DayLog(
             kind=np.full(n, Kind.VIEW, np.int8), user=visits.user, item=item[np.arange(n), best],
             at_us=visits.at_us - before, request=np.full(n, -1), position=np.full(n, -1, np.int16),
-            value=nothing, visit=visits.visit, utility=nothing,
+            value=nothing, visit=visits.visit, utility=nothing, propensity=nothing,
         )  # fmt: skip
 
     def _count(self, log: DayLog) -> None:

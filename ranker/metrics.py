@@ -1,4 +1,4 @@
-"""How good an order is: rank metrics list by list, and the interval of a difference between two orders.
+"""How good an order is: rank metrics list by list, what they do not see, and the interval of a difference.
 
 A list is a query group: rows `start[g]:start[g + 1]`. Metrics are asked by name, `"ndcg@10"`, and come back one value a
 list, so that whoever compares two orders can pair them. Equal scores have one order, set by `tie_break`: it depends on
@@ -84,6 +84,129 @@ def tie_break(items: Numbers, start: Numbers) -> U64:
     return _mixed(own ^ np.repeat(_mixed(whole), np.diff(bounds)))
 
 
+def top_k(scores: Numbers, start: Numbers, tie_break: U64, k: int) -> I64:
+    """int64[lists, k]: the rows of the best k of each list, best first; `-1` where the list is shorter.
+
+    scores: float[rows], higher is better, NaN after everything. start: int[lists + 1]. tie_break: uint64[rows] of
+    `tie_break`. The order is that of `score_lists`. Raises `ValueError` as it does, and for k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, expected at least 1")
+    bounds = _checked_start(start, len(scores))
+    if tie_break.dtype != np.uint64 or tie_break.shape != scores.shape:
+        raise ValueError(f"tie_break is {tie_break.dtype}{list(tie_break.shape)}, expected uint64[{len(scores)}]")
+    return np.asarray(_top_k(_sortable(scores), bounds, tie_break, k), np.int64)
+
+
+def coverage(items: I64, n_items: int) -> float:
+    """The share of the catalogue that stands in any of these lists, 0 to 1 (Ge et al., RecSys 2010).
+
+    items: int[lists, k], `-1` for an empty place. n_items: size of the catalogue, at least 1.
+    """
+    return len(np.unique(items[items >= 0])) / n_items
+
+
+def novelty(items: I64, count: F64) -> F64:
+    """float64[lists]: mean self-information of the items of each list, -log2 p, in bits (Zhou et al., PNAS 2010).
+
+    items: int[lists, k], `-1` for an empty place; NaN for a list of nothing else. count: float64[n_items], how often
+    each was engaged with; p is (count + 1) / (sum + n_items), so that one never engaged with is rare, not impossible.
+    """
+    information = -np.log2((count + 1) / (count.sum() + len(count)))
+    return _mean_of(information, items)
+
+
+def popularity_percentile(items: I64, count: F64) -> F64:
+    """float64[lists]: mean popularity percentile of the items of each list, 0 to 1; about 0.5 where none is favoured.
+
+    A percentile is the share of items engaged with less often, equals counting half. The bias toward the popular, as
+    average recommendation popularity measures it (Yin et al., VLDB 2012), on a scale that can be read across shops.
+    items, count: as in `novelty`.
+    """
+    order = np.sort(count)
+    below, upto = np.searchsorted(order, count, "left"), np.searchsorted(order, count, "right")
+    return _mean_of((below + upto) / (2.0 * len(count)), items)
+
+
+def intra_list_diversity(items: I64, vectors: NDArray[np.float32]) -> F64:
+    """float64[lists]: mean of 1 - cosine over the pairs of items of each list, 0 to 2 (Ziegler et al., WWW 2005).
+
+    items: int[lists, k], `-1` for an empty place. vectors: float32[n_items, d], a row that is not finite or all zeros
+    is missing. NaN for a list with fewer than two items that have a vector.
+    """
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = np.isfinite(length[:, 0]) & (length[:, 0] > 0)
+    unit = np.where(known[:, None], vectors, 0) / np.where(known[:, None], length, 1)
+    out = np.full(len(items), np.nan)
+    # A few thousand lists at a time: their vectors together are large.
+    for first in range(0, len(items), 4096):
+        part = items[first : first + 4096]
+        there = (part >= 0) & known[part]
+        m = there.sum(axis=1)
+        total = np.einsum("lkd,lk->ld", unit[part], there.astype(unit.dtype))
+        # Unit vectors: |sum|^2 is m plus twice the cosines of all pairs.
+        cosine = ((total.astype(np.float64) ** 2).sum(axis=1) - m) / np.maximum(m * (m - 1), 1)
+        out[first : first + 4096] = np.where(m > 1, 1 - cosine, np.nan)
+    return out
+
+
+def click_probability(scores: F64, clicked: NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and intercept of the click probability 1 / (1 + exp(-(slope * score + intercept))) that fits best.
+
+    Platt's scaling (1999) with his smoothed targets, so that it is finite for clicks all or none. scores: float64[n],
+    finite. clicked: bool[n]. Slope 0 where all scores are one. Raises `ValueError` for no rows or a score not finite.
+    """
+    if not len(scores) or not np.isfinite(scores).all():
+        raise ValueError(f"{len(scores)} scores, {np.count_nonzero(~np.isfinite(scores))} not finite; all must be")
+    yes = int(np.count_nonzero(clicked))
+    target = np.where(clicked, (yes + 1) / (yes + 2), 1 / (len(scores) - yes + 2))
+    mean, spread = float(scores.mean()), float(scores.std()) or 1.0
+    x = np.column_stack([(scores - mean) / spread, np.ones(len(scores))])
+    beta = np.array([0.0, np.log(target.mean() / (1 - target.mean()))])
+    for _ in range(100):
+        p = _logistic(x @ beta)
+        # The ridge only keeps the step defined where all scores are one; the solution does not feel it.
+        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + 1e-9 * np.eye(2), x.T @ (target - p))
+        beta += np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    slope = float(beta[0] / spread)
+    return slope, float(beta[1] - slope * mean)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicted against observed click probability, by bins of as many rows each, lowest first.
+
+    predicted, observed: float64[bins], means of the bin. rows: int64[bins]. error: the expected calibration error, the
+    mean over rows of |predicted - observed| of their bin (Naeini et al., AAAI 2015), 0 to 1.
+    """
+
+    predicted: F64
+    observed: F64
+    rows: I64
+    error: float
+
+
+def calibration(probability: F64, clicked: NDArray[np.bool_], bins: int = 10) -> Calibration:
+    """How far predicted probabilities are from what was observed.
+
+    probability: float64[n], 0 to 1. clicked: bool[n]. bins: at most so many, at least 1; equal predictions share one.
+    Raises `ValueError` for no rows, or a probability outside 0 to 1.
+    """
+    if not len(probability) or not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError(f"{len(probability)} probabilities; at least one, and each from 0 to 1, is needed")
+    # The last of each bin, by whole numbers: a quantile at 0.6000000000000001 is one row too far.
+    edges = np.unique(np.sort(probability)[-(-len(probability) * np.arange(1, bins) // bins) - 1])
+    of = np.searchsorted(edges, probability, side="left")
+    rows = np.bincount(of, minlength=len(edges) + 1)
+    held = rows > 0
+    predicted = np.bincount(of, probability, minlength=len(rows))[held] / rows[held]
+    observed = np.bincount(of, clicked, minlength=len(rows))[held] / rows[held]
+    error = float((np.abs(predicted - observed) * rows[held]).sum() / len(probability))
+    return Calibration(predicted, observed, rows[held].astype(np.int64), error)
+
+
 @dataclass(frozen=True)
 class Difference:
     """How much better a is than b, on the lists where both are defined.
@@ -137,26 +260,73 @@ def paired_difference(
     )
 
 
+def intervals(values: F64, cluster: Numbers, n: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[F64, F64, F64]:
+    """float64[m] each: the mean of every column and its bootstrap interval, all from one set of resamples.
+
+    values: float64[lists, m], NaN is left out, column by column. cluster, n, seed, level: as in `paired_difference`,
+    whose interval is the one of the column a - b; many columns at once cost little more than one. A column without a
+    number is NaN, and with fewer than two clusters there is no interval. Raises `ValueError` on lengths that differ.
+    """
+    if len(values) != len(cluster):
+        raise ValueError(f"values and cluster have {len(values)} and {len(cluster)} lists, expected the same")
+    _, user = np.unique(cluster, return_inverse=True)
+    known = ~np.isnan(values)
+    users = int(user.max(initial=-1)) + 1
+    totals, counts = np.zeros((users, values.shape[1])), np.zeros((users, values.shape[1]))
+    np.add.at(totals, user, np.where(known, values, 0))
+    np.add.at(counts, user, known)
+    with np.errstate(invalid="ignore"):
+        mean = totals.sum(axis=0) / counts.sum(axis=0)
+    if users < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    means = _resampled(totals, counts, n, np.random.default_rng(seed))
+    for column in np.flatnonzero((counts > 0).sum(axis=0) > 1):
+        drawn = means[:, column]
+        low[column], high[column] = np.quantile(drawn[~np.isnan(drawn)], [(1 - level) / 2, (1 + level) / 2])
+    return mean, low, high
+
+
 def _interval(totals: F64, counts: I64, n: int, seed: int, level: float) -> tuple[float, float, float]:
     """Low, high and p."""
     if len(counts) < 2:
         return np.nan, np.nan, np.nan
-    means = _resampled(totals, counts, n, np.random.default_rng(seed))
+    means = _resampled(totals[:, None], counts[:, None].astype(np.float64), n, np.random.default_rng(seed))[:, 0]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     # One is added to both, so that no number of resamples claims certainty.
     return float(low), float(high), min(1.0, 2 * (beyond + 1) / (n + 1))
 
 
-def _resampled(totals: F64, counts: I64, n: int, random: np.random.Generator) -> F64:
-    """float64[n]: the mean over the lists of as many clusters as there are, drawn with replacement."""
-    means = np.empty(n)
+def _resampled(totals: F64, counts: F64, n: int, random: np.random.Generator) -> F64:
+    """float64[n, m]: the mean over the lists of as many clusters as there are, drawn with replacement.
+
+    totals, counts: float64[clusters, m]; NaN where a resample holds no list of the column.
+    """
+    users = len(totals)
+    both = np.hstack([totals, counts])
+    means = np.empty((n, totals.shape[1]))
     # A few million draws at a time, whatever the number of users.
-    step = max(1, 2**22 // len(totals))
+    step = max(1, 2**22 // users)
     for first in range(0, n, step):
-        drawn = random.integers(0, len(totals), (min(step, n - first), len(totals)))
-        means[first : first + step] = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        size = min(step, n - first)
+        drawn = random.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * users).reshape(size, users).astype(np.float64)
+        total, count = np.hsplit(times @ both, 2)
+        with np.errstate(invalid="ignore"):
+            means[first : first + size] = total / count
     return means
+
+
+def _mean_of(value: F64, items: I64) -> F64:
+    """float64[lists]: mean of an item's value over the filled places; NaN for none."""
+    there = items >= 0
+    total = np.where(there, value[items], 0).sum(axis=1)
+    return np.where(there.any(axis=1), total / np.maximum(there.sum(axis=1), 1), np.nan)
+
+
+def _logistic(x: F64) -> F64:
+    return np.asarray(0.5 * (1 + np.tanh(x / 2)))
 
 
 def _asked(metric: str) -> tuple[int, int]:
@@ -226,6 +396,18 @@ def _score_lists(kind: int, k: int, keys: U64, gains: I64, start: I64, ties: U64
         else:
             values[one] = _hits(kind, ranked, k, relevant)
     return values
+
+
+@compiled
+def _top_k(keys: U64, start: I64, ties: U64, k: int) -> I64:
+    best = np.full((len(start) - 1, k), -1, np.int64)
+    for one in range(len(best)):
+        first, last = start[one], start[one + 1]
+        by_tie = np.argsort(ties[first:last], kind="mergesort")
+        order = by_tie[np.argsort(keys[first:last][by_tie], kind="mergesort")]
+        for place in range(min(k, len(order))):
+            best[one, place] = first + order[place]
+    return best
 
 
 @compiled

@@ -9,9 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import ndcg_score, roc_auc_score
+from sklearn.calibration import _SigmoidCalibration, calibration_curve
+from sklearn.metrics import average_precision_score, ndcg_score, precision_score, recall_score, roc_auc_score
 
-from ranker.metrics import paired_difference, score_lists, tie_break
+from ranker.metrics import (
+    calibration,
+    click_probability,
+    coverage,
+    intervals,
+    intra_list_diversity,
+    novelty,
+    paired_difference,
+    popularity_percentile,
+    score_lists,
+    tie_break,
+    top_k,
+)
 
 LIST_METRICS = ["ndcg@10", "ndcg", "map@10", "map", "mrr@10", "mrr", "recall@50", "hit_rate@10", "precision@10", "auc"]
 
@@ -175,6 +188,144 @@ def test_ndcg_and_auc_agree_with_scikit_learn(gain: list[int], seed: int, k: int
         assert one_list("auc", gain, scores=list(scores // 2)) == pytest.approx(auc, abs=1e-12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=15), st.integers(0, 10**6), st.sampled_from([1, 3, 10]))
+def test_map_precision_recall_and_hit_rate_agree_with_scikit_learn_ties_included(
+    gain: list[int], seed: int, k: int
+) -> None:
+    """Scores tie often. scikit-learn knows no order among equals, so it is given ours, by the rank each item gets."""
+    if max(gain) == 0:
+        return
+    scores = np.random.default_rng(seed).integers(0, 3, len(gain)).astype(float)
+    start = np.array([0, len(gain)])
+    ties = tie_break(np.arange(len(gain)), start)
+    order = top_k(scores, start, ties, len(gain))[0]
+    assert (np.diff(scores[order]) <= 0).all()
+    relevant, rank = np.array(gain)[order] > 0, np.arange(1, len(gain) + 1)
+    taken = rank <= k
+
+    def ours(metric: str) -> float:
+        return float(score_lists(metric, scores, np.array(gain, np.int8), start, ties)[0])
+
+    assert ours(f"ndcg@{k}") == pytest.approx(ndcg_score([2.0 ** np.array(gain)[order] - 1], [-rank], k=k), abs=1e-12)
+    assert ours("map") == pytest.approx(average_precision_score(relevant, -rank), abs=1e-12)
+    assert ours(f"recall@{k}") == pytest.approx(recall_score(relevant, taken), abs=1e-12)
+    assert ours(f"hit_rate@{k}") == relevant[:k].any()
+    assert ours(f"mrr@{k}") == pytest.approx(max((1 / rank[relevant & taken]), default=0.0))
+    # scikit-learn divides by what was taken, we by k, also of a shorter list.
+    assert ours(f"precision@{k}") == pytest.approx(precision_score(relevant, taken) * min(k, len(gain)) / k, abs=1e-12)
+    if min(gain) == 0:
+        assert ours("auc") == pytest.approx(roc_auc_score(np.array(gain) > 0, scores), abs=1e-12)
+
+
+def test_the_best_k_are_rows_by_falling_score_and_short_lists_end_in_nothing() -> None:
+    """List 0 is rows 0 to 2 with NaN last, list 1 is empty, list 2 is row 3."""
+    scores, start = np.array([1.0, np.nan, 2.0, -np.inf]), np.array([0, 3, 3, 4])
+    ties = tie_break(np.arange(4), start)
+    assert top_k(scores, start, ties, 2).tolist() == [[2, 0], [-1, -1], [3, -1]]
+    assert top_k(scores, start, ties, 3).tolist() == [[2, 0, 1], [-1, -1, -1], [3, -1, -1]]
+    with pytest.raises(ValueError, match="k is 0"):
+        top_k(scores, start, ties, 0)
+    with pytest.raises(ValueError, match="tie_break is float64"):
+        top_k(scores, start, np.zeros(4), 2)  # type: ignore[arg-type]
+
+
+TOP = np.array([[0, 1], [1, -1], [-1, -1]], np.int64)
+"""Two items, one, and none."""
+
+
+def test_coverage_is_the_share_of_the_catalogue_that_is_ever_recommended() -> None:
+    """Items 0 and 1 of 5."""
+    assert coverage(TOP, 5) == 2 / 5
+    assert coverage(np.full((2, 3), -1), 5) == 0
+
+
+def test_novelty_is_the_mean_self_information_of_a_list() -> None:
+    """Engaged with 3 times, once and never: p is 4 / 7, 2 / 7 and 1 / 7 once each is counted one more."""
+    found = novelty(TOP, np.array([3.0, 1.0, 0.0]))
+    np.testing.assert_allclose(found, [(-log2(4 / 7) - log2(2 / 7)) / 2, -log2(2 / 7), np.nan])
+
+
+def test_popularity_is_a_percentile_in_which_equals_count_half() -> None:
+    """Of counts 5, 1, 1, 0 the first has 3 below it and itself: (3 + 4) / 8; the second 1 below and 3 up to it."""
+    found = popularity_percentile(TOP, np.array([5.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(found, [((3 + 4) / 8 + (1 + 3) / 8) / 2, (1 + 3) / 8, np.nan])
+
+
+def test_a_random_list_has_the_middle_of_popularity() -> None:
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, 500, (4000, 10))
+    assert popularity_percentile(items, rng.geometric(0.3, 500).astype(float)).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_diversity_is_one_minus_the_mean_cosine_of_the_pairs() -> None:
+    """Of (1, 0), (0, 2) and (1, 1): cosines 0, sqrt(1/2), sqrt(1/2). A list with one vector has no pair."""
+    vectors = np.array([[1, 0], [0, 2], [1, 1], [np.nan, 0], [0, 0]], np.float32)
+    items = np.array([[0, 1, 2], [0, 1, -1], [0, 3, 4], [0, 0, -1], [0, -1, -1]])
+    found = intra_list_diversity(items, vectors)
+    np.testing.assert_allclose(found, [1 - 2 * np.sqrt(0.5) / 3, 1, np.nan, 0, np.nan], atol=1e-7)
+    assert len(intra_list_diversity(items[:0], vectors)) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=8, max_size=200))
+def test_every_row_is_in_one_bin_and_equal_predictions_share_it(rows: list[tuple[int, bool]]) -> None:
+    probability, clicked = np.array([p / 20 for p, _ in rows]), np.array([c for _, c in rows])
+    found = calibration(probability, clicked, 5)
+    assert found.rows.sum() == len(rows)
+    assert (found.rows * found.observed).sum() == pytest.approx(clicked.sum())
+    assert (found.rows * found.predicted).sum() == pytest.approx(probability.sum())
+    assert (np.diff(found.predicted) > 0).all()
+    assert 0 <= found.error <= 1
+
+
+def test_reliability_agrees_with_scikit_learn() -> None:
+    """Its quantile bins, on predictions that differ."""
+    fine = np.random.default_rng(0).permutation(100) / 100 + 0.001
+    hit = np.arange(100) % 3 == 0
+    observed, predicted = calibration_curve(hit, fine, n_bins=5, strategy="quantile")
+    ours = calibration(fine, hit, 5)
+    np.testing.assert_allclose(ours.observed, observed)
+    np.testing.assert_allclose(ours.predicted, predicted)
+
+
+def test_the_calibration_error_is_the_mean_gap_over_rows() -> None:
+    """60 rows at 0.2, 30% of them clicked, and 40 at 0.6, half: 0.6 * 0.1 + 0.4 * 0.1."""
+    probability = np.repeat([0.2, 0.6], [60, 40])
+    clicked = np.concatenate([np.arange(60) < 18, np.arange(40) < 20])
+    found = calibration(probability, clicked)
+    assert (found.rows.tolist(), found.predicted.tolist()) == ([60, 40], pytest.approx([0.2, 0.6]))
+    assert found.error == pytest.approx(0.6 * 0.1 + 0.4 * 0.1)
+
+
+@pytest.mark.parametrize("odd", [[], [1.5], [np.nan], [-0.1]])
+def test_what_is_no_probability_is_refused(odd: list[float]) -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        calibration(np.array(odd), np.zeros(len(odd), bool))
+
+
+def test_click_probability_is_platts_scaling() -> None:
+    """scikit-learn's own, on scores of any scale."""
+    rng = np.random.default_rng(1)
+    scores = rng.normal(3, 40, 3000)
+    clicked = rng.random(3000) < 1 / (1 + np.exp(1 - scores / 20))
+    slope, intercept = click_probability(scores, clicked)
+    other = _SigmoidCalibration().fit(scores, clicked)
+    assert (slope, intercept) == pytest.approx((-other.a_, -other.b_), rel=1e-3)
+
+
+@pytest.mark.parametrize("clicked", [True, False])
+def test_click_probability_is_finite_for_clicks_all_or_none_and_for_one_score(clicked: bool) -> None:
+    """All of 8 clicked: (8 + 1) / (8 + 2), Platt's smoothed target; none: 1 / (8 + 2)."""
+    slope, intercept = click_probability(np.full(8, 2.5), np.full(8, clicked))
+    assert 1 / (1 + np.exp(-(slope * 2.5 + intercept))) == pytest.approx(9 / 10 if clicked else 1 / 10)
+    assert slope == pytest.approx(0, abs=1e-6)
+    assert np.isfinite(click_probability(np.arange(8.0), np.full(8, clicked))).all()
+    for odd in ([], [1.0, np.nan], [np.inf]):
+        with pytest.raises(ValueError, match="not finite"):
+            click_probability(np.array(odd), np.zeros(len(odd), bool))
+
+
 def test_among_equal_scores_no_place_is_favoured() -> None:
     """With all scores equal, the relevant item of 4,000 lists of 10, first in its list, is rank 1 in a tenth."""
     lists_, size = 4000, 10
@@ -278,3 +429,33 @@ def test_one_user_gives_a_difference_but_no_interval() -> None:
 def test_what_cannot_be_compared_is_refused(a: Any, b: Any, cluster: Any, options: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         paired_difference(np.array(a, float), np.array(b, float), np.array(cluster, int), **options)
+
+
+def test_many_intervals_at_once_are_those_of_each_alone() -> None:
+    """Columns a, b and a - b share their resamples with `paired_difference`; NaN is left out column by column."""
+    rng = np.random.default_rng(0)
+    a, b, user = rng.random(300), rng.random(300), rng.integers(0, 40, 300)
+    holed = np.where(np.arange(300) % 7 == 0, np.nan, a)
+    mean, low, high = intervals(np.column_stack([a, b, a - b, holed, np.full(300, np.nan)]), user, n=500, seed=3)
+    for k, (x, y) in enumerate([(a, 0 * a), (b, 0 * b), (a, b)]):
+        alone = paired_difference(x, y, user, n=500, seed=3)
+        assert (mean[k], low[k], high[k]) == pytest.approx((alone.difference, alone.low, alone.high))
+    assert mean[3] == pytest.approx(np.nanmean(holed))
+    assert low[3] < mean[3] < high[3]
+    assert np.isnan([mean[4], low[4], high[4]]).all()
+
+
+def test_one_user_has_means_and_no_intervals_and_nobody_nothing() -> None:
+    mean, low, high = intervals(np.array([[0.5], [1.0]]), np.array([7, 7]))
+    assert mean.tolist() == [0.75]
+    assert np.isnan([low, high]).all()
+    assert all(np.isnan(x).all() for x in intervals(np.empty((0, 2)), np.empty(0, int)))
+    with pytest.raises(ValueError, match="have 2 and 1 lists"):
+        intervals(np.ones((2, 1)), np.array([1]))
+
+
+def test_a_column_that_only_one_user_has_has_no_interval() -> None:
+    mean, low, high = intervals(np.array([[0.5, 1.0], [1.0, np.nan]]), np.array([1, 2]))
+    assert mean.tolist() == [0.75, 1.0]
+    assert not np.isnan(low[0])
+    assert np.isnan([low[1], high[1]]).all()
