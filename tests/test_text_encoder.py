@@ -23,12 +23,13 @@ from sentence_transformers import SentenceTransformer
 from features.history import Histories
 from features.interest import weights
 from features.log import Events, Kind
-from text_encoder import checkpoint, encoder, train
+from text_encoder import checkpoint, encoder, trainer
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, load
 from text_encoder.examples import Examples, examples
 from text_encoder.objective import Batch, Engaged, loss, pooled, quality
 from text_encoder.text import DEFAULT_TEMPLATE, item_texts
+from text_encoder.towers import UpperLayers
 from text_encoder.train import FineTuned, fine_tune
 
 DAY = 86400.0
@@ -514,9 +515,9 @@ def killed_after(
     steps: int, monkeypatch: pytest.MonkeyPatch, minilm: Encoder, config: EncoderConfig, directory: Path
 ) -> None:
     """Trains until just before step number `steps`, then dies."""
-    whole, left = train._Trainer.step, steps
+    whole, left = trainer.Trainer.step, steps
 
-    def step(self: train._Trainer, rows: np.ndarray, draw: np.random.Generator) -> float:
+    def step(self: trainer.Trainer, rows: object, draw: np.random.Generator) -> float:
         nonlocal left
         left -= 1
         if left < 0:
@@ -524,7 +525,7 @@ def killed_after(
         return whole(self, rows, draw)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Trainer, "step", step)
+        patch.setattr(trainer.Trainer, "step", step)
         with pytest.raises(Killed):
             fine_tune(minilm, TEXTS, planted(), config, directory)
 
@@ -539,13 +540,13 @@ def test_interrupted_and_started_again_ends_as_if_it_had_never_stopped(
     assert again.epochs == tuned.epochs
     assert again.encoder.fingerprint == tuned.encoder.fingerprint
     np.testing.assert_array_equal(again.vectors, tuned.vectors)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".safetensors"}
 
 
 def test_layers_go_on_from_a_checkpoint_as_well(
     minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = CONFIG.model_copy(update={"mode": "last_layers", "n_layers": 1, "epochs": 2, "learning_rate": 1e-4})
+    config = CONFIG.model_copy(update={"mode": "last_layers", "n_layers": 1, "epochs": 2, "layer_learning_rate": 1e-4})
     killed_after(1, monkeypatch, minilm, config, tmp_path)
     again = fine_tune(minilm, TEXTS, planted(), config, tmp_path)
     assert again.epochs == fine_tune(minilm, TEXTS, planted(), config).epochs
@@ -613,10 +614,14 @@ def test_items_without_text_neither_count_nor_break(minilm: Encoder) -> None:
     assert np.isfinite(found.vectors[:-1]).all()
 
 
+NO_PROJECTION = {"learning_rate": 1e-12, "hidden": 0}
+"""The stage before the layers' has nothing to give."""
+
+
 @pytest.mark.parametrize("mode", ["last_layers", "full"])
 def test_layers_learn_as_well_and_the_rest_stays_as_it_was(minilm: Encoder, mode: str) -> None:
     config = CONFIG.model_copy(
-        update={"mode": mode, "n_layers": 2, "epochs": 3, "learning_rate": 3e-4, "batch_texts": 8}
+        update=NO_PROJECTION | {"mode": mode, "n_layers": 2, "epochs": 3, "layer_learning_rate": 3e-4}
     )
     found = fine_tune(minilm, TEXTS, planted(), config)
     assert found.epochs[found.best_epoch].ndcg_at_10 > found.epochs[0].ndcg_at_10 + 0.05
@@ -628,7 +633,7 @@ def test_layers_learn_as_well_and_the_rest_stays_as_it_was(minilm: Encoder, mode
 
 
 def test_cached_lower_layers_give_what_the_whole_model_gives(minilm: Encoder) -> None:
-    tower = train.UpperLayers(minilm, torch.zeros(len(TEXTS), 384), TEXTS, trained=1)
+    tower = UpperLayers(minilm, torch.zeros(len(TEXTS), 384), TEXTS, trained=1)
     whole = tower.refresh(lambda _: None)
     tower.read_below(lambda _: None)
     np.testing.assert_allclose(tower.refresh(lambda _: None), whole, atol=2e-3)  # half precision in between
@@ -659,7 +664,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_path(tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("epochs", 0), ("mode", "lora"), ("colour", 1)])
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("epochs", 0), ("mode", "half"), ("colour", 1)])
 def test_an_impossible_setting_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(pydantic.ValidationError, match=name):
         EncoderConfig.model_validate({name: value})

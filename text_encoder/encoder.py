@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -114,6 +114,17 @@ def _quiet() -> Iterator[None]:
     finally:
         if drawn:
             logging.enable_progress_bar()
+
+
+class Bend(NamedTuple):
+    """A hidden layer beside a linear map: `relu(vector @ inner + bias) @ outer` is added to what the map gives.
+
+    inner: float32[d, h]. bias: float32[h]. outer: float32[h, d].
+    """
+
+    inner: F32
+    bias: F32
+    outer: F32
 
 
 @dataclass(frozen=True)
@@ -215,26 +226,40 @@ class Encoder:
         out: F32 = vectors[[distinct.get(text, -1) for text in texts]]
         return out
 
-    def projected(self, matrix: F32) -> Encoder:
-        """This encoder followed by a linear map of its unit vectors, normalised again.
+    def projected(self, matrix: F32, bend: Bend | None = None) -> Encoder:
+        """This encoder followed by a linear map of its unit vectors, bent if asked, normalised again.
 
-        matrix: float32[d, d], applied as `vector @ matrix`. A map that is there already is folded into one.
+        matrix: float32[d, d], applied as `vector @ matrix`. A linear map that is there already is folded into one.
         Raises `ValueError` for another shape and for numbers that are not finite.
         """
-        if matrix.shape != (self.dimension, self.dimension) or not np.isfinite(matrix).all():
-            raise ValueError(f"projection of shape {matrix.shape}: finite numbers, {self.dimension} squared, expected")
+        self._check_projection(matrix, bend)
         modules: list[Any] = [copy.deepcopy(module) for module in self.model]
         if not isinstance(modules[-1], Normalize):
             modules.append(Normalize())
-        if len(modules) > 2 and _is_projection(modules[-2]):
+        if bend is None and len(modules) > 2 and _is_projection(modules[-2]):
             matrix = modules[-2].linear.weight.detach().cpu().numpy().T @ matrix
             del modules[-2:]
-        dense = Dense(
-            self.dimension, self.dimension, bias=False, activation_function=torch.nn.Identity(),
-            init_weight=torch.from_numpy(np.ascontiguousarray(matrix.T, np.float32)),
-        )  # fmt: skip
-        model = SentenceTransformer(modules=[*modules, dense, Normalize()], device=str(self.model.device))
+        if bend is not None:
+            # relu(x) - relu(-x) is x: so the vector itself passes the hidden layer, beside what bends it.
+            eye = np.eye(self.dimension, dtype=np.float32)
+            inner = np.concatenate((eye, -eye, bend.inner), axis=1)
+            bias = np.concatenate((np.zeros(2 * self.dimension, np.float32), bend.bias))
+            modules.append(_dense(inner, bias, torch.nn.ReLU()))
+            matrix = np.concatenate((matrix, -matrix, bend.outer))
+        modules += [_dense(matrix, None, torch.nn.Identity()), Normalize()]
+        model = SentenceTransformer(modules=modules, device=str(self.model.device))
         return replace(self, model=model.eval())
+
+    def _check_projection(self, matrix: F32, bend: Bend | None) -> None:
+        d = self.dimension
+        if matrix.shape != (d, d) or not np.isfinite(matrix).all():
+            raise ValueError(f"projection of shape {matrix.shape}: finite numbers, {d} squared, expected")
+        if bend is None:
+            return
+        width = len(bend.bias)
+        for name, part, shape in zip(bend._fields, bend, ((d, width), (width,), (width, d)), strict=True):
+            if part.shape != shape or not np.isfinite(part).all():
+                raise ValueError(f"projection's {name} of shape {part.shape}: finite numbers, {shape}, expected")
 
     def save(self, directory: Path | str) -> None:
         """Writes a directory that `load` and `SentenceTransformer(directory)` read, giving the same vectors.
@@ -266,10 +291,20 @@ class Encoder:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _dense(weight: F32, bias: F32 | None, activation: torch.nn.Module) -> Dense:
+    """A layer `activation(vector @ weight + bias)`."""
+    return Dense(
+        weight.shape[0], weight.shape[1], bias=bias is not None, activation_function=activation,
+        init_weight=torch.from_numpy(np.ascontiguousarray(weight.T, np.float32)),
+        init_bias=None if bias is None else torch.from_numpy(bias),
+    )  # fmt: skip
+
+
 def _is_projection(module: Any) -> bool:
     return (
         isinstance(module, Dense)
         and not module.bias
+        and module.in_features == module.out_features
         and not module.use_residual
         and isinstance(module.activation_function, torch.nn.Identity)
     )

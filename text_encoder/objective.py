@@ -61,14 +61,13 @@ class Engaged:
 class Batch:
     """Examples with their items as rows of one small matrix of vectors, so each is encoded once.
 
-    rows: int64[m], the catalogue row of each. candidate: bool[m], targets and skipped: those whose text is read again.
+    rows: int64[m], the catalogue row of each.
     history: int64[b, H], weight: float32[b, H]. column: int64[c], the candidates of the softmax among the m.
     target: int64[b], among the columns. excluded: (rows, columns) that are no negatives. skipped: int64[b, K] among the
     m, `-1` for none. value: float32[b], what an example counts for. log_q: float32[c].
     """
 
     rows: I64
-    candidate: Tensor
     history: Tensor
     weight: Tensor
     column: Tensor
@@ -82,8 +81,8 @@ class Batch:
     def of(cls, part: Examples, engaged: Engaged, drawn: I64, log_q: F32) -> Batch:
         """The batch of some examples.
 
-        drawn: int64[r], items to stand among the candidates whoever engaged with them. log_q: float32[n_items], log of
-        the chance that an item is a candidate.
+        drawn: int64[r], items to stand among the candidates whoever engaged with them. log_q: float32[n_items], taken
+        off the scores of an item: log of the chance that it is a candidate, and what popularity is to be left out.
         """
         n_items = len(log_q)
         target: I64 = np.unique(np.concatenate((part.target, drawn))).astype(np.int64)
@@ -98,9 +97,8 @@ class Batch:
         own = column[part.target]
         other = own[excluded[0]] != excluded[1]
         skipped = np.where(engaged.has(part.user[:, None], part.skipped), -1, place[part.skipped])
-        candidate = np.isin(rows, part.target) | np.isin(rows, part.skipped)
         return cls(
-            rows, torch.from_numpy(candidate), torch.from_numpy(np.maximum(place[part.history], 0)),
+            rows, torch.from_numpy(np.maximum(place[part.history], 0)),
             torch.from_numpy(part.history_weight), torch.from_numpy(place[target]), torch.from_numpy(own),
             (torch.from_numpy(excluded[0][other]), torch.from_numpy(excluded[1][other])),
             torch.from_numpy(skipped), torch.from_numpy(part.weight), torch.from_numpy(log_q[target]),

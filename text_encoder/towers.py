@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,22 +19,33 @@ import torch
 from torch import Tensor, nn
 
 from features.log import F32, I64
-from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Encoder
+from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Bend, Encoder
+from text_encoder.lora import adapt, merge
 
 CACHE_BYTES = 4 * 1024**3
 """Room for cached activations in memory; a catalogue that needs more has its lower layers run again each time."""
+
+
+_SPREAD = 3.0
+"""Of a hidden layer's first weights. Numbers of a unit vector are small: without it no unit would leave the linear."""
 
 
 class Tower(Protocol):
     """Vectors of items, their gradient, and the encoder that comes out."""
 
     parameters: dict[str, Tensor]
+    reads_text: bool
+    """Whether a gradient costs a reading of the item's text."""
 
-    def vectors(self, rows: I64, candidate: Tensor) -> Tensor:
-        """float32[m, d]: the vectors of some items; those marked as candidate are up to date."""
+    def vectors(self, rows: I64) -> Tensor:
+        """float32[m, d]: the vectors of some items; where texts are read, as of when each was read last."""
 
-    def backward(self, gradient: Tensor) -> None:
-        """Takes the gradient of what `vectors` gave last down to the parameters."""
+    def backward(self, rows: I64, gradient: Tensor, read: I64) -> None:
+        """Takes the gradient of what `vectors` gave last down to the parameters.
+
+        rows: int64[m] and gradient: float32[m, d], of the items given. read: items whose text is read for it, where
+        that is needed; those not among `rows` are left out.
+        """
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
         """float32[n, d]: the vectors of all items, up to date; 0 for an item without text."""
@@ -43,35 +55,54 @@ class Tower(Protocol):
 
 
 class Projection:
-    """`normalize(v + v @ R)` over cached unit vectors, `R` from zero: where it starts it changes nothing."""
+    """`normalize(v + v @ R + relu(v @ inner + bias) @ outer)` over cached unit vectors.
 
-    def __init__(self, base: Encoder, cached: Tensor) -> None:
+    `R` and `outer` are zero at first: where it starts it changes nothing.
+    """
+
+    reads_text = False
+
+    def __init__(self, base: Encoder, cached: Tensor, hidden: int, seed: int) -> None:
+        """hidden: width of the hidden layer, 0 for a linear map. seed: of its first weights."""
         self._base, self._cached = base, cached
-        residual = torch.zeros(cached.shape[1], cached.shape[1], requires_grad=True)
-        self.parameters: dict[str, Tensor] = {"residual": residual}
-        self._last = residual
+        d = cached.shape[1]
+        draw = torch.Generator().manual_seed(seed)
+        self.parameters: dict[str, Tensor] = {"residual": torch.zeros(d, d, requires_grad=True)}
+        if hidden:
+            inner = torch.randn(d, hidden, generator=draw) * (_SPREAD / math.sqrt(d))
+            self.parameters |= {
+                "inner": inner.requires_grad_(),
+                "bias": torch.zeros(hidden, requires_grad=True),
+                "outer": torch.zeros(hidden, d, requires_grad=True),
+            }
+        self._last = cached
 
     def _project(self, vectors: Tensor) -> Tensor:
-        return nn.functional.normalize(vectors + vectors @ self.parameters["residual"], dim=1)
+        p = self.parameters
+        out = vectors + vectors @ p["residual"]
+        if "inner" in p:
+            out = out + nn.functional.relu(vectors @ p["inner"] + p["bias"]) @ p["outer"]
+        return nn.functional.normalize(out, dim=1)
 
-    def vectors(self, rows: I64, candidate: Tensor) -> Tensor:
+    def vectors(self, rows: I64) -> Tensor:
         """All of them up to date: here that costs nothing."""
         self._last = self._project(self._cached[torch.from_numpy(rows)])
         return self._last.detach()
 
-    def backward(self, gradient: Tensor) -> None:
-        """See `Tower`."""
+    def backward(self, rows: I64, gradient: Tensor, read: I64) -> None:
+        """See `Tower`; all take part."""
         self._last.backward(gradient)  # type: ignore[no-untyped-call]
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
-        """See `Tower`; no text is read."""
+        """See `Tower`; no text is read. An item without text stays 0."""
         with torch.no_grad():
-            return self._project(self._cached)
+            return self._project(self._cached) * (self._cached != 0).any(dim=1, keepdim=True)
 
     def encoder(self) -> Encoder:
         """See `Tower`."""
-        matrix: F32 = np.eye(self._cached.shape[1], dtype=np.float32) + self.parameters["residual"].detach().numpy()
-        return self._base.projected(matrix)
+        found: dict[str, F32] = {name: parameter.detach().numpy() for name, parameter in self.parameters.items()}
+        matrix = np.eye(self._cached.shape[1], dtype=np.float32) + found.pop("residual")
+        return self._base.projected(matrix, Bend(**found) if found else None)
 
 
 class _Given(nn.Module):
@@ -100,15 +131,22 @@ class _Enough(Exception):
 class UpperLayers:
     """The top layers of the transformer, over cached activations of those below them; all of it where none is below.
 
-    A batch's texts are read without gradient, and again chunk by chunk once the loss has told the gradient of their
-    vectors (GradCache: Gao et al., 2021): memory is that of one chunk, whatever the batch.
+    The loss gives the gradient of vectors as they were read last; then texts are read, chunk by chunk, to take it
+    further down (as GradCache does: Gao et al., 2021): memory is that of one chunk, whatever the batch. What came out
+    takes the old vector's place, so no vector is older than an epoch's steps.
     """
 
-    def __init__(self, base: Encoder, cached: Tensor, texts: list[str], trained: int | None) -> None:
+    reads_text = True
+
+    def __init__(
+        self, base: Encoder, cached: Tensor, texts: list[str], trained: int | None, rank: int | None = None,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        """trained: layers from the top, None for all and the word embeddings. rank: train adapters of that rank."""
         model = copy.deepcopy(base.model).eval()
         # Dropout stays off: with so few passes its noise costs more than it saves, and a run repeats exactly.
         self._encoder = replace(base, model=model)
-        self._cached, self._texts = cached, texts
+        self._cached, self._texts = cached.clone(), texts
         self._rows = np.array([row for row, text in enumerate(texts) if text.strip()], np.int64)
         transformer = self._encoder.transformer
         model.requires_grad_(False)
@@ -125,12 +163,10 @@ class UpperLayers:
                 raise ValueError(f"n_layers {trained}: this model has {count}; 1 to {count} can be trained")
             self._layers, self._below = _layers(transformer, count), count - trained
             top = nn.ModuleList(list(self._layers)[self._below :])
-        self.parameters: dict[str, Tensor] = {
-            name: parameter for name, parameter in top.named_parameters() if not name.startswith("pooler.")
-        }
+        named = adapt(top, rank, seed) if rank else dict(top.named_parameters())
+        self.parameters: dict[str, Tensor] = {n: p for n, p in named.items() if not n.startswith("pooler.")}
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self._todo: list[tuple[I64, Tensor]] = []
 
     def read_below(self, on_texts: Callable[[int], None]) -> None:
         """Fills the cache of activations; nothing where no layer is below or there is no room for it."""
@@ -190,24 +226,18 @@ class UpperLayers:
             for i, layer in enumerate(lower):
                 self._layers[i] = layer
 
-    def vectors(self, rows: I64, candidate: Tensor) -> Tensor:
-        """See `Tower`: candidates are read again, the rest of the histories is from the last refresh."""
-        out = self._cached[torch.from_numpy(rows)].clone()
+    def vectors(self, rows: I64) -> Tensor:
+        """See `Tower`."""
+        return self._cached[torch.from_numpy(rows)]
+
+    def backward(self, rows: I64, gradient: Tensor, read: I64) -> None:
+        """See `Tower`."""
         place = np.full(len(self._texts), -1, np.int64)
         place[rows] = np.arange(len(rows))
-        self._todo = [
-            (chunk, torch.from_numpy(place[chunk])) for chunk in self._chunks(rows[candidate.numpy()])
-        ]  # fmt: skip
-        with torch.no_grad():
-            for chunk, at in self._todo:
-                out[at] = self._forward(chunk).cpu()
-        return out
-
-    def backward(self, gradient: Tensor) -> None:
-        """See `Tower`."""
-        for chunk, at in self._todo:
+        for chunk in self._chunks(read[place[read] >= 0]):
             out = self._forward(chunk)
-            out.backward(gradient[at].to(out.device))  # type: ignore[no-untyped-call]
+            out.backward(gradient[torch.from_numpy(place[chunk])].to(out.device))  # type: ignore[no-untyped-call]
+            self._cached[torch.from_numpy(chunk)] = out.detach().cpu()
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
         """See `Tower`; the one full pass over the catalogue an epoch costs."""
@@ -220,5 +250,7 @@ class UpperLayers:
         return cached
 
     def encoder(self) -> Encoder:
-        """See `Tower`."""
-        return replace(self._encoder, model=copy.deepcopy(self._encoder.model))
+        """See `Tower`; adapters are folded in."""
+        model = copy.deepcopy(self._encoder.model)
+        merge(model)
+        return replace(self._encoder, model=model)

@@ -1,0 +1,101 @@
+"""The catalogue read once: a vector of every item, kept with the checkpoints, within the budget or said why not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.log import F32
+from text_encoder import checkpoint
+from text_encoder.encoder import Encoder
+from text_encoder.trainer import Clock
+
+_PARTS = 10
+_SMALLEST_PART = 1024
+
+
+class BudgetSpent(RuntimeError):
+    """The catalogue could not be read within the budget, and an item without a vector cannot be ranked by its text."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Vectors of all items.
+
+    vectors: float32[n, d], 0 for an item without text. readable: bool[n], which have text. seconds: reading took, in
+    all runs.
+    """
+
+    vectors: Tensor
+    readable: np.ndarray
+    seconds: float
+
+    def with_missing(self, vectors: Tensor) -> F32:
+        """float32[n, d]: vectors of all items, NaN for one without text."""
+        return np.where(self.readable[:, None], vectors.numpy(), np.float32(np.nan))
+
+
+def read(
+    encoder: Encoder, texts: list[str], directory: Path | None, clock: Clock | None, on_texts: Callable[[int], None]
+) -> Reading:
+    """The catalogue read, longest texts first, each distinct one once; in parts that are kept in `directory`.
+
+    clock: None reads on whatever it takes. Raises `BudgetSpent` when the budget ends before the last part.
+    """
+    readable = np.array([bool(text.strip()) for text in texts], bool)
+    known = list(dict.fromkeys(text for text in texts if text.strip()))
+    known = [known[i] for i in np.argsort(-encoder.token_counts(known), kind="stable")]
+    file = directory / f"vectors-{_digest(encoder.fingerprint, known)}.safetensors" if directory else None
+    kept = checkpoint.read(file) if file else None
+    # One more, of zeros, for items without text.
+    vectors = kept[0]["vectors"] if kept else torch.zeros(len(known) + 1, encoder.dimension)
+    done, before_s = (int(kept[1]["read"]), float(kept[1]["seconds"])) if kept else (0, 0.0)
+    before = done
+    on_texts(done)
+    watch = Clock(float("inf"))
+    watch.spent_before(before_s)
+    size = max(_SMALLEST_PART, -(-len(known) // _PARTS))
+    while done < len(known):
+        # One part at least, so that calling again always gets further.
+        if done > before and clock and clock.over:
+            raise BudgetSpent(_refusal(done, known, encoder, clock))
+        part = slice(done, done + size)
+        vectors[:-1][part] = torch.from_numpy(encoder.encode(known[part], _steps(on_texts)))
+        done = min(done + size, len(known))
+        if file:
+            checkpoint.write(file, {"vectors": vectors}, {"read": done, "seconds": watch.elapsed_s})
+    row = {text: i for i, text in enumerate(known)}
+    return Reading(vectors[[row.get(text, len(known)) for text in texts]], readable, watch.elapsed_s)
+
+
+def _refusal(done: int, known: list[str], encoder: Encoder, clock: Clock) -> str:
+    tokens = encoder.token_counts(known)
+    needed = clock.elapsed_s * tokens.sum() / tokens[:done].sum()
+    return (
+        f"encoder.budget_s is {clock.budget_s:g}, and reading took all of it: {done:,} of {len(known):,} texts were "
+        f"read in {clock.elapsed_s:.0f} s, all need about {needed:.0f} s and training comes on top; raise "
+        "encoder.budget_s, lower encoder.max_tokens, or take a smaller model. Another run of the same goes on from "
+        "what was read"
+    )
+
+
+def _steps(on_texts: Callable[[int], None]) -> Callable[[int, int], None]:
+    before = 0
+
+    def advance(now: int, _: int) -> None:
+        nonlocal before
+        on_texts(now - before)
+        before = now
+
+    return advance
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]

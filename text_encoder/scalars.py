@@ -1,0 +1,163 @@
+"""The numbers of a training, epoch by epoch, where people look at them: TensorBoard, Weights & Biases or MLflow.
+
+TensorBoard's event file is written here: a scalar is some thirty bytes, and the package that writes them elsewhere is
+sixty megabytes. `pip install tensorboard` is needed to look, not to train. The other two are imported when asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+LogTo = Literal["none", "tensorboard", "wandb", "mlflow"]
+
+_PROJECT = "shelfwise"
+
+
+class Scalars(Protocol):
+    """Takes the numbers of each epoch."""
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """The numbers of an epoch, by name."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+class Nowhere:
+    """Scalars that nobody wants to see."""
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """See `Scalars`."""
+
+    def close(self) -> None:
+        """See `Scalars`."""
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_CRC32C = _crc32c_table()
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """Four bytes: CRC-32C (RFC 3720), rotated and shifted as the TFRecord format wants it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*out, number))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a protocol buffer."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+class TensorBoard:
+    """Scalars in an event file of TensorBoard, one file a run; the runs of one directory are shown as one curve."""
+
+    def __init__(self, directory: Path) -> None:
+        """directory: made where it is missing, with the first scalar."""
+        self._directory = directory
+        self._file: BinaryIO | None = None
+
+    def _write(self, event: bytes) -> None:
+        if self._file is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._file = (self._directory / f"events.out.tfevents.{time.time_ns()}.shelfwise").open("xb")
+            self._write(_field(3, b"brain.Event:2"))
+        event = b"\x09" + struct.pack("<d", time.time()) + event
+        length = struct.pack("<Q", len(event))
+        self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
+        self._file.flush()
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """See `Scalars`."""
+        summary = b"".join(
+            _field(1, _field(1, name.encode()) + b"\x15" + struct.pack("<f", value)) for name, value in values.items()
+        )
+        self._write(b"\x10" + _varint(epoch) + _field(5, summary))
+
+    def close(self) -> None:
+        """See `Scalars`."""
+        if self._file:
+            self._file.close()
+
+
+class WeightsAndBiases:
+    """Scalars as a run of Weights & Biases, which reads its own settings (`WANDB_MODE`, `WANDB_API_KEY`, ...)."""
+
+    def __init__(self, directory: Path | None, settings: Mapping[str, Any]) -> None:
+        """directory: where its files go, default where it likes. settings: shown with the run."""
+        where = {"dir": str(directory)} if directory else {}
+        self._run = _needed("wandb").init(project=_PROJECT, config=dict(settings), **where)
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """See `Scalars`."""
+        self._run.log(dict(values), step=epoch)
+
+    def close(self) -> None:
+        """See `Scalars`."""
+        self._run.finish()
+
+
+class MLflow:
+    """Scalars as a run of MLflow, which reads its own settings (`MLFLOW_TRACKING_URI`, ...)."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """settings: logged as the run's parameters."""
+        self._mlflow = _needed("mlflow")
+        self._mlflow.set_experiment(_PROJECT)
+        self._mlflow.start_run()
+        self._mlflow.log_params(dict(settings))
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """See `Scalars`."""
+        # MLflow takes no "@" in a name.
+        self._mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=epoch)
+
+    def close(self) -> None:
+        """See `Scalars`."""
+        self._mlflow.end_run()
+
+
+def _needed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"encoder.log_to is '{package}', but the package {package} is not installed: `pip install {package}`, "
+            "or log to 'tensorboard' or 'none'"
+        ) from error
+
+
+def scalars(log_to: LogTo, directory: Path | None, settings: Mapping[str, Any]) -> Scalars:
+    """Where the scalars of a training go; open until `close`.
+
+    directory: for files; without one TensorBoard's are not written. settings: of the training, shown beside it.
+    Raises `ModuleNotFoundError`, naming the package, where the one asked for is not installed.
+    """
+    if log_to == "wandb":
+        return WeightsAndBiases(directory, settings)
+    if log_to == "mlflow":
+        return MLflow(settings)
+    return TensorBoard(directory) if log_to == "tensorboard" and directory else Nowhere()

@@ -1,0 +1,264 @@
+"""The loop: steps of Adam on a tower, validation after each epoch, the best state kept, all of it resumable.
+
+Over cached vectors a step is a batch of examples. Where texts are read again a step is a batch of items, each read
+once, and the examples they are in, as target or in a history: so a reading learns from all there is to learn from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.log import F32, I64
+from text_encoder import checkpoint
+from text_encoder.config import EncoderConfig
+from text_encoder.examples import Examples
+from text_encoder.objective import Batch, Engaged, Quality, loss, quality
+from text_encoder.scalars import Scalars
+from text_encoder.towers import Tower
+
+StoppedBy = Literal["epochs", "early stopping", "budget", "too few examples", "frozen"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass: what it trained, mean loss (0 where none was trained), quality on the validation part after it.
+
+    epoch: from 0, which is the encoder as it came, over all stages. stage: "zero-shot" or a mode. examples: used in
+    it, where texts are read those of each reading. seconds: it took, validation included.
+    """
+
+    epoch: int
+    stage: str
+    loss: float
+    ndcg_at_10: float
+    recall_at_50: float
+    examples: int
+    seconds: float = field(compare=False)
+
+    @property
+    def score(self) -> float:
+        """What epochs are chosen by."""
+        return Quality(self.ndcg_at_10, self.recall_at_50).score
+
+
+class Clock:
+    """Seconds spent in all runs of this training."""
+
+    def __init__(self, budget_s: float) -> None:
+        self._start, self.budget_s = time.monotonic(), budget_s
+        self.reserve_s = 0.0
+
+    def spent_before(self, seconds: float) -> None:
+        """Counts the seconds of an earlier run, which stand for those this run has spent on catching up."""
+        self._start = min(self._start, time.monotonic() - seconds)
+
+    @property
+    def elapsed_s(self) -> float:
+        """So far."""
+        return time.monotonic() - self._start
+
+    @property
+    def over(self) -> bool:
+        """Whether what is left is needed for validating what has been reached."""
+        return self.elapsed_s + self.reserve_s >= self.budget_s
+
+
+class Data(NamedTuple):
+    """What a stage learns from and is chosen by.
+
+    usable: bool[n_items], items that have text.
+    """
+
+    train: Examples
+    valid: Examples
+    usable: Tensor
+
+
+class _Step(NamedTuple):
+    rows: I64
+    read: I64
+    """Items whose text is read; none where vectors are at hand."""
+
+
+def _log_q(train: Examples, usable: Tensor, config: EncoderConfig, batch: float) -> F32:
+    """float32[n_items]: what is taken off an item's scores in a step of `batch` examples.
+
+    The log of the chance that it is among the step's candidates, so that what is learnt is the softmax over all items;
+    less its log popularity, by the share that vectors are not to explain (Menon et al., ICLR 2021).
+    """
+    n_items = len(usable)
+    count = np.bincount(train.target, minlength=n_items)
+    absent = np.exp(batch * np.log1p(-np.minimum(count / len(train), 1 - 1e-9)))
+    absent *= 1 - min(1.0, config.random_negatives / int(usable.sum()))
+    popularity = np.log((count + 1) / (len(train) + n_items))
+    out: F32 = (np.log(np.maximum(1 - absent, 1e-9)) - (1 - config.log_q) * popularity).astype(np.float32)
+    return out
+
+
+class _Postings:
+    """The examples each item is in, as target or in the history."""
+
+    def __init__(self, examples: Examples) -> None:
+        item = np.column_stack((examples.target, examples.history))
+        row = np.repeat(np.arange(len(examples)), item.shape[1])[item.ravel() >= 0]
+        item = item.ravel()[item.ravel() >= 0]
+        order = np.argsort(item, kind="stable")
+        self._row = row[order]
+        items, self._first = np.unique(item[order], return_index=True)
+        self.items = items.astype(np.int64)
+        self._last = np.append(self._first[1:], len(order))
+
+    def rows(self, places: I64) -> I64:
+        """Examples that have any of `items[places]`, each once, ascending."""
+        return np.unique(np.concatenate([self._row[self._first[p] : self._last[p]] for p in places]))
+
+
+class Trainer:
+    """One stage over a tower: steps, validation, checkpoints in `file`, if any."""
+
+    def __init__(
+        self, tower: Tower, data: Data, config: EncoderConfig, stage: str, start: Epoch, first: int, file: Path | None
+    ) -> None:
+        """start: the epoch that reached what training must better. first: the number of the first epoch of its own."""
+        self.tower, self.data, self.config, self.stage, self.file = tower, data, config, stage, file
+        self.parameters = list(tower.parameters.values())
+        self.start = [p.detach().clone() for p in self.parameters]
+        self.best = [p.detach().clone() for p in self.parameters]
+        self.rate = config.learning_rate if stage == "projection" else config.layer_rate
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.rate)
+        self.engaged = Engaged(data.train, len(data.usable))
+        self.postings = _Postings(data.train) if tower.reads_text else None
+        self.log_q = _log_q(data.train, data.usable, config, min(config.batch_size, len(data.train)))
+        self.drawable: I64 = np.flatnonzero(data.usable.numpy())
+        self.epochs, self._first = [start], first
+
+    @property
+    def best_epoch(self) -> Epoch:
+        """The best so far; the first of equals, so what came stays where nothing is better."""
+        return max(self.epochs, key=lambda e: e.score)
+
+    def _steps(self, draw: np.random.Generator) -> list[_Step]:
+        config, n = self.config, len(self.data.train)
+        if self.postings is None:
+            rows = draw.permutation(n)[: config.examples_per_epoch]
+            nothing = np.empty(0, np.int64)
+            return [_Step(part, nothing) for part in np.array_split(rows, max(1, round(len(rows) / config.batch_size)))]
+        places = draw.permutation(len(self.postings.items))
+        # A small catalogue still gets some steps.
+        size = min(config.batch_texts, max(32, len(places) // 8))
+        parts = np.array_split(places, -(-len(places) // size))
+        most = -(-config.examples_per_epoch // len(parts))
+        return [_Step(self._some(self.postings.rows(part), most, draw), self.postings.items[part]) for part in parts]
+
+    @staticmethod
+    def _some(rows: I64, most: int, draw: np.random.Generator) -> I64:
+        return rows if len(rows) <= most else np.sort(draw.choice(rows, most, replace=False))
+
+    def step(self, step: _Step, draw: np.random.Generator) -> float:
+        """One step of the optimizer; the loss before it."""
+        size = min(self.config.random_negatives, len(self.drawable))
+        drawn = draw.choice(self.drawable, size, replace=False, shuffle=False)
+        batch = Batch.of(self.data.train.take(step.rows), self.engaged, drawn, self.log_q)
+        leaf = self.tower.vectors(batch.rows).requires_grad_()
+        value = loss(leaf, batch, self.config.temperature, self.config.skipped_weight)
+        value.backward()  # type: ignore[no-untyped-call]
+        if leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
+            raise FloatingPointError(
+                f"training diverged at rate {self.rate:g}, temperature {self.config.temperature:g}: "
+                "lower the learning rate or raise the temperature"
+            )
+        self.optimizer.zero_grad()
+        self.tower.backward(batch.rows, leaf.grad, step.read)
+        self.optimizer.step()
+        if self.config.weight_decay:
+            with torch.no_grad():
+                for parameter, start in zip(self.parameters, self.start, strict=True):
+                    parameter.lerp_(start, min(1.0, self.rate * self.config.weight_decay))
+        return float(value.detach())
+
+    def _epoch(self, clock: Clock, on_step: Callable[[float], None]) -> tuple[float, int]:
+        """(mean loss, examples used) of one epoch, or of as much of it as the budget allows."""
+        total, seen = 0.0, 0
+        draw = np.random.default_rng([self.config.seed, len(self.epochs)])
+        steps = self._steps(draw)
+        for step in steps:
+            if clock.over:
+                break
+            total += self.step(step, draw) * len(step.rows)
+            seen += len(step.rows)
+            on_step(1 / len(steps))
+        return total / max(seen, 1), seen
+
+    def _validate(self, mean_loss: float, seen: int, clock: Clock, began_s: float) -> None:
+        """Adds an epoch with the quality of the parameters as they stand, and keeps these if they are the best."""
+        before_s = clock.elapsed_s
+        found = quality(self.tower.refresh(lambda _: None), self.data.usable, self.data.valid)
+        clock.reserve_s = clock.elapsed_s - before_s
+        number = self._first + len(self.epochs) - 1
+        self.epochs.append(Epoch(number, self.stage, mean_loss, *found, seen, clock.elapsed_s - began_s))
+        if self.best_epoch is self.epochs[-1]:
+            self.best = [p.detach().clone() for p in self.parameters]
+
+    def restore_best(self) -> None:
+        """Goes back to the best parameters."""
+        with torch.no_grad():
+            for parameter, best in zip(self.parameters, self.best, strict=True):
+                parameter.copy_(best)
+
+    def _save(self, elapsed_s: float) -> None:
+        """Writes all that a run needs to go on as if it had never stopped."""
+        if not self.file:
+            return
+        tensors: dict[str, Tensor] = {}
+        for i, parameter in enumerate(self.parameters):
+            tensors |= {f"now.{i}": parameter, f"best.{i}": self.best[i]}
+            tensors |= {f"{name}.{i}": value for name, value in self.optimizer.state.get(parameter, {}).items()}
+        checkpoint.write(self.file, tensors, {"epochs": [asdict(e) for e in self.epochs], "elapsed_s": elapsed_s})
+
+    def _resume(self, clock: Clock) -> None:
+        """Takes up what an earlier run left, if any."""
+        kept = checkpoint.read(self.file) if self.file else None
+        if not kept:
+            return
+        tensors, facts = kept
+        with torch.no_grad():
+            for i, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"now.{i}"])
+                self.best[i] = tensors[f"best.{i}"].to(parameter.device)
+                if f"step.{i}" in tensors:
+                    names = ("step", "exp_avg", "exp_avg_sq")
+                    self.optimizer.state[parameter] = {name: tensors[f"{name}.{i}"] for name in names}
+        self.epochs = [Epoch(**epoch) for epoch in facts["epochs"]]
+        self.tower.refresh(lambda _: None)
+        clock.spent_before(float(facts["elapsed_s"]))
+
+    def run(self, clock: Clock, log: Scalars, on_step: Callable[[float], None]) -> StoppedBy:
+        """Trains until there is a reason to stop, and names it. on_step: takes shares of an epoch."""
+        self._resume(clock)
+        while True:
+            if len(self.epochs) > self.config.epochs:
+                return "epochs"
+            if len(self.epochs) - 1 - self.epochs.index(self.best_epoch) >= self.config.patience:
+                return "early stopping"
+            began_s = clock.elapsed_s
+            mean_loss, seen = self._epoch(clock, on_step)
+            if not seen:
+                return "budget"
+            self._validate(mean_loss, seen, clock, began_s)
+            self._report(log)
+            self._save(clock.elapsed_s)
+
+    def _report(self, log: Scalars) -> None:
+        epoch = self.epochs[-1]
+        log.add(epoch.epoch, {
+            "loss": epoch.loss, "ndcg@10": epoch.ndcg_at_10, "recall@50": epoch.recall_at_50,
+            "examples/s": epoch.examples / max(epoch.seconds, 1e-9),
+        })  # fmt: skip
