@@ -1,45 +1,48 @@
-"""How good is an order: systems compared on the same lists, with intervals, people with a history and without apart."""
+"""How good is an order: systems compared on the same lists, with intervals, and on parts of them.
+
+A system is what it puts first: the items of each list, best first. So an order of a list's candidates and one of the
+whole catalogue are judged alike, against all that was engaged with, and so is what no metric of hits sees: how much of
+the catalogue is ever recommended, how popular it is, how unlike each other the items are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.log import F32, F64, Kind, Lists
-from features.moment import LONGEST, RATE_STRENGTH, Moment
+from features.log import F32, F64, I32, I64, Lists
 from features.replay import Reading
-from features.retrieval import popularity
-from features.vectors import Vectors
+from offline.baselines import BASELINES, DEPTH, order_of
+from offline.lists import Targets
 from offline.quarantine import DataError
-from ranker.metrics import paired_difference, score_lists, tie_break
+from ranker.metrics import (
+    calibration,
+    click_probability,
+    coverage,
+    intervals,
+    intra_list_diversity,
+    novelty,
+    popularity_percentile,
+    score_lists,
+    tie_break,
+)
 
-METRICS = ("ndcg@10", "mrr", "map@10", "recall@10")
+METRICS = ("ndcg@10", "map@10", "mrr@10", "recall@10", "hit_rate@10", "precision@10")
+DEEP_METRICS = ("recall@50",)
+"""Where lists are longer than that."""
+WHOLE_METRICS = ("auc",)
+"""Where the whole list is known, not only its best `DEPTH`."""
 PRIMARY = METRICS[0]
-BASELINES = ("popularity", "item_click_rate", "cooccurrence", "text_zero_shot", "text")
-"""Dull orders computed in replay, each from what was known at the moment of the list."""
+LEVEL = 0.95
+SHOWN = 10
+"""Items at the top of an order that coverage, novelty, popularity and diversity look at."""
 
-
-def baselines(reading: Reading, zero_shot: Vectors) -> F64:
-    """float64[candidates, BASELINES]: the score of each candidate by each baseline, NaN where it has nothing to say.
-
-    item_click_rate shrinks toward the shop's rate, not toward a prediction: it stands for counting alone.
-    """
-    r = reading
-    moment = Moment(r.items, r.history, r.candidates, r.at)
-    clicks, shown = moment.counts[:, Kind.CLICK, LONGEST], moment.counts[:, Kind.IMPRESSION, LONGEST]
-    shop = moment.shop_rate(Kind.CLICK, Kind.IMPRESSION)
-    return np.column_stack(
-        [
-            popularity(r.items, r.candidates, r.at),
-            (clicks + RATE_STRENGTH * shop) / (shown + RATE_STRENGTH),
-            moment.co_occurrence[0],
-            zero_shot.toward(r.candidates, zero_shot.pooled(moment.engaged.item, moment.weight)),
-            r.items.vectors.toward(r.candidates, r.items.vectors.pooled(moment.engaged.item, moment.weight)),
-        ]
-    )
+Values = Mapping[str, Mapping[str, F64]]
+"""float64[lists] by system, by metric; NaN where the metric is undefined."""
+Mask = NDArray[np.bool_]
 
 
 def has_history(reading: Reading) -> bool:
@@ -47,95 +50,192 @@ def has_history(reading: Reading) -> bool:
     return bool(len(reading.history.item) or len(reading.history.shown_item))
 
 
-def per_list(lists: Lists, scores: Mapping[str, F32 | F64]) -> dict[str, dict[str, F64]]:
-    """For each system, for each of `METRICS`: float64[lists], NaN for a list without gain.
-
-    scores: float[rows] by system, higher is better. Ties are broken by a hash, never by the order shown.
-    """
-    ties = tie_break(lists.item, lists.start)
-    return {
-        system: {m: score_lists(m, s, lists.gain, lists.start, ties, lists.missed) for m in METRICS}
-        for system, s in scores.items()
-    }
-
-
-def compare(
-    values: Mapping[str, Mapping[str, F64]], lists: Lists, warm: NDArray[np.bool_], seed: int
-) -> dict[str, Any]:
-    """The `systems` and `comparisons` of an evaluation: every mean with its interval, and `ranker` against each other.
-
-    values: of `per_list`. warm: bool[lists], whether anything was known of the user. Intervals are paired bootstraps
-    over whole users.
-    """
-    slices = {"all": np.ones(len(lists), bool), "warm_users": warm, "cold_users": ~warm}
-    counted = lists_with_gain(lists)
-    systems: dict[str, Any] = {
-        system: {
-            name: _summary(by_metric, lists, mask & counted, seed)
-            for name, mask in slices.items()
-            if (mask & counted).any()
-        }
-        for system, by_metric in values.items()
-    }
-    comparisons = [
-        _comparison("ranker", other, metric, name, values, lists, mask & counted, seed)
-        for other in values
-        for name, mask in slices.items()
-        for metric in (PRIMARY,)
-        if "ranker" in values and other != "ranker" and (mask & counted).any()
-    ]
-    return {"systems": systems, "comparisons": comparisons}
-
-
-def lists_with_gain(lists: Lists) -> NDArray[np.bool_]:
+def lists_with_gain(lists: Lists) -> Mask:
     """bool[lists]: whether anything in the list, or missed by it, has gain; a metric is undefined elsewhere."""
     any_gain = np.zeros(len(lists), bool)
     any_gain[lists.group[lists.gain > 0]] = True
     return any_gain | lists.missed.any(axis=1)
 
 
-def _summary(by_metric: Mapping[str, F64], lists: Lists, mask: NDArray[np.bool_], seed: int) -> dict[str, Any]:
-    out: dict[str, Any] = {"lists": int(mask.sum())}
-    for metric, value in by_metric.items():
-        d = paired_difference(value[mask], np.zeros(mask.sum()), lists.user[mask], seed=seed)
-        out[metric] = {"value": d.difference, "low": d.low, "high": d.high}
+def orders(
+    lists: Lists, baselines: I32, ranker: F64, truth: Mapping[tuple[str, str], float] | None, item_ids: Sequence[str]
+) -> dict[str, I32]:
+    """int32[lists, DEPTH] by system: the items it puts first, `-1` after the last.
+
+    The baselines that have anything to say here, the shown order if there was one, the ranker, and the best if known.
+    Where a baseline has nothing to say of a list its order there is `random`. baselines: int32[lists, BASELINES, DEPTH]
+    of `Baselines.best`. ranker: float64[rows]. truth: the simulator's utility by (request, item); it knows the lists
+    that were shown, so for rebuilt ones there is no best possible. Raises DataError where it knows some and not others.
+    """
+    ties = tie_break(lists.item, lists.start)
+    spoke: Mask = np.asarray((baselines >= 0).any(axis=2))
+    out = {"random": baselines[:, BASELINES.index("random")]}
+    if (lists.position >= 0).any():
+        out["shown_order"] = order_of(-lists.position.astype(np.float64), lists.item, lists.start, ties)
+    for k, name in enumerate(BASELINES):
+        if name != "random" and spoke[:, k].any():
+            out[name] = np.where(spoke[:, k, None], baselines[:, k], out["random"])
+    out["ranker"] = order_of(ranker, lists.item, lists.start, ties)
+    best = _best_possible(lists, truth, item_ids)
+    return out if best is None else out | {"best_possible": order_of(best, lists.item, lists.start, ties)}
+
+
+def _best_possible(lists: Lists, truth: Mapping[tuple[str, str], float] | None, item_ids: Sequence[str]) -> F64 | None:
+    if truth is None:
+        return None
+    requests = (lists.request_ids[g] for g in lists.group.tolist())
+    pairs = list(zip(requests, (item_ids[i] for i in lists.item.tolist()), strict=True))
+    unknown = [pair for pair in pairs if pair not in truth]
+    if unknown and len(unknown) < len(pairs):
+        raise DataError(
+            f"truth.parquet: no utility for item {unknown[0][1]!r} of list {unknown[0][0]!r} ({len(unknown)} such "
+            "rows); it is of another log: run `shelfwise simulate` again, or remove the file"
+        )
+    return None if unknown else np.array([truth[pair] for pair in pairs])
+
+
+def metrics_of(lists: Lists) -> tuple[str, ...]:
+    """The metrics that mean something on these lists: more of them the longer, `auc` where `DEPTH` holds the whole."""
+    longest = int(np.diff(lists.start).max(initial=0))
+    return METRICS + (DEEP_METRICS if longest > 50 else ()) + (WHOLE_METRICS if longest <= DEPTH else ())
+
+
+def per_list(order: I32, targets: Targets, metrics: Sequence[str], part: Mask | None = None) -> dict[str, F64]:
+    """float64[lists] by metric: how well one order finds the targets, or a part of them.
+
+    order: int32[lists, depth], items best first, `-1` after the last. part: bool[targets]; the others are taken out of
+    the order. NaN for a list without a target, of the part. A target that the order does not hold counts as missed.
+    """
+    of_part = np.ones(len(targets.of), bool) if part is None else part
+    held, gain, there = _looked_up(order, targets, of_part)
+    kept = (order >= 0) & (~held | there)
+    start = np.concatenate(([0], np.cumsum(kept.sum(axis=1))))
+    falling = np.broadcast_to(-np.arange(order.shape[1], dtype=np.float64), order.shape)[kept]
+    wanted = _by_gain(targets.of[of_part], targets.gain[of_part], len(order))
+    lists, _ = np.nonzero(there)
+    missed = wanted - _by_gain(lists, gain[there], len(order))
+    ties = np.zeros(len(falling), np.uint64)
+    return {m: score_lists(m, falling, gain[kept], start, ties, missed) for m in metrics}
+
+
+def _looked_up(order: I32, targets: Targets, part: Mask) -> tuple[Mask, NDArray[np.int8], Mask]:
+    """Like `order`: whether each item is a target of its list, the gain it has if of the part, and whether it is."""
+    key = targets.of << 32 | targets.item.astype(np.int64)
+    by_key = np.argsort(key)
+    asked = np.arange(len(order), dtype=np.int64)[:, None] << 32 | order.astype(np.int64).clip(0)
+    place = np.minimum(np.searchsorted(key[by_key], asked), max(len(key) - 1, 0))
+    if not len(key):
+        return np.zeros(order.shape, bool), np.zeros(order.shape, np.int8), np.zeros(order.shape, bool)
+    found = by_key[place]
+    held = (key[found] == asked) & (order >= 0)
+    there = held & part[found]
+    return held, np.where(there, targets.gain[found], 0).astype(np.int8), there
+
+
+def _by_gain(of: I64, gain: NDArray[np.int8], n: int) -> I64:
+    """int64[n, 3]: targets of each list by gain, 1 to 3."""
+    return np.bincount(of * 3 + gain.astype(np.int64) - 1, minlength=3 * n).reshape(n, 3)
+
+
+def beside_hits(order: I32, count: F64, vectors: F32) -> dict[str, F64]:
+    """float64[lists] by metric: novelty, popularity and diversity of the first ten items of each list.
+
+    count: float64[items], engagements known before the test. vectors: float32[items, d] of the encoder as it came, so
+    that no system is measured by its own eye.
+    """
+    top = order[:, :SHOWN].astype(np.int64)
+    return {
+        f"novelty@{SHOWN}": novelty(top, count),
+        f"popularity@{SHOWN}": popularity_percentile(top, count),
+        f"diversity@{SHOWN}": intra_list_diversity(top, vectors),
+    }
+
+
+def judge(
+    orders: Mapping[str, I32], lists: Lists, targets: Targets, of_lists: Mapping[str, Mask],
+    of_targets: Mapping[str, Mask], count: F64, vectors: F32, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """`systems`, `intervals` and `comparisons` of an evaluation.
+
+    systems: by system, by slice: `lists`, how many have something to find, and the mean of each metric; coverage of
+    slice `all` is of the catalogue. intervals: by system, slice and metric: low and high. comparisons: `ranker` against
+    each other system, and `text` against `text_zero_shot`, by `PRIMARY` in every slice. All intervals are bootstraps
+    over whole users, and those of comparisons paired by list. of_lists: bool[lists], of_targets: bool[targets].
+    """
+    metrics, counted = metrics_of(lists), lists_with_gain(lists)
+    out: dict[str, Any] = {"systems": {s: {} for s in orders}, "intervals": {s: {} for s in orders}, "comparisons": []}
+    whole = {s: per_list(o, targets, metrics) | beside_hits(o, count, vectors) for s, o in orders.items()}
+    for name, mask in of_lists.items():
+        _add(out, name, whole, lists.user, mask & counted, seed)
+    for name, part in of_targets.items():
+        values = {s: per_list(o, targets, METRICS, part) for s, o in orders.items()}
+        some = np.zeros(len(lists), bool)
+        some[targets.of[part]] = True
+        _add(out, name, values, lists.user, some, seed)
+    for system, order in orders.items():
+        if "all" in out["systems"][system]:
+            covered = coverage(order[:, :SHOWN].astype(np.int64), len(count))
+            out["systems"][system]["all"][f"coverage@{SHOWN}"] = covered
     return out
 
 
-def _comparison(
-    a: str, b: str, metric: str, name: str, values: Mapping[str, Mapping[str, F64]], lists: Lists,
-    mask: NDArray[np.bool_], seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    d = paired_difference(values[a][metric][mask], values[b][metric][mask], lists.user[mask], seed=seed)
-    return {
-        "a": a, "b": b, "metric": metric, "slice": name,
-        "difference": d.difference, "low": d.low, "high": d.high, "lists": int(mask.sum()),
-    }  # fmt: skip
+def _add(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, seed: int) -> None:
+    """Put one slice into an evaluation; a slice of no list is left out."""
+    if not mask.any():
+        return
+    cells = [(s, m) for s, by_metric in values.items() for m in by_metric]
+    compared = [("ranker", s) for s in values if s != "ranker" and "ranker" in values]
+    compared += [("text", "text_zero_shot")] if {"text", "text_zero_shot"} <= set(values) else []
+    columns = [values[s][m][mask] for s, m in cells]
+    columns += [(values[a][PRIMARY] - values[b][PRIMARY])[mask] for a, b in compared]
+    mean, low, high = (
+        x.tolist() for x in intervals(np.column_stack(columns), user[mask], seed=seed, level=LEVEL)
+    )  # fmt: skip
+    for k, (system, metric) in enumerate(cells):
+        out["systems"][system].setdefault(name, {"lists": int(mask.sum())})[metric] = mean[k]
+        out["intervals"][system].setdefault(name, {})[metric] = [low[k], high[k]]
+    for k, (a, b) in enumerate(compared, len(cells)):
+        out["comparisons"].append({
+            "a": a, "b": b, "metric": PRIMARY, "slice": name,
+            "difference": mean[k], "low": low[k], "high": high[k], "lists": int(mask.sum()),
+        })  # fmt: skip
 
 
-def system_scores(
-    lists: Lists, columns: F64, ranker: F64, truth: Mapping[tuple[str, str], float] | None, item_ids: Sequence[str]
-) -> dict[str, F64]:
-    """float64[rows] by system: the baselines that have anything to say here, the ranker, and the best if known.
+def calibrated(valid_score: F64, valid_gain: NDArray[np.int8], score: F64, gain: NDArray[np.int8]) -> dict[str, Any]:
+    """How far click probabilities made of the ranker's scores are from clicks: bins, and their mean error.
 
-    columns: of `baselines`, one row a candidate. truth: the simulator's utility by (request, item); it knows the lists
-    that were shown, so for rebuilt ones there is no best possible. Raises DataError where it knows some and not others.
+    The map from score to probability is fitted on validation rows and looked at on test rows; a ranker learns an order,
+    so its scores are no probabilities by themselves.
     """
-    out: dict[str, F64] = {"random": np.zeros(lists.rows)}
-    if (lists.position >= 0).any():
-        out["shown_order"] = -lists.position.astype(np.float64)
-    out |= {name: columns[:, k] for k, name in enumerate(BASELINES) if np.isfinite(columns[:, k]).any()}
-    out["ranker"] = ranker
-    if truth is not None:
-        requests = (lists.request_ids[g] for g in lists.group.tolist())
-        items = (item_ids[i] for i in lists.item.tolist())
-        pairs = list(zip(requests, items, strict=True))
-        unknown = [pair for pair in pairs if pair not in truth]
-        if unknown and len(unknown) < len(pairs):
-            raise DataError(
-                f"truth.parquet: no utility for item {unknown[0][1]!r} of list {unknown[0][0]!r} ({len(unknown)} such "
-                "rows); it is of another log: run `shelfwise simulate` again, or remove the file"
-            )
-        if not unknown:
-            out["best_possible"] = np.array([truth[pair] for pair in pairs])
+    slope, intercept = click_probability(valid_score, valid_gain > 0)
+    found = calibration(0.5 * (1 + np.tanh((slope * score + intercept) / 2)), gain > 0)
+    return {
+        "error": found.error,
+        "bins": [
+            {"predicted": p, "observed": o, "rows": n}
+            for p, o, n in zip(found.predicted.tolist(), found.observed.tolist(), found.rows.tolist(), strict=True)
+        ],
+    }
+
+
+def learning_curve(
+    fit: Callable[[I64], F64], n_lists: int, lists: Lists, targets: Targets, seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """`lists`, `ndcg@10`, `low`, `high` for an eighth, a quarter, a half and all of the ranker's training lists.
+
+    fit: trains on these numbers (ascending, of `n_lists`) and gives float64[rows], the score of the test rows. Smaller
+    parts are within larger ones, drawn by `seed`.
+    """
+    shuffled = np.random.default_rng(seed).permutation(n_lists)
+    ties = tie_break(lists.item, lists.start)
+    out: list[dict[str, Any]] = []
+    sizes = list(dict.fromkeys(max(1, n_lists // part) for part in (8, 4, 2, 1)))
+    for k, size in enumerate(sizes, 1):
+        order = order_of(fit(np.sort(shuffled[:size])), lists.item, lists.start, ties)
+        value = per_list(order, targets, (PRIMARY,))[PRIMARY]
+        mean, low, high = intervals(value[:, None], lists.user, seed=seed, level=LEVEL)
+        out.append({"lists": size, PRIMARY: float(mean[0]), "low": float(low[0]), "high": float(high[0])})
+        if on_progress:
+            on_progress(k, len(sizes))
     return out

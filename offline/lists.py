@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,17 +63,12 @@ def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: f
     return gain
 
 
-def rebuilt(
-    replay: Replay, begin: float, size: int, most: int, seed: int,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Lists:  # fmt: skip
-    """Lists for a log that holds none: at each basket, what retrieval would have offered that user at that moment.
+def rebuilt(replay: Replay, asked: Lists, size: int, on_progress: Callable[[int, int], None] | None = None) -> Lists:
+    """Lists for a log that holds none: for each basket, what retrieval would have offered that user at that moment.
 
-    A basket is the engagements of one user at one time; its items are the gain. What retrieval failed to offer is
-    counted in `missed`, and in the ideal of a metric. Baskets before `begin` are left out (nothing to retrieve from
-    yet); of the rest at most `most`, drawn by `seed`, keep their order in time.
+    asked: of `baskets`, in time order; the items of a basket are the gain. What retrieval failed to offer is counted in
+    `missed`, and in the ideal of a metric. size: candidates at most.
     """
-    asked = at_most(baskets(replay.events, begin), most, seed)
     starts, items, gains, missed = [0], [np.empty(0, np.int32)], [np.empty(0, np.int8)], []
     for r in replay.readings(replace(asked, start=np.zeros(len(asked) + 1, np.int64), item=np.empty(0, np.int32))):
         of_basket = slice(asked.start[r.number], asked.start[r.number + 1])
@@ -94,11 +90,27 @@ def rebuilt(
     )  # fmt: skip
 
 
-def at_most(lists: Lists, most: int, seed: int) -> Lists:
-    """The lists, or `most` of them drawn evenly by `seed`, in time order."""
-    if len(lists) <= most:
-        return lists
-    return lists.take(np.sort(np.random.default_rng(seed).choice(len(lists), most, replace=False)))
+class Targets(NamedTuple):
+    """What was engaged with, one row an item of a list, offered there or not: what an order is to find.
+
+    of: int64[t], ascending, the number of the list. item: int32[t], a row of the catalogue. gain: int8[t], 1 to 3.
+    """
+
+    of: I64
+    item: I32
+    gain: I8
+
+
+def targets(lists: Lists, asked: Lists) -> Targets:
+    """What was engaged with in each of `lists`.
+
+    asked: the lists that hold it all, by the same ids: `lists` themselves where they were logged, else `baskets`.
+    Raises KeyError for a list that is not among them.
+    """
+    number = {request: g for g, request in enumerate(asked.request_ids)}
+    found = asked.take(np.array([number[r] for r in lists.request_ids], np.int64))
+    some = found.gain > 0
+    return Targets(found.group[some].astype(np.int64), found.item[some], found.gain[some])
 
 
 def baskets(events: Events, begin: float) -> Lists:

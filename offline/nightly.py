@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ import pyarrow as pa
 from features.custom import FeatureError, violations
 from features.custom import load as load_features
 from features.history import Histories
-from features.log import F32, F64, Kind, Lists
+from features.log import F32, F64, I32, I64, Kind, Lists
 from features.replay import Reading, Replay
 from features.table import features, names, rows
 from features.vectors import Vectors
-from offline import dataset, evaluate, lists, report
+from offline import dataset, evaluate, lists, report, slices
+from offline.baselines import Baselines
 from offline.config import Config
+from offline.lists import Targets
 from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.run import Run, Step, checksum, code, write_json
@@ -123,12 +126,18 @@ class Night:
         return np.vstack([made, np.full((1, made.shape[1]), np.nan, np.float32)])
 
     def _windows(self, on_progress: OnProgress) -> None:
-        events = self.data.events
+        events, protocol = self.data.events, self.config.windows.protocol
+        if protocol == "leave-last-out" and self.is_logged:
+            raise DataError("protocol leave-last-out ranks what retrieval offers: set lists.source to rebuilt")
+        if protocol == "given-lists" and not self.is_logged:
+            raise DataError("protocol given-lists takes lists that were shown: set lists.source to logged")
         if self.is_logged:
-            at = lists.logged(events, self.config.lists.attribution_s).at
+            found = lists.logged(events, self.config.lists.attribution_s)
+            if not len(found):
+                raise DataError("no list was logged, only what people did: set lists.source to rebuilt, or to auto")
         else:
-            at = lists.baskets(events, -np.inf).at
-        write_json(self.run.file("windows.json"), vars(Windows.split(at, self.config.windows)))
+            found = lists.baskets(events, -np.inf)
+        write_json(self.run.file("windows.json"), vars(Windows.split(found.at, found.user, self.config.windows)))
 
     def _encoder(self, on_progress: OnProgress) -> None:
         config = self.config.encoder
@@ -138,7 +147,7 @@ class Night:
         columns = {
             a: table[a].to_pylist() if a in table.column_names else missing
             for a in (*table.column_names, *attributes(config.template))
-        }
+        } | {"attributes": self._attribute_words()}
         texts = item_texts(config.template, columns)
         encoder = encoder.capped(texts, config.token_percentile)
         learnt = examples(self.data.events, self.windows.ranker)
@@ -155,36 +164,49 @@ class Night:
             ],
         })  # fmt: skip
 
+    def _attribute_words(self) -> list[str | None]:
+        """Each item's tags and texts beyond the standard columns, as words: what `{attributes}` in a template reads."""
+        c = self.data.catalogue
+        of_item = [c.tag_names[t].split("=", 1)[1] for t in c.tag.tolist()]
+        return [", ".join(of_item[a:b]) or None for a, b in pairwise(c.tag_start[: len(c) + 1].tolist())]
+
     def _lists(self, on_progress: OnProgress) -> None:
-        config, begin = self.config.lists, self.windows.ranker
+        config, begin, events = self.config.lists, self.windows.ranker, self.data.events
         if self.is_logged:
-            found = lists.logged(self.data.events, config.attribution_s)
-            found = found.take(np.flatnonzero(found.at >= begin))
+            found = lists.logged(events, config.attribution_s)
+            found = found.take(np.flatnonzero((found.at >= begin) & evaluate.lists_with_gain(found)))
+            found = found.take(self.windows.kept(found, config.most, self.config.seed))
         else:
-            found = lists.rebuilt(self.replay, begin, config.size, config.most, self.config.seed, on_progress)
-        found = found.take(np.flatnonzero(evaluate.lists_with_gain(found)))
-        found = lists.at_most(found, config.most, self.config.seed)
+            asked = lists.baskets(events, begin)
+            asked = asked.take(self.windows.kept(asked, config.most, self.config.seed))
+            found = lists.rebuilt(self.replay, asked, config.size, on_progress)
         arrays = {f.name: np.asarray(getattr(found, f.name)) for f in fields(Lists)}
         np.savez(self.run.file("lists.npz"), allow_pickle=False, **arrays)
 
     def _rows(self, on_progress: OnProgress) -> None:
-        zero_shot = Vectors.quantise(self._vectors("zero_shot.npy"))
         start, n = self.lists.start, len(self.lists)
         width = len(names(self.replay.items_at(-np.inf)))
         made = np.lib.format.open_memmap(self.run.file("rows.npy"), "w+", np.float32, (self.lists.rows, width))
-        columns = np.empty((self.lists.rows, len(evaluate.BASELINES)))
+        tested = self.windows.lists("test", self.lists)
+        dull = Baselines(
+            self.data.events, len(self.data.catalogue), self.lists.take(tested),
+            Vectors.quantise(self._vectors("zero_shot.npy")), self.config.seed,
+            whole=self.windows.protocol == "leave-last-out",
+        )  # fmt: skip
+        is_tested, best = np.isin(np.arange(n), tested), []
         warm = np.empty(n, bool)
         for r in self.replay.readings(self.lists):
             if r.number % _CHECKED_EVERY == 0:
                 self._check_custom(r)
             at = slice(start[r.number], start[r.number + 1])
             made[at] = rows(r.items, r.history, r.candidates, r.at)
-            columns[at] = evaluate.baselines(r, zero_shot)
+            if is_tested[r.number]:
+                best.append(dull.best(r))
             warm[r.number] = evaluate.has_history(r)
             if r.number % 64 == 63:
                 on_progress(r.number + 1, n)
         made.flush()
-        np.save(self.run.file("baselines.npy"), columns, allow_pickle=False)
+        np.save(self.run.file("baselines.npy"), np.array(best, np.int32), allow_pickle=False)
         np.save(self.run.file("warm.npy"), warm, allow_pickle=False)
 
     def _check_custom(self, reading: Reading) -> None:
@@ -194,17 +216,17 @@ class Night:
         if said:
             raise FeatureError("\n".join(said))
 
-    def _part(self, window: str) -> tuple[F32, Lists, slice]:
-        """Rows and lists of a window, and where its rows are."""
+    def _part(self, window: str) -> tuple[F32, Lists, I64]:
+        """Rows and lists of a window, and the numbers of its lists."""
         which = self.windows.lists(window, self.lists)
         if not len(which):
             raise DataError(
                 f"no list with a click or purchase falls into the {window} window: "
                 f"give it a larger share in `windows`, or import a longer log"
             )
-        at = slice(int(self.lists.start[which[0]]), int(self.lists.start[which[-1] + 1]))
+        inside = np.isin(np.arange(len(self.lists)), which)[self.lists.group]
         made: F32 = np.load(self.run.file("rows.npy"), mmap_mode="r", allow_pickle=False)
-        return np.asarray(made[at]), self.lists.take(which), at
+        return made[inside], self.lists.take(which), which
 
     def _ranker(self, on_progress: OnProgress) -> None:
         x, learnt, _ = self._part("ranker")
@@ -227,18 +249,27 @@ class Night:
         })  # fmt: skip
 
     def _evaluate(self, on_progress: OnProgress) -> None:
-        x, tested, at = self._part("test")
-        columns = np.load(self.run.file("baselines.npy"), allow_pickle=False)[at]
-        warm = np.load(self.run.file("warm.npy"), allow_pickle=False)[self.windows.lists("test", self.lists)]
-        score = Trees.parse(self.run.file("ranker.txt").read_text("utf-8")).score(x)
-        scores = evaluate.system_scores(tested, columns, score, self.data.truth, self.data.catalogue.item_ids)
-        found = evaluate.compare(evaluate.per_list(tested, scores), tested, warm, self.config.seed)
+        x, tested, which = self._part("test")
+        x_valid, valid, _ = self._part("validation")
+        baselines = np.load(self.run.file("baselines.npy"), allow_pickle=False)
+        warm = np.load(self.run.file("warm.npy"), allow_pickle=False)[which]
+        trees = Trees.parse(self.run.file("ranker.txt").read_text("utf-8"))
+        score, events, catalogue = trees.score(x), self.data.events, self.data.catalogue
+        targets = self._targets(tested)
+        known = slices.known_engagements(events, self.windows, targets, len(catalogue))
+        orders = evaluate.orders(tested, baselines, score, self.data.truth, catalogue.item_ids)
+        found = evaluate.judge(
+            orders, tested, targets, slices.of_lists(events, tested, warm),
+            slices.of_targets(events, tested, targets, catalogue, known), known,
+            self._vectors("zero_shot.npy")[:-1], self.config.seed,
+        )  # fmt: skip
         report.write(
             {
-                "schema": report.SCHEMA, "level": 0.95, "title": "Nightly evaluation",
-                "created_at": _iso(self.windows.end),
+                "schema": report.SCHEMA, "level": evaluate.LEVEL, "title": "Nightly evaluation",
+                "created_at": _iso(self.windows.end), "seed": self.config.seed, "protocol": self.windows.protocol,
                 "data": self._data_facts(), "windows": self._window_facts(), "encoder": self._json("encoder.json"),
-                "ranker": self._json("ranker.json"), **found, "examples": self._examples(tested, scores, warm),
+                "ranker": self._json("ranker.json"), **found, "examples": self._examples(tested, orders, warm),
+                "calibration": evaluate.calibrated(trees.score(x_valid), valid.gain, score, tested.gain),
                 "quality": self._import_facts(),
                 "steps": [
                     {"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in self.run.finished.items()
@@ -247,11 +278,40 @@ class Night:
             self.run.directory,
         )  # fmt: skip
 
+    def _targets(self, tested: Lists) -> Targets:
+        """What was engaged with in test lists."""
+        return lists.targets(tested, tested if self.is_logged else lists.baskets(self.data.events, tested.at.min()))
+
+    def learning_curve(self, on_progress: OnProgress) -> list[dict[str, Any]]:
+        """How the ranker does on the test lists when it learns from fewer; of a night that is evaluated."""
+        x, learnt, _ = self._part("ranker")
+        x_valid, valid, _ = self._part("validation")
+        x_test, tested, _ = self._part("test")
+        columns = [f.name for f in features(self.replay.items_at(-np.inf))]
+        config = self.config.ranker.model_copy(
+            update={"position_debias": self.config.ranker.position_debias and self.is_logged}
+        )
+
+        def fit(which: I64) -> F64:
+            part = learnt.take(which)
+            trained = train(
+                x[np.isin(np.arange(len(learnt)), which)[learnt.group]], part.gain, part.start,
+                x_valid, valid.gain, valid.start, columns, config, part.position if config.position_debias else None,
+            )  # fmt: skip
+            return Trees.parse(trained.model_text).score(x_test)
+
+        return evaluate.learning_curve(fit, len(learnt), tested, self._targets(tested), self.config.seed, on_progress)
+
     def _data_facts(self) -> dict[str, Any]:
         events = self.data.events
         notes = [] if self.is_logged else [
             f"Lists were rebuilt: at each basket, retrieval offered up to {self.config.lists.size} candidates."
         ]  # fmt: skip
+        if self.windows.protocol == "leave-last-out":
+            users = len(np.unique(lists.baskets(events, -np.inf).user))
+            early = users - len(self.windows.lists("test", self.lists))
+            notes.append("Each user's last basket is the test; every baseline orders the whole catalogue.")
+            notes += [f"{early:,} users left before the ranker's first list and are not tested."] if early else []
         shown = lists.logged(events, self.config.lists.attribution_s) if self.is_logged else None
         return {
             "items": len(self.data.catalogue), "events": len(events), "users": events.n_users,
@@ -282,25 +342,24 @@ class Night:
             )
         ]
 
-    def _examples(self, tested: Lists, scores: Mapping[str, F64], warm: np.ndarray) -> list[dict[str, Any]]:
+    def _examples(self, tested: Lists, orders: Mapping[str, I32], warm: np.ndarray) -> list[dict[str, Any]]:
         """Three lists of people we know: what they liked, the popular order, and the ranker's."""
         histories, titles = Histories(self.data.events), self.data.catalogue.titles
+        named = ("", "clicked", "put in cart", "bought")
         out: list[dict[str, Any]] = []
         for g in np.flatnonzero(warm).tolist():
             history = histories.read(int(tested.user[g]), float(tested.at[g]))
             at = slice(int(tested.start[g]), int(tested.start[g + 1]))
-            if len(history.item) < 3 or tested.gain[at].min() > 0 or len(out) == 3:
+            if len(history.item) < 3 or tested.gain[at].min(initial=1) > 0 or len(out) == 3:
                 continue
-
-            def best(system: str, at: slice = at) -> list[list[str]]:
-                order = np.argsort(-np.nan_to_num(scores[system][at], nan=-np.inf), kind="stable")[:8]
-                named = ("", "clicked", "put in cart", "bought")
-                return [[titles[tested.item[at][i]], named[tested.gain[at][i]]] for i in order.tolist()]
-
+            gain = dict(zip(tested.item[at].tolist(), tested.gain[at].tolist(), strict=True))
+            before, after = (
+                [[titles[i], named[gain.get(i, 0)]] for i in orders[system][g, :8].tolist() if i >= 0]
+                for system in ("popularity", "ranker")
+            )
             out.append({
                 "user": self.data.events.user_ids[tested.user[g]],
-                "liked": [titles[i] for i in history.item[:6].tolist()],
-                "before": best("popularity"), "after": best("ranker"),
+                "liked": [titles[i] for i in history.item[:6].tolist()], "before": before, "after": after,
             })  # fmt: skip
         return out
 

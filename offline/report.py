@@ -30,12 +30,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-SCHEMA = 1
+SCHEMA = 2
 HEADLINE = "ndcg@10"
+DRAWN = ("all", "warm_users", "cold_users")
+"""Slices with plots and remarks of their own; every slice is in the tables."""
 RANKER, CEILING = "ranker", "best_possible"
 SECTIONS = {
-    "data": dict, "windows": dict, "encoder": dict, "ranker": dict, "systems": dict, "comparisons": list,
-    "examples": list, "quality": list, "steps": list,
+    "data": dict, "windows": dict, "encoder": dict, "ranker": dict, "systems": dict, "intervals": dict,
+    "comparisons": list, "examples": list, "quality": list, "steps": list,
 }  # fmt: skip
 
 INK, SOFT, ACCENT, SECOND, BAD, PAPER = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
@@ -77,11 +79,11 @@ def significant(comparison: Mapping[str, object]) -> bool:
 def render(evaluation: Mapping[str, object]) -> str:
     """The evaluation as one self-contained HTML page.
 
-    evaluation: `systems` (system -> slice -> {"lists": int, metric: {"value", "low", "high"}}) is needed; `title`,
-    `created_at`, `release`, `level` (of the intervals, 0.95 is 95%) and the sections of `SECTIONS` are left out of the
-    page where they are missing, None or empty. A number that is missing or not finite reads "-" and is not drawn. All
-    text is escaped. Raises ValueError for another schema, without systems or for a comparison whose interval ends are
-    swapped, TypeError naming the place of a value of the wrong type.
+    evaluation: `systems` (system -> slice -> {"lists": int, metric: number}) is needed; `intervals` (system -> slice
+    -> metric -> [low, high]), `title`, `created_at`, `release`, `level` (of the intervals, 0.95 is 95%) and the
+    sections of `SECTIONS` are left out of the page where they are missing, None or empty. A number that is missing or
+    not finite reads "-" and is not drawn. All text is escaped. Raises ValueError for another schema, without systems or
+    for a comparison whose interval ends are swapped, TypeError naming the place of a value of the wrong type.
     """
     page = _checked(evaluation)
     parts = [
@@ -158,9 +160,25 @@ def _checked(evaluation: Mapping[str, object]) -> dict[str, Any]:
         _expect(slices, dict, f"evaluation['systems'][{name!r}]")
         for part, entry in slices.items():
             _expect(entry, dict, f"evaluation['systems'][{name!r}][{part!r}]")
+            slices[part] = _with_intervals(entry, page["intervals"], name, part)
     if not page["systems"]:
         raise ValueError("evaluation['systems'] is missing or empty: there is nothing to report; evaluate first")
     return page
+
+
+def _with_intervals(entry: dict[str, Any], intervals: Any, name: str, part: str) -> dict[str, Any]:
+    """One slice of one system with each number beside its interval, as the page's sections read it."""
+    ends = intervals
+    for key in (name, part):
+        ends = ends.get(key) or {}
+        _expect(ends, dict, f"evaluation['intervals'][{name!r}]")
+    out: dict[str, Any] = {}
+    for metric, value in entry.items():
+        held = ends.get(metric) or []
+        _expect(held, list, f"evaluation['intervals'][{name!r}][{part!r}][{metric!r}]")
+        low, high = [*held, None, None][:2]
+        out[metric] = value if metric == "lists" else {"value": value, "low": low, "high": high}
+    return out
 
 
 def _expect(value: object, kind: type, where: str) -> None:
@@ -296,7 +314,7 @@ def _remarks(page: Mapping[str, Any]) -> list[str]:
         names = [_words(c.get("b")) for c in rivals[1:] if _standing(c) == standing]
         if names:
             said.append(f"Overall: {saying} {', '.join(names)}.")
-    for part in _slices(page):
+    for part in DRAWN:
         if part != "all" and (found := _rivals(page, part)):
             first = found[0]
             said.append(
@@ -358,7 +376,7 @@ def _opening(page: Mapping[str, Any]) -> str:
 
 
 def _quality_section(page: Mapping[str, Any]) -> str:
-    drawn = [(part, rows) for part in _slices(page) if (rows := _systems_rows(page, part))]
+    drawn = [(part, rows) for part in DRAWN if (rows := _systems_rows(page, part))]
     limits = _limits([row for _, rows in drawn for row in rows])
     plots = []
     for part, rows in drawn:
@@ -409,9 +427,10 @@ def _share_table(page: Mapping[str, Any]) -> str:
 
 def _gain_section(page: Mapping[str, Any]) -> str:
     found = [
-        c for c in page["comparisons"] if c.get("metric") == HEADLINE and _drawable(c.get("difference")) is not None
-    ]
-    order = {part: i for i, part in enumerate(_slices(page))}
+        c for c in page["comparisons"]
+        if c.get("metric") == HEADLINE and c.get("slice") in DRAWN and _drawable(c.get("difference")) is not None
+    ]  # fmt: skip
+    order = {part: i for i, part in enumerate(DRAWN)}
     found.sort(
         key=lambda c: (c.get("a") != RANKER, str(c.get("a")), order.get(str(c.get("slice")), 99), str(c.get("slice")))
     )

@@ -213,7 +213,8 @@ def test_an_evaluation_of_one_person_prints_without_an_interval(
     """There is none, so the report's JSON holds null."""
     path = tmp_path / "evaluation.json"
     path.write_text(
-        '{"systems": {"ranker": {"all": {"lists": 3, "ndcg@10": {"value": 0.5, "low": null, "high": null}}}}}'
+        '{"systems": {"ranker": {"all": {"lists": 3, "ndcg@10": 0.5}}},'
+        ' "intervals": {"ranker": {"all": {"ndcg@10": [null, null]}}}}'
     )
     cli._say_evaluation(path)
     assert "0.5000" in capfd.readouterr().out

@@ -1,30 +1,42 @@
-"""How good an order is: planted orders with known values, intervals, slices, and which systems are compared."""
+"""How good is an order: planted orders with known values, slices, intervals, and which systems are compared."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from features.log import F64, Kind, Lists
-from features.vectors import Vectors
+from offline.baselines import BASELINES, DEPTH, order_of
 from offline.evaluate import (
-    BASELINES,
     METRICS,
-    baselines,
-    compare,
+    beside_hits,
+    calibrated,
     has_history,
+    judge,
+    learning_curve,
     lists_with_gain,
+    metrics_of,
+    orders,
     per_list,
-    system_scores,
-)  # fmt: skip
+)
+from offline.lists import Targets, baskets, targets
 from offline.quarantine import DataError
-from tests.worlds import DAY, make_events, make_lists, make_replay, make_vectors
+from offline.slices import known_engagements, of_lists, of_targets
+from offline.windows import Windows
+from ranker.metrics import score_lists, tie_break
+from tests.worlds import DAY, START, make_catalogue, make_events, make_lists, make_replay
 
 LOG2_3 = np.log2(3.0)
+IDS = [f"i{k:03d}" for k in range(200)]
+VECTORS = np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32)
 
 
 def planted(n: int = 40, size: int = 8) -> Lists:
@@ -39,20 +51,34 @@ def planted(n: int = 40, size: int = 8) -> Lists:
     return replace(lists, gain=gain, position=np.tile(np.arange(size, dtype=np.int16), n))
 
 
-def judged(lists: Lists, scores: Mapping[str, F64], warm: np.ndarray | None = None) -> Any:
+def ordered(lists: Lists, score: F64) -> np.ndarray:
+    return order_of(score, lists.item, lists.start, tie_break(lists.item, lists.start))
+
+
+def values(lists: Lists, score: F64, wanted: Targets | None = None) -> dict[str, F64]:
+    return per_list(ordered(lists, score), wanted or targets(lists, lists), METRICS)
+
+
+def judged(
+    lists: Lists, scores: Mapping[str, F64], warm: np.ndarray | None = None,
+    parts: Mapping[str, np.ndarray] | None = None,
+) -> Any:  # fmt: skip
     warm = np.arange(len(lists)) % 2 == 0 if warm is None else warm
-    return compare(per_list(lists, scores), lists, warm, seed=3)
+    by_name = {"all": np.ones(len(lists), bool), "warm_users": warm, "cold_users": ~warm}
+    found = {name: ordered(lists, score) for name, score in scores.items()}
+    return judge(found, lists, targets(lists, lists), by_name, parts or {}, np.ones(200), VECTORS, seed=3)
 
 
 def test_a_perfect_order_is_worth_1_and_its_reverse_is_not() -> None:
     """One clicked item in eight: last of eight it has ndcg 1 / log2(9), reciprocal rank 1 / 8, and is within ten."""
     lists = planted()
-    values = per_list(lists, {"perfect": lists.gain.astype(np.float64), "worst": -lists.gain.astype(np.float64)})
-    for metric in METRICS:
-        np.testing.assert_allclose(values["perfect"][metric], 1)
-    np.testing.assert_allclose(values["worst"]["ndcg@10"], 1 / np.log2(9))
-    np.testing.assert_allclose(values["worst"]["mrr"], 1 / 8)
-    np.testing.assert_allclose(values["worst"]["recall@10"], 1)
+    perfect, worst = values(lists, lists.gain.astype(np.float64)), values(lists, -lists.gain.astype(np.float64))
+    for metric in set(METRICS) - {"precision@10"}:
+        np.testing.assert_allclose(perfect[metric], 1)
+    np.testing.assert_allclose(perfect["precision@10"], 1 / 10)
+    np.testing.assert_allclose(worst["ndcg@10"], 1 / np.log2(9))
+    np.testing.assert_allclose(worst["mrr@10"], 1 / 8)
+    np.testing.assert_allclose(worst["recall@10"], 1)
 
 
 def test_an_order_without_opinion_is_chances_and_not_the_shown_orders() -> None:
@@ -62,19 +88,19 @@ def test_an_order_without_opinion_is_chances_and_not_the_shown_orders() -> None:
     gain = np.zeros(lists.rows, np.int8)
     gain[lists.start[:-1]] = 1
     lists = replace(lists, gain=gain)
-    values = per_list(lists, {"random": np.zeros(lists.rows), "shown": -lists.position.astype(np.float64)})
     expected = np.mean(1 / np.log2(1 + np.arange(1, 9)))
-    assert values["random"]["ndcg@10"].mean() == pytest.approx(expected, abs=0.04)
-    assert values["shown"]["ndcg@10"].mean() == 1
+    assert values(lists, np.zeros(lists.rows))["ndcg@10"].mean() == pytest.approx(expected, abs=0.04)
+    assert values(lists, -lists.position.astype(np.float64))["ndcg@10"].mean() == 1
 
 
-def test_what_was_not_retrieved_lowers_ndcg() -> None:
+def test_a_target_that_was_not_offered_lowers_the_metric() -> None:
     """The click on top is worth 1; with another missed, the best order had 1 + 1 / log2(3). Recall: 1 of 2."""
     lists = planted(n=2)
-    missed = replace(lists, missed=np.array([[0, 0, 0], [1, 0, 0]], np.int32))
-    values = per_list(missed, {"perfect": lists.gain.astype(np.float64)})["perfect"]
-    np.testing.assert_allclose(values["ndcg@10"], [1, 1 / (1 + 1 / LOG2_3)])
-    np.testing.assert_allclose(values["recall@10"], [1, 1 / 2])
+    known = targets(lists, lists)
+    wanted = Targets(np.append(known.of, 1), np.append(known.item, 199), np.append(known.gain, 1))
+    found = values(lists, lists.gain.astype(np.float64), wanted)
+    np.testing.assert_allclose(found["ndcg@10"], [1, 1 / (1 + 1 / LOG2_3)])
+    np.testing.assert_allclose(found["recall@10"], [1, 1 / 2])
 
 
 def test_a_list_without_gain_counts_for_nothing_and_one_that_missed_everything_for_0() -> None:
@@ -83,11 +109,46 @@ def test_a_list_without_gain_counts_for_nothing_and_one_that_missed_everything_f
     gain[lists.start[1] : lists.start[3]] = 0
     lists = replace(lists, gain=gain, missed=np.array([[0, 0, 0], [0, 0, 0], [0, 0, 2], [0, 0, 0]], np.int32))
     assert lists_with_gain(lists).tolist() == [True, False, True, True]
-    values = per_list(lists, {"ranker": gain.astype(np.float64)})["ranker"]["ndcg@10"]
-    np.testing.assert_allclose(values, [1, np.nan, 0, 1])
-    everyone = judged(lists, {"ranker": gain.astype(np.float64)})["systems"]["ranker"]["all"]
-    assert everyone["lists"] == 3
-    assert everyone["ndcg@10"]["value"] == pytest.approx((1 + 0 + 1) / 3)
+    known = targets(lists, lists)
+    wanted = Targets(np.array([0, 2, 2, 3]), np.insert(known.item, 1, [198, 199]), np.array([1, 3, 3, 1], np.int8))
+    np.testing.assert_allclose(values(lists, gain.astype(np.float64), wanted)["ndcg@10"], [1, np.nan, 0, 1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_an_order_is_judged_as_its_scores_are(seed: int) -> None:
+    """By items and targets, or by rows, gains and missed: each metric is the same, graded gains and ties too."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 9, 5).tolist()
+    lists = make_lists([float(g) for g in range(5)], [0] * 5, [rng.permutation(20)[:n].tolist() for n in sizes])
+    lists = replace(lists, gain=rng.integers(0, 4, lists.rows).astype(np.int8), missed=rng.integers(0, 2, (5, 3)))
+    score = rng.integers(0, 3, lists.rows).astype(np.float64)
+    rows, beside = np.nonzero(lists.missed)
+    wanted = targets(lists, lists)
+    of = np.concatenate([wanted.of, rows])
+    by_list = np.argsort(of, kind="stable")
+    wanted = Targets(
+        of[by_list], np.concatenate([wanted.item, 100 + beside]).astype(np.int32)[by_list],
+        np.concatenate([wanted.gain, beside + 1]).astype(np.int8)[by_list],
+    )  # fmt: skip
+    found = per_list(ordered(lists, score), wanted, (*METRICS, "recall@50"))
+    ties = tie_break(lists.item, lists.start)
+    for metric, value in found.items():
+        expected = score_lists(metric, score, lists.gain, lists.start, ties, lists.missed)
+        np.testing.assert_allclose(value, expected, err_msg=metric)
+
+
+def test_of_a_part_of_the_targets_the_others_are_neither_hits_nor_in_the_way() -> None:
+    """Ranked 7, 3, 5, 9 with targets 7, 5 and (missed) 8. Of the part {5, 8}: 7 is gone, so 5 is second; the best
+    order has both on top. Of {7}: it is first. Of nothing: undefined."""
+    lists = make_lists([0.0], [0], [[3, 5, 7, 9]])
+    wanted = Targets(np.zeros(3, np.int64), np.array([7, 5, 8], np.int32), np.ones(3, np.int8))
+    order = ordered(lists, np.array([3.0, 2.0, 4.0, 1.0]))
+    some = per_list(order, wanted, METRICS, np.array([False, True, True]))
+    assert some["ndcg@10"][0] == pytest.approx((1 / LOG2_3) / (1 + 1 / LOG2_3))
+    assert some["recall@10"][0] == 1 / 2
+    assert per_list(order, wanted, METRICS, np.array([True, False, False]))["ndcg@10"][0] == 1
+    assert np.isnan(per_list(order, wanted, METRICS, np.zeros(3, bool))["ndcg@10"][0])
 
 
 def test_people_with_a_history_and_without_are_reported_apart() -> None:
@@ -97,9 +158,9 @@ def test_people_with_a_history_and_without_are_reported_apart() -> None:
     found = judged(lists, {"random": np.zeros(lists.rows), "ranker": score}, warm)
     by = found["systems"]["ranker"]
     assert {name: by[name]["lists"] for name in by} == {"all": 40, "warm_users": 20, "cold_users": 20}
-    assert by["warm_users"]["ndcg@10"]["value"] == pytest.approx(1)
-    assert by["cold_users"]["ndcg@10"]["value"] == pytest.approx(1 / np.log2(9))
-    assert by["all"]["ndcg@10"]["value"] == pytest.approx((1 + 1 / np.log2(9)) / 2)
+    assert by["warm_users"]["ndcg@10"] == pytest.approx(1)
+    assert by["cold_users"]["ndcg@10"] == pytest.approx(1 / np.log2(9))
+    assert by["all"]["ndcg@10"] == pytest.approx((1 + 1 / np.log2(9)) / 2)
     assert [(c["a"], c["b"], c["slice"]) for c in found["comparisons"]] == [
         ("ranker", "random", s) for s in ("all", "warm_users", "cold_users")
     ]
@@ -107,9 +168,11 @@ def test_people_with_a_history_and_without_are_reported_apart() -> None:
 
 def test_a_slice_with_nobody_in_it_is_left_out() -> None:
     lists = planted()
-    found = judged(lists, {"random": np.zeros(lists.rows), "ranker": np.zeros(lists.rows)}, np.ones(40, bool))
-    assert list(found["systems"]["ranker"]) == ["all", "warm_users"]
-    assert [c["slice"] for c in found["comparisons"]] == ["all", "warm_users"]
+    scores = {"random": np.zeros(lists.rows), "ranker": np.zeros(lists.rows)}
+    found = judged(lists, scores, np.ones(40, bool), {"head": np.zeros(40, bool), "tail": np.arange(40) < 7})
+    assert list(found["systems"]["ranker"]) == ["all", "warm_users", "tail"]
+    assert [c["slice"] for c in found["comparisons"]] == ["all", "warm_users", "tail"]
+    assert found["systems"]["ranker"]["tail"]["lists"] == 7
 
 
 def test_an_interval_holds_its_value_and_excludes_zero_where_one_order_is_plainly_better() -> None:
@@ -120,47 +183,88 @@ def test_an_interval_holds_its_value_and_excludes_zero_where_one_order_is_plainl
     assert better["difference"] == pytest.approx(1 - 1 / np.log2(9))
     assert 0 < better["low"] <= better["difference"] <= better["high"]
     assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
-    for by in found["systems"].values():
-        v = by["all"]["mrr"]
-        assert v["low"] <= v["value"] <= v["high"]
+    for system, by in found["systems"].items():
+        low, high = found["intervals"][system]["all"]["mrr@10"]
+        assert low <= by["all"]["mrr@10"] <= high
 
 
-def test_the_same_seed_gives_the_same_interval() -> None:
+def test_the_encoder_is_compared_with_itself_before_tuning() -> None:
+    lists = planted()
+    gain = lists.gain.astype(np.float64)
+    found = judged(lists, {"text_zero_shot": -gain, "text": gain, "ranker": gain})
+    assert [(c["a"], c["b"]) for c in found["comparisons"] if c["slice"] == "all"] == [
+        ("ranker", "text_zero_shot"), ("ranker", "text"), ("text", "text_zero_shot"),
+    ]  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_numbers_and_they_are_json() -> None:
     lists = planted()
     scores = {"random": np.zeros(lists.rows), "ranker": np.random.default_rng(0).normal(size=lists.rows)}
-    assert judged(lists, scores) == judged(lists, scores)
+    found = judged(lists, scores)
+    assert json.dumps(found) == json.dumps(judged(lists, scores))
+    assert isinstance(found["systems"]["ranker"]["all"]["ndcg@10"], float)
 
 
 def test_one_person_alone_has_a_value_and_no_interval() -> None:
     lists = replace(planted(n=2), user=np.zeros(2, np.int32))
-    v = judged(lists, {"ranker": lists.gain.astype(np.float64)})["systems"]["ranker"]["all"]["ndcg@10"]
-    assert v["value"] == 1
-    assert np.isnan([v["low"], v["high"]]).all()
+    found = judged(lists, {"ranker": lists.gain.astype(np.float64)})
+    assert found["systems"]["ranker"]["all"]["ndcg@10"] == 1
+    assert np.isnan(found["intervals"]["ranker"]["all"]["ndcg@10"]).all()
 
 
-def columns(lists: Lists, **known: float) -> F64:
-    """Baseline columns: NaN but for those named."""
-    out = np.full((lists.rows, len(BASELINES)), np.nan)
-    for name, value in known.items():
-        out[:, BASELINES.index(name)] = value
+def test_what_no_hit_shows_is_reported_for_every_system() -> None:
+    """Two lists of items 0 and 1, of 3: two thirds of the catalogue, whatever the order; each engaged with 7 times."""
+    lists = replace(make_lists([0.0, 1.0], [0, 1], [[0, 1], [1, 0]]), gain=np.array([1, 0, 1, 0], np.int8))
+    order = ordered(lists, np.zeros(4))
+    vectors = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
+    found = judge({"ranker": order}, lists, targets(lists, lists), {"all": np.ones(2, bool)}, {},
+                  np.array([7.0, 7.0, 0.0]), vectors, seed=0)["systems"]["ranker"]["all"]  # fmt: skip
+    assert found["coverage@10"] == 2 / 3
+    assert found["novelty@10"] == pytest.approx(-np.log2(8 / 17))
+    assert found["popularity@10"] == pytest.approx((1 + 3) / 6)
+    assert found["diversity@10"] == pytest.approx(1)
+    assert set(beside_hits(order, np.ones(3), vectors)) == {"novelty@10", "popularity@10", "diversity@10"}
+
+
+@pytest.mark.parametrize(
+    ("longest", "more"), [(24, ("auc",)), (51, ("recall@50", "auc")), (DEPTH + 1, ("recall@50",)), (0, ("auc",))]
+)
+def test_metrics_are_those_that_mean_something_at_this_length(longest: int, more: tuple[str, ...]) -> None:
+    assert metrics_of(make_lists([0.0, 1.0], [0, 0], [list(range(longest)), []])) == METRICS + more
+
+
+# Which systems there are
+
+
+def said(lists: Lists, *names: str) -> np.ndarray:
+    """Baselines that each put item 7 first, those named; the others say nothing."""
+    out = np.full((len(lists), len(BASELINES), DEPTH), -1, np.int32)
+    for name in ("random", *names):
+        out[:, BASELINES.index(name), 0] = 7
     return out
-
-
-IDS = [f"i{k:03d}" for k in range(200)]
 
 
 def test_a_baseline_that_has_nothing_to_say_is_left_out() -> None:
     lists = planted(n=2)
     ranker = np.arange(lists.rows, dtype=np.float64)
-    found = system_scores(lists, columns(lists, popularity=3.0), ranker, None, IDS)
+    found = orders(lists, said(lists, "popularity"), ranker, None, IDS)
     assert list(found) == ["random", "shown_order", "popularity", "ranker"]
-    assert found["shown_order"][:3].tolist() == [0, -1, -2]
+    assert found["shown_order"][0, :8].tolist() == lists.item[:8].tolist()
+    assert found["ranker"][0, :8].tolist() == lists.item[:8][::-1].tolist()
+
+
+def test_a_baseline_that_has_nothing_to_say_of_one_list_leaves_it_to_chance() -> None:
+    lists = planted(n=2)
+    baselines = said(lists, "text")
+    baselines[1, BASELINES.index("random"), 0] = 5
+    baselines[1, BASELINES.index("text"), 0] = -1
+    assert orders(lists, baselines, np.zeros(lists.rows), None, IDS)["text"][:, 0].tolist() == [7, 5]
 
 
 def test_a_list_that_was_never_shown_has_no_shown_order() -> None:
     lists = planted(n=2)
     lists = replace(lists, position=np.full(lists.rows, -1, np.int16))
-    assert "shown_order" not in system_scores(lists, columns(lists), np.zeros(lists.rows), None, IDS)
+    assert "shown_order" not in orders(lists, said(lists), np.zeros(lists.rows), None, IDS)
 
 
 def test_the_best_possible_order_is_that_of_the_hidden_utility() -> None:
@@ -168,43 +272,96 @@ def test_the_best_possible_order_is_that_of_the_hidden_utility() -> None:
     truth = {
         (lists.request_ids[g], IDS[i]): float(i) for g, i in zip(lists.group.tolist(), lists.item.tolist(), strict=True)
     }
-    found = system_scores(lists, columns(lists), np.zeros(lists.rows), truth, IDS)
-    assert found["best_possible"].tolist() == lists.item.tolist()
+    found = orders(lists, said(lists), np.zeros(lists.rows), truth, IDS)
+    assert found["best_possible"][0, :8].tolist() == sorted(lists.item[:8].tolist(), reverse=True)
 
 
 def test_rebuilt_lists_have_no_best_possible_and_a_truth_of_another_log_is_refused() -> None:
     """The simulator knows the lists it showed: none of a rebuilt log's, all of its own; some is a mix-up."""
     lists = planted(n=2)
-    assert "best_possible" not in system_scores(lists, columns(lists), np.zeros(lists.rows), {("x", "y"): 1.0}, IDS)
+    assert "best_possible" not in orders(lists, said(lists), np.zeros(lists.rows), {("x", "y"): 1.0}, IDS)
     first = (lists.request_ids[0], IDS[lists.item[0]])
     with pytest.raises(DataError, match=r"truth\.parquet: no utility for item 'i\d+' of list 'r0' \(15 such rows\)"):
-        system_scores(lists, columns(lists), np.zeros(lists.rows), {first: 1.0}, IDS)
+        orders(lists, said(lists), np.zeros(lists.rows), {first: 1.0}, IDS)
 
 
-def test_baselines_are_what_was_known_at_the_moment() -> None:
-    """Item 0: shown twice, clicked once. Item 3: shown once, clicked by two. Item 2: shown three times, for nothing.
+def test_a_user_is_warm_after_an_engagement_or_a_list() -> None:
+    events = make_events([(0, 0, 1, Kind.CLICK, -1), (0, 1, 1, Kind.IMPRESSION, 3)], n_users=3)
+    readings = make_replay(events).readings(make_lists([DAY] * 3, [0, 1, 2], [[1]] * 3))
+    assert [has_history(r) for r in readings] == [True, True, False]
 
-    Counting alone, at a shop's rate of 3 / 6 with the strength of 10 impressions: (1 + 5) / 12, (2 + 5) / 11, 5 / 13.
-    """
-    events = make_events([
-        (0, 1, 0, Kind.IMPRESSION, 0), (0, 1, 3, Kind.IMPRESSION, 0), (0, 1, 0, Kind.IMPRESSION, 1),
-        *((0, 1, 2, Kind.IMPRESSION, r) for r in range(3)),
-        (9, 1, 0, Kind.CLICK, 0), (9, 1, 3, Kind.CLICK, 0), (5, 0, 3, Kind.CLICK, -1),
-        (3 * DAY, 0, 5, Kind.PURCHASE, -1),
-    ], n_users=3)  # fmt: skip
-    replay = make_replay(events, refresh_days=(1.0,))
-    asked = make_lists([2 * DAY, 2 * DAY], [0, 2], [[0, 3, 5, 2], [0, 3, 5, 2]])
-    zero_shot = Vectors.quantise(make_vectors(seed=9))
-    (warm, known), (cold, stranger) = (
-        (has_history(r), dict(zip(BASELINES, baselines(r, zero_shot).T, strict=True))) for r in replay.readings(asked)
-    )
-    assert (warm, cold) == (True, False)
-    assert known["popularity"].argmax() == 1, "item 3 was engaged with twice, item 0 once, 5 only tomorrow"
-    assert known["popularity"][2] == 0
-    np.testing.assert_allclose(known["item_click_rate"], [6 / 12, 7 / 11, 5 / 10, 5 / 13], atol=0.01)
-    assert known["cooccurrence"].argmax() == 0, "user 1 clicked item 0 with item 3, which user 0 clicked"
-    assert known["text"][1] == pytest.approx(1, abs=0.01), "the item itself is nearest to the interest"
-    assert np.isnan(known["text"][3]), "item 2 has no vector"
-    assert known["text_zero_shot"][0] != known["text"][0], "another encoder, another cosine"
-    assert np.isnan(stranger["text"]).all()
-    np.testing.assert_array_equal(stranger["popularity"], known["popularity"])
+
+# Slices
+
+
+def test_users_are_told_apart_by_what_they_did_before_impressions_aside() -> None:
+    """User 0 clicked four times before the list, user 1 five, user 2 twenty, user 3 fifty, user 4 was only shown."""
+    rows = [(float(k), u, k % 12, Kind.CLICK, -1) for u, n in enumerate((4, 5, 20, 50)) for k in range(n)]
+    rows += [(float(k), 4, k % 12, Kind.IMPRESSION, 0) for k in range(9)] + [(DAY, 0, 1, Kind.CLICK, -1)]
+    lists = make_lists([DAY] * 5, list(range(5)), [[1]] * 5)
+    found = of_lists(make_events(rows, 5), lists, np.arange(5) < 4)
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in found.items()} == {
+        "all": [0, 1, 2, 3, 4], "warm_users": [0, 1, 2, 3], "cold_users": [4],
+        "history_1_4": [0], "history_5_19": [1], "history_20_49": [2], "history_50_plus": [3],
+    }  # fmt: skip
+
+
+def test_targets_are_told_apart_by_what_was_known_of_them_then() -> None:
+    """Before the basket of user 0: item 3 was bought by user 1 alone, item 4 by 20 people, item 5 by user 0 himself;
+    item 6 by nobody until afterwards. Of 12 items the head is three: 4, then 3 and 5 by row."""
+    rows = [(1.0, 1, 3, Kind.PURCHASE, -1), *((1.0, u, 4, Kind.PURCHASE, -1) for u in range(1, 21))]
+    rows += [(1.0, 0, 5, Kind.PURCHASE, -1), (9e5, 7, 6, Kind.PURCHASE, -1)]
+    rows += [(50.0, 0, i, Kind.PURCHASE, -1) for i in (3, 4, 5, 6)]
+    events, catalogue = make_events(rows, 25), make_catalogue()
+    asked = baskets(events, START + 50)
+    lists = asked.take(np.array([0]))
+    wanted = targets(lists, asked)
+    count = known_engagements(events, Windows(START, START + 2, START + 3, START + 50, START + 1e6), wanted, 12)
+    assert count.tolist() == [0, 0, 0, 1, 20, 1, 0, 0, 0, 0, 0, 0]
+    found = of_targets(events, lists, wanted, catalogue, count)
+    assert {name: wanted.item[mask].tolist() for name, mask in found.items()} == {
+        "warm_items": [3, 4, 5], "cold_items": [6], "seen_1_4": [3, 5], "seen_5_19": [], "seen_20_plus": [4],
+        "repeats": [5], "new_items": [3, 4, 6], "head": [3, 4, 5], "tail": [6],
+        "category:a": [3, 6], "category:b": [4], "category:c": [5],
+    }  # fmt: skip
+    last_out = Windows(START, START + 2, START + 3, START + 50, START + 1e6, "leave-last-out")
+    assert known_engagements(events, last_out, wanted, 12)[:7].tolist() == [0, 0, 0, 1, 20, 1, 1]
+
+
+# The ranker's own
+
+
+def test_click_probabilities_are_fitted_on_validation_and_looked_at_on_test() -> None:
+    """Clicks follow the score alike in both: the error is small. Where test clicks are the other way it is not."""
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=8000)
+    gain = (rng.random(8000) < 1 / (1 + np.exp(-score))).astype(np.int8)
+    fitting = calibrated(score[:4000], gain[:4000], score[4000:], gain[4000:])
+    assert fitting["error"] < 0.03
+    assert sum(b["rows"] for b in fitting["bins"]) == 4000
+    assert calibrated(score[:4000], gain[:4000], score[4000:], 1 - gain[4000:])["error"] > 0.3
+    json.dumps(fitting)
+
+
+def test_a_learning_curve_trains_on_parts_within_parts() -> None:
+    """An eighth, a quarter, a half and all of 40 lists; this "ranker" is right on as many test lists as it saw."""
+    lists, seen, told = planted(), [], []
+
+    def fit(which: np.ndarray) -> F64:
+        seen.append(set(which.tolist()))
+        return np.where(lists.group < len(which), 1, -1) * lists.gain.astype(np.float64)
+
+    found = learning_curve(fit, 40, lists, targets(lists, lists), 0, lambda *x: told.append(x))
+    assert [p["lists"] for p in found] == [5, 10, 20, 40] == [len(s) for s in seen]
+    assert all(a < b for a, b in pairwise(seen))
+    for p in found:
+        share = p["lists"] / 40
+        assert p["ndcg@10"] == pytest.approx(share + (1 - share) / np.log2(9))
+        assert p["low"] <= p["ndcg@10"] <= p["high"]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_learning_curve_of_few_lists_names_each_size_once() -> None:
+    lists = planted(n=4)
+    found = learning_curve(lambda which: np.zeros(lists.rows), 3, lists, targets(lists, lists), 0)
+    assert [p["lists"] for p in found] == [1, 3]

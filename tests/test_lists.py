@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.log import GAIN, Events, Kind, Lists
-from offline.lists import at_most, baskets, logged, rebuilt
+from features.replay import Replay
+from offline.lists import baskets, logged, rebuilt, targets
 from tests.worlds import DAY, START, logs, make_events, make_replay
 
 SHOWN, VIEW, CLICK, CART, BOUGHT, RATED = Kind
@@ -20,6 +21,11 @@ Row = tuple[float, int, int, Kind, int]
 def log(*rows: Row) -> Events:
     """Events from (seconds after START, user, item, kind, request), `-1` for no request."""
     return make_events(list(rows), n_users=4)
+
+
+def rebuilt_of(replay: Replay, size: int) -> Lists:
+    """Lists rebuilt for every basket of a log."""
+    return rebuilt(replay, baskets(replay.events, 0.0), size)
 
 
 def gains(lists: Lists) -> dict[str, dict[int, int]]:
@@ -109,7 +115,7 @@ def test_a_log_without_lists_has_none() -> None:
     for events in (log(), log((10, 0, 1, CLICK, -1)), log((10, 0, -1, SHOWN, 3))):
         assert len(logged(events)) == logged(events).rows == 0
     assert len(baskets(log(), -np.inf)) == 0
-    assert len(rebuilt(make_replay(log()), 0.0, size=5, most=9, seed=0)) == 0
+    assert len(rebuilt_of(make_replay(log()), size=5)) == 0
 
 
 @settings(max_examples=50, deadline=None)
@@ -158,7 +164,7 @@ def test_two_baskets_of_one_second_are_told_apart() -> None:
 def test_what_retrieval_did_not_offer_is_counted_by_gain() -> None:
     """Item 1 has no date, nobody engaged with it and the user has no past: no source offers it. All else is new."""
     replay = make_replay(log((20, 0, 1, BOUGHT, -1), (20, 0, 3, CART, -1), (20, 0, 4, CLICK, -1)))
-    found = rebuilt(replay, 0.0, size=12, most=9, seed=0)
+    found = rebuilt_of(replay, size=12)
     assert found.missed.tolist() == [[0, 0, 1]]
     assert {i: g for i, g in gains(found)["u0@1700000020.000000"].items() if g} == {3: 2, 4: 1}
     assert 1 not in found.item
@@ -168,7 +174,7 @@ def test_what_retrieval_did_not_offer_is_counted_by_gain() -> None:
 def test_progress_of_rebuilding_is_told_on_the_way() -> None:
     told: list[tuple[int, int]] = []
     replay = make_replay(log(*((20.0 + k, 0, 3, CLICK, -1) for k in range(70))))
-    rebuilt(replay, 0.0, 3, 100, 0, lambda done, total: told.append((done, total)))
+    rebuilt(replay, baskets(replay.events, 0.0), 3, lambda done, total: told.append((done, total)))
     assert told == [(32, 70), (64, 70)]
 
 
@@ -177,8 +183,8 @@ def test_progress_of_rebuilding_is_told_on_the_way() -> None:
 def test_nothing_from_the_future_is_retrieved(rows: list[Row], k: int) -> None:
     """Lists before a moment are the same, to the last candidate, whether or not the log goes on after it."""
     cut = k * DAY / 6
-    whole = rebuilt(make_replay(make_events(rows, 3)), 0.0, size=4, most=1000, seed=0)
-    past = rebuilt(make_replay(make_events([r for r in rows if r[0] < cut], 3)), 0.0, size=4, most=1000, seed=0)
+    whole = rebuilt_of(make_replay(make_events(rows, 3)), size=4)
+    past = rebuilt_of(make_replay(make_events([r for r in rows if r[0] < cut], 3)), size=4)
     before = whole.take(np.flatnonzero(whole.at < START + cut))
     assert list(before.request_ids) == list(past.request_ids)
     for a, b in zip(vars(before).values(), vars(past).values(), strict=True):
@@ -190,7 +196,7 @@ def test_nothing_from_the_future_is_retrieved(rows: list[Row], k: int) -> None:
 def test_a_rebuilt_list_holds_or_misses_every_item_of_its_basket(rows: list[Row]) -> None:
     """Items of each gain, offered and missed together, are those of the basket; no candidate stands twice."""
     events = make_events(rows, 3)
-    wanted, found = baskets(events, 0.0), rebuilt(make_replay(events), 0.0, size=4, most=1000, seed=0)
+    wanted, found = baskets(events, 0.0), rebuilt_of(make_replay(events), size=4)
     for g in range(len(found)):
         offered = found.gain[found.start[g] : found.start[g + 1]]
         basket = wanted.gain[wanted.start[g] : wanted.start[g + 1]]
@@ -200,11 +206,24 @@ def test_a_rebuilt_list_holds_or_misses_every_item_of_its_basket(rows: list[Row]
         assert len(set(found.item[found.start[g] : found.start[g + 1]].tolist())) == len(offered)
 
 
-def test_at_most_so_many_lists_are_drawn_the_same_every_time_and_in_time_order() -> None:
-    found = logged(log(*((float(k), 0, 1, SHOWN, k) for k in range(100))))
-    drawn = at_most(found, 10, seed=4)
-    assert len(drawn) == 10
-    assert (np.diff(drawn.at) > 0).all()
-    assert list(drawn.request_ids) == list(at_most(found, 10, seed=4).request_ids)
-    assert list(drawn.request_ids) != list(at_most(found, 10, seed=5).request_ids)
-    assert at_most(found, 100, seed=4) is found
+def test_targets_are_what_was_engaged_with_offered_or_not() -> None:
+    """The basket of 20 s held items 1, 3 and 4, of which no source offers 1; by the list alone it would be unknown."""
+    replay = make_replay(log((20, 0, 1, BOUGHT, -1), (20, 0, 3, CART, -1), (20, 0, 4, CLICK, -1), (9, 1, 5, CLICK, -1)))
+    asked = baskets(replay.events, 0.0)
+    found = targets(rebuilt(replay, asked, 12).take(np.array([1])), asked)
+    assert found.of.tolist() == [0, 0, 0]
+    assert dict(zip(found.item.tolist(), found.gain.tolist(), strict=True)) == {1: 3, 3: 2, 4: 1}
+
+
+def test_targets_of_logged_lists_are_their_items_with_gain() -> None:
+    found = logged(log(*LIST, (15, 1, 9, SHOWN, 4), (20, 0, 2, CLICK, 3), (21, 1, 9, BOUGHT, 4)))
+    wanted = targets(found, found)
+    assert list(zip(wanted.of.tolist(), wanted.item.tolist(), wanted.gain.tolist(), strict=True)) == [
+        (0, 2, 1), (1, 9, 3),
+    ]  # fmt: skip
+
+
+def test_a_list_without_its_basket_is_refused() -> None:
+    found = logged(log(*LIST))
+    with pytest.raises(KeyError, match="r3"):
+        targets(found, baskets(log((10, 0, 1, CLICK, -1)), 0.0))

@@ -24,8 +24,13 @@ HOSTILE = (
 )
 
 
-def scored(value: float, half: float = 0.01) -> dict[str, float]:
-    return {"value": value, "low": value - half, "high": value + half}
+def scored(systems: dict[str, dict[str, dict[str, Any]]], half: float = 0.01) -> dict[str, Any]:
+    """`systems` as they are, and `intervals` around every number of theirs."""
+    intervals = {
+        s: {p: {m: [v - half, v + half] for m, v in e.items() if m != "lists"} for p, e in parts.items()}
+        for s, parts in systems.items()
+    }
+    return {"systems": systems, "intervals": intervals}
 
 
 def compared(b: str, difference: float, half: float, part: str = "all", a: str = "ranker") -> dict[str, Any]:
@@ -35,14 +40,14 @@ def compared(b: str, difference: float, half: float, part: str = "all", a: str =
 
 def small() -> dict[str, Any]:
     """The least there can be: one system, one slice, one metric."""
-    return {"systems": {"ranker": {"all": {"lists": 40, "ndcg@10": scored(0.6)}}}}
+    return scored({"ranker": {"all": {"lists": 40, "ndcg@10": 0.6}}})
 
 
 def full() -> dict[str, Any]:
     means = {"popularity": 0.5, "item_click_rate": 0.55, "text": 0.52, "ranker": 0.6, "best_possible": 0.75}
     window = {"from": "2026-01-01T00:00:00+00:00", "to": "2026-01-20T00:00:00+00:00", "lists": 1568}
     return {
-        "schema": 1,
+        "schema": 2,
         "title": "A night",
         "created_at": "2026-03-14T02:11:09+00:00",
         "release": "r-7",
@@ -60,10 +65,10 @@ def full() -> dict[str, Any]:
             "trees": 2, "curve": [0.5, 0.6, 0.58],
             "importance": [[f"feature_{i}", f"meaning {i}", 100.0 - i] for i in range(25)],
         },
-        "systems": {
-            name: {part: {"lists": 1568, "ndcg@10": scored(m), "mrr": scored(m)} for part in ("all", "cold_users")}
+        **scored({
+            name: {part: {"lists": 1568, "ndcg@10": m, "mrr": m} for part in ("all", "cold_users")}
             for name, m in means.items()
-        },
+        }),
         "comparisons": [
             compared("popularity", 0.1, 0.01), compared("item_click_rate", 0.05, 0.01), compared("text", 0.08, 0.09),
             compared("popularity", 0.03, 0.04, "cold_users"),
@@ -181,7 +186,7 @@ def test_without_a_comparison_nothing_is_claimed() -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_without_a_ranker_the_verdict_says_so() -> None:
-    evaluation = {"systems": {"random": {"all": {"ndcg@10": scored(0.3)}}}}
+    evaluation = scored({"random": {"all": {"ndcg@10": 0.3}}})
     assert verdict(evaluation).startswith("undecided: No ranker was evaluated")
 
 
@@ -203,7 +208,7 @@ def test_every_other_baseline_and_slice_is_remarked_on(page: str) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_system_that_scores_higher_and_was_not_compared_is_named() -> None:
     evaluation = full()
-    evaluation["systems"]["cooccurrence"] = {"all": {"lists": 1, "ndcg@10": scored(0.65)}}
+    evaluation["systems"]["cooccurrence"] = {"all": {"lists": 1, "ndcg@10": 0.65}}
     said = "cooccurrence scores higher (0.650) and was not compared with the ranker."
     assert said in Page(report.render(evaluation)).words
 
@@ -218,7 +223,7 @@ def test_the_share_of_the_way_to_the_best_possible_order(page: str) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_there_is_no_share_where_the_baseline_is_at_the_ceiling() -> None:
     evaluation = full()
-    evaluation["systems"]["best_possible"]["all"]["ndcg@10"] = scored(0.5)
+    evaluation["systems"]["best_possible"]["all"]["ndcg@10"] = 0.5
     assert "From popularity" not in Page(report.render(evaluation)).words
 
 
@@ -271,7 +276,7 @@ def test_the_twenty_strongest_features_are_drawn_and_all_are_listed(page: str) -
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("missing", [name for name in report.SECTIONS if name != "systems"])
+@pytest.mark.parametrize("missing", [name for name in report.SECTIONS if name not in ("systems", "intervals")])
 @pytest.mark.parametrize("how", ["absent", "none", "empty"])
 def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
     heads = {
@@ -286,6 +291,11 @@ def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
         evaluation[missing] = None if how == "none" else type(evaluation[missing])()
     assert re.search(rf"(^|\n){heads[missing]}|{heads[missing]}$", Page(report.render(evaluation)).words) is None
     assert f"<h2>{heads[missing]}" not in report.render(evaluation)
+
+
+def test_without_intervals_the_numbers_stand_alone() -> None:
+    evaluation = {**full(), "intervals": None}
+    assert "0.600 [-, -]" in Page(report.render(evaluation)).words
 
 
 def test_systems_alone_make_a_page() -> None:
@@ -303,8 +313,8 @@ def everywhere(value: Any, change: Callable[[Any], Any]) -> Any:
 def test_hostile_text_anywhere_stays_text() -> None:
     """Every string of the evaluation is hostile, names of systems, slices, metrics and features too."""
     evaluation = everywhere(full(), lambda v: HOSTILE if isinstance(v, str) else v)
-    evaluation["systems"][HOSTILE] = {"all": {HOSTILE: scored(0.2)}, HOSTILE: {"ndcg@10": scored(0.1)}}
-    evaluation["systems"]["ranker"][HOSTILE] = {"lists": 3, "ndcg@10": scored(0.4)}
+    evaluation["systems"][HOSTILE] = {"all": {HOSTILE: 0.2}, HOSTILE: {"ndcg@10": 0.1}}
+    evaluation["systems"]["ranker"][HOSTILE] = {"lists": 3, "ndcg@10": 0.4}
     evaluation["comparisons"] = [
         {**compared(HOSTILE, 0.1, 0.2, part), "a": a} for part in ("all", HOSTILE) for a in ("ranker", HOSTILE)
     ]
@@ -322,7 +332,7 @@ def test_hostile_text_anywhere_stays_text() -> None:
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), None, 1e300, -1e300, 10**400, "many", True])
 def test_odd_numbers_anywhere_do_not_break_the_page(odd: object) -> None:
     changed = everywhere(full(), lambda v: odd if isinstance(v, float | int) else v)
-    changed["schema"] = 1
+    changed["schema"] = 2
     Page(report.render(changed))
 
 
@@ -330,17 +340,19 @@ def test_odd_numbers_anywhere_do_not_break_the_page(odd: object) -> None:
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), None])
 def test_a_number_that_is_not_finite_is_a_dash_on_the_page_and_null_in_the_json(odd: object, tmp_path: Path) -> None:
     evaluation = small()
-    evaluation["systems"]["ranker"]["all"]["mrr"] = {"value": odd, "low": odd, "high": odd}
+    evaluation["systems"]["ranker"]["all"]["mrr"] = odd
+    evaluation["intervals"]["ranker"]["all"]["mrr"] = [odd, odd]
     page = report.write(evaluation, tmp_path).read_text("utf-8")
     assert '<td class="number">- [-, -]</td>' in page
     found = json.loads((tmp_path / "evaluation.json").read_text("utf-8"))
-    assert found["systems"]["ranker"]["all"]["mrr"] == {"value": None, "low": None, "high": None}
+    assert found["systems"]["ranker"]["all"]["mrr"] is None
+    assert found["intervals"]["ranker"]["all"]["mrr"] == [None, None]
 
 
 def test_one_user_has_a_dot_without_an_interval() -> None:
     """With one cluster there is no bootstrap: the ends are NaN, the value is not."""
     evaluation = small()
-    evaluation["systems"]["ranker"]["all"]["ndcg@10"] = {"value": 0.6, "low": float("nan"), "high": float("nan")}
+    evaluation["intervals"]["ranker"]["all"]["ndcg@10"] = [float("nan"), float("nan")]
     assert Page(report.render(evaluation)).count("figure") == 1
 
 
@@ -372,11 +384,11 @@ def test_the_json_makes_the_same_page_as_the_evaluation_it_came_from(tmp_path: P
 @pytest.mark.usefixtures("undrawn")
 def test_numpy_values_are_written_as_plain_numbers(tmp_path: Path) -> None:
     evaluation = small()
-    evaluation["systems"]["ranker"]["all"] = {"lists": np.int64(3), "ndcg@10": {"value": np.float32(0.5)}}
+    evaluation["systems"]["ranker"]["all"] = {"lists": np.int64(3), "ndcg@10": np.float32(0.5)}
     evaluation["ranker"] = {"curve": np.array([0.25, np.nan])}
     report.write(evaluation, tmp_path)
     found = json.loads((tmp_path / "evaluation.json").read_text("utf-8"))
-    assert found["systems"]["ranker"]["all"] == {"lists": 3, "ndcg@10": {"value": 0.5}}
+    assert found["systems"]["ranker"]["all"] == {"lists": 3, "ndcg@10": 0.5}
     assert found["ranker"]["curve"] == [0.25, None]
 
 
@@ -413,13 +425,23 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_whole(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"schema": 2}, ValueError, r"schema 2: this report reads schema 1; evaluate again"),
+        ({"schema": 1}, ValueError, r"schema 1: this report reads schema 2; evaluate again"),
         ({"systems": None}, ValueError, r"evaluation\['systems'\] is missing or empty"),
         ({"systems": ["ranker"]}, TypeError, r"evaluation\['systems'\] is a list, expected a dict"),
         (
             {"systems": {"a": {"all": 3}}},
             TypeError,
             r"evaluation\['systems'\]\['a'\]\['all'\] is a int, expected a dict",
+        ),
+        (
+            {"intervals": {"ranker": [3]}},
+            TypeError,
+            r"evaluation\['intervals'\]\['ranker'\] is a list, expected a dict",
+        ),
+        (
+            {"intervals": {"ranker": {"all": {"ndcg@10": 0.1}}}},
+            TypeError,
+            r"evaluation\['intervals'\]\['ranker'\]\['all'\]\['ndcg@10'\] is a float, expected a list",
         ),
         ({"comparisons": [3]}, TypeError, r"evaluation\['comparisons'\]\[0\] is a int, expected a dict"),
         ({"title": b"bytes"}, TypeError, r"evaluation\['title'\] is a bytes, expected text, a number, a list"),
@@ -433,17 +455,21 @@ def test_a_wrong_shape_is_refused_with_its_place(change: dict[str, Any], error: 
 
 texts = st.text(st.characters(), max_size=20)
 numbers = st.one_of(st.floats(), st.integers(), st.none())
-entries = st.fixed_dictionaries({"value": numbers, "low": numbers, "high": numbers})
-slices = st.dictionaries(texts, st.fixed_dictionaries({"lists": numbers, "ndcg@10": entries}), max_size=2)
+parts = st.one_of(st.sampled_from(report.DRAWN), texts)
+slices = st.dictionaries(parts, st.fixed_dictionaries({"lists": numbers, "ndcg@10": numbers}), max_size=2)
+ends = st.dictionaries(parts, st.fixed_dictionaries({"ndcg@10": st.lists(numbers, max_size=3)}), max_size=2)
+names = st.one_of(st.sampled_from(["ranker", "popularity", "best_possible"]), texts)
 
 
 @settings(max_examples=15, deadline=None)
 @given(
-    systems=st.dictionaries(
-        st.one_of(st.sampled_from(["ranker", "popularity", "best_possible"]), texts), slices, min_size=1, max_size=3
-    ),
+    systems=st.dictionaries(names, slices, min_size=1, max_size=3),
+    intervals=st.dictionaries(names, ends, max_size=3),
     title=texts,
     importance=st.lists(st.tuples(texts, texts, numbers), max_size=4),
 )
-def test_any_texts_and_numbers_make_a_page_that_parses(systems: Any, title: str, importance: Any) -> None:
-    Page(report.render({"systems": systems, "title": title, "ranker": {"importance": importance}}))
+def test_any_texts_and_numbers_make_a_page_that_parses(
+    systems: Any, intervals: Any, title: str, importance: Any
+) -> None:
+    ours = {"systems": systems, "intervals": intervals, "title": title, "ranker": {"importance": importance}}
+    Page(report.render(ours))

@@ -1,0 +1,244 @@
+"""Dull orders to beat, each from what was known at the moment of the list, and each at its best.
+
+Counting (popularity, click rate), who engaged with what (co-occurrence, EASE) and text alone. A baseline that nobody
+would put up is no comparison: where people do not come back to what they had, no baseline offers it again, and EASE's
+penalty and memory are chosen on what came before the test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import scipy.linalg  # type: ignore[import-untyped]
+import scipy.sparse  # type: ignore[import-untyped]
+
+from features.history import History
+from features.log import F32, F64, I32, I64, Events, Kind, Lists
+from features.moment import LONGEST, RATE_STRENGTH, Moment
+from features.replay import Reading
+from features.retrieval import popularity
+from features.vectors import Vectors
+from ranker.metrics import U64, tie_break, top_k
+
+BASELINES = (
+    "random", "popularity", "recency_popularity", "item_click_rate", "cooccurrence", "ease", "text_zero_shot", "text",
+)  # fmt: skip
+DEPTH = 100
+"""Items of an order that are kept; what is deeper is in no metric."""
+
+RARELY_AGAIN = 0.05
+"""Where fewer engagements than this share go to what the user had before, baselines rank what the user had last."""
+
+EASE_ITEMS = 5000
+"""Items EASE knows, the most engaged with: its one matrix is dense, 200 MB at this size and 10 seconds of one core."""
+_EASE_TRIED_ON = 1500
+_PENALTIES = (30.0, 100.0, 300.0)
+_MEMORIES = (2.0, 8.0)
+
+
+class Tally:
+    """How often something had happened to an entity before a moment, for any entities and moments at once."""
+
+    def __init__(self, entity: I64, at: F64) -> None:
+        """entity: int64[n], any numbers. at: float64[n], when it happened, Unix seconds, any order."""
+        self._entities, code = np.unique(entity, return_inverse=True)
+        self._moments, when = np.unique(at, return_inverse=True)
+        self._key = np.sort(code.astype(np.int64) * (len(self._moments) + 1) + when)
+
+    def before(self, entity: I64, at: F64 | float) -> F64:
+        """float64, like `entity`: events of it strictly before `at`; 0 for one that is not known."""
+        code = np.searchsorted(self._entities, entity)
+        known = code < len(self._entities)
+        known[known] = self._entities[code[known]] == entity[known]
+        base = code.astype(np.int64) * (len(self._moments) + 1)
+        upto = np.searchsorted(self._key, base + np.searchsorted(self._moments, at, "left"), "left")
+        return np.where(known, upto - np.searchsorted(self._key, base, "left"), 0).astype(np.float64)
+
+
+def engagements(events: Events) -> Events:
+    """The events with an item of the catalogue that are more than an impression."""
+    return events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0))
+
+
+def pairs(user: I32, item: I32) -> I64:
+    """int64: one number for each user and item."""
+    return user.astype(np.int64) << 32 | item.astype(np.int64)
+
+
+def share_again(events: Events) -> float:
+    """0 to 1: engagements, one a user, item and moment, that go to what their user had engaged with before; 0 for none.
+
+    0.39 in a shop of refills, 0 where people review what they own.
+    """
+    acts = engagements(events)
+    if not len(acts):
+        return 0.0
+    key = pairs(acts.user, acts.item)
+    _, first = np.unique(np.rec.fromarrays([key, acts.at]), return_index=True)
+    return float(np.mean(Tally(key, acts.at).before(key[first], acts.at[first]) > 0))
+
+
+@dataclass(frozen=True)
+class Ease:
+    """Item-item weights by ridge regression of each item on all others (EASE; Steck, WWW 2019), in closed form.
+
+    item: int64[m], the rows of the catalogue it knows. weight: float32[m, m], from, to. memory: visits after which an
+    engagement counts half when a user is scored; latest visits say most.
+    """
+
+    item: I64
+    weight: F32
+    memory: float
+
+    @classmethod
+    def fit(cls, events: Events, n_items: int, penalty: float, memory: float, most: int = EASE_ITEMS) -> Ease:
+        """Weights from every user's distinct engagements; at most the `most` engaged items are known."""
+        acts = engagements(events)
+        user, item = np.divmod(np.unique(pairs(acts.user, acts.item)), 1 << 32)
+        count = np.bincount(item, minlength=n_items)
+        known = np.sort(np.argsort(-count, kind="stable")[: min(most, int((count > 0).sum()))])
+        column = np.full(n_items, -1)
+        column[known] = np.arange(len(known))
+        some = column[item] >= 0
+        x = scipy.sparse.csr_array(
+            (np.ones(int(some.sum())), (user[some], column[item[some]])), shape=(events.n_users, len(known))
+        )
+        gram = (x.T @ x).toarray() + penalty * np.eye(len(known))
+        if not len(known):
+            return cls(known, np.zeros((0, 0), np.float32), memory)
+        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(gram, overwrite_a=True), np.eye(len(known)))
+        weight = -inverse / np.diag(inverse)
+        np.fill_diagonal(weight, 0)
+        return cls(known, weight.astype(np.float32), memory)
+
+    @classmethod
+    def chosen(cls, events: Events, n_items: int, new_only: bool, seed: int) -> Ease:
+        """The fit whose penalty and memory find most of what users engaged with last, of the events given.
+
+        Tried on the most engaged items and at most 1,000 users, fitted to what they did before; then fitted to all.
+        new_only: whether what a user had before is left out of his order.
+        """
+        acts = engagements(events)
+        last = np.zeros(events.n_users)
+        np.maximum.at(last, acts.user, acts.at)
+        before = acts.take(acts.at < last[acts.user])
+        users = np.random.default_rng(seed).permutation(np.unique(before.user).astype(np.int64))[:1000]
+        tried = list(product(_PENALTIES, _MEMORIES))
+        if not len(users):
+            return cls.fit(events, n_items, *tried[0])
+        found = []
+        for penalty in _PENALTIES:
+            fit = cls.fit(before, n_items, penalty, 0.0, _EASE_TRIED_ON)
+            found += [replace(fit, memory=memory)._recall(acts, last, users, n_items, new_only) for memory in _MEMORIES]
+        return cls.fit(events, n_items, *tried[int(np.argmax(found))])
+
+    def scores(self, history: History, candidates: I32) -> F64:
+        """float64, like `candidates`: how much the user's list speaks for each; NaN where it says nothing of it."""
+        known = np.searchsorted(self.item, history.item)
+        known[known == len(self.item)] = 0
+        some = np.zeros(len(history.item), bool) if not len(self.item) else self.item[known] == history.item
+        out = np.full(len(candidates), np.nan)
+        if not some.any():
+            return out
+        # Newest first: each new moment is a visit further back.
+        visit = np.cumsum(np.diff(history.at, prepend=history.at[:1]) != 0)[some]
+        rows, first = np.unique(known[some], return_index=True)
+        total = np.exp2(-visit[first] / self.memory) @ self.weight[rows]
+        place = np.minimum(np.searchsorted(self.item, candidates), len(self.item) - 1)
+        there = self.item[place] == candidates
+        out[there] = total[place[there]]
+        return out
+
+    def _recall(self, acts: Events, last: F64, users: I64, n_items: int, new_only: bool) -> float:
+        """Mean share of each user's last engagements among the first ten of this order."""
+        order = np.lexsort((-acts.at, acts.user))
+        start = np.searchsorted(acts.user[order], np.arange(len(last) + 1))
+        every, found = np.arange(n_items, dtype=np.int32), []
+        for u in users.tolist():
+            mine = order[start[u] : start[u + 1]]
+            old = mine[acts.at[mine] < last[u]][:100]
+            past = History(acts.item[old], acts.kind[old], acts.at[old], acts.item[:0], acts.at[:0])
+            score = np.nan_to_num(self.scores(past, every), nan=-np.inf)
+            if new_only:
+                score[past.item] = -np.inf
+            best = np.argpartition(-score, min(10, n_items - 1))[:10]
+            found.append(np.isin(acts.item[mine[acts.at[mine] == last[u]]], best).mean())
+        return float(np.mean(found))
+
+
+class Baselines:
+    """The orders of `BASELINES` over lists read in time order."""
+
+    def __init__(self, events: Events, n_items: int, lists: Lists, zero_shot: Vectors, seed: int, whole: bool) -> None:
+        """lists: those that will be read. whole: each orders the whole catalogue, not the candidates of a list.
+
+        EASE is fitted once, to what came before the first of the lists; with `whole`, where lists may be of any time,
+        up to four times, always to what came before.
+        """
+        self._events, self._n, self._zero_shot, self._seed, self._whole = events, n_items, zero_shot, seed, whole
+        acts = engagements(events)
+        self._tally = Tally(acts.item.astype(np.int64), acts.at)
+        begin = float(lists.at.min(initial=np.inf))
+        never_shown = not (lists.position >= 0).any()
+        self._new_only = never_shown and share_again(events.before(begin)) < RARELY_AGAIN
+        moments = np.quantile(lists.at, [0, 0.25, 0.5, 0.75], method="lower") if len(lists) else np.empty(0)
+        self._fit_at = np.unique(moments if whole else moments[:1]).tolist()
+        self._fit: Ease | None = None
+
+    def best(self, reading: Reading) -> I32:
+        """int32[BASELINES, DEPTH]: the items each would put first, best first; `-1` after the last.
+
+        All `-1` for one that has nothing to say here.
+        """
+        r = reading
+        if self._whole:
+            n = self._n
+            r = r._replace(candidates=np.flatnonzero(~(r.items.catalogue.available_from[:n] > r.at)).astype(np.int32))
+        start = np.array([0, len(r.candidates)])
+        ties = tie_break(r.candidates, start)
+        out = np.full((len(BASELINES), DEPTH), -1, np.int32)
+        for k, score in enumerate(self.scores(r).T):
+            if np.isfinite(score).any():
+                out[k] = order_of(score, r.candidates, start, ties)[0]
+        return out
+
+    def scores(self, reading: Reading) -> F64:
+        """float64[candidates, BASELINES]: the score of each candidate by each, NaN where it has nothing to say.
+
+        item_click_rate shrinks toward the shop's rate, not toward a prediction: it stands for counting alone.
+        """
+        r = reading
+        moment = Moment(r.items, r.history, r.candidates, r.at)
+        clicks, shown = moment.counts[:, Kind.CLICK, LONGEST], moment.counts[:, Kind.IMPRESSION, LONGEST]
+        shop = moment.shop_rate(Kind.CLICK, Kind.IMPRESSION)
+        out = np.column_stack(
+            [
+                np.random.default_rng((self._seed, r.number)).random(len(r.candidates)),
+                self._tally.before(r.candidates.astype(np.int64), r.at),
+                popularity(r.items, r.candidates, r.at),
+                (clicks + RATE_STRENGTH * shop) / (shown + RATE_STRENGTH),
+                moment.co_occurrence[0],
+                self._ease(r.at).scores(r.history, r.candidates),
+                self._zero_shot.toward(r.candidates, self._zero_shot.pooled(moment.engaged.item, moment.weight)),
+                r.items.vectors.toward(r.candidates, r.items.vectors.pooled(moment.engaged.item, moment.weight)),
+            ]
+        )
+        if self._new_only:
+            had = np.isin(r.candidates, r.history.item)
+            out[had] = np.where(np.isnan(out[had]), np.nan, -np.inf)
+        return out
+
+    def _ease(self, at: float) -> Ease:
+        while self._fit_at and self._fit_at[0] <= at:
+            past = self._events.before(self._fit_at.pop(0))
+            self._fit = Ease.chosen(past, self._n, self._new_only, self._seed)
+        assert self._fit is not None, "lists are read in time order, from the first that was given"
+        return self._fit
+
+
+def order_of(score: F64 | F32, item: I32, start: I64, ties: U64) -> I32:
+    """int32[lists, DEPTH]: the items of each list by falling score; `-1` after the last. ties: of `tie_break`."""
+    rows = top_k(score, start, ties, DEPTH)
+    return np.where(rows >= 0, item[rows] if len(item) else -1, -1).astype(np.int32)

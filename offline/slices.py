@@ -1,0 +1,67 @@
+"""Parts of a test that are reported on their own: which lists, or which of the items that were engaged with.
+
+A slice of lists (people known and not, by how much) keeps whole lists. A slice of targets (new items and old, head and
+tail) asks how well an order finds *those*: other items engaged with in the same list are neither hits nor in the way,
+so a basket of old and new is judged on each (as repetition and exploration are in Li et al., TOIS 2023).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.catalogue import Catalogue
+from features.log import F64, Events, Lists
+from offline.baselines import Tally, engagements, pairs
+from offline.lists import Targets
+from offline.windows import Windows
+
+Mask = NDArray[np.bool_]
+
+BY_HISTORY = {"1_4": (1, 5), "5_19": (5, 20), "20_49": (20, 50), "50_plus": (50, np.inf)}
+"""Engagements of the user before the list: from, up to but not including."""
+BY_SEEN = {"1_4": (1, 5), "5_19": (5, 20), "20_plus": (20, np.inf)}
+"""Engagements of anyone with the item before the list."""
+HEAD = 0.2
+"""The share of the catalogue, most engaged with first, that is the head."""
+CATEGORIES = 5
+
+
+def of_lists(events: Events, lists: Lists, warm: Mask) -> dict[str, Mask]:
+    """bool[lists] by name: `all`, `warm_users`, `cold_users`, `history_1_4` and so on.
+
+    warm: whether anything was known of the user. A user's history is counted in engagements; impressions are none.
+    """
+    acts = engagements(events)
+    known = Tally(acts.user.astype(np.int64), acts.at).before(lists.user.astype(np.int64), lists.at)
+    out = {"all": np.ones(len(lists), bool), "warm_users": warm, "cold_users": ~warm}
+    return out | {f"history_{name}": (known >= low) & (known < high) for name, (low, high) in BY_HISTORY.items()}
+
+
+def of_targets(events: Events, lists: Lists, targets: Targets, catalogue: Catalogue, count: F64) -> dict[str, Mask]:
+    """bool[targets] by name: `warm_items`, `cold_items`, `seen_1_4` and so on, `repeats`, `new_items`, `head`, `tail`,
+    and `category:NAME` of those most engaged with here.
+
+    Cold, seen and repeat are as of the list's moment: engaged with by nobody before, by so many, by this user. count:
+    float64[items], of `known_engagements`, for head and tail.
+    """
+    acts, at, item = engagements(events), lists.at[targets.of], targets.item.astype(np.int64)
+    seen = Tally(acts.item.astype(np.int64), acts.at).before(item, at)
+    again = Tally(pairs(acts.user, acts.item), acts.at).before(pairs(lists.user[targets.of], targets.item), at) > 0
+    head = np.zeros(len(count), bool)
+    head[np.argsort(-count, kind="stable")[: int(np.ceil(HEAD * len(count)))]] = True
+    out = {"warm_items": seen > 0, "cold_items": seen == 0}
+    out |= {f"seen_{name}": (seen >= low) & (seen < high) for name, (low, high) in BY_SEEN.items()}
+    out |= {"repeats": again, "new_items": ~again, "head": head[item], "tail": ~head[item]}
+    category, names = catalogue.category[item], catalogue.category_names
+    most = np.argsort(-np.bincount(category, minlength=len(names) + 1)[: len(names)], kind="stable")[:CATEGORIES]
+    return out | {f"category:{names[c]}": category == c for c in most.tolist()}
+
+
+def known_engagements(events: Events, windows: Windows, targets: Targets, n_items: int) -> F64:
+    """float64[items]: engagements with each item that are no part of the test."""
+    acts = engagements(events)
+    if windows.protocol == "leave-last-out":
+        every = np.bincount(acts.item, minlength=n_items)
+        return (every - np.bincount(targets.item, minlength=n_items)).clip(0).astype(np.float64)
+    return np.bincount(acts.before(windows.test).item, minlength=n_items).astype(np.float64)

@@ -1,0 +1,240 @@
+"""Dull orders: what each says, from what was known at the moment, and that none is held back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.history import EMPTY, Histories, History
+from features.log import Events, Kind, Lists
+from features.vectors import Vectors
+from offline.baselines import BASELINES, DEPTH, Baselines, Ease, Tally, order_of, pairs, share_again
+from ranker.metrics import tie_break
+from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay, make_vectors
+
+ZERO_SHOT = Vectors.quantise(make_vectors(seed=9))
+BOUGHT, CLICK, SHOWN = Kind.PURCHASE, Kind.CLICK, Kind.IMPRESSION
+
+
+def bought(*rows: tuple[float, int, int]) -> Events:
+    """Purchases of (days after START, user, item)."""
+    return make_events([(day * DAY, user, item, BOUGHT, -1) for day, user, item in rows], n_users=40)
+
+
+def said(events: Events, asked: Lists, whole: bool = False) -> list[dict[str, np.ndarray]]:
+    """Scores of the candidates of each list, by baseline."""
+    replay = make_replay(events, refresh_days=(1.0, 2.0))
+    dull = Baselines(events, 12, asked, ZERO_SHOT, seed=3, whole=whole)
+    return [dict(zip(BASELINES, dull.scores(r).T, strict=True)) for r in replay.readings(asked)]
+
+
+def test_a_baseline_is_what_was_known_at_the_moment() -> None:
+    """Item 0: shown twice, clicked once. Item 3: shown once, clicked by two. Item 2: shown three times, for nothing.
+
+    Counting alone, at a shop's rate of 3 / 6 with the strength of 10 impressions: (1 + 5) / 12, (2 + 5) / 11, 5 / 13.
+    """
+    events = make_events([
+        (0, 1, 0, SHOWN, 0), (0, 1, 3, SHOWN, 0), (0, 1, 0, SHOWN, 1), *((0, 1, 2, SHOWN, r) for r in range(3)),
+        (9, 1, 0, CLICK, 0), (9, 1, 3, CLICK, 0), (5, 0, 3, CLICK, -1), (3 * DAY, 0, 5, BOUGHT, -1),
+    ], n_users=3)  # fmt: skip
+    known, stranger = said(events, make_lists([2 * DAY, 2 * DAY], [0, 2], [[0, 3, 5, 2], [0, 3, 5, 2]]))
+    assert known["popularity"].tolist() == [1, 2, 0, 0], "item 5 is bought only tomorrow"
+    assert known["recency_popularity"].argmax() == 1
+    np.testing.assert_allclose(known["item_click_rate"], [6 / 12, 7 / 11, 5 / 10, 5 / 13], atol=0.01)
+    assert known["cooccurrence"].argmax() == 0, "user 1 clicked item 0 with item 3, which user 0 clicked"
+    assert known["ease"].tolist().index(np.nanmax(known["ease"])) == 0
+    assert known["text"][1] == pytest.approx(1, abs=0.01), "the item itself is nearest to the interest"
+    assert np.isnan(known["text"][3]), "item 2 has no vector"
+    assert known["text_zero_shot"][0] != known["text"][0], "another encoder, another cosine"
+    assert np.isnan(stranger["text"]).all()
+    assert np.isnan(stranger["ease"]).all()
+    np.testing.assert_array_equal(stranger["popularity"], known["popularity"])
+
+
+def test_popularity_is_of_all_time_and_its_recent_kind_forgets() -> None:
+    """Item 4 was bought three times 60 days ago, item 6 twice yesterday."""
+    events = bought(*((0, u, 4) for u in (1, 2, 3)), (59, 4, 6), (59, 5, 6))
+    (found,) = said(events, make_lists([60 * DAY], [0], [[4, 6]]))
+    assert found["popularity"].tolist() == [3, 2]
+    assert found["recency_popularity"].argmax() == 1
+
+
+def test_random_differs_from_list_to_list_and_is_the_same_every_time() -> None:
+    asked = make_lists([DAY, DAY], [0, 0], [[0, 1, 2], [0, 1, 2]])
+    one, other = said(bought((0, 0, 1)), asked)
+    assert one["random"].tolist() != other["random"].tolist()
+    assert one["random"].tolist() == said(bought((0, 0, 1)), asked)[0]["random"].tolist()
+
+
+def rebuilt(asked: Lists) -> Lists:
+    return Lists(**{**vars(asked), "position": np.full(asked.rows, -1, np.int16)})
+
+
+def test_where_nobody_buys_a_thing_twice_none_is_offered_it_again() -> None:
+    """All 8 purchases are of something new to their user; of what user 0 had nothing ranks above anything else."""
+    once = bought(*((0.1 * k, k % 2, k) for k in range(8)))
+    (found,) = said(once, rebuilt(make_lists([2 * DAY], [0], [list(range(8))])))
+    for name in set(BASELINES) - {"item_click_rate", "ease"}:
+        assert set(np.flatnonzero(found[name] == -np.inf)) - {2} == {0, 4, 6}, name
+    (shown,) = said(once, make_lists([2 * DAY], [0], [list(range(8))]))
+    assert np.isfinite(shown["popularity"]).all(), "a list that was shown is ordered as it is"
+
+
+def test_where_people_come_back_for_the_same_they_are_offered_it() -> None:
+    often = bought(*((0.1 * k, 0, k % 3) for k in range(9)))
+    assert share_again(often) == 6 / 9
+    (found,) = said(often, rebuilt(make_lists([2 * DAY], [0], [[0, 1, 2]])))
+    assert found["popularity"].tolist() == [3, 3, 3]
+
+
+def test_the_share_that_comes_again_counts_a_basket_once() -> None:
+    """User 0: item 1 in a cart and bought at once, then bought again; user 1 once. 1 of 3. Impressions are none."""
+    events = make_events([
+        (0, 0, 1, Kind.CART, -1), (0, 0, 1, BOUGHT, -1), (9, 0, 1, BOUGHT, -1), (9, 1, 1, BOUGHT, -1),
+        (8, 1, 1, SHOWN, 0),
+    ], n_users=2)  # fmt: skip
+    assert share_again(events) == 1 / 3
+    assert share_again(bought()) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(logs(), st.integers(1, 9), st.booleans())
+def test_no_baseline_sees_the_future(rows: list[tuple[float, int, int, Kind, int]], k: int, whole: bool) -> None:
+    """Events at or after the first list change no score of it, fits of EASE included."""
+    cut = k * DAY / 6
+    asked = make_lists([cut, cut], [0, 1], [[0, 1, 2, 3], [5, 6]])
+    all_ = said(make_events(rows, 3), asked, whole)
+    past = said(make_events([r for r in rows if r[0] < cut], 3), asked, whole)
+    for a, b in zip(all_, past, strict=True):
+        for name in BASELINES:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_best_are_items_in_order_and_whole_means_the_catalogue() -> None:
+    events = bought((0, 1, 4), (0, 2, 4), (0, 3, 7))
+    asked = make_lists([2 * DAY], [0], [[7, 4, 0]])
+    replay = make_replay(events, refresh_days=(1.0,))
+    for whole in (False, True):
+        dull = Baselines(events, 12, asked, ZERO_SHOT, seed=3, whole=whole)
+        (best,) = (dull.best(r) for r in replay.readings(asked))
+        assert best.shape == (len(BASELINES), DEPTH)
+        popular = best[BASELINES.index("popularity")]
+        assert popular[:2].tolist() == [4, 7]
+        assert (popular >= 0).sum() == (12 if whole else 3)
+        assert (best[BASELINES.index("text")] == -1).all(), "nothing is known of user 0"
+
+
+def test_what_is_not_available_yet_is_in_no_order_of_the_whole() -> None:
+    events = bought((0, 1, 4))
+    replay = make_replay(events, refresh_days=())
+    asked = make_lists([DAY], [0], [[0]])
+    replay.catalogue.available_from[4] = START + 2 * DAY
+    dull = Baselines(events, 12, asked, ZERO_SHOT, seed=3, whole=True)
+    (best,) = (dull.best(r) for r in replay.readings(asked))
+    assert 4 not in best
+    assert sorted(best[0][best[0] >= 0].tolist()) == [i for i in range(12) if i != 4]
+
+
+def test_an_order_breaks_ties_by_a_hash_and_ends_with_nothing() -> None:
+    item, start = np.array([5, 6, 7, 1], np.int32), np.array([0, 3, 4])
+    found = order_of(np.array([1.0, 3.0, np.nan, 0.0]), item, start, tie_break(item, start))
+    assert found[:, :4].tolist() == [[6, 5, 7, -1], [1, -1, -1, -1]]
+    none = order_of(np.empty(0), item[:0], np.array([0, 0]), tie_break(item[:0], np.array([0, 0])))
+    assert (none == -1).all()
+
+
+# EASE
+
+
+def checkerboard(users: int = 30) -> Events:
+    """Users of even number buy even items 0 to 4, the others odd ones 1 to 5; each lacks one of his own."""
+    return bought(*(
+        (0.01 * i, u, i) for u in range(users) for i in range(6) if i % 2 == u % 2 and i // 2 != u // 2 % 3
+    ))  # fmt: skip
+
+
+def past_of(events: Events, user: int) -> History:
+    return Histories(events).read(user, START + 100 * DAY)
+
+
+def test_ease_offers_each_side_of_a_checkerboard_what_it_lacks() -> None:
+    """Of the six items an even user lacks one even and all odd ones; the even one scores highest among these."""
+    events, every = checkerboard(), np.arange(12, dtype=np.int32)
+    ease = Ease.fit(events, 12, penalty=3.0, memory=8.0)
+    for user in range(6):
+        history = past_of(events, user)
+        score = np.where(np.isin(every, history.item), -np.inf, np.nan_to_num(ease.scores(history, every), nan=-9))
+        assert int(score.argmax()) % 2 == user % 2
+
+
+def test_ease_is_the_ridge_regression_of_each_item_on_all_others() -> None:
+    """The closed form against solving each column by itself, its own item left out: what Steck derives it from."""
+    events, penalty = bought(*((u, u, i) for u, i in np.argwhere(np.random.default_rng(2).random((30, 7)) < 0.4))), 2.0
+    ease = Ease.fit(events, 12, penalty, memory=8.0)
+    x = np.zeros((40, 12))
+    x[events.user, events.item] = 1
+    for j in ease.item.tolist():
+        others = [i for i in ease.item.tolist() if i != j]
+        a = x[:, others]
+        expected = np.linalg.solve(a.T @ a + penalty * np.eye(len(others)), a.T @ x[:, j])
+        column = ease.weight[:, ease.item.tolist().index(j)]
+        np.testing.assert_allclose(np.delete(column, ease.item.tolist().index(j)), expected, atol=1e-5)
+        assert column[ease.item.tolist().index(j)] == 0
+
+
+def test_ease_forgets_by_visits_not_by_days() -> None:
+    """Item 0 one visit back, item 1 two visits and a hundred days: with a memory of one visit, half the weight each."""
+    ease = Ease(np.array([0, 1, 2]), np.array([[0, 0, 1], [0, 0, 10], [0, 0, 0]], np.float32), memory=1.0)
+    history = past_of(bought((99, 0, 2), (98, 0, 0), (0, 0, 1)), 0)
+    assert ease.scores(history, np.array([2], np.int32)).tolist() == [1 / 2 + 10 / 4]
+
+
+def test_ease_knows_the_most_engaged_items_and_says_nothing_of_others() -> None:
+    events = bought((0, 0, 3), (0, 1, 3), (0, 0, 5), (0, 1, 5), (0, 2, 7))
+    ease = Ease.fit(events, 12, 1.0, 8.0, most=2)
+    assert ease.item.tolist() == [3, 5]
+    score = ease.scores(past_of(events, 0), np.array([7, 5, -1, 3], np.int32))
+    assert np.isnan(score).tolist() == [True, False, True, False]
+    assert np.isnan(ease.scores(past_of(events, 2), np.array([3, 5], np.int32))).all(), "user 2 has neither"
+
+
+def test_ease_of_no_log_or_no_history_says_nothing() -> None:
+    every = np.arange(12, dtype=np.int32)
+    for events in (bought(), make_events([(0, 0, 1, SHOWN, 0), (0, 0, -1, CLICK, -1)], 3)):
+        assert np.isnan(Ease.chosen(events, 12, True, seed=0).scores(past_of(checkerboard(), 0), every)).all()
+    assert np.isnan(Ease.chosen(checkerboard(), 12, True, seed=0).scores(EMPTY, every)).all()
+
+
+def test_ease_chooses_a_short_memory_where_only_the_last_visit_says_what_comes_next() -> None:
+    """Item k is always followed by item k + 1, whatever came long before: the last visit alone tells."""
+    rng, rows = np.random.default_rng(0), []
+    for user in range(40):
+        day = 0.0
+        for first in rng.integers(0, 5, 12).tolist():
+            rows += [(day, user, 2 * first), (day + 1, user, 2 * first + 1)]
+            day += 2
+        rows = rows if user % 2 else rows[:-1]
+    assert Ease.chosen(bought(*rows), 12, new_only=False, seed=0).memory == 2.0
+
+
+# Counting
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 5)), max_size=30),
+    st.lists(st.tuples(st.integers(-4, 4), st.integers(-1, 7)), max_size=10),
+)
+def test_a_tally_is_what_counting_by_hand_gives(log: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
+    """Events of the entity strictly before the moment; 0 for one that was never seen."""
+    entity, at = (np.array([r[k] for r in log], np.int64) for k in (0, 1))
+    of, when = (np.array([r[k] for r in asked], np.int64) for k in (0, 1))
+    found = Tally(entity, at.astype(np.float64)).before(of, when.astype(np.float64))
+    assert found.tolist() == [sum(e == o and t < w for e, t in log) for o, w in asked]
+
+
+def test_pairs_of_user_and_item_are_told_apart() -> None:
+    user, item = (a.ravel().astype(np.int32) for a in np.meshgrid([0, 1, 2**31 - 1], [0, 1, 2**31 - 1]))
+    assert len(np.unique(pairs(user, item))) == 9
