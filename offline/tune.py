@@ -153,6 +153,9 @@ def tune(
     by one call at a time: another's unfinished trials are taken for those of a call that was killed. most: trials in
     all, None for as many as there is time for. on_progress: called with seconds passed and `budget_s`.
 
+    Whether to set positions aside is judged by gains that were had in the shown order, which favours not doing so where
+    that order was biased: `position_debias: false` should be checked on lists shown in a random order.
+
     A trial's settings follow from `seed` and the trials before it, so a study that was killed goes on as it would have.
     The first settings are always judged, however short the time. Raises DataError for a study of other settings.
     """

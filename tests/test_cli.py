@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 from offline import cli
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("simulate", "import", "validate", "nightly", "evaluate", "serve", "rank", "similar", "releases", "demo")
+COMMANDS = (
+    "simulate", "import", "validate", "nightly", "evaluate", "tune", "ablate", "serve", "rank", "similar", "releases",
+    "demo",
+)  # fmt: skip
 TINY = ("--items", "30", "--users", "20", "--days", "3", "--seed", "5", "--end", "2026-06-01")
 
 
