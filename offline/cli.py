@@ -528,7 +528,7 @@ def demo(
     stay: Annotated[bool | None, typer.Option(help="Keep serving afterwards; default only in a terminal.")] = None,
 ) -> None:
     """The whole way once: simulate a shop, run the night, serve it, and watch three clicks rearrange a list."""
-    from offline.demo import show
+    from offline.demo import ServiceDown, show
     from offline.simulate import simulate as run
 
     c = _config(config, workspace)
@@ -537,7 +537,10 @@ def demo(
         run(shop, c.data, on_progress)
     with _redis(c) as url:
         made = _nightly(c, True)
-        show(c, url, made.id, port, sys.stdout.isatty() if stay is None else stay)
+        try:
+            show(c, url, made.id, port, sys.stdout.isatty() if stay is None else stay)
+        except ServiceDown as e:
+            raise _Failure(str(e)) from e
 
 
 def _today() -> str:

@@ -29,6 +29,10 @@ _CLICKS = 3
 _STARTS_WITHIN_S = 60.0
 
 
+class ServiceDown(RuntimeError):
+    """The service of the demo does not answer; the message says where, why, and where its log is."""
+
+
 def show(config: Config, redis_url: str, release_id: str, port: int, stay: bool) -> None:
     """Print one shopper's list before and after three clicks, side by side, with reasons; then where the service is.
 
@@ -90,7 +94,7 @@ def _ready(process: subprocess.Popen[bytes], address: str, release_id: str, log:
         except OSError as e:
             said = str(e)
         time.sleep(0.2)
-    raise RuntimeError(f"the service did not come up at {address}: {said}; see {log} in the workspace")
+    raise ServiceDown(f"the service did not come up at {address}: {said}; see {log}, or take another --port")
 
 
 def _post(address: str, path: str, body: Any) -> Any:
