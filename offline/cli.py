@@ -205,19 +205,20 @@ def nightly(
     Killed anywhere and started again it goes on after the last finished step. The live release changes last.
     """
     c = _config(config, workspace)
-    made = _nightly(c, publish)
+    made, report = _nightly(c, publish)
+    _say(f"report: {report}")
     _say(f"release {made.id}: {made.path}")
 
 
-def _nightly(config: Config, publish: bool) -> Any:
+def _nightly(config: Config, publish: bool) -> tuple[Any, Path]:
+    """The release, and where its report is."""
     from offline.nightly import Night
 
     with _redis(config) as url:
         night = Night(config, url if publish else None)
         made = night()
     _say_evaluation(night.run.file("evaluation.json"))
-    _say(f"report: {night.run.file('report.html')}")
-    return made
+    return made, night.run.file("report.html")
 
 
 def _say_evaluation(path: Path) -> None:
@@ -536,9 +537,9 @@ def demo(
     with bar("Simulating a shop") as on_progress:
         run(shop, c.data, on_progress)
     with _redis(c) as url:
-        made = _nightly(c, True)
+        made, report = _nightly(c, True)
         try:
-            show(c, url, made.id, port, sys.stdout.isatty() if stay is None else stay)
+            show(c, url, made.id, report, port, sys.stdout.isatty() if stay is None else stay)
         except ServiceDown as e:
             raise _Failure(str(e)) from e
 

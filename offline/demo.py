@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ class ServiceDown(RuntimeError):
     """The service of the demo does not answer; the message says where, why, and where its log is."""
 
 
-def show(config: Config, redis_url: str, release_id: str, port: int, stay: bool) -> None:
-    """Print one shopper's list before and after three clicks, side by side, with reasons; then where the service is.
+def show(config: Config, redis_url: str, release_id: str, report: Path, port: int, stay: bool) -> None:
+    """Print one shopper's list before and after three clicks, side by side, with reasons; then where to look on.
 
     stay: keep serving until interrupted.
     """
@@ -48,6 +49,7 @@ def show(config: Config, redis_url: str, release_id: str, port: int, stay: bool)
         _post(address, "/v1/events", [{"event": "click", "user_id": user, "item_id": i} for i in clicked])
         second = _rank(address, user, shelf, _SHOWN)
         _print(data, user, clicked, theme, before, first, second)
+        print(f"report: {report}")
         print(f"service: {address} (API: {address}/docs)", flush=True)
         if stay:
             print("serving until you press Ctrl-C", flush=True)
