@@ -41,6 +41,7 @@ from serving import release
 from serving.store import BulkStore, Pointer
 from text_encoder.encoder import load
 from text_encoder.examples import examples
+from text_encoder.reading import BudgetSpent
 from text_encoder.text import attributes, item_texts
 from text_encoder.train import fine_tune
 
@@ -151,7 +152,10 @@ class Night:
         texts = item_texts(config.template, columns)
         encoder = encoder.capped(texts, config.token_percentile)
         learnt = examples(self.data.events, self.windows.ranker)
-        tuned = fine_tune(encoder, texts, learnt, config, self.run.file("checkpoints"), on_progress)
+        try:
+            tuned = fine_tune(encoder, texts, learnt, config, self.run.file("checkpoints"), on_progress)
+        except BudgetSpent as e:
+            raise DataError(str(e)) from e
         tuned.encoder.save(self.run.file("encoder"))
         np.save(self.run.file("vectors.npy"), tuned.vectors, allow_pickle=False)
         np.save(self.run.file("zero_shot.npy"), tuned.zero_shot, allow_pickle=False)

@@ -20,6 +20,7 @@ from tests.test_text_encoder import CONFIG, NO_PROJECTION, TEXTS, minilm, plante
 from text_encoder import reading, scalars
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Bend, Encoder, load
+from text_encoder.examples import Examples
 from text_encoder.lora import Adapted, adapt, merge
 from text_encoder.reading import BudgetSpent, read
 from text_encoder.towers import UpperLayers
@@ -103,26 +104,38 @@ def test_layers_that_make_it_worse_leave_the_projection_as_it_was(minilm: Encode
     np.testing.assert_array_equal(found.vectors, alone.vectors)
 
 
-def test_each_item_is_read_once_an_epoch_with_all_the_examples_it_is_in(minilm: Encoder) -> None:
+def layers_trainer(minilm: Encoder, part: Examples, **changes: object) -> Trainer:
+    tower = UpperLayers(minilm, torch.from_numpy(np.nan_to_num(minilm.encode(TEXTS))), TEXTS, trained=1)
+    data = Data(part, part, torch.ones(len(TEXTS), dtype=torch.bool))
+    return Trainer(tower, data, config(**changes), "last_layers", Epoch(0, "zero-shot", 0, 0, 0, 0, 0), 1, None)
+
+
+def test_each_item_engaged_with_is_read_once_an_epoch_and_each_reading_hears_all_examples(minilm: Encoder) -> None:
     part = tiny([[0, 1], [2, -1], [1, -1], [3, 0]], [4, 1, 0, 2], [0, 1, 2, 3], [[-1]] * 4)
-    tower = UpperLayers(minilm, torch.zeros(len(TEXTS), 384), TEXTS, trained=1)
-    data = Data(part, part, torch.ones(len(TEXTS), dtype=torch.bool))
-    start = Epoch(0, "zero-shot", 0, 0, 0, 0, 0)
-    steps = Trainer(tower, data, config(batch_texts=2), "full", start, 1, None)._steps(np.random.default_rng(0))
+    steps = layers_trainer(minilm, part, batch_texts=2, batch_size=2)._steps(np.random.default_rng(0))
+    assert [len(step.read) for step in steps] == [2, 2, 1]
     assert sorted(np.concatenate([step.read for step in steps]).tolist()) == [0, 1, 2, 3, 4]
-    where = {0: [0, 2, 3], 1: [0, 1, 2], 2: [1, 3], 3: [3], 4: [0]}
     for step in steps:
-        assert step.rows.tolist() == sorted({row for item in step.read.tolist() for row in where[item]})
+        assert [len(batch) for batch in step.batches] == [2, 2]
+        assert sorted(np.concatenate(step.batches).tolist()) == [0, 1, 2, 3]
 
 
-def test_a_popular_items_examples_are_bounded_by_the_epochs(minilm: Encoder) -> None:
-    part = planted(500)
-    tower = UpperLayers(minilm, torch.zeros(len(TEXTS), 384), TEXTS, trained=1)
-    data = Data(part, part, torch.ones(len(TEXTS), dtype=torch.bool))
-    start = Epoch(0, "zero-shot", 0, 0, 0, 0, 0)
-    bounded = config(examples_per_epoch=50, batch_texts=16)
-    steps = Trainer(tower, data, bounded, "full", start, 1, None)._steps(np.random.default_rng(0))
-    assert [len(step.rows) for step in steps] == [25, 25]  # 32 items engaged with are two steps; 50 / 2 examples each
+def test_a_reading_hears_the_gradient_that_the_batches_have_on_average(minilm: Encoder) -> None:
+    """Two batches, three items of which two are read: each gets half the sum of what the two say of it."""
+    part = tiny([[0, -1], [1, -1]], [1, 2], [0, 1], [[-1]] * 2)
+    trainer = layers_trainer(minilm, part, random_negatives=0, skipped_weight=0.0)
+    told: dict[int, np.ndarray] = {}
+    trainer.tower.backward = lambda rows, gradient: told.update(zip(rows.tolist(), gradient.numpy(), strict=True))
+    says = {0: np.full(2, 2.0), 1: np.full(2, 4.0), 2: np.full(2, 6.0)}
+
+    def gradient(rows: np.ndarray, _: object) -> tuple[np.ndarray, torch.Tensor, float]:
+        items = np.array([0, 1]) if rows[0] == 0 else np.array([1, 2])
+        return items, torch.from_numpy(np.stack([says[i] for i in items.tolist()])), float(rows[0])
+
+    trainer._gradient = gradient
+    mean_loss = trainer._read([np.array([0]), np.array([1])], np.array([1, 0]), np.random.default_rng(0))
+    assert {item: row.tolist() for item, row in told.items()} == {0: [1, 1], 1: [4, 4]}  # 2 / 2 and (4 + 4) / 2
+    assert mean_loss == 0.5
 
 
 def test_log_q_takes_off_the_chance_of_being_a_candidate_and_what_popularity_is_left_to_others() -> None:

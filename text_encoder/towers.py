@@ -40,11 +40,10 @@ class Tower(Protocol):
     def vectors(self, rows: I64) -> Tensor:
         """float32[m, d]: the vectors of some items; where texts are read, as of when each was read last."""
 
-    def backward(self, rows: I64, gradient: Tensor, read: I64) -> None:
-        """Takes the gradient of what `vectors` gave last down to the parameters.
+    def backward(self, rows: I64, gradient: Tensor) -> None:
+        """Takes the gradient of some items' vectors, float32[m, d], down to the parameters.
 
-        rows: int64[m] and gradient: float32[m, d], of the items given. read: items whose text is read for it, where
-        that is needed; those not among `rows` are left out.
+        Where no text is read, these are the items that `vectors` was asked for last.
         """
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
@@ -89,8 +88,8 @@ class Projection:
         self._last = self._project(self._cached[torch.from_numpy(rows)])
         return self._last.detach()
 
-    def backward(self, rows: I64, gradient: Tensor, read: I64) -> None:
-        """See `Tower`; all take part."""
+    def backward(self, rows: I64, gradient: Tensor) -> None:
+        """See `Tower`."""
         self._last.backward(gradient)  # type: ignore[no-untyped-call]
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
@@ -230,11 +229,11 @@ class UpperLayers:
         """See `Tower`."""
         return self._cached[torch.from_numpy(rows)]
 
-    def backward(self, rows: I64, gradient: Tensor, read: I64) -> None:
-        """See `Tower`."""
+    def backward(self, rows: I64, gradient: Tensor) -> None:
+        """See `Tower`; the texts are read for it."""
         place = np.full(len(self._texts), -1, np.int64)
         place[rows] = np.arange(len(rows))
-        for chunk in self._chunks(read[place[read] >= 0]):
+        for chunk in self._chunks(rows):
             out = self._forward(chunk)
             out.backward(gradient[torch.from_numpy(place[chunk])].to(out.device))  # type: ignore[no-untyped-call]
             self._cached[torch.from_numpy(chunk)] = out.detach().cpu()

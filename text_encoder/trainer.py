@@ -1,7 +1,9 @@
 """The loop: steps of Adam on a tower, validation after each epoch, the best state kept, all of it resumable.
 
-Over cached vectors a step is a batch of examples. Where texts are read again a step is a batch of items, each read
-once, and the examples they are in, as target or in a history: so a reading learns from all there is to learn from.
+Over cached vectors a step is a batch of examples. Where texts are read a step is a batch of items: many batches of
+examples, drawn as ever, tell the gradient of all vectors, and it is taken down through these items' texts. Dealing out
+the examples with the items instead would be wrong: an item would meet all the shoppers who took it at once, but few of
+those who did not, and be drawn to everyone.
 """
 
 from __future__ import annotations
@@ -83,9 +85,10 @@ class Data(NamedTuple):
 
 
 class _Step(NamedTuple):
-    rows: I64
-    read: I64
-    """Items whose text is read; none where vectors are at hand."""
+    batches: list[I64]
+    """Rows of examples."""
+    read: I64 | None
+    """Items whose text is read; None where vectors are at hand."""
 
 
 def _log_q(train: Examples, usable: Tensor, config: EncoderConfig, batch: float) -> F32:
@@ -103,24 +106,6 @@ def _log_q(train: Examples, usable: Tensor, config: EncoderConfig, batch: float)
     return out
 
 
-class _Postings:
-    """The examples each item is in, as target or in the history."""
-
-    def __init__(self, examples: Examples) -> None:
-        item = np.column_stack((examples.target, examples.history))
-        row = np.repeat(np.arange(len(examples)), item.shape[1])[item.ravel() >= 0]
-        item = item.ravel()[item.ravel() >= 0]
-        order = np.argsort(item, kind="stable")
-        self._row = row[order]
-        items, self._first = np.unique(item[order], return_index=True)
-        self.items = items.astype(np.int64)
-        self._last = np.append(self._first[1:], len(order))
-
-    def rows(self, places: I64) -> I64:
-        """Examples that have any of `items[places]`, each once, ascending."""
-        return np.unique(np.concatenate([self._row[self._first[p] : self._last[p]] for p in places]))
-
-
 class Trainer:
     """One stage over a tower: steps, validation, checkpoints in `file`, if any."""
 
@@ -135,7 +120,8 @@ class Trainer:
         self.rate = config.learning_rate if stage == "projection" else config.layer_rate
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.rate)
         self.engaged = Engaged(data.train, len(data.usable))
-        self.postings = _Postings(data.train) if tower.reads_text else None
+        items = np.unique(np.append(data.train.history, data.train.target)).astype(np.int64)
+        self.readable = items[items >= 0] if tower.reads_text else None
         self.log_q = _log_q(data.train, data.usable, config, min(config.batch_size, len(data.train)))
         self.drawable: I64 = np.flatnonzero(data.usable.numpy())
         self.epochs, self._first = [start], first
@@ -146,27 +132,22 @@ class Trainer:
         return max(self.epochs, key=lambda e: e.score)
 
     def _steps(self, draw: np.random.Generator) -> list[_Step]:
-        config, n = self.config, len(self.data.train)
-        if self.postings is None:
-            rows = draw.permutation(n)[: config.examples_per_epoch]
-            nothing = np.empty(0, np.int64)
-            return [_Step(part, nothing) for part in np.array_split(rows, max(1, round(len(rows) / config.batch_size)))]
-        places = draw.permutation(len(self.postings.items))
+        if self.readable is None:
+            return [_Step([part], None) for part in self._batches(draw)]
+        items = draw.permutation(self.readable)
         # A small catalogue still gets some steps.
-        size = min(config.batch_texts, max(32, len(places) // 8))
-        parts = np.array_split(places, -(-len(places) // size))
-        most = -(-config.examples_per_epoch // len(parts))
-        return [_Step(self._some(self.postings.rows(part), most, draw), self.postings.items[part]) for part in parts]
+        size = min(self.config.batch_texts, max(32, len(items) // 8))
+        return [_Step(self._batches(draw), part) for part in np.array_split(items, -(-len(items) // size))]
 
-    @staticmethod
-    def _some(rows: I64, most: int, draw: np.random.Generator) -> I64:
-        return rows if len(rows) <= most else np.sort(draw.choice(rows, most, replace=False))
+    def _batches(self, draw: np.random.Generator) -> list[I64]:
+        rows: I64 = draw.permutation(len(self.data.train))[: self.config.examples_per_epoch]
+        return np.array_split(rows, max(1, round(len(rows) / self.config.batch_size)))
 
-    def step(self, step: _Step, draw: np.random.Generator) -> float:
-        """One step of the optimizer; the loss before it."""
+    def _gradient(self, rows: I64, draw: np.random.Generator) -> tuple[I64, Tensor, float]:
+        """(items, gradient of their vectors, loss) of a batch of examples."""
         size = min(self.config.random_negatives, len(self.drawable))
         drawn = draw.choice(self.drawable, size, replace=False, shuffle=False)
-        batch = Batch.of(self.data.train.take(step.rows), self.engaged, drawn, self.log_q)
+        batch = Batch.of(self.data.train.take(rows), self.engaged, drawn, self.log_q)
         leaf = self.tower.vectors(batch.rows).requires_grad_()
         value = loss(leaf, batch, self.config.temperature, self.config.skipped_weight)
         value.backward()  # type: ignore[no-untyped-call]
@@ -175,14 +156,36 @@ class Trainer:
                 f"training diverged at rate {self.rate:g}, temperature {self.config.temperature:g}: "
                 "lower the learning rate or raise the temperature"
             )
+        return batch.rows, leaf.grad, float(value.detach())
+
+    def step(self, step: _Step, draw: np.random.Generator) -> float:
+        """One step of the optimizer; the loss before it."""
         self.optimizer.zero_grad()
-        self.tower.backward(batch.rows, leaf.grad, step.read)
+        if step.read is None:
+            rows, gradient, value = self._gradient(step.batches[0], draw)
+            self.tower.backward(rows, gradient)
+        else:
+            value = self._read(step.batches, step.read, draw)
         self.optimizer.step()
         if self.config.weight_decay:
             with torch.no_grad():
                 for parameter, start in zip(self.parameters, self.start, strict=True):
                     parameter.lerp_(start, min(1.0, self.rate * self.config.weight_decay))
-        return float(value.detach())
+        return value
+
+    def _read(self, batches: list[I64], items: I64, draw: np.random.Generator) -> float:
+        """Takes the mean gradient over the batches down through the texts of some items; the mean loss."""
+        place = np.full(len(self.data.usable), -1, np.int64)
+        place[items] = np.arange(len(items))
+        total, summed = 0.0, torch.zeros(0)
+        for part in batches:
+            rows, gradient, value = self._gradient(part, draw)
+            summed = summed if len(summed) else torch.zeros(len(items), gradient.shape[1])
+            among = place[rows] >= 0
+            summed[torch.from_numpy(place[rows[among]])] += gradient[torch.from_numpy(among)]
+            total += value
+        self.tower.backward(items, summed / len(batches))
+        return total / len(batches)
 
     def _epoch(self, clock: Clock, on_step: Callable[[float], None]) -> tuple[float, int]:
         """(mean loss, examples used) of one epoch, or of as much of it as the budget allows."""
@@ -192,8 +195,9 @@ class Trainer:
         for step in steps:
             if clock.over:
                 break
-            total += self.step(step, draw) * len(step.rows)
-            seen += len(step.rows)
+            size = sum(map(len, step.batches))
+            total += self.step(step, draw) * size
+            seen += size
             on_step(1 / len(steps))
         return total / max(seen, 1), seen
 
