@@ -35,7 +35,7 @@ from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.run import Run, Step, checksum, code, write_json
 from offline.windows import NAMES, Windows
-from ranker.train import train
+from ranker.train import Trained, train
 from ranker.trees import Trees
 from serving import release
 from serving.store import BulkStore, Pointer
@@ -236,14 +236,7 @@ class Night:
         x, learnt, _ = self._part("ranker")
         x_valid, valid, _ = self._part("validation")
         columns = features(self.replay.items_at(-np.inf))
-        config = self.config.ranker
-        if not self.is_logged:
-            # Nobody saw a rebuilt list, so it has no positions to be biased by.
-            config = config.model_copy(update={"position_debias": False})
-        trained = train(
-            x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, [f.name for f in columns], config,
-            learnt.position if config.position_debias else None, on_progress=on_progress,
-        )  # fmt: skip
+        trained = self._trained(x, learnt, x_valid, valid, [f.name for f in columns], on_progress)
         self.run.file("ranker.txt").write_text(trained.model_text, "utf-8")
         about = {f.name: f.about for f in columns}
         write_json(self.run.file("ranker.json"), {
@@ -251,6 +244,19 @@ class Night:
             "lists": trained.lists, "validation_lists": trained.valid_lists,
             "importance": [[name, about[name], gain] for name, gain in trained.importance.items()],
         })  # fmt: skip
+
+    def _trained(
+        self, x: F32, learnt: Lists, x_valid: F32, valid: Lists, columns: Sequence[str],
+        on_progress: OnProgress | None = None,
+    ) -> Trained:  # fmt: skip
+        config = self.config.ranker
+        if not self.is_logged:
+            # Nobody saw a rebuilt list, so it has no positions to be biased by.
+            config = config.model_copy(update={"position_debias": False})
+        return train(
+            x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
+            learnt.position if config.position_debias else None, on_progress=on_progress,
+        )  # fmt: skip
 
     def _evaluate(self, on_progress: OnProgress) -> None:
         x, tested, which = self._part("test")
@@ -292,16 +298,10 @@ class Night:
         x_valid, valid, _ = self._part("validation")
         x_test, tested, _ = self._part("test")
         columns = [f.name for f in features(self.replay.items_at(-np.inf))]
-        config = self.config.ranker.model_copy(
-            update={"position_debias": self.config.ranker.position_debias and self.is_logged}
-        )
 
         def fit(which: I64) -> F64:
-            part = learnt.take(which)
-            trained = train(
-                x[np.isin(np.arange(len(learnt)), which)[learnt.group]], part.gain, part.start,
-                x_valid, valid.gain, valid.start, columns, config, part.position if config.position_debias else None,
-            )  # fmt: skip
+            inside = np.isin(np.arange(len(learnt)), which)[learnt.group]
+            trained = self._trained(x[inside], learnt.take(which), x_valid, valid, columns)
             return Trees.parse(trained.model_text).score(x_test)
 
         return evaluate.learning_curve(fit, len(learnt), tested, self._targets(tested), self.config.seed, on_progress)
