@@ -1,0 +1,154 @@
+"""What the routes do, apart from HTTP: rankings, events, items alike. Ranking itself is in `live`, bytes in `store`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from features.history import EMPTY, History
+from ranker.booster import BoosterTrees
+from serving import schema
+from serving.config import ServiceConfig
+from serving.live import Follower, Live, Ranking
+from serving.schema import (
+    Accepted,
+    Derived,
+    EventsAnswer,
+    Problem,
+    RankAnswer,
+    RankedItem,
+    RankRequest,
+    Refusal,
+    Rejected,
+)
+from serving.store import Store, StoreAway
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """What the routes do, apart from HTTP.
+
+    degraded: rankings answered so far without the user's history. slow: rankings scored by LightGBM, for a release
+    whose model our own scorer does not cover.
+    """
+
+    def __init__(self, config: ServiceConfig, store: Store, follower: Follower, clock: Callable[[], float]) -> None:
+        self.config, self.store, self.follower, self.clock = config, store, follower, clock
+        self.degraded = 0
+        self.slow = 0
+
+    def live(self) -> Live:
+        """The release of this request, to be taken once. Raises Problem where none is loaded."""
+        if self.follower.live is None:
+            raise Problem(
+                503, "not-ready", "No release is loaded", self.follower.reason,
+                "Try again shortly; /health/ready says when it is.", headers={"Retry-After": "1"},
+            )  # fmt: skip
+        return self.follower.live
+
+    async def known_of(self, user_id: str | None, live: Live, at: float) -> tuple[History, bool]:
+        """A user's history, and whether the answer is degraded for want of it: decided and counted here alone."""
+        if user_id is None:
+            return EMPTY, False
+        try:
+            return await self.store.read(user_id, live.items.catalogue, at), False
+        except StoreAway as e:
+            self.degraded += 1
+            log.debug("ranking without history: %s", e)
+            return EMPTY, True
+
+    async def rank(self, request: RankRequest) -> RankAnswer:
+        """Candidates in order for a user. Raises Problem."""
+        started, at, live = time.perf_counter(), self.clock(), self.live()
+        self._bound(request, live)
+        history, degraded = await self.known_of(request.user_id, live, at)
+        self.slow += isinstance(live.release.trees, BoosterTrees)
+        ranking = live.rank(history, request.candidates, at, request.limit)
+        items = self._explained(live, ranking, history) if request.explain else _plain(ranking)
+        took_ms = round((time.perf_counter() - started) * 1e3, 3)
+        return RankAnswer(uuid.uuid4().hex, live.release.id, degraded, items, took_ms)
+
+    def _bound(self, request: RankRequest, live: Live) -> None:
+        given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
+        if given > self.config.max_candidates:
+            whole = "the whole catalogue, " if request.candidates is None else ""
+            raise Problem(
+                422, "too-many-candidates", "Too many candidates",
+                f"{whole}{given} candidates, at most {self.config.max_candidates} are ranked in one request",
+                "Name fewer `candidates`.", "candidates",
+            )  # fmt: skip
+
+    def _explained(self, live: Live, ranking: Ranking, history: History) -> list[RankedItem]:
+        items = _plain(ranking)
+        catalogue = live.items.catalogue
+        for item, parts in zip(items, live.contributions(ranking, self.config.reasons), strict=True):
+            item.reasons = [schema.Reason(feature.name, added, feature.about) for feature, added in parts]
+        for item, near in zip(items, live.nearest_engaged(ranking, history), strict=True):
+            if near is not None and near[1] >= self.config.because_cosine:
+                row, cosine = near
+                item.because_you_viewed = schema.Because(catalogue.item_ids[row], catalogue.titles[row], cosine)
+        return items
+
+    async def take(self, body: bytes) -> EventsAnswer:
+        """Events of a body into users' lists, each by itself. Raises Problem where none is good or Redis is away."""
+        now = self.clock()
+        accepted: dict[int, Accepted] = {}
+        rejected: list[Rejected] = []
+        raw = schema.raw_events(body, self.config.max_events)
+        for index, one in enumerate(raw):
+            try:
+                accepted[index] = schema.accept(one, now, self.config.future_s)
+            except Refusal as e:
+                rejected.append(Rejected(index, e.field, e.message))
+        if rejected and not accepted:
+            raise Problem(
+                422, "no-event-taken", "No event was taken", rejected[0].message,
+                "See /docs for the fields and their types.", rejected[0].field, rejected=msgspec.to_builtins(rejected),
+            )  # fmt: skip
+        new = await self._write(list(accepted.values()), now)
+        derived = [Derived(index, a.event.event_id) for index, a in accepted.items() if a.derived]
+        return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
+
+    async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
+        try:
+            return await self.store.write([a.event for a in accepted], now)
+        except StoreAway as e:
+            raise Problem(
+                503, "store-away", "Events cannot be stored now", str(e),
+                "Send the same events again after a second; with an event_id, one that was stored counts once.",
+                headers={"Retry-After": "1"},
+            ) from e  # fmt: skip
+
+    async def similar(self, item_id: str, limit: int) -> schema.SimilarAnswer:
+        """Items nearest to one by text. Raises Problem where it is unknown or has no text."""
+        live = self.live()
+        catalogue = live.items.catalogue
+        row = int(catalogue.rows([item_id])[0])
+        if row < 0 or not live.items.vectors.scale[row] > 0:
+            why = (
+                f"{item_id!r} is not in release {live.release.id}" if row < 0 else f"{item_id!r} has no text to compare"
+            )
+            raise Problem(404, "no-such-item", "No such item", why, "Ask for an item of the catalogue.", "item_id")
+        near = await asyncio.to_thread(live.similar, row, limit)
+        items = [schema.SimilarItem(catalogue.item_ids[r], catalogue.titles[r], c) for r, c in near]
+        return schema.SimilarAnswer(item_id, live.release.id, items)
+
+    def state(self) -> dict[str, Any]:
+        """What an operator asks first: whether rankings are answered, from which release, and if not, why."""
+        live = self.follower.live
+        return {
+            "status": "ready" if live else "not ready", "release": live.release.id if live else None,
+            "reason": self.follower.reason or None, "redis": self.follower.redis, "degraded": self.degraded,
+            "slow": self.slow,
+        }  # fmt: skip
+
+
+def _plain(ranking: Ranking) -> list[RankedItem]:
+    return [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
