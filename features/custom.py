@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, History
 from features.log import F32, F64, I32
 from features.moment import Feature, Items, Moment
@@ -80,7 +81,9 @@ def _one(named: str) -> Feature:
     return found._replace(origin=f"{named} sha256:{hashlib.sha256(source).hexdigest()[:16]}")
 
 
-def violations(own: Feature, items: Items, history: History, candidates: I32, at: float) -> list[str]:
+def violations(
+    own: Feature, items: Items, history: History, candidates: I32, at: float, context: Context = NO_CONTEXT
+) -> list[str]:
     """What a feature does that none may, in sentences; empty where it keeps the contract.
 
     Tried on this list and user, on a user nobody knows, on the unknown item, on one candidate and on none: it must give
@@ -94,7 +97,7 @@ def violations(own: Feature, items: Items, history: History, candidates: I32, at
     with_unknown = np.append(candidates, np.int32(-1))
     for whom, known in (("a known user", history), ("a user nobody knows", EMPTY)):
         for what, chosen in (("a list", with_unknown), ("one candidate", with_unknown[:1]), ("none", with_unknown[:0])):
-            problem = _problem(items, known, chosen, at)
+            problem = _problem(items, known, chosen, at, context)
             if problem:
                 out.append(f"{own.name}, {whom}, {what}: {problem}")
     if before != [hashlib.sha256(a.tobytes()).digest() for a in _touchable(items)]:
@@ -102,15 +105,15 @@ def violations(own: Feature, items: Items, history: History, candidates: I32, at
     return out
 
 
-def _problem(items: Items, history: History, candidates: I32, at: float) -> str | None:
+def _problem(items: Items, history: History, candidates: I32, at: float, context: Context) -> str | None:
     h = history
     history = History(h.item.copy(), h.kind.copy(), h.at.copy(), h.shown_item.copy(), h.shown_at.copy())
     candidates, backwards = candidates.copy(), candidates[::-1].copy()
     for array in (*history, candidates, backwards):
         array.setflags(write=False)
     try:
-        found, again = (rows(items, history, candidates, at)[:, -1] for _ in range(2))
-        other = rows(items, history, backwards, at)[::-1, -1]
+        found, again = (rows(items, history, candidates, at, context)[:, -1] for _ in range(2))
+        other = rows(items, history, backwards, at, context)[::-1, -1]
     except Exception as e:
         return f"raises {type(e).__name__}: {e}"
     if np.isinf(found).any():

@@ -50,6 +50,7 @@ class Events:
     at: float64[n], Unix seconds UTC. user: int32[n]. item: int32[n], `-1` for an item outside the catalogue.
     kind: int8[n], a `Kind`. request: int32[n], the list it belongs to, `-1` for none. position: int16[n], place in
     that list from 0, `-1` unknown. value: float64[n], NaN for none (money, quantity or stars, as the source had it).
+    session: int32[n], the visit it was logged with, `-1` for none. device: int8[n], a `Device`, `-1` for none.
     """
 
     at: F64
@@ -61,6 +62,8 @@ class Events:
     value: F64
     user_ids: Sequence[str]
     request_ids: Sequence[str]
+    session: I32
+    device: I8
 
     def __len__(self) -> int:
         return len(self.at)
@@ -74,7 +77,8 @@ class Events:
         """The events selected by a mask, by row numbers in ascending order, or by a slice; ids are shared."""
         return Events(
             self.at[rows], self.user[rows], self.item[rows], self.kind[rows], self.request[rows],
-            self.position[rows], self.value[rows], self.user_ids, self.request_ids,
+            self.position[rows], self.value[rows], self.user_ids, self.request_ids, self.session[rows],
+            self.device[rows],
         )  # fmt: skip
 
     def before(self, at: float) -> Events:
@@ -89,7 +93,7 @@ class Lists:
     List `g` was shown to `user[g]` at `at[g]` and holds the rows `start[g]:start[g + 1]` of the arrays below it.
     item: int32[rows]. position: int16[rows] from 0, `-1` where no list was logged and it was rebuilt.
     gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 a rebuilt list did not
-    retrieve; they count in the ideal of a metric.
+    retrieve; they count in the ideal of a metric. device: int8[g], a `Device`, `-1` where the list names none.
     """
 
     at: F64
@@ -100,6 +104,7 @@ class Lists:
     position: I16
     gain: I8
     missed: I32
+    device: I8
 
     def __len__(self) -> int:
         return len(self.at)
@@ -122,4 +127,5 @@ class Lists:
         return Lists(
             self.at[lists], self.user[lists], [self.request_ids[g] for g in lists.tolist()], start,
             self.item[rows], self.position[rows], self.gain[rows], self.missed[lists],
+            self.device[lists],
         )  # fmt: skip

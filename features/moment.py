@@ -14,6 +14,7 @@ import numpy as np
 
 from features.catalogue import Catalogue, Tags
 from features.compiled import compiled
+from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import History
 from features.interest import weights
@@ -166,14 +167,18 @@ def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
 class Moment:
     """One user, the candidates of one list, one time, and what follows from them.
 
-    candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds.
+    candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds. context: what the request says of
+    itself.
     columns: the features computed so far, by name, for those that compare a candidate with its list.
     """
 
-    def __init__(self, items: Items, history: History, candidates: I32, at: float) -> None:
+    def __init__(
+        self, items: Items, history: History, candidates: I32, at: float, context: Context = NO_CONTEXT
+    ) -> None:
         self.items = items
         self.candidates = candidates
         self.at = at
+        self.context = context
         self.columns: dict[str, F32] = {}
         known = history.item >= 0
         self.engaged = history if known.all() else history._replace(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from features.catalogue import Catalogue
+from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
 from features.log import F32, F64, I32, Events, Lists
@@ -27,6 +28,7 @@ class Reading(NamedTuple):
     history: History
     candidates: I32
     at: float
+    context: Context
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,15 @@ class Replay:
                 refreshed += 1
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
-            yield Reading(g, items, histories.read(int(lists.user[g]), at), candidates, at)
+            context = Context(int(lists.device[g]))
+            yield Reading(g, items, histories.read(int(lists.user[g]), at), candidates, at, context)
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
         """float32[rows, features]: the feature rows of every candidate of every list, point-in-time."""
         out: F32 = np.empty((lists.rows, len(names(self._cold()))), np.float32)
         for r in self.readings(lists):
-            out[lists.start[r.number] : lists.start[r.number + 1]] = rows(r.items, r.history, r.candidates, r.at)
+            bounds = slice(lists.start[r.number], lists.start[r.number + 1])
+            out[bounds] = rows(r.items, r.history, r.candidates, r.at, r.context)
             if on_progress and (r.number + 1) % 64 == 0:
                 on_progress(r.number + 1, len(lists))
         if on_progress:

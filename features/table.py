@@ -16,6 +16,7 @@ import numpy as np
 
 from features.catalogue import Tags
 from features.compiled import compiled
+from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
@@ -207,6 +208,10 @@ def _idle(m: Moment) -> float:
     return float(np.log1p(max(m.at - m.engaged.at[0], 0.0))) if len(m.engaged.at) else np.nan
 
 
+def _device(m: Moment) -> float:
+    return np.nan if m.context.device == NO_DEVICE else float(m.context.device)
+
+
 _USER = (
     Feature("user_engagements", "how much we know of you", "count in the list", "never",
             lambda m: float(len(m.engaged.item))),
@@ -216,6 +221,8 @@ _USER = (
     Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _idle),
     Feature("hour", "time of day", "hour of the day, UTC", "never", lambda m: float(m.at // 3600 % 24)),
     Feature("weekday", "day of the week", "0 is Thursday", "never", lambda m: float(m.at // _DAY_S % 7)),
+    Feature("device", "what you shop on", ", ".join(f"{code} {name}" for code, name in enumerate(DEVICES)),
+            "the request names no device", _device),
 )  # fmt: skip
 
 
@@ -338,13 +345,14 @@ def schema_hash(items: Items) -> str:
     return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
 
 
-def rows(items: Items, history: History, candidates: I32, at: float) -> F32:
+def rows(items: Items, history: History, candidates: I32, at: float, context: Context = NO_CONTEXT) -> F32:
     """float32[candidates, features]: what is known of each candidate for this user strictly before `at`.
 
-    candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds. Missing is NaN.
+    candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds. context: what the request says of
+    itself. Missing is NaN.
     The order of the candidates does not matter: each row depends on the set.
     """
-    moment = Moment(items, history, candidates, at)
+    moment = Moment(items, history, candidates, at, context)
     declared = features(items)
     out = np.empty((len(declared), len(candidates)), np.float32)
     for row, feature in zip(out, declared, strict=True):

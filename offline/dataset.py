@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.catalogue import Catalogue
-from features.log import F64, I32, I64, KINDS, Events
+from features.context import NO_DEVICE, device_code
+from features.log import F64, I8, I32, I64, KINDS, Events
 from offline.attributes import read_as
 from offline.quarantine import DataError
 from offline.sources import ITEM_COLUMNS, AttributeKind
@@ -201,8 +202,28 @@ def _events(path: Path, catalogue: Catalogue) -> tuple[Events, pa.Array]:
         pc.fill_null(table["position"].cast(pa.int16()), -1).to_numpy().astype(np.int16)[order],
         table["value"].cast(pa.float64()).to_numpy()[order],
         user.dictionary.to_pylist(), request.dictionary.to_pylist(),
+        _sessions(table)[order], _devices(table)[order],
     )  # fmt: skip
     return events, table["event_id"].combine_chunks().take(pa.array(order))
+
+
+def _sessions(events: pa.Table) -> I32:
+    """A number for each session, `-1` where an event was logged with none."""
+    column = _column(events, "session_id")
+    if column is None:
+        return np.full(len(events), -1, np.int32)
+    codes = pc.fill_null(column.cast(pa.string()).combine_chunks().dictionary_encode().indices, -1)
+    return np.asarray(codes.to_numpy(zero_copy_only=False), np.int32)
+
+
+def _devices(events: pa.Table) -> I8:
+    column = _column(events, "device")
+    if column is None:
+        return np.full(len(events), NO_DEVICE, np.int8)
+    said = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    code = np.array([*(device_code(name) for name in said.dictionary.to_pylist()), NO_DEVICE], np.int8)
+    out: I8 = code[pc.fill_null(said.indices, -1).to_numpy(zero_copy_only=False)]
+    return out
 
 
 def _truth(path: Path) -> Mapping[tuple[str, str], float] | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from features.context import NO_DEVICE
 from features.log import GAIN, I8, I32, I64, Events, Kind, Lists
 from features.replay import Replay
 from features.retrieval import retrieve
@@ -22,7 +23,8 @@ def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
 
     The gain of an item is its best action there: by request where the event names one, else by the same user on the
     same item within `attribution_s` of the latest list that showed it. An item shown twice in a list stands once, at
-    its first position; an impression of an item outside the catalogue is left out.
+    its first position; an impression of an item outside the catalogue is left out. The device is the first that an
+    impression names: that of a click would tell which lists were clicked.
     """
     shown = events.take((events.kind == Kind.IMPRESSION) & (events.request >= 0) & (events.item >= 0))
     order = np.lexsort((shown.position, shown.at, shown.request))
@@ -34,8 +36,18 @@ def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
     gain = _gains(events, shown, np.repeat(at, np.diff(bounds)), attribution_s)
     request_ids = [events.request_ids[r] for r in shown.request[start].tolist()]
     none_missed = np.zeros((len(start), 3), np.int32)
-    lists = Lists(at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed)
+    device = _first_known(shown.device, bounds)
+    lists = Lists(at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed, device)
     return lists.take(np.lexsort((request_ids, at)))
+
+
+def _first_known(device: I8, bounds: I64) -> I8:
+    """int8[g]: the first device named between each two bounds, `NO_DEVICE` where none is."""
+    out = np.full(len(bounds) - 1, NO_DEVICE, np.int8)
+    named = np.flatnonzero(device != NO_DEVICE)[::-1]
+    # Of several writes to one place the last stays: the first that is named.
+    out[np.searchsorted(bounds, named, side="right") - 1] = device[named]
+    return out
 
 
 def _pair(a: I32, b: I32) -> I64:
@@ -125,7 +137,8 @@ def baskets(events: Events, begin: float) -> Lists:
     start = np.flatnonzero(np.diff(basket, prepend=-1))
     # To the microsecond, as finely as times are stored: two baskets of a second are two lists.
     ids = [f"{events.user_ids[u]}@{at:.6f}" for u, at in zip(acts.user[start], acts.at[start], strict=True)]
+    bounds = np.append(start, len(acts)).astype(np.int64)
     return Lists(
-        acts.at[start], acts.user[start], ids, np.append(start, len(acts)).astype(np.int64), acts.item,
-        np.full(len(acts), -1, np.int16), GAIN[acts.kind], np.zeros((len(start), 3), np.int32),
+        acts.at[start], acts.user[start], ids, bounds, acts.item, np.full(len(acts), -1, np.int16), GAIN[acts.kind],
+        np.zeros((len(start), 3), np.int32), _first_known(acts.device, bounds),
     )  # fmt: skip

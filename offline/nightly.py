@@ -203,7 +203,7 @@ class Night:
             if r.number % _CHECKED_EVERY == 0:
                 self._check_custom(r)
             at = slice(start[r.number], start[r.number + 1])
-            made[at] = rows(r.items, r.history, r.candidates, r.at)
+            made[at] = rows(r.items, r.history, r.candidates, r.at, r.context)
             if is_tested[r.number]:
                 best.append(dull.best(r))
             warm[r.number] = evaluate.has_history(r)
@@ -216,7 +216,7 @@ class Night:
     def _check_custom(self, reading: Reading) -> None:
         """Hold the user's own features to the contract, on this list."""
         r = reading
-        said = [v for f in self.custom for v in violations(f, r.items, r.history, r.candidates, r.at)]
+        said = [v for f in self.custom for v in violations(f, r.items, r.history, r.candidates, r.at, r.context)]
         if said:
             raise FeatureError("\n".join(said))
 

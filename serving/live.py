@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, History
 from features.log import F32, F64, I32, Kind
 from features.table import Feature, Items, features, rows
@@ -59,7 +60,9 @@ class Live:
         self.items.state.apply(self.items.catalogue.rows(tail.item_ids)[new], tail.kind[new], tail.at[new])
         self.last = tail.last
 
-    def rank(self, history: History, item_ids: list[str] | None, at: float, limit: int | None) -> Ranking:
+    def rank(
+        self, history: History, item_ids: list[str] | None, at: float, limit: int | None, context: Context = NO_CONTEXT
+    ) -> Ranking:
         """At most `limit` of the candidates in order, each once; the whole catalogue where `item_ids` is None."""
         catalogue = self.items.catalogue
         # In the order of ids, a stable sort by score leaves equal scores in it.
@@ -67,7 +70,7 @@ class Live:
         item = catalogue.rows(ids)
         if not ids:
             return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32))
-        table = rows(self.items, history, item, at)
+        table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
         best = np.argsort(-score, kind="stable")[:limit]
         return Ranking([ids[i] for i in best.tolist()], item[best], score[best], table[best])

@@ -13,11 +13,17 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from features.context import DEVICE_CHARACTERS
 from features.log import GA4, KINDS, Kind
 from serving.config import ID_CHARACTERS
 from serving.store import Event
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS, description="Any text without control characters.")]
+
+Device = Annotated[
+    str,
+    Meta(min_length=1, max_length=DEVICE_CHARACTERS, description="mobile, tablet, desktop, app, or any other text."),
+]
 
 KIND_OF = {name: Kind(KINDS.index(ours)) for name, ours in ({k: k for k in KINDS} | GA4).items()}
 """Our names of events, and those of Google Analytics 4 (`purchase` is both)."""
@@ -58,7 +64,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     """Candidates to put in order for a user.
 
     A candidate named twice is ranked once; one that the catalogue does not know is ranked too, by what is known of
-    unknown items. Without `candidates` the whole catalogue is ranked, where it is small enough.
+    unknown items. Without `candidates` the whole catalogue is ranked, where it is small enough. device: as in events.
     """
 
     user_id: Id | None = None
@@ -67,6 +73,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
         None
     )
     explain: bool = False
+    device: Device | None = None
 
 
 class Reason(Struct):
@@ -111,7 +118,8 @@ class EventIn(Struct, forbid_unknown_fields=True):
     event_id: makes a retry harmless. Without it, it is derived from all other fields; without a timestamp either, a
     retry counts again. timestamp: Unix seconds, milliseconds or microseconds, or ISO 8601 (UTC where it names no
     zone); now where missing, and where it is a little ahead of the service's clock.
-    request_id, position: the shown list it belongs to, and the place in it from 0.
+    request_id, position: the shown list it belongs to, and the place in it from 0. device: what the shopper looks at
+    the shop with.
     """
 
     event: str
@@ -123,6 +131,7 @@ class EventIn(Struct, forbid_unknown_fields=True):
     position: Annotated[int, Meta(ge=0, le=32767)] | None = None
     value: float | None = None
     session_id: Id | None = None
+    device: Device | None = None
 
 
 class Rejected(Struct):
@@ -194,11 +203,15 @@ _SCALES = ((1e9, 1e10, 1e6), (1e12, 1e13, 1e3), (1e15, 1e16, 1.0))
 def rank_request(body: bytes) -> RankRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
     request = _decoded(_RANK, body)
-    for field, ids in (("user_id", [request.user_id or ""]), ("candidates", request.candidates or [])):
+    texts = (
+        ("user_id", [request.user_id or ""]), ("device", [request.device or ""]),
+        ("candidates", request.candidates or []),
+    )  # fmt: skip
+    for field, ids in texts:
         # Once over all of them: a search for each would cost more than the decoding.
         if _CONTROL.search("".join(ids)):
             at = next(n for n, i in enumerate(ids) if _CONTROL.search(i))
-            where = field if field == "user_id" else f"{field}[{at}]"
+            where = f"{field}[{at}]" if field == "candidates" else field
             raise _invalid(where, f"{ids[at]!r} contains a control character")
     return request
 
@@ -225,7 +238,7 @@ def accept(raw: msgspec.Raw, now: float, future_s: float) -> Accepted:
         raise Refusal(field, message) from e
     if given.event not in KIND_OF:
         raise Refusal("event", f"{_short(given.event)} is none of {', '.join(KIND_OF)}")
-    for name in ("user_id", "item_id", "event_id", "request_id", "session_id"):
+    for name in ("user_id", "item_id", "event_id", "request_id", "session_id", "device"):
         if _CONTROL.search(getattr(given, name) or ""):
             raise Refusal(name, f"{_short(getattr(given, name))} contains a control character")
     known, said = int(now * 1e6), None if given.timestamp is None else _microseconds(given.timestamp)
@@ -237,7 +250,7 @@ def accept(raw: msgspec.Raw, now: float, future_s: float) -> Accepted:
     event_id = given.event_id or _derived_id(given, known if said is None else said)
     event = Event(
         event_id, int(KIND_OF[given.event]), given.user_id, given.item_id, at,
-        given.request_id, given.position, given.value, given.session_id,
+        given.request_id, given.position, given.value, given.session_id, given.device,
     )  # fmt: skip
     return Accepted(event, given.event_id is None)
 
@@ -245,7 +258,7 @@ def accept(raw: msgspec.Raw, now: float, future_s: float) -> Accepted:
 def _derived_id(given: EventIn, microseconds: int) -> str:
     content = [
         int(KIND_OF[given.event]), given.user_id, given.item_id, microseconds,
-        given.request_id, given.position, given.value, given.session_id,
+        given.request_id, given.position, given.value, given.session_id, *filter(None, [given.device]),
     ]  # fmt: skip
     return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from features.context import Context, device_code
 from features.history import EMPTY, History
 from ranker.booster import BoosterTrees
 from serving import schema
@@ -70,7 +71,8 @@ class Service:
         self._bound(request, live)
         history, degraded = await self.known_of(request.user_id, live, at)
         self.slow += isinstance(live.release.trees, BoosterTrees)
-        ranking = live.rank(history, request.candidates, at, request.limit)
+        context = Context(device_code(request.device))
+        ranking = live.rank(history, request.candidates, at, request.limit, context)
         items = self._explained(live, ranking, history) if request.explain else _plain(ranking)
         took_ms = round((time.perf_counter() - started) * 1e3, 3)
         return RankAnswer(uuid.uuid4().hex, live.release.id, degraded, items, took_ms)

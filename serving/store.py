@@ -72,6 +72,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     position: int | None = None
     value: float | None = None
     session_id: str | None = None
+    device: str | None = None
 
 
 class Pointer(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.context import NO_DEVICE, Context, Device, device_code
 from features.decay import ItemState
 from features.history import EMPTY, Histories
 from features.log import Kind
@@ -155,6 +156,25 @@ def test_rank_in_list_counts_ties_half() -> None:
     assert found["item_price_over_mean"][0] == pytest.approx(
         math.log(2) - (math.log(2) + 2 * math.log(3) + math.log(4)) / 4, abs=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [("mobile", 0), (" Tablet\n", 1), ("DESKTOP", 2), ("app", 3), ("smart tv", 4), ("-1", 4), ("", NO_DEVICE),
+     ("  ", NO_DEVICE), (None, NO_DEVICE)],
+)  # fmt: skip
+def test_a_device_is_one_of_five_whatever_its_case_or_none(said: str | None, code: int) -> None:
+    """A closed set: what is not listed is OTHER, what is blank is missing."""
+    assert device_code(said) == code
+
+
+def test_the_device_of_a_request_is_a_feature() -> None:
+    """The code for every candidate, and nothing else of the row differs."""
+    known, unknown = (rows(ITEMS, HISTORY, ALL, START, Context(d)) for d in (Device.DESKTOP, NO_DEVICE))
+    column = COLUMNS.index("device")
+    assert (known[:, column] == 2).all()
+    assert np.isnan(unknown[:, column]).all()
+    np.testing.assert_array_equal(np.delete(known, column, axis=1), np.delete(unknown, column, axis=1))
 
 
 @given(logs(), logs())

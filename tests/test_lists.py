@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.context import NO_DEVICE, Device
 from features.log import GAIN, Events, Kind, Lists
 from features.replay import Replay
 from offline.lists import baskets, logged, rebuilt, targets
@@ -109,6 +110,17 @@ def test_two_lists_at_one_time_stay_two_in_the_order_of_their_ids() -> None:
     found = logged(log((10, 1, 1, SHOWN, 7), (10, 0, 1, SHOWN, 2), (5, 2, 4, SHOWN, 9)))
     assert list(found.request_ids) == ["r9", "r2", "r7"]
     assert found.user.tolist() == [2, 0, 1]
+
+
+def test_the_device_of_a_list_is_that_of_its_impressions_and_never_that_of_its_clicks() -> None:
+    """Else a device would be known of clicked lists alone, and say which they are. The first that is named counts."""
+    shown = [(10.0, 0, 1, SHOWN, 3), (10.0, 0, 2, SHOWN, 3), (11.0, 0, 1, SHOWN, 4), (12.0, 0, 3, SHOWN, 5)]
+    events = log(*shown, (13.0, 0, 3, CLICK, 5))
+    device = np.array([NO_DEVICE, Device.APP, Device.MOBILE, NO_DEVICE, Device.TABLET], np.int8)
+    found = logged(replace(events, device=device))
+    assert found.request_ids == ["r3", "r4", "r5"]
+    assert found.device.tolist() == [Device.APP, Device.MOBILE, NO_DEVICE]
+    assert baskets(replace(events, device=device), 0.0).device.tolist() == [Device.TABLET]
 
 
 def test_a_log_without_lists_has_none() -> None:

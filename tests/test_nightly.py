@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from features.context import Context, Device
 from features.history import Histories
 from features.log import Events, Kind, Lists
-from features.table import rows
+from features.table import names, rows
 from offline import dataset
 from offline.config import Config, load
 from offline.nightly import Night
@@ -126,8 +127,8 @@ def test_a_night_cut_short_ends_with_the_same_release_to_the_byte(
     """
     shutil.copytree(config.workspace, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("redis", "releases"))
     again = Night(config.model_copy(update={"workspace": tmp_path}), None)
-    names = [s.name for s in again.steps]
-    for step in again.steps[names.index(lost) :]:
+    steps = [s.name for s in again.steps]
+    for step in again.steps[steps.index(lost) :]:
         for name in step.makes:
             again.run.file(name).unlink(missing_ok=True)
     assert again().id == made.id
@@ -154,16 +155,17 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
         ready(client)
         assert client.post("/v1/events", json=sent).json()["accepted"] == len(sent)
         time.sleep(4 * FAST.poll_s)  # item state follows the stream
-        asked = {"user_id": user, "candidates": [*catalogue.item_ids, "unheard of"]}
+        asked = {"user_id": user, "candidates": [*catalogue.item_ids, "unheard of"], "device": "Tablet"}
         scores = {i["item_id"]: i["score"] for i in client.post("/v1/rank", json=asked).json()["items"]}
     candidates = np.append(np.arange(len(catalogue)), -1).astype(np.int32)
     live = Live.of(made)
     with BulkStore(url) as store:
         live.apply(store.tail(live.last))
-        online = rows(live.items, store.read(user, catalogue, at), candidates, at)
+        online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET))
     log = _with(night.data, sent)
     replay = replace(night.replay, events=log, refresh_at=np.array([night.cut_off]))
-    offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates))
+    offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET))
+    assert (offline[:, names(live.items).index("device")] == Device.TABLET).all()
     np.testing.assert_array_equal(online, offline)
     expected = made.trees.score(offline).tolist()
     assert scores == dict(zip(asked["candidates"], expected, strict=True))
@@ -182,12 +184,13 @@ def _with(data: dataset.Dataset, sent: list[dict[str, object]]) -> Events:
         np.append(e.request, np.full(n, -1)).astype(np.int32),
         np.append(e.position, np.full(n, -1)).astype(np.int16),
         np.append(e.value, np.full(n, np.nan)), e.user_ids, e.request_ids,
+        np.append(e.session, np.full(n, -1)).astype(np.int32), np.append(e.device, np.full(n, -1)).astype(np.int8),
     )  # fmt: skip
 
 
-def _one_list(user: int, at: float, candidates: np.ndarray) -> Lists:
+def _one_list(user: int, at: float, candidates: np.ndarray, device: int) -> Lists:
     n = len(candidates)
     return Lists(
         np.array([at]), np.array([user], np.int32), ["r"], np.array([0, n]), candidates, np.zeros(n, np.int16),
-        np.zeros(n, np.int8), np.zeros((1, 3), np.int32),
+        np.zeros(n, np.int8), np.zeros((1, 3), np.int32), np.array([device], np.int8),
     )  # fmt: skip

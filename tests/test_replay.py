@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from features.context import NO_DEVICE, Context, Device
 from features.history import Histories
-from features.table import rows
+from features.table import names, rows
 from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay
 
 MOMENTS = [d * DAY for d in (0.0, 1.0, 3.0, 5.0, 5.0, 8.0)]
-LISTS = make_lists(MOMENTS, [0, 1, 2, 0, 1, 0], [[0, 3, 5], [1, -1], [2], [11, 0], [], [4, 5, 6, 7]])
+LISTS = make_lists(MOMENTS, [0, 1, 2, 0, 1, 0], [[0, 3, 5], [1, -1], [2], [11, 0], [], [4, 5, 6, 7]],
+                   [Device.MOBILE, NO_DEVICE, Device.APP, Device.TABLET, NO_DEVICE, Device.OTHER])  # fmt: skip
 
 
 @given(logs())
@@ -27,8 +29,16 @@ def test_a_replayed_row_is_the_row_made_from_scratch_at_its_moment(log: list[tup
         past = events.before(at)
         items.state.apply(past.item, past.kind, past.at)
         bounds = slice(LISTS.start[g], LISTS.start[g + 1])
-        expected = rows(items, Histories(events).read(int(LISTS.user[g]), at), LISTS.item[bounds], at)
+        context = Context(int(LISTS.device[g]))
+        expected = rows(items, Histories(events).read(int(LISTS.user[g]), at), LISTS.item[bounds], at, context)
         np.testing.assert_array_equal(replayed[bounds], expected)
+
+
+def test_a_list_is_replayed_with_the_device_it_was_asked_from() -> None:
+    """Its code in every row of the list, NaN where none is known."""
+    column = list(names(make_replay(make_events([], 3)).items_at(START))).index("device")
+    found = make_replay(make_events([], 3)).rows(LISTS)[:, column]
+    np.testing.assert_array_equal(found, [0, 0, 0, np.nan, np.nan, 3, 1, 1, 4, 4, 4, 4])
 
 
 @given(logs(), logs())

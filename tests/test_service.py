@@ -262,12 +262,13 @@ def test_every_field_of_an_event_is_kept_for_the_log(client: httpx.Client, url: 
         "position": 3,
         "value": 9.5,
         "session_id": "s",
+        "device": "iPad",
         "event_id": "e",
         "timestamp": 1_700_000_000,
     }
     client.post("/v1/events", json=click(**more))
     with BulkStore(url) as store:
-        assert store.events()[1] == [Event("e", Kind.CLICK, "u", "red-01", 1_700_000_000.0, "r", 3, 9.5, "s")]
+        assert store.events()[1] == [Event("e", Kind.CLICK, "u", "red-01", 1_700_000_000.0, "r", 3, 9.5, "s", "iPad")]
 
 
 def test_a_clock_a_little_ahead_is_taken_as_now_and_one_far_ahead_is_refused(client: httpx.Client) -> None:
@@ -288,6 +289,10 @@ BAD_EVENTS: list[tuple[Any, str | None, str]] = [
     (click("a\u0000b"), "item_id", r"'a\x00b' contains a control character"),
     (click(user="a\nb"), "user_id", r"'a\nb' contains a control character"),
     (click(session_id="\u007f"), "session_id", r"'\x7f' contains a control character"),
+    (click(device="d" * 65), "device", "Expected `str` of length <= 64"),
+    (click(device=""), "device", "Expected `str` of length >= 1"),
+    (click(device=3), "device", "Expected `str | null`, got `int`"),
+    (click(device="a\tb"), "device", r"'a\tb' contains a control character"),
     (click(7), "item_id", "Expected `str`, got `int`"),
     (click(positon=1), "positon", "Object contains unknown field `positon`"),
     (click(position=-1), "position", "Expected `int` >= 0"),
@@ -354,6 +359,10 @@ BAD_RANKS: list[tuple[Any, str | None, str]] = [
     ({"user_id": "u" * 257}, "user_id", "Expected `str` of length <= 256"),
     ({"user_id": "\u001b[31m"}, "user_id", r"'\x1b[31m' contains a control character"),
     ({"user": "u"}, "user", "Object contains unknown field `user`"),
+    ({"device": "d" * 65}, "device", "Expected `str` of length <= 64"),
+    ({"device": ""}, "device", "Expected `str` of length >= 1"),
+    ({"device": 4}, "device", "Expected `str | null`, got `int`"),
+    ({"device": "\u0000"}, "device", r"'\x00' contains a control character"),
     ({"explain": "yes"}, "explain", "Expected `bool`, got `str`"),
     ([], None, "Expected `object`, got `array`"),
 ]
@@ -398,7 +407,7 @@ def test_the_documentation_describes_the_forms_that_decode(client: httpx.Client)
     assert client.get("/docs").status_code == 200
     schema = client.get("/openapi.json").json()
     forms = schema["components"]["schemas"]
-    assert set(forms["RankRequest"]["properties"]) == {"user_id", "candidates", "limit", "explain"}
+    assert set(forms["RankRequest"]["properties"]) == {"user_id", "candidates", "limit", "explain", "device"}
     assert forms["EventIn"]["required"] == ["event", "user_id", "item_id"]
     assert forms["EventIn"]["additionalProperties"] is False
     body = schema["paths"]["/v1/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]

@@ -126,7 +126,7 @@ def test_replay_and_redis_give_the_same_history_at_the_same_moment(store: BulkSt
     at, item, kind = at[order], item[order], kind[order]
     log = Events(
         at, np.zeros(n, np.int32), item, kind, np.full(n, -1, np.int32), np.full(n, -1, np.int16), np.full(n, np.nan),
-        ["u"], [],
+        ["u"], [], np.full(n, -1, np.int32), np.full(n, -1, np.int8),
     )  # fmt: skip
     arrival = rng.permutation(n).tolist()
     names = [ITEMS[i] if i >= 0 else "m, unknown" for i in item.tolist()]

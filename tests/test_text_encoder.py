@@ -139,6 +139,7 @@ def log(*rows: tuple[float, int, int, Kind] | tuple[float, int, int, Kind, int, 
         np.array(at, np.float64), np.array(user, np.int32), np.array(item, np.int32), np.array(kind, np.int8),
         np.array(request, np.int32), np.array(position, np.int16), np.full(len(full), np.nan),
         [f"u{u}" for u in range(n_users)], [f"r{r}" for r in range(10)],
+        np.full(len(full), -1, np.int32), np.full(len(full), -1, np.int8),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from features.catalogue import Catalogue
+from features.context import NO_DEVICE
 from features.log import Events, Kind, Lists
 from features.replay import Replay
 
@@ -40,8 +41,12 @@ def make_vectors(n: int = 12, d: int = 8, seed: int = 0) -> np.ndarray:
     return v
 
 
-def make_events(rows: list[tuple[float, int, int, Kind, int]], n_users: int, n_requests: int = 1000) -> Events:
-    """Events from (seconds after START, user, item, kind, request), in any order."""
+def make_events(
+    rows: list[tuple[float, int, int, Kind, int]], n_users: int, n_requests: int = 1000,
+    sessions: list[int] | None = None,
+) -> Events:  # fmt: skip
+    """Events from (seconds after START, user, item, kind, request) and perhaps a session each, in any order."""
+    session = np.full(len(rows), -1, np.int32) if sessions is None else np.array(sessions, np.int32)
     at = np.array([START + r[0] for r in rows], np.float64)
     user, item = (np.array([r[k] for r in rows], np.int32) for k in (1, 2))
     kind, request = np.array([r[3] for r in rows], np.int8), np.array([r[4] for r in rows], np.int32)
@@ -49,18 +54,21 @@ def make_events(rows: list[tuple[float, int, int, Kind, int]], n_users: int, n_r
     return Events(
         at[order], user[order], item[order], kind[order], request[order], np.zeros(len(rows), np.int16),
         np.full(len(rows), np.nan), [f"u{k}" for k in range(n_users)], [f"r{k}" for k in range(n_requests)],
+        session[order], np.full(len(rows), NO_DEVICE, np.int8),
     )  # fmt: skip
 
 
-def make_lists(at: list[float], users: list[int], items: list[list[int]]) -> Lists:
-    """Lists from seconds after START, users and items; no gain."""
+def make_lists(
+    at: list[float], users: list[int], items: list[list[int]], devices: list[int] | None = None
+) -> Lists:  # fmt: skip
+    """Lists from seconds after START, users, items and perhaps devices; no gain."""
     sizes = [len(i) for i in items]
     rows = sum(sizes)
     return Lists(
         START + np.array(at, np.float64), np.array(users, np.int32), [f"r{k}" for k in range(len(at))],
         np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
         np.array([i for one in items for i in one], np.int32), np.zeros(rows, np.int16), np.zeros(rows, np.int8),
-        np.zeros((len(at), 3), np.int32),
+        np.zeros((len(at), 3), np.int32), np.array([NO_DEVICE] * len(at) if devices is None else devices, np.int8),
     )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
     n = len(order)
     return Events(
         at[order], user[order], item[order], kinds[order], request[order], np.full(n, -1, np.int16),
-        np.full(n, np.nan), range(users), range(lists),
+        np.full(n, np.nan), range(users), range(lists), np.full(n, -1, np.int32), np.full(n, -1, np.int8),
     )  # type: ignore[arg-type]  # fmt: skip
 
 

@@ -173,7 +173,7 @@ def _user_lists(log: dict[str, np.ndarray]) -> dict[str, float]:
     histories = Histories(
         Events(
             log["at"], log["user"], log["item"], log["kind"], none, none.astype(np.int16), np.full(n, np.nan),
-            range(int(max(log["user"].max(), log["list_user"].max())) + 1), range(0),
+            range(int(max(log["user"].max(), log["list_user"].max())) + 1), range(0), none, none.astype(np.int8),
         )  # type: ignore[arg-type]
     )  # fmt: skip
     made = time.perf_counter()
@@ -254,7 +254,7 @@ def _lists(at: np.ndarray, user: np.ndarray, item: np.ndarray) -> Lists:
     n = len(at)
     return Lists(
         at, user, [f"r{k}" for k in range(n)], np.arange(n + 1) * LIST, item, np.zeros(n * LIST, np.int16),
-        np.zeros(n * LIST, np.int8), np.zeros((n, 3), np.int32),
+        np.zeros(n * LIST, np.int8), np.zeros((n, 3), np.int32), np.full(n, -1, np.int8),
     )  # fmt: skip
 
 
