@@ -23,6 +23,7 @@ import redis
 
 from features.history import ENGAGEMENTS, SHOWN
 from features.log import Kind
+from features.moment import Items
 from serving.embedded import connect_url
 from serving.store import BulkStore
 from tests.bench.made_up import AT, DIMENSIONS, made_up_items, skewed
@@ -64,7 +65,7 @@ def of_users(url: str, users: int, items: int) -> list[User]:
     for engagements, shown in SHAPES:
         before = emptied(url)
         with BulkStore(url) as store:
-            _write_users(store, rng, users, engagements, shown, items)
+            write_users(store, rng, users, engagements, shown, items)
         grown = used(url) - before
         with redis.Redis.from_url(url) as client:
             keys = [f"sw:{{user-{u:08d}}}:{suffix}" for u in range(min(users, _SAMPLE)) for suffix in "es"]
@@ -74,7 +75,7 @@ def of_users(url: str, users: int, items: int) -> list[User]:
     return out
 
 
-def _write_users(
+def write_users(
     store: BulkStore, rng: np.random.Generator, users: int, engagements: int, shown: int, items: int
 ) -> None:
     """Users with full lists, as a first release seeds them: old events, so no ids are kept against duplicates."""
@@ -181,24 +182,30 @@ def _someone(items: np.ndarray) -> Any:
 def write_release(root: Path, items: int, events: int) -> Path:
     """A release of this many items with a small model."""
     import lightgbm as lgb
-    import pyarrow as pa
 
     from features.history import EMPTY
     from features.table import names, rows
-    from serving.release import write
 
     rng = np.random.default_rng(3)
     made = made_up_items(rng, items, events)
     table = rows(made, EMPTY, np.arange(min(items, 500), dtype=np.int32), AT)
     data = lgb.Dataset(table, rng.integers(0, 3, len(table)), group=[len(table)], feature_name=list(names(made)))
     settings = {"objective": "lambdarank", "num_leaves": 31, "verbosity": -1, "num_threads": 1, "min_data_in_leaf": 1}
-    text = lgb.train(settings, data, 20).model_to_string()
-    empty = np.zeros((items, DIMENSIONS), np.float32)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(empty.ravel()), DIMENSIONS)
-    columns = pa.table({"item_id": list(made.catalogue.item_ids), "embedding": vectors})
+    return published(root, made, lgb.train(settings, data, 20).model_to_string(), AT)
+
+
+def published(root: Path, items: Items, model_text: str, created_at: float) -> Path:
+    """A release of these items, without an encoder; vectors are in the arrays alone."""
+    import pyarrow as pa
+
+    from serving.release import write
+
+    n = len(items.catalogue)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n * DIMENSIONS, np.float32)), DIMENSIONS)
+    columns = pa.table({"item_id": list(items.catalogue.item_ids), "embedding": vectors})
     return write(
-        root, items=made, model_text=text, item_columns=columns, encoder_dir=None, cut_off=AT, window={}, metrics={},
-        parent=None, created_at=AT, encoder_fingerprint="0123456789abcdef",
+        root, items=items, model_text=model_text, item_columns=columns, encoder_dir=None, cut_off=AT, window={},
+        metrics={}, parent=None, created_at=created_at, encoder_fingerprint="0123456789abcdef",
     )  # fmt: skip
 
 
