@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from offline import cli
+from offline import cli, terminal
+from offline.commands import evaluation
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -47,12 +48,13 @@ def test_every_command_says_what_it_is_for(command: str) -> None:
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
-    """No torch, transformers, pandas or LightGBM to print a page: in a fresh process, as a person does it."""
+    """No more than typer and rich to print a page: in a fresh process, as a person does it."""
     code = (
         "import sys; from offline.cli import main; sys.argv = ['shelfwise', '--help']\n"
         "try: main()\n"
         "except SystemExit as e: assert not e.code\n"
-        "print('loaded', sorted({'torch', 'transformers', 'pandas', 'lightgbm'} & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'pandas', 'lightgbm', 'numba', 'numpy', 'pyarrow', 'pydantic', 'redis'}\n"
+        "print('loaded', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(f" {command} " in done.stdout for command in COMMANDS)
@@ -186,8 +188,8 @@ HOSTILE = "[red]Chair[/red] [/] \x1b[2J\x07[link=http://x]y"
 
 def test_titles_are_printed_as_they_are_and_cannot_command_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     """Markup is text, and a control character a replacement, in cells, in a table's title and in a remark."""
-    cli._print_table(f"Like {HOSTILE}", ["title"], [[HOSTILE]])
-    cli._say(HOSTILE)
+    terminal.print_table(f"Like {HOSTILE}", ["title"], [[HOSTILE]])
+    terminal.say(HOSTILE)
     out = capfd.readouterr().out
     assert out.count("[red]Chair[/red] [/] ") == 3
     assert out.count("[link=http://x]y") == 3
@@ -219,7 +221,7 @@ def test_an_evaluation_of_one_person_prints_without_an_interval(
         '{"systems": {"ranker": {"all": {"lists": 3, "ndcg@10": 0.5}}},'
         ' "intervals": {"ranker": {"all": {"ndcg@10": [null, null]}}}}'
     )
-    cli._say_evaluation(path)
+    evaluation.say_evaluation(path)
     assert "0.5000" in capfd.readouterr().out
 
 

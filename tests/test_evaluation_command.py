@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from offline import cli
+from offline.commands import evaluation
 from offline.config import load
 from offline.simulate import SimulateConfig, simulate
 
@@ -155,12 +156,12 @@ def test_what_cannot_be_done_is_said_before_anything_is_begun(
 def test_a_protocol_brings_what_goes_with_it_and_the_config_goes_over_it(ordered: Path, shown: Path) -> None:
     """Leave-last-out rebuilds lists of 300 unless the config says how many; a protocol in the config is kept."""
     plain = load(None)
-    found = cli._under_protocol(plain, ordered, None)
+    found = evaluation.under_protocol(plain, ordered, None)
     assert (found.windows.protocol, found.lists.source, found.lists.size) == ("leave-last-out", "rebuilt", 300)
-    sized = cli._under_protocol(load(None, lists={"size": 50}), ordered, None)
+    sized = evaluation.under_protocol(load(None, lists={"size": 50}), ordered, None)
     assert (sized.windows.protocol, sized.lists.size) == ("leave-last-out", 50)
-    fixed = cli._under_protocol(load(None, windows={"protocol": "time-split"}), ordered, None)
+    fixed = evaluation.under_protocol(load(None, windows={"protocol": "time-split"}), ordered, None)
     assert (fixed.windows.protocol, fixed.lists) == ("time-split", plain.lists)
-    given = cli._under_protocol(plain, shown, "given-lists")
+    given = evaluation.under_protocol(plain, shown, "given-lists")
     assert (given.windows.protocol, given.lists.source) == ("given-lists", "logged")
-    assert cli._under_protocol(plain, shown, None) == plain == cli._under_protocol(plain, None, None)
+    assert evaluation.under_protocol(plain, shown, None) == plain == evaluation.under_protocol(plain, None, None)

@@ -1,0 +1,193 @@
+"""Commands that say how good the ranking is, and what would make it better."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offline.commands.data import say_import, sources
+from offline.progress import bar
+from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, say
+
+if TYPE_CHECKING:
+    from offline.config import Config
+
+
+def say_evaluation(path: Path) -> None:
+    """Print the systems of an `evaluation.json`, with intervals."""
+    import json
+
+    found = json.loads(path.read_text("utf-8"))
+    slices = ("all", "warm_users", "cold_users")
+
+    def cell(system: str, name: str) -> str:
+        if name not in found["systems"][system]:
+            return "-"
+        low, high = found["intervals"][system][name]["ndcg@10"]
+        # One user alone says nothing about others: there is no interval.
+        interval = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
+        return f"{found['systems'][system][name]['ndcg@10']:.4f}{interval}"
+
+    lists = found["systems"]["ranker"]["all"]["lists"]
+    rows = [[system, *(cell(system, s) for s in slices)] for system in found["systems"]]
+    print_table(f"ndcg@10 on {lists:,} test lists, with 95% intervals", ["system", *slices], rows, {1, 2, 3})
+
+
+def evaluate(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A data set to import and evaluate on; else the workspace's own.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write every number.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="time-split, leave-last-out or given-lists; default by the data.")
+    ] = None,
+    learning_curve: Annotated[
+        bool, typer.Option("--learning-curve", help="Train on an eighth, a quarter and half of the lists as well.")
+    ] = False,
+) -> None:
+    """How good the ranking is: the night's steps up to the report, without making or publishing a release.
+
+    With --data nothing needs to be set up: the folder is imported into a workspace of its own, gone afterwards unless
+    --workspace names it. Protocols: `time-split`, the last lists of the shop are the test; `leave-last-out`, each
+    user's last basket is and all items can be recommended, the default where only the order of events is known;
+    `given-lists`, the time split over lists that were logged.
+    """
+    from tempfile import TemporaryDirectory
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise Failure(f"--json {json_file}: there is no folder {json_file.absolute().parent}; make it first")
+    with TemporaryDirectory(prefix="shelfwise-") as spare:
+        own = workspace or (Path(spare) if data is not None else None)
+        c = under_protocol(configured(config, own), data, protocol)
+        if data is not None:
+            from offline.importer import import_data
+
+            with bar("Importing") as on_progress:
+                summary = import_data(sources(c, data), c.data, datetime.now(UTC), on_progress)
+            say_import(summary, None)
+        report = _evaluate(c, json_file, learning_curve)
+        if own != Path(spare):
+            say(f"report: {report}")
+
+
+def under_protocol(config: Config, data: Path | None, protocol: str | None) -> Config:
+    """The configuration with a protocol, given or the one its data calls for, and what goes with it."""
+    from offline.windows import PROTOCOLS
+
+    windows, lists = config.windows.model_fields_set, config.lists.model_fields_set
+    if protocol is None and "protocol" not in windows and (data is not None or config.sources is not None):
+        ordered = any(e.order_column is not None for e in sources(config, data).events)
+        protocol = "leave-last-out" if ordered else None
+    protocol = protocol or config.windows.protocol
+    if protocol not in PROTOCOLS:
+        raise Failure(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}")
+    changed: dict[str, Any] = {}
+    if protocol == "leave-last-out":
+        changed = {"source": "rebuilt", "size": config.lists.size if "size" in lists else 300}
+    elif protocol == "given-lists":
+        changed = {"source": "logged"}
+    return config.model_copy(
+        update={
+            "windows": config.windows.model_copy(update={"protocol": protocol}),
+            "lists": config.lists.model_copy(update=changed),
+        }
+    )
+
+
+def _evaluate(config: Config, json_file: Path | None, learning_curve: bool) -> Path:
+    """Do it; the path of the report."""
+    import json
+
+    from offline.nightly import Night
+    from offline.run import write_json
+
+    night = Night(config, None)
+    night.run.do([s for s in night.steps if s.name not in ("release", "publish")])
+    made = night.run.file("evaluation.json")
+    say_evaluation(made)
+    found = json.loads(made.read_text("utf-8"))
+    if learning_curve:
+        with bar("Learning curve") as on_progress:
+            found["learning_curve"] = night.learning_curve(on_progress)
+        rows = [[f"{p['lists']:,}", f"{p['ndcg@10']:.4f}"] for p in found["learning_curve"]]
+        print_table("ndcg@10 of the ranker by how many lists it learned from", ["lists", "ndcg@10"], rows, {0, 1})
+    if json_file is not None:
+        write_json(json_file, found)
+        say(f"numbers: {json_file}")
+    return night.run.file("report.html")
+
+
+def tune(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    budget: Annotated[str, typer.Option(help="Time to spend, as 90s, 10m or 1h30m.")] = "10m",
+) -> None:
+    """Better settings for the ranker, tried on validation lists within a time budget; the test lists stay unseen.
+
+    Needs the night's rows and makes them if they are not there. Called again it goes on where it stopped. Prints a
+    `ranker:` section to paste into the config, and how sure it is that this is better.
+    """
+    from offline.nightly import Night
+    from offline.tune import FRAGMENT, folds, fragment, seconds, with_rows
+    from offline.tune import tune as run
+
+    c = configured(config, workspace)
+    budget_s = seconds(budget)
+    night = Night(c, None)
+    base = with_rows(night)
+    parts, columns = folds(night)
+    with bar("Tuning (seconds)") as on_progress:
+        found = run(parts, columns, base, night.run.directory, budget_s, c.seed, on_progress=on_progress)
+    best = sorted(found.trials, key=lambda t: -(t.ndcg or 0))[:10]
+    rows = [
+        [str(t.number), t.state, *(f"{v:.4f}" if v else "-" for v in (t.ndcg, t.validation)),
+         ", ".join(f"{name} {value}" for name, value in t.settings.items())]
+        for t in best
+    ]  # fmt: skip
+    print_table(f"The best of {len(found.trials)} trials, by ndcg@10", ["trial", "", "both folds", "validation", ""],
+                 rows, {0, 2, 3})  # fmt: skip
+    say(fragment(found))
+    say(f"settings: {night.run.file(FRAGMENT)}")
+
+
+def ablate(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Rankers trained for each figure, which is their mean.")] = 3,
+) -> None:
+    """What each group of features is worth: the ranker trained without it, and with the groups added one by one.
+
+    In ndcg@10 on validation lists, with 95% intervals. Needs the night's rows and makes them if they are not there.
+    """
+    from dataclasses import asdict
+
+    from offline.ablate import ablate as run
+    from offline.nightly import Night
+    from offline.run import write_json
+    from offline.tune import folds, with_rows
+
+    c = configured(config, workspace)
+    night = Night(c, None)
+    base = with_rows(night)
+    parts, columns = folds(night)
+    with bar("Training without") as on_progress:
+        found = run(parts[-1], columns, base, seeds, [f.name for f in night.custom], on_progress)
+    rows = [
+        [g.group, str(g.features), f"{g.left_out:.4f}", _interval(g.lost), f"{g.added:.4f}", _interval(g.gained)]
+        for g in found.groups
+    ]
+    print_table(
+        f"ndcg@10 on {found.lists:,} validation lists: {found.full:.4f} with all features",
+        ["group", "features", "without it", "so it is worth", "added", "so it adds"], rows, {1, 2, 3, 4, 5},
+    )  # fmt: skip
+    write_json(night.run.file("ablation.json"), asdict(found))
+    say(f"as JSON: {night.run.file('ablation.json')}")
+
+
+def _interval(d: Any) -> str:
+    return f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"

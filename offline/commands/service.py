@@ -1,0 +1,95 @@
+"""Commands that answer from a release: the service itself, and single questions at a terminal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from offline.commands.releases import live_release
+from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, redis
+
+User = Annotated[str | None, typer.Argument(help="The shopper; leave out for one nobody knows.")]
+
+
+def serve(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
+    as_of_data: Annotated[
+        bool, typer.Option("--as-of-data", help="Set the clock to the end of the release's log: for logs of the past.")
+    ] = False,
+) -> None:
+    """Answer POST /v1/rank and /v1/events from the live release; the API is described at /docs.
+
+    Redis is the one REDIS_URL names, else a Valkey of its own that keeps its data in the workspace.
+    """
+    from serving.app import serve as run
+
+    c = configured(config, workspace)
+    changes: dict[str, Any] = {} if port is None else {"port": port}
+    with redis(c) as url:
+        if as_of_data:
+            changes["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
+        run(c.serving.model_copy(update=changes), url, custom=c.features.custom)
+
+
+def rank(
+    user: User = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    candidate: Annotated[list[str] | None, typer.Option(help="An item to rank; may be given again.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+    explain: Annotated[bool, typer.Option(help="Say what moved each item most.")] = False,
+    as_of_data: Annotated[bool, typer.Option("--as-of-data", help="At the end of the release's log, not now.")] = False,
+) -> None:
+    """A ranked list for one shopper from the live release, as the service would answer it."""
+    from features.history import EMPTY
+    from serving.live import Live
+    from serving.store import BulkStore
+
+    c = configured(config, workspace)
+    with redis(c) as url:
+        release = live_release(c, url)
+        live = Live.of(release)
+        at = release.manifest.cut_off if as_of_data else datetime.now(UTC).timestamp()
+        with BulkStore(url) as store:
+            while (tail := store.tail(live.last)).item_ids:
+                live.apply(tail)
+            history = store.read(user, release.items.catalogue, at) if user else EMPTY
+    candidates = candidate or list(release.items.catalogue.item_ids)
+    ranking = live.rank(history, candidates, at, limit)
+    reasons = live.contributions(ranking, 3) if explain else [[] for _ in ranking.item_ids]
+    title = dict(zip(release.items.catalogue.item_ids, release.items.catalogue.titles, strict=True))
+    rows = [
+        [str(place), item, title.get(item, "(not in the catalogue)"), f"{score:.4f}",
+         "; ".join(f"{f.about} ({added:+.2f})" for f, added in why)]
+        for place, (item, score, why) in enumerate(
+            zip(ranking.item_ids, ranking.score.tolist(), reasons, strict=True), 1
+        )
+    ]  # fmt: skip
+    seen = f"{len(history.item)} engagements, {len(history.shown_item)} impressions known"
+    print_table(f"For {user or 'somebody new'} ({seen}), release {release.id}", ["", "item", "title", "score", "why"],
+                 rows, {0, 3})  # fmt: skip
+
+
+def similar(
+    item: Annotated[str, typer.Argument(help="An item of the catalogue.")],
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+) -> None:
+    """Items whose text is nearest to an item's, by the live release's encoder."""
+    from serving.live import Live
+
+    c = configured(config, workspace)
+    with redis(c) as url:
+        release = live_release(c, url)
+    catalogue = release.items.catalogue
+    row = int(catalogue.rows([item])[0])
+    if row < 0:
+        raise Failure(f"{item!r} is not in release {release.id}: name an item of {c.data / 'items.parquet'}")
+    near = Live.of(release).similar(row, limit)
+    rows = [[catalogue.item_ids[r], catalogue.titles[r], f"{cosine:.3f}"] for r, cosine in near]
+    print_table(f"Like {catalogue.titles[row]}", ["item", "title", "cosine"], rows, {2})
