@@ -39,7 +39,7 @@ EVENTS_SCHEMA = pa.schema(
     [
         ("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
         ("timestamp", UTC_US), ("request_id", pa.string()), ("position", pa.int16()), ("value", pa.float64()),
-        ("session_id", pa.string()),
+        ("session_id", pa.string()), ("device", pa.string()),
     ]
 )  # fmt: skip
 

@@ -66,6 +66,9 @@ REASONS: Mapping[str, Reason] = {
     "bad_position": Reason(
         "is no place in a list", "Use whole numbers from `position_base` on, at most 32767, or leave it empty."
     ),
+    "device_too_long": Reason(
+        "is longer than 64 characters", "Map the kind of device (mobile, tablet, desktop, app), not the user agent."
+    ),
     "text_too_long": Reason("is longer than 100000 bytes", "Shorten the text, or map another column."),
     "wrong_type": Reason("has the wrong type", "Use a string, a number or null here; attributes may be string lists."),
     "wrong_number_of_columns": Reason(

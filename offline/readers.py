@@ -283,7 +283,7 @@ def read_jsonl(path: Path, wanted: Sequence[str] | None, scalars: frozenset[str]
 
 # --- Metarank -------------------------------------------------------------------------------------------------------
 
-EVENT_KEYS = ("event", "user_id", "item_id", "timestamp", "request_id", "position", "value", "session_id")
+EVENT_KEYS = ("event", "user_id", "item_id", "timestamp", "request_id", "position", "value", "session_id", "device")
 ITEM_KEYS = ("title", "description", "category", "brand", "price")
 
 
@@ -314,13 +314,14 @@ def _fields(value: Any) -> dict[str, Any]:
 
 def _metarank_line(row: int, line: dict[str, Any], events: _Records, items: _Records) -> None:
     kind = line.get("event")
-    common = {"user_id": line.get("user"), "timestamp": line.get("timestamp"), "session_id": line.get("session")}
+    fields = _fields(line.get("fields"))
+    common = {"user_id": line.get("user"), "timestamp": line.get("timestamp"), "session_id": line.get("session"),
+              "device": fields.get("device")}  # fmt: skip
     if kind == "item":
-        item = {**_fields(line.get("fields")), "item_id": line.get("item"), "#updated": line.get("timestamp")}
+        item = {**fields, "item_id": line.get("item"), "#updated": line.get("timestamp")}
         items.add(row, item)
     elif kind == "interaction":
-        amounts = _fields(line.get("fields"))
-        value = amounts.get("value", amounts.get("quantity"))
+        value = fields.get("value", fields.get("quantity"))
         cells = {"event": line.get("type"), "item_id": line.get("item"), "request_id": line.get("ranking")}
         events.add(row, {**common, **cells, "position": None, "value": value})
     elif kind == "ranking":
@@ -338,7 +339,10 @@ def _metarank_line(row: int, line: dict[str, Any], events: _Records, items: _Rec
 
 
 def read_metarank(path: Path) -> Iterator[Batch]:
-    """Metarank's format: an `item` line is an item, a `ranking` one impression an item, an `interaction` an event."""
+    """Metarank's format: an `item` line is an item, a `ranking` one impression an item, an `interaction` an event.
+
+    Of the fields of the latter two, `device` is the shopper's, `value` or `quantity` an interaction's amount.
+    """
     return _read_records(path, _metarank_line)
 
 
@@ -368,6 +372,7 @@ def _ga4_line(row: int, line: dict[str, Any], events: _Records, items: _Records)
     kind = line.get("event_name")
     user = line.get("user_id") or line.get("user_pseudo_id")
     impression, at = kind == "view_item_list", line.get("event_timestamp")
+    device = line.get("device")
     for place, item in enumerate(shown):
         if not isinstance(item, dict):
             events.refused.append(Refused(row, "items", item, "wrong_type"))
@@ -378,6 +383,7 @@ def _ga4_line(row: int, line: dict[str, Any], events: _Records, items: _Records)
         cells = {
             "event": kind, "user_id": user, "item_id": item.get("item_id"), "timestamp": at, "request_id": request,
             "position": position, "session_id": _parameter(line, "ga_session_id"),
+            "device": device.get("category") if isinstance(device, dict) else device,
         }  # fmt: skip
         events.add(row, {**cells, **{ours: item.get(theirs) for ours, theirs in _GA4_ITEM.items()}})
 
@@ -386,6 +392,7 @@ def read_ga4(path: Path) -> Iterator[Batch]:
     """GA4 e-commerce events with their `items` (BigQuery's export): one row an item.
 
     An impression without `request_id` gets one from user, time and list, so a list is one event. value: the quantity.
+    device: its `category` (mobile, tablet, desktop).
     """
     return _read_records(path, _ga4_line)
 

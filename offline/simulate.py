@@ -25,7 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 from features.log import I64, KINDS, Kind
 from offline.simulated_products import Products, products
-from offline.simulated_shop import DayLog, Shop
+from offline.simulated_shop import DEVICES_IN_USE, DayLog, Shop
 from offline.simulated_shoppers import Shoppers, fashions
 
 _EVENTS = pa.schema(
@@ -39,6 +39,7 @@ _EVENTS = pa.schema(
         ("position", pa.int16()),
         ("value", pa.float64()),
         ("session_id", pa.string()),
+        ("device", pa.string()),
     ]
 )
 _TRUTH = pa.schema(
@@ -132,13 +133,13 @@ def simulate(
     directory.mkdir(parents=True, exist_ok=True)
     report = on_progress or (lambda done, total: None)
     # A stream of its own for each part: more shoppers leave the catalogue as it was.
-    rngs = [np.random.default_rng([config.seed, part]) for part in range(6)]
+    rngs = [np.random.default_rng([config.seed, part]) for part in range(7)]
     arrivals = rngs[0].poisson(config.new_items_per_day, config.days).astype(np.int64)
     opening_us = int(config.start.timestamp()) * 1_000_000
     stock = products(rngs[1], config.items, arrivals, opening_us)
     shop = Shop(
         stock, Shoppers.invent(rngs[2], config.users), fashions(rngs[3], config.days), opening_us,
-        config.lists_per_user_day, config.list_length, rngs[4], config.explore, rngs[5],
+        config.lists_per_user_day, config.list_length, rngs[4], config.explore, rngs[5], rngs[6],
     )  # fmt: skip
     report(1, config.days + 1)
     book = _Book(stock, config.users)
@@ -210,6 +211,7 @@ class _Book:
             pa.array(log.position, mask=none),
             pa.array(log.value, mask=np.isnan(log.value)),
             _ids("s", log.visit, 7),
+            pa.array(DEVICES_IN_USE, pa.string()).take(pa.array(log.device, mask=log.device < 0)),
         ]
         return pa.Table.from_arrays(columns, schema=_EVENTS)
 

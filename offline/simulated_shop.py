@@ -23,6 +23,10 @@ _PAGE_POOL = 1000
 _CHUNK = 2048
 """Lists drawn at once: bounds memory to some hundred megabytes whatever the size of the day."""
 _SECOND_US = 1_000_000
+DEVICES_IN_USE = ("mobile", "desktop", "app", "tablet", "smart tv")
+_DEVICE_SHARES = np.array([0.44, 0.32, 0.14, 0.07, 0.03])
+_USUAL_DEVICE, _NO_DEVICE = 0.8, 0.04
+"""Visits on the shopper's usual device, the others on any; and visits of which none was logged."""
 _HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 7, 9, 10, 11, 12, 14, 12, 11, 11, 12, 14, 17, 20, 22, 18], np.float64)
 """Relative traffic by hour, UTC. Nobody comes after 22:00, so every visit ends within its day."""
 
@@ -32,6 +36,7 @@ class DayLog:
     """One day's events, sorted by (time, event name, item): utility and propensity are NaN except for impressions.
 
     propensity: the chance that the item came to stand at its position; NaN throughout where the shop does not explore.
+    device: which of `DEVICES_IN_USE`, `-1` for none.
     """
 
     kind: I8
@@ -44,6 +49,7 @@ class DayLog:
     visit: I64
     utility: F64
     propensity: F64
+    device: I8
 
     @classmethod
     def merged(cls, parts: list[DayLog]) -> DayLog:
@@ -66,10 +72,11 @@ class _Lists:
     visit: I64
     page: I32
     mood: Mood
+    device: I8
 
     def __getitem__(self, rows: NDArray[np.intp] | slice) -> _Lists:
         mood = Mood(self.mood.department[rows], self.mood.use[rows])
-        return _Lists(self.user[rows], self.at_us[rows], self.visit[rows], self.page[rows], mood)
+        return _Lists(self.user[rows], self.at_us[rows], self.visit[rows], self.page[rows], mood, self.device[rows])
 
 
 @dataclass
@@ -86,6 +93,8 @@ class Shop:
     explore: float = 0.0
     """Share of the lists that are put in a random order."""
     explore_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    device_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    usual_device: I8 = field(init=False)
     clicks: F64 = field(init=False)
     owned: I64 = field(default_factory=lambda: np.empty(0, np.int64))
     visits: int = 0
@@ -94,6 +103,7 @@ class Shop:
     def __post_init__(self) -> None:
         # The shop has counted clicks before the log begins: a rough picture of appeal, skewed as sales are.
         noise = self.rng.normal(0, 0.8, len(self.stock))
+        self.usual_device = self._any_device(len(self.shoppers))
         known = self.stock.available_us < self.opening_us
         self.clicks = np.where(known, 3 * np.exp(0.7 * self.stock.appeal + noise), 0)
 
@@ -134,7 +144,17 @@ class Shop:
         user = user[order]
         number = self.visits + np.arange(len(user))
         front = np.full(len(user), -1, np.int32)
-        return _Lists(user, start[order], number, front, Mood.draw(self.rng, self.shoppers, user))
+        device = self._devices(user)
+        return _Lists(user, start[order], number, front, Mood.draw(self.rng, self.shoppers, user), device)
+
+    def _devices(self, user: I32) -> I8:
+        """What each visit is made with. It moves nobody's choice: drawn apart, so that all else stays as it was."""
+        draw = self.device_rng.random(len(user))
+        device = np.where(draw < _USUAL_DEVICE, self.usual_device[user], self._any_device(len(user)))
+        return np.where(draw >= 1 - _NO_DEVICE, -1, device).astype(np.int8)
+
+    def _any_device(self, n: int) -> I8:
+        return self.device_rng.choice(len(DEVICES_IN_USE), n, p=_DEVICE_SHARES).astype(np.int8)
 
     def _lists(self, visits: _Lists, weight: F64) -> _Lists:
         """The lists each visit asks for: some minutes apart, on the page of its mood or on the front page."""
@@ -150,7 +170,8 @@ class Shop:
         # A department too small to fill a list sends its visitors to the front page.
         page = np.where((page >= 0) & (stocked[page] >= self.list_length), page, -1)
         order = np.argsort(at_us, kind="stable")
-        lists = _Lists(visits.user[visit], at_us, visits.visit[visit], page.astype(np.int32), visits[visit].mood)
+        lists = _Lists(visits.user[visit], at_us, visits.visit[visit], page.astype(np.int32), visits[visit].mood,
+                       visits.device[visit])  # fmt: skip
         return lists[order]
 
     def _fill(self, page: I32, weight: F64) -> I32:
@@ -211,7 +232,7 @@ class Shop:
             request=first + row, position=position.astype(np.int16),
             value=self.stock.price[items] if kind == Kind.PURCHASE else nothing, visit=lists.visit[row],
             utility=utility[row, position] if kind == Kind.IMPRESSION else nothing,
-            propensity=propensity[row, position] if kind == Kind.IMPRESSION else nothing,
+            propensity=propensity[row, position] if kind == Kind.IMPRESSION else nothing, device=lists.device[row],
         )  # fmt: skip
 
     def _searches(self, day: int, visits: _Lists, weight: F64) -> DayLog:
@@ -230,7 +251,7 @@ class Shop:
         return DayLog(
             kind=np.full(n, Kind.VIEW, np.int8), user=visits.user, item=item[np.arange(n), best],
             at_us=visits.at_us - before, request=np.full(n, -1), position=np.full(n, -1, np.int16),
-            value=nothing, visit=visits.visit, utility=nothing, propensity=nothing,
+            value=nothing, visit=visits.visit, utility=nothing, propensity=nothing, device=visits.device,
         )  # fmt: skip
 
     def _count(self, log: DayLog) -> None:

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.context import NO_DEVICE, Device
+from offline.dataset import load
 from offline.importer import EVENTS_SCHEMA, DataError, ImportConfig, ImportSummary, import_data, validate
 from offline.sources import EventSource, ItemSource
 from offline.validation import DAY_US, times_from_order
@@ -115,7 +117,7 @@ def test_every_format_gives_the_same_dataset(tmp_path: Path, write: Any) -> None
          "available_from": None, "genres": ["x"], "weight": None},
     ]  # fmt: skip
     assert len({e.pop("event_id") for e in events}) == 4
-    empty = {"value": None, "session_id": None}
+    empty = {"value": None, "session_id": None, "device": None}
     sorted_events = [EVENTS[1], EVENTS[0], EVENTS[2], EVENTS[3]]  # equal times by kind, then item
     expected = [empty | e | {"timestamp": datetime.fromtimestamp(e["timestamp"], UTC)} for e in sorted_events]
     assert events == expected
@@ -131,6 +133,28 @@ def test_event_ids_are_derived_from_content_so_they_agree_between_formats(tmp_pa
         import_data(write(folder), folder / "out", NOW)
         ids.append(pq.read_table(folder / "out/events.parquet")["event_id"].to_pylist())
     assert ids == [ids[0]] * len(FORMATS)
+
+
+def test_a_device_is_kept_as_it_was_written_and_a_blank_one_is_missing(tmp_path: Path) -> None:
+    rows = [("Mobile", "2026-05-01"), ("", "2026-05-02"), ("(not set)", "2026-05-03"), ("iPad", "2026-05-04")]
+    lines = "".join(f"click,u,a,{day},{said}\n" for said, day in rows)
+    (tmp_path / "log.csv").write_text("event,user_id,item_id,timestamp,platform\n" + lines)
+    source = EventSource(path=tmp_path / "log.csv", columns={"device": "platform"})
+    _, events, _ = run(ImportConfig(events=(source,), unknown_items="keep"), tmp_path / "out")
+    assert [e["device"] for e in events] == ["Mobile", None, None, "iPad"]
+    assert load(tmp_path / "out").events.device.tolist() == [Device.MOBILE, NO_DEVICE, NO_DEVICE, Device.OTHER]
+
+
+def test_metaranks_field_device_is_the_device_of_lists_and_interactions(tmp_path: Path) -> None:
+    config = as_metarank(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metarank.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["event"] != "item":
+            line["fields"] = [*line.get("fields", []), {"name": "device", "value": "tablet"}]
+    (tmp_path / "metarank.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    items, events, _ = run(config, tmp_path / "out")
+    assert [e["device"] for e in events] == ["tablet"] * 4
+    assert "device" not in items[0]
 
 
 def test_a_dataset_imports_into_itself_byte_for_byte(tmp_path: Path) -> None:
@@ -178,7 +202,7 @@ def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
     lines = [
         ga4("view_item_list", T0, [{"item_id": "b", "index": 0, "item_name": "Rug", "price": 20.0},
                                    {"item_id": "a", "index": 1, "item_name": "Lamp", "price": 9.5}],
-            item_list_id="home", event_params=session),
+            item_list_id="home", event_params=session, device={"category": "mobile", "language": "en"}),
         ga4("select_item", T1, [{"item_id": "a", "item_name": "Lamp", "price": 9.5}], item_list_id="home"),
         ga4("purchase", T2, [{"item_id": "a", "quantity": 2}], user_id="u1"),
         ga4("page_view", T2, []),
@@ -187,12 +211,13 @@ def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
     items, events, summary = run(ImportConfig.detect(tmp_path / "ga4.jsonl"), tmp_path / "out")
     assert [(i["item_id"], i["title"], i["price"]) for i in items] == [("a", "Lamp", 9.5), ("b", "Rug", 20.0)]
     listed = f"p1:{T0 * 10**6}:home"
-    assert [(e["event"], e["user_id"], e["item_id"], e["request_id"], e["position"], e["value"], e["session_id"])
+    assert [(e["event"], e["user_id"], e["item_id"], e["request_id"], e["position"], e["value"], e["session_id"],
+             e["device"])
             for e in events] == [
-        ("impression", "p1", "a", listed, 1, None, "77"),
-        ("impression", "p1", "b", listed, 0, None, "77"),
-        ("click", "p1", "a", listed, None, None, None),  # GA4 names no list with a click: it is found again
-        ("purchase", "u1", "a", None, None, 2.0, None),
+        ("impression", "p1", "a", listed, 1, None, "77", "mobile"),
+        ("impression", "p1", "b", listed, 0, None, "77", "mobile"),
+        ("click", "p1", "a", listed, None, None, None, None),  # GA4 names no list with a click: it is found again
+        ("purchase", "u1", "a", None, None, 2.0, None, None),
     ]  # fmt: skip
     assert dict(summary.sources[0].quarantined) == {"empty_list": 1}
 
@@ -205,7 +230,7 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
     max_leaves=6,
 )
 METARANK_KEYS = ("event", "id", "item", "user", "timestamp", "session", "type", "ranking", "items", "fields")
-GA4_KEYS = ("event_name", "event_timestamp", "user_id", "items", "item_list_id", "event_params", "request_id")
+GA4_KEYS = ("event_name", "event_timestamp", "user_id", "items", "item_list_id", "event_params", "request_id", "device")
 
 
 @pytest.mark.parametrize(("form", "keys"), [("metarank", METARANK_KEYS), ("ga4", GA4_KEYS)])

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from features.log import GAIN, KINDS
 from offline.simulate import SimulateConfig, SimulationSummary, simulate
 from offline.simulated_products import Products, products
+from offline.simulated_shop import DEVICES_IN_USE
 from offline.simulated_shoppers import Mood, Response, Shoppers, examination, response
 from offline.vocabulary import ATTRIBUTES, BRANDS, CIRCLES, DEPARTMENTS, FACETS
 
@@ -86,7 +87,7 @@ def test_columns_and_types_are_those_of_the_layout(shop: Shop) -> None:
                   ("tags", pa.list_(pa.string())), ("rating_average", pa.float64()), ("weight_kg", pa.float64())],
         "events": [("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()),
                    ("item_id", pa.string()), ("timestamp", at), ("request_id", pa.string()), ("position", pa.int16()),
-                   ("value", pa.float64()), ("session_id", pa.string())],
+                   ("value", pa.float64()), ("session_id", pa.string()), ("device", pa.string())],
         "truth": [("request_id", pa.string()), ("item_id", pa.string()), ("utility", pa.float64())],
     }  # fmt: skip
     for name, columns in expected.items():
@@ -177,6 +178,18 @@ def _assert_holds_together(shop: Shop) -> None:
     assert views[["request_id", "position", "value"]].isna().all(axis=None)
     assert (shop.of("purchase").value > 0).all()
     assert shop.events[shop.events.event != "purchase"].value.isna().all()
+
+
+def test_a_visit_is_made_with_one_device_mostly_the_shoppers_usual_one(shop: Shop) -> None:
+    """Of some visits none was logged. The usual one has 0.8 of the visits, and its share of the others."""
+    visits = shop.events.groupby("session_id").device
+    assert (visits.nunique(dropna=False) == 1).all()
+    device = visits.first()
+    assert 0 < device.isna().mean() < 0.1
+    assert set(device.dropna()) <= set(DEVICES_IN_USE)
+    user = shop.events.groupby("session_id").user_id.first()
+    share = device.groupby(user).agg(lambda d: d.value_counts(normalize=True).max() if len(d) >= 5 else np.nan)
+    assert share.mean() > 0.7
 
 
 def test_a_purchase_costs_the_price(shop: Shop) -> None:

@@ -118,6 +118,17 @@ def test_a_bad_row_of_a_csv_is_refused_for_its_reason_in_these_words(tmp_path: P
     assert (row["file"], row["row"], row["reason"], row["remedy"]) == ("events.csv", 3, reason, REASONS[reason].remedy)
 
 
+def test_a_device_of_64_characters_is_taken_and_one_of_65_refused_with_the_remedy(tmp_path: Path) -> None:
+    header = "event,user_id,item_id,timestamp,device"
+    lines = [f"click,u1,i1,2026-05-01,{'é' * 64}", f"click,u1,i2,2026-05-01,{'d' * 65}"]
+    summary = validate(of_csv(tmp_path, *lines, header=header), NOW)
+    assert summary.sources[0].accepted == 1
+    assert summary.examples == (
+        f"events.csv, row 3, column device: '{'d' * 65}' is longer than 64 characters (device_too_long)."
+        " Map the kind of device (mobile, tablet, desktop, app), not the user agent.",
+    )
+
+
 JSON_CASES = {
     "bad_json": ['{"event": "click", "value": NaN}', "{", "\x00", "[" * 3000, '{"value": 1e999}', '{"a": "\\ud800"}'],
     "not_an_object": ["[1]", '"click"', "null"],
@@ -125,7 +136,12 @@ JSON_CASES = {
     "wrong_type": [
         {"event": "click", "user_id": ["u1"], "item_id": "i1", "timestamp": 1.7e9},
         {"event": "click", "user_id": {"id": "u1"}, "item_id": "i1", "timestamp": 1.7e9},
+        {"event": "click", "user_id": "u1", "item_id": "i1", "timestamp": 1.7e9, "device": {"category": "mobile"}},
     ],
+    "device_too_long": [
+        {"event": "click", "user_id": "u1", "item_id": "i1", "timestamp": 1.7e9, "device": "\u00e9" * 65}
+    ],
+    "control_character": [{"event": "click", "user_id": "u1", "item_id": "i1", "timestamp": 1.7e9, "device": "a\tb"}],
     "id_too_long": [{"event": "click", "user_id": 10**300, "item_id": "i1", "timestamp": 1.7e9}],
 }
 
