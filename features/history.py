@@ -7,11 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from features.compiled import compiled
 from features.log import F64, I8, I32, I64, Events, Kind
 
 ENGAGEMENTS = 100
 SHOWN = 240
 """Caps of the two lists, the same in Redis and in replay. 240 impressions are ten lists of 24."""
+
+
+SESSION_S = 1800.0
+"""A visit ends where nothing happens for half an hour."""
 
 
 class History(NamedTuple):
@@ -33,6 +38,40 @@ class History(NamedTuple):
 EMPTY = History(
     np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0), np.empty(0, np.int32), np.empty(0)
 )  # fmt: skip
+
+
+class Visit(NamedTuple):
+    """The visit under way: engagements and impressions so far, and when it began, Unix seconds; now where it begins."""
+
+    engaged: int
+    shown: int
+    began: float
+
+
+@compiled
+def _visit(engaged_at: F64, shown_at: F64, at: float, gap_s: float) -> tuple[int, int, float]:
+    e, s, began = 0, 0, at
+    while True:
+        newest = -np.inf
+        if e < len(engaged_at):
+            newest = engaged_at[e]
+        if s < len(shown_at):
+            newest = max(newest, shown_at[s])
+        if not began - newest <= gap_s:
+            return e, s, began
+        began = min(began, newest)
+        if e < len(engaged_at) and engaged_at[e] == newest:
+            e += 1
+        else:
+            s += 1
+
+
+def visit(engaged_at: F64, shown_at: F64, at: float) -> Visit:
+    """The visit of a user at a moment, by his two lists: it goes back to the newest gap of more than `SESSION_S`.
+
+    engaged_at, shown_at: float64, Unix seconds, newest first. No further than the lists reach.
+    """
+    return Visit(*_visit(engaged_at, shown_at, float(at), SESSION_S))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from features.catalogue import Catalogue, Tags
 from features.compiled import compiled
 from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
-from features.history import History
+from features.history import History, Visit, visit
 from features.interest import weights
 from features.log import F32, F64, I8, I32, Kind
 from features.neighbours import Neighbours
@@ -240,6 +240,11 @@ class Moment:
         return Repeats(*_repeats(
             self.candidates, e.item, e.kind, e.at, self.shown_item, self.shown_at, self.at, int(Kind.PURCHASE)
         ))  # fmt: skip
+
+    @cached_property
+    def visit(self) -> Visit:
+        """The visit under way."""
+        return visit(self.engaged.at, self.shown_at, self.at)
 
     @cached_property
     def residuals(self) -> Residuals:

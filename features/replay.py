@@ -14,7 +14,7 @@ from features.decay import ItemState
 from features.history import Histories, History
 from features.log import F32, F64, I32, Events, Lists
 from features.moment import Feature, Items
-from features.neighbours import Neighbours
+from features.neighbours import SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
 from features.table import names, rows
 from features.vectors import Vectors
@@ -37,7 +37,7 @@ class Replay:
 
     refresh_at: float64[r], ascending: the moments at which the neighbours and the prior are made anew, from what came
     before; rows never use one made of their own future, and before the first there is neither. custom: features of the
-    user's own.
+    user's own. session_weight: as in `Neighbours.build`.
     """
 
     catalogue: Catalogue
@@ -45,6 +45,7 @@ class Replay:
     events: Events
     refresh_at: F64
     custom: tuple[Feature, ...] = ()
+    session_weight: float = SESSION_WEIGHT
 
     def readings(self, lists: Lists) -> Iterator[Reading]:
         """One reading a list, in the lists' order, which must be by time.
@@ -90,7 +91,7 @@ class Replay:
             items,
             prior=click_rate_prior(self.catalogue, self.vectors, items.state, at),
             attribute_rates=attribute_rates(self.catalogue, items.state, at),
-            neighbours=Neighbours.build(self.events, len(self.catalogue), at),
+            neighbours=Neighbours.build(self.events, len(self.catalogue), at, session_weight=self.session_weight),
         )
 
     def _cold(self) -> Items:

@@ -24,7 +24,6 @@ from features.moment import AFFINITY_STRENGTH, LONGEST, RATE_STRENGTH, Feature, 
 
 __all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
 
-_SESSION_S = 1800.0
 _DAY_S = 86400.0
 _YEAR_S = 365.25 * _DAY_S
 _NO_LIST = "no items in the user's list"
@@ -200,10 +199,6 @@ def _eagerness(m: Moment) -> float:
     return m.residuals.eagerness if len(m.residuals.item) else np.nan
 
 
-def _session_events(m: Moment) -> float:
-    return float((m.at - m.engaged.at <= _SESSION_S).sum())
-
-
 def _idle(m: Moment) -> float:
     return float(np.log1p(max(m.at - m.engaged.at[0], 0.0))) if len(m.engaged.at) else np.nan
 
@@ -217,7 +212,12 @@ _USER = (
             lambda m: float(len(m.engaged.item))),
     Feature("user_shown", "how much you were shown", "count in the list", "never", lambda m: float(len(m.shown_item))),
     Feature("user_eagerness", "you click more than others", "log odds", _NO_LISTS_LOGGED, _eagerness),
-    Feature("user_session_events", "busy in this visit", "engagements in 30 minutes", "never", _session_events),
+    Feature("user_session_events", "busy in this visit", "engagements in the visit, which ends by 30 idle minutes",
+            "never", lambda m: float(m.visit.engaged)),
+    Feature("user_session_shown", "how much you were shown in this visit", "impressions in the visit", "never",
+            lambda m: float(m.visit.shown)),
+    Feature("user_session_age", "how long this visit has lasted", "log(1 + seconds)", "never: 0 is just begun",
+            lambda m: float(np.log1p(m.at - m.visit.began))),
     Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _idle),
     Feature("hour", "time of day", "hour of the day, UTC", "never", lambda m: float(m.at // 3600 % 24)),
     Feature("weekday", "day of the week", "0 is Thursday", "never", lambda m: float(m.at // _DAY_S % 7)),

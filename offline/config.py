@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from features.neighbours import SESSION_WEIGHT
 from offline.simulate import SimulateConfig
 from offline.sources import AttributeKind, ImportConfig
 from offline.windows import WindowConfig
@@ -42,13 +43,17 @@ class ListConfig(BaseModel):
 
 
 class FeatureConfig(BaseModel):
-    """Features beyond those that every shop has."""
+    """Features: how they are made, and those beyond what every shop has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attributes: dict[str, AttributeKind] = Field(
         default={}, description="how an item's attribute is read; one not named here is read by its column's type"
     )
+    session_weight: float = Field(
+        SESSION_WEIGHT, ge=0, le=100, allow_inf_nan=False,
+        description="what two items of one visit count for as neighbours, against two of one user; 0: nothing",
+    )  # fmt: skip
     custom: tuple[str, ...] = Field((), description="features of your own as module:function; see docs/features.md")
 
 

@@ -108,7 +108,10 @@ class Night:
         shown = self.data.events.at[(self.data.events.at >= begin) & (self.data.events.at < end)]
         refresh = np.quantile(shown, np.linspace(0, 1, self.config.lists.refreshes, endpoint=False))
         vectors = self._vectors("vectors.npy")
-        return Replay(self.data.catalogue, vectors, self.data.events, np.unique(refresh), self.custom)
+        return Replay(
+            self.data.catalogue, vectors, self.data.events, np.unique(refresh), self.custom,
+            self.config.features.session_weight,
+        )  # fmt: skip
 
     @property
     def is_logged(self) -> bool:

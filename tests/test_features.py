@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from features.context import NO_DEVICE, Context, Device, device_code
 from features.decay import ItemState
-from features.history import EMPTY, Histories
+from features.history import EMPTY, SESSION_S, Histories, visit
 from features.log import Kind
 from features.moment import RATE_STRENGTH, Items, Moment
-from features.neighbours import Neighbours
+from features.neighbours import IN_VISITS, PER_GROUP, Neighbours, visits
 from features.prior import click_rate_prior
 from features.table import features, names, rows, schema_hash
 from features.vectors import Vectors
@@ -177,6 +177,37 @@ def test_the_device_of_a_request_is_a_feature() -> None:
     np.testing.assert_array_equal(np.delete(known, column, axis=1), np.delete(unknown, column, axis=1))
 
 
+def test_a_visit_goes_back_to_the_newest_idle_half_hour() -> None:
+    """Now 10,000 s: a click 100 s ago, a list 1,800 s before it, a click 1,801 s before that is of the visit before."""
+    clicked, shown = np.array([9900.0, 6299.0]), np.array([8100.0, 8100.0])
+    assert visit(clicked, shown, 10_000.0) == (1, 2, 8100.0)
+    assert visit(clicked, shown, 9900 + SESSION_S + 1) == (0, 0, 9900 + SESSION_S + 1)
+
+
+def test_the_features_of_a_visit_show_their_arithmetic() -> None:
+    """Two items shown 600 s ago, one clicked 500 s ago, another click two hours before: 1, 2 and log(601)."""
+    rows_ = [(0.0, 0, 5, Kind.CLICK, -1), (7200.0, 0, 3, Kind.IMPRESSION, 0), (7200.0, 0, 4, Kind.IMPRESSION, 0),
+             (7300.0, 0, 3, Kind.CLICK, 0)]  # fmt: skip
+    found = table(Histories(make_events(rows_, 1)).read(0, START + 7800), at=START + 7800)
+    values = [found[f"user_session_{name}"][0] for name in ("events", "shown", "age")]
+    assert values == pytest.approx([1, 2, math.log(601)])
+    assert [table(EMPTY)[f"user_session_{name}"][0] for name in ("events", "shown", "age")] == [0, 0, 0]
+
+
+@given(st.lists(st.integers(0, 9000), max_size=12), st.lists(st.integers(0, 9000), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_a_visit_is_what_a_walk_back_in_time_finds(clicked: list[int], shown: list[int]) -> None:
+    """Event by event, both lists together, until a gap of more than half an hour."""
+    both, began = sorted([*((at, 0) for at in clicked), *((at, 1) for at in shown)], reverse=True), 9000
+    counts = [0, 0]
+    for at, which in both:
+        if began - at > SESSION_S:
+            break
+        began, counts[which] = at, counts[which] + 1
+    newest_first = [np.array(sorted(ats, reverse=True), np.float64) for ats in (clicked, shown)]
+    assert visit(*newest_first, 9000.0) == (*counts, began)
+
+
 @given(logs(), logs())
 @settings(max_examples=25, deadline=None)
 def test_no_feature_sees_its_own_future(past: list[tuple], other: list[tuple]) -> None:
@@ -256,8 +287,94 @@ class TestNeighbours:
         found = Neighbours.build(make_events(rows_, 3), 12, START)
         assert (found.item == -1).all()  # strictly before
         at = START + 14 * DAY  # one half-life: every weight is 1/2
-        found = Neighbours.build(make_events(rows_, 3), 12, at)
+        found = Neighbours.build(make_events(rows_, 3), 12, at, session_weight=0)
         assert found.weight[0, 0] == pytest.approx(2 / 4 / (math.sqrt(3) / 2 * math.sqrt(2) / 2 + 1))
+
+    def test_pairs_in_a_visit_add_to_pairs_of_a_user(self) -> None:
+        """Item 0 with 1 in one visit, with 2 in another of the same user; all weights 1/2, session_weight 0.5.
+
+        A visit adds 0.5/4 to the pair and to both squared lengths: item 1 has 1/4 + 0.5/4 and item 0, in two visits of
+        two items, 1/4 + 2 * 0.5/4. Items 1 and 2 are a pair of the user alone: 1/4.
+        """
+        rows_ = [(0.0, 0, 0, Kind.CLICK, -1), (0.0, 0, 1, Kind.CLICK, -1), (0.0, 0, 0, Kind.VIEW, -1),
+                 (0.0, 0, 2, Kind.CLICK, -1)]  # fmt: skip
+        events = make_events(rows_, 1, sessions=[7, 7, 8, 8])
+        found = Neighbours.build(events, 12, START + 14 * DAY, session_weight=0.5)
+        length = math.sqrt(1 / 4 + 2 * 0.5 / 4), math.sqrt(1 / 4 + 0.5 / 4)
+        assert found.item[0, :3].tolist() == [1, 2, -1]
+        assert found.weight[0, 0] == pytest.approx((1 / 4 + 0.5 / 4) / (length[0] * length[1] + 1))
+        assert found.weight[1, 1] == pytest.approx((1 / 4) / (length[1] * length[1] + 1))
+
+    def test_a_log_of_visits_of_one_item_has_the_neighbours_of_its_users(self) -> None:
+        """Engagements hours apart, no session logged: nothing is a visit, and the session's weight says nothing."""
+        rows_ = [(u + 7200.0 * i, u, i, Kind.CLICK, -1) for u in range(3) for i in range(u, u + 4)]
+        found = [
+            Neighbours.build(make_events(rows_, 3), 12, START + DAY, session_weight=weight) for weight in (0.0, 9.0)
+        ]
+        np.testing.assert_array_equal(found[0].item, found[1].item)
+        np.testing.assert_array_equal(found[0].weight, found[1].weight)
+
+    def test_a_visit_is_logged_or_ends_by_an_idle_half_hour_and_is_never_of_two_users(self) -> None:
+        """User 0: 1,800 s apart is one visit, 1,801 s is two; a session id joins what is hours apart; 1's are his."""
+        rows_ = [(0.0, 0, 0, Kind.VIEW, -1), (1800.0, 0, 1, Kind.VIEW, -1), (3601.0, 0, 2, Kind.VIEW, -1),
+                 (4000.0, 1, 2, Kind.VIEW, -1), (9e4, 0, 3, Kind.VIEW, -1), (18e4, 0, 4, Kind.VIEW, -1),
+                 (27e4, 1, 5, Kind.VIEW, -1)]  # fmt: skip
+        a, b, c, d, e, f, g = visits(make_events(rows_, 2, sessions=[-1, -1, -1, -1, 3, 3, 3])).tolist()
+        assert a == b
+        assert e == f
+        assert len({a, c, d, e, g}) == 5
+
+    def test_clicks_of_one_shown_list_are_no_pair_in_a_visit_either(self) -> None:
+        """The same visit, the same list: nothing; two lists of one visit: a pair."""
+        for lists, paired in (((7, 7), False), ((7, 8), True)):
+            rows_ = [(float(k), 0, k, Kind.CLICK, lists[k]) for k in range(2)]
+            found = Neighbours.build(make_events(rows_, 1, sessions=[4, 4]), 12, START + DAY)
+            assert bool((found.item[0] == 1).any()) == paired
+
+    def test_only_the_newest_items_of_a_user_and_of_a_visit_pair(self) -> None:
+        """PER_GROUP + 10 items in one visit: the ten oldest have no neighbour, all others each other."""
+        n = PER_GROUP + 10
+        rows_ = [(float(k), 0, k, Kind.CLICK, -1) for k in range(n)]
+        for session_weight in (0.0, 0.5):
+            found = Neighbours.build(make_events(rows_, 1), n, START + DAY, k=n, session_weight=session_weight)
+            assert (found.item >= 0).sum(axis=1).tolist() == [0] * 10 + [PER_GROUP - 1] * PER_GROUP + [0]
+
+    def test_the_newest_engagements_of_a_user_count_in_visits(self) -> None:
+        """Two items once in a visit, then IN_VISITS engagements with others: a pair of the user alone, if that."""
+        early = [(0.0, 0, 0, Kind.CLICK, -1), (1.0, 0, 1, Kind.CLICK, -1)]
+        for later, counted in ((IN_VISITS - 2, 1), (IN_VISITS - 1, 0)):
+            rows_ = early + [(1e5 + k, 0, 2 + k % 3, Kind.CLICK, -1) for k in range(later)]
+            with_, without = (
+                Neighbours.build(make_events(rows_, 1), 12, START + 14 * DAY, session_weight=w) for w in (0.5, 0.0)
+            )
+            assert bool(with_.weight[0, 0] > without.weight[0, 0]) == counted
+
+    @given(logs(), st.data())
+    @settings(max_examples=30, deadline=None)
+    def test_the_order_in_which_events_are_told_changes_nothing(self, log: list[tuple], data: st.DataObject) -> None:
+        """Any arrival order of the same log: the same neighbours, and weights to rounding."""
+        log = list({row[:4]: row for row in log}.values())
+        sessions = [row[4] for row in log]
+        order = data.draw(st.permutations(range(len(log))))
+        one = Neighbours.build(make_events(log, 3, sessions=sessions), 12, START + 9 * DAY)
+        again = [log[k] for k in order], [sessions[k] for k in order]
+        other = Neighbours.build(make_events(again[0], 3, sessions=again[1]), 12, START + 9 * DAY)
+        for i in range(12):
+            found, expected = (dict(zip(n.item[i].tolist(), n.weight[i].tolist(), strict=True)) for n in (one, other))
+            assert found == pytest.approx(expected, rel=1e-5)
+
+    @given(logs())
+    @settings(max_examples=30, deadline=None)
+    def test_neighbours_are_the_best_of_all_pairs(self, log: list[tuple]) -> None:
+        """With k below the number of items: the first k of those with k above it, best first, each once, in (0, 1]."""
+        events = make_events(log, 3)
+        few, all_ = (Neighbours.build(events, 12, START + 9 * DAY, k=k) for k in (3, 12))
+        np.testing.assert_array_equal(few.item, all_.item[:, :3])
+        for i in range(12):
+            known = all_.item[i] >= 0
+            assert (np.diff(all_.weight[i][known]) <= 0).all()
+            assert len(set(all_.item[i][known].tolist())) == known.sum()
+            assert ((all_.weight[i][known] > 0) & (all_.weight[i][known] <= 1)).all()
 
     def test_scores_add_up_over_the_users_list(self) -> None:
         """Two listed items that are neighbours of the candidate: the sum and the larger."""

@@ -145,7 +145,7 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
     user = night.data.events.user_ids[3]
     sent = [
         {"event_id": f"parity-{k}", "event": kind, "user_id": user, "item_id": catalogue.item_ids[item],
-         "timestamp": at - 900 + 7 * k}
+         "timestamp": at - 900 + 7 * k, "device": "tablet", "session_id": "s"}
         for k, (kind, item) in enumerate(
             (str(rng.choice(["impression", "view", "click", "cart", "purchase"])), int(rng.integers(len(catalogue))))
             for _ in range(60)
