@@ -32,7 +32,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "interest text": ("text_",),
     "affinity": ("category_share", "category_surprise", "brand_", "tag_"),
     "repeats": ("repeat_", "shown_"),
-    "user": ("user_", "hour", "weekday"),
+    "user": ("user_", "hour", "weekday", "device"),
     "attributes": (),
     "own": (),
     "within-list": WITHIN_LIST,

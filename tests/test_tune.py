@@ -294,7 +294,10 @@ def test_the_group_that_tells_all_is_the_one_that_is_missed() -> None:
     assert max(by, key=lambda g: by[g].lost.difference) == "interest text"
     assert by["interest text"].lost.low > 0.1
     assert by["interest text"].gained.low > 0.1
-    assert all(abs(g.lost.difference) < 0.1 for g in found.groups if g.group != "interest text")
+    # The copy alone is missed a little, as two columns of one signal are found sooner than one.
+    others = [g for g in found.groups if g.group not in ("interest text", "within-list")]
+    assert all(abs(g.lost.difference) < 0.1 for g in others)
+    assert by["within-list"].lost.difference < by["interest text"].lost.low
     assert by["within-list"].added == found.full
     # What the groups add, one by one, leads from chance to the whole.
     chance = found.full - math.fsum(g.gained.difference for g in found.groups)

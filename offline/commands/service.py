@@ -43,8 +43,10 @@ def rank(
     limit: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
     explain: Annotated[bool, typer.Option(help="Say what moved each item most.")] = False,
     as_of_data: Annotated[bool, typer.Option("--as-of-data", help="At the end of the release's log, not now.")] = False,
+    device: Annotated[str | None, typer.Option(help="What the shopper looks at the shop with, as mobile.")] = None,
 ) -> None:
     """A ranked list for one shopper from the live release, as the service would answer it."""
+    from features.context import Context, device_code
     from features.history import EMPTY
     from serving.live import Live
     from serving.store import BulkStore
@@ -59,7 +61,7 @@ def rank(
                 live.apply(tail)
             history = store.read(user, release.items.catalogue, at) if user else EMPTY
     candidates = candidate or list(release.items.catalogue.item_ids)
-    ranking = live.rank(history, candidates, at, limit)
+    ranking = live.rank(history, candidates, at, limit, Context(device_code(device)))
     reasons = live.contributions(ranking, 3) if explain else [[] for _ in ranking.item_ids]
     title = dict(zip(release.items.catalogue.item_ids, release.items.catalogue.titles, strict=True))
     rows = [
