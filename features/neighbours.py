@@ -24,7 +24,7 @@ PER_GROUP = 50
 """Items of a user, and of a visit, that pair with each other: the newest."""
 IN_VISITS = 200
 """Engagements of a user that count in visits: the newest."""
-SESSION_WEIGHT = 0.5
+SESSION_WEIGHT = 0.25
 """What a pair in a visit counts for against one of a user; chosen on validation, see docs/decisions.md."""
 SHRINKAGE = 1.0
 _SLOTS = 4096
