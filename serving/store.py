@@ -31,12 +31,13 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, History
 from features.log import F32, F64, I8, I32, I64, Kind
+from serving.breaker import Breaker
 
 DUPLICATES_S = 48 * 3600
 STREAM = "sw:events"
@@ -85,13 +86,15 @@ class Pointer(msgspec.Struct, frozen=True):
 class Tail(NamedTuple):
     """Events of the stream after some entry, in order of arrival. kind: int8[n]. at: float64[n], Unix seconds.
 
-    last: the id of the last entry, to go on from.
+    last: the id of the last entry, to go on from. since: when the first came, Unix seconds by Redis' clock; NaN where
+    there is none.
     """
 
     last: str
     item_ids: list[str]
     kind: I8
     at: F64
+    since: float = math.nan
 
 
 _DECODE_EVENT = msgspec.json.Decoder(Event)
@@ -218,6 +221,7 @@ def _decode_tail(entries: Any, last: str) -> Tail:
         [e.item_id for e in events],
         np.array([e.kind for e in events], np.int8),
         np.array([e.at for e in events], np.float64),
+        int(entries[0][0].partition(b"-")[0]) / 1e3 if entries else math.nan,
     )
 
 
@@ -249,30 +253,53 @@ def _decode_pointer(reply: bytes | None) -> Pointer | None:
 class Store:
     """The service's side: asyncio, every call within a deadline, every failure a `StoreAway`."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        """url: `redis://`, `rediss://` or `unix://`. timeout_s: deadline of each call, in seconds."""
+    def __init__(self, url: str, timeout_s: float, breaker: Breaker | None = None) -> None:
+        """url: `redis://`, `rediss://` or `unix://`. timeout_s: deadline of each call, in seconds.
+
+        breaker: when to leave Redis alone; `poll` looks all the same, and so finds out when it is back.
+        """
         self._timeout_s = timeout_s
+        self.breaker = breaker or Breaker(3, 1.0)
         # One retry at once: after a restart of the server, pooled connections are dead and the next one is not.
         # Every command here may safely be sent twice.
-        self._client: Any = redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 1), socket_timeout=None)
+        # Connections are as many as requests at once, which the guard bounds.
+        self._client: Any = redis.asyncio.Redis.from_url(
+            url, retry=AsyncRetry(NoBackoff(), 1), socket_timeout=None, max_connections=2**31 - 1
+        )
 
     async def close(self) -> None:
         """Give back the connections."""
         await self._client.aclose()
 
-    async def _run(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Replies to commands sent in one round trip."""
+    async def _run(self, commands: Sequence[Sequence[Any]], look: bool = False) -> list[Any]:
+        """Replies to commands sent in one round trip. look: ask even while Redis is being left alone."""
+        if not self.breaker.allows() and not look:
+            raise StoreAway(self.breaker.reason)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            replies = await self._send(commands)
+        except ResponseError as e:  # refused, out of memory, not ours: but there
+            self.breaker.succeeded()
+            raise StoreAway(f"Redis: {type(e).__name__}: {e}") from e
+        except (TimeoutError, RedisError, OSError) as e:
+            late = f"Redis did not answer within {self._timeout_s} s"
+            reason = late if isinstance(e, TimeoutError) else f"Redis: {type(e).__name__}: {e}"
+            self.breaker.failed(reason)
+            raise StoreAway(reason) from e
+        self.breaker.succeeded()
+        return replies
+
+    async def _send(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as limit:
+            due = loop.call_later(self._timeout_s, _last_call, limit, self._timeout_s / 10)
+            try:
                 pipeline = self._client.pipeline(transaction=False)
                 for command in commands:
                     pipeline.execute_command(*command)
                 replies: list[Any] = await pipeline.execute()
                 return replies
-        except TimeoutError as e:
-            raise StoreAway(f"Redis did not answer within {self._timeout_s} s") from e
-        except (RedisError, OSError) as e:
-            raise StoreAway(f"Redis: {type(e).__name__}: {e}") from e
+            finally:
+                due.cancel()
 
     async def write(self, events: Sequence[Event], now: float) -> list[bool]:
         """True for each event that was new, False for a duplicate; on return all are in their users' lists.
@@ -291,8 +318,13 @@ class Store:
 
     async def poll(self, last: str, count: int = 5 * _BATCH) -> tuple[Pointer | None, Tail]:
         """The live release, and at most `count` events of the stream after entry `last`: one round trip."""
-        pointer, entries = await self._run([["GET", POINTER], _tail_command(last, count)])
+        pointer, entries = await self._run([["GET", POINTER], _tail_command(last, count)], look=True)
         return _decode_pointer(pointer), _decode_tail(entries, last)
+
+
+def _last_call(limit: asyncio.Timeout, seconds: float) -> None:
+    """Past the deadline, what has come is still read: a loop that was busy itself must not take it for a slow Redis."""
+    limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class BulkStore:
