@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.text import Text
 
-from offline.commands import data, evaluation, night, releases, service
+from offline.commands import data, evaluation, keys, night, releases, service
 from offline.progress import console
 from offline.terminal import Failure, plain
 
@@ -33,6 +33,7 @@ app.command()(service.serve)
 app.command()(service.rank)
 app.command()(service.similar)
 app.command()(releases.releases)
+app.add_typer(keys.app)
 app.command()(night.demo)
 
 
@@ -53,11 +54,12 @@ def _mendable() -> tuple[type[Exception], ...]:
     from offline.config import ConfigError
     from offline.quarantine import DataError
     from serving.embedded import EmbeddedError
+    from serving.keys import KeysError
     from serving.release import ReleaseError
 
     # Of the operating system's errors, those about a path a person named.
     paths = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
-    return (Failure, ConfigError, DataError, EmbeddedError, FeatureError, ReleaseError, *paths)
+    return (Failure, ConfigError, DataError, EmbeddedError, FeatureError, KeysError, ReleaseError, *paths)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import asyncio
 import json
 import logging
 import os
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +20,20 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 
 from features.custom import load as load_features
 from features.table import Feature
-from serving import schema
+from serving import keys, metrics, request_id, schema
+from serving.breaker import Breaker
 from serving.config import ServiceConfig
+from serving.connection import Connection
+from serving.guard import Guard, needs, problem_answer
+from serving.keys import Keys
 from serving.live import Follower
+from serving.logs import log_config
+from serving.metrics import Metrics
 from serving.schema import EventsAnswer, Problem, RankAnswer, RankRequest
 from serving.service import Service
 from serving.store import Store
@@ -35,61 +43,91 @@ log = logging.getLogger(__name__)
 _CONFIG_VARIABLE = "SHELFWISE_SERVICE"
 _RELEASE_VARIABLE = "SHELFWISE_RELEASE"
 _FEATURES_VARIABLE = "SHELFWISE_FEATURES"
+_KEY = "A key made by `shelfwise keys new`, with the scope that a route names; none where the service has no keys."
 
 
 def create_app(
     config: ServiceConfig, redis_url: str, *, release: Path | None = None, clock: Callable[[], float] = time.time,
-    custom: tuple[Feature, ...] = (),
+    custom: tuple[Feature, ...] = (), good: Keys | None = None,
 ) -> FastAPI:  # fmt: skip
     """The ASGI application; it connects when it starts, and starts whether or not Redis and a release are there.
 
     release: a directory to answer from until the release pointer in Redis names another, and while Redis is away.
     clock: Unix seconds, the moment of a request, before the configured offset.
+    good: the keys that are; without any, whoever reaches the service may ask all.
     """
-    store = Store(redis_url, config.redis_timeout_s)
-    follower = Follower(config, store, release, custom)
-    service = Service(config, store, follower, lambda: clock() + config.clock_offset_s)
+    counts, good = Metrics(), good or Keys()
+    store = Store(redis_url, config.redis_timeout_s, Breaker(config.redis_failures, config.redis_pause_s))
+    follower = Follower(config, store, release, custom, counts)
+    service = Service(config, store, follower, lambda: clock() + config.clock_offset_s, counts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(follower.run())
         following.add_done_callback(_say_if_it_died)
+        looking = asyncio.create_task(_look_at(good))
         yield
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
+        for task in (following, looking):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await store.close()
 
     app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, redoc_url=None)
     _routes(app, service)
     _errors(app)
     _document(app)
+    app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)
+    if config.cors_origins:  # outside the guard: a browser asks first, without a key, whether it may send one
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"], max_age=3600,
+        )  # fmt: skip
     return app
 
 
+async def _look_at(good: Keys) -> None:
+    """See to it that a key added or withdrawn is so within two seconds."""
+    while True:
+        await asyncio.sleep(2)
+        await asyncio.to_thread(good.look)
+
+
 def _routes(app: FastAPI, service: Service) -> None:
-    most = service.config.max_body_bytes
-
-    @app.post("/v1/rank", openapi_extra=_forms(RankRequest, RankAnswer), summary="Rank candidates for a user")
+    @app.post(
+        "/v1/rank", openapi_extra=_forms(RankRequest, RankAnswer) | needs("rank"), summary="Rank candidates for a user"
+    )
     async def rank(request: Request) -> Response:
-        return _json(await service.rank(schema.rank_request(await _body(request, most))))
+        return _json(await service.rank(schema.rank_request(await request.body())))
 
-    @app.post("/v1/events", status_code=202, openapi_extra=_forms(schema.EventIn, EventsAnswer, 202, several=True),
-              summary="Take in what shoppers do: one event or an array")  # fmt: skip
+    @app.post(
+        "/v1/events", status_code=202, summary="Take in what shoppers do: one event or an array",
+        openapi_extra=_forms(schema.EventIn, EventsAnswer, 202, several=True) | needs("events"),
+    )  # fmt: skip
     async def events(request: Request) -> Response:
-        return _json(await service.take(await _body(request, most)), 202)
+        return _json(await service.take(await request.body()), 202)
 
     @app.get(
-        "/v1/similar/{item_id:path}", openapi_extra=_forms(None, schema.SimilarAnswer), summary="Items alike by text"
+        "/v1/similar/{item_id:path}",
+        openapi_extra=_forms(None, schema.SimilarAnswer) | needs("rank"),
+        summary="Items alike by text",
     )
     async def similar(item_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
         return _json(await service.similar(item_id, limit))
 
-    @app.get("/health/live", summary="The process answers")
+    @app.get("/metrics", openapi_extra=needs("metrics"), summary="What the service counts of itself, for Prometheus")
+    async def exposition() -> Response:
+        counted = await asyncio.to_thread(service.metrics.exposition)
+        return Response(counted, media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/health/live", openapi_extra=needs(None), summary="The process answers")
     async def live() -> Response:
         return _json({"status": "live"})
 
-    @app.get("/health/ready", summary="A release is loaded; 503 with the reason where none is")
+    @app.get(
+        "/health/ready", openapi_extra=needs(None), summary="A release is loaded; 503 with the reason where none is"
+    )
     async def ready() -> Response:
         return _json(service.state(), 200 if service.follower.live else 503)
 
@@ -97,48 +135,32 @@ def _routes(app: FastAPI, service: Service) -> None:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> Response:
-        return _problem(error)
+        return problem_answer(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         field, remedy = ".".join(map(str, first["loc"][1:])), "See /docs for the fields and their types."
-        return _problem(Problem(422, "invalid-field", "A field is not as it must be", first["msg"], remedy, field))
+        return problem_answer(
+            Problem(422, "invalid-field", "A field is not as it must be", first["msg"], remedy, field)
+        )
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         detail, headers = f"{request.method} {request.url.path}: {error.detail}", dict(error.headers or {})
-        return _problem(
+        return problem_answer(
             Problem(error.status_code, "http", error.detail, detail, "See /docs for the routes.", headers=headers)
         )
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> Response:
         title, remedy = "The service failed", "The service's log says more; the same request may be sent again."
-        return _problem(Problem(500, "failed", title, type(error).__name__, remedy))
-
-
-def _problem(error: Problem) -> Response:
-    content = msgspec.json.encode(error.document)
-    return Response(content, error.status, error.headers, media_type="application/problem+json")
+        headers = {"X-Request-ID": request_id.current()}
+        return problem_answer(Problem(500, "failed", title, type(error).__name__, remedy, headers=headers))
 
 
 def _json(answer: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(answer), status, media_type="application/json")
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """The body, read no further than `most` bytes. Raises Problem."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise Problem(
-                413, "body-too-large", "The body is too large", f"more than {most} bytes",
-                "Send less in one request.", headers={"Connection": "close"},
-            )  # fmt: skip
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _say_if_it_died(following: asyncio.Task[None]) -> None:
@@ -161,7 +183,7 @@ def _forms(body: type | None, answer: type, status: int = 200, several: bool = F
             },
             **{
                 s: {"description": "A problem document.", "content": problem}
-                for s in ("400", "404", "413", "422", "503")
+                for s in ("400", "401", "403", "404", "408", "413", "422", "429", "503")
             },
         }
     }
@@ -187,7 +209,9 @@ def _document(app: FastAPI) -> None:
                 schema.ProblemDocument,
             )
             _, components = msgspec.json.schema_components(forms, ref_template="#/components/schemas/{name}")
-            plain().setdefault("components", {}).setdefault("schemas", {}).update(components)
+            ours = plain().setdefault("components", {})
+            ours.setdefault("schemas", {}).update(components)
+            ours["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEY}}
         return plain()
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -198,21 +222,47 @@ def from_environment() -> FastAPI:
     release = os.environ.get(_RELEASE_VARIABLE)
     config = ServiceConfig.model_validate_json(os.environ.get(_CONFIG_VARIABLE, "{}"))
     custom = load_features(json.loads(os.environ.get(_FEATURES_VARIABLE, "[]")))
-    return create_app(config, os.environ["REDIS_URL"], release=Path(release) if release else None, custom=custom)
+    good = Keys(config.keys_file, os.environ.get(keys.VARIABLE, ""))
+    return create_app(
+        config, os.environ["REDIS_URL"], release=Path(release) if release else None, custom=custom, good=good
+    )
 
 
 def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, custom: Sequence[str] = ()) -> None:
     """Listen and answer until told to stop, with as many worker processes as the configuration says.
 
-    custom: features of the user's own, as module:function. Raises FeatureError where one cannot be loaded.
+    custom: features of the user's own, as module:function. Raises FeatureError where one cannot be loaded, KeysError
+    where keys cannot be read or the service would be open beyond this machine.
     """
     load_features(custom)
+    keys.refuse_exposure(config.host, Keys(config.keys_file, os.environ.get(keys.VARIABLE, "")), config.insecure)
     os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url
     os.environ[_CONFIG_VARIABLE] = config.model_dump_json()
     if release is not None:
         os.environ[_RELEASE_VARIABLE] = str(release)
-    uvicorn.run(
-        "serving.app:from_environment", factory=True, host=config.host, port=config.port, workers=config.workers,
-        log_level="info", access_log=False,
-    )  # fmt: skip
+    with _counting_together(config.workers):
+        uvicorn.run(
+            "serving.app:from_environment", factory=True, host=config.host, port=config.port, workers=config.workers,
+            log_config=log_config(config.log, config.log_requests), access_log=False, **limits(config),
+        )  # fmt: skip
+
+
+def limits(config: ServiceConfig) -> dict[str, Any]:
+    """How uvicorn is held to the configuration's bounds on connections and time."""
+    return {
+        "http": Connection, "ws": "none", "limit_concurrency": config.max_connections + 1,
+        "timeout_keep_alive": config.idle_s, "timeout_graceful_shutdown": config.drain_s,
+    }  # fmt: skip
+
+
+@contextmanager
+def _counting_together(workers: int) -> Iterator[None]:
+    """Where there are several workers, a directory in which they count."""
+    if workers == 1 or metrics.DIRECTORY in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="shelfwise-metrics-") as directory:
+        os.environ[metrics.DIRECTORY] = directory
+        yield
+        del os.environ[metrics.DIRECTORY]

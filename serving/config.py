@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 ID_CHARACTERS = 256
@@ -22,9 +25,30 @@ class ServiceConfig(BaseModel):
     max_candidates: int = Field(1000, ge=1, le=5000, description="Most candidates of one request.")
     max_events: int = Field(1000, ge=1, le=10_000, description="Most events of one request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Largest request body.")
+    keys_file: Path | None = Field(None, description="Keys, as `shelfwise keys new` prints them; read when it changes.")
+    insecure: bool = Field(False, description="Listen beyond this machine though there are no keys.")
+    key_rate: float | None = Field(
+        None, ge=0.01, le=1e6, description="Requests a second, of each worker, of a key whose line names no rate."
+    )
+    cors_origins: tuple[str, ...] = Field((), description="Web pages that may call from a browser: https://shop.test.")
+    max_in_flight: int = Field(
+        128, ge=1, le=10_000, description="Requests of a worker at once, for rankings and for writes."
+    )
+    max_wait_s: float = Field(1.0, gt=0, le=30, description="Expected wait past which a request is refused with 503.")
+    deadline_s: float = Field(5.0, gt=0, le=60, description="Longest that a request may take, its body aside.")
+    body_s: float = Field(5.0, gt=0, le=60, description="Longest that a body may take to come.")
+    idle_s: int = Field(5, ge=1, le=600, description="Longest that a connection may wait for the head of a request.")
+    max_connections: int = Field(1000, ge=1, le=65_535, description="Connections of a worker at once.")
+    drain_s: int = Field(10, ge=1, le=600, description="Time to finish what was begun, when told to stop.")
+    log: Literal["text", "json"] = Field("text", description="Lines of text, or JSON, one object a line.")
+    log_requests: bool = Field(False, description="Log every request, not only those the service failed.")
     redis_timeout_s: float = Field(
         0.25, gt=0, le=30, description="Deadline of a read or write in Redis; past it, ranking goes on without."
     )
+    redis_failures: int = Field(
+        3, ge=1, le=100, description="Failures in a row after which Redis is left alone until it answers a look at it."
+    )
+    redis_pause_s: float = Field(1.0, gt=0, le=60, description="Longest pause between two such looks.")
     poll_s: float = Field(
         0.25, gt=0, le=1, description="Pause between looks at the event stream and the release pointer."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from features.log import F32, F64, I32, Kind
 from features.table import Feature, Items, features, rows
 from ranker.booster import BoosterTrees
 from serving.config import ServiceConfig
+from serving.metrics import Metrics
 from serving.release import Release, ReleaseError, load
 from serving.store import END, START, Pointer, Store, StoreAway, Tail
 
@@ -143,10 +145,11 @@ class Follower:
     """
 
     def __init__(
-        self, config: ServiceConfig, store: Store, release: Path | None, custom: tuple[Feature, ...] = ()
-    ) -> None:
+        self, config: ServiceConfig, store: Store, release: Path | None, custom: tuple[Feature, ...] = (),
+        metrics: Metrics | None = None,
+    ) -> None:  # fmt: skip
         """release: a directory to answer from until the pointer says otherwise, and while Redis is away."""
-        self._custom = custom
+        self._custom, self._metrics = custom, metrics or Metrics()
         self.live: Live | None = None
         self.reason = "starting"
         self.redis = "not asked yet"
@@ -181,6 +184,8 @@ class Follower:
         self._say_redis("ok")
         if live is not None:
             live.apply(tail)
+            if tail.item_ids:
+                self._metrics.fresh(time.time() - tail.since)
         self._consider(pointer)
         return live is None or not tail.item_ids
 
@@ -188,6 +193,7 @@ class Follower:
         if state != self.redis:
             (log.info if state == "ok" else log.warning)("redis: %s", state)
         self.redis = state
+        self._metrics.redis(state == "ok")
 
     def _consider(self, pointer: Pointer | None) -> None:
         """Begin to load the release that the pointer names, if it is not the live one and did not fail just now."""
@@ -218,4 +224,5 @@ class Follower:
             while (tail := (await self._store.poll(live.last))[1]).item_ids:
                 live.apply(tail)
         self.live, self.reason, self._failed = live, "", None
+        self._metrics.release(live.release.id)
         log.info("answering from release %s", live.release.id)

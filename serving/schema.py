@@ -58,6 +58,7 @@ class ProblemDocument(Struct):
     detail: str
     remedy: str
     field: str | None = None
+    instance: str | None = None
 
 
 class RankRequest(Struct, forbid_unknown_fields=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,10 @@ import msgspec
 from features.context import Context, device_code
 from features.history import EMPTY, History
 from ranker.booster import BoosterTrees
-from serving import schema
+from serving import request_id, schema
 from serving.config import ServiceConfig
 from serving.live import Follower, Live, Ranking
+from serving.metrics import Metrics
 from serving.schema import (
     Accepted,
     Derived,
@@ -40,8 +40,12 @@ class Service:
     whose model our own scorer does not cover.
     """
 
-    def __init__(self, config: ServiceConfig, store: Store, follower: Follower, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: ServiceConfig, store: Store, follower: Follower, clock: Callable[[], float],
+        metrics: Metrics | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.store, self.follower, self.clock = config, store, follower, clock
+        self.metrics = metrics or Metrics()
         self.degraded = 0
         self.slow = 0
 
@@ -62,7 +66,7 @@ class Service:
             return await self.store.read(user_id, live.items.catalogue, at), False
         except StoreAway as e:
             self.degraded += 1
-            log.debug("ranking without history: %s", e)
+            log.debug("ranking without history: %s", type(e).__name__)  # its text may name the user
             return EMPTY, True
 
     async def rank(self, request: RankRequest) -> RankAnswer:
@@ -70,12 +74,15 @@ class Service:
         started, at, live = time.perf_counter(), self.clock(), self.live()
         self._bound(request, live)
         history, degraded = await self.known_of(request.user_id, live, at)
-        self.slow += isinstance(live.release.trees, BoosterTrees)
+        slow = isinstance(live.release.trees, BoosterTrees)
+        self.slow += slow
         context = Context(device_code(request.device))
         ranking = live.rank(history, request.candidates, at, request.limit, context)
         items = self._explained(live, ranking, history) if request.explain else _plain(ranking)
+        given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
+        self.metrics.ranked(given, degraded, slow)
         took_ms = round((time.perf_counter() - started) * 1e3, 3)
-        return RankAnswer(uuid.uuid4().hex, live.release.id, degraded, items, took_ms)
+        return RankAnswer(request_id.current(), live.release.id, degraded, items, took_ms)
 
     def _bound(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
@@ -109,12 +116,14 @@ class Service:
                 accepted[index] = schema.accept(one, now, self.config.future_s)
             except Refusal as e:
                 rejected.append(Rejected(index, e.field, e.message))
+        self.metrics.rejected(rejected)
         if rejected and not accepted:
             raise Problem(
                 422, "no-event-taken", "No event was taken", rejected[0].message,
                 "See /docs for the fields and their types.", rejected[0].field, rejected=msgspec.to_builtins(rejected),
             )  # fmt: skip
         new = await self._write(list(accepted.values()), now)
+        self.metrics.events(sum(new), len(new) - sum(new))
         derived = [Derived(index, a.event.event_id) for index, a in accepted.items() if a.derived]
         return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
 

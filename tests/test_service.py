@@ -29,9 +29,10 @@ from hypothesis import strategies as st
 
 from features.log import Kind
 from features.table import rows
-from serving.app import create_app
+from serving.app import create_app, limits
 from serving.config import ServiceConfig
 from serving.embedded import connect_url
+from serving.keys import Keys
 from serving.live import Follower
 from serving.release import load
 from serving.schema import Problem, Refusal, accept, rank_request, raw_events
@@ -45,12 +46,13 @@ TEXT_OF_FIELDS = "See /docs for the fields and their types."
 
 @contextlib.contextmanager
 def served(
-    redis_url: str, config: ServiceConfig = FAST, release: Path | None = None, clock: Callable[[], float] = time.time
-) -> Iterator[httpx.Client]:
+    redis_url: str, config: ServiceConfig = FAST, release: Path | None = None, clock: Callable[[], float] = time.time,
+    good: Keys | None = None,
+) -> Iterator[httpx.Client]:  # fmt: skip
     """A client of the service, which runs in a thread."""
-    app = create_app(config, redis_url, release=release, clock=clock)
+    app = create_app(config, redis_url, release=release, clock=clock, good=good)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **limits(config)))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:

@@ -1,0 +1,50 @@
+"""How many requests are taken in at once: what would wait too long is refused at once, before everything waits.
+
+A worker ranks one request at a time, so what it has taken in is its queue. Under Little's law a request that found n
+others and took t seconds used t / (n + 1) seconds of the worker; a moving mean of that times the queue is the wait to
+expect.
+"""
+
+from __future__ import annotations
+
+import math
+
+from serving.schema import Problem
+
+_ALWAYS = 8
+"""Taken in whatever the expected wait: short queues do no harm, and the mean needs something to learn from."""
+_SHARE = 0.1
+"""Weight of the newest request in the moving mean."""
+
+
+class Gate:
+    """One queue. in_flight: requests taken in and not yet answered. refused: how many were turned away."""
+
+    def __init__(self, most: int, wait_s: float) -> None:
+        """most: in flight at once. wait_s: expected wait past which requests are refused, in seconds."""
+        self._most, self._wait_s = most, wait_s
+        self._each_s = 0.0
+        self.in_flight = self.refused = 0
+
+    @property
+    def expected_s(self) -> float:
+        """How long the next request would take, in seconds."""
+        return self._each_s * (self.in_flight + 1)
+
+    def enter(self) -> int:
+        """Take a request in; returns how many were before it, for `leave`. Raises Problem (503) where it must wait."""
+        long = self.in_flight >= _ALWAYS and self.expected_s > self._wait_s
+        if long or self.in_flight >= self._most:
+            self.refused += 1
+            wait = min(30, max(1, math.ceil(self.expected_s)))
+            raise Problem(
+                503, "busy", "Too much to do", f"{self.in_flight} requests are being answered by this worker",
+                f"Send it again after {wait} s, and fewer at once.", headers={"Retry-After": str(wait)},
+            )  # fmt: skip
+        self.in_flight += 1
+        return self.in_flight - 1
+
+    def leave(self, before: int, took_s: float) -> None:
+        """A request is answered. before: what `enter` returned. took_s: from there to here."""
+        self.in_flight -= 1
+        self._each_s += _SHARE * (took_s / (before + 1) - self._each_s)
