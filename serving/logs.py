@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 REQUESTS = logging.getLogger("serving.requests")
-"""One line a request, at INFO; those the service failed at WARNING."""
+"""One line a request, at INFO; those the service failed at WARNING, but not those it refused: these are counted."""
 
 
 class JsonLines(logging.Formatter):
@@ -30,7 +30,7 @@ class JsonLines(logging.Formatter):
 
 def say_request(request_id: str, route: str, status: int, took_s: float, key: str | None) -> None:
     """Log a request. route: the template, as /v1/similar/{item_id}. key: the name of the caller's key."""
-    level = logging.WARNING if status >= 500 else logging.INFO
+    level = logging.WARNING if status == 500 else logging.INFO
     if not REQUESTS.isEnabledFor(level):
         return
     fields = {"request_id": request_id, "route": route, "status": status, "ms": round(took_s * 1e3, 2), "key": key}
