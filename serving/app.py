@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from features.custom import load as load_features
@@ -116,18 +117,22 @@ def _routes(app: FastAPI, service: Service) -> None:
     async def similar(item_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
         return _json(await service.similar(item_id, limit))
 
-    @app.get("/metrics", openapi_extra=needs("metrics"), summary="What the service counts of itself, for Prometheus")
+    @app.get(
+        "/metrics", openapi_extra={"responses": _problems("401", "403", "429", "503")} | needs("metrics"),
+        summary="What all workers counted of themselves, for Prometheus", response_class=PlainTextResponse,
+    )  # fmt: skip
     async def exposition() -> Response:
         counted = await asyncio.to_thread(service.metrics.exposition)
         return Response(counted, media_type=metrics.CONTENT_TYPE)
 
-    @app.get("/health/live", openapi_extra=needs(None), summary="The process answers")
+    @app.get("/health/live", openapi_extra=_states(200) | needs(None), summary="The process answers")
     async def live() -> Response:
         return _json({"status": "live"})
 
     @app.get(
-        "/health/ready", openapi_extra=needs(None), summary="A release is loaded; 503 with the reason where none is"
-    )
+        "/health/ready", openapi_extra=_states(200, 503) | needs(None),
+        summary="A release is loaded; 503 with the reason where none is",
+    )  # fmt: skip
     async def ready() -> Response:
         return _json(service.state(), 200 if service.follower.live else 503)
 
@@ -174,17 +179,10 @@ def _reference(form: type) -> dict[str, str]:
 
 def _forms(body: type | None, answer: type, status: int = 200, several: bool = False) -> dict[str, Any]:
     """The part of a route's documentation that FastAPI cannot know, as it does not decode or encode these bodies."""
-    problem = {"application/problem+json": {"schema": _reference(schema.ProblemDocument)}}
     out: dict[str, Any] = {
         "responses": {
-            str(status): {
-                "description": answer.__doc__,
-                "content": {"application/json": {"schema": _reference(answer)}},
-            },
-            **{
-                s: {"description": "A problem document.", "content": problem}
-                for s in ("400", "401", "403", "404", "408", "413", "422", "429", "503")
-            },
+            str(status): _answer(answer),
+            **_problems("400", "401", "403", "404", "408", "413", "422", "429", "503"),
         }
     }
     if body is not None:
@@ -192,6 +190,19 @@ def _forms(body: type | None, answer: type, status: int = 200, several: bool = F
         form = {"oneOf": [one, {"type": "array", "items": one}]} if several else one
         out["requestBody"] = {"required": True, "content": {"application/json": {"schema": form}}}
     return out
+
+
+def _answer(answer: type) -> dict[str, Any]:
+    return {"description": answer.__doc__, "content": {"application/json": {"schema": _reference(answer)}}}
+
+
+def _problems(*statuses: str) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": _reference(schema.ProblemDocument)}}
+    return {status: {"description": "A problem document.", "content": content} for status in statuses}
+
+
+def _states(*statuses: int) -> dict[str, Any]:
+    return {"responses": {str(status): _answer(schema.ServiceState) for status in statuses}}
 
 
 def _document(app: FastAPI) -> None:
@@ -207,10 +218,14 @@ def _document(app: FastAPI) -> None:
                 EventsAnswer,
                 schema.SimilarAnswer,
                 schema.ProblemDocument,
+                schema.ServiceState,
             )
             _, components = msgspec.json.schema_components(forms, ref_template="#/components/schemas/{name}")
             ours = plain().setdefault("components", {})
             ours.setdefault("schemas", {}).update(components)
+            for operation in (o for methods in plain()["paths"].values() for o in methods.values()):
+                # FastAPI's own form of an error, which it adds where there are parameters, and which is never answered.
+                operation["responses"].get("422", {}).get("content", {}).pop("application/json", None)
             ours["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEY}}
         return plain()
 

@@ -18,12 +18,23 @@ from features.log import GA4, KINDS, Kind
 from serving.config import ID_CHARACTERS
 from serving.store import Event
 
-Id = Annotated[str, Meta(min_length=1, max_length=ID_CHARACTERS, description="Any text without control characters.")]
+_PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
+"""Documented, and checked by us: checked by msgspec, each id of a request would cost a search."""
+Id = Annotated[
+    str,
+    Meta(
+        min_length=1, max_length=ID_CHARACTERS, description="Any text without control characters.",
+        extra_json_schema=_PLAIN,
+    ),
+]  # fmt: skip
 
 Device = Annotated[
     str,
-    Meta(min_length=1, max_length=DEVICE_CHARACTERS, description="mobile, tablet, desktop, app, or any other text."),
-]
+    Meta(
+        min_length=1, max_length=DEVICE_CHARACTERS, description="mobile, tablet, desktop, app, or any other text.",
+        extra_json_schema=_PLAIN,
+    ),
+]  # fmt: skip
 
 KIND_OF = {name: Kind(KINDS.index(ours)) for name, ours in ({k: k for k in KINDS} | GA4).items()}
 """Our names of events, and those of Google Analytics 4 (`purchase` is both)."""
@@ -123,7 +134,7 @@ class EventIn(Struct, forbid_unknown_fields=True):
     the shop with.
     """
 
-    event: str
+    event: Annotated[str, Meta(extra_json_schema={"enum": list(KIND_OF)})]
     user_id: Id
     item_id: Id
     event_id: Id | None = None
@@ -173,6 +184,20 @@ class SimilarAnswer(Struct):
     item_id: str
     release: str
     items: list[SimilarItem]
+
+
+class ServiceState(Struct):
+    """Whether the service answers, and for /health/ready from which release, whether Redis is there, and if not, why.
+
+    degraded: rankings answered without the user's history. slow: those scored by LightGBM. Of this worker alone.
+    """
+
+    status: str
+    release: str | None = None
+    reason: str | None = None
+    redis: str | None = None
+    degraded: int = 0
+    slow: int = 0
 
 
 class Refusal(Exception):
