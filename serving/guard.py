@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -150,8 +149,8 @@ class Guard:
         wait = allowance.take(now)
         whole = int(allowance.most)
         headers = {
-            "RateLimit-Policy": f'"key";q={whole};w={max(1, round(whole / rate))}',
-            "RateLimit": f'"key";r={allowance.left};t={int(wait) + 1}',
+            "ratelimit-policy": f'"key";q={whole};w={max(1, round(whole / rate))}',
+            "ratelimit": f'"key";r={allowance.left};t={int(wait) + 1}',
         }
         if wait:
             raise Problem(
@@ -245,10 +244,8 @@ class _Request:
         """Pass an answer on, with the request's id and what is left of the allowance."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.id
-            for name, value in self._headers.items():
-                headers[name] = value
+            ours = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *ours]
         await self._send(message)
 
     def count(self) -> None:

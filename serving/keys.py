@@ -54,7 +54,7 @@ class Key:
 def new_key(name: str, scopes: Iterable[str], rate: float | None = None) -> tuple[str, str]:
     """(the key, to be shown once; the line to be kept). Raises KeysError for a name, scope or rate that cannot be."""
     key = f"swk_{name}_{secrets.token_urlsafe(32)}"
-    limit = "" if rate is None else f" rate={rate:g}"
+    limit = "" if rate is None else f" rate={rate:f}".rstrip("0").rstrip(".")
     line = f"{name} {','.join(scopes)} {_hash(key)}{limit}"
     _key(line, "the new key")
     return key, line

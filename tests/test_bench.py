@@ -26,6 +26,10 @@ TINY = {
         ["--repeats", "2", "--items", "3000", "--events", "3000", "--trees", "5", "--lists", "10"],
         {"assemble_ms", "trees_ms", "ratio_to_trees", "ratio_to_predict"},
     ),
+    "guard": (
+        ["--repeats", "1", "--times", "20", "--seconds", "0.2"],
+        {"guard_us", "metrics_us", "guard_ratio_to_route", "crowd_p99_bounded_to_unbounded"},
+    ),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],
         {"bytes_per_user", "bytes_per_item_redis", "bytes_per_item_worker_private", "bytes_per_item_worker_shared"},

@@ -37,6 +37,11 @@ def test_a_new_key_is_good_for_its_scopes_and_its_line_does_not_hold_it() -> Non
     assert found is not None
     assert (found.name, found.scopes, found.rate) == ("shop-1", {"rank", "events"}, 50)
     assert new_key("shop-1", ["rank"])[0] != key
+    for rate, said in ((1e6, "rate=1000000"), (0.015, "rate=0.015")):
+        assert new_key("a", ["rank"], rate)[1].endswith(said)
+    for rate in (0.0, -1.0, float("nan"), float("inf"), 2e6):
+        with pytest.raises(KeysError, match="expected rate=N"):
+            new_key("a", ["rank"], rate)
 
 
 @given(st.text() | st.from_regex(r"(Bearer|bearer|Basic) swk_[a-z]{0,3}_[\w-]{40,45}", fullmatch=True))
