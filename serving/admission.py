@@ -1,8 +1,8 @@
 """How many requests are taken in at once: what would wait too long is refused at once, before everything waits.
 
-A worker ranks one request at a time, so what it has taken in is its queue. Under Little's law a request that found n
-others and took t seconds used t / (n + 1) seconds of the worker; a moving mean of that times the queue is the wait to
-expect.
+A worker ranks one request at a time, so what it has taken in is its queue. Under Little's law requests that found n
+others in it and took t seconds each used mean(t) / mean(n + 1) seconds of the worker; times the queue that is the wait
+to expect. A ratio of means and not a mean of ratios: one that was alone while the worker stood still says little.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from serving.schema import Problem
 
 _ALWAYS = 8
 """Taken in whatever the expected wait: short queues do no harm, and the mean needs something to learn from."""
-_SHARE = 0.1
-"""Weight of the newest request in the moving mean."""
+_SHARE = 0.05
+"""Weight of the newest request in the moving means."""
 
 
 class Gate:
@@ -23,13 +23,13 @@ class Gate:
     def __init__(self, most: int, wait_s: float) -> None:
         """most: in flight at once. wait_s: expected wait past which requests are refused, in seconds."""
         self._most, self._wait_s = most, wait_s
-        self._each_s = 0.0
+        self._took_s = self._line = 0.0
         self.in_flight = self.refused = 0
 
     @property
     def expected_s(self) -> float:
         """How long the next request would take, in seconds."""
-        return self._each_s * (self.in_flight + 1)
+        return self._took_s / self._line * (self.in_flight + 1) if self._line else 0.0
 
     def enter(self) -> int:
         """Take a request in; returns how many were before it, for `leave`. Raises Problem (503) where it must wait."""
@@ -47,4 +47,5 @@ class Gate:
     def leave(self, before: int, took_s: float) -> None:
         """A request is answered. before: what `enter` returned. took_s: from there to here."""
         self.in_flight -= 1
-        self._each_s += _SHARE * (took_s / (before + 1) - self._each_s)
+        self._took_s += _SHARE * (took_s - self._took_s)
+        self._line += _SHARE * (before + 1 - self._line)

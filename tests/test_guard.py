@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -78,7 +79,21 @@ def test_a_queue_refuses_who_would_wait_too_long_but_never_when_it_is_short() ->
     assert refusal.value.headers == {"Retry-After": "9"}
     for before in range(8):  # the k-th of a queue takes k times as long as one alone
         gate.leave(before, 0.1 * (before + 1))
-    assert gate.expected_s == pytest.approx(0.1 + 0.9 * 0.9**8, rel=1e-4)
+    old, new = 0.95**8 * (1 - 0.95**100), sum(0.05 * 0.95 ** (8 - k) * k for k in range(1, 9))
+    assert gate.expected_s == pytest.approx((1.0 * old + 0.1 * new) / (old + new))
+
+
+def test_one_that_was_alone_while_the_worker_stood_still_turns_nobody_away() -> None:
+    """A queue of 20 at 5 ms each; then one takes half a second with nobody before it, as when a release is loaded."""
+    gate = Gate(1000, 0.3)
+    for _ in range(20):
+        inside = [gate.enter() for _ in range(20)]
+        for before in inside:
+            gate.leave(before, 0.005 * (before + 1))
+    gate.leave(gate.enter(), 0.5)
+    for _ in range(20):
+        gate.enter()
+    assert gate.expected_s < 0.3
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=80), st.integers(1, 20))
@@ -330,3 +345,22 @@ def test_a_line_of_the_log_is_one_json_object_whatever_it_says() -> None:
 def test_an_impossible_bound_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=key):
         ServiceConfig.model_validate({key: value})
+
+
+def test_the_guide_names_settings_and_metrics_that_exist_and_their_defaults() -> None:
+    """docs/serving.md: every key of its table of bounds with the default it has, every metric and no other."""
+    guide = (Path(__file__).parent.parent / "docs/serving.md").read_text("utf-8")
+    fields = ServiceConfig.model_fields
+    bounds = guide.split("## Bounds")[1].split("## ")[0]
+    for names, defaults in re.findall(r"^\| (`.*?`) \| ([\d., ]+?) \|", bounds, re.MULTILINE):
+        for name, default in zip(re.findall(r"`(\w+)`", names), default_values(defaults), strict=True):
+            assert fields[name].default == default, name
+    exposed = Metrics().exposition().decode()
+    families = {f.name for f in text_string_to_metric_families(exposed)}
+    named = {name.removesuffix("_total") for name in re.findall(r"`(shelfwise_\w+?)(?:\{.*?\})?`", guide)}
+    assert named == {name for name in families if not name.endswith("_created")}
+
+
+def default_values(said: str) -> list[float]:
+    """Numbers of a cell: `2,000,000` is one, `128, 1.0` are two."""
+    return [float(number.replace(",", "")) for number in said.split(", ")]
