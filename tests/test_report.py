@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline import report
+from offline.report import data, models, plots, policies, results
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect"}
 HOSTILE = (
@@ -45,6 +46,7 @@ def small() -> dict[str, Any]:
 
 def full() -> dict[str, Any]:
     means = {"popularity": 0.5, "item_click_rate": 0.55, "text": 0.52, "ranker": 0.6, "best_possible": 0.75}
+    estimate = {"value": 1.0, "low": 0.9, "high": 1.1, "matches": 5000, "weight": 1.01}
     window = {"from": "2026-01-01T00:00:00+00:00", "to": "2026-01-20T00:00:00+00:00", "lists": 1568}
     return {
         "schema": 2,
@@ -74,7 +76,23 @@ def full() -> dict[str, Any]:
             compared("popularity", 0.03, 0.04, "cold_users"),
         ],
         "examples": [{"user": "u1", "liked": ["Sock"], "before": [["Pan", "sold"]], "after": [["Boot", "like Sock"]]}],
-        "quality": [["events.csv", "quarantined", "timestamp in the future", 12]],
+        "quality": [
+            ["events.csv", "accepted", "", 388], ["events.csv", "quarantined", "timestamp in the future", 12],
+        ],
+        "calibration": {"error": 0.01, "bins": [{"predicted": 0.1, "observed": 0.09, "rows": 9}] * 2},
+        "learning_curve": [{"lists": n, "ndcg@10": 0.5, "low": 0.4, "high": 0.6} for n in (100, 200)],
+        "small_slices": ["cold_users"],
+        "explanation": {
+            "rows": 3, "groups": [{"group": "price", "features": 1, "mean_abs": 0.2}],
+            "features": [{
+                "name": "item_price", "about": "price", "group": "price", "mean_abs": 0.2,
+                "points": [[0.2, 0.9], [-0.2, 0.1], [0.1, None]],
+            }],
+        },
+        "off_policy": {
+            "k": 10, "lists": 900, "left_out": 3,
+            "systems": {s: dict.fromkeys(("ips", "snips", "doubly_robust"), estimate) | {"truth": 1.02} for s in means},
+        },
         "steps": [{"name": "train_encoder", "seconds": 121.3, "peak_mb": 1810.0}],
     }  # fmt: skip
 
@@ -121,7 +139,8 @@ def page() -> str:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots left empty, for rules about words alone: drawing is most of the time."""
-    monkeypatch.setattr(report, "_plot", lambda *_: "<figure></figure>")
+    for module in (plots, data, models, policies, results):
+        monkeypatch.setattr(module, "plot", lambda _, caption, *__: f"<figure>{caption}</figure>")
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
@@ -257,10 +276,11 @@ def test_plots_take_their_colours_from_the_page_so_that_both_themes_are_readable
 
 
 def test_every_plot_has_a_caption_and_a_name_for_those_who_cannot_see_it(page: str) -> None:
-    """2 of quality (slices), 2 of gain (slices), 2 of the encoder, 2 of the ranker, 1 of time = 9."""
+    """2 of quality (slices), 2 of gain, 1 of policies, 3 of SHAP values, 2 of the ranker, 2 of trust, 2 of the encoder,
+    1 of time = 15."""
     parsed = Page(page)
     named = [attributes for tag, attributes in parsed.tags if tag == "svg" and attributes.get("aria-label")]
-    assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (9, 9, 9)
+    assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (15, 15, 15)
 
 
 def test_every_table_has_a_caption_and_every_header_a_scope(page: str) -> None:
@@ -282,6 +302,8 @@ def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
     heads = {
         "comparisons": "What is gained", "encoder": "Text encoder", "ranker": "Ranker", "examples": "Lists before",
         "steps": "The run", "data": "lists without a gain", "windows": "Windows", "quality": "every row read",
+        "calibration": "Calibration", "learning_curve": "Learning curve", "explanation": "What the ranker goes by",
+        "off_policy": "What it would be worth if shown", "small_slices": "Slices with a star",
     }  # fmt: skip
     evaluation = full()
     assert heads[missing] in Page(report.render(evaluation)).words
