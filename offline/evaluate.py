@@ -18,9 +18,8 @@ from features.replay import Reading
 from offline.baselines import BASELINES, DEPTH, order_of
 from offline.lists import Targets
 from offline.quarantine import DataError
+from ranker.calibration import calibration, click_probability
 from ranker.metrics import (
-    calibration,
-    click_probability,
     coverage,
     intervals,
     intra_list_diversity,
@@ -39,6 +38,8 @@ PRIMARY = METRICS[0]
 LEVEL = 0.95
 SHOWN = 10
 """Items at the top of an order that coverage, novelty, popularity and diversity look at."""
+SMALL = 100
+"""A slice of fewer lists is marked: its intervals are wide, and too narrow for what they claim."""
 
 Values = Mapping[str, Mapping[str, F64]]
 """float64[lists] by system, by metric; NaN where the metric is undefined."""
@@ -76,11 +77,12 @@ def orders(
         if name != "random" and spoke[:, k].any():
             out[name] = np.where(spoke[:, k, None], baselines[:, k], out["random"])
     out["ranker"] = order_of(ranker, lists.item, lists.start, ties)
-    best = _best_possible(lists, truth, item_ids)
+    best = utility(lists, truth, item_ids)
     return out if best is None else out | {"best_possible": order_of(best, lists.item, lists.start, ties)}
 
 
-def _best_possible(lists: Lists, truth: Mapping[tuple[str, str], float] | None, item_ids: Sequence[str]) -> F64 | None:
+def utility(lists: Lists, truth: Mapping[tuple[str, str], float] | None, item_ids: Sequence[str]) -> F64 | None:
+    """float64[rows]: the simulator's hidden utility of each candidate; None where it is not known. Raises DataError."""
     if truth is None:
         return None
     requests = (lists.request_ids[g] for g in lists.group.tolist())
@@ -176,6 +178,8 @@ def judge(
         if "all" in out["systems"][system]:
             covered = coverage(order[:, :SHOWN].astype(np.int64), len(count))
             out["systems"][system]["all"][f"coverage@{SHOWN}"] = covered
+    found: dict[str, dict[str, Any]] = next(iter(out["systems"].values()), {})
+    out["small_slices"] = [name for name, by in found.items() if by["lists"] < SMALL]
     return out
 
 

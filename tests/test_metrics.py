@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from sklearn.calibration import _SigmoidCalibration, calibration_curve
 from sklearn.metrics import average_precision_score, ndcg_score, precision_score, recall_score, roc_auc_score
 
+from ranker.calibration import calibration, click_probability
 from ranker.metrics import (
-    calibration,
-    click_probability,
     coverage,
     intervals,
     intra_list_diversity,
