@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +19,18 @@ from offline.attributes import read_as
 from offline.quarantine import DataError
 from offline.sources import ITEM_COLUMNS, AttributeKind
 
-_ITEMS, _EVENTS, _TRUTH = "items.parquet", "events.parquet", "truth.parquet"
+_ITEMS, _EVENTS, _TRUTH, _PROPENSITIES = "items.parquet", "events.parquet", "truth.parquet", "propensities.parquet"
 _NEEDED = {
     _ITEMS: ("item_id", "title"),
     _EVENTS: ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),
     _TRUTH: ("request_id", "item_id", "utility"),
+    _PROPENSITIES: ("request_id", "item_id", "position", "propensity"),
 }
 _NEVER_NULL = {
     _ITEMS: ("item_id",),
     _EVENTS: ("event_id", "event", "user_id", "item_id", "timestamp"),
     _TRUTH: ("request_id", "item_id", "utility"),
+    _PROPENSITIES: ("request_id", "item_id", "position", "propensity"),
 }
 _AGAIN = "make the data set again with `shelfwise import` or `shelfwise simulate`"
 
@@ -38,7 +40,9 @@ class Dataset:
     """A catalogue and its event log.
 
     items: the table of `items.parquet`, rows in the catalogue's order. event_id: of each row of `events`. truth: the
-    simulator's hidden utility by (request_id, item_id), None for real data.
+    simulator's hidden utility by (request_id, item_id), None for real data. propensities: (position, chance in (0, 1])
+    by (request_id, item_id): where the item stood in a list that was shown in a partly random order, and with what
+    chance it came to stand there; None where lists were not logged with it.
     """
 
     items: pa.Table
@@ -46,6 +50,7 @@ class Dataset:
     events: Events
     event_id: pa.Array
     truth: Mapping[tuple[str, str], float] | None
+    propensities: Mapping[tuple[str, str], tuple[int, float]] | None = None
 
 
 def load(directory: Path, attributes: Mapping[str, AttributeKind] | None = None) -> Dataset:
@@ -63,7 +68,30 @@ def load(directory: Path, attributes: Mapping[str, AttributeKind] | None = None)
     items = read_as(items, attributes or {}, str(directory / _ITEMS))
     found = catalogue(items, str(directory / _ITEMS))
     events, event_id = _events(directory / _EVENTS, found)
-    return Dataset(items, found, events, event_id, _truth(directory / _TRUTH))
+    propensities = _propensities(directory / _PROPENSITIES)
+    return Dataset(items, found, events, event_id, _truth(directory / _TRUTH), propensities)
+
+
+def beside(path: Path) -> pa.Table:
+    """The table of a file of `BESIDE`, its columns alone: ids are text, positions int16, the others float64.
+
+    Raises DataError naming file, row and column of what is missing, not a number, or beyond what it may be: a utility
+    is finite, a propensity in (0, 1], a position from 0.
+    """
+    table = _table(path).select(_NEEDED[path.name])
+    types = {"position": pa.int16(), "propensity": pa.float64(), "utility": pa.float64()}
+    try:
+        table = pa.table({n: table[n].cast(types.get(n, pa.string())) for n in table.column_names})
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        raise DataError(f"{path}: {' '.join(str(e).split())[:200]}; {', '.join(types)} are numbers, ids texts") from e
+    value = table.column_names[-1]
+    numbers = table[value].to_numpy()
+    good = np.isfinite(numbers) if value == "utility" else (numbers > 0) & (numbers <= 1)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        allowed = "a finite number" if value == "utility" else "above 0 and at most 1"
+        raise DataError(f"{path}, row {row}, column {value!r}: is {numbers[row]}, expected {allowed}")
+    return table
 
 
 def _table(path: Path) -> pa.Table:
@@ -229,6 +257,17 @@ def _devices(events: pa.Table) -> I8:
 def _truth(path: Path) -> Mapping[tuple[str, str], float] | None:
     if not path.is_file():
         return None
-    t = _table(path)
-    pairs = zip(t["request_id"].to_pylist(), t["item_id"].to_pylist(), strict=True)
-    return dict(zip(pairs, t["utility"].to_pylist(), strict=True))
+    t = beside(path)
+    return dict(zip(_listed(t), t["utility"].to_pylist(), strict=True))
+
+
+def _propensities(path: Path) -> Mapping[tuple[str, str], tuple[int, float]] | None:
+    if not path.is_file():
+        return None
+    t = beside(path)
+    values = zip(t["position"].to_pylist(), t["propensity"].to_pylist(), strict=True)
+    return dict(zip(_listed(t), values, strict=True))
+
+
+def _listed(table: pa.Table) -> Iterator[tuple[str, str]]:
+    return zip(table["request_id"].to_pylist(), table["item_id"].to_pylist(), strict=True)

@@ -21,16 +21,28 @@ import pyarrow.parquet as pq
 from features.log import KINDS, Kind
 from offline import validation
 from offline.cells import Limits, Moments, as_flag, as_text
+from offline.dataset import beside
 from offline.import_summary import ImportSummary, SourceSummary
 from offline.items import UTC_US, catalogue_table, item_columns, items_of_events, joined, merged_updates, numbers_found
 from offline.quarantine import DataError, Mask, Quarantine, Rows
 from offline.readers import Batch, Refused, read_csv, read_ga4, read_jsonl, read_metarank, read_parquet
-from offline.sources import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_TEXTS, EventSource, ImportConfig, ItemSource, resolved
+from offline.sources import (
+    BESIDE,
+    EVENT_COLUMNS,
+    ITEM_COLUMNS,
+    ITEM_TEXTS,
+    EventSource,
+    ImportConfig,
+    ItemSource,
+    resolved,
+)
 from offline.validation import EventRules, codes, event_columns, event_ids, refuse_rows, repeats
 
 __all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
 
 Progress = Callable[[int, int], None]
+
+_ACCOUNT = "import.json"
 
 GA4_CLICK_US = 30 * 60 * 10**6
 """A GA4 click belongs to the newest list of the last 30 minutes (GA4's own session timeout) that showed the item."""
@@ -49,20 +61,28 @@ def import_data(
 ) -> ImportSummary:
     """Writes a dataset: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary, `import.json`.
 
+    What a source folder holds of `BESIDE` is checked and written too, and removed where it holds none.
+
     now: an aware moment; events beyond it and the configured tolerance are refused. on_progress: (done, total) bytes.
     Raises DataError where a source cannot be read (nothing is written), where no event is left (only the quarantine
     and the summary are), or where the directory holds a simulated shop.
     """
-    if (directory / "truth.parquet").exists():
+    if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
         raise DataError(f"{directory}: holds a simulated shop (truth.parquet). Import into another directory.")
     found = _Import(config, now).run(on_progress)
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "quarantine.parquet", found.quarantine)
-    _replace(directory / "import.json", lambda path: path.write_text(found.summary.to_json(), encoding="utf-8"))
+    _replace(directory / _ACCOUNT, lambda path: path.write_text(found.summary.to_json(), encoding="utf-8"))
     if not len(found.events):
         raise DataError(f"{found.summary.why_nothing()} All refused rows are in {directory / 'quarantine.parquet'}.")
     _write(directory / "items.parquet", found.items)
     _write(directory / "events.parquet", found.events)
+    for name in BESIDE:
+        if name in found.beside:
+            _write(directory / name, found.beside[name])
+        else:
+            # That of a log that was replaced would be taken for this one's.
+            (directory / name).unlink(missing_ok=True)
     return found.summary
 
 
@@ -166,6 +186,7 @@ class _Imported:
     events: pa.Table
     quarantine: pa.Table
     summary: ImportSummary
+    beside: Mapping[str, pa.Table]
 
 
 class _Import:
@@ -192,7 +213,8 @@ class _Import:
         for i, file in enumerate(self.files):
             file.accepted += int((events["#source"].to_numpy() == i).sum())
         written = self._written(events)
-        return _Imported(items, written, self.quarantine.table(), self._summary(items, events, written))
+        known = self._beside()
+        return _Imported(items, written, self.quarantine.table(), self._summary(items, events, written), known)
 
     # Reading.
 
@@ -233,6 +255,17 @@ class _Import:
             file.not_products.update(t for t in ids.filter(pa.array(no)).to_pylist() if t)
             rows.refuse(no, "item_id", columns["item_id"], "not_a_product")
         return item_columns(rows, columns, self.config, file.source, self.limits, file.moments, file.ignored)
+
+    def _beside(self) -> Mapping[str, pa.Table]:
+        out = {}
+        for path in self.config.beside:
+            if path.name not in BESIDE or path.name in out:
+                raise DataError(f"{path}: expected one file each of {', '.join(BESIDE)} under `beside`")
+            if not path.is_file():
+                raise DataError(f"{path}: there is no such file. Check `beside` of the configuration.")
+            out[path.name] = beside(path)
+            self.notes.append(f"{path.name}: {len(out[path.name])} rows about shown lists are brought along")
+        return out
 
     # Rows together.
 

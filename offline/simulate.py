@@ -124,9 +124,9 @@ def simulate(
     With `explore` above 0 also `propensities.parquet`: request_id, item_id, position and propensity of every
     impression, the chance in (0, 1] that the item came to stand there given the list's items and the shop's own order.
 
-    Files of these names are replaced, each when it is complete, and propensities of an earlier log removed; others are
-    left alone. Progress counts days, and the catalogue as one more. Raises NotADirectoryError where `directory` is a
-    file.
+    Files of these names are replaced, each when it is complete; propensities of an earlier log, and `import.json`, the
+    account of one that was imported, are removed; others are left alone. Progress counts days, and the catalogue as one
+    more. Raises NotADirectoryError where `directory` is a file.
     """
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; give a directory to write into")
@@ -171,8 +171,9 @@ def _write(directory: Path, shop: Shop, book: _Book, days: int, report: Callable
             report(day + 2, days + 1)
     for name, path in paths.items():
         part[name].replace(path)
+    # What is of the log that was replaced would be taken for this one's.
+    (directory / "import.json").unlink(missing_ok=True)
     if "propensities" not in paths:
-        # Those of the log that was replaced would be taken for this one's.
         (directory / "propensities.parquet").unlink(missing_ok=True)
 
 

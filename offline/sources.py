@@ -24,6 +24,9 @@ AttributeKind = Literal["number", "category", "tags", "date", "ignore"]
 DROP = "drop"
 """Instead of a kind in `event_values`: rows of that value are refused, and counted."""
 
+BESIDE = ("truth.parquet", "propensities.parquet")
+"""Files that say more of shown lists than an event can: few shops have them, and none needs them."""
+
 ITEM_COLUMNS = ("item_id", "title", "description", "category", "brand", "price", "available_from")
 ITEM_TEXTS = ("title", "description", "category", "brand")
 EVENT_COLUMNS = (
@@ -145,6 +148,10 @@ class ImportConfig(BaseModel):
 
     items: tuple[ItemSource, ...] = Field(default=(), description="Files of items.")
     events: Annotated[tuple[EventSource, ...], Field(min_length=1)] = Field(description="Files of events.")
+    beside: tuple[Path, ...] = Field(
+        default=(),
+        description="`propensities.parquet`, and `truth.parquet` of a simulated shop, to bring along.",
+    )
     unknown_items: Literal["quarantine", "keep"] = Field(
         default="quarantine",
         description="An event of an item that no source describes: refuse it, or add the bare item.",
@@ -208,7 +215,8 @@ class ImportConfig(BaseModel):
                 " for anything else map the columns in the `import` section of the configuration."
             )
         catalogue = (_item_file(items),) if items else ()
-        return cls(items=catalogue, events=tuple(sources), unknown_items="keep")
+        beside = tuple(path / name for name in BESIDE if (path / name).is_file())
+        return cls(items=catalogue, events=tuple(sources), beside=beside, unknown_items="keep")
 
 
 def _listing(names: Any) -> str:

@@ -447,3 +447,60 @@ def test_retail_and_order_only_folders_import_with_no_configuration(tmp_path: Pa
     at = pq.read_table(tmp_path / "amazon/events.parquet")["timestamp"].to_pylist()
     last = [t for t in at if t.date() == date(2020, 1, 1)]
     assert len(last) == amazon.users == 8317, "splitting off the last day leaves out each user's last event"
+
+
+# --- what is brought along beside the events ---
+
+
+def shop_with_truth(folder: Path) -> Path:
+    folder.mkdir()
+    pq.write_table(pa.table({"item_id": ["A", "B"], "title": ["a", "b"]}), folder / "items.parquet")
+    at = pa.array([datetime(2024, 1, 1, tzinfo=UTC)] * 2, pa.timestamp("us", "UTC"))
+    shown = {"event": ["impression"] * 2, "user_id": ["u"] * 2, "item_id": ["A", "B"], "timestamp": at}
+    pq.write_table(pa.table({**shown, "request_id": ["r"] * 2, "position": [0, 1]}), folder / "events.parquet")
+    listed = {"request_id": ["r"] * 2, "item_id": ["A", "B"]}
+    pq.write_table(pa.table({**listed, "utility": [0.5, 1.0]}), folder / "truth.parquet")
+    chance = {**listed, "position": [0, 1], "propensity": [0.5, 0.5]}
+    pq.write_table(pa.table(chance), folder / "propensities.parquet")
+    return folder
+
+
+def test_truth_and_propensities_of_a_folder_come_along_and_go_with_the_next_import(tmp_path: Path) -> None:
+    source = shop_with_truth(tmp_path / "source")
+    summary = import_data(ImportConfig.detect(source), tmp_path / "data", NOW)
+    assert "truth.parquet: 2 rows about shown lists are brought along" in summary.notes
+    found = load(tmp_path / "data")
+    assert found.truth == {("r", "A"): 0.5, ("r", "B"): 1.0}
+    assert found.propensities == {("r", "A"): (0, 0.5), ("r", "B"): (1, 0.5)}
+    (source / "truth.parquet").unlink()
+    (source / "propensities.parquet").unlink()
+    import_data(ImportConfig.detect(source), tmp_path / "data", NOW)
+    found = load(tmp_path / "data")
+    assert (found.truth, found.propensities) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "values", "said"),
+    [
+        (
+            "propensities",
+            "propensity",
+            [0.5, 0.0],
+            r"row 1, column 'propensity': is 0.0, expected above 0",
+        ),
+        ("propensities", "propensity", [float("nan"), 1.0], r"row 0, column 'propensity': is nan"),
+        ("truth", "utility", [1.0, float("inf")], r"row 1, column 'utility': is inf, expected a finite number"),
+        ("truth", "utility", ["high", "low"], r"truth\.parquet: .*numbers, ids texts"),
+        ("truth", "item_id", ["A", None], r"row 1, column 'item_id': is null"),
+    ],
+)
+def test_what_cannot_be_a_utility_or_a_propensity_is_refused_with_its_place(
+    tmp_path: Path, name: str, column: str, values: list[object], said: str
+) -> None:
+    source = shop_with_truth(tmp_path / "source")
+    table = pq.read_table(source / f"{name}.parquet")
+    number = table.column_names.index(column)
+    pq.write_table(table.set_column(number, column, pa.array(values)), source / f"{name}.parquet")
+    with pytest.raises(DataError, match=said):
+        import_data(ImportConfig.detect(source), tmp_path / "data", NOW)
+    assert not (tmp_path / "data").exists()
