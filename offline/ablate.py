@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from features.log import F64
 from features.table import FEATURES
 from offline.progress import OnProgress
-from offline.tune import Fold
 from ranker.metrics import Difference, paired_difference
 from ranker.train import RankerConfig
+
+if TYPE_CHECKING:
+    # The night groups features as well, and tune knows the night.
+    from offline.tune import Fold
 
 WITHIN_LIST = ("_rank", "_over_mean")
 """Endings of what sets another feature against the list; its group is `within-list`."""

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from features.neighbours import SESSION_WEIGHT
+from offline.column_slices import SliceConfig
 from offline.simulate import SimulateConfig
 from offline.sources import AttributeKind, ImportConfig
 from offline.windows import WindowConfig
@@ -71,6 +72,7 @@ class Config(BaseModel):
     simulate: SimulateConfig = Field(default_factory=lambda: SimulateConfig.model_validate({}))
     windows: WindowConfig = Field(default_factory=lambda: WindowConfig.model_validate({}))
     lists: ListConfig = Field(default_factory=lambda: ListConfig.model_validate({}))
+    slices: SliceConfig = Field(default_factory=lambda: SliceConfig.model_validate({}))
     features: FeatureConfig = Field(default_factory=lambda: FeatureConfig.model_validate({}))
     encoder: EncoderConfig = Field(default_factory=lambda: EncoderConfig.model_validate({}))
     ranker: RankerConfig = Field(default_factory=lambda: RankerConfig.model_validate({}))

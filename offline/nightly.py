@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,18 +21,18 @@ import pyarrow as pa
 
 from features.custom import FeatureError, violations
 from features.custom import load as load_features
-from features.history import Histories
-from features.log import F32, F64, I32, I64, Kind, Lists
+from features.log import F32, F64, I64, Kind, Lists
 from features.replay import Reading, Replay
 from features.table import features, names, rows
 from features.vectors import Vectors
-from offline import dataset, evaluate, lists, report, slices
+from offline import column_slices, dataset, evaluate, explanation, facts, lists, policies, report, slices
 from offline.baselines import Baselines
 from offline.config import Config
 from offline.lists import Targets
 from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.run import Run, Step, checksum, code, write_json
+from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
 from ranker.train import Trained, train
 from ranker.trees import Trees
@@ -45,7 +44,7 @@ from text_encoder.reading import BudgetSpent
 from text_encoder.text import attributes, item_texts
 from text_encoder.train import fine_tune
 
-_DATA = ("items.parquet", "events.parquet", "truth.parquet")
+_DATA = ("items.parquet", "events.parquet", *BESIDE)
 _CHECKED_EVERY = 1000
 """Lists between checks of the user's own features."""
 
@@ -53,10 +52,17 @@ _CHECKED_EVERY = 1000
 class Night:
     """One nightly run over one data set. What several steps read is loaded once, when first asked for."""
 
-    def __init__(self, config: Config, redis_url: str | None) -> None:
-        """redis_url: where to publish; None makes the release and leaves the pointer alone."""
+    def __init__(self, config: Config, redis_url: str | None, learning_curve: bool = False) -> None:
+        """redis_url: where to publish; None makes the release and leaves the pointer alone.
+
+        learning_curve: train on parts of the lists as well when evaluating. Raises DataError for a slice by a column
+        that the data set, where it is there already, does not have.
+        """
         self.config = config
         self._redis_url = redis_url
+        self._learning_curve = learning_curve
+        if (config.data / "items.parquet").is_file():
+            column_slices.check(config.data, config.slices.columns)
         self.custom = load_features(config.features.custom)
         sections = config.model_dump(mode="json", include={"seed", "windows", "lists", "features", "encoder", "ranker"})
         data = {n: checksum(config.data / n) for n in _DATA if (config.data / n).exists()}
@@ -78,7 +84,7 @@ class Night:
             Step("lists", "Making query groups", ["lists.npz"], self._lists),
             Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows),
             Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json"], self._ranker),
-            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate),
+            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate, self._is_as_asked),
             Step("release", "Making the release", ["release.json"], self._release, self._is_there),
         ]  # fmt: skip
         if self._redis_url is not None:
@@ -266,30 +272,57 @@ class Night:
         x_valid, valid, _ = self._part("validation")
         baselines = np.load(self.run.file("baselines.npy"), allow_pickle=False)
         warm = np.load(self.run.file("warm.npy"), allow_pickle=False)[which]
-        trees = Trees.parse(self.run.file("ranker.txt").read_text("utf-8"))
+        model = self.run.file("ranker.txt").read_text("utf-8")
+        trees = Trees.parse(model)
         score, events, catalogue = trees.score(x), self.data.events, self.data.catalogue
-        targets = self._targets(tested)
+        targets, columns = self._targets(tested), self.config.slices.columns
+        of_items = column_slices.of_items(self.data.items, columns, targets)
+        of_events = column_slices.of_events(
+            self.config.data / "events.parquet", columns, tested, self.data.items.column_names
+        )
         known = slices.known_engagements(events, self.windows, targets, len(catalogue))
         orders = evaluate.orders(tested, baselines, score, self.data.truth, catalogue.item_ids)
         found = evaluate.judge(
-            orders, tested, targets, slices.of_lists(events, tested, warm),
-            slices.of_targets(events, tested, targets, catalogue, known), known,
+            orders, tested, targets, slices.of_lists(events, tested, warm) | of_events,
+            slices.of_targets(events, tested, targets, catalogue, known) | of_items, known,
             self._vectors("zero_shot.npy")[:-1], self.config.seed,
         )  # fmt: skip
+        table = features(self.replay.items_at(-np.inf))
+        own = [f.name for f in self.custom]
         report.write(
             {
                 "schema": report.SCHEMA, "level": evaluate.LEVEL, "title": "Nightly evaluation",
-                "created_at": _iso(self.windows.end), "seed": self.config.seed, "protocol": self.windows.protocol,
+                "created_at": facts.iso(self.windows.end), "seed": self.config.seed, "protocol": self.windows.protocol,
                 "data": self._data_facts(), "windows": self._window_facts(), "encoder": self._json("encoder.json"),
-                "ranker": self._json("ranker.json"), **found, "examples": self._examples(tested, orders, warm),
+                "ranker": self._json("ranker.json"), **found,
+                "examples": facts.examples(self.data, tested, orders, warm),
                 "calibration": evaluate.calibrated(trees.score(x_valid), valid.gain, score, tested.gain),
-                "quality": self._import_facts(),
+                "explanation": explanation.explained(model, x, table, own, self.config.seed),
+                "off_policy": self._off_policy(trees, on_progress), "asked": self._asked,
+                "learning_curve": self.learning_curve(on_progress) if self._learning_curve else None,
+                "quality": facts.of_import(self.config.data),
                 "steps": [
                     {"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in self.run.finished.items()
                 ],
             },
             self.run.directory,
         )  # fmt: skip
+
+    def _off_policy(self, trees: Trees, on_progress: OnProgress) -> dict[str, Any]:
+        if self.data.propensities is None or not self.is_logged:
+            return {}
+        return policies.worth(
+            self.data, self.replay, lists.logged(self.data.events, self.config.lists.attribution_s), self.windows,
+            trees, Vectors.quantise(self._vectors("zero_shot.npy")), self.config.seed, evaluate.LEVEL, on_progress,
+        )  # fmt: skip
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What an evaluation holds beyond the usual."""
+        return {"slices": list(self.config.slices.columns), "learning_curve": self._learning_curve}
+
+    def _is_as_asked(self) -> bool:
+        return bool(self._json("evaluation.json").get("asked") == self._asked)
 
     def _targets(self, tested: Lists) -> Targets:
         """What was engaged with in test lists."""
@@ -310,65 +343,29 @@ class Night:
         return evaluate.learning_curve(fit, len(learnt), tested, self._targets(tested), self.config.seed, on_progress)
 
     def _data_facts(self) -> dict[str, Any]:
-        events = self.data.events
         notes = [] if self.is_logged else [
             f"Lists were rebuilt: at each basket, retrieval offered up to {self.config.lists.size} candidates."
         ]  # fmt: skip
         if self.windows.protocol == "leave-last-out":
-            users = len(np.unique(lists.baskets(events, -np.inf).user))
+            users = len(np.unique(lists.baskets(self.data.events, -np.inf).user))
             early = users - len(self.windows.lists("test", self.lists))
             notes.append("Each user's last basket is the test; every baseline orders the whole catalogue.")
             notes += [f"{early:,} users left before the ranker's first list and are not tested."] if early else []
-        shown = lists.logged(events, self.config.lists.attribution_s) if self.is_logged else None
-        return {
-            "items": len(self.data.catalogue), "events": len(events), "users": events.n_users,
-            "lists": len(shown) if shown else len(self.lists),
-            "lists_source": "logged" if self.is_logged else "rebuilt",
-            "lists_without_gain": int((~evaluate.lists_with_gain(shown)).sum()) if shown else 0,
-            "from": _iso(float(events.at[0])), "to": _iso(float(events.at[-1])), "notes": notes,
+        shown = lists.logged(self.data.events, self.config.lists.attribution_s) if self.is_logged else self.lists
+        return facts.of_data(self.data) | {
+            "lists": len(shown), "lists_source": "logged" if self.is_logged else "rebuilt",
+            "lists_without_gain": int((~evaluate.lists_with_gain(shown)).sum()) if self.is_logged else 0,
+            "notes": notes,
         }  # fmt: skip
 
     def _window_facts(self) -> dict[str, Any]:
         return {
             name: {
-                "from": _iso(self.windows.bounds(name)[0]), "to": _iso(self.windows.bounds(name)[1]),
+                "from": facts.iso(self.windows.bounds(name)[0]), "to": facts.iso(self.windows.bounds(name)[1]),
                 "lists": len(self.windows.lists(name, self.lists)) if name != "encoder" else None,
             }
             for name in NAMES
         }  # fmt: skip
-
-    def _import_facts(self) -> Sequence[Sequence[object]]:
-        summary = self.config.data / "import.json"
-        sources = json.loads(summary.read_text("utf-8"))["sources"] if summary.exists() else []
-        return [
-            row
-            for s in sources
-            for row in (
-                [s["file"], "accepted", "", s["accepted"]],
-                *([s["file"], "quarantined", reason, n] for reason, n in s["quarantined"].items()),
-            )
-        ]
-
-    def _examples(self, tested: Lists, orders: Mapping[str, I32], warm: np.ndarray) -> list[dict[str, Any]]:
-        """Three lists of people we know: what they liked, the popular order, and the ranker's."""
-        histories, titles = Histories(self.data.events), self.data.catalogue.titles
-        named = ("", "clicked", "put in cart", "bought")
-        out: list[dict[str, Any]] = []
-        for g in np.flatnonzero(warm).tolist():
-            history = histories.read(int(tested.user[g]), float(tested.at[g]))
-            at = slice(int(tested.start[g]), int(tested.start[g + 1]))
-            if len(history.item) < 3 or tested.gain[at].min(initial=1) > 0 or len(out) == 3:
-                continue
-            gain = dict(zip(tested.item[at].tolist(), tested.gain[at].tolist(), strict=True))
-            before, after = (
-                [[titles[i], named[gain.get(i, 0)]] for i in orders[system][g, :8].tolist() if i >= 0]
-                for system in ("popularity", "ranker")
-            )
-            out.append({
-                "user": self.data.events.user_ids[tested.user[g]],
-                "liked": [titles[i] for i in history.item[:6].tolist()], "before": before, "after": after,
-            })  # fmt: skip
-        return out
 
     def _release(self, on_progress: OnProgress) -> None:
         encoder, evaluation = self._json("encoder.json"), self._json("evaluation.json")
@@ -430,7 +427,3 @@ class Night:
             )  # fmt: skip
             store.point(Pointer(id=made["id"], path=made["path"]))
         write_json(self.run.file("published.json"), {"release": made["id"], "seeded": seeded})
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from offline.config import Config, ConfigError, load, redis_url
 
-TOP = "workspace, seed, import, simulate, windows, lists, features, encoder, ranker, serving"
+TOP = "workspace, seed, import, simulate, windows, lists, slices, features, encoder, ranker, serving"
 
 
 def written(directory: Path, content: str | bytes) -> Path:

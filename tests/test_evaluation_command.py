@@ -18,7 +18,7 @@ from offline.commands import evaluation
 from offline.config import load
 from offline.simulate import SimulateConfig, simulate
 
-SHOP = SimulateConfig(items=60, users=60, days=8, seed=3, end=datetime(2024, 6, 1, tzinfo=UTC))
+SHOP = SimulateConfig(items=60, users=60, days=8, seed=3, end=datetime(2024, 6, 1, tzinfo=UTC), explore=0.5)
 QUICK = "encoder: {mode: frozen, max_tokens: 16}\nranker: {trees: 8, min_data_in_leaf: 10}\n"
 USERS = 40
 
@@ -75,15 +75,16 @@ def test_a_folder_is_evaluated_without_anything_set_up_or_left_behind(
     spare.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(spare))
     file = tmp_path / "found.json"
-    code, out, err = said(monkeypatch, capfd, "--data", shown, "--json", file, "--config", quick, "--learning-curve")
+    more = ("--learning-curve", "--slice", "brand", "--slice", "position", "--report", tmp_path / "report")
+    code, out, err = said(monkeypatch, capfd, "--data", shown, "--json", file, "--config", quick, *more)
     assert code == 0, err
-    assert "report:" not in out, "it is gone with the workspace"
+    assert f"report: {tmp_path / 'report' / 'report.html'}" in out
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["evaluation.json", "report.html"]
     assert not list(spare.glob("shelfwise-*"))
     found: Any = json.loads(file.read_text("utf-8"))
     assert found["protocol"] == "time-split"
-    # The truth of the simulated shop is not imported, so there is no best possible.
-    assert {"random", "shown_order", "popularity", "recency_popularity", "item_click_rate", "cooccurrence", "ease",
-            "text_zero_shot", "text", "ranker"} == set(found["systems"])  # fmt: skip
+    assert {"best_possible", "random", "shown_order", "popularity", "recency_popularity", "item_click_rate",
+            "cooccurrence", "ease", "text_zero_shot", "text", "ranker"} == set(found["systems"])  # fmt: skip
     assert {"all", "warm_users"} <= set(found["systems"]["ranker"])
     for system, by_slice in found["systems"].items():
         for name, by_metric in by_slice.items():
@@ -94,12 +95,39 @@ def test_a_folder_is_evaluated_without_anything_set_up_or_left_behind(
     compared = {(c["a"], c["b"]) for c in found["comparisons"] if (c["metric"], c["slice"]) == ("ndcg@10", "all")}
     assert compared >= {("ranker", "item_click_rate"), ("text", "text_zero_shot")}
     assert {"difference", "low", "high"} <= set(found["comparisons"][0])
+    parts = set(found["systems"]["ranker"])
+    assert {name.split(":")[0] for name in parts if ":" in name} == {"category", "brand", "position"}
+    assert set(found["small_slices"]) <= parts
+    assert found["explanation"]["features"][0]["mean_abs"] > 0
+    worth = found["off_policy"]["systems"]
+    assert {"ranker", "shown_order", "best_possible"} <= set(worth)
+    assert worth["best_possible"]["truth"] == max(w["truth"] for w in worth.values()) > 0
     sizes = [p["lists"] for p in found["learning_curve"]]
     assert sizes == sorted(sizes)
     assert sizes[-1] == found["windows"]["ranker"]["lists"]
     # The same lists' values, whose mean is added up in another order.
     whole = found["systems"]["ranker"]["all"]["ndcg@10"]
     assert found["learning_curve"][-1]["ndcg@10"] == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_asked_again_for_another_slice_only_the_evaluation_is_made_anew(
+    shown: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The workspace keeps its run: the ranker's file is not touched, the slice is there, and a wrong one is refused."""
+    asked = ("--config", quick, "-w", tmp_path / "w")
+    assert said(monkeypatch, capfd, "--data", shown, *asked)[0] == 0
+    run = next((tmp_path / "w" / "runs").iterdir())
+    before = (run / "ranker.txt").stat().st_mtime_ns
+    assert said(monkeypatch, capfd, *asked, "--slice", "brand")[0] == 0
+    assert list((tmp_path / "w" / "runs").iterdir()) == [run]
+    assert (run / "ranker.txt").stat().st_mtime_ns == before
+    sliced = json.loads((run / "evaluation.json").read_text("utf-8"))
+    assert sliced["asked"] == {"slices": ["brand"], "learning_curve": False}
+    assert any(name.startswith("brand:") for name in sliced["systems"]["ranker"])
+    code, _, err = said(monkeypatch, capfd, *asked, "--slice", "colour")
+    assert code == 1
+    assert "shelfwise: slice 'colour': no such column; items have item_id, title," in err
 
 
 def test_where_only_the_order_is_known_every_users_last_event_is_the_test(

@@ -46,6 +46,13 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="time-split, leave-last-out or given-lists; default by the data.")
     ] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="A column of items or events to report by, as category or device; repeatable."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="A folder for report.html and evaluation.json.")
+    ] = None,
     learning_curve: Annotated[
         bool, typer.Option("--learning-curve", help="Train on an eighth, a quarter and half of the lists as well.")
     ] = False,
@@ -63,16 +70,17 @@ def evaluate(
         raise Failure(f"--json {json_file}: there is no folder {json_file.absolute().parent}; make it first")
     with TemporaryDirectory(prefix="shelfwise-") as spare:
         own = workspace or (Path(spare) if data is not None else None)
-        c = under_protocol(configured(config, own), data, protocol)
+        columns = {"columns": list(dict.fromkeys(slices))} if slices else None
+        c = under_protocol(configured(config, own, slices=columns), data, protocol)
         if data is not None:
             from offline.importer import import_data
 
             with bar("Importing") as on_progress:
                 summary = import_data(sources(c, data), c.data, datetime.now(UTC), on_progress)
             say_import(summary, None)
-        report = _evaluate(c, json_file, learning_curve)
-        if own != Path(spare):
-            say(f"report: {report}")
+        made = _evaluate(c, json_file, report, learning_curve)
+        if own != Path(spare) or report is not None:
+            say(f"report: {made}")
 
 
 def under_protocol(config: Config, data: Path | None, protocol: str | None) -> Config:
@@ -99,27 +107,31 @@ def under_protocol(config: Config, data: Path | None, protocol: str | None) -> C
     )
 
 
-def _evaluate(config: Config, json_file: Path | None, learning_curve: bool) -> Path:
+def _evaluate(config: Config, json_file: Path | None, report: Path | None, learning_curve: bool) -> Path:
     """Do it; the path of the report."""
     import json
+    import shutil
 
     from offline.nightly import Night
     from offline.run import write_json
 
-    night = Night(config, None)
+    night = Night(config, None, learning_curve)
     night.run.do([s for s in night.steps if s.name not in ("release", "publish")])
     made = night.run.file("evaluation.json")
     say_evaluation(made)
     found = json.loads(made.read_text("utf-8"))
     if learning_curve:
-        with bar("Learning curve") as on_progress:
-            found["learning_curve"] = night.learning_curve(on_progress)
         rows = [[f"{p['lists']:,}", f"{p['ndcg@10']:.4f}"] for p in found["learning_curve"]]
         print_table("ndcg@10 of the ranker by how many lists it learned from", ["lists", "ndcg@10"], rows, {0, 1})
     if json_file is not None:
         write_json(json_file, found)
         say(f"numbers: {json_file}")
-    return night.run.file("report.html")
+    if report is None:
+        return night.run.file("report.html")
+    report.mkdir(parents=True, exist_ok=True)
+    for name in ("evaluation.json", "report.html"):
+        shutil.copyfile(night.run.file(name), report / name)
+    return report / "report.html"
 
 
 def tune(
