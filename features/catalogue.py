@@ -13,7 +13,8 @@ from features.log import F64, I32, I64
 
 
 @compiled
-def _totals(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F64, F64]:
+def totals(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F64, F64]:
+    """See `Tags.totals`."""
     total = np.zeros(n_tags)
     count = np.zeros(n_tags)
     for j in range(len(item)):
@@ -24,15 +25,18 @@ def _totals(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[
 
 
 @compiled
-def _mean(start: I64, tag: I32, value: F64, item: I32) -> F64:
-    out = np.full(len(item), np.nan)
+def means(start: I64, tag: I32, value: F64, item: I32) -> F64:
+    """float64[v, items]: `Tags.mean` of v values at once. value: float64[n_tags, v]."""
+    out = np.full((value.shape[1], len(item)), np.nan)
     for c in range(len(item)):
         row = item[c] if item[c] >= 0 else len(start) - 2
-        total = 0.0
-        for p in range(start[row], start[row + 1]):
-            total += value[tag[p]]
-        if start[row + 1] > start[row]:
-            out[c] = total / (start[row + 1] - start[row])
+        first, end = start[row], start[row + 1]
+        if end > first:
+            for v in range(value.shape[1]):
+                total = 0.0
+                for p in range(first, end):
+                    total += value[tag[p], v]
+                out[v, c] = total / (end - first)
     return out
 
 
@@ -55,11 +59,12 @@ class Tags:
 
         item: int32[m] rows of the catalogue, repeats count. amount: float64[m].
         """
-        return _totals(self.start, self.tag, self.n_tags, item, amount)
+        return totals(self.start, self.tag, self.n_tags, item, amount)
 
     def mean(self, value: F64, item: I32) -> F64:
         """float64, like `item`: mean of a tag's value over each item's tags; NaN for an item without."""
-        return _mean(self.start, self.tag, value, item)
+        out: F64 = means(self.start, self.tag, value[:, None], item)[0]
+        return out
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,14 @@ def _apply(value: F64, latest: F64, category: I32, n_items: int, shop: int, item
 
 
 @compiled
-def _read(value: F64, latest: F64, entity: I64, at: float) -> F64:
-    out = np.empty((len(entity), value.shape[1], len(HALF_LIVES_S)))
+def _read(value: F64, entity: I64, keep: F64) -> F64:
+    """float64[kinds, half-lives, entities]: each sum by itself contiguous, as features read them."""
+    kinds, half_lives = value.shape[1], value.shape[2]
+    out = np.empty((kinds, half_lives, len(entity)))
     for c in range(len(entity)):
-        row = entity[c]
-        # A moment before the newest event (a clock a little behind) reads the sums as they are.
-        keep = _keep(max(at - latest[row], 0.0))
-        for k in range(value.shape[1]):
-            for h in range(len(HALF_LIVES_S)):
-                out[c, k, h] = value[row, k, h] * keep[h]
+        for k in range(kinds):
+            for h in range(half_lives):
+                out[k, h, c] = value[entity[c], k, h] * keep[c, h]
     return out
 
 
@@ -112,7 +111,10 @@ class ItemState:
         return out
 
     def _read(self, entity: I64, at: float) -> F64:
-        return _read(self.value, self.latest, entity, float(at))
+        # A moment before the newest event (a clock a little behind) reads the sums as they are.
+        age = np.maximum(at - self.latest[entity], 0.0)
+        keep = np.exp2(age[:, None] / -np.array(HALF_LIVES_S))
+        return _read(self.value, entity, keep).transpose(2, 0, 1)
 
     def copy(self) -> ItemState:
         """An independent copy: a worker's own, from a release's snapshot."""

@@ -12,16 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.catalogue import Catalogue, Tags
+from features.catalogue import Catalogue, Tags, means, totals
 from features.compiled import compiled
 from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import History, Visit, visit
 from features.interest import weights
-from features.log import F32, F64, I8, I32, Kind
+from features.log import F32, F64, I8, I32, I64, Kind
 from features.neighbours import Neighbours
 from features.prior import standardised
-from features.vectors import Vectors
+from features.slots import find, slots_of
+from features.standing import standing
+from features.vectors import Vectors, nearest
 
 LONGEST = len(HALF_LIVES_S) - 1
 RATE_STRENGTH = 10.0
@@ -31,6 +33,8 @@ ATTRIBUTION_S = 86400.0
 _RATES = (0.005, 0.98)
 """Rates beyond these are taken for these: one click on an item nobody clicks is no infinite surprise."""
 _NEWTON_STEPS = 12
+_SETTLED = 1e-12
+"""A step of Newton's, in log odds, after which there is no other."""
 AFFINITY_STRENGTH = 5.0
 """Impressions of an attribute value at which what a user did with it counts for half."""
 
@@ -100,12 +104,22 @@ class Residuals(NamedTuple):
 
 @compiled
 def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float) -> F64:
+    """float64, like `shown_item`: 1 where the item was engaged with within that time of being shown, else 0."""
+    slots = slots_of(item)
+    # Of each engagement the one before with the same item, so that all of an item's are found from its newest.
+    older, oldest = np.full(len(item), -1, np.int32), np.arange(len(item))
+    for e in range(len(item)):
+        newest = find(slots, item, item[e])
+        if newest >= 0 and newest != e:
+            older[oldest[newest]] = e
+            oldest[newest] = e
     out = np.zeros(len(shown_item))
     for s in range(len(shown_item)):
-        for e in range(len(item)):
-            if item[e] == shown_item[s] and 0.0 <= at[e] - shown_at[s] <= within_s:
+        e = find(slots, item, shown_item[s])
+        while e >= 0 and out[s] == 0.0:
+            if 0.0 <= at[e] - shown_at[s] <= within_s:
                 out[s] = 1.0
-                break
+            e = older[e]
     return out
 
 
@@ -127,24 +141,46 @@ def _repeats(
     candidates: I32, item: I32, kind: I8, at: F64, shown_item: I32, shown_at: F64, now: float, bought: int
 ) -> F64:  # fmt: skip
     """float64[5, c], the fields of `Repeats`. Both lists are newest first, so the first match is the newest."""
+    slots, shown_slots = slots_of(item), slots_of(shown_item)
+    times, purchases, shown_times = np.zeros(len(item)), np.zeros(len(item)), np.zeros(len(shown_item))
+    for e in range(len(item)):
+        if item[e] >= 0:
+            newest = find(slots, item, item[e])
+            times[newest] += 1.0
+            purchases[newest] += kind[e] == bought
+    for e in range(len(shown_item)):
+        if shown_item[e] >= 0:
+            shown_times[find(shown_slots, shown_item, shown_item[e])] += 1.0
     out = np.full((5, len(candidates)), np.nan)
     for c in range(len(candidates)):
         if candidates[c] < 0:
             continue
         out[0, c] = out[1, c] = out[3, c] = 0.0
-        for e in range(len(item)):
-            if item[e] == candidates[c]:
-                if out[0, c] == 0.0:
-                    out[2, c] = max(now - at[e], 0.0)
-                out[0, c] += 1.0
-                if kind[e] == bought:
-                    out[1, c] += 1.0
-        for e in range(len(shown_item)):
-            if shown_item[e] == candidates[c]:
-                if out[3, c] == 0.0:
-                    out[4, c] = max(now - shown_at[e], 0.0)
-                out[3, c] += 1.0
+        e = find(slots, item, candidates[c])
+        if e >= 0:
+            out[0, c], out[1, c], out[2, c] = times[e], purchases[e], max(now - at[e], 0.0)
+        e = find(shown_slots, shown_item, candidates[c])
+        if e >= 0:
+            out[3, c], out[4, c] = shown_times[e], max(now - shown_at[e], 0.0)
     return out
+
+
+@compiled
+def _affinity(
+    start: I64, tag: I32, n_tags: int, item: I32, weight: F64, shown_item: I32, surprise: F64, candidates: I32
+) -> F64:  # fmt: skip
+    """float64[2, c]: the share and the surprise of each candidate's tags, see `Moment.share` and `Moment.surprise`."""
+    value = np.full((n_tags, 2), np.nan)
+    total_weight = weight.sum()
+    if total_weight > 0:
+        total, _ = totals(start, tag, n_tags, item, weight)
+        for t in range(n_tags):
+            value[t, 0] = total[t] / total_weight
+    if len(shown_item):
+        total, count = totals(start, tag, n_tags, shown_item, surprise)
+        for t in range(n_tags):
+            value[t, 1] = total[t] / (count[t] + AFFINITY_STRENGTH)
+    return means(start, tag, value, candidates)
 
 
 @compiled
@@ -160,7 +196,10 @@ def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
     for _ in range(_NEWTON_STEPS):
         chance = 1.0 / (1.0 + np.exp(-(odds + shift)))
         slope = 1.0 + (chance * (1.0 - chance)).sum()
-        shift += min(max((total - shift - chance.sum()) / slope, -2.0), 2.0)
+        step = min(max((total - shift - chance.sum()) / slope, -2.0), 2.0)
+        shift += step
+        if abs(step) < _SETTLED:
+            break
     return shift, 1.0 / (1.0 + np.exp(-(odds + shift)))
 
 
@@ -180,6 +219,8 @@ class Moment:
         self.at = at
         self.context = context
         self.columns: dict[str, F32] = {}
+        self._affinities: dict[int, F64] = {}
+        self._standings: dict[str, F32] = {}
         known = history.item >= 0
         self.engaged = history if known.all() else history._replace(
             item=history.item[known], kind=history.kind[known], at=history.at[known]
@@ -191,6 +232,11 @@ class Moment:
     def counts(self) -> F64:
         """float64[c, kinds, half-lives]: decayed events of each candidate."""
         return self.items.state.of_items(self.candidates, self.at)
+
+    @cached_property
+    def log_counts(self) -> F64:
+        """float64[kinds, half-lives, c]: log(1 + decayed events) of each candidate."""
+        return np.log1p(self.counts.transpose(1, 2, 0))
 
     @cached_property
     def category_counts(self) -> F64:
@@ -207,26 +253,49 @@ class Moment:
         base = self.shop_counts[per, LONGEST]
         return float(self.shop_counts[kind, LONGEST] / base) if base > 0 else np.nan
 
-    def click_rate(self, item: I32, counts: F64, half_life: int) -> F64:
-        """float64, like `item`: clicks per impression, shrunk toward what text and attributes predict.
+    def click_rates(self, item: I32, counts: F64) -> F64:
+        """float64[half-lives, items]: clicks per impression, shrunk toward what text and attributes predict.
 
         `(clicks + s * prior) / (impressions + s)` with s = `RATE_STRENGTH`; NaN before anything was shown.
+        item: int32[items]. counts: float64[items, kinds, half-lives], of those items.
         """
         prior = self.items.prior[item].astype(np.float64)
-        prior = np.where(np.isnan(prior), self.shop_rate(Kind.CLICK, Kind.IMPRESSION), prior)
-        clicks, shown = counts[:, Kind.CLICK, half_life], counts[:, Kind.IMPRESSION, half_life]
+        prior[np.isnan(prior)] = self.shop_rate(Kind.CLICK, Kind.IMPRESSION)
+        clicks, shown = counts[:, Kind.CLICK].T, counts[:, Kind.IMPRESSION].T
         out: F64 = (clicks + RATE_STRENGTH * prior) / (shown + RATE_STRENGTH)
         return out
 
     @cached_property
-    def cosines(self) -> F32:
-        """float32[c, m]: cosine of each candidate with each item of the user's list, newest first; NaN without text."""
-        return self.items.vectors.cosines(self.candidates, self.engaged.item)
+    def candidate_click_rates(self) -> F64:
+        """float64[half-lives, c]: `click_rates` of the candidates."""
+        return self.click_rates(self.candidates, self.counts)
 
     @cached_property
-    def sorted_cosines(self) -> F32:
-        """float32[c, m]: the cosines descending, missing ones as -1."""
-        return -np.sort(-np.nan_to_num(self.cosines, nan=-1.0), axis=1)
+    def log_price(self) -> F64:
+        """float64[c]: log(1 + price) of each candidate; NaN where it has none."""
+        return np.log1p(np.maximum(self.items.catalogue.price[self.candidates], 0.0))
+
+    @cached_property
+    def numbers(self) -> F64:
+        """float64[c, k]: the numeric attributes of each candidate, as in the catalogue."""
+        out: F64 = self.items.catalogue.numbers[self.candidates]
+        return out
+
+    @cached_property
+    def interest(self) -> F32:
+        """float32[m + 2, c]: `cosines` by listed item, then the cosines with the pooled list and with `taste`."""
+        vectors, item = self.items.vectors, self.engaged.item
+        return vectors.interest(self.candidates, item, (vectors.pooled(item, self.weight), self.taste))
+
+    @property
+    def cosines(self) -> F32:
+        """float32[c, m]: cosine of each candidate with each item of the user's list, newest first; NaN without text."""
+        return self.interest[:-2].T
+
+    @cached_property
+    def nearest(self) -> F32:
+        """float32[2, c]: of those cosines the largest and the mean of the 3 largest; NaN without any."""
+        return nearest(self.interest[:-2])
 
     @cached_property
     def co_occurrence(self) -> tuple[F64, F64]:
@@ -252,7 +321,7 @@ class Moment:
         known = self.shown_item >= 0
         item, at = self.shown_item[known], self.shown_at[known]
         clicked = _clicked(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
-        rate = self.click_rate(item, self.items.state.of_items(item, self.at), LONGEST)
+        rate = self.click_rates(item, self.items.state.of_items(item, self.at))[LONGEST]
         eagerness, expected = _expected(clicked, np.clip(np.nan_to_num(rate), *_RATES))
         return Residuals(item, clicked - expected, eagerness)
 
@@ -261,16 +330,32 @@ class Moment:
         """float64[d]: item vectors weighted by surprise: toward unexpected clicks, away from unexpected skips."""
         return self.items.vectors.pooled(self.residuals.item, self.residuals.surprise)
 
-    def share(self, tags: Tags) -> F64 | float:
-        """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
-        if not self.weight.sum() > 0:
-            return np.nan
-        total, _ = tags.totals(self.engaged.item, self.weight)
-        return tags.mean(total / self.weight.sum(), self.candidates)
+    @cached_property
+    def leaning(self) -> F64:
+        """float64[k]: how the user leans in each numeric attribute: mean of surprise times deviation, shrunk."""
+        item, surprise, _ = self.residuals
+        total = (surprise[:, None] * self.items.numbers[item]).sum(axis=0)
+        return total / (len(item) + AFFINITY_STRENGTH)
 
-    def surprise(self, tags: Tags) -> F64 | float:
+    def share(self, tags: Tags) -> F64:
+        """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
+        return self._affinity(tags)[0]
+
+    def surprise(self, tags: Tags) -> F64:
         """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
-        if not len(self.residuals.item):
-            return np.nan
-        total, count = tags.totals(self.residuals.item, self.residuals.surprise)
-        return tags.mean(total / (count + AFFINITY_STRENGTH), self.candidates)
+        return self._affinity(tags)[1]
+
+    def _affinity(self, tags: Tags) -> F64:
+        # By identity: comparing tags would cost what it saves, and `items` keeps them alive.
+        if id(tags) not in self._affinities:
+            self._affinities[id(tags)] = _affinity(
+                tags.start, tags.tag, tags.n_tags, self.engaged.item, self.weight, self.residuals.item,
+                self.residuals.surprise, self.candidates,
+            )  # fmt: skip
+        return self._affinities[id(tags)]
+
+    def standing(self, name: str) -> F32:
+        """float32[2, c]: rank, 0 to 1, and difference from the mean of a column among the list; see `standing`."""
+        if name not in self._standings:
+            self._standings[name] = standing(self.columns[name])
+        return self._standings[name]

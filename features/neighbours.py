@@ -19,6 +19,7 @@ from features.compiled import compiled
 from features.history import SESSION_S
 from features.interest import weights
 from features.log import F32, F64, I32, I64, Events, Kind
+from features.slots import find, home, slots_of
 
 PER_GROUP = 50
 """Items of a user, and of a visit, that pair with each other: the newest."""
@@ -27,9 +28,6 @@ IN_VISITS = 200
 SESSION_WEIGHT = 0.25
 """What a pair in a visit counts for against one of a user; chosen on validation, see docs/decisions.md."""
 SHRINKAGE = 1.0
-_SLOTS = 4096
-"""Slots of the hash table over a user's items, a power of two. So many that nearly every item not in his list of 100
-meets an empty slot at once: with 512 a look-up took three times as long, most of it in branches guessed wrong."""
 
 
 @compiled
@@ -83,18 +81,10 @@ def _scores(
     near: I32, near_weight: F32, candidates: I32, item: I32, weight: F64
 ) -> tuple[F64, F64]:  # fmt: skip
     """Sum and maximum over the user's items of `neighbour weight * engagement weight`, for each candidate."""
-    # A mask in place of `%` (a division), and unsigned, so that no index is looked at for being negative. The odd
-    # factor keeps neighbouring rows apart: a brand's items often stand together, and would probe past each other.
-    last, spread, one = np.uint32(_SLOTS - 1), np.uint32(40503), np.uint32(1)
-    key = np.full(_SLOTS, -1, np.int32)
-    value = np.zeros(_SLOTS)
+    slots, value = slots_of(item), np.zeros(len(item))
     for j in range(len(item)):
         if item[j] >= 0:
-            s = np.uint32(item[j]) * spread & last
-            while key[s] != -1 and key[s] != item[j]:
-                s = s + one & last
-            key[s] = item[j]
-            value[s] += weight[j]
+            value[find(slots, item, item[j])] += weight[j]
     # Rows come from all over memory. Fetched in a loop without branches, many are under way at once: half the time.
     fetched = np.empty((len(candidates), near.shape[1]), np.int32)
     for c in range(len(candidates)):
@@ -103,16 +93,17 @@ def _scores(
             fetched[c, k] = row[k]
     total = np.zeros(len(candidates))
     top = np.zeros(len(candidates))
+    held = np.empty(near.shape[1], np.int32)
     for c in range(len(candidates)):
+        # Most neighbours are not in the list. Written always and counted if its slot is full: no jump to guess.
+        count = 0
         for k in range(near.shape[1]):
-            j = fetched[c, k]
-            if j < 0:
-                break
-            s = np.uint32(j) * spread & last
-            while key[s] != -1 and key[s] != j:
-                s = s + one & last
-            if key[s] == j:
-                part = near_weight[candidates[c], k] * value[s]
+            held[count] = k
+            count += slots[home(slots, fetched[c, k])] >= 0
+        for h in range(count):
+            place = find(slots, item, fetched[c, held[h]])
+            if place >= 0:
+                part = near_weight[candidates[c], held[h]] * value[place]
                 total[c] += part
                 top[c] = max(top[c], part)
     return total, top

@@ -15,12 +15,11 @@ from itertools import product
 import numpy as np
 
 from features.catalogue import Tags
-from features.compiled import compiled
 from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
-from features.moment import AFFINITY_STRENGTH, LONGEST, RATE_STRENGTH, Feature, Items, Moment
+from features.moment import LONGEST, RATE_STRENGTH, Feature, Items, Moment
 
 __all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
 
@@ -36,7 +35,7 @@ def _popularity() -> list[Feature]:
     for kind, h in product((Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE), range(len(HALF_LIFE_NAMES))):
 
         def count(m: Moment, kind: Kind = kind, h: int = h) -> F64:
-            return np.log1p(m.counts[:, kind, h])
+            return m.log_counts[kind, h]
 
         name, horizon = kind.name.lower(), HALF_LIFE_NAMES[h]
         about = f"many {name}s lately ({horizon})"
@@ -44,7 +43,7 @@ def _popularity() -> list[Feature]:
     for h in range(len(HALF_LIFE_NAMES)):
 
         def rate(m: Moment, h: int = h) -> F64:
-            return m.click_rate(m.candidates, m.counts, h)
+            return m.candidate_click_rates[h]
 
         out.append(
             Feature(
@@ -56,11 +55,11 @@ def _popularity() -> list[Feature]:
 
 
 def _views(m: Moment) -> F64:
-    return np.log1p(m.counts[:, Kind.VIEW, LONGEST])
+    return m.log_counts[Kind.VIEW, LONGEST]
 
 
 def _carts(m: Moment) -> F64:
-    return np.log1p(m.counts[:, Kind.CART, LONGEST])
+    return m.log_counts[Kind.CART, LONGEST]
 
 
 def _purchase_rate(m: Moment) -> F64:
@@ -87,10 +86,6 @@ def _item_age(m: Moment) -> F64:
     return np.log1p(np.maximum(m.at - m.items.catalogue.available_from[m.candidates], 0.0) / _DAY_S)
 
 
-def _log_price(m: Moment) -> F64:
-    return np.log1p(np.maximum(m.items.catalogue.price[m.candidates], 0.0))
-
-
 _POPULARITY = (
     *_popularity(),
     Feature("item_views_30d", "many views lately", "log(1 + decayed count)", "never", _views),
@@ -103,30 +98,8 @@ _POPULARITY = (
     Feature("category_click_rate", "its category is often clicked", "clicks per impression, shrunk",
             "nothing was shown yet in the shop", _category_click_rate),
     Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _item_age),
-    Feature("item_price", "price", "log(1 + price)", "no price", _log_price),
+    Feature("item_price", "price", "log(1 + price)", "no price", lambda m: m.log_price),
 )  # fmt: skip
-
-
-def _pooled(m: Moment) -> F32:
-    return m.items.vectors.toward(m.candidates, m.items.vectors.pooled(m.engaged.item, m.weight))
-
-
-def _nearest(first: int, last: int) -> Callable[[Moment], F64 | F32 | float]:
-    def compute(m: Moment) -> F64 | F32 | float:
-        if not m.cosines.size:
-            return np.nan
-        near = m.sorted_cosines[:, first:last].astype(np.float64)
-        return np.where(near[:, 0] > -1.0, near.sum(axis=1) / near.shape[1], np.nan)
-
-    return compute
-
-
-def _last(m: Moment) -> F32 | float:
-    return m.cosines[:, 0] if m.cosines.size else np.nan
-
-
-def _taste(m: Moment) -> F32:
-    return m.items.vectors.toward(m.candidates, m.taste)
 
 
 def _taste_strength(m: Moment) -> F64 | float:
@@ -137,11 +110,13 @@ def _taste_strength(m: Moment) -> F64 | float:
 
 
 _INTEREST = (
-    Feature("text_pooled", "like what you looked at, on the whole", "cosine", _NO_TEXT, _pooled),
-    Feature("text_max", "much like one thing you looked at", "cosine", _NO_TEXT, _nearest(0, 1)),
-    Feature("text_top3", "like several things you looked at", "mean of 3 cosines", _NO_TEXT, _nearest(0, 3)),
-    Feature("text_last", "like the last thing you looked at", "cosine", _NO_TEXT, _last),
-    Feature("text_taste", "like what you choose, unlike what you pass over", "cosine", _NO_LISTS_LOGGED, _taste),
+    Feature("text_pooled", "like what you looked at, on the whole", "cosine", _NO_TEXT, lambda m: m.interest[-2]),
+    Feature("text_max", "much like one thing you looked at", "cosine", _NO_TEXT, lambda m: m.nearest[0]),
+    Feature("text_top3", "like several things you looked at", "mean of 3 cosines", _NO_TEXT, lambda m: m.nearest[1]),
+    Feature("text_last", "like the last thing you looked at", "cosine", _NO_TEXT,
+            lambda m: m.interest[0] if len(m.engaged.item) else np.nan),
+    Feature("text_taste", "like what you choose, unlike what you pass over", "cosine", _NO_LISTS_LOGGED,
+            lambda m: m.interest[-1]),
     Feature("text_taste_strength", "how clearly your choices point to it", "cosine times weight of evidence",
             _NO_LISTS_LOGGED, _taste_strength),
     Feature("co_occurrence", "chosen by people who chose what you did", "sum of neighbour weights",
@@ -158,10 +133,10 @@ def _affinity() -> list[Feature]:
         ("tag", "such things", lambda items: items.catalogue.tags),
     ):  # fmt: skip
 
-        def share(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64 | float:
+        def share(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64:
             return m.share(tags(m.items))
 
-        def surprise(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64 | float:
+        def surprise(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64:
             return m.surprise(tags(m.items))
 
         out += [
@@ -177,7 +152,7 @@ def _price_to_habit(m: Moment) -> F64 | float:
     price = np.log1p(np.maximum(m.items.catalogue.price[m.engaged.item], 0.0))
     known = np.isfinite(price)
     weight = m.weight[known].sum()
-    return _log_price(m) - (price[known] * m.weight[known]).sum() / weight if weight > 0 else np.nan
+    return m.log_price - (price[known] * m.weight[known]).sum() / weight if weight > 0 else np.nan
 
 
 _AFFINITY = (
@@ -226,34 +201,12 @@ _USER = (
 )  # fmt: skip
 
 
-@compiled
-def _ranks(value: F32) -> F64:
-    """Half of each tie below and half above, as a share of the known; NaN where missing."""
-    out = np.full(len(value), np.nan)
-    order = np.argsort(value)  # NaN last
-    known = len(value) - int(np.isnan(value).sum())
-    first = 0
-    while first < known:
-        end = first
-        while end < known and value[order[end]] == value[order[first]]:
-            end += 1
-        for k in range(first, end):
-            out[order[k]] = (first + end) / (2.0 * known)
-        first = end
-    return out
+def _rank(name: str) -> Callable[[Moment], F32]:
+    return lambda m: m.standing(name)[0]
 
 
-def _rank(name: str) -> Callable[[Moment], F64]:
-    return lambda m: _ranks(m.columns[name])
-
-
-def _over_mean(name: str) -> Callable[[Moment], F64]:
-    def compute(m: Moment) -> F64:
-        value = m.columns[name].astype(np.float64)
-        known = np.sort(value[~np.isnan(value)])
-        return value - (known.sum() / len(known) if len(known) else np.nan)
-
-    return compute
+def _over_mean(name: str) -> Callable[[Moment], F32]:
+    return lambda m: m.standing(name)[1]
 
 
 def _within_list() -> list[Feature]:
@@ -272,21 +225,17 @@ FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_AFFINITY, *_USER, *
 
 def _leaning(m: Moment, k: int) -> F64 | float:
     """How the user leans in the k-th number, times the candidate's deviation in it; NaN where it has none."""
-    item, surprise, _ = m.residuals
-    if not len(item):
+    if not len(m.residuals.item):
         return np.nan
-    pull = float((surprise * m.items.numbers[item, k]).sum() / (len(item) + AFFINITY_STRENGTH))
-    known = ~np.isnan(m.items.catalogue.numbers[m.candidates, k])
-    return np.where(known, pull * m.items.numbers[m.candidates, k], np.nan)
+    return np.where(np.isnan(m.numbers[:, k]), np.nan, m.leaning[k] * m.items.numbers[m.candidates, k])
 
 
 def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
     def value(m: Moment) -> F64:
-        out: F64 = m.items.catalogue.numbers[m.candidates, k]
-        return out
+        return m.numbers[:, k]
 
     def age(m: Moment) -> F64:
-        return m.at / _YEAR_S - value(m)
+        return m.at / _YEAR_S - m.numbers[:, k]
 
     words = name.replace("_", " ")
     return (
