@@ -10,6 +10,7 @@ import numpy as np
 
 from features.compiled import compiled
 from features.log import F64, I32, I64
+from features.prefetch import AHEAD, prefetch
 
 
 @compiled
@@ -27,16 +28,21 @@ def totals(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F
 @compiled
 def means(start: I64, tag: I32, value: F64, item: I32) -> F64:
     """float64[v, items]: `Tags.mean` of v values at once. value: float64[n_tags, v]."""
-    out = np.full((value.shape[1], len(item)), np.nan)
-    for c in range(len(item)):
+    n = len(item)
+    out = np.full((value.shape[1], n), np.nan)
+    # Where the tags are first, for all, and then the tags: so that nothing waits for memory twice in a row.
+    first, count = np.empty(n, np.int64), np.empty(n, np.int64)
+    for c in range(n):
         row = item[c] if item[c] >= 0 else len(start) - 2
-        first, end = start[row], start[row + 1]
-        if end > first:
+        first[c], count[c] = start[row], start[row + 1] - start[row]
+    for c in range(n):
+        prefetch(tag, first[min(c + AHEAD, n - 1)])
+        if count[c] > 0:
             for v in range(value.shape[1]):
                 total = 0.0
-                for p in range(first, end):
+                for p in range(first[c], first[c] + count[c]):
                     total += value[tag[p], v]
-                out[v, c] = total / (end - first)
+                out[v, c] = total / count[c]
     return out
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from features.compiled import compiled
 from features.log import F64, I8, I32, I64, Kind
+from features.prefetch import AHEAD, prefetch
 
 HALF_LIVES_S = (3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
 HALF_LIFE_NAMES = ("1h", "1d", "7d", "30d")
@@ -55,12 +56,27 @@ def _apply(value: F64, latest: F64, category: I32, n_items: int, shop: int, item
 @compiled
 def _read(value: F64, entity: I64, keep: F64) -> F64:
     """float64[kinds, half-lives, entities]: each sum by itself contiguous, as features read them."""
-    kinds, half_lives = value.shape[1], value.shape[2]
-    out = np.empty((kinds, half_lives, len(entity)))
-    for c in range(len(entity)):
+    n, kinds, half_lives = len(entity), value.shape[1], value.shape[2]
+    out = np.empty((kinds, half_lives, n))
+    for c in range(n):
+        prefetch(value, entity[min(c + AHEAD, n - 1)])
+        sums = value[entity[c]]
         for k in range(kinds):
             for h in range(half_lives):
-                out[k, h, c] = value[entity[c], k, h] * keep[c, h]
+                out[k, h, c] = sums[k, h] * keep[c, h]
+    return out
+
+
+@compiled
+def _read_longest(value: F64, latest: F64, entity: I64, at: float) -> F64:
+    """float64[kinds, entities]: the sums at the longest half-life alone."""
+    n, kinds, h = len(entity), value.shape[1], len(HALF_LIVES_S) - 1
+    out = np.empty((kinds, n))
+    for c in range(n):
+        prefetch(value, entity[min(c + AHEAD, n - 1)])
+        keep = 2.0 ** (max(at - latest[entity[c]], 0.0) / -HALF_LIVES_S[h])
+        for k in range(kinds):
+            out[k, c] = value[entity[c], k, h] * keep
     return out
 
 
@@ -92,11 +108,25 @@ class ItemState:
 
     def of_items(self, item: I32, at: float) -> F64:
         """float64[len(item), kinds, half-lives]: decayed counts of these items at a moment; 0 is "never"."""
-        return self._read(np.where(item < 0, len(self.category) - 1, item).astype(np.int64), at)
+        return self._read(self._items(item), at)
+
+    def of_items_longest(self, item: I32, at: float) -> F64:
+        """float64[kinds, len(item)]: the same at the longest half-life alone, for a quarter of the work."""
+        return _read_longest(self.value, self.latest, self._items(item), float(at))
 
     def of_categories(self, item: I32, at: float) -> F64:
-        """The same for the category of each item; items without category share one."""
-        return self._read(len(self.category) + self.category[item].astype(np.int64), at)
+        """float64[len(item), kinds, half-lives]: of the category of each item; items without category share one."""
+        return self._read(self._categories(item), at)
+
+    def of_categories_longest(self, item: I32, at: float) -> F64:
+        """float64[kinds, len(item)]: the same at the longest half-life alone."""
+        return _read_longest(self.value, self.latest, self._categories(item), float(at))
+
+    def _items(self, item: I32) -> I64:
+        return np.where(item < 0, len(self.category) - 1, item).astype(np.int64)
+
+    def _categories(self, item: I32) -> I64:
+        return len(self.category) + self.category[item].astype(np.int64)
 
     def of_shop(self, at: float) -> F64:
         """float64[kinds, half-lives]: the same for the whole shop."""

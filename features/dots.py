@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from features.compiled import compiled
 from features.log import I32
+from features.prefetch import prefetch
 
 I8Matrix = NDArray[np.int8]
 I16Matrix = NDArray[np.int16]
@@ -36,7 +37,6 @@ LANES = _lanes()
 
 _INT, _WORD, _HALF = ir.IntType(64), ir.IntType(32), ir.IntType(16)
 _WORDS, _HALVES = ir.VectorType(_WORD, LANES), ir.VectorType(_HALF, 2 * LANES)
-_CACHE_LINE = 64
 
 
 @compiled
@@ -57,7 +57,7 @@ def dots(code: I8Matrix, rows: I32, others: I32, directions: I16Matrix) -> I32:
         for lane in range(LANES):
             i = tile * LANES + lane
             # Rows lie all over memory; those of the next tile are on their way while this one is computed.
-            _prefetch(code, np.int64(rows[min(i + LANES, n - 1)]))
+            prefetch(code, rows[min(i + LANES, n - 1)])
             row = code[rows[min(i, n - 1)]]
             for k in range(d):
                 wide[lane, k] = row[k]
@@ -82,26 +82,6 @@ def _packed(code: I8Matrix, others: I32, directions: I16Matrix) -> I32:
             for k in range(d):
                 block[k >> 1, lane + (k & 1)] = directions[j - m, k]
     return out.view(np.int32)
-
-
-def _prefetch_in_llvm(typing: Any, matrix: Any, row: Any) -> Any:
-    """Asks for a row of a matrix of bytes, so that it is near when it is read."""
-
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, value=given[0])
-        width = cgutils.unpack_tuple(builder, array.shape)[1]
-        start = builder.gep(array.data, [builder.mul(given[1], width)])
-        pointer = start.type
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _WORD, _WORD, _WORD])
-        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        read, near, data = (ir.Constant(_WORD, value) for value in (0, 3, 1))
-        with cgutils.for_range_slice(
-            builder, ir.Constant(_INT, 0), width, ir.Constant(_INT, _CACHE_LINE)
-        ) as (at, _):  # fmt: skip
-            builder.call(ask, [builder.gep(start, [at]), read, near, data])
-        return context.get_dummy_value()
-
-    return types.void(matrix, row), code
 
 
 def _tile_in_llvm(typing: Any, wide: Any, packed: Any, pairs: Any, block: Any, tile: Any, out: Any) -> Any:
@@ -130,7 +110,6 @@ def _tile_in_llvm(typing: Any, wide: Any, packed: Any, pairs: Any, block: Any, t
     return types.void(*arguments), code
 
 
-_prefetch: Any = intrinsic(_prefetch_in_llvm)
 _tile: Any = intrinsic(_tile_in_llvm)
 
 

@@ -188,11 +188,14 @@ def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
     """(eagerness, chance of a click on each): rates shifted in log odds until the chances add up to the clicks.
 
     With a unit normal prior on the shift; Newton's method, which converges from 0 as the equation is monotone.
+    A rate that is NaN is taken for the least of `_RATES`.
     """
-    odds = np.log(rate / (1.0 - rate))
+    odds = np.empty(len(rate))
+    for s in range(len(rate)):
+        bounded = min(rate[s], _RATES[1]) if rate[s] > _RATES[0] else _RATES[0]
+        odds[s] = np.log(bounded / (1.0 - bounded))
     total = clicked.sum()
     shift = 0.0
-    chance = rate.copy()
     for _ in range(_NEWTON_STEPS):
         chance = 1.0 / (1.0 + np.exp(-(odds + shift)))
         slope = 1.0 + (chance * (1.0 - chance)).sum()
@@ -253,22 +256,22 @@ class Moment:
         base = self.shop_counts[per, LONGEST]
         return float(self.shop_counts[kind, LONGEST] / base) if base > 0 else np.nan
 
-    def click_rates(self, item: I32, counts: F64) -> F64:
-        """float64[half-lives, items]: clicks per impression, shrunk toward what text and attributes predict.
+    def click_rates(self, item: I32, clicks: F64, shown: F64) -> F64:
+        """float64, like `clicks`: clicks per impression, shrunk toward what text and attributes predict.
 
         `(clicks + s * prior) / (impressions + s)` with s = `RATE_STRENGTH`; NaN before anything was shown.
-        item: int32[items]. counts: float64[items, kinds, half-lives], of those items.
+        item: int32[items]. clicks, shown: float64[..., items], decayed counts of those items.
         """
         prior = self.items.prior[item].astype(np.float64)
         prior[np.isnan(prior)] = self.shop_rate(Kind.CLICK, Kind.IMPRESSION)
-        clicks, shown = counts[:, Kind.CLICK].T, counts[:, Kind.IMPRESSION].T
         out: F64 = (clicks + RATE_STRENGTH * prior) / (shown + RATE_STRENGTH)
         return out
 
     @cached_property
     def candidate_click_rates(self) -> F64:
         """float64[half-lives, c]: `click_rates` of the candidates."""
-        return self.click_rates(self.candidates, self.counts)
+        counts = self.counts.transpose(1, 2, 0)
+        return self.click_rates(self.candidates, counts[Kind.CLICK], counts[Kind.IMPRESSION])
 
     @cached_property
     def log_price(self) -> F64:
@@ -285,7 +288,8 @@ class Moment:
     def interest(self) -> F32:
         """float32[m + 2, c]: `cosines` by listed item, then the cosines with the pooled list and with `taste`."""
         vectors, item = self.items.vectors, self.engaged.item
-        return vectors.interest(self.candidates, item, (vectors.pooled(item, self.weight), self.taste))
+        directions = np.stack((vectors.pooled(item, self.weight), self.taste))
+        return vectors.interest(self.candidates, item, directions)
 
     @property
     def cosines(self) -> F32:
@@ -321,8 +325,9 @@ class Moment:
         known = self.shown_item >= 0
         item, at = self.shown_item[known], self.shown_at[known]
         clicked = _clicked(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
-        rate = self.click_rates(item, self.items.state.of_items(item, self.at))[LONGEST]
-        eagerness, expected = _expected(clicked, np.clip(np.nan_to_num(rate), *_RATES))
+        counts = self.items.state.of_items_longest(item, self.at)
+        rate = self.click_rates(item, counts[Kind.CLICK], counts[Kind.IMPRESSION])
+        eagerness, expected = _expected(clicked, rate)
         return Residuals(item, clicked - expected, eagerness)
 
     @cached_property

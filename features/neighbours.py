@@ -19,6 +19,7 @@ from features.compiled import compiled
 from features.history import SESSION_S
 from features.interest import weights
 from features.log import F32, F64, I32, I64, Events, Kind
+from features.prefetch import AHEAD, prefetch
 from features.slots import find, home, slots_of
 
 PER_GROUP = 50
@@ -85,23 +86,21 @@ def _scores(
     for j in range(len(item)):
         if item[j] >= 0:
             value[find(slots, item, item[j])] += weight[j]
-    # Rows come from all over memory. Fetched in a loop without branches, many are under way at once: half the time.
-    fetched = np.empty((len(candidates), near.shape[1]), np.int32)
-    for c in range(len(candidates)):
-        row = near[candidates[c]]
-        for k in range(near.shape[1]):
-            fetched[c, k] = row[k]
     total = np.zeros(len(candidates))
     top = np.zeros(len(candidates))
     held = np.empty(near.shape[1], np.int32)
     for c in range(len(candidates)):
+        coming = candidates[min(c + AHEAD, len(candidates) - 1)]
+        prefetch(near, coming)
+        prefetch(near_weight, coming)
+        row = near[candidates[c]]
         # Most neighbours are not in the list. Written always and counted if its slot is full: no jump to guess.
         count = 0
         for k in range(near.shape[1]):
             held[count] = k
-            count += slots[home(slots, fetched[c, k])] >= 0
+            count += slots[home(slots, row[k])] >= 0
         for h in range(count):
-            place = find(slots, item, fetched[c, held[h]])
+            place = find(slots, item, row[held[h]])
             if place >= 0:
                 part = near_weight[candidates[c], held[h]] * value[place]
                 total[c] += part

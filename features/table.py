@@ -75,7 +75,8 @@ def _trend(m: Moment) -> F64:
 
 
 def _category_click_rate(m: Moment) -> F64:
-    clicks, shown = m.category_counts[:, Kind.CLICK, LONGEST], m.category_counts[:, Kind.IMPRESSION, LONGEST]
+    counts = m.items.state.of_categories_longest(m.candidates, m.at)
+    clicks, shown = counts[Kind.CLICK], counts[Kind.IMPRESSION]
     shop = m.shop_rate(Kind.CLICK, Kind.IMPRESSION)
     out: F64 = (clicks + RATE_STRENGTH * shop) / (shown + RATE_STRENGTH)
     return out

@@ -7,7 +7,6 @@ and faster than BLAS at the sizes of a request. Quantising moves a cosine by abo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from features.compiled import compiled
 from features.dots import I8Matrix, I16Matrix, dots
 from features.log import F32, F64, I32
+from features.prefetch import AHEAD, prefetch
 
 I16Vector = NDArray[np.int16]
 
@@ -35,10 +35,27 @@ def _dots(code: I8Matrix, rows: I32, other: I16Vector) -> I32:
 
 
 @compiled
-def _cosines(
-    code: I8Matrix, scale: F32, rows: I32, others: I32, directions: I16Matrix, direction_scale: F32
-) -> F32:  # fmt: skip
+def _coded(direction: F64) -> tuple[I16Matrix, F32]:
+    """Directions as `code * scale`: unit vectors whose largest coordinate is 32767; the scale of none is NaN."""
+    count, d = direction.shape
+    code, scale = np.zeros((count, d), np.int16), np.full(count, np.nan, np.float32)
+    for j in range(count):
+        peak = 0.0
+        for k in range(d):
+            peak = max(peak, abs(direction[j, k]))
+        if peak > 0.0:
+            square = np.int64(0)
+            for k in range(d):
+                code[j, k] = np.int16(np.rint(direction[j, k] * (32767.0 / peak)))
+                square += np.int64(code[j, k]) * np.int64(code[j, k])
+            scale[j] = 1.0 / np.sqrt(square)
+    return code, scale
+
+
+@compiled
+def _cosines(code: I8Matrix, scale: F32, rows: I32, others: I32, direction: F64) -> F32:
     """float32[m + k, rows]: cosines with m `others`, then with k directions."""
+    directions, direction_scale = _coded(direction)
     product = dots(code, rows, others, directions)
     out = np.empty((len(others) + len(directions), len(rows)), np.float32)
     row_scale = np.empty(len(rows), np.float32)
@@ -87,6 +104,7 @@ def _mean_direction(code: I8Matrix, scale: F32, rows: I32, weights: F64) -> F64:
     """float64[d]: the weighted sum of these vectors, added in the order given."""
     out = np.zeros(code.shape[1])
     for j in range(len(rows)):
+        prefetch(code, rows[min(j + AHEAD, len(rows) - 1)])
         if not np.isnan(scale[rows[j]]):
             w = weights[j] * scale[rows[j]]
             vector = code[rows[j]]
@@ -124,16 +142,15 @@ class Vectors:
             dots = _dots(self.code, rows, self.code[others[0]].astype(np.int16))
             one: F32 = (dots * (self.scale[rows] * self.scale[others])).astype(np.float32)
             return one[:, None]
-        return self.interest(rows, others, ()).T
+        return self.interest(rows, others, np.empty((0, self.code.shape[1]))).T
 
-    def interest(self, rows: I32, others: I32, directions: Sequence[F64]) -> F32:
+    def interest(self, rows: I32, others: I32, directions: F64) -> F32:
         """float32[others + directions, rows], -1 to 1: the cosines with items, then with directions, in one pass.
 
-        Each as `cosines` and `toward` have it: NaN where an item has no vector, or a direction is none.
+        directions: float64[k, d]. Each cosine as `cosines` and `toward` have it: NaN where an item has no vector, or a
+        direction is none.
         """
-        coded = [_coded(direction) for direction in directions]
-        code = np.array([c for c, _ in coded], np.int16).reshape(len(coded), self.code.shape[1])
-        return _cosines(self.code, self.scale, rows, others, code, np.array([s for _, s in coded], np.float32))
+        return _cosines(self.code, self.scale, rows, others, directions)
 
     def pooled(self, rows: I32, weights: F64) -> F64:
         """float64[d]: the weighted sum of the vectors of `rows`, those without one left out."""
@@ -141,15 +158,6 @@ class Vectors:
 
     def toward(self, rows: I32, direction: F64) -> F32:
         """float32[rows], -1 to 1: cosine of each with one direction; NaN where there is no vector or no direction."""
-        code, scale = _coded(direction)
-        out: F32 = _dots(self.code, rows, code) * (self.scale[rows] * scale)
+        code, scale = _coded(direction[None])
+        out: F32 = _dots(self.code, rows, code[0]) * (self.scale[rows] * scale[0])
         return out.astype(np.float32)
-
-
-def _coded(direction: F64) -> tuple[I16Vector, np.float32]:
-    """A direction as `code * scale`: a unit vector whose largest coordinate is 32767; the scale of none is NaN."""
-    peak = np.abs(direction).max(initial=0)
-    if not peak > 0:
-        return np.zeros(len(direction), np.int16), np.float32(np.nan)
-    code = np.rint(direction * (32767 / peak)).astype(np.int16)
-    return code, np.float32(1 / np.sqrt((code.astype(np.int64) ** 2).sum()))
