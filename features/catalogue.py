@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,12 +55,6 @@ class Tags:
     tag: I32
     n_tags: int
 
-    @classmethod
-    def single(cls, value: I32, missing: int) -> Tags:
-        """An attribute with at most one value an item; `missing` is the code that stands for none."""
-        known = value != missing
-        return cls(np.concatenate(([0], np.cumsum(known))), value[known], missing)
-
     def totals(self, item: I32, amount: F64) -> tuple[F64, F64]:
         """float64[n_tags] each: sum of amounts over the items that have a tag, and how many those are.
 
@@ -71,6 +66,13 @@ class Tags:
         """float64, like `item`: mean of a tag's value over each item's tags; NaN for an item without."""
         out: F64 = means(self.start, self.tag, value[:, None], item)[0]
         return out
+
+
+class Codes(NamedTuple):
+    """An attribute of items with at most one value each. code: int32[n + 1] below `missing`, which stands for none."""
+
+    code: I32
+    missing: int
 
 
 @dataclass(frozen=True)

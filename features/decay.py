@@ -67,19 +67,6 @@ def _read(value: F64, entity: I64, keep: F64) -> F64:
     return out
 
 
-@compiled
-def _read_longest(value: F64, latest: F64, entity: I64, at: float) -> F64:
-    """float64[kinds, entities]: the sums at the longest half-life alone."""
-    n, kinds, h = len(entity), value.shape[1], len(HALF_LIVES_S) - 1
-    out = np.empty((kinds, n))
-    for c in range(n):
-        prefetch(value, entity[min(c + AHEAD, n - 1)])
-        keep = 2.0 ** (max(at - latest[entity[c]], 0.0) / -HALF_LIVES_S[h])
-        for k in range(kinds):
-            out[k, c] = value[entity[c], k, h] * keep
-    return out
-
-
 @dataclass
 class ItemState:
     """Decayed event counts of every item, every category and the whole shop.
@@ -108,25 +95,11 @@ class ItemState:
 
     def of_items(self, item: I32, at: float) -> F64:
         """float64[len(item), kinds, half-lives]: decayed counts of these items at a moment; 0 is "never"."""
-        return self._read(self._items(item), at)
-
-    def of_items_longest(self, item: I32, at: float) -> F64:
-        """float64[kinds, len(item)]: the same at the longest half-life alone, for a quarter of the work."""
-        return _read_longest(self.value, self.latest, self._items(item), float(at))
+        return self._read(np.where(item < 0, len(self.category) - 1, item).astype(np.int64), at)
 
     def of_categories(self, item: I32, at: float) -> F64:
         """float64[len(item), kinds, half-lives]: of the category of each item; items without category share one."""
-        return self._read(self._categories(item), at)
-
-    def of_categories_longest(self, item: I32, at: float) -> F64:
-        """float64[kinds, len(item)]: the same at the longest half-life alone."""
-        return _read_longest(self.value, self.latest, self._categories(item), float(at))
-
-    def _items(self, item: I32) -> I64:
-        return np.where(item < 0, len(self.category) - 1, item).astype(np.int64)
-
-    def _categories(self, item: I32) -> I64:
-        return len(self.category) + self.category[item].astype(np.int64)
+        return self._read(len(self.category) + self.category[item].astype(np.int64), at)
 
     def of_shop(self, at: float) -> F64:
         """float64[kinds, half-lives]: the same for the whole shop."""

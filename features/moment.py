@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.catalogue import Catalogue, Tags, means, totals
+from features.catalogue import Catalogue, Codes, Tags, means, totals
 from features.compiled import compiled
 from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
@@ -20,14 +20,13 @@ from features.history import History, Visit, visit
 from features.interest import weights
 from features.log import F32, F64, I8, I32, I64, Kind
 from features.neighbours import Neighbours
+from features.popularity import Popularity, click_rates, popularity
 from features.prior import standardised
 from features.slots import find, slots_of
 from features.standing import standing
 from features.vectors import Vectors, nearest
 
 LONGEST = len(HALF_LIVES_S) - 1
-RATE_STRENGTH = 10.0
-"""Impressions that the prior counts for in a click rate; clicks that the shop's rate counts for in a purchase rate."""
 ATTRIBUTION_S = 86400.0
 """A click this long after an impression of the item is still its click."""
 _RATES = (0.005, 0.98)
@@ -63,14 +62,14 @@ class Items:
         return standardised(self.catalogue.numbers)
 
     @cached_property
-    def category(self) -> Tags:
+    def category(self) -> Codes:
         """The category of each item."""
-        return Tags.single(self.catalogue.category, len(self.catalogue.category_names))
+        return Codes(self.catalogue.category, len(self.catalogue.category_names))
 
     @cached_property
-    def brand(self) -> Tags:
+    def brand(self) -> Codes:
         """The brand of each item."""
-        return Tags.single(self.catalogue.brand, len(self.catalogue.brand_names))
+        return Codes(self.catalogue.brand, len(self.catalogue.brand_names))
 
 
 class Feature(NamedTuple):
@@ -166,21 +165,45 @@ def _repeats(
 
 
 @compiled
-def _affinity(
+def _affinity_to_tags(
     start: I64, tag: I32, n_tags: int, item: I32, weight: F64, shown_item: I32, surprise: F64, candidates: I32
 ) -> F64:  # fmt: skip
     """float64[2, c]: the share and the surprise of each candidate's tags, see `Moment.share` and `Moment.surprise`."""
-    value = np.full((n_tags, 2), np.nan)
-    total_weight = weight.sum()
-    if total_weight > 0:
-        total, _ = totals(start, tag, n_tags, item, weight)
-        for t in range(n_tags):
-            value[t, 0] = total[t] / total_weight
-    if len(shown_item):
-        total, count = totals(start, tag, n_tags, shown_item, surprise)
-        for t in range(n_tags):
-            value[t, 1] = total[t] / (count[t] + AFFINITY_STRENGTH)
-    return means(start, tag, value, candidates)
+    total, _ = totals(start, tag, n_tags, item, weight)
+    surprised, count = totals(start, tag, n_tags, shown_item, surprise)
+    return means(start, tag, _leanings(total, weight.sum(), surprised, count, len(shown_item)), candidates)
+
+
+@compiled
+def _affinity_to_codes(
+    code: I32, missing: int, item: I32, weight: F64, shown_item: I32, surprise: F64, candidates: I32
+) -> F64:  # fmt: skip
+    """The same for an attribute with at most one value an item."""
+    total, surprised, count = np.zeros(missing + 1), np.zeros(missing + 1), np.zeros(missing + 1)
+    for j in range(len(item)):
+        total[code[item[j]]] += weight[j]
+    for j in range(len(shown_item)):
+        surprised[code[shown_item[j]]] += surprise[j]
+        count[code[shown_item[j]]] += 1.0
+    value = _leanings(total, weight.sum(), surprised, count, len(shown_item))
+    value[missing] = np.nan
+    out = np.empty((2, len(candidates)))
+    for c in range(len(candidates)):
+        of = code[candidates[c]]
+        out[0, c], out[1, c] = value[of, 0], value[of, 1]
+    return out
+
+
+@compiled
+def _leanings(total: F64, of: float, surprised: F64, count: F64, shown: int) -> F64:
+    """float64[values, 2]: share and surprise of each value of an attribute; NaN where there is no list to tell."""
+    out = np.full((len(total), 2), np.nan)
+    for t in range(len(total)):
+        if of > 0:
+            out[t, 0] = total[t] / of
+        if shown > 0:
+            out[t, 1] = surprised[t] / (count[t] + AFFINITY_STRENGTH)
+    return out
 
 
 @compiled
@@ -237,9 +260,9 @@ class Moment:
         return self.items.state.of_items(self.candidates, self.at)
 
     @cached_property
-    def log_counts(self) -> F64:
-        """float64[kinds, half-lives, c]: log(1 + decayed events) of each candidate."""
-        return np.log1p(self.counts.transpose(1, 2, 0))
+    def popularity(self) -> Popularity:
+        """What the shop did with each candidate: counts in logarithms, and rates."""
+        return popularity(self.items.state, self.items.prior, self.candidates, self.at)
 
     @cached_property
     def category_counts(self) -> F64:
@@ -250,28 +273,6 @@ class Moment:
     def shop_counts(self) -> F64:
         """float64[kinds, half-lives]: decayed events of the shop."""
         return self.items.state.of_shop(self.at)
-
-    def shop_rate(self, kind: Kind, per: Kind) -> float:
-        """Events of one kind for each of another, shop-wide at the longest half-life; NaN before any."""
-        base = self.shop_counts[per, LONGEST]
-        return float(self.shop_counts[kind, LONGEST] / base) if base > 0 else np.nan
-
-    def click_rates(self, item: I32, clicks: F64, shown: F64) -> F64:
-        """float64, like `clicks`: clicks per impression, shrunk toward what text and attributes predict.
-
-        `(clicks + s * prior) / (impressions + s)` with s = `RATE_STRENGTH`; NaN before anything was shown.
-        item: int32[items]. clicks, shown: float64[..., items], decayed counts of those items.
-        """
-        prior = self.items.prior[item].astype(np.float64)
-        prior[np.isnan(prior)] = self.shop_rate(Kind.CLICK, Kind.IMPRESSION)
-        out: F64 = (clicks + RATE_STRENGTH * prior) / (shown + RATE_STRENGTH)
-        return out
-
-    @cached_property
-    def candidate_click_rates(self) -> F64:
-        """float64[half-lives, c]: `click_rates` of the candidates."""
-        counts = self.counts.transpose(1, 2, 0)
-        return self.click_rates(self.candidates, counts[Kind.CLICK], counts[Kind.IMPRESSION])
 
     @cached_property
     def log_price(self) -> F64:
@@ -325,8 +326,8 @@ class Moment:
         known = self.shown_item >= 0
         item, at = self.shown_item[known], self.shown_at[known]
         clicked = _clicked(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
-        counts = self.items.state.of_items_longest(item, self.at)
-        rate = self.click_rates(item, counts[Kind.CLICK], counts[Kind.IMPRESSION])
+        state = self.items.state
+        rate = click_rates(state.value, state.latest, self.items.prior, len(state.category) - 1, item, self.at)
         eagerness, expected = _expected(clicked, rate)
         return Residuals(item, clicked - expected, eagerness)
 
@@ -342,21 +343,25 @@ class Moment:
         total = (surprise[:, None] * self.items.numbers[item]).sum(axis=0)
         return total / (len(item) + AFFINITY_STRENGTH)
 
-    def share(self, tags: Tags) -> F64:
+    def share(self, tags: Tags | Codes) -> F64:
         """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
         return self._affinity(tags)[0]
 
-    def surprise(self, tags: Tags) -> F64:
+    def surprise(self, tags: Tags | Codes) -> F64:
         """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
         return self._affinity(tags)[1]
 
-    def _affinity(self, tags: Tags) -> F64:
-        # By identity: comparing tags would cost what it saves, and `items` keeps them alive.
+    def _affinity(self, tags: Tags | Codes) -> F64:
+        # By identity: comparing would cost what this saves, and `items` keeps them alive.
         if id(tags) not in self._affinities:
-            self._affinities[id(tags)] = _affinity(
-                tags.start, tags.tag, tags.n_tags, self.engaged.item, self.weight, self.residuals.item,
-                self.residuals.surprise, self.candidates,
+            evidence = (
+                self.engaged.item, self.weight, self.residuals.item, self.residuals.surprise, self.candidates
             )  # fmt: skip
+            self._affinities[id(tags)] = (
+                _affinity_to_codes(*tags, *evidence)
+                if isinstance(tags, Codes)
+                else _affinity_to_tags(tags.start, tags.tag, tags.n_tags, *evidence)
+            )
         return self._affinities[id(tags)]
 
     def standing(self, name: str) -> F32:

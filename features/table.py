@@ -14,12 +14,12 @@ from itertools import product
 
 import numpy as np
 
-from features.catalogue import Tags
+from features.catalogue import Codes, Tags
 from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
-from features.moment import LONGEST, RATE_STRENGTH, Feature, Items, Moment
+from features.moment import LONGEST, Feature, Items, Moment
 
 __all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
 
@@ -35,7 +35,7 @@ def _popularity() -> list[Feature]:
     for kind, h in product((Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE), range(len(HALF_LIFE_NAMES))):
 
         def count(m: Moment, kind: Kind = kind, h: int = h) -> F64:
-            return m.log_counts[kind, h]
+            return m.popularity.log_counts[kind, h]
 
         name, horizon = kind.name.lower(), HALF_LIFE_NAMES[h]
         about = f"many {name}s lately ({horizon})"
@@ -43,7 +43,7 @@ def _popularity() -> list[Feature]:
     for h in range(len(HALF_LIFE_NAMES)):
 
         def rate(m: Moment, h: int = h) -> F64:
-            return m.candidate_click_rates[h]
+            return m.popularity.click_rates[h]
 
         out.append(
             Feature(
@@ -55,31 +55,11 @@ def _popularity() -> list[Feature]:
 
 
 def _views(m: Moment) -> F64:
-    return m.log_counts[Kind.VIEW, LONGEST]
+    return m.popularity.log_counts[Kind.VIEW, LONGEST]
 
 
 def _carts(m: Moment) -> F64:
-    return m.log_counts[Kind.CART, LONGEST]
-
-
-def _purchase_rate(m: Moment) -> F64:
-    clicks, bought = m.counts[:, Kind.CLICK, LONGEST], m.counts[:, Kind.PURCHASE, LONGEST]
-    out: F64 = (bought + RATE_STRENGTH * m.shop_rate(Kind.PURCHASE, Kind.CLICK)) / (clicks + RATE_STRENGTH)
-    return out
-
-
-def _trend(m: Moment) -> F64:
-    engaged = m.counts[:, Kind.VIEW :].sum(axis=1)
-    out: F64 = np.log1p(engaged[:, 1]) - np.log1p(engaged[:, LONGEST])
-    return out
-
-
-def _category_click_rate(m: Moment) -> F64:
-    counts = m.items.state.of_categories_longest(m.candidates, m.at)
-    clicks, shown = counts[Kind.CLICK], counts[Kind.IMPRESSION]
-    shop = m.shop_rate(Kind.CLICK, Kind.IMPRESSION)
-    out: F64 = (clicks + RATE_STRENGTH * shop) / (shown + RATE_STRENGTH)
-    return out
+    return m.popularity.log_counts[Kind.CART, LONGEST]
 
 
 def _item_age(m: Moment) -> F64:
@@ -92,12 +72,13 @@ _POPULARITY = (
     Feature("item_views_30d", "many views lately", "log(1 + decayed count)", "never", _views),
     Feature("item_carts_30d", "often put into carts lately", "log(1 + decayed count)", "never", _carts),
     Feature("item_purchase_rate", "often bought once clicked", "purchases per click, shrunk",
-            "nothing was clicked yet in the shop", _purchase_rate),
+            "nothing was clicked yet in the shop", lambda m: m.popularity.purchase_rate),
     Feature("item_prior", "the kind of product that is clicked", "clicks per impression",
             "nothing was shown yet when the release was made", lambda m: m.items.prior[m.candidates]),
-    Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never", _trend),
+    Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never",
+            lambda m: m.popularity.trend),
     Feature("category_click_rate", "its category is often clicked", "clicks per impression, shrunk",
-            "nothing was shown yet in the shop", _category_click_rate),
+            "nothing was shown yet in the shop", lambda m: m.popularity.category_click_rate),
     Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _item_age),
     Feature("item_price", "price", "log(1 + price)", "no price", lambda m: m.log_price),
 )  # fmt: skip
@@ -134,10 +115,10 @@ def _affinity() -> list[Feature]:
         ("tag", "such things", lambda items: items.catalogue.tags),
     ):  # fmt: skip
 
-        def share(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64:
+        def share(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
             return m.share(tags(m.items))
 
-        def surprise(m: Moment, tags: Callable[[Items], Tags] = tags) -> F64:
+        def surprise(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
             return m.surprise(tags(m.items))
 
         out += [

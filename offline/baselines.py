@@ -16,7 +16,8 @@ import scipy.sparse  # type: ignore[import-untyped]
 
 from features.history import History
 from features.log import F32, F64, I32, I64, Events, Kind, Lists
-from features.moment import LONGEST, RATE_STRENGTH, Moment
+from features.moment import LONGEST, Moment
+from features.popularity import RATE_STRENGTH
 from features.replay import Reading
 from features.retrieval import popularity
 from features.vectors import Vectors

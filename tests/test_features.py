@@ -13,8 +13,9 @@ from features.context import NO_DEVICE, Context, Device, device_code
 from features.decay import ItemState
 from features.history import EMPTY, SESSION_S, Histories, visit
 from features.log import Kind
-from features.moment import RATE_STRENGTH, Items, Moment
+from features.moment import Items, Moment
 from features.neighbours import IN_VISITS, PER_GROUP, Neighbours, visits
+from features.popularity import RATE_STRENGTH
 from features.prior import click_rate_prior
 from features.table import features, names, rows, schema_hash
 from features.vectors import Vectors
