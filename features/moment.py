@@ -207,6 +207,30 @@ def _leanings(total: F64, of: float, surprised: F64, count: F64, shown: int) -> 
 
 
 @compiled
+def _slopes(deviation: F64, numbers: F64, item: I32, surprise: F64, candidates: I32) -> F64:
+    out = np.full((numbers.shape[1], len(candidates)), np.nan)
+    for k in range(numbers.shape[1]):
+        pull = 0.0
+        for j in range(len(item)):
+            pull += surprise[j] * deviation[item[j], k]
+        pull /= len(item) + AFFINITY_STRENGTH
+        for c in range(len(candidates)):
+            if not np.isnan(numbers[candidates[c], k]):
+                out[k, c] = pull * deviation[candidates[c], k]
+    return out
+
+
+@compiled
+def _usual(price: F64, item: I32, weight: F64) -> float:
+    total = of = 0.0
+    for j in range(len(item)):
+        if np.isfinite(price[item[j]]):
+            total += np.log1p(max(price[item[j]], 0.0)) * weight[j]
+            of += weight[j]
+    return total / of if of > 0.0 else np.nan
+
+
+@compiled
 def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
     """(eagerness, chance of a click on each): rates shifted in log odds until the chances add up to the clicks.
 
@@ -277,13 +301,12 @@ class Moment:
     @cached_property
     def log_price(self) -> F64:
         """float64[c]: log(1 + price) of each candidate; NaN where it has none."""
-        return np.log1p(np.maximum(self.items.catalogue.price[self.candidates], 0.0))
+        return np.log1p(np.maximum(self.items.catalogue.price.take(self.candidates), 0.0))
 
     @cached_property
     def numbers(self) -> F64:
         """float64[c, k]: the numeric attributes of each candidate, as in the catalogue."""
-        out: F64 = self.items.catalogue.numbers[self.candidates]
-        return out
+        return self.items.catalogue.numbers.take(self.candidates, axis=0)
 
     @cached_property
     def interest(self) -> F32:
@@ -337,11 +360,18 @@ class Moment:
         return self.items.vectors.pooled(self.residuals.item, self.residuals.surprise)
 
     @cached_property
-    def leaning(self) -> F64:
-        """float64[k]: how the user leans in each numeric attribute: mean of surprise times deviation, shrunk."""
+    def slopes(self) -> F64:
+        """float64[k, c]: how the user leans in each numeric attribute, times the candidate's deviation in it.
+
+        The leaning is the mean of surprise times deviation, shrunk. NaN where the candidate lacks the attribute.
+        """
         item, surprise, _ = self.residuals
-        total = (surprise[:, None] * self.items.numbers[item]).sum(axis=0)
-        return total / (len(item) + AFFINITY_STRENGTH)
+        return _slopes(self.items.numbers, self.items.catalogue.numbers, item, surprise, self.candidates)
+
+    @cached_property
+    def usual_log_price(self) -> float:
+        """The weighted mean of log(1 + price) over the user's list; NaN where no price in it is known."""
+        return _usual(self.items.catalogue.price, self.engaged.item, self.weight)
 
     def share(self, tags: Tags | Codes) -> F64:
         """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""

@@ -7,8 +7,6 @@ import numpy as np
 from features.compiled import compiled
 from features.log import F32, I64
 
-_BITS = 8
-
 
 @compiled
 def standing(value: F32) -> F32:
@@ -49,17 +47,19 @@ def _ascending(value: F32) -> I64:
             place[known] = i
             known += 1
     key, place = key[:known], place[:known]
+    start = np.zeros((4, 257), np.int64)
+    for i in range(known):
+        for digit in range(4):
+            start[digit, ((key[i] >> np.uint32(8 * digit)) & np.uint32(255)) + 1] += 1
     next_key, next_place = np.empty(known, np.uint32), np.empty(known, np.int64)
-    for shift in range(0, 32, _BITS):
-        start = np.zeros((1 << _BITS) + 1, np.int64)
+    for digit in range(4):
+        begin = start[digit]
+        for value_of_digit in range(256):
+            begin[value_of_digit + 1] += begin[value_of_digit]
         for i in range(known):
-            start[((key[i] >> np.uint32(shift)) & np.uint32(255)) + 1] += 1
-        for digit in range(1 << _BITS):
-            start[digit + 1] += start[digit]
-        for i in range(known):
-            digit = (key[i] >> np.uint32(shift)) & np.uint32(255)
-            next_key[start[digit]], next_place[start[digit]] = key[i], place[i]
-            start[digit] += 1
+            d = (key[i] >> np.uint32(8 * digit)) & np.uint32(255)
+            next_key[begin[d]], next_place[begin[d]] = key[i], place[i]
+            begin[d] += 1
         key, next_key = next_key, key
         place, next_place = next_place, place
     return place

@@ -64,7 +64,7 @@ def _carts(m: Moment) -> F64:
 
 def _item_age(m: Moment) -> F64:
     # An item not yet available is as new as can be; the logarithm would have no value below -1 day.
-    return np.log1p(np.maximum(m.at - m.items.catalogue.available_from[m.candidates], 0.0) / _DAY_S)
+    return np.log1p(np.maximum(m.at - m.items.catalogue.available_from.take(m.candidates), 0.0) / _DAY_S)
 
 
 _POPULARITY = (
@@ -74,7 +74,7 @@ _POPULARITY = (
     Feature("item_purchase_rate", "often bought once clicked", "purchases per click, shrunk",
             "nothing was clicked yet in the shop", lambda m: m.popularity.purchase_rate),
     Feature("item_prior", "the kind of product that is clicked", "clicks per impression",
-            "nothing was shown yet when the release was made", lambda m: m.items.prior[m.candidates]),
+            "nothing was shown yet when the release was made", lambda m: m.items.prior.take(m.candidates)),
     Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never",
             lambda m: m.popularity.trend),
     Feature("category_click_rate", "its category is often clicked", "clicks per impression, shrunk",
@@ -130,17 +130,10 @@ def _affinity() -> list[Feature]:
     return out
 
 
-def _price_to_habit(m: Moment) -> F64 | float:
-    price = np.log1p(np.maximum(m.items.catalogue.price[m.engaged.item], 0.0))
-    known = np.isfinite(price)
-    weight = m.weight[known].sum()
-    return m.log_price - (price[known] * m.weight[known]).sum() / weight if weight > 0 else np.nan
-
-
 _AFFINITY = (
     *_affinity(),
     Feature("price_to_habit", "priced as you like it", "log ratio", f"{_NO_LIST}, or no price",
-            _price_to_habit),
+            lambda m: m.log_price - m.usual_log_price),
     Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", lambda m: m.repeats.engaged),
     Feature("repeat_purchases", "you bought it before", "count", "an unknown item",
             lambda m: m.repeats.bought),
@@ -205,11 +198,8 @@ FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_AFFINITY, *_USER, *
 """The features of any shop, in column order; a catalogue's own attributes follow them (see `features`)."""
 
 
-def _leaning(m: Moment, k: int) -> F64 | float:
-    """How the user leans in the k-th number, times the candidate's deviation in it; NaN where it has none."""
-    if not len(m.residuals.item):
-        return np.nan
-    return np.where(np.isnan(m.numbers[:, k]), np.nan, m.leaning[k] * m.items.numbers[m.candidates, k])
+def _slope(m: Moment, k: int) -> F64 | float:
+    return m.slopes[k] if len(m.residuals.item) else np.nan
 
 
 def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
@@ -224,7 +214,7 @@ def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
         Feature(f"item_{name}_age", f"age by {words}", "years, negative in the future", f"no {name}", age) if is_date
         else Feature(f"item_{name}", words, "as in the catalogue", f"no {name}", value),
         Feature(f"{name}_slope", f"your leaning in {words}", "clicks above expectation x deviation",
-                f"{_NO_LISTS_LOGGED}, or no {name}", lambda m: _leaning(m, k)),
+                f"{_NO_LISTS_LOGGED}, or no {name}", lambda m: _slope(m, k)),
     )  # fmt: skip
 
 
