@@ -15,12 +15,24 @@ from features.prefetch import AHEAD, prefetch
 
 
 @compiled
+def _spans(start: I64, item: I32) -> tuple[I64, I64]:
+    """int64, like `item`: where each item's tags begin, and end. For all at once, so that no item waits for another."""
+    first, end = np.empty(len(item), np.int64), np.empty(len(item), np.int64)
+    for c in range(len(item)):
+        row = item[c] if item[c] >= 0 else len(start) - 2
+        first[c], end[c] = start[row], start[row + 1]
+    return first, end
+
+
+@compiled
 def totals(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F64, F64]:
     """See `Tags.totals`."""
     total = np.zeros(n_tags)
     count = np.zeros(n_tags)
+    first, end = _spans(start, item)
     for j in range(len(item)):
-        for p in range(start[item[j]], start[item[j] + 1]):
+        prefetch(tag, first[min(j + AHEAD, len(item) - 1)])
+        for p in range(first[j], end[j]):
             total[tag[p]] += amount[j]
             count[tag[p]] += 1.0
     return total, count
@@ -31,19 +43,15 @@ def means(start: I64, tag: I32, value: F64, item: I32) -> F64:
     """float64[v, items]: `Tags.mean` of v values at once. value: float64[n_tags, v]."""
     n = len(item)
     out = np.full((value.shape[1], n), np.nan)
-    # Where the tags are first, for all, and then the tags: so that nothing waits for memory twice in a row.
-    first, count = np.empty(n, np.int64), np.empty(n, np.int64)
-    for c in range(n):
-        row = item[c] if item[c] >= 0 else len(start) - 2
-        first[c], count[c] = start[row], start[row + 1] - start[row]
+    first, end = _spans(start, item)
     for c in range(n):
         prefetch(tag, first[min(c + AHEAD, n - 1)])
-        if count[c] > 0:
+        if end[c] > first[c]:
             for v in range(value.shape[1]):
                 total = 0.0
-                for p in range(first[c], first[c] + count[c]):
+                for p in range(first[c], end[c]):
                     total += value[tag[p], v]
-                out[v, c] = total / count[c]
+                out[v, c] = total / (end[c] - first[c])
     return out
 
 

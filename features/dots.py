@@ -99,7 +99,7 @@ def _tile_in_llvm(typing: Any, wide: Any, packed: Any, pairs: Any, block: Any, t
         lanes = ir.Constant(_INT, LANES)
         start = builder.gep(arrays[1].data, [builder.mul(builder.mul(block, pairs), lanes)])
         sums = _multiplied(builder, arrays[0].data, start, pairs)
-        width = cgutils.unpack_tuple(builder, arrays[2].shape)[1]
+        width = cgutils.unpack_tuple(builder, arrays[2].shape)[1]  # type: ignore[no-untyped-call]
         for lane, line in enumerate(_transposed(builder, sums)):
             row = builder.add(builder.mul(block, lanes), ir.Constant(_INT, lane))
             place = builder.add(builder.mul(row, width), builder.mul(tile, lanes))

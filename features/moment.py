@@ -20,7 +20,7 @@ from features.history import History, Visit, visit
 from features.interest import weights
 from features.log import F32, F64, I8, I32, I64, Kind
 from features.neighbours import Neighbours
-from features.popularity import Popularity, click_rates, popularity
+from features.popularity import Popularity, click_rates, popularity, shop_rate
 from features.prior import standardised
 from features.slots import find, slots_of
 from features.standing import standing
@@ -298,6 +298,10 @@ class Moment:
         """float64[kinds, half-lives]: decayed events of the shop."""
         return self.items.state.of_shop(self.at)
 
+    def shop_rate(self, kind: Kind, per: Kind) -> float:
+        """Events of one kind for each of another, shop-wide at the longest half-life; NaN before any."""
+        return shop_rate(self.items.state.value, int(kind), int(per))
+
     @cached_property
     def log_price(self) -> F64:
         """float64[c]: log(1 + price) of each candidate; NaN where it has none."""
@@ -375,24 +379,28 @@ class Moment:
 
     def share(self, tags: Tags | Codes) -> F64:
         """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
-        return self._affinity(tags)[0]
+        out: F64 = self._affinity(tags)[0]
+        return out
 
     def surprise(self, tags: Tags | Codes) -> F64:
         """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
-        return self._affinity(tags)[1]
+        out: F64 = self._affinity(tags)[1]
+        return out
 
     def _affinity(self, tags: Tags | Codes) -> F64:
         # By identity: comparing would cost what this saves, and `items` keeps them alive.
-        if id(tags) not in self._affinities:
-            evidence = (
-                self.engaged.item, self.weight, self.residuals.item, self.residuals.surprise, self.candidates
-            )  # fmt: skip
-            self._affinities[id(tags)] = (
-                _affinity_to_codes(*tags, *evidence)
+        found = self._affinities.get(id(tags))
+        if found is None:
+            item, weight, candidates = self.engaged.item, self.weight, self.candidates
+            shown_item, surprise, _ = self.residuals
+            found = self._affinities[id(tags)] = (
+                _affinity_to_codes(tags.code, tags.missing, item, weight, shown_item, surprise, candidates)
                 if isinstance(tags, Codes)
-                else _affinity_to_tags(tags.start, tags.tag, tags.n_tags, *evidence)
+                else _affinity_to_tags(
+                    tags.start, tags.tag, tags.n_tags, item, weight, shown_item, surprise, candidates
+                )
             )
-        return self._affinities[id(tags)]
+        return found
 
     def standing(self, name: str) -> F32:
         """float32[2, c]: rank, 0 to 1, and difference from the mean of a column among the list; see `standing`."""

@@ -56,15 +56,15 @@ def shrunk(done: float, of: float, expected: float) -> float:
 
 @compiled
 def _left(age_s: float, half_life: int) -> float:
-    return np.exp2(max(age_s, 0.0) / -HALF_LIVES_S[half_life])
+    return float(np.exp2(max(age_s, 0.0) / -HALF_LIVES_S[half_life]))
 
 
 @compiled
 def shop_rate(value: F64, kind: int, per: int) -> float:
     """Events of one kind for each of another, shop-wide at the longest half-life; NaN before any."""
-    shop = value[len(value) - 1]
-    # Both have decayed alike, so the moment does not matter.
-    return shop[kind, _LONGEST] / shop[per, _LONGEST] if shop[per, _LONGEST] > 0.0 else np.nan
+    # The sums of the shop have decayed alike, so the moment does not matter.
+    done, of = value[len(value) - 1, kind, _LONGEST], value[len(value) - 1, per, _LONGEST]
+    return done / of if of > 0.0 else np.nan
 
 
 @compiled

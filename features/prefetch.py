@@ -24,11 +24,11 @@ def _prefetch_in_llvm(typing: Any, array: Any, row: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         values = context.make_array(signature.args[0])(context, builder, value=given[0])
-        size = cgutils.unpack_tuple(builder, values.strides)[0]
+        size = cgutils.unpack_tuple(builder, values.strides)[0]  # type: ignore[no-untyped-call]
         number = context.cast(builder, given[1], signature.args[1], types.int64)
         start = builder.gep(builder.bitcast(values.data, _BYTE.as_pointer()), [builder.mul(number, size)])
         kind = ir.FunctionType(ir.VoidType(), [start.type, _FLAG, _FLAG, _FLAG])
-        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
         read, near, data = (ir.Constant(_FLAG, value) for value in (0, 3, 1))
         step = ir.Constant(_INT, _LINE)
         with cgutils.for_range_slice(builder, ir.Constant(_INT, 0), size, step) as (at, _):

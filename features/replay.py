@@ -16,7 +16,7 @@ from features.log import F32, F64, I32, Events, Lists
 from features.moment import Feature, Items
 from features.neighbours import SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
-from features.table import names, rows
+from features.table import declared, rows
 from features.vectors import Vectors
 
 
@@ -47,6 +47,11 @@ class Replay:
     custom: tuple[Feature, ...] = ()
     session_weight: float = SESSION_WEIGHT
 
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The columns of `rows`, in order."""
+        return declared(self.catalogue, self.custom)
+
     def readings(self, lists: Lists) -> Iterator[Reading]:
         """One reading a list, in the lists' order, which must be by time.
 
@@ -69,7 +74,7 @@ class Replay:
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
         """float32[rows, features]: the feature rows of every candidate of every list, point-in-time."""
-        out: F32 = np.empty((lists.rows, len(names(self._cold()))), np.float32)
+        out: F32 = np.empty((lists.rows, len(self.features)), np.float32)
         for r in self.readings(lists):
             bounds = slice(lists.start[r.number], lists.start[r.number + 1])
             out[bounds] = rows(r.items, r.history, r.candidates, r.at, r.context)

@@ -1,7 +1,7 @@
 """Where in a short list an item stands: an open-addressed hash table, for kernels that look up many in few.
 
-For the two lists of a user, so that what a list says of 500 candidates, or of their 25,000 neighbours, costs a look each
-and not a pass over the list.
+For the two lists of a user, so that what a list says of 500 candidates, or of their 25,000 neighbours, costs a look
+each and not a pass over the list.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SPREAD = 40503
 
 
 @compiled
-def home(slots: I32, item: int) -> int:
+def home(slots: I32, item: int) -> np.uint32:
     """The slot where the search for an item begins; empty (`-1`) only where it is not in the list."""
     # A mask in place of `%` (a division), and unsigned, so that no index is looked at for being negative.
     return np.uint32(np.uint32(item) * np.uint32(_SPREAD) & np.uint32(len(slots) - 1))
@@ -31,7 +31,7 @@ def find(slots: I32, items: I32, item: int) -> int:
     slot = home(slots, item)
     while slots[slot] >= 0 and items[slots[slot]] != item:
         slot = np.uint32(slot + np.uint32(1) & np.uint32(len(slots) - 1))
-    return slots[slot]
+    return int(slots[slot])
 
 
 @compiled

@@ -41,7 +41,7 @@ def _ascending(value: F32) -> I64:
     known = 0
     for i in range(len(value)):
         if value[i] == value[i]:
-            # Unsigned integers in the order of the floats: a negative number's bits turned round, a positive's sign set.
+            # Unsigned integers in the order of the floats: a negative one's bits turned, a positive one's sign set.
             sign = bits[i] >> np.uint32(31)
             key[known] = bits[i] ^ (np.uint32(0x80000000) if sign == 0 else np.uint32(0xFFFFFFFF))
             place[known] = i

@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from features.catalogue import Codes, Tags
+from features.catalogue import Catalogue, Codes, Tags
 from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
@@ -35,7 +35,8 @@ def _popularity() -> list[Feature]:
     for kind, h in product((Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE), range(len(HALF_LIFE_NAMES))):
 
         def count(m: Moment, kind: Kind = kind, h: int = h) -> F64:
-            return m.popularity.log_counts[kind, h]
+            out: F64 = m.popularity.log_counts[kind, h]
+            return out
 
         name, horizon = kind.name.lower(), HALF_LIFE_NAMES[h]
         about = f"many {name}s lately ({horizon})"
@@ -43,7 +44,8 @@ def _popularity() -> list[Feature]:
     for h in range(len(HALF_LIFE_NAMES)):
 
         def rate(m: Moment, h: int = h) -> F64:
-            return m.popularity.click_rates[h]
+            out: F64 = m.popularity.click_rates[h]
+            return out
 
         out.append(
             Feature(
@@ -55,11 +57,13 @@ def _popularity() -> list[Feature]:
 
 
 def _views(m: Moment) -> F64:
-    return m.popularity.log_counts[Kind.VIEW, LONGEST]
+    out: F64 = m.popularity.log_counts[Kind.VIEW, LONGEST]
+    return out
 
 
 def _carts(m: Moment) -> F64:
-    return m.popularity.log_counts[Kind.CART, LONGEST]
+    out: F64 = m.popularity.log_counts[Kind.CART, LONGEST]
+    return out
 
 
 def _item_age(m: Moment) -> F64:
@@ -239,8 +243,13 @@ def features(items: Items) -> tuple[Feature, ...]:
     A number or date has two (itself, and the user's leaning in it), any other attribute three (its click rate, and the
     user's share and surprise in it).
     """
-    c = items.catalogue
-    return _declared(tuple(c.number_names), frozenset(c.date_names), tuple(c.by_attribute), items.custom)
+    return declared(items.catalogue, items.custom)
+
+
+def declared(catalogue: Catalogue, custom: tuple[Feature, ...]) -> tuple[Feature, ...]:
+    """The same of a catalogue alone, before anything is known of its items."""
+    c = catalogue
+    return _declared(tuple(c.number_names), frozenset(c.date_names), tuple(c.by_attribute), custom)
 
 
 @lru_cache(maxsize=16)
@@ -262,8 +271,8 @@ def names(items: Items) -> tuple[str, ...]:
 
 def schema_hash(items: Items) -> str:
     """SHA-256 over names, units and missing rules: equal exactly when rows mean the same."""
-    declared = [[f.name, f.unit, f.missing] for f in features(items)]
-    return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
+    said = [[f.name, f.unit, f.missing] for f in features(items)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def rows(items: Items, history: History, candidates: I32, at: float, context: Context = NO_CONTEXT) -> F32:
@@ -274,9 +283,9 @@ def rows(items: Items, history: History, candidates: I32, at: float, context: Co
     The order of the candidates does not matter: each row depends on the set.
     """
     moment = Moment(items, history, candidates, at, context)
-    declared = features(items)
-    out = np.empty((len(declared), len(candidates)), np.float32)
-    for row, feature in zip(out, declared, strict=True):
+    columns = features(items)
+    out = np.empty((len(columns), len(candidates)), np.float32)
+    for row, feature in zip(out, columns, strict=True):
         row[:] = feature.compute(moment)
         moment.columns[feature.name] = row
     return np.ascontiguousarray(out.T)

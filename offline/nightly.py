@@ -23,7 +23,7 @@ from features.custom import FeatureError, violations
 from features.custom import load as load_features
 from features.log import F32, F64, I64, Kind, Lists
 from features.replay import Reading, Replay
-from features.table import features, names, rows
+from features.table import rows
 from features.vectors import Vectors
 from offline import column_slices, dataset, evaluate, explanation, facts, lists, policies, report, slices
 from offline.baselines import Baselines
@@ -198,7 +198,7 @@ class Night:
 
     def _rows(self, on_progress: OnProgress) -> None:
         start, n = self.lists.start, len(self.lists)
-        width = len(names(self.replay.items_at(-np.inf)))
+        width = len(self.replay.features)
         made = np.lib.format.open_memmap(self.run.file("rows.npy"), "w+", np.float32, (self.lists.rows, width))
         tested = self.windows.lists("test", self.lists)
         dull = Baselines(
@@ -244,7 +244,7 @@ class Night:
     def _ranker(self, on_progress: OnProgress) -> None:
         x, learnt, _ = self._part("ranker")
         x_valid, valid, _ = self._part("validation")
-        columns = features(self.replay.items_at(-np.inf))
+        columns = self.replay.features
         trained = self._trained(x, learnt, x_valid, valid, [f.name for f in columns], on_progress)
         self.run.file("ranker.txt").write_text(trained.model_text, "utf-8")
         about = {f.name: f.about for f in columns}
@@ -333,7 +333,7 @@ class Night:
         x, learnt, _ = self._part("ranker")
         x_valid, valid, _ = self._part("validation")
         x_test, tested, _ = self._part("test")
-        columns = [f.name for f in features(self.replay.items_at(-np.inf))]
+        columns = [f.name for f in self.replay.features]
 
         def fit(which: I64) -> F64:
             inside = np.isin(np.arange(len(learnt)), which)[learnt.group]

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from features.log import F32, F64, Lists
-from features.table import names
 from offline.evaluate import PRIMARY
 from offline.nightly import Night
 from offline.progress import OnProgress
@@ -123,7 +122,7 @@ def folds(night: Night, on_progress: OnProgress | None = None) -> tuple[tuple[Fo
         raise DataError(f"the ranker window holds {len(learnt)} lists, too few to tune by: import a longer log")
     row = int(learnt.start[first])
     early, late = learnt.take(np.arange(first)), learnt.take(np.arange(first, len(learnt)))
-    columns = names(night.replay.items_at(-np.inf))
+    columns = tuple(f.name for f in night.replay.features)
     return (Fold(x[:row], early, x[row:], late), Fold(x, learnt, x_judged, judged)), columns
 
 

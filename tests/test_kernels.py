@@ -1,0 +1,196 @@
+"""The compiled loops behind a request's rows: each says what the plain way says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.catalogue import Codes, Tags
+from features.dots import LANES, dots
+from features.history import History
+from features.log import Kind
+from features.moment import AFFINITY_STRENGTH, ATTRIBUTION_S, Moment, _clicked
+from features.popularity import RATE_STRENGTH, popularity
+from features.slots import find, slots_of
+from features.standing import standing
+from features.table import features, names
+from features.vectors import Vectors, nearest
+from tests.worlds import DAY, START, make_events, make_replay
+
+SEEDS = st.integers(0, 2**32 - 1)
+SINGLES = st.floats(width=32, allow_infinity=False)
+LOG = make_events([(0.05 * DAY * k, k % 3, k % 11, list(Kind)[k % 6], k % 4) for k in range(90)], 3)
+ITEMS = make_replay(LOG).items_at(START + 5 * DAY)
+N = len(ITEMS.catalogue)
+
+
+def made_up_history(rng: np.random.Generator, engagements: int, shown: int) -> History:
+    """A user's two lists over a catalogue so small that everything repeats, items outside it among them."""
+    at, shown_at = (np.sort(START + 5 * DAY * rng.random(n))[::-1].copy() for n in (engagements, shown))
+    item, shown_item = (rng.integers(-1, N, n).astype(np.int32) for n in (engagements, shown))
+    return History(item, rng.integers(1, 6, engagements).astype(np.int8), at, shown_item, shown_at)
+
+
+class TestDots:
+    """Integer dot products by tiles."""
+
+    @given(SEEDS, st.integers(0, 40), st.integers(0, 20), st.integers(0, 3), st.integers(1, 70))
+    @settings(max_examples=40, deadline=None)
+    def test_are_those_of_64_bit_integers_at_every_size(self, seed: int, n: int, m: int, k: int, d: int) -> None:
+        """Full tiles and parts of one, odd dimensions, no items, no directions, the unknown row from the end."""
+        rng = np.random.default_rng(seed)
+        code = rng.integers(-127, 128, (9, d)).astype(np.int8)
+        rows, others = rng.integers(-1, 9, n).astype(np.int32), rng.integers(0, 9, m).astype(np.int32)
+        directions = rng.integers(-32767, 32768, (k, d)).astype(np.int16)
+        expected = np.vstack([code[others], directions]).astype(np.int64) @ code[rows].T.astype(np.int64)
+        np.testing.assert_array_equal(dots(code, rows, others, directions)[: m + k, :n], expected)
+
+    def test_the_largest_sum_fits(self) -> None:
+        """516 x 127 x 32767 = 2,147,287,044 is below 2^31; in every lane."""
+        code = np.full((1, 516), 127, np.int8)
+        rows = np.zeros(LANES + 1, np.int32)
+        found = dots(code, rows, rows[:0], np.full((1, 516), 32767, np.int16))
+        assert found[0, : LANES + 1].tolist() == [516 * 127 * 32767] * (LANES + 1)
+
+    @given(SEEDS)
+    @settings(max_examples=10, deadline=None)
+    def test_a_direction_among_items_has_the_cosine_it_has_alone(self, seed: int) -> None:
+        """`interest` is `cosines` above `toward`, to the bit; a direction of zeros is none."""
+        rng = np.random.default_rng(seed)
+        v = Vectors.quantise(rng.normal(size=(30, 24)).astype(np.float32))
+        rows, others = rng.integers(0, 30, 21).astype(np.int32), rng.integers(0, 30, 5).astype(np.int32)
+        directions = np.stack((rng.normal(size=24), np.zeros(24)))
+        found = v.interest(rows, others, directions)
+        np.testing.assert_array_equal(found[:5].T, v.cosines(rows, others))
+        np.testing.assert_array_equal(found[5], v.toward(rows, directions[0]))
+        assert np.isnan(found[6]).all()
+
+
+@given(st.integers(0, 6), st.integers(0, 5), st.data())
+@settings(max_examples=40, deadline=None)
+def test_nearest_is_the_mean_of_the_three_largest_there_are(m: int, c: int, data: st.DataObject) -> None:
+    """What is missing is no cosine of -1: two of three known ones are a mean of two."""
+    cosine = st.sampled_from([np.nan, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0])
+    cosines = np.array(data.draw(st.lists(cosine, min_size=m * c, max_size=m * c)), np.float32).reshape(m, c)
+    found = nearest(cosines)
+    for i in range(c):
+        known = np.sort(cosines[~np.isnan(cosines[:, i]), i])[::-1].astype(np.float64)
+        expected = (known[0], known[:3].mean()) if len(known) else (np.nan, np.nan)
+        np.testing.assert_allclose(found[:, i], expected, rtol=1e-6)
+
+
+@given(st.lists(SINGLES | st.sampled_from([0.0, -0.0, 1.0, np.nan]), max_size=40))
+@settings(max_examples=80, deadline=None)
+def test_standing_is_half_of_the_ties_and_all_below(values: list[float]) -> None:
+    """Rank: (below + half of equal) / known, with 0 and -0 equal. Difference: from the mean of the known."""
+    value = np.array(values, np.float32)
+    known = value[~np.isnan(value)]
+    rank, over = standing(value)
+    for i, v in enumerate(value):
+        if np.isnan(v):
+            assert np.isnan(rank[i])
+            assert np.isnan(over[i])
+        else:
+            assert rank[i] == np.float32(((known < v).sum() + (known <= v).sum()) / (2 * len(known)))
+            mean = np.sort(known).astype(np.float64).cumsum()[-1] / len(known)
+            with np.errstate(over="ignore"):
+                assert over[i] == np.float32(v - mean)
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1, 2, 4096, 8192, 12288, 2**31 - 1]), max_size=30), st.integers(-1, 5000))
+@settings(max_examples=60, deadline=None)
+def test_find_gives_the_first_place_of_an_item(items: list[int], other: int) -> None:
+    """Items that share a slot are told apart; `-1` is in no list."""
+    item = np.array(items, np.int32)
+    slots = slots_of(item)
+    for wanted in {*items, other}:
+        expected = items.index(wanted) if wanted in items and wanted >= 0 else -1
+        assert find(slots, item, np.int32(wanted)) == expected
+
+
+def test_a_list_longer_than_the_table_is_found_in_full() -> None:
+    """The table grows with the list, so a search always meets an empty slot."""
+    item = np.arange(5000, dtype=np.int32)
+    slots = slots_of(item)
+    assert [find(slots, item, np.int32(i)) for i in (0, 4999, 5000)] == [0, 4999, -1]
+
+
+class TestMoment:
+    """What a moment computes in loops over lists."""
+
+    @given(SEEDS, st.integers(0, 30), st.integers(0, 40))
+    @settings(max_examples=40, deadline=None)
+    def test_a_shown_item_is_clicked_if_any_engagement_followed_in_time(self, seed: int, m: int, s: int) -> None:
+        """Every pair compared, one by one."""
+        h = made_up_history(np.random.default_rng(seed), m, s)
+        expected = [
+            float(any(a == i and 0 <= at - shown <= ATTRIBUTION_S for a, at in zip(h.item, h.at, strict=True)))
+            for i, shown in zip(h.shown_item, h.shown_at, strict=True)
+            if i >= 0
+        ]
+        known = h.shown_item >= 0
+        found = _clicked(h.shown_item[known], h.shown_at[known], h.item, h.at, ATTRIBUTION_S)
+        assert found.tolist() == expected
+
+    @given(SEEDS, st.integers(0, 30), st.integers(0, 40))
+    @settings(max_examples=40, deadline=None)
+    def test_repeats_count_and_date_each_candidate(self, seed: int, m: int, s: int) -> None:
+        """Times, purchases and the newest of either list, counted one by one."""
+        h = made_up_history(np.random.default_rng(seed), m, s)
+        at = START + 6 * DAY
+        every = np.arange(-1, N, dtype=np.int32)
+        found = np.array(Moment(ITEMS, h, every, at).repeats)
+        for c in every[1:]:
+            mine, shown = h.item == c, h.shown_item == c
+            expected = [
+                mine.sum(), (h.kind[mine] == Kind.PURCHASE).sum(), at - h.at[mine][0] if mine.any() else np.nan,
+                shown.sum(), at - h.shown_at[shown][0] if shown.any() else np.nan,
+            ]  # fmt: skip
+            np.testing.assert_array_equal(found[:, c + 1], expected)
+        assert np.isnan(found[:, 0]).all()
+
+    @given(SEEDS)
+    @settings(max_examples=20, deadline=None)
+    def test_an_attribute_of_one_value_is_a_list_of_one_tag(self, seed: int) -> None:
+        """The same share and surprise, whichever way the attribute is kept; NaN where there is no value."""
+        rng = np.random.default_rng(seed)
+        code = np.append(rng.integers(0, 4, N), 3).astype(np.int32)
+        known = code != 3
+        tags = Tags(np.concatenate(([0], np.cumsum(known))), code[known], 3)
+        m = Moment(ITEMS, made_up_history(rng, 8, 12), np.arange(-1, N, dtype=np.int32), START + 6 * DAY)
+        codes = Codes(code, 3)
+        np.testing.assert_array_equal(m.share(codes), m.share(tags))
+        np.testing.assert_array_equal(m.surprise(codes), m.surprise(tags))
+        item, surprise, _ = m.residuals
+        of_first = code[item] == code[0]
+        if known[0]:
+            expected = surprise[of_first].sum() / (of_first.sum() + AFFINITY_STRENGTH)
+            assert m.surprise(codes)[1] == pytest.approx(expected)
+
+
+def test_popularity_is_made_of_the_counts() -> None:
+    """Every count and rate by its formula from the decayed sums of item, category and shop."""
+    at, every = START + 5.5 * DAY, np.arange(-1, N, dtype=np.int32)
+    state, p = ITEMS.state, popularity(ITEMS.state, ITEMS.prior, every, at)
+    counts, category = state.of_items(every, at), state.of_categories(every, at)[:, :, 3]
+    shop = state.of_shop(at)[:, 3]
+    np.testing.assert_allclose(p.log_counts, np.log1p(counts).transpose(1, 2, 0), rtol=1e-12)
+    s = RATE_STRENGTH
+    clicks, shown = counts[:, Kind.CLICK], counts[:, Kind.IMPRESSION]
+    np.testing.assert_allclose(p.click_rates, ((clicks + s * ITEMS.prior[every][:, None]) / (shown + s)).T, rtol=1e-12)
+    np.testing.assert_allclose(
+        p.purchase_rate,
+        (counts[:, Kind.PURCHASE, 3] + s * shop[Kind.PURCHASE] / shop[Kind.CLICK]) / (clicks[:, 3] + s), rtol=1e-12,
+    )  # fmt: skip
+    expected = (category[:, Kind.CLICK] + s * shop[Kind.CLICK] / shop[0]) / (category[:, 0] + s)
+    np.testing.assert_allclose(p.category_click_rate, expected, rtol=1e-12)
+    engaged = np.log1p(counts[:, Kind.VIEW :].sum(axis=1))
+    np.testing.assert_allclose(p.trend, engaged[:, 1] - engaged[:, 3], rtol=1e-9, atol=1e-12)
+
+
+def test_a_replay_names_its_columns_without_reading_anything() -> None:
+    """The columns follow from the catalogue and the user's own features alone."""
+    replay = make_replay(make_events([(0.0, 0, 3, Kind.CLICK, -1)], 1))
+    assert [f.name for f in replay.features] == list(names(replay.items_at(START))) == [f.name for f in features(ITEMS)]
