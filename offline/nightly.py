@@ -287,7 +287,7 @@ class Night:
             slices.of_targets(events, tested, targets, catalogue, known) | of_items, known,
             self._vectors("zero_shot.npy")[:-1], self.config.seed,
         )  # fmt: skip
-        table = features(self.replay.items_at(-np.inf))
+        table = self.replay.features
         own = [f.name for f in self.custom]
         report.write(
             {
