@@ -66,10 +66,13 @@ def _hash(key: str) -> str:
 
 def _key(line: str, where: str) -> Key:
     name, *rest = line.split()
+    # What is wrong is not quoted: somebody may have put the key itself in its place.
     if not _NAME.fullmatch(name):
-        raise KeysError(f"{where}: a key's name is 1 to 40 letters, digits and hyphens, not {name[:50]!r}")
+        raise KeysError(
+            f"{where}: the name is not 1 to 40 letters, digits and hyphens; expected `name scopes sha256 [rate=N]`, as "
+            "`shelfwise keys new` prints it"
+        )
     if len(rest) not in (2, 3) or not _HASH.fullmatch(rest[1]):
-        # The line is not quoted: somebody may have put the key itself into it.
         raise KeysError(
             f"{where}, key {name!r}: expected `name scopes sha256 [rate=N]`; `shelfwise keys new` prints such a line"
         )

@@ -202,9 +202,10 @@ def test_started_again_empty(tmp_path: Path, releases: list[Path]) -> None:
 
 
 class Line:
-    """A TCP connection to a Unix socket that can be cut, and kept cut."""
+    """A TCP connection to a Unix socket that can be cut, and kept cut, or be slow: answers wait for `delay_s`."""
 
     def __init__(self, path: Path) -> None:
+        self.delay_s = 0.0
         self._path, self._cut = path, False
         self._ends: list[socket.socket] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -222,12 +223,12 @@ class Line:
                 far.connect(str(self._path))
                 self._ends += [near, far]
                 for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+                    threading.Thread(target=self._pass_on, args=(one, other, one is far), daemon=True).start()
 
-    @staticmethod
-    def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    def _pass_on(self, one: socket.socket, other: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := one.recv(65536):
+                time.sleep(self.delay_s if answers else 0)
                 other.sendall(data)
         for end in (one, other):
             end.close()
@@ -262,6 +263,22 @@ def test_cut_off_again_and_again(tmp_path: Path, releases: list[Path]) -> None:
                 line.cut()
                 line.mend()
                 time.sleep(0.02)
+        each_once(url, load.taken)
+
+
+def test_slow(tmp_path: Path, releases: list[Path]) -> None:
+    """Within its deadline it is waited for and rankings are whole; past it, it is as good as away until it is quick."""
+    with valkey(tmp_path) as server, contextlib.closing(Line(tmp_path / "s")) as line:
+        url = f"unix://{server.unix_socket_path}"
+        publish(url, releases[0])
+        with loaded(line.url, releases[0]) as (_, load):
+            line.delay_s = CONFIG.redis_timeout_s / 10
+            load.goes_on()
+            line.delay_s = CONFIG.redis_timeout_s * 2
+            begun = len(load.rankings)
+            until(lambda: load.rankings[-1] == (200, True) and 503 in load.refused)
+            until(lambda: len(load.rankings) > begun + 50)
+            line.delay_s = 0.0
         each_once(url, load.taken)
 
 
