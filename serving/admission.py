@@ -1,4 +1,7 @@
-"""How many requests are taken in at once: what would wait too long is refused at once, before everything waits.
+"""How many requests are taken in, and worked on at once: what would wait too long is refused, before everything waits.
+
+Those taken in stand in line, and few are worked on at once: else each would wait for all the others between any two of
+its steps, and its read from Redis would pass the deadline for want of a turn.
 
 A worker ranks one request at a time, so what it has taken in is its queue. Under Little's law requests that found n
 others in it and took t seconds each used mean(t) / mean(n + 1) seconds of the worker; times the queue that is the wait
@@ -7,6 +10,7 @@ to expect. A ratio of means and not a mean of ratios: one that was alone while t
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from serving.schema import Problem
@@ -18,10 +22,14 @@ _SHARE = 0.05
 
 
 class Gate:
-    """One queue. in_flight: requests taken in and not yet answered. refused: how many were turned away."""
+    """One queue. in_flight: requests taken in and not yet answered. refused: how many were turned away.
 
-    def __init__(self, most: int, wait_s: float) -> None:
-        """most: in flight at once. wait_s: expected wait past which requests are refused, in seconds."""
+    turn: to be held while a request is worked on; turns come in the order in which they were asked for.
+    """
+
+    def __init__(self, most: int, at_once: int, wait_s: float) -> None:
+        """most: in flight. at_once: of them, worked on. wait_s: expected wait past which requests are refused."""
+        self.turn = asyncio.Semaphore(at_once)
         self._most, self._wait_s = most, wait_s
         self._took_s = self._line = 0.0
         self.in_flight = self.refused = 0

@@ -34,6 +34,7 @@ class ServiceConfig(BaseModel):
     max_in_flight: int = Field(
         128, ge=1, le=10_000, description="Requests of a worker at once, for rankings and for writes."
     )
+    max_at_once: int = Field(8, ge=1, le=1000, description="Of these, those worked on; the others stand in line.")
     max_wait_s: float = Field(2.0, gt=0, le=30, description="Expected wait past which a request is refused with 503.")
     deadline_s: float = Field(5.0, gt=0, le=60, description="Longest that a request may take, its body aside.")
     body_s: float = Field(5.0, gt=0, le=60, description="Longest that a body may take to come.")

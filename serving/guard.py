@@ -85,7 +85,9 @@ class Guard:
         self._app, self._config, self._metrics, self.keys = app, config, metrics, keys
         self._rules = rules_of(routes)
         self._exact = {(method, r.route): r for r in self._rules if "{" not in r.route for method in r.methods}
-        self._gates = {name: Gate(config.max_in_flight, config.max_wait_s) for name in set(_GATES.values())}
+        self._gates = {
+            name: Gate(config.max_in_flight, config.max_at_once, config.max_wait_s) for name in set(_GATES.values())
+        }
         self._allowances: dict[str, Allowance] = {}
         self._buffered = 0
 
@@ -223,14 +225,14 @@ class _Request:
             receive = _again(await guard.body(receive), receive)
         before, entered = gate.enter(), time.perf_counter()
         try:
-            await self._in_time(receive)
+            await self._in_time(gate, receive)
         finally:
             gate.leave(before, time.perf_counter() - entered)
 
-    async def _in_time(self, receive: Receive) -> None:
+    async def _in_time(self, gate: Gate, receive: Receive) -> None:
         seconds = self._guard._config.deadline_s
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with asyncio.timeout(seconds) as limit, gate.turn:
                 await self._guard._app(self._scope, receive, self.send)
         except TimeoutError:
             if not limit.expired():

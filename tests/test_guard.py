@@ -57,7 +57,7 @@ def test_after_some_failures_in_a_row_nobody_asks_until_a_pause_is_over() -> Non
 
 
 def test_a_queue_takes_in_no_more_than_it_may_and_says_when_to_come_back() -> None:
-    gate = Gate(2, 10.0)
+    gate = Gate(2, 2, 10.0)
     inside = [gate.enter(), gate.enter()]
     with pytest.raises(Problem, match="2 requests are being answered") as refusal:
         gate.enter()
@@ -69,7 +69,7 @@ def test_a_queue_takes_in_no_more_than_it_may_and_says_when_to_come_back() -> No
 
 def test_a_queue_refuses_who_would_wait_too_long_but_never_when_it_is_short() -> None:
     """Each took 1 s of the worker, so that the ninth of nine would wait about 9 s: past 5 s."""
-    gate = Gate(1000, 5.0)
+    gate = Gate(1000, 16, 5.0)
     for _ in range(100):
         gate.leave(gate.enter(), 1.0)
     for _ in range(8):
@@ -85,7 +85,7 @@ def test_a_queue_refuses_who_would_wait_too_long_but_never_when_it_is_short() ->
 
 def test_one_that_was_alone_while_the_worker_stood_still_turns_nobody_away() -> None:
     """A queue of 20 at 5 ms each; then one takes half a second with nobody before it, as when a release is loaded."""
-    gate = Gate(1000, 0.3)
+    gate = Gate(1000, 16, 0.3)
     for _ in range(20):
         inside = [gate.enter() for _ in range(20)]
         for before in inside:
@@ -99,7 +99,7 @@ def test_one_that_was_alone_while_the_worker_stood_still_turns_nobody_away() -> 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=80), st.integers(1, 20))
 @settings(max_examples=100, deadline=None)
 def test_a_queue_never_loses_count(steps: list[tuple[bool, float]], most: int) -> None:
-    gate, inside = Gate(most, 1.0), []
+    gate, inside = Gate(most, 16, 1.0), []
     for enter, took in steps:
         if enter:
             with contextlib.suppress(Problem):
@@ -208,6 +208,16 @@ def test_no_request_takes_longer_than_its_deadline(releases: list[Path]) -> None
         answer = client.post("/v1/rank", json={"user_id": "u", "limit": 1})
         assert refused(answer, 503)["detail"] == "no answer after 0.3 s"
         assert answer.headers["retry-after"] == "1"
+        assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
+
+
+def test_who_runs_out_of_time_gives_his_turn_back(releases: list[Path]) -> None:
+    """One is worked on at a time, and none comes to an end in time; then one that need not wait is answered."""
+    config = PATIENT.model_copy(update={"deadline_s": 0.3, "max_in_flight": 8, "max_at_once": 1})
+    with silence() as away, served(away, config, releases[0]) as client:
+        ready(client)
+        answers = statuses(client, "POST", "/v1/rank", {"user_id": "u", "limit": 1}, 5)
+        assert {refused(a, 503)["type"] for a in answers} == {"urn:shelfwise:problem:deadline"}
         assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
 
 
