@@ -53,11 +53,16 @@ def needs(scope: str | None) -> dict[str, Any]:
 
 
 def rules_of(routes: Iterable[BaseRoute]) -> list[Rule]:
-    """How routes are guarded. Raises ValueError for one under /v1 that does not say which scope it needs."""
+    """How routes are guarded. Raises ValueError for one under /v1 that does not say which scope it needs.
+
+    And for what is no plain route, a mounted application or an included router: what lies below it would be open.
+    """
     rules = []
     for route in routes:
         if not isinstance(route, Route):
-            continue
+            raise ValueError(
+                f"{route!r} is no plain route and cannot be guarded: declare its routes on the application"
+            )
         security = (getattr(route, "openapi_extra", None) or {}).get("security")
         if security is None and route.path.startswith("/v1"):
             raise ValueError(f"{route.path} does not say which scope it needs: pass openapi_extra=needs(...)")

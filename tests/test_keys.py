@@ -174,6 +174,10 @@ def test_a_route_that_names_no_scope_or_none_there_is_does_not_start() -> None:
     service.get("/v1/new")(lambda: None)
     with pytest.raises(ValueError, match="/v1/new does not say which scope it needs"):
         rules_of(service.routes)
+    mounted = create_app(AWAY, "unix:///nowhere")
+    mounted.mount("/files", create_app(AWAY, "unix:///nowhere"))
+    with pytest.raises(ValueError, match="is no plain route and cannot be guarded"):
+        rules_of(mounted.routes)
     with pytest.raises(ValueError, match="no such scope: root; there are rank"):
         needs("root")
 
