@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from features.compiled import compiled
-from features.log import F64, I32, I64
+from features.log import F64, I32, I64, Bool
 from features.prefetch import AHEAD, prefetch
 
 
@@ -55,6 +55,18 @@ def means(start: I64, tag: I32, value: F64, item: I32) -> F64:
     return out
 
 
+@compiled
+def _any_of(start: I64, tag: I32, wanted: Bool, item: I32) -> Bool:
+    out = np.zeros(len(item), np.bool_)
+    for c in range(len(item)):
+        row = item[c] if item[c] >= 0 else len(start) - 2
+        for p in range(start[row], start[row + 1]):
+            if wanted[tag[p]]:
+                out[c] = True
+                break
+    return out
+
+
 @dataclass(frozen=True)
 class Tags:
     """An attribute of items with any number of values each. tag of item i: `tag[start[i]:start[i + 1]]`."""
@@ -74,6 +86,10 @@ class Tags:
         """float64, like `item`: mean of a tag's value over each item's tags; NaN for an item without."""
         out: F64 = means(self.start, self.tag, value[:, None], item)[0]
         return out
+
+    def any_of(self, wanted: Bool, item: I32) -> Bool:
+        """bool, like `item`: whether one of an item's tags is wanted. wanted: bool[n_tags]."""
+        return _any_of(self.start, self.tag, wanted, item)
 
 
 class Codes(NamedTuple):

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.rules import Rules, StandingRules
+
 ID_CHARACTERS = 256
 """Longest id of a user, item, event, request or session. Bounds are part of the request schema, so not a setting."""
 
@@ -66,5 +68,9 @@ class ServiceConfig(BaseModel):
     )
     because_cosine: float = Field(
         0.35, ge=-1, le=1, description="Least cosine at which `because_you_viewed` names an item of the user's list."
+    )
+    rules: StandingRules = Field(
+        Rules(),
+        description="Rules for every list: filter, exclude, boost, bury, cap, diversity, pin; see docs/rules.md.",
     )
     reasons: int = Field(5, ge=1, le=50, description="Contributions given for each item where `explain` is asked.")

@@ -169,7 +169,11 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
         started = time.process_time()
         side(path, vectors, settings(len(vectors), 0))
         seconds = time.process_time() - started
-        return {"build_s": seconds, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "mb": path.stat().st_size / 2**20}
+        return {
+            "build_s": seconds,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "mb": path.stat().st_size / 2**20,
+        }
     queries = np.load(job["queries"])
     before = private_and_shared_mb()
     started = time.perf_counter()
@@ -235,15 +239,20 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     truth, items = truth_of(vectors, queries), len(vectors)
     del vectors
     print(f"{items} items, {len(queries)} queries of {K}, one thread")
-    print(f"{'side':>11} {'look':>5} {'build s':>8} {'MB':>6} {'same bytes':>10} {'open s':>7} {'p50 ms':>7} {'p99 ms':>7} "
-          f"{'private MB':>10} {'shared MB':>9} {'recall@500':>10}")  # fmt: skip
+    print(f"{'side':>11} {'look':>5} {'build s':>8} {'MB':>6} {'same bytes':>10} {'open s':>7} {'p50 ms':>7} "
+          f"{'p99 ms':>7} {'private MB':>10} {'shared MB':>9} {'recall@500':>10}")  # fmt: skip
     out: dict[str, Any] = {}
     for side in options.sides:
         _, library, looks = SIDES[side]
         if importlib.util.find_spec(library) is None:
             print(f"{side:>11}  {library} is not installed")
             continue
-        job = {"side": side, "path": str(folder / f"{side}.npy"), "vectors": str(folder / "vectors.npy"), "items": items}
+        job = {
+            "side": side,
+            "path": str(folder / f"{side}.npy"),
+            "vectors": str(folder / "vectors.npy"),
+            "items": items,
+        }
         job |= {"queries": str(folder / "queries.npy"), "found": str(folder / "found.npy")}
         built = [asked(job | {"do": "build"}) for _ in range(1 if options.once else 2)]
         same = "" if options.once else str(built[0]["sha256"] == built[1]["sha256"])
@@ -251,8 +260,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             answer = asked(job | {"do": "answer", "look": look})
             answer |= {"recall": recall(np.load(job["found"]), truth), "build_s": built[0]["build_s"]}
             answer |= {"mb": built[0]["mb"], "same_bytes": same}
-            print(f"{side:>11} {look:5} {answer['build_s']:8.1f} {answer['mb']:6.0f} {same:>10} {answer['open_s']:7.2f} "
-                  f"{answer['p50_ms']:7.2f} {answer['p99_ms']:7.2f} {answer['private_mb']:10.0f} "
+            print(f"{side:>11} {look:5} {answer['build_s']:8.1f} {answer['mb']:6.0f} {same:>10} "
+                  f"{answer['open_s']:7.2f} {answer['p50_ms']:7.2f} {answer['p99_ms']:7.2f} "
+                  f"{answer['private_mb']:10.0f} "
                   f"{answer['shared_mb']:9.0f} {answer['recall']:10.4f}", flush=True)  # fmt: skip
             out[f"{side}_{look}"] = answer
         Path(job["path"]).unlink()
