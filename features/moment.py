@@ -71,6 +71,17 @@ class Items:
         """The brand of each item."""
         return Codes(self.catalogue.brand, len(self.catalogue.brand_names))
 
+    def of_category(self, category: int) -> I32:
+        """int32, ascending: the rows of all items in a category."""
+        order, start = self._by_category
+        return order[start[category] : start[category + 1]]
+
+    @cached_property
+    def _by_category(self) -> tuple[I32, I64]:
+        category = self.catalogue.category[: len(self.catalogue)]
+        order = np.argsort(category, kind="stable").astype(np.int32)
+        return order, np.searchsorted(category[order], np.arange(len(self.catalogue.category_names) + 1))
+
 
 class Feature(NamedTuple):
     """One column of a row: declared once, computed by the same line in training and in service.

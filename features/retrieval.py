@@ -1,78 +1,175 @@
-"""Retrieval: the candidates to rank, from several sources as of a moment; the same for a request and a rebuilt list."""
+"""Retrieval: the candidates to rank, from several sources as of a moment; the same for a request and a rebuilt list.
+
+`retrieve` is the whole of it. What it offers everybody (`Shelves`) and what is near by text are parts that a service
+computes apart, the one for many requests at once, the other beside its event loop; `merged` puts them together.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.history import History
 from features.interest import weights
-from features.log import F64, I8, I32, Kind
+from features.log import F64, I8, I32, Bool, Kind
 from features.moment import Items
 
-SOURCES = ("again", "co_occurrence", "text", "popular", "new")
+SOURCES = ("again", "co_occurrence", "text", "popular", "popular_in_category", "new")
 _TREND = 2
 """Half-life of popularity for retrieval: 7 days, see `features.decay.HALF_LIVES_S`."""
+_CATEGORIES = 3
+"""Categories of the user's whose popular items are offered: those with most of his engagement."""
 
 
 class Retrieved(NamedTuple):
-    """item: int32[c], distinct rows of the catalogue. source: int8[c], into `SOURCES`, the first that offered it."""
+    """item: int32[c], distinct rows of the catalogue. source: int8[c], into `SOURCES`, the first that offered it.
+
+    offered: uint8[c], a bit for each of `SOURCES` that has the item among its best `size`: 1 for the first, 2, 4, ...
+    """
 
     item: I32
     source: I8
+    offered: NDArray[np.uint8]
+
+
+class Shelves(NamedTuple):
+    """What is offered to everybody as of a moment, before anybody's rules.
+
+    at: Unix seconds. popularity: float64[n], engagements of late. popular, new: int32, rows best first, ties by row;
+    whatever is not yet available is left out.
+    """
+
+    at: float
+    popularity: F64
+    popular: I32
+    new: I32
+
+
+def shelves(items: Items, at: float, size: int) -> Shelves:
+    """The `size` most popular and the `size` newest items at a moment: a pass over the catalogue."""
+    popularity = items.state.engaged(at, _TREND)
+    born = items.catalogue.available_from[: len(popularity)]
+    popular = _best(_every(items), np.where(born > at, 0.0, popularity), size)
+    return Shelves(at, popularity, popular, _best(_every(items), np.where(born <= at, born, 0.0), size))
+
+
+def of_admitted(items: Items, made: Shelves, admitted: Bool, at: float, size: int) -> Shelves:
+    """The shelves with nothing on them but admitted items (bool[n]), as many as there are up to `size`."""
+    rows = np.flatnonzero(admitted).astype(np.int32)
+    born = items.catalogue.available_from[rows]
+    popular = np.where(born > at, 0.0, made.popularity[rows])
+    return made._replace(
+        popular=_best(rows, popular, size), new=_best(rows, np.where(born <= at, born, 0.0), size)
+    )  # fmt: skip
 
 
 def retrieve(items: Items, history: History, at: float, size: int) -> Retrieved:
     """At most `size` candidates for a user strictly before `at`: the best of each source in turn.
 
     Sources: what the user engaged with before, co-occurrence neighbours of his list, text neighbours of his interest
-    vector, popular of late, newest. An item not yet available is never offered. Every source orders ties by row.
-    Raises ValueError where `size` is below 1.
+    vector, popular of late, popular of late in his categories, newest. An item not yet available is never offered.
+    Every source orders ties by row. Raises ValueError where `size` is below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}; ask for at least 1 candidate")
-    n = len(items.catalogue)
-    available = ~(items.catalogue.available_from[:n] > at)
-    taken = np.full(n, -1, np.int8)
-    ranked = [_best(score, available, size) for score in _scores(items, history, at, n)]
-    out: list[int] = []
-    for place in range(size):
-        for source, best in enumerate(ranked):
-            if place < len(best) and taken[best[place]] < 0 and len(out) < size:
-                taken[best[place]] = source
-                out.append(int(best[place]))
-        if len(out) == size:
-            break
-    item = np.array(out, np.int32)
-    return Retrieved(item, taken[item])
+    near = near_by_text(items, interest(items, history, at), at, size)
+    return merged(items, history, at, size, shelves(items, at, size), near)
 
 
-def _best(score: F64, available: np.ndarray, size: int) -> I32:
-    """Rows with a score above 0, best first, ties by row; at most `size`."""
-    rows = np.flatnonzero((score > 0) & available)
-    if len(rows) > size:
-        cut = np.partition(score[rows], len(rows) - size)[len(rows) - size]
-        rows = rows[score[rows] >= cut]
-    order = np.argsort(-score[rows], kind="stable")
-    return rows[order][:size].astype(np.int32)
+def interest(items: Items, history: History, at: float) -> F64:
+    """float64[d]: the user's interest vector, not of unit length; all 0 where nothing is known of him."""
+    item, weight = _engaged(history, at)
+    return items.vectors.pooled(item, weight)
 
 
-def _scores(items: Items, history: History, at: float, n: int) -> list[F64]:
-    """float64[n] for each of `SOURCES`; 0 or less, or NaN, is not offered."""
+def near_by_text(
+    items: Items, direction: F64, at: float, size: int, admitted: Bool | None = None, among: I32 | None = None
+) -> I32:
+    """int32: the rows whose text is nearest to a direction, best first, ties by row; only cosines above 0.
+
+    admitted: bool[n], what may be offered; None for all. among: int32, ascending, the rows to look at; None for all.
+    """
+    rows = _every(items) if among is None else among
+    if admitted is not None:
+        rows = rows[admitted[rows]]
+    cosine = items.vectors.toward(rows, direction).astype(np.float64)
+    return _best(rows, cosine, size, items.catalogue.available_from[rows] > at)
+
+
+def merged(
+    items: Items, history: History, at: float, size: int, offered: Shelves, near: I32, admitted: Bool | None = None
+) -> Retrieved:
+    """The sources' best in turn, each item once. near: of `near_by_text`. admitted: as there; shelves keep to it."""
+    item, weight = _engaged(history, at)
+    again, amount = _summed(item, weight)
+    near_items, near_weight = items.neighbours.item[item], items.neighbours.weight[item].astype(np.float64)
+    there = near_items >= 0
+    together = _summed(near_items[there], (weight[:, None] * near_weight)[there])
+    category = _of_categories(items, item, weight)
+    lists = [
+        _best(again, amount, len(again)), _best(*together, len(together[0])), near, offered.popular,
+        _best(category, offered.popularity[category], len(category)), offered.new,
+    ]  # fmt: skip
+    ranked = []
+    for rows in lists:
+        rows = rows if admitted is None else rows[admitted[rows]]
+        ranked.append(_available(items, rows, at)[:size])
+    return _in_turn(ranked, size)
+
+
+def _in_turn(ranked: list[I32], size: int) -> Retrieved:
+    """One of each list after another, then the second of each, ...; each row once, where it comes first."""
+    row = np.concatenate(ranked)
+    source = np.repeat(np.arange(len(ranked), dtype=np.int8), [len(r) for r in ranked])
+    place = np.concatenate([np.arange(len(r)) for r in ranked])
+    order = np.lexsort((source, place))
+    distinct, first, of = np.unique(row[order], return_index=True, return_inverse=True)
+    offered = np.zeros(len(distinct), np.uint8)
+    np.bitwise_or.at(offered, of, np.left_shift(np.uint8(1), source[order].astype(np.uint8)))
+    best = np.argsort(first, kind="stable")[:size]
+    return Retrieved(distinct[best].astype(np.int32), source[order][first[best]], offered[best])
+
+
+def _engaged(history: History, at: float) -> tuple[I32, F64]:
     known = history.item >= 0
-    item = history.item[known]
-    weight = weights(history.kind[known], np.maximum(at - history.at[known], 0.0)).astype(np.float64)
-    again = np.bincount(item, weight, minlength=n)
-    near = np.zeros(n)
-    for j, w in zip(item, weight, strict=True):
-        to = items.neighbours.item[j]
-        near[to[to >= 0]] += w * items.neighbours.weight[j][to >= 0]
-    everything = np.arange(n, dtype=np.int32)
-    text = items.vectors.toward(everything, items.vectors.pooled(item, weight)).astype(np.float64)
-    popular = items.state.engaged(at, _TREND)
-    born = items.catalogue.available_from[:n]
-    return [again, near, text, popular, np.where(born <= at, born, 0.0)]
+    age_s = np.maximum(at - history.at[known], 0.0)
+    return history.item[known], weights(history.kind[known], age_s).astype(np.float64)
+
+
+def _summed(rows: I32, amount: F64) -> tuple[I32, F64]:
+    """Distinct rows, ascending, and the sum of amounts of each."""
+    distinct, of = np.unique(rows, return_inverse=True)
+    total: F64 = np.bincount(of, amount, minlength=len(distinct)).astype(np.float64)
+    return distinct, total
+
+
+def _of_categories(items: Items, item: I32, weight: F64) -> I32:
+    """Rows, ascending, of all items in the categories that hold most of the user's engagement."""
+    code, missing = items.category
+    total = np.bincount(code[item], weight, minlength=missing + 1)[:missing]
+    rows = [items.of_category(c) for c in np.argsort(-total, kind="stable")[:_CATEGORIES].tolist() if total[c] > 0]
+    return np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int32)
+
+
+def _every(items: Items) -> I32:
+    return np.arange(len(items.catalogue), dtype=np.int32)
+
+
+def _available(items: Items, rows: I32, at: float) -> I32:
+    return rows[~(items.catalogue.available_from[rows] > at)]
+
+
+def _best(rows: I32, score: F64, size: int, out: Bool | None = None) -> I32:
+    """Those with a score above 0, best first, ties by row; at most `size`. rows: ascending. out: not to be taken."""
+    some = np.flatnonzero(score > 0 if out is None else (score > 0) & ~out)
+    rows, score = rows[some], score[some]
+    if len(rows) > size:
+        cut = np.partition(score, len(rows) - size)[len(rows) - size]
+        rows, score = rows[score >= cut], score[score >= cut]
+    order = np.argsort(-score, kind="stable")
+    return rows[order][:size].astype(np.int32)
 
 
 def popularity(items: Items, candidates: I32, at: float) -> F64:

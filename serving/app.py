@@ -35,7 +35,7 @@ from serving.keys import Keys
 from serving.live import Follower
 from serving.logs import log_config
 from serving.metrics import Metrics
-from serving.schema import EventsAnswer, Problem, RankAnswer, RankRequest
+from serving.schema import EventsAnswer, Problem, RankAnswer, RankRequest, RecommendRequest
 from serving.service import Service
 from serving.store import Store
 
@@ -101,6 +101,13 @@ def _routes(app: FastAPI, service: Service) -> None:
     )
     async def rank(request: Request) -> Response:
         return _json(await service.rank(schema.rank_request(await request.body())))
+
+    @app.post(
+        "/v1/recommend", openapi_extra=_forms(RecommendRequest, RankAnswer) | needs("rank"),
+        summary="Retrieve for a user, and rank",
+    )  # fmt: skip
+    async def recommend(request: Request) -> Response:
+        return _json(await service.recommend(schema.recommend_request(await request.body())))
 
     @app.post(
         "/v1/events", status_code=202, summary="Take in what shoppers do: one event or an array",
@@ -213,6 +220,7 @@ def _document(app: FastAPI) -> None:
         if app.openapi_schema is None:
             forms = (
                 RankRequest,
+                RecommendRequest,
                 RankAnswer,
                 schema.EventIn,
                 EventsAnswer,

@@ -69,6 +69,9 @@ class ServiceConfig(BaseModel):
     because_cosine: float = Field(
         0.35, ge=-1, le=1, description="Least cosine at which `because_you_viewed` names an item of the user's list."
     )
+    retrieved: int = Field(
+        500, ge=10, le=5000, description="Candidates that /v1/recommend retrieves and ranks; at most max_candidates."
+    )
     rules: StandingRules = Field(
         Rules(),
         description="Rules for every list: filter, exclude, boost, bury, cap, diversity, pin; see docs/rules.md.",

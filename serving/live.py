@@ -12,6 +12,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +21,26 @@ import numpy as np
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, History
 from features.log import F32, F64, I32, Kind
+from features.retrieval import retrieve
 from features.table import Feature, Items, features, rows
 from ranker.booster import BoosterTrees
+from serving.conditions import Attributes, Condition, RuleError
 from serving.config import ServiceConfig
 from serving.metrics import Metrics
+from serving.recommendation import Offers
 from serving.release import Release, ReleaseError, load
+from serving.rules import Cap, Diversity, Plan, Ranked, Rules
 from serving.store import END, START, Pointer, Store, StoreAway, Tail
 
 log = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a score is made of: base, what the weightiest features added, weightiest first, and all others together."""
+
+    base: float
+    weightiest: list[tuple[Feature, float]]
+    others: float
 
 
 class Ranking(NamedTuple):
@@ -41,12 +54,16 @@ class Ranking(NamedTuple):
 
 @dataclass
 class Live:
-    """A release with the item state of this moment. last: the entry of the event stream up to which it has come."""
+    """A release with the item state of this moment.
+
+    last: the entry of the event stream up to which it has come. standing: the configuration's rules, made ready for it.
+    """
 
     release: Release
     items: Items
     features: tuple[Feature, ...]
     last: str
+    standing: Plan | None = None
 
     @classmethod
     def of(cls, release: Release) -> Live:
@@ -77,14 +94,33 @@ class Live:
         best = np.argsort(-score, kind="stable")[:limit]
         return Ranking([ids[i] for i in best.tolist()], item[best], score[best], table[best])
 
-    def contributions(self, ranking: Ranking, most: int) -> list[list[tuple[Feature, float]]]:
-        """For each item, what the `most` weightiest features added to its score, weightiest first."""
+    @cached_property
+    def attributes(self) -> Attributes:
+        """The catalogue's attributes, as rules name them."""
+        return Attributes(self.items)
+
+    @cached_property
+    def offers(self) -> Offers:
+        """Retrieval over this release."""
+        return Offers(self.items)
+
+    def plan(self, rules: Rules | None) -> Plan | None:
+        """The rules of a request after those that stand; None where there are none. Raises RuleError."""
+        asked = None if rules is None else Plan.of(rules, self.attributes, "rules")
+        return asked if self.standing is None else self.standing.then(asked)
+
+    def contributions(self, ranking: Ranking, most: int) -> list[Parts]:
+        """For each item what its score is made of, the `most` weightiest features by name."""
         if not len(ranking.rows):
             return []
-        share = self.release.trees.contributions(ranking.rows)[:, :-1]
-        order = np.argsort(-np.abs(share), axis=1, kind="stable")[:, :most]
+        share = self.release.trees.contributions(ranking.rows)
+        order = np.argsort(-np.abs(share[:, :-1]), axis=1, kind="stable")
         return [
-            [(self.features[f], float(row[f])) for f in columns.tolist() if row[f] != 0]
+            Parts(
+                float(row[-1]),
+                [(self.features[f], float(row[f])) for f in columns[:most].tolist() if row[f] != 0],
+                float(row[columns[most:]].sum()),
+            )
             for row, columns in zip(share, order, strict=True)
         ]
 
@@ -119,11 +155,23 @@ class Live:
             ranking = self.rank(history, list(self.items.catalogue.item_ids[:500]), at, None)
             self.contributions(ranking, 1)
             self.nearest_engaged(ranking, history)
+        self._warm_rules(ranking, seen, at)
         Live.of(self.release).apply(Tail(START, ["warm"], np.zeros(1, np.int8), np.full(1, at)))
 
+    def _warm_rules(self, ranking: Ranking, history: History, at: float) -> None:
+        """Every rule once, and retrieval, whose first passes compile."""
+        anything = Condition(attribute="category", in_=["", *self.items.catalogue.category_names[:1]])
+        rules = Rules(filter=Condition(not_=anything), cap=[Cap("category", 1)], diversity=Diversity(0.5))
+        plan = Plan.of(rules, self.attributes, "rules")
+        assert plan is not None
+        plan.apply(Ranked(ranking.item_ids, ranking.item, ranking.score), self.items.vectors, history, at, 1)
+        retrieve(self.items, history, at, 1)
 
-def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = ()) -> Live:
+
+def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), rules: Rules | None = None) -> Live:
     """A release loaded, verified and warmed. Raises ReleaseError, also where its id is not the one expected.
+
+    rules: that stand for every list; a release whose catalogue cannot obey them is refused, rather than served without.
 
     custom: features of the user's own, as in `release.load`.
     """
@@ -133,6 +181,10 @@ def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = ()) 
     if isinstance(release.trees, BoosterTrees):
         log.warning("release %s is scored by LightGBM, several times slower: %s", release.id, release.trees.why)
     live = Live.of(release)
+    try:
+        live.standing = Plan.of(rules or Rules(), live.attributes, "serving.rules")
+    except RuleError as e:
+        raise ReleaseError(f"{path}: the configuration's {e.path}: {e}: mend the rule, or release what it names") from e
     live.warm()
     return live
 
@@ -214,7 +266,9 @@ class Follower:
     async def _load(self, pointer: Pointer) -> None:
         """Load, warm, bring up to the end of the stream, and only then answer from it."""
         try:
-            live = await asyncio.to_thread(prepare, Path(pointer.path), pointer.id or None, self._custom)
+            live = await asyncio.to_thread(
+                prepare, Path(pointer.path), pointer.id or None, self._custom, self._config.rules
+            )
         except Exception as e:  # whatever is wrong with the next release, the live one goes on
             self.reason = f"release {pointer.id or pointer.path} cannot be loaded: {e}"
             self._failed = (pointer, asyncio.get_running_loop().time())

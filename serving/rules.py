@@ -16,7 +16,7 @@ item, the request's word counts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -188,9 +188,10 @@ class Plan:
     def _outs(self, history: History, at: float) -> list[tuple[str, Mask]]:
         return [*self.filters, *((path, _not_met(e, history, at)) for path, e in self.excludes)]
 
-    def without_outs(self) -> Plan:
-        """The same rules less filters and exclusions: for candidates that were admitted already."""
-        return replace(self, filters=(), excludes=())
+    @property
+    def takes_out(self) -> bool:
+        """Whether there is a filter or an exclusion."""
+        return bool(self.filters or self.excludes)
 
     def apply(self, ranked: Ranked, vectors: Vectors, history: History, at: float, limit: int | None) -> Ruled:
         """The list as the rules want it, at most `limit` long; every item of it is one of `ranked`."""

@@ -11,11 +11,12 @@ from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from features.context import DEVICE_CHARACTERS
 from features.log import GA4, KINDS, Kind
 from serving.config import ID_CHARACTERS
+from serving.rules import Applied, Removed, Rules
 from serving.store import Event
 
 _PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
@@ -86,6 +87,20 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     )
     explain: bool = False
     device: Device | None = None
+    rules: Rules | None = None
+
+
+class RecommendRequest(Struct, forbid_unknown_fields=True):
+    """A list for a user out of the whole catalogue: retrieved, ranked, and the shop's rules applied.
+
+    A filter and an exclusion hold before anything is retrieved, so they leave as many as there are.
+    """
+
+    user_id: Id | None = None
+    limit: Annotated[int, Meta(ge=1, le=500, description="How many to answer, best first.")] = 10
+    device: Device | None = None
+    rules: Rules | None = None
+    explain: bool = False
 
 
 class Reason(Struct):
@@ -105,22 +120,34 @@ class Because(Struct):
 
 
 class RankedItem(Struct, omit_defaults=True):
-    """One item of the answer; `reasons` and `because_you_viewed` only where `explain` was asked and there are any."""
+    """One item of the answer. All but id, score and sources only where `explain` was asked and there are any.
+
+    score: of the ranker, moved by boosts and buries; it is `base` and what `reasons`, `others` (all features not named
+    in them, together) and `rules` added. sources: where a recommendation was retrieved from.
+    """
 
     item_id: str
     score: float
+    sources: list[str] = []
+    base: float | None = None
     reasons: list[Reason] = []
+    others: float | None = None
+    rules: list[Applied] = []
     because_you_viewed: Because | None = None
 
 
 class RankAnswer(Struct):
-    """Items best first; equal scores by item id. degraded: the user's history could not be read in time."""
+    """Items best first, equal scores by item id, but for what rules of diversity and place say otherwise.
+
+    degraded: the user's history could not be read in time. removed: where `explain` was asked, what each rule took out.
+    """
 
     request_id: str
     release: str
     degraded: bool
     items: list[RankedItem]
     took_ms: float
+    removed: list[Removed] | UnsetType = UNSET
 
 
 class EventIn(Struct, forbid_unknown_fields=True):
@@ -219,6 +246,7 @@ _AT_FIELD = re.compile(r" - at `\$\.?(.*)`$")
 _NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `(.*?)`")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RANK = msgspec.json.Decoder(RankRequest)
+_RECOMMEND = msgspec.json.Decoder(RecommendRequest)
 _EVENT = msgspec.json.Decoder(EventIn)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -229,17 +257,24 @@ _SCALES = ((1e9, 1e10, 1e6), (1e12, 1e13, 1e3), (1e15, 1e16, 1.0))
 def rank_request(body: bytes) -> RankRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
     request = _decoded(_RANK, body)
-    texts = (
-        ("user_id", [request.user_id or ""]), ("device", [request.device or ""]),
-        ("candidates", request.candidates or []),
-    )  # fmt: skip
-    for field, ids in texts:
+    _no_control(user_id=[request.user_id or ""], device=[request.device or ""], candidates=request.candidates or [])
+    return request
+
+
+def recommend_request(body: bytes) -> RecommendRequest:
+    """The request in a body. Raises Problem naming the field, the reason and the remedy."""
+    request = _decoded(_RECOMMEND, body)
+    _no_control(user_id=[request.user_id or ""], device=[request.device or ""])
+    return request
+
+
+def _no_control(**texts: list[str]) -> None:
+    for field, ids in texts.items():
         # Once over all of them: a search for each would cost more than the decoding.
         if _CONTROL.search("".join(ids)):
             at = next(n for n, i in enumerate(ids) if _CONTROL.search(i))
             where = f"{field}[{at}]" if field == "candidates" else field
             raise _invalid(where, f"{ids[at]!r} contains a control character")
-    return request
 
 
 def raw_events(body: bytes, most: int) -> list[msgspec.Raw]:

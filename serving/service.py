@@ -9,14 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from features.context import Context, device_code
 from features.history import EMPTY, History
 from ranker.booster import BoosterTrees
 from serving import request_id, schema
+from serving.conditions import RuleError
 from serving.config import ServiceConfig
 from serving.live import Follower, Live, Ranking
 from serving.metrics import Metrics
+from serving.recommendation import sources_of, with_pinned
+from serving.rules import Plan, Ranked, Ruled, Rules
 from serving.schema import (
     Accepted,
     Derived,
@@ -25,6 +29,7 @@ from serving.schema import (
     RankAnswer,
     RankedItem,
     RankRequest,
+    RecommendRequest,
     Refusal,
     Rejected,
 )
@@ -74,15 +79,41 @@ class Service:
         started, at, live = time.perf_counter(), self.clock(), self.live()
         self._bound(request, live)
         history, degraded = await self.known_of(request.user_id, live, at)
+        plan = _plan(request.rules, live)
+        answer = self._answer(request, live, history, degraded, request.candidates, at, plan)
+        answer.took_ms = _ms_since(started)
+        return answer
+
+    async def recommend(self, request: RecommendRequest) -> RankAnswer:
+        """Items for a user out of the whole catalogue, in order, each with its sources. Raises Problem."""
+        started, at, live = time.perf_counter(), self.clock(), self.live()
+        history, degraded = await self.known_of(request.user_id, live, at)
+        plan, catalogue = _plan(request.rules, live), live.items.catalogue
+        size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
+        found = await live.offers.candidates(history, at, size, plan)
+        candidates = with_pinned(found.item, live.items, plan, history, at)
+        ids = [catalogue.item_ids[row] for row in candidates.tolist()]
+        answer = self._answer(request, live, history, degraded, ids, at, plan)
+        sources = sources_of(found, catalogue.item_ids)
+        for item in answer.items:
+            item.sources = sources.get(item.item_id, ["pin"])
+        answer.took_ms = _ms_since(started)
+        return answer
+
+    def _answer(
+        self, request: RankRequest | RecommendRequest, live: Live, history: History, degraded: bool,
+        candidates: list[str] | None, at: float, plan: Plan | None,
+    ) -> RankAnswer:  # fmt: skip
+        """Candidates ranked, the rules applied, and explained where that is asked."""
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
+        self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
         context = Context(device_code(request.device))
-        ranking = live.rank(history, request.candidates, at, request.limit, context)
-        items = self._explained(live, ranking, history) if request.explain else _plain(ranking)
-        given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
-        self.metrics.ranked(given, degraded, slow)
-        took_ms = round((time.perf_counter() - started) * 1e3, 3)
-        return RankAnswer(request_id.current(), live.release.id, degraded, items, took_ms)
+        ranking = live.rank(history, candidates, at, request.limit if plan is None else None, context)
+        ranking, ruled = _ruled(live, ranking, plan, history, at, request.limit)
+        items = self._explained(live, ranking, history, ruled) if request.explain else _plain(ranking)
+        removed = ruled.removed if ruled is not None and request.explain else UNSET
+        return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
 
     def _bound(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
@@ -94,11 +125,14 @@ class Service:
                 "Name fewer `candidates`.", "candidates",
             )  # fmt: skip
 
-    def _explained(self, live: Live, ranking: Ranking, history: History) -> list[RankedItem]:
+    def _explained(self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None) -> list[RankedItem]:
         items = _plain(ranking)
         catalogue = live.items.catalogue
         for item, parts in zip(items, live.contributions(ranking, self.config.reasons), strict=True):
-            item.reasons = [schema.Reason(feature.name, added, feature.about) for feature, added in parts]
+            item.base, item.others = parts.base, parts.others
+            item.reasons = [schema.Reason(feature.name, added, feature.about) for feature, added in parts.weightiest]
+        for item, applied in zip(items, ruled.applied if ruled is not None else (), strict=ruled is not None):
+            item.rules = applied
         for item, near in zip(items, live.nearest_engaged(ranking, history), strict=True):
             if near is not None and near[1] >= self.config.because_cosine:
                 row, cosine = near
@@ -163,3 +197,29 @@ class Service:
 
 def _plain(ranking: Ranking) -> list[RankedItem]:
     return [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
+
+
+def _ms_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1e3, 3)
+
+
+def _plan(rules: Rules | None, live: Live) -> Plan | None:
+    """The rules of a request and those that stand. Raises Problem naming the rule, what is wrong and what there is."""
+    try:
+        return live.plan(rules)
+    except RuleError as e:
+        raise Problem(
+            422, "invalid-rule", "A rule is not as it must be", str(e), "See docs/rules.md for the grammar.", e.path
+        ) from e
+
+
+def _ruled(
+    live: Live, ranking: Ranking, plan: Plan | None, history: History, at: float, limit: int | None
+) -> tuple[Ranking, Ruled | None]:
+    """The ranking as the rules want it, and what they did; itself where there are none."""
+    if plan is None:
+        return ranking, None
+    ranked = Ranked(ranking.item_ids, ranking.item, ranking.score)
+    ruled = plan.apply(ranked, live.items.vectors, history, at, limit)
+    ids = [ranking.item_ids[k] for k in ruled.order.tolist()]
+    return Ranking(ids, ranking.item[ruled.order], ruled.score, ranking.rows[ruled.order]), ruled

@@ -409,7 +409,7 @@ def test_the_documentation_describes_the_forms_that_decode(client: httpx.Client)
     assert client.get("/docs").status_code == 200
     schema = client.get("/openapi.json").json()
     forms = schema["components"]["schemas"]
-    assert set(forms["RankRequest"]["properties"]) == {"user_id", "candidates", "limit", "explain", "device"}
+    assert set(forms["RankRequest"]["properties"]) == {"user_id", "candidates", "limit", "explain", "device", "rules"}
     assert forms["EventIn"]["required"] == ["event", "user_id", "item_id"]
     assert forms["EventIn"]["additionalProperties"] is False
     body = schema["paths"]["/v1/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]

@@ -62,7 +62,7 @@ def rank(
             history = store.read(user, release.items.catalogue, at) if user else EMPTY
     candidates = candidate or list(release.items.catalogue.item_ids)
     ranking = live.rank(history, candidates, at, limit, Context(device_code(device)))
-    reasons = live.contributions(ranking, 3) if explain else [[] for _ in ranking.item_ids]
+    reasons = [p.weightiest for p in live.contributions(ranking, 3)] if explain else [[] for _ in ranking.item_ids]
     title = dict(zip(release.items.catalogue.item_ids, release.items.catalogue.titles, strict=True))
     rows = [
         [str(place), item, title.get(item, "(not in the catalogue)"), f"{score:.4f}",

@@ -1,0 +1,71 @@
+"""Candidates for a recommendation, by the same sources as a rebuilt list offline, at the price of a request.
+
+What is offered to everybody is computed once for all requests of a few seconds; text neighbours are looked for in a
+thread, since vectors never change; the rest is small enough for the event loop, which alone reads item state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from features.history import History
+from features.log import I32, Bool
+from features.moment import Items
+from features.retrieval import SOURCES, Retrieved, Shelves, interest, merged, near_by_text, of_admitted, shelves
+from serving.rules import Plan
+
+_SHELVES_S = 2.0
+"""How old popularity and novelty may be: a pass over 100,000 items takes some milliseconds."""
+
+
+class Offers:
+    """Retrieval over one release and its item state as it moves."""
+
+    def __init__(self, items: Items) -> None:
+        self._items = items
+        self._shelves: tuple[int, Shelves] | None = None
+
+    async def candidates(self, history: History, at: float, size: int, plan: Plan | None) -> Retrieved:
+        """At most `size` candidates that the plan's filters and exclusions admit, as `features.retrieval.retrieve`.
+
+        Shelves may be up to two seconds old.
+        """
+        items = self._items
+        admitted = self._admitted(plan, history, at)
+        offered = self._now(at, size)
+        if admitted is not None:
+            offered = of_admitted(items, offered, admitted, at, size)
+        direction = interest(items, history, at)
+        near = np.empty(0, np.int32)
+        if direction.any():
+            near = await asyncio.to_thread(near_by_text, items, direction, at, size, admitted)
+        return merged(items, history, at, size, offered, near, admitted)
+
+    def _admitted(self, plan: Plan | None, history: History, at: float) -> Bool | None:
+        if plan is None or not plan.takes_out:
+            return None
+        return plan.admits(np.arange(len(self._items.catalogue), dtype=np.int32), history, at)
+
+    def _now(self, at: float, size: int) -> Shelves:
+        if self._shelves is None or self._shelves[0] < size or not 0 <= at - self._shelves[1].at <= _SHELVES_S:
+            self._shelves = size, shelves(self._items, at, size)
+        return self._shelves[1]
+
+
+def with_pinned(found: I32, items: Items, plan: Plan | None, history: History, at: float) -> I32:
+    """The candidates, then the items that the plan pins, where the catalogue has and the plan admits them."""
+    if plan is None or not plan.pins:
+        return found
+    pinned = items.catalogue.rows(pin.item_id for _, pin in plan.pins)
+    pinned = pinned[pinned >= 0]
+    pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, found)]
+    return np.concatenate([found, pinned])
+
+
+def sources_of(found: Retrieved, item_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the sources that offered each item, in their order."""
+    names = {bits: [s for k, s in enumerate(SOURCES) if bits >> k & 1] for bits in set(found.offered.tolist())}
+    return {item_ids[row]: names[bits] for row, bits in zip(found.item.tolist(), found.offered.tolist(), strict=True)}
