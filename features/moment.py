@@ -18,6 +18,7 @@ from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import History, Visit, visit
 from features.interest import weights
+from features.inverted_lists import InvertedLists
 from features.log import F32, F64, I8, I32, I64, Kind
 from features.neighbours import Neighbours
 from features.popularity import Popularity, click_rates, popularity, shop_rate
@@ -45,7 +46,8 @@ class Items:
     vectors: of item texts. prior: float32[n + 1], the click rate that text and attributes predict, NaN where nothing
     was logged to learn it from. attribute_rates: float32[n + 1, a], the click rate of items that share a value of each
     attribute of `catalogue.by_attribute`, NaN likewise or for an item without; empty before anything is known.
-    custom: features of the user's own. Row `-1` of everything is the unknown item.
+    custom: features of the user's own. inverted: of the vectors, None where the catalogue is small enough to compare
+    every item. Row `-1` of everything is the unknown item.
     """
 
     catalogue: Catalogue
@@ -55,6 +57,7 @@ class Items:
     state: ItemState
     attribute_rates: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     custom: tuple[Feature, ...] = ()
+    inverted: InvertedLists | None = None
 
     @cached_property
     def numbers(self) -> F64:

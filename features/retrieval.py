@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from features.history import History
 from features.interest import weights
+from features.inverted_lists import EXACT_UP_TO
 from features.log import F64, I8, I32, Bool, Kind
 from features.moment import Items
 
@@ -84,18 +85,23 @@ def interest(items: Items, history: History, at: float) -> F64:
     return items.vectors.pooled(item, weight)
 
 
-def near_by_text(
-    items: Items, direction: F64, at: float, size: int, admitted: Bool | None = None, among: I32 | None = None
-) -> I32:
+def near_by_text(items: Items, direction: F64, at: float, size: int, admitted: Bool | None = None) -> I32:
     """int32: the rows whose text is nearest to a direction, best first, ties by row; only cosines above 0.
 
-    admitted: bool[n], what may be offered; None for all. among: int32, ascending, the rows to look at; None for all.
+    Of a catalogue with inverted lists, of those in the nearest lists; every item is compared where `admitted` leaves
+    few. admitted: bool[n], what may be offered; None for all.
     """
-    rows = _every(items) if among is None else among
-    if admitted is not None:
-        rows = rows[admitted[rows]]
+    rows = compared(items, direction, admitted)
     cosine = items.vectors.toward(rows, direction).astype(np.float64)
     return _best(rows, cosine, size, items.catalogue.available_from[rows] > at)
+
+
+def compared(items: Items, direction: F64, admitted: Bool | None = None) -> I32:
+    """int32, ascending: the rows that a search by text looks at."""
+    left = len(items.catalogue) if admitted is None else int(admitted.sum())
+    if items.inverted is not None and left > EXACT_UP_TO:
+        return items.inverted.near(direction, admitted)
+    return _every(items) if admitted is None else np.flatnonzero(admitted).astype(np.int32)
 
 
 def merged(

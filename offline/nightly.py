@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from features.table import rows
 from features.vectors import Vectors
 from offline import column_slices, dataset, evaluate, explanation, facts, lists, policies, report, slices
 from offline.baselines import Baselines
+from offline.clustering import inverted_lists
 from offline.config import Config
 from offline.lists import Targets
 from offline.progress import OnProgress
@@ -374,7 +375,9 @@ class Night:
         cut_off = self.cut_off
         path = release.write(
             self.config.releases,
-            items=self.replay.items_at(cut_off),
+            items=replace(
+                self.replay.items_at(cut_off), inverted=inverted_lists(self.replay.vectors, self.config.seed)
+            ),
             model_text=self.run.file("ranker.txt").read_text("utf-8"),
             item_columns=self.data.items.append_column("embedding", embedding),
             encoder_dir=self.run.file("encoder"),

@@ -21,7 +21,7 @@ import numpy as np
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, History
 from features.log import F32, F64, I32, Kind
-from features.retrieval import retrieve
+from features.retrieval import compared, retrieve
 from features.table import Feature, Items, features, rows
 from ranker.booster import BoosterTrees
 from serving.conditions import Attributes, Condition, RuleError
@@ -136,12 +136,20 @@ class Live:
         return [(row, c) if c > -np.inf else None for row, c in near]
 
     def similar(self, row: int, limit: int) -> list[tuple[int, float]]:
-        """Other items nearest by text, best first, as (row, cosine), equal cosines by id; every item is compared."""
-        every = np.arange(len(self.items.catalogue), dtype=np.int32)
-        cosine = self.items.vectors.cosines(every, np.array([row], np.int32))[:, 0]
-        cosine[row] = np.nan
-        best = np.argsort(-cosine, kind="stable")[: min(limit, int((~np.isnan(cosine)).sum()))]
-        return list(zip(best.tolist(), cosine[best].tolist(), strict=True))
+        """Other items nearest by text, best first, as (row, cosine), equal cosines by id.
+
+        Every item is compared, but where the catalogue has inverted lists: those of the nearest.
+        """
+        one = np.array([row], np.int32)
+        others = compared(self.items, self.items.vectors.pooled(one, np.ones(1)))
+        cosine = self.items.vectors.cosines(others, one)[:, 0]
+        kept = ~np.isnan(cosine) & (others != row)
+        others, cosine = others[kept], cosine[kept]
+        if len(others) > limit:
+            near = cosine >= np.partition(cosine, len(cosine) - limit)[len(cosine) - limit]
+            others, cosine = others[near], cosine[near]
+        best = np.argsort(-cosine, kind="stable")[:limit]
+        return list(zip(others[best].tolist(), cosine[best].tolist(), strict=True))
 
     def warm(self) -> None:
         """Rank and explain once, so that everything compiled is compiled and pages are read before anyone waits."""

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from features.catalogue import Catalogue
 from features.decay import HALF_LIVES_S, ItemState
+from features.inverted_lists import InvertedLists
 from features.log import Kind
 from features.neighbours import Neighbours
 from features.table import Feature, Items, names, schema_hash
@@ -349,6 +350,10 @@ def _arrays(items: Items) -> dict[str, NDArray[Any]]:
         "neighbour_weight": items.neighbours.weight,
         "state_value": items.state.value, "state_latest": items.state.latest,
     }  # fmt: skip
+    if items.inverted is not None:
+        lists = items.inverted
+        out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
+        out |= {"list_start": lists.start, "list_row": lists.row}
     for name, strings in (
         ("item_ids", c.item_ids), ("titles", c.titles), ("category_names", c.category_names),
         ("brand_names", c.brand_names), ("number_names", c.number_names), ("tag_names", c.tag_names),
@@ -395,6 +400,9 @@ class _Arrays:
                 f"{['any' if s is None else s for s in shape]}: make the release again"
             )
         return array
+
+    def has(self, name: str) -> bool:
+        return f"arrays/{name}.npy" in self._files
 
     def within(self, name: str, array: NDArray[Any], low: int, high: int) -> NDArray[Any]:
         """The array, all of whose values are from `low` to below `high`: compiled code reads where they point."""
@@ -454,4 +462,19 @@ def _items(read: _Arrays, manifest: Manifest) -> Items:
             f"{read.path}/arrays/attribute_rates.npy: {list(rates.shape)}, expected "
             f"{[n + 1, len(catalogue.by_attribute)]}: make the release again"
         )
-    return Items(catalogue, vectors, read("prior", np.float32, n + 1), neighbours, state, rates)
+    prior = read("prior", np.float32, n + 1)
+    return Items(catalogue, vectors, prior, neighbours, state, rates, inverted=_inverted(read, n, d))
+
+
+def _inverted(read: _Arrays, n: int, d: int) -> InvertedLists | None:
+    """The inverted lists of a release that has them: one that is small enough has none."""
+    if not read.has("list_start"):
+        return None
+    row = read.within("list_row", read("list_row", np.int32, None), 0, n)
+    start = read._ascending("list_start", read("list_start", np.int64, None), len(row))
+    if len(start) < 2:
+        raise ReleaseError(f"{read.path}/arrays/list_start.npy: holds no list: make the release again")
+    centre = Vectors(
+        read("list_centre_code", np.int8, len(start) - 1, d), read("list_centre_scale", np.float32, len(start) - 1)
+    )
+    return InvertedLists(centre, start, row)

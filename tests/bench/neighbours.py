@@ -1,10 +1,11 @@
 """Which library finds text neighbours: `python -m tests.bench.neighbours`, one thread, each side in its own process.
 
-Sides: `exact` (our int8 vectors, every item compared), FAISS (inverted lists, and a graph), USearch and hnswlib
-(graphs). For each: seconds to build, bytes on disk, whether building twice gives the same bytes, memory of a process
-that answers from it (private, and shared between workers that map the same file), milliseconds of a query for the
-nearest 500 (of the processor, so that another job on the machine does not count) and the recall of it. The libraries
-are no dependency of ours: `pip install` those to be compared; one that is not there is left out and named.
+Sides: `exact` (our int8 vectors, every item compared), `inverted` (the same cosines in the lists of scikit-learn's
+k-means), FAISS (inverted lists, and a graph), USearch and hnswlib (graphs). For each: seconds to build, megabytes on
+disk (of `inverted`, which reads the vectors of `exact`, the lists alone), whether building twice gives the same bytes,
+memory of a process that answers from it (private, and shared between workers that map the same file), milliseconds of a
+query for the nearest 500 (of the processor, so that another job on the machine does not count) and the recall of it.
+The libraries are no dependency of ours: `pip install` those to be compared; one that is not there is left out.
 
 Vectors are made up in the shape that sentence embeddings of products have: a tree of topics, coordinates whose
 variances fall off (about 60 directions hold nearly all), and queries that are the weighted mean of a few items of one
@@ -28,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from features.inverted_lists import InvertedLists
 from features.vectors import Vectors
+from offline.clustering import inverted_lists
 
 K = 500
 DIMENSIONS = 384
@@ -77,6 +80,33 @@ def exact(path: Path, vectors: np.ndarray | None, _: dict[str, int]) -> Search |
         cosine = held.toward(every, query.astype(np.float64))
         best = np.argpartition(-cosine, K)[:K]
         return best[np.argsort(-cosine[best], kind="stable")]
+
+    return search
+
+
+def inverted(path: Path, vectors: np.ndarray | None, s: dict[str, int]) -> Search | None:
+    parts = {name: path.with_suffix(f".{name}.npy") for name in ("scale", "centre", "centre_scale", "start", "row")}
+    if vectors is not None:
+        lists = inverted_lists(np.vstack([vectors, np.full((1, DIMENSIONS), np.nan, np.float32)]), 0, above=0)
+        assert lists is not None
+        np.save(path, lists.row)
+        np.save(parts["start"], lists.start)
+        np.save(parts["centre"], lists.centre.code)
+        np.save(parts["centre_scale"], lists.centre.scale)
+        held = Vectors.quantise(vectors)
+        np.save(path.with_suffix(".code.npy"), held.code)
+        np.save(parts["scale"], held.scale)
+        return None
+    read = {name: np.load(file) for name, file in parts.items() if name != "row"}
+    lists = InvertedLists(Vectors(read["centre"], read["centre_scale"]), read["start"], np.load(path))
+    held = Vectors(np.asarray(np.load(path.with_suffix(".code.npy"), mmap_mode="r")), read["scale"])
+
+    def search(query: np.ndarray) -> np.ndarray:
+        direction = query.astype(np.float64)
+        rows = lists.near(direction, look_at=s["look"])
+        cosine = held.toward(rows, direction)
+        best = np.argpartition(-cosine, min(K, len(rows) - 1))[:K]
+        return np.pad(rows[best[np.argsort(-cosine[best], kind="stable")]], (0, K - len(best)), constant_values=-1)
 
     return search
 
@@ -143,6 +173,7 @@ def faiss_hnsw(path: Path, vectors: np.ndarray | None, s: dict[str, int]) -> Sea
 
 SIDES: dict[str, tuple[Callable[[Path, np.ndarray | None, dict[str, int]], Search | None], str, list[int]]] = {
     "exact": (exact, "numba", [0]),
+    "inverted": (inverted, "sklearn", [16, 32, 64, 128]),
     "faiss_ivf": (faiss_ivf, "faiss", [8, 16, 32, 64]),
     "faiss_hnsw": (faiss_hnsw, "faiss", [500, 1000]),
     "usearch": (usearch, "usearch", [500, 1000]),
@@ -172,7 +203,7 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
         return {
             "build_s": seconds,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "mb": path.stat().st_size / 2**20,
+            "mb": sum(f.stat().st_size for f in path.parent.glob(f"{path.stem}*") if ".code" not in f.name) / 2**20,
         }
     queries = np.load(job["queries"])
     before = private_and_shared_mb()
