@@ -30,6 +30,13 @@ TINY = {
         ["--repeats", "1", "--times", "20", "--seconds", "0.2"],
         {"guard_us", "metrics_us", "guard_ratio_to_route", "crowd_p99_bounded_to_unbounded"},
     ),
+    "neighbours": (
+        ["--items", "3000", "--queries", "5", "--once", "--sides", "exact", "inverted", "--looks", "0", "32"],
+        {"items", "speedup_inverted_32"},
+    ),
+    "rules": (
+        ["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"},
+    ),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],
         {"bytes_per_user", "bytes_per_item_redis", "bytes_per_item_worker_private", "bytes_per_item_worker_shared"},

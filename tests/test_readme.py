@@ -64,3 +64,5 @@ def test_the_commands_run_as_printed(tmp_path: Path) -> None:
     assert answers.count('"degraded":false') >= 2
     assert '"accepted":1' in answers
     assert '"reasons":[{' in answers
+    assert '"sources":["' in answers
+    assert '"removed":[{"rule":"rules.filter"' in answers

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +25,8 @@ from offline.config import ConfigError, load
 from ranker.rerank import diverse, placed, within_cap
 from serving.conditions import Attributes, RuleError
 from serving.config import ServiceConfig
-from serving.rules import Applied, Plan, Ranked, Ruled, Rules
+from serving.rules import Applied, Diversity, Plan, Ranked, Ruled, Rules
+from serving.schema import RecommendRequest
 from tests.worlds import DAY, START, make_catalogue, make_vectors
 
 NOW = START + 10 * DAY
@@ -433,6 +436,15 @@ def test_any_rules_are_taken_or_refused(body: Any) -> None:
     with contextlib.suppress(msgspec.ValidationError, RuleError):
         made = Plan.of(msgspec.json.decode(json.dumps(body), type=Rules), ATTRIBUTES, "rules")
         assert made is None or len(made.apply(ranked(), ITEMS.vectors, EMPTY, NOW, None).order) <= N
+
+
+def test_the_example_of_the_guide_is_a_request() -> None:
+    guide = (Path(__file__).parent.parent / "docs/rules.md").read_text("utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", guide, re.DOTALL)
+    asked = msgspec.json.decode(example, type=RecommendRequest)
+    assert asked.rules is not None
+    assert asked.rules.diversity == Diversity(0.7)
+    assert Plan.of(asked.rules, ATTRIBUTES, "rules") is not None
 
 
 def test_rules_change_nothing_they_were_given() -> None:

@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--vectors", type=Path, help="float32[n, 384] unit vectors to take instead of made-up ones")
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--looks", nargs="*", type=int, help="of each side, only these values of its knob")
     parser.add_argument("--once", action="store_true", help="do not build a second time to compare the bytes")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -287,7 +288,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         job |= {"queries": str(folder / "queries.npy"), "found": str(folder / "found.npy")}
         built = [asked(job | {"do": "build"}) for _ in range(1 if options.once else 2)]
         same = "" if options.once else str(built[0]["sha256"] == built[1]["sha256"])
-        for look in looks:
+        for look in [k for k in looks if not options.looks or k in options.looks]:
             answer = asked(job | {"do": "answer", "look": look})
             answer |= {"recall": recall(np.load(job["found"]), truth), "build_s": built[0]["build_s"]}
             answer |= {"mb": built[0]["mb"], "same_bytes": same}
