@@ -1,7 +1,8 @@
 """Candidates for a recommendation, by the same sources as a rebuilt list offline, at the price of a request.
 
-What is offered to everybody is computed once for all requests of a few seconds; text neighbours are looked for in a
-thread, since vectors never change; the rest is small enough for the event loop, which alone reads item state.
+What is offered to everybody is computed once for all requests of two seconds. Filters and text neighbours, which go
+over the catalogue, are looked for in a thread, since what they read never changes; the rest is small enough for the
+event loop, which alone reads item state.
 """
 
 from __future__ import annotations
@@ -34,25 +35,24 @@ class Offers:
         Shelves may be up to two seconds old.
         """
         items = self._items
-        admitted = self._admitted(plan, history, at)
+        admitted, near = await asyncio.to_thread(_of_what_stays, items, history, at, size, plan)
         offered = self._now(at, size)
         if admitted is not None:
             offered = of_admitted(items, offered, admitted, at, size)
-        direction = interest(items, history, at)
-        near = np.empty(0, np.int32)
-        if direction.any():
-            near = await asyncio.to_thread(near_by_text, items, direction, at, size, admitted)
         return merged(items, history, at, size, offered, near, admitted)
-
-    def _admitted(self, plan: Plan | None, history: History, at: float) -> Bool | None:
-        if plan is None or not plan.takes_out:
-            return None
-        return plan.admits(np.arange(len(self._items.catalogue), dtype=np.int32), history, at)
 
     def _now(self, at: float, size: int) -> Shelves:
         if self._shelves is None or self._shelves[0] < size or not 0 <= at - self._shelves[1].at <= _SHELVES_S:
             self._shelves = size, shelves(self._items, at, size)
         return self._shelves[1]
+
+
+def _of_what_stays(items: Items, history: History, at: float, size: int, plan: Plan | None) -> tuple[Bool | None, I32]:
+    """What of a retrieval reads nothing that events change: which items are admitted, and the text neighbours."""
+    admitted = None
+    if plan is not None and plan.takes_out:
+        admitted = plan.admits(np.arange(len(items.catalogue), dtype=np.int32), history, at)
+    return admitted, near_by_text(items, interest(items, history, at), at, size, admitted)
 
 
 def with_pinned(found: I32, items: Items, plan: Plan | None, history: History, at: float) -> I32:

@@ -132,6 +132,15 @@ def test_somebody_unknown_is_offered_what_is_popular_and_new(client: httpx.Clien
         assert answer["degraded"] is False
 
 
+def test_without_redis_recommendations_are_of_what_the_release_knows_and_say_so(released: Path) -> None:
+    with served("redis://127.0.0.1:1", release=released, clock=lambda: AT) as client:
+        ready(client)
+        answer = recommended(client, user_id="u", rules={"exclude": [{"events": ["purchase"]}]})
+        assert answer["degraded"] is True
+        assert len(answer["items"]) == 10
+        assert {s for i in answer["items"] for s in i["sources"]} <= {"popular", "new"}
+
+
 def test_a_filter_holds_before_retrieval_so_the_list_is_as_long_as_asked(client: httpx.Client) -> None:
     """The user's neighbours are red; of blue ones there are nine on sale, and nine are answered."""
     answer = recommended(client, user_id="u", limit=9, rules={"filter": {"attribute": "category", "eq": "blue"}})
