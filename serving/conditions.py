@@ -24,6 +24,7 @@ from features.log import F64, I32, Bool
 from features.moment import Items
 
 MOST_CONDITIONS = 200
+MOST_VALUES = 1000
 MOST_DEPTH = 8
 _TEXT = 1000
 _YEAR_S = 365.25 * 86400.0
@@ -49,7 +50,7 @@ class Condition(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=T
     not_: Condition | None = field(default=None, name="not")
     attribute: Text | None = None
     eq: Value | None = None
-    in_: Annotated[list[Value], Meta(min_length=1, max_length=1000)] | None = field(default=None, name="in")
+    in_: Annotated[list[Value], Meta(min_length=1, max_length=MOST_VALUES)] | None = field(default=None, name="in")
     has: Text | None = None
     lt: Value | None = None
     lte: Value | None = None
@@ -64,6 +65,14 @@ class RuleError(ValueError):
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message)
         self.path = path
+
+
+@dataclass
+class Allowance:
+    """What is left, for all conditions of a request together, so that no request costs much more than another."""
+
+    conditions: int = MOST_CONDITIONS
+    values: int = MOST_VALUES
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,8 @@ class Attributes:
             raise RuleError(path, f"{name!r} is a number; name an attribute of text: {self._names(Named)}")
         return found
 
-    def mask(self, condition: Condition, path: str) -> Mask:
+    def mask(self, condition: Condition, path: str, left: Allowance) -> Mask:
         """The condition as a function of rows. Raises RuleError naming what is wrong in it, by its path."""
-        left = [MOST_CONDITIONS]
         return self._mask(condition, path, MOST_DEPTH, left)
 
     def _of(self, name: str, path: str) -> _Number | Named:
@@ -121,11 +129,15 @@ class Attributes:
     def _names(self, kind: type) -> str:
         return ", ".join(name for name, a in self._by_name.items() if isinstance(a, kind))
 
-    def _mask(self, c: Condition, path: str, depth: int, left: list[int]) -> Mask:
-        left[0] -= 1
-        if depth == 0 or left[0] < 0:
-            bound = f"more than {MOST_DEPTH} deep" if depth == 0 else f"more than {MOST_CONDITIONS} conditions in all"
-            raise RuleError(path, f"{bound}: say it with fewer")
+    def _mask(self, c: Condition, path: str, depth: int, left: Allowance) -> Mask:
+        left.conditions -= 1
+        left.values -= len(c.in_ or ())
+        for beyond, bound in (
+            (depth == 0, f"{MOST_DEPTH} deep"), (left.conditions < 0, f"{MOST_CONDITIONS} conditions in all rules"),
+            (left.values < 0, f"{MOST_VALUES} values of `in` in all rules"),
+        ):  # fmt: skip
+            if beyond:
+                raise RuleError(path, f"more than {bound}: say it with fewer")
         given = [
             n for n, v in (("all", c.all), ("any", c.any), ("not", c.not_), ("attribute", c.attribute)) if v is not None
         ]

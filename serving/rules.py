@@ -15,7 +15,6 @@ item, the request's word counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -28,7 +27,7 @@ from features.history import History
 from features.log import F64, I32, I64, KINDS, Bool, Kind
 from features.vectors import Vectors
 from ranker.rerank import diverse, placed, within_cap
-from serving.conditions import Attributes, Condition, Mask, Named, RuleError
+from serving.conditions import Allowance, Attributes, Condition, Mask, Named, RuleError
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
 _NAMED = 20
@@ -155,10 +154,15 @@ class Plan:
         if rules == Rules():
             return None
         _once_each(rules.pin, path)
+        left, met = Allowance(), f"{path}.filter"
         return cls(
-            () if rules.filter is None else ((f"{path}.filter", attributes.mask(rules.filter, f"{path}.filter")),),
+            () if rules.filter is None else ((met, attributes.mask(rules.filter, met, left)),),
             tuple((f"{path}.exclude[{k}]", e) for k, e in enumerate(rules.exclude)),
-            (*_lifts(rules.boost, 1, attributes, f"{path}.boost"), *_lifts(rules.bury, -1, attributes, f"{path}.bury")),
+            tuple(
+                (f"{path}.{kind}[{k}]", attributes.mask(lift.when, f"{path}.{kind}[{k}].when", left), sign * lift.by)
+                for kind, sign, lifts in (("boost", 1, rules.boost), ("bury", -1, rules.bury))
+                for k, lift in enumerate(lifts)
+            ),
             tuple(
                 (f"{path}.cap[{k}]", attributes.named(c.attribute, f"{path}.cap[{k}].attribute"), c.most)
                 for k, c in enumerate(rules.cap)
@@ -273,13 +277,6 @@ class _Making:
             if place != before:
                 self.applied[pool[before]].append(Applied(path, moved_from=before))
         return np.concatenate([pool[new], rest])
-
-
-def _lifts(lifts: Iterable[Lift], sign: int, attributes: Attributes, path: str) -> tuple[tuple[str, Mask, float], ...]:
-    return tuple(
-        (f"{path}[{k}]", attributes.mask(lift.when, f"{path}[{k}].when"), sign * lift.by)
-        for k, lift in enumerate(lifts)
-    )
 
 
 def _not_met(exclude: Exclude, history: History, at: float) -> Mask:

@@ -149,7 +149,9 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"attribute": "item_id", "lt": "i5"}, "rules.filter.lt", "an item_id is compared by eq and in, not by lt"),
     ({"attribute": "item_id", "eq": 5}, "rules.filter.eq", "an item_id is text; 5 is a number"),
     ({"all": [{"all": [{"attribute": "price", "lt": 1}] * 150}] * 2}, "rules.filter.all[1].all[47]",
-     "more than 200 conditions in all: say it with fewer"),
+     "more than 200 conditions in all rules: say it with fewer"),
+    ({"any": [{"attribute": "price", "in": [1] * 600}, {"attribute": "stars", "in": [2] * 401}]}, "rules.filter.any[1]",
+     "more than 1000 values of `in` in all rules: say it with fewer"),
 ]  # fmt: skip
 
 
@@ -158,6 +160,13 @@ def test_a_wrong_condition_is_named_by_its_path_with_the_reason(condition: Any, 
     with pytest.raises(RuleError) as found:
         plan(filter=condition)
     assert (found.value.path, str(found.value)) == (path, why)
+
+
+def test_the_conditions_of_all_rules_count_together() -> None:
+    many = [{"attribute": "price", "lt": 1}] * 60
+    with pytest.raises(RuleError, match="more than 200 conditions in all rules") as found:
+        plan(filter={"all": many}, boost=[{"when": {"any": many}}] * 2, bury=[{"when": {"any": many}}])
+    assert found.value.path == "rules.bury[0].when.any[16]", "61 + 61 + 61 + 1 + 16 are 200"
 
 
 def test_conditions_may_stand_eight_deep_and_no_deeper() -> None:
