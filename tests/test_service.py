@@ -470,7 +470,7 @@ def test_a_release_is_swapped_between_two_requests(client: httpx.Client, url: st
     def ask() -> int:
         count = 0
         with httpx.Client(base_url=client.base_url, timeout=30) as mine:
-            while not stop.is_set():
+            while True:
                 answer = mine.post("/v1/rank", json={"user_id": "u", "limit": 1})
                 assert answer.status_code == 200
                 body = answer.json()
@@ -479,13 +479,16 @@ def test_a_release_is_swapped_between_two_requests(client: httpx.Client, url: st
                 )
                 seen.add(body["release"])
                 count += 1
-        return count
+                if stop.is_set():
+                    return count
 
     with ThreadPoolExecutor(2) as pool, BulkStore(url) as store:
         asking = [pool.submit(ask) for _ in range(2)]
+        until(lambda: seen)
         for target in (releases[1], releases[0]):
             store.point(Pointer(target.name, str(target)))
             until(lambda target=target: client.get("/health/ready").json()["release"] == target.name)
+            until(lambda target=target: target.name in seen)
         stop.set()
         assert all(a.result() > 0 for a in asking)
     assert seen == set(liked)
