@@ -25,12 +25,13 @@ from features.popularity import Popularity, click_rates, popularity, shop_rate
 from features.prior import standardised
 from features.slots import find, slots_of
 from features.standing import standing
+from features.taste import leaning
 from features.vectors import Vectors, nearest
 
 LONGEST = len(HALF_LIVES_S) - 1
 ATTRIBUTION_S = 86400.0
 """A click this long after an impression of the item is still its click."""
-_RATES = (0.005, 0.98)
+RATES = (0.005, 0.98)
 """Rates beyond these are taken for these: one click on an item nobody clicks is no infinite surprise."""
 _NEWTON_STEPS = 12
 _SETTLED = 1e-12
@@ -46,6 +47,7 @@ class Items:
     vectors: of item texts. prior: float32[n + 1], the click rate that text and attributes predict, NaN where nothing
     was logged to learn it from. attribute_rates: float32[n + 1, a], the click rate of items that share a value of each
     attribute of `catalogue.by_attribute`, NaN likewise or for an item without; empty before anything is known.
+    factors: float32[n + 1, d], see `features.taste`; empty where nothing was logged to learn them from.
     custom: features of the user's own. inverted: of the vectors, None where the catalogue is small enough to compare
     every item. Row `-1` of everything is the unknown item.
     """
@@ -56,6 +58,7 @@ class Items:
     neighbours: Neighbours
     state: ItemState
     attribute_rates: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    factors: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     custom: tuple[Feature, ...] = ()
     inverted: InvertedLists | None = None
 
@@ -107,12 +110,14 @@ class Residuals(NamedTuple):
 
     item: int32[s] shown items of the catalogue. surprise: float64[s], clicked (1 or 0) minus the chance that he would:
     the item's click rate moved, for all of them alike, by his eagerness. eagerness: log odds, 0 for one like the rest.
+    chance: float64[s], that chance.
     Without that shift, somebody who clicks everything would seem to like every attribute.
     """
 
     item: I32
     surprise: F64
     eagerness: float
+    chance: F64
 
 
 @compiled
@@ -249,11 +254,11 @@ def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
     """(eagerness, chance of a click on each): rates shifted in log odds until the chances add up to the clicks.
 
     With a unit normal prior on the shift; Newton's method, which converges from 0 as the equation is monotone.
-    A rate that is NaN is taken for the least of `_RATES`.
+    A rate that is NaN is taken for the least of `RATES`.
     """
     odds = np.empty(len(rate))
     for s in range(len(rate)):
-        bounded = min(rate[s], _RATES[1]) if rate[s] > _RATES[0] else _RATES[0]
+        bounded = min(rate[s], RATES[1]) if rate[s] > RATES[0] else RATES[0]
         odds[s] = np.log(bounded / (1.0 - bounded))
     total = clicked.sum()
     shift = 0.0
@@ -370,7 +375,7 @@ class Moment:
         state = self.items.state
         rate = click_rates(state.value, state.latest, self.items.prior, len(state.category) - 1, item, self.at)
         eagerness, expected = _expected(clicked, rate)
-        return Residuals(item, clicked - expected, eagerness)
+        return Residuals(item, clicked - expected, eagerness, expected)
 
     @cached_property
     def taste(self) -> F64:
@@ -378,12 +383,24 @@ class Moment:
         return self.items.vectors.pooled(self.residuals.item, self.residuals.surprise)
 
     @cached_property
+    def leaning(self) -> F64 | None:
+        """float64[d]: the user's taste over taste factors; None where he was shown nothing, or there are no factors."""
+        evidence, factor = self.residuals, self.items.factors
+        if not (len(evidence.item) and factor.size):
+            return None
+        curvature = evidence.chance * (1.0 - evidence.chance)
+        elsewhere = np.setdiff1d(self.engaged.item, evidence.item)
+        return leaning(
+            factor, evidence.item, evidence.surprise, curvature, float(evidence.chance.sum()), elsewhere
+        )  # fmt: skip
+
+    @cached_property
     def slopes(self) -> F64:
         """float64[k, c]: how the user leans in each numeric attribute, times the candidate's deviation in it.
 
         The leaning is the mean of surprise times deviation, shrunk. NaN where the candidate lacks the attribute.
         """
-        item, surprise, _ = self.residuals
+        item, surprise = self.residuals.item, self.residuals.surprise
         return _slopes(self.items.numbers, self.items.catalogue.numbers, item, surprise, self.candidates)
 
     @cached_property
@@ -406,7 +423,7 @@ class Moment:
         found = self._affinities.get(id(tags))
         if found is None:
             item, weight, candidates = self.engaged.item, self.weight, self.candidates
-            shown_item, surprise, _ = self.residuals
+            shown_item, surprise = self.residuals.item, self.residuals.surprise
             found = self._affinities[id(tags)] = (
                 _affinity_to_codes(tags.code, tags.missing, item, weight, shown_item, surprise, candidates)
                 if isinstance(tags, Codes)

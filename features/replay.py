@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,12 @@ from features.catalogue import Catalogue
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
-from features.log import F32, F64, I32, Events, Lists
-from features.moment import Feature, Items
+from features.log import F32, F64, I32, Events, Kind, Lists
+from features.moment import LONGEST, Feature, Items, Moment
 from features.neighbours import SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
 from features.table import declared, rows
+from features.taste import LEARNERS, Evidence, factors
 from features.vectors import Vectors
 
 
@@ -35,9 +37,9 @@ class Reading(NamedTuple):
 class Replay:
     """The log, ready to be read at any of its moments.
 
-    refresh_at: float64[r], ascending: the moments at which the neighbours and the prior are made anew, from what came
-    before; rows never use one made of their own future, and before the first there is neither. custom: features of the
-    user's own. session_weight: as in `Neighbours.build`.
+    refresh_at: float64[r], ascending: the moments at which neighbours, prior and taste factors are made anew, from what
+    came before; rows never use one made of their own future, and before the first there is none. custom: features of
+    the user's own. session_weight: as in `Neighbours.build`.
     """
 
     catalogue: Catalogue
@@ -52,6 +54,11 @@ class Replay:
         """The columns of `rows`, in order."""
         return declared(self.catalogue, self.custom)
 
+    @cached_property
+    def histories(self) -> Histories:
+        """Every user's lists at any moment."""
+        return Histories(self.events)
+
     def readings(self, lists: Lists) -> Iterator[Reading]:
         """One reading a list, in the lists' order, which must be by time.
 
@@ -59,7 +66,6 @@ class Replay:
         """
         if (np.diff(lists.at) < 0).any():
             raise ValueError("lists are not in time order: sort them by `at` before replaying")
-        histories = Histories(self.events)
         items, applied, refreshed = self._cold(), 0, 0
         for g in range(len(lists)):
             at = float(lists.at[g])
@@ -70,7 +76,7 @@ class Replay:
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
             context = Context(int(lists.device[g]))
-            yield Reading(g, items, histories.read(int(lists.user[g]), at), candidates, at, context)
+            yield Reading(g, items, self.histories.read(int(lists.user[g]), at), candidates, at, context)
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
         """float32[rows, features]: the feature rows of every candidate of every list, point-in-time."""
@@ -85,19 +91,33 @@ class Replay:
         return out
 
     def items_at(self, at: float) -> Items:
-        """All that is known of items strictly before a moment, neighbours and prior fresh: what a release carries."""
+        """All that is known of items strictly before a moment, what is made anew fresh: what a release carries."""
         items = self._cold()
         self._apply(items.state, 0, at)
         return self.refreshed(items, at)
 
     def refreshed(self, items: Items, at: float) -> Items:
-        """The same items with neighbours and prior made from what came strictly before a moment."""
-        return replace(
+        """The same items with neighbours, prior and taste factors made from what came strictly before a moment."""
+        fresh = replace(
             items,
             prior=click_rate_prior(self.catalogue, self.vectors, items.state, at),
             attribute_rates=attribute_rates(self.catalogue, items.state, at),
             neighbours=Neighbours.build(self.events, len(self.catalogue), at, session_weight=self.session_weight),
         )
+        every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
+        clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
+        return replace(fresh, factors=factors(self.catalogue, self.vectors, clicks, self._evidence(fresh, at)))
+
+    def _evidence(self, items: Items, at: float) -> list[Evidence]:
+        """What the shoppers most lately shown something did with it, as of a moment."""
+        past = self.events.before(at)
+        newest_first = past.user[past.kind == Kind.IMPRESSION][::-1]
+        users, first = np.unique(newest_first, return_index=True)
+        out = []
+        for user in users[np.argsort(first)][:LEARNERS].tolist():
+            found = Moment(items, self.histories.read(user, at), np.empty(0, np.int32), at).residuals
+            out.append(Evidence(found.item, found.surprise, found.chance * (1.0 - found.chance)))
+        return out
 
     def _cold(self) -> Items:
         n = len(self.catalogue)

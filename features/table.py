@@ -19,7 +19,8 @@ from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
-from features.moment import LONGEST, Feature, Items, Moment
+from features.moment import LONGEST, RATES, Feature, Items, Moment
+from features.taste import odds
 
 __all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
 
@@ -134,8 +135,22 @@ def _affinity() -> list[Feature]:
     return out
 
 
+def _taste_odds(m: Moment) -> F64 | float:
+    return odds(m.items.factors, m.candidates, m.leaning) if m.leaning is not None else np.nan
+
+
+def _click_odds(m: Moment) -> F64:
+    rate = np.clip(m.popularity.click_rates[LONGEST], *RATES)
+    out: F64 = np.log(rate / (1.0 - rate)) + np.nan_to_num(m.columns["taste_odds"].astype(np.float64))
+    return out
+
+
 _AFFINITY = (
     *_affinity(),
+    Feature("taste_odds", "your taste", "log odds of a click over the item's own", f"{_NO_LISTS_LOGGED}, or unknown",
+            _taste_odds),
+    Feature("taste_click_odds", "your taste and how often it is clicked", "log odds of a click",
+            "nothing was shown yet in the shop", _click_odds),
     Feature("price_to_habit", "priced as you like it", "log ratio", f"{_NO_LIST}, or no price",
             lambda m: m.log_price - m.usual_log_price),
     Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", lambda m: m.repeats.engaged),
@@ -190,8 +205,9 @@ def _over_mean(name: str) -> Callable[[Moment], F32]:
 
 def _within_list() -> list[Feature]:
     out = []
-    for name in ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price"):
-        about = next(f.about for f in (*_POPULARITY, *_INTEREST) if f.name == name)
+    own = (*_POPULARITY, *_INTEREST, *_AFFINITY)
+    for name in ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_odds"):
+        about = next(f.about for f in own if f.name == name)
         missing = f"{name} is missing"
         out.append(Feature(f"{name}_rank", f"{about}, against this list", "rank, 0 to 1", missing, _rank(name)))
         out.append(Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _over_mean(name)))

@@ -3,7 +3,7 @@
     manifest.json      a `Manifest`: what is in here, made from what, with the size and SHA-256 of every file
     items.parquet      the catalogue with embeddings, for people and other programs; the service does not read it
     ranker.txt         the trees, as LightGBM's model text
-    arrays/*.npy       the catalogue, vectors, prior, neighbours and item state, memory-mapped by every worker
+    arrays/*.npy       the catalogue, vectors, prior, factors, neighbours and item state, memory-mapped by every worker
     encoder/           the text encoder, safetensors only
 
 The id is the date and the beginning of the SHA-256 of the manifest without its id. The manifest holds the checksum of
@@ -346,6 +346,7 @@ def _arrays(items: Items) -> dict[str, NDArray[Any]]:
         "price": c.price, "category": c.category, "brand": c.brand, "available_from": c.available_from,
         "numbers": c.numbers, "tag_start": c.tag_start, "tag": c.tag, "vector_code": items.vectors.code,
         "vector_scale": items.vectors.scale, "prior": items.prior, "attribute_rates": items.attribute_rates,
+        "factors": items.factors,
         "neighbour_item": items.neighbours.item,
         "neighbour_weight": items.neighbours.weight,
         "state_value": items.state.value, "state_latest": items.state.latest,
@@ -462,8 +463,13 @@ def _items(read: _Arrays, manifest: Manifest) -> Items:
             f"{read.path}/arrays/attribute_rates.npy: {list(rates.shape)}, expected "
             f"{[n + 1, len(catalogue.by_attribute)]}: make the release again"
         )
+    factors = read("factors", np.float32, None, None)
+    if factors.size and len(factors) != n + 1:
+        raise ReleaseError(
+            f"{read.path}/arrays/factors.npy: {len(factors)} rows, expected {n + 1}: make the release again"
+        )
     prior = read("prior", np.float32, n + 1)
-    return Items(catalogue, vectors, prior, neighbours, state, rates, inverted=_inverted(read, n, d))
+    return Items(catalogue, vectors, prior, neighbours, state, rates, factors, inverted=_inverted(read, n, d))
 
 
 def _inverted(read: _Arrays, n: int, d: int) -> InvertedLists | None:

@@ -1,0 +1,249 @@
+"""Taste factors: each item a short vector, a shopper's taste another, and their product is in log odds of a click.
+
+A factor begins as what text, tags, category, brand and numbers say of the item. What all shoppers did then says which
+directions of it people differ in, how much, and which go together, and moves an item away from its description where
+its own clicks say so. A user's taste is the mean of a normal posterior over all he was shown at once: unlike a sum of
+what was clicked, it does not count twice what two attributes of the same items explain.
+
+Factorisation with a prior from attributes: Agarwal and Chen, KDD 2009 (regression-based latent factor models).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from features.catalogue import Catalogue
+from features.compiled import compiled
+from features.log import F32, F64, I32, I64
+from features.prior import standardised
+
+DIMENSIONS = 64
+LEARNERS = 1000
+"""Shoppers that factors are learned from at one time, the most lately active: more add time, hardly quality."""
+_SHARES = {"tag": 0.3, "category": 0.15, "brand": 0.1, "number": 0.05, "text": 0.5}
+"""Variance of taste, in squared log odds, that having a value or not makes before anything is learned."""
+_VALUES = 512
+"""Most common values of category, brand and tags that descriptions keep."""
+_CHUNK = 4096
+_ROUNDS = 6
+_ITEMS_FROM = 2
+"""Rounds of learning, and the first in which items move: earlier, nothing is known of people to move them by."""
+_PRIOR_SHOPPERS = 30.0
+"""Shoppers' worth of evidence that the description's own directions count for."""
+_PRIOR_EVIDENCE = 30.0
+"""Precision, in squared log odds, with which an item stays where its description puts it."""
+
+
+class Evidence(NamedTuple):
+    """What one shopper did with what he was shown: the evidence of his taste. Rows may repeat an item.
+
+    item: int32[s] rows of the catalogue. surprise: float64[s], clicked less the chance of it. curvature: float64[s],
+    chance times its complement.
+    """
+
+    item: I32
+    surprise: F64
+    curvature: F64
+
+
+@compiled
+def leaning(factor: F32, item: I32, surprise: F64, curvature: F64, chance: float, elsewhere: I32) -> F64:
+    """float64[d]: the posterior mean of a user's taste, prior normal with unit covariance.
+
+    factor: float32[n + 1, d]. item, surprise, curvature: float64[s], of `Evidence`. chance: the clicks that were
+    expected of all of these. elsewhere: int32[e], items engaged with that no remembered list showed; each stands
+    against the shop's usual click, which is the origin, and weighs as a click within the remembered lists does.
+    """
+    d = factor.shape[1]
+    precision, pull, mean = np.zeros((d, d)), np.zeros(d), np.zeros(d)
+    total = 0.0
+    x = np.empty(d)
+    for s in range(len(item)):
+        for k in range(d):
+            x[k] = factor[item[s], k]
+            pull[k] += surprise[s] * x[k]
+            mean[k] += curvature[s] * x[k]
+        total += curvature[s]
+        for k in range(d):
+            c = curvature[s] * x[k]
+            for j in range(k + 1):
+                precision[k, j] += c * x[j]
+    for s in range(len(elsewhere)):
+        for k in range(d):
+            pull[k] += factor[elsewhere[s], k]
+    # What is common to all he was shown is his eagerness, not his taste.
+    scale = 1.0 + len(elsewhere) / max(chance, 1.0)
+    for k in range(d):
+        for j in range(k + 1):
+            precision[k, j] = scale * (precision[k, j] - mean[k] * mean[j] / (1.0 + total))
+        precision[k, k] += 1.0
+    return _solved(precision, pull)
+
+
+@compiled
+def _solved(a: F64, b: F64) -> F64:
+    """The x of `a x = b`, a positive definite, its lower triangle given; Cholesky, in place."""
+    d = len(b)
+    for k in range(d):
+        for j in range(k + 1):
+            total = a[k, j]
+            for i in range(j):
+                total -= a[k, i] * a[j, i]
+            a[k, j] = np.sqrt(max(total, 1e-12)) if j == k else total / a[j, j]
+    x = b.copy()
+    for k in range(d):
+        for i in range(k):
+            x[k] -= a[k, i] * x[i]
+        x[k] /= a[k, k]
+    for k in range(d - 1, -1, -1):
+        for i in range(k + 1, d):
+            x[k] -= a[i, k] * x[i]
+        x[k] /= a[k, k]
+    return x
+
+
+@compiled
+def odds(factor: F32, candidates: I32, taste: F64) -> F64:
+    """float64, like `candidates`: log odds that a taste adds to each; NaN for an unknown item."""
+    out = np.full(len(candidates), np.nan)
+    for c in range(len(candidates)):
+        if candidates[c] >= 0:
+            total = 0.0
+            for k in range(len(taste)):
+                total += factor[candidates[c], k] * taste[k]
+            out[c] = total
+    return out
+
+
+def factors(catalogue: Catalogue, vectors: F32, clicks: F64, evidence: Sequence[Evidence]) -> F32:
+    """float32[n + 1, d <= 64]: the factor of each item, 0 for the unknown one; d is 0 where nobody was shown anything.
+
+    vectors: float32[n + 1, d'] of item texts; a coordinate that is not finite counts as missing. clicks: float64[n +
+    1], how much of the shop's clicks each item has: their mean is the origin. evidence: one a shopper.
+    """
+    evidence = [_by_item(e) for e in evidence if len(e.item)]
+    if not evidence:
+        return np.empty((len(catalogue) + 1, 0), np.float32)
+    described = _described(catalogue, vectors)
+    factor = described.copy()
+    for k in range(_ROUNDS):
+        mean, spread = _tastes(factor, evidence)
+        if k >= _ITEMS_FROM:
+            factor = _moved(described, evidence, mean, spread)
+        among = spread.mean(axis=0) * len(evidence) + _PRIOR_SHOPPERS * np.eye(factor.shape[1])
+        turn = _root(among / (len(evidence) + _PRIOR_SHOPPERS))
+        factor, described = factor @ turn, described @ turn
+    weight = clicks[:-1] + 1.0
+    factor -= (weight[:, None] * factor[:-1]).sum(axis=0) / weight.sum()
+    factor[-1] = 0.0
+    return factor.astype(np.float32)
+
+
+def _by_item(evidence: Evidence) -> Evidence:
+    """The same with one row an item."""
+    item, row = np.unique(evidence.item, return_inverse=True)
+    return Evidence(
+        item.astype(np.int32),
+        np.bincount(row, evidence.surprise).astype(np.float64),
+        np.bincount(row, evidence.curvature).astype(np.float64),
+    )  # fmt: skip
+
+
+def _tastes(factor: F64, evidence: Sequence[Evidence]) -> tuple[F64, F64]:
+    """float64[users, d], float64[users, d, d]: mean, and expected outer product, of each shopper's taste."""
+    d = factor.shape[1]
+    precision, pull = np.empty((len(evidence), d, d)), np.empty((len(evidence), d))
+    for u, e in enumerate(evidence):
+        x = factor[e.item]
+        weighted = e.curvature @ x
+        precision[u] = (x * e.curvature[:, None]).T @ x - np.outer(weighted, weighted) / (1.0 + e.curvature.sum())
+        pull[u] = e.surprise @ x
+    covariance: F64 = np.linalg.inv(precision + np.eye(d)).astype(np.float64)
+    mean = (covariance @ pull[:, :, None])[:, :, 0]
+    covariance += mean[:, :, None] * mean[:, None, :]
+    return mean, covariance
+
+
+def _moved(described: F64, evidence: Sequence[Evidence], mean: F64, spread: F64) -> F64:
+    """Each item where its shoppers' tastes and its description put it; without evidence, where its description does."""
+    item = np.concatenate([e.item for e in evidence])
+    user = np.repeat(np.arange(len(evidence)), [len(e.item) for e in evidence])
+    order = np.argsort(item, kind="stable")
+    surprise, curvature = (np.concatenate([e[k] for e in evidence])[order] for k in (1, 2))
+    item, user = item[order], user[order]
+    start = np.flatnonzero(np.diff(item, prepend=-1))
+    flat = spread.reshape(len(spread), -1)
+    d, out = described.shape[1], described.copy()
+    for begin, end in zip(start.tolist(), [*start[1:].tolist(), len(item)], strict=True):
+        of, i = user[begin:end], item[begin]
+        precision = (curvature[begin:end] @ flat[of]).reshape(d, d) + _PRIOR_EVIDENCE * np.eye(d)
+        pull = surprise[begin:end] @ mean[of] + _PRIOR_EVIDENCE * described[i]
+        out[i] = np.linalg.solve(precision, pull)
+    return out
+
+
+def _root(a: F64) -> F64:
+    """The symmetric square root of a positive definite matrix."""
+    value, direction = np.linalg.eigh(a)
+    out: F64 = (direction * np.sqrt(np.maximum(value, 0.0))) @ direction.T
+    return out
+
+
+def _described(catalogue: Catalogue, vectors: F32) -> F64:
+    """float64[n + 1, d]: the main directions of what is known of items, scaled so that taste has unit variance."""
+    n = len(catalogue)
+    total, square = np.zeros(0), np.zeros((0, 0))
+    for chunk in _chunks(catalogue, vectors):
+        total = total + chunk.sum(axis=0) if total.size else chunk.sum(axis=0).astype(np.float64)
+        square = square + chunk.T @ chunk if square.size else (chunk.T @ chunk).astype(np.float64)
+    mean = total / max(n, 1)
+    value, direction = np.linalg.eigh(square - n * np.outer(mean, mean))
+    kept = direction[:, ::-1][:, : min(DIMENSIONS, int((value > 1e-9 * max(value[-1], 1e-300)).sum()))]
+    out = np.vstack([*((chunk - mean) @ kept for chunk in _chunks(catalogue, vectors)), np.zeros((1, kept.shape[1]))])
+    return np.asarray(out, np.float64)
+
+
+def _chunks(catalogue: Catalogue, vectors: F32) -> Iterator[F32]:
+    """float32[rows, k] of all items in order, `_CHUNK` at a time: values had or not, numbers, text."""
+    n, d = len(catalogue), vectors.shape[1]
+    start, value, share = _values(catalogue)
+    numbers = standardised(catalogue.numbers) * np.sqrt(_SHARES["number"])
+    text = np.where(np.isfinite(vectors), vectors, 0).astype(np.float32)
+    spread = float(((text[:n] - text[:n].mean(axis=0)) ** 2).sum() / max(n, 1)) if n else 0.0
+    text *= np.float32(np.sqrt(_SHARES["text"] / spread)) if spread > 0 else np.float32(0)
+    for first in range(0, n, _CHUNK):
+        last = min(first + _CHUNK, n)
+        out = np.zeros((last - first, len(share) + numbers.shape[1] + d), np.float32)
+        owner = np.repeat(np.arange(last - first), np.diff(start[first : last + 1]))
+        held = value[start[first] : start[last]]
+        out[owner, held] = np.sqrt(share[held])
+        out[:, len(share) : len(share) + numbers.shape[1]] = numbers[first:last]
+        out[:, len(share) + numbers.shape[1] :] = text[first:last]
+        yield out
+
+
+def _values(catalogue: Catalogue) -> tuple[I64, I32, F64]:
+    """(start int64[n + 1], value int32[...], share float64[values]): the common values of each item, ragged."""
+    n, c = len(catalogue), catalogue
+    tags = np.repeat(np.arange(n), np.diff(c.tag_start[: n + 1]))
+    owners, codes, shares, base = [], [], [], 0
+    for name, owner, code, count in (
+        ("category", np.arange(n), c.category[:n], len(c.category_names)),
+        ("brand", np.arange(n), c.brand[:n], len(c.brand_names)), ("tag", tags, c.tag[: len(tags)], len(c.tag_names)),
+    ):  # fmt: skip
+        known = code < count
+        owners.append(owner[known])
+        codes.append(code[known].astype(np.int64) + base)
+        shares.append(np.full(count, _SHARES[name]))
+        base += count
+    owner, code, share = np.concatenate(owners), np.concatenate(codes), np.concatenate(shares)
+    common = np.argsort(-np.bincount(code, minlength=base), kind="stable")[:_VALUES]
+    place = np.full(base, -1)
+    place[common] = np.arange(len(common))
+    kept = place[code] >= 0
+    order = np.lexsort((place[code[kept]], owner[kept]))
+    owner, value = owner[kept][order], place[code[kept]][order].astype(np.int32)
+    return np.searchsorted(owner, np.arange(n + 1)).astype(np.int64), value, share[common]
