@@ -26,6 +26,7 @@ from ranker.metrics import (
     novelty,
     popularity_percentile,
     score_lists,
+    share_of_the_way,
     tie_break,
 )
 
@@ -157,18 +158,21 @@ def judge(
     orders: Mapping[str, I32], lists: Lists, targets: Targets, of_lists: Mapping[str, Mask],
     of_targets: Mapping[str, Mask], count: F64, vectors: F32, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """`systems`, `intervals` and `comparisons` of an evaluation.
+    """`systems`, `intervals` and `comparisons` of an evaluation, and `shares` where the best possible order is known.
 
     systems: by system, by slice: `lists`, how many have something to find, and the mean of each metric; coverage of
     slice `all` is of the catalogue. intervals: by system, slice and metric: low and high. comparisons: `ranker` against
     each other system, and `text` against `text_zero_shot`, by `PRIMARY` in every slice. All intervals are bootstraps
-    over whole users, and those of comparisons paired by list. of_lists: bool[lists], of_targets: bool[targets].
+    over whole users, and those of comparisons paired by list. shares: by slice of
+    lists, how far of the way from popularity to the best possible order the ranker goes: `share`, `low`, `high`,
+    `lists`. of_lists: bool[lists], of_targets: bool[targets].
     """
     metrics, counted = metrics_of(lists), lists_with_gain(lists)
     out: dict[str, Any] = {"systems": {s: {} for s in orders}, "intervals": {s: {} for s in orders}, "comparisons": []}
     whole = {s: per_list(o, targets, metrics) | beside_hits(o, count, vectors) for s, o in orders.items()}
     for name, mask in of_lists.items():
         _add(out, name, whole, lists.user, mask & counted, seed)
+        _add_share(out, name, whole, lists.user, mask & counted, seed)
     for name, part in of_targets.items():
         values = {s: per_list(o, targets, METRICS, part) for s, o in orders.items()}
         some = np.zeros(len(lists), bool)
@@ -203,6 +207,16 @@ def _add(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, 
             "a": a, "b": b, "metric": PRIMARY, "slice": name,
             "difference": mean[k], "low": low[k], "high": high[k], "lists": int(mask.sum()),
         })  # fmt: skip
+
+
+def _add_share(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, seed: int) -> None:
+    """Put the ranker's share of the way into an evaluation; where the best order is not known, or not better, none."""
+    if not mask.any() or not {"ranker", "popularity", "best_possible"} <= set(values):
+        return
+    own, base, top = (values[s][PRIMARY][mask] for s in ("ranker", "popularity", "best_possible"))
+    share, low, high = share_of_the_way(own, base, top, user[mask], seed=seed, level=LEVEL)
+    if not np.isnan(share):
+        out.setdefault("shares", {})[name] = {"share": share, "low": low, "high": high, "lists": int(mask.sum())}
 
 
 def calibrated(valid_score: F64, valid_gain: NDArray[np.int8], score: F64, gain: NDArray[np.int8]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 from features.log import I64, KINDS, Kind
 from offline.simulated_products import Products, products
 from offline.simulated_shop import DEVICES_IN_USE, DayLog, Shop
-from offline.simulated_shoppers import Shoppers, fashions
+from offline.simulated_shoppers import POSITION_BIAS, Shoppers, fashions
 
 _EVENTS = pa.schema(
     [
@@ -74,6 +74,10 @@ class SimulateConfig(BaseModel):
     explore: float = Field(
         0.0, ge=0, le=1, allow_inf_nan=False,
         description="share of the lists put in a random order, and their propensities logged; 0 logs none",
+    )  # fmt: skip
+    position_bias: float = Field(
+        POSITION_BIAS, ge=0, le=5, allow_inf_nan=False,
+        description="place k, from 0, is looked at with chance (1 + k)^-position_bias; 0: every place always",
     )  # fmt: skip
     end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="end of the last day: midnight UTC")
 
@@ -140,6 +144,7 @@ def simulate(
     shop = Shop(
         stock, Shoppers.invent(rngs[2], config.users), fashions(rngs[3], config.days), opening_us,
         config.lists_per_user_day, config.list_length, rngs[4], config.explore, rngs[5], rngs[6],
+        config.position_bias,
     )  # fmt: skip
     report(1, config.days + 1)
     book = _Book(stock, config.users)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.log import F64, I8, I16, I32, I64, KINDS, Kind
 from offline.simulated_products import DAY_US, Products
-from offline.simulated_shoppers import Mood, Shoppers, examination, response
+from offline.simulated_shoppers import POSITION_BIAS, Mood, Shoppers, examination, response
 from offline.vocabulary import DEPARTMENTS
 
 _LISTS_PER_VISIT = 1.7
@@ -94,6 +94,7 @@ class Shop:
     """Share of the lists that are put in a random order."""
     explore_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     device_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    position_bias: float = POSITION_BIAS
     usual_device: I8 = field(init=False)
     clicks: F64 = field(init=False)
     owned: I64 = field(default_factory=lambda: np.empty(0, np.int64))
@@ -205,7 +206,7 @@ class Shop:
         length = item.shape[1]
         owned = np.isin(lists.user[:, None] * np.int64(len(self.stock)) + item, self.owned)
         would = response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned)
-        clicks = self.rng.random(item.shape) < would.click * examination(length)
+        clicks = self.rng.random(item.shape) < would.click * examination(length, self.position_bias)
         carts = clicks & (self.rng.random(item.shape) < would.cart)
         purchases = carts & (self.rng.random(item.shape) < would.purchase)
         # Down the list in order: two seconds a place and some hesitation, all within three minutes of the list.

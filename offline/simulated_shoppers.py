@@ -148,9 +148,12 @@ def fashions(rng: np.random.Generator, days: int) -> F64:
     return out
 
 
-def examination(positions: int) -> F64:
-    """float64[positions]: chance that a place is looked at, `(1 + position)^-0.3`, whatever stands there."""
-    out: F64 = (1.0 + np.arange(positions, dtype=np.float64)) ** -0.3
+POSITION_BIAS = 0.3
+
+
+def examination(positions: int, bias: float = POSITION_BIAS) -> F64:
+    """float64[positions]: chance that a place is looked at, `(1 + position)^-bias`, whatever stands there."""
+    out: F64 = (1.0 + np.arange(positions, dtype=np.float64)) ** -bias
     return out
 
 

@@ -230,6 +230,29 @@ def intervals(values: F64, cluster: Numbers, n: int = 2000, seed: int = 0, level
     return mean, low, high
 
 
+def share_of_the_way(
+    own: F64, base: F64, top: F64, cluster: Numbers, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """(share, low, high): `(own - base) / (top - base)`, of means over lists, and its bootstrap interval.
+
+    own, base, top: float64[lists], one metric of three orders of the same lists; a list with a NaN in any is left out.
+    cluster, n, seed, level: as in `paired_difference`. 0 is no better than the base, 1 as good as the top. NaN
+    throughout where the top is not above the base, and no interval with fewer than two clusters.
+    """
+    known = ~np.isnan(own + base + top)
+    _, user = np.unique(cluster[known], return_inverse=True)
+    gained, possible = (np.bincount(user, (x - base)[known]).astype(np.float64)[:, None] for x in (own, top))
+    if not possible.sum() > 0:
+        return np.nan, np.nan, np.nan
+    share = float(gained.sum() / possible.sum())
+    if len(gained) < 2:
+        return share, np.nan, np.nan
+    with np.errstate(divide="ignore"):
+        drawn = _resampled(gained, possible, n, np.random.default_rng(seed))[:, 0]
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return share, float(low), float(high)
+
+
 def _interval(totals: F64, counts: I64, n: int, seed: int, level: float) -> tuple[float, float, float]:
     """Low, high and p."""
     if len(counts) < 2:

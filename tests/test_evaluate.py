@@ -166,6 +166,20 @@ def test_people_with_a_history_and_without_are_reported_apart() -> None:
     ]
 
 
+def test_the_share_of_the_way_to_the_best_order_is_told_by_slice() -> None:
+    """The ranker is the best for those it knows, and as popularity, the worst there is, for the others."""
+    lists, warm = planted(), np.arange(40) % 2 == 0
+    gain = lists.gain.astype(np.float64)
+    scores = {"popularity": -gain, "ranker": np.where(warm[lists.group], gain, -gain), "best_possible": gain}
+    found = judged(lists, scores, warm)["shares"]
+    assert {name: found[name]["share"] for name in found} == {
+        "all": pytest.approx(0.5), "warm_users": pytest.approx(1), "cold_users": pytest.approx(0),
+    }  # fmt: skip
+    assert found["all"]["low"] < 0.5 < found["all"]["high"]
+    assert found["all"]["lists"] == 40
+    assert "shares" not in judged(lists, {"ranker": gain, "popularity": -gain}, warm)
+
+
 def test_a_slice_with_nobody_in_it_is_left_out() -> None:
     lists = planted()
     scores = {"random": np.zeros(lists.rows), "ranker": np.zeros(lists.rows)}

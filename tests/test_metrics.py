@@ -21,6 +21,7 @@ from ranker.metrics import (
     paired_difference,
     popularity_percentile,
     score_lists,
+    share_of_the_way,
     tie_break,
     top_k,
 )
@@ -458,3 +459,23 @@ def test_a_column_that_only_one_user_has_has_no_interval() -> None:
     assert mean.tolist() == [0.75, 1.0]
     assert not np.isnan(low[0])
     assert np.isnan([low[1], high[1]]).all()
+
+
+# --- the share of the way ---
+
+
+def test_the_share_of_the_way_is_of_means_over_lists() -> None:
+    """Means .4, .2 and .7: (.4 - .2) / (.7 - .2); the list without a value in all three is left out."""
+    own, base, top = np.array([0.5, 0.3, np.nan]), np.array([0.2, 0.2, 0.9]), np.array([0.8, 0.6, 0.9])
+    share, low, high = share_of_the_way(own, base, top, np.array([1, 2, 3]))
+    assert share == pytest.approx(0.2 / 0.5)
+    # Drawn twice, the first user alone makes 0.3 / 0.6, the second 0.1 / 0.4.
+    assert (low, high) == (pytest.approx(0.25), pytest.approx(0.5))
+
+
+def test_there_is_no_share_where_nothing_is_above_the_base_and_no_interval_of_one_user() -> None:
+    some, user = np.array([0.5, 0.3]), np.array([4, 4])
+    assert np.isnan(share_of_the_way(some, some, some, user)).all()
+    share, low, high = share_of_the_way(some, some - 0.1, some + 0.1, user)
+    assert share == pytest.approx(0.5)
+    assert np.isnan([low, high]).all()
