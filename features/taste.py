@@ -21,8 +21,8 @@ from features.log import F32, F64, I32, I64
 from features.prior import standardised
 
 DIMENSIONS = 64
-LEARNERS = 1000
-"""Shoppers that factors are learned from at one time, the most lately active: more add time, hardly quality."""
+LEARNERS = 2500
+"""Shoppers that factors are learned from at one time, the most lately active; 64 KiB of memory each while it lasts."""
 _SHARES = {"tag": 0.3, "category": 0.15, "brand": 0.1, "number": 0.05, "text": 0.5}
 """Variance of taste, in squared log odds, that having a value or not makes before anything is learned."""
 _VALUES = 512

@@ -35,6 +35,7 @@ from offline.quarantine import DataError
 from offline.run import Run, Step, checksum, code, write_json
 from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
+from ranker.examination import examination
 from ranker.train import Trained, train
 from ranker.trees import Trees
 from serving import release
@@ -266,6 +267,7 @@ class Night:
         return train(
             x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
             learnt.position if config.position_debias else None, on_progress=on_progress,
+            valid_looked_at=_looked_at(x, learnt, valid, columns) if config.position_debias else None,
         )  # fmt: skip
 
     def _evaluate(self, on_progress: OnProgress) -> None:
@@ -430,3 +432,14 @@ class Night:
             )  # fmt: skip
             store.point(Pointer(id=made["id"], path=made["path"]))
         write_json(self.run.file("published.json"), {"release": made["id"], "seeded": seeded})
+
+
+def _looked_at(x: F32, learnt: Lists, valid: Lists, columns: Sequence[str]) -> F64:
+    """float64[rows]: the chance that each validation row was looked at, by what the ranker's lists say of its place.
+
+    x: the rows of `learnt`, whose clicks are held against those that item and taste make expect.
+    """
+    odds = x[:, columns.index("taste_click_odds")].astype(np.float64)
+    seen = examination(learnt.position, learnt.gain > 0, 1.0 / (1.0 + np.exp(-odds)))
+    # A row nobody saw stands below all others, as it does in training.
+    return seen[np.where(valid.position < 0, len(seen) - 1, np.minimum(valid.position, len(seen) - 1))]

@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ranker.examination import looked_at_ndcg
+
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 I16 = NDArray[np.int16]
 I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
 
 # LightGBM's own limit for lambdarank.
 MAX_LIST = 10_000
@@ -95,6 +98,7 @@ def train(
     position: I16 | None = None,
     categorical: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
+    valid_looked_at: F64 | None = None,
 ) -> Trained:
     """A lambdarank model of `rows`, with as many trees as do best on the validation lists.
 
@@ -106,14 +110,17 @@ def train(
 
     A row not shown takes the deepest position of all. It has none, and one of its own would let the position effect
     explain away that unshown rows are never clicked, which is what they were sampled to teach. Validation takes gains
-    as they are: where its lists were shown in a biased order, early stopping favours models that repeat that order,
-    and stops a debiased one too soon.
+    as they are unless `valid_looked_at` is given, float64[n] in (0, 1], the chance that each of its rows was looked at
+    (see `ranker.examination`): then by `looked_at_ndcg`. Where lists were shown in a biased order, clicks as they are
+    make early stopping favour models that repeat that order, and stop a debiased one too soon.
 
     Raises `ValueError` naming the argument, row or name that does not fit.
     """
     _check_names(names, categorical)
     train_part = _Part.checked("", rows, gain, start, len(names), config, position)
-    valid_part = _Part.checked("valid_", valid_rows, valid_gain, valid_start, len(names), config, None)
+    valid_part = _Part.checked(
+        "valid_", valid_rows, valid_gain, valid_start, len(names), config, None, valid_looked_at
+    )  # fmt: skip
     if config.position_debias and position is None:
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
     booster, curve = _grown(train_part, valid_part, list(names), config, list(categorical), on_progress)
@@ -141,11 +148,13 @@ class _Part:
     sizes: I64
     position: I64 | None
     without_gain: int
+    looked_at: F64 | None = None
 
     @classmethod
     def checked(
-        cls, prefix: str, rows: F32, gain: I8, start: I64, features: int, config: RankerConfig, position: I16 | None
-    ) -> _Part:
+        cls, prefix: str, rows: F32, gain: I8, start: I64, features: int, config: RankerConfig, position: I16 | None,
+        looked_at: F64 | None = None,
+    ) -> _Part:  # fmt: skip
         """The part, its arrays seen to fit together; `prefix` names them in errors."""
         if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != features:
             raise ValueError(f"{prefix}rows are {rows.dtype}{list(rows.shape)}, expected float32[n, {features}]")
@@ -163,7 +172,11 @@ class _Part:
             raise ValueError(f"{prefix}gain: none of {len(sizes)} lists holds a gain above 0; nothing orders them")
         kept = np.repeat(useful, sizes)
         place = None if position is None or not config.position_debias else _places(position, len(rows))[kept]
-        return cls(rows[kept], gain[kept], sizes[useful], place, int((~useful).sum()))
+        if looked_at is not None:
+            if looked_at.shape != (len(rows),) or not ((looked_at > 0) & (looked_at <= 1)).all():
+                raise ValueError(f"{prefix}looked_at: expected {len(rows)} chances above 0 and at most 1")
+            looked_at = looked_at[kept]
+        return cls(rows[kept], gain[kept], sizes[useful], place, int((~useful).sum()), looked_at)
 
 
 def _check_names(names: Sequence[str], categorical: Sequence[str]) -> None:
@@ -211,6 +224,9 @@ def _grown(
     data = lgb.Dataset(part.rows, part.gain, group=part.sizes, position=part.position, **shape)
     check = lgb.Dataset(valid.rows, valid.gain, group=valid.sizes, reference=data, **shape)
     history: dict[str, Any] = {}
+    metric = None if valid.looked_at is None else _looked_at_metric(valid, config)
+    if metric is not None:
+        parameters["metric"] = "None"
 
     def report(environment: Any) -> None:
         if on_progress is not None:
@@ -222,6 +238,7 @@ def _grown(
         num_boost_round=config.trees,
         valid_sets=[check],
         valid_names=["valid"],
+        feval=metric,
         callbacks=[
             lgb.record_evaluation(history),
             report,
@@ -229,6 +246,18 @@ def _grown(
         ],
     )
     return booster, [float(value) for value in history["valid"]["ndcg@10"]]
+
+
+def _looked_at_metric(valid: _Part, config: RankerConfig) -> Callable[[F64, Any], tuple[str, float, bool]]:
+    """The metric that stops training, under the name of LightGBM's own."""
+    worth = np.array(config.label_gain, np.float64)[valid.gain]
+    start = np.concatenate(([0], np.cumsum(valid.sizes)))
+    looked_at = np.ones(len(worth)) if valid.looked_at is None else valid.looked_at
+
+    def metric(score: F64, _: Any) -> tuple[str, float, bool]:
+        return "ndcg@10", looked_at_ndcg(score, worth, start, looked_at), True
+
+    return metric
 
 
 def _parameters(config: RankerConfig) -> dict[str, Any]:
