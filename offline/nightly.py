@@ -267,7 +267,7 @@ class Night:
         return train(
             x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
             learnt.position if config.position_debias else None, on_progress=on_progress,
-            valid_looked_at=_looked_at(x, learnt, valid, columns) if config.position_debias else None,
+            valid_looked_at=looked_at(x, learnt, valid, columns) if config.position_debias else None,
         )  # fmt: skip
 
     def _evaluate(self, on_progress: OnProgress) -> None:
@@ -434,7 +434,7 @@ class Night:
         write_json(self.run.file("published.json"), {"release": made["id"], "seeded": seeded})
 
 
-def _looked_at(x: F32, learnt: Lists, valid: Lists, columns: Sequence[str]) -> F64:
+def looked_at(x: F32, learnt: Lists, valid: Lists, columns: Sequence[str]) -> F64:
     """float64[rows]: the chance that each validation row was looked at, by what the ranker's lists say of its place.
 
     x: the rows of `learnt`, whose clicks are held against those that item and taste make expect.
