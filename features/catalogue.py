@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from features.compiled import compiled
 from features.log import F64, I32, I64, Bool
 from features.prefetch import AHEAD, prefetch
+from features.strings import Places, Strings
 
 
 @compiled
@@ -128,10 +129,6 @@ class Catalogue:
     tag: I32
     tag_names: Sequence[str]
     date_names: Sequence[str] = ()
-    _row: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        self._row.update(zip(self.item_ids, range(len(self.item_ids)), strict=True))
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -156,7 +153,11 @@ class Catalogue:
             out[name] = Tags(start, renumbered[self.tag[mine]], len(codes))
         return out
 
+    @cached_property
+    def places(self) -> Places:
+        """Which row an id has."""
+        return Places.of(self.item_ids if isinstance(self.item_ids, Strings) else Strings.of(self.item_ids))
+
     def rows(self, item_ids: Iterable[str]) -> I32:
         """int32: the row of each id, `-1` for an id the catalogue does not know."""
-        row = self._row
-        return np.array([row.get(i, -1) for i in item_ids], np.int32)
+        return self.places.find(item_ids)

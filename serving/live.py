@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ import numpy as np
 
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, History
-from features.log import F32, F64, I32, Kind
+from features.log import F32, F64, I32, I64, Kind
 from features.retrieval import compared, retrieve
 from features.table import Feature, Items, features, rows
 from ranker.booster import BoosterTrees
@@ -83,16 +84,27 @@ class Live:
         self, history: History, item_ids: list[str] | None, at: float, limit: int | None, context: Context = NO_CONTEXT
     ) -> Ranking:
         """At most `limit` of the candidates in order, each once; the whole catalogue where `item_ids` is None."""
-        catalogue = self.items.catalogue
         # In the order of ids, a stable sort by score leaves equal scores in it.
-        ids = list(catalogue.item_ids) if item_ids is None else sorted(set(item_ids))
-        item = catalogue.rows(ids)
-        if not ids:
+        ids, place, item = self._each_once(item_ids)
+        if not len(item):
             return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32))
         table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
         best = np.argsort(-score, kind="stable")[:limit]
-        return Ranking([ids[i] for i in best.tolist()], item[best], score[best], table[best])
+        return Ranking([ids[i] for i in place[best].tolist()], item[best], score[best], table[best])
+
+    def _each_once(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
+        """Ids, and of each candidate once, in the order of ids: its place among them, and its row."""
+        catalogue = self.items.catalogue
+        if item_ids is None:
+            every = np.arange(len(catalogue))
+            return catalogue.item_ids, every, every.astype(np.int32)
+        item = catalogue.rows(item_ids)
+        if (item < 0).any():  # an unknown item has no row to stand by
+            item_ids = sorted(set(item_ids))
+            return item_ids, np.arange(len(item_ids)), catalogue.rows(item_ids)
+        item, place = np.unique(item, return_index=True)  # rows are in the order of ids
+        return item_ids, place, item
 
     @cached_property
     def attributes(self) -> Attributes:

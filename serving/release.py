@@ -17,13 +17,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise, zip_longest
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, overload
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ from features.decay import HALF_LIVES_S, ItemState
 from features.inverted_lists import InvertedLists
 from features.log import Kind
 from features.neighbours import Neighbours
+from features.strings import Strings
 from features.table import Feature, Items, names, schema_hash
 from features.vectors import Vectors
 from ranker.booster import BoosterTrees, scorer
@@ -108,46 +109,6 @@ class Listed:
     path: Path
     manifest: Manifest | None
     problem: str = ""
-
-
-class Strings(Sequence[str]):
-    """Many strings in two arrays: string i is `text[start[i]:start[i + 1]]` in UTF-8. Decoded when asked for.
-
-    start: int64[n + 1]. text: uint8[bytes].
-    """
-
-    def __init__(self, start: NDArray[np.int64], text: NDArray[np.uint8]) -> None:
-        self._start, self._text = start, text
-
-    @classmethod
-    def of(cls, strings: Sequence[str]) -> Strings:
-        """Raises UnicodeEncodeError for a lone surrogate."""
-        encoded = [s.encode() for s in strings]
-        start = np.concatenate(([0], np.cumsum([len(e) for e in encoded], dtype=np.int64))).astype(np.int64)
-        return cls(start, np.frombuffer(b"".join(encoded), np.uint8))
-
-    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        """The two arrays, under the names a release gives them."""
-        return {f"{name}_start": self._start, f"{name}_text": self._text}
-
-    def __len__(self) -> int:
-        return len(self._start) - 1
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = i + len(self) if i < 0 else i
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return self._text[self._start[i] : self._start[i + 1]].tobytes().decode()
-
-    def __iter__(self) -> Iterator[str]:
-        text, start = self._text.tobytes(), self._start.tolist()
-        return (text[a:b].decode() for a, b in pairwise(start))
 
 
 def write(
@@ -432,7 +393,7 @@ def _items(read: _Arrays, manifest: Manifest) -> Items:
     category = read.within("category", read("category", np.int32, n + 1), 0, len(category_names) + 1)
     tag = read.within("tag", read("tag", np.int32, None), 0, len(tag_names))
     catalogue = Catalogue(
-        item_ids=list(read.strings("item_ids", n)),
+        item_ids=read.strings("item_ids", n),
         titles=read.strings("titles", n),
         price=read("price", np.float64, n + 1),
         category=category,

@@ -257,18 +257,23 @@ _SCALES = ((1e9, 1e10, 1e6), (1e12, 1e13, 1e3), (1e15, 1e16, 1.0))
 def rank_request(body: bytes) -> RankRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
     request = _decoded(_RANK, body)
-    _no_control(user_id=[request.user_id or ""], device=[request.device or ""], candidates=request.candidates or [])
+    _no_control(
+        body, user_id=[request.user_id or ""], device=[request.device or ""], candidates=request.candidates or []
+    )
     return request
 
 
 def recommend_request(body: bytes) -> RecommendRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
     request = _decoded(_RECOMMEND, body)
-    _no_control(user_id=[request.user_id or ""], device=[request.device or ""])
+    _no_control(body, user_id=[request.user_id or ""], device=[request.device or ""])
     return request
 
 
-def _no_control(**texts: list[str]) -> None:
+def _no_control(body: bytes, **texts: list[str]) -> None:
+    # In JSON a control character stands behind a backslash, but for the last, DEL: two looks at the body tell nearly all.
+    if b"\\" not in body and b"\x7f" not in body:
+        return
     for field, ids in texts.items():
         # Once over all of them: a search for each would cost more than the decoding.
         if _CONTROL.search("".join(ids)):

@@ -182,17 +182,20 @@ def _seed_records(
 
 def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key: str) -> tuple[I32, I8, F64]:
     """Item rows, kinds and times of a list strictly before a moment, newest first, contiguous."""
-    try:
-        header = np.frombuffer(b"".join([r[: _HEADER.itemsize] for r in records]), _HEADER)
-        items = catalogue.rows([r[_HEADER.itemsize :].decode() for r in records])
-    except ValueError as e:
+    size = _HEADER.itemsize
+    text = np.frombuffer(b"".join(records), np.uint8)
+    end = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
+    start = end - np.diff(end, prepend=0)
+    if (end - start < size).any():
         raise StoreCorrupt(
-            f"{key} holds a record that is none of ours ({e}): delete the key, or mend what wrote it"
-        ) from e
-    if len(header) != len(records) or (len(header) and header["kind"].max() >= len(Kind)):
+            f"{key} holds a record that is none of ours, of fewer than {size} bytes: delete the key, or mend what wrote it"
+        )
+    header = text[start[:, None] + np.arange(size)].view(_HEADER)[:, 0]
+    if len(header) and header["kind"].max() >= len(Kind):
         raise StoreCorrupt(
             f"{key} holds a record with a kind this version does not know (0 to {len(Kind) - 1}): upgrade"
         )
+    items = catalogue.places.find_bytes(text, end, size)
     when, kind = header["at"].astype(np.float64), header["kind"].astype(np.int8)
     past = int(np.searchsorted(-when, -at, side="right"))
     items, kind, when = items[past:], kind[past:], when[past:]

@@ -25,7 +25,7 @@ from features.log import Kind
 from features.neighbours import Neighbours
 from features.table import Items, names, rows
 from features.vectors import Vectors
-from serving.release import ReleaseError, Strings, list_releases, load, read_manifest, write
+from serving.release import ReleaseError, list_releases, load, read_manifest, write
 
 CUT_OFF = 1_700_000_000.0
 COLOURS = ("blue", "red")
@@ -329,13 +329,3 @@ def test_releases_are_listed_newest_first_and_broken_ones_with_their_problem(tmp
     assert [r.path for r in listed] == [new, old, tmp_path / "broken"]
     assert "is no release" in listed[2].problem
     assert list_releases(tmp_path / "nowhere") == []
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_strings_come_back_as_they_went_in(strings: list[str]) -> None:
-    packed = Strings.of(strings)
-    assert list(packed) == strings
-    assert [packed[i] for i in range(len(packed))] == strings
-    assert packed[::-1] == strings[::-1]
-    with pytest.raises(IndexError):
-        packed[len(strings)]

@@ -29,7 +29,7 @@ def shop(born: list[float] | None = None, engaged: dict[int, int] | None = None)
     n = 6
     base = make_catalogue(n)
     date = START + DAY * np.array(born or [np.nan] * n)
-    catalogue: Catalogue = replace(base, available_from=np.append(date, np.nan), _row={})
+    catalogue: Catalogue = replace(base, available_from=np.append(date, np.nan))
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
     for item, times in (engaged or {}).items():
         state.apply(np.full(times, item, np.int32), np.full(times, Kind.CLICK, np.int8), np.full(times, NOW - DAY))
@@ -143,7 +143,7 @@ def test_a_prior_of_odd_vectors_and_numbers_is_a_rate_all_the_same() -> None:
     vectors = make_vectors(n)
     vectors[0, 0], vectors[1, :] = np.inf, -np.inf
     huge = np.append([1e300, -1e300, 5.0, np.nan, np.inf, 0.0], np.nan)[:, None]
-    catalogue: Catalogue = replace(make_catalogue(n), numbers=huge, _row={})
+    catalogue: Catalogue = replace(make_catalogue(n), numbers=huge)
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
     for kind, times in ((Kind.IMPRESSION, 30), (Kind.CLICK, 6)):
         item = np.repeat(np.arange(n, dtype=np.int32), times)
