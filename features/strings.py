@@ -77,12 +77,12 @@ def _hash(text: U8, first: int, end: int) -> np.uint64:
 
 
 @compiled
-def _home(h: np.uint64, slots: int) -> int:
+def _home(h: np.uint64, slots: int) -> np.int64:
     return np.int64(((h & np.uint64(0xFFFFFFFF)) * np.uint64(slots)) >> np.uint64(32))
 
 
 @compiled
-def _probed(slot: U64, start: I64, text: U8, h: np.uint64, given: U8, first: int, end: int) -> int:
+def _probed(slot: U64, start: I64, text: U8, h: np.uint64, given: U8, first: int, end: int) -> np.int64:
     """The slot where a string stands, or the empty one where it would."""
     low, high = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
     at = _home(h, len(slot))
@@ -97,9 +97,7 @@ def _probed(slot: U64, start: I64, text: U8, h: np.uint64, given: U8, first: int
                         break
                 if same:
                     return at
-        at += 1
-        if at == len(slot):
-            at = 0
+        at = np.int64((at + 1) % len(slot))
     return at
 
 

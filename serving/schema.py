@@ -271,7 +271,7 @@ def recommend_request(body: bytes) -> RecommendRequest:
 
 
 def _no_control(body: bytes, **texts: list[str]) -> None:
-    # In JSON a control character stands behind a backslash, but for the last, DEL: two looks at the body tell nearly all.
+    # In JSON a control character stands behind a backslash, but for the last, DEL: two looks tell nearly all.
     if b"\\" not in body and b"\x7f" not in body:
         return
     for field, ids in texts.items():

@@ -188,7 +188,7 @@ def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key:
     start = end - np.diff(end, prepend=0)
     if (end - start < size).any():
         raise StoreCorrupt(
-            f"{key} holds a record that is none of ours, of fewer than {size} bytes: delete the key, or mend what wrote it"
+            f"{key} holds a record that is none of ours, under {size} bytes: delete the key, or mend what wrote it"
         )
     header = text[start[:, None] + np.arange(size)].view(_HEADER)[:, 0]
     if len(header) and header["kind"].max() >= len(Kind):

@@ -98,7 +98,9 @@ async def connected(port: int) -> Connection:
     return (await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port))[1]
 
 
-async def closed_loop(port: int, questions: Sequence[bytes], clients: int, *, seconds: float = 0, total: int = 0) -> Load:
+async def closed_loop(
+    port: int, questions: Sequence[bytes], clients: int, *, seconds: float = 0, total: int = 0
+) -> Load:
     """`clients` ask in turn from `questions`, for so long or so often in all, each on a connection of its own."""
     load, number, began = Load(), count(), time.perf_counter()
 

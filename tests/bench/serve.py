@@ -227,7 +227,7 @@ def main() -> None:
         del items
         with service(url, releases[0]) as (process, port):
             machine = platform.processor() or platform.machine()
-            print(f"{machine}, {options.items:,} items, {features} features, {options.trees} trees x 31, one worker", flush=True)
+            print(f"{machine}, {options.items:,} items, {features} features, {options.trees} trees x 31", flush=True)
             print(json.dumps(measured(options, rng, process, port, url, releases, users)))
 
 
@@ -251,12 +251,12 @@ def measured(
     for c in CANDIDATES:
         found = uvloop.run(closed_loop(port, [q.bytes for q in asked[c]], 1, total=options.requests))
         lines[f"{c} candidates"] = line(f"{c} candidates, 1 client", found)
-    posts = made_up_posts(rng, options.items, users, 500)
+    posts, pace = made_up_posts(rng, options.items, users, 500), 50 if options.quick else 500
     for words, swaps, stream_of in (("", [], []), ("swap", [releases[1], releases[0]], []), ("events", [], posts)):
         for clients in CLIENTS:
             name = f"{clients} client{'s' * (clients > 1)}{', ' * bool(words)}{words}"
             found, events = uvloop.run(
-                disturbed(port, url, questions, clients, options.seconds, swaps, stream_of, 50 if options.quick else 500)
+                disturbed(port, url, questions, clients, options.seconds, swaps, stream_of, pace)
             )
             lines[name] = line(name, found)
             if stream_of:
