@@ -38,6 +38,7 @@ TINY = {
         ["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"},
     ),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "difference", "low", "high", "lists"}),
+    "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],
         {"bytes_per_user", "bytes_per_item_redis", "bytes_per_item_worker_private", "bytes_per_item_worker_shared"},

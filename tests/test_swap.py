@@ -49,9 +49,7 @@ async def ask(port: int, calls: int, expected: dict[str, dict[str, float]], stop
 def test_rankings_go_on_through_three_swaps_and_a_rollback(tmp_path: Path, calls: int) -> None:
     """Every answer is a 200, names one release, and holds exactly the scores of that one for every candidate."""
     items = planted_items()
-    releases = [
-        publish(tmp_path, model_text=planted_model(items, sign=s)) for s in (1, -1, 2, -2)
-    ]
+    releases = [publish(tmp_path, model_text=planted_model(items, sign=s)) for s in (1, -1, 2, -2)]
     expected = {r.name: scores_of(r) for r in releases}
     assert len({tuple(scores.values()) for scores in expected.values()}) == 4, "each is told by its scores"
 
