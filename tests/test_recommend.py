@@ -46,7 +46,7 @@ def shop() -> Items:
     near = Neighbours.none(n, 3)
     near.item[IDS.index("red-01"), 0], near.weight[IDS.index("red-01"), 0] = IDS.index("red-03"), 0.5
     catalogue: Catalogue = replace(
-        items.catalogue, brand=brand, brand_names=["x", "y"], available_from=born, _row={}
+        items.catalogue, brand=brand, brand_names=["x", "y"], available_from=born
     )  # fmt: skip
     return replace(items, catalogue=catalogue, neighbours=near)
 
