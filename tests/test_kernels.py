@@ -163,7 +163,7 @@ class TestMoment:
         codes = Codes(code, 3)
         np.testing.assert_array_equal(m.share(codes), m.share(tags))
         np.testing.assert_array_equal(m.surprise(codes), m.surprise(tags))
-        item, surprise, _ = m.residuals
+        item, surprise = m.residuals.item, m.residuals.surprise
         of_first = code[item] == code[0]
         if known[0]:
             expected = surprise[of_first].sum() / (of_first.sum() + AFFINITY_STRENGTH)
