@@ -38,8 +38,10 @@ class Replay:
     """The log, ready to be read at any of its moments.
 
     refresh_at: float64[r], ascending: the moments at which neighbours, prior and taste factors are made anew, from what
-    came before; rows never use one made of their own future, and before the first there is none. custom: features of
-    the user's own. session_weight: as in `Neighbours.build`.
+    came before; rows never use one made of their own future, and before the first there is none. revised: the moment
+    and the vectors (like `vectors`) of each later encoder, ascending, in use from the first of `refresh_at` at or after
+    it; each must have been made of what came before its moment. custom: features of the user's own. session_weight: as
+    in `Neighbours.build`.
     """
 
     catalogue: Catalogue
@@ -48,6 +50,7 @@ class Replay:
     refresh_at: F64
     custom: tuple[Feature, ...] = ()
     session_weight: float = SESSION_WEIGHT
+    revised: tuple[tuple[float, F32], ...] = ()
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -97,16 +100,18 @@ class Replay:
         return self.refreshed(items, at)
 
     def refreshed(self, items: Items, at: float) -> Items:
-        """The same items with neighbours, prior and taste factors made from what came strictly before a moment."""
+        """The same items with vectors, neighbours, prior and factors made from what came strictly before a moment."""
+        vectors = next((v for since, v in reversed(self.revised) if since <= at), self.vectors)
         fresh = replace(
             items,
-            prior=click_rate_prior(self.catalogue, self.vectors, items.state, at),
+            vectors=Vectors.quantise(vectors),
+            prior=click_rate_prior(self.catalogue, vectors, items.state, at),
             attribute_rates=attribute_rates(self.catalogue, items.state, at),
             neighbours=Neighbours.build(self.events, len(self.catalogue), at, session_weight=self.session_weight),
         )
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
-        return replace(fresh, factors=factors(self.catalogue, self.vectors, clicks, self._evidence(fresh, at)))
+        return replace(fresh, factors=factors(self.catalogue, vectors, clicks, self._evidence(fresh, at)))
 
     def _evidence(self, items: Items, at: float) -> list[Evidence]:
         """What the shoppers most lately shown something did with it, as of a moment."""

@@ -25,7 +25,7 @@ from features.log import F32, F64, I64, Kind, Lists
 from features.replay import Reading, Replay
 from features.table import rows
 from features.vectors import Vectors
-from offline import column_slices, dataset, evaluate, explanation, facts, lists, policies, report, slices
+from offline import column_slices, dataset, encoders, evaluate, explanation, facts, lists, policies, report, slices
 from offline.baselines import Baselines
 from offline.clustering import inverted_lists
 from offline.config import Config
@@ -36,15 +36,12 @@ from offline.run import Run, Step, checksum, code, write_json
 from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
 from ranker.examination import examination
-from ranker.train import Trained, train
+from ranker.train import Trained, refit, train
 from ranker.trees import Trees
 from serving import release
 from serving.store import BulkStore, Pointer
 from text_encoder.encoder import load
-from text_encoder.examples import examples
-from text_encoder.reading import BudgetSpent
 from text_encoder.text import attributes, item_texts
-from text_encoder.train import fine_tune
 
 _DATA = ("items.parquet", "events.parquet", *BESIDE)
 _CHECKED_EVERY = 1000
@@ -85,7 +82,7 @@ class Night:
                  self._encoder),
             Step("lists", "Making query groups", ["lists.npz"], self._lists),
             Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows),
-            Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json"], self._ranker),
+            Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json", "valid_score.npy"], self._ranker),
             Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate, self._is_as_asked),
             Step("release", "Making the release", ["release.json"], self._release, self._is_there),
         ]  # fmt: skip
@@ -111,14 +108,16 @@ class Night:
 
     @cached_property
     def replay(self) -> Replay:
-        """The log with the fine-tuned vectors; neighbours and prior made anew evenly from the ranker's window on."""
+        """The log with the vectors as each encoder made them; neighbours and prior made anew evenly from the ranker's
+        window on, and with each encoder."""
         begin, end = self.windows.ranker, self.windows.end
         shown = self.data.events.at[(self.data.events.at >= begin) & (self.data.events.at < end)]
         refresh = np.quantile(shown, np.linspace(0, 1, self.config.lists.refreshes, endpoint=False))
-        vectors = self._vectors("vectors.npy")
+        moments = self._json("encoder.json")["moments"]
+        revised = tuple(zip(moments, map(_and_unknown, np.load(self.run.file("vectors.npy"))), strict=True))
         return Replay(
-            self.data.catalogue, vectors, self.data.events, np.unique(refresh), self.custom,
-            self.config.features.session_weight,
+            self.data.catalogue, self._zero_shot, self.data.events, np.unique(np.append(refresh, moments)), self.custom,
+            self.config.features.session_weight, revised,
         )  # fmt: skip
 
     @property
@@ -132,10 +131,16 @@ class Night:
         found: dict[str, Any] = json.loads(self.run.file(name).read_text("utf-8"))
         return found
 
-    def _vectors(self, name: str) -> F32:
-        """float32[n + 1, d]: vectors of a file, and the unknown item's."""
-        made: F32 = np.load(self.run.file(name), allow_pickle=False)
-        return np.vstack([made, np.full((1, made.shape[1]), np.nan, np.float32)])
+    @property
+    def _zero_shot(self) -> F32:
+        """float32[n + 1, d]: the items by the encoder as it came."""
+        return _and_unknown(np.load(self.run.file("zero_shot.npy"), allow_pickle=False))
+
+    @property
+    def _vectors(self) -> F32:
+        """float32[n, d]: the items by the last encoder, the one that is served."""
+        made: F32 = np.load(self.run.file("vectors.npy"), mmap_mode="r", allow_pickle=False)[-1]
+        return np.array(made)
 
     def _windows(self, on_progress: OnProgress) -> None:
         events, protocol = self.data.events, self.config.windows.protocol
@@ -162,22 +167,13 @@ class Night:
         } | {"attributes": self._attribute_words()}
         texts = item_texts(config.template, columns)
         encoder = encoder.capped(texts, config.token_percentile)
-        learnt = examples(self.data.events, self.windows.ranker)
-        try:
-            tuned = fine_tune(encoder, texts, learnt, config, self.run.file("checkpoints"), on_progress)
-        except BudgetSpent as e:
-            raise DataError(str(e)) from e
-        tuned.encoder.save(self.run.file("encoder"))
-        np.save(self.run.file("vectors.npy"), tuned.vectors, allow_pickle=False)
-        np.save(self.run.file("zero_shot.npy"), tuned.zero_shot, allow_pickle=False)
-        write_json(self.run.file("encoder.json"), {
-            "model": config.model, "mode": config.mode, "stopped_by": tuned.stopped_by, "examples": len(learnt),
-            "fingerprint": tuned.encoder.fingerprint, "best_epoch": tuned.best_epoch,
-            "curve": [
-                {"epoch": e.epoch, "loss": e.loss, "recall@50": e.recall_at_50, "ndcg@10": e.ndcg_at_10}
-                for e in tuned.epochs
-            ],
-        })  # fmt: skip
+        events = self.data.events
+        at = encoders.moments(events, self.windows, config.refreshes)
+        found = encoders.made(encoder, texts, events, at, config, self.run.file("checkpoints"), on_progress)
+        found.encoder.save(self.run.file("encoder"))
+        np.save(self.run.file("vectors.npy"), found.vectors, allow_pickle=False)
+        np.save(self.run.file("zero_shot.npy"), found.zero_shot, allow_pickle=False)
+        write_json(self.run.file("encoder.json"), found.facts)
 
     def _attribute_words(self) -> list[str | None]:
         """Each item's tags and texts beyond the standard columns, as words: what `{attributes}` in a template reads."""
@@ -205,7 +201,7 @@ class Night:
         tested = self.windows.lists("test", self.lists)
         dull = Baselines(
             self.data.events, len(self.data.catalogue), self.lists.take(tested),
-            Vectors.quantise(self._vectors("zero_shot.npy")), self.config.seed,
+            Vectors.quantise(self._zero_shot), self.config.seed,
             whole=self.windows.protocol == "leave-last-out",
         )  # fmt: skip
         is_tested, best = np.isin(np.arange(n), tested), []
@@ -231,48 +227,61 @@ class Night:
         if said:
             raise FeatureError("\n".join(said))
 
-    def _part(self, window: str) -> tuple[F32, Lists, I64]:
-        """Rows and lists of a window, and the numbers of its lists."""
-        which = self.windows.lists(window, self.lists)
-        if not len(which):
-            raise DataError(
-                f"no list with a click or purchase falls into the {window} window: "
-                f"give it a larger share in `windows`, or import a longer log"
-            )
+    def _part(self, *windows: str, among: I64 | None = None) -> tuple[F32, Lists, I64]:
+        """Rows and lists of some windows, and the numbers of their lists; only those of `among`, if given."""
+        each = {window: self.windows.lists(window, self.lists) for window in windows}
+        if among is not None:
+            each = {window: np.intersect1d(numbers, among) for window, numbers in each.items()}
+        for window, numbers in each.items():
+            if not len(numbers):
+                raise DataError(
+                    f"no list with a click or purchase falls into the {window} window: "
+                    f"give it a larger share in `windows`, or import a longer log"
+                )
+        which: I64 = np.sort(np.concatenate(list(each.values())))
         inside = np.isin(np.arange(len(self.lists)), which)[self.lists.group]
         made: F32 = np.load(self.run.file("rows.npy"), mmap_mode="r", allow_pickle=False)
         return made[inside], self.lists.take(which), which
 
     def _ranker(self, on_progress: OnProgress) -> None:
-        x, learnt, _ = self._part("ranker")
-        x_valid, valid, _ = self._part("validation")
-        columns = self.replay.features
-        trained = self._trained(x, learnt, x_valid, valid, [f.name for f in columns], on_progress)
+        trained, valid_score = self._trained(None, on_progress)
         self.run.file("ranker.txt").write_text(trained.model_text, "utf-8")
-        about = {f.name: f.about for f in columns}
+        np.save(self.run.file("valid_score.npy"), valid_score, allow_pickle=False)
+        about = {f.name: f.about for f in self.replay.features}
         write_json(self.run.file("ranker.json"), {
-            "trees": trained.best_iteration, "curve": trained.valid_curve,
+            "trees": trained.best_iteration, "curve": trained.valid_curve, "refit": self.config.ranker.refit,
             "lists": trained.lists, "validation_lists": trained.valid_lists,
             "importance": [[name, about[name], gain] for name, gain in trained.importance.items()],
         })  # fmt: skip
 
-    def _trained(
-        self, x: F32, learnt: Lists, x_valid: F32, valid: Lists, columns: Sequence[str],
-        on_progress: OnProgress | None = None,
-    ) -> Trained:  # fmt: skip
-        config = self.config.ranker
+    def _trained(self, among: I64 | None, on_progress: OnProgress | None = None) -> tuple[Trained, F64]:
+        """The ranker, and float64[rows], what the one that validation chose scores validation by, not having seen it.
+
+        among: numbers of the lists it may learn from, all if None; validation chooses by all of its own.
+        """
+        config, columns = self.config.ranker, [f.name for f in self.replay.features]
         if not self.is_logged:
             # Nobody saw a rebuilt list, so it has no positions to be biased by.
             config = config.model_copy(update={"position_debias": False})
-        return train(
+        x, learnt, _ = self._part("ranker", among=among)
+        x_valid, valid, _ = self._part("validation")
+        chosen = train(
             x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
             learnt.position if config.position_debias else None, on_progress=on_progress,
             valid_looked_at=looked_at(x, learnt, valid, columns) if config.position_debias else None,
         )  # fmt: skip
+        valid_score = Trees.parse(chosen.model_text).score(x_valid)
+        if not config.refit:
+            return chosen, valid_score
+        del x, x_valid
+        x, learnt, _ = self._part("ranker", "validation", among=among)
+        position = learnt.position if config.position_debias else None
+        return refit(chosen, x, learnt.gain, learnt.start, columns, config, position), valid_score
 
     def _evaluate(self, on_progress: OnProgress) -> None:
         x, tested, which = self._part("test")
-        x_valid, valid, _ = self._part("validation")
+        valid = self.lists.take(self.windows.lists("validation", self.lists))
+        valid_score = np.load(self.run.file("valid_score.npy"), allow_pickle=False)
         baselines = np.load(self.run.file("baselines.npy"), allow_pickle=False)
         warm = np.load(self.run.file("warm.npy"), allow_pickle=False)[which]
         model = self.run.file("ranker.txt").read_text("utf-8")
@@ -288,7 +297,7 @@ class Night:
         found = evaluate.judge(
             orders, tested, targets, slices.of_lists(events, tested, warm) | of_events,
             slices.of_targets(events, tested, targets, catalogue, known) | of_items, known,
-            self._vectors("zero_shot.npy")[:-1], self.config.seed,
+            self._zero_shot[:-1], self.config.seed,
         )  # fmt: skip
         table = self.replay.features
         own = [f.name for f in self.custom]
@@ -299,7 +308,7 @@ class Night:
                 "data": self._data_facts(), "windows": self._window_facts(), "encoder": self._json("encoder.json"),
                 "ranker": self._json("ranker.json"), **found,
                 "examples": facts.examples(self.data, tested, orders, warm),
-                "calibration": evaluate.calibrated(trees.score(x_valid), valid.gain, score, tested.gain),
+                "calibration": evaluate.calibrated(valid_score, valid.gain, score, tested.gain),
                 "explanation": explanation.explained(model, x, table, own, self.config.seed),
                 "off_policy": self._off_policy(trees, on_progress), "asked": self._asked,
                 "learning_curve": self.learning_curve(on_progress) if self._learning_curve else None,
@@ -316,7 +325,7 @@ class Night:
             return {}
         return policies.worth(
             self.data, self.replay, lists.logged(self.data.events, self.config.lists.attribution_s), self.windows,
-            trees, Vectors.quantise(self._vectors("zero_shot.npy")), self.config.seed, evaluate.LEVEL, on_progress,
+            trees, Vectors.quantise(self._zero_shot), self.config.seed, evaluate.LEVEL, on_progress,
         )  # fmt: skip
 
     @property
@@ -333,17 +342,14 @@ class Night:
 
     def learning_curve(self, on_progress: OnProgress) -> list[dict[str, Any]]:
         """How the ranker does on the test lists when it learns from fewer; of a night that is evaluated."""
-        x, learnt, _ = self._part("ranker")
-        x_valid, valid, _ = self._part("validation")
         x_test, tested, _ = self._part("test")
-        columns = [f.name for f in self.replay.features]
+        learnt_from = ("ranker", "validation") if self.config.ranker.refit else ("ranker",)
+        numbers = np.sort(np.concatenate([self.windows.lists(window, self.lists) for window in learnt_from]))
 
         def fit(which: I64) -> F64:
-            inside = np.isin(np.arange(len(learnt)), which)[learnt.group]
-            trained = self._trained(x[inside], learnt.take(which), x_valid, valid, columns)
-            return Trees.parse(trained.model_text).score(x_test)
+            return Trees.parse(self._trained(numbers[which])[0].model_text).score(x_test)
 
-        return evaluate.learning_curve(fit, len(learnt), tested, self._targets(tested), self.config.seed, on_progress)
+        return evaluate.learning_curve(fit, len(numbers), tested, self._targets(tested), self.config.seed, on_progress)
 
     def _data_facts(self) -> dict[str, Any]:
         notes = [] if self.is_logged else [
@@ -362,17 +368,21 @@ class Night:
         }  # fmt: skip
 
     def _window_facts(self) -> dict[str, Any]:
+        # The last encoder, and a ranker grown anew, learn from more than their windows: from all before the test.
+        until = {"encoder": self._json("encoder.json")["moments"][-1]}
+        if self.config.ranker.refit:
+            until["ranker"] = self.windows.bounds("validation")[1]
         return {
             name: {
-                "from": facts.iso(self.windows.bounds(name)[0]), "to": facts.iso(self.windows.bounds(name)[1]),
+                "from": facts.iso(self.windows.bounds(name)[0]),
+                "to": facts.iso(until.get(name, self.windows.bounds(name)[1])),
                 "lists": len(self.windows.lists(name, self.lists)) if name != "encoder" else None,
             }
             for name in NAMES
         }  # fmt: skip
 
     def _release(self, on_progress: OnProgress) -> None:
-        encoder, evaluation = self._json("encoder.json"), self._json("evaluation.json")
-        vectors: F32 = np.load(self.run.file("vectors.npy"), allow_pickle=False)
+        encoder, evaluation, vectors = self._json("encoder.json"), self._json("evaluation.json"), self._vectors
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         cut_off = self.cut_off
         path = release.write(
@@ -412,8 +422,7 @@ class Night:
         return pointer.id if pointer else None
 
     def _publish(self, on_progress: OnProgress) -> None:
-        made, events = self._json("release.json"), self.data.events
-        vectors: F32 = np.load(self.run.file("vectors.npy"), allow_pickle=False)
+        made, events, vectors = self._json("release.json"), self.data.events, self._vectors
         known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         ids = self.data.catalogue.item_ids
         assert self._redis_url is not None
@@ -443,3 +452,8 @@ def looked_at(x: F32, learnt: Lists, valid: Lists, columns: Sequence[str]) -> F6
     seen = examination(learnt.position, learnt.gain > 0, 1.0 / (1.0 + np.exp(-odds)))
     # A row nobody saw stands below all others, as it does in training.
     return seen[np.where(valid.position < 0, len(seen) - 1, np.minimum(valid.position, len(seen) - 1))]
+
+
+def _and_unknown(vectors: F32) -> F32:
+    """float32[n + 1, d]: vectors, and the unknown item's."""
+    return np.vstack([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)])

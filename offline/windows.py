@@ -35,8 +35,8 @@ class WindowConfig(BaseModel):
         description="time-split: the last lists of the shop are the test; leave-last-out: each user's last basket is, "
         "the one before it validation, and `encoder` and `ranker` share the rest; given-lists: time-split, logged only",
     )
-    encoder: float = Field(0.3, gt=0, lt=1, description="what the text encoder learns from")
-    ranker: float = Field(0.4, gt=0, lt=1, description="what the ranker learns from")
+    encoder: float = Field(0.15, gt=0, lt=1, description="what the first text encoder learns from, and state warms by")
+    ranker: float = Field(0.55, gt=0, lt=1, description="what the ranker learns from")
     validation: float = Field(0.1, gt=0, lt=1, description="what training is stopped and chosen by")
     test: float = Field(0.2, gt=0, lt=1, description="what is reported, and never looked at before")
 

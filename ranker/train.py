@@ -7,7 +7,7 @@ begins and nowhere else. The same rows, configuration and seed give the same tex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +55,9 @@ class RankerConfig(BaseModel):
     position_regularization: float = Field(
         0.0, ge=0, description="Pulls the learned position effects to 0. [lambdarank_position_bias_regularization]"
     )
+    refit: bool = Field(
+        True, description="Once validation has chosen how many trees, grow as many on its lists as well."
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the features sampled for each tree.")
     threads: int = Field(1, ge=1, le=256, description="Threads LightGBM trains with; the trees are the same for any.")
 
@@ -71,9 +74,9 @@ class Trained:
     """The model and how it came about.
 
     model_text: LightGBM's text of the best `best_iteration` trees. valid_curve: ndcg@10 on validation after each tree
-    grown, best or not. importance: feature to summed gain of its splits, every feature, largest first. lists: training
-    lists used; lists_without_gain: those left out because nothing in them was engaged with, so they order no pair.
-    valid_lists and valid_lists_without_gain likewise.
+    grown, best or not. importance: feature to summed gain of its splits, every feature, largest first. lists: those
+    the trees of `model_text` were grown on; lists_without_gain: those left out because nothing in them was engaged
+    with, so they order no pair. valid_lists and valid_lists_without_gain: of those that chose the number of trees.
     """
 
     model_text: str
@@ -125,18 +128,57 @@ def train(
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
     booster, curve = _grown(train_part, valid_part, list(names), config, list(categorical), on_progress)
     best = int(booster.best_iteration)
-    shares = booster.feature_importance("gain", iteration=best)
-    importance = sorted(zip(names, map(float, shares), strict=True), key=lambda pair: -pair[1])
     return Trained(
         model_text=booster.model_to_string(num_iteration=best),
         best_iteration=best,
         valid_curve=tuple(curve),
-        importance=dict(importance),
+        importance=_importance(booster, names, best),
         lists=len(train_part.sizes),
         lists_without_gain=train_part.without_gain,
         valid_lists=len(valid_part.sizes),
         valid_lists_without_gain=valid_part.without_gain,
     )
+
+
+def refit(
+    trained: Trained,
+    rows: F32,
+    gain: I8,
+    start: I64,
+    names: Sequence[str],
+    config: RankerConfig,
+    position: I16 | None = None,
+    categorical: Sequence[str] = (),
+) -> Trained:
+    """The model that was chosen, its trees grown anew, as many of them, on these lists.
+
+    For the lists it learned from together with those it was chosen by: the newest there are, of no more use once they
+    have chosen. What it is judged by must be later than all. Arguments are as in `train`; the curve stays as it was.
+    """
+    import lightgbm as lgb
+
+    _check_names(names, categorical)
+    part = _Part.checked("", rows, gain, start, len(names), config, position)
+    if config.position_debias and position is None:
+        raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
+    parameters = _parameters(config)
+    data = lgb.Dataset(
+        part.rows, part.gain, group=part.sizes, position=part.position, feature_name=list(names),
+        categorical_feature=list(categorical), params=parameters,
+    )  # fmt: skip
+    booster = lgb.train(parameters, data, num_boost_round=trained.best_iteration)
+    return replace(
+        trained,
+        model_text=booster.model_to_string(),
+        importance=_importance(booster, names, trained.best_iteration),
+        lists=len(part.sizes),
+        lists_without_gain=part.without_gain,
+    )
+
+
+def _importance(booster: Any, names: Sequence[str], trees: int) -> dict[str, float]:
+    shares = booster.feature_importance("gain", iteration=trees)
+    return dict(sorted(zip(names, map(float, shares), strict=True), key=lambda pair: -pair[1]))
 
 
 @dataclass(frozen=True)

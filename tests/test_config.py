@@ -96,7 +96,7 @@ def test_the_address_of_redis_comes_from_the_environment_alone(tmp_path: Path, m
         ("lists: [1]", "lists is [1]; expected keys and values; known here: source, attribution_s, size, most, "
          "refreshes"),
         ("windows: {encoder: 0.5}",
-         "windows: the shares add up to 1.2; encoder + ranker + validation + test must be 1"),
+         "windows: the shares add up to 1.35; encoder + ranker + validation + test must be 1"),
         ("workspace: [a]", "workspace is ['a']; this is not a valid path (where data, runs, releases and the embedded "
          "Valkey live; from the current directory if relative)"),
         ("import: {events: [{format: csv}]}", "import.events[0].path is missing (The file. Gzip is unpacked as it is "

@@ -18,6 +18,7 @@ from features.context import Context, Device
 from features.history import Histories
 from features.log import Events, Kind, Lists
 from features.table import names, rows
+from features.vectors import Vectors
 from offline import dataset
 from offline.config import Config, load
 from offline.nightly import Night
@@ -91,11 +92,30 @@ def test_users_lists_are_seeded_from_the_log(night: Night, made: release.Release
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_encoder_learns_from_nothing_at_or_after_the_rankers_first_list(night: Night) -> None:
-    """The windows do not overlap: else the interest score is a leaked label."""
-    learnt = examples(night.data.events, night.windows.ranker)
-    assert json.loads(night.run.file("encoder.json").read_text())["examples"] == len(learnt) > 0
-    assert learnt.at.max() < night.windows.ranker <= night.lists.at.min()
+def test_each_encoder_learns_from_nothing_at_or_after_the_rows_it_scores(night: Night) -> None:
+    """Four encoders: the first before the ranker's first list, the last before the first test list, which it scores."""
+    facts = json.loads(night.run.file("encoder.json").read_text())
+    learnt = [examples(night.data.events, at) for at in facts["moments"]]
+    assert [made["examples"] for made in facts["made"]] == [len(part) for part in learnt]
+    assert facts["examples"] == len(learnt[-1]) > len(learnt[0]) > 0
+    assert all(part.at.max() < at for part, at in zip(learnt, facts["moments"], strict=True))
+    assert facts["moments"][0] == night.windows.ranker <= night.lists.at.min()
+    assert facts["moments"][-1] == night.windows.test
+    made = np.load(night.run.file("vectors.npy"))
+    for at, vectors in zip(facts["moments"], made, strict=True):
+        expected = Vectors.quantise(np.vstack([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)]))
+        np.testing.assert_array_equal(night.replay.items_at(at).vectors.code, expected.code)
+
+
+def test_the_ranker_is_grown_on_what_chose_it_and_never_on_the_test(night: Night, made: release.Release) -> None:
+    """As many lists as the two windows before the test hold; the release's data window ends where the test begins."""
+    facts = json.loads(night.run.file("ranker.json").read_text())
+    lists = night._part("ranker", "validation")[1]
+    assert facts["refit"]
+    assert facts["lists"] == len(lists)
+    assert lists.at.max() < night.windows.test
+    ends = {name: made.manifest.window[name]["to"] for name in ("encoder", "ranker", "validation")}
+    assert set(ends.values()) == {made.manifest.window["test"]["from"]}
 
 
 def test_the_evaluation_compares_with_dull_orders_and_the_best_possible(night: Night) -> None:

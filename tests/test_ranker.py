@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from ranker.metrics import score_lists, tie_break
-from ranker.train import RankerConfig, Trained, train
+from ranker.train import RankerConfig, Trained, refit, train
 from ranker.trees import Trees
 
 NAMES = ("noise", "taste", "price", "kind")
@@ -36,6 +36,28 @@ def trained(config: RankerConfig = SMALL, seed: int = 0, **changes: Any) -> Trai
     arrays = {key: fit[key] for key in ("rows", "gain", "start")}
     arrays |= {f"valid_{key}": valid[key] for key in ("rows", "gain", "start")}
     return train(**(arrays | {"names": NAMES, "config": config} | changes))
+
+
+def test_a_refitted_model_is_the_chosen_number_of_trees_grown_on_the_new_lists() -> None:
+    """On the lists it was chosen on it is the model that was chosen; on more it is another, of as many trees."""
+    chosen, fit, valid = trained(), world(0), world(1)
+    same = refit(chosen, fit["rows"], fit["gain"], fit["start"], NAMES, SMALL)
+    assert Trees.parse(same.model_text).score(valid["rows"]).tolist() == pytest.approx(
+        Trees.parse(chosen.model_text).score(valid["rows"]).tolist(), rel=1e-12
+    )
+    start = np.concatenate([fit["start"], fit["start"][-1] + valid["start"][1:]])
+    rows, gain = np.vstack([fit["rows"], valid["rows"]]), np.concatenate([fit["gain"], valid["gain"]])
+    more = refit(chosen, rows, gain, start, NAMES, SMALL)
+    assert (more.best_iteration, more.model_text.count("Tree=")) == (chosen.best_iteration, chosen.best_iteration)
+    assert more.lists == chosen.lists + chosen.valid_lists
+    assert more.valid_curve == chosen.valid_curve
+    assert more.model_text != chosen.model_text
+
+
+def test_a_refit_with_debiasing_needs_positions() -> None:
+    fit, debiased = world(0), SMALL.model_copy(update={"position_debias": True})
+    with pytest.raises(ValueError, match="position_debias is set and position is missing"):
+        refit(trained(), fit["rows"], fit["gain"], fit["start"], NAMES, debiased)
 
 
 def test_the_model_orders_lists_it_has_never_seen_by_the_planted_taste() -> None:

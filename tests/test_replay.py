@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from features.context import NO_DEVICE, Context, Device
 from features.history import Histories
 from features.table import names, rows
+from features.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay
 
 MOMENTS = [d * DAY for d in (0.0, 1.0, 3.0, 5.0, 5.0, 8.0)]
@@ -65,3 +68,15 @@ def test_progress_ends_at_the_number_of_lists() -> None:
     seen: list[tuple[int, int]] = []
     make_replay(make_events([], 3)).rows(LISTS, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(LISTS), len(LISTS))
+
+
+def test_a_row_has_the_vectors_of_the_last_encoder_made_before_it() -> None:
+    """Vectors change with the refreshes at days 2 and 4, not before: a list between them has the first revision's."""
+    plain = make_replay(make_events([], 3), (2.0, 4.0))
+    other, third = plain.vectors[::-1].copy(), -plain.vectors
+    revised = replace(plain, revised=((START + 2 * DAY, other), (START + 4 * DAY, third)))
+    found = {r.number: r.items.vectors.code for r in revised.readings(LISTS)}
+    for number, at in enumerate(MOMENTS):
+        expected = plain.vectors if at < 2 * DAY else other if at < 4 * DAY else third
+        np.testing.assert_array_equal(found[number], Vectors.quantise(expected).code)
+    np.testing.assert_array_equal(revised.items_at(np.inf).vectors.code, Vectors.quantise(third).code)

@@ -32,9 +32,9 @@ def split(at: np.ndarray, config: WindowConfig = DEFAULT) -> Windows:
 
 
 def test_fine_timestamps_get_their_shares() -> None:
-    """100 moments at 30, 40, 10 and 20 percent are 30, 40, 10 and 20 lists."""
+    """100 moments at 15, 55, 10 and 20 percent are 15, 55, 10 and 20 lists."""
     at = START + np.arange(100.0)
-    assert sizes(split(at), at) == [30, 40, 10, 20]
+    assert sizes(split(at), at) == [15, 55, 10, 20]
 
 
 def test_the_order_in_which_moments_come_does_not_matter() -> None:

@@ -50,6 +50,13 @@ class EncoderConfig(BaseModel):
     budget_s: float = Field(
         600.0, gt=0, description="seconds for all of it; where reading the catalogue alone takes longer, an error"
     )
+    refreshes: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="times it is made anew after its own window, evenly up to the test, always from what came before; "
+        "0 keeps the first",
+    )
     epochs: int = Field(40, ge=1, le=1000, description="passes at most, of each stage")
     patience: int = Field(4, ge=1, description="epochs without a better state after which training stops")
     examples_per_epoch: int = Field(

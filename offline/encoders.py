@@ -1,0 +1,101 @@
+"""The text encoders of a night: one for each stretch of the log, each fine-tuned on what came before its stretch.
+
+An interest score must not be a label the encoder was told, yet an encoder that stops learning where the ranker begins
+knows a fraction of what there is to know. So it is made anew at a few moments, as neighbours and priors are: a row is
+scored by the last one made before it, and the last of all, made before the test, is judged there and served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from features.log import F32, Events
+from offline.progress import OnProgress
+from offline.quarantine import DataError
+from offline.windows import Windows
+from text_encoder.config import EncoderConfig
+from text_encoder.encoder import Encoder
+from text_encoder.examples import Examples, examples
+from text_encoder.reading import BudgetSpent, read
+from text_encoder.train import FineTuned, fine_tune
+from text_encoder.trainer import Clock
+
+
+class Encoders(NamedTuple):
+    """What came of it. encoder: the last. vectors: float32[k, n, d], the items by each, NaN without text; zero_shot:
+    float32[n, d] likewise, by the encoder as it came. facts: for the report, moments among them."""
+
+    encoder: Encoder
+    vectors: F32
+    zero_shot: F32
+    facts: dict[str, Any]
+
+
+def moments(events: Events, windows: Windows, refreshes: int) -> list[float]:
+    """Ascending: the beginning of the ranker's window, and `refreshes` later ones, the last where the test begins.
+
+    Evenly by events. With leave-last-out, where tests lie at all times, up to the end of the log.
+    """
+    if not refreshes:
+        return [windows.ranker]
+    until = windows.end if windows.protocol == "leave-last-out" else windows.test
+    between = events.at[(events.at >= windows.ranker) & (events.at < until)]
+    shares = np.linspace(0, 1, refreshes, endpoint=False)[1:]
+    inner = np.quantile(between, shares, method="lower").tolist() if len(between) else []
+    return sorted({windows.ranker, windows.test, *inner})
+
+
+def made(
+    encoder: Encoder, texts: Sequence[str], events: Events, at: Sequence[float], config: EncoderConfig,
+    directory: Path, on_progress: OnProgress,
+) -> Encoders:  # fmt: skip
+    """An encoder for each moment, fine-tuned from `encoder` on the events strictly before it.
+
+    texts: one an item of the catalogue. directory: of checkpoints, from which a killed night goes on. The budget is for
+    all: the catalogue is read once, and what time is left is shared by numbers of examples. Raises DataError where
+    reading alone takes longer.
+    """
+    begun = time.monotonic()
+    # Frozen, all are the same.
+    learnt = [examples(events, moment) for moment in (at[-1:] if config.mode == "frozen" else at)]
+    found: list[FineTuned] = []
+    try:
+        read(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None)
+        for k, part in enumerate(learnt):
+            left_s = max(config.budget_s - (time.monotonic() - begun), 1.0)
+            share = (len(part) + 1) / sum(len(later) + 1 for later in learnt[k:])
+            step = config.model_copy(update={"budget_s": left_s * share})
+
+            def advance(done: int, total: int, k: int = k) -> None:
+                on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(learnt))
+
+            found.append(fine_tune(encoder, texts, part, step, directory, advance))
+    except BudgetSpent as e:
+        raise DataError(str(e)) from e
+    vectors = np.stack([f.vectors for f in found])
+    if len(found) < len(at):
+        vectors = np.repeat(vectors, len(at), axis=0)
+    return Encoders(found[-1].encoder, vectors, found[-1].zero_shot, _facts(found, learnt, at, config))
+
+
+def _facts(
+    found: Sequence[FineTuned], learnt: Sequence[Examples], at: Sequence[float], config: EncoderConfig
+) -> dict[str, Any]:
+    last = found[-1]
+    return {
+        "model": config.model, "mode": config.mode, "stopped_by": last.stopped_by, "examples": len(learnt[-1]),
+        "fingerprint": last.encoder.fingerprint, "best_epoch": last.best_epoch, "moments": list(at),
+        "made": [
+            {"examples": len(part), "best_epoch": f.best_epoch, "stopped_by": f.stopped_by}
+            for part, f in zip(learnt, found, strict=True)
+        ],
+        "curve": [
+            {"epoch": e.epoch, "loss": e.loss, "recall@50": e.recall_at_50, "ndcg@10": e.ndcg_at_10}
+            for e in last.epochs
+        ],
+    }  # fmt: skip
