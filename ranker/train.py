@@ -42,7 +42,7 @@ class RankerConfig(BaseModel):
     feature_fraction: float = Field(0.6, gt=0, le=1, description="Share of the features each tree may ask.")
     lambda_l2: float = Field(10.0, ge=0, description="L2 penalty on leaf values.")
     max_bin: int = Field(255, ge=2, le=65_535, description="Distinct values of a feature that are told apart.")
-    early_stopping_rounds: int = Field(50, ge=1, description="Trees without a better validation ndcg@10 that end it.")
+    early_stopping_rounds: int = Field(100, ge=1, description="Trees without a better validation ndcg@10 that end it.")
     label_gain: tuple[float, ...] = Field(
         (0, 1, 3, 7), min_length=2, description="What gain 0, 1, 2, ... is worth, rising; ndcg's own is 2^gain - 1."
     )
