@@ -156,16 +156,17 @@ def beside_hits(order: I32, count: F64, vectors: F32) -> dict[str, F64]:
 
 def judge(
     orders: Mapping[str, I32], lists: Lists, targets: Targets, of_lists: Mapping[str, Mask],
-    of_targets: Mapping[str, Mask], count: F64, vectors: F32, seed: int,
+    of_targets: Mapping[str, Mask], count: F64, vectors: F32, seed: int, had: Mapping[str, Mask] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`systems`, `intervals` and `comparisons` of an evaluation, and `shares` where the best possible order is known.
 
     systems: by system, by slice: `lists`, how many have something to find, and the mean of each metric; coverage of
     slice `all` is of the catalogue. intervals: by system, slice and metric: low and high. comparisons: `ranker` against
     each other system, and `text` against `text_zero_shot`, by `PRIMARY` in every slice. All intervals are bootstraps
-    over whole users, and those of comparisons paired by list. shares: by slice of
-    lists, how far of the way from popularity to the best possible order the ranker goes: `share`, `low`, `high`,
-    `lists`. of_lists: bool[lists], of_targets: bool[targets].
+    over whole users, and those of comparisons paired by list. shares: by slice of lists, how far of the way from
+    popularity to the best possible order the ranker goes: `share`, `low`, `high`, `lists`. of_lists: bool[lists],
+    of_targets: bool[targets]. had: like `orders`, what the user had before; then slice `new_only` is each order without
+    that, and the targets `new_items`.
     """
     metrics, counted = metrics_of(lists), lists_with_gain(lists)
     out: dict[str, Any] = {"systems": {s: {} for s in orders}, "intervals": {s: {} for s in orders}, "comparisons": []}
@@ -174,10 +175,10 @@ def judge(
         _add(out, name, whole, lists.user, mask & counted, seed)
         _add_share(out, name, whole, lists.user, mask & counted, seed)
     for name, part in of_targets.items():
-        values = {s: per_list(o, targets, METRICS, part) for s, o in orders.items()}
-        some = np.zeros(len(lists), bool)
-        some[targets.of[part]] = True
-        _add(out, name, values, lists.user, some, seed)
+        _add_part(out, name, orders, lists, targets, part, seed)
+    if had is not None:
+        new = {s: np.where(had[s], np.int32(-1), o) for s, o in orders.items()}
+        _add_part(out, "new_only", new, lists, targets, of_targets["new_items"], seed)
     for system, order in orders.items():
         if "all" in out["systems"][system]:
             covered = coverage(order[:, :SHOWN].astype(np.int64), len(count))
@@ -185,6 +186,16 @@ def judge(
     found: dict[str, dict[str, Any]] = next(iter(out["systems"].values()), {})
     out["small_slices"] = [name for name, by in found.items() if by["lists"] < SMALL]
     return out
+
+
+def _add_part(
+    out: dict[str, Any], name: str, orders: Mapping[str, I32], lists: Lists, targets: Targets, part: Mask, seed: int
+) -> None:
+    """Put how well a part of the targets is found into an evaluation, over the lists that hold one."""
+    values = {s: per_list(o, targets, METRICS, part) for s, o in orders.items()}
+    some = np.zeros(len(lists), bool)
+    some[targets.of[part]] = True
+    _add(out, name, values, lists.user, some, seed)
 
 
 def _add(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, seed: int) -> None:

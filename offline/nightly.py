@@ -294,10 +294,11 @@ class Night:
         )
         known = slices.known_engagements(events, self.windows, targets, len(catalogue))
         orders = evaluate.orders(tested, baselines, score, self.data.truth, catalogue.item_ids)
+        had = {system: slices.had_before(events, tested, order) for system, order in orders.items()}
         found = evaluate.judge(
             orders, tested, targets, slices.of_lists(events, tested, warm) | of_events,
             slices.of_targets(events, tested, targets, catalogue, known) | of_items, known,
-            self._zero_shot[:-1], self.config.seed,
+            self._zero_shot[:-1], self.config.seed, had,
         )  # fmt: skip
         table = self.replay.features
         own = [f.name for f in self.custom]

@@ -2,7 +2,9 @@
 
 A slice of lists (people known and not, by how much) keeps whole lists. A slice of targets (new items and old, head and
 tail) asks how well an order finds *those*: other items engaged with in the same list are neither hits nor in the way,
-so a basket of old and new is judged on each (as repetition and exploration are in Li et al., TOIS 2023).
+so a basket of old and new is judged on each (as repetition and exploration are in Li et al., TOIS 2023). Other
+candidates stay in the way: where people come back to what they had, that fills the top, and new items seem worse found
+than by chance. `new_only` therefore takes what the user had before out of the order too: a list of new items alone.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import Catalogue
-from features.log import F64, Events, Lists
+from features.log import F64, I32, Events, Lists
 from offline.baselines import Tally, engagements, pairs
 from offline.lists import Targets
 from offline.windows import Windows
@@ -56,6 +58,15 @@ def of_targets(events: Events, lists: Lists, targets: Targets, catalogue: Catalo
     category, names = catalogue.category[item], catalogue.category_names
     most = np.argsort(-np.bincount(category, minlength=len(names) + 1)[: len(names)], kind="stable")[:CATEGORIES]
     return out | {f"category:{names[c]}": category == c for c in most.tolist()}
+
+
+def had_before(events: Events, lists: Lists, order: I32) -> Mask:
+    """bool, like `order` (int32[lists, depth], `-1` for none): whether the list's user had engaged with it before."""
+    acts = engagements(events)
+    user, at = np.broadcast_to(lists.user[:, None], order.shape), np.broadcast_to(lists.at[:, None], order.shape)
+    some, out = order >= 0, np.zeros(order.shape, bool)
+    out[some] = Tally(pairs(acts.user, acts.item), acts.at).before(pairs(user[some], order[some]), at[some]) > 0
+    return out
 
 
 def known_engagements(events: Events, windows: Windows, targets: Targets, n_items: int) -> F64:

@@ -76,10 +76,26 @@ def test_where_nobody_buys_a_thing_twice_none_is_offered_it_again() -> None:
     """All 8 purchases are of something new to their user; of what user 0 had nothing ranks above anything else."""
     once = bought(*((0.1 * k, k % 2, k) for k in range(8)))
     (found,) = said(once, rebuilt(make_lists([2 * DAY], [0], [list(range(8))])))
-    for name in set(BASELINES) - {"item_click_rate", "ease"}:
+    assert np.isnan(found["own_history"]).all(), "it has nothing else to offer"
+    for name in set(BASELINES) - {"item_click_rate", "ease", "own_history"}:
         assert set(np.flatnonzero(found[name] == -np.inf)) - {2} == {0, 4, 6}, name
     (shown,) = said(once, make_lists([2 * DAY], [0], [list(range(8))]))
     assert np.isfinite(shown["popularity"]).all(), "a list that was shown is ordered as it is"
+
+
+def test_own_history_counts_the_users_visits_with_an_item_and_parts_equals_by_the_latest() -> None:
+    """User 0: item 1 twice in one visit, then 2, then 3 and 2, then 4. Visits: 2 of item 2, 1 of the others; visits
+    ago: 0 for 4, 1 for 2 and 3, 3 for 1. User 1's purchases are not his, and a stranger has no history."""
+    events = make_events([
+        (0, 0, 1, Kind.CART, -1), (0, 0, 1, BOUGHT, -1), (1, 0, 2, BOUGHT, -1), (2, 0, 3, BOUGHT, -1),
+        (2, 0, 2, BOUGHT, -1), (3, 0, 4, BOUGHT, -1), *((k, 1, 5, BOUGHT, -1) for k in range(5)),
+    ], n_users=3)  # fmt: skip
+    mine, strange = said(events, make_lists([9.0, 9.0], [0, 2], [[1, 2, 3, 4, 5, -1]] * 2))
+    expected = [1 + 1 / 5, 2 + 1 / 3, 1 + 1 / 3, 1 + 1 / 2, 0, 0]
+    np.testing.assert_allclose(mine["own_history"], expected)
+    assert np.isnan(strange["own_history"]).all()
+    (other,) = said(events, make_lists([9.0], [0], [[6, 7]]))
+    assert np.isnan(other["own_history"]).all(), "nothing of his is among them"
 
 
 def test_where_people_come_back_for_the_same_they_are_offered_it() -> None:

@@ -29,7 +29,7 @@ from offline.evaluate import (
 )
 from offline.lists import Targets, baskets, targets
 from offline.quarantine import DataError
-from offline.slices import known_engagements, of_lists, of_targets
+from offline.slices import had_before, known_engagements, of_lists, of_targets
 from offline.windows import Windows
 from ranker.metrics import score_lists, tie_break
 from tests.worlds import DAY, START, make_catalogue, make_events, make_lists, make_replay
@@ -340,6 +340,25 @@ def test_targets_are_told_apart_by_what_was_known_of_them_then() -> None:
     }  # fmt: skip
     last_out = Windows(START, START + 2, START + 3, START + 50, START + 1e6, "leave-last-out")
     assert known_engagements(events, last_out, wanted, 12)[:7].tolist() == [0, 0, 0, 1, 20, 1, 1]
+
+
+def test_among_new_items_alone_what_was_had_before_is_not_in_the_way() -> None:
+    """User 0 had items 1 to 4, which stand above item 5, new to him. He takes 1 and 5: without the other target item 5
+    is at place 4, 1 / log2(5); in the order of new items it is at the top."""
+    rows = [(float(k), 0, k, Kind.PURCHASE, -1) for k in (1, 2, 3, 4)]
+    rows += [(50.0, 0, i, Kind.PURCHASE, -1) for i in (1, 5)]
+    events = make_events(rows, 2)
+    asked = baskets(events, START + 50)
+    wanted = targets(asked, asked)
+    order = np.array([[2, 1, 3, 4, 5, 6, -1]], np.int32)
+    had = had_before(events, asked, order)
+    assert had.tolist() == [[True, True, True, True, False, False, False]]
+    found = judge(
+        {"ranker": order}, asked, wanted, {"all": np.ones(1, bool)}, {"new_items": wanted.item == 5}, np.ones(12),
+        VECTORS[:12], seed=3, had={"ranker": had},
+    )["systems"]["ranker"]  # fmt: skip
+    assert found["new_items"]["ndcg@10"] == pytest.approx(1 / np.log2(5))
+    assert found["new_only"]["ndcg@10"] == 1
 
 
 # The ranker's own

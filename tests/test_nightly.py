@@ -123,8 +123,8 @@ def test_the_evaluation_compares_with_dull_orders_and_the_best_possible(night: N
     found = json.loads(night.run.file("evaluation.json").read_text())
     ndcg = {name: by["all"]["ndcg@10"] for name, by in found["systems"].items()}
     ends = {name: by["all"]["ndcg@10"] for name, by in found["intervals"].items()}
-    assert {"random", "shown_order", "popularity", "recency_popularity", "item_click_rate", "cooccurrence", "ease",
-            "text_zero_shot", "text", "ranker", "best_possible"} == set(ndcg)  # fmt: skip
+    assert {"random", "shown_order", "popularity", "recency_popularity", "item_click_rate", "own_history",
+            "cooccurrence", "ease", "text_zero_shot", "text", "ranker", "best_possible"} == set(ndcg)  # fmt: skip
     assert all(low <= ndcg[name] <= high for name, (low, high) in ends.items())
     assert max(ndcg, key=lambda name: ndcg[name]) == "best_possible"
     assert ndcg["ranker"] > ends["random"][1]
