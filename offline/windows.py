@@ -1,9 +1,10 @@
 """What each part learns from and is judged on: encoder, ranker, validation, test.
 
 By time, one after the other over the whole shop (`time-split`, `given-lists`), or by each user's own last two baskets
-(`leave-last-out`, for comparisons with what is published). Either way everything the encoder saw happened before the
-first row the ranker learns from, so the interest score is never a label it was told, and windows meet at moments, not
-at rows: what happened at one moment is never on both sides.
+(`leave-last-out`, for comparisons with what is published). Either way the first encoder saw what
+happened before the first row the ranker learns from, and each later one (`offline.encoders`) what happened before the
+rows it scores, so the interest score is never a label it was told. Windows meet at moments, not at rows: what happened
+at one moment is never on both sides.
 """
 
 from __future__ import annotations
