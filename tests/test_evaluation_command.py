@@ -83,8 +83,9 @@ def test_a_folder_is_evaluated_without_anything_set_up_or_left_behind(
     assert not list(spare.glob("shelfwise-*"))
     found: Any = json.loads(file.read_text("utf-8"))
     assert found["protocol"] == "time-split"
-    assert {"best_possible", "random", "shown_order", "popularity", "recency_popularity", "item_click_rate", "own_history",
-            "cooccurrence", "ease", "text_zero_shot", "text", "ranker"} == set(found["systems"])  # fmt: skip
+    assert {"best_possible", "random", "shown_order", "popularity", "recency_popularity", "item_click_rate",
+            "own_history", "cooccurrence", "ease", "text_zero_shot", "text",
+            "ranker"} == set(found["systems"])  # fmt: skip
     assert {"all", "warm_users"} <= set(found["systems"]["ranker"])
     for system, by_slice in found["systems"].items():
         for name, by_metric in by_slice.items():
