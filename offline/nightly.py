@@ -389,7 +389,7 @@ class Night:
         path = release.write(
             self.config.releases,
             items=replace(
-                self.replay.items_at(cut_off), inverted=inverted_lists(self.replay.vectors, self.config.seed)
+                self.replay.items_at(cut_off), inverted=inverted_lists(_and_unknown(vectors), self.config.seed)
             ),
             model_text=self.run.file("ranker.txt").read_text("utf-8"),
             item_columns=self.data.items.append_column("embedding", embedding),
