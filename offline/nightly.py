@@ -230,8 +230,6 @@ class Night:
     def _part(self, *windows: str, among: I64 | None = None) -> tuple[F32, Lists, I64]:
         """Rows and lists of some windows, and the numbers of their lists; only those of `among`, if given."""
         each = {window: self.windows.lists(window, self.lists) for window in windows}
-        if among is not None:
-            each = {window: np.intersect1d(numbers, among) for window, numbers in each.items()}
         for window, numbers in each.items():
             if not len(numbers):
                 raise DataError(
@@ -239,6 +237,8 @@ class Night:
                     f"give it a larger share in `windows`, or import a longer log"
                 )
         which: I64 = np.sort(np.concatenate(list(each.values())))
+        if among is not None:
+            which = np.intersect1d(which, among)
         inside = np.isin(np.arange(len(self.lists)), which)[self.lists.group]
         made: F32 = np.load(self.run.file("rows.npy"), mmap_mode="r", allow_pickle=False)
         return made[inside], self.lists.take(which), which
@@ -342,15 +342,19 @@ class Night:
         return lists.targets(tested, tested if self.is_logged else lists.baskets(self.data.events, tested.at.min()))
 
     def learning_curve(self, on_progress: OnProgress) -> list[dict[str, Any]]:
-        """How the ranker does on the test lists when it learns from fewer; of a night that is evaluated."""
+        """How the ranker does on the test lists when it learns from fewer; of a night that is evaluated.
+
+        Lists are of the ranker's window; grown anew, it gets the same share of those of validation, evenly spread.
+        """
         x_test, tested, _ = self._part("test")
-        learnt_from = ("ranker", "validation") if self.config.ranker.refit else ("ranker",)
-        numbers = np.sort(np.concatenate([self.windows.lists(window, self.lists) for window in learnt_from]))
+        learnt, valid = (self.windows.lists(window, self.lists) for window in ("ranker", "validation"))
 
         def fit(which: I64) -> F64:
-            return Trees.parse(self._trained(numbers[which])[0].model_text).score(x_test)
+            again = np.linspace(0, len(valid), round(len(valid) * len(which) / len(learnt)), endpoint=False)
+            among = np.concatenate((learnt[which], valid[again.astype(np.int64)]))
+            return Trees.parse(self._trained(among)[0].model_text).score(x_test)
 
-        return evaluate.learning_curve(fit, len(numbers), tested, self._targets(tested), self.config.seed, on_progress)
+        return evaluate.learning_curve(fit, len(learnt), tested, self._targets(tested), self.config.seed, on_progress)
 
     def _data_facts(self) -> dict[str, Any]:
         notes = [] if self.is_logged else [
