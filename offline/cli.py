@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.text import Text
 
-from offline.commands import data, evaluation, keys, night, releases, service
+from offline.commands import data, evaluation, keys, log, night, releases, service
 from offline.progress import console
 from offline.terminal import Failure, plain
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(data.simulate)
 app.command(name="import")(data.import_)
 app.command()(data.validate)
+app.command()(log.collect)
 app.command()(night.nightly)
 app.command()(evaluation.evaluate)
 app.command()(evaluation.tune)
@@ -32,6 +33,7 @@ app.command()(evaluation.ablate)
 app.command()(service.serve)
 app.command()(service.rank)
 app.command()(service.similar)
+app.command()(log.skew)
 app.command()(releases.releases)
 app.add_typer(keys.app)
 app.command()(night.demo)

@@ -15,11 +15,16 @@ import pyarrow.parquet as pq
 from features.catalogue import Catalogue
 from features.context import NO_DEVICE, device_code
 from features.log import F64, I8, I32, I64, KINDS, Events
+from offline import erasures
 from offline.attributes import read_as
+from offline.collect import SERVED_SCHEMA
+from offline.importer import EVENTS_SCHEMA
 from offline.quarantine import DataError
 from offline.sources import ITEM_COLUMNS, AttributeKind
 
 _ITEMS, _EVENTS, _TRUTH, _PROPENSITIES = "items.parquet", "events.parquet", "truth.parquet", "propensities.parquet"
+_PARTS, _SERVED = "events", "served"
+"""Folders of what `shelfwise collect` brought."""
 _NEEDED = {
     _ITEMS: ("item_id", "title"),
     _EVENTS: ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),
@@ -39,16 +44,19 @@ _AGAIN = "make the data set again with `shelfwise import` or `shelfwise simulate
 class Dataset:
     """A catalogue and its event log.
 
-    items: the table of `items.parquet`, rows in the catalogue's order. event_id: of each row of `events`. truth: the
-    simulator's hidden utility by (request_id, item_id), None for real data. propensities: (position, chance in (0, 1])
-    by (request_id, item_id): where the item stood in a list that was shown in a partly random order, and with what
-    chance it came to stand there; None where lists were not logged with it.
+    items: the table of `items.parquet`, rows in the catalogue's order. event_id: of each row of `events`. shown:
+    `events`, and an impression for each place of an answered list of which no impression was ever sent: for query
+    groups alone, as what the service knows of users and items has none of them either. truth: the simulator's hidden
+    utility by (request_id, item_id), None for real data. propensities: (position, chance in (0, 1]) by (request_id,
+    item_id): where the item stood in a list that was shown in a partly random order, and with what chance it came to
+    stand there; None where lists were not logged with it.
     """
 
     items: pa.Table
     catalogue: Catalogue
     events: Events
     event_id: pa.Array
+    shown: Events
     truth: Mapping[tuple[str, str], float] | None
     propensities: Mapping[tuple[str, str], tuple[int, float]] | None = None
 
@@ -59,17 +67,14 @@ def load(directory: Path, attributes: Mapping[str, AttributeKind] | None = None)
     Raises FileNotFoundError naming the file that is missing, and DataError naming file, column and row of what is not
     as the layout says; both say how to make it.
     """
-    for name in (_ITEMS, _EVENTS):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"{directory / name}: no such file; make it with `shelfwise import` or `shelfwise simulate`"
-            )
+    if not (directory / _ITEMS).is_file():
+        raise _missing(directory / _ITEMS)
     items = _table(directory / _ITEMS).sort_by("item_id").combine_chunks()
     items = read_as(items, attributes or {}, str(directory / _ITEMS))
     found = catalogue(items, str(directory / _ITEMS))
-    events, event_id = _events(directory / _EVENTS, found)
-    propensities = _propensities(directory / _PROPENSITIES)
-    return Dataset(items, found, events, event_id, _truth(directory / _TRUTH), propensities)
+    events, event_id, shown = read_events(directory, found)
+    propensities = _propensities(directory / _PROPENSITIES) or _explored(directory)
+    return Dataset(items, found, events, event_id, shown, _truth(directory / _TRUTH), propensities)
 
 
 def beside(path: Path) -> pa.Table:
@@ -94,16 +99,103 @@ def beside(path: Path) -> pa.Table:
     return table
 
 
-def _table(path: Path) -> pa.Table:
-    """A file of the layout, checked to have the columns that are needed and no gap where none may be."""
+def _missing(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{path}: no such file; make it with `shelfwise import` or `shelfwise simulate`")
+
+
+def read_events(directory: Path, catalogue: Catalogue) -> tuple[Events, pa.Array, Events]:
+    """`events`, `event_id` and `shown` of a `Dataset`, with items as a catalogue numbers them.
+
+    From `events.parquet`, what was collected, or both, an event that is in both once; erased users are left out.
+    """
+    gone, path = erasures.read(directory), directory / _EVENTS
+    parts = sorted((directory / _PARTS).glob("date=*/part-*.parquet"))
+    if not path.is_file() and not parts:
+        raise _missing(path)
+    table = _table(path) if path.is_file() else None
+    if parts:
+        tables = [_whole(t) for t in (table, *(_table(p, _EVENTS) for p in parts)) if t is not None]
+        table = _once(pa.concat_tables(tables), "event_id")
+    assert table is not None
+    table = erasures.kept(table, gone, "timestamp")
+    unsent = _unsent(directory, table, gone)
+    if unsent is None:
+        events, event_id = _events(table, path, catalogue)
+        return events, event_id, events
+    events, event_id = _events(pa.concat_tables([_whole(table), unsent]), path, catalogue)
+    # Of the same users and requests by number: one is part of the other.
+    sent = ~pc.is_in(event_id, unsent["event_id"].combine_chunks()).to_numpy(zero_copy_only=False)
+    return events.take(sent), event_id.filter(pa.array(sent)), events
+
+
+def read_served(directory: Path) -> pa.Table:
+    """What was collected of answered lists, each request once, erased users left out; no rows where there is none."""
+    parts = sorted((directory / _SERVED).glob("date=*/part-*.parquet"))
+    if not parts:
+        return SERVED_SCHEMA.empty_table()
+    tables = []
+    for part in parts:
+        try:
+            tables.append(pq.read_table(part, schema=SERVED_SCHEMA, partitioning=None))
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(f"{part}: cannot be read ({' '.join(str(e).split())[:200]}); restore it from a copy") from e
+    return erasures.kept(_once(pa.concat_tables(tables), "request_id"), erasures.read(directory), "at")
+
+
+def _unsent(directory: Path, events: pa.Table, gone: erasures.Erasures) -> pa.Table | None:
+    """An impression for each place of a served list of which the log holds none; None where there is no such list."""
+    served = read_served(directory)
+    if not len(served):
+        return None
+    shown = events.filter(pc.equal(events["event"].cast(pa.string()), "impression"))["request_id"].cast(pa.string())
+    served = served.filter(
+        pc.and_(pc.invert(pc.is_in(served["request_id"], pc.unique(shown))), pc.is_valid(served["user_id"]))
+    ).combine_chunks()
+    if not len(served):
+        return None
+    lists = served["item_ids"].combine_chunks()
+    of = pc.list_parent_indices(lists)
+    place = np.arange(len(of)) - np.searchsorted(of.to_numpy(), of.to_numpy())
+    row = served.select(["request_id", "at", "user_id", "device"]).take(of)
+    given = {
+        "event_id": pc.binary_join_element_wise(
+            row["request_id"], pa.array(place).cast(pa.string()), "#"
+        ), "event": pa.array(["impression"] * len(of)), "user_id": row["user_id"], "item_id": pc.list_flatten(lists),
+        "timestamp": row["at"], "request_id": row["request_id"], "position": pa.array(place, pa.int16()),
+        "device": row["device"],
+    }  # fmt: skip
+    return _whole(pa.table(given))
+
+
+def _whole(events: pa.Table) -> pa.Table:
+    """Events with all columns of the layout, in one form, so that tables of different origin stand together."""
+    columns = [
+        events[f.name].cast(f.type, safe=False) if f.name in events.column_names else pa.nulls(len(events), f.type)
+        for f in EVENTS_SCHEMA
+    ]
+    return pa.Table.from_arrays([c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns],
+                                schema=EVENTS_SCHEMA)  # fmt: skip
+
+
+def _once(table: pa.Table, column: str) -> pa.Table:
+    """The first row of each value."""
+    first = table.append_column("#row", pa.array(np.arange(len(table)))).group_by(column).aggregate([("#row", "min")])
+    return table.take(pa.array(np.sort(first["#row_min"].to_numpy())))
+
+
+def _table(path: Path, kind: str = "") -> pa.Table:
+    """A file of the layout, checked to have the columns that are needed and no gap where none may be.
+
+    kind: the file it is a part of.
+    """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(e).split())[:200]}); {_AGAIN}") from e
-    for name in _NEEDED[path.name]:
+    for name in _NEEDED[kind or path.name]:
         if name not in table.column_names:
             raise DataError(f"{path}: has no column {name!r}; {_AGAIN}")
-    for name in _NEVER_NULL[path.name]:
+    for name in _NEVER_NULL[kind or path.name]:
         if table[name].null_count:
             row = int(np.flatnonzero(table[name].is_null().to_numpy(zero_copy_only=False))[0])
             raise DataError(f"{path}, row {row}, column {name!r}: is null, which it may not be; {_AGAIN}")
@@ -210,8 +302,7 @@ def _tags(items: pa.Table, list_names: Sequence[str], text_names: Sequence[str])
     return np.append(start, start[-1]), (distinct & 0xFFFFFFFF).astype(np.int32), encoded.dictionary.to_pylist()
 
 
-def _events(path: Path, catalogue: Catalogue) -> tuple[Events, pa.Array]:
-    table = _table(path)
+def _events(table: pa.Table, path: Path, catalogue: Catalogue) -> tuple[Events, pa.Array]:
     user = table["user_id"].combine_chunks().dictionary_encode()
     request = table["request_id"].combine_chunks().dictionary_encode()
     item = pc.fill_null(pc.index_in(table["item_id"], pa.array(catalogue.item_ids, table["item_id"].type)), -1)
@@ -267,6 +358,17 @@ def _propensities(path: Path) -> Mapping[tuple[str, str], tuple[int, float]] | N
     t = beside(path)
     values = zip(t["position"].to_pylist(), t["propensity"].to_pylist(), strict=True)
     return dict(zip(_listed(t), values, strict=True))
+
+
+def _explored(directory: Path) -> Mapping[tuple[str, str], tuple[int, float]] | None:
+    """The same of answered lists, where some were shown with exploration on."""
+    served = read_served(directory).select(["request_id", "item_ids", "propensity"])
+    lists = served.filter(pc.is_valid(served["propensity"])).to_pylist()
+    return {
+        (row["request_id"], item): (place, chance)
+        for row in lists
+        for place, (item, chance) in enumerate(zip(row["item_ids"], row["propensity"], strict=True))
+    } or None
 
 
 def _listed(table: pa.Table) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,19 @@ from features.log import F32, F64, I64, Kind, Lists
 from features.replay import Reading, Replay
 from features.table import rows
 from features.vectors import Vectors
-from offline import column_slices, dataset, encoders, evaluate, explanation, facts, lists, policies, report, slices
+from offline import (
+    column_slices,
+    dataset,
+    encoders,
+    erasures,
+    evaluate,
+    explanation,
+    facts,
+    lists,
+    policies,
+    report,
+    slices,
+)
 from offline.baselines import Baselines
 from offline.clustering import inverted_lists
 from offline.config import Config
@@ -39,11 +51,11 @@ from ranker.examination import examination
 from ranker.train import Trained, refit, train
 from ranker.trees import Trees
 from serving import release
-from serving.store import BulkStore, Pointer
+from serving.store import BulkStore, Pointer, user_hash
 from text_encoder.encoder import load
 from text_encoder.text import attributes, item_texts
 
-_DATA = ("items.parquet", "events.parquet", *BESIDE)
+_DATA = ("items.parquet", "events.parquet", "events", "served", "erasures.parquet", *BESIDE)
 _CHECKED_EVERY = 1000
 """Lists between checks of the user's own features."""
 
@@ -123,7 +135,7 @@ class Night:
     @property
     def is_logged(self) -> bool:
         """Whether query groups come from lists that were shown, or are rebuilt."""
-        e, source = self.data.events, self.config.lists.source
+        e, source = self.data.shown, self.config.lists.source
         any_list = bool(((e.kind == Kind.IMPRESSION) & (e.request >= 0) & (e.item >= 0)).any())
         return source == "logged" or (source == "auto" and any_list)
 
@@ -149,7 +161,7 @@ class Night:
         if protocol == "given-lists" and not self.is_logged:
             raise DataError("protocol given-lists takes lists that were shown: set lists.source to logged")
         if self.is_logged:
-            found = lists.logged(events, self.config.lists.attribution_s)
+            found = lists.logged(self.data.shown, self.config.lists.attribution_s)
             if not len(found):
                 raise DataError("no list was logged, only what people did: set lists.source to rebuilt, or to auto")
         else:
@@ -184,7 +196,7 @@ class Night:
     def _lists(self, on_progress: OnProgress) -> None:
         config, begin, events = self.config.lists, self.windows.ranker, self.data.events
         if self.is_logged:
-            found = lists.logged(events, config.attribution_s)
+            found = lists.logged(self.data.shown, config.attribution_s)
             found = found.take(np.flatnonzero((found.at >= begin) & evaluate.lists_with_gain(found)))
             found = found.take(self.windows.kept(found, config.most, self.config.seed))
         else:
@@ -325,7 +337,7 @@ class Night:
         if self.data.propensities is None or not self.is_logged:
             return {}
         return policies.worth(
-            self.data, self.replay, lists.logged(self.data.events, self.config.lists.attribution_s), self.windows,
+            self.data, self.replay, lists.logged(self.data.shown, self.config.lists.attribution_s), self.windows,
             trees, Vectors.quantise(self._zero_shot), self.config.seed, evaluate.LEVEL, on_progress,
         )  # fmt: skip
 
@@ -365,7 +377,7 @@ class Night:
             early = users - len(self.windows.lists("test", self.lists))
             notes.append("Each user's last basket is the test; every baseline orders the whole catalogue.")
             notes += [f"{early:,} users left before the ranker's first list and are not tested."] if early else []
-        shown = lists.logged(self.data.events, self.config.lists.attribution_s) if self.is_logged else self.lists
+        shown = lists.logged(self.data.shown, self.config.lists.attribution_s) if self.is_logged else self.lists
         return facts.of_data(self.data) | {
             "lists": len(shown), "lists_source": "logged" if self.is_logged else "rebuilt",
             "lists_without_gain": int((~evaluate.lists_with_gain(shown)).sum()) if self.is_logged else 0,
@@ -437,6 +449,7 @@ class Night:
             # An event of an item outside the catalogue has lost its id on the way here.
             order = np.argsort(events.user, kind="stable")
             order = order[events.item[order] >= 0]
+            order = order[events.at[order] > self._erased(store)[events.user[order]]]
             start = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
             event_ids = self.data.event_id.take(pa.array(order)).to_pylist()
             item_ids = [ids[i] for i in events.item[order].tolist()]
@@ -446,6 +459,11 @@ class Night:
             )  # fmt: skip
             store.point(Pointer(id=made["id"], path=made["path"]))
         write_json(self.run.file("published.json"), {"release": made["id"], "seeded": seeded})
+
+    def _erased(self, store: BulkStore) -> F64:
+        """float64[users]: until when a user was erased since the log was read, so that no list is brought back."""
+        gone = erasures.known(self.config.data, store.erased()[1])
+        return np.array([gone.get(user_hash(u), -np.inf) for u in self.data.events.user_ids], np.float64)
 
 
 def looked_at(x: F32, learnt: Lists, valid: Lists, columns: Sequence[str]) -> F64:

@@ -66,12 +66,13 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(follower.run())
         following.add_done_callback(_say_if_it_died)
-        looking = asyncio.create_task(_look_at(good))
+        tasks = [following, asyncio.create_task(_look_at(good)), asyncio.create_task(service.served.run())]
         yield
-        for task in (following, looking):
+        for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await service.served.flush()
         await store.close()
 
     app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, redoc_url=None)
@@ -110,11 +111,11 @@ def _routes(app: FastAPI, service: Service) -> None:
         return _json(await service.recommend(schema.recommend_request(await request.body())))
 
     @app.post(
-        "/v1/events", status_code=202, summary="Take in what shoppers do: one event or an array",
+        "/v1/events", status_code=202, summary="Take in what shoppers do: one event, an array, or JSON lines",
         openapi_extra=_forms(schema.EventIn, EventsAnswer, 202, several=True) | needs("events"),
     )  # fmt: skip
     async def events(request: Request) -> Response:
-        return _json(await service.take(await request.body()), 202)
+        return _json(await service.take(await request.body(), request.headers.get("content-type", "")), 202)
 
     @app.get(
         "/v1/similar/{item_id:path}",
@@ -195,7 +196,10 @@ def _forms(body: type | None, answer: type, status: int = 200, several: bool = F
     if body is not None:
         one = _reference(body)
         form = {"oneOf": [one, {"type": "array", "items": one}]} if several else one
-        out["requestBody"] = {"required": True, "content": {"application/json": {"schema": form}}}
+        content = {"application/json": {"schema": form}}
+        if several:
+            content["application/x-ndjson"] = {"schema": {"type": "string", "description": "One object a line."}}
+        out["requestBody"] = {"required": True, "content": content}
     return out
 
 

@@ -66,6 +66,16 @@ class ServiceConfig(BaseModel):
         allow_inf_nan=False,
         description="Added to the clock: to serve a log of the past as of its end. 0 in earnest.",
     )
+    log_served: bool = Field(True, description="Keep what each ranking answered, for `shelfwise collect`.")
+    log_rows_share: float = Field(
+        0.0, ge=0, le=1, description="Share of the served lists kept with all candidates' feature rows, for `skew`."
+    )
+    log_served_most: int = Field(
+        200_000, ge=1, le=100_000_000, description="Served lists that wait in Redis at most; beyond, dropped, counted."
+    )
+    explore: float = Field(
+        0.0, ge=0, le=1, description="Share of the lists in which neighbours may change places, with known chances."
+    )
     because_cosine: float = Field(
         0.35, ge=-1, le=1, description="Least cosine at which `because_you_viewed` names an item of the user's list."
     )

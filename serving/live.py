@@ -52,6 +52,18 @@ class Ranking(NamedTuple):
     score: F64
     rows: F32
 
+    def take(self, order: I64) -> Ranking:
+        """The same items in another order."""
+        return Ranking(
+            [self.item_ids[k] for k in order.tolist()], self.item[order], self.score[order], self.rows[order]
+        )
+
+    def first(self, limit: int | None) -> Ranking:
+        """At most `limit` of them; all where it is None."""
+        if limit is None or limit >= len(self.item_ids):
+            return self
+        return Ranking(self.item_ids[:limit], self.item[:limit], self.score[:limit], self.rows[:limit])
+
 
 @dataclass
 class Live:

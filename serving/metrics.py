@@ -56,6 +56,7 @@ class Metrics:
         self._redis = Gauge(
             f"{name}redis_up", "1 where every worker reaches Redis.", registry=r, multiprocess_mode="livemin"
         )
+        self._dropped = Counter(f"{name}served_dropped", "Served lists that the log had no room for.", registry=r)
         self._live: str | None = None
         # A labelled child is found by a lock and a dictionary of tuples; once is enough.
         self._of_route: dict[str, Histogram] = {}
@@ -91,6 +92,10 @@ class Metrics:
         """Events were stored."""
         self._events.labels("accepted").inc(accepted)
         self._events.labels("duplicate").inc(duplicates)
+
+    def dropped(self, count: int) -> None:
+        """Records of served lists were lost for want of room."""
+        self._dropped.inc(count)
 
     def fresh(self, seconds: float) -> None:
         """This worker read of an event that was accepted so long ago."""

@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from features.context import DEVICE_CHARACTERS
 from features.log import GA4, KINDS, Kind
+from serving import ga4
 from serving.config import ID_CHARACTERS
 from serving.rules import Applied, Removed, Rules
 from serving.store import Event
@@ -151,7 +152,7 @@ class RankAnswer(Struct):
 
 
 class EventIn(Struct, forbid_unknown_fields=True):
-    """Something a shopper did with an item.
+    """Something a shopper did with an item; a body of GA4's Measurement Protocol may stand in its place.
 
     event: impression, view, click, cart, purchase or rating; or view_item_list, select_item, view_item, add_to_cart.
     event_id: makes a retry harmless. Without it, it is derived from all other fields; without a timestamp either, a
@@ -242,8 +243,16 @@ class Accepted(NamedTuple):
     derived: bool
 
 
+class Refused(NamedTuple):
+    """An event that is not taken: the field at fault, and why."""
+
+    field: str | None
+    message: str
+
+
 _AT_FIELD = re.compile(r" - at `\$\.?(.*)`$")
 _NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `(.*?)`")
+_ENDS = re.compile(rb"[\r\n]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RANK = msgspec.json.Decoder(RankRequest)
 _RECOMMEND = msgspec.json.Decoder(RecommendRequest)
@@ -282,26 +291,73 @@ def _no_control(body: bytes, **texts: list[str]) -> None:
             raise _invalid(where, f"{ids[at]!r} contains a control character")
 
 
-def raw_events(body: bytes, most: int) -> list[msgspec.Raw]:
-    """The events of a body that is one object or an array, each still to be decoded. Raises Problem."""
-    if not body.lstrip(b" \t\r\n").startswith(b"["):
-        return [msgspec.Raw(body)] if _decoded(msgspec.json.Decoder(msgspec.Raw), body) else []
-    events = _decoded(_LIST, body)
-    if len(events) > most:
+def several(body: bytes, most: int, content_type: str = "", what: str = "events") -> list[msgspec.Raw]:
+    """The parts of a body that is one object, an array, or JSON lines, each still to be decoded. Raises Problem.
+
+    Lines where the content type says so, or where the first line is an object by itself and others follow. An array or
+    an object is JSON as a whole or refused as a whole; of lines each stands alone.
+    """
+    text = body.strip(b" \t\r\n")
+    if text.startswith(b"["):
+        parts = _decoded(_LIST, body)
+    elif any(said in content_type for said in ("ndjson", "jsonl", "json-lines", "jsonlines")) or _is_lines(text):
+        parts = [msgspec.Raw(line) for line in _ENDS.split(text, most + 1) if line.strip()]
+    else:
+        parts = [msgspec.Raw(body)] if _decoded(msgspec.json.Decoder(msgspec.Raw), body) else []
+    bounded(len(parts), most, what)
+    return parts
+
+
+def bounded(count: int, most: int, what: str) -> None:
+    """Raises Problem (413) where a request holds more of something than is taken."""
+    if count > most:
         raise Problem(
-            413, "too-many-events", "Too many events", f"{len(events)} events in one request, at most {most} are taken",
+            413, f"too-many-{what}", f"Too many {what}", f"{count} {what} in one request, at most {most} are taken",
             "Send them in several requests.",
         )  # fmt: skip
-    return events
 
 
-def accept(raw: msgspec.Raw, now: float, future_s: float) -> Accepted:
-    """The event to store. now: Unix seconds. Raises Refusal naming the field and the reason."""
+def _is_lines(text: bytes) -> bool:
+    first, more, _ = text.partition(b"\n")
+    if not more or not first.startswith(b"{"):
+        return False
     try:
-        given = _EVENT.decode(raw)
+        msgspec.json.decode(first, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def accept(raw: msgspec.Raw, now: float, future_s: float) -> list[Accepted | Refused]:
+    """What becomes of one part of a body: one event of ours, or those of a body of GA4's. now: Unix seconds."""
+    try:
+        return [_accepted(_EVENT.decode(raw), now, future_s)]
+    except Refusal as e:
+        return [Refused(e.field, e.message)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        field, message = _where(e)
-        raise Refusal(field, message) from e
+        if isinstance(e, msgspec.ValidationError) and b'"events"' in bytes(raw):
+            return _of_ga4(raw, now, future_s)
+        return [Refused(*_where(e))]
+
+
+def _of_ga4(raw: msgspec.Raw, now: float, future_s: float) -> list[Accepted | Refused]:
+    out: list[Accepted | Refused] = []
+    try:
+        for place, fields in ga4.events_of(raw, now):
+            try:
+                out.append(_accepted(msgspec.convert(fields, EventIn), now, future_s))
+            except Refusal as e:
+                out.append(Refused(f"{place}.{e.field}", e.message))
+            except msgspec.ValidationError as e:
+                field, message = _where(e)
+                out.append(Refused(f"{place}.{field}", message))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        out = [Refused(*_where(e))]
+    return out
+
+
+def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
+    """The event to store. Raises Refusal naming the field and the reason."""
     if given.event not in KIND_OF:
         raise Refusal("event", f"{_short(given.event)} is none of {', '.join(KIND_OF)}")
     for name in ("user_id", "item_id", "event_id", "request_id", "session_id", "device"):

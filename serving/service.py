@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import UNSET
 
 from features.context import Context, device_code
 from features.history import EMPTY, History
+from features.log import F64
 from ranker.booster import BoosterTrees
 from serving import request_id, schema
 from serving.conditions import RuleError
 from serving.config import ServiceConfig
+from serving.exploration import explored
 from serving.live import Follower, Live, Ranking
 from serving.metrics import Metrics
 from serving.recommendation import sources_of, with_pinned
@@ -30,9 +34,9 @@ from serving.schema import (
     RankedItem,
     RankRequest,
     RecommendRequest,
-    Refusal,
     Rejected,
 )
+from serving.served import Served, ServedLog
 from serving.store import Store, StoreAway
 
 log = logging.getLogger(__name__)
@@ -51,8 +55,14 @@ class Service:
     ) -> None:  # fmt: skip
         self.config, self.store, self.follower, self.clock = config, store, follower, clock
         self.metrics = metrics or Metrics()
+        self.served = ServedLog(store, self.metrics, config.log_served_most)
+        self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
+
+    def moment(self) -> float:
+        """Now, at the next whole microsecond: what the log can hold, and after any event that was accepted before."""
+        return math.ceil(self.clock() * 1e6) / 1e6
 
     def live(self) -> Live:
         """The release of this request, to be taken once. Raises Problem where none is loaded."""
@@ -76,7 +86,7 @@ class Service:
 
     async def rank(self, request: RankRequest) -> RankAnswer:
         """Candidates in order for a user. Raises Problem."""
-        started, at, live = time.perf_counter(), self.clock(), self.live()
+        started, at, live = time.perf_counter(), self.moment(), self.live()
         self._bound(request, live)
         history, degraded = await self.known_of(request.user_id, live, at)
         plan = _plan(request.rules, live)
@@ -86,7 +96,7 @@ class Service:
 
     async def recommend(self, request: RecommendRequest) -> RankAnswer:
         """Items for a user out of the whole catalogue, in order, each with its sources. Raises Problem."""
-        started, at, live = time.perf_counter(), self.clock(), self.live()
+        started, at, live = time.perf_counter(), self.moment(), self.live()
         history, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = _plan(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
@@ -109,11 +119,37 @@ class Service:
         self.slow += slow
         self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
         context = Context(device_code(request.device))
-        ranking = live.rank(history, candidates, at, request.limit if plan is None else None, context)
-        ranking, ruled = _ruled(live, ranking, plan, history, at, request.limit)
+        sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
+        whole = live.rank(history, candidates, at, None if sampled or plan is not None else request.limit, context)
+        ranking, ruled = _ruled(live, whole, plan, history, at, request.limit)
+        ranking, propensity = self._explored(ranking.first(request.limit)) if ruled is None else (ranking, None)
+        self._log(request, live, at, degraded, ranking, propensity, whole if sampled else None)
         items = self._explained(live, ranking, history, ruled) if request.explain else _plain(ranking)
         removed = ruled.removed if ruled is not None and request.explain else UNSET
         return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
+
+    def _explored(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
+        """The ranking as it is shown, and the chance of each place where exploration is on."""
+        if not self.config.explore:
+            return ranking, None
+        order, propensity = explored(len(ranking.item_ids), self.config.explore, self._rng)
+        return ranking.take(order), propensity
+
+    def _log(
+        self, request: RankRequest | RecommendRequest, live: Live, at: float, degraded: bool, shown: Ranking,
+        propensity: F64 | None, whole: Ranking | None,
+    ) -> None:  # fmt: skip
+        """Keep what is shown for the log; whole: all candidates and their rows, of a list that is sampled."""
+        if not self.config.log_served:
+            return
+        route = "rank" if isinstance(request, RankRequest) else "recommend"
+        self.served.put(
+            Served(
+                request_id.current(), at, live.release.id, route, shown.item_ids, shown.score.tobytes(),
+                request.user_id, request.device, degraded, None if propensity is None else propensity.tobytes(),
+                None if whole is None else whole.item_ids, None if whole is None else whole.rows.tobytes(),
+            )
+        )  # fmt: skip
 
     def _bound(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
@@ -139,26 +175,27 @@ class Service:
                 item.because_you_viewed = schema.Because(catalogue.item_ids[row], catalogue.titles[row], cosine)
         return items
 
-    async def take(self, body: bytes) -> EventsAnswer:
+    async def take(self, body: bytes, content_type: str = "") -> EventsAnswer:
         """Events of a body into users' lists, each by itself. Raises Problem where none is good or Redis is away."""
-        now = self.clock()
-        accepted: dict[int, Accepted] = {}
+        now, most = self.clock(), self.config.max_events
+        accepted: list[tuple[int, Accepted]] = []
         rejected: list[Rejected] = []
-        raw = schema.raw_events(body, self.config.max_events)
-        for index, one in enumerate(raw):
-            try:
-                accepted[index] = schema.accept(one, now, self.config.future_s)
-            except Refusal as e:
-                rejected.append(Rejected(index, e.field, e.message))
+        for index, one in enumerate(schema.several(body, most, content_type)):
+            for found in schema.accept(one, now, self.config.future_s):
+                if isinstance(found, Accepted):
+                    accepted.append((index, found))
+                else:
+                    rejected.append(Rejected(index, found.field, found.message))
+            schema.bounded(len(accepted) + len(rejected), most, "events")
         self.metrics.rejected(rejected)
         if rejected and not accepted:
             raise Problem(
                 422, "no-event-taken", "No event was taken", rejected[0].message,
                 "See /docs for the fields and their types.", rejected[0].field, rejected=msgspec.to_builtins(rejected),
             )  # fmt: skip
-        new = await self._write(list(accepted.values()), now)
+        new = await self._write([a for _, a in accepted], now)
         self.metrics.events(sum(new), len(new) - sum(new))
-        derived = [Derived(index, a.event.event_id) for index, a in accepted.items() if a.derived]
+        derived = [Derived(index, a.event.event_id) for index, a in accepted if a.derived]
         return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
 
     async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:

@@ -4,6 +4,8 @@
     sw:{<user>}:s              list of records, newest first: the last impressions, at most SHOWN
     sw:{<user>}:d:<period>     set of int64 hashes of the event ids that came in this period, against duplicates
     sw:events                  stream of accepted events, field `e`: JSON of an `Event`
+    sw:served                  stream of answered lists, see `served.Served`
+    sw:erased                  stream of erased users, fields `u` (see `user_hash`) and `t` (Unix seconds)
     sw:release                 JSON of a `Pointer`
     sw:v:<encoder>:<item id>   float16[d], little-endian: the item's vector by the encoder of this fingerprint
 
@@ -19,7 +21,7 @@ import asyncio
 import math
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b, sha1
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +43,8 @@ from serving.breaker import Breaker
 
 DUPLICATES_S = 48 * 3600
 STREAM = "sw:events"
+SERVED = "sw:served"
+ERASED = "sw:erased"
 POINTER = "sw:release"
 START = "0-0"
 END = f"{2**63 - 1}-0"
@@ -103,6 +107,11 @@ _DECODE_EVENT = msgspec.json.Decoder(Event)
 def event_hash(event_id: str) -> int:
     """int64: what stands for an event id in records and in the sets against duplicates (BLAKE2b, 8 bytes)."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def user_hash(user_id: str) -> str:
+    """What stands for a user who was erased (BLAKE2b, 16 bytes as hexadecimal digits)."""
+    return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def record(at: float, kind: int, event_id: str, item_id: str) -> bytes:
@@ -228,6 +237,14 @@ def _decode_tail(entries: Any, last: str) -> Tail:
     )
 
 
+def decode_event(entry: bytes) -> Event:
+    """An entry of the event stream. Raises StoreCorrupt where it is none of ours."""
+    try:
+        return _DECODE_EVENT.decode(entry)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise StoreCorrupt(f"{STREAM} holds an entry that is none of ours ({e}): delete it") from e
+
+
 def _decode_events(entries: Any) -> list[Event]:
     try:
         return [_DECODE_EVENT.decode(fields[b"e"]) for _, fields in entries]
@@ -319,6 +336,22 @@ class Store:
         """What a user did and was shown strictly before `at`; empty lists for a user never seen."""
         return _decode_history(await self._run(_read_commands(user_id)), user_id, catalogue, at)
 
+    async def erase(self, user_id: str, at: float) -> None:
+        """Forget a user: the lists and ids now, the log by a tombstone that `shelfwise collect` obeys.
+
+        at: Unix seconds; what the user did later is kept. Twice is the same as once.
+        """
+        # The tombstone first: cut off in between, the call is made again.
+        tombstone = ["XADD", ERASED, "*", "u", user_hash(user_id), "t", repr(at)]
+        period = _period(at)
+        keys = [_key(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}")]
+        await self._run([tombstone, ["UNLINK", *keys]])
+
+    async def append(self, stream: str, entries: Sequence[bytes]) -> int:
+        """Add entries to the end of a stream, each as its field `l`; returns how long it is then."""
+        commands = [["XADD", stream, "*", "l", entry] for entry in entries]
+        return int((await self._run([*commands, ["XLEN", stream]]))[-1])
+
     async def poll(self, last: str, count: int = 5 * _BATCH) -> tuple[Pointer | None, Tail]:
         """The live release, and at most `count` events of the stream after entry `last`: one round trip."""
         pointer, entries = await self._run([["GET", POINTER], _tail_command(last, count)], look=True)
@@ -379,6 +412,37 @@ class BulkStore:
         events are in the log: whatever came before a cut-off is in the release's own item state.
         """
         return int(self._run([["XTRIM", STREAM, "MINID", max(0, int(before * 1000))]])[0])
+
+    def entries(self, stream: str, field: bytes, last: str = START, count: int = _BATCH) -> list[tuple[str, bytes]]:
+        """(id, content) of at most `count` entries of a stream after entry `last`, in order of arrival."""
+        found = self._run([["XRANGE", stream, f"({last}", "+", "COUNT", count]])[0]
+        if bad := next((i for i, fields in found if field not in fields), None):
+            raise StoreCorrupt(f"{stream} holds an entry {bad.decode()} that is none of ours: delete it")
+        return [(i.decode(), fields[field]) for i, fields in found]
+
+    def length(self, stream: str) -> int:
+        """How many entries a stream holds."""
+        return int(self._run([["XLEN", stream]])[0])
+
+    def trim_to(self, stream: str, last: str) -> int:
+        """Drop the entries of a stream before `last`; returns how many."""
+        return int(self._run([["XTRIM", stream, "MINID", last]])[0])
+
+    def erased(self) -> tuple[str, list[tuple[str, float]]]:
+        """Erasures that `collect` has not taken away: the last entry's id, and (user_hash, Unix seconds) of each."""
+        found = self._run([["XRANGE", ERASED, "-", "+"]])[0]
+        last = found[-1][0].decode() if found else START
+        return last, [(fields[b"u"].decode(), float(fields[b"t"])) for _, fields in found]
+
+    def drop_events(self, erased: Mapping[str, float]) -> int:
+        """Take events of erased users, up to their erasure, out of the stream; returns how many there were."""
+        dropped, last = 0, START
+        while found := self.entries(STREAM, b"e", last, 10 * _BATCH):
+            last = found[-1][0]
+            held = ((i, decode_event(e)) for i, e in found)
+            ids = [i for i, e in held if e.at <= erased.get(user_hash(e.user_id), -math.inf)]
+            dropped += self._run([["XDEL", STREAM, *ids]])[0] if ids else 0
+        return dropped
 
     def pointer(self) -> Pointer | None:
         """The live release, None before the first."""

@@ -35,7 +35,7 @@ from serving.embedded import connect_url
 from serving.keys import Keys
 from serving.live import Follower
 from serving.release import load
-from serving.schema import Problem, Refusal, accept, rank_request, raw_events
+from serving.schema import Accepted, Problem, accept, rank_request, several
 from serving.store import POINTER, BulkStore, Event, Pointer, Store, record
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 
@@ -643,16 +643,19 @@ def test_any_body_is_taken_or_refused_and_never_fails(body: bytes) -> None:
     with contextlib.suppress(Problem):
         rank_request(body)
     with contextlib.suppress(Problem):
-        for raw in raw_events(body, 1000):
-            with contextlib.suppress(Refusal):
-                event = accept(raw, CUT_OFF, 60).event
-                assert event.at <= CUT_OFF
-                assert record(event.at, event.kind, event.event_id, event.item_id)
+        for raw in several(body, 1000):
+            for found in accept(raw, CUT_OFF, 60):
+                if isinstance(found, Accepted):
+                    event = found.event
+                    assert event.at <= CUT_OFF
+                    assert record(event.at, event.kind, event.event_id, event.item_id)
 
 
 def test_an_event_now_lies_before_the_next_moment() -> None:
     """Stamped to whole microseconds, downwards, as the log keeps them."""
     now = 1_700_000_000.1234567
-    at = accept(msgspec.Raw(json.dumps(click()).encode()), now, 60).event.at
+    (found,) = accept(msgspec.Raw(json.dumps(click()).encode()), now, 60)
+    assert isinstance(found, Accepted)
+    at = found.event.at
     assert at == 1_700_000_000.123456
     assert datetime.fromtimestamp(at, UTC).microsecond == 123456

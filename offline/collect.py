@@ -1,0 +1,209 @@
+"""Collect: what the services took in and answered moves from Redis to Parquet, exactly once; tomorrow's training data.
+
+    <data>/events/date=2026-01-31/part-<entry>.parquet    accepted events, as in events.parquet
+    <data>/served/date=2026-01-31/part-<entry>.parquet    answered lists
+    <data>/erasures.parquet                               who asked to be forgotten
+
+The day is that of arrival. A file is made whole aside and then named after the last stream entry in it, so that the
+name is the high-water mark: killed at any moment, a run leaves the file or nothing, and the next one goes on after it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.log import KINDS
+from offline import erasures
+from offline.erasures import Erasures
+from offline.importer import EVENTS_SCHEMA
+from offline.items import UTC_US
+from offline.progress import OnProgress
+from serving.release import list_releases
+from serving.served import Served, decoded
+from serving.store import ERASED, SERVED, START, STREAM, BulkStore, Event, decode_event
+
+SERVED_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()), ("at", UTC_US), ("release", pa.string()), ("route", pa.string()),
+        ("user_id", pa.string()), ("device", pa.string()), ("degraded", pa.bool_()),
+        ("item_ids", pa.list_(pa.string())),
+        ("score", pa.list_(pa.float64())), ("propensity", pa.list_(pa.float64())),
+        ("candidates", pa.list_(pa.string())), ("rows", pa.binary()),
+    ]
+)  # fmt: skip
+_ROWS = 200_000
+_BYTES = 256_000_000
+_DAY_MS = 86_400_000
+
+
+class Collected(NamedTuple):
+    """How many events and lists were written, how many erasures are new, and how many entries left the event stream."""
+
+    events: int
+    served: int
+    erased: int
+    trimmed: int
+
+
+class _Log(NamedTuple):
+    """One stream and its layout on disk. moment: the column of a row's time, for erasures."""
+
+    stream: str
+    field: bytes
+    folder: str
+    moment: str
+    batch: int
+    table: Callable[[Sequence[bytes]], pa.Table]
+
+
+def collect(
+    directory: Path, store: BulkStore, releases: Path | None = None, on_progress: OnProgress | None = None
+) -> Collected:
+    """Bring everything that waits in Redis into a data set, and forget whom we were asked to forget.
+
+    releases: where releases are; events that each of them has in its own item state leave the stream, once collected.
+    on_progress: called with (entries done, entries there were). Raises what redis-py raises, and StoreCorrupt.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        last_erased, since = store.erased()
+        before, gone = erasures.read(directory), erasures.known(directory, since)
+        fresh = {user: at for user, at in gone.items() if before.get(user) != at}
+        if fresh:
+            _write(directory / erasures.FILE, erasures.table(gone))
+        total, done, counts = sum(store.length(log.stream) for log in _LOGS), 0, []
+        for log in _LOGS:
+            count = 0
+            for taken, written in _moved(log, directory, store, gone):
+                done, count = done + taken, count + written
+                if on_progress:
+                    on_progress(min(done, total), total)
+            counts.append(count)
+        if fresh:
+            _forget(directory, store, fresh)
+        store.trim_to(ERASED, last_erased)
+        return Collected(counts[0], counts[1], len(fresh), _trim(directory, store, releases))
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One run at a time: a second one waits."""
+    with (directory / ".collect.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def mark(folder: Path) -> str:
+    """The id of the last stream entry that is in a folder of parts; the start of the stream where there is none."""
+    names = [p.name.removeprefix("part-").removesuffix(".parquet") for p in folder.glob("date=*/part-*.parquet")]
+    ids = [tuple(map(int, name.split("-"))) for name in names]
+    return "{}-{}".format(*max(ids)) if ids else START
+
+
+def _moved(log: _Log, directory: Path, store: BulkStore, gone: Erasures) -> Iterator[tuple[int, int]]:
+    """Write what waits, a day or `_ROWS` at a time; (entries taken, rows written) after each file."""
+    last = mark(directory / log.folder)
+    while part := _next(log, store, last):
+        last = part[-1][0]
+        table = erasures.kept(log.table([entry for _, entry in part]), gone, log.moment)
+        _write(_path(directory / log.folder, last), table)
+        yield len(part), len(table)
+
+
+def _next(log: _Log, store: BulkStore, last: str) -> list[tuple[str, bytes]]:
+    """The next entries that belong in one file: of one day, and not too many."""
+    out: list[tuple[str, bytes]] = []
+    size = 0
+    while len(out) < _ROWS and size < _BYTES:
+        found = store.entries(log.stream, log.field, out[-1][0] if out else last, log.batch)
+        if not found:
+            break
+        day = _day((out or found)[0][0])
+        same = [pair for pair in found if _day(pair[0]) == day]
+        out += same
+        size += sum(len(entry) for _, entry in same)
+        if len(same) < len(found):
+            break
+    return out
+
+
+def _day(entry_id: str) -> int:
+    return int(entry_id.partition("-")[0]) // _DAY_MS
+
+
+def _path(folder: Path, last: str) -> Path:
+    day = datetime.fromtimestamp(_day(last) * _DAY_MS / 1e3, UTC).date().isoformat()
+    milliseconds, number = last.split("-")
+    return folder / f"date={day}" / f"part-{int(milliseconds):013d}-{int(number):06d}.parquet"
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """The file whole and on disk, then its name: after a power cut it is there or not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.new")
+    pq.write_table(table, aside, compression="zstd")
+    for name, target in ((aside, path), (path.parent, None)):
+        handle = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if target is not None:
+            name.replace(target)
+
+
+def _events_table(entries: Sequence[bytes]) -> pa.Table:
+    events: list[Event] = [decode_event(entry) for entry in entries]
+    columns: dict[str, list[Any]] = {name: [getattr(e, name, None) for e in events] for name in EVENTS_SCHEMA.names}
+    columns["event"] = [KINDS[e.kind] for e in events]
+    columns["timestamp"] = [round(e.at * 1e6) for e in events]
+    return _typed(columns, EVENTS_SCHEMA)
+
+
+def _served_table(entries: Sequence[bytes]) -> pa.Table:
+    # A list that was written twice, after an answer of Redis that was lost, stands once.
+    lists: list[Served] = list({found.request_id: found for found in map(decoded, entries)}.values())
+    columns: dict[str, list[Any]] = {name: [getattr(s, name, None) for s in lists] for name in SERVED_SCHEMA.names}
+    columns["at"] = [round(s.at * 1e6) for s in lists]
+    columns["score"] = [s.scores for s in lists]
+    columns["propensity"] = [s.propensities for s in lists]
+    return _typed(columns, SERVED_SCHEMA)
+
+
+def _typed(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
+    arrays = [pa.array(columns[f.name], pa.int64() if f.type == UTC_US else f.type).cast(f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+_LOGS = (
+    _Log(STREAM, b"e", "events", "timestamp", 10_000, _events_table),
+    _Log(SERVED, b"l", "served", "at", 200, _served_table),
+)
+
+
+def _forget(directory: Path, store: BulkStore, gone: Erasures) -> None:
+    """Take users out of what was collected before, and out of the stream."""
+    for log in _LOGS:
+        for path in sorted((directory / log.folder).glob("date=*/part-*.parquet")):
+            held = pq.read_table(path, partitioning=None)
+            if len(left := erasures.kept(held, gone, log.moment)) < len(held):
+                _write(path, left)
+    store.drop_events(gone)
+
+
+def _trim(directory: Path, store: BulkStore, releases: Path | None) -> int:
+    """Take out of Redis what is on disk, and no release that may be served again needs from there."""
+    store.trim_to(SERVED, mark(directory / "served"))
+    found = [r.manifest.cut_off for r in list_releases(releases) if r.manifest] if releases else []
+    collected = int(mark(directory / "events").partition("-")[0]) / 1e3
+    # An hour covers clocks that disagree, as in `serving.live`.
+    return store.trim(min(collected, min(found) - 3600)) if found else 0
