@@ -24,22 +24,13 @@ import pyarrow.parquet as pq
 from features.log import KINDS
 from offline import erasures
 from offline.erasures import Erasures
-from offline.importer import EVENTS_SCHEMA
 from offline.items import UTC_US
+from offline.layout import EVENTS_SCHEMA, SERVED_SCHEMA
 from offline.progress import OnProgress
 from serving.release import list_releases
 from serving.served import Served, decoded
 from serving.store import ERASED, SERVED, START, STREAM, BulkStore, Event, decode_event
 
-SERVED_SCHEMA = pa.schema(
-    [
-        ("request_id", pa.string()), ("at", UTC_US), ("release", pa.string()), ("route", pa.string()),
-        ("user_id", pa.string()), ("device", pa.string()), ("degraded", pa.bool_()),
-        ("item_ids", pa.list_(pa.string())),
-        ("score", pa.list_(pa.float64())), ("propensity", pa.list_(pa.float64())),
-        ("candidates", pa.list_(pa.string())), ("rows", pa.binary()),
-    ]
-)  # fmt: skip
 _ROWS = 200_000
 _BYTES = 256_000_000
 _DAY_MS = 86_400_000

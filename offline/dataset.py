@@ -17,8 +17,7 @@ from features.context import NO_DEVICE, device_code
 from features.log import F64, I8, I32, I64, KINDS, Events
 from offline import erasures
 from offline.attributes import read_as
-from offline.collect import SERVED_SCHEMA
-from offline.importer import EVENTS_SCHEMA
+from offline.layout import EVENTS_SCHEMA, SERVED_SCHEMA
 from offline.quarantine import DataError
 from offline.sources import ITEM_COLUMNS, AttributeKind
 

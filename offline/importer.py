@@ -24,6 +24,7 @@ from offline.cells import Limits, Moments, as_flag, as_text
 from offline.dataset import beside
 from offline.import_summary import ImportSummary, SourceSummary
 from offline.items import UTC_US, catalogue_table, item_columns, items_of_events, joined, merged_updates, numbers_found
+from offline.layout import EVENTS_SCHEMA
 from offline.quarantine import DataError, Mask, Quarantine, Rows
 from offline.readers import Batch, Refused, read_csv, read_ga4, read_jsonl, read_metarank, read_parquet
 from offline.sources import (
@@ -46,14 +47,6 @@ _ACCOUNT = "import.json"
 
 GA4_CLICK_US = 30 * 60 * 10**6
 """A GA4 click belongs to the newest list of the last 30 minutes (GA4's own session timeout) that showed the item."""
-
-EVENTS_SCHEMA = pa.schema(
-    [
-        ("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
-        ("timestamp", UTC_US), ("request_id", pa.string()), ("position", pa.int16()), ("value", pa.float64()),
-        ("session_id", pa.string()), ("device", pa.string()),
-    ]
-)  # fmt: skip
 
 
 def import_data(

@@ -82,7 +82,7 @@ def create_app(
     app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)
     if config.cors_origins:  # outside the guard: a browser asks first, without a key, whether it may send one
         app.add_middleware(
-            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST"],
+            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"], max_age=3600,
         )  # fmt: skip
@@ -124,6 +124,13 @@ def _routes(app: FastAPI, service: Service) -> None:
     )
     async def similar(item_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
         return _json(await service.similar(item_id, limit))
+
+    @app.delete(
+        "/v1/users/{user_id:path}", status_code=202, summary="Erase a user",
+        openapi_extra=_forms(None, schema.ErasureAnswer, 202) | needs("admin"),
+    )  # fmt: skip
+    async def erase(user_id: str) -> Response:
+        return _json(await service.erase(user_id), 202)
 
     @app.get(
         "/metrics", openapi_extra={"responses": _problems("401", "403", "429", "503")} | needs("metrics"),
@@ -229,6 +236,7 @@ def _document(app: FastAPI) -> None:
                 schema.EventIn,
                 EventsAnswer,
                 schema.SimilarAnswer,
+                schema.ErasureAnswer,
                 schema.ProblemDocument,
                 schema.ServiceState,
             )

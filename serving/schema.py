@@ -214,6 +214,15 @@ class SimilarAnswer(Struct):
     items: list[SimilarItem]
 
 
+class ErasureAnswer(Struct):
+    """The user's lists are gone from this moment on; `shelfwise collect` takes the user out of the log.
+
+    at: Unix seconds; what the user does after it is kept again.
+    """
+
+    at: float
+
+
 class ServiceState(Struct):
     """Whether the service answers, and for /health/ready from which release, whether Redis is there, and if not, why.
 
@@ -289,6 +298,15 @@ def _no_control(body: bytes, **texts: list[str]) -> None:
             at = next(n for n, i in enumerate(ids) if _CONTROL.search(i))
             where = f"{field}[{at}]" if field == "candidates" else field
             raise _invalid(where, f"{ids[at]!r} contains a control character")
+
+
+def checked_id(name: str, given: str) -> str:
+    """An id from a path. Raises Problem where it cannot be one."""
+    if not 1 <= len(given) <= ID_CHARACTERS:
+        raise _invalid(name, f"Expected 1 to {ID_CHARACTERS} characters, got {len(given)}")
+    if _CONTROL.search(given):
+        raise _invalid(name, f"{_short(given)} contains a control character")
+    return given
 
 
 def several(body: bytes, most: int, content_type: str = "", what: str = "events") -> list[msgspec.Raw]:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -199,14 +200,16 @@ class Service:
         return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
 
     async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
-        try:
+        again = "Send the same events again after a second; with an event_id, one that was stored counts once."
+        with _away("Events cannot be stored now", again):
             return await self.store.write([a.event for a in accepted], now)
-        except StoreAway as e:
-            raise Problem(
-                503, "store-away", "Events cannot be stored now", str(e),
-                "Send the same events again after a second; with an event_id, one that was stored counts once.",
-                headers={"Retry-After": "1"},
-            ) from e  # fmt: skip
+
+    async def erase(self, user_id: str) -> schema.ErasureAnswer:
+        """Forget a user, now here and with the next `collect` in the log; twice is once. Raises Problem."""
+        at = self.moment()
+        with _away("The user cannot be erased now", "Send the same request again after a second."):
+            await self.store.erase(schema.checked_id("user_id", user_id), at)
+        return schema.ErasureAnswer(at)
 
     async def similar(self, item_id: str, limit: int) -> schema.SimilarAnswer:
         """Items nearest to one by text. Raises Problem where it is unknown or has no text."""
@@ -230,6 +233,15 @@ class Service:
             "reason": self.follower.reason or None, "redis": self.follower.redis, "degraded": self.degraded,
             "slow": self.slow,
         }  # fmt: skip
+
+
+@contextmanager
+def _away(title: str, remedy: str) -> Iterator[None]:
+    """Raises Problem (503) where what is inside cannot reach Redis."""
+    try:
+        yield
+    except StoreAway as e:
+        raise Problem(503, "store-away", title, str(e), remedy, headers={"Retry-After": "1"}) from e
 
 
 def _plain(ranking: Ranking) -> list[RankedItem]:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from features.context import NO_DEVICE, Device
 from offline.dataset import load
-from offline.importer import EVENTS_SCHEMA, DataError, ImportConfig, ImportSummary, import_data, validate
+from offline.importer import DataError, ImportConfig, ImportSummary, import_data, validate
+from offline.layout import EVENTS_SCHEMA
 from offline.sources import EventSource, ItemSource
 from offline.validation import DAY_US, times_from_order
 

@@ -1,0 +1,24 @@
+"""The columns of a data set's files: what is imported, simulated, and collected from a running service."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from offline.items import UTC_US
+
+EVENTS_SCHEMA = pa.schema(
+    [
+        ("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
+        ("timestamp", UTC_US), ("request_id", pa.string()), ("position", pa.int16()), ("value", pa.float64()),
+        ("session_id", pa.string()), ("device", pa.string()),
+    ]
+)  # fmt: skip
+SERVED_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()), ("at", UTC_US), ("release", pa.string()), ("route", pa.string()),
+        ("user_id", pa.string()), ("device", pa.string()), ("degraded", pa.bool_()),
+        ("item_ids", pa.list_(pa.string())),
+        ("score", pa.list_(pa.float64())), ("propensity", pa.list_(pa.float64())),
+        ("candidates", pa.list_(pa.string())), ("rows", pa.binary()),
+    ]
+)  # fmt: skip
