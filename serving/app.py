@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from features.custom import load as load_features
 from features.table import Feature
-from serving import keys, metrics, request_id, schema
+from serving import item, keys, metrics, request_id, schema
 from serving.breaker import Breaker
 from serving.config import ServiceConfig
 from serving.connection import Connection
@@ -124,6 +124,27 @@ def _routes(app: FastAPI, service: Service) -> None:
     )
     async def similar(item_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
         return _json(await service.similar(item_id, limit))
+
+    @app.put(
+        "/v1/items", status_code=202, summary="Write items: one, an array, or JSON lines",
+        openapi_extra=_forms(item.ItemIn, item.ItemsAnswer, 202, several=True) | needs("items"),
+    )  # fmt: skip
+    async def items(request: Request) -> Response:
+        return _json(await service.write_items(await request.body(), request.headers.get("content-type", "")), 202)
+
+    @app.get(
+        "/v1/items/{item_id:path}", openapi_extra=_forms(None, item.ItemAnswer) | needs("items"),
+        summary="What is known of an item",
+    )  # fmt: skip
+    async def known(item_id: str) -> Response:
+        return _json(await service.item(item_id))
+
+    @app.delete(
+        "/v1/items/{item_id:path}", status_code=202, summary="Take an item out of every answer",
+        openapi_extra=_forms(None, item.ItemsAnswer, 202) | needs("items"),
+    )  # fmt: skip
+    async def withdraw(item_id: str) -> Response:
+        return _json(await service.withdraw(item_id), 202)
 
     @app.delete(
         "/v1/users/{user_id:path}", status_code=202, summary="Erase a user",
@@ -237,6 +258,9 @@ def _document(app: FastAPI) -> None:
                 EventsAnswer,
                 schema.SimilarAnswer,
                 schema.ErasureAnswer,
+                item.ItemIn,
+                item.ItemsAnswer,
+                item.ItemAnswer,
                 schema.ProblemDocument,
                 schema.ServiceState,
             )

@@ -66,6 +66,10 @@ class ServiceConfig(BaseModel):
         allow_inf_nan=False,
         description="Added to the clock: to serve a log of the past as of its end. 0 in earnest.",
     )
+    max_items: int = Field(500, ge=1, le=10_000, description="Most items of one write.")
+    written_items: int = Field(
+        50_000, ge=0, le=1_000_000, description="Items written since the release that are kept at a time."
+    )
     log_served: bool = Field(True, description="Keep what each ranking answered, for `shelfwise collect`.")
     log_rows_share: float = Field(
         0.0, ge=0, le=1, description="Share of the served lists kept with all candidates' feature rows, for `skew`."

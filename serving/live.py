@@ -27,13 +27,18 @@ from features.table import Feature, Items, features, rows
 from ranker.booster import BoosterTrees
 from serving.conditions import Attributes, Condition, RuleError
 from serving.config import ServiceConfig
+from serving.item import decoded_fields
 from serving.metrics import Metrics
+from serving.overlay import NOTHING, Overlay
 from serving.recommendation import Offers
 from serving.release import Release, ReleaseError, load
 from serving.rules import Cap, Diversity, Plan, Ranked, Rules
 from serving.store import END, START, Pointer, Store, StoreAway, Tail
 
 log = logging.getLogger(__name__)
+
+_ITEMS = 500
+"""Items read from Redis in one go."""
 
 
 class Parts(NamedTuple):
@@ -69,7 +74,8 @@ class Ranking(NamedTuple):
 class Live:
     """A release with the item state of this moment.
 
-    last: the entry of the event stream up to which it has come. standing: the configuration's rules, made ready for it.
+    last, changes: the entries of the event stream and of the stream of items' changes up to which it has come.
+    standing: the configuration's rules, made ready for it. overlay: what was written of items since.
     """
 
     release: Release
@@ -77,6 +83,8 @@ class Live:
     features: tuple[Feature, ...]
     last: str
     standing: Plan | None = None
+    overlay: Overlay = NOTHING
+    changes: str = START
 
     @classmethod
     def of(cls, release: Release) -> Live:
@@ -85,6 +93,19 @@ class Live:
         first = f"{max(0, int((release.manifest.cut_off - 3600) * 1000))}-0"
         items = replace(release.items, state=release.items.state.copy())
         return cls(release, items, features(release.items), first)
+
+    def under(self, overlay: Overlay, rules: Rules | None = None) -> Live:
+        """The same release and item state with what was written of items; this one stays as it is.
+
+        rules: that stand for every list, made ready for the items as they are then.
+        """
+        live = replace(self, items=overlay.over(self.release.items, self.items.state), overlay=overlay)
+        live.standing = Plan.of(rules or Rules(), live.attributes, "serving.rules")
+        # What is made when it is first asked for is made now, while nobody waits.
+        at = self.release.manifest.cut_off
+        live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1)
+        retrieve(live.items, EMPTY, at, 1)
+        return live
 
     def apply(self, tail: Tail) -> None:
         """Take in events of the stream; those before the cut-off are in the release's state already."""
@@ -108,6 +129,9 @@ class Live:
     def _each_once(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
         """Ids, and of each candidate once, in the order of ids: its place among them, and its row."""
         catalogue = self.items.catalogue
+        if self.overlay.written:  # rows that were added are not in the order of ids, and some are in no answer
+            item_ids = sorted(set(catalogue.item_ids if item_ids is None else item_ids) - self.overlay.withdrawn)
+            return item_ids, np.arange(len(item_ids)), catalogue.rows(item_ids)
         if item_ids is None:
             every = np.arange(len(catalogue))
             return catalogue.item_ids, every, every.astype(np.int32)
@@ -270,8 +294,49 @@ class Follower:
             live.apply(tail)
             if tail.item_ids:
                 self._metrics.fresh(time.time() - tail.since)
+            with suppress(StoreAway):  # the next look reads it
+                await self._lay_over(live)
         self._consider(pointer)
         return live is None or not tail.item_ids
+
+    async def _written_since(self, live: Live) -> Live:
+        """A release just loaded, with all that was written of items since it was made."""
+        live = replace(live, changes=await self._store.changes_end())
+        return await self._with(live, await self._store.item_ids())
+
+    async def _lay_over(self, live: Live) -> None:
+        """Take in what was written of items since the last look."""
+        last, ids = await self._store.changed(live.changes)
+        if not ids:
+            return
+        try:
+            changed = replace(await self._with(live, ids), changes=last)
+        except StoreAway:
+            raise
+        except Exception:  # whatever is wrong with what was written, the release goes on
+            log.exception("%d written items cannot be taken in", len(ids))
+            changed = replace(live, changes=last)
+        if self.live is live:  # else another release by now, which read all
+            self.live = changed
+
+    async def _with(self, live: Live, item_ids: list[str]) -> Live:
+        """A release with these items as Redis holds them now, besides those it had."""
+        written, vectors = dict(live.overlay.written), dict(live.overlay.vectors)
+        manifest = live.release.manifest
+        for first in range(0, len(item_ids), _ITEMS):
+            ids = item_ids[first : first + _ITEMS]
+            held = await self._store.items(ids)
+            found = await self._store.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
+            in_release = live.release.items.catalogue.rows(ids) >= 0
+            for item_id, fields, vector, known in zip(ids, held, found, in_release.tolist(), strict=True):
+                one = decoded_fields(fields)
+                if fields and (not known or one.at > manifest.cut_off or not one.available):
+                    written[item_id] = one
+                    if np.isfinite(vector).all():
+                        vectors[item_id] = vector
+        if not written:
+            return live
+        return await asyncio.to_thread(live.under, Overlay(written, vectors), self._config.rules)
 
     def _say_redis(self, state: str) -> None:
         if state != self.redis:
@@ -307,6 +372,7 @@ class Follower:
             log.error("%s", self.reason, exc_info=None if isinstance(e, ReleaseError) else e)
             return
         with suppress(StoreAway):  # whatever is not read now, the next polls read
+            live = await self._written_since(live)
             while (tail := (await self._store.poll(live.last))[1]).item_ids:
                 live.apply(tail)
         self.live, self.reason, self._failed = live, "", None

@@ -300,6 +300,17 @@ def _no_control(body: bytes, **texts: list[str]) -> None:
             raise _invalid(where, f"{ids[at]!r} contains a control character")
 
 
+def no_control(name: str, text: str) -> None:
+    """Raises Refusal where a text contains a control character."""
+    if _CONTROL.search(text):
+        raise Refusal(name, f"{_short(text)} contains a control character")
+
+
+def refused_because(error: Exception) -> Refusal:
+    """What a decoder's error means for the caller."""
+    return Refusal(*_where(error))
+
+
 def checked_id(name: str, given: str) -> str:
     """An id from a path. Raises Problem where it cannot be one."""
     if not 1 <= len(given) <= ID_CHARACTERS:
@@ -379,9 +390,8 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
     if given.event not in KIND_OF:
         raise Refusal("event", f"{_short(given.event)} is none of {', '.join(KIND_OF)}")
     for name in ("user_id", "item_id", "event_id", "request_id", "session_id", "device"):
-        if _CONTROL.search(getattr(given, name) or ""):
-            raise Refusal(name, f"{_short(getattr(given, name))} contains a control character")
-    known, said = int(now * 1e6), None if given.timestamp is None else _microseconds(given.timestamp)
+        no_control(name, getattr(given, name) or "")
+    known, said = int(now * 1e6), None if given.timestamp is None else microseconds(given.timestamp)
     if said is not None and said > known + future_s * 1e6:
         ahead = (said - known) / 1e6
         raise Refusal("timestamp", f"{ahead:.0f} s ahead of the service's clock, at most {future_s:g} s are allowed")
@@ -403,20 +413,18 @@ def _derived_id(given: EventIn, microseconds: int) -> str:
     return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
 
 
-def _microseconds(timestamp: float | str) -> int:
+def microseconds(timestamp: float | str, field: str = "timestamp") -> int:
     """Whole microseconds since 1970, UTC. Raises Refusal."""
     if isinstance(timestamp, str):
         try:
             when = datetime.fromisoformat(timestamp)
         except ValueError:
-            raise Refusal("timestamp", f"{_short(timestamp)} is not ISO 8601, as 2025-01-31T12:00:00Z") from None
+            raise Refusal(field, f"{_short(timestamp)} is not ISO 8601, as 2025-01-31T12:00:00Z") from None
         return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
     for low, high, scale in _SCALES:
         if low <= timestamp < high:
             return round(timestamp * scale)
-    raise Refusal(
-        "timestamp", f"{timestamp:g} is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286"
-    )
+    raise Refusal(field, f"{timestamp:g} is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286")
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -22,6 +22,7 @@ from serving import request_id, schema
 from serving.conditions import RuleError
 from serving.config import ServiceConfig
 from serving.exploration import explored
+from serving.item import ItemAnswer, ItemsAnswer, accept_item, decoded_fields
 from serving.live import Follower, Live, Ranking
 from serving.metrics import Metrics
 from serving.recommendation import sources_of, with_pinned
@@ -35,6 +36,7 @@ from serving.schema import (
     RankedItem,
     RankRequest,
     RecommendRequest,
+    Refusal,
     Rejected,
 )
 from serving.served import Served, ServedLog
@@ -199,6 +201,66 @@ class Service:
         derived = [Derived(index, a.event.event_id) for index, a in accepted if a.derived]
         return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
 
+    async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
+        """Items of a body, new or changed, each by itself. Raises Problem where none is good or Redis is away."""
+        now = self.moment()
+        good: dict[str, dict[str, bytes]] = {}
+        rejected: list[Rejected] = []
+        parts = schema.several(body, self.config.max_items, content_type, "items")
+        for index, one in enumerate(parts):
+            try:
+                item_id, fields = accept_item(one, now)
+            except Refusal as e:
+                rejected.append(Rejected(index, e.field, e.message))
+            else:
+                good[item_id] = good.get(item_id, {}) | fields
+        if rejected and not good:
+            raise Problem(
+                422, "no-item-taken", "No item was taken", rejected[0].message,
+                "See /docs for the fields and their types.", rejected[0].field, rejected=msgspec.to_builtins(rejected),
+            )  # fmt: skip
+        await self._write_items(good, now)
+        return ItemsAnswer(len(parts) - len(rejected), rejected)
+
+    async def withdraw(self, item_id: str) -> ItemsAnswer:
+        """Take an item out of every answer; twice is once. Raises Problem."""
+        now = self.moment()
+        given = {"at": msgspec.json.encode(now), "available": b"false"}
+        await self._write_items({schema.checked_id("item_id", item_id): given}, now)
+        return ItemsAnswer(1, [])
+
+    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> None:
+        with _away("Items cannot be written now", "Send the same items again after a second."):
+            room = await self.store.write_items(fields, now, self.config.written_items)
+        if not room:
+            raise Problem(
+                503, "too-many-written-items", "No room for more items",
+                f"{self.config.written_items} items written since the release are kept at a time",
+                "Bring the catalogue in with `shelfwise import` and run the night, or raise `written_items`.",
+                headers={"Retry-After": "30"},
+            )  # fmt: skip
+
+    async def item(self, item_id: str) -> ItemAnswer:
+        """What is known of an item. Raises Problem where that is nothing."""
+        live, item_id = self.live(), schema.checked_id("item_id", item_id)
+        with _away("What was written cannot be read now", "Send the same request again after a second."):
+            (held,) = await self.store.items([item_id])
+        written = decoded_fields(held) if held else None
+        row = int(live.items.catalogue.rows([item_id])[0])
+        in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0
+        if row < 0 and written is None:
+            raise Problem(
+                404, "no-such-item", "No such item", f"{item_id!r} is not in release {live.release.id}",
+                "Ask for an item of the catalogue, or write it with PUT /v1/items.", "item_id",
+            )  # fmt: skip
+        fields = written.fields if written else {}
+        title = fields.get("title") if row < 0 else live.items.catalogue.titles[row]
+        price = fields.get("price") if row < 0 else _finite(live.items.catalogue.price[row])
+        return ItemAnswer(
+            item_id, in_release, row >= 0, written is None or written.available,
+            row >= 0 and bool(live.items.vectors.scale[row] > 0), written.at if written else None, title, price,
+        )  # fmt: skip
+
     async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
         again = "Send the same events again after a second; with an event_id, one that was stored counts once."
         with _away("Events cannot be stored now", again):
@@ -221,7 +283,9 @@ class Service:
                 f"{item_id!r} is not in release {live.release.id}" if row < 0 else f"{item_id!r} has no text to compare"
             )
             raise Problem(404, "no-such-item", "No such item", why, "Ask for an item of the catalogue.", "item_id")
-        near = await asyncio.to_thread(live.similar, row, limit)
+        gone = live.overlay.withdrawn
+        near = await asyncio.to_thread(live.similar, row, limit + len(gone))
+        near = [(r, c) for r, c in near if catalogue.item_ids[r] not in gone][:limit]
         items = [schema.SimilarItem(catalogue.item_ids[r], catalogue.titles[r], c) for r, c in near]
         return schema.SimilarAnswer(item_id, live.release.id, items)
 
@@ -233,6 +297,10 @@ class Service:
             "reason": self.follower.reason or None, "redis": self.follower.redis, "degraded": self.degraded,
             "slow": self.slow,
         }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 @contextmanager

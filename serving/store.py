@@ -5,6 +5,9 @@
     sw:{<user>}:d:<period>     set of int64 hashes of the event ids that came in this period, against duplicates
     sw:events                  stream of accepted events, field `e`: JSON of an `Event`
     sw:served                  stream of answered lists, see `served.Served`
+    sw:i:<item id>             hash: fields of an item written since some release, JSON each, and `at`
+    sw:items                   sorted set of the ids of those, by the time of their last write
+    sw:item-changes            stream of writes and of vectors made, fields `i` (item id) and `w` (put or vector)
     sw:erased                  stream of erased users, fields `u` (see `user_hash`) and `t` (Unix seconds)
     sw:release                 JSON of a `Pointer`
     sw:v:<encoder>:<item id>   float16[d], little-endian: the item's vector by the encoder of this fingerprint
@@ -45,6 +48,11 @@ DUPLICATES_S = 48 * 3600
 STREAM = "sw:events"
 SERVED = "sw:served"
 ERASED = "sw:erased"
+ITEMS = "sw:items"
+CHANGES = "sw:item-changes"
+_READERS = "embed"
+_CHANGES_MOST = 200_000
+"""Entries of the stream of changes; a reader that is further behind reads all items again."""
 POINTER = "sw:release"
 START = "0-0"
 END = f"{2**63 - 1}-0"
@@ -124,6 +132,33 @@ def record(at: float, kind: int, event_id: str, item_id: str) -> bytes:
 def _key(user_id: str, suffix: str) -> str:
     # Braces mark what a cluster hashes, so that the keys of one user share a node; one in the id would end it early.
     return f"sw:{{{user_id.replace('%', '%25').replace('}', '%7D')}}}:{suffix}"
+
+
+def _item_key(item_id: str) -> str:
+    return f"sw:i:{item_id}"
+
+
+def change_command(item_id: str, what: str) -> list[Any]:
+    """The command that tells of a change."""
+    return ["XADD", CHANGES, "MAXLEN", "~", _CHANGES_MOST, "*", "i", item_id, "w", what]
+
+
+def _decode_vectors(fingerprint: str, held: Sequence[bytes | None], dimension: int) -> F32:
+    out = np.full((len(held), dimension), np.nan, np.float32)
+    for row, vector in zip(out, held, strict=True):
+        if vector is not None and len(vector) != 2 * dimension:
+            raise StoreCorrupt(
+                f"a vector of encoder {fingerprint} has {len(vector)} bytes, expected {2 * dimension} "
+                f"for {dimension} dimensions: write this encoder's vectors anew"
+            )
+        if vector is not None:
+            row[:] = np.frombuffer(vector, "<f2")
+    return out
+
+
+def _fields(reply: Any) -> dict[bytes, bytes]:
+    """A hash, as either protocol of Redis gives it."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 def _period(now: float) -> int:
@@ -347,6 +382,50 @@ class Store:
         keys = [_key(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}")]
         await self._run([tombstone, ["UNLINK", *keys]])
 
+    async def write_items(self, fields: Mapping[str, Mapping[str, bytes]], at: float, most: int) -> bool:
+        """Set these fields of each item, leaving others as they are, and tell every worker; False without room.
+
+        at: Unix seconds. most: items written since a release that are kept at a time.
+        """
+        if not fields:
+            return True
+        count, *known = await self._run([["ZCARD", ITEMS], *(["ZSCORE", ITEMS, i] for i in fields)])
+        if count + sum(k is None for k in known) > most:
+            return False
+        commands: list[list[Any]] = []
+        for item_id, of_item in fields.items():
+            commands.append(["HSET", _item_key(item_id), *(x for pair in of_item.items() for x in pair)])
+            commands += [["ZADD", ITEMS, repr(at), item_id], change_command(item_id, "put")]
+        await self._run(commands)
+        return True
+
+    async def item_ids(self) -> list[str]:
+        """Items that were written since some release and are still kept, in order of their last write."""
+        return [i.decode() for i in (await self._run([["ZRANGE", ITEMS, 0, -1]]))[0]]
+
+    async def items(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
+        """The fields of each, as they were written; none of an item that was not."""
+        return [_fields(r) for r in await self._run([["HGETALL", _item_key(i)] for i in item_ids])] if item_ids else []
+
+    async def vectors(self, fingerprint: str, item_ids: Sequence[str], dimension: int) -> F32:
+        """As `BulkStore.read_vectors`."""
+        if not item_ids:
+            return np.empty((0, dimension), np.float32)
+        # Key by key, as in a cluster they are on many nodes.
+        held = await self._run([["GET", _vector_key(fingerprint, i)] for i in item_ids])
+        return _decode_vectors(fingerprint, held, dimension)
+
+    async def changed(self, last: str, count: int = _BATCH) -> tuple[str, list[str]]:
+        """(id of the last entry, items): what was written or read by the encoder after entry `last`, each once."""
+        entries = (await self._run([["XRANGE", CHANGES, f"({last}", "+", "COUNT", count]], look=True))[0]
+        ids = dict.fromkeys(fields[b"i"].decode() for _, fields in entries)
+        return (entries[-1][0].decode() if entries else last), list(ids)
+
+    async def changes_end(self) -> str:
+        """The id of the last change."""
+        found = (await self._run([["XREVRANGE", CHANGES, "+", "-", "COUNT", 1]]))[0]
+        return found[0][0].decode() if found else START
+
     async def append(self, stream: str, entries: Sequence[bytes]) -> int:
         """Add entries to the end of a stream, each as its field `l`; returns how long it is then."""
         commands = [["XADD", stream, "*", "l", entry] for entry in entries]
@@ -412,6 +491,42 @@ class BulkStore:
         events are in the log: whatever came before a cut-off is in the release's own item state.
         """
         return int(self._run([["XTRIM", STREAM, "MINID", max(0, int(before * 1000))]])[0])
+
+    def item_ids(self) -> list[str]:
+        """As `Store.item_ids`."""
+        return [i.decode() for i in self._run([["ZRANGE", ITEMS, 0, -1]])[0]]
+
+    def items(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
+        """As `Store.items`."""
+        return [_fields(r) for r in self._run([["HGETALL", _item_key(i)] for i in item_ids])] if item_ids else []
+
+    def take_changes(self, worker: str, count: int, wait_s: float, orphaned_ms: int) -> list[tuple[str, str, str]]:
+        """(entry, item id, put or vector) of changes that are now this worker's, of the group that reads texts.
+
+        wait_s: how long to wait where there is none. orphaned_ms: those that another worker took so long ago and never
+        finished are ours.
+        """
+        try:
+            self._client.xgroup_create(CHANGES, _READERS, id="0", mkstream=True)
+        except ResponseError as e:
+            if "BUSYGROUP" not in str(e):
+                raise
+        orphans = self._client.xautoclaim(CHANGES, _READERS, worker, orphaned_ms, count=count)[1]
+        block = None if orphans or not wait_s else max(1, int(wait_s * 1000))
+        new = self._client.xreadgroup(_READERS, worker, {CHANGES: ">"}, count=count, block=block)
+        streams = new.items() if isinstance(new, dict) else new or ()
+        entries = [*orphans, *(entry for _, found in streams for entry in found)]
+        return [(i.decode(), fields[b"i"].decode(), fields[b"w"].decode()) for i, fields in entries if fields]
+
+    def took_changes(self, entries: Sequence[str]) -> None:
+        """These changes are done with."""
+        if entries:
+            self._run([["XACK", CHANGES, _READERS, *entries]])
+
+    def tell_vectors(self, item_ids: Sequence[str]) -> None:
+        """Tell every worker of the service that these items have a vector."""
+        if item_ids:
+            self._run([change_command(i, "vector") for i in item_ids])
 
     def entries(self, stream: str, field: bytes, last: str = START, count: int = _BATCH) -> list[tuple[str, bytes]]:
         """(id, content) of at most `count` entries of a stream after entry `last`, in order of arrival."""
@@ -511,20 +626,8 @@ class BulkStore:
 
     def read_vectors(self, fingerprint: str, item_ids: Sequence[str], dimension: int) -> F32:
         """float32[items, dimension]: what `write_vectors` kept, to float16's precision; NaN for an item without."""
-        out = np.full((len(item_ids), dimension), np.nan, np.float32)
-        if not len(item_ids):
-            return out
-        for row, held in zip(
-            out, self._run([["MGET", *(_vector_key(fingerprint, i) for i in item_ids)]])[0], strict=True
-        ):
-            if held is not None and len(held) != 2 * dimension:
-                raise StoreCorrupt(
-                    f"a vector of encoder {fingerprint} has {len(held)} bytes, expected {2 * dimension} "
-                    f"for {dimension} dimensions: write this encoder's vectors anew"
-                )
-            if held is not None:
-                row[:] = np.frombuffer(held, "<f2")
-        return out
+        held = self._run([["MGET", *(_vector_key(fingerprint, i) for i in item_ids)]])[0] if len(item_ids) else []
+        return _decode_vectors(fingerprint, held, dimension)
 
     def drop_vectors(self, fingerprint: str) -> int:
         """Delete every vector of an encoder that no release uses any more; returns how many there were."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from offline.commands.releases import live_release
-from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, redis
+from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, redis, say
 
 User = Annotated[str | None, typer.Argument(help="The shopper; leave out for one nobody knows.")]
 
@@ -33,6 +34,24 @@ def serve(
         if as_of_data:
             changes["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
         run(c.serving.model_copy(update=changes), url, custom=c.features.custom)
+
+
+def embed(config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Read the text of items as they are written by PUT /v1/items, so that the service ranks new ones in seconds.
+
+    Runs beside the service until it is told to stop. Several may run: they share the work.
+    """
+    import os
+    import socket
+
+    from offline.embed import Embedder
+    from serving.store import BulkStore
+
+    c = configured(config, workspace)
+    with redis(c) as url, BulkStore(url) as store:
+        say("reading items as they are written; stop with Ctrl-C")
+        with suppress(KeyboardInterrupt):
+            Embedder(store, f"{socket.gethostname()}-{os.getpid()}").run()
 
 
 def rank(

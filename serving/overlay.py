@@ -1,0 +1,237 @@
+"""What was written of items since the release, laid over its arrays: new rows behind its own, changed cells in copies.
+
+Rows of the release keep their numbers, so whatever a request under way has looked up stays right. The price is memory:
+a worker that has any new item holds arrays of its own instead of those all workers share, some 800 bytes an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.catalogue import Catalogue
+from features.decay import ItemState
+from features.log import F32, F64, I32
+from features.neighbours import Neighbours
+from features.table import Items
+from features.vectors import Vectors
+from serving.item import TEXTS, ItemFields, year
+
+_NEAREST = 10
+"""Items alike by text whose click rates stand for what is not known of a new one."""
+
+
+class _Joined(Sequence[str]):
+    """Strings of the release, some replaced, then others; nothing is copied."""
+
+    def __init__(self, base: Sequence[str], changed: Mapping[int, str], added: Sequence[str]) -> None:
+        self._base, self._changed, self._added = base, changed, added
+
+    def __len__(self) -> int:
+        return len(self._base) + len(self._added)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = i + len(self) if i < 0 else i
+        if i >= len(self._base):
+            return self._added[i - len(self._base)]
+        return self._changed[i] if i in self._changed else self._base[i]
+
+    def __iter__(self) -> Iterator[str]:
+        if self._changed:
+            yield from (self._changed.get(i, s) for i, s in enumerate(self._base))
+        else:
+            yield from self._base
+        yield from self._added
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What is laid over a release.
+
+    written: by item id, in the order in which rows are added. vectors: float32[d] of those whose text was read.
+    """
+
+    written: Mapping[str, ItemFields]
+    vectors: Mapping[str, F32]
+
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """Items that may be in no answer."""
+        return frozenset(i for i, held in self.written.items() if not held.available)
+
+    def over(self, base: Items, state: ItemState) -> Items:
+        """The release's items with what was written. state: as it is now, of the release or of an earlier overlay.
+
+        What the release has no code for (a category, brand or tag nobody had) is missing until the next night. A new
+        item's rates are those of the items nearest by text; neighbours it has none.
+        """
+        known = base.catalogue.rows(list(self.written))
+        ids = list(self.written)
+        added = [i for i, row in zip(ids, known.tolist(), strict=True) if row < 0]
+        changed = {int(row): self.written[i] for i, row in zip(ids, known.tolist(), strict=True) if row >= 0}
+        catalogue = _catalogue(base.catalogue, changed, {i: self.written[i] for i in added})
+        vectors = self._vectors(base, changed, added)
+        n, k = len(base.catalogue), len(added)
+        near = _nearest(base, vectors, n, k)
+        rates = base.attribute_rates
+        items = replace(
+            base, catalogue=catalogue, vectors=vectors, prior=_grown(base.prior, _mean(base.prior, near)),
+            neighbours=Neighbours(
+                _grown(base.neighbours.item, np.full((k, base.neighbours.item.shape[1]), -1, np.int32)),
+                _grown(base.neighbours.weight, np.zeros((k, base.neighbours.weight.shape[1]), np.float32)),
+            ),
+            state=_state(state, catalogue, n, k),
+            attribute_rates=_grown(rates, _mean(rates, near)) if rates.size else rates,
+        )  # fmt: skip
+        # At the release's own mean and deviation: a new item must not move every other item's numbers.
+        items.__dict__["numbers"] = _grown(base.numbers, _standardised(base, catalogue.numbers[n : n + k]))
+        return items
+
+    def _vectors(self, base: Items, changed: Mapping[int, ItemFields], added: Sequence[str]) -> Vectors:
+        d = base.vectors.code.shape[1]
+        none = np.full(d, np.nan, np.float32)
+        rows = [
+            row for row, held in changed.items()
+            if base.catalogue.item_ids[row] in self.vectors and _is_text(held, base.catalogue.number_names)
+        ]  # fmt: skip
+        ids = [*(base.catalogue.item_ids[row] for row in rows), *added]
+        new = Vectors.quantise(np.array([self.vectors.get(i, none) for i in ids], np.float32).reshape(len(ids), d))
+        code = _grown(base.vectors.code, new.code[len(rows) :])
+        scale = _grown(base.vectors.scale, new.scale[len(rows) :])
+        code[rows], scale[rows] = new.code[: len(rows)], new.scale[: len(rows)]
+        return Vectors(code, scale)
+
+
+NOTHING = Overlay({}, {})
+"""Of a release of which nothing was written since."""
+
+
+def _is_text(held: ItemFields, number_names: Sequence[str]) -> bool:
+    """Whether what was written may change what the encoder reads."""
+    return any(name in TEXTS for name in held.fields) or any(name not in number_names for name in held.attributes)
+
+
+def _grown(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """A copy with rows put before the last one, which is the unknown item's."""
+    return np.concatenate([array[:-1], rows.astype(array.dtype, copy=False), array[-1:]])
+
+
+def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mapping[str, ItemFields]) -> Catalogue:
+    n, k = len(base), len(added)
+    titles = {row: h.fields["title"] or base.item_ids[row] for row, h in changed.items() if "title" in h.fields}
+    price, born = (_grown(a, np.full(k, np.nan)) for a in (base.price, base.available_from))
+    category = _grown(base.category, np.full(k, len(base.category_names), np.int32))
+    brand = _grown(base.brand, np.full(k, len(base.brand_names), np.int32))
+    numbers = _grown(base.numbers, np.full((k, base.numbers.shape[1]), np.nan))
+    born[n : n + k] = [held.at for held in added.values()]
+    rows = {**changed, **dict(zip(range(n, n + k), added.values(), strict=True))}
+    for row, held in rows.items():
+        fields = held.fields
+        if "price" in fields:
+            price[row] = np.nan if fields["price"] is None else fields["price"]
+        if fields.get("available_from") is not None:
+            born[row] = fields["available_from"]
+        for name, codes, names in (
+            ("category", category, base.category_names), ("brand", brand, base.brand_names)
+        ):  # fmt: skip
+            if name in fields:
+                codes[row] = _code(names, fields[name])
+        for name, value in held.attributes.items():
+            if name in base.number_names:
+                numbers[row, list(base.number_names).index(name)] = _number(value, name in base.date_names)
+        if not held.available:
+            born[row] = np.inf  # to retrieval, an item not yet on sale
+    tags = _tags(base, list(added.values()))
+    start = np.concatenate(
+        [base.tag_start[:-1], base.tag_start[-2] + np.cumsum([len(t) for t in tags], dtype=np.int64)]
+    )
+    every = [t for of_item in tags for t in of_item]
+    return replace(
+        base, item_ids=_Joined(base.item_ids, {}, list(added)),
+        titles=_Joined(base.titles, titles, [h.fields.get("title") or i for i, h in added.items()]),
+        price=price, category=category, brand=brand, available_from=born, numbers=numbers,
+        tag_start=np.append(start, start[-1]),
+        tag=np.concatenate([base.tag[: base.tag_start[-2]], np.array(every, np.int32)]),
+    )  # fmt: skip
+
+
+def _code(names: Sequence[str], value: object) -> int:
+    return list(names).index(value) if isinstance(value, str) and value in names else len(names)
+
+
+def _number(value: object, is_date: bool) -> float:
+    if is_date:
+        return year(value)
+    return float(value) if isinstance(value, int | float) else np.nan
+
+
+def _tags(base: Catalogue, added: Sequence[ItemFields]) -> list[list[int]]:
+    """Of each new item the tags that the release knows."""
+    if not added:
+        return []
+    code = {name: c for c, name in enumerate(base.tag_names)}
+    out = []
+    for held in added:
+        values = (
+            (a, v) for a, given in held.attributes.items() for v in (given if isinstance(given, list) else [given])
+        )
+        out.append(sorted({code[f"{a}={v}"] for a, v in values if f"{a}={v}" in code}))
+    return out
+
+
+def _nearest(base: Items, vectors: Vectors, n: int, k: int) -> I32:
+    """int32[k, at most _NEAREST]: rows of the release nearest by text to each new one; `-1` where it has no vector."""
+    m = min(_NEAREST, n)
+    out = np.full((k, m), -1, np.int32)
+    every = np.arange(n, dtype=np.int32)
+    for j in np.flatnonzero(vectors.scale[n : n + k] > 0):
+        cosine = vectors.cosines(every, np.array([n + j], np.int32))[:, 0]
+        cosine[np.isnan(cosine) | np.isnan(base.prior[:n])] = -np.inf
+        best = np.argpartition(-cosine, m - 1)[:m]
+        out[j] = np.where(cosine[best] > -np.inf, best, -1)
+    return out
+
+
+def _mean(values: F32, near: I32) -> F32:
+    """The mean over each new item's nearest, NaN where there are none or none has a value."""
+    # The unknown item, at -1, has NaN.
+    found = values[near].astype(np.float64)
+    known = ~np.isnan(found)
+    count = known.sum(axis=1)
+    total = np.where(known, found, 0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _standardised(base: Items, numbers: F64) -> F64:
+    """New items' numbers in the units in which the release has its own, which are linear; missing as it has them."""
+    out = np.broadcast_to(base.numbers[-1], numbers.shape).copy()
+    for c in range(numbers.shape[1]):
+        raw = base.catalogue.numbers[:-1, c]
+        known = np.flatnonzero(np.isfinite(raw))
+        if not len(known):
+            continue
+        low, high = known[raw[known].argmin()], known[raw[known].argmax()]
+        span = raw[high] - raw[low]
+        slope = (base.numbers[high, c] - base.numbers[low, c]) / span if span > 0 else 0.0
+        mine = np.isfinite(numbers[:, c])
+        out[mine, c] = base.numbers[low, c] + (numbers[mine, c] - raw[low]) * slope
+    return out
+
+
+def _state(state: ItemState, catalogue: Catalogue, n: int, k: int) -> ItemState:
+    """The sums so far, those of items added before kept, with rows for the new ones."""
+    had = len(state.category) - 1
+    rows = n + k - had
+    value = np.concatenate([state.value[:had], np.zeros((rows, *state.value.shape[1:])), state.value[had:]])
+    latest = np.concatenate([state.latest[:had], np.zeros(rows), state.latest[had:]])
+    return ItemState(value, latest, catalogue.category, state.n_categories)
