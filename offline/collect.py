@@ -2,6 +2,7 @@
 
     <data>/events/date=2026-01-31/part-<entry>.parquet    accepted events, as in events.parquet
     <data>/served/date=2026-01-31/part-<entry>.parquet    answered lists
+    <data>/written_items.parquet                          items written through the service
     <data>/erasures.parquet                               who asked to be forgotten
 
 The day is that of arrival. A file is made whole aside and then named after the last stream entry in it, so that the
@@ -22,27 +23,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.log import KINDS
-from offline import erasures
+from offline import erasures, written_items
 from offline.erasures import Erasures
 from offline.items import UTC_US
 from offline.layout import EVENTS_SCHEMA, SERVED_SCHEMA
 from offline.progress import OnProgress
-from serving.release import list_releases
+from serving.item import ItemFields, decoded_fields
+from serving.release import Listed, list_releases
 from serving.served import Served, decoded
 from serving.store import ERASED, SERVED, START, STREAM, BulkStore, Event, decode_event
 
 _ROWS = 200_000
 _BYTES = 256_000_000
 _DAY_MS = 86_400_000
+_RELEASES = 5
+"""The newest releases: one of them may be served again, so what they read of Redis stays there."""
 
 
 class Collected(NamedTuple):
-    """How many events and lists were written, how many erasures are new, and how many entries left the event stream."""
+    """How many events and lists were written down, erasures were new, entries left the event stream, and items were
+    written through the service and are now in the data set."""
 
     events: int
     served: int
     erased: int
     trimmed: int
+    items: int
 
 
 class _Log(NamedTuple):
@@ -82,7 +88,10 @@ def collect(
         if fresh:
             _forget(directory, store, fresh)
         store.trim_to(ERASED, last_erased)
-        return Collected(counts[0], counts[1], len(fresh), _trim(directory, store, releases))
+        items = _items(directory, store)
+        kept = [r for r in list_releases(releases) if r.manifest][:_RELEASES] if releases else []
+        _prune(store, kept)
+        return Collected(counts[0], counts[1], len(fresh), _trim(directory, store, kept), items)
 
 
 @contextmanager
@@ -191,10 +200,44 @@ def _forget(directory: Path, store: BulkStore, gone: Erasures) -> None:
     store.drop_events(gone)
 
 
-def _trim(directory: Path, store: BulkStore, releases: Path | None) -> int:
+def _items(directory: Path, store: BulkStore) -> int:
+    """Bring what was written of items into the data set, over what was brought before; how many those are."""
+    before = written_items.read(directory)
+    now = {i: decoded_fields(held) for i, held in _written(store) if held}
+    together = before | {
+        i: ItemFields(new.at, (before[i].fields if i in before else {}) | new.fields) for i, new in now.items()
+    }
+    if together != before:
+        _write(directory / written_items.FILE, written_items.table(together))
+    return len(now)
+
+
+def _written(store: BulkStore) -> list[tuple[str, dict[bytes, bytes]]]:
+    ids = store.item_ids()
+    parts = [ids[k : k + 1000] for k in range(0, len(ids), 1000)]
+    return [pair for part in parts for pair in zip(part, store.items(part), strict=True)]
+
+
+def _prune(store: BulkStore, kept: Sequence[Listed]) -> None:
+    """Drop from Redis what no release reads there any more: it has the item, and is younger than the write."""
+    if not kept:
+        return
+    oldest = min(kept, key=lambda r: r.manifest.cut_off if r.manifest else 0)
+    assert oldest.manifest is not None
+    known = set(pq.read_table(oldest.path / "items.parquet", columns=["item_id"])["item_id"].to_pylist())
+    gone = []
+    for item_id, held in _written(store):
+        one = decoded_fields(held)
+        read_by_none = one.at < oldest.manifest.cut_off and item_id in known and one.available
+        if not held or read_by_none or (item_id not in known and not one.available):
+            gone.append(item_id)
+    store.drop_items(gone)
+
+
+def _trim(directory: Path, store: BulkStore, kept: Sequence[Listed]) -> int:
     """Take out of Redis what is on disk, and no release that may be served again needs from there."""
     store.trim_to(SERVED, mark(directory / "served"))
-    found = [r.manifest.cut_off for r in list_releases(releases) if r.manifest] if releases else []
+    cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     collected = int(mark(directory / "events").partition("-")[0]) / 1e3
     # An hour covers clocks that disagree, as in `serving.live`.
-    return store.trim(min(collected, min(found) - 3600)) if found else 0
+    return store.trim(min(collected, min(cut_offs) - 3600)) if cut_offs else 0

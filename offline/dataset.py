@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from features.catalogue import Catalogue
 from features.context import NO_DEVICE, device_code
 from features.log import F64, I8, I32, I64, KINDS, Events
-from offline import erasures
+from offline import erasures, written_items
 from offline.attributes import read_as
 from offline.layout import EVENTS_SCHEMA, SERVED_SCHEMA
 from offline.quarantine import DataError
@@ -68,7 +68,8 @@ def load(directory: Path, attributes: Mapping[str, AttributeKind] | None = None)
     """
     if not (directory / _ITEMS).is_file():
         raise _missing(directory / _ITEMS)
-    items = _table(directory / _ITEMS).sort_by("item_id").combine_chunks()
+    items = written_items.merged(_table(directory / _ITEMS), written_items.read(directory))
+    items = items.sort_by("item_id").combine_chunks()
     items = read_as(items, attributes or {}, str(directory / _ITEMS))
     found = catalogue(items, str(directory / _ITEMS))
     events, event_id, shown = read_events(directory, found)

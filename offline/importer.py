@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.log import KINDS, Kind
-from offline import validation
+from offline import validation, written_items
 from offline.cells import Limits, Moments, as_flag, as_text
 from offline.dataset import beside
 from offline.import_summary import ImportSummary, SourceSummary
@@ -69,6 +69,7 @@ def import_data(
     if not len(found.events):
         raise DataError(f"{found.summary.why_nothing()} All refused rows are in {directory / 'quarantine.parquet'}.")
     _write(directory / "items.parquet", found.items)
+    (directory / written_items.FILE).unlink(missing_ok=True)
     _write(directory / "events.parquet", found.events)
     for name in BESIDE:
         if name in found.beside:

@@ -55,7 +55,9 @@ from serving.store import BulkStore, Pointer, user_hash
 from text_encoder.encoder import load
 from text_encoder.text import attributes, item_texts
 
-_DATA = ("items.parquet", "events.parquet", "events", "served", "erasures.parquet", *BESIDE)
+_DATA = (
+    "items.parquet", "written_items.parquet", "events.parquet", "events", "served", "erasures.parquet", *BESIDE,
+)  # fmt: skip
 _CHECKED_EVERY = 1000
 """Lists between checks of the user's own features."""
 

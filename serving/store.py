@@ -500,6 +500,11 @@ class BulkStore:
         """As `Store.items`."""
         return [_fields(r) for r in self._run([["HGETALL", _item_key(i)] for i in item_ids])] if item_ids else []
 
+    def drop_items(self, item_ids: Sequence[str]) -> None:
+        """Forget what was written of items; the release is what holds."""
+        for item_id in item_ids:
+            self._run([["ZREM", ITEMS, item_id], ["UNLINK", _item_key(item_id)]])
+
     def take_changes(self, worker: str, count: int, wait_s: float, orphaned_ms: int) -> list[tuple[str, str, str]]:
         """(entry, item id, put or vector) of changes that are now this worker's, of the group that reads texts.
 

@@ -23,7 +23,10 @@ from features.history import EMPTY, History
 from features.log import Kind
 from features.table import rows
 from offline import embed
+from offline.collect import collect
+from offline.dataset import load as load_data
 from offline.embed import Embedder, texts_of
+from offline.layout import EVENTS_SCHEMA
 from serving.item import ItemFields, accept_item, decoded_fields
 from serving.overlay import Overlay
 from serving.release import load
@@ -302,3 +305,56 @@ def test_the_overlay_of_a_release_that_is_mapped_read_only_is_made_of_copies(rel
     assert over.catalogue.price[int(over.catalogue.rows(["red-01"])[0])] == 1.0
     assert replace(over, state=state).catalogue is over.catalogue
     assert release.items.catalogue.price[int(release.items.catalogue.rows(["red-01"])[0])] != 1.0
+
+
+def test_a_recommendation_holds_new_items_and_none_that_was_withdrawn(client: httpx.Client, embedder: Embedder) -> None:
+    put(client, {"item_id": "new", "title": "Red"})
+    read(client, embedder, "new")
+    client.delete("/v1/items/red-01")
+    until(lambda: "red-01" not in ranked(client))
+    client.post("/v1/events", json=[click("red-01"), click("red-03")])
+    found = client.post("/v1/recommend", json={"user_id": "u", "limit": 21}).json()["items"]
+    assert "new" in [i["item_id"] for i in found]
+    assert "red-01" not in [i["item_id"] for i in found]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set of two items and no log."""
+    table = pa.table({"item_id": ["a", "b"], "title": ["Cap", "Hat"], "price": [1.0, 2.0],
+                      "available_from": pa.array([0, 0], pa.timestamp("us", "UTC")), "style": [["plain"], ["wide"]],
+                      "size": pa.array([1, 2], pa.int64())})  # fmt: skip
+    pq.write_table(table, tmp_path / "items.parquet")
+    pq.write_table(EVENTS_SCHEMA.empty_table(), tmp_path / "events.parquet")
+    return tmp_path
+
+
+def test_the_next_nights_catalogue_has_what_was_written(client: httpx.Client, store: BulkStore, data: Path) -> None:
+    """Changed cells, new rows; a value that its column cannot hold, and a column nobody has, are left out."""
+    put(client, {"item_id": "b", "price": 9, "attributes": {"style": "tall", "size": 2.5, "weight": 3}})
+    put(client, {"item_id": "c", "title": "Sock", "available_from": 1_700_000_000, "attributes": {"size": 7}})
+    assert collect(data, store).items == 2
+    put(client, {"item_id": "b", "title": "Bonnet"})
+    collect(data, store)
+    rows_ = {r["item_id"]: r for r in load_data(data).items.to_pylist()}
+    assert rows_["a"]["price"] == 1.0
+    assert (rows_["b"]["price"], rows_["b"]["title"], rows_["b"]["style"], rows_["b"]["size"]) == (
+        9,
+        "Bonnet",
+        ["tall"],
+        2,
+    )
+    assert (rows_["c"]["title"], rows_["c"]["size"], rows_["c"]["price"]) == ("Sock", 7, None)
+    assert rows_["c"]["available_from"].timestamp() == 1_700_000_000
+
+
+def test_writes_that_every_release_has_leave_redis(
+    client: httpx.Client, store: BulkStore, data: Path, tmp_path: Path
+) -> None:
+    """A release made after the write has the item: it leaves; a withdrawn item stays withdrawn, a new one stays."""
+    put(client, {"item_id": "red-01", "price": 2}, {"item_id": "red-03", "available": False}, {"item_id": "new"})
+    later = time.time() + 60
+    publish(tmp_path / "releases", cut_off=later, created_at=later, model_text=planted_model(planted_items()))
+    collect(data, store, tmp_path / "releases")
+    assert sorted(store.item_ids()) == ["new", "red-03"]
+    assert [bool(held) for held in store.items(["red-01", "red-03", "new"])] == [False, True, True]

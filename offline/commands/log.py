@@ -23,7 +23,10 @@ def collect(config: ConfigPath = None, workspace: Workspace = None) -> None:
     c = configured(config, workspace)
     with redis(c) as url, BulkStore(url) as store, bar("Collecting") as on_progress:
         found = run(c.data, store, c.releases, on_progress)
-    say(f"{c.data}: {found.events:,} events and {found.served:,} served lists, {found.erased:,} users erased")
+    say(
+        f"{c.data}: {found.events:,} events and {found.served:,} served lists, {found.items:,} written items, "
+        f"{found.erased:,} users erased"
+    )
 
 
 def skew(

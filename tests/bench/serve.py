@@ -86,28 +86,31 @@ def made_up_posts(rng: np.random.Generator, items: int, users: int, count: int) 
 
 
 @contextmanager
-def service(url: str, release: Path) -> Iterator[tuple[int, int]]:
-    """(process id, port) of a service with one worker that answers from this release."""
+def service(url: str, release: Path, at: float | None = AT) -> Iterator[tuple[int, int]]:
+    """(process id, port) of a service with one worker that answers from this release.
+
+    at: what its clock says now, None for the time it is.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    config = ServiceConfig(port=port, clock_offset_s=AT - time.time(), redis_timeout_s=5)
+    config = ServiceConfig(port=port, clock_offset_s=0 if at is None else at - time.time(), redis_timeout_s=5)
     code = (
         "import sys; from pathlib import Path; from serving.app import serve; from serving.config import ServiceConfig;"
         "serve(ServiceConfig.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))"
     )
     command = [sys.executable, "-c", code, config.model_dump_json(), url, str(release)]
-    log = tempfile.TemporaryFile()  # noqa: SIM115  # read only where it fails
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        _wait(port, "")
-        yield process.pid, port
-    except Exception:
-        log.seek(0)
-        print(log.read()[-4000:].decode(), file=sys.stderr)
-        raise
-    finally:
-        process.terminate()
-        process.wait(20)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        try:
+            _wait(port, "")
+            yield process.pid, port
+        except Exception:
+            log.seek(0)
+            print(log.read()[-4000:].decode(), file=sys.stderr)
+            raise
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 def _wait(port: int, release: str, seconds: float = 120) -> None:
