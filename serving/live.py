@@ -263,6 +263,7 @@ class Follower:
         self.redis = "not asked yet"
         self._config, self._store, self._first = config, store, release
         self._failed: tuple[Pointer, float] | None = None
+        self._rested = 0.0
         self._loading: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -306,9 +307,13 @@ class Follower:
 
     async def _lay_over(self, live: Live) -> None:
         """Take in what was written of items since the last look."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._rested:
+            return
         last, ids = await self._store.changed(live.changes)
         if not ids:
             return
+        began = loop.time()
         try:
             changed = replace(await self._with(live, ids), changes=last)
         except StoreAway:
@@ -316,6 +321,8 @@ class Follower:
         except Exception:  # whatever is wrong with what was written, the release goes on
             log.exception("%d written items cannot be taken in", len(ids))
             changed = replace(live, changes=last)
+        # Of a large catalogue it takes some time: no more than a tenth of this worker's, however items come.
+        self._rested = loop.time() + 9 * (loop.time() - began)
         if self.live is live:  # else another release by now, which read all
             self.live = changed
 
@@ -336,7 +343,8 @@ class Follower:
                         vectors[item_id] = vector
         if not written:
             return live
-        return await asyncio.to_thread(live.under, Overlay(written, vectors), self._config.rules)
+        near = {} if live.overlay is NOTHING else live.overlay.near
+        return await asyncio.to_thread(live.under, Overlay(written, vectors, near), self._config.rules)
 
     def _say_redis(self, state: str) -> None:
         if state != self.redis:

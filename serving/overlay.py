@@ -7,7 +7,7 @@ a worker that has any new item holds arrays of its own instead of those all work
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -17,12 +17,15 @@ from features.catalogue import Catalogue
 from features.decay import ItemState
 from features.log import F32, F64, I32
 from features.neighbours import Neighbours
+from features.strings import Strings
 from features.table import Items
 from features.vectors import Vectors
 from serving.item import TEXTS, ItemFields, year
 
 _NEAREST = 10
-"""Items alike by text whose click rates stand for what is not known of a new one."""
+"""Items alike by text whose click rates and factors stand for what is not known of a new one."""
+_COMPARED = 4096
+"""Of a larger catalogue, so many items evenly drawn are compared: written items come by the thousand."""
 
 
 class _Joined(Sequence[str]):
@@ -58,11 +61,13 @@ class _Joined(Sequence[str]):
 class Overlay:
     """What is laid over a release.
 
-    written: by item id, in the order in which rows are added. vectors: float32[d] of those whose text was read.
+    written: by item id, in the order in which rows are added. vectors: float32[d] of those whose text was read. near:
+    what was found alike, by vector, to be handed on to the next overlay of the same release.
     """
 
     written: Mapping[str, ItemFields]
     vectors: Mapping[str, F32]
+    near: dict[bytes, I32] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def withdrawn(self) -> frozenset[str]:
@@ -82,8 +87,8 @@ class Overlay:
         catalogue = _catalogue(base.catalogue, changed, {i: self.written[i] for i in added})
         vectors = self._vectors(base, changed, added)
         n, k = len(base.catalogue), len(added)
-        near = _nearest(base, vectors, n, k)
-        rates = base.attribute_rates
+        near = self._nearest(vectors, n, k)
+        rates, factors = base.attribute_rates, base.factors
         items = replace(
             base, catalogue=catalogue, vectors=vectors, prior=_grown(base.prior, _mean(base.prior, near)),
             neighbours=Neighbours(
@@ -92,6 +97,7 @@ class Overlay:
             ),
             state=_state(state, catalogue, n, k),
             attribute_rates=_grown(rates, _mean(rates, near)) if rates.size else rates,
+            factors=_grown(factors, _mean(factors, near)) if factors.size else factors,
         )  # fmt: skip
         # At the release's own mean and deviation: a new item must not move every other item's numbers.
         items.__dict__["numbers"] = _grown(base.numbers, _standardised(base, catalogue.numbers[n : n + k]))
@@ -110,6 +116,21 @@ class Overlay:
         scale = _grown(base.vectors.scale, new.scale[len(rows) :])
         code[rows], scale[rows] = new.code[: len(rows)], new.scale[: len(rows)]
         return Vectors(code, scale)
+
+    def _nearest(self, vectors: Vectors, n: int, k: int) -> I32:
+        """int32[k, <= _NEAREST]: rows of the release nearest by text to each new one; `-1` where it has no vector."""
+        every = np.arange(0, n, max(1, -(-n // _COMPARED)), dtype=np.int32)
+        m = min(_NEAREST, len(every))
+        out = np.full((k, m), -1, np.int32)
+        for j in np.flatnonzero(vectors.scale[n : n + k] > 0).tolist():
+            code = vectors.code[n + j].tobytes()
+            if (best := self.near.get(code)) is None:
+                cosine = vectors.cosines(every, np.array([n + j], np.int32))[:, 0]
+                cosine[np.isnan(cosine)] = -np.inf
+                first = np.argpartition(-cosine, m - 1)[:m]
+                best = self.near[code] = np.where(cosine[first] > -np.inf, every[first], -1).astype(np.int32)
+            out[j] = best
+        return out
 
 
 NOTHING = Overlay({}, {})
@@ -134,6 +155,10 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
     brand = _grown(base.brand, np.full(k, len(base.brand_names), np.int32))
     numbers = _grown(base.numbers, np.full((k, base.numbers.shape[1]), np.nan))
     born[n : n + k] = [held.at for held in added.values()]
+    code_of = {
+        name: {value: code for code, value in enumerate(names)}
+        for name, names in (("category", base.category_names), ("brand", base.brand_names))
+    }  # fmt: skip
     rows = {**changed, **dict(zip(range(n, n + k), added.values(), strict=True))}
     for row, held in rows.items():
         fields = held.fields
@@ -145,7 +170,7 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
             ("category", category, base.category_names), ("brand", brand, base.brand_names)
         ):  # fmt: skip
             if name in fields:
-                codes[row] = _code(names, fields[name])
+                codes[row] = code_of[name].get(fields[name], len(names))
         for name, value in held.attributes.items():
             if name in base.number_names:
                 numbers[row, list(base.number_names).index(name)] = _number(value, name in base.date_names)
@@ -157,7 +182,7 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
     )
     every = [t for of_item in tags for t in of_item]
     return replace(
-        base, item_ids=_Joined(base.item_ids, {}, list(added)),
+        base, item_ids=_followed(base.item_ids, list(added)),
         titles=_Joined(base.titles, titles, [h.fields.get("title") or i for i, h in added.items()]),
         price=price, category=category, brand=brand, available_from=born, numbers=numbers,
         tag_start=np.append(start, start[-1]),
@@ -165,8 +190,12 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
     )  # fmt: skip
 
 
-def _code(names: Sequence[str], value: object) -> int:
-    return list(names).index(value) if isinstance(value, str) and value in names else len(names)
+def _followed(base: Sequence[str], added: Sequence[str]) -> Strings:
+    """The release's ids, then the new ones, without a Python string for any of the release's."""
+    first, more = base if isinstance(base, Strings) else Strings.of(base), Strings.of(added)
+    return Strings(
+        np.concatenate([first.start, first.start[-1] + more.start[1:]]), np.concatenate([first.text, more.text])
+    )
 
 
 def _number(value: object, is_date: bool) -> float:
@@ -186,19 +215,6 @@ def _tags(base: Catalogue, added: Sequence[ItemFields]) -> list[list[int]]:
             (a, v) for a, given in held.attributes.items() for v in (given if isinstance(given, list) else [given])
         )
         out.append(sorted({code[f"{a}={v}"] for a, v in values if f"{a}={v}" in code}))
-    return out
-
-
-def _nearest(base: Items, vectors: Vectors, n: int, k: int) -> I32:
-    """int32[k, at most _NEAREST]: rows of the release nearest by text to each new one; `-1` where it has no vector."""
-    m = min(_NEAREST, n)
-    out = np.full((k, m), -1, np.int32)
-    every = np.arange(n, dtype=np.int32)
-    for j in np.flatnonzero(vectors.scale[n : n + k] > 0):
-        cosine = vectors.cosines(every, np.array([n + j], np.int32))[:, 0]
-        cosine[np.isnan(cosine) | np.isnan(base.prior[:n])] = -np.inf
-        best = np.argpartition(-cosine, m - 1)[:m]
-        out[j] = np.where(cosine[best] > -np.inf, best, -1)
     return out
 
 
