@@ -34,6 +34,10 @@ TINY = {
         ["--items", "3000", "--queries", "5", "--once", "--sides", "exact", "inverted", "--looks", "0", "32"],
         {"items", "speedup_inverted_32"},
     ),
+    "visibility": (
+        ["--times", "1"],
+        {"own_list_other_worker_p50_ms", "item_state_other_worker_p50_ms", "new_item_other_worker_p50_ms"},
+    ),
     "rules": (
         ["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"},
     ),
