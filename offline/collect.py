@@ -32,6 +32,7 @@ from serving.item import ItemFields, decoded_fields
 from serving.release import Listed, list_releases
 from serving.served import Served, decoded
 from serving.store import ERASED, SERVED, START, STREAM, BulkStore, Event, decode_event
+from serving.written import BulkWrittenItems
 
 _ROWS = 200_000
 _BYTES = 256_000_000
@@ -213,9 +214,10 @@ def _items(directory: Path, store: BulkStore) -> int:
 
 
 def _written(store: BulkStore) -> list[tuple[str, dict[bytes, bytes]]]:
-    ids = store.item_ids()
+    held = BulkWrittenItems(store)
+    ids = held.ids()
     parts = [ids[k : k + 1000] for k in range(0, len(ids), 1000)]
-    return [pair for part in parts for pair in zip(part, store.items(part), strict=True)]
+    return [pair for part in parts for pair in zip(part, held.fields(part), strict=True)]
 
 
 def _prune(store: BulkStore, kept: Sequence[Listed]) -> None:
@@ -231,7 +233,7 @@ def _prune(store: BulkStore, kept: Sequence[Listed]) -> None:
         read_by_none = one.at < oldest.manifest.cut_off and item_id in known and one.available
         if not held or read_by_none or (item_id not in known and not one.available):
             gone.append(item_id)
-    store.drop_items(gone)
+    BulkWrittenItems(store).drop(gone)
 
 
 def _trim(directory: Path, store: BulkStore, kept: Sequence[Listed]) -> int:

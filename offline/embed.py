@@ -23,6 +23,7 @@ from offline.sources import ITEM_COLUMNS
 from serving.item import ItemFields, decoded_fields
 from serving.release import read_manifest
 from serving.store import BulkStore, Pointer
+from serving.written import BulkWrittenItems
 from text_encoder.encoder import Encoder, load
 from text_encoder.text import attributes, item_texts
 
@@ -39,6 +40,7 @@ class Embedder:
     def __init__(self, store: BulkStore, name: str) -> None:
         """name: of this worker in the group, its own."""
         self._store, self._name = store, name
+        self._written = BulkWrittenItems(store)
         self._pointer: Pointer | None = None
         self._encoder: Encoder | None = None
         self.encoded = 0
@@ -59,9 +61,9 @@ class Embedder:
             self._encoder = load(str(Path(pointer.path) / "encoder"))
             self._pointer = pointer
             self._read_missing()
-        entries = self._store.take_changes(self._name, _BATCH, wait_s, _ORPHANED_MS)
+        entries = self._written.take(self._name, _BATCH, wait_s, _ORPHANED_MS)
         self._read([item for _, item, what in entries if what == "put"])
-        self._store.took_changes([entry for entry, _, _ in entries])
+        self._written.took([entry for entry, _, _ in entries])
         return self.encoded - before
 
     @property
@@ -73,7 +75,7 @@ class Embedder:
     def _read_missing(self) -> None:
         """Vectors by this encoder for what was written before it."""
         assert self._encoder is not None
-        ids = self._store.item_ids()
+        ids = self._written.ids()
         for first in range(0, len(ids), _BATCH):
             part = ids[first : first + _BATCH]
             held = self._store.read_vectors(self.fingerprint, part, self._encoder.dimension)
@@ -84,13 +86,13 @@ class Embedder:
         ids = list(dict.fromkeys(item_ids))
         if not ids or self._encoder is None or self._pointer is None:
             return
-        written = dict(zip(ids, map(decoded_fields, self._store.items(ids)), strict=True))
+        written = dict(zip(ids, map(decoded_fields, self._written.fields(ids)), strict=True))
         texts = texts_of(self._encoder.template, written, Path(self._pointer.path) / "items.parquet")
         made: F32 = self._encoder.encode(texts)
         known = np.flatnonzero(np.isfinite(made).all(axis=1))
         good = [ids[k] for k in known.tolist()]
         self._store.write_vectors(self.fingerprint, good, made[known])
-        self._store.tell_vectors(good)
+        self._written.tell_vectors(good)
         self.encoded += len(good)
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import msgspec
 import uvicorn
 from fastapi import FastAPI, Query, Request, Response
+from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
@@ -28,7 +29,7 @@ from features.custom import load as load_features
 from features.table import Feature
 from serving import item, keys, metrics, request_id, schema
 from serving.breaker import Breaker
-from serving.config import ServiceConfig
+from serving.config import ID_CHARACTERS, ServiceConfig
 from serving.connection import Connection
 from serving.guard import Guard, needs, problem_answer
 from serving.keys import Keys
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 _CONFIG_VARIABLE = "SHELFWISE_SERVICE"
 _RELEASE_VARIABLE = "SHELFWISE_RELEASE"
 _FEATURES_VARIABLE = "SHELFWISE_FEATURES"
+_Id = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_CHARACTERS, **schema.PLAIN})]
+"""An id in a path: documented here, and checked by `schema.checked_id`."""
 _KEY = "A key made by `shelfwise keys new`, with the scope that a route names; none where the service has no keys."
 
 
@@ -136,21 +139,21 @@ def _routes(app: FastAPI, service: Service) -> None:
         "/v1/items/{item_id:path}", openapi_extra=_forms(None, item.ItemAnswer) | needs("items"),
         summary="What is known of an item",
     )  # fmt: skip
-    async def known(item_id: str) -> Response:
+    async def known(item_id: _Id) -> Response:
         return _json(await service.item(item_id))
 
     @app.delete(
         "/v1/items/{item_id:path}", status_code=202, summary="Take an item out of every answer",
         openapi_extra=_forms(None, item.ItemsAnswer, 202) | needs("items"),
     )  # fmt: skip
-    async def withdraw(item_id: str) -> Response:
+    async def withdraw(item_id: _Id) -> Response:
         return _json(await service.withdraw(item_id), 202)
 
     @app.delete(
         "/v1/users/{user_id:path}", status_code=202, summary="Erase a user",
         openapi_extra=_forms(None, schema.ErasureAnswer, 202) | needs("admin"),
     )  # fmt: skip
-    async def erase(user_id: str) -> Response:
+    async def erase(user_id: _Id) -> Response:
         return _json(await service.erase(user_id), 202)
 
     @app.get(

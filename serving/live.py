@@ -34,6 +34,7 @@ from serving.recommendation import Offers
 from serving.release import Release, ReleaseError, load
 from serving.rules import Cap, Diversity, Plan, Ranked, Rules
 from serving.store import END, START, Pointer, Store, StoreAway, Tail
+from serving.written import WrittenItems
 
 log = logging.getLogger(__name__)
 
@@ -264,6 +265,7 @@ class Follower:
         self._config, self._store, self._first = config, store, release
         self._failed: tuple[Pointer, float] | None = None
         self._rested = 0.0
+        self._written = WrittenItems(store)
         self._loading: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -302,15 +304,15 @@ class Follower:
 
     async def _written_since(self, live: Live) -> Live:
         """A release just loaded, with all that was written of items since it was made."""
-        live = replace(live, changes=await self._store.changes_end())
-        return await self._with(live, await self._store.item_ids())
+        live = replace(live, changes=await self._written.end())
+        return await self._with(live, await self._written.ids())
 
     async def _lay_over(self, live: Live) -> None:
         """Take in what was written of items since the last look."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._rested:
             return
-        last, ids = await self._store.changed(live.changes)
+        last, ids = await self._written.changed(live.changes)
         if not ids:
             return
         began = loop.time()
@@ -332,8 +334,8 @@ class Follower:
         manifest = live.release.manifest
         for first in range(0, len(item_ids), _ITEMS):
             ids = item_ids[first : first + _ITEMS]
-            held = await self._store.items(ids)
-            found = await self._store.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
+            held = await self._written.fields(ids)
+            found = await self._written.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
             in_release = live.release.items.catalogue.rows(ids) >= 0
             for item_id, fields, vector, known in zip(ids, held, found, in_release.tolist(), strict=True):
                 one = decoded_fields(fields)

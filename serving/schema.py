@@ -20,13 +20,13 @@ from serving.config import ID_CHARACTERS
 from serving.rules import Applied, Removed, Rules
 from serving.store import Event
 
-_PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
+PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
 """Documented, and checked by us: checked by msgspec, each id of a request would cost a search."""
 Id = Annotated[
     str,
     Meta(
         min_length=1, max_length=ID_CHARACTERS, description="Any text without control characters.",
-        extra_json_schema=_PLAIN,
+        extra_json_schema=PLAIN,
     ),
 ]  # fmt: skip
 
@@ -34,7 +34,7 @@ Device = Annotated[
     str,
     Meta(
         min_length=1, max_length=DEVICE_CHARACTERS, description="mobile, tablet, desktop, app, or any other text.",
-        extra_json_schema=_PLAIN,
+        extra_json_schema=PLAIN,
     ),
 ]  # fmt: skip
 

@@ -41,6 +41,7 @@ from serving.schema import (
 )
 from serving.served import Served, ServedLog
 from serving.store import Store, StoreAway
+from serving.written import WrittenItems
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Service:
     ) -> None:  # fmt: skip
         self.config, self.store, self.follower, self.clock = config, store, follower, clock
         self.metrics = metrics or Metrics()
+        self.written = WrittenItems(store)
         self.served = ServedLog(store, self.metrics, config.log_served_most)
         self._rng = np.random.default_rng()
         self.degraded = 0
@@ -231,7 +233,7 @@ class Service:
 
     async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> None:
         with _away("Items cannot be written now", "Send the same items again after a second."):
-            room = await self.store.write_items(fields, now, self.config.written_items)
+            room = await self.written.write(fields, now, self.config.written_items)
         if not room:
             raise Problem(
                 503, "too-many-written-items", "No room for more items",
@@ -244,7 +246,7 @@ class Service:
         """What is known of an item. Raises Problem where that is nothing."""
         live, item_id = self.live(), schema.checked_id("item_id", item_id)
         with _away("What was written cannot be read now", "Send the same request again after a second."):
-            (held,) = await self.store.items([item_id])
+            (held,) = await self.written.fields([item_id])
         written = decoded_fields(held) if held else None
         row = int(live.items.catalogue.rows([item_id])[0])
         in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0

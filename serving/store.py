@@ -5,9 +5,7 @@
     sw:{<user>}:d:<period>     set of int64 hashes of the event ids that came in this period, against duplicates
     sw:events                  stream of accepted events, field `e`: JSON of an `Event`
     sw:served                  stream of answered lists, see `served.Served`
-    sw:i:<item id>             hash: fields of an item written since some release, JSON each, and `at`
-    sw:items                   sorted set of the ids of those, by the time of their last write
-    sw:item-changes            stream of writes and of vectors made, fields `i` (item id) and `w` (put or vector)
+    sw:i:.., sw:items, sw:item-changes     items written since a release: see `written`
     sw:erased                  stream of erased users, fields `u` (see `user_hash`) and `t` (Unix seconds)
     sw:release                 JSON of a `Pointer`
     sw:v:<encoder>:<item id>   float16[d], little-endian: the item's vector by the encoder of this fingerprint
@@ -48,11 +46,6 @@ DUPLICATES_S = 48 * 3600
 STREAM = "sw:events"
 SERVED = "sw:served"
 ERASED = "sw:erased"
-ITEMS = "sw:items"
-CHANGES = "sw:item-changes"
-_READERS = "embed"
-_CHANGES_MOST = 200_000
-"""Entries of the stream of changes; a reader that is further behind reads all items again."""
 POINTER = "sw:release"
 START = "0-0"
 END = f"{2**63 - 1}-0"
@@ -134,16 +127,8 @@ def _key(user_id: str, suffix: str) -> str:
     return f"sw:{{{user_id.replace('%', '%25').replace('}', '%7D')}}}:{suffix}"
 
 
-def _item_key(item_id: str) -> str:
-    return f"sw:i:{item_id}"
-
-
-def change_command(item_id: str, what: str) -> list[Any]:
-    """The command that tells of a change."""
-    return ["XADD", CHANGES, "MAXLEN", "~", _CHANGES_MOST, "*", "i", item_id, "w", what]
-
-
-def _decode_vectors(fingerprint: str, held: Sequence[bytes | None], dimension: int) -> F32:
+def decode_vectors(fingerprint: str, held: Sequence[bytes | None], dimension: int) -> F32:
+    """float32[items, dimension] of what Redis holds by `vector_key`, NaN for none. Raises StoreCorrupt."""
     out = np.full((len(held), dimension), np.nan, np.float32)
     for row, vector in zip(out, held, strict=True):
         if vector is not None and len(vector) != 2 * dimension:
@@ -156,16 +141,12 @@ def _decode_vectors(fingerprint: str, held: Sequence[bytes | None], dimension: i
     return out
 
 
-def _fields(reply: Any) -> dict[bytes, bytes]:
-    """A hash, as either protocol of Redis gives it."""
-    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
 def _period(now: float) -> int:
     return int(now // DUPLICATES_S)
 
 
-def _vector_key(fingerprint: str, item_id: str) -> str:
+def vector_key(fingerprint: str, item_id: str) -> str:
+    """Where the vector of an item by an encoder stands."""
     return f"sw:v:{fingerprint}:{item_id}"
 
 
@@ -326,7 +307,7 @@ class Store:
         """Give back the connections."""
         await self._client.aclose()
 
-    async def _run(self, commands: Sequence[Sequence[Any]], look: bool = False) -> list[Any]:
+    async def run(self, commands: Sequence[Sequence[Any]], look: bool = False) -> list[Any]:
         """Replies to commands sent in one round trip. look: ask even while Redis is being left alone."""
         if not self.breaker.allows() and not look:
             raise StoreAway(self.breaker.reason)
@@ -365,11 +346,11 @@ class Store:
         if not events:
             return []
         calls, members = _write_calls(events, now)
-        return _flags(await self._run(_scripted(_WRITE, calls)), members, len(events))
+        return _flags(await self.run(_scripted(_WRITE, calls)), members, len(events))
 
     async def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
         """What a user did and was shown strictly before `at`; empty lists for a user never seen."""
-        return _decode_history(await self._run(_read_commands(user_id)), user_id, catalogue, at)
+        return _decode_history(await self.run(_read_commands(user_id)), user_id, catalogue, at)
 
     async def erase(self, user_id: str, at: float) -> None:
         """Forget a user: the lists and ids now, the log by a tombstone that `shelfwise collect` obeys.
@@ -380,60 +361,16 @@ class Store:
         tombstone = ["XADD", ERASED, "*", "u", user_hash(user_id), "t", repr(at)]
         period = _period(at)
         keys = [_key(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}")]
-        await self._run([tombstone, ["UNLINK", *keys]])
-
-    async def write_items(self, fields: Mapping[str, Mapping[str, bytes]], at: float, most: int) -> bool:
-        """Set these fields of each item, leaving others as they are, and tell every worker; False without room.
-
-        at: Unix seconds. most: items written since a release that are kept at a time.
-        """
-        if not fields:
-            return True
-        count, *known = await self._run([["ZCARD", ITEMS], *(["ZSCORE", ITEMS, i] for i in fields)])
-        if count + sum(k is None for k in known) > most:
-            return False
-        commands: list[list[Any]] = []
-        for item_id, of_item in fields.items():
-            commands.append(["HSET", _item_key(item_id), *(x for pair in of_item.items() for x in pair)])
-            commands += [["ZADD", ITEMS, repr(at), item_id], change_command(item_id, "put")]
-        await self._run(commands)
-        return True
-
-    async def item_ids(self) -> list[str]:
-        """Items that were written since some release and are still kept, in order of their last write."""
-        return [i.decode() for i in (await self._run([["ZRANGE", ITEMS, 0, -1]]))[0]]
-
-    async def items(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
-        """The fields of each, as they were written; none of an item that was not."""
-        return [_fields(r) for r in await self._run([["HGETALL", _item_key(i)] for i in item_ids])] if item_ids else []
-
-    async def vectors(self, fingerprint: str, item_ids: Sequence[str], dimension: int) -> F32:
-        """As `BulkStore.read_vectors`."""
-        if not item_ids:
-            return np.empty((0, dimension), np.float32)
-        # Key by key, as in a cluster they are on many nodes.
-        held = await self._run([["GET", _vector_key(fingerprint, i)] for i in item_ids])
-        return _decode_vectors(fingerprint, held, dimension)
-
-    async def changed(self, last: str, count: int = _BATCH) -> tuple[str, list[str]]:
-        """(id of the last entry, items): what was written or read by the encoder after entry `last`, each once."""
-        entries = (await self._run([["XRANGE", CHANGES, f"({last}", "+", "COUNT", count]], look=True))[0]
-        ids = dict.fromkeys(fields[b"i"].decode() for _, fields in entries)
-        return (entries[-1][0].decode() if entries else last), list(ids)
-
-    async def changes_end(self) -> str:
-        """The id of the last change."""
-        found = (await self._run([["XREVRANGE", CHANGES, "+", "-", "COUNT", 1]]))[0]
-        return found[0][0].decode() if found else START
+        await self.run([tombstone, ["UNLINK", *keys]])
 
     async def append(self, stream: str, entries: Sequence[bytes]) -> int:
         """Add entries to the end of a stream, each as its field `l`; returns how long it is then."""
         commands = [["XADD", stream, "*", "l", entry] for entry in entries]
-        return int((await self._run([*commands, ["XLEN", stream]]))[-1])
+        return int((await self.run([*commands, ["XLEN", stream]]))[-1])
 
     async def poll(self, last: str, count: int = 5 * _BATCH) -> tuple[Pointer | None, Tail]:
         """The live release, and at most `count` events of the stream after entry `last`: one round trip."""
-        pointer, entries = await self._run([["GET", POINTER], _tail_command(last, count)], look=True)
+        pointer, entries = await self.run([["GET", POINTER], _tail_command(last, count)], look=True)
         return _decode_pointer(pointer), _decode_tail(entries, last)
 
 
@@ -449,16 +386,17 @@ class BulkStore:
     """
 
     def __init__(self, url: str, timeout_s: float = 60.0) -> None:
-        self._client: Any = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), socket_timeout=timeout_s)
+        self.client: Any = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), socket_timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._client.close()
+        self.client.close()
 
-    def _run(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
+    def run(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Replies to commands sent in one round trip."""
+        pipeline = self.client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         replies: list[Any] = pipeline.execute()
@@ -469,19 +407,19 @@ class BulkStore:
         if not events:
             return []
         calls, members = _write_calls(events, now)
-        return _flags(self._run(_scripted(_WRITE, calls)), members, len(events))
+        return _flags(self.run(_scripted(_WRITE, calls)), members, len(events))
 
     def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
         """As `Store.read`."""
-        return _decode_history(self._run(_read_commands(user_id)), user_id, catalogue, at)
+        return _decode_history(self.run(_read_commands(user_id)), user_id, catalogue, at)
 
     def tail(self, last: str = START, count: int = 10 * _BATCH) -> Tail:
         """At most `count` events of the stream after entry `last`; none left when its `item_ids` is empty."""
-        return _decode_tail(self._run([_tail_command(last, count)])[0], last)
+        return _decode_tail(self.run([_tail_command(last, count)])[0], last)
 
     def events(self, last: str = START, count: int = 10 * _BATCH) -> tuple[str, list[Event]]:
         """The same as whole events, for the log: (id of the last entry, events)."""
-        entries = self._run([_tail_command(last, count)])[0]
+        entries = self.run([_tail_command(last, count)])[0]
         return (entries[-1][0].decode() if entries else last), _decode_events(entries)
 
     def trim(self, before: float) -> int:
@@ -490,67 +428,26 @@ class BulkStore:
         For a moment no later than the cut-off of the oldest release that may still be served, and only once those
         events are in the log: whatever came before a cut-off is in the release's own item state.
         """
-        return int(self._run([["XTRIM", STREAM, "MINID", max(0, int(before * 1000))]])[0])
-
-    def item_ids(self) -> list[str]:
-        """As `Store.item_ids`."""
-        return [i.decode() for i in self._run([["ZRANGE", ITEMS, 0, -1]])[0]]
-
-    def items(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
-        """As `Store.items`."""
-        return [_fields(r) for r in self._run([["HGETALL", _item_key(i)] for i in item_ids])] if item_ids else []
-
-    def drop_items(self, item_ids: Sequence[str]) -> None:
-        """Forget what was written of items; the release is what holds."""
-        for item_id in item_ids:
-            self._run([["ZREM", ITEMS, item_id], ["UNLINK", _item_key(item_id)]])
-
-    def take_changes(self, worker: str, count: int, wait_s: float, orphaned_ms: int) -> list[tuple[str, str, str]]:
-        """(entry, item id, put or vector) of changes that are now this worker's, of the group that reads texts.
-
-        wait_s: how long to wait where there is none. orphaned_ms: those that another worker took so long ago and never
-        finished are ours.
-        """
-        try:
-            self._client.xgroup_create(CHANGES, _READERS, id="0", mkstream=True)
-        except ResponseError as e:
-            if "BUSYGROUP" not in str(e):
-                raise
-        orphans = self._client.xautoclaim(CHANGES, _READERS, worker, orphaned_ms, count=count)[1]
-        block = None if orphans or not wait_s else max(1, int(wait_s * 1000))
-        new = self._client.xreadgroup(_READERS, worker, {CHANGES: ">"}, count=count, block=block)
-        streams = new.items() if isinstance(new, dict) else new or ()
-        entries = [*orphans, *(entry for _, found in streams for entry in found)]
-        return [(i.decode(), fields[b"i"].decode(), fields[b"w"].decode()) for i, fields in entries if fields]
-
-    def took_changes(self, entries: Sequence[str]) -> None:
-        """These changes are done with."""
-        if entries:
-            self._run([["XACK", CHANGES, _READERS, *entries]])
-
-    def tell_vectors(self, item_ids: Sequence[str]) -> None:
-        """Tell every worker of the service that these items have a vector."""
-        if item_ids:
-            self._run([change_command(i, "vector") for i in item_ids])
+        return int(self.run([["XTRIM", STREAM, "MINID", max(0, int(before * 1000))]])[0])
 
     def entries(self, stream: str, field: bytes, last: str = START, count: int = _BATCH) -> list[tuple[str, bytes]]:
         """(id, content) of at most `count` entries of a stream after entry `last`, in order of arrival."""
-        found = self._run([["XRANGE", stream, f"({last}", "+", "COUNT", count]])[0]
+        found = self.run([["XRANGE", stream, f"({last}", "+", "COUNT", count]])[0]
         if bad := next((i for i, fields in found if field not in fields), None):
             raise StoreCorrupt(f"{stream} holds an entry {bad.decode()} that is none of ours: delete it")
         return [(i.decode(), fields[field]) for i, fields in found]
 
     def length(self, stream: str) -> int:
         """How many entries a stream holds."""
-        return int(self._run([["XLEN", stream]])[0])
+        return int(self.run([["XLEN", stream]])[0])
 
     def trim_to(self, stream: str, last: str) -> int:
         """Drop the entries of a stream before `last`; returns how many."""
-        return int(self._run([["XTRIM", stream, "MINID", last]])[0])
+        return int(self.run([["XTRIM", stream, "MINID", last]])[0])
 
     def erased(self) -> tuple[str, list[tuple[str, float]]]:
         """Erasures that `collect` has not taken away: the last entry's id, and (user_hash, Unix seconds) of each."""
-        found = self._run([["XRANGE", ERASED, "-", "+"]])[0]
+        found = self.run([["XRANGE", ERASED, "-", "+"]])[0]
         last = found[-1][0].decode() if found else START
         return last, [(fields[b"u"].decode(), float(fields[b"t"])) for _, fields in found]
 
@@ -561,16 +458,16 @@ class BulkStore:
             last = found[-1][0]
             held = ((i, decode_event(e)) for i, e in found)
             ids = [i for i, e in held if e.at <= erased.get(user_hash(e.user_id), -math.inf)]
-            dropped += self._run([["XDEL", STREAM, *ids]])[0] if ids else 0
+            dropped += self.run([["XDEL", STREAM, *ids]])[0] if ids else 0
         return dropped
 
     def pointer(self) -> Pointer | None:
         """The live release, None before the first."""
-        return _decode_pointer(self._run([["GET", POINTER]])[0])
+        return _decode_pointer(self.run([["GET", POINTER]])[0])
 
     def point(self, pointer: Pointer) -> None:
         """Make a release live: every worker loads it within a second or so and swaps to it."""
-        self._run([["SET", POINTER, msgspec.json.encode(pointer)]])
+        self.run([["SET", POINTER, msgspec.json.encode(pointer)]])
 
     def seed(
         self, user_ids: Sequence[str], start: I64, at: F64, kind: I8, item_ids: Sequence[str],
@@ -593,7 +490,7 @@ class BulkStore:
             caps = [ENGAGEMENTS, SHOWN, 2 * DUPLICATES_S, len(first), len(second)]
             calls.append([len(keys), *keys, *caps, *first, *second, *recent])
             if len(calls) == _BATCH or u + 1 == len(user_ids):
-                added += sum(self._run(_scripted(_SEED, calls)))
+                added += sum(self.run(_scripted(_SEED, calls)))
                 calls = []
                 if on_progress:
                     on_progress(u + 1, len(user_ids))
@@ -623,24 +520,24 @@ class BulkStore:
                     f"the vector of item {item_ids[first + wrong[0]]!r} is infinite or beyond float16: "
                     "scale it to unit length"
                 )
-            names = (_vector_key(fingerprint, i) for i in item_ids[first : first + _BATCH])
+            names = (vector_key(fingerprint, i) for i in item_ids[first : first + _BATCH])
             rows = (row.tobytes() for row in part.astype("<f2"))
-            self._run([["MSET", *(x for pair in zip(names, rows, strict=True) for x in pair)]])
+            self.run([["MSET", *(x for pair in zip(names, rows, strict=True) for x in pair)]])
             if on_progress:
                 on_progress(min(first + _BATCH, len(item_ids)), len(item_ids))
 
     def read_vectors(self, fingerprint: str, item_ids: Sequence[str], dimension: int) -> F32:
         """float32[items, dimension]: what `write_vectors` kept, to float16's precision; NaN for an item without."""
-        held = self._run([["MGET", *(_vector_key(fingerprint, i) for i in item_ids)]])[0] if len(item_ids) else []
-        return _decode_vectors(fingerprint, held, dimension)
+        held = self.run([["MGET", *(vector_key(fingerprint, i) for i in item_ids)]])[0] if len(item_ids) else []
+        return decode_vectors(fingerprint, held, dimension)
 
     def drop_vectors(self, fingerprint: str) -> int:
         """Delete every vector of an encoder that no release uses any more; returns how many there were."""
         dropped, batch = 0, []
-        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", _vector_key(fingerprint, ""))
-        for key in self._client.scan_iter(match=pattern + "*", count=_BATCH):
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", vector_key(fingerprint, ""))
+        for key in self.client.scan_iter(match=pattern + "*", count=_BATCH):
             batch.append(key)
             if len(batch) == _BATCH:
-                dropped += self._run([["UNLINK", *batch]])[0]
+                dropped += self.run([["UNLINK", *batch]])[0]
                 batch = []
-        return dropped + (self._run([["UNLINK", *batch]])[0] if batch else 0)
+        return dropped + (self.run([["UNLINK", *batch]])[0] if batch else 0)

@@ -32,6 +32,7 @@ from serving.overlay import Overlay
 from serving.release import load
 from serving.schema import Refusal, several
 from serving.store import BulkStore, Pointer
+from serving.written import BulkWrittenItems
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.test_service import EVERY, FAST, click, client, ranked, ready, refused, releases, running, served, until, url
 
@@ -171,10 +172,10 @@ def test_a_write_that_a_worker_took_and_never_finished_is_anothers(
     client: httpx.Client, store: BulkStore, monkeypatch: pytest.MonkeyPatch, embedder: Embedder
 ) -> None:
     put(client, {"item_id": "new", "title": "Red"})
-    assert [c[1:] for c in store.take_changes("dead", 10, 0, 10_000)] == [("new", "put")]
+    assert [c[1:] for c in BulkWrittenItems(store).take("dead", 10, 0, 10_000)] == [("new", "put")]
     assert embedder.step() == 1, "a new worker reads what has no vector"
     put(client, {"item_id": "newer", "title": "Red"})
-    assert [c[1] for c in store.take_changes("dead", 10, 0, 10_000) if c[2] == "put"] == ["newer"]
+    assert [c[1] for c in BulkWrittenItems(store).take("dead", 10, 0, 10_000) if c[2] == "put"] == ["newer"]
     assert embedder.step() == 0
     monkeypatch.setattr(embed, "_ORPHANED_MS", 0)
     assert embedder.step() >= 1
@@ -356,5 +357,5 @@ def test_writes_that_every_release_has_leave_redis(
     later = time.time() + 60
     publish(tmp_path / "releases", cut_off=later, created_at=later, model_text=planted_model(planted_items()))
     collect(data, store, tmp_path / "releases")
-    assert sorted(store.item_ids()) == ["new", "red-03"]
-    assert [bool(held) for held in store.items(["red-01", "red-03", "new"])] == [False, True, True]
+    assert sorted(BulkWrittenItems(store).ids()) == ["new", "red-03"]
+    assert [bool(held) for held in BulkWrittenItems(store).fields(["red-01", "red-03", "new"])] == [False, True, True]

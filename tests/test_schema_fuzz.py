@@ -38,7 +38,7 @@ def asked(client: httpx.Client, operation: Any, mode: GenerationMode) -> None:
     @QUIETLY
     @given(operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        # Beyond what a schema says: events and items are rejected one by one, and for their times, too; 461.0 is a whole
+        # Beyond what a schema says: events and items are rejected one by one, and for a time, too; 461.0 is a whole
         # number there, not here; and which attributes rules may name, with which values, is the catalogue's to say.
         body = case.body if isinstance(case.body, dict) else {}
         beyond = isinstance(body.get("limit"), float) or body.get("rules") is not None
