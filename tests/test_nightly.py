@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import time
@@ -26,7 +27,7 @@ from offline.simulate import SimulateConfig, simulate
 from serving import release
 from serving.embedded import connect_url
 from serving.live import Live
-from serving.store import BulkStore
+from serving.store import BulkStore, Store
 from tests.test_service import FAST, ready, served
 from text_encoder.examples import examples
 
@@ -214,3 +215,20 @@ def _one_list(user: int, at: float, candidates: np.ndarray, device: int) -> List
         np.array([at]), np.array([user], np.int32), ["r"], np.array([0, n]), candidates, np.zeros(n, np.int16),
         np.zeros(n, np.int8), np.zeros((1, 3), np.int32), np.array([device], np.int8),
     )  # fmt: skip
+
+
+def test_a_user_erased_while_the_night_ran_is_not_brought_back(night: Night, made: release.Release, url: str) -> None:
+    """The log was read before; Redis knows of the erasure when the lists are seeded."""
+    users = night.data.events.user_ids
+    gone, stays = (users[u] for u in np.bincount(night.data.events.user).argsort()[-2:].tolist())
+
+    async def erase() -> None:
+        store = Store(url, 5.0)
+        await store.erase(gone, time.time())
+        await store.close()
+
+    asyncio.run(erase())
+    night._publish(lambda done, total: None)
+    with BulkStore(url) as store:
+        assert not len(store.read(gone, made.items.catalogue, night.cut_off).item)
+        assert len(store.read(stays, made.items.catalogue, night.cut_off).item)
