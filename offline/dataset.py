@@ -46,9 +46,9 @@ class Dataset:
     items: the table of `items.parquet`, rows in the catalogue's order. event_id: of each row of `events`. shown:
     `events`, and an impression for each place of an answered list of which no impression was ever sent: for query
     groups alone, as what the service knows of users and items has none of them either. truth: the simulator's hidden
-    utility by (request_id, item_id), None for real data. propensities: (position, chance in (0, 1]) by (request_id,
-    item_id): where the item stood in a list that was shown in a partly random order, and with what chance it came to
-    stand there; None where lists were not logged with it.
+    utility by (request_id, item_id), None for real data and once there are collected lists. propensities: (position,
+    chance in (0, 1]) by (request_id, item_id): where the item stood in a list that was shown in a partly random order,
+    and with what chance it came to stand there; None where lists were not logged with it.
     """
 
     items: pa.Table
@@ -74,7 +74,9 @@ def load(directory: Path, attributes: Mapping[str, AttributeKind] | None = None)
     found = catalogue(items, str(directory / _ITEMS))
     events, event_id, shown = read_events(directory, found)
     propensities = _propensities(directory / _PROPENSITIES) or _explored(directory)
-    return Dataset(items, found, events, event_id, shown, _truth(directory / _TRUTH), propensities)
+    # The simulator knows nothing of lists that were answered since.
+    truth = None if _parts(directory, _PARTS) or _parts(directory, _SERVED) else _truth(directory / _TRUTH)
+    return Dataset(items, found, events, event_id, shown, truth, propensities)
 
 
 def beside(path: Path) -> pa.Table:
@@ -103,13 +105,18 @@ def _missing(path: Path) -> FileNotFoundError:
     return FileNotFoundError(f"{path}: no such file; make it with `shelfwise import` or `shelfwise simulate`")
 
 
+def _parts(directory: Path, folder: str) -> list[Path]:
+    """The files of a collected log, in order of arrival."""
+    return sorted((directory / folder).glob("date=*/part-*.parquet"))
+
+
 def read_events(directory: Path, catalogue: Catalogue) -> tuple[Events, pa.Array, Events]:
     """`events`, `event_id` and `shown` of a `Dataset`, with items as a catalogue numbers them.
 
     From `events.parquet`, what was collected, or both, an event that is in both once; erased users are left out.
     """
     gone, path = erasures.read(directory), directory / _EVENTS
-    parts = sorted((directory / _PARTS).glob("date=*/part-*.parquet"))
+    parts = _parts(directory, _PARTS)
     if not path.is_file() and not parts:
         raise _missing(path)
     table = _table(path) if path.is_file() else None
@@ -130,7 +137,7 @@ def read_events(directory: Path, catalogue: Catalogue) -> tuple[Events, pa.Array
 
 def read_served(directory: Path) -> pa.Table:
     """What was collected of answered lists, each request once, erased users left out; no rows where there is none."""
-    parts = sorted((directory / _SERVED).glob("date=*/part-*.parquet"))
+    parts = _parts(directory, _SERVED)
     if not parts:
         return SERVED_SCHEMA.empty_table()
     tables = []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
@@ -22,6 +23,7 @@ from features.log import KINDS, Kind
 from offline import collect as module
 from offline.collect import collect, mark
 from offline.dataset import load, read_served
+from offline.layout import EVENTS_SCHEMA
 from offline.lists import logged
 from serving.exploration import explored
 from serving.store import SERVED, STREAM, BulkStore, Event
@@ -263,3 +265,16 @@ def test_an_explored_answer_carries_its_propensities_to_the_log(url: str, releas
     for row in read_served(data).to_pylist():
         assert tuple(row["item_ids"]) in orders
         assert set(row["propensity"]) <= {1 / 4, 1 / 2, 3 / 4}
+
+
+def test_once_lists_are_collected_the_simulators_truth_is_left_aside(
+    client: httpx.Client, store: BulkStore, data: Path
+) -> None:
+    """It knows the lists it made and no others, so nobody could say how good an order of these is."""
+    pq.write_table(pa.table({"request_id": ["r"], "item_id": ["red-01"], "utility": [0.5]}), data / "truth.parquet")
+    pq.write_table(EVENTS_SCHEMA.empty_table(), data / "events.parquet")
+    assert load(data).truth == {("r", "red-01"): 0.5}
+    ranked(client, user_id="u", limit=1)
+    waiting(store, 1)
+    collect(data, store)
+    assert load(data).truth is None
