@@ -41,7 +41,7 @@ TINY = {
     "rules": (
         ["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"},
     ),
-    "position": (["--users", "60", "--seeds", "1"], {"without", "with", "difference", "low", "high", "lists"}),
+    "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
     "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],
