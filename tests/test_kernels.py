@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -53,6 +58,21 @@ class TestDots:
         rows = np.zeros(LANES + 1, np.int32)
         found = dots(code, rows, rows[:0], np.full((1, 516), 32767, np.int16))
         assert found[0, : LANES + 1].tolist() == [516 * 127 * 32767] * (LANES + 1)
+
+    @pytest.mark.slow
+    def test_are_the_same_where_numba_compiles_for_any_processor(self, tmp_path: Path) -> None:
+        """Pairs of int16 instead of four bytes, in a process of its own; kernels compiled anew take seconds."""
+        program = (
+            "import sys, numpy as np, features.dots as it\n"
+            "assert not it.BYTES and it.LANES == 8\n"
+            "rng = np.random.default_rng(0)\n"
+            "code, rows = rng.integers(-127, 128, (9, 37)).astype(np.int8), rng.integers(0, 9, 19).astype(np.int32)\n"
+            "toward = rng.integers(-32767, 32768, (2, 37)).astype(np.int16)\n"
+            "expected = np.vstack([code[rows], toward]).astype(np.int64) @ code[rows].T.astype(np.int64)\n"
+            "np.testing.assert_array_equal(it.dots(code, rows, rows, toward)[:21, :19], expected)\n"
+        )
+        elsewhere = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", program], check=True, env=elsewhere)
 
     @given(SEEDS)
     @example(118045395)  # a dot product beyond 2^24, which float32 rounds
