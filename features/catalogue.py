@@ -142,6 +142,9 @@ class Catalogue:
     def by_attribute(self) -> dict[str, Tags]:
         """The same for each attribute by itself, in the order of their names."""
         attribute = np.array([name.split("=", 1)[0] for name in self.tag_names], object)
+        if len(set(attribute)) == 1:
+            # The same object, so that what follows from it is computed once.
+            return {attribute[0]: self.tags}
         owner = np.repeat(np.arange(len(self.tag_start) - 1), np.diff(self.tag_start))
         out = {}
         for name in sorted(set(attribute)):

@@ -5,7 +5,7 @@ Nothing here depends on the order of the candidates, to the last bit: sums over 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -21,12 +21,11 @@ from features.interest import weights
 from features.inverted_lists import InvertedLists
 from features.log import F32, F64, I8, I32, I64, Kind
 from features.neighbours import Neighbours
-from features.popularity import Popularity, click_rates, popularity, shop_rate
+from features.popularity import click_rates, popularity, shop_rate
 from features.prior import standardised
 from features.slots import find, slots_of
-from features.standing import standing
 from features.taste import leaning
-from features.vectors import Vectors, nearest
+from features.vectors import Vectors, closeness
 
 LONGEST = len(HALF_LIVES_S) - 1
 ATTRIBUTION_S = 86400.0
@@ -93,7 +92,8 @@ class Feature(NamedTuple):
     """One column of a row: declared once, computed by the same line in training and in service.
 
     about: what it says, for people. unit: of the value. missing: when it is NaN, or "never".
-    compute: float64 or float32, one value a candidate, or one value for all.
+    compute: float64 or float32, one value a candidate, or one value for all. Features declared next to each other may
+    share one: it is called once, and gives a row for each of them.
     origin: of a feature of the user's own, where its code is.
     """
 
@@ -141,24 +141,11 @@ def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float
     return out
 
 
-class Repeats(NamedTuple):
-    """How often, and how lately, the user met each candidate. float64[c] each; NaN for an unknown item.
-
-    engaged, bought, shown: times in the user's lists. engaged_s, shown_s: seconds since the newest, NaN for never.
-    """
-
-    engaged: F64
-    bought: F64
-    engaged_s: F64
-    shown: F64
-    shown_s: F64
-
-
 @compiled
 def _repeats(
     candidates: I32, item: I32, kind: I8, at: F64, shown_item: I32, shown_at: F64, now: float, bought: int
 ) -> F64:  # fmt: skip
-    """float64[5, c], the fields of `Repeats`. Both lists are newest first, so the first match is the newest."""
+    """float64[5, c]: see `Moment.repeats`. Both lists are newest first, so the first match is the newest."""
     slots, shown_slots = slots_of(item), slots_of(shown_item)
     times, purchases, shown_times = np.zeros(len(item)), np.zeros(len(item)), np.zeros(len(shown_item))
     for e in range(len(item)):
@@ -176,10 +163,10 @@ def _repeats(
         out[0, c] = out[1, c] = out[3, c] = 0.0
         e = find(slots, item, candidates[c])
         if e >= 0:
-            out[0, c], out[1, c], out[2, c] = times[e], purchases[e], max(now - at[e], 0.0)
+            out[0, c], out[1, c], out[2, c] = times[e], purchases[e], np.log1p(max(now - at[e], 0.0))
         e = find(shown_slots, shown_item, candidates[c])
         if e >= 0:
-            out[3, c], out[4, c] = shown_times[e], max(now - shown_at[e], 0.0)
+            out[3, c], out[4, c] = shown_times[e], np.log1p(max(now - shown_at[e], 0.0))
     return out
 
 
@@ -226,16 +213,21 @@ def _leanings(total: F64, of: float, surprised: F64, count: F64, shown: int) -> 
 
 
 @compiled
-def _slopes(deviation: F64, numbers: F64, item: I32, surprise: F64, candidates: I32) -> F64:
-    out = np.full((numbers.shape[1], len(candidates)), np.nan)
-    for k in range(numbers.shape[1]):
-        pull = 0.0
-        for j in range(len(item)):
-            pull += surprise[j] * deviation[item[j], k]
-        pull /= len(item) + AFFINITY_STRENGTH
-        for c in range(len(candidates)):
-            if not np.isnan(numbers[candidates[c], k]):
-                out[k, c] = pull * deviation[candidates[c], k]
+def _leanings_in(deviation: F64, numbers: F64, item: I32, surprise: F64, candidates: I32) -> F64:
+    """float64[2k, c]: see `Moment.leanings`."""
+    count = numbers.shape[1]
+    out, pull = np.empty((2 * count, len(candidates))), np.full(count, np.nan)
+    if len(item):
+        for k in range(count):
+            total = 0.0
+            for j in range(len(item)):
+                total += surprise[j] * deviation[item[j], k]
+            pull[k] = total / (len(item) + AFFINITY_STRENGTH)
+    for c in range(len(candidates)):
+        for k in range(count):
+            value = numbers[candidates[c], k]
+            out[2 * k, c] = value
+            out[2 * k + 1, c] = np.nan if np.isnan(value) else pull[k] * deviation[candidates[c], k]
     return out
 
 
@@ -277,7 +269,7 @@ class Moment:
 
     candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds. context: what the request says of
     itself.
-    columns: the features computed so far, by name, for those that compare a candidate with its list.
+    columns: float32[c] by name, the features computed so far, for those that compare a candidate with its list.
     """
 
     def __init__(
@@ -287,9 +279,8 @@ class Moment:
         self.candidates = candidates
         self.at = at
         self.context = context
-        self.columns: dict[str, F32] = {}
+        self.columns: Mapping[str, F32] = {}
         self._affinities: dict[int, F64] = {}
-        self._standings: dict[str, F32] = {}
         known = history.item >= 0
         self.engaged = history if known.all() else history._replace(
             item=history.item[known], kind=history.kind[known], at=history.at[known]
@@ -303,9 +294,11 @@ class Moment:
         return self.items.state.of_items(self.candidates, self.at)
 
     @cached_property
-    def popularity(self) -> Popularity:
-        """What the shop did with each candidate: counts in logarithms, and rates."""
-        return popularity(self.items.state, self.items.prior, self.candidates, self.at)
+    def popularity(self) -> F64:
+        """float64[24, c]: what is the same of each candidate whoever asks; see `popularity`."""
+        items = self.items
+        price, available_from = items.catalogue.price, items.catalogue.available_from
+        return popularity(items.state, items.prior, price, available_from, self.candidates, self.at)
 
     @cached_property
     def category_counts(self) -> F64:
@@ -321,10 +314,17 @@ class Moment:
         """Events of one kind for each of another, shop-wide at the longest half-life; NaN before any."""
         return shop_rate(self.items.state.value, int(kind), int(per))
 
-    @cached_property
+    @property
+    def click_rate(self) -> F64:
+        """float64[c]: clicks per impression of each candidate at the longest half-life, shrunk; see `popularity`."""
+        out: F64 = self.popularity[15]
+        return out
+
+    @property
     def log_price(self) -> F64:
         """float64[c]: log(1 + price) of each candidate; NaN where it has none."""
-        return np.log1p(np.maximum(self.items.catalogue.price.take(self.candidates), 0.0))
+        out: F64 = self.popularity[-1]
+        return out
 
     @cached_property
     def numbers(self) -> F64:
@@ -332,11 +332,18 @@ class Moment:
         return self.items.catalogue.numbers.take(self.candidates, axis=0)
 
     @cached_property
+    def leanings(self) -> F64:
+        """float64[2k, c]: each numeric attribute of each candidate, then the user's leaning in it times its deviation.
+
+        The leaning is the mean of surprise times deviation, shrunk. NaN where the candidate lacks the attribute.
+        """
+        item, surprise = self.residuals[:2]
+        return _leanings_in(self.items.numbers, self.items.catalogue.numbers, item, surprise, self.candidates)
+
+    @cached_property
     def interest(self) -> F32:
         """float32[m + 2, c]: `cosines` by listed item, then the cosines with the pooled list and with `taste`."""
-        vectors, item = self.items.vectors, self.engaged.item
-        directions = np.stack((vectors.pooled(item, self.weight), self.taste))
-        return vectors.interest(self.candidates, item, directions)
+        return self.items.vectors.interest(self.candidates, self.engaged.item, self.directions)
 
     @property
     def cosines(self) -> F32:
@@ -344,22 +351,28 @@ class Moment:
         return self.interest[:-2].T
 
     @cached_property
-    def nearest(self) -> F32:
-        """float32[2, c]: of those cosines the largest and the mean of the 3 largest; NaN without any."""
-        return nearest(self.interest[:-2])
+    def closeness(self) -> F32:
+        """float32[6, c]: cosines with the pooled list, the largest and the mean of the 3 largest with its items, with
+        the newest, and with `taste`; then that times the weight of evidence. NaN without any.
+        """
+        return closeness(self.interest, self.directions[1], len(self.residuals.item))
 
     @cached_property
-    def co_occurrence(self) -> tuple[F64, F64]:
-        """float64[c] sum and maximum over the user's list; see `Neighbours.scores`."""
+    def co_occurrence(self) -> F64:
+        """float64[2, c]: sum and maximum over the user's list; see `Neighbours.scores`."""
         return self.items.neighbours.scores(self.candidates, self.engaged.item, self.weight)
 
     @cached_property
-    def repeats(self) -> Repeats:
-        """What the user's lists say of each candidate itself."""
+    def repeats(self) -> F64:
+        """float64[5, c]: how often, and how lately, the user met each candidate; NaN for an unknown item.
+
+        Engagements, purchases, log(1 + seconds) since the newest engagement; impressions, and the same of them. NaN
+        for never.
+        """
         e = self.engaged
-        return Repeats(*_repeats(
+        return _repeats(
             self.candidates, e.item, e.kind, e.at, self.shown_item, self.shown_at, self.at, int(Kind.PURCHASE)
-        ))  # fmt: skip
+        )
 
     @cached_property
     def visit(self) -> Visit:
@@ -378,9 +391,16 @@ class Moment:
         return Residuals(item, clicked - expected, eagerness, expected)
 
     @cached_property
+    def directions(self) -> F64:
+        """float64[2, d]: the weighted sum of the vectors of the user's list, and `taste`."""
+        evidence = self.residuals
+        return self.items.vectors.pooled_pair(self.engaged.item, self.weight, evidence.item, evidence.surprise)
+
+    @property
     def taste(self) -> F64:
         """float64[d]: item vectors weighted by surprise: toward unexpected clicks, away from unexpected skips."""
-        return self.items.vectors.pooled(self.residuals.item, self.residuals.surprise)
+        out: F64 = self.directions[1]
+        return out
 
     @cached_property
     def leaning(self) -> F64 | None:
@@ -395,30 +415,22 @@ class Moment:
         )  # fmt: skip
 
     @cached_property
-    def slopes(self) -> F64:
-        """float64[k, c]: how the user leans in each numeric attribute, times the candidate's deviation in it.
-
-        The leaning is the mean of surprise times deviation, shrunk. NaN where the candidate lacks the attribute.
-        """
-        item, surprise = self.residuals.item, self.residuals.surprise
-        return _slopes(self.items.numbers, self.items.catalogue.numbers, item, surprise, self.candidates)
-
-    @cached_property
     def usual_log_price(self) -> float:
         """The weighted mean of log(1 + price) over the user's list; NaN where no price in it is known."""
         return _usual(self.items.catalogue.price, self.engaged.item, self.weight)
 
     def share(self, tags: Tags | Codes) -> F64:
         """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
-        out: F64 = self._affinity(tags)[0]
+        out: F64 = self.affinity(tags)[0]
         return out
 
     def surprise(self, tags: Tags | Codes) -> F64:
         """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
-        out: F64 = self._affinity(tags)[1]
+        out: F64 = self.affinity(tags)[1]
         return out
 
-    def _affinity(self, tags: Tags | Codes) -> F64:
+    def affinity(self, tags: Tags | Codes) -> F64:
+        """float64[2, c]: `share` and `surprise`."""
         # By identity: comparing would cost what this saves, and `items` keeps them alive.
         found = self._affinities.get(id(tags))
         if found is None:
@@ -432,9 +444,3 @@ class Moment:
                 )
             )
         return found
-
-    def standing(self, name: str) -> F32:
-        """float32[2, c]: rank, 0 to 1, and difference from the mean of a column among the list; see `standing`."""
-        if name not in self._standings:
-            self._standings[name] = standing(self.columns[name])
-        return self._standings[name]

@@ -80,14 +80,13 @@ def _top_k(
 @compiled
 def _scores(
     near: I32, near_weight: F32, candidates: I32, item: I32, weight: F64
-) -> tuple[F64, F64]:  # fmt: skip
-    """Sum and maximum over the user's items of `neighbour weight * engagement weight`, for each candidate."""
+) -> F64:  # fmt: skip
+    """float64[2, c]: sum and maximum over the user's items of neighbour weight times engagement weight."""
     slots, value = slots_of(item), np.zeros(len(item))
     for j in range(len(item)):
         if item[j] >= 0:
             value[find(slots, item, item[j])] += weight[j]
-    total = np.zeros(len(candidates))
-    top = np.zeros(len(candidates))
+    out = np.zeros((2, len(candidates)))
     held = np.empty(near.shape[1], np.int32)
     for c in range(len(candidates)):
         coming = candidates[min(c + AHEAD, len(candidates) - 1)]
@@ -103,9 +102,9 @@ def _scores(
             place = find(slots, item, row[held[h]])
             if place >= 0:
                 part = near_weight[candidates[c], held[h]] * value[place]
-                total[c] += part
-                top[c] = max(top[c], part)
-    return total, top
+                out[0, c] += part
+                out[1, c] = max(out[1, c], part)
+    return out
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,8 @@ class Neighbours:
             )
         )  # fmt: skip
 
-    def scores(self, candidates: I32, item: I32, weight: F64) -> tuple[F64, F64]:
-        """float64[c] sum and maximum: how strongly each candidate's neighbours are in the user's list; 0 for not.
+    def scores(self, candidates: I32, item: I32, weight: F64) -> F64:
+        """float64[2, c], sum and maximum: how strongly each candidate's neighbours are in the user's list; 0 for not.
 
         item: int32[m <= 100] of the user's list, `-1` skipped. weight: float64[m], what each engagement counts.
         """

@@ -1,8 +1,6 @@
-"""What the shop as a whole did with each candidate: its decayed counts, and the rates made of them, in one pass."""
+"""What is the same of a candidate whoever asks, in one pass: decayed counts, rates made of them, age and price."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,38 +12,32 @@ from features.prefetch import AHEAD, prefetch
 RATE_STRENGTH = 10.0
 """Impressions that the prior counts for in a click rate; clicks that the shop's rate counts for in a purchase rate."""
 
-_IMPRESSION, _VIEW, _CLICK, _PURCHASE = (
-    int(k) for k in (Kind.IMPRESSION, Kind.VIEW, Kind.CLICK, Kind.PURCHASE)
+_IMPRESSION, _VIEW, _CLICK, _CART, _PURCHASE = (
+    int(k) for k in (Kind.IMPRESSION, Kind.VIEW, Kind.CLICK, Kind.CART, Kind.PURCHASE)
 )  # fmt: skip
 _LONGEST = len(HALF_LIVES_S) - 1
 _DAY = 1
+_DAY_S = 86400.0
 
 
-class Popularity(NamedTuple):
-    """Of each of c items. Rates are shrunk, `(done + s * expected) / (of + s)` with s = `RATE_STRENGTH`.
+COLUMNS = 24
 
-    log_counts: float64[kinds, half-lives, c], log(1 + decayed events). click_rates: float64[half-lives, c], clicks per
-    impression, toward what text and attributes predict. purchase_rate: float64[c], purchases per click, toward the
-    shop's. category_click_rate: float64[c], toward the shop's. trend: float64[c], log of one day's engagement over
-    thirty's. Rates are NaN before anything was shown, or clicked, in the shop.
+
+def popularity(state: ItemState, prior: F32, price: F64, available_from: F64, item: I32, at: float) -> F64:
+    """float64[24, c]: what is the same of an item whoever asks, of items (int32[c], `-1` unknown) at a moment.
+
+    Rows, in the order of the table: log(1 + decayed events), 4 half-lives of each: impressions, clicks, purchases; 4
+    click rates, clicks per impression, toward what text and attributes predict; log(1 + views) and log(1 + carts) at
+    the longest half-life; purchases per click, toward the shop's; the prior; trend, log of one day's engagement over
+    thirty's; the category's click rate, toward the shop's; log(1 + days on sale) and log(1 + price).
+    Rates are shrunk, `(done + s * expected) / (of + s)` with s = `RATE_STRENGTH`, and NaN before anything was shown, or
+    clicked, in the shop. prior: float32[n + 1], price, available_from: float64[n + 1], NaN where not known.
     """
-
-    log_counts: F64
-    click_rates: F64
-    purchase_rate: F64
-    category_click_rate: F64
-    trend: F64
-
-
-def popularity(state: ItemState, prior: F32, item: I32, at: float) -> Popularity:
-    """The popularity of items (int32[c], `-1` unknown) at a moment. prior: float32[n + 1], NaN where not known."""
-    kinds, half_lives = state.value.shape[1:]
-    counts, rates = _popularity(state.value, state.latest, state.category, prior, item, float(at))
-    logs = np.log1p(counts)
-    return Popularity(
-        logs[:-2].reshape(kinds, half_lives, len(item)), rates[:half_lives], rates[half_lives], rates[half_lives + 1],
-        logs[-2] - logs[-1],
-    )  # fmt: skip
+    out = _popularity(state.value, state.latest, state.category, prior, price, available_from, item, float(at))
+    for counted in (out[:12], out[16:18], out[22:]):
+        np.log1p(counted, out=counted)
+    np.subtract(out[24], out[25], out=out[20])
+    return out[:COLUMNS]
 
 
 @compiled
@@ -69,7 +61,7 @@ def shop_rate(value: F64, kind: int, per: int) -> float:
 
 @compiled
 def click_rates(value: F64, latest: F64, prior: F32, n_items: int, item: I32, at: float) -> F64:
-    """float64, like `item`: clicks per impression at the longest half-life, as in `Popularity.click_rates`."""
+    """float64, like `item`: clicks per impression at the longest half-life, as in `popularity`."""
     out = np.empty(len(item))
     shop = shop_rate(value, _CLICK, _IMPRESSION)
     for c in range(len(item)):
@@ -82,39 +74,54 @@ def click_rates(value: F64, latest: F64, prior: F32, n_items: int, item: I32, at
 
 
 @compiled
-def _popularity(value: F64, latest: F64, category: I32, prior: F32, item: I32, at: float) -> tuple[F64, F64]:
-    """Counts by kind and half-life, then engagements of a day and of thirty; and the rates, as `Popularity` has them.
-
-    float64[kinds * half-lives + 2, c] and float64[half-lives + 2, c].
-    """
+def _popularity(
+    value: F64, latest: F64, category: I32, prior: F32, price: F64, available_from: F64, item: I32, at: float
+) -> F64:  # fmt: skip
+    """As `popularity`, before logarithms; two rows more, the engagements of a day and of thirty, and no trend yet."""
     n, n_items, kinds, half_lives = len(item), len(category) - 1, value.shape[1], value.shape[2]
     sums = value.reshape(len(value), kinds * half_lives)
     shop_clicks = shop_rate(value, _CLICK, _IMPRESSION)
     shop_purchases = shop_rate(value, _PURCHASE, _CLICK)
-    counts, rates = np.zeros((kinds * half_lives + 2, n)), np.empty((half_lives + 2, n))
-    keep = np.empty(half_lives)
+    out, keep = np.empty((COLUMNS + 2, n)), np.empty(half_lives)
     for c in range(n):
         coming = item[min(c + AHEAD, n - 1)]
         prefetch(sums, coming)
         prefetch(latest, coming)
+        prefetch(price, coming)
+        prefetch(available_from, coming)
         prefetch(category, coming)
         prefetch(prior, coming)
         row = item[c] if item[c] >= 0 else n_items
         for h in range(half_lives):
             keep[h] = _left(at - latest[row], h)
-        for k in range(kinds):
-            for h in range(half_lives):
-                counts[k * half_lives + h, c] = sums[row, k * half_lives + h] * keep[h]
-            if k >= _VIEW:
-                counts[kinds * half_lives, c] += counts[k * half_lives + _DAY, c]
-                counts[kinds * half_lives + 1, c] += counts[k * half_lives + _LONGEST, c]
         expected = shop_clicks if np.isnan(prior[row]) else prior[row]
         for h in range(half_lives):
-            rates[h, c] = shrunk(counts[_CLICK * half_lives + h, c], counts[_IMPRESSION * half_lives + h, c], expected)
-        purchases = counts[_PURCHASE * half_lives + _LONGEST, c]
-        rates[half_lives, c] = shrunk(purchases, counts[_CLICK * half_lives + _LONGEST, c], shop_purchases)
+            shown = sums[row, _IMPRESSION * half_lives + h] * keep[h]
+            clicks = sums[row, _CLICK * half_lives + h] * keep[h]
+            bought = sums[row, _PURCHASE * half_lives + h] * keep[h]
+            out[h, c], out[4 + h, c], out[8 + h, c] = shown, clicks, bought
+            out[12 + h, c] = shrunk(clicks, shown, expected)
+        out[16, c] = sums[row, _VIEW * half_lives + _LONGEST] * keep[_LONGEST]
+        out[17, c] = sums[row, _CART * half_lives + _LONGEST] * keep[_LONGEST]
+        # The last of them are those of the longest half-life.
+        out[18, c] = shrunk(bought, clicks, shop_purchases)
+        out[19, c] = prior[row]
         kind_of = n_items + 1 + category[row]
         left = _left(at - latest[kind_of], _LONGEST)
         clicks, shown = value[kind_of, _CLICK, _LONGEST] * left, value[kind_of, _IMPRESSION, _LONGEST] * left
-        rates[half_lives + 1, c] = shrunk(clicks, shown, shop_clicks)
-    return counts, rates
+        out[21, c] = shrunk(clicks, shown, shop_clicks)
+        # An item not yet available is as new as can be; the logarithm would have no value below -1 day.
+        out[22, c] = _not_below_0(at - available_from[row]) / _DAY_S
+        out[23, c] = _not_below_0(price[row])
+        day = month = 0.0
+        for k in range(_VIEW, kinds):
+            day += sums[row, k * half_lives + _DAY] * keep[_DAY]
+            month += sums[row, k * half_lives + _LONGEST] * keep[_LONGEST]
+        out[24, c], out[25, c] = day, month
+    return out
+
+
+@compiled
+def _not_below_0(x: float) -> float:
+    """NaN stays NaN."""
+    return 0.0 if x < 0.0 else x

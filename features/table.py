@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from itertools import product
+from itertools import groupby, islice, product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +21,8 @@ from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
-from features.moment import LONGEST, RATES, Feature, Items, Moment
+from features.moment import RATES, Feature, Items, Moment
+from features.standing import standings
 from features.taste import odds
 
 __all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
@@ -31,85 +34,59 @@ _NO_LISTS_LOGGED = "the user was shown nothing yet, or lists are not logged"
 _NO_TEXT = f"{_NO_LIST}, or the item has no text"
 
 
+def _whoever_asks(m: Moment) -> F64:
+    return m.popularity
+
+
 def _popularity() -> list[Feature]:
     out = []
-    for kind, h in product((Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE), range(len(HALF_LIFE_NAMES))):
-
-        def count(m: Moment, kind: Kind = kind, h: int = h) -> F64:
-            out: F64 = m.popularity.log_counts[kind, h]
-            return out
-
-        name, horizon = kind.name.lower(), HALF_LIFE_NAMES[h]
+    for kind, horizon in product((Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE), HALF_LIFE_NAMES):
+        name = kind.name.lower()
         about = f"many {name}s lately ({horizon})"
-        out.append(Feature(f"item_{name}s_{horizon}", about, "log(1 + decayed count)", "never", count))
-    for h in range(len(HALF_LIFE_NAMES)):
-
-        def rate(m: Moment, h: int = h) -> F64:
-            out: F64 = m.popularity.click_rates[h]
-            return out
-
-        out.append(
-            Feature(
-                f"item_click_rate_{HALF_LIFE_NAMES[h]}", f"often clicked when shown ({HALF_LIFE_NAMES[h]})",
-                "clicks per impression, shrunk toward item_prior", "nothing was shown yet in the shop", rate,
-            )
-        )  # fmt: skip
-    return out
-
-
-def _views(m: Moment) -> F64:
-    out: F64 = m.popularity.log_counts[Kind.VIEW, LONGEST]
-    return out
-
-
-def _carts(m: Moment) -> F64:
-    out: F64 = m.popularity.log_counts[Kind.CART, LONGEST]
-    return out
-
-
-def _item_age(m: Moment) -> F64:
-    # An item not yet available is as new as can be; the logarithm would have no value below -1 day.
-    return np.log1p(np.maximum(m.at - m.items.catalogue.available_from.take(m.candidates), 0.0) / _DAY_S)
+        out.append(Feature(f"item_{name}s_{horizon}", about, "log(1 + decayed count)", "never", _whoever_asks))
+    return out + [
+        Feature(f"item_click_rate_{horizon}", f"often clicked when shown ({horizon})",
+                "clicks per impression, shrunk toward item_prior", "nothing was shown yet in the shop", _whoever_asks)
+        for horizon in HALF_LIFE_NAMES
+    ]  # fmt: skip
 
 
 _POPULARITY = (
     *_popularity(),
-    Feature("item_views_30d", "many views lately", "log(1 + decayed count)", "never", _views),
-    Feature("item_carts_30d", "often put into carts lately", "log(1 + decayed count)", "never", _carts),
+    Feature("item_views_30d", "many views lately", "log(1 + decayed count)", "never", _whoever_asks),
+    Feature("item_carts_30d", "often put into carts lately", "log(1 + decayed count)", "never", _whoever_asks),
     Feature("item_purchase_rate", "often bought once clicked", "purchases per click, shrunk",
-            "nothing was clicked yet in the shop", lambda m: m.popularity.purchase_rate),
+            "nothing was clicked yet in the shop", _whoever_asks),
     Feature("item_prior", "the kind of product that is clicked", "clicks per impression",
-            "nothing was shown yet when the release was made", lambda m: m.items.prior.take(m.candidates)),
-    Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never",
-            lambda m: m.popularity.trend),
+            "nothing was shown yet when the release was made", _whoever_asks),
+    Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never", _whoever_asks),
     Feature("category_click_rate", "its category is often clicked", "clicks per impression, shrunk",
-            "nothing was shown yet in the shop", lambda m: m.popularity.category_click_rate),
-    Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _item_age),
-    Feature("item_price", "price", "log(1 + price)", "no price", lambda m: m.log_price),
+            "nothing was shown yet in the shop", _whoever_asks),
+    Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _whoever_asks),
+    Feature("item_price", "price", "log(1 + price)", "no price", _whoever_asks),
 )  # fmt: skip
 
 
-def _taste_strength(m: Moment) -> F64 | float:
-    if not len(m.residuals.item):
-        return np.nan
-    length = float(np.sqrt((m.taste**2).sum()))
-    return m.columns["text_taste"].astype(np.float64) * length / (len(m.residuals.item) + 10.0)
+def _interest(m: Moment) -> F32:
+    return m.closeness
+
+
+def _co_occurrence(m: Moment) -> F64:
+    return m.co_occurrence
 
 
 _INTEREST = (
-    Feature("text_pooled", "like what you looked at, on the whole", "cosine", _NO_TEXT, lambda m: m.interest[-2]),
-    Feature("text_max", "much like one thing you looked at", "cosine", _NO_TEXT, lambda m: m.nearest[0]),
-    Feature("text_top3", "like several things you looked at", "mean of 3 cosines", _NO_TEXT, lambda m: m.nearest[1]),
-    Feature("text_last", "like the last thing you looked at", "cosine", _NO_TEXT,
-            lambda m: m.interest[0] if len(m.engaged.item) else np.nan),
-    Feature("text_taste", "like what you choose, unlike what you pass over", "cosine", _NO_LISTS_LOGGED,
-            lambda m: m.interest[-1]),
+    Feature("text_pooled", "like what you looked at, on the whole", "cosine", _NO_TEXT, _interest),
+    Feature("text_max", "much like one thing you looked at", "cosine", _NO_TEXT, _interest),
+    Feature("text_top3", "like several things you looked at", "mean of 3 cosines", _NO_TEXT, _interest),
+    Feature("text_last", "like the last thing you looked at", "cosine", _NO_TEXT, _interest),
+    Feature("text_taste", "like what you choose, unlike what you pass over", "cosine", _NO_LISTS_LOGGED, _interest),
     Feature("text_taste_strength", "how clearly your choices point to it", "cosine times weight of evidence",
-            _NO_LISTS_LOGGED, _taste_strength),
+            _NO_LISTS_LOGGED, _interest),
     Feature("co_occurrence", "chosen by people who chose what you did", "sum of neighbour weights",
-            "never: 0 is no neighbour", lambda m: m.co_occurrence[0]),
+            "never: 0 is no neighbour", _co_occurrence),
     Feature("co_occurrence_max", "often chosen together with one thing you chose", "largest neighbour weight",
-            "never: 0 is no neighbour", lambda m: m.co_occurrence[1]),
+            "never: 0 is no neighbour", _co_occurrence),
 )  # fmt: skip
 
 
@@ -120,17 +97,14 @@ def _affinity() -> list[Feature]:
         ("tag", "such things", lambda items: items.catalogue.tags),
     ):  # fmt: skip
 
-        def share(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
-            return m.share(tags(m.items))
-
-        def surprise(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
-            return m.surprise(tags(m.items))
+        def affinity(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
+            return m.affinity(tags(m.items))
 
         out += [
             Feature(f"{name}_share", f"you often look at {plural}", "share of engagement", f"{_NO_LIST}, or no {name}",
-                    share),
+                    affinity),
             Feature(f"{name}_surprise", f"you choose {plural} more than others do", "clicks above expectation, shrunk",
-                    f"{_NO_LISTS_LOGGED}, or no {name}", surprise),
+                    f"{_NO_LISTS_LOGGED}, or no {name}", affinity),
         ]  # fmt: skip
     return out
 
@@ -140,9 +114,13 @@ def _taste_odds(m: Moment) -> F64 | float:
 
 
 def _click_odds(m: Moment) -> F64:
-    rate = np.clip(m.popularity.click_rates[LONGEST], *RATES)
+    rate = np.clip(m.click_rate, *RATES)
     out: F64 = np.log(rate / (1.0 - rate)) + np.nan_to_num(m.columns["taste_odds"].astype(np.float64))
     return out
+
+
+def _repeats(m: Moment) -> F64:
+    return m.repeats
 
 
 _AFFINITY = (
@@ -153,64 +131,63 @@ _AFFINITY = (
             "nothing was shown yet in the shop", _click_odds),
     Feature("price_to_habit", "priced as you like it", "log ratio", f"{_NO_LIST}, or no price",
             lambda m: m.log_price - m.usual_log_price),
-    Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", lambda m: m.repeats.engaged),
-    Feature("repeat_purchases", "you bought it before", "count", "an unknown item",
-            lambda m: m.repeats.bought),
-    Feature("repeat_since", "looked at lately", "log(1 + seconds)", "not looked at before",
-            lambda m: np.log1p(m.repeats.engaged_s)),
-    Feature("shown_times", "how often you saw it", "count", "an unknown item", lambda m: m.repeats.shown),
-    Feature("shown_since", "not shown to you lately", "log(1 + seconds)", "not shown before",
-            lambda m: np.log1p(m.repeats.shown_s)),
+    Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _repeats),
+    Feature("repeat_purchases", "you bought it before", "count", "an unknown item", _repeats),
+    Feature("repeat_since", "looked at lately", "log(1 + seconds)", "not looked at before", _repeats),
+    Feature("shown_times", "how often you saw it", "count", "an unknown item", _repeats),
+    Feature("shown_since", "not shown to you lately", "log(1 + seconds)", "not shown before", _repeats),
 )  # fmt: skip
 
 
-def _eagerness(m: Moment) -> float:
-    return m.residuals.eagerness if len(m.residuals.item) else np.nan
-
-
-def _idle(m: Moment) -> float:
-    return float(np.log1p(max(m.at - m.engaged.at[0], 0.0))) if len(m.engaged.at) else np.nan
-
-
-def _device(m: Moment) -> float:
-    return np.nan if m.context.device == NO_DEVICE else float(m.context.device)
+def _user(m: Moment) -> F64:
+    """float64[10, 1]: what is the same for every candidate."""
+    at, visit, device = m.at, m.visit, m.context.device
+    return np.array([
+        len(m.engaged.item),
+        len(m.shown_item),
+        m.residuals.eagerness if len(m.residuals.item) else np.nan,
+        visit.engaged,
+        visit.shown,
+        math.log1p(at - visit.began),
+        math.log1p(max(at - float(m.engaged.at[0]), 0.0)) if len(m.engaged.at) else np.nan,
+        at // 3600 % 24,
+        at // _DAY_S % 7,
+        np.nan if device == NO_DEVICE else device,
+    ], np.float64)[:, None]  # fmt: skip
 
 
 _USER = (
-    Feature("user_engagements", "how much we know of you", "count in the list", "never",
-            lambda m: float(len(m.engaged.item))),
-    Feature("user_shown", "how much you were shown", "count in the list", "never", lambda m: float(len(m.shown_item))),
-    Feature("user_eagerness", "you click more than others", "log odds", _NO_LISTS_LOGGED, _eagerness),
+    Feature("user_engagements", "how much we know of you", "count in the list", "never", _user),
+    Feature("user_shown", "how much you were shown", "count in the list", "never", _user),
+    Feature("user_eagerness", "you click more than others", "log odds", _NO_LISTS_LOGGED, _user),
     Feature("user_session_events", "busy in this visit", "engagements in the visit, which ends by 30 idle minutes",
-            "never", lambda m: float(m.visit.engaged)),
-    Feature("user_session_shown", "how much you were shown in this visit", "impressions in the visit", "never",
-            lambda m: float(m.visit.shown)),
-    Feature("user_session_age", "how long this visit has lasted", "log(1 + seconds)", "never: 0 is just begun",
-            lambda m: float(np.log1p(m.at - m.visit.began))),
-    Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _idle),
-    Feature("hour", "time of day", "hour of the day, UTC", "never", lambda m: float(m.at // 3600 % 24)),
-    Feature("weekday", "day of the week", "0 is Thursday", "never", lambda m: float(m.at // _DAY_S % 7)),
+            "never", _user),
+    Feature("user_session_shown", "how much you were shown in this visit", "impressions in the visit", "never", _user),
+    Feature("user_session_age", "how long this visit has lasted", "log(1 + seconds)", "never: 0 is just begun", _user),
+    Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _user),
+    Feature("hour", "time of day", "hour of the day, UTC", "never", _user),
+    Feature("weekday", "day of the week", "0 is Thursday", "never", _user),
     Feature("device", "what you shop on", ", ".join(f"{code} {name}" for code, name in enumerate(DEVICES)),
-            "the request names no device", _device),
+            "the request names no device", _user),
 )  # fmt: skip
 
 
-def _rank(name: str) -> Callable[[Moment], F32]:
-    return lambda m: m.standing(name)[0]
+_COMPARED = ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_odds")
 
 
-def _over_mean(name: str) -> Callable[[Moment], F32]:
-    return lambda m: m.standing(name)[1]
+def _standings(m: Moment) -> F32:
+    return standings(np.stack([m.columns[name] for name in _COMPARED]))
 
 
 def _within_list() -> list[Feature]:
     out = []
-    own = (*_POPULARITY, *_INTEREST, *_AFFINITY)
-    for name in ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_odds"):
-        about = next(f.about for f in own if f.name == name)
+    for name in _COMPARED:
+        about = next(f.about for f in (*_POPULARITY, *_INTEREST, *_AFFINITY) if f.name == name)
         missing = f"{name} is missing"
-        out.append(Feature(f"{name}_rank", f"{about}, against this list", "rank, 0 to 1", missing, _rank(name)))
-        out.append(Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _over_mean(name)))
+        out.append(Feature(f"{name}_rank", f"{about}, against this list", "rank, 0 to 1", missing, _standings))
+        out.append(
+            Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _standings)
+        )  # fmt: skip
     return out
 
 
@@ -218,23 +195,19 @@ FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_AFFINITY, *_USER, *
 """The features of any shop, in column order; a catalogue's own attributes follow them (see `features`)."""
 
 
-def _slope(m: Moment, k: int) -> F64 | float:
-    return m.slopes[k] if len(m.residuals.item) else np.nan
-
-
 def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
-    def value(m: Moment) -> F64:
-        return m.numbers[:, k]
-
-    def age(m: Moment) -> F64:
-        return m.at / _YEAR_S - m.numbers[:, k]
+    def both(m: Moment) -> F64:
+        out = m.leanings[2 * k : 2 * k + 2]
+        if is_date:
+            out[0] = m.at / _YEAR_S - out[0]
+        return out
 
     words = name.replace("_", " ")
     return (
-        Feature(f"item_{name}_age", f"age by {words}", "years, negative in the future", f"no {name}", age) if is_date
-        else Feature(f"item_{name}", words, "as in the catalogue", f"no {name}", value),
+        Feature(f"item_{name}_age", f"age by {words}", "years, negative in the future", f"no {name}", both) if is_date
+        else Feature(f"item_{name}", words, "as in the catalogue", f"no {name}", both),
         Feature(f"{name}_slope", f"your leaning in {words}", "clicks above expectation x deviation",
-                f"{_NO_LISTS_LOGGED}, or no {name}", lambda m: _slope(m, k)),
+                f"{_NO_LISTS_LOGGED}, or no {name}", both),
     )  # fmt: skip
 
 
@@ -242,14 +215,17 @@ def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
     def rate(m: Moment) -> F32 | float:
         return m.items.attribute_rates[m.candidates, a] if m.items.attribute_rates.size else np.nan
 
+    def affinity(m: Moment) -> F64:
+        return m.affinity(m.items.catalogue.by_attribute[name])
+
     words = name.replace("_", " ")
     return (
         Feature(f"item_{name}_rate", f"its {words} is often clicked", "clicks per impression, shrunk",
                 f"nothing was shown yet when the release was made, or no {name}", rate),
         Feature(f"{name}_share", f"you often look at this {words}", "share of engagement", f"{_NO_LIST}, or no {name}",
-                lambda m: m.share(m.items.catalogue.by_attribute[name])),
+                affinity),
         Feature(f"{name}_surprise", f"you choose this {words} more than others do", "clicks above expectation, shrunk",
-                f"{_NO_LISTS_LOGGED}, or no {name}", lambda m: m.surprise(m.items.catalogue.by_attribute[name])),
+                f"{_NO_LISTS_LOGGED}, or no {name}", affinity),
     )  # fmt: skip
 
 
@@ -264,20 +240,56 @@ def features(items: Items) -> tuple[Feature, ...]:
 
 def declared(catalogue: Catalogue, custom: tuple[Feature, ...]) -> tuple[Feature, ...]:
     """The same of a catalogue alone, before anything is known of its items."""
-    c = catalogue
-    return _declared(tuple(c.number_names), frozenset(c.date_names), tuple(c.by_attribute), custom)
+    return _declared(*_own(catalogue), custom)[0]
+
+
+def _own(c: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    return tuple(c.number_names), tuple(c.date_names), tuple(c.by_attribute)
+
+
+class _Block(NamedTuple):
+    """Features next to each other that one function computes, and where their columns begin and end."""
+
+    compute: Callable[[Moment], F64 | F32 | float]
+    first: int
+    end: int
+
+
+class _SoFar(Mapping[str, F32]):
+    """The columns below `known` by name: made when asked for, as hardly any are."""
+
+    def __init__(self, out: F32, place: dict[str, int]) -> None:
+        self._out, self._place, self.known = out, place, 0
+
+    def __getitem__(self, name: str) -> F32:
+        if self._place[name] >= self.known:
+            raise KeyError(name)
+        column: F32 = self._out[self._place[name]]
+        return column
+
+    def __len__(self) -> int:
+        return self.known
+
+    def __iter__(self) -> Iterator[str]:
+        return islice(self._place, self.known)
 
 
 @lru_cache(maxsize=16)
 def _declared(
-    numbers: tuple[str, ...], dates: frozenset[str], attributes: tuple[str, ...], custom: tuple[Feature, ...]
-) -> tuple[Feature, ...]:
-    return (
+    numbers: tuple[str, ...], dates: tuple[str, ...], attributes: tuple[str, ...], custom: tuple[Feature, ...]
+) -> tuple[tuple[Feature, ...], tuple[_Block, ...], dict[str, int]]:
+    out = (
         *FEATURES,
         *(f for k, name in enumerate(numbers) for f in _number(name, k, name in dates)),
         *(f for a, name in enumerate(attributes) for f in _attribute(name, a)),
         *custom,
     )
+    blocks, first = [], 0
+    for compute, together in groupby(out, lambda f: f.compute):
+        end = first + len(tuple(together))
+        blocks.append(_Block(compute, first, end))
+        first = end
+    return out, tuple(blocks), {f.name: k for k, f in enumerate(out)}
 
 
 def names(items: Items) -> tuple[str, ...]:
@@ -299,9 +311,10 @@ def rows(items: Items, history: History, candidates: I32, at: float, context: Co
     The order of the candidates does not matter: each row depends on the set.
     """
     moment = Moment(items, history, candidates, at, context)
-    columns = features(items)
+    columns, blocks, place = _declared(*_own(items.catalogue), items.custom)
     out = np.empty((len(columns), len(candidates)), np.float32)
-    for row, feature in zip(out, columns, strict=True):
-        row[:] = feature.compute(moment)
-        moment.columns[feature.name] = row
+    moment.columns = so_far = _SoFar(out, place)
+    for compute, first, end in blocks:
+        out[first:end] = compute(moment)
+        so_far.known = end
     return np.ascontiguousarray(out.T)

@@ -69,6 +69,27 @@ def _cosines(code: I8Matrix, scale: F32, rows: I32, others: I32, direction: F64)
 
 
 @compiled
+def closeness(cosines: F32, taste: F64, evidence: int) -> F32:
+    """float32[6, c]: see `Moment.closeness`. cosines: float32[m + 2, c], as `Moment.interest`.
+
+    taste: float64[d]. evidence: impressions that it was made of.
+    """
+    m, c = len(cosines) - 2, cosines.shape[1]
+    out = np.full((6, c), np.nan, np.float32)
+    square = 0.0
+    for k in range(len(taste)):
+        square += taste[k] * taste[k]
+    strength = np.sqrt(square) / (evidence + 10.0) if evidence else np.nan
+    for i in range(c):
+        out[0, i], out[4, i] = cosines[m, i], cosines[m + 1, i]
+        out[5, i] = np.float64(cosines[m + 1, i]) * strength
+    if m:
+        out[1:3] = nearest(cosines[:m])
+        out[3] = cosines[0]
+    return out
+
+
+@compiled
 def nearest(cosines: F32) -> F32:
     """float32[2, c]: the largest cosine of each column and the mean of its 3 largest (of fewer, where there are fewer).
 
@@ -100,9 +121,17 @@ def nearest(cosines: F32) -> F32:
 
 
 @compiled
-def _mean_direction(code: I8Matrix, scale: F32, rows: I32, weights: F64) -> F64:
-    """float64[d]: the weighted sum of these vectors, added in the order given."""
-    out = np.zeros(code.shape[1])
+def _pooled_pair(code: I8Matrix, scale: F32, rows: I32, weights: F64, others: I32, of_others: F64) -> F64:
+    """See `Vectors.pooled_pair`."""
+    out = np.zeros((2, code.shape[1]))
+    _add(code, scale, rows, weights, out[0])
+    _add(code, scale, others, of_others, out[1])
+    return out
+
+
+@compiled
+def _add(code: I8Matrix, scale: F32, rows: I32, weights: F64, out: F64) -> None:
+    """Adds these vectors, weighted, in the order given."""
     for j in range(len(rows)):
         prefetch(code, rows[min(j + AHEAD, len(rows) - 1)])
         if not np.isnan(scale[rows[j]]):
@@ -110,7 +139,6 @@ def _mean_direction(code: I8Matrix, scale: F32, rows: I32, weights: F64) -> F64:
             vector = code[rows[j]]
             for k in range(len(out)):
                 out[k] += w * vector[k]
-    return out
 
 
 @dataclass(frozen=True)
@@ -154,7 +182,12 @@ class Vectors:
 
     def pooled(self, rows: I32, weights: F64) -> F64:
         """float64[d]: the weighted sum of the vectors of `rows`, those without one left out."""
-        return _mean_direction(self.code, self.scale, rows, weights)
+        out: F64 = self.pooled_pair(rows, weights, rows[:0], weights[:0])[0]
+        return out
+
+    def pooled_pair(self, rows: I32, weights: F64, others: I32, of_others: F64) -> F64:
+        """float64[2, d]: `pooled` of `rows` by `weights`, and of `others` by `of_others`, in one call."""
+        return _pooled_pair(self.code, self.scale, rows, weights, others, of_others)
 
     def toward(self, rows: I32, direction: F64) -> F32:
         """float32[rows], -1 to 1: cosine of each with one direction; NaN where there is no vector or no direction."""

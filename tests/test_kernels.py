@@ -162,14 +162,12 @@ class TestMoment:
         h = made_up_history(np.random.default_rng(seed), m, s)
         at = START + 6 * DAY
         every = np.arange(-1, N, dtype=np.int32)
-        found = np.array(Moment(ITEMS, h, every, at).repeats)
+        found = Moment(ITEMS, h, every, at).repeats
         for c in every[1:]:
             mine, shown = h.item == c, h.shown_item == c
-            expected = [
-                mine.sum(), (h.kind[mine] == Kind.PURCHASE).sum(), at - h.at[mine][0] if mine.any() else np.nan,
-                shown.sum(), at - h.shown_at[shown][0] if shown.any() else np.nan,
-            ]  # fmt: skip
-            np.testing.assert_array_equal(found[:, c + 1], expected)
+            since, since_shown = (np.log1p(at - t[:1]) if len(t) else [np.nan] for t in (h.at[mine], h.shown_at[shown]))
+            expected = [mine.sum(), (h.kind[mine] == Kind.PURCHASE).sum(), *since, shown.sum(), *since_shown]
+            np.testing.assert_allclose(found[:, c + 1], expected, rtol=1e-12)
         assert np.isnan(found[:, 0]).all()
 
     @given(SEEDS)
@@ -194,21 +192,27 @@ class TestMoment:
 def test_popularity_is_made_of_the_counts() -> None:
     """Every count and rate by its formula from the decayed sums of item, category and shop."""
     at, every = START + 5.5 * DAY, np.arange(-1, N, dtype=np.int32)
-    state, p = ITEMS.state, popularity(ITEMS.state, ITEMS.prior, every, at)
+    state, catalogue = ITEMS.state, ITEMS.catalogue
+    p = popularity(state, ITEMS.prior, catalogue.price, catalogue.available_from, every, at)
     counts, category = state.of_items(every, at), state.of_categories(every, at)[:, :, 3]
     shop = state.of_shop(at)[:, 3]
-    np.testing.assert_allclose(p.log_counts, np.log1p(counts).transpose(1, 2, 0), rtol=1e-12)
+    logs = np.log1p(counts)
+    of = [logs[:, kind].T for kind in (Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE)]
+    np.testing.assert_allclose(p[:12], np.concatenate(of), rtol=1e-12)
+    np.testing.assert_allclose(p[16:18], logs[:, [Kind.VIEW, Kind.CART], 3].T, rtol=1e-12)
     s = RATE_STRENGTH
     clicks, shown = counts[:, Kind.CLICK], counts[:, Kind.IMPRESSION]
-    np.testing.assert_allclose(p.click_rates, ((clicks + s * ITEMS.prior[every][:, None]) / (shown + s)).T, rtol=1e-12)
+    np.testing.assert_allclose(p[12:16], ((clicks + s * ITEMS.prior[every][:, None]) / (shown + s)).T, rtol=1e-12)
     np.testing.assert_allclose(
-        p.purchase_rate,
+        p[18],
         (counts[:, Kind.PURCHASE, 3] + s * shop[Kind.PURCHASE] / shop[Kind.CLICK]) / (clicks[:, 3] + s), rtol=1e-12,
     )  # fmt: skip
     expected = (category[:, Kind.CLICK] + s * shop[Kind.CLICK] / shop[0]) / (category[:, 0] + s)
-    np.testing.assert_allclose(p.category_click_rate, expected, rtol=1e-12)
+    np.testing.assert_allclose(p[21], expected, rtol=1e-12)
     engaged = np.log1p(counts[:, Kind.VIEW :].sum(axis=1))
-    np.testing.assert_allclose(p.trend, engaged[:, 1] - engaged[:, 3], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(p[20], engaged[:, 1] - engaged[:, 3], rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(p[19], ITEMS.prior[every])
+    np.testing.assert_allclose(p[23], np.log1p(catalogue.price[every]), rtol=1e-12)
 
 
 def test_a_replay_names_its_columns_without_reading_anything() -> None:
