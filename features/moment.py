@@ -24,7 +24,7 @@ from features.neighbours import Neighbours
 from features.popularity import click_rates, popularity, shop_rate
 from features.prior import standardised
 from features.slots import find, slots_of
-from features.taste import leaning
+from features.taste import leaning, taste_odds
 from features.vectors import Vectors, closeness
 
 LONGEST = len(HALF_LIVES_S) - 1
@@ -413,6 +413,14 @@ class Moment:
         return leaning(
             factor, evidence.item, evidence.surprise, curvature, float(evidence.chance.sum()), elsewhere
         )  # fmt: skip
+
+    @cached_property
+    def taste_odds(self) -> F32:
+        """float32[2, c]: log odds of a click that `leaning` adds to each candidate, then those of its rate with these.
+
+        The first are NaN where there is no leaning or the item is not known; the second add nothing then.
+        """
+        return taste_odds(self.items.factors, self.candidates, self.leaning, self.click_rate, RATES)
 
     @cached_property
     def usual_log_price(self) -> float:

@@ -21,9 +21,8 @@ from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
 from features.log import F32, F64, I32, Kind
-from features.moment import RATES, Feature, Items, Moment
+from features.moment import Feature, Items, Moment
 from features.standing import standings
-from features.taste import odds
 
 __all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
 
@@ -109,14 +108,8 @@ def _affinity() -> list[Feature]:
     return out
 
 
-def _taste_odds(m: Moment) -> F64 | float:
-    return odds(m.items.factors, m.candidates, m.leaning) if m.leaning is not None else np.nan
-
-
-def _click_odds(m: Moment) -> F64:
-    rate = np.clip(m.click_rate, *RATES)
-    out: F64 = np.log(rate / (1.0 - rate)) + np.nan_to_num(m.columns["taste_odds"].astype(np.float64))
-    return out
+def _taste(m: Moment) -> F32:
+    return m.taste_odds
 
 
 def _repeats(m: Moment) -> F64:
@@ -126,9 +119,9 @@ def _repeats(m: Moment) -> F64:
 _AFFINITY = (
     *_affinity(),
     Feature("taste_odds", "your taste", "log odds of a click over the item's own", f"{_NO_LISTS_LOGGED}, or unknown",
-            _taste_odds),
+            _taste),
     Feature("taste_click_odds", "your taste and how often it is clicked", "log odds of a click",
-            "nothing was shown yet in the shop", _click_odds),
+            "nothing was shown yet in the shop", _taste),
     Feature("price_to_habit", "priced as you like it", "log ratio", f"{_NO_LIST}, or no price",
             lambda m: m.log_price - m.usual_log_price),
     Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _repeats),

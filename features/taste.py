@@ -105,6 +105,22 @@ def _solved(a: F64, b: F64) -> F64:
     return x
 
 
+def taste_odds(factor: F32, candidates: I32, taste: F64 | None, rate: F64, bounds: tuple[float, float]) -> F32:
+    """float32[2, c]: see `Moment.taste_odds`. rate: float64[c], click rates; the nearer of `bounds` beyond."""
+    own = np.full(len(candidates), np.nan) if taste is None else odds(factor, candidates, taste)
+    return _with_rate(own.astype(np.float32), rate, *bounds)
+
+
+@compiled
+def _with_rate(own: F32, rate: F64, least: float, most: float) -> F32:
+    out = np.empty((2, len(own)), np.float32)
+    for c in range(len(own)):
+        bounded = least if rate[c] < least else most if rate[c] > most else rate[c]
+        out[0, c] = own[c]
+        out[1, c] = np.log(bounded / (1.0 - bounded)) + (0.0 if np.isnan(own[c]) else np.float64(own[c]))
+    return out
+
+
 @compiled
 def odds(factor: F32, candidates: I32, taste: F64) -> F64:
     """float64, like `candidates`: log odds that a taste adds to each; NaN for an unknown item."""
