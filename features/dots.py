@@ -42,6 +42,11 @@ BYTES = _can("avx512vnni") if LANES == 16 else _can("avxvnni")
 """Whether four products of bytes are added up at once, else two of int16."""
 _TOGETHER = 4 if BYTES else 2
 """Coordinates of a vector to each int32."""
+_MOST = 516
+"""Dimensions: more could exceed int32."""
+_STRIDE = _MOST // _TOGETHER + 1
+"""Words from one row of a tile to the next: a constant, so that one pointer leads to all rows. With a pointer for each
+the loop was short of registers, and took twice the time."""
 _PIECES = 3 if BYTES else 1
 """Vectors that a direction is taken apart into, so that each has coordinates of the size that is multiplied."""
 
@@ -57,16 +62,19 @@ _OFFSET = 128 if BYTES else 0
 def dots(code: I8Matrix, rows: I32, others: I32, directions: I16Matrix) -> I32:
     """int32[m + k or more, n or a few more]: dot products of m `others`, then k directions, with each of n `rows`.
 
-    code: int8[items, d]. rows: int32[n], others: int32[m], both into `code`. directions: int16[k, d]. The caller sees
-    to it that a sum fits int32. More columns than rows where n is no multiple of `LANES`; what is in them is no matter.
+    code: int8[items, d]. rows: int32[n], others: int32[m], both into `code`. directions: int16[k, d]. Sums fit int32;
+    ValueError where d is above 516. More columns than rows where n is no multiple of `LANES`; what is in them is no
+    matter.
     """
     n, d, m = len(rows), code.shape[1], len(others)
+    if d > _MOST:
+        raise ValueError("vectors have more than 516 dimensions, too many for sums in int32: project them down")
     words = -(-d // _TOGETHER)
     packed = _packed(code, others, directions)
     tiles = -(-n // LANES)
     out = np.empty((len(packed) * LANES, tiles * LANES), np.int32)
-    one, wide = np.zeros(_TOGETHER * words, _SIGNED), np.empty((words + 1, LANES), np.int32)
-    as_words = one.view(np.int32)
+    wide = np.zeros((LANES, _STRIDE), np.int32)
+    small = wide.view(_SIGNED)
     for tile in range(tiles):
         for lane in range(LANES):
             i = tile * LANES + lane
@@ -75,11 +83,9 @@ def dots(code: I8Matrix, rows: I32, others: I32, directions: I16Matrix) -> I32:
             vector = code[rows[min(i, n - 1)]]
             total = np.int32(0)
             for k in range(d):
-                one[k] = vector[k]
+                small[lane, k] = vector[k]
                 total = np.int32(total + np.int32(vector[k]))
-            for k in range(words):
-                wide[k, lane] = as_words[k]
-            wide[words, lane] = -_OFFSET * total
+            wide[lane, words] = -_OFFSET * total
         for block in range(len(packed)):
             _tile(wide, packed, words, block, tile, out)
     if _PIECES > 1:
@@ -130,8 +136,8 @@ def _piece(value: int, piece: int) -> int:
 def _tile_in_llvm(typing: Any, wide: Any, packed: Any, words: Any, block: Any, tile: Any, out: Any) -> Any:
     """`out[block's LANES, tile's LANES]`: the dot products of a block of `packed` with the rows of `wide`.
 
-    wide: int32[words + 1, LANES], packed: int32[blocks, words, LANES], each value `_TOGETHER` coordinates; the last
-    line of `wide` is what the sums begin with. out: int32[...], see `dots`.
+    wide: int32[LANES, _STRIDE], packed: int32[blocks, words, LANES], each value `_TOGETHER` coordinates; after the
+    words of a row in `wide` stands what its sums begin with. out: int32[...], see `dots`.
     """
     arguments = (wide, packed, words, block, tile, out)
 
@@ -165,7 +171,8 @@ def _multiplied(builder: Any, wide: Any, packed: Any, words: Any) -> list[Any]:
     builder.branch(loop)
     builder.position_at_end(loop)
     at, sums = builder.phi(_INT), [builder.phi(_WORDS) for _ in range(LANES)]
-    theirs = builder.load(builder.bitcast(_line(builder, packed, at), _WORDS.as_pointer()), align=4)
+    line = builder.gep(packed, [builder.mul(at, ir.Constant(_INT, LANES))])
+    theirs = builder.load(builder.bitcast(line, _WORDS.as_pointer()), align=4)
     more = []
     for mine, total in zip(_splats(builder, wide, at), sums, strict=True):
         more.append(_added(builder, total, theirs, mine))
@@ -180,15 +187,10 @@ def _multiplied(builder: Any, wide: Any, packed: Any, words: Any) -> list[Any]:
     return more
 
 
-def _line(builder: Any, lines: Any, number: Any) -> Any:
-    return builder.gep(lines, [builder.mul(number, ir.Constant(_INT, LANES))])
-
-
-def _splats(builder: Any, lines: Any, number: Any) -> list[Any]:
-    """A register for each value of a line, full of it."""
-    # Values side by side: with a pointer for each row the loop was short of registers, and took twice the time.
-    line = _line(builder, lines, number)
-    return [_splat(builder, builder.load(builder.gep(line, [ir.Constant(_INT, k)]))) for k in range(LANES)]
+def _splats(builder: Any, wide: Any, word: Any) -> list[Any]:
+    """A register for each row, full of one of its words."""
+    line = builder.gep(wide, [word])
+    return [_splat(builder, builder.load(builder.gep(line, [ir.Constant(_INT, _STRIDE * k)]))) for k in range(LANES)]
 
 
 def _added(builder: Any, total: Any, theirs: Any, mine: Any) -> Any:

@@ -19,6 +19,7 @@ Bool = NDArray[np.bool_]
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
 
 
 class Kind(IntEnum):

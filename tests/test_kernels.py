@@ -19,7 +19,7 @@ from features.log import Kind
 from features.moment import AFFINITY_STRENGTH, ATTRIBUTION_S, Moment, _clicked
 from features.popularity import RATE_STRENGTH, popularity
 from features.slots import find, slots_of
-from features.standing import standing
+from features.standing import standings
 from features.table import features, names
 from features.vectors import Vectors, nearest
 from tests.worlds import DAY, START, make_events, make_replay
@@ -108,7 +108,7 @@ def test_standing_is_half_of_the_ties_and_all_below(values: list[float]) -> None
     """Rank: (below + half of equal) / known, with 0 and -0 equal. Difference: from the mean of the known."""
     value = np.array(values, np.float32)
     known = value[~np.isnan(value)]
-    rank, over = standing(value)
+    rank, over = standings(value[None])
     for i, v in enumerate(value):
         if np.isnan(v):
             assert np.isnan(rank[i])
