@@ -16,6 +16,7 @@ import platform
 import time
 from collections import defaultdict
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import lightgbm as lgb
@@ -109,11 +110,15 @@ def by_part(items: Items, asked: list[Request]) -> dict[str, float]:
             before = time.thread_time()
             getattr(moment, name)
             spent[f"shared: {name}"] += time.thread_time() - before
-        for feature in features(items):
+        columns: dict[str, np.ndarray] = {}
+        moment.columns = columns
+        for compute, group in groupby(features(items), lambda f: f.compute):
+            together = tuple(group)
             before = time.thread_time()
-            moment.columns[feature.name] = np.full(len(request.candidates), np.nan, np.float32)
-            moment.columns[feature.name][:] = feature.compute(moment)
-            spent[_group(feature.name)] += time.thread_time() - before
+            block = np.empty((len(together), len(request.candidates)), np.float32)
+            block[:] = compute(moment)
+            spent[_group(together[0].name)] += time.thread_time() - before
+            columns.update(zip((f.name for f in together), block, strict=True))
         for part, seconds in spent.items():
             found[part].append(1e6 * seconds)
     medians = {part: float(np.median(us)) for part, us in found.items()}
