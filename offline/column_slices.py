@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from features.log import Lists
-from offline.lists import Targets
 from offline.quarantine import DataError
+
+if TYPE_CHECKING:
+    # The configuration imports this, and a host that only serves has no pandas.
+    from offline.lists import Targets
 
 Mask = NDArray[np.bool_]
 

@@ -46,7 +46,7 @@ def test_what_serves_names_nothing_heavy(room: str) -> None:
         assert not heavy or path.name in ("train.py", "booster.py"), f"{path.relative_to(ROOT)} imports {heavy}"
 
 
-@pytest.mark.parametrize("module", ["serving.app", "serving.live", "offline.cli"])
+@pytest.mark.parametrize("module", ["serving.app", "serving.live", "offline.cli", "offline.config"])
 def test_importing_the_service_loads_nothing_heavy(module: str) -> None:
     """A worker's memory and start are free of torch, transformers, pandas and LightGBM."""
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"
