@@ -1,0 +1,60 @@
+"""An example of the night as an Airflow DAG (Airflow 2.9 or newer): collect, then nightly.
+
+`shelfwise` must be on the worker's path, REDIS_URL in its environment, and the workspace on a disk that outlives a try:
+a try that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import datetime, timedelta
+
+from airflow.decorators import dag, task
+from airflow.exceptions import AirflowFailException, AirflowSkipException
+
+CONFIG = "/etc/shelfwise/shelfwise.yaml"
+KEPT = 3
+VERDICTS = {
+    4: "the data checks stopped it",
+    5: "another run is at work",
+    6: "the gate asks a person",
+    7: "the disk is full",
+}
+
+
+def shelfwise(command: str) -> int:
+    """The exit status of a command; what it says goes to the task's log."""
+    return subprocess.run(["shelfwise", command, "--config", CONFIG], check=False).returncode
+
+
+@dag(
+    schedule="30 2 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=8),
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
+    tags=["shelfwise"],
+)
+def shelfwise_night() -> None:
+    """Collect the day's events, make a release, publish it if it is better."""
+
+    @task
+    def collect() -> None:
+        if status := shelfwise("collect"):
+            raise RuntimeError(f"shelfwise collect ended with status {status}")
+
+    @task
+    def nightly() -> None:
+        status = shelfwise("nightly")
+        if status == KEPT:
+            raise AirflowSkipException("the gate kept the live release")
+        if status in VERDICTS:
+            raise AirflowFailException(f"{VERDICTS[status]}; another try does not change that")
+        if status:
+            raise RuntimeError(f"shelfwise nightly ended with status {status}")
+
+    collect() >> nightly()
+
+
+shelfwise_night()
