@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-chaos check lint types clean
+.PHONY: setup demo test test-slow test-chaos test-nights check lint types clean
 
 setup: .venv/ready
 
@@ -19,10 +19,14 @@ demo: setup
 	$(BIN)/shelfwise demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not chaos" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not chaos and not nights" -n 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not chaos"
+	$(BIN)/python -m pytest -m "slow and not chaos and not nights"
+
+# Nights killed at every step, and poisoned; within ten minutes, or something hangs.
+test-nights: setup
+	timeout 600 $(BIN)/python -m pytest -m nights
 
 # Redis killed, paused, cut off, full, emptied, under load. One at a time: they watch the clock.
 test-chaos: setup

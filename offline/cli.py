@@ -6,6 +6,7 @@ Heavy imports stay inside the commands, so that `--help` is quick and `serve` ne
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
@@ -14,6 +15,8 @@ from rich.text import Text
 from offline.commands import data, evaluation, keys, log, night, releases, service
 from offline.progress import console
 from offline.terminal import Failure, plain
+
+_DISK_FULL = 7
 
 app = typer.Typer(
     name="shelfwise", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
@@ -35,7 +38,7 @@ app.command()(service.embed)
 app.command()(service.rank)
 app.command()(service.similar)
 app.command()(log.skew)
-app.command()(releases.releases)
+app.add_typer(releases.app)
 app.add_typer(keys.app)
 app.command()(night.demo)
 
@@ -45,24 +48,32 @@ def main() -> None:
     try:
         app()
     except Exception as e:
-        if not isinstance(e, _mendable()):
+        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and not isinstance(e, _mendable()):
             raise
-        console.print(Text(f"shelfwise: {plain(str(e))}", style="bold red"), soft_wrap=True)
-        sys.exit(1)
+        hint = (
+            ": there is no room left on the disk; make some and start again, what is finished is kept" if full else ""
+        )
+        console.print(Text(f"shelfwise: {plain(str(e))}{hint}", style="bold red"), soft_wrap=True)
+        sys.exit(_DISK_FULL if full else getattr(e, "status", 1))
 
 
 def _mendable() -> tuple[type[Exception], ...]:
     """The errors a person can mend. Imported once there is one: a page of help needs none of it."""
     from features.custom import FeatureError
+    from offline.checks import ChecksFailed
     from offline.config import ConfigError
+    from offline.lock import Locked
     from offline.quarantine import DataError
+    from offline.verdict import Asked, Kept
     from serving.embedded import EmbeddedError
     from serving.keys import KeysError
     from serving.release import ReleaseError
 
     # Of the operating system's errors, those about a path a person named.
     paths = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
-    return (Failure, ConfigError, DataError, EmbeddedError, FeatureError, KeysError, ReleaseError, *paths)
+    night = (ChecksFailed, Kept, Asked, Locked)
+    return (*night, Failure, ConfigError, DataError, EmbeddedError, FeatureError, KeysError, ReleaseError, *paths)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ def of_events(events: Path, columns: Sequence[str], lists: Lists, but: Sequence[
 
 
 def _columns(path: Path) -> list[str]:
-    return list(pq.read_schema(path).names) if path.is_file() else []
+    try:
+        return list(pq.read_schema(path).names) if path.is_file() else []
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"{path}: cannot be read as Parquet ({e}); bring it in again") from e
 
 
 def _slices(name: str, values: pa.ChunkedArray | pa.Array) -> dict[str, Mask]:

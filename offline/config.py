@@ -16,9 +16,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from features.neighbours import SESSION_WEIGHT
+from offline.checks import CheckConfig
 from offline.column_slices import SliceConfig
+from offline.releases import RetentionConfig
 from offline.simulate import SimulateConfig
 from offline.sources import AttributeKind, ImportConfig
+from offline.verdict import GateConfig
 from offline.windows import WindowConfig
 from ranker.train import RankerConfig
 from serving.config import ServiceConfig
@@ -76,6 +79,9 @@ class Config(BaseModel):
     features: FeatureConfig = Field(default_factory=lambda: FeatureConfig.model_validate({}))
     encoder: EncoderConfig = Field(default_factory=lambda: EncoderConfig.model_validate({}))
     ranker: RankerConfig = Field(default_factory=lambda: RankerConfig.model_validate({}))
+    checks: CheckConfig = Field(default_factory=lambda: CheckConfig.model_validate({}))
+    gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
+    retention: RetentionConfig = Field(default_factory=lambda: RetentionConfig.model_validate({}))
     serving: ServiceConfig = Field(default_factory=lambda: ServiceConfig.model_validate({}))
 
     @property
@@ -92,6 +98,11 @@ class Config(BaseModel):
     def releases(self) -> Path:
         """Where releases are."""
         return self.workspace / "releases"
+
+    @property
+    def statistics(self) -> Path:
+        """Where nights keep what their data looked like."""
+        return self.workspace / "statistics"
 
     @property
     def redis(self) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,6 +59,23 @@ class Dataset:
     shown: Events
     truth: Mapping[tuple[str, str], float] | None
     propensities: Mapping[tuple[str, str], tuple[int, float]] | None = None
+
+    def between(self, begin: float, end: float) -> Dataset:
+        """The same with the events from `begin` up to, not including, `end` (Unix seconds); users keep their numbers.
+
+        Raises DataError where there are none.
+        """
+        at = self.events.at
+        kept = slice(*(int(np.searchsorted(at, moment, side="left")) for moment in (begin, end)))
+        listed = (self.shown.at >= begin) & (self.shown.at < end)
+        if kept == slice(0, len(at)) and len(at) and listed.all():
+            return self
+        if kept.start >= kept.stop:
+            first, last = (datetime.fromtimestamp(t, UTC).isoformat() for t in (at[0], at[-1])) if len(at) else ("", "")
+            raise DataError(f"no event lies in the time asked for; the log is from {first} to {last}")
+        return replace(
+            self, events=self.events.take(kept), event_id=self.event_id[kept], shown=self.shown.take(listed)
+        )  # fmt: skip
 
 
 def load(directory: Path, attributes: Mapping[str, AttributeKind] | None = None) -> Dataset:

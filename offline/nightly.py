@@ -1,15 +1,16 @@
 """The night: from a data set to a published release, step by step, each reading and writing files of one run.
 
-    windows -> encoder -> lists -> rows -> ranker -> evaluate -> release -> publish
+    checks -> windows -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release -> gate -> publish -> tidy
 
-The pointer flips last. Until then nothing a shopper sees has changed.
+The pointer flips in `publish`. Until then nothing a shopper sees has changed. `docs/operations.md` says what each step
+checks, how a night ends, and what to do then.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -29,12 +30,13 @@ from offline import (
     column_slices,
     dataset,
     encoders,
-    erasures,
     evaluate,
     explanation,
     facts,
+    guards,
     lists,
     policies,
+    publication,
     report,
     slices,
 )
@@ -44,14 +46,14 @@ from offline.config import Config
 from offline.lists import Targets
 from offline.progress import OnProgress
 from offline.quarantine import DataError
-from offline.run import Run, Step, checksum, code, write_json
+from offline.run import Run, Step, checksum, code, reserved, write_json
 from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
 from ranker.examination import examination
 from ranker.train import Trained, refit, train
 from ranker.trees import Trees
 from serving import release
-from serving.store import BulkStore, Pointer, user_hash
+from serving.store import BulkStore, Pointer
 from text_encoder.encoder import load
 from text_encoder.text import attributes, item_texts
 
@@ -65,54 +67,87 @@ _CHECKED_EVERY = 1000
 class Night:
     """One nightly run over one data set. What several steps read is loaded once, when first asked for."""
 
-    def __init__(self, config: Config, redis_url: str | None, learning_curve: bool = False) -> None:
+    def __init__(
+        self, config: Config, redis_url: str | None, learning_curve: bool = False, since: float | None = None,
+        until: float | None = None, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         """redis_url: where to publish; None makes the release and leaves the pointer alone.
 
-        learning_curve: train on parts of the lists as well when evaluating. Raises DataError for a slice by a column
-        that the data set, where it is there already, does not have.
+        learning_curve: train on parts of the lists as well when evaluating. since, until: only the log from one moment
+        up to, not including, the other, Unix seconds; None is all of it. clock: Unix seconds. Raises DataError for a
+        slice by a column that the data set, where it is there already, does not have.
         """
+        self.since, self.until, self._clock = since, until, clock
         self.config = config
         self._redis_url = redis_url
         self._learning_curve = learning_curve
-        if (config.data / "items.parquet").is_file():
+        if config.slices.columns and (config.data / "items.parquet").is_file():
             column_slices.check(config.data, config.slices.columns)
         self.custom = load_features(config.features.custom)
         sections = config.model_dump(mode="json", include={"seed", "windows", "lists", "features", "encoder", "ranker"})
         data = {n: checksum(config.data / n) for n in _DATA if (config.data / n).exists()}
         own = [f.origin for f in self.custom]
-        self.run = Run(config.runs, {"config": sections, "data": data, "code": code(), "own": own})
+        self.run = Run(config.runs, {
+            "config": sections, "data": data, "code": code(), "own": own, "since": since, "until": until,
+        })  # fmt: skip
 
     def __call__(self) -> release.Release:
         """Do what is left to do; returns the release. Raises what a step raises, its files so far kept."""
         self.run.do(self.steps)
-        return release.load(Path(self._json("release.json")["path"]), custom=self.custom)
+        return release.load(Path(self.json("release.json")["path"]), custom=self.custom)
 
     @property
     def steps(self) -> list[Step]:
         """The plan, in order."""
+        log = ["windows.json", "encoder.json", "vectors.npy", "zero_shot.npy"]
+        replayed = [*log, "lists.npz"]
         out = [
-            Step("windows", "Reading the log", ["windows.json"], self._windows),
+            Step("checks", "Checking the data", ["statistics.json", "checks.json"], self._checks,
+                 lambda: guards.is_held_to(self, "checks.json"), []),
+            Step("windows", "Reading the log", ["windows.json"], self._windows, reads=[]),
             Step("encoder", "Fine-tuning the encoder", ["encoder", "vectors.npy", "zero_shot.npy", "encoder.json"],
-                 self._encoder),
-            Step("lists", "Making query groups", ["lists.npz"], self._lists),
-            Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows),
-            Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json", "valid_score.npy"], self._ranker),
-            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate, self._is_as_asked),
-            Step("release", "Making the release", ["release.json"], self._release, self._is_there),
+                 self._encoder, reads=["windows.json"]),
+            Step("lists", "Making query groups", ["lists.npz"], self._lists, reads=log),
+            Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows,
+                 reads=replayed),
+            Step("drift", "Comparing features", ["drift.json"], self._drift,
+                 lambda: guards.is_held_to(self, "drift.json"), [*replayed, "rows.npy"]),
+            Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json", "valid_score.npy"], self._ranker,
+                 reads=[*replayed, "rows.npy"]),
+            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate, self._is_as_asked,
+                 [*replayed, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt", "ranker.json",
+                  "valid_score.npy"]),
+            Step("release", "Making the release", ["release.json"], self._release, self._is_there,
+                 [*log, "encoder", "ranker.txt", "ranker.json", "lists.npz", "evaluation.json"]),
         ]  # fmt: skip
         if self._redis_url is not None:
-            out.append(Step("publish", "Publishing", ["published.json"], self._publish, self._is_live))
+            out += [
+                Step("gate", "Comparing with the live one", ["gate.json", "shadow.parquet"], self._gate,
+                     lambda: guards.is_judged(self), [*replayed, "rows.npy", "warm.npy", "baselines.npy", "ranker.txt",
+                                       "evaluation.json", "release.json"]),
+                Step("publish", "Publishing", ["published.json"], self._publish, self._is_live,
+                     [*log, "release.json", "gate.json"]),
+                Step("tidy", "Removing what is old", ["removed.json"], self._tidy,
+                     reads=["published.json", "statistics.json"]),
+            ]  # fmt: skip
         return out
+
+    def steps_to(self, last: str) -> list[Step]:
+        """The steps up to one by name, without those that only guard what is published: what a study needs."""
+        kept = [s for s in self.steps if s.name not in ("checks", "drift")]
+        return kept[: [s.name for s in kept].index(last) + 1]
 
     @cached_property
     def data(self) -> dataset.Dataset:
-        """The data set."""
-        return dataset.load(self.config.data, self.config.features.attributes)
+        """The data set, the log from `since` to `until`."""
+        whole = dataset.load(self.config.data, self.config.features.attributes)
+        begin = self.since if self.since is not None else -np.inf
+        return whole.between(begin, self.until if self.until is not None else np.inf)
 
     @cached_property
     def windows(self) -> Windows:
         """The time windows."""
-        return Windows(**self._json("windows.json"))
+        return Windows(**self.json("windows.json"))
 
     @cached_property
     def lists(self) -> Lists:
@@ -127,7 +162,7 @@ class Night:
         begin, end = self.windows.ranker, self.windows.end
         shown = self.data.events.at[(self.data.events.at >= begin) & (self.data.events.at < end)]
         refresh = np.quantile(shown, np.linspace(0, 1, self.config.lists.refreshes, endpoint=False))
-        moments = self._json("encoder.json")["moments"]
+        moments = self.json("encoder.json")["moments"]
         revised = tuple(zip(moments, map(_and_unknown, np.load(self.run.file("vectors.npy"))), strict=True))
         return Replay(
             self.data.catalogue, self._zero_shot, self.data.events, np.unique(np.append(refresh, moments)), self.custom,
@@ -141,7 +176,7 @@ class Night:
         any_list = bool(((e.kind == Kind.IMPRESSION) & (e.request >= 0) & (e.item >= 0)).any())
         return source == "logged" or (source == "auto" and any_list)
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run.file(name).read_text("utf-8"))
         return found
 
@@ -151,7 +186,7 @@ class Night:
         return _and_unknown(np.load(self.run.file("zero_shot.npy"), allow_pickle=False))
 
     @property
-    def _vectors(self) -> F32:
+    def vectors(self) -> F32:
         """float32[n, d]: the items by the last encoder, the one that is served."""
         made: F32 = np.load(self.run.file("vectors.npy"), mmap_mode="r", allow_pickle=False)[-1]
         return np.array(made)
@@ -211,7 +246,7 @@ class Night:
     def _rows(self, on_progress: OnProgress) -> None:
         start, n = self.lists.start, len(self.lists)
         width = len(self.replay.features)
-        made = np.lib.format.open_memmap(self.run.file("rows.npy"), "w+", np.float32, (self.lists.rows, width))
+        made = reserved(self.run.file("rows.npy"), (self.lists.rows, width))
         tested = self.windows.lists("test", self.lists)
         dull = Baselines(
             self.data.events, len(self.data.catalogue), self.lists.take(tested),
@@ -241,7 +276,7 @@ class Night:
         if said:
             raise FeatureError("\n".join(said))
 
-    def _part(self, *windows: str, among: I64 | None = None) -> tuple[F32, Lists, I64]:
+    def part(self, *windows: str, among: I64 | None = None) -> tuple[F32, Lists, I64]:
         """Rows and lists of some windows, and the numbers of their lists; only those of `among`, if given."""
         each = {window: self.windows.lists(window, self.lists) for window in windows}
         for window, numbers in each.items():
@@ -277,8 +312,8 @@ class Night:
         if not self.is_logged:
             # Nobody saw a rebuilt list, so it has no positions to be biased by.
             config = config.model_copy(update={"position_debias": False})
-        x, learnt, _ = self._part("ranker", among=among)
-        x_valid, valid, _ = self._part("validation")
+        x, learnt, _ = self.part("ranker", among=among)
+        x_valid, valid, _ = self.part("validation")
         chosen = train(
             x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
             learnt.position if config.position_debias else None, on_progress=on_progress,
@@ -288,12 +323,12 @@ class Night:
         if not config.refit:
             return chosen, valid_score
         del x, x_valid
-        x, learnt, _ = self._part("ranker", "validation", among=among)
+        x, learnt, _ = self.part("ranker", "validation", among=among)
         position = learnt.position if config.position_debias else None
         return refit(chosen, x, learnt.gain, learnt.start, columns, config, position), valid_score
 
     def _evaluate(self, on_progress: OnProgress) -> None:
-        x, tested, which = self._part("test")
+        x, tested, which = self.part("test")
         valid = self.lists.take(self.windows.lists("validation", self.lists))
         valid_score = np.load(self.run.file("valid_score.npy"), allow_pickle=False)
         baselines = np.load(self.run.file("baselines.npy"), allow_pickle=False)
@@ -301,7 +336,7 @@ class Night:
         model = self.run.file("ranker.txt").read_text("utf-8")
         trees = Trees.parse(model)
         score, events, catalogue = trees.score(x), self.data.events, self.data.catalogue
-        targets, columns = self._targets(tested), self.config.slices.columns
+        targets, columns = self.targets(tested), self.config.slices.columns
         of_items = column_slices.of_items(self.data.items, columns, targets)
         of_events = column_slices.of_events(
             self.config.data / "events.parquet", columns, tested, self.data.items.column_names
@@ -320,8 +355,8 @@ class Night:
             {
                 "schema": report.SCHEMA, "level": evaluate.LEVEL, "title": "Nightly evaluation",
                 "created_at": facts.iso(self.windows.end), "seed": self.config.seed, "protocol": self.windows.protocol,
-                "data": self._data_facts(), "windows": self._window_facts(), "encoder": self._json("encoder.json"),
-                "ranker": self._json("ranker.json"), **found,
+                "data": self._data_facts(), "windows": self._window_facts(), "encoder": self.json("encoder.json"),
+                "ranker": self.json("ranker.json"), **found,
                 "examples": facts.examples(self.data, tested, orders, warm),
                 "calibration": evaluate.calibrated(valid_score, valid.gain, score, tested.gain),
                 "explanation": explanation.explained(model, x, table, own, self.config.seed),
@@ -349,9 +384,9 @@ class Night:
         return {"slices": list(self.config.slices.columns), "learning_curve": self._learning_curve}
 
     def _is_as_asked(self) -> bool:
-        return bool(self._json("evaluation.json").get("asked") == self._asked)
+        return bool(self.json("evaluation.json").get("asked") == self._asked)
 
-    def _targets(self, tested: Lists) -> Targets:
+    def targets(self, tested: Lists) -> Targets:
         """What was engaged with in test lists."""
         return lists.targets(tested, tested if self.is_logged else lists.baskets(self.data.events, tested.at.min()))
 
@@ -360,7 +395,7 @@ class Night:
 
         Lists are of the ranker's window; grown anew, it gets the same share of those of validation, evenly spread.
         """
-        x_test, tested, _ = self._part("test")
+        x_test, tested, _ = self.part("test")
         learnt, valid = (self.windows.lists(window, self.lists) for window in ("ranker", "validation"))
 
         def fit(which: I64) -> F64:
@@ -368,7 +403,7 @@ class Night:
             among = np.concatenate((learnt[which], valid[again.astype(np.int64)]))
             return Trees.parse(self._trained(among)[0].model_text).score(x_test)
 
-        return evaluate.learning_curve(fit, len(learnt), tested, self._targets(tested), self.config.seed, on_progress)
+        return evaluate.learning_curve(fit, len(learnt), tested, self.targets(tested), self.config.seed, on_progress)
 
     def _data_facts(self) -> dict[str, Any]:
         notes = [] if self.is_logged else [
@@ -388,7 +423,7 @@ class Night:
 
     def _window_facts(self) -> dict[str, Any]:
         # The last encoder, and a ranker grown anew, learn from more than their windows: from all before the test.
-        until = {"encoder": self._json("encoder.json")["moments"][-1]}
+        until = {"encoder": self.json("encoder.json")["moments"][-1]}
         if self.config.ranker.refit:
             until["ranker"] = self.windows.bounds("validation")[1]
         return {
@@ -401,7 +436,7 @@ class Night:
         }  # fmt: skip
 
     def _release(self, on_progress: OnProgress) -> None:
-        encoder, evaluation, vectors = self._json("encoder.json"), self._json("evaluation.json"), self._vectors
+        encoder, evaluation, vectors = self.json("encoder.json"), self.json("evaluation.json"), self.vectors
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         cut_off = self.cut_off
         path = release.write(
@@ -415,7 +450,7 @@ class Night:
             cut_off=cut_off,
             window=self._window_facts(),
             metrics={s: by["all"][evaluate.PRIMARY] for s, by in evaluation["systems"].items()},
-            parent=self._live(),
+            parent=publication.parent(self),
             # The night's own time, not the clock's: made again from the same data, it is the same to the byte.
             created_at=cut_off,
             encoder_fingerprint=encoder["fingerprint"],
@@ -423,49 +458,47 @@ class Night:
         write_json(self.run.file("release.json"), {"path": str(path.resolve()), "id": path.name})
 
     def _is_there(self) -> bool:
-        return (Path(self._json("release.json")["path"]) / release.MANIFEST).is_file()
+        return (Path(self.json("release.json")["path"]) / release.MANIFEST).is_file()
 
     def _is_live(self) -> bool:
-        return self._live() == str(self._json("release.json")["id"])
+        return self.live == str(self.json("release.json")["id"])
 
     @property
     def cut_off(self) -> float:
         """Just after the last event of the log: the release's item state holds everything before it."""
         return float(np.nextafter(self.data.events.at[-1], np.inf))
 
-    def _live(self) -> str | None:
+    def pointer(self) -> Pointer | None:
+        """The live release, None where there is none or none can be."""
         if self._redis_url is None:
             return None
         with BulkStore(self._redis_url) as store:
-            pointer = store.pointer()
+            return store.pointer()
+
+    @property
+    def live(self) -> str | None:
+        """The id of the live release."""
+        pointer = self.pointer()
         return pointer.id if pointer else None
 
+    def _checks(self, on_progress: OnProgress) -> None:
+        guards.check(self, self.until if self.until is not None else self._clock())
+
+    def _drift(self, on_progress: OnProgress) -> None:
+        guards.check_features(self)
+
+    def _gate(self, on_progress: OnProgress) -> None:
+        guards.judge(self, self.pointer())
+
     def _publish(self, on_progress: OnProgress) -> None:
-        made, events, vectors = self._json("release.json"), self.data.events, self._vectors
-        known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
-        ids = self.data.catalogue.item_ids
         assert self._redis_url is not None
         with BulkStore(self._redis_url) as store:
-            fingerprint = self._json("encoder.json")["fingerprint"]
-            store.write_vectors(fingerprint, [ids[i] for i in known.tolist()], vectors[known], on_progress)
-            # An event of an item outside the catalogue has lost its id on the way here.
-            order = np.argsort(events.user, kind="stable")
-            order = order[events.item[order] >= 0]
-            order = order[events.at[order] > self._erased(store)[events.user[order]]]
-            start = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
-            event_ids = self.data.event_id.take(pa.array(order)).to_pylist()
-            item_ids = [ids[i] for i in events.item[order].tolist()]
-            seeded = store.seed(
-                events.user_ids, start, events.at[order], events.kind[order], item_ids, event_ids, time.time(),
-                on_progress,
-            )  # fmt: skip
-            store.point(Pointer(id=made["id"], path=made["path"]))
-        write_json(self.run.file("published.json"), {"release": made["id"], "seeded": seeded})
+            publication.publish(self, store, on_progress)
 
-    def _erased(self, store: BulkStore) -> F64:
-        """float64[users]: until when a user was erased since the log was read, so that no list is brought back."""
-        gone = erasures.known(self.config.data, store.erased()[1])
-        return np.array([gone.get(user_hash(u), -np.inf) for u in self.data.events.user_ids], np.float64)
+    def _tidy(self, on_progress: OnProgress) -> None:
+        assert self._redis_url is not None
+        with BulkStore(self._redis_url) as store:
+            publication.tidy(self, store)
 
 
 def looked_at(x: F32, learnt: Lists, valid: Lists, columns: Sequence[str]) -> F64:

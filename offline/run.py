@@ -73,6 +73,8 @@ class Run:
         """
         with locked(self._root / "lock"):
             self.directory.mkdir(parents=True, exist_ok=True)
+            for half in self.directory.glob(".*"):  # what a killed run was about to write
+                half.unlink()
             self.finished = _read(self._record, said=True)
             sums: dict[str, str] = {}
             for step in declared(steps):

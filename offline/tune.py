@@ -115,8 +115,8 @@ class Tuned:
 
 def folds(night: Night, on_progress: OnProgress | None = None) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
     """The folds of a night, earliest first, and the names of its features. Its rows must be there; see `with_rows`."""
-    x, learnt, _ = night._part("ranker")
-    x_judged, judged, _ = night._part("validation")
+    x, learnt, _ = night.part("ranker")
+    x_judged, judged, _ = night.part("validation")
     first = int(np.searchsorted(learnt.at, learnt.at[int(_EARLIER * len(learnt))], side="left"))
     if first == 0:
         raise DataError(f"the ranker window holds {len(learnt)} lists, too few to tune by: import a longer log")
@@ -128,8 +128,7 @@ def folds(night: Night, on_progress: OnProgress | None = None) -> tuple[tuple[Fo
 
 def with_rows(night: Night) -> RankerConfig:
     """Do what is left of a night up to its rows. Returns the settings its ranker trains with."""
-    steps = [step.name for step in night.steps]
-    night.run.do(night.steps[: steps.index("rows") + 1])
+    night.run.do(night.steps_to("rows"))
     config = night.config.ranker
     return config if night.is_logged else config.model_copy(update={"position_debias": False})
 

@@ -8,6 +8,7 @@
     sw:i:.., sw:items, sw:item-changes     items written since a release: see `written`
     sw:erased                  stream of erased users, fields `u` (see `user_hash`) and `t` (Unix seconds)
     sw:release                 JSON of a `Pointer`
+    sw:audit                   list of JSON lines, oldest first: the last changes of the pointer, at most AUDITED
     sw:v:<encoder>:<item id>   float16[d], little-endian: the item's vector by the encoder of this fingerprint
 
 A record is float64 at, uint8 kind, uint64 hash of the event id, all little-endian, then the item id in UTF-8. Records
@@ -47,6 +48,8 @@ STREAM = "sw:events"
 SERVED = "sw:served"
 ERASED = "sw:erased"
 POINTER = "sw:release"
+AUDIT = "sw:audit"
+AUDITED = 1000
 START = "0-0"
 END = f"{2**63 - 1}-0"
 """Where a reader of the stream begins, and a place after every entry."""
@@ -82,10 +85,11 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Pointer(msgspec.Struct, frozen=True):
-    """Which release is live. path: its directory, as every worker sees it."""
+    """Which release is live. path: its directory, as every worker sees it. pinned: no night may replace it."""
 
     id: str
     path: str
+    pinned: bool = False
 
 
 class Tail(NamedTuple):
@@ -468,6 +472,14 @@ class BulkStore:
     def point(self, pointer: Pointer) -> None:
         """Make a release live: every worker loads it within a second or so and swaps to it."""
         self.run([["SET", POINTER, msgspec.json.encode(pointer)]])
+
+    def audit(self, line: str) -> None:
+        """Add a line to the audit of releases, the oldest beyond `AUDITED` going."""
+        self.run([["RPUSH", AUDIT, line], ["LTRIM", AUDIT, -AUDITED, -1]])
+
+    def audited(self) -> list[str]:
+        """The audit of releases, oldest first."""
+        return [line.decode() for line in self.run([["LRANGE", AUDIT, 0, -1]])[0]]
 
     def seed(
         self, user_ids: Sequence[str], start: I64, at: F64, kind: I8, item_ids: Sequence[str],

@@ -9,7 +9,10 @@ from pydantic import ValidationError
 
 from offline.config import Config, ConfigError, load, redis_url
 
-TOP = "workspace, seed, import, simulate, windows, lists, slices, features, encoder, ranker, serving"
+TOP = (
+    "workspace, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, retention, "
+    "serving"
+)
 
 
 def written(directory: Path, content: str | bytes) -> Path:

@@ -111,7 +111,7 @@ def test_each_encoder_learns_from_nothing_at_or_after_the_rows_it_scores(night: 
 def test_the_ranker_is_grown_on_what_chose_it_and_never_on_the_test(night: Night, made: release.Release) -> None:
     """As many lists as the two windows before the test hold; the release's data window ends where the test begins."""
     facts = json.loads(night.run.file("ranker.json").read_text())
-    lists = night._part("ranker", "validation")[1]
+    lists = night.part("ranker", "validation")[1]
     assert facts["refit"]
     assert facts["lists"] == len(lists)
     assert lists.at.max() < night.windows.test

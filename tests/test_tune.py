@@ -106,7 +106,7 @@ def test_lists_of_one_moment_cannot_be_cut() -> None:
 
 
 def _folds(part: Any) -> tuple[Fold, ...]:
-    made, columns = folds(SimpleNamespace(_part=part, replay=SimpleNamespace(features=FEATURES)))  # type: ignore[arg-type]
+    made, columns = folds(SimpleNamespace(part=part, replay=SimpleNamespace(features=FEATURES)))  # type: ignore[arg-type]
     assert columns == tuple(f.name for f in FEATURES)
     return made
 

@@ -116,7 +116,7 @@ def _evaluate(config: Config, json_file: Path | None, report: Path | None, learn
     from offline.run import write_json
 
     night = Night(config, None, learning_curve)
-    night.run.do([s for s in night.steps if s.name not in ("release", "publish")])
+    night.run.do(night.steps_to("evaluate"))
     made = night.run.file("evaluation.json")
     say_evaluation(made)
     found = json.loads(made.read_text("utf-8"))

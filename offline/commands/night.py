@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 
 from offline.commands.evaluation import say_evaluation
 from offline.progress import bar
-from offline.terminal import ConfigPath, Failure, Workspace, configured, redis, say, today
+from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, redis, say, today
 
 if TYPE_CHECKING:
     from offline.config import Config
@@ -21,26 +21,97 @@ def nightly(
     config: ConfigPath = None,
     workspace: Workspace = None,
     publish: Annotated[bool, typer.Option(help="Make the release live when it is done.")] = True,
+    date: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Learn from the log up to the end of this day, UTC."),
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Leave out the log before this day, UTC.")
+    ] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="A data check that warns and does not stop this night; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
-    """The night: fine-tune the encoder, replay the log, train the ranker, evaluate, release, publish.
+    """The night: check the data, fine-tune, replay, train, evaluate, release, compare with the live release, publish.
 
-    Killed anywhere and started again it goes on after the last finished step. The live release changes last.
+    Killed anywhere and started again it goes on after the last finished step. Exit status: 0 published, or all was
+    done; 1 a mistake in the settings or a service that is away; 3 the gate kept the live release; 4 the data checks
+    stopped the night; 5 another run is at work; 6 the gate asks a person; 7 the disk is full. In all but 0 the live
+    release is the one it was.
     """
-    c = configured(config, workspace)
-    made, report = made_by_night(c, publish)
+    c = with_accepted(configured(config, workspace), accept or [])
+    until = (date + timedelta(days=1)).replace(tzinfo=UTC).timestamp() if date else None
+    begin = since.replace(tzinfo=UTC).timestamp() if since else None
+    if dry_run:
+        _say_plan(c, publish, begin, until)
+        return
+    made, report = made_by_night(c, publish, begin, until)
     say(f"report: {report}")
     say(f"release {made.id}: {made.path}")
 
 
-def made_by_night(config: Config, publish: bool) -> tuple[Any, Path]:
+def with_accepted(config: Config, names: list[str]) -> Config:
+    """The configuration with more data checks that only warn."""
+    from offline.checks import NAMES
+
+    if unknown := [n for n in names if n not in NAMES]:
+        raise Failure(f"--accept {unknown[0]}: no such check; known: {', '.join(NAMES)}")
+    accepted = config.checks.model_copy(update={"accept": (*config.checks.accept, *names)})
+    return config.model_copy(update={"checks": accepted})
+
+
+def _say_plan(config: Config, publish: bool, since: float | None, until: float | None) -> None:
+    from offline.nightly import Night
+
+    with redis(config) as url:
+        night = Night(config, url if publish else None, since=since, until=until)
+        plan = night.run.plan(night.steps)
+    rows = [
+        [p.name, p.title, "done" if p.done else "to do", f"{p.seconds:,.1f} s" if p.seconds is not None else "-",
+         f"{p.peak_mb:,.0f} MB" if p.peak_mb is not None else "-"]
+        for p in plan
+    ]  # fmt: skip
+    print_table(f"Run {night.run.directory}", ["step", "", "", "last took", "peak memory"], rows, {3, 4})
+    left = [p for p in plan if not p.done]
+    known = sum(p.seconds for p in left if p.seconds is not None)
+    unknown = sum(p.seconds is None for p in left)
+    beside = f", and {unknown} steps that no run here has done yet" if unknown else ""
+    say(f"{len(left)} of {len(plan)} steps to do: {known:,.0f} s as last time{beside}")
+
+
+def made_by_night(
+    config: Config, publish: bool, since: float | None = None, until: float | None = None
+) -> tuple[Any, Path]:
     """The release, and where its report is."""
     from offline.nightly import Night
 
     with redis(config) as url:
-        night = Night(config, url if publish else None)
-        made = night()
+        night = Night(config, url if publish else None, since=since, until=until)
+        try:
+            made = night()
+        finally:
+            _say_findings(night)
     say_evaluation(night.run.file("evaluation.json"))
     return made, night.run.file("report.html")
+
+
+def _say_findings(night: Any) -> None:
+    """What the checks and the gate found, as tables, where there is anything to say."""
+    import json
+
+    from offline.guards import FINDINGS
+
+    found = [
+        f for name in FINDINGS if night.run.file(name).exists()
+        for f in json.loads(night.run.file(name).read_text("utf-8"))["findings"]
+    ]  # fmt: skip
+    if found:
+        print_table("Data checks", ["", "check", "finding"], [[f["level"], f["check"], f["message"]] for f in found])
+    if night.run.file("gate.json").exists():
+        gate = json.loads(night.run.file("gate.json").read_text("utf-8"))
+        title = f"Gate: {gate['candidate']} against {gate['live'] or 'no live release'}: {gate['verdict']}"
+        print_table(title, ["", "rule", "reason"], [[verdict, rule, why] for rule, verdict, why in gate["reasons"]])
 
 
 def demo(

@@ -1,25 +1,47 @@
-"""Commands about releases: which there are, and which is live."""
+"""Commands about releases: which there are, which is live, and changing that."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, redis
+import typer
+
+from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, redis, say
 
 if TYPE_CHECKING:
     from offline.config import Config
+    from serving.release import Manifest
+
+app = typer.Typer(name="releases", invoke_without_command=True)
+ReleaseId = Annotated[str, typer.Argument(help="As `shelfwise releases` lists it.")]
+Why = Annotated[str, typer.Option("--reason", help="For the audit.")]
 
 
-def releases(config: ConfigPath = None, workspace: Workspace = None) -> None:
+@app.callback()
+def releases(context: typer.Context, config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """The releases there are, which is live, and changing that: list, diff, promote, rollback, pin, unpin, audit."""
+    if context.invoked_subcommand is None:
+        list_(config, workspace)
+
+
+@app.command("list")
+def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
     """The releases there are, newest first: which is live, what its log covered, how well it ranked."""
+    from offline.releases import previous
     from serving.release import list_releases
     from serving.store import BulkStore
 
     c = configured(config, workspace)
     with redis(c) as url, BulkStore(url) as store:
         pointer = store.pointer()
+    state = {}
+    if pointer:
+        state = {
+            previous(c.releases, pointer.id): "before it",
+            pointer.id: "live, pinned" if pointer.pinned else "live",
+        }
     rows = []
     for r in list_releases(c.releases):
         if r.manifest is None:
@@ -27,11 +49,118 @@ def releases(config: ConfigPath = None, workspace: Workspace = None) -> None:
             continue
         ndcg = r.manifest.metrics.get("ranker")
         rows.append([
-            r.manifest.id, "live" if pointer and pointer.id == r.manifest.id else "",
+            r.manifest.id, state.get(r.manifest.id, ""),
             datetime.fromtimestamp(r.manifest.cut_off, UTC).strftime("%Y-%m-%d %H:%M"), f"{r.manifest.items:,}",
             f"{ndcg:.4f}" if isinstance(ndcg, float) else "-",
         ])  # fmt: skip
     print_table(f"Releases in {c.releases}", ["release", "", "log until (UTC)", "items", "ndcg@10"], rows, {3, 4})
+
+
+@app.command()
+def diff(
+    one: ReleaseId, other: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
+    config: ConfigPath = None, workspace: Workspace = None,
+) -> None:  # fmt: skip
+    """What differs between two releases: data, windows, metrics, features, encoder, size."""
+    from serving.release import read_manifest
+
+    c = configured(config, workspace)
+    held = [read_manifest(c.releases / name) for name in (one, other or _live_id(c))]
+    a, b = (_facts(m) for m in held)
+    rows = [[name, a.get(name, "-"), b.get(name, "-")] for name in {**a, **b} if a.get(name) != b.get(name)]
+    print_table("What differs", ["", held[0].id, held[1].id], rows, {1, 2})
+
+
+def _facts(m: Manifest) -> dict[str, str]:
+    def at(seconds: float) -> str:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+    facts = {
+        "log until (UTC)": at(m.cut_off), "items": f"{m.items:,}", "parent": m.parent or "none",
+        "encoder": m.encoder_fingerprint[:12], "dimensions": str(m.dimension), "schema of features": m.schema_hash,
+        "size": f"{sum(f.bytes for f in m.files.values()) / 1e6:,.1f} MB",
+    }  # fmt: skip
+    for name, window in m.window.items():
+        facts[f"window {name}"] = f"{window.get('from')} to {window.get('to')}"
+    facts |= {f"ndcg@10 {s}": f"{v:.4f}" if isinstance(v, float) else str(v) for s, v in m.metrics.items()}
+    return facts | {f"feature {name}": "yes" for name in m.feature_names}
+
+
+@app.command()
+def promote(
+    release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None
+) -> None:
+    """Make a release live: every worker answers from it within seconds, and no request fails."""
+    from offline.releases import promote as run
+
+    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
+    say(f"live: {made.id}")
+
+
+@app.command()
+def rollback(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Make the release live again that was so before. A night does not publish the other one again."""
+    from offline.releases import rollback as run
+
+    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason, custom))
+    say(f"live: {made.id}")
+
+
+@app.command()
+def pin(
+    release: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
+    reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None,
+) -> None:  # fmt: skip
+    """Make a release live and keep it so: nights make releases, and publish none, until it is unpinned."""
+    from offline.releases import promote as run
+
+    made = _changed(
+        config, workspace,
+        lambda c, store, custom: run(c.releases, store, release or _id(store), reason, custom, "pin"),
+    )  # fmt: skip
+    say(f"live and pinned: {made.id}")
+
+
+@app.command()
+def unpin(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Let nights replace the live release again."""
+    from offline.releases import unpin as run
+
+    say(f"live: {_changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason)).id}")
+
+
+@app.command()
+def audit(config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Every change of what is live, and every release removed: when, by whom, why."""
+    from offline.releases import history
+
+    c = configured(config, workspace)
+    columns = ["at", "action", "release", "before", "by", "reason"]
+    rows = [[str(line.get(name) or "") for name in columns] for line in history(c.releases)]
+    print_table(f"Audit of {c.releases}", columns, rows)
+
+
+def _changed(config: Path | None, workspace: Path | None, change: Any) -> Any:
+    from features.custom import load as load_features
+    from serving.store import BulkStore
+
+    c = configured(config, workspace)
+    with redis(c) as url, BulkStore(url) as store:
+        return change(c, store, load_features(c.features.custom))
+
+
+def _live_id(config: Config) -> str:
+    from serving.store import BulkStore
+
+    with redis(config) as url, BulkStore(url) as store:
+        return _id(store)
+
+
+def _id(store: Any) -> str:
+    pointer = store.pointer()
+    if pointer is None:
+        raise Failure("no release is live yet: run `shelfwise nightly`")
+    return str(pointer.id)
 
 
 def live_release(config: Config, url: str) -> Any:
