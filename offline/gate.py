@@ -54,10 +54,18 @@ def live_score(live: Release, replay: Replay, lists: Lists) -> F64:
     of_live = np.array([place.get(i, len(place)) for i in replay.catalogue.item_ids] + [len(place)])
     vectors = live.items.vectors
     held: F32 = (vectors.code[of_live].astype(np.float32) * vectors.scale[of_live, None]).astype(np.float32)
+    return replayed_score(live.trees, held[:-1], replay, lists)
+
+
+def replayed_score(trees: Trees | BoosterTrees, vectors: F32, replay: Replay, lists: Lists) -> F64:
+    """float64[rows]: the score by these trees on rows of these vectors (float32[n, d], NaN for an item without), all
+    else as of each list's moment."""
+    unknown = np.full((1, vectors.shape[1]), np.nan, np.float32)
     own = Replay(
-        replay.catalogue, held, replay.events, replay.refresh_at, replay.custom, replay.session_weight
+        replay.catalogue, np.vstack([vectors, unknown]), replay.events, replay.refresh_at, replay.custom,
+        replay.session_weight,
     )  # fmt: skip
-    return named_score(live.trees, [f.name for f in own.features], own.rows(lists))
+    return named_score(trees, [f.name for f in own.features], own.rows(lists))
 
 
 def named_score(trees: Trees | BoosterTrees, columns: Sequence[str], rows: F32) -> F64:

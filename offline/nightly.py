@@ -2,7 +2,7 @@
 
     checks -> windows -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release -> gate -> publish -> tidy
 
-The pointer flips in `publish`. Until then nothing a shopper sees has changed. `docs/operations.md` says what each step
+The pointer flips in `publish`. Until then nothing a shopper sees has changed. `docs/nights.md` says what each step
 checks, how a night ends, and what to do then.
 """
 

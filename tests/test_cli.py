@@ -16,8 +16,8 @@ from offline.commands import evaluation
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "simulate", "import", "validate", "nightly", "evaluate", "tune", "ablate", "serve", "rank", "similar", "releases",
-    "demo",
+    "simulate", "import", "validate", "nightly", "evaluate", "tune", "ablate", "staleness", "serve", "rank", "similar",
+    "releases", "demo",
 )  # fmt: skip
 TINY = ("--items", "30", "--users", "20", "--days", "3", "--seed", "5", "--end", "2026-06-01")
 

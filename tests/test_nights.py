@@ -28,8 +28,11 @@ from offline.checks import ChecksFailed
 from offline.config import Config, load
 from offline.lock import Locked, locked
 from offline.nightly import Night
+from offline.quarantine import DataError
+from offline.report import render
 from offline.run import checksum, declared
 from offline.simulate import SimulateConfig, simulate
+from offline.staleness import staleness
 from offline.verdict import Kept
 from serving import release
 from serving.embedded import connect_url
@@ -467,6 +470,26 @@ def test_a_disk_that_fills_ends_the_night_with_its_own_status_and_the_next_goes_
     assert live(url) == before
     found = nightly("empty")
     assert found.returncode in (0, 3, 6), found.stderr
+
+
+def test_an_aged_model_is_trained_on_what_was_known_then_and_judged_on_the_same_lists(
+    shop: Config, first: release.Release, tmp_path: Path
+) -> None:
+    """Two days old: its test begins two days before tonight's, and age 0 loses nothing."""
+    base = night_of(configured(_copy(shop, tmp_path)), None)
+    base.run.do(base.steps_to("evaluate"))
+    found = staleness(base, [2])
+    assert [p["days"] for p in found] == [0, 2]
+    assert found[0]["lost"] == 0
+    assert found[1]["lists"] < found[0]["lists"]
+    assert found[1]["lost_low"] <= found[1]["lost"] <= found[1]["lost_high"]
+    aged = [json.loads(p.read_text()) for p in base.config.runs.glob("*/windows.json")]
+    begin = min(w["test"] for w in aged)
+    assert base.windows.test - begin == pytest.approx(2 * DAY, abs=DAY / 4)
+    page = json.loads(base.run.file("evaluation.json").read_text())
+    assert "What age costs" in render({**page, "staleness": found})
+    with pytest.raises(DataError, match="ask for fewer --days"):
+        staleness(base, [14])
 
 
 # --- ends of a night

@@ -203,3 +203,40 @@ def ablate(
 
 def _interval(d: Any) -> str:
     return f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+
+
+def staleness(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    days: Annotated[str, typer.Option(help="Ages of models, in days, with commas.")] = "1,3,7,14",
+) -> None:
+    """What is lost by a model some days old: each age is trained, and orders the same test lists.
+
+    Takes about a night for each age the first time, and finds what is made afterwards. The report is in
+    `workspace/staleness`, with a table and a plot.
+    """
+    import json
+
+    from offline import report
+    from offline.nightly import Night
+    from offline.staleness import staleness as run
+
+    try:
+        ages = [int(d) for d in days.split(",")]
+    except ValueError:
+        ages = []
+    if not ages or min(ages) < 1:
+        raise Failure(f"--days {days}: expected whole numbers from 1, with commas, as 1,3,7")
+    c = configured(config, workspace)
+    night = Night(c, None)
+    night.run.do(night.steps_to("evaluate"))
+    with bar("Training aged models") as on_progress:
+        found = run(night, ages, on_progress)
+    rows = [
+        [str(p["days"]), f"{p['lists']:,}", f"{p['ndcg@10']:.4f}",
+         f"{p['lost']:+.4f} [{p['lost_low']:+.4f}, {p['lost_high']:+.4f}]"]
+        for p in found
+    ]  # fmt: skip
+    print_table("What age costs", ["days old", "lists learnt from", "ndcg@10", "lost"], rows, {0, 1, 2, 3})
+    evaluation = json.loads(night.run.file("evaluation.json").read_text("utf-8"))
+    say(f"report: {report.write({**evaluation, 'staleness': found}, c.workspace / 'staleness')}")

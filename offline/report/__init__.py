@@ -34,7 +34,7 @@ def render(evaluation: Mapping[str, object]) -> str:
     page = checked(evaluation)
     parts = [
         results.opening(page), results.quality(page), results.gained(page), policies.worth(page),
-        results.examples(page), models.explanation(page), models.ranker(page), models.trust(page),
+        results.examples(page), models.explanation(page), models.ranker(page), models.trust(page), models.age(page),
         models.encoder(page), data.data(page), data.steps(page),
         results.figures(page),
         f'<p class="meta">evaluation.json beside this page holds the same content (schema {SCHEMA}).</p>',

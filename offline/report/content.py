@@ -17,7 +17,7 @@ RANKER, CEILING = "ranker", "best_possible"
 SECTIONS = {
     "data": dict, "windows": dict, "encoder": dict, "ranker": dict, "systems": dict, "intervals": dict,
     "comparisons": list, "examples": list, "quality": list, "steps": list, "calibration": dict,
-    "learning_curve": list, "explanation": dict, "off_policy": dict, "small_slices": list,
+    "learning_curve": list, "explanation": dict, "off_policy": dict, "small_slices": list, "staleness": list,
 }  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def checked(evaluation: Mapping[str, object]) -> dict[str, Any]:
         if page.get(name) is None:
             page[name] = kind()
         _expect(page[name], kind, f"evaluation[{name!r}]")
-    for name in ("comparisons", "examples", "steps", "learning_curve"):
+    for name in ("comparisons", "examples", "steps", "learning_curve", "staleness"):
         for i, entry in enumerate(page[name]):
             _expect(entry, dict, f"evaluation[{name!r}][{i}]")
     for name, parts in page["systems"].items():

@@ -62,6 +62,29 @@ def trust(page: Mapping[str, Any]) -> str:
     return "<h2>How far scores can be trusted</h2>" + grid(plots) if plots else ""
 
 
+def age(page: Mapping[str, Any]) -> str:
+    """What a model loses by being some days old."""
+    points = page["staleness"]
+    if not points:
+        return ""
+    rows = [
+        [count(p.get("days")), count(p.get("lists")), decimal(p.get(HEADLINE)), decimal(p.get("lost")),
+         f"[{decimal(p.get('lost_low'))}, {decimal(p.get('lost_high'))}]"]
+        for p in points
+    ]  # fmt: skip
+    head = ["days old", "lists learnt from", HEADLINE, "lost", f"{level(page)}interval"]
+    line = {HEADLINE: [(drawable(p.get("days")), drawable(p.get(HEADLINE))) for p in points]}
+    band = [(drawable(p.get("days")), drawable(p.get("low")), drawable(p.get("high"))) for p in points]
+    caption = (
+        f"<b>Age</b>, {HEADLINE} on the same test lists by days since the model learnt; item state and users' lists "
+        "are up to date. Where it falls, train that often."
+    )
+    return (
+        "<h2>What age costs</h2>" + table("Models of different ages", head, rows)
+        + grid(curve("age", caption, line, "days old", band=band))
+    )  # fmt: skip
+
+
 def _features(ranker: Mapping[str, Any]) -> list[list[Any]]:
     return [[*row, None, None, None][:3] for row in ranker.get("importance") or [] if isinstance(row, list)]
 
