@@ -53,7 +53,7 @@ def staleness(base: Night, days: Sequence[int], on_progress: OnProgress | None =
 def _aged(base: Night, age: int) -> Night:
     """The night whose test begins `age` days before that of `base`: everything it learns from is that much older."""
     config: Config = base.config
-    found = lists.logged(base.data.events, config.lists.attribution_s) if base.is_logged else lists.baskets(
+    found = lists.logged(base.data.shown, config.lists.attribution_s) if base.is_logged else lists.baskets(
         base.data.events, -np.inf
     )  # fmt: skip
     at = np.sort(found.at)

@@ -31,7 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def store(url: str) -> Iterator[BulkStore]:
     with BulkStore(url) as store:
-        store._run([["FLUSHALL"]])
+        store.run([["FLUSHALL"]])
         yield store
 
 

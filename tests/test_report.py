@@ -82,6 +82,10 @@ def full() -> dict[str, Any]:
         "calibration": {"error": 0.01, "bins": [{"predicted": 0.1, "observed": 0.09, "rows": 9}] * 2},
         "learning_curve": [{"lists": n, "ndcg@10": 0.5, "low": 0.4, "high": 0.6} for n in (100, 200)],
         "small_slices": ["cold_users"],
+        "staleness": [
+            {"days": d, "lists": 90, "ndcg@10": 0.5, "low": 0.4, "high": 0.6, "lost": 0.01 * d, "lost_low": 0.0,
+             "lost_high": 0.1} for d in (0, 7)
+        ],
         "explanation": {
             "rows": 3, "groups": [{"group": "price", "features": 1, "mean_abs": 0.2}],
             "features": [{
@@ -280,7 +284,7 @@ def test_every_plot_has_a_caption_and_a_name_for_those_who_cannot_see_it(page: s
     1 of time = 15."""
     parsed = Page(page)
     named = [attributes for tag, attributes in parsed.tags if tag == "svg" and attributes.get("aria-label")]
-    assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (15, 15, 15)
+    assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (16, 16, 16)
 
 
 def test_every_table_has_a_caption_and_every_header_a_scope(page: str) -> None:
@@ -304,6 +308,7 @@ def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
         "steps": "The run", "data": "lists without a gain", "windows": "Windows", "quality": "every row read",
         "calibration": "Calibration", "learning_curve": "Learning curve", "explanation": "What the ranker goes by",
         "off_policy": "What it would be worth if shown", "small_slices": "Slices with a star",
+        "staleness": "What age costs",
     }  # fmt: skip
     evaluation = full()
     assert heads[missing] in Page(report.render(evaluation)).words

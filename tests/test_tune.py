@@ -322,7 +322,7 @@ def test_the_commands_make_the_rows_they_need_and_print_what_they_found(tmp_path
     said = CliRunner().invoke(cli.app, ["tune", *where, "--budget", "2s"], catch_exceptions=False)
     assert said.exit_code == 0
     assert "trials, by ndcg@10" in said.output
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (p for p in (tmp_path / "runs").iterdir() if p.is_dir())
     assert f"settings: {run / 'tuned.yaml'}" in said.output
     said = CliRunner().invoke(cli.app, ["ablate", *where, "--seeds", "1"], catch_exceptions=False)
     assert "validation lists" in said.output
