@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-chaos test-nights check lint types clean
+.PHONY: setup demo test test-slow test-chaos test-nights test-browser check lint types clean
 
 setup: .venv/ready
 
@@ -19,10 +19,10 @@ demo: setup
 	$(BIN)/shelfwise demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not chaos and not nights" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not chaos and not nights and not browser" -n 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not chaos and not nights"
+	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not browser"
 
 # Nights killed at every step, and poisoned; within ten minutes, or something hangs.
 test-nights: setup
@@ -31,6 +31,10 @@ test-nights: setup
 # Redis killed, paused, cut off, full, emptied, under load. One at a time: they watch the clock.
 test-chaos: setup
 	$(BIN)/python -m pytest -m chaos
+
+# The storefront page in a headless Chromium; skipped, and said so, where there is none.
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
 
 check: lint types
 

@@ -51,6 +51,7 @@ def show(config: Config, redis_url: str, release_id: str, report: Path, port: in
         _print(data, user, clicked, theme, before, first, second)
         print(f"report: {report}")
         print(f"service: {address} (API: {address}/docs)", flush=True)
+        print(f"storefront: {address}/storefront (click, and watch the shelf move)", flush=True)
         if stay:
             print("serving until you press Ctrl-C", flush=True)
             _wait()
@@ -71,7 +72,8 @@ def _service(config: Config, redis_url: str, port: int, release_id: str) -> Iter
     """The service as its own process, as in earnest; its address once it answers from the release."""
     address = f"http://{config.serving.host}:{port}"
     log = config.workspace / "service.log"
-    command = [sys.executable, "-m", "offline.cli", "serve", "--workspace", str(config.workspace), "--port", str(port)]
+    where = ["--workspace", str(config.workspace), "--port", str(port)]
+    command = [sys.executable, "-m", "offline.cli", "serve", "--storefront", *where]
     with log.open("wb") as out, bar("Starting the service"):
         process = subprocess.Popen(command, env={**os.environ, "REDIS_URL": redis_url}, stdout=out, stderr=out)
     try:

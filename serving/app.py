@@ -39,6 +39,7 @@ from serving.metrics import Metrics
 from serving.schema import EventsAnswer, Problem, RankAnswer, RankRequest, RecommendRequest
 from serving.service import Service
 from serving.store import Store
+from serving.storefront.page import add_storefront
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ def create_app(
 
     app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, redoc_url=None)
     _routes(app, service)
+    if config.storefront:
+        add_storefront(app, service)
     _errors(app)
     _document(app)
     app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)

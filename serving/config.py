@@ -90,4 +90,7 @@ class ServiceConfig(BaseModel):
         Rules(),
         description="Rules for every list: filter, exclude, boost, bury, cap, diversity, pin; see docs/rules.md.",
     )
+    storefront: bool = Field(
+        False, description="Serve the page at /storefront, for people to try a release; it names some known shoppers."
+    )
     reasons: int = Field(5, ge=1, le=50, description="Contributions given for each item where `explain` is asked.")

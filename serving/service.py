@@ -94,7 +94,7 @@ class Service:
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._bound(request, live)
         history, degraded = await self.known_of(request.user_id, live, at)
-        plan = _plan(request.rules, live)
+        plan = plan_of(request.rules, live)
         answer = self._answer(request, live, history, degraded, request.candidates, at, plan)
         answer.took_ms = _ms_since(started)
         return answer
@@ -103,7 +103,7 @@ class Service:
         """Items for a user out of the whole catalogue, in order, each with its sources. Raises Problem."""
         started, at, live = time.perf_counter(), self.moment(), self.live()
         history, degraded = await self.known_of(request.user_id, live, at)
-        plan, catalogue = _plan(request.rules, live), live.items.catalogue
+        plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
         found = await live.offers.candidates(history, at, size, plan)
         candidates = with_pinned(found.item, live.items, plan, history, at)
@@ -322,7 +322,7 @@ def _ms_since(started: float) -> float:
     return round((time.perf_counter() - started) * 1e3, 3)
 
 
-def _plan(rules: Rules | None, live: Live) -> Plan | None:
+def plan_of(rules: Rules | None, live: Live) -> Plan | None:
     """The rules of a request and those that stand. Raises Problem naming the rule, what is wrong and what there is."""
     try:
         return live.plan(rules)

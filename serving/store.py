@@ -109,6 +109,10 @@ class Tail(NamedTuple):
 _DECODE_EVENT = msgspec.json.Decoder(Event)
 
 
+_STEP, _STEPS = 1000, 5
+"""Keys that one look for users goes over, and how many such looks: what a page asks must not tire Redis."""
+
+
 def event_hash(event_id: str) -> int:
     """int64: what stands for an event id in records and in the sets against duplicates (BLAKE2b, 8 bytes)."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
@@ -143,6 +147,11 @@ def decode_vectors(fingerprint: str, held: Sequence[bytes | None], dimension: in
         if vector is not None:
             row[:] = np.frombuffer(vector, "<f2")
     return out
+
+
+def _user_of(key: bytes) -> str:
+    """The user of a key that `_key` made."""
+    return key.decode().partition("{")[2].rpartition("}")[0].replace("%7D", "}").replace("%25", "%")
 
 
 def _period(now: float) -> int:
@@ -371,6 +380,16 @@ class Store:
         """Add entries to the end of a stream, each as its field `l`; returns how long it is then."""
         commands = [["XADD", stream, "*", "l", entry] for entry in entries]
         return int((await self.run([*commands, ["XLEN", stream]]))[-1])
+
+    async def some_users(self, count: int) -> list[str]:
+        """At most `count` users who have a list, in no order, as a few short steps through the keys find them."""
+        found, cursor = set[str](), 0
+        for _ in range(_STEPS):
+            cursor, keys = (await self.run([["SCAN", cursor, "MATCH", _key("*", "e"), "COUNT", _STEP]]))[0]
+            found |= {_user_of(key) for key in keys}
+            if len(found) >= count or not int(cursor):
+                break
+        return sorted(found)[:count]
 
     async def poll(self, last: str, count: int = 5 * _BATCH) -> tuple[Pointer | None, Tail]:
         """The live release, and at most `count` events of the stream after entry `last`: one round trip."""

@@ -21,6 +21,9 @@ def serve(
     as_of_data: Annotated[
         bool, typer.Option("--as-of-data", help="Set the clock to the end of the release's log: for logs of the past.")
     ] = False,
+    storefront: Annotated[
+        bool | None, typer.Option("--storefront/--no-storefront", help="Serve the page to try it with, at /storefront.")
+    ] = None,
 ) -> None:
     """Answer POST /v1/rank and /v1/events from the live release; the API is described at /docs.
 
@@ -30,6 +33,8 @@ def serve(
 
     c = configured(config, workspace)
     changes: dict[str, Any] = {} if port is None else {"port": port}
+    if storefront is not None:
+        changes["storefront"] = storefront
     with redis(c) as url:
         if as_of_data:
             changes["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
