@@ -54,7 +54,8 @@ def show(config: Config, redis_url: str, release_id: str, report: Path, port: in
         print(f"storefront: {address}/storefront (click, and watch the shelf move)", flush=True)
         if stay:
             print("serving until you press Ctrl-C", flush=True)
-            _wait()
+            with _reading(config, redis_url):
+                _wait()
         else:
             print(f"the service has stopped; start it again: shelfwise serve --workspace {config.workspace}")
 
@@ -65,6 +66,19 @@ def _wait() -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         return
+
+
+@contextmanager
+def _reading(config: Config, redis_url: str) -> Iterator[None]:
+    """An embedding worker as its own process, so that a product added on the page is ranked by its text."""
+    command = [sys.executable, "-m", "offline.cli", "embed", "--workspace", str(config.workspace)]
+    with (config.workspace / "embed.log").open("wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, "REDIS_URL": redis_url}, stdout=out, stderr=out)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 @contextmanager

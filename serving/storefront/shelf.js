@@ -149,7 +149,13 @@ async function act(kind, card) {
       else pins.splice(at, 1);
       return load(`${at < 0 ? "Pinned" : "Unpinned"} ${title(id)}.`);
     }
-    await call("POST", "v1/events", event(kind, id, own.places().get(id) - 1));
+    try {
+      await call("POST", "v1/events", event(kind, id, own.places().get(id) - 1));
+    } catch (error) {
+      if (error.status !== 503) throw error;
+      await load();  // the shelf goes on, and says how it does
+      throw error;
+    }
     if (kind !== "click") cart.push(kind);
     const count = (k) => cart.filter((c) => c === k).length;
     $("done").textContent = cart.length ? `${count("cart")} in the cart, ${count("purchase")} bought` : "";
