@@ -6,20 +6,24 @@ export class Shelf {
   constructor(root) {
     this.root = root;
     this.cards = new Map();
+    this.far = new Map();
   }
 
   places() {
-    return new Map([...this.cards.keys()].map((id, k) => [id, k + 1]));
+    return new Map([...this.cards.keys()].map((id, k) => [id, this.far.get(id) ?? k + 1]));
   }
 
-  /** Show these cards, by item id, in this order. before: of `places`, empty where movement is not to be marked. */
-  show(cards, before) {
+  /**
+   * Show these cards, by item id, in this order. before: of `places`, empty where movement is not to be marked.
+   * far: the places of cards that stand at the end for want of room.
+   */
+  show(cards, before, far = new Map()) {
+    this.far = far;
     const focus = this.focused();
     const from = new Map([...this.cards].map(([id, card]) => [id, card.element.getBoundingClientRect()]));
     this.cards = cards;
     this.root.replaceChildren(...[...cards.values()].map((card) => card.element));
-    let place = 0;
-    for (const [id, card] of cards) card.stand(++place, before.size ? before.get(id) ?? 0 : undefined);
+    for (const [id, place] of this.places()) cards.get(id).stand(place, before.size ? before.get(id) ?? 0 : undefined);
     if (before.size && !still.matches) this.glide(from);
     if (focus) this.refocus(focus);
   }

@@ -4,12 +4,12 @@ import { call, freshId, Refused, useKey } from "./api.js";
 import { Card, make } from "./card.js";
 import { Shelf } from "./movement.js";
 
-const SHOWN = 24;
+const SHOWN = 24, MANY = 200;
 const $ = (id) => document.getElementById(id);
 const own = new Shelf($("own")), popular = new Shelf($("popular"));
 const products = new Map();
 const pins = [], added = [], cart = [];
-let shopper, turn = 0, later, shown = null;
+let shopper, turn = 0, later, among, shown = null;
 
 function say(words) {
   $("said").textContent = words;
@@ -56,9 +56,13 @@ async function personal(found) {
   const answer = await call("POST", "v1/recommend", asked);
   const ids = answer.items.map((item) => item.item_id);
   if (added.every((id) => ids.includes(id))) return answer;
-  // What was just added is shown though it may not be among the best: at its place among them.
-  const candidates = [...ids, ...added];
-  return call("POST", "v1/rank", { ...asked, candidates, limit: candidates.length });
+  // What was just added is shown though it is not among the first, and at its place among many: a score depends on
+  // what else is in the list, so among the few that are shown it would be another.
+  const many = await call("POST", "v1/recommend", { ...asked, limit: MANY, explain: false });
+  const candidates = [...new Set([...many.items.map((item) => item.item_id), ...added])];
+  const all = await call("POST", "v1/rank", { ...asked, candidates, limit: candidates.length });
+  const far = new Map(all.items.map((item, k) => [item.item_id, k + 1]).filter(([id, k]) => k > SHOWN && added.includes(id)));
+  return { ...all, far, of: all.items.length, items: all.items.filter((item, k) => k < SHOWN || far.has(item.item_id)) };
 }
 
 async function know(ids) {
@@ -95,7 +99,8 @@ function show(answer, sold, did) {
     return [item.item_id, card];
   }));
   shown = answer.request_id;
-  own.show(cards, before);
+  own.show(cards, before, answer.far);
+  among = answer.of ?? cards.size;
   $("empty").hidden = cards.size > 0;
   $("other").hidden = !sold;
   $("shelves").classList.toggle("two", Boolean(sold));
@@ -193,7 +198,7 @@ async function add(form) {
   await load(`Added ${given.title}.`);
   const place = own.places().get(item_id), seconds = ((performance.now() - started) / 1000).toFixed(1);
   const text = known.vector ? "by its text" : "without its text, which no embedding worker has read";
-  words(place ? `${ordinal(place)} of ${own.cards.size} after ${seconds} s, ${text}.` : `Written; the filters keep it off the shelf.`);
+  words(place ? `${ordinal(place)} of ${among} after ${seconds} s, ${text}.` : `Written; the filters keep it off the shelf.`);
   own.cards.get(item_id)?.element.classList.add("just");
   form.reset();
 }
