@@ -120,11 +120,14 @@ def test_by_popularity_the_rules_hold_too(client: httpx.Client) -> None:
     assert popular(client, candidates=["no such", "red-01", "red-01"]) == ["red-01"]
 
 
-def test_a_bad_rule_or_field_is_refused_by_its_name(client: httpx.Client) -> None:
+def test_a_bad_rule_or_field_and_too_many_candidates_are_refused_by_name(client: httpx.Client) -> None:
     rules = {"filter": {"attribute": "colour", "eq": "red"}}
     answer = client.post("/v1/storefront/popular", json={"rules": rules})
     assert (answer.status_code, answer.json()["field"]) == (422, "rules.filter.attribute")
     assert client.post("/v1/storefront/products", json={"candidates": [1]}).status_code == 422
+    for route in ("products", "popular"):
+        many = client.post(f"/v1/storefront/{route}", json={"candidates": ["red-01"] * (OPEN.max_candidates + 1)})
+        assert (many.status_code, many.json()["title"]) == (413, "Too many candidates")
 
 
 def test_without_redis_the_shop_has_no_shoppers_and_still_opens(released: Path) -> None:

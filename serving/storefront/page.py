@@ -49,14 +49,18 @@ def add_storefront(app: FastAPI, service: Service) -> None:
     writes = any(getattr(r, "path", "") == "/v1/items" and "PUT" in (r.methods or ()) for r in app.routes)  # type: ignore[attr-defined]
     guarded: dict[str, Any] = {"openapi_extra": needs("rank"), "include_in_schema": False}
 
+    async def asked(request: Request) -> schema.RankRequest:
+        wanted = schema.rank_request(await request.body())
+        schema.bounded(len(wanted.candidates or ()), service.config.max_candidates, "candidates")
+        return wanted
+
     @app.get("/v1/storefront/shop", **guarded)
     async def the_shop() -> Response:
         return _json(await shop.shop(service, writes))
 
     @app.post("/v1/storefront/products", **guarded)
     async def products(request: Request) -> Response:
-        wanted = schema.rank_request(await request.body()).candidates or []
-        return _json(shop.products(service.live(), wanted[: service.config.max_candidates]))
+        return _json(shop.products(service.live(), (await asked(request)).candidates or []))
 
     @app.get("/v1/storefront/search", **guarded)
     async def search(words: str = "") -> Response:
@@ -64,7 +68,7 @@ def add_storefront(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/storefront/popular", **guarded)
     async def popular(request: Request) -> Response:
-        return _json(shop.popular(service, schema.rank_request(await request.body())))
+        return _json(shop.popular(service, await asked(request)))
 
 
 def _files(app: FastAPI) -> None:
