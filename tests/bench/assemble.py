@@ -158,7 +158,7 @@ def main() -> None:
         f"{'/trees':>7} {'/predict':>8}"
     )
     shapes = [(500, ENGAGEMENTS, SHOWN), (100, ENGAGEMENTS, SHOWN), (1000, ENGAGEMENTS, SHOWN), (500, 10, SHOWN)]
-    shapes += [(500, 10, 24), (500, 0, 0)]
+    shapes += [(500, ENGAGEMENTS, 0), (500, 10, 24), (500, 0, 0)]
     medians: dict[tuple[int, int, int], np.ndarray] = {}
     for candidates, engaged, shown in shapes:
         asked = [made_up_request(rng, options.items, candidates, engaged, shown) for _ in range(options.repeats)]
@@ -181,6 +181,9 @@ def main() -> None:
                 "trees_ms": round(float(scored), 3),
                 "ratio_to_trees": round(float(assembled / scored), 3),
                 "ratio_to_predict": round(float(assembled / predicted), 4),
+                "ratio_to_trees_by_shape": {
+                    "x".join(map(str, s)): round(float(m[0] / m[1]), 3) for s, m in medians.items()
+                },
                 "assemble_ms_by_shape": {"x".join(map(str, s)): round(float(m[0]), 3) for s, m in medians.items()},
             }
         )
