@@ -67,6 +67,11 @@ def said(
     return (code if isinstance(code, int) else 0), out, err
 
 
+def _runs(workspace: Path) -> list[Path]:
+    """The run directories of a workspace; the lock beside them is a file."""
+    return [p for p in (workspace / "runs").iterdir() if p.is_dir()]
+
+
 def test_a_folder_is_evaluated_without_anything_set_up_or_left_behind(
     shown: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,10 +123,10 @@ def test_asked_again_for_another_slice_only_the_evaluation_is_made_anew(
     """The workspace keeps its run: the ranker's file is not touched, the slice is there, and a wrong one is refused."""
     asked = ("--config", quick, "-w", tmp_path / "w")
     assert said(monkeypatch, capfd, "--data", shown, *asked)[0] == 0
-    run = next((tmp_path / "w" / "runs").iterdir())
+    (run,) = _runs(tmp_path / "w")
     before = (run / "ranker.txt").stat().st_mtime_ns
     assert said(monkeypatch, capfd, *asked, "--slice", "brand")[0] == 0
-    assert list((tmp_path / "w" / "runs").iterdir()) == [run]
+    assert _runs(tmp_path / "w") == [run]
     assert (run / "ranker.txt").stat().st_mtime_ns == before
     sliced = json.loads((run / "evaluation.json").read_text("utf-8"))
     assert sliced["asked"] == {"slices": ["brand"], "learning_curve": False}
@@ -147,7 +152,7 @@ def test_where_only_the_order_is_known_every_users_last_event_is_the_test(
     assert {by["all"]["lists"] for by in found["systems"].values()} == {USERS}
     assert "new_items" in found["systems"]["ranker"]
     assert "repeats" not in found["systems"]["ranker"]
-    run = next((w / "runs").iterdir())
+    (run,) = _runs(w)
     best = np.load(run / "baselines.npy")
     assert best.shape[0] == USERS
     held = best[:, 1] >= 0
