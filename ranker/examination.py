@@ -19,6 +19,8 @@ LEAST = 0.1
 """No place is taken to be looked at less: one click far down would outweigh a hundred at the top."""
 _STRENGTH = 20.0
 """Expected clicks at which what was clicked at a place counts for half."""
+_LEAST_DUE = 1e-9
+"""Where fewer clicks were due in all, no place can be told from another."""
 
 
 def examination(position: Numbers, clicked: NDArray[np.bool_], chance: F64) -> F64:
@@ -34,7 +36,7 @@ def examination(position: Numbers, clicked: NDArray[np.bool_], chance: F64) -> F
     place = position[used].astype(np.int64)
     due = np.bincount(place, chance[used]).astype(np.float64)
     found = np.bincount(place, clicked[used]).astype(np.float64)
-    overall = found.sum() / due.sum() if due.sum() > 0 else 0.0
+    overall = found.sum() / due.sum() if due.sum() > _LEAST_DUE else 0.0
     if not overall > 0:
         return np.ones(len(due))
     share = (found / overall + _STRENGTH) / (due + _STRENGTH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offline.simulated_shoppers import examination as truly
@@ -38,6 +38,7 @@ def test_the_bias_of_a_shop_that_puts_the_best_first_is_found_through_what_is_ex
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 8), st.booleans(), st.floats(0, 1) | st.just(float("nan"))), max_size=40))
+@example([(0, True, 2.2e-311)])  # a click where next to none was due
 def test_it_is_one_at_the_top_and_never_rises_whatever_was_clicked(rows: list[tuple[int, bool, float]]) -> None:
     position, clicked, chance = (np.array([r[k] for r in rows]) for k in range(3))
     found = examination(position.astype(np.int16), clicked.astype(bool), chance.astype(float))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offline import report
@@ -495,6 +495,9 @@ names = st.one_of(st.sampled_from(["ranker", "popularity", "best_possible"]), te
     title=texts,
     importance=st.lists(st.tuples(texts, texts, numbers), max_size=4),
 )
+@example(systems={"": {}}, intervals={}, title="", importance=[("", "", 1.7e308)])
+@example(systems={"": {}}, intervals={}, title="", importance=[("", "", 1.7e308), ("", "", 1.7e308), ("", "", 5e-324)])
+@example(systems={"": {}}, intervals={}, title="", importance=[("", "", 5e-324), ("", "", 1.0)])
 def test_any_texts_and_numbers_make_a_page_that_parses(
     systems: Any, intervals: Any, title: str, importance: Any
 ) -> None:
