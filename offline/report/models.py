@@ -101,7 +101,7 @@ def _grown(ranker: Mapping[str, Any]) -> list[str]:
 def _importance(ranker: Mapping[str, Any]) -> list[str]:
     rows = _features(ranker)
     total = sum(max(finite(gain) or 0.0, 0.0) for _, _, gain in rows) or 1.0
-    # Divided first, as a hundred times the largest float is none; rounded, as an axis cannot show what is next to nothing.
+    # Divided first, as a hundred times the largest float is none; rounded, as no axis shows what is next to nothing.
     shown = [
         (cut(name, 34), round(100 * (max(g, 0.0) / total), 6))
         for name, _, gain in rows
