@@ -7,6 +7,7 @@ of the time, as the reads of one do not wait for those of another.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +23,27 @@ U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 
 
-class Strings(Sequence[str]):
+class Texts(Sequence[str]):
+    """Strings by number, as a list gives them: from the end below 0, a list of them for a slice. `_text` says one."""
+
+    @abstractmethod
+    def _text(self, i: int) -> str:
+        """String i, 0 to below the length."""
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = i + len(self) if i < 0 else i
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self._text(i)
+
+
+class Strings(Texts):
     """Many strings in two arrays: string i is `text[start[i]:start[i + 1]]` in UTF-8. Decoded when asked for.
 
     start: int64[n + 1]. text: uint8[bytes]. Lone surrogates are kept, as their three bytes.
@@ -48,16 +69,7 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.start) - 1
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = i + len(self) if i < 0 else i
-        if not 0 <= i < len(self):
-            raise IndexError(i)
+    def _text(self, i: int) -> str:
         return self.text[self.start[i] : self.start[i + 1]].tobytes().decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:

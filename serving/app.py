@@ -103,6 +103,12 @@ async def _look_at(good: Keys) -> None:
 
 
 def _routes(app: FastAPI, service: Service) -> None:
+    _for_shoppers(app, service)
+    _for_data(app, service)
+    _for_operators(app, service)
+
+
+def _for_shoppers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/rank", openapi_extra=_forms(RankRequest, RankAnswer) | needs("rank"), summary="Rank candidates for a user"
     )
@@ -131,6 +137,8 @@ def _routes(app: FastAPI, service: Service) -> None:
     async def similar(item_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
         return _json(await service.similar(item_id, limit))
 
+
+def _for_data(app: FastAPI, service: Service) -> None:
     @app.put(
         "/v1/items", status_code=202, summary="Write items: one, an array, or JSON lines",
         openapi_extra=_forms(item.ItemIn, item.ItemsAnswer, 202, several=True) | needs("items"),
@@ -159,6 +167,8 @@ def _routes(app: FastAPI, service: Service) -> None:
     async def erase(user_id: _Id) -> Response:
         return _json(await service.erase(user_id), 202)
 
+
+def _for_operators(app: FastAPI, service: Service) -> None:
     @app.get(
         "/metrics", openapi_extra={"responses": _problems("401", "403", "429", "503")} | needs("metrics"),
         summary="What all workers counted of themselves, for Prometheus", response_class=PlainTextResponse,

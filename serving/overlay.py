@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from features.catalogue import Catalogue
 from features.decay import ItemState
 from features.log import F32, F64, I32
 from features.neighbours import Neighbours
-from features.strings import Strings
+from features.strings import Strings, Texts
 from features.table import Items
 from features.vectors import Vectors
 from serving.item import TEXTS, ItemFields, year
@@ -28,7 +28,7 @@ _COMPARED = 4096
 """Of a larger catalogue, so many items evenly drawn are compared: written items come by the thousand."""
 
 
-class _Joined(Sequence[str]):
+class _Joined(Texts):
     """Strings of the release, some replaced, then others; nothing is copied."""
 
     def __init__(self, base: Sequence[str], changed: Mapping[int, str], added: Sequence[str]) -> None:
@@ -37,14 +37,7 @@ class _Joined(Sequence[str]):
     def __len__(self) -> int:
         return len(self._base) + len(self._added)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = i + len(self) if i < 0 else i
+    def _text(self, i: int) -> str:
         if i >= len(self._base):
             return self._added[i - len(self._base)]
         return self._changed[i] if i in self._changed else self._base[i]
