@@ -67,6 +67,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from offline.lock import Locked
     from offline.quarantine import DataError
     from offline.verdict import Asked, Kept
+    from serving.clock import ClockError
     from serving.embedded import EmbeddedError
     from serving.keys import KeysError
     from serving.release import ReleaseError
@@ -74,7 +75,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     # Of the operating system's errors, those about a path a person named.
     paths = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
     night = (ChecksFailed, Kept, Asked, Locked)
-    return (*night, Failure, ConfigError, DataError, EmbeddedError, FeatureError, KeysError, ReleaseError, *paths)
+    service = (ClockError, EmbeddedError, KeysError, ReleaseError)
+    return (*night, *service, Failure, ConfigError, DataError, FeatureError, *paths)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ from features.custom import load as load_features
 from features.table import Feature
 from serving import item, keys, metrics, request_id, schema
 from serving.breaker import Breaker
+from serving.clock import clock_of
 from serving.config import ID_CHARACTERS, ServiceConfig
 from serving.connection import Connection
 from serving.guard import Guard, needs, problem_answer
@@ -52,19 +52,19 @@ _KEY = "A key made by `shelfwise keys new`, with the scope that a route names; n
 
 
 def create_app(
-    config: ServiceConfig, redis_url: str, *, release: Path | None = None, clock: Callable[[], float] = time.time,
+    config: ServiceConfig, redis_url: str, *, release: Path | None = None, clock: Callable[[], float] | None = None,
     custom: tuple[Feature, ...] = (), good: Keys | None = None,
 ) -> FastAPI:  # fmt: skip
     """The ASGI application; it connects when it starts, and starts whether or not Redis and a release are there.
 
     release: a directory to answer from until the release pointer in Redis names another, and while Redis is away.
-    clock: Unix seconds, the moment of a request, before the configured offset.
+    clock: Unix seconds, the moment of a request, before the configured offset; by default the configuration's.
     good: the keys that are; without any, whoever reaches the service may ask all.
     """
-    counts, good = Metrics(), good or Keys()
+    counts, good, now = Metrics(), good or Keys(), clock or clock_of(config.clock_file)
     store = Store(redis_url, config.redis_timeout_s, Breaker(config.redis_failures, config.redis_pause_s))
     follower = Follower(config, store, release, custom, counts)
-    service = Service(config, store, follower, lambda: clock() + config.clock_offset_s, counts)
+    service = Service(config, store, follower, lambda: now() + config.clock_offset_s, counts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -307,9 +307,11 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
     """Listen and answer until told to stop, with as many worker processes as the configuration says.
 
     custom: features of the user's own, as module:function. Raises FeatureError where one cannot be loaded, KeysError
-    where keys cannot be read or the service would be open beyond this machine.
+    where keys cannot be read or the service would be open beyond this machine, OSError or ClockError where the file of
+    a simulated clock does not tell the time.
     """
     load_features(custom)
+    clock_of(config.clock_file)()
     keys.refuse_exposure(config.host, Keys(config.keys_file, os.environ.get(keys.VARIABLE, "")), config.insecure)
     os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url

@@ -66,6 +66,9 @@ class ServiceConfig(BaseModel):
         allow_inf_nan=False,
         description="Added to the clock: to serve a log of the past as of its end. 0 in earnest.",
     )
+    clock_file: Path | None = Field(
+        None, description="A file that says what time it is, in Unix seconds, for simulated days. None in earnest."
+    )
     max_items: int = Field(500, ge=1, le=10_000, description="Most items of one write.")
     written_items: int = Field(
         50_000, ge=0, le=1_000_000, description="Items written since the release that are kept at a time."

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from features.log import Kind
 from features.table import rows
 from serving.app import create_app, limits
+from serving.clock import ClockError, clock_of
 from serving.config import ServiceConfig
 from serving.embedded import connect_url
 from serving.keys import Keys
@@ -46,8 +47,8 @@ TEXT_OF_FIELDS = "See /docs for the fields and their types."
 
 @contextlib.contextmanager
 def served(
-    redis_url: str, config: ServiceConfig = FAST, release: Path | None = None, clock: Callable[[], float] = time.time,
-    good: Keys | None = None,
+    redis_url: str, config: ServiceConfig = FAST, release: Path | None = None,
+    clock: Callable[[], float] | None = time.time, good: Keys | None = None,
 ) -> Iterator[httpx.Client]:  # fmt: skip
     """A client of the service, which runs in a thread."""
     app = create_app(config, redis_url, release=release, clock=clock, good=good)
@@ -592,6 +593,32 @@ def test_a_log_of_the_past_is_served_as_of_its_end(url: str, releases: list[Path
         client.post("/v1/events", json=click("red-01"))
         assert CUT_OFF <= store.tail().at[0] < CUT_OFF + 60
         assert ranked(client, user_id="u", limit=1)[0].startswith("red")
+
+
+def test_simulated_time_is_what_a_file_says(url: str, releases: list[Path], tmp_path: Path) -> None:
+    """For rankings, events and items alike: what is ahead of it is refused, and passes once the clock has moved."""
+    file = tmp_path / "clock"
+    file.write_text(f"{CUT_OFF + 10}\n")
+    config = FAST.model_copy(update={"clock_file": file, "future_s": 0})
+    event = click("red-01") | {"timestamp": CUT_OFF + 3600}
+    with redis.Redis.from_url(url) as raw:
+        raw.flushall()
+    with served(url, config, releases[0], clock=None) as client, BulkStore(url) as store:
+        ready(client)
+        refused = client.post("/v1/events", json=event)
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == "3590 s ahead of the service's clock, at most 0 s are allowed"
+        file.write_text(f"{CUT_OFF + 3600}")
+        assert client.post("/v1/events", json=event).json()["accepted"] == 1
+        assert client.post("/v1/events", json=click("red-02")).json()["accepted"] == 1
+        assert store.tail().at.tolist() == [CUT_OFF + 3600, CUT_OFF + 3600]
+
+
+@pytest.mark.parametrize("told", ["", "noon", "nan", "-1", "1e300"])
+def test_a_simulated_clock_that_tells_no_time_is_said(tmp_path: Path, told: str) -> None:
+    (tmp_path / "clock").write_text(told)
+    with pytest.raises(ClockError, match=rf"clock holds {told!r}; expected Unix seconds, as 1748736000\.25"):
+        clock_of(tmp_path / "clock")()
 
 
 def test_importing_the_service_loads_nothing_of_the_night() -> None:

@@ -37,6 +37,7 @@ def serve(
         changes["storefront"] = storefront
     with redis(c) as url:
         if as_of_data:
+            changes["clock_file"] = None
             changes["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
         run(c.serving.model_copy(update=changes), url, custom=c.features.custom)
 
