@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from features.log import I64, KINDS, Kind
+from features.log import I32, I64, KINDS, Kind
 from offline.simulated_products import Products, products
 from offline.simulated_shop import DEVICES_IN_USE, DayLog, Shop
 from offline.simulated_shoppers import POSITION_BIAS, Shoppers, fashions
@@ -70,6 +70,9 @@ class SimulateConfig(BaseModel):
     days: int = Field(21, ge=1, le=3650, description="length of the log in days")
     lists_per_user_day: float = Field(0.22, gt=0, le=50, description="lists shown per shopper and day, on average")
     list_length: int = Field(24, ge=2, le=240, description="items in a list; at most `items`")
+    ahead: int = Field(
+        0, ge=0, le=3650, description="days after the log that the shop is drawn for, not written: for whoever plays on"
+    )
     new_items_per_day: float = Field(4, ge=0, le=100_000, description="products that arrive each day, on average")
     explore: float = Field(
         0.0, ge=0, le=1, allow_inf_nan=False,
@@ -136,54 +139,65 @@ def simulate(
         raise NotADirectoryError(f"{directory} is a file; give a directory to write into")
     directory.mkdir(parents=True, exist_ok=True)
     report = on_progress or (lambda done, total: None)
-    # A stream of its own for each part: more shoppers leave the catalogue as it was.
-    rngs = [np.random.default_rng([config.seed, part]) for part in range(7)]
-    arrivals = rngs[0].poisson(config.new_items_per_day, config.days).astype(np.int64)
-    opening_us = int(config.start.timestamp()) * 1_000_000
-    stock = products(rngs[1], config.items, arrivals, opening_us)
-    shop = Shop(
-        stock, Shoppers.invent(rngs[2], config.users), fashions(rngs[3], config.days), opening_us,
-        config.lists_per_user_day, config.list_length, rngs[4], config.explore, rngs[5], rngs[6],
-        config.position_bias,
-    )  # fmt: skip
+    shop = opened(config)
     report(1, config.days + 1)
-    book = _Book(stock, config.users)
-    _write(directory, shop, book, config.days, report)
+    book = Book(shop.stock, config.users)
+    items = _write(directory, shop, book, config, report)
     return SimulationSummary(
-        items=len(stock), users=len(book.seen), lists=book.lists, lists_with_click=book.lists_with_click,
+        items=items, users=len(book.seen), lists=book.lists, lists_with_click=book.lists_with_click,
         events=dict(zip(KINDS, book.count.tolist(), strict=True)), first_at=config.start, last_at=config.end,
     )  # fmt: skip
 
 
-def _write(directory: Path, shop: Shop, book: _Book, days: int, report: Callable[[int, int], None]) -> None:
-    """The files, under another name until all are complete."""
+def opened(config: SimulateConfig) -> Shop:
+    """The shop on the morning of its first day, with all that will arrive: its days are those of the log, and then
+    `ahead` more."""
+    # A stream of its own for each part: more shoppers leave the catalogue as it was.
+    rngs = [np.random.default_rng([config.seed, part]) for part in range(7)]
+    days = config.days + config.ahead
+    arrivals = rngs[0].poisson(config.new_items_per_day, days).astype(np.int64)
+    opening_us = int(config.start.timestamp()) * 1_000_000
+    return Shop(
+        products(rngs[1], config.items, arrivals, opening_us), Shoppers.invent(rngs[2], config.users),
+        fashions(rngs[3], days), opening_us, config.lists_per_user_day, config.list_length, rngs[4], config.explore,
+        rngs[5], rngs[6], config.position_bias,
+    )  # fmt: skip
+
+
+def _write(
+    directory: Path, shop: Shop, book: Book, config: SimulateConfig, report: Callable[[int, int], None]
+) -> int:  # fmt: skip
+    """The files, under another name until all are complete; returns how many items there are."""
     daily = {"events": (_EVENTS, book.events_table), "truth": (_TRUTH, book.truth_table)}
     if shop.explore > 0:
         daily["propensities"] = (_PROPENSITIES, book.propensities_table)
     paths = {name: directory / f"{name}.parquet" for name in ("items", *daily)}
     part = {name: path.with_suffix(".parquet.part") for name, path in paths.items()}
-    pq.write_table(book.stock.table, part["items"], compression="zstd")
+    # What arrives later stands behind what is there.
+    items = shop.stock.table.slice(0, int((shop.stock.available_us < config.end.timestamp() * 1e6).sum()))
+    pq.write_table(items, part["items"], compression="zstd")
     with ExitStack() as files:
         writers = {
             name: files.enter_context(pq.ParquetWriter(part[name], schema, compression="zstd"))
             for name, (schema, _) in daily.items()
         }
-        for day in range(days):
+        for day in range(config.days):
             log = shop.day(day)
             book.add(log)
             for name, (_, table) in daily.items():
                 writers[name].write_table(table(log))
-            report(day + 2, days + 1)
+            report(day + 2, config.days + 1)
     for name, path in paths.items():
         part[name].replace(path)
     # What is of the log that was replaced would be taken for this one's.
     (directory / "import.json").unlink(missing_ok=True)
     if "propensities" not in paths:
         (directory / "propensities.parquet").unlink(missing_ok=True)
+    return len(items)
 
 
 @dataclass
-class _Book:
+class Book:
     """Puts days into the layout on disk, and keeps the tally."""
 
     stock: Products
@@ -202,6 +216,10 @@ class _Book:
         self.lists_with_click += len(np.unique(log.request[log.kind == Kind.CLICK]))
         self.seen.update(np.unique(log.user).tolist())
 
+    def user_ids(self, user: I32) -> pa.Array:
+        """Shoppers' ids, as strings."""
+        return _ids("u", user, max(5, len(str(self.shoppers))))
+
     def events_table(self, log: DayLog) -> pa.Table:
         """A day's events in the layout of `events.parquet`."""
         item_ids = self.stock.table.column("item_id").combine_chunks()
@@ -210,7 +228,7 @@ class _Book:
         columns = [
             _ids("e", np.arange(first, self.rows), 8),
             pa.DictionaryArray.from_arrays(log.kind, list(KINDS)).dictionary_decode(),
-            _ids("u", log.user, max(5, len(str(self.shoppers)))),
+            self.user_ids(log.user),
             item_ids.take(pa.array(log.item)),
             pa.array(log.at_us).cast(pa.timestamp("us", tz="UTC")),
             pc.if_else(pa.array(none), None, _ids("r", np.maximum(log.request, 0), 7)),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.log import F64, I8, I16, I32, I64, KINDS, Kind
 from offline.simulated_products import DAY_US, Products
-from offline.simulated_shoppers import POSITION_BIAS, Mood, Shoppers, examination, response
+from offline.simulated_shoppers import POSITION_BIAS, Mood, Response, Shoppers, examination, response
 from offline.vocabulary import DEPARTMENTS
 
 _LISTS_PER_VISIT = 1.7
@@ -61,10 +61,10 @@ class DayLog:
 
 
 @dataclass(frozen=True)
-class _Lists:
+class Asked:
     """Lists asked for: who, when, in which visit, on which page (a department, `-1` the front page), in what mood.
 
-    A visit stands here as its first list, on the front page.
+    device: as in `DayLog`. A visit stands here as its first list, on the front page.
     """
 
     user: I32
@@ -74,9 +74,9 @@ class _Lists:
     mood: Mood
     device: I8
 
-    def __getitem__(self, rows: NDArray[np.intp] | slice) -> _Lists:
+    def __getitem__(self, rows: NDArray[np.intp] | slice) -> Asked:
         mood = Mood(self.mood.department[rows], self.mood.use[rows])
-        return _Lists(self.user[rows], self.at_us[rows], self.visit[rows], self.page[rows], mood, self.device[rows])
+        return Asked(self.user[rows], self.at_us[rows], self.visit[rows], self.page[rows], mood, self.device[rows])
 
 
 @dataclass
@@ -110,32 +110,40 @@ class Shop:
 
     def day(self, day: int) -> DayLog:
         """Everything that happens on one day, in order; the shop's counts go on."""
-        begins_us = self.opening_us + day * DAY_US
-        # What arrives today is put out tomorrow.
-        weight = self._weight(begins_us)
-        visits = self._visits(begins_us)
-        lists = self._lists(visits, weight)
-        # The first range has one turn even on a day without visits, so that there is always a log.
-        parts = [
-            self._searches(day, visits[lo : lo + _CHUNK], weight) for lo in range(0, max(1, len(visits.user)), _CHUNK)
-        ]
+        weight = self._weight(day)
+        lists, searches = self.coming(day)
+        parts = [searches]
         for lo in range(0, len(lists.user), _CHUNK):
             chunk = lists[lo : lo + _CHUNK]
             item, propensity = self._explored(self._fill(chunk.page, weight))
-            parts.extend(self._show(day, chunk, self.lists + lo, item, propensity))
-        self.visits += len(visits.user)
-        self.lists += len(lists.user)
+            parts.extend(self.shown(day, chunk, self.lists + lo, item, propensity))
         log = DayLog.merged(parts)
-        self._count(log)
+        self.count(lists, log)
         return log
 
-    def _weight(self, now_us: int) -> F64:
+    def coming(self, day: int) -> tuple[Asked, DayLog]:
+        """Who comes on a day: the lists they ask for, in time order, and what they looked for before they came."""
+        weight = self._weight(day)
+        visits = self._visits(self.opening_us + day * DAY_US)
+        lists = self._lists(visits, weight)
+        # The first range has one turn even on a day without visits, so that there is always a log.
+        searches = [
+            self._searches(day, visits[lo : lo + _CHUNK], weight) for lo in range(0, max(1, len(visits.user)), _CHUNK)
+        ]
+        return lists, DayLog.merged(searches)
+
+    def offered(self, day: int, page: int) -> I32:
+        """int32: the items that a page may show on a day. What arrives today is put out tomorrow."""
+        there = np.isfinite(self._weight(day)) & ((self.stock.department == page) | (page < 0))
+        return np.flatnonzero(there).astype(np.int32)
+
+    def _weight(self, day: int) -> F64:
         """float64[items]: how readily the shop shows each item, in log; minus infinity for what is not there yet."""
-        age_days = (now_us - self.stock.available_us) / DAY_US
+        age_days = (self.opening_us + day * DAY_US - self.stock.available_us) / DAY_US
         weight = np.log1p(self.clicks) + np.where(age_days < 5, 1.5, 0.0)
         return np.where(age_days < 0, -np.inf, weight)
 
-    def _visits(self, begins_us: int) -> _Lists:
+    def _visits(self, begins_us: int) -> Asked:
         """Who comes today, when, and in what mood; in time order."""
         rate = self.shoppers.visits / self.shoppers.visits.mean() * self.lists_per_user_day / _LISTS_PER_VISIT
         user = np.repeat(np.arange(len(self.shoppers), dtype=np.int32), self.rng.poisson(rate))
@@ -146,7 +154,7 @@ class Shop:
         number = self.visits + np.arange(len(user))
         front = np.full(len(user), -1, np.int32)
         device = self._devices(user)
-        return _Lists(user, start[order], number, front, Mood.draw(self.rng, self.shoppers, user), device)
+        return Asked(user, start[order], number, front, Mood.draw(self.rng, self.shoppers, user), device)
 
     def _devices(self, user: I32) -> I8:
         """What each visit is made with. It moves nobody's choice: drawn apart, so that all else stays as it was."""
@@ -157,7 +165,7 @@ class Shop:
     def _any_device(self, n: int) -> I8:
         return self.device_rng.choice(len(DEVICES_IN_USE), n, p=_DEVICE_SHARES).astype(np.int8)
 
-    def _lists(self, visits: _Lists, weight: F64) -> _Lists:
+    def _lists(self, visits: Asked, weight: F64) -> Asked:
         """The lists each visit asks for: some minutes apart, on the page of its mood or on the front page."""
         size = 1 + np.minimum(self.rng.poisson(_LISTS_PER_VISIT - 1, len(visits.user)), 5)
         visit = np.repeat(np.arange(len(size)), size)
@@ -171,7 +179,7 @@ class Shop:
         # A department too small to fill a list sends its visitors to the front page.
         page = np.where((page >= 0) & (stocked[page] >= self.list_length), page, -1)
         order = np.argsort(at_us, kind="stable")
-        lists = _Lists(visits.user[visit], at_us, visits.visit[visit], page.astype(np.int32), visits[visit].mood,
+        lists = Asked(visits.user[visit], at_us, visits.visit[visit], page.astype(np.int32), visits[visit].mood,
                        visits.device[visit])  # fmt: skip
         return lists[order]
 
@@ -201,11 +209,18 @@ class Shop:
         propensity = self.explore / length + (1 - self.explore) * (order == own)
         return np.take_along_axis(item, order, axis=1), propensity
 
-    def _show(self, day: int, lists: _Lists, first: int, item: I32, propensity: F64) -> list[DayLog]:
-        """Impressions, and what shoppers do with what they look at."""
-        length = item.shape[1]
+    def would(self, day: int, lists: Asked, item: I32) -> Response:
+        """What shoppers would do with items (int32[lists, n]) if they looked at them."""
         owned = np.isin(lists.user[:, None] * np.int64(len(self.stock)) + item, self.owned)
-        would = response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned)
+        return response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned)
+
+    def shown(self, day: int, lists: Asked, first: int, item: I32, propensity: F64) -> list[DayLog]:
+        """Impressions of these items (int32[lists, length], in their places), and what shoppers do with what they see.
+
+        first: number of the first list. propensity: float64, like `item`.
+        """
+        length = item.shape[1]
+        would = self.would(day, lists, item)
         clicks = self.rng.random(item.shape) < would.click * examination(length, self.position_bias)
         carts = clicks & (self.rng.random(item.shape) < would.cart)
         purchases = carts & (self.rng.random(item.shape) < would.purchase)
@@ -222,7 +237,7 @@ class Shop:
         return [self._acts(kind, rows, at_us, lists, first, item, utility, propensity) for kind, rows, at_us in acts]
 
     def _acts(
-        self, kind: Kind, did: NDArray[np.bool_], at_us: I64, lists: _Lists, first: int, item: I32, utility: F64,
+        self, kind: Kind, did: NDArray[np.bool_], at_us: I64, lists: Asked, first: int, item: I32, utility: F64,
         propensity: F64,
     ) -> DayLog:  # fmt: skip
         row, position = np.nonzero(did)
@@ -236,7 +251,7 @@ class Shop:
             propensity=propensity[row, position] if kind == Kind.IMPRESSION else nothing, device=lists.device[row],
         )  # fmt: skip
 
-    def _searches(self, day: int, visits: _Lists, weight: F64) -> DayLog:
+    def _searches(self, day: int, visits: Asked, weight: F64) -> DayLog:
         """Some visits begin with a view of what the shopper looked for elsewhere: by taste, no list, no position."""
         visits = visits[np.flatnonzero(self.rng.random(len(visits.user)) < _VISITS_WITH_SEARCH)]
         n = len(visits.user)
@@ -255,7 +270,10 @@ class Shop:
             value=nothing, visit=visits.visit, utility=nothing, propensity=nothing, device=visits.device,
         )  # fmt: skip
 
-    def _count(self, log: DayLog) -> None:
+    def count(self, lists: Asked, log: DayLog) -> None:
+        """Take a whole day into the shop's counts."""
+        self.visits = max(self.visits, int(lists.visit.max(initial=-1)) + 1)
+        self.lists += len(lists.user)
         # Popularity is what the shop remembers of clicks, fading by a tenth a day.
         self.clicks *= 0.9
         self.clicks += np.bincount(log.item[log.kind == Kind.CLICK], minlength=len(self.clicks))

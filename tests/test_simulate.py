@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from features.log import GAIN, KINDS
-from offline.simulate import SimulateConfig, SimulationSummary, simulate
+from offline.simulate import SimulateConfig, SimulationSummary, opened, simulate
 from offline.simulated_products import Products, products
 from offline.simulated_shop import DEVICES_IN_USE
 from offline.simulated_shoppers import Mood, Response, Shoppers, examination, response
@@ -70,6 +70,38 @@ def test_more_shoppers_leave_the_catalogue_as_it_was(tmp_path: Path) -> None:
     simulate(SMALL, tmp_path / "a")
     simulate(SMALL.model_copy(update={"users": 60}), tmp_path / "b")
     assert _digests(tmp_path / "a")[0] == _digests(tmp_path / "b")[0]
+
+
+# --- a shop that goes on after its log ---
+
+GOES_ON = SMALL.model_copy(update={"ahead": 4})
+
+
+def test_of_a_shop_that_goes_on_only_the_log_is_written(tmp_path: Path) -> None:
+    """Events end with the log, and items that arrive later are not in the catalogue yet."""
+    written = Shop(GOES_ON, tmp_path)
+    assert written.events.timestamp.max() < GOES_ON.end
+    assert written.items.available_from.max() < GOES_ON.end
+    assert len(written.items) < len(opened(GOES_ON).stock)
+    assert written.summary.items == len(written.items)
+
+
+def test_a_shop_opened_again_has_the_days_that_were_written(tmp_path: Path) -> None:
+    written, again = Shop(GOES_ON, tmp_path), opened(GOES_ON)
+    days = [again.day(day) for day in range(GOES_ON.days)]
+    ids = again.stock.table["item_id"].to_pylist()
+    assert [ids[item] for day in days for item in day.item.tolist()] == written.events.item_id.tolist()
+
+
+def test_what_arrives_on_a_day_is_offered_the_next(tmp_path: Path) -> None:
+    """Later days have all that was there before, and each item stands on the page of its department."""
+    shop = opened(GOES_ON)
+    arrived = np.array([(shop.opening_us + d * 86_400_000_000) for d in range(7)])
+    for day in range(7):
+        offered = shop.offered(day, -1)
+        assert set(offered) == set(np.flatnonzero(shop.stock.available_us <= arrived[day]))
+        assert set(offered) == {i for page in range(len(DEPARTMENTS)) for i in shop.offered(day, page).tolist()}
+    assert len(shop.offered(6, -1)) > len(shop.offered(3, -1))
 
 
 # --- the layout ---
