@@ -64,12 +64,12 @@ def _mendable() -> tuple[type[Exception], ...]:
     from features.custom import FeatureError
     from offline.checks import ChecksFailed
     from offline.config import ConfigError
-    from offline.lock import Locked
     from offline.quarantine import DataError
     from offline.verdict import Asked, Kept
     from serving.clock import ClockError
     from serving.embedded import EmbeddedError
     from serving.keys import KeysError
+    from serving.lock import Locked
     from serving.release import ReleaseError
 
     # Of the operating system's errors, those about a path a person named.

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from features.neighbours import SESSION_WEIGHT
 from offline.checks import CheckConfig
 from offline.column_slices import SliceConfig
-from offline.releases import RetentionConfig
+from offline.retention import RetentionConfig
 from offline.simulate import SimulateConfig
 from offline.sources import AttributeKind, ImportConfig
 from offline.verdict import GateConfig

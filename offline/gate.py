@@ -50,11 +50,10 @@ class Judged(NamedTuple):
 
 def live_score(live: Release, replay: Replay, lists: Lists) -> F64:
     """float64[rows]: what the live release gives each candidate of these lists, each list at its moment."""
-    place = {item: row for row, item in enumerate(live.items.catalogue.item_ids)}
-    of_live = np.array([place.get(i, len(place)) for i in replay.catalogue.item_ids] + [len(place)])
+    of_live = live.items.catalogue.rows(list(replay.catalogue.item_ids))  # -1, the unknown item, has no vector
     vectors = live.items.vectors
     held: F32 = (vectors.code[of_live].astype(np.float32) * vectors.scale[of_live, None]).astype(np.float32)
-    return replayed_score(live.trees, held[:-1], replay, lists)
+    return replayed_score(live.trees, held, replay, lists)
 
 
 def replayed_score(trees: Trees | BoosterTrees, vectors: F32, replay: Replay, lists: Lists) -> F64:

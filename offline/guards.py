@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.log import F64, Lists
-from offline import checks, evaluate, gate, releases, slices, statistics, verdict
+from offline import checks, evaluate, gate, slices, statistics, verdict
 from offline.baselines import BASELINES
 from offline.checks import Finding
 from offline.quarantine import DataError
 from offline.run import write_json
 from ranker.trees import Trees
-from serving import release
+from serving import release, releases
 from serving.store import Pointer
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from features.log import F64
-from offline import checks, erasures, guards, releases
+from offline import checks, erasures, guards, retention
 from offline.progress import OnProgress
 from offline.run import write_json
-from serving import release
+from serving import release, releases
 from serving.store import BulkStore, user_hash
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def publish(night: Night, store: BulkStore, on_progress: OnProgress) -> None:
 def tidy(night: Night, store: BulkStore) -> None:
     """Keep what the data looked like for later nights, and remove old releases and runs; writes `removed.json`."""
     checks.keep(night.config.statistics, night.run.directory.name, night.json("statistics.json"))
-    gone = releases.remove_old(night.config.releases, store, night.config.retention)
-    runs = releases.remove_runs(night.config.runs, night.run.directory, night.config.retention)
+    gone = retention.remove_old(night.config.releases, store, night.config.retention)
+    runs = retention.remove_runs(night.config.runs, night.run.directory, night.config.retention)
     write_json(night.run.file("removed.json"), {"releases": gone, "runs": runs})
 
 

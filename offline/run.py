@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from offline.lock import locked
 from offline.progress import OnProgress, bar, console
+from serving.lock import locked
 
 
 class Step(NamedTuple):

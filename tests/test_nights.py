@@ -23,10 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from offline import checks, cli, releases
+from offline import checks, cli
 from offline.checks import ChecksFailed
 from offline.config import Config, load
-from offline.lock import Locked, locked
 from offline.nightly import Night
 from offline.quarantine import DataError
 from offline.report import render
@@ -34,8 +33,9 @@ from offline.run import checksum, declared
 from offline.simulate import SimulateConfig, simulate
 from offline.staleness import staleness
 from offline.verdict import Kept
-from serving import release
+from serving import release, releases
 from serving.embedded import connect_url
+from serving.lock import Locked, locked
 from serving.store import BulkStore, Pointer
 from tests.test_service import FAST, ready, served
 

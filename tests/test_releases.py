@@ -11,8 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
-from offline import releases
-from offline.releases import RetentionConfig
+from offline import retention
+from offline.retention import RetentionConfig
+from serving import releases
 from serving.embedded import connect_url
 from serving.release import ReleaseError, read_manifest
 from serving.store import BulkStore, Pointer
@@ -124,14 +125,14 @@ def test_old_releases_go_with_their_vectors_but_never_the_live_one_or_the_one_be
     releases.promote(tmp_path, store, three[1], "")
     releases.promote(tmp_path, store, three[0], "")
     (tmp_path / ".making-killed").mkdir()
-    releases.remove_old(tmp_path, store, KEPT)
+    retention.remove_old(tmp_path, store, KEPT)
     left = {p.name for p in tmp_path.iterdir()}
     assert {three[0], three[1]} <= left
     assert not [name for name in left if name.startswith(".")], "nor is anything half made or half removed left"
     assert np.isfinite(store.read_vectors(fingerprint, ["i000"], d)).all()
     held = store.read_vectors("other", ["i000"], d)
     assert np.isfinite(held).all() == (other.name in left), "vectors go with the last release that has them"
-    assert releases.remove_old(tmp_path, store, KEPT) == []
+    assert retention.remove_old(tmp_path, store, KEPT) == []
 
 
 def test_a_removal_that_was_killed_is_completed(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
@@ -140,7 +141,7 @@ def test_a_removal_that_was_killed_is_completed(tmp_path: Path, store: BulkStore
     d = read_manifest(gone).dimension
     store.write_vectors("other", ["i000"], np.ones((1, d), np.float32))
     gone.rename(tmp_path / f".removed-{gone.name}")
-    releases.remove_old(tmp_path, store, RetentionConfig(releases=10))
+    retention.remove_old(tmp_path, store, RetentionConfig(releases=10))
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert np.isnan(store.read_vectors("other", ["i000"], d)).all()
 
@@ -150,7 +151,7 @@ def test_old_runs_go_and_this_nights_own_stays(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         time.sleep(0.01)
     (tmp_path / "lock").write_text("")
-    assert set(releases.remove_runs(tmp_path, tmp_path / "own", KEPT)) == {"a", "b"}
+    assert set(retention.remove_runs(tmp_path, tmp_path / "own", KEPT)) == {"a", "b"}
     assert {p.name for p in tmp_path.iterdir()} == {"c", "own", "lock"}
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from offline.lock import Locked, locked
 from offline.run import Run, Step, checksum, declared, write_json
+from serving.lock import Locked, locked
 
 ROOT = Path(__file__).parent.parent
 

@@ -29,8 +29,8 @@ def releases(context: typer.Context, config: ConfigPath = None, workspace: Works
 @app.command("list")
 def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
     """The releases there are, newest first: which is live, what its log covered, how well it ranked."""
-    from offline.releases import previous
     from serving.release import list_releases
+    from serving.releases import previous
     from serving.store import BulkStore
 
     c = configured(config, workspace)
@@ -91,7 +91,7 @@ def promote(
     release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None
 ) -> None:
     """Make a release live: every worker answers from it within seconds, and no request fails."""
-    from offline.releases import promote as run
+    from serving.releases import promote as run
 
     made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
     say(f"live: {made.id}")
@@ -100,7 +100,7 @@ def promote(
 @app.command()
 def rollback(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
     """Make the release live again that was so before. A night does not publish the other one again."""
-    from offline.releases import rollback as run
+    from serving.releases import rollback as run
 
     made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason, custom))
     say(f"live: {made.id}")
@@ -112,7 +112,7 @@ def pin(
     reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None,
 ) -> None:  # fmt: skip
     """Make a release live and keep it so: nights make releases, and publish none, until it is unpinned."""
-    from offline.releases import promote as run
+    from serving.releases import promote as run
 
     made = _changed(
         config, workspace,
@@ -124,7 +124,7 @@ def pin(
 @app.command()
 def unpin(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
     """Let nights replace the live release again."""
-    from offline.releases import unpin as run
+    from serving.releases import unpin as run
 
     say(f"live: {_changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason)).id}")
 
@@ -132,7 +132,7 @@ def unpin(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspa
 @app.command()
 def audit(config: ConfigPath = None, workspace: Workspace = None) -> None:
     """Every change of what is live, and every release removed: when, by whom, why."""
-    from offline.releases import history
+    from serving.releases import history
 
     c = configured(config, workspace)
     columns = ["at", "action", "release", "before", "by", "reason"]

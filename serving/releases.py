@@ -9,7 +9,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import shutil
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,39 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 
 from features.table import Feature
-from offline.lock import locked
-from serving.release import Manifest, Release, ReleaseError, list_releases, load, read_manifest
+from serving.lines import append_line, read_lines
+from serving.lock import locked
+from serving.release import Manifest, Release, ReleaseError, list_releases, load
 from serving.store import BulkStore, Pointer
 
-_REMOVED, _MAKING = ".removed-", ".making-"
 _STEPS_ON = ("publish", "promote", "pin")
-
-
-class RetentionConfig(BaseModel):
-    """What a night removes when it is done. The live release and the one before it always stay."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    releases: int = Field(5, ge=2, le=10_000, description="newest releases that are kept")
-    runs: int = Field(5, ge=1, le=10_000, description="newest run directories that are kept")
 
 
 def history(root: Path) -> list[dict[str, Any]]:
     """The audit, oldest first: `at`, `action`, `release`, `before`, `by`, `reason`. A damaged line is left out."""
-    file = root / "audit.jsonl"
-    out = []
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and {"action", "release"} <= set(found):
-            out.append(found)
-    return out
+    return read_lines(root / "audit.jsonl", {"action", "release"})
 
 
 def lineage(root: Path) -> list[str]:
@@ -98,26 +77,29 @@ def publish(root: Path, store: BulkStore, release: Manifest, path: Path) -> None
 
 def promote(
     root: Path, store: BulkStore, release_id: str, reason: str, custom: tuple[Feature, ...] = (),
-    action: str = "promote",
+    action: str = "promote", by: str | None = None,
 ) -> Release:  # fmt: skip
     """Make any release live that is there and whole, its vectors in Redis. Raises ReleaseError where it is not.
 
-    action: as the audit calls it; `pin` also keeps nights from replacing it, until it is unpinned.
+    action: as the audit calls it; `pin` also keeps nights from replacing it, until it is unpinned. by: who wants it,
+    for the audit; None is this process's user.
     """
     with locked(root / "lock", wait=True):
         release = load(root / release_id, custom=custom)
         _restore_vectors(store, release)
-        _point(root, store, action, release.id, release.path, reason)
+        _point(root, store, action, release.id, release.path, reason, by)
     return release
 
 
-def rollback(root: Path, store: BulkStore, reason: str, custom: tuple[Feature, ...] = ()) -> Release:
+def rollback(
+    root: Path, store: BulkStore, reason: str, custom: tuple[Feature, ...] = (), by: str | None = None
+) -> Release:
     """Make the release live that was so before. Raises ReleaseError where there is none."""
     pointer = store.pointer()
     before = previous(root, pointer.id) if pointer else None
     if before is None:
         raise ReleaseError("there is no release to go back to: see `shelfwise releases`, and promote one by its id")
-    return promote(root, store, before, reason, custom, "rollback")
+    return promote(root, store, before, reason, custom, "rollback", by)
 
 
 def unpin(root: Path, store: BulkStore, reason: str) -> Pointer:
@@ -130,58 +112,10 @@ def unpin(root: Path, store: BulkStore, reason: str) -> Pointer:
         return pointer
 
 
-def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[str]:
-    """Ids of the releases removed now: beyond the newest, neither live, nor pinned, nor the one before the live one.
-
-    Also what a killed night left: releases half made or half removed. An encoder's vectors go from Redis with the last
-    release that has them. Killed anywhere, the next call completes it.
-    """
-    with locked(root / "lock", wait=True):
-        pointer = store.pointer()
-        good = [(r.path, r.manifest) for r in list_releases(root) if r.manifest]
-        kept = {m.id for _, m in good[: config.releases]}
-        if pointer is not None:
-            kept |= {pointer.id} | {i for i in [previous(root, pointer.id)] if i}
-        gone = [(p, m) for p, m in good if m.id not in kept] if pointer is not None else []
-        for path, manifest in gone:
-            path.rename(root / f"{_REMOVED}{manifest.id}")
-            _audit(root, store, "remove", manifest.id, None, f"older than the newest {config.releases}")
-        used = {m.encoder_fingerprint for _, m in good if m.id in kept}
-        for left in sorted(root.glob(f"{_REMOVED}*")):
-            _drop(left, store, used)
-        for half in root.glob(f"{_MAKING}*"):
-            shutil.rmtree(half)
-        return [m.id for _, m in gone]
-
-
-def remove_runs(root: Path, own: Path, config: RetentionConfig) -> list[str]:
-    """Names of the run directories removed now: all but the newest, and never `own`."""
-    runs = sorted(
-        (p for p in root.iterdir() if p.is_dir() and p != own), key=lambda p: p.stat().st_mtime, reverse=True
-    )  # fmt: skip
-    gone = runs[config.runs - 1 :]
-    for path in gone:
-        shutil.rmtree(path)
-    return [p.name for p in gone]
-
-
-def _drop(left: Path, store: BulkStore, used: set[str]) -> None:
-    """Vectors first: while the directory is there, its manifest says which they are."""
-    try:
-        fingerprint = read_manifest(left).encoder_fingerprint
-    except ReleaseError:
-        fingerprint = None  # its files went, so its vectors are gone
-    if fingerprint is not None and fingerprint not in used:
-        store.drop_vectors(fingerprint)
-    # The manifest last, for the same reason.
-    for path in left.iterdir():
-        if path.name != "manifest.json":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(left)
-
-
 def _restore_vectors(store: BulkStore, release: Release) -> None:
     """Put a release's item vectors into Redis, from its own file."""
+    import pyarrow.parquet as pq  # 40 ms that no request should wait for
+
     table = pq.read_table(release.path / "items.parquet", columns=["item_id", "embedding"])
     vectors = np.array(table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False), np.float32)
     vectors = vectors.reshape(len(table), -1)
@@ -190,24 +124,24 @@ def _restore_vectors(store: BulkStore, release: Release) -> None:
     store.write_vectors(release.manifest.encoder_fingerprint, [ids[i] for i in known.tolist()], vectors[known])
 
 
-def _point(root: Path, store: BulkStore, action: str, release_id: str, path: Path, reason: str) -> None:
+def _point(
+    root: Path, store: BulkStore, action: str, release_id: str, path: Path, reason: str, by: str | None = None
+) -> None:
     """The line first: killed in between, a change is announced that did not come, never one made without a trace."""
     pointer = store.pointer()
-    _audit(root, store, action, release_id, pointer.id if pointer else None, reason)
+    audit(root, store, action, release_id, pointer.id if pointer else None, reason, by)
     store.point(Pointer(id=release_id, path=str(path.resolve()), pinned=action == "pin"))
 
 
-def _audit(root: Path, store: BulkStore, action: str, release_id: str, before: str | None, reason: str) -> None:
+def audit(
+    root: Path, store: BulkStore, action: str, release_id: str, before: str | None, reason: str, by: str | None = None
+) -> None:
+    """Write down a change that was made, or is about to be: on disk for good, and in Redis for whoever looks."""
     line = json.dumps({
         "at": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "release": release_id,
-        "before": before, "by": f"{_who()}@{socket.gethostname()}", "reason": reason,
+        "before": before, "by": f"{by or _who()}@{socket.gethostname()}", "reason": reason,
     })  # fmt: skip
-    with (root / "audit.jsonl").open("ab+") as file:
-        # After a line that was cut short a new one begins.
-        cut = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write(b"\n" * bool(cut) + line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(root / "audit.jsonl", line)
     store.audit(line)
 
 
