@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from offline.quarantine import DataError
 from offline.run import write_json
 from ranker.trees import Trees
 from serving import release, releases
+from serving.judgements import write_judgement
 from serving.store import Pointer
 
 if TYPE_CHECKING:
@@ -97,10 +99,13 @@ def judge(night: Night, pointer: Pointer | None) -> None:
             reasons += [*more, *gate.cost(new, live, config)]
     said, reasons = verdict.sternest(reasons, config)
     gate.write_shadow(night.run.file("shadow.parquet"), lists, night.data.catalogue.item_ids, score, live_score)
-    write_json(night.run.file("gate.json"), {
+    found = {
         "verdict": said, "candidate": new.id, "live": live_id, "reasons": [list(r) for r in reasons],
         "figures": figures, "asked": config.model_dump(mode="json"),
-    })  # fmt: skip
+    }  # fmt: skip
+    drift = night.json("drift.json").get("drift", {})
+    write_judgement(night.config.releases, found, night.json("evaluation.json"), drift, time.time())
+    write_json(night.run.file("gate.json"), found)
 
 
 def is_judged(night: Night) -> bool:

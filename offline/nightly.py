@@ -124,7 +124,7 @@ class Night:
             out += [
                 Step("gate", "Comparing with the live one", ["gate.json", "shadow.parquet"], self._gate,
                      lambda: guards.is_judged(self), [*replayed, "rows.npy", "warm.npy", "baselines.npy", "ranker.txt",
-                                       "evaluation.json", "release.json"]),
+                                       "evaluation.json", "release.json", "drift.json"]),
                 Step("publish", "Publishing", ["published.json"], self._publish, self._is_live,
                      [*log, "release.json", "gate.json"]),
                 Step("tidy", "Removing what is old", ["removed.json"], self._tidy,

@@ -36,10 +36,12 @@ from serving.keys import Keys
 from serving.live import Follower
 from serving.logs import log_config
 from serving.metrics import Metrics
+from serving.operator.page import add_operator
 from serving.schema import EventsAnswer, Problem, RankAnswer, RankRequest, RecommendRequest
 from serving.service import Service
 from serving.store import Store
 from serving.storefront.page import add_storefront
+from serving.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ def create_app(
         following = asyncio.create_task(follower.run())
         following.add_done_callback(_say_if_it_died)
         tasks = [following, asyncio.create_task(_look_at(good)), asyncio.create_task(service.served.run())]
+        if config.operator:
+            tasks.append(asyncio.create_task(timeline.run()))
         yield
         for task in tasks:
             task.cancel()
@@ -83,6 +87,9 @@ def create_app(
     _routes(app, service)
     if config.storefront:
         add_storefront(app, service)
+    timeline = Timeline(store, counts, service.clock)
+    if config.operator:
+        add_operator(app, service, timeline, redis_url, custom)
     _errors(app)
     _document(app)
     app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)

@@ -96,4 +96,7 @@ class ServiceConfig(BaseModel):
     storefront: bool = Field(
         False, description="Serve the page at /storefront, for people to try a release; it names some known shoppers."
     )
+    operator: bool = Field(
+        False, description="Serve the page at /operator, for whoever has a key for `admin`: releases, how it goes."
+    )
     reasons: int = Field(5, ge=1, le=50, description="Contributions given for each item where `explain` is asked.")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,6 +51,11 @@ def needs(scope: str | None) -> dict[str, Any]:
     if scope is not None and scope not in SCOPES:
         raise ValueError(f"no such scope: {scope}; there are {', '.join(SCOPES)}")
     return {"security": [] if scope is None else [{"key": [scope]}]}
+
+
+def caller(request: Request) -> str | None:
+    """Whose key a request brought, None where none was asked for."""
+    return getattr(request.state, "caller", None)
 
 
 def rules_of(routes: Iterable[BaseRoute]) -> list[Rule]:
@@ -221,6 +227,8 @@ class _Request:
         """Check, then let the application answer. Raises Problem, _Gone."""
         guard, rule = self._guard, self._rule
         self._key = guard.key(rule, self._scope["headers"])
+        if self._key is not None:
+            self._scope.setdefault("state", {})["caller"] = self._key.name
         self._headers = guard.allow(self._key)
         gate = guard.gate(rule)
         if gate is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -18,9 +18,9 @@ from serving.schema import EventIn, Rejected
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_LATENCY_S = (0.001, 0.002, 0.004, 0.007, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+LATENCY_S = (0.001, 0.002, 0.004, 0.007, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CANDIDATES = (1, 10, 50, 100, 200, 300, 500, 1000, 2000, 5000)
-_FRESHNESS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
+FRESHNESS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
 _FIELDS = frozenset(EventIn.__struct_fields__)
 
 
@@ -32,7 +32,7 @@ class Metrics:
         name = "shelfwise_"
         self._seconds = Histogram(
             f"{name}request_seconds", "From the first byte read to the answer.", ["route"], registry=r,
-            buckets=_LATENCY_S,
+            buckets=LATENCY_S,
         )  # fmt: skip
         self._requests = Counter(f"{name}requests", "Requests answered.", ["route", "status"], registry=r)
         self._refused = Counter(
@@ -47,7 +47,7 @@ class Metrics:
         )
         self._freshness = Histogram(
             f"{name}freshness_seconds", "From an event's acceptance to this worker's item state; the oldest of a poll.",
-            registry=r, buckets=_FRESHNESS_S,
+            registry=r, buckets=FRESHNESS_S,
         )  # fmt: skip
         self._release = Gauge(
             f"{name}release_info", "Workers that answer from this release.", ["release"], registry=r,
@@ -114,12 +114,20 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Everything counted, by all workers, in Prometheus' text format."""
+        return generate_latest(self._together())
+
+    def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """The same as (name, labels, value), histograms by bucket with label `le`, each counting those below too."""
+        for family in self._together().collect():
+            yield from ((s.name, dict(s.labels), float(s.value)) for s in family.samples)
+
+    def _together(self) -> CollectorRegistry:
         if DIRECTORY not in os.environ:
-            return generate_latest(self._registry)
+            return self._registry
         _bury(Path(os.environ[DIRECTORY]))
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+        return together
 
 
 def _bury(directory: Path) -> None:

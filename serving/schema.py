@@ -274,7 +274,7 @@ _SCALES = ((1e9, 1e10, 1e6), (1e12, 1e13, 1e3), (1e15, 1e16, 1.0))
 
 def rank_request(body: bytes) -> RankRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
-    request = _decoded(_RANK, body)
+    request = decoded(_RANK, body)
     _no_control(
         body, user_id=[request.user_id or ""], device=[request.device or ""], candidates=request.candidates or []
     )
@@ -283,7 +283,7 @@ def rank_request(body: bytes) -> RankRequest:
 
 def recommend_request(body: bytes) -> RecommendRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
-    request = _decoded(_RECOMMEND, body)
+    request = decoded(_RECOMMEND, body)
     _no_control(body, user_id=[request.user_id or ""], device=[request.device or ""])
     return request
 
@@ -328,11 +328,11 @@ def several(body: bytes, most: int, content_type: str = "", what: str = "events"
     """
     text = body.strip(b" \t\r\n")
     if text.startswith(b"["):
-        parts = _decoded(_LIST, body)
+        parts = decoded(_LIST, body)
     elif any(said in content_type for said in ("ndjson", "jsonl", "json-lines", "jsonlines")) or _is_lines(text):
         parts = [msgspec.Raw(line) for line in _ENDS.split(text, most + 1) if line.strip()]
     else:
-        parts = [msgspec.Raw(body)] if _decoded(msgspec.json.Decoder(msgspec.Raw), body) else []
+        parts = [msgspec.Raw(body)] if decoded(msgspec.json.Decoder(msgspec.Raw), body) else []
     bounded(len(parts), most, what)
     return parts
 
@@ -427,7 +427,8 @@ def microseconds(timestamp: float | str, field: str = "timestamp") -> int:
     raise Refusal(field, f"{timestamp:g} is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286")
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A body in its form. Raises Problem (400, 422) naming the field."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as e:

@@ -381,6 +381,10 @@ class Store:
         commands = [["XADD", stream, "*", "l", entry] for entry in entries]
         return int((await self.run([*commands, ["XLEN", stream]]))[-1])
 
+    async def pointer(self) -> Pointer | None:
+        """The live release, None before the first."""
+        return _decode_pointer((await self.run([["GET", POINTER]]))[0])
+
     async def some_users(self, count: int) -> list[str]:
         """At most `count` users who have a list, in no order, as a few short steps through the keys find them."""
         found, cursor = set[str](), 0

@@ -24,6 +24,9 @@ def serve(
     storefront: Annotated[
         bool | None, typer.Option("--storefront/--no-storefront", help="Serve the page to try it with, at /storefront.")
     ] = None,
+    operator: Annotated[
+        bool | None, typer.Option("--operator/--no-operator", help="Serve the page for operators, at /operator.")
+    ] = None,
 ) -> None:
     """Answer POST /v1/rank and /v1/events from the live release; the API is described at /docs.
 
@@ -35,6 +38,8 @@ def serve(
     changes: dict[str, Any] = {} if port is None else {"port": port}
     if storefront is not None:
         changes["storefront"] = storefront
+    if operator is not None:
+        changes["operator"] = operator
     with redis(c) as url:
         if as_of_data:
             changes["clock_file"] = None

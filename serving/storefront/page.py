@@ -15,37 +15,19 @@ from fastapi import FastAPI, Request, Response
 
 from serving import schema
 from serving.guard import needs
+from serving.page import add_files
 from serving.service import Service
 from serving.storefront import shop
 
 PATH = "/storefront"
-TYPES = {
-    "index.html": "text/html; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-    "shelf.js": "text/javascript; charset=utf-8",
-    "api.js": "text/javascript; charset=utf-8",
-    "card.js": "text/javascript; charset=utf-8",
-    "picture.js": "text/javascript; charset=utf-8",
-    "movement.js": "text/javascript; charset=utf-8",
-}
-"""The files of the page and what they are; no other file is answered."""
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
-"""Nothing from elsewhere, no script or style in the page, and no text ever read as markup."""
-_HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
+FOLDER = Path(__file__).parent
+FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".css", ".svg", ".js")}
+"""The files of the page."""
 
 
 def add_storefront(app: FastAPI, service: Service) -> None:
     """Answer the page at /storefront, and what it asks under /v1/storefront with a key for `rank`."""
-    _files(app)
+    add_files(app, PATH, FILES)
     writes = any(getattr(r, "path", "") == "/v1/items" and "PUT" in (r.methods or ()) for r in app.routes)  # type: ignore[attr-defined]
     guarded: dict[str, Any] = {"openapi_extra": needs("rank"), "include_in_schema": False}
 
@@ -69,17 +51,6 @@ def add_storefront(app: FastAPI, service: Service) -> None:
     @app.post("/v1/storefront/popular", **guarded)
     async def popular(request: Request) -> Response:
         return _json(shop.popular(service, await asked(request)))
-
-
-def _files(app: FastAPI) -> None:
-    folder = Path(__file__).parent
-    for name, kind in TYPES.items():
-        content = (folder / name).read_bytes()
-        path = PATH if name == "index.html" else f"{PATH}/{name}"
-
-        @app.get(path, include_in_schema=False, openapi_extra=needs(None))
-        async def file(content: bytes = content, kind: str = kind) -> Response:
-            return Response(content, headers=_HEADERS, media_type=kind)
 
 
 def _json(answer: Any) -> Response:

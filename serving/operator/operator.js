@@ -1,0 +1,225 @@
+// The page: how the service does, what each night made of it, which release is live, and changing that.
+
+import { call, Refused, useKey } from "./api.js";
+import { plot } from "./plot.js";
+
+const EVERY_MS = 5000, SOON_MS = 700;
+const $ = (id) => document.getElementById(id);
+let board = null, drawn = "", later;
+
+function make(name, className, text) {
+  const out = document.createElement(name);
+  if (className) out.className = className;
+  if (text !== undefined) out.textContent = text;
+  return out;
+}
+
+function notice(words) {
+  $("notice").textContent = words;
+  $("notice").hidden = !words;
+}
+
+async function guarded(work) {
+  try {
+    await work();
+    return true;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    $("key").hidden = error.status !== 401 && error.status !== 403;
+    if (!$("key").hidden) $("board").hidden = true;
+    notice(error.message);
+    return false;
+  }
+}
+
+const day = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 16).replace("T", " ");
+const figure = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const signed = (value) => (value === null ? "–" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`);
+const percent = (value) => `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%`;
+const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+const seconds = (value) => `${value < 10 ? value.toFixed(2) : Math.round(value)} s`;
+
+/** How long ago, in the largest unit that is not less than two. */
+function ago(s) {
+  for (const [unit, name] of [[86400, "days"], [3600, "hours"], [60, "minutes"]]) {
+    if (s >= 2 * unit) return `${Math.floor(s / unit)} ${name}`;
+  }
+  return `${Math.max(0, Math.round(s))} seconds`;
+}
+
+async function look() {
+  board = await call("GET", "v1/operator/board");
+  $("key").hidden = true;
+  $("board").hidden = false;
+  const same = JSON.stringify({ ...board, at: 0 });
+  state();
+  if (same !== drawn) {
+    drawn = same;
+    nights();
+    releases();
+    audit();
+  }
+  const { minutes } = await call("GET", `v1/operator/timeline?hours=${$("hours").value}`).catch((error) => {
+    if (error.status !== 503) throw error;
+    return { minutes: [] };  // the banner says that Redis is away
+  });
+  service(minutes);
+  if (!board.degraded) notice("");
+}
+
+function state() {
+  const live = board.releases.find((r) => r.release === board.live);
+  const parts = [board.live ? `Live: ${board.live}${live?.state === "pinned" ? ", pinned" : ""}` : "No release is live"];
+  if (live?.cut_off) parts.push(`log until ${ago(board.at - live.cut_off)} ago`);
+  if (board.here && board.here !== board.live && board.live) parts.push(`the worker asked answers from ${board.here}`);
+  $("now").textContent = `${parts.join(" · ")}.`;
+  if (board.degraded) notice(`Redis is away: rankings are answered without histories, and no release can be changed. ${board.degraded}`);
+  const change = board.change, running = change?.state === "running";
+  $("change").hidden = !change || (change.state === "done" && board.at - change.at > 60);
+  if (change) {
+    const ended = { running: "is under way", done: "is done", failed: `failed: ${change.error}` }[change.state];
+    $("change").textContent = `The ${change.action === "promote" ? "promotion" : change.action} to ${change.release} by ${change.by} ${ended}.`;
+  }
+  $("rollback").disabled = running || Boolean(board.degraded) || !board.releases.some((r) => r.state === "previous");
+}
+
+function service(minutes) {
+  $("empty").hidden = minutes.length > 0;
+  $("service").hidden = !minutes.length;
+  const line = (name, value) => ({ name, points: minutes.map((m) => ({ at: m.at, value: value(m) })) });
+  const swaps = board.audit.filter((a) => ["publish", "promote", "rollback", "pin"].includes(a.action))
+    .map((a) => ({ at: Date.parse(a.at) / 1000, name: `${a.action} ${a.release}` }));
+  const opened = [...$("service").querySelectorAll("details")].map((d) => d.open);
+  $("service").replaceChildren(
+    plot({ title: "Latency of rankings", unit: "milliseconds", say: ms, marks: swaps, lines: [line("p99", (m) => m.p99_ms), line("median", (m) => m.p50_ms)] }),
+    plot({ title: "Rankings and events", unit: "a second", say: (v) => v.toFixed(v < 10 ? 1 : 0), marks: swaps,
+      lines: [line("rankings", (m) => m.rankings / m.span_s), line("events", (m) => m.events / m.span_s)] }),
+    plot({ title: "Degraded and failed", unit: "share of rankings", say: percent, marks: swaps,
+      lines: [line("degraded", (m) => m.degraded), line("failed", (m) => m.failed)] }),
+    plot({ title: "Freshness", unit: "seconds from an event to item state, p99", say: seconds, marks: swaps, lines: [line("freshness", (m) => m.freshness_s)] }),
+  );
+  $("service").querySelectorAll("details").forEach((d, k) => (d.open = opened[k] ?? false));
+}
+
+function nights() {
+  const judged = board.nights.map((n) => ({ ...n, when: Date.parse(n.at) / 1000 }));
+  const of = (system) => ({ name: system.replaceAll("_", " "), points: judged.map((n) => {
+    const [value, low, high] = n.quality[system] ?? [null];
+    return { at: n.when, value: value ?? null, low, high };
+  }) });
+  const systems = ["ranker", "item_click_rate", "popularity"].filter((s) => judged.some((n) => n.quality[s]));
+  const most = (n) => Math.max(...Object.values(n.drift).filter((v) => v !== null));
+  $("nights").replaceChildren(
+    plot({ title: "Quality of each night's release", unit: "ndcg@10 on its own test lists", say: (v) => v.toFixed(3), from: "data", lines: systems.map(of) }),
+    plot({ title: "Against the release then live", unit: "difference of ndcg@10, same lists", say: signed, lines: [{ name: "difference",
+      points: judged.map(({ when, difference }) => ({ at: when, value: difference?.[0] ?? null, low: difference?.[1], high: difference?.[2] })) }] }),
+    plot({ title: "Drift of features", unit: "PSI, test lists against those learnt from", say: (v) => v.toFixed(2),
+      lines: [{ name: "most", points: judged.map((n) => ({ at: n.when, value: Number.isFinite(most(n)) ? most(n) : null })) },
+        { name: "median", points: judged.map((n) => ({ at: n.when, value: n.drift_median })) }] }),
+  );
+}
+
+const SAID = { promote: "passed", ask: "asks", keep: "kept the live one" };
+
+function releases() {
+  const opened = new Set([...$("releases").querySelectorAll("details[open]")].map((d) => d.dataset.release));
+  $("releases").replaceChildren(...board.releases.map((r) => card(r, opened.has(r.release))));
+  if (!board.releases.length) $("releases").append(make("p", "quiet", "None yet: run shelfwise nightly."));
+}
+
+function card(r, open) {
+  const article = make("article", "release");
+  const head = make("h3", "", r.release);
+  if (r.state) head.append(" ", make("span", `state ${r.state}`, { live: "live", pinned: "live, pinned", previous: "before it" }[r.state]));
+  article.append(head);
+  if (r.problem) {
+    article.append(make("p", "problem", r.problem));
+    return article;
+  }
+  article.append(make("p", "quiet", `log until ${day(r.cut_off)} · ${r.items.toLocaleString("en")} items · ${r.megabytes.toFixed(1)} MB`));
+  const [value, low, high] = r.night?.quality.ranker ?? [r.ndcg];
+  article.append(make("p", "quality", `ndcg@10 ${figure(value)}${low !== undefined && low !== null ? ` [${figure(low)}, ${figure(high)}]` : ""}`));
+  if (r.night?.difference) {
+    const [d, a, b] = r.night.difference;
+    article.append(make("p", "", `${signed(d)} [${signed(a)}, ${signed(b)}] against ${r.night.live}, on the same lists`));
+  }
+  article.append(said(r, open));
+  const live = r.state === "live" || r.state === "pinned";
+  if (!live) {
+    const button = make("button", "", "Promote");
+    button.setAttribute("aria-label", `Promote ${r.release}`);
+    button.disabled = Boolean(board.degraded) || board.change?.state === "running";
+    button.addEventListener("click", () => ask("promote", r.release));
+    article.append(button);
+  }
+  return article;
+}
+
+function said(r, open) {
+  if (!r.night) return make("p", "quiet", "No gate has judged it.");
+  const details = make("details"), list = make("ul", "reasons");
+  details.dataset.release = r.release;
+  details.open = open;
+  details.append(make("summary", "", `The gate ${SAID[r.night.verdict] ?? r.night.verdict}`));
+  for (const [rule, verdict, message] of r.night.reasons) {
+    const item = make("li", verdict);
+    item.append(make("b", "", rule), " ", make("span", "verdict", { promote: "passes", ask: "asks", keep: "keeps" }[verdict] ?? verdict), ` ${message}`);
+    list.append(item);
+  }
+  details.append(list);
+  return details;
+}
+
+function audit() {
+  $("audit").replaceChildren(...board.audit.map((line) => {
+    const row = make("tr");
+    row.append(...[String(line.at ?? "").slice(0, 16).replace("T", " "), line.action, line.release, line.by ?? "", line.reason ?? ""].map((text) => make("td", "", String(text))));
+    return row;
+  }));
+}
+
+/** What a change would do, in words, before it is done. */
+function ask(action, release) {
+  const live = board.live, target = board.releases.find((r) => r.release === release);
+  $("sure-title").textContent = action === "rollback" ? "Roll back?" : `Promote ${release}?`;
+  const pinned = board.releases.find((r) => r.release === live)?.state === "pinned" ? " The live release is pinned; that ends." : "";
+  const verdict = target?.night && target.night.verdict !== "promote" ? ` The gate did not let it pass: it ${SAID[target.night.verdict]}.` : "";
+  const stays = action === "rollback" ? " Nights do not publish the one you leave again." : "";
+  $("sure-what").textContent = `Every worker answers from ${release} within seconds, and no longer from ${live}. No request fails.${verdict}${pinned}${stays}`;
+  $("sure-do").textContent = action === "rollback" ? "Roll back" : "Promote";
+  const dialog = $("sure"), form = dialog.querySelector("form");
+  form.reset();
+  dialog.returnValue = "no";
+  dialog.onclose = () => {
+    const reason = new FormData(form).get("reason").trim();
+    if (dialog.returnValue !== "yes" || !reason) return;
+    guarded(async () => {
+      await call("POST", `v1/operator/${action}`, { live, reason, release });
+      await round(SOON_MS);
+    });
+  };
+  dialog.showModal();
+}
+
+/** Look, and again after a while; sooner while a change is under way. */
+async function round(after) {
+  clearTimeout(later);
+  await guarded(look);
+  const wait = board?.change?.state === "running" || (board?.here && board.here !== board.live) ? SOON_MS : EVERY_MS;
+  clearTimeout(later);
+  if (document.visibilityState === "visible") later = setTimeout(round, after ?? wait);
+}
+
+$("rollback").addEventListener("click", () => {
+  const before = board.releases.find((r) => r.state === "previous");
+  if (before) ask("rollback", before.release);
+});
+$("hours").addEventListener("change", () => round());
+$("key").addEventListener("submit", (e) => {
+  e.preventDefault();
+  useKey(new FormData(e.target).get("key"));
+  e.target.reset();
+  round();
+});
+document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && round());
+round();
