@@ -212,7 +212,7 @@ class ImportConfig(BaseModel):
             raise DataError(
                 f"{path}: nothing to import is recognised here (found: {_listing(f.name for f in path.iterdir())})."
                 " Expected are items and events as .parquet, .csv or .jsonl, or one JSON lines file of Metarank or GA4;"
-                " for anything else map the columns in the `import` section of the configuration."
+                f" for anything else `shelfwise import {path} --suggest` writes a first mapping of the columns."
             )
         catalogue = (_item_file(items),) if items else ()
         beside = tuple(path / name for name in BESIDE if (path / name).is_file())
@@ -234,8 +234,8 @@ def _of_one_file(path: Path) -> ImportConfig:
     form = file_format(path)
     if form not in ("metarank", "ga4"):
         raise DataError(
-            f"{path.name}: the columns of a {form} file are not guessed. Map them in the `import` section of the"
-            " configuration, or give a folder with items and events."
+            f"{path.name}: what the columns of a {form} file mean has to be said. `shelfwise import {path} --suggest >"
+            " shop.yaml` writes a first mapping; read it, then `shelfwise import --config shop.yaml`."
         )
     source = EventSource(path=path, format=form, items_from_events=form == "ga4")  # type: ignore[arg-type]
     return ImportConfig(events=(source,), unknown_items="keep")

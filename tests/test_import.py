@@ -372,9 +372,7 @@ def test_what_is_not_recognised_is_said_with_what_is_there(tmp_path: Path) -> No
         DataError, match=r"nothing to import is recognised here \(found: sales.csv\)\. Expected are items"
     ):
         ImportConfig.detect(tmp_path)
-    with pytest.raises(
-        DataError, match=r"sales.csv: the columns of a csv file are not guessed\. Map them in the `import`"
-    ):
+    with pytest.raises(DataError, match=r"sales.csv: what the columns of a csv file mean has to be said.*--suggest > "):
         ImportConfig.detect(tmp_path / "sales.csv")
     with pytest.raises(DataError, match="there is no such file or folder"):
         ImportConfig.detect(tmp_path / "nowhere")

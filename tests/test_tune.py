@@ -23,9 +23,10 @@ from offline import cli
 from offline import tune as tuning
 from offline.ablate import GROUPS, ablate, group_of, grouped
 from offline.config import load
+from offline.duration import seconds
 from offline.quarantine import DataError
 from offline.simulate import SimulateConfig, simulate
-from offline.tune import LABEL_GAINS, STUDY, Fold, Tuned, folds, fragment, seconds, tune, verdict
+from offline.tune import LABEL_GAINS, STUDY, Fold, Tuned, folds, fragment, tune, verdict
 from ranker.train import RankerConfig
 from tests.worlds import make_lists
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,18 +49,33 @@ def import_(
     source: Annotated[Path | None, typer.Argument(help="A folder in the layout, or a file; else the config's.")] = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Import nothing; print a first mapping for SOURCE, to read and save.")
+    ] = False,
 ) -> None:
     """Bring in items and events: Parquet, CSV, JSONL, Metarank's events or GA4's, through a column mapping.
 
     Every row is checked. Good rows go on; each bad one stands in `quarantine.parquet` with its file, row, column,
-    value, the reason and what to do. The mapping is the `import` section of the config (see docs/data.md).
+    value, the reason and what to do. The mapping is the `import` section of the config (see docs/data.md);
+    `shelfwise import FILE --suggest > shop.yaml` guesses one.
     """
     from offline.importer import import_data
 
+    if suggest:
+        from offline.suggestion import suggested
+
+        if source is None:
+            raise Failure("--suggest looks at a file or folder: name one, as `shelfwise import orders.csv --suggest`")
+        say(suggested(source).removesuffix("\n"))
+        return
     c = configured(config, workspace)
     with bar("Importing") as on_progress:
         summary = import_data(sources(c, source), c.data, datetime.now(UTC), on_progress)
-    say_import(summary, c.data)
+    say_import(summary)
+    # The next command reads the same workspace, by the same settings.
+    options = [("--config", config), ("--workspace", workspace)]
+    named = "".join(f" {option} {shlex.quote(str(path))}" for option, path in options if path is not None)
+    say(f"The data set is in {c.data}; next: shelfwise nightly{named}")
 
 
 def validate(
@@ -73,7 +89,7 @@ def validate(
     c = configured(config, workspace)
     with bar("Validating") as on_progress:
         summary = run(sources(c, source), datetime.now(UTC), on_progress)
-    say_import(summary, None)
+    say_import(summary)
     if any(s.quarantined for s in summary.sources):
         raise typer.Exit(1)
 
@@ -87,13 +103,13 @@ def sources(config: Config, source: Path | None) -> Any:
     if config.sources is None:
         raise Failure(
             "nothing to import: name a folder or file (`shelfwise import DIR`), or give --config a YAML file "
-            "with an `import` section"
+            "with an `import` section; `shelfwise import FILE --suggest > shop.yaml` writes a first one"
         )
     return config.sources
 
 
-def say_import(summary: Any, made: Path | None) -> None:
-    """Print what happened to every row; made: where the data set is, if it was written."""
+def say_import(summary: Any) -> None:
+    """Print what happened to every row."""
     rows = [[file, what, f"{n:,}"] for file, what, n in summary.table()]
     print_table("What happened to every row", ["source", "", "rows"], rows, {2})
     for note in (*summary.notes, *(n for s in summary.sources for n in s.notes)):
@@ -102,5 +118,3 @@ def say_import(summary: Any, made: Path | None) -> None:
         say(f"- {example}", "yellow")
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in summary.events.items())
     say(f"{summary.items:,} items, {summary.users:,} users, {summary.lists:,} lists; events: {kinds}")
-    if made is not None:
-        say(f"The data set is in {made}; next: shelfwise nightly")

@@ -77,7 +77,7 @@ def evaluate(
 
             with bar("Importing") as on_progress:
                 summary = import_data(sources(c, data), c.data, datetime.now(UTC), on_progress)
-            say_import(summary, None)
+            say_import(summary)
         made = _evaluate(c, json_file, report, learning_curve)
         if own != Path(spare) or report is not None:
             say(f"report: {made}")
@@ -144,8 +144,9 @@ def tune(
     Needs the night's rows and makes them if they are not there. Called again it goes on where it stopped. Prints a
     `ranker:` section to paste into the config, and how sure it is that this is better.
     """
+    from offline.duration import seconds
     from offline.nightly import Night
-    from offline.tune import FRAGMENT, folds, fragment, seconds, with_rows
+    from offline.tune import FRAGMENT, folds, fragment, with_rows
     from offline.tune import tune as run
 
     c = configured(config, workspace)

@@ -31,6 +31,9 @@ def nightly(
     accept: Annotated[
         list[str] | None, typer.Option(help="A data check that warns and does not stop this night; repeatable.")
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for the encoder, as 90s or 10m, over the config's `encoder.budget_s`.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """The night: check the data, fine-tune, replay, train, evaluate, release, compare with the live release, publish.
@@ -41,6 +44,10 @@ def nightly(
     release is the one it was.
     """
     c = with_accepted(configured(config, workspace), accept or [])
+    if budget is not None:
+        from offline.duration import seconds
+
+        c = c.model_copy(update={"encoder": c.encoder.model_copy(update={"budget_s": seconds(budget)})})
     until = (date + timedelta(days=1)).replace(tzinfo=UTC).timestamp() if date else None
     begin = since.replace(tzinfo=UTC).timestamp() if since else None
     if dry_run:
