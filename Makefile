@@ -7,11 +7,11 @@ BIN := .venv/bin
 setup: .venv/ready
 
 # torch first: from then on nothing that needs it fetches another build.
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock pyproject.toml serving/clients/python/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . --editable serving/clients/python
 	touch $@
 
 # Simulate a shop, run the night, serve it, click three times.

@@ -1,0 +1,78 @@
+"""Rankings from Shelfwise and events to it.
+
+    with Shelfwise("http://localhost:8000") as shop:
+        shelf = shop.recommend("u00003", limit=12)
+        shop.send("click", "u00003", shelf.items[0].item_id, request_id=shelf.request_id)
+
+`AsyncShelfwise` is the same with `await`. Calls are in `calls`, what they answer in `answers`, what goes wrong in
+`errors`; how events wait and are sent in `outbox`.
+"""
+
+from shelfwise_client.aio import AsyncShelfwise
+from shelfwise_client.answers import (
+    Applied,
+    Because,
+    Derived,
+    ErasureAnswer,
+    EventsAnswer,
+    ItemAnswer,
+    ItemsAnswer,
+    RankAnswer,
+    RankedItem,
+    Reason,
+    Rejected,
+    Removed,
+    ServiceState,
+    SimilarAnswer,
+    SimilarItem,
+)
+from shelfwise_client.client import Shelfwise
+from shelfwise_client.errors import (
+    DeadlineError,
+    QueueFull,
+    ServiceError,
+    ShelfwiseError,
+    UnreachableError,
+    UnsentError,
+)
+from shelfwise_client.forms import Cap, Condition, Diversity, Event, Exclude, Item, Lift, Pin, Rules
+from shelfwise_client.outbox import Counts, Sending
+from shelfwise_client.retry import Retry
+
+__all__ = [
+    "Applied",
+    "AsyncShelfwise",
+    "Because",
+    "Cap",
+    "Condition",
+    "Counts",
+    "DeadlineError",
+    "Derived",
+    "Diversity",
+    "ErasureAnswer",
+    "Event",
+    "EventsAnswer",
+    "Exclude",
+    "Item",
+    "ItemAnswer",
+    "ItemsAnswer",
+    "Lift",
+    "Pin",
+    "QueueFull",
+    "RankAnswer",
+    "RankedItem",
+    "Reason",
+    "Rejected",
+    "Removed",
+    "Retry",
+    "Rules",
+    "Sending",
+    "ServiceError",
+    "ServiceState",
+    "Shelfwise",
+    "ShelfwiseError",
+    "SimilarAnswer",
+    "SimilarItem",
+    "UnreachableError",
+    "UnsentError",
+]

@@ -1,0 +1,236 @@
+"""`Shelfwise`: calls that wait, and a thread that delivers events."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+
+from shelfwise_client import calls
+from shelfwise_client.answers import EventsAnswer
+from shelfwise_client.calls import Call
+from shelfwise_client.errors import DeadlineError, ShelfwiseError, UnsentError
+from shelfwise_client.exchange import LIMITS, Service, answered, failed
+from shelfwise_client.forms import Event
+from shelfwise_client.outbox import Counts, Outbox, Queued, Refused, Sending
+from shelfwise_client.retry import Retry
+
+log = logging.getLogger("shelfwise_client")
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _offered(build: Callable[P, Call[T]]) -> Callable[Concatenate[Shelfwise, P], T]:
+    @wraps(build)
+    def method(self: Shelfwise, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._call(build(*args, **kwargs))
+
+    return method
+
+
+def _queued(build: Callable[P, Event]) -> Callable[Concatenate[Shelfwise, P], str]:
+    @wraps(build)
+    def method(self: Shelfwise, /, *args: P.args, **kwargs: P.kwargs) -> str:
+        return self._put(build(*args, **kwargs))
+
+    return method
+
+
+class Shelfwise:
+    """A client that any number of threads may share. Close it, or use it in a `with`: that delivers its events.
+
+    Errors are `ShelfwiseError`. At the end of a program that forgot to close it, it closes itself. In a forked child it
+    begins anew; events that the parent queued are the parent's.
+    """
+
+    def __init__(
+        self, url: str, key: str | None = None, *, deadline_s: float = 5.0, retry: Retry | None = None,
+        sending: Sending | None = None, on_refused: Refused | None = None,
+    ) -> None:  # fmt: skip
+        """key: as `shelfwise keys new` prints it. deadline_s: of each call, attempts and pauses and all.
+
+        on_refused: told, by the thread that delivers, of each event that the service rejects; logged by default.
+        """
+        self._service = Service(url, key, deadline_s, retry or Retry())
+        self._sending, self._on_refused = sending or Sending(), on_refused
+        self._begin()
+        atexit.register(self._at_exit)
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._http = httpx.Client(headers=self._service.headers, limits=LIMITS)
+        self._outbox = Outbox(self._sending, self._on_refused)
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._since, self._flush_before, self._close_by = time.monotonic(), 0, float("inf")
+        self._closed = False
+        if self._outbox:
+            self._deliver()
+
+    def _mine(self) -> None:
+        """Begin anew in a forked child, which has neither the parent's thread nor a right to its connections."""
+        if self._pid != os.getpid():
+            self._outbox.abandon()
+            self._begin()
+
+    rank = _offered(calls.rank)
+    recommend = _offered(calls.recommend)
+    similar = _offered(calls.similar)
+    item = _offered(calls.item)
+    events = _offered(calls.events)
+    put_item = _offered(calls.put_item)
+    put_items = _offered(calls.put_items)
+    delete_item = _offered(calls.delete_item)
+    delete_user = _offered(calls.delete_user)
+    health = _offered(calls.health)
+    send = _queued(calls.event)
+
+    def _call(self, call: Call[T]) -> T:
+        self._mine()
+        due, attempt = self._service.due(call), 0
+        while True:
+            attempt += 1
+            try:
+                return exchanged(self._service, self._http, call, due)
+            except ShelfwiseError as error:
+                time.sleep(self._service.pause_s(call, error, attempt, due, random.random()))
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the events given to `send`."""
+        self._mine()
+        with self._changed:
+            return self._outbox.counts
+
+    def _put(self, event: Event) -> str:
+        self._mine()
+        with self._changed:
+            if self._sending.when_full == "block":
+                self._changed.wait_for(lambda: not self._outbox.full or self._closed, self._service.deadline_s)
+            if self._closed:
+                raise RuntimeError("the client is closed: send events before `close`")
+            if not self._outbox:
+                self._since = time.monotonic()
+            event_id = self._outbox.put(event)
+            self._deliver()
+            if len(self._outbox) == 1 or self._outbox.has_batch:
+                self._changed.notify_all()
+        return event_id
+
+    def flush(self, deadline_s: float | None = None) -> None:
+        """Wait until what was sent before is delivered. Raises UnsentError where it takes too long; they still wait."""
+        self._mine()
+        with self._changed:
+            self._flush_before = before = self._outbox.put_so_far
+            self._changed.notify_all()
+            limit = self._service.deadline_s if deadline_s is None else deadline_s
+            if not self._changed.wait_for(lambda: self._outbox.settled_before >= before, limit):
+                raise self._outbox.unsent()
+
+    def close(self) -> None:
+        """Deliver what waits, within `Sending.close_s`, and end. Raises UnsentError with what was not delivered."""
+        atexit.unregister(self._at_exit)
+        if self._pid != os.getpid() or self._closed:
+            return
+        with self._changed:
+            self._closed, self._close_by = True, time.monotonic() + self._sending.close_s
+            self._outbox.attempts = 0
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._outbox.tell()
+        unsent = self._outbox.unsent() if self._outbox else None
+        self._outbox.close()
+        self._http.close()
+        if unsent is not None:
+            raise unsent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _at_exit(self) -> None:
+        try:
+            self.close()
+        except UnsentError as e:
+            log.error("at the end of the program %s", e)
+
+    def _deliver(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="shelfwise-events", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while batch := self._next():
+            due = min(time.monotonic() + self._sending.attempt_s, self._close_by)
+            outcome = attempted(self._service, self._http, batch, due)
+            with self._changed:
+                pause = self._outbox.settle(batch, outcome, random.random())
+                self._changed.notify_all()
+            self._outbox.tell()
+            with self._changed:
+                if pause:
+                    self._rest(pause)
+
+    def _next(self) -> list[Queued]:
+        """The next batch, once there is one; empty where there will be none any more."""
+        with self._changed:
+            while time.monotonic() < self._close_by and (self._outbox or not self._closed):
+                left = self._since + self._sending.every_s - time.monotonic()
+                asked = self._closed or self._flush_before > self._outbox.settled_before
+                if self._outbox and (asked or self._outbox.has_batch or left <= 0):
+                    if batch := self._outbox.take(time.time()):
+                        self._outbox.trying(batch, time.time())
+                        self._since = time.monotonic()
+                        return batch
+                    self._changed.notify_all()
+                    continue
+                self._changed.wait(left if self._outbox else None)
+            return []
+
+    def _rest(self, pause: float) -> None:
+        """Wait before the next attempt; a client that is being closed has no time for the rest of a long pause."""
+        closed, end = self._closed, time.monotonic() + pause
+        self._changed.wait_for(lambda: self._closed != closed, max(0.0, min(end, self._close_by) - time.monotonic()))
+
+
+def exchanged(service: Service, http: httpx.Client, call: Call[T], due: float) -> T:
+    """The answer of one attempt. Raises ShelfwiseError."""
+    try:
+        response = http.send(service.request(http, call, due), stream=True)
+        try:
+            body = b"".join(_in_time(call, response, due))
+        finally:
+            response.close()
+    except httpx.RequestError as e:
+        raise failed(call, e, due) from e
+    return answered(call, response.status_code, response.headers, body)
+
+
+def _in_time(call: Call[Any], response: httpx.Response, due: float) -> Any:
+    for part in response.iter_bytes():
+        if time.monotonic() >= due:
+            raise DeadlineError(f"{call.method} {call.path}: no whole answer within the deadline", delivered=True)
+        yield part
+
+
+def attempted(
+    service: Service, http: httpx.Client, batch: list[Queued], due: float
+) -> EventsAnswer | ShelfwiseError:  # fmt: skip
+    """What came of one attempt to deliver a batch."""
+    call = calls.batch([q.body for q in batch], due - time.monotonic())
+    try:
+        return exchanged(service, http, call, due)
+    except ShelfwiseError as error:
+        return error
