@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-chaos test-nights test-browser check lint types clean
+.PHONY: setup demo test test-slow test-chaos test-nights test-browser test-javascript check lint types clean
 
 setup: .venv/ready
 
@@ -35,6 +35,12 @@ test-chaos: setup
 # The storefront page in a headless Chromium; skipped, and said so, where there is none.
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
+
+# The JavaScript client: its tests in node, and its types by tsc; skipped, and said so, where there is no npm.
+test-javascript:
+	@if command -v npm > /dev/null; then cd serving/clients/javascript && \
+	npm install --no-package-lock --no-audit --no-fund --silent && npm test && npm run types; \
+	else echo "skipped: no npm on this machine (apt-get install npm)"; fi
 
 check: lint types
 

@@ -97,7 +97,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"], max_age=3600,
+            expose_headers=["Date", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"], max_age=3600,
         )  # fmt: skip
     return app
 

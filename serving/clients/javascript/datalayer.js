@@ -1,0 +1,140 @@
+/**
+ * Google Analytics 4's e-commerce events, as a shop pushes them into `dataLayer`, as events of ours: one for each item.
+ * Both ways of pushing are read: `{event: "add_to_cart", ecommerce: {items}}`, and gtag's `("event", name, {items})`.
+ */
+
+import { newId } from "./identity.js";
+
+/** @typedef {import("./types.js").Tracked} Tracked */
+/** @typedef {import("./types.js").KeyValue} KeyValue */
+/** @typedef {import("./types.js").SentEventName} SentEventName */
+
+const NAMES = new Set(["view_item_list", "select_item", "view_item", "add_to_cart", "purchase"]);
+const LISTED = "shelfwise listed";
+const MOST_LISTED = 300;
+const LONGEST_ID = 256;
+const patched = new WeakSet();
+
+/**
+ * Track what is in a dataLayer already, and all that is pushed from now on. Answers how to stop.
+ * @param {unknown[]} layer
+ * @param {(event: Tracked) => unknown} track
+ * @param {KeyValue | null} storage where it is kept, for the pages of this tab, in which list an item was chosen
+ */
+export function bridge(layer, track, storage) {
+  if (patched.has(layer)) return () => undefined;
+  patched.add(layer);
+  /** @param {unknown} pushed */
+  const take = (pushed) => {
+    try {
+      for (const event of eventsOf(pushed, storage)) track(event);
+    } catch (error) {
+      console.error("shelfwise: dataLayer", error); // never the shop's own analytics' trouble
+    }
+  };
+  layer.forEach(take);
+  const push = layer.push;
+  /** @param {unknown[]} given */
+  const both = (...given) => {
+    given.forEach(take);
+    return push.apply(layer, given);
+  };
+  layer.push = both;
+  return () => {
+    patched.delete(layer);
+    if (layer.push === both) layer.push = push;
+  };
+}
+
+/**
+ * The events of ours that something pushed into a dataLayer stands for.
+ * @param {any} pushed
+ * @param {KeyValue | null} storage
+ * @returns {Tracked[]}
+ */
+export function eventsOf(pushed, storage) {
+  const gtag = pushed?.[0] === "event";
+  const name = gtag ? pushed[1] : pushed?.event;
+  const given = gtag ? pushed[2] : (pushed?.ecommerce ?? pushed);
+  if (!NAMES.has(name) || !Array.isArray(given?.items)) return [];
+  const listed = new Listed(storage);
+  const shown = name === "view_item_list" ? text(given.request_id) ?? newId() : null;
+  /** @type {Tracked[]} */
+  const out = [];
+  given.items.forEach((/** @type {any} */ item, /** @type {number} */ k) => {
+    const id = text(item?.item_id);
+    if (id === null) return;
+    const list = text(item.item_list_id) ?? text(given.item_list_id) ?? text(item.item_list_name) ?? text(given.item_list_name) ?? "";
+    /** @type {Tracked} */
+    const event = { event: name, item_id: id };
+    if (shown !== null) {
+      event.request_id = shown;
+      event.position = Number.isInteger(item.index) && item.index >= 0 ? item.index : k;
+      listed.show(list, id, shown);
+    } else {
+      const request = text(given.request_id) ?? (name === "select_item" ? listed.choose(list, id) : listed.chosen(id));
+      if (request !== null) event.request_id = request;
+    }
+    if (typeof item.quantity === "number" && Number.isFinite(item.quantity)) event.value = item.quantity;
+    const order = name === "purchase" ? text(given.transaction_id) : null;
+    // A shop's own number of an order makes the order count once, however often its page is opened.
+    if (order !== null && order.length + id.length < LONGEST_ID) event.event_id = `${order}:${id}`;
+    out.push(event);
+  });
+  listed.keep();
+  return out;
+}
+
+/** In which list an item was shown last, and in which it was chosen, so that a purchase two pages on finds its list. */
+class Listed {
+  #storage;
+  /** @type {Map<string, string>} */
+  #request;
+
+  /** @param {KeyValue | null} storage */
+  constructor(storage) {
+    this.#storage = storage;
+    this.#request = new Map();
+    try {
+      this.#request = new Map(JSON.parse(storage?.getItem(LISTED) ?? "[]"));
+    } catch {
+      // Not ours: as if there were none.
+    }
+  }
+
+  /** @param {string} list @param {string} item @param {string} request */
+  show(list, item, request) {
+    this.#set(JSON.stringify([list, item]), request);
+  }
+
+  /** @param {string} list @param {string} item */
+  choose(list, item) {
+    const request = this.#request.get(JSON.stringify([list, item])) ?? null;
+    if (request !== null) this.#set(JSON.stringify([item]), request);
+    return request;
+  }
+
+  /** @param {string} item */
+  chosen(item) {
+    return this.#request.get(JSON.stringify([item])) ?? null;
+  }
+
+  /** @param {string} key @param {string} request */
+  #set(key, request) {
+    this.#request.delete(key);
+    this.#request.set(key, request);
+  }
+
+  keep() {
+    try {
+      this.#storage?.setItem(LISTED, JSON.stringify([...this.#request].slice(-MOST_LISTED)));
+    } catch {
+      // Full: later pages do not know the list.
+    }
+  }
+}
+
+/** @param {unknown} given */
+function text(given) {
+  return typeof given === "string" && given !== "" ? given : typeof given === "number" ? String(given) : null;
+}

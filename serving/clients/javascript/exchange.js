@@ -1,0 +1,111 @@
+/** Requests to the service: deadlines, attempts, and its clock. */
+
+import { ShelfwiseError, errorOf } from "./errors.js";
+
+const FIRST_PAUSE_MS = 100;
+const MOST_PAUSE_MS = 2000;
+const CLOCK_OFF_MS = 5000;
+
+export class Exchange {
+  /**
+   * @param {string} url
+   * @param {string | null} key
+   * @param {number} deadlineMs
+   * @param {number} attempts
+   */
+  constructor(url, key, deadlineMs, attempts) {
+    const address = new URL(url); // throws a TypeError for what is none
+    if (!/^https?:$/.test(address.protocol)) throw new TypeError(`url is ${url}: give an address of http or https`);
+    this.url = url.replace(/\/+$/, "");
+    this.key = key;
+    this.deadlineMs = deadlineMs;
+    this.attempts = attempts;
+    /** What the service's clock is ahead of this one's, in milliseconds; null before any answer said. */
+    this.clockMs = /** @type {number | null} */ (null);
+  }
+
+  /**
+   * The answer to what may be asked twice, within a deadline. Rejects with ShelfwiseError.
+   * @param {string} method
+   * @param {string} path
+   * @param {unknown} [body]
+   * @param {number} [deadlineMs]
+   */
+  async ask(method, path, body, deadlineMs = this.deadlineMs) {
+    const due = performance.now() + deadlineMs;
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.once(method, path, text, due - performance.now());
+      } catch (error) {
+        if (!(error instanceof ShelfwiseError) || !error.mayPass || attempt >= this.attempts) throw error;
+        const pause = pauseMs(attempt, error.retryAfterMs, FIRST_PAUSE_MS, MOST_PAUSE_MS);
+        if (performance.now() + pause >= due) throw error;
+        await new Promise((done) => setTimeout(done, pause));
+      }
+    }
+  }
+
+  /**
+   * One attempt. Rejects with ShelfwiseError.
+   * @param {string} method
+   * @param {string} path
+   * @param {string | undefined} body
+   * @param {number} limitMs
+   * @param {boolean} [keepalive] the request outlives the page
+   * @returns {Promise<any>}
+   */
+  async once(method, path, body, limitMs, keepalive = false) {
+    const stop = new AbortController();
+    const timer = setTimeout(() => stop.abort(), Math.max(0, limitMs));
+    try {
+      const response = await fetch(this.url + path, {
+        method, body, keepalive, headers: this.headers(body !== undefined), signal: stop.signal,
+        credentials: "omit", cache: "no-store", redirect: "error",
+      });
+      this.#look(response);
+      if (!response.ok) throw await errorOf(response);
+      return await response.json();
+    } catch (error) {
+      if (error instanceof ShelfwiseError) throw error;
+      const code = stop.signal.aborted ? "deadline" : "unreachable";
+      throw new ShelfwiseError(0, code, `${method} ${path}: ${code}: ${error}`);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /**
+   * Without a key a body goes as text, so that the browser asks no leave first and a beacon may carry it.
+   * @param {boolean} body
+   */
+  headers(body) {
+    /** @type {Record<string, string>} */
+    const headers = {};
+    if (body) headers["Content-Type"] = this.key === null ? "text/plain" : "application/json";
+    if (this.key !== null) headers["Authorization"] = `Bearer ${this.key}`;
+    return headers;
+  }
+
+  /**
+   * Learn the service's clock, to the second: shoppers' clocks are often wrong, and an event of the future is refused.
+   * @param {Response} response
+   */
+  #look(response) {
+    const at = Date.parse(response.headers.get("date") ?? "");
+    if (Number.isNaN(at)) return;
+    const ahead = at + 500 - Date.now();
+    this.clockMs = Math.abs(ahead) > CLOCK_OFF_MS ? ahead : 0;
+  }
+}
+
+/**
+ * Milliseconds before the next attempt: drawn up to a bound that doubles, after what the service asked for.
+ * @param {number} attempt how many there were
+ * @param {number} retryAfterMs
+ * @param {number} firstMs
+ * @param {number} mostMs
+ */
+export function pauseMs(attempt, retryAfterMs, firstMs, mostMs) {
+  return retryAfterMs + Math.random() * Math.min(mostMs, firstMs * 2 ** Math.min(attempt - 1, 30));
+}

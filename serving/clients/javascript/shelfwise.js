@@ -1,0 +1,183 @@
+/**
+ * Rankings from Shelfwise and events to it, from a web page.
+ *
+ *     import { Shelfwise } from "./shelfwise.js";
+ *     const shop = new Shelfwise({ url: "https://rank.shop.example", key: "swk_..." });
+ *     const shelf = await shop.recommend({ limit: 12 });
+ *     shop.observe(document.querySelector("#shelf"), shelf, { clicks: true });
+ *
+ * What it takes and answers is in `types.d.ts`.
+ */
+
+import { bridge } from "./datalayer.js";
+import { ShelfwiseError } from "./errors.js";
+import { Exchange } from "./exchange.js";
+import { Identity, kept, newId, storageOf } from "./identity.js";
+import { Impressions, placed } from "./impressions.js";
+import { Outbox } from "./outbox.js";
+
+export { ShelfwiseError };
+
+/** @typedef {import("./types.js").Tracked} Tracked */
+/** @typedef {import("./types.js").EventIn} EventIn */
+/** @typedef {import("./types.js").RankAnswer} RankAnswer */
+/** @typedef {import("./types.js").SimilarAnswer} SimilarAnswer */
+
+const LOOK_MS = 30_000;
+
+export class Shelfwise {
+  #exchange;
+  #identity;
+  #outbox;
+  #impressions;
+  #session;
+  #onRefused;
+  /** @type {(() => void)[]} */
+  #ends = [];
+  #closed = false;
+
+  /** @param {import("./types.js").Options} options */
+  constructor({
+    url, key = null, user = null, device = null, deadlineMs = 3000, attempts = 3, everyMs = 2000, batch = 100,
+    queue = 1000, onRefused, storage = storageOf("localStorage"),
+  }) {
+    this.#onRefused = onRefused ?? ((event, field, why) => console.warn("shelfwise: refused", event, field, why));
+    this.#session = storage === null ? null : storageOf("sessionStorage");
+    this.#exchange = new Exchange(url, key, deadlineMs, attempts);
+    this.#identity = new Identity(storage, user, device);
+    this.#impressions = new Impressions((item) => this.track({ event: "impression", ...item }));
+    const tab = kept(this.#session, "shelfwise tab", newId);
+    this.#outbox = new Outbox(this.#exchange, storage, tab, { everyMs, batch, queue, onRefused: this.#onRefused });
+    this.#listen();
+    this.#outbox.adopt(Date.now());
+  }
+
+  get user() {
+    return this.#identity.user;
+  }
+
+  get counts() {
+    return this.#outbox.counts;
+  }
+
+  /** @param {string} user */
+  identify(user) {
+    this.#identity.user = user;
+  }
+
+  /**
+   * @param {import("./types.js").RankRequest} request
+   * @param {{deadlineMs?: number}} [how]
+   * @returns {Promise<RankAnswer>}
+   */
+  rank(request, { deadlineMs } = {}) {
+    return this.#exchange.ask("POST", "/v1/rank", this.#asked(request), deadlineMs);
+  }
+
+  /**
+   * @param {import("./types.js").RecommendRequest} [request]
+   * @param {{deadlineMs?: number}} [how]
+   * @returns {Promise<RankAnswer>}
+   */
+  recommend(request = {}, { deadlineMs } = {}) {
+    return this.#exchange.ask("POST", "/v1/recommend", this.#asked(request), deadlineMs);
+  }
+
+  /**
+   * @param {string} itemId
+   * @param {{limit?: number, deadlineMs?: number}} [how]
+   * @returns {Promise<SimilarAnswer>}
+   */
+  async similar(itemId, { limit = 10, deadlineMs } = {}) {
+    if (["", ".", ".."].includes(itemId)) throw new TypeError(`"${itemId}" cannot stand in a path: give an item's id`);
+    return this.#exchange.ask("GET", `/v1/similar/${encodeURIComponent(itemId)}?limit=${limit}`, undefined, deadlineMs);
+  }
+
+  /**
+   * @param {Tracked} given
+   * @returns {string | null}
+   */
+  track(given) {
+    if (this.#closed) throw new Error("the client is closed: track events before `close`");
+    const now = Date.now();
+    const event_id = given.event_id ?? newId();
+    /** @type {EventIn & {event_id: string}} */
+    const event = {
+      user_id: this.#identity.user, session_id: this.#identity.session(now), device: this.#identity.device,
+      ...given, event_id,
+    };
+    return this.#outbox.put(event, now) ? event_id : null;
+  }
+
+  /** @returns {Promise<boolean>} */
+  flush() {
+    return this.#outbox.flush();
+  }
+
+  /**
+   * @param {Element} list
+   * @param {{request_id: string}} answer
+   * @param {import("./types.js").ObserveOptions} [how]
+   */
+  observe(list, { request_id }, { selector = "[data-item-id]", clicks = false } = {}) {
+    const stop = this.#impressions.observe(list, request_id, selector);
+    /** @param {Event} event */
+    const clicked = (event) => {
+      const element = event.target instanceof Element ? event.target.closest(selector) : null;
+      const item = element && list.contains(element) ? placed(list, selector, element) : null;
+      if (item) this.track({ event: "click", request_id, ...item });
+    };
+    if (clicks) list.addEventListener("click", clicked);
+    return this.#until(() => {
+      stop();
+      list.removeEventListener("click", clicked);
+    });
+  }
+
+  /** @param {unknown[]} [layer] */
+  dataLayer(layer) {
+    const pushed = /** @type {any} */ (globalThis);
+    pushed.dataLayer ??= [];
+    return this.#until(bridge(layer ?? pushed.dataLayer, (event) => this.track(event), this.#session));
+  }
+
+  close() {
+    if (this.#closed) return;
+    this.#ends.splice(0).forEach((end) => end());
+    this.#closed = true;
+    this.#outbox.leave();
+    this.#outbox.stop();
+  }
+
+  /** @param {object} request */
+  #asked(request) {
+    const { user, device } = this.#identity;
+    return { user_id: user, ...(device === null ? {} : { device }), ...request };
+  }
+
+  #listen() {
+    const look = setInterval(() => this.#outbox.adopt(Date.now()), LOOK_MS);
+    this.#until(() => clearInterval(look));
+    if (typeof document === "undefined") return;
+    const leave = () => this.#outbox.leave();
+    const turn = () => document.visibilityState === "hidden" && leave();
+    const back = () => this.#outbox.adopt(Date.now());
+    const online = () => void this.#outbox.flush();
+    /** @type {[EventTarget, string, () => void][]} */
+    const heard = [[document, "visibilitychange", turn], [window, "pagehide", leave], [window, "pageshow", back], [window, "online", online]];
+    for (const [target, name, then] of heard) target.addEventListener(name, then);
+    this.#until(() => heard.forEach(([target, name, then]) => target.removeEventListener(name, then)));
+  }
+
+  /**
+   * To be done once: now, or when the client is closed.
+   * @param {() => void} end
+   */
+  #until(end) {
+    this.#ends.push(end);
+    return () => {
+      const held = this.#ends.indexOf(end);
+      if (held >= 0) this.#ends.splice(held, 1)[0]?.();
+    };
+  }
+}

@@ -1,0 +1,79 @@
+/** What a shop pushes for GA4, as events of ours. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { bridge, eventsOf } from "../datalayer.js";
+import { Memory } from "./service.js";
+
+const items = [{ item_id: "p1", index: 4 }, { item_id: "p2" }, { item_name: "no id" }];
+
+function gtag(layer) {
+  return function () {
+    layer.push(arguments);
+  };
+}
+
+test("a list is an impression of each item with one request and its places", () => {
+  const [first, second, ...more] = eventsOf({ event: "view_item_list", ecommerce: { item_list_id: "home", items } }, null);
+  assert.deepEqual([first.event, first.item_id, first.position], ["view_item_list", "p1", 4]);
+  assert.deepEqual([second.item_id, second.position], ["p2", 1]);
+  assert.equal(first.request_id, second.request_id);
+  assert.match(first.request_id, /^[0-9a-f]{32}$/);
+  assert.deepEqual(more, []);
+});
+
+test("gtag's way of pushing and a request_id of the shop's are read", () => {
+  const layer = [];
+  gtag(layer)("event", "view_item_list", { request_id: "r1", items: [{ item_id: 7, quantity: 2 }] });
+  assert.deepEqual(eventsOf(layer[0], null), [{ event: "view_item_list", item_id: "7", request_id: "r1", position: 0, value: 2 }]);
+});
+
+test("what is chosen from a list carries its request to the cart and the order, on later pages of the tab too", () => {
+  const tab = new Memory();
+  const seen = [];
+  const page = (...pushed) => bridge(pushed, (event) => seen.push(event), tab);
+  page({ event: "view_item_list", ecommerce: { item_list_id: "home", request_id: "r1", items: [{ item_id: "p1" }, { item_id: "p2" }] } },
+    { event: "select_item", ecommerce: { item_list_id: "home", items: [{ item_id: "p1" }] } },
+    { event: "select_item", ecommerce: { item_list_id: "other", items: [{ item_id: "p2" }] } });
+  page({ event: "view_item", ecommerce: { items: [{ item_id: "p1" }] } }, { event: "add_to_cart", ecommerce: { items: [{ item_id: "p1", quantity: 3 }] } });
+  page({ event: "purchase", ecommerce: { transaction_id: "T1", items: [{ item_id: "p1", quantity: 3 }, { item_id: "p2" }] } });
+  assert.deepEqual(seen.slice(2), [
+    { event: "select_item", item_id: "p1", request_id: "r1" },
+    { event: "select_item", item_id: "p2" }, // another list: not known to be of this one
+    { event: "view_item", item_id: "p1", request_id: "r1" },
+    { event: "add_to_cart", item_id: "p1", request_id: "r1", value: 3 },
+    { event: "purchase", item_id: "p1", request_id: "r1", value: 3, event_id: "T1:p1" },
+    { event: "purchase", item_id: "p2", event_id: "T1:p2" },
+  ]);
+});
+
+test("what was pushed before is read, what comes later too, and the shop's own push goes on", () => {
+  const layer = [{ event: "view_item", ecommerce: { items: [{ item_id: "early" }] } }];
+  const through = [];
+  layer.push = function (...given) {
+    through.push(...given);
+    return Array.prototype.push.apply(this, given);
+  };
+  const seen = [];
+  const stop = bridge(layer, (event) => seen.push(event.item_id), null);
+  bridge(layer, (event) => seen.push(event.item_id), null); // twice is once
+  assert.equal(layer.push({ event: "view_item", ecommerce: { items: [{ item_id: "late" }] } }), 2);
+  stop();
+  layer.push({ event: "view_item", ecommerce: { items: [{ item_id: "after" }] } });
+  assert.deepEqual(seen, ["early", "late"]);
+  assert.equal(through.length, 2);
+});
+
+test("whatever else is pushed is left alone, and no mistake of ours reaches the shop", () => {
+  const odd = [null, 1, "x", [], {}, { event: "purchase" }, { event: "purchase", ecommerce: null }, { event: "view_item", ecommerce: { items: [null, 3] } }, ["event", "view_item"], { event: "page_view", items: [{ item_id: "a" }] }];
+  for (const pushed of odd) assert.deepEqual(eventsOf(pushed, null), []);
+  const said = console.error;
+  console.error = () => undefined;
+  const layer = [];
+  bridge(layer, () => {
+    throw new Error("ours");
+  }, null);
+  assert.equal(layer.push({ event: "view_item", ecommerce: { items: [{ item_id: "a" }] } }), 1);
+  console.error = said;
+});
