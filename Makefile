@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-chaos test-nights test-browser test-javascript check lint types clean
+.PHONY: setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript check lint types clean
 
 setup: .venv/ready
 
@@ -19,14 +19,23 @@ demo: setup
 	$(BIN)/shelfwise demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not chaos and not nights and not browser" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not chaos and not nights and not ray and not browser" -n 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not browser"
+	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not ray and not browser"
 
 # Nights killed at every step, and poisoned; within ten minutes, or something hangs.
 test-nights: setup
 	timeout 600 $(BIN)/python -m pytest -m nights
+
+# What `--engine ray` needs beyond the rest.
+.venv/ray: .venv/ready requirements-ray.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock
+	touch $@
+
+# A night on a Ray cluster of several node processes, one of them killed.
+test-ray: setup .venv/ray
+	timeout 600 $(BIN)/python -m pytest -m ray
 
 # Redis killed, paused, cut off, full, emptied, under load. One at a time: they watch the clock.
 test-chaos: setup

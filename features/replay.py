@@ -72,10 +72,12 @@ class Replay:
         items, applied, refreshed = self._cold(), 0, 0
         for g in range(len(lists)):
             at = float(lists.at[g])
-            while refreshed < len(self.refresh_at) and self.refresh_at[refreshed] <= at:
-                applied = self._apply(items.state, applied, float(self.refresh_at[refreshed]))
-                items = self.refreshed(items, float(self.refresh_at[refreshed]))
-                refreshed += 1
+            due = int(np.searchsorted(self.refresh_at, at, side="right"))
+            if due > refreshed:
+                # Of several that are due the last alone is read, and it is made of the log, not of the one before.
+                moment = float(self.refresh_at[due - 1])
+                applied = self._apply(items.state, applied, moment)
+                items, refreshed = self.refreshed(items, moment), due
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
             context = Context(int(lists.device[g]))

@@ -257,9 +257,10 @@ class Baselines:
         return out
 
     def _ease(self, at: float) -> Ease:
-        while self._fit_at and self._fit_at[0] <= at:
-            past = self._events.before(self._fit_at.pop(0))
-            self._fit = Ease.chosen(past, self._n, self._new_only, self._seed)
+        due = [moment for moment in self._fit_at if moment <= at]
+        if due:
+            self._fit_at = self._fit_at[len(due) :]
+            self._fit = Ease.chosen(self._events.before(due[-1]), self._n, self._new_only, self._seed)
         assert self._fit is not None, "lists are read in time order, from the first that was given"
         return self._fit
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from features.log import F32, I32, Events
+from offline.engine import LOCAL, Engine
 from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.windows import Windows
@@ -56,7 +57,7 @@ def moments(events: Events, windows: Windows, refreshes: int) -> list[float]:
 
 def made(
     encoder: Encoder, texts: Sequence[str], events: Events, at: Sequence[float], config: EncoderConfig,
-    directory: Path, on_progress: OnProgress,
+    directory: Path, on_progress: OnProgress, engine: Engine = LOCAL,
 ) -> Encoders:  # fmt: skip
     """An encoder for each moment, fine-tuned from `encoder` on the events strictly before it; its vectors `shrunk`.
 
@@ -69,7 +70,7 @@ def made(
     learnt = [examples(events, moment) for moment in (at[-1:] if config.mode == "frozen" else at)]
     found: list[FineTuned] = []
     try:
-        read(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None)
+        read(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)
         for k, part in enumerate(learnt):
             left_s = max(config.budget_s - (time.monotonic() - begun), 1.0)
             share = (len(part) + 1) / sum(len(later) + 1 for later in learnt[k:])

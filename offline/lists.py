@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from features.context import NO_DEVICE
 from features.log import GAIN, I8, I32, I64, Events, Kind, Lists
 from features.replay import Replay
 from features.retrieval import retrieve
+from offline.engine import LOCAL, Engine, cut
 
 ATTRIBUTION_S = 86400.0
 """An action this long after an impression is still the list's (one day)."""
@@ -75,17 +76,36 @@ def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: f
     return gain
 
 
-def rebuilt(replay: Replay, asked: Lists, size: int, on_progress: Callable[[int, int], None] | None = None) -> Lists:
+class _Asked(NamedTuple):
+    """What is retrieved for: `size` candidates at most for each basket."""
+
+    replay: Replay
+    baskets: Lists
+    size: int
+
+
+def _offered(asked: _Asked, part: range) -> Iterator[I32]:
+    """int32[candidates] for each basket of a run of neighbours: what retrieval would have offered at its moment."""
+    baskets = asked.baskets.take(np.arange(part.start, part.stop))
+    none = replace(baskets, start=np.zeros(len(baskets) + 1, np.int64), item=np.empty(0, np.int32))
+    for r in asked.replay.readings(none):
+        yield retrieve(r.items, r.history, r.at, asked.size).item
+
+
+def rebuilt(
+    replay: Replay, asked: Lists, size: int, on_progress: Callable[[int, int], None] | None = None,
+    engine: Engine = LOCAL,
+) -> Lists:  # fmt: skip
     """Lists for a log that holds none: for each basket, what retrieval would have offered that user at that moment.
 
     asked: of `baskets`, in time order; the items of a basket are the gain. What retrieval failed to offer is counted in
     `missed`, and in the ideal of a metric. size: candidates at most.
     """
     starts, items, gains, missed = [0], [np.empty(0, np.int32)], [np.empty(0, np.int8)], []
-    for r in replay.readings(replace(asked, start=np.zeros(len(asked) + 1, np.int64), item=np.empty(0, np.int32))):
-        of_basket = slice(asked.start[r.number], asked.start[r.number + 1])
+    parts = cut(np.arange(len(asked) + 1), engine.parts)
+    for number, offered in enumerate(engine.map(_offered, _Asked(replay, asked, size), parts)):
+        of_basket = slice(asked.start[number], asked.start[number + 1])
         wanted, worth = asked.item[of_basket], asked.gain[of_basket]
-        offered = retrieve(r.items, r.history, r.at, size).item
         gain = np.zeros(len(offered), np.int8)
         for item, g in zip(wanted, worth, strict=True):
             gain[offered == item] = g
@@ -93,8 +113,8 @@ def rebuilt(replay: Replay, asked: Lists, size: int, on_progress: Callable[[int,
         gains.append(gain)
         missed.append(np.bincount(worth[~np.isin(wanted, offered)], minlength=4)[1:])
         starts.append(starts[-1] + len(offered))
-        if on_progress and r.number % 32 == 31:
-            on_progress(r.number + 1, len(asked))
+        if on_progress and number % 32 == 31:
+            on_progress(number + 1, len(asked))
     item = np.concatenate(items)
     return replace(
         asked, start=np.array(starts, np.int64), item=item, position=np.full(len(item), -1, np.int16),

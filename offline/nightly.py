@@ -20,11 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.custom import FeatureError, violations
 from features.custom import load as load_features
 from features.log import F32, F64, I64, Kind, Lists
-from features.replay import Reading, Replay
-from features.table import rows
+from features.replay import Replay
 from features.vectors import Vectors
 from offline import (
     column_slices,
@@ -40,12 +38,14 @@ from offline import (
     report,
     slices,
 )
-from offline.baselines import Baselines
+from offline.baselines import BASELINES, DEPTH
 from offline.clustering import inverted_lists
 from offline.config import Config
+from offline.engine import LOCAL, Engine, cut
 from offline.lists import Targets
 from offline.progress import OnProgress
 from offline.quarantine import DataError
+from offline.rows import Asked, blocks
 from offline.run import Run, Step, checksum, code, reserved, write_json
 from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
@@ -60,8 +60,6 @@ from text_encoder.text import attributes, item_texts
 _DATA = (
     "items.parquet", "written_items.parquet", "events.parquet", "events", "served", "erasures.parquet", *BESIDE,
 )  # fmt: skip
-_CHECKED_EVERY = 1000
-"""Lists between checks of the user's own features."""
 
 
 class Night:
@@ -69,15 +67,16 @@ class Night:
 
     def __init__(
         self, config: Config, redis_url: str | None, learning_curve: bool = False, since: float | None = None,
-        until: float | None = None, clock: Callable[[], float] = time.time,
+        until: float | None = None, clock: Callable[[], float] = time.time, engine: Engine = LOCAL,
     ) -> None:  # fmt: skip
         """redis_url: where to publish; None makes the release and leaves the pointer alone.
 
         learning_curve: train on parts of the lists as well when evaluating. since, until: only the log from one moment
-        up to, not including, the other, Unix seconds; None is all of it. clock: Unix seconds. Raises DataError for a
-        slice by a column that the data set, where it is there already, does not have.
+        up to, not including, the other, Unix seconds; None is all of it. clock: Unix seconds. engine: where parts of
+        the work are done; what is made is the same. Raises DataError for a slice by a column that the data set, where
+        it is there already, does not have.
         """
-        self.since, self.until, self._clock = since, until, clock
+        self.since, self.until, self._clock, self.engine = since, until, clock, engine
         self.config = config
         self._redis_url = redis_url
         self._learning_curve = learning_curve
@@ -218,7 +217,8 @@ class Night:
         encoder = encoder.capped(texts, config.token_percentile)
         events = self.data.events
         at = encoders.moments(events, self.windows, config.refreshes)
-        found = encoders.made(encoder, texts, events, at, config, self.run.file("checkpoints"), on_progress)
+        found = encoders.made(encoder, texts, events, at, config, self.run.file("checkpoints"), on_progress,
+                              self.engine)  # fmt: skip
         found.encoder.save(self.run.file("encoder"))
         np.save(self.run.file("vectors.npy"), found.vectors, allow_pickle=False)
         np.save(self.run.file("zero_shot.npy"), found.zero_shot, allow_pickle=False)
@@ -239,42 +239,26 @@ class Night:
         else:
             asked = lists.baskets(events, begin)
             asked = asked.take(self.windows.kept(asked, config.most, self.config.seed))
-            found = lists.rebuilt(self.replay, asked, config.size, on_progress)
+            found = lists.rebuilt(self.replay, asked, config.size, on_progress, self.engine)
         arrays = {f.name: np.asarray(getattr(found, f.name)) for f in fields(Lists)}
         np.savez(self.run.file("lists.npz"), allow_pickle=False, **arrays)
 
     def _rows(self, on_progress: OnProgress) -> None:
-        start, n = self.lists.start, len(self.lists)
-        width = len(self.replay.features)
-        made = reserved(self.run.file("rows.npy"), (self.lists.rows, width))
-        tested = self.windows.lists("test", self.lists)
-        dull = Baselines(
-            self.data.events, len(self.data.catalogue), self.lists.take(tested),
-            Vectors.quantise(self._zero_shot), self.config.seed,
-            whole=self.windows.protocol == "leave-last-out",
-        )  # fmt: skip
-        is_tested, best = np.isin(np.arange(n), tested), []
-        warm = np.empty(n, bool)
-        for r in self.replay.readings(self.lists):
-            if r.number % _CHECKED_EVERY == 0:
-                self._check_custom(r)
-            at = slice(start[r.number], start[r.number + 1])
-            made[at] = rows(r.items, r.history, r.candidates, r.at, r.context)
-            if is_tested[r.number]:
-                best.append(dull.best(r))
-            warm[r.number] = evaluate.has_history(r)
-            if r.number % 64 == 63:
-                on_progress(r.number + 1, n)
+        lists, n = self.lists, len(self.lists)
+        made = reserved(self.run.file("rows.npy"), (lists.rows, len(self.replay.features)))
+        tested, warm = self.windows.lists("test", lists), np.empty(n, bool)
+        whole = self.windows.protocol == "leave-last-out"
+        asked = Asked(self.replay, lists, tested, self._zero_shot, self.config.seed, whole)
+        best, none = [], np.empty((0, len(BASELINES), DEPTH), np.int32)
+        for block in self.engine.map(blocks, asked, cut(lists.start, self.engine.parts)):
+            end = block.first + len(block.warm)
+            made[lists.start[block.first] : lists.start[end]] = block.rows
+            warm[block.first : end] = block.warm
+            best.append(block.best)
+            on_progress(end, n)
         made.flush()
-        np.save(self.run.file("baselines.npy"), np.array(best, np.int32), allow_pickle=False)
+        np.save(self.run.file("baselines.npy"), np.concatenate([none, *best]), allow_pickle=False)
         np.save(self.run.file("warm.npy"), warm, allow_pickle=False)
-
-    def _check_custom(self, reading: Reading) -> None:
-        """Hold the user's own features to the contract, on this list."""
-        r = reading
-        said = [v for f in self.custom for v in violations(f, r.items, r.history, r.candidates, r.at, r.context)]
-        if said:
-            raise FeatureError("\n".join(said))
 
     def part(self, *windows: str, among: I64 | None = None) -> tuple[F32, Lists, I64]:
         """Rows and lists of some windows, and the numbers of their lists; only those of `among`, if given."""

@@ -213,18 +213,29 @@ class Encoder:
         vectors = np.full((len(distinct) + 1, self.dimension), np.nan, np.float32)
         known = list(distinct)
         order = np.argsort(-self.token_counts(known), kind="stable")
-        size = CUDA_BATCH if self.model.device.type == "cuda" else CPU_BATCH
-        self.model.eval()
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            with torch.inference_mode():
-                vectors[rows] = self.forward(self.tokens([known[r] for r in rows])).cpu().numpy()
+        done = 0
+        for batch in self.batches([known[row] for row in order]):
+            vectors[order[done : done + len(batch)]] = batch
+            done += len(batch)
             if on_progress:
-                on_progress(start + len(rows), len(order))
-        if not np.isfinite(vectors[:-1]).all():
-            raise ValueError("the encoder gave vectors that are not finite: its weights are damaged")
+                on_progress(done, len(order))
         out: F32 = vectors[[distinct.get(text, -1) for text in texts]]
         return out
+
+    def batches(self, texts: Sequence[str]) -> Iterator[F32]:
+        """float32[b, d], one vector of unit length a text: batch by batch, in the order of the texts.
+
+        texts: not blank, sorted by length, or padding costs much. Bits of a vector hang on what else is in its batch:
+        the same texts from a multiple of the batch on give the same. Raises `ValueError` for damaged weights.
+        """
+        size = CUDA_BATCH if self.model.device.type == "cuda" else CPU_BATCH
+        self.model.eval()
+        for start in range(0, len(texts), size):
+            with torch.inference_mode():
+                vectors: F32 = self.forward(self.tokens(texts[start : start + size])).cpu().numpy()
+            if not np.isfinite(vectors).all():
+                raise ValueError("the encoder gave vectors that are not finite: its weights are damaged")
+            yield vectors
 
     def projected(self, matrix: F32, bend: Bend | None = None) -> Encoder:
         """This encoder followed by a linear map of its unit vectors, bent if asked, normalised again.

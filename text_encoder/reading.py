@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from text_encoder.trainer import Clock
 
 _PARTS = 10
 _SMALLEST_PART = 1024
+
+BLOCK = 512
+"""Texts to a block: a whole number of batches on any device."""
 
 
 class BudgetSpent(RuntimeError):
@@ -42,12 +47,35 @@ class Reading:
         return np.where(self.readable[:, None], vectors.numpy(), np.float32(np.nan))
 
 
-def read(
-    encoder: Encoder, texts: list[str], directory: Path | None, clock: Clock | None, on_texts: Callable[[int], None]
-) -> Reading:
-    """The catalogue read, longest texts first, each distinct one once; in parts that are kept in `directory`.
+class Map(Protocol):
+    """How blocks of texts come to be read, here or elsewhere: what `function(shared, part)` yields, part after part."""
 
-    clock: None reads on whatever it takes. Raises `BudgetSpent` when the budget ends before the last part.
+    def __call__(
+        self, function: Callable[[Encoder, list[str]], Iterable[F32]], shared: Encoder, parts: Sequence[list[str]]
+    ) -> Generator[F32, None, None]:
+        """function: of a module, and pure."""
+
+
+def one_by_one(
+    function: Callable[[Encoder, list[str]], Iterable[F32]], shared: Encoder, parts: Sequence[list[str]]
+) -> Generator[F32, None, None]:
+    """Reads blocks here, one after the other."""
+    for part in parts:
+        yield from function(shared, part)
+
+
+def _read_block(encoder: Encoder, texts: list[str]) -> Iterator[F32]:
+    return encoder.batches(texts)
+
+
+def read(
+    encoder: Encoder, texts: list[str], directory: Path | None, clock: Clock | None, on_texts: Callable[[int], None],
+    over_blocks: Map = one_by_one,
+) -> Reading:  # fmt: skip
+    """The catalogue read, longest texts first, each distinct one once; what is read is kept in `directory`, ten times.
+
+    The catalogue is cut into blocks of whole batches, whoever reads them: so who does is in no bit of a vector. clock:
+    None reads on whatever it takes. Raises `BudgetSpent` when the budget ends before the last tenth.
     """
     readable = np.array([bool(text.strip()) for text in texts], bool)
     known = list(dict.fromkeys(text for text in texts if text.strip()))
@@ -56,21 +84,26 @@ def read(
     kept = checkpoint.read(file) if file else None
     # One more, of zeros, for items without text.
     vectors = kept[0]["vectors"] if kept else torch.zeros(len(known) + 1, encoder.dimension)
+    held = vectors.numpy()
     done, before_s = (int(kept[1]["read"]), float(kept[1]["seconds"])) if kept else (0, 0.0)
-    before = done
     on_texts(done)
     watch = Clock(float("inf"))
     watch.spent_before(before_s)
-    size = max(_SMALLEST_PART, -(-len(known) // _PARTS))
-    while done < len(known):
-        # One part at least, so that calling again always gets further.
-        if done > before and clock and clock.over:
-            raise BudgetSpent(_refusal(done, known, encoder, clock))
-        part = slice(done, done + size)
-        vectors[:-1][part] = torch.from_numpy(encoder.encode(known[part], _steps(on_texts)))
-        done = min(done + size, len(known))
-        if file:
-            checkpoint.write(file, {"vectors": vectors}, {"read": done, "seconds": watch.elapsed_s})
+    saved, tenth = done, max(_SMALLEST_PART, -(-len(known) // _PARTS))
+    blocks = [known[start : start + BLOCK] for start in range(done, len(known), BLOCK)]
+    with contextlib.closing(over_blocks(_read_block, encoder, blocks)) as found:
+        for batch in found:
+            held[done : done + len(batch)] = batch
+            done += len(batch)
+            on_texts(len(batch))
+            if done < len(known) and (done % BLOCK or done < saved + tenth):
+                continue
+            saved = done
+            if file:
+                checkpoint.write(file, {"vectors": vectors}, {"read": done, "seconds": watch.elapsed_s})
+            # One tenth at least has been read, so calling again always gets further.
+            if done < len(known) and clock and clock.over:
+                raise BudgetSpent(_refusal(done, known, encoder, clock))
     row = {text: i for i, text in enumerate(known)}
     return Reading(vectors[[row.get(text, len(known)) for text in texts]], readable, watch.elapsed_s)
 
@@ -84,17 +117,6 @@ def _refusal(done: int, known: list[str], encoder: Encoder, clock: Clock) -> str
         "encoder.budget_s, lower encoder.max_tokens, or take a smaller model. Another run of the same goes on from "
         "what was read"
     )
-
-
-def _steps(on_texts: Callable[[int], None]) -> Callable[[int, int], None]:
-    before = 0
-
-    def advance(now: int, _: int) -> None:
-        nonlocal before
-        on_texts(now - before)
-        before = now
-
-    return advance
 
 
 def _digest(*parts: object) -> str:

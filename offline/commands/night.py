@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ from offline.terminal import ConfigPath, Failure, Workspace, configured, print_t
 
 if TYPE_CHECKING:
     from offline.config import Config
+    from offline.engine import Engine
 
 
 def nightly(
@@ -35,6 +38,13 @@ def nightly(
         str | None, typer.Option(help="Time for the encoder, as 90s or 10m, over the config's `encoder.budget_s`.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where the work is done: local, in this process; ray, on a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="The Ray cluster; auto: the one this machine belongs to. Default: this machine alone."),
+    ] = None,
 ) -> None:
     """The night: check the data, fine-tune, replay, train, evaluate, release, compare with the live release, publish.
 
@@ -53,9 +63,28 @@ def nightly(
     if dry_run:
         _say_plan(c, publish, begin, until)
         return
-    made, report = made_by_night(c, publish, begin, until)
+    with _engine(engine, ray_address, c) as working:
+        made, report = made_by_night(c, publish, begin, until, working)
     say(f"report: {report}")
     say(f"release {made.id}: {made.path}")
+
+
+@contextmanager
+def _engine(name: str, ray_address: str | None, config: Config) -> Iterator[Engine]:
+    """The engine of that name while the block runs. Raises Failure for an unknown one and EngineError."""
+    from offline.engine import LOCAL
+
+    if name not in ("local", "ray"):
+        raise Failure(f"--engine {name}: no such engine; known: local, ray")
+    if name == "local":
+        if ray_address is not None:
+            raise Failure("--ray-address goes with --engine ray; the engine is local")
+        yield LOCAL
+        return
+    from offline.ray_engine import connected
+
+    with connected(ray_address, config.features.custom) as engine:
+        yield engine
 
 
 def with_accepted(config: Config, names: list[str]) -> Config:
@@ -88,13 +117,15 @@ def _say_plan(config: Config, publish: bool, since: float | None, until: float |
 
 
 def made_by_night(
-    config: Config, publish: bool, since: float | None = None, until: float | None = None
-) -> tuple[Any, Path]:
+    config: Config, publish: bool, since: float | None = None, until: float | None = None,
+    engine: Engine | None = None,
+) -> tuple[Any, Path]:  # fmt: skip
     """The release, and where its report is."""
+    from offline.engine import LOCAL
     from offline.nightly import Night
 
     with redis(config) as url:
-        night = Night(config, url if publish else None, since=since, until=until)
+        night = Night(config, url if publish else None, since=since, until=until, engine=engine or LOCAL)
         try:
             made = night()
         finally:

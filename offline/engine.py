@@ -1,0 +1,67 @@
+"""Engines: where the parts of a step are worked on, in this process or on a Ray cluster, with the same bits either way.
+
+A step that can be parted is a pure function of what its parts share and of one part, and yields blocks; an engine gives
+the blocks of all parts in the order of the parts. So how many parts there are, who works on them, and how often one is
+begun again because a machine died, is in no result. What is shared must not be written to: on Ray it is mapped from one
+memory for all workers of a machine, and read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from features.log import I64
+from offline.terminal import Failure
+
+Shared = TypeVar("Shared")
+Part = TypeVar("Part")
+Block = TypeVar("Block")
+
+
+class EngineError(Failure):
+    """An engine cannot be used; the message says what is missing and what to do."""
+
+
+class Engine(Protocol):
+    """Where parts are worked on."""
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a step is best cut."""
+
+    def map(
+        self, function: Callable[[Shared, Part], Iterable[Block]], shared: Shared, parts: Sequence[Part]
+    ) -> Generator[Block, None, None]:
+        """What `function(shared, part)` yields, part after part, in their order.
+
+        function: of a module, not a closure; it may be called more than once with the same part. Raises what it raises.
+        """
+
+
+class Local:
+    """This process, one part after the other, blocks handed on as they come."""
+
+    parts = 1
+
+    def map(
+        self, function: Callable[[Shared, Part], Iterable[Block]], shared: Shared, parts: Sequence[Part]
+    ) -> Generator[Block, None, None]:
+        """See `Engine`."""
+        for part in parts:
+            yield from function(shared, part)
+
+
+LOCAL = Local()
+
+
+def cut(start: I64, parts: int) -> list[range]:
+    """`parts` runs of neighbours that hold about as much each; fewer where there are fewer, none of them empty.
+
+    start: int64[n + 1], rising: what unit u holds is `start[u]:start[u + 1]`.
+    """
+    bounds = np.searchsorted(start, np.linspace(start[0], start[-1], parts + 1))
+    bounds[0], bounds[-1] = 0, len(start) - 1
+    return [range(a, b) for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True) if a < b]

@@ -1,0 +1,165 @@
+"""A night on a Ray cluster of several node processes: what `local` makes, to the bit, whoever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from offline.config import Config, load
+from offline.engine import cut
+from offline.nightly import Night
+from offline.quarantine import DataError
+from offline.ray_engine import Ray, connected
+from offline.rows import Asked, Block, blocks
+from offline.run import checksum
+from offline.simulate import SimulateConfig, simulate
+from text_encoder import reading
+from text_encoder.encoder import load as load_encoder
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray's own: processes and sockets it leaves to the system when a node is killed.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SHOP = SimulateConfig(items=60, users=80, days=8, end=datetime(2024, 6, 1, tzinfo=UTC))
+STORE_BYTES = 200 * 2**20
+
+
+class Nodes(NamedTuple):
+    """A head node, which the tests belong to, and two more; each with one CPU."""
+
+    address: str
+    workers: list[Any]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False, "wait": False}
+    try:
+        # Addresses of their own, none of which leaves the machine. 127.0.0.1 Ray takes for any address of it.
+        cluster.add_node(node_ip_address="127.0.0.2", **options)
+        workers = [cluster.add_node(node_ip_address=f"127.0.0.{k}", **options) for k in (3, 4)]
+        cluster.wait_for_nodes(timeout=120)
+        yield Nodes(cluster.address, workers)
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def engine(nodes: Nodes) -> Iterator[Ray]:
+    with connected(nodes.address) as engine:
+        yield engine
+
+
+def configured(workspace: Path) -> Config:
+    return load(
+        None, workspace=workspace, ranker={"trees": 10, "min_data_in_leaf": 20},
+        encoder={"epochs": 1, "budget_s": 600, "max_tokens": 16},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """A night by the local engine, up to the release."""
+    workspace = tmp_path_factory.mktemp("local")
+    simulate(SHOP, workspace / "data")
+    night = Night(configured(workspace), None)
+    night()
+    return night
+
+
+def test_a_night_on_ray_makes_the_files_of_a_local_night_to_the_byte(local: Night, engine: Ray, tmp_path: Path) -> None:
+    """From the same data and configuration: the same run, lists, vectors, rows, ranker, and the same release."""
+    (tmp_path / "data").symlink_to(local.config.data)
+    night = Night(configured(tmp_path), None, engine=engine)
+    night.run.do(night.steps_to("ranker"))
+    assert engine.parts > 1
+    assert night.run.directory.name == local.run.directory.name
+    names = ("vectors.npy", "zero_shot.npy", "lists.npz", "rows.npy", "baselines.npy", "warm.npy", "ranker.txt")
+    assert {n: checksum(night.run.file(n)) for n in names} == {n: checksum(local.run.file(n)) for n in names}
+
+
+def test_texts_are_read_in_blocks_by_several_nodes(engine: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three blocks, read by whoever is free: the vectors of a reading here, to the bit."""
+    monkeypatch.setattr(reading, "BLOCK", 32)
+    encoder = load_encoder("minilm", max_tokens=16)
+    texts = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(80)]
+    here, there = (
+        reading.read(encoder, texts, None, None, lambda _: None, over_blocks).vectors
+        for over_blocks in (reading.one_by_one, engine.map)
+    )
+    np.testing.assert_array_equal(there, here)
+
+
+def refused(what: str, part: int) -> Iterator[int]:
+    raise DataError(f"{what} {part} is damaged")
+    yield 0
+
+
+def test_an_error_of_a_part_is_the_error_of_the_night(engine: Ray) -> None:
+    """As it was raised there, with its own class and words: the command line knows what to say of it."""
+    with pytest.raises(DataError, match=r"^file 7 is damaged$"):
+        list(engine.map(refused, "file", [7, 8]))
+
+
+class Watched(NamedTuple):
+    """Rows to be made, and a directory in which who begins a part leaves a file."""
+
+    asked: Asked
+    begun: Path
+    home: str
+
+
+def held_blocks(watched: Watched, part: range) -> Iterator[Block]:
+    """`blocks`, but on any node other than the first a part waits, once, until a node has been killed."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    first = not list(watched.begun.glob(f"{part.start}-*"))
+    (watched.begun / f"{part.start}-{node}-{time.monotonic_ns()}").touch()
+    until = time.monotonic() + 120
+    while node != watched.home and first and not (watched.begun / "killed").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return blocks(watched.asked, part)
+
+
+def test_a_node_killed_midway_costs_time_alone(local: Night, engine: Ray, nodes: Nodes, tmp_path: Path) -> None:
+    """SIGKILL to a node in the middle of a part: the part is begun again elsewhere, and all rows are the same."""
+    import ray
+
+    by_id = {node.node_id: node for node in nodes.workers}
+
+    def kill() -> None:
+        while True:
+            for path in tmp_path.glob("*-*-*"):
+                if (node := by_id.get(path.name.split("-")[1])) is not None:
+                    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+                    (tmp_path / "killed").touch()
+                    return
+            time.sleep(0.05)
+
+    asked = Asked(local.replay, local.lists, local.windows.lists("test", local.lists), local._zero_shot, 17, False)
+    watched = Watched(asked, tmp_path, ray.get_runtime_context().get_node_id())
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    found = list(engine.map(held_blocks, watched, cut(local.lists.start, 6)))
+    killer.join()
+    np.testing.assert_array_equal(np.concatenate([b.rows for b in found]), np.load(local.run.file("rows.npy")))
+    np.testing.assert_array_equal(np.concatenate([b.best for b in found]), np.load(local.run.file("baselines.npy")))
+    begun = [path.name.split("-")[0] for path in tmp_path.glob("*-*-*")]
+    assert len(begun) > len(set(begun)) == 6, "a part that the killed node had begun was begun again"
