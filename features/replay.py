@@ -17,6 +17,7 @@ from features.log import F32, F64, I32, Events, Kind, Lists
 from features.moment import LONGEST, Feature, Items, Moment
 from features.neighbours import SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
+from features.reading import Values, Words
 from features.table import declared, rows
 from features.taste import LEARNERS, Evidence, factors
 from features.vectors import Vectors
@@ -41,7 +42,7 @@ class Replay:
     came before; rows never use one made of their own future, and before the first there is none. revised: the moment
     and the vectors (like `vectors`) of each later encoder, ascending, in use from the first of `refresh_at` at or after
     it; each must have been made of what came before its moment. custom: features of the user's own. session_weight: as
-    in `Neighbours.build`.
+    in `Neighbours.build`. words: of each item's text, from which taste factors read what no tag says; None reads none.
     """
 
     catalogue: Catalogue
@@ -51,6 +52,7 @@ class Replay:
     custom: tuple[Feature, ...] = ()
     session_weight: float = SESSION_WEIGHT
     revised: tuple[tuple[float, F32], ...] = ()
+    words: Words | None = None
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -113,7 +115,11 @@ class Replay:
         )
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
-        return replace(fresh, factors=factors(self.catalogue, vectors, clicks, self._evidence(fresh, at)))
+        return replace(fresh, factors=factors(self.catalogue, self._values, vectors, clicks, self._evidence(fresh, at)))
+
+    @cached_property
+    def _values(self) -> Values:
+        return Values.of(self.catalogue, self.words)
 
     def _evidence(self, items: Items, at: float) -> list[Evidence]:
         """What the shoppers most lately shown something did with it, as of a moment."""

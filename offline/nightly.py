@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from features.custom import load as load_features
 from features.log import F32, F64, I64, Kind, Lists
+from features.reading import Words
 from features.replay import Replay
 from features.vectors import Vectors
 from offline import (
@@ -165,8 +166,16 @@ class Night:
         revised = tuple(zip(moments, map(_and_unknown, np.load(self.run.file("vectors.npy"))), strict=True))
         return Replay(
             self.data.catalogue, self._zero_shot, self.data.events, np.unique(np.append(refresh, moments)), self.custom,
-            self.config.features.session_weight, revised,
+            self.config.features.session_weight, revised, self._words,
         )  # fmt: skip
+
+    @property
+    def _words(self) -> Words:
+        """Of titles and descriptions alone: words that name a tag because it was entered would say what is known."""
+        table = self.data.items
+        given = [n for n in ("title", "description") if n in table.column_names]
+        columns = {n: table[n].to_pylist() for n in given}
+        return Words.of(item_texts(" ".join(f"{{{n}}}" for n in given), columns))
 
     @property
     def is_logged(self) -> bool:
