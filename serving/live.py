@@ -286,20 +286,21 @@ class Follower:
         """One look at pointer and stream; True where nothing is left to read."""
         live = self.live
         try:
-            pointer, tail = await self._store.poll(live.last if live else END)
+            pointer, tail, away = await self._store.poll(live.last if live else END)
         except StoreAway as e:
             self._say_redis(str(e))
             if live is None and not self.reason.startswith("release"):
                 self.reason = f"no release is loaded, and its pointer cannot be read: {e}"
             return True
-        self._say_redis("ok")
+        self._say_redis(away or "ok")
         if live is not None:
             live.apply(tail)
             if tail.item_ids:
                 self._metrics.fresh(time.time() - tail.since)
             with suppress(StoreAway):  # the next look reads it
                 await self._lay_over(live)
-        self._consider(pointer)
+        if pointer is not None or not away:
+            self._consider(pointer)
         return live is None or not tail.item_ids
 
     async def _written_since(self, live: Live) -> Live:
@@ -383,7 +384,7 @@ class Follower:
             return
         with suppress(StoreAway):  # whatever is not read now, the next polls read
             live = await self._written_since(live)
-            while (tail := (await self._store.poll(live.last))[1]).item_ids:
+            while (tail := (await self._store.poll(live.last)).tail).item_ids:
                 live.apply(tail)
         self.live, self.reason, self._failed = live, "", None
         self._metrics.release(live.release.id)
