@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -192,6 +193,11 @@ def _served_table(entries: Sequence[bytes]) -> pa.Table:
     columns["at"] = [round(s.at * 1e6) for s in lists]
     columns["score"] = [s.scores for s in lists]
     columns["propensity"] = [s.propensities for s in lists]
+    columns["shadow"] = [s.shadow and s.shadow.release for s in lists]
+    columns["shadow_score"] = [s.shadow and np.frombuffer(s.shadow.score, "<f8") for s in lists]
+    for name in ("correlation", "overlap", "ms"):
+        columns[f"shadow_{name}"] = [s.shadow and getattr(s.shadow, name) for s in lists]
+    columns["live_ms"] = [s.shadow and s.shadow.live_ms for s in lists]
     return _typed(columns, SERVED_SCHEMA)
 
 

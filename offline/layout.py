@@ -20,5 +20,7 @@ SERVED_SCHEMA = pa.schema(
         ("item_ids", pa.list_(pa.string())),
         ("score", pa.list_(pa.float64())), ("propensity", pa.list_(pa.float64())),
         ("candidates", pa.list_(pa.string())), ("rows", pa.binary()),
+        ("shadow", pa.string()), ("shadow_score", pa.list_(pa.float64())), ("shadow_correlation", pa.float64()),
+        ("shadow_overlap", pa.float64()), ("shadow_ms", pa.float64()), ("live_ms", pa.float64()),
     ]
 )  # fmt: skip

@@ -71,7 +71,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(follower.run())
         following.add_done_callback(_say_if_it_died)
-        tasks = [following, asyncio.create_task(_look_at(good)), asyncio.create_task(service.served.run())]
+        tasks = [following, asyncio.create_task(_look_at(good)), asyncio.create_task(service.served.run()),
+                 asyncio.create_task(service.shadow.run())]  # fmt: skip
         if config.operator:
             tasks.append(asyncio.create_task(timeline.run()))
         yield

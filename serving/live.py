@@ -249,16 +249,18 @@ def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), 
 class Follower:
     """Keeps `live` up to date: events of the stream within a poll, a new release when the pointer moves.
 
+    Of the service there is one, and one more (`of_shadow`) for the release in shadow, which counts nothing.
+
     reason: why there is no release yet, or why the next one is not live; empty where all is well.
     redis: "ok", or how it is away.
     """
 
     def __init__(
         self, config: ServiceConfig, store: Store, release: Path | None, custom: tuple[Feature, ...] = (),
-        metrics: Metrics | None = None,
+        metrics: Metrics | None = None, shadow: bool = False,
     ) -> None:  # fmt: skip
         """release: a directory to answer from until the pointer says otherwise, and while Redis is away."""
-        self._custom, self._metrics = custom, metrics or Metrics()
+        self._custom, self._metrics, self._shadow = custom, metrics, shadow
         self.live: Live | None = None
         self.reason = "starting"
         self.redis = "not asked yet"
@@ -268,25 +270,33 @@ class Follower:
         self._written = WrittenItems(store)
         self._loading: asyncio.Task[None] | None = None
 
+    def of_shadow(self) -> Follower:
+        """One like it that follows the release in shadow."""
+        return Follower(self._config, self._store, None, self._custom, shadow=True)
+
     async def run(self) -> None:
         """Follow until cancelled."""
         try:
             if self._first is not None:
                 await self._load(Pointer("", str(self._first)))
             while True:
-                caught_up = await self._step()
+                caught_up = await self.step()
                 await asyncio.sleep(0 if not caught_up else self._config.poll_s)
         finally:
-            if self._loading is not None:
-                self._loading.cancel()
-                with suppress(asyncio.CancelledError):
-                    await self._loading
+            await self.stop()
 
-    async def _step(self) -> bool:
+    async def stop(self) -> None:
+        """Load nothing more."""
+        if self._loading is not None:
+            self._loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._loading
+
+    async def step(self) -> bool:
         """One look at pointer and stream; True where nothing is left to read."""
         live = self.live
         try:
-            pointer, tail, away = await self._store.poll(live.last if live else END)
+            pointer, tail, away, shadow = await self._store.poll(live.last if live else END)
         except StoreAway as e:
             self._say_redis(str(e))
             if live is None and not self.reason.startswith("release"):
@@ -295,12 +305,13 @@ class Follower:
         self._say_redis(away or "ok")
         if live is not None:
             live.apply(tail)
-            if tail.item_ids:
+            if tail.item_ids and self._metrics:
                 self._metrics.fresh(time.time() - tail.since)
             with suppress(StoreAway):  # the next look reads it
                 await self._lay_over(live)
-        if pointer is not None or not away:
-            self._consider(pointer)
+        named = shadow if self._shadow else pointer
+        if named is not None or not away:
+            self._consider(named)
         return live is None or not tail.item_ids
 
     async def _written_since(self, live: Live) -> Live:
@@ -350,15 +361,18 @@ class Follower:
         return await asyncio.to_thread(live.under, Overlay(written, vectors, near), self._config.rules)
 
     def _say_redis(self, state: str) -> None:
-        if state != self.redis:
+        if state != self.redis and not self._shadow:
             (log.info if state == "ok" else log.warning)("redis: %s", state)
         self.redis = state
-        self._metrics.redis(state == "ok")
+        if self._metrics:
+            self._metrics.redis(state == "ok")
 
     def _consider(self, pointer: Pointer | None) -> None:
         """Begin to load the release that the pointer names, if it is not the live one and did not fail just now."""
         if pointer is None:
-            if self.live is None:
+            if self._shadow:
+                self.live, self.reason = None, ""
+            elif self.live is None:
                 self.reason = "no release is published yet: run `shelfwise nightly`, or promote one"
             return
         if self.live is not None and self.live.release.id == pointer.id:
@@ -387,5 +401,6 @@ class Follower:
             while (tail := (await self._store.poll(live.last)).tail).item_ids:
                 live.apply(tail)
         self.live, self.reason, self._failed = live, "", None
-        self._metrics.release(live.release.id)
-        log.info("answering from release %s", live.release.id)
+        if self._metrics:
+            self._metrics.release(live.release.id)
+        log.info("%s release %s", "scoring in shadow by" if self._shadow else "answering from", live.release.id)

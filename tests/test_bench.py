@@ -41,6 +41,9 @@ TINY = {
     "rules": (
         ["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"},
     ),
+    "shadow": (
+        ["--items", "1000", "--trees", "5", "--requests", "10", "--turns", "1"], {"p50_ratio", "p99_ratio"},
+    ),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
     "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
     "memory": (

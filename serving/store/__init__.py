@@ -8,6 +8,7 @@
     sw:i:.., sw:items, sw:item-changes     items written since a release: see `written`
     sw:erased                  stream of erased users, fields `u` (see `user_hash`) and `t` (Unix seconds)
     sw:release                 JSON of a `Pointer`
+    sw:shadow                  likewise, of the release that is scored beside the live one; missing where none is
     sw:audit                   list of JSON lines, oldest first: the last changes of the pointer, at most AUDITED
     sw:v:<encoder>:<item id>   float16[d], little-endian: the item's vector by the encoder of this fingerprint
 

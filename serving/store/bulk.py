@@ -22,7 +22,7 @@ from features.log import F32, F64, I8, I64
 from serving.store import users
 from serving.store.address import Address
 from serving.store.errors import StoreCorrupt, refusal
-from serving.store.layout import AUDIT, ERASED, POINTER, STREAM, Layout
+from serving.store.layout import AUDIT, ERASED, POINTER, SHADOW, STREAM, Layout
 from serving.store.pointer import AUDITED, Pointer, decode_pointer
 from serving.store.stream import START, Event, Tail, decode_event, decode_events, decode_tail, reached, tail_commands
 from serving.store.vectors import decode_vectors, encode_vectors, vector_key
@@ -136,6 +136,14 @@ class BulkStore:
     def point(self, pointer: Pointer) -> None:
         """Make a release live: every worker loads it within a second or so and swaps to it."""
         self.run([["SET", POINTER, msgspec.json.encode(pointer)]])
+
+    def shadow(self) -> Pointer | None:
+        """The release in shadow, None where none is."""
+        return decode_pointer(self.run([["GET", SHADOW]])[0], SHADOW)
+
+    def cast(self, shadow: Pointer | None) -> None:
+        """Put a release in shadow: every worker loads it and scores some requests with it too; None ends that."""
+        self.run([["SET", SHADOW, msgspec.json.encode(shadow)] if shadow else ["DEL", SHADOW]])
 
     def audit(self, line: str) -> None:
         """Add a line to the audit of releases, the oldest beyond `AUDITED` going."""

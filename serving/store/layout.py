@@ -26,6 +26,7 @@ STREAM = "sw:events"
 SERVED = "sw:served"
 ERASED = "sw:erased"
 POINTER = "sw:release"
+SHADOW = "sw:shadow"
 AUDIT = "sw:audit"
 _ITEMS = "items"
 

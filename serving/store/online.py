@@ -14,7 +14,7 @@ from serving.store import users
 from serving.store.address import Address
 from serving.store.cluster import Cluster
 from serving.store.errors import StoreAway, refusal
-from serving.store.layout import ERASED, POINTER, Layout
+from serving.store.layout import ERASED, POINTER, SHADOW, Layout
 from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server
 from serving.store.stream import Event, Tail, decode_tail, tail_commands
@@ -25,15 +25,16 @@ _STEP, _STEPS = 1000, 5
 
 
 class Seen(NamedTuple):
-    """What a look found: the live release, and events of the stream.
+    """What a look found: the live release, events of the stream, and the release in shadow.
 
-    away: why part of a cluster did not answer, empty where all did. The pointer is then the last that was read, and the
+    away: why part of a cluster did not answer, empty where all did. Pointers are then the last that were read, and the
     events are those of the nodes that answered.
     """
 
     pointer: Pointer | None
     tail: Tail
     away: str = ""
+    shadow: Pointer | None = None
 
 
 class Store:
@@ -53,6 +54,8 @@ class Store:
             else Server(url, timeout_s, Breaker(failures, pause_s))
         )
         self._pointer: Pointer | None = None
+        self.shadow: Pointer | None = None
+        """The release in shadow, as `poll` last read it."""
         self._turn = 0
 
     async def close(self) -> None:
@@ -122,16 +125,18 @@ class Store:
         return sorted(found)[:count]
 
     async def poll(self, last: str, count: int = _TAIL) -> Seen:
-        """The live release, and about `count` events of the stream at most, after a place: one round trip."""
-        commands = [["GET", POINTER], *tail_commands(self.layout, last, count)]
-        pointer, *parts = await self._redis.ask(commands, look=True)
-        wrong = [r for r in (pointer, *parts) if isinstance(r, Exception)]
+        """Which releases are live and in shadow, and about `count` events after a place at most: one round trip."""
+        commands = [["GET", POINTER], ["GET", SHADOW], *tail_commands(self.layout, last, count)]
+        pointer, shadow, *parts = await self._redis.ask(commands, look=True)
+        wrong = [r for r in (pointer, shadow, *parts) if isinstance(r, Exception)]
         if len(wrong) == len(commands) or (wrong and not self.layout.cluster):
             raise _away(wrong[0]) from wrong[0]
         if not isinstance(pointer, Exception):
             self._pointer = decode_pointer(pointer)
+        if not isinstance(shadow, Exception):
+            self.shadow = decode_pointer(shadow, SHADOW)
         tail = decode_tail(self.layout, [[] if isinstance(p, Exception) else p for p in parts], last)
-        return Seen(self._pointer, tail, str(_away(wrong[0])) if wrong else "")
+        return Seen(self._pointer, tail, str(_away(wrong[0])) if wrong else "", self.shadow)
 
 
 def _away(error: Exception) -> StoreAway:

@@ -1,4 +1,4 @@
-"""Which release is live, as Redis holds it."""
+"""Which release is live, and which is in shadow, as Redis holds it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ AUDITED = 1000
 
 
 class Pointer(msgspec.Struct, frozen=True):
-    """Which release is live. path: its directory, as every worker sees it. pinned: no night may replace it."""
+    """A release that is live or in shadow. path: its directory, as every worker sees it. pinned: no night may replace
+    it."""
 
     id: str
     path: str
     pinned: bool = False
 
 
-def decode_pointer(reply: bytes | None) -> Pointer | None:
+def decode_pointer(reply: bytes | None, key: str = POINTER) -> Pointer | None:
     """None where nothing is there. Raises StoreCorrupt."""
     if reply is None:
         return None
     try:
         return msgspec.json.decode(reply, type=Pointer)
     except msgspec.MsgspecError as e:
-        raise StoreCorrupt(
-            f"{POINTER} does not hold the JSON of a release pointer ({e}): promote a release anew"
-        ) from e
+        raise StoreCorrupt(f"{key} does not hold the JSON of a release pointer ({e}): promote a release anew") from e
