@@ -312,6 +312,8 @@ class Follower:
         named = shadow if self._shadow else pointer
         if named is not None or not away:
             self._consider(named)
+        elif live is None and not self._shadow and not self.reason.startswith("release"):
+            self.reason = f"no release is loaded, and its pointer cannot be read: {away}"
         return live is None or not tail.item_ids
 
     async def _written_since(self, live: Live) -> Live:
