@@ -42,21 +42,20 @@ def redis(config: Config) -> Iterator[str]:
 
     Raises Failure where it cannot be used, inside the block too.
     """
-    from redis import RedisError
+    from redis import ConnectionPool, RedisError
 
     from offline.config import redis_url
     from serving.embedded import connect_url
-    from serving.store import Address, StoreAway
+    from serving.store import StoreAway
 
     named = redis_url()
     try:
         if named:
-            Address.of(named)
+            ConnectionPool.from_url(named)
     except ValueError:
         # The reason is left out: it can quote what the address holds, a password among it.
         raise Failure(
-            "REDIS_URL is no address of a Redis; expected redis://HOST:6379/0, rediss://..., unix:///path/to/socket, "
-            "or redis+cluster://HOST:6379 for a cluster"
+            "REDIS_URL is no address of a Redis; expected redis://HOST:6379/0, rediss://... or unix:///path/to/socket"
         ) from None
     try:
         with connect_url(named, config.redis) as url:
