@@ -17,16 +17,15 @@ import numpy as np
 
 from features.catalogue import Catalogue
 from features.compiled import compiled
-from features.log import F32, F64, I32, I64
+from features.log import F32, F64, I32
 from features.prior import standardised
+from features.reading import Values
 
 DIMENSIONS = 64
 LEARNERS = 2500
 """Shoppers that factors are learned from at one time, the most lately active; 64 KiB of memory each while it lasts."""
-_SHARES = {"tag": 0.3, "category": 0.15, "brand": 0.1, "number": 0.05, "text": 0.5}
-"""Variance of taste, in squared log odds, that having a value or not makes before anything is learned."""
-_VALUES = 512
-"""Most common values of category, brand and tags that descriptions keep."""
+_NUMBER, _TEXT = 0.05, 0.5
+"""Variance of taste, in squared log odds, that a number and the text make before anything is learned."""
 _CHUNK = 4096
 _ROUNDS = 6
 _ITEMS_FROM = 2
@@ -134,16 +133,17 @@ def odds(factor: F32, candidates: I32, taste: F64) -> F64:
     return out
 
 
-def factors(catalogue: Catalogue, vectors: F32, clicks: F64, evidence: Sequence[Evidence]) -> F32:
+def factors(catalogue: Catalogue, values: Values, vectors: F32, clicks: F64, evidence: Sequence[Evidence]) -> F32:
     """float32[n + 1, d <= 64]: the factor of each item, 0 for the unknown one; d is 0 where nobody was shown anything.
 
-    vectors: float32[n + 1, d'] of item texts; a coordinate that is not finite counts as missing. clicks: float64[n +
-    1], how much of the shop's clicks each item has: their mean is the origin. evidence: one a shopper.
+    values: of its items. vectors: float32[n + 1, d'] of their texts; a coordinate that is not finite counts as missing.
+    clicks: float64[n + 1], how much of the shop's clicks each item has: their mean is the origin. evidence: one a
+    shopper.
     """
     evidence = [_by_item(e) for e in evidence if len(e.item)]
     if not evidence:
         return np.empty((len(catalogue) + 1, 0), np.float32)
-    described = _described(catalogue, vectors)
+    described = _described(catalogue, values, vectors)
     factor = described.copy()
     for k in range(_ROUNDS):
         mean, spread = _tastes(factor, evidence)
@@ -208,58 +208,36 @@ def _root(a: F64) -> F64:
     return out
 
 
-def _described(catalogue: Catalogue, vectors: F32) -> F64:
+def _described(catalogue: Catalogue, values: Values, vectors: F32) -> F64:
     """float64[n + 1, d]: the main directions of what is known of items, scaled so that taste has unit variance."""
     n = len(catalogue)
     total, square = np.zeros(0), np.zeros((0, 0))
-    for chunk in _chunks(catalogue, vectors):
+    for chunk in _chunks(catalogue, values, vectors):
         total = total + chunk.sum(axis=0) if total.size else chunk.sum(axis=0).astype(np.float64)
         square = square + chunk.T @ chunk if square.size else (chunk.T @ chunk).astype(np.float64)
     mean = total / max(n, 1)
     value, direction = np.linalg.eigh(square - n * np.outer(mean, mean))
     kept = direction[:, ::-1][:, : min(DIMENSIONS, int((value > 1e-9 * max(value[-1], 1e-300)).sum()))]
-    out = np.vstack([*((chunk - mean) @ kept for chunk in _chunks(catalogue, vectors)), np.zeros((1, kept.shape[1]))])
+    out = np.vstack(
+        [*((chunk - mean) @ kept for chunk in _chunks(catalogue, values, vectors)), np.zeros((1, kept.shape[1]))]
+    )
     return np.asarray(out, np.float64)
 
 
-def _chunks(catalogue: Catalogue, vectors: F32) -> Iterator[F32]:
+def _chunks(catalogue: Catalogue, values: Values, vectors: F32) -> Iterator[F32]:
     """float32[rows, k] of all items in order, `_CHUNK` at a time: values had or not, numbers, text."""
     n, d = len(catalogue), vectors.shape[1]
-    start, value, share = _values(catalogue)
-    numbers = standardised(catalogue.numbers) * np.sqrt(_SHARES["number"])
+    start, value, amount, share = values
+    numbers = standardised(catalogue.numbers) * np.sqrt(_NUMBER)
     text = np.where(np.isfinite(vectors), vectors, 0).astype(np.float32)
     spread = float(((text[:n] - text[:n].mean(axis=0)) ** 2).sum() / max(n, 1)) if n else 0.0
-    text *= np.float32(np.sqrt(_SHARES["text"] / spread)) if spread > 0 else np.float32(0)
+    text *= np.float32(np.sqrt(_TEXT / spread)) if spread > 0 else np.float32(0)
     for first in range(0, n, _CHUNK):
         last = min(first + _CHUNK, n)
         out = np.zeros((last - first, len(share) + numbers.shape[1] + d), np.float32)
         owner = np.repeat(np.arange(last - first), np.diff(start[first : last + 1]))
-        held = value[start[first] : start[last]]
-        out[owner, held] = np.sqrt(share[held])
+        held = slice(start[first], start[last])
+        out[owner, value[held]] = np.sqrt(share[value[held]]) * amount[held]
         out[:, len(share) : len(share) + numbers.shape[1]] = numbers[first:last]
         out[:, len(share) + numbers.shape[1] :] = text[first:last]
         yield out
-
-
-def _values(catalogue: Catalogue) -> tuple[I64, I32, F64]:
-    """(start int64[n + 1], value int32[...], share float64[values]): the common values of each item, ragged."""
-    n, c = len(catalogue), catalogue
-    tags = np.repeat(np.arange(n), np.diff(c.tag_start[: n + 1]))
-    owners, codes, shares, base = [], [], [], 0
-    for name, owner, code, count in (
-        ("category", np.arange(n), c.category[:n], len(c.category_names)),
-        ("brand", np.arange(n), c.brand[:n], len(c.brand_names)), ("tag", tags, c.tag[: len(tags)], len(c.tag_names)),
-    ):  # fmt: skip
-        known = code < count
-        owners.append(owner[known])
-        codes.append(code[known].astype(np.int64) + base)
-        shares.append(np.full(count, _SHARES[name]))
-        base += count
-    owner, code, share = np.concatenate(owners), np.concatenate(codes), np.concatenate(shares)
-    common = np.argsort(-np.bincount(code, minlength=base), kind="stable")[:_VALUES]
-    place = np.full(base, -1)
-    place[common] = np.arange(len(common))
-    kept = place[code] >= 0
-    order = np.lexsort((place[code[kept]], owner[kept]))
-    owner, value = owner[kept][order], place[code[kept]][order].astype(np.int32)
-    return np.searchsorted(owner, np.arange(n + 1)).astype(np.int64), value, share[common]

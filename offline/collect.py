@@ -7,18 +7,21 @@
 
 The day is that of arrival. A file is made whole aside and then named after the last stream entry in it, so that the
 name is the high-water mark: killed at any moment, a run leaves the file or nothing, and the next one goes on after it.
+In a cluster a stream is in parts, and each has files and a mark of its own: `part-s<shard>-<entry>.parquet`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -37,6 +40,7 @@ from serving.written import BulkWrittenItems
 _ROWS = 200_000
 _BYTES = 256_000_000
 _DAY_MS = 86_400_000
+_NAME = re.compile(r"part-(?:s(\d+)-)?(\d+)-(\d+)\.parquet")
 _RELEASES = 5
 """The newest releases: one of them may be served again, so what they read of Redis stays there."""
 
@@ -81,10 +85,11 @@ def collect(
         total, done, counts = sum(store.length(log.stream) for log in _LOGS), 0, []
         for log in _LOGS:
             count = 0
-            for taken, written in _moved(log, directory, store, gone):
-                done, count = done + taken, count + written
-                if on_progress:
-                    on_progress(min(done, total), total)
+            for shard in _shards(store):
+                for taken, written in _moved(log, shard, directory, store, gone):
+                    done, count = done + taken, count + written
+                    if on_progress:
+                        on_progress(min(done, total), total)
             counts.append(count)
         if fresh:
             _forget(directory, store, fresh)
@@ -103,29 +108,39 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def mark(folder: Path) -> str:
+def _shards(store: BulkStore) -> Sequence[int | None]:
+    """The parts of a stream in a cluster; the one that is all of it elsewhere."""
+    return range(store.layout.shards) if store.layout.cluster else [None]
+
+
+def mark(folder: Path, shard: int | None = None) -> str:
     """The id of the last stream entry that is in a folder of parts; the start of the stream where there is none."""
-    names = [p.name.removeprefix("part-").removesuffix(".parquet") for p in folder.glob("date=*/part-*.parquet")]
-    ids = [tuple(map(int, name.split("-"))) for name in names]
+    ids = [
+        (int(found[2]), int(found[3]))
+        for path in folder.glob("date=*/part-*.parquet")
+        if (found := _NAME.fullmatch(path.name)) and (found[1] is None if shard is None else found[1] == f"{shard:02d}")
+    ]
     return "{}-{}".format(*max(ids)) if ids else START
 
 
-def _moved(log: _Log, directory: Path, store: BulkStore, gone: Erasures) -> Iterator[tuple[int, int]]:
+def _moved(
+    log: _Log, shard: int | None, directory: Path, store: BulkStore, gone: Erasures
+) -> Iterator[tuple[int, int]]:
     """Write what waits, a day or `_ROWS` at a time; (entries taken, rows written) after each file."""
-    last = mark(directory / log.folder)
-    while part := _next(log, store, last):
+    last, stream = mark(directory / log.folder, shard), store.layout.part(log.stream, shard or 0)
+    while part := _next(log, stream, store, last):
         last = part[-1][0]
         table = erasures.kept(log.table([entry for _, entry in part]), gone, log.moment)
-        _write(_path(directory / log.folder, last), table)
+        _write(_path(directory / log.folder, last, shard), table)
         yield len(part), len(table)
 
 
-def _next(log: _Log, store: BulkStore, last: str) -> list[tuple[str, bytes]]:
+def _next(log: _Log, stream: str, store: BulkStore, last: str) -> list[tuple[str, bytes]]:
     """The next entries that belong in one file: of one day, and not too many."""
     out: list[tuple[str, bytes]] = []
     size = 0
     while len(out) < _ROWS and size < _BYTES:
-        found = store.entries(log.stream, log.field, out[-1][0] if out else last, log.batch)
+        found = store.entries(stream, log.field, out[-1][0] if out else last, log.batch)
         if not found:
             break
         day = _day((out or found)[0][0])
@@ -141,10 +156,11 @@ def _day(entry_id: str) -> int:
     return int(entry_id.partition("-")[0]) // _DAY_MS
 
 
-def _path(folder: Path, last: str) -> Path:
+def _path(folder: Path, last: str, shard: int | None) -> Path:
     day = datetime.fromtimestamp(_day(last) * _DAY_MS / 1e3, UTC).date().isoformat()
     milliseconds, number = last.split("-")
-    return folder / f"date={day}" / f"part-{int(milliseconds):013d}-{int(number):06d}.parquet"
+    part = "part" if shard is None else f"part-s{shard:02d}"
+    return folder / f"date={day}" / f"{part}-{int(milliseconds):013d}-{int(number):06d}.parquet"
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -177,6 +193,11 @@ def _served_table(entries: Sequence[bytes]) -> pa.Table:
     columns["at"] = [round(s.at * 1e6) for s in lists]
     columns["score"] = [s.scores for s in lists]
     columns["propensity"] = [s.propensities for s in lists]
+    columns["shadow"] = [s.shadow and s.shadow.release for s in lists]
+    columns["shadow_score"] = [s.shadow and np.frombuffer(s.shadow.score, "<f8") for s in lists]
+    for name in ("correlation", "overlap", "ms"):
+        columns[f"shadow_{name}"] = [s.shadow and getattr(s.shadow, name) for s in lists]
+    columns["live_ms"] = [s.shadow and s.shadow.live_ms for s in lists]
     return _typed(columns, SERVED_SCHEMA)
 
 
@@ -238,8 +259,11 @@ def _prune(store: BulkStore, kept: Sequence[Listed]) -> None:
 
 def _trim(directory: Path, store: BulkStore, kept: Sequence[Listed]) -> int:
     """Take out of Redis what is on disk, and no release that may be served again needs from there."""
-    store.trim_to(SERVED, mark(directory / "served"))
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
-    collected = int(mark(directory / "events").partition("-")[0]) / 1e3
-    # An hour covers clocks that disagree, as in `serving.live`.
-    return store.trim(min(collected, min(cut_offs) - 3600)) if cut_offs else 0
+    trimmed = 0
+    for shard in _shards(store):
+        store.trim_to(store.layout.part(SERVED, shard or 0), mark(directory / "served", shard))
+        collected = int(mark(directory / "events", shard).partition("-")[0]) / 1e3
+        # An hour covers clocks that disagree, as in `serving.live`.
+        trimmed += store.trim(min(collected, min(cut_offs) - 3600), shard or 0) if cut_offs else 0
+    return trimmed

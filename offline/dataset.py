@@ -181,13 +181,13 @@ def _unsent(directory: Path, events: pa.Table, gone: erasures.Erasures) -> pa.Ta
     lists = served["item_ids"].combine_chunks()
     of = pc.list_parent_indices(lists)
     place = np.arange(len(of)) - np.searchsorted(of.to_numpy(), of.to_numpy())
-    row = served.select(["request_id", "at", "user_id", "device", "query"]).take(of)
+    row = served.select(["request_id", "at", "user_id", "device"]).take(of)
     given = {
         "event_id": pc.binary_join_element_wise(
             row["request_id"], pa.array(place).cast(pa.string()), "#"
         ), "event": pa.array(["impression"] * len(of)), "user_id": row["user_id"], "item_id": pc.list_flatten(lists),
         "timestamp": row["at"], "request_id": row["request_id"], "position": pa.array(place, pa.int16()),
-        "device": row["device"], "query": row["query"],
+        "device": row["device"],
     }  # fmt: skip
     return _whole(pa.table(given))
 
@@ -346,7 +346,7 @@ def _events(table: pa.Table, path: Path, catalogue: Catalogue) -> tuple[Events, 
         pc.fill_null(table["position"].cast(pa.int16()), -1).to_numpy().astype(np.int16)[order],
         table["value"].cast(pa.float64()).to_numpy()[order],
         user.dictionary.to_pylist(), request.dictionary.to_pylist(),
-        _sessions(table)[order], _devices(table)[order], _queries(table),
+        _sessions(table)[order], _devices(table)[order],
     )  # fmt: skip
     return events, table["event_id"].combine_chunks().take(pa.array(order))
 
@@ -368,18 +368,6 @@ def _devices(events: pa.Table) -> I8:
     code = np.array([*(device_code(name) for name in said.dictionary.to_pylist()), NO_DEVICE], np.int8)
     out: I8 = code[pc.fill_null(said.indices, -1).to_numpy(zero_copy_only=False)]
     return out
-
-
-def _queries(events: pa.Table) -> dict[int, str]:
-    """What was typed for each request that has a query: of its impressions, the first that says."""
-    column = _column(events, "query")
-    if column is None:
-        return {}
-    shown = pc.equal(events["event"].cast(pa.string()), "impression")
-    request = events["request_id"].combine_chunks().dictionary_encode().indices
-    some = pc.and_(pc.and_(shown, pc.is_valid(column)), pc.is_valid(request))
-    number, text = request.filter(some.combine_chunks()).to_pylist(), column.filter(some).to_pylist()
-    return {n: words for n, words in zip(reversed(number), reversed(text), strict=True) if words.strip()}
 
 
 def _truth(path: Path) -> Mapping[tuple[str, str], float] | None:

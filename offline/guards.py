@@ -146,6 +146,13 @@ def _compared(
     return gate.against((a, b), by_slice, judged, live, config)
 
 
+def goes_into_shadow(night: Night) -> bool:
+    """Whether the configuration wants what the gate has nothing else against scored beside the live release."""
+    found = night.json("gate.json")
+    against = [rule for rule, said, _ in found["reasons"] if said != verdict.PROMOTE]
+    return night.config.gate.mode == "shadow" and against == ["mode"] and night.live is not None
+
+
 def raise_unless_it_may_go_live(night: Night, pointer: Pointer | None) -> None:
     """Raises Kept or Asked by the gate's verdict, and Kept for a live release that is pinned or one rolled back."""
     made = night.json("release.json")["id"]

@@ -24,8 +24,8 @@ def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
 
     The gain of an item is its best action there: by request where the event names one, else by the same user on the
     same item within `attribution_s` of the latest list that showed it. An item shown twice in a list stands once, at
-    its first position; an impression of an item outside the catalogue is left out. Device and query are the first that
-    an impression names: those of a click would tell which lists were clicked.
+    its first position; an impression of an item outside the catalogue is left out. The device is the first that an
+    impression names: that of a click would tell which lists were clicked.
     """
     shown = events.take((events.kind == Kind.IMPRESSION) & (events.request >= 0) & (events.item >= 0))
     order = np.lexsort((shown.position, shown.at, shown.request))
@@ -38,10 +38,7 @@ def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
     request_ids = [events.request_ids[r] for r in shown.request[start].tolist()]
     none_missed = np.zeros((len(start), 3), np.int32)
     device = _first_known(shown.device, bounds)
-    query = [events.queries.get(r, "") for r in shown.request[start].tolist()]
-    lists = Lists(
-        at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed, device, query
-    )
+    lists = Lists(at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed, device)
     return lists.take(np.lexsort((request_ids, at)))
 
 
@@ -92,7 +89,7 @@ def _offered(asked: _Asked, part: range) -> Iterator[I32]:
     baskets = asked.baskets.take(np.arange(part.start, part.stop))
     none = replace(baskets, start=np.zeros(len(baskets) + 1, np.int64), item=np.empty(0, np.int32))
     for r in asked.replay.readings(none):
-        yield retrieve(r.items, r.history, r.at, asked.size, r.context).item
+        yield retrieve(r.items, r.history, r.at, asked.size).item
 
 
 def rebuilt(
@@ -163,5 +160,5 @@ def baskets(events: Events, begin: float) -> Lists:
     bounds = np.append(start, len(acts)).astype(np.int64)
     return Lists(
         acts.at[start], acts.user[start], ids, bounds, acts.item, np.full(len(acts), -1, np.int16), GAIN[acts.kind],
-        np.zeros((len(start), 3), np.int32), _first_known(acts.device, bounds), [""] * len(start),
+        np.zeros((len(start), 3), np.int32), _first_known(acts.device, bounds),
     )  # fmt: skip

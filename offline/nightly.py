@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from features.custom import load as load_features
 from features.log import F32, F64, I64, Kind, Lists
+from features.reading import Words
 from features.replay import Replay
 from features.vectors import Vectors
 from offline import (
@@ -49,7 +50,6 @@ from offline.rows import Asked, blocks
 from offline.run import Run, Step, checksum, code, reserved, write_json
 from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
-from ranker import query_prior
 from ranker.examination import examination
 from ranker.train import Trained, refit, train
 from ranker.trees import Trees
@@ -166,8 +166,16 @@ class Night:
         revised = tuple(zip(moments, map(_and_unknown, np.load(self.run.file("vectors.npy"))), strict=True))
         return Replay(
             self.data.catalogue, self._zero_shot, self.data.events, np.unique(np.append(refresh, moments)), self.custom,
-            self.config.features.session_weight, revised,
+            self.config.features.session_weight, revised, self._words,
         )  # fmt: skip
+
+    @property
+    def _words(self) -> Words:
+        """Of titles and descriptions alone: words that name a tag because it was entered would say what is known."""
+        table = self.data.items
+        given = [n for n in ("title", "description") if n in table.column_names]
+        columns = {n: table[n].to_pylist() for n in given}
+        return Words.of(item_texts(" ".join(f"{{{n}}}" for n in given), columns))
 
     @property
     def is_logged(self) -> bool:
@@ -299,8 +307,6 @@ class Night:
             config = config.model_copy(update={"position_debias": False})
         x, learnt, _ = self.part("ranker", among=among)
         x_valid, valid, _ = self.part("validation")
-        searched = sum(map(bool, learnt.query))
-        x, x_valid = (query_prior.hidden(part, columns, searched) for part in (x, x_valid))
         chosen = train(
             x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
             learnt.position if config.position_debias else None, on_progress=on_progress,
@@ -311,7 +317,6 @@ class Night:
             return chosen, valid_score
         del x, x_valid
         x, learnt, _ = self.part("ranker", "validation", among=among)
-        x = query_prior.hidden(x, columns, searched)
         position = learnt.position if config.position_debias else None
         return refit(chosen, x, learnt.gain, learnt.start, columns, config, position), valid_score
 

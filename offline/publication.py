@@ -38,6 +38,10 @@ def publish(night: Night, store: BulkStore, on_progress: OnProgress) -> None:
     """
     made, events = night.json("release.json"), night.data.events
     if night.live != made["id"]:
+        if guards.goes_into_shadow(night):
+            releases.shadow(
+                night.config.releases, store, made["id"], "the night's gate (gate.mode: shadow)", night.custom
+            )
         guards.raise_unless_it_may_go_live(night, night.pointer())
     vectors = night.vectors
     known = np.flatnonzero(np.isfinite(vectors).all(axis=1))

@@ -25,7 +25,7 @@ class RetentionConfig(BaseModel):
 
 
 def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[str]:
-    """Ids of the releases removed now: beyond the newest, neither live, nor pinned, nor the one before the live one.
+    """Ids of the releases removed now: beyond the newest, neither live, nor in shadow, nor the one before it.
 
     Also what a killed night left: releases half made or half removed. An encoder's vectors go from Redis with the last
     release that has them. Killed anywhere, the next call completes it.
@@ -34,6 +34,8 @@ def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[st
         pointer = store.pointer()
         good = [(r.path, r.manifest) for r in list_releases(root) if r.manifest]
         kept = {m.id for _, m in good[: config.releases]}
+        if in_shadow := store.shadow():
+            kept |= {in_shadow.id}
         if pointer is not None:
             kept |= {pointer.id} | {i for i in [releases.previous(root, pointer.id)] if i}
         gone = [(p, m) for p, m in good if m.id not in kept] if pointer is not None else []

@@ -42,20 +42,21 @@ def redis(config: Config) -> Iterator[str]:
 
     Raises Failure where it cannot be used, inside the block too.
     """
-    from redis import ConnectionPool, RedisError
+    from redis import RedisError
 
     from offline.config import redis_url
     from serving.embedded import connect_url
-    from serving.store import StoreAway
+    from serving.store import Address, StoreAway
 
     named = redis_url()
     try:
         if named:
-            ConnectionPool.from_url(named)
+            Address.of(named)
     except ValueError:
         # The reason is left out: it can quote what the address holds, a password among it.
         raise Failure(
-            "REDIS_URL is no address of a Redis; expected redis://HOST:6379/0, rediss://... or unix:///path/to/socket"
+            "REDIS_URL is no address of a Redis; expected redis://HOST:6379/0, rediss://..., unix:///path/to/socket, "
+            "or redis+cluster://HOST:6379 for a cluster"
         ) from None
     try:
         with connect_url(named, config.redis) as url:

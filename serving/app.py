@@ -27,7 +27,6 @@ from starlette.exceptions import HTTPException
 from features.custom import load as load_features
 from features.table import Feature
 from serving import item, keys, metrics, request_id, schema
-from serving.breaker import Breaker
 from serving.clock import clock_of
 from serving.config import ID_CHARACTERS, ServiceConfig
 from serving.connection import Connection
@@ -64,7 +63,7 @@ def create_app(
     good: the keys that are; without any, whoever reaches the service may ask all.
     """
     counts, good, now = Metrics(), good or Keys(), clock or clock_of(config.clock_file)
-    store = Store(redis_url, config.redis_timeout_s, Breaker(config.redis_failures, config.redis_pause_s))
+    store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s)
     follower = Follower(config, store, release, custom, counts)
     service = Service(config, store, follower, lambda: now() + config.clock_offset_s, counts)
 
@@ -72,7 +71,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(follower.run())
         following.add_done_callback(_say_if_it_died)
-        tasks = [following, asyncio.create_task(_look_at(good)), asyncio.create_task(service.served.run())]
+        tasks = [following, asyncio.create_task(_look_at(good)), asyncio.create_task(service.served.run()),
+                 asyncio.create_task(service.shadow.run())]  # fmt: skip
         if config.operator:
             tasks.append(asyncio.create_task(timeline.run()))
         yield

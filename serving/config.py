@@ -80,6 +80,9 @@ class ServiceConfig(BaseModel):
     log_served_most: int = Field(
         200_000, ge=1, le=100_000_000, description="Served lists that wait in Redis at most; beyond, dropped, counted."
     )
+    shadow_share: float = Field(
+        0.1, ge=0, le=1, description="Share of the logged lists that a release in shadow scores too, after the answer."
+    )
     explore: float = Field(
         0.0, ge=0, le=1, description="Share of the lists in which neighbours may change places, with known chances."
     )

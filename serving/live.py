@@ -24,7 +24,6 @@ from features.history import EMPTY, History
 from features.log import F32, F64, I32, I64, Kind
 from features.retrieval import compared, retrieve
 from features.table import Feature, Items, features, rows
-from ranker import query_prior
 from ranker.booster import BoosterTrees
 from serving.conditions import Attributes, Condition, RuleError
 from serving.config import ServiceConfig
@@ -52,29 +51,24 @@ class Parts(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Items best first, equal scores by id. item: int32[k]. score: float64[k]. rows: float32[k, features].
-
-    sought: float64[k], what of the score is there for matching a query of which the ranker has learned nothing.
-    """
+    """Items best first, equal scores by id. item: int32[k]. score: float64[k]. rows: float32[k, features]."""
 
     item_ids: list[str]
     item: I32
     score: F64
     rows: F32
-    sought: F64
 
     def take(self, order: I64) -> Ranking:
         """The same items in another order."""
         return Ranking(
-            [self.item_ids[k] for k in order.tolist()], self.item[order], self.score[order], self.rows[order],
-            self.sought[order],
-        )  # fmt: skip
+            [self.item_ids[k] for k in order.tolist()], self.item[order], self.score[order], self.rows[order]
+        )
 
     def first(self, limit: int | None) -> Ranking:
         """At most `limit` of them; all where it is None."""
         if limit is None or limit >= len(self.item_ids):
             return self
-        return self.take(np.arange(limit))
+        return Ranking(self.item_ids[:limit], self.item[:limit], self.score[:limit], self.rows[:limit])
 
 
 @dataclass
@@ -111,7 +105,7 @@ class Live:
         # What is made when it is first asked for is made now, while nobody waits.
         at = self.release.manifest.cut_off
         live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1)
-        retrieve(live.items, EMPTY, at, 1, Context(query="a"))
+        retrieve(live.items, EMPTY, at, 1)
         return live
 
     def apply(self, tail: Tail) -> None:
@@ -127,15 +121,11 @@ class Live:
         # In the order of ids, a stable sort by score leaves equal scores in it.
         ids, place, item = self._each_once(item_ids)
         if not len(item):
-            return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32), np.empty(0))
+            return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32))
         table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
-        sought = np.zeros(len(score))
-        if context.query and not self.release.knows_queries:
-            sought = query_prior.added(table, self.release.trees.names, score)
-            score = score + sought
         best = np.argsort(-score, kind="stable")[:limit]
-        return Ranking([ids[i] for i in place[best].tolist()], item[best], score[best], table[best], sought[best])
+        return Ranking([ids[i] for i in place[best].tolist()], item[best], score[best], table[best])
 
     def _each_once(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
         """Ids, and of each candidate once, in the order of ids: its place among them, and its row."""
@@ -168,24 +158,20 @@ class Live:
         asked = None if rules is None else Plan.of(rules, self.attributes, "rules")
         return asked if self.standing is None else self.standing.then(asked)
 
-    def contributions(self, ranking: Ranking, most: int, context: Context = NO_CONTEXT) -> list[Parts]:
-        """For each item what its score is made of, the `most` weightiest features by name.
-
-        context: of the request that was ranked. What a query adds is said in its words; where the ranker has learned
-        nothing of queries it is a part of its own, `query`.
-        """
+    def contributions(self, ranking: Ranking, most: int) -> list[Parts]:
+        """For each item what its score is made of, the `most` weightiest features by name."""
         if not len(ranking.rows):
             return []
         share = self.release.trees.contributions(ranking.rows)
         order = np.argsort(-np.abs(share[:, :-1]), axis=1, kind="stable")
-        out = []
-        for row, columns, sought in zip(share, order, ranking.sought.tolist(), strict=True):
-            said = [(self.features[f], float(row[f])) for f in columns[:most].tolist() if row[f] != 0]
-            if sought:
-                said = sorted([*said, (_SOUGHT, sought)], key=lambda part: -abs(part[1]))
-            said = [(_of_query(feature, added, context.query), added) for feature, added in said]
-            out.append(Parts(float(row[-1]), said, float(row[columns[most:]].sum())))
-        return out
+        return [
+            Parts(
+                float(row[-1]),
+                [(self.features[f], float(row[f])) for f in columns[:most].tolist() if row[f] != 0],
+                float(row[columns[most:]].sum()),
+            )
+            for row, columns in zip(share, order, strict=True)
+        ]
 
     def nearest_engaged(self, ranking: Ranking, history: History) -> list[tuple[int, float] | None]:
         """For each item, the other item of the user's list nearest by text as (row, cosine), None for none."""
@@ -222,22 +208,21 @@ class Live:
         seen = History(
             item, np.full(len(item), Kind.CLICK, np.int8), np.full(len(item), at - 1), item, np.full(len(item), at - 2)
         )
-        asked = Context(query=self.items.catalogue.titles[0] + " xyzzy" if n else "")
-        for history, context in ((EMPTY, NO_CONTEXT), (seen, NO_CONTEXT), (seen, asked)):
-            ranking = self.rank(history, list(self.items.catalogue.item_ids[:500]), at, None, context)
+        for history in (EMPTY, seen):
+            ranking = self.rank(history, list(self.items.catalogue.item_ids[:500]), at, None)
             self.contributions(ranking, 1)
             self.nearest_engaged(ranking, history)
-        self._warm_rules(ranking, seen, at, asked)
+        self._warm_rules(ranking, seen, at)
         Live.of(self.release).apply(Tail(START, ["warm"], np.zeros(1, np.int8), np.full(1, at)))
 
-    def _warm_rules(self, ranking: Ranking, history: History, at: float, asked: Context) -> None:
+    def _warm_rules(self, ranking: Ranking, history: History, at: float) -> None:
         """Every rule once, and retrieval, whose first passes compile."""
         anything = Condition(attribute="category", in_=["", *self.items.catalogue.category_names[:1]])
         rules = Rules(filter=Condition(not_=anything), cap=[Cap("category", 1)], diversity=Diversity(0.5))
         plan = Plan.of(rules, self.attributes, "rules")
         assert plan is not None
         plan.apply(Ranked(ranking.item_ids, ranking.item, ranking.score), self.items.vectors, history, at, 1)
-        retrieve(self.items, history, at, 1, asked)
+        retrieve(self.items, history, at, 1)
 
 
 def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), rules: Rules | None = None) -> Live:
@@ -261,19 +246,10 @@ def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), 
     return live
 
 
-_SOUGHT = Feature("query", "what you searched for", "score", "no query", lambda m: np.nan)
-"""Stands for `Ranking.sought` among the reasons."""
-
-
-def _of_query(feature: Feature, added: float, query: str) -> Feature:
-    """The feature, and one of the query's as people say it of an item."""
-    if not query or not feature.name.startswith("query"):
-        return feature
-    return feature._replace(about=f'{"matches" if added > 0 else "does not match"} "{query}"')
-
-
 class Follower:
     """Keeps `live` up to date: events of the stream within a poll, a new release when the pointer moves.
+
+    Of the service there is one, and one more (`of_shadow`) for the release in shadow, which counts nothing.
 
     reason: why there is no release yet, or why the next one is not live; empty where all is well.
     redis: "ok", or how it is away.
@@ -281,10 +257,10 @@ class Follower:
 
     def __init__(
         self, config: ServiceConfig, store: Store, release: Path | None, custom: tuple[Feature, ...] = (),
-        metrics: Metrics | None = None,
+        metrics: Metrics | None = None, shadow: bool = False,
     ) -> None:  # fmt: skip
         """release: a directory to answer from until the pointer says otherwise, and while Redis is away."""
-        self._custom, self._metrics = custom, metrics or Metrics()
+        self._custom, self._metrics, self._shadow = custom, metrics, shadow
         self.live: Live | None = None
         self.reason = "starting"
         self.redis = "not asked yet"
@@ -294,38 +270,50 @@ class Follower:
         self._written = WrittenItems(store)
         self._loading: asyncio.Task[None] | None = None
 
+    def of_shadow(self) -> Follower:
+        """One like it that follows the release in shadow."""
+        return Follower(self._config, self._store, None, self._custom, shadow=True)
+
     async def run(self) -> None:
         """Follow until cancelled."""
         try:
             if self._first is not None:
                 await self._load(Pointer("", str(self._first)))
             while True:
-                caught_up = await self._step()
+                caught_up = await self.step()
                 await asyncio.sleep(0 if not caught_up else self._config.poll_s)
         finally:
-            if self._loading is not None:
-                self._loading.cancel()
-                with suppress(asyncio.CancelledError):
-                    await self._loading
+            await self.stop()
 
-    async def _step(self) -> bool:
+    async def stop(self) -> None:
+        """Load nothing more."""
+        if self._loading is not None:
+            self._loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._loading
+
+    async def step(self) -> bool:
         """One look at pointer and stream; True where nothing is left to read."""
         live = self.live
         try:
-            pointer, tail = await self._store.poll(live.last if live else END)
+            pointer, tail, away, shadow = await self._store.poll(live.last if live else END)
         except StoreAway as e:
             self._say_redis(str(e))
             if live is None and not self.reason.startswith("release"):
                 self.reason = f"no release is loaded, and its pointer cannot be read: {e}"
             return True
-        self._say_redis("ok")
+        self._say_redis(away or "ok")
         if live is not None:
             live.apply(tail)
-            if tail.item_ids:
+            if tail.item_ids and self._metrics:
                 self._metrics.fresh(time.time() - tail.since)
             with suppress(StoreAway):  # the next look reads it
                 await self._lay_over(live)
-        self._consider(pointer)
+        named = shadow if self._shadow else pointer
+        if named is not None or not away:
+            self._consider(named)
+        elif live is None and not self._shadow and not self.reason.startswith("release"):
+            self.reason = f"no release is loaded, and its pointer cannot be read: {away}"
         return live is None or not tail.item_ids
 
     async def _written_since(self, live: Live) -> Live:
@@ -375,15 +363,18 @@ class Follower:
         return await asyncio.to_thread(live.under, Overlay(written, vectors, near), self._config.rules)
 
     def _say_redis(self, state: str) -> None:
-        if state != self.redis:
+        if state != self.redis and not self._shadow:
             (log.info if state == "ok" else log.warning)("redis: %s", state)
         self.redis = state
-        self._metrics.redis(state == "ok")
+        if self._metrics:
+            self._metrics.redis(state == "ok")
 
     def _consider(self, pointer: Pointer | None) -> None:
         """Begin to load the release that the pointer names, if it is not the live one and did not fail just now."""
         if pointer is None:
-            if self.live is None:
+            if self._shadow:
+                self.live, self.reason = None, ""
+            elif self.live is None:
                 self.reason = "no release is published yet: run `shelfwise nightly`, or promote one"
             return
         if self.live is not None and self.live.release.id == pointer.id:
@@ -409,8 +400,9 @@ class Follower:
             return
         with suppress(StoreAway):  # whatever is not read now, the next polls read
             live = await self._written_since(live)
-            while (tail := (await self._store.poll(live.last))[1]).item_ids:
+            while (tail := (await self._store.poll(live.last)).tail).item_ids:
                 live.apply(tail)
         self.live, self.reason, self._failed = live, "", None
-        self._metrics.release(live.release.id)
-        log.info("answering from release %s", live.release.id)
+        if self._metrics:
+            self._metrics.release(live.release.id)
+        log.info("%s release %s", "scoring in shadow by" if self._shadow else "answering from", live.release.id)

@@ -57,6 +57,9 @@ class Metrics:
             f"{name}redis_up", "1 where every worker reaches Redis.", registry=r, multiprocess_mode="livemin"
         )
         self._dropped = Counter(f"{name}served_dropped", "Served lists that the log had no room for.", registry=r)
+        self._shadow = Counter(
+            f"{name}shadow", "Lists to be scored by the release in shadow, by what came of it.", ["outcome"], registry=r
+        )
         self._live: str | None = None
         # A labelled child is found by a lock and a dictionary of tuples; once is enough.
         self._of_route: dict[str, Histogram] = {}
@@ -96,6 +99,10 @@ class Metrics:
     def dropped(self, count: int) -> None:
         """Records of served lists were lost for want of room."""
         self._dropped.inc(count)
+
+    def shadow(self, outcome: str) -> None:
+        """A list was to be scored by the release in shadow: `scored`, `dropped` as there were too many, or `failed`."""
+        self._shadow.labels(outcome).inc()
 
     def fresh(self, seconds: float) -> None:
         """This worker read of an event that was accepted so long ago."""

@@ -112,6 +112,31 @@ def unpin(root: Path, store: BulkStore, reason: str) -> Pointer:
         return pointer
 
 
+def shadow(root: Path, store: BulkStore, release_id: str, reason: str, custom: tuple[Feature, ...] = ()) -> Release:
+    """Have every worker score a share of its lists by this release too. Raises ReleaseError where it is not whole or
+    live already."""
+    with locked(root / "lock", wait=True):
+        pointer = store.pointer()
+        if pointer is not None and pointer.id == release_id:
+            raise ReleaseError(f"release {release_id} is live: a release in shadow is another one")
+        release = load(root / release_id, custom=custom)
+        before = store.shadow()
+        audit(root, store, "shadow", release.id, before.id if before else None, reason)
+        store.cast(Pointer(id=release.id, path=str(release.path.resolve())))
+    return release
+
+
+def unshadow(root: Path, store: BulkStore, reason: str) -> Pointer:
+    """End that. Raises ReleaseError where no release is in shadow."""
+    with locked(root / "lock", wait=True):
+        before = store.shadow()
+        if before is None:
+            raise ReleaseError("no release is in shadow: `shelfwise releases shadow ID` puts one there")
+        audit(root, store, "unshadow", before.id, before.id, reason)
+        store.cast(None)
+    return before
+
+
 def _restore_vectors(store: BulkStore, release: Release) -> None:
     """Put a release's item vectors into Redis, from its own file."""
     import pyarrow.parquet as pq  # 40 ms that no request should wait for
@@ -130,6 +155,8 @@ def _point(
     """The line first: killed in between, a change is announced that did not come, never one made without a trace."""
     pointer = store.pointer()
     audit(root, store, action, release_id, pointer.id if pointer else None, reason, by)
+    if (in_shadow := store.shadow()) and in_shadow.id == release_id:
+        store.cast(None)
     store.point(Pointer(id=release_id, path=str(path.resolve()), pinned=action == "pin"))
 
 

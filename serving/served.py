@@ -26,13 +26,30 @@ _BYTES = 32_000_000
 _BATCH = 200
 
 
+class Shadowed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the release in shadow says of the same request, scored after the answer had gone.
+
+    score: float64[k], of the items as they were shown, little-endian bytes, NaN for one it has withdrawn. Over all
+    candidates, before rules: correlation, of both releases' scores (Spearman), None where one gives all the same;
+    overlap, the share of the live release's first 10 that are among its own first 10. live_ms, ms: time that each took
+    to rank them.
+    """
+
+    release: str
+    score: bytes
+    correlation: float | None
+    overlap: float
+    live_ms: float
+    ms: float
+
+
 class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     """One answered list, best first as it was shown: the place in `item_ids` is the position.
 
     at: the moment of the ranking, Unix seconds. score: float64[k], of the ranker, little-endian bytes. propensity:
     likewise, the chance of each item to stand at its place; only where exploration is on. candidates, rows: of a
     sampled share, every candidate that was ranked and float32[candidates, features], the very rows that were scored.
-    degraded: ranked without the user's history. query: what was searched for.
+    degraded: ranked without the user's history. shadow: of a share of the lists while a release is in shadow.
     """
 
     request_id: str
@@ -47,7 +64,7 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     propensity: bytes | None = None
     candidates: list[str] | None = None
     rows: bytes | None = None
-    query: str | None = None
+    shadow: Shadowed | None = None
 
     @property
     def scores(self) -> F64:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from features.context import Context
+from features.context import Context, device_code
 from features.history import EMPTY, History
 from features.log import F64
 from ranker.booster import BoosterTrees
@@ -40,6 +40,7 @@ from serving.schema import (
     Rejected,
 )
 from serving.served import Served, ServedLog
+from serving.shadow import Shadow
 from serving.store import Store, StoreAway
 from serving.written import WrittenItems
 
@@ -61,6 +62,7 @@ class Service:
         self.metrics = metrics or Metrics()
         self.written = WrittenItems(store)
         self.served = ServedLog(store, self.metrics, config.log_served_most)
+        self.shadow = Shadow(config, store, follower.of_shadow(), self.served, self.metrics)
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
@@ -105,8 +107,7 @@ class Service:
         history, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
-        context = Context.said(request.device, request.query)
-        found = await live.offers.candidates(history, at, size, plan, context)
+        found = await live.offers.candidates(history, at, size, plan)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
         answer = self._answer(request, live, history, degraded, ids, at, plan)
@@ -124,13 +125,21 @@ class Service:
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
-        context = Context.said(request.device, request.query)
+        context = Context(device_code(request.device))
         sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
-        whole = live.rank(history, candidates, at, None if sampled or plan is not None else request.limit, context)
+        shadowed = self.shadow.wants(live)
+        every = sampled or shadowed or plan is not None
+        began = time.perf_counter()
+        whole = live.rank(history, candidates, at, None if every else request.limit, context)
+        live_ms = _ms_since(began)
         ranking, ruled = _ruled(live, whole, plan, history, at, request.limit)
         ranking, propensity = self._explored(ranking.first(request.limit)) if ruled is None else (ranking, None)
-        self._log(request, live, at, degraded, ranking, propensity, whole if sampled else None)
-        items = self._explained(live, ranking, history, ruled, context) if request.explain else _plain(ranking)
+        record = self._record(request, live, at, degraded, ranking, propensity, whole if sampled else None)
+        if shadowed:
+            self.shadow.put(record, whole, context, live_ms)
+        elif self.config.log_served:
+            self.served.put(record)
+        items = self._explained(live, ranking, history, ruled) if request.explain else _plain(ranking)
         removed = ruled.removed if ruled is not None and request.explain else UNSET
         return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
 
@@ -141,21 +150,16 @@ class Service:
         order, propensity = explored(len(ranking.item_ids), self.config.explore, self._rng)
         return ranking.take(order), propensity
 
-    def _log(
+    def _record(
         self, request: RankRequest | RecommendRequest, live: Live, at: float, degraded: bool, shown: Ranking,
         propensity: F64 | None, whole: Ranking | None,
-    ) -> None:  # fmt: skip
-        """Keep what is shown for the log; whole: all candidates and their rows, of a list that is sampled."""
-        if not self.config.log_served:
-            return
+    ) -> Served:  # fmt: skip
+        """What is shown, for the log; whole: all candidates and their rows, of a list that is sampled."""
         route = "rank" if isinstance(request, RankRequest) else "recommend"
-        self.served.put(
-            Served(
-                request_id.current(), at, live.release.id, route, shown.item_ids, shown.score.tobytes(),
-                request.user_id, request.device, degraded, None if propensity is None else propensity.tobytes(),
-                None if whole is None else whole.item_ids, None if whole is None else whole.rows.tobytes(),
-                request.query or None,
-            )
+        return Served(
+            request_id.current(), at, live.release.id, route, shown.item_ids, shown.score.tobytes(),
+            request.user_id, request.device, degraded, None if propensity is None else propensity.tobytes(),
+            None if whole is None else whole.item_ids, None if whole is None else whole.rows.tobytes(),
         )  # fmt: skip
 
     def _bound(self, request: RankRequest, live: Live) -> None:
@@ -168,12 +172,10 @@ class Service:
                 "Name fewer `candidates`.", "candidates",
             )  # fmt: skip
 
-    def _explained(
-        self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None, context: Context
-    ) -> list[RankedItem]:  # fmt: skip
+    def _explained(self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None) -> list[RankedItem]:
         items = _plain(ranking)
         catalogue = live.items.catalogue
-        for item, parts in zip(items, live.contributions(ranking, self.config.reasons, context), strict=True):
+        for item, parts in zip(items, live.contributions(ranking, self.config.reasons), strict=True):
             item.base, item.others = parts.base, parts.others
             item.reasons = [schema.Reason(feature.name, added, feature.about) for feature, added in parts.weightiest]
         for item, applied in zip(items, ruled.applied if ruled is not None else (), strict=ruled is not None):
@@ -301,7 +303,7 @@ class Service:
         return {
             "status": "ready" if live else "not ready", "release": live.release.id if live else None,
             "reason": self.follower.reason or None, "redis": self.follower.redis, "degraded": self.degraded,
-            "slow": self.slow,
+            "slow": self.slow, "shadow": self.shadow.state(),
         }  # fmt: skip
 
 
@@ -344,4 +346,5 @@ def _ruled(
         return ranking, None
     ranked = Ranked(ranking.item_ids, ranking.item, ranking.score)
     ruled = plan.apply(ranked, live.items.vectors, history, at, limit)
-    return ranking.take(ruled.order)._replace(score=ruled.score), ruled
+    ids = [ranking.item_ids[k] for k in ruled.order.tolist()]
+    return Ranking(ids, ranking.item[ruled.order], ruled.score, ranking.rows[ruled.order]), ruled

@@ -4,6 +4,7 @@
     sw:items                   sorted set of the ids of those, by the time of their last write
     sw:item-changes            stream of writes and of vectors made, fields `i` (item id) and `w` (put or vector)
 
+In a cluster all three are on one node, by the names in `store.layout`, so that a change is told of after it was made.
 Vectors stand where `store` says. A field is written by itself, so that two writes of one item merge, whoever is first.
 """
 
@@ -16,23 +17,17 @@ import numpy as np
 from redis.exceptions import ResponseError
 
 from features.log import F32
-from serving.store import START, BulkStore, Store, decode_vectors, vector_key
+from serving.store import START, BulkStore, Layout, Store, decode_vectors, vector_key
 
-ITEMS = "sw:items"
-CHANGES = "sw:item-changes"
 _READERS = "embed"
 _CHANGES_MOST = 200_000
 """Entries of the stream of changes; workers look at it several times a second."""
 _BATCH = 1000
 
 
-def _item_key(item_id: str) -> str:
-    return f"sw:i:{item_id}"
-
-
-def _change(item_id: str, what: str) -> list[Any]:
+def _change(layout: Layout, item_id: str, what: str) -> list[Any]:
     """The command that tells of a change."""
-    return ["XADD", CHANGES, "MAXLEN", "~", _CHANGES_MOST, "*", "i", item_id, "w", what]
+    return ["XADD", layout.changes, "MAXLEN", "~", _CHANGES_MOST, "*", "i", item_id, "w", what]
 
 
 def _fields(reply: Any) -> dict[bytes, bytes]:
@@ -44,7 +39,7 @@ class WrittenItems:
     """The service's side; every failure is a `StoreAway`."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._layout = store, store.layout
 
     async def write(self, fields: Mapping[str, Mapping[str, bytes]], at: float, most: int) -> bool:
         """Set these fields of each item, leaving others as they are, and tell every worker; False without room.
@@ -53,24 +48,26 @@ class WrittenItems:
         """
         if not fields:
             return True
-        count, *known = await self._store.run([["ZCARD", ITEMS], *(["ZSCORE", ITEMS, i] for i in fields)])
+        count, *known = await self._store.run(
+            [["ZCARD", self._layout.items], *(["ZSCORE", self._layout.items, i] for i in fields)]
+        )
         if count + sum(k is None for k in known) > most:
             return False
         commands: list[list[Any]] = []
         for item_id, of_item in fields.items():
-            commands.append(["HSET", _item_key(item_id), *(x for pair in of_item.items() for x in pair)])
-            commands += [["ZADD", ITEMS, repr(at), item_id], _change(item_id, "put")]
+            commands.append(["HSET", self._layout.item(item_id), *(x for pair in of_item.items() for x in pair)])
+            commands += [["ZADD", self._layout.items, repr(at), item_id], _change(self._layout, item_id, "put")]
         await self._store.run(commands)
         return True
 
     async def ids(self) -> list[str]:
         """Items that were written since some release and are still kept, in order of their last write."""
-        return [i.decode() for i in (await self._store.run([["ZRANGE", ITEMS, 0, -1]]))[0]]
+        return [i.decode() for i in (await self._store.run([["ZRANGE", self._layout.items, 0, -1]]))[0]]
 
     async def fields(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         """The fields of each, as they were written; none of an item that was not."""
         return (
-            [_fields(r) for r in await self._store.run([["HGETALL", _item_key(i)] for i in item_ids])]
+            [_fields(r) for r in await self._store.run([["HGETALL", self._layout.item(i)] for i in item_ids])]
             if item_ids
             else []
         )
@@ -85,13 +82,15 @@ class WrittenItems:
 
     async def changed(self, last: str, count: int = _BATCH) -> tuple[str, list[str]]:
         """(id of the last entry, items): what was written or read by the encoder after entry `last`, each once."""
-        entries = (await self._store.run([["XRANGE", CHANGES, f"({last}", "+", "COUNT", count]], look=True))[0]
+        entries = (
+            await self._store.run([["XRANGE", self._layout.changes, f"({last}", "+", "COUNT", count]], look=True)
+        )[0]
         ids = dict.fromkeys(fields[b"i"].decode() for _, fields in entries)
         return (entries[-1][0].decode() if entries else last), list(ids)
 
     async def end(self) -> str:
         """The id of the last change."""
-        found = (await self._store.run([["XREVRANGE", CHANGES, "+", "-", "COUNT", 1]]))[0]
+        found = (await self._store.run([["XREVRANGE", self._layout.changes, "+", "-", "COUNT", 1]]))[0]
         return found[0][0].decode() if found else START
 
 
@@ -99,20 +98,21 @@ class BulkWrittenItems:
     """The offline side. Raises what redis-py raises."""
 
     def __init__(self, store: BulkStore) -> None:
-        self._store = store
+        self._store, self._layout = store, store.layout
 
     def ids(self) -> list[str]:
         """As `WrittenItems.ids`."""
-        return [i.decode() for i in self._store.run([["ZRANGE", ITEMS, 0, -1]])[0]]
+        return [i.decode() for i in self._store.run([["ZRANGE", self._layout.items, 0, -1]])[0]]
 
     def fields(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         """As `WrittenItems.fields`."""
-        return [_fields(r) for r in self._store.run([["HGETALL", _item_key(i)] for i in item_ids])] if item_ids else []
+        commands = [["HGETALL", self._layout.item(i)] for i in item_ids]
+        return [_fields(r) for r in self._store.run(commands)] if commands else []
 
     def drop(self, item_ids: Sequence[str]) -> None:
         """Forget what was written of items; the release is what holds."""
         for item_id in item_ids:
-            self._store.run([["ZREM", ITEMS, item_id], ["UNLINK", _item_key(item_id)]])
+            self._store.run([["ZREM", self._layout.items, item_id], ["UNLINK", self._layout.item(item_id)]])
 
     def take(self, worker: str, count: int, wait_s: float, orphaned_ms: int) -> list[tuple[str, str, str]]:
         """(entry, item id, put or vector) of changes that are now this worker's, of the group that reads texts.
@@ -120,14 +120,15 @@ class BulkWrittenItems:
         wait_s: how long to wait where there is none. orphaned_ms: those that another worker took so long ago and never
         finished are ours.
         """
+        changes = self._layout.changes
         try:
-            self._store.client.xgroup_create(CHANGES, _READERS, id="0", mkstream=True)
+            self._store.client.xgroup_create(changes, _READERS, id="0", mkstream=True)
         except ResponseError as e:
             if "BUSYGROUP" not in str(e):
                 raise
-        orphans = self._store.client.xautoclaim(CHANGES, _READERS, worker, orphaned_ms, count=count)[1]
+        orphans = self._store.client.xautoclaim(changes, _READERS, worker, orphaned_ms, count=count)[1]
         block = None if orphans or not wait_s else max(1, int(wait_s * 1000))
-        new = self._store.client.xreadgroup(_READERS, worker, {CHANGES: ">"}, count=count, block=block)
+        new = self._store.client.xreadgroup(_READERS, worker, {changes: ">"}, count=count, block=block)
         streams = new.items() if isinstance(new, dict) else new or ()
         entries = [*orphans, *(entry for _, found in streams for entry in found)]
         return [(i.decode(), fields[b"i"].decode(), fields[b"w"].decode()) for i, fields in entries if fields]
@@ -135,9 +136,9 @@ class BulkWrittenItems:
     def took(self, entries: Sequence[str]) -> None:
         """These changes are done with."""
         if entries:
-            self._store.run([["XACK", CHANGES, _READERS, *entries]])
+            self._store.run([["XACK", self._layout.changes, _READERS, *entries]])
 
     def tell_vectors(self, item_ids: Sequence[str]) -> None:
         """Tell every worker of the service that these items have a vector."""
         if item_ids:
-            self._store.run([_change(i, "vector") for i in item_ids])
+            self._store.run([_change(self._layout, i, "vector") for i in item_ids])

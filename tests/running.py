@@ -21,7 +21,7 @@ import redis
 from features.history import ENGAGEMENTS
 from serving.config import ServiceConfig
 from serving.keys import VARIABLE
-from serving.store import START, BulkStore
+from serving.store import START, BulkStore, Event
 from tests.test_service import until
 
 ROOT = Path(__file__).parent.parent
@@ -64,15 +64,29 @@ class Process:
             self._process = None
 
 
-def stored(url: str) -> list[str]:
-    """The ids of all events of the stream, in order of arrival."""
-    found, last = [], START
+def delivered(url: str) -> list[Event]:
+    """All events of the stream, in order of arrival."""
+    found: list[Event] = []
+    last = START
     with BulkStore(url) as store:
         while True:
             last, events = store.events(last)
             if not events:
                 return found
-            found += [e.event_id for e in events]
+            found += events
+
+
+def stored(url: str) -> list[str]:
+    """Their ids."""
+    return [e.event_id for e in delivered(url)]
+
+
+def emptied(url: str) -> None:
+    """Forget all but which release is live."""
+    with redis.Redis.from_url(url) as raw:
+        for key in raw.scan_iter("sw:*"):
+            if key not in (b"sw:release", b"sw:audit"):
+                raw.delete(key)
 
 
 def engagements(url: str, user_id: str) -> int:

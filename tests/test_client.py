@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from serving.keys import new_key
 from serving.store import BulkStore, Pointer
@@ -34,8 +34,10 @@ from shelfwise_client import (
     UnreachableError,
     UnsentError,
 )
-from tests.running import Line, Process, Scripted, engagements, process, stored
-from tests.test_service import EVERY, releases, url
+from shelfwise_client.calls import encoded, identified
+from shelfwise_client.spool import Spool
+from tests.running import Line, Process, Scripted, emptied, engagements, process, stored
+from tests.test_service import EVERY, ready, releases, served, until, url
 
 __all__ = ["releases", "url"]
 QUICK = Sending(every_s=0.01, retry=Retry(first_s=0.01, most_s=0.1))
@@ -55,10 +57,7 @@ def service(url: str, releases: list[Path]) -> Iterator[Process]:
 
 @pytest.fixture
 def address(service: Process, url: str) -> str:
-    with redis.Redis.from_url(url) as raw:
-        for key in raw.scan_iter("sw:*"):
-            if key not in (b"sw:release", b"sw:audit"):
-                raw.delete(key)
+    emptied(url)
     return service.address
 
 
@@ -67,9 +66,10 @@ def problem(status: int, slug: str, **more: Any) -> bytes:
     return json.dumps(document | more).encode()
 
 
-def in_script(code: str, *arguments: str, ends: int = 0) -> str:
+def in_script(code: str, *arguments: str, ends: int = 0, cwd: Path | None = None) -> str:
     """What a program of its own says."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
     assert done.returncode == ends, done.stdout + done.stderr
     return done.stdout
 
@@ -397,6 +397,33 @@ class AsyncSpooled:
         pass
 
 
+def test_what_a_spool_kept_for_too_long_is_told_and_not_sent(address: str, url: str, tmp_path: Path) -> None:
+    """Tried three days ago, fate unknown; sync and async."""
+    told: list[str] = []
+
+    def keep() -> Sending:
+        spool = Spool(tmp_path)
+        event = identified({"event": "click", "user_id": "u", "item_id": "old"})
+        spool.mark([spool.add(encoded(event))], time.time() - 3 * 86400)
+        spool.close(empty=False)
+        return Sending(spool=tmp_path, every_s=0.01)
+
+    def on_refused(event: Event, field: str | None, why: str) -> None:
+        told.append(why)
+
+    async def begin() -> Counts:
+        async with AsyncShelfwise(address, KEY, sending=keep(), on_refused=on_refused) as shop:
+            await shop.health()
+            return shop.counts if await asyncio.to_thread(until, lambda: len(told) == 2) is None else Counts()
+
+    with Shelfwise(address, KEY, sending=keep(), on_refused=on_refused) as shop:
+        until(lambda: len(told) == 1)
+        assert shop.counts == Counts(expired=1)
+    assert asyncio.run(begin()) == Counts(expired=1)
+    assert "47 hours" in told[1]
+    assert stored(url) == []
+
+
 def test_a_bad_key_is_said_and_costs_no_event(address: str, caplog: pytest.LogCaptureFixture) -> None:
     """A revoked key is mended by an operator: events wait, and the log names the reason."""
     shop = Shelfwise(address, "swk_shop_" + "x" * 43, sending=Sending(every_s=0.01, close_s=0.2))
@@ -404,6 +431,17 @@ def test_a_bad_key_is_said_and_costs_no_event(address: str, caplog: pytest.LogCa
     with caplog.at_level(logging.ERROR, "shelfwise_client"), pytest.raises(UnsentError):
         shop.close()
     assert "401" in caplog.text
+
+
+GUIDES = [(Path(__file__).parent.parent / name).read_text("utf-8") for name in ("README.md", "docs/clients.md")]
+
+
+@pytest.mark.parametrize("block", [b for guide in GUIDES for b in re.findall(r"```python\n(.*?)```", guide, re.DOTALL)])
+def test_what_the_guides_print_runs(block: str, service: Process, url: str, tmp_path: Path) -> None:
+    """As printed, in an empty folder, but for the address."""
+    with served(url) as client:
+        ready(client)
+        in_script(block.replace("http://localhost:8000", str(client.base_url)), cwd=tmp_path)
 
 
 def test_the_client_needs_httpx_alone() -> None:

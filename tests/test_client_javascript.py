@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.store import DUPLICATES_S
 from tests.test_client_schema import FORMS, SCHEMA
 
 CLIENT = Path(__file__).parent.parent / "serving" / "clients" / "javascript"
@@ -64,6 +65,12 @@ def test_declared_names_of_events_are_the_schemas() -> None:
     ruled, sent = (re.findall(r'"(\w+)"', line) for line in re.findall(r"export type \w*EventName = (.*);", TYPES))
     assert sorted(ruled) == FORMS["Exclude"]["properties"]["events"]["items"]["enum"]
     assert set(ruled) | set(sent) == set(FORMS["EventIn"]["properties"]["event"]["enum"])
+
+
+def test_events_are_given_up_before_the_service_forgets_their_ids() -> None:
+    """With an hour to spare."""
+    (hours,) = re.findall(r"REMEMBERED_MS = (\d+) \* 3600_000", (CLIENT / "outbox.js").read_text("utf-8"))
+    assert int(hours) * 3600 <= DUPLICATES_S - 3600
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine: apt-get install nodejs")

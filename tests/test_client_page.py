@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from features.log import Kind
 from serving.keys import new_key
-from serving.store import START, BulkStore, Event, Pointer
-from tests.running import Process, engagements, process
+from serving.store import BulkStore, Pointer
+from tests.running import Process, delivered, emptied, engagements, process
 from tests.test_service import FAST, ready, releases, served, until, url
 
 __all__ = ["releases", "url"]
@@ -106,10 +105,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
-    with redis.Redis.from_url(url) as raw:
-        for key in raw.scan_iter("sw:*"):
-            if key not in (b"sw:release", b"sw:audit"):
-                raw.delete(key)
+    emptied(url)
     context = browser.new_context(viewport={"width": 800, "height": 600})
     yield context
     context.close()
@@ -128,18 +124,6 @@ def opened(context: BrowserContext, origin: str, address: str, key: str | None =
         [address, key, {"everyMs": 20} | options],
     )
     return page
-
-
-def delivered(url: str) -> list[Event]:
-    """All events of the stream, in order of arrival."""
-    found: list[Event] = []
-    last = START
-    with BulkStore(url) as store:
-        while True:
-            last, events = store.events(last)
-            if not events:
-                return found
-            found += events
 
 
 def test_a_page_of_another_origin_ranks_observes_and_learns(
@@ -234,23 +218,31 @@ def test_what_waits_when_a_page_is_left_is_delivered(
         page.evaluate("shop.recommend()")
         sent = page.evaluate("Array.from({length: 40}, (_, n) => shop.track({event: 'click', item_id: `i${n}`}))")
         assert delivered(url) == []
-        other = "window.fetch = () => Promise.reject(new TypeError())" if key is None else "navigator.sendBeacon = null"
-        page.evaluate(f"() => {{ {other} }}")  # so that it is this way and no other
+        page.evaluate(
+            """(beacon) => {  // this way and no other, and counted
+              const way = (beacon ? navigator.sendBeacon.bind(navigator) : window.fetch.bind(window));
+              const counted = (...given) => (localStorage.ways = Number(localStorage.ways ?? 0) + 1, way(...given));
+              window.fetch = beacon ? () => Promise.reject(new TypeError()) : counted;
+              navigator.sendBeacon = beacon ? counted : null;
+            }""",
+            key is None,
+        )
         page.goto("about:blank")
         until(lambda: len(delivered(url)) == 40)
         assert sorted(e.event_id for e in delivered(url)) == sorted(sent)
+        page.goto(f"{shop.origin}/shelf")
+        assert page.evaluate("localStorage.ways") == "1"  # though a page that is left is hidden, too
 
 
 def test_what_a_closed_tab_could_not_send_goes_with_the_next_page(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:  # fmt: skip
-    """Tracked without a network, the tab closed, the network back: the next page sends them, once, with their ids."""
+    """No request leaves the page, and its tab is closed: the next page sends the events, once, with their ids."""
     page = opened(context, shop.origin, service.address, user="u-first")
-    context.set_offline(True)
+    page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('no network')); }")
     sent = page.evaluate("[1, 2, 3].map((n) => shop.track({event: 'purchase', item_id: `i${n}`}))")
     page.wait_for_timeout(200)
     page.close()
-    context.set_offline(False)
     assert delivered(url) == []
     page = opened(context, shop.origin, service.address, user="u-second")
     # Another tab's events are taken over when they are 30 s old; no test waits for that.

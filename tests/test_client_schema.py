@@ -12,7 +12,8 @@ import pytest
 import shelfwise_client
 from serving.app import create_app
 from serving.config import ServiceConfig
-from shelfwise_client import ServiceError, answers, calls, forms
+from serving.store import DUPLICATES_S
+from shelfwise_client import ServiceError, answers, calls, forms, outbox
 
 SCHEMA = create_app(ServiceConfig(), "redis://nowhere").openapi()
 FORMS: dict[str, Any] = SCHEMA["components"]["schemas"]
@@ -121,4 +122,9 @@ def test_batches_are_within_what_the_service_takes_by_default() -> None:
     """1,000 events and 2,000,000 bytes a request."""
     config = ServiceConfig()
     assert shelfwise_client.Sending().batch <= config.max_events
-    assert inspect.signature(shelfwise_client.outbox.Outbox).parameters["max_bytes"].default <= config.max_body_bytes
+    assert inspect.signature(outbox.Outbox).parameters["max_bytes"].default <= config.max_body_bytes
+
+
+def test_events_are_given_up_before_the_service_forgets_their_ids() -> None:
+    """With an hour to spare, so that the last attempt, too, is known again."""
+    assert outbox.REMEMBERED_S <= DUPLICATES_S - 3600

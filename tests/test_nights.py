@@ -404,6 +404,10 @@ def test_an_encoder_of_another_dimension_is_harmless(
         night_of(config, url)()
     assert live(url) == first.id
     night = night_of(config, url)
+    against = [r for r, said, _ in json.loads(night.run.file("gate.json").read_text())["reasons"] if said != "promote"]
+    with BulkStore(url) as store:
+        assert (store.shadow() is not None) == (against == ["mode"]), "what the gate has more against is not scored"
+        store.cast(None)
     table = pq.read_table(night.run.file("shadow.parquet"))
     assert np.isfinite(table["new"].to_numpy()).all()
     assert np.isfinite(table["live"].to_numpy()).all()

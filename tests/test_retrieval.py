@@ -21,7 +21,7 @@ from features.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_catalogue, make_events, make_replay, make_vectors
 
 NOW = START + 10 * DAY
-POPULAR, NEW = SOURCES.index("popular"), SOURCES.index("new")
+AGAIN, CO_OCCURRENCE, TEXT, POPULAR, POPULAR_IN_CATEGORY, NEW = range(6)
 
 
 def shop(born: list[float] | None = None, engaged: dict[int, int] | None = None) -> Items:

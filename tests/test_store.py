@@ -312,8 +312,8 @@ def test_the_asyncio_store_does_the_same(url: str, raw: redis.Redis) -> None:
         assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [True, False]
         history = await store.read("u", catalogue(ITEMS), NOW + 1)
         assert (history.item.tolist(), history.at.tolist()) == ([0], [NOW])
-        pointer, tail = await store.poll(START)
-        assert (pointer, tail.item_ids) == (None, ["a"])
+        pointer, tail, away, shadow = await store.poll(START)
+        assert (pointer, tail.item_ids, away, shadow) == (None, ["a"], "", None)
         nothing = await store.poll(tail.last)
         assert (None, [], tail.last) == (nothing[0], nothing[1].item_ids, nothing[1].last)
         raw.script_flush()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.catalogue import Catalogue
 from features.log import Kind
 from features.moment import Moment
+from features.reading import Values, Words
 from features.taste import DIMENSIONS, Evidence, factors, leaning, odds
 from tests.worlds import DAY, START, make_catalogue, make_events, make_replay, make_vectors
 
 NONE = np.empty(0, np.int32)
+
+
+def _factors(catalogue: Catalogue, vectors: np.ndarray, clicks: np.ndarray, evidence: list[Evidence]) -> np.ndarray:
+    return factors(catalogue, Values.of(catalogue), vectors, clicks, evidence)
 
 
 def _evidence(items: list[int], surprise: list[float], curvature: list[float]) -> Evidence:
@@ -76,7 +84,7 @@ def _planted(users: int, likes: np.ndarray) -> list[Evidence]:
 def test_items_liked_together_come_to_point_the_same_way_though_nothing_describes_them_so() -> None:
     """Two crowds, one for items 0 to 5 and one for the rest; texts and tags are drawn without regard to that."""
     half = (np.arange(12) < 6).astype(float)
-    made = factors(make_catalogue(), make_vectors(), np.zeros(13), _planted(200, np.array([half, 1 - half])))
+    made = _factors(make_catalogue(), make_vectors(), np.zeros(13), _planted(200, np.array([half, 1 - half])))
     crowd = leaning(made, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
     found = odds(made, np.arange(12, dtype=np.int32), crowd)
     # The other three of the crowd before all six of the other.
@@ -95,15 +103,36 @@ def test_an_item_nobody_was_shown_stands_where_its_description_puts_it() -> None
     shown = [k for k in range(12) if k != 9]
     likes = np.isin(shown, [0, 3, 6]).astype(float)
     evidence = [_evidence(shown, (s * (likes - 0.3)).tolist(), [0.25] * 11) for s in (1, -1) * 100]
-    made = factors(catalogue, vectors, np.zeros(13), evidence)
+    made = _factors(catalogue, vectors, np.zeros(13), evidence)
     taste = leaning(made, np.array([0, 6], np.int32), np.ones(2), np.full(2, 0.25), 1.0, NONE)
     assert odds(made, np.array([9], np.int32), taste)[0] > 0
+
+
+def test_a_tag_that_only_words_tell_counts_as_an_entered_one_does() -> None:
+    """Items 0 to 19 say 'oak', 20 to 39 'steel'; of either, five never shown have no tag, and no text says more."""
+    n = 40
+    oak = np.arange(n) < 20
+    tagged = [k for k in range(n) if k % 20 < 15]
+    start = np.searchsorted(tagged, np.arange(n + 2)).astype(np.int64)
+    catalogue = replace(
+        make_catalogue(n), category=np.zeros(n + 1, np.int32), brand=np.zeros(n + 1, np.int32), tag_start=start,
+        tag=np.where(oak[tagged], 0, 1).astype(np.int32), tag_names=["m=oak", "m=steel"], numbers=np.empty((n + 1, 0)),
+        number_names=[], date_names=[],
+    )  # fmt: skip
+    evidence = [_evidence(tagged, (s * (oak[tagged] - 0.5)).tolist(), [0.25] * 30) for s in (1, -1) * 20]
+    none, clicks = np.full((n + 1, 3), np.nan, np.float32), np.zeros(n + 1)
+    words = Words.of([f"{'oak' if o else 'steel'} thing" for o in oak])
+    for values, told in ((Values.of(catalogue), False), (Values.of(catalogue, words), True)):
+        made = factors(catalogue, values, none, clicks, evidence)
+        taste = leaning(made, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
+        found = odds(made, np.arange(n, dtype=np.int32), taste)
+        assert (found[15:20].min() > found[35:].max()) is np.True_ if told else np.allclose(found[15:20], found[35:])
 
 
 def test_the_shops_clicks_have_their_mean_at_the_origin() -> None:
     rng = np.random.default_rng(0)
     clicks = np.append(rng.integers(0, 50, 12), 0).astype(np.float64)
-    made = factors(make_catalogue(), make_vectors(), clicks, _planted(20, rng.integers(0, 2, (5, 12))))
+    made = _factors(make_catalogue(), make_vectors(), clicks, _planted(20, rng.integers(0, 2, (5, 12))))
     np.testing.assert_allclose((clicks[:12] + 1) @ made[:12], 0, atol=1e-3)
     assert not made[12].any()
 
@@ -112,18 +141,18 @@ def test_the_order_of_shoppers_and_of_what_they_were_shown_does_not_matter() -> 
     rng = np.random.default_rng(1)
     some = _planted(10, rng.integers(0, 2, (5, 12)))
     turned = [Evidence(*(column[::-1].copy() for column in e)) for e in some[::-1]]
-    a, b = (factors(make_catalogue(), make_vectors(), np.zeros(13), e) for e in (some, turned))
+    a, b = (_factors(make_catalogue(), make_vectors(), np.zeros(13), e) for e in (some, turned))
     np.testing.assert_allclose(a @ a.T, b @ b.T, atol=1e-4)
 
 
 def test_there_are_no_factors_where_nobody_was_shown_anything() -> None:
     nothing = [_evidence([], [], [])]
-    assert factors(make_catalogue(), make_vectors(), np.zeros(13), nothing).shape == (13, 0)
-    assert factors(make_catalogue(), make_vectors(), np.zeros(13), []).shape == (13, 0)
+    assert _factors(make_catalogue(), make_vectors(), np.zeros(13), nothing).shape == (13, 0)
+    assert _factors(make_catalogue(), make_vectors(), np.zeros(13), []).shape == (13, 0)
 
 
 def test_a_large_catalogue_keeps_its_main_directions() -> None:
-    made = factors(make_catalogue(300), make_vectors(300, 200), np.zeros(301), _planted(5, np.ones((1, 300))))
+    made = _factors(make_catalogue(300), make_vectors(300, 200), np.zeros(301), _planted(5, np.ones((1, 300))))
     assert made.shape == (301, DIMENSIONS)
     assert np.isfinite(made).all()
 

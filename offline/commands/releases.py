@@ -21,7 +21,8 @@ Why = Annotated[str, typer.Option("--reason", help="For the audit.")]
 
 @app.callback()
 def releases(context: typer.Context, config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """The releases there are, which is live, and changing that: list, diff, promote, rollback, pin, unpin, audit."""
+    """The releases there are, which is live, and changing that: list, diff, promote, rollback, pin,
+    unpin, shadow, unshadow, compare, audit."""
     if context.invoked_subcommand is None:
         list_(config, workspace)
 
@@ -35,10 +36,10 @@ def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
 
     c = configured(config, workspace)
     with redis(c) as url, BulkStore(url) as store:
-        pointer = store.pointer()
-    state = {}
+        pointer, in_shadow = store.pointer(), store.shadow()
+    state: dict[str | None, str] = {in_shadow.id: "in shadow"} if in_shadow else {}
     if pointer:
-        state = {
+        state |= {
             previous(c.releases, pointer.id): "before it",
             pointer.id: "live, pinned" if pointer.pinned else "live",
         }
@@ -127,6 +128,61 @@ def unpin(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspa
     from serving.releases import unpin as run
 
     say(f"live: {_changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason)).id}")
+
+
+@app.command()
+def shadow(release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Score a share of the lists by this release too, after each answer; `serving.shadow_share` says how many."""
+    from serving.releases import shadow as run
+
+    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
+    say(f"in shadow: {made.id}")
+
+
+@app.command()
+def unshadow(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """End that."""
+    from serving.releases import unshadow as run
+
+    found = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason))
+    say(f"no longer in shadow: {found.id}")
+
+
+@app.command()
+def compare(
+    release: Annotated[str | None, typer.Argument(help="One that was in shadow; by default the last.")] = None,
+    config: ConfigPath = None, workspace: Workspace = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:  # fmt: skip
+    """A release in shadow against the live one, on what was answered: how alike, how fast, and which was right.
+
+    Reads what `shelfwise collect` brought: run it first.
+    """
+    from offline.run import write_json
+    from offline.shadow import METRIC, as_json
+    from offline.shadow import compare as run
+
+    c = configured(config, workspace)
+    found = run(c.data, release, c.features.attributes, c.lists.attribution_s)
+    low, middle, high = found.correlation
+    rows = [
+        ["correlation of scores, all candidates", f"{middle:.3f}", f"{low:.3f} to {high:.3f} in 90% of lists"],
+        ["first 10 in common", f"{found.overlap:.1%}", ""],
+    ]
+    for name, (half, most) in zip(("live", "in shadow"), found.ms, strict=True):
+        rows.append([f"ms to rank, {name}", f"{half:.2f}", f"95th percentile {most:.2f}"])
+    if found.quality is not None:
+        d = found.quality.difference
+        rows.append([f"{METRIC} on {d.lists:,} clicked lists, live", f"{found.quality.live:.4f}", ""])
+        rows.append(["the same, in shadow", f"{found.quality.shadow:.4f}",
+                     f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"])  # fmt: skip
+    for name, e in found.worth.items():
+        rows.append([f"gain a list, from propensities, {name}", f"{e.value:.4f}", f"[{e.low:.4f}, {e.high:.4f}]"])
+    print_table(f"{found.release} in shadow of {', '.join(found.live)}: {found.lists:,} lists", ["", "", ""], rows, {1})
+    if found.quality is None:
+        say("no clicks of two shoppers have been collected on these lists yet")
+    if json is not None:
+        write_json(json, as_json(found))
 
 
 @app.command()

@@ -43,6 +43,11 @@ export class Outbox {
   #sending = null;
   /** How many events, the oldest, are on their way. */
   #flying = 0;
+  /**
+   * What was handed to the browser while the page is hidden: being hidden and being left come one after the other.
+   * @type {Set<string>}
+   */
+  #handed = new Set();
   #failed = 0;
   #notBefore = 0;
   #batch;
@@ -89,6 +94,7 @@ export class Outbox {
    * @param {number} now
    */
   adopt(now) {
+    this.#handed.clear();
     for (const key of this.#keys()) {
       const id = key.slice(this.#prefix.length);
       const left = this.#waiting.has(id) ? null : parsed(this.#storage?.getItem(key));
@@ -112,8 +118,9 @@ export class Outbox {
    */
   leave() {
     const now = Date.now();
-    for (let first = this.#flying, batch; (batch = this.#take(now, first)).length; first += batch.length) {
+    for (let batch; (batch = this.#take(now, this.#flying, this.#handed)).length; ) {
       this.#mark(batch, now);
+      batch.forEach((id) => this.#handed.add(id));
       const body = this.#body(batch);
       if (this.#exchange.key === null && beacon(this.#exchange.url + ROUTE, body)) continue;
       // A beacon carries no key. Where too much is on its way already, the browser refuses: the next page sends it.
@@ -151,7 +158,7 @@ export class Outbox {
 
   async #attempt() {
     const now = Date.now();
-    const batch = this.#take(now, 0);
+    const batch = this.#take(now);
     if (!batch.length) return true;
     const fresh = this.#mark(batch, now);
     this.#flying = batch.length;
@@ -168,14 +175,16 @@ export class Outbox {
   }
 
   /**
-   * The oldest events from the `first`, as many as one request holds.
+   * The oldest events, as many as one request holds, but for the `first` so many and those `without`.
    * @param {number} now
-   * @param {number} first
+   * @param {number} [first]
+   * @param {Set<string>} [without]
    */
-  #take(now, first) {
+  #take(now, first = 0, without = new Set()) {
     const out = [];
     let size = 2;
     for (const [id, waiting] of [...this.#waiting].slice(first)) {
+      if (without.has(id)) continue;
       if (waiting.tried && now - waiting.tried > REMEMBERED_MS) {
         this.#forget(id);
         this.#counts.expired++;
@@ -298,6 +307,7 @@ export class Outbox {
   /** @param {string} id */
   #forget(id) {
     this.#waiting.delete(id);
+    this.#handed.delete(id);
     this.#storage?.removeItem(this.#prefix + id);
   }
 

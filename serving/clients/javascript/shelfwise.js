@@ -160,8 +160,8 @@ export class Shelfwise {
     this.#until(() => clearInterval(look));
     if (typeof document === "undefined") return;
     const leave = () => this.#outbox.leave();
-    const turn = () => document.visibilityState === "hidden" && leave();
     const back = () => this.#outbox.adopt(Date.now());
+    const turn = () => (document.visibilityState === "hidden" ? leave() : back());
     const online = () => void this.#outbox.flush();
     /** @type {[EventTarget, string, () => void][]} */
     const heard = [[document, "visibilitychange", turn], [window, "pagehide", leave], [window, "pageshow", back], [window, "online", online]];

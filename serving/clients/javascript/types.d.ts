@@ -15,7 +15,6 @@ export interface EventIn {
   value?: number | null;
   session_id?: string | null;
   device?: string | null;
-  query?: string | null;
 }
 
 /** As given to `track`: the client adds shopper, session, device, time and an id. */
@@ -81,7 +80,6 @@ export interface RankRequest {
   limit?: number | null;
   explain?: boolean;
   device?: string | null;
-  query?: string | null;
   rules?: Rules | null;
 }
 
@@ -90,7 +88,6 @@ export interface RecommendRequest {
   user_id?: string | null;
   limit?: number;
   device?: string | null;
-  query?: string | null;
   rules?: Rules | null;
   explain?: boolean;
 }

@@ -171,40 +171,39 @@ class AsyncShelfwise:
         await self.aclose()
 
     async def _run(self) -> None:
-        while batch := await self._next():
-            due = min(time.monotonic() + self._sending.attempt_s, self._close_by)
-            call = calls.batch([q.body for q in batch], due - time.monotonic())
-            outcome: EventsAnswer | ShelfwiseError
-            try:
-                outcome = await self._exchanged(call, due)
-            except ShelfwiseError as error:
-                outcome = error
-            pause = self._outbox.settle(batch, outcome, random.random())
+        while (batch := await self._next()) is not None:
+            pause = self._outbox.settle(batch, await self._attempted(batch), random.random()) if batch else 0.0
             self._outbox.tell()
             await self._tell()
             if pause:
                 await self._rest(pause)
+
+    async def _attempted(self, batch: list[Queued]) -> EventsAnswer | ShelfwiseError:
+        """What came of one attempt to deliver a batch."""
+        due = min(time.monotonic() + self._sending.attempt_s, self._close_by)
+        try:
+            return await self._exchanged(calls.batch([q.body for q in batch], due - time.monotonic()), due)
+        except ShelfwiseError as error:
+            return error
 
     async def _rest(self, pause: float) -> None:
         """Wait before the next attempt; a client that is being closed has no time for the rest of a long pause."""
         closed = self._closed
         await self._until(lambda: self._closed != closed, min(pause, self._close_by - time.monotonic()))
 
-    async def _next(self) -> list[Queued]:
-        """The next batch, once there is one; empty where there will be none any more."""
+    async def _next(self) -> list[Queued] | None:
+        """The next batch, once there is one; empty where all of it was given up, None where none comes any more."""
         while time.monotonic() < self._close_by and (self._outbox or not self._closed):
             if self._outbox and (self._asked() or self._since + self._sending.every_s <= time.monotonic()):
-                if batch := self._outbox.take(time.time()):
-                    self._outbox.trying(batch, time.time())
-                    self._since = time.monotonic()
-                    return batch
-                await self._tell()
-                continue
+                batch = self._outbox.take(time.time())
+                self._outbox.trying(batch, time.time())
+                self._since = time.monotonic()
+                return batch
             if self._outbox:
                 await self._until(self._asked, self._since + self._sending.every_s - time.monotonic())
             else:
                 await self._until(lambda: self._closed or bool(self._outbox), 3600.0)
-        return []
+        return None
 
     def _asked(self) -> bool:
         """Whether events should go now rather than wait for others."""

@@ -167,37 +167,38 @@ class Shelfwise:
             log.error("at the end of the program %s", e)
 
     def _deliver(self) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="shelfwise-events", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
-        while batch := self._next():
-            due = min(time.monotonic() + self._sending.attempt_s, self._close_by)
-            outcome = attempted(self._service, self._http, batch, due)
-            with self._changed:
-                pause = self._outbox.settle(batch, outcome, random.random())
-                self._changed.notify_all()
-            self._outbox.tell()
+        while (batch := self._next()) is not None:
+            pause = 0.0
+            if batch:
+                due = min(time.monotonic() + self._sending.attempt_s, self._close_by)
+                outcome = attempted(self._service, self._http, batch, due)
+                with self._changed:
+                    pause = self._outbox.settle(batch, outcome, random.random())
+                    self._changed.notify_all()
+            self._outbox.tell()  # holding no lock: what is called may send events itself
             with self._changed:
                 if pause:
                     self._rest(pause)
 
-    def _next(self) -> list[Queued]:
-        """The next batch, once there is one; empty where there will be none any more."""
+    def _next(self) -> list[Queued] | None:
+        """The next batch, once there is one; empty where all of it was given up, None where none comes any more."""
         with self._changed:
             while time.monotonic() < self._close_by and (self._outbox or not self._closed):
                 left = self._since + self._sending.every_s - time.monotonic()
                 asked = self._closed or self._flush_before > self._outbox.settled_before
                 if self._outbox and (asked or self._outbox.has_batch or left <= 0):
-                    if batch := self._outbox.take(time.time()):
-                        self._outbox.trying(batch, time.time())
-                        self._since = time.monotonic()
-                        return batch
+                    batch = self._outbox.take(time.time())
+                    self._outbox.trying(batch, time.time())
+                    self._since = time.monotonic()
                     self._changed.notify_all()
-                    continue
+                    return batch
                 self._changed.wait(left if self._outbox else None)
-            return []
+            return None
 
     def _rest(self, pause: float) -> None:
         """Wait before the next attempt; a client that is being closed has no time for the rest of a long pause."""

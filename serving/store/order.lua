@@ -1,4 +1,4 @@
--- A record is float64 at (8 bytes, little-endian), kind (1), hash of the event id (8), item id: see serving/store.py.
+-- A record is float64 at (8 bytes, little-endian), kind (1), hash of the event id (8), item id: see serving/store/users.py.
 -- Newer means greater by (at, kind, item id, hash). Bytes are compared one by one because `<` on strings follows the
 -- server's locale.
 local function newer(a, b)

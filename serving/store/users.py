@@ -1,0 +1,177 @@
+"""A user in Redis: two lists of packed records, and the ids of recent events, against duplicates.
+
+A record is float64 at, uint8 kind, uint64 hash of the event id, all little-endian, then the item id in UTF-8. Records
+stand in the order of (at, kind, item id, hash), descending, so a list is the newest L of the ordered, de-duplicated
+log whatever the order in which events arrive. A user is written by one Lua script: atomic, and the same event twice is
+the same as once. Ids are remembered for one to two periods of DUPLICATES_S after they came.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b, sha1
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.catalogue import Catalogue
+from features.history import ENGAGEMENTS, SHOWN, History
+from features.log import F64, I8, I32, I64, Kind
+from serving.store.errors import StoreCorrupt
+from serving.store.layout import STREAM, Layout
+from serving.store.stream import Event, encode_event
+
+DUPLICATES_S = 48 * 3600
+
+_PACK = struct.Struct("<dBq")
+_HEADER = np.dtype([("at", "<f8"), ("kind", "u1"), ("hash", "<i8")])
+_LUA = {name: Path(__file__).with_name(f"{name}.lua").read_text("utf-8") for name in ("order", "write", "seed")}
+WRITE, SEED = _LUA["order"] + _LUA["write"], _LUA["order"] + _LUA["seed"]
+
+
+def event_hash(event_id: str) -> int:
+    """int64: what stands for an event id in records and in the sets against duplicates (BLAKE2b, 8 bytes)."""
+    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def user_hash(user_id: str) -> str:
+    """What stands for a user who was erased (BLAKE2b, 16 bytes as hexadecimal digits)."""
+    return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def record(at: float, kind: int, event_id: str, item_id: str) -> bytes:
+    """One event as the lists hold it. Raises ValueError where `at` is not finite or `kind` not a `Kind`."""
+    if not math.isfinite(at):
+        raise ValueError(f"event {event_id!r} is at {at}: give Unix seconds")
+    return _PACK.pack(at, Kind(kind), event_hash(event_id)) + item_id.encode()
+
+
+def scripted(script: str, calls: Sequence[list[Any]], shards: Sequence[int]) -> list[list[Any]]:
+    """Commands that run a script with each `[number of keys, keys, arguments]`, in the shard of its keys.
+
+    The first of each shard brings the script's text, so that the others find it by its hash whatever the server has
+    forgotten.
+    """
+    digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
+    told = set[int]()
+    out = []
+    for call, shard in zip(calls, shards, strict=True):
+        out.append(["EVALSHA", digest, *call] if shard in told else ["EVAL", script, *call])
+        told.add(shard)
+    return out
+
+
+def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple[list[list[Any]], list[list[int]]]:
+    """A run of the script for each user, and which of the events it holds. now: Unix seconds."""
+    of_user: dict[str, list[int]] = {}
+    for n, event in enumerate(events):
+        of_user.setdefault(event.user_id, []).append(n)
+    period, calls, shards = _period(now), [], [layout.shard(user) for user in of_user]
+    for (user, members), shard in zip(of_user.items(), shards, strict=True):
+        call: list[Any] = [
+            5, layout.user(user, "e"), layout.user(user, "s"), layout.user(user, f"d:{period}"),
+            layout.user(user, f"d:{period - 1}"), layout.part(STREAM, shard), ENGAGEMENTS, SHOWN, 2 * DUPLICATES_S,
+        ]  # fmt: skip
+        for n in members:
+            e = events[n]
+            call += (event_hash(e.event_id), record(e.at, e.kind, e.event_id, e.item_id), encode_event(e))
+        calls.append(call)
+    return scripted(WRITE, calls, shards), list(of_user.values())
+
+
+def flags(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) -> list[bool]:
+    """Of each event whether it was new, as the script said it user by user."""
+    out = [False] * count
+    for reply, numbers in zip(replies, members, strict=True):
+        for flag, n in zip(reply, numbers, strict=True):
+            out[n] = bool(flag)
+    return out
+
+
+def forget_command(layout: Layout, user_id: str, at: float) -> list[Any]:
+    """A user's lists and ids go."""
+    period = _period(at)
+    return ["UNLINK", *(layout.user(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}"))]
+
+
+def seed_call(
+    layout: Layout, user_id: str, at: F64, kind: I8, item_ids: Sequence[str], event_ids: Sequence[str], rows: I64,
+    now: float,
+) -> list[Any]:  # fmt: skip
+    """Arguments of SEED for these rows of the log, which are one user's, in any order."""
+    shown = kind[rows] == Kind.IMPRESSION
+    first = _seed_records(at, kind, item_ids, event_ids, rows[~shown], ENGAGEMENTS)
+    second = _seed_records(at, kind, item_ids, event_ids, rows[shown], SHOWN)
+    recent = [event_hash(event_ids[n]) for n in rows[at[rows] > now - DUPLICATES_S].tolist()]
+    keys = [layout.user(user_id, suffix) for suffix in ("e", "s", f"d:{_period(now)}")]
+    caps = [ENGAGEMENTS, SHOWN, 2 * DUPLICATES_S, len(first), len(second)]
+    return [len(keys), *keys, *caps, *first, *second, *recent]
+
+
+def read_commands(layout: Layout, user_id: str) -> list[list[Any]]:
+    """A user's two lists."""
+    # Zero to the end, not to the cap: an old worker with a smaller cap and a new one may write the same list.
+    return [
+        ["LRANGE", layout.user(user_id, "e"), 0, ENGAGEMENTS - 1],
+        ["LRANGE", layout.user(user_id, "s"), 0, SHOWN - 1],
+    ]
+
+
+def decode_history(layout: Layout, replies: Sequence[Any], user_id: str, catalogue: Catalogue, at: float) -> History:
+    """What `read_commands` gave, strictly before a moment. Raises StoreCorrupt."""
+    item, kind, when = _decode_list(replies[0], catalogue, at, layout.user(user_id, "e"))
+    shown, _, shown_at = _decode_list(replies[1], catalogue, at, layout.user(user_id, "s"))
+    return History(item, kind, when, shown, shown_at)
+
+
+def _period(now: float) -> int:
+    return int(now // DUPLICATES_S)
+
+
+def _newest(at: F64, cap: int) -> I64:
+    """Row numbers of the newest `cap`, and of whatever is exactly as old as the oldest of them."""
+    oldest = -np.inf if len(at) <= cap else np.partition(at, len(at) - cap)[len(at) - cap]
+    return np.flatnonzero(at >= oldest)
+
+
+def _order(record: bytes) -> tuple[float, int, bytes, bytes]:
+    at, kind, _ = _PACK.unpack_from(record)
+    return at, kind, record[_PACK.size :], record[_PACK.size - 1 : 8 : -1]
+
+
+def _seed_records(
+    at: F64, kind: I8, item_ids: Sequence[str], event_ids: Sequence[str], rows: I64, cap: int
+) -> list[bytes]:  # fmt: skip
+    """Distinct records of the newest `cap` of these rows, newest first."""
+    once = {event_ids[n]: n for n in reversed(rows[_newest(at[rows], cap)].tolist())}
+    records = [record(float(at[n]), int(kind[n]), i, item_ids[n]) for i, n in once.items()]
+    return sorted(records, key=_order, reverse=True)[:cap]
+
+
+def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key: str) -> tuple[I32, I8, F64]:
+    """Item rows, kinds and times of a list strictly before a moment, newest first, contiguous."""
+    size = _HEADER.itemsize
+    text = np.frombuffer(b"".join(records), np.uint8)
+    end = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
+    start = end - np.diff(end, prepend=0)
+    if (end - start < size).any():
+        raise StoreCorrupt(
+            f"{key} holds a record that is none of ours, under {size} bytes: delete the key, or mend what wrote it"
+        )
+    header = text[start[:, None] + np.arange(size)].view(_HEADER)[:, 0]
+    if len(header) and header["kind"].max() >= len(Kind):
+        raise StoreCorrupt(
+            f"{key} holds a record with a kind this version does not know (0 to {len(Kind) - 1}): upgrade"
+        )
+    items = catalogue.places.find_bytes(text, end, size)
+    when, kind = header["at"].astype(np.float64), header["kind"].astype(np.int8)
+    past = int(np.searchsorted(-when, -at, side="right"))
+    items, kind, when = items[past:], kind[past:], when[past:]
+    if (items < 0).any():
+        # Here equal times stand by item id, in replay by row, which differs for ids outside the catalogue.
+        order = np.lexsort((items, kind, when))[::-1]
+        items, kind, when = items[order], kind[order], when[order]
+    return items, kind, when
