@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript check lint types clean
+.PHONY: setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript docs check lint types clean
 
 setup: .venv/ready
 
@@ -50,6 +50,10 @@ test-javascript:
 	@if command -v npm > /dev/null; then cd serving/clients/javascript && \
 	npm install --no-package-lock --no-audit --no-fund --silent && npm test && npm run types; \
 	else echo "skipped: no npm on this machine (apt-get install npm)"; fi
+
+# The pages to read, as a site in build/site; a link that leads nowhere ends it. Nothing is fetched.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: lint types
 

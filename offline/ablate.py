@@ -127,7 +127,7 @@ def ablate(
     out = []
     for k, group in enumerate(present):
         # Alone it has nothing to be left out of.
-        left = ndcg(~_without(columns, of, group)) if len(present) > 1 else chance
+        left = ndcg(~without(columns, of, group)) if len(present) > 1 else chance
         out.append(Worth(
             group, int((of == group).sum()), float(left.mean()), paired_difference(full, left, user),
             float(steps[k + 1].mean()), paired_difference(steps[k + 1], steps[k], user),
@@ -135,7 +135,7 @@ def ablate(
     return Ablation(float(full.mean()), len(full), seeds, tuple(out))
 
 
-def _without(columns: Sequence[str], of: NDArray[np.str_], group: str) -> NDArray[np.bool_]:
+def without(columns: Sequence[str], of: NDArray[np.str_], group: str) -> NDArray[np.bool_]:
     """bool[columns]: those of a group, and what is set within the list from them."""
     its = {name for name, g in zip(columns, of, strict=True) if g == group}
     derived = [name + ending for name in its for ending in WITHIN_LIST]

@@ -51,7 +51,7 @@ from offline.run import Run, Step, checksum, code, reserved, write_json
 from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
 from ranker.examination import examination
-from ranker.train import Trained, refit, train
+from ranker.train import RankerConfig, Trained, refit, train
 from ranker.trees import Trees
 from serving import release
 from serving.store import BulkStore, Pointer
@@ -286,7 +286,7 @@ class Night:
         return made[inside], self.lists.take(which), which
 
     def _ranker(self, on_progress: OnProgress) -> None:
-        trained, valid_score = self._trained(None, on_progress)
+        trained, valid_score = self.trained(on_progress=on_progress)
         self.run.file("ranker.txt").write_text(trained.model_text, "utf-8")
         np.save(self.run.file("valid_score.npy"), valid_score, allow_pickle=False)
         about = {f.name: f.about for f in self.replay.features}
@@ -296,21 +296,29 @@ class Night:
             "importance": [[name, about[name], gain] for name, gain in trained.importance.items()],
         })  # fmt: skip
 
-    def _trained(self, among: I64 | None, on_progress: OnProgress | None = None) -> tuple[Trained, F64]:
+    def trained(
+        self, among: I64 | None = None, changed: RankerConfig | None = None, kept: I64 | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[Trained, F64]:  # fmt: skip
         """The ranker, and float64[rows], what the one that validation chose scores validation by, not having seen it.
 
-        among: numbers of the lists it may learn from, all if None; validation chooses by all of its own.
+        among: numbers of the lists it may learn from, all if None; validation chooses by all of its own. changed:
+        settings instead of the night's. kept: numbers of the features it may read, ascending, all if None; the model
+        then counts among these.
         """
-        config, columns = self.config.ranker, [f.name for f in self.replay.features]
+        config, every = changed or self.config.ranker, [f.name for f in self.replay.features]
         if not self.is_logged:
             # Nobody saw a rebuilt list, so it has no positions to be biased by.
             config = config.model_copy(update={"position_debias": False})
+        use = np.arange(len(every)) if kept is None else kept
+        columns = [every[k] for k in use]
         x, learnt, _ = self.part("ranker", among=among)
         x_valid, valid, _ = self.part("validation")
+        seen = looked_at(x, learnt, valid, every) if config.position_debias else None
+        x, x_valid = (x, x_valid) if kept is None else (x[:, use], x_valid[:, use])
         chosen = train(
             x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
-            learnt.position if config.position_debias else None, on_progress=on_progress,
-            valid_looked_at=looked_at(x, learnt, valid, columns) if config.position_debias else None,
+            learnt.position if config.position_debias else None, on_progress=on_progress, valid_looked_at=seen,
         )  # fmt: skip
         valid_score = Trees.parse(chosen.model_text).score(x_valid)
         if not config.refit:
@@ -318,6 +326,7 @@ class Night:
         del x, x_valid
         x, learnt, _ = self.part("ranker", "validation", among=among)
         position = learnt.position if config.position_debias else None
+        x = x if kept is None else x[:, use]
         return refit(chosen, x, learnt.gain, learnt.start, columns, config, position), valid_score
 
     def _evaluate(self, on_progress: OnProgress) -> None:
@@ -394,7 +403,7 @@ class Night:
         def fit(which: I64) -> F64:
             again = np.linspace(0, len(valid), round(len(valid) * len(which) / len(learnt)), endpoint=False)
             among = np.concatenate((learnt[which], valid[again.astype(np.int64)]))
-            return Trees.parse(self._trained(among)[0].model_text).score(x_test)
+            return Trees.parse(self.trained(among)[0].model_text).score(x_test)
 
         return evaluate.learning_curve(fit, len(learnt), tested, self.targets(tested), self.config.seed, on_progress)
 

@@ -11,8 +11,9 @@ from rich.progress import TimeRemainingColumn as Remaining
 
 OnProgress = Callable[[int, int], None]
 
-console = Console(stderr=True)
-"""Where progress and remarks go: standard error, so that results can be piped."""
+console = Console(stderr=True, force_jupyter=False)
+"""Where progress and remarks go: standard error, so that results can be piped. In a notebook too, as plain lines: rich
+would ask for ipywidgets there, and warn at each bar."""
 
 
 @contextmanager

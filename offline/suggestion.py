@@ -122,7 +122,7 @@ def suggested(source: Path) -> str:
         )
     known = "" if described or any("items_from_events" in e for e in events) or not samples else "  unknown_items: keep"
     lines = [
-        "# What each column means, ours on the left. Guessed from names and first rows: read it before you import.",
+        "# What each column means, ours on the left. Guessed from names and rows: read it first.",
         "import:", known, *(_not_products(sample, columns) for sample, columns in samples),
         *(["  items:", *(f"    {line}" for line in items)] if items else []),
         "  events:", *(f"    {line}" for line in events),
@@ -291,7 +291,7 @@ def _not_products(sample: _Sample, columns: Mapping[str, str]) -> str:
     called = [_remark(f"{i} ({title[i][:40]})" if i in title else i) for i in odd]
     said = [f"  #   {', '.join(called[k : k + 4])}," for k in range(0, len(called), 4)]
     pattern = "|".join(re.escape(i).replace(r"\ ", " ") for i in odd)
-    remark = "  # Ids without a digit are often postage, fees and tests. Take out of the pattern what is a product:"
+    remark = "  # Ids without a digit: postage, fees, tests? Take what is a product out of the pattern:"
     return "\n".join([remark, *said, f"  not_products: {_scalar(pattern)}"])
 
 
