@@ -110,8 +110,10 @@ def per_list(order: I32, targets: Targets, metrics: Sequence[str], part: Mask | 
     the order. NaN for a list without a target, of the part. A target that the order does not hold counts as missed.
     """
     of_part = np.ones(len(targets.of), bool) if part is None else part
-    held, gain, there = _looked_up(order, targets, of_part)
-    kept = (order >= 0) & (~held | there)
+    number = _looked_up(order, targets)
+    there, gain = np.append(of_part, False)[number], np.append(targets.gain, np.int8(0))[number]
+    gain = np.where(there, gain, np.int8(0))
+    kept = (order >= 0) & ((number < 0) | there)
     start = np.concatenate(([0], np.cumsum(kept.sum(axis=1))))
     falling = np.broadcast_to(-np.arange(order.shape[1], dtype=np.float64), order.shape)[kept]
     wanted = _by_gain(targets.of[of_part], targets.gain[of_part], len(order))
@@ -121,18 +123,45 @@ def per_list(order: I32, targets: Targets, metrics: Sequence[str], part: Mask | 
     return {m: score_lists(m, falling, gain[kept], start, ties, missed) for m in metrics}
 
 
-def _looked_up(order: I32, targets: Targets, part: Mask) -> tuple[Mask, NDArray[np.int8], Mask]:
-    """Like `order`: whether each item is a target of its list, the gain it has if of the part, and whether it is."""
+def looked_at_ndcg(
+    order: I32, targets: Targets, looked_at: F64, part: Mask | None = None
+) -> tuple[F64, F64]:  # fmt: skip
+    """(float64[lists], float64[lists]): ndcg@10 with what each target is worth over the chance that it was looked at
+    where it stood, and the weight of each list in a mean: the clicks that makes.
+
+    What was shown on top is clicked more for standing there, so clicks as they are favour the order that was shown. The
+    weighted mean is, in expectation, that of the lists as they would have been clicked had everything been looked at
+    (Joachims et al., WSDM 2017). looked_at: float64[targets] in (0, 1]; all 1 is `per_list`'s ndcg. order, part, NaN:
+    as there.
+    """
+    of_part = np.ones(len(targets.of), bool) if part is None else part
+    number = _looked_up(order, targets)
+    there = np.append(of_part, False)[number]
+    due = (np.exp2(targets.gain.astype(np.float64)) - 1) / looked_at
+    rank = np.cumsum((order >= 0) & ((number < 0) | there), axis=1) - 1
+    discount = np.where(there & (rank < SHOWN), 1 / np.log2(np.maximum(rank, 0) + 2.0), 0.0)
+    found = (np.append(due, 0.0)[number] * discount).sum(axis=1)
+    # The best order has the dearest targets on top.
+    of, worth = targets.of[of_part], due[of_part]
+    by_worth = np.lexsort((-worth, of))
+    of, worth = of[by_worth], worth[by_worth]
+    rank_best = np.arange(len(of)) - np.searchsorted(of, of)
+    discounted = np.where(rank_best < SHOWN, worth / np.log2(rank_best + 2.0), 0.0)
+    best = np.bincount(of, discounted, minlength=len(order))
+    value: F64 = np.divide(found, best, out=np.full(len(order), np.nan), where=best > 0)
+    weight = np.bincount(targets.of[of_part], 1 / looked_at[of_part], minlength=len(order))
+    return value, weight.astype(np.float64)
+
+
+def _looked_up(order: I32, targets: Targets) -> I64:
+    """int64, like `order`: which target of its list each item is, `-1` for none."""
     key = targets.of << 32 | targets.item.astype(np.int64)
+    if not len(key):
+        return np.full(order.shape, -1, np.int64)
     by_key = np.argsort(key)
     asked = np.arange(len(order), dtype=np.int64)[:, None] << 32 | order.astype(np.int64).clip(0)
-    place = np.minimum(np.searchsorted(key[by_key], asked), max(len(key) - 1, 0))
-    if not len(key):
-        return np.zeros(order.shape, bool), np.zeros(order.shape, np.int8), np.zeros(order.shape, bool)
-    found = by_key[place]
-    held = (key[found] == asked) & (order >= 0)
-    there = held & part[found]
-    return held, np.where(there, targets.gain[found], 0).astype(np.int8), there
+    found = by_key[np.minimum(np.searchsorted(key[by_key], asked), len(key) - 1)]
+    return np.where((key[found] == asked) & (order >= 0), found, -1)
 
 
 def _by_gain(of: I64, gain: NDArray[np.int8], n: int) -> I64:

@@ -39,13 +39,15 @@ Mask = NDArray[np.bool_]
 
 class Judged(NamedTuple):
     """Held-out lists as the gate reads them. random: float64[lists], ndcg@10 of a random order. of_lists: bool[lists]
-    and of_targets: bool[targets] by slice."""
+    and of_targets: bool[targets] by slice. looked_at: float64[targets], the chance that each was looked at in its
+    place."""
 
     lists: Lists
     targets: Targets
     random: F64
     of_lists: Mapping[str, Mask]
     of_targets: Mapping[str, Mask]
+    looked_at: F64
 
 
 def live_score(live: Release, replay: Replay, lists: Lists) -> F64:
@@ -104,11 +106,13 @@ def alone(ndcg: F64, judged: Judged, evaluation: Mapping[str, Any], config: Gate
 
 
 def against(
-    ndcg: tuple[F64, F64], by_slice: Mapping[str, tuple[F64, F64]], judged: Judged, live: Release, config: GateConfig
-) -> tuple[list[Reason], dict[str, Any]]:
+    ndcg: tuple[F64, F64], by_slice: Mapping[str, tuple[F64, F64]], plain: F64, judged: Judged, live: Release,
+    config: GateConfig,
+) -> tuple[list[Reason], dict[str, Any]]:  # fmt: skip
     """Rules that compare with the live release, and the figures they compared.
 
-    ndcg: float64[lists] of the new and the live release. by_slice: the same for each slice, NaN outside it.
+    ndcg: float64[lists] of the new and the live release. by_slice: the same for each slice, NaN outside it. plain:
+    float64[lists], the live release's by clicks as they are, as its own metrics were when it was made.
     """
     new, old = ndcg
     d = paired_difference(new, old, judged.lists.user)
@@ -120,7 +124,7 @@ def against(
         out = [Reason("quality", ASK, f"{said}: perhaps worse, by more than the margin of {config.margin}")]
     else:
         out = [Reason("quality", PROMOTE, f"{said}: not worse")]
-    out += _collapse(old, judged, live, config)
+    out += _collapse(plain, judged, live, config)
     enough = {
         name: (a, b) for name, (a, b) in by_slice.items()
         if (known := ~np.isnan(a)).sum() >= config.slice_lists and len(np.unique(judged.lists.user[known])) > 1
@@ -155,19 +159,26 @@ def _collapse(old: F64, judged: Judged, live: Release, config: GateConfig) -> li
     )]  # fmt: skip
 
 
-def by_slice(new: F64, old: F64, judged: Judged) -> dict[str, tuple[F64, F64]]:
-    """float64[lists] of both scores (float64[rows]) by slice: ndcg@10, NaN for a list outside it."""
+def by_slice(new: F64, old: F64, judged: Judged, fair: Mask) -> dict[str, tuple[F64, F64]]:
+    """float64[lists] of both scores (float64[rows]) by slice, whose means are ndcg@10; NaN for a list outside it.
+
+    By what was clicked over the chance of a look: the live release put what it likes on top, where it is clicked more.
+    fair: bool[lists], those to compare on.
+    """
     orders = [_ordered(score, judged.lists) for score in (new, old)]
-    whole = [evaluate.per_list(o, judged.targets, (evaluate.PRIMARY,))[evaluate.PRIMARY] for o in orders]
-    out = {"all": (whole[0], whole[1])}
-    for name, mask in judged.of_lists.items():
-        out[name] = (np.where(mask, whole[0], np.nan), np.where(mask, whole[1], np.nan))
-    for name, part in judged.of_targets.items():
-        a, b = (
-            evaluate.per_list(o, judged.targets, (evaluate.PRIMARY,), part)[evaluate.PRIMARY] for o in orders
-        )  # fmt: skip
-        out[name] = (a, b)
-    return out
+
+    def both(of_lists: Mask, part: Mask | None = None) -> tuple[F64, F64]:
+        values = [evaluate.looked_at_ndcg(o, judged.targets, judged.looked_at, part) for o in orders]
+        (a, weight), (b, _) = values
+        used = fair & of_lists & ~np.isnan(a)
+        share = np.where(used, weight, np.nan) / (weight[used].mean() if used.any() else 1.0)
+        return a * share, b * share
+
+    every = np.ones(len(judged.lists), bool)
+    return (
+        {"all": both(every)} | {name: both(mask) for name, mask in judged.of_lists.items()}
+        | {name: both(every, part) for name, part in judged.of_targets.items()}
+    )  # fmt: skip
 
 
 def ndcg(score: F64, lists: Lists, targets: Targets) -> F64:

@@ -126,7 +126,7 @@ def _judged(night: Night, lists: Lists, which: Any) -> gate.Judged:
     )[evaluate.PRIMARY]  # fmt: skip
     return gate.Judged(
         lists, targets, random, slices.of_lists(events, lists, warm),
-        slices.of_targets(events, lists, targets, catalogue, known),
+        slices.of_targets(events, lists, targets, catalogue, known), night.looked_at(lists, targets),
     )  # fmt: skip
 
 
@@ -135,15 +135,13 @@ def _compared(
 ) -> tuple[list[verdict.Reason], dict[str, Any]]:
     """On the lists that the live release cannot have learnt from."""
     fair = np.isin(np.arange(len(judged.lists)), gate.after(judged.lists, live))
-    by_slice = {
-        name: (np.where(fair, a, np.nan), np.where(fair, b, np.nan))
-        for name, (a, b) in gate.by_slice(score, live_score, judged).items()
-    }
+    by_slice = gate.by_slice(score, live_score, judged, fair)
     a, b = by_slice.pop("all")
+    plain = np.where(fair, gate.ndcg(live_score, judged.lists, judged.targets), np.nan)
     if (~np.isnan(a)).sum() < 2:
         said = "the live release learnt from every test list, so nothing is left to compare on: is this an older night?"
         return [verdict.Reason("quality", verdict.ASK, said)], {}
-    return gate.against((a, b), by_slice, judged, live, config)
+    return gate.against((a, b), by_slice, plain, judged, live, config)
 
 
 def goes_into_shadow(night: Night) -> bool:

@@ -329,6 +329,14 @@ class Night:
         x = x if kept is None else x[:, use]
         return refit(chosen, x, learnt.gain, learnt.start, columns, config, position), valid_score
 
+    def looked_at(self, of: Lists, targets: Targets) -> F64:
+        """float64[targets]: the chance that each was looked at where it stood; 1 where lists have no positions."""
+        if not (self.is_logged and self.config.ranker.position_debias):
+            return np.ones(len(targets.of))
+        x, learnt, _ = self.part("ranker")
+        # Of lists that were shown, the targets are their rows with a gain, in order.
+        return looked_at(x, learnt, of, [f.name for f in self.replay.features])[of.gain > 0]
+
     def _evaluate(self, on_progress: OnProgress) -> None:
         x, tested, which = self.part("test")
         valid = self.lists.take(self.windows.lists("validation", self.lists))

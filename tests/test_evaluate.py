@@ -23,6 +23,7 @@ from offline.evaluate import (
     judge,
     learning_curve,
     lists_with_gain,
+    looked_at_ndcg,
     metrics_of,
     orders,
     per_list,
@@ -31,7 +32,7 @@ from offline.lists import Targets, baskets, targets
 from offline.quarantine import DataError
 from offline.slices import had_before, known_engagements, of_lists, of_targets
 from offline.windows import Windows
-from ranker.metrics import score_lists, tie_break
+from ranker.metrics import paired_difference, score_lists, tie_break
 from tests.worlds import DAY, START, make_catalogue, make_events, make_lists, make_replay
 
 LOG2_3 = np.log2(3.0)
@@ -136,6 +137,48 @@ def test_an_order_is_judged_as_its_scores_are(seed: int) -> None:
     for metric, value in found.items():
         expected = score_lists(metric, score, lists.gain, lists.start, ties, lists.missed)
         np.testing.assert_allclose(value, expected, err_msg=metric)
+
+
+def test_a_click_where_few_look_is_worth_more() -> None:
+    """Ranked 7, 3, 5: 7 was seen for sure, 5 by one in four and is worth 1 / .25. Of 7 alone: it is first."""
+    lists = make_lists([0.0, 1.0], [0, 0], [[3, 5, 7], [3, 5, 7]])
+    wanted = Targets(np.zeros(2, np.int64), np.array([7, 5], np.int32), np.ones(2, np.int8))
+    order, seen = ordered(lists, np.array([2.0, 1.0, 3.0, 2.0, 1.0, 3.0])), np.array([1, 0.25])
+    expected = (1 + 4 / 2) / (4 + 1 / LOG2_3)
+    np.testing.assert_allclose(looked_at_ndcg(order, wanted, seen), [[expected, np.nan], [1 + 4, 0]])
+    np.testing.assert_allclose(looked_at_ndcg(order, wanted, seen, np.array([True, False])), [[1, np.nan], [1, 0]])
+    assert np.isnan(looked_at_ndcg(order, wanted, seen, np.zeros(2, bool))[0]).all()
+
+
+def test_where_everything_was_looked_at_it_is_plain_ndcg() -> None:
+    """Of the whole and of a part, for items that were offered and for some that were not."""
+    rng = np.random.default_rng(2)
+    lists = replace(planted(), gain=rng.integers(0, 4, planted().rows).astype(np.int8))
+    wanted = targets(lists, lists)
+    wanted = wanted._replace(item=np.where(rng.random(len(wanted.item)) < 0.1, 250, wanted.item).astype(np.int32))
+    order, part = ordered(lists, rng.normal(size=lists.rows)), rng.random(len(wanted.of)) < 0.5
+    for of_part in (None, part):
+        found, _ = looked_at_ndcg(order, wanted, np.ones(len(wanted.of)), of_part)
+        np.testing.assert_allclose(found, per_list(order, wanted, ("ndcg@10",), of_part)["ndcg@10"])
+
+
+def test_of_two_orders_equally_good_the_one_that_was_shown_does_not_win() -> None:
+    """Every item is as good as any other, so no order is better; but place k is looked at with chance 1 / (1 + k).
+
+    By clicks as they are the shown order leads by far; by clicks over the chance of a look, not beyond chance.
+    """
+    rng, size, count = np.random.default_rng(3), 12, 4000
+    lists = make_lists([60.0 * g for g in range(count)], list(range(count)), [list(range(size))] * count)
+    place = np.tile(np.arange(size), count)
+    clicked = rng.random(lists.rows) < 0.3 / (1 + place)
+    lists = replace(lists, gain=clicked.astype(np.int8), position=place.astype(np.int16))
+    wanted = targets(lists, lists)
+    shown, other = ordered(lists, -place.astype(np.float64)), ordered(lists, rng.normal(size=lists.rows))
+    plain = [per_list(o, wanted, ("ndcg@10",))["ndcg@10"] for o in (shown, other)]
+    fair = [np.prod(looked_at_ndcg(o, wanted, (1 / (1 + place))[clicked]), axis=0) for o in (shown, other)]
+    assert paired_difference(*plain, lists.user).low > 0.15
+    d = paired_difference(*fair, lists.user)
+    assert d.low < 0 < d.high
 
 
 def test_of_a_part_of_the_targets_the_others_are_neither_hits_nor_in_the_way() -> None:
