@@ -9,9 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,7 +42,8 @@ def connect_url(redis_url: str | None, directory: Path) -> Iterator[str]:
     """The address of a Redis to use: `redis_url` if given, else of an embedded Valkey with its data in `directory`.
 
     A server that already answers for this directory is used and left running; otherwise one is started, and stopped
-    when the block ends: whoever started it stops it. Nothing is checked about `redis_url` itself.
+    when the block ends: whoever started it stops it, a process that is told to end by SIGTERM as well. Nothing is
+    checked about `redis_url` itself.
     Raises EmbeddedError where the server cannot be started.
     """
     if redis_url:
@@ -53,12 +57,30 @@ def connect_url(redis_url: str | None, directory: Path) -> Iterator[str]:
         socket = _socket_of(directory)
         server = None if _answers(socket) else _start(socket, directory)
     try:
-        yield _url(socket)
+        with _ended_in_order() if server is not None else nullcontext():
+            yield _url(socket)
     finally:
         if server is not None:
             with _locked(directory):
                 server.stop()
                 shutil.rmtree(socket.parent, ignore_errors=True)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside the block, where it would else end the process on the spot.
+
+    A server such as uvicorn, which handles the signal itself, sends it again when it is done.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not ours:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

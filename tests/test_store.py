@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -349,6 +353,40 @@ def test_an_embedded_server_keeps_its_data_and_is_shared_by_directory(tmp_path: 
     with connect_url(None, deep) as again, BulkStore(again) as store:
         assert Pointer("r", "/r") == store.pointer()
     assert connect_url("redis://elsewhere:1", deep).__enter__() == "redis://elsewhere:1"
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", "serve(ServiceConfig(port=int(sys.argv[2])), url)"])
+def test_told_to_end_a_process_stops_the_server_it_started(tmp_path: Path, work: str) -> None:
+    """By SIGTERM, at rest or while it serves over HTTP."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from serving.app import serve
+from serving.config import ServiceConfig
+from serving.embedded import connect_url
+with connect_url(None, Path(sys.argv[1])) as url:
+    print(url, flush=True)
+    {work}
+"""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", code, str(tmp_path), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with redis.Redis.from_url(url) as client:
+            assert client.ping()
+            while "serve" in work and not answers(port):
+                time.sleep(0.05)
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
+            with pytest.raises(redis.ConnectionError):
+                client.ping()
 
 
 def test_a_directory_the_server_cannot_use_is_refused(tmp_path: Path) -> None:
