@@ -240,6 +240,7 @@ def test_a_budget_too_small_to_read_the_catalogue_is_an_error_and_the_next_run_g
     minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "_SMALLEST_PART", 12)
+    monkeypatch.setattr(reading, "BLOCK", 4)
     poor = config(budget_s=1e-6)
     refusal = r"budget_s is 1e-06.*: 12 of 32 texts were read.*all need about.*raise encoder.budget_s"
     with pytest.raises(BudgetSpent, match=refusal):
