@@ -74,38 +74,74 @@ def visit(engaged_at: F64, shown_at: F64, at: float) -> Visit:
     return Visit(*_visit(engaged_at, shown_at, float(at), SESSION_S))
 
 
+@compiled
+def _ends(start: I64, at: F64, moment: float) -> I64:
+    """int64[users]: the end of each user's rows strictly before a moment."""
+    out = np.empty(len(start) - 1, np.int64)
+    for u in range(len(out)):
+        low, high = start[u], start[u + 1]
+        while low < high:
+            middle = (low + high) // 2
+            if at[middle] < moment:
+                low = middle + 1
+            else:
+                high = middle
+        out[u] = low
+    return out
+
+
 @dataclass(frozen=True)
-class _Segments:
-    """Rows sorted by user, then time: user u's are `start[u]:start[u + 1]`."""
+class Segments:
+    """Events sorted by user, then time, kind and item: user u's are rows `start[u]:start[u + 1]`.
+
+    row: int64[n], where each stands in the log. item: int32[n]. kind: int8[n]. at: float64[n].
+    """
 
     start: I64
+    row: I64
     item: I32
     kind: I8
     at: F64
 
     @classmethod
-    def of(cls, events: Events) -> _Segments:
+    def of(cls, events: Events, rows: I64) -> Segments:
+        """Of these rows (ascending) of a log."""
         # `events` is in (at, kind, item) order already, so a stable sort by user keeps that order within each.
-        order = np.argsort(events.user, kind="stable")
-        start = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
-        return cls(start, events.item[order], events.kind[order], events.at[order])
+        rows = rows[np.argsort(events.user[rows], kind="stable")]
+        start = np.searchsorted(events.user[rows], np.arange(events.n_users + 1))
+        return cls(start, rows, events.item[rows], events.kind[rows], events.at[rows])
 
     def newest(self, user: int, at: float, cap: int) -> slice:
+        """A user's newest rows strictly before a moment, at most `cap`."""
         lo, hi = self.start[user], self.start[user + 1]
         end = lo + int(np.searchsorted(self.at[lo:hi], at, side="left"))
         return slice(max(lo, end - cap), end)
+
+    def newest_of_all(self, at: float, cap: int) -> I64:
+        """int64, ascending: where in the log the newest events of every user strictly before a moment stand, at most
+        `cap` of each."""
+        end = _ends(self.start, self.at, float(at))
+        size = np.minimum(end - self.start[:-1], cap)
+        first = np.cumsum(size) - size
+        place = np.repeat(end - size - first, size) + np.arange(size.sum())
+        return np.sort(self.row[place])
 
 
 class Histories:
     """Every user's two lists at any moment, from a log: what Redis would have held then."""
 
-    def __init__(self, events: Events) -> None:
-        self._engagements = _Segments.of(events.take(events.kind != Kind.IMPRESSION))
-        self._shown = _Segments.of(events.take(events.kind == Kind.IMPRESSION))
+    def __init__(self, engagements: Segments, shown: Segments) -> None:
+        self.engagements, self.shown = engagements, shown
+
+    @classmethod
+    def of(cls, events: Events) -> Histories:
+        """Of a log, in memory."""
+        shown = events.kind == Kind.IMPRESSION
+        return cls(*(Segments.of(events, np.flatnonzero(rows)) for rows in (~shown, shown)))
 
     def read(self, user: int, at: float) -> History:
         """The lists of a user strictly before a moment."""
-        e, s = self._engagements, self._shown
+        e, s = self.engagements, self.shown
         i, j = e.newest(user, at, ENGAGEMENTS), s.newest(user, at, SHOWN)
         # Copies, not reversed views: the service reads contiguous arrays, and equal memory gives equal bits.
         return History(

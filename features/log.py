@@ -5,7 +5,7 @@ Ids are strings at the rim only. In here a user, an item or a request is a row n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -45,6 +45,10 @@ GAIN = np.array([0, 1, 1, 2, 3, 1], np.int8)
 """Gain of the best action on an item of a list, indexed by `Kind`: purchase over cart over click, view and rating."""
 
 
+PART_ROWS = 131_072
+"""Events that are worked on at once, where a log is read from its beginning to its end."""
+
+
 @dataclass(frozen=True)
 class Events:
     """Events in time order, one row each; equal times are ordered by kind, then item.
@@ -77,11 +81,20 @@ class Events:
 
     def take(self, rows: NDArray[np.bool_] | I64 | slice) -> Events:
         """The events selected by a mask, by row numbers in ascending order, or by a slice; ids are shared."""
-        return Events(
+        return type(self)(
             self.at[rows], self.user[rows], self.item[rows], self.kind[rows], self.request[rows],
             self.position[rows], self.value[rows], self.user_ids, self.request_ids, self.session[rows],
             self.device[rows],
         )  # fmt: skip
+
+    def parts(self, rows: int = PART_ROWS) -> Iterator[Events]:
+        """The events in parts of about `rows`, one after the other; those of one moment are of one part."""
+        begin = 0
+        while begin < len(self):
+            end = begin + rows
+            end = int(np.searchsorted(self.at, self.at[end], side="right")) if end < len(self) else len(self)
+            yield self.take(slice(begin, end))
+            begin = end
 
     def before(self, at: float) -> Events:
         """The events strictly before a moment: what a row at that moment may know."""

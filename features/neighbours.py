@@ -127,7 +127,7 @@ class Neighbours:
     def build(
         cls, events: Events, n_items: int, at: float, k: int = 50, session_weight: float = SESSION_WEIGHT
     ) -> Neighbours:
-        """Neighbours as of a moment, from the engagements strictly before it.
+        """Neighbours as of a moment, from the engagements strictly before it: each user's newest `IN_VISITS` suffice.
 
         session_weight: what a pair in a visit counts for against one of a user, at least 0.
         """

@@ -13,9 +13,9 @@ from features.catalogue import Catalogue
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
-from features.log import F32, F64, I32, Events, Kind, Lists
+from features.log import F32, F64, I32, PART_ROWS, Events, Kind, Lists
 from features.moment import LONGEST, Feature, Items, Moment
-from features.neighbours import SESSION_WEIGHT, Neighbours
+from features.neighbours import IN_VISITS, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
 from features.reading import Values, Words
 from features.table import declared, rows
@@ -43,6 +43,7 @@ class Replay:
     and the vectors (like `vectors`) of each later encoder, ascending, in use from the first of `refresh_at` at or after
     it; each must have been made of what came before its moment. custom: features of the user's own. session_weight: as
     in `Neighbours.build`. words: of each item's text, from which taste factors read what no tag says; None reads none.
+    given: histories of the events; made of them, in memory, where there are none.
     """
 
     catalogue: Catalogue
@@ -53,6 +54,7 @@ class Replay:
     session_weight: float = SESSION_WEIGHT
     revised: tuple[tuple[float, F32], ...] = ()
     words: Words | None = None
+    given: Histories | None = None
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -62,7 +64,11 @@ class Replay:
     @cached_property
     def histories(self) -> Histories:
         """Every user's lists at any moment."""
-        return Histories(self.events)
+        return Histories.of(self.events) if self.given is None else self.given
+
+    def recent(self, at: float) -> Events:
+        """Every user's newest `IN_VISITS` engagements strictly before a moment: as much as neighbours are made of."""
+        return self.events.take(self.histories.engagements.newest_of_all(at, IN_VISITS))
 
     def readings(self, lists: Lists) -> Iterator[Reading]:
         """One reading a list, in the lists' order, which must be by time.
@@ -111,7 +117,7 @@ class Replay:
             vectors=Vectors.quantise(vectors),
             prior=click_rate_prior(self.catalogue, vectors, items.state, at),
             attribute_rates=attribute_rates(self.catalogue, items.state, at),
-            neighbours=Neighbours.build(self.events, len(self.catalogue), at, session_weight=self.session_weight),
+            neighbours=Neighbours.build(self.recent(at), len(self.catalogue), at, session_weight=self.session_weight),
         )
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
@@ -123,11 +129,8 @@ class Replay:
 
     def _evidence(self, items: Items, at: float) -> list[Evidence]:
         """What the shoppers most lately shown something did with it, as of a moment."""
-        past = self.events.before(at)
-        newest_first = past.user[past.kind == Kind.IMPRESSION][::-1]
-        users, first = np.unique(newest_first, return_index=True)
         out = []
-        for user in users[np.argsort(first)][:LEARNERS].tolist():
+        for user in _last_shown(self.events.before(at), LEARNERS):
             found = Moment(items, self.histories.read(user, at), np.empty(0, np.int32), at).residuals
             out.append(Evidence(found.item, found.surprise, found.chance * (1.0 - found.chance)))
         return out
@@ -142,7 +145,20 @@ class Replay:
     def _apply(self, state: ItemState, applied: int, at: float) -> int:
         """Apply the events from row `applied` up to, not including, a moment; the row to go on from."""
         end = int(np.searchsorted(self.events.at, at, side="left"))
-        if end > applied:
-            e = self.events
-            state.apply(e.item[applied:end], e.kind[applied:end], e.at[applied:end])
+        for part in self.events.take(slice(applied, max(end, applied))).parts():
+            state.apply(part.item, part.kind, part.at)
         return max(end, applied)
+
+
+def _last_shown(events: Events, most: int) -> list[int]:
+    """The users who were most lately shown something, the last first; read from the end only as far as it takes."""
+    seen: dict[int, None] = {}
+    end = len(events)
+    while end and len(seen) < most:
+        begin = max(0, end - PART_ROWS)
+        part = events.take(slice(begin, end))
+        newest_first = part.user[part.kind == Kind.IMPRESSION][::-1]
+        users, first = np.unique(newest_first, return_index=True)
+        seen |= dict.fromkeys(u for u in users[np.argsort(first)].tolist() if u not in seen)
+        end = begin
+    return list(seen)[:most]

@@ -7,6 +7,7 @@ penalty and memory are chosen on what came before the test.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,7 +19,7 @@ from features.history import History
 from features.log import F32, F64, I32, I64, Events, Kind, Lists
 from features.moment import LONGEST, Moment
 from features.popularity import RATE_STRENGTH
-from features.replay import Reading
+from features.replay import Reading, Replay
 from features.retrieval import popularity
 from features.vectors import Vectors
 from ranker.metrics import U64, tie_break, top_k
@@ -62,22 +63,46 @@ def own_history(history: History, candidates: I32) -> F64:
 
 
 class Tally:
-    """How often something had happened to an entity before a moment, for any entities and moments at once."""
+    """How often something had happened to an entity before a moment, for any entities and moments at once.
 
-    def __init__(self, entity: I64, at: F64) -> None:
-        """entity: int64[n], any numbers. at: float64[n], when it happened, Unix seconds, any order."""
-        self._entities, code = np.unique(entity, return_inverse=True)
-        self._moments, when = np.unique(at, return_inverse=True)
-        self._key = np.sort(code.astype(np.int64) * (len(self._moments) + 1) + when)
+    The log is read through for each question: what is held is as long as the question.
+    """
+
+    def __init__(self, events: Events, entity: Callable[[Events], I64]) -> None:
+        """events: those that count. entity: int64, of each of them, which it happened to; any numbers."""
+        self._events, self._entity = events, entity
 
     def before(self, entity: I64, at: F64 | float) -> F64:
-        """float64, like `entity`: events of it strictly before `at`; 0 for one that is not known."""
-        code = np.searchsorted(self._entities, entity)
-        known = code < len(self._entities)
-        known[known] = self._entities[code[known]] == entity[known]
-        base = code.astype(np.int64) * (len(self._moments) + 1)
-        upto = np.searchsorted(self._key, base + np.searchsorted(self._moments, at, "left"), "left")
-        return np.where(known, upto - np.searchsorted(self._key, base, "left"), 0).astype(np.float64)
+        """float64, like `entity`: engagements of it strictly before `at`; 0 for one that is not known."""
+        wanted, code = np.unique(entity, return_inverse=True)
+        moments, when = np.unique(np.broadcast_to(at, entity.shape), return_inverse=True)
+        asked = code.astype(np.int64) * (len(moments) + 1) + when
+        count = np.zeros(len(asked), np.int64)
+        for part in self._events.before(float(moments[-1]) if len(moments) else -np.inf).parts():
+            acts = engagements(part)
+            found = self._entity(acts)
+            place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
+            known = wanted[place] == found
+            # An event counts for moments after it: from the first of them on.
+            since = np.searchsorted(moments, acts.at[known], side="right")
+            key = np.sort(place[known].astype(np.int64) * (len(moments) + 1) + since)
+            count += np.searchsorted(key, asked, "right") - np.searchsorted(key, asked - when, "left")
+        return count.astype(np.float64)
+
+
+class Running:
+    """How often each item was engaged with before a moment that only moves on."""
+
+    def __init__(self, events: Events, n_items: int) -> None:
+        self._events, self._done, self._count = events, 0, np.zeros(n_items, np.int64)
+
+    def before(self, item: I32, at: float) -> F64:
+        """float64, like `item` (of the catalogue): engagements with it strictly before `at`."""
+        end = int(np.searchsorted(self._events.at, at, side="left"))
+        for part in self._events.take(slice(self._done, end)).parts():
+            self._count += np.bincount(engagements(part).item, minlength=len(self._count))
+        self._done = max(end, self._done)
+        return self._count[item].astype(np.float64)
 
 
 def engagements(events: Events) -> Events:
@@ -99,8 +124,12 @@ def share_again(events: Events) -> float:
     if not len(acts):
         return 0.0
     key = pairs(acts.user, acts.item)
-    _, first = np.unique(np.rec.fromarrays([key, acts.at]), return_index=True)
-    return float(np.mean(Tally(key, acts.at).before(key[first], acts.at[first]) > 0))
+    order = np.lexsort((acts.at, key))
+    key, at = key[order], acts.at[order]
+    same = np.diff(key, prepend=-1) == 0
+    later = np.diff(at, prepend=-np.inf) > 0
+    # One a user, item and moment: the rows that begin one, and of these those that are not their pair's first.
+    return float((same & later).sum() / (~same | later).sum())
 
 
 @dataclass(frozen=True)
@@ -194,18 +223,18 @@ class Ease:
 class Baselines:
     """The orders of `BASELINES` over lists read in time order."""
 
-    def __init__(self, events: Events, n_items: int, lists: Lists, zero_shot: Vectors, seed: int, whole: bool) -> None:
-        """lists: those that will be read. whole: each orders the whole catalogue, not the candidates of a list.
+    def __init__(self, replay: Replay, lists: Lists, zero_shot: Vectors, seed: int, whole: bool) -> None:
+        """lists: those that will be read, of the log of `replay`. whole: each orders the whole catalogue, not the
+        candidates of a list.
 
         EASE is fitted once, to what came before the first of the lists; with `whole`, where lists may be of any time,
-        up to four times, always to what came before.
+        up to four times, always to what came before: each user's newest engagements, as many as neighbours know.
         """
-        self._events, self._n, self._zero_shot, self._seed, self._whole = events, n_items, zero_shot, seed, whole
-        acts = engagements(events)
-        self._tally = Tally(acts.item.astype(np.int64), acts.at)
+        self._n, self._zero_shot, self._seed, self._whole = len(replay.catalogue), zero_shot, seed, whole
+        self._recent, self._count = replay.recent, Running(replay.events, self._n)
         begin = float(lists.at.min(initial=np.inf))
         never_shown = not (lists.position >= 0).any()
-        self._new_only = never_shown and share_again(events.before(begin)) < RARELY_AGAIN
+        self._new_only = never_shown and share_again(replay.recent(begin)) < RARELY_AGAIN
         moments = np.quantile(lists.at, [0, 0.25, 0.5, 0.75], method="lower") if len(lists) else np.empty(0)
         self._fit_at = np.unique(moments if whole else moments[:1]).tolist()
         self._fit: Ease | None = None
@@ -239,7 +268,7 @@ class Baselines:
         out = np.column_stack(
             [
                 np.random.default_rng((self._seed, r.number)).random(len(r.candidates)),
-                self._tally.before(r.candidates.astype(np.int64), r.at),
+                self._count.before(r.candidates, r.at),
                 popularity(r.items, r.candidates, r.at),
                 (clicks + RATE_STRENGTH * shop) / (shown + RATE_STRENGTH),
                 own_history(r.history, r.candidates),
@@ -260,7 +289,7 @@ class Baselines:
         due = [moment for moment in self._fit_at if moment <= at]
         if due:
             self._fit_at = self._fit_at[len(due) :]
-            self._fit = Ease.chosen(self._events.before(due[-1]), self._n, self._new_only, self._seed)
+            self._fit = Ease.chosen(self._recent(due[-1]), self._n, self._new_only, self._seed)
         assert self._fit is not None, "lists are read in time order, from the first that was given"
         return self._fit
 

@@ -1,23 +1,23 @@
 """Collect: what the services took in and answered moves from Redis to Parquet, exactly once; tomorrow's training data.
 
-    <data>/events/date=2026-01-31/part-<entry>.parquet    accepted events, as in events.parquet
-    <data>/served/date=2026-01-31/part-<entry>.parquet    answered lists
-    <data>/written_items.parquet                          items written through the service
-    <data>/erasures.parquet                               who asked to be forgotten
+    <log>/events/date=2026-01-31/part-<entry>.parquet    accepted events, as in events.parquet
+    <log>/served/date=2026-01-31/part-<entry>.parquet    answered lists
+    <log>/events/_mark, <log>/served/_mark               the last stream entry that is in the files
+    <data>/written_items.parquet                         items written through the service
+    <data>/erasures.parquet                              who asked to be forgotten
 
-The day is that of arrival. A file is made whole aside and then named after the last stream entry in it, so that the
-name is the high-water mark: killed at any moment, a run leaves the file or nothing, and the next one goes on after it.
-In a cluster a stream is in parts, and each has files and a mark of its own: `part-s<shard>-<entry>.parquet`.
+The day is that of the event, so what comes late goes into a day that is there already. The entries that were taken at a
+time may be of several days: their files are named after the last entry, and then the mark moves on to it. Files beyond
+the mark are those of a run that was killed; the next one removes them and takes the same entries again. In a cluster a
+stream is in parts, and each has files and a mark of its own: `part-s<shard>-<entry>.parquet`, `_mark-s<shard>`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,9 @@ from features.log import KINDS
 from offline import erasures, written_items
 from offline.erasures import Erasures
 from offline.items import UTC_US
-from offline.layout import EVENTS_SCHEMA, SERVED_SCHEMA
+from offline.layout import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED_FORM, SERVED_SCHEMA
+from offline.layout import SERVED as SERVED_FOLDER
+from offline.partitions import DAY_US, Storage, by_day, day_name, day_of
 from offline.progress import OnProgress
 from serving.item import ItemFields, decoded_fields
 from serving.release import Listed, list_releases
@@ -39,7 +41,7 @@ from serving.written import BulkWrittenItems
 
 _ROWS = 200_000
 _BYTES = 256_000_000
-_DAY_MS = 86_400_000
+_MARK = "_mark"
 _NAME = re.compile(r"part-(?:s(\d+)-)?(\d+)-(\d+)\.parquet")
 _RELEASES = 5
 """The newest releases: one of them may be served again, so what they read of Redis stays there."""
@@ -68,36 +70,43 @@ class _Log(NamedTuple):
 
 
 def collect(
-    directory: Path, store: BulkStore, releases: Path | None = None, on_progress: OnProgress | None = None
-) -> Collected:
+    directory: Path, store: BulkStore, releases: Path | None = None, on_progress: OnProgress | None = None,
+    log: Storage | Path | str | None = None, keep_days: int | None = None,
+) -> Collected:  # fmt: skip
     """Bring everything that waits in Redis into a data set, and forget whom we were asked to forget.
 
     releases: where releases are; events that each of them has in its own item state leave the stream, once collected.
-    on_progress: called with (entries done, entries there were). Raises what redis-py raises, and StoreCorrupt.
+    on_progress: called with (entries done, entries there were). log: where the day partitions are, if not in the
+    directory. keep_days: days of them that stay before the cut-off of the oldest release that is there; all if None,
+    and without a release. Raises what redis-py raises, and StoreCorrupt.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    home, storage = Storage.of(directory), Storage.of(directory if log is None else log)
     with _alone(directory):
         last_erased, since = store.erased()
         before, gone = erasures.read(directory), erasures.known(directory, since)
         fresh = {user: at for user, at in gone.items() if before.get(user) != at}
         if fresh:
-            _write(directory / erasures.FILE, erasures.table(gone))
+            home.write_table(erasures.FILE, erasures.table(gone))
         total, done, counts = sum(store.length(log.stream) for log in _LOGS), 0, []
-        for log in _LOGS:
+        for log_ in _LOGS:
             count = 0
             for shard in _shards(store):
-                for taken, written in _moved(log, shard, directory, store, gone):
+                for taken, written in _moved(log_, shard, storage, store, gone):
                     done, count = done + taken, count + written
                     if on_progress:
                         on_progress(min(done, total), total)
             counts.append(count)
         if fresh:
-            _forget(directory, store, fresh)
+            _forget(home, storage, store, fresh)
         store.trim_to(ERASED, last_erased)
         items = _items(directory, store)
         kept = [r for r in list_releases(releases) if r.manifest][:_RELEASES] if releases else []
         _prune(store, kept)
-        return Collected(counts[0], counts[1], len(fresh), _trim(directory, store, kept), items)
+        trimmed = _trim(storage, store, kept)
+        if keep_days is not None:
+            _let_go(storage, keep_days, releases)
+        return Collected(counts[0], counts[1], len(fresh), trimmed, items)
 
 
 @contextmanager
@@ -113,69 +122,59 @@ def _shards(store: BulkStore) -> Sequence[int | None]:
     return range(store.layout.shards) if store.layout.cluster else [None]
 
 
-def mark(folder: Path, shard: int | None = None) -> str:
-    """The id of the last stream entry that is in a folder of parts; the start of the stream where there is none."""
-    ids = [
-        (int(found[2]), int(found[3]))
-        for path in folder.glob("date=*/part-*.parquet")
-        if (found := _NAME.fullmatch(path.name)) and (found[1] is None if shard is None else found[1] == f"{shard:02d}")
-    ]
-    return "{}-{}".format(*max(ids)) if ids else START
+def mark(storage: Storage, folder: str, shard: int | None = None) -> str:
+    """The id of the last stream entry that is in a folder of day partitions; the start of the stream where none is."""
+    said = storage.read(_mark_name(folder, shard))
+    if said is not None:
+        return said.decode("ascii")
+    # A log of before there was a mark: its newest name is one.
+    last = max((entry for _, entry in _collected(storage, folder, shard)), default=None)
+    return "{}-{}".format(*last) if last else START
+
+
+def _mark_name(folder: str, shard: int | None) -> str:
+    return f"{folder}/{_MARK}" + ("" if shard is None else f"-s{shard:02d}")
+
+
+def _collected(storage: Storage, folder: str, shard: int | None) -> list[tuple[str, tuple[int, int]]]:
+    """The files of a part of a stream, and the last entry in each."""
+    found = [(name, _NAME.fullmatch(name.rpartition("/")[2])) for name in storage.parts(folder)]
+    own = None if shard is None else f"{shard:02d}"
+    return [(name, (int(n[2]), int(n[3]))) for name, n in found if n and n[1] == own]
 
 
 def _moved(
-    log: _Log, shard: int | None, directory: Path, store: BulkStore, gone: Erasures
+    log: _Log, shard: int | None, storage: Storage, store: BulkStore, gone: Erasures
 ) -> Iterator[tuple[int, int]]:
-    """Write what waits, a day or `_ROWS` at a time; (entries taken, rows written) after each file."""
-    last, stream = mark(directory / log.folder, shard), store.layout.part(log.stream, shard or 0)
-    while part := _next(log, stream, store, last):
-        last = part[-1][0]
-        table = erasures.kept(log.table([entry for _, entry in part]), gone, log.moment)
-        _write(_path(directory / log.folder, last, shard), table)
-        yield len(part), len(table)
+    """Write what waits, about `_ROWS` at a time; (entries taken, rows written) after each time."""
+    last, stream = mark(storage, log.folder, shard), store.layout.part(log.stream, shard or 0)
+    milliseconds, number = map(int, last.split("-"))
+    for name, entry in _collected(storage, log.folder, shard):
+        if entry > (milliseconds, number):
+            storage.remove(name)
+    storage.write(_mark_name(log.folder, shard), last.encode())
+    part = "part" if shard is None else f"part-s{shard:02d}"
+    while entries := _next(log, stream, store, last):
+        last = entries[-1][0]
+        table = erasures.kept(log.table([entry for _, entry in entries]), gone, log.moment)
+        milliseconds, number = map(int, last.split("-"))
+        for day, rows in by_day(table, log.moment):
+            storage.write_table(day_name(log.folder, day, f"{part}-{milliseconds:013d}-{number:06d}.parquet"), rows)
+        storage.write(_mark_name(log.folder, shard), last.encode())
+        yield len(entries), len(table)
 
 
 def _next(log: _Log, stream: str, store: BulkStore, last: str) -> list[tuple[str, bytes]]:
-    """The next entries that belong in one file: of one day, and not too many."""
+    """The next entries, not too many."""
     out: list[tuple[str, bytes]] = []
     size = 0
     while len(out) < _ROWS and size < _BYTES:
         found = store.entries(stream, log.field, out[-1][0] if out else last, log.batch)
         if not found:
             break
-        day = _day((out or found)[0][0])
-        same = [pair for pair in found if _day(pair[0]) == day]
-        out += same
-        size += sum(len(entry) for _, entry in same)
-        if len(same) < len(found):
-            break
+        out += found
+        size += sum(len(entry) for _, entry in found)
     return out
-
-
-def _day(entry_id: str) -> int:
-    return int(entry_id.partition("-")[0]) // _DAY_MS
-
-
-def _path(folder: Path, last: str, shard: int | None) -> Path:
-    day = datetime.fromtimestamp(_day(last) * _DAY_MS / 1e3, UTC).date().isoformat()
-    milliseconds, number = last.split("-")
-    part = "part" if shard is None else f"part-s{shard:02d}"
-    return folder / f"date={day}" / f"{part}-{int(milliseconds):013d}-{int(number):06d}.parquet"
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """The file whole and on disk, then its name: after a power cut it is there or not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    pq.write_table(table, aside, compression="zstd")
-    for name, target in ((aside, path), (path.parent, None)):
-        handle = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if target is not None:
-            name.replace(target)
 
 
 def _events_table(entries: Sequence[bytes]) -> pa.Table:
@@ -207,19 +206,47 @@ def _typed(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
 
 
 _LOGS = (
-    _Log(STREAM, b"e", "events", "timestamp", 10_000, _events_table),
-    _Log(SERVED, b"l", "served", "at", 200, _served_table),
+    _Log(STREAM, b"e", EVENTS, EVENTS_FORM.moment, 10_000, _events_table),
+    _Log(SERVED, b"l", SERVED_FOLDER, SERVED_FORM.moment, 200, _served_table),
 )
 
 
-def _forget(directory: Path, store: BulkStore, gone: Erasures) -> None:
-    """Take users out of what was collected before, and out of the stream."""
+def _forget(home: Storage, storage: Storage, store: BulkStore, gone: Erasures) -> None:
+    """Take users out of every file of the log, and out of the stream."""
+    if home.exists(EVENTS_FILE):
+        _rewrite(home, EVENTS_FILE, gone, EVENTS_FORM.moment)
     for log in _LOGS:
-        for path in sorted((directory / log.folder).glob("date=*/part-*.parquet")):
-            held = pq.read_table(path, partitioning=None)
-            if len(left := erasures.kept(held, gone, log.moment)) < len(held):
-                _write(path, left)
+        for name in storage.parts(log.folder):
+            _rewrite(storage, name, gone, log.moment)
     store.drop_events(gone)
+
+
+def _rewrite(storage: Storage, name: str, gone: Erasures, moment: str) -> None:
+    """A file without the rows of users up to their erasure, a row group at a time; left alone where it has none."""
+    with storage.parquet(name) as file:
+        columns = ["user_id", moment]
+        groups = range(file.num_row_groups)
+        found = (file.read_row_group(k, columns) for k in groups)
+        if all(len(erasures.kept(table, gone, moment)) == len(table) for table in found):
+            return
+        # As plain columns: a dictionary keeps the values of rows that went.
+        plain = pa.schema([
+            f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in file.schema_arrow
+        ])  # fmt: skip
+        kept = (erasures.kept(file.read_row_group(k).cast(plain), gone, moment) for k in groups)
+        storage.write_tables(name, plain, kept)
+
+
+def _let_go(storage: Storage, keep_days: int, releases: Path | None) -> None:
+    """Remove days that no release that is there still needs: those so many days before the oldest cut-off."""
+    cut_offs = [r.manifest.cut_off for r in list_releases(releases) if r.manifest] if releases else []
+    if not cut_offs:
+        return
+    oldest = int(min(cut_offs) * 1e6 // DAY_US) - keep_days
+    for log in _LOGS:
+        for name in storage.parts(log.folder):
+            if day_of(name) < oldest:
+                storage.remove(name)
 
 
 def _items(directory: Path, store: BulkStore) -> int:
@@ -230,7 +257,7 @@ def _items(directory: Path, store: BulkStore) -> int:
         i: ItemFields(new.at, (before[i].fields if i in before else {}) | new.fields) for i, new in now.items()
     }
     if together != before:
-        _write(directory / written_items.FILE, written_items.table(together))
+        Storage.of(directory).write_table(written_items.FILE, written_items.table(together))
     return len(now)
 
 
@@ -257,13 +284,13 @@ def _prune(store: BulkStore, kept: Sequence[Listed]) -> None:
     BulkWrittenItems(store).drop(gone)
 
 
-def _trim(directory: Path, store: BulkStore, kept: Sequence[Listed]) -> int:
+def _trim(storage: Storage, store: BulkStore, kept: Sequence[Listed]) -> int:
     """Take out of Redis what is on disk, and no release that may be served again needs from there."""
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     trimmed = 0
     for shard in _shards(store):
-        store.trim_to(store.layout.part(SERVED, shard or 0), mark(directory / "served", shard))
-        collected = int(mark(directory / "events", shard).partition("-")[0]) / 1e3
+        store.trim_to(store.layout.part(SERVED, shard or 0), mark(storage, SERVED_FOLDER, shard))
+        collected = int(mark(storage, EVENTS, shard).partition("-")[0]) / 1e3
         # An hour covers clocks that disagree, as in `serving.live`.
         trimmed += store.trim(min(collected, min(cut_offs) - 3600), shard or 0) if cut_offs else 0
     return trimmed

@@ -24,6 +24,7 @@ from offline.quarantine import DataError
 if TYPE_CHECKING:
     # The configuration imports this, and a host that only serves has no pandas.
     from offline.lists import Targets
+    from offline.log import LogFiles
 
 Mask = NDArray[np.bool_]
 
@@ -42,14 +43,14 @@ class SliceConfig(BaseModel):
     )
 
 
-def check(directory: Path, columns: Sequence[str]) -> None:
-    """Raises DataError for a column that neither the items nor the events of the data set in `directory` have."""
-    has = {n: _columns(directory / f"{n}.parquet") for n in ("items", "events")}
+def check(directory: Path, event_columns: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises DataError for a column that neither the items of the data set in `directory` nor its events have."""
+    of_items = _columns(directory / "items.parquet")
     for name in columns:
-        if name not in has["items"] + has["events"]:
+        if name not in of_items and name not in event_columns:
             raise DataError(
-                f"slice {name!r}: no such column; items have {', '.join(has['items'])}; events have "
-                f"{', '.join(has['events'])}"
+                f"slice {name!r}: no such column; items have {', '.join(of_items)}; events have "
+                f"{', '.join(event_columns)}"
             )
 
 
@@ -62,24 +63,28 @@ def of_items(items: pa.Table, columns: Sequence[str], targets: Targets) -> dict[
     return out
 
 
-def of_events(events: Path, columns: Sequence[str], lists: Lists, but: Sequence[str]) -> dict[str, Mask]:
+def of_events(log: LogFiles, columns: Sequence[str], lists: Lists, but: Sequence[str]) -> dict[str, Mask]:
     """bool[lists] by `column:value`, of the first impression of each list that fills the column.
 
-    events: a file `events.parquet`. but: columns left out, those of items. A list that was rebuilt has none of it. Only
+    but: columns left out, those of items. A list that was rebuilt has none of it. Only
     impressions are asked: what a click says would tell which lists were clicked.
     """
-    here = _columns(events)
+    here = log.event_columns
     asked = [name for name in columns if name in here and name not in but]
     if not asked:
         return {}
-    needed = ["request_id", "event", *asked]
-    log = pq.read_table(events, columns=list(dict.fromkeys(needed)))
-    shown = log.filter(pc.and_(pc.is_valid(log["request_id"]), pc.equal(log["event"], "impression")))
+    wanted, parts = pa.array(lists.request_ids, pa.string()), []
+    for span in log.events.spans(list(dict.fromkeys(("timestamp", "request_id", "event", *asked)))):
+        listed = pc.and_(pc.is_in(span["request_id"], wanted), pc.equal(span["event"], "impression"))
+        parts.append(span.filter(listed).sort_by("timestamp"))
+    if not parts:
+        return {}
+    shown = pa.concat_tables(parts, promote_options="permissive")
     out: dict[str, Mask] = {}
     for name in asked:
         filled = shown.filter(pc.is_valid(shown[name]))
         # The first of each: of several numbers written to one place the last stays.
-        row = pc.index_in(pa.array(lists.request_ids, pa.string()), filled["request_id"].combine_chunks())
+        row = pc.index_in(wanted, filled["request_id"].combine_chunks())
         out |= _slices(name, filled[name].take(row))
     return out
 

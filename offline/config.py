@@ -70,6 +70,10 @@ class Config(BaseModel):
         Path("workspace"),
         description="where data, runs, releases and the embedded Valkey live; from the current directory if relative",
     )
+    log: str | None = Field(
+        None,
+        description="where the log's day partitions are: a directory, or a URI as s3://bucket/shop; null: in the data",
+    )
     seed: int = Field(17, ge=0, lt=2**31, description="everything drawn at random follows from it")
     sources: ImportConfig | None = Field(None, alias="import", description="what `shelfwise import` reads")
     simulate: SimulateConfig = Field(default_factory=lambda: SimulateConfig.model_validate({}))

@@ -39,7 +39,7 @@ def show(config: Config, redis_url: str, release_id: str, report: Path, port: in
 
     stay: keep serving until interrupted.
     """
-    data = dataset.load(config.data)
+    data = dataset.load(config.data, log=config.log)
     with _service(config, redis_url, port, release_id) as address:
         user = _shopper(data)
         shelf = list(data.catalogue.item_ids[: config.serving.max_candidates])

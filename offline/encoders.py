@@ -49,9 +49,8 @@ def moments(events: Events, windows: Windows, refreshes: int) -> list[float]:
     if not refreshes:
         return [windows.ranker]
     until = windows.end if windows.protocol == "leave-last-out" else windows.test
-    between = events.at[(events.at >= windows.ranker) & (events.at < until)]
-    shares = np.linspace(0, 1, refreshes, endpoint=False)[1:]
-    inner = np.quantile(between, shares, method="lower").tolist() if len(between) else []
+    first, last = np.searchsorted(events.at, (windows.ranker, until)).tolist()
+    inner = events.at[first + (last - first) * np.arange(1, refreshes) // refreshes].tolist() if last > first else []
     return sorted({windows.ranker, windows.test, *inner})
 
 
@@ -67,7 +66,8 @@ def made(
     """
     begun = time.monotonic()
     # Frozen, all are the same.
-    learnt = [examples(events, moment) for moment in (at[-1:] if config.mode == "frozen" else at)]
+    moments_learnt = at[-1:] if config.mode == "frozen" else at
+    learnt = [examples(events, moment, most=config.most_examples) for moment in moments_learnt]
     found: list[FineTuned] = []
     try:
         read(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)

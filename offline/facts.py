@@ -31,9 +31,11 @@ def of_data(data: Dataset) -> dict[str, Any]:
     An event of an item outside the catalogue counts under `kinds` as `of unknown items` as well.
     """
     events = data.events
-    count = np.bincount(events.kind, minlength=len(KINDS)).tolist()
-    kinds = {kind: n for kind, n in zip(KINDS, count, strict=True) if n}
-    outside = int((events.item < 0).sum())
+    count = np.zeros(len(KINDS), np.int64)
+    for part in events.parts():
+        count += np.bincount(part.kind, minlength=len(KINDS))
+    kinds = {kind: n for kind, n in zip(KINDS, count.tolist(), strict=True) if n}
+    outside = sum(int((part.item < 0).sum()) for part in events.parts())
     table = data.items
     return {
         "items": len(data.catalogue), "events": len(events), "users": events.n_users,
@@ -66,9 +68,11 @@ def of_import(directory: Path) -> list[list[object]]:
     ]
 
 
-def examples(data: Dataset, tested: Lists, orders: Mapping[str, I32], warm: np.ndarray) -> list[dict[str, Any]]:
+def examples(
+    data: Dataset, histories: Histories, tested: Lists, orders: Mapping[str, I32], warm: np.ndarray
+) -> list[dict[str, Any]]:
     """The first test lists of people we know, one a person: what they liked, the popular order, and the ranker's."""
-    histories, titles = Histories(data.events), data.catalogue.titles
+    titles = data.catalogue.titles
     out: list[dict[str, Any]] = []
     shown: set[int] = set()
     for g in np.flatnonzero(warm).tolist():

@@ -64,7 +64,7 @@ def replayed_score(trees: Trees | BoosterTrees, vectors: F32, replay: Replay, li
     unknown = np.full((1, vectors.shape[1]), np.nan, np.float32)
     own = Replay(
         replay.catalogue, np.vstack([vectors, unknown]), replay.events, replay.refresh_at, replay.custom,
-        replay.session_weight, words=replay.words,
+        replay.session_weight, words=replay.words, given=replay.histories,
     )  # fmt: skip
     return named_score(trees, [f.name for f in own.features], own.rows(lists))
 

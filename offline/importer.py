@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.log import KINDS, Kind
-from offline import validation, written_items
+from offline import erasures, validation, written_items
 from offline.cells import Limits, Moments, as_flag, as_text
 from offline.dataset import beside
 from offline.import_summary import ImportSummary, SourceSummary
 from offline.items import UTC_US, catalogue_table, item_columns, items_of_events, joined, merged_updates, numbers_found
-from offline.layout import EVENTS_SCHEMA
+from offline.layout import EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA
+from offline.partitions import GROUP_ROWS
 from offline.quarantine import DataError, Mask, Quarantine, Rows
 from offline.readers import Batch, Refused, read_csv, read_ga4, read_jsonl, read_metarank, read_parquet
 from offline.sources import (
@@ -54,6 +55,7 @@ def import_data(
 ) -> ImportSummary:
     """Writes a dataset: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary, `import.json`.
 
+    Of users who asked the service to forget them, rows up to then are not written, though they count as accepted.
     What a source folder holds of `BESIDE` is checked and written too, and removed where it holds none.
 
     now: an aware moment; events beyond it and the configured tolerance are refused. on_progress: (done, total) bytes.
@@ -63,6 +65,7 @@ def import_data(
     if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
         raise DataError(f"{directory}: holds a simulated shop (truth.parquet). Import into another directory.")
     found = _Import(config, now).run(on_progress)
+    events = erasures.kept(found.events, erasures.read(directory), EVENTS_FORM.moment)
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "quarantine.parquet", found.quarantine)
     _replace(directory / _ACCOUNT, lambda path: path.write_text(found.summary.to_json(), encoding="utf-8"))
@@ -70,7 +73,7 @@ def import_data(
         raise DataError(f"{found.summary.why_nothing()} All refused rows are in {directory / 'quarantine.parquet'}.")
     _write(directory / "items.parquet", found.items)
     (directory / written_items.FILE).unlink(missing_ok=True)
-    _write(directory / "events.parquet", found.events)
+    _write(directory / EVENTS_FILE, events)
     for name in BESIDE:
         if name in found.beside:
             _write(directory / name, found.beside[name])
@@ -94,7 +97,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    _replace(path, lambda new: pq.write_table(table, new, compression="zstd"))
+    _replace(path, lambda new: pq.write_table(table, new, compression="zstd", row_group_size=GROUP_ROWS))
 
 
 def _midnight_us(day: date) -> int:

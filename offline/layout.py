@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from features.log import KINDS
 from offline.items import UTC_US
+from offline.partitions import Form
+
+AGAIN = "make the data set again with `shelfwise import` or `shelfwise simulate`"
+EVENTS_FILE, EVENTS, SERVED = "events.parquet", "events", "served"
+"""The log as one file; folders of day partitions: events, and answered lists."""
 
 EVENTS_SCHEMA = pa.schema(
     [
@@ -24,3 +30,11 @@ SERVED_SCHEMA = pa.schema(
         ("shadow_overlap", pa.float64()), ("shadow_ms", pa.float64()), ("live_ms", pa.float64()),
     ]
 )  # fmt: skip
+EVENTS_FORM = Form(
+    "timestamp",
+    ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),
+    ("event_id", "event", "user_id", "item_id", "timestamp"),
+    {"event": KINDS},
+    AGAIN,
+)
+SERVED_FORM = Form("at", ("request_id", "at"), ("request_id", "at"), {}, "restore it from a copy")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,17 +10,47 @@ import numpy as np
 import pandas as pd
 
 from features.context import NO_DEVICE
-from features.log import GAIN, I8, I32, I64, Events, Kind, Lists
+from features.log import F64, GAIN, I8, I32, I64, PART_ROWS, Events, Kind, Lists
 from features.replay import Replay
 from features.retrieval import retrieve
+from offline.columns import forget
 from offline.engine import LOCAL, Engine, cut
 
+NONE = Lists(
+    np.empty(0), np.empty(0, np.int32), [], np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int16),
+    np.empty(0, np.int8), np.empty((0, 3), np.int32), np.empty(0, np.int8),
+)  # fmt: skip
+"""No list."""
 ATTRIBUTION_S = 86400.0
 """An action this long after an impression is still the list's (one day)."""
 
 
-def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
+def logged_parts(events: Events, attribution_s: float, rows: int = PART_ROWS) -> Iterator[Lists]:
+    """The lists of `logged`, some at a time, one after the other: those that begin among about `rows` events, or within
+    the attribution time where that holds more."""
+    begin = 0
+    while begin < len(events):
+        end = int(np.searchsorted(events.at, events.at[begin] + attribution_s, side="right"))
+        end = max(end, begin + rows)
+        # A small rest goes along.
+        until = float(events.at[end]) if end + rows // 2 < len(events) else np.inf
+        since = float(events.at[begin])
+        seen = slice(
+            int(np.searchsorted(events.at, since - attribution_s)),
+            int(np.searchsorted(events.at, until + attribution_s, side="right")),
+        )
+        yield logged(events.take(seen), attribution_s, since, until)
+        forget(events)
+        begin = int(np.searchsorted(events.at, until))
+
+
+def logged(
+    events: Events, attribution_s: float = ATTRIBUTION_S, since: float = -np.inf, until: float = np.inf
+) -> Lists:
     """The lists in the log: impressions of one request, at the time of the first, candidates in shown order.
+
+    since, until: only lists from one moment up to, not including, the other; the events must hold those of the
+    attribution time before and after. Impressions that come later than that after a list's first are none of it.
 
     The gain of an item is its best action there: by request where the event names one, else by the same user on the
     same item within `attribution_s` of the latest list that showed it. An item shown twice in a list stands once, at
@@ -31,6 +61,7 @@ def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
     order = np.lexsort((shown.position, shown.at, shown.request))
     _, first = np.unique(_pair(shown.request, shown.item)[order], return_index=True)
     shown = shown.take(order[np.sort(first)])
+    shown = shown.take(shown.at - _begun(shown) <= attribution_s)
     start = np.flatnonzero(np.diff(shown.request, prepend=-1))
     at = np.minimum.reduceat(shown.at, start) if len(start) else np.empty(0)
     bounds = np.append(start, len(shown))
@@ -39,7 +70,15 @@ def logged(events: Events, attribution_s: float = ATTRIBUTION_S) -> Lists:
     none_missed = np.zeros((len(start), 3), np.int32)
     device = _first_known(shown.device, bounds)
     lists = Lists(at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed, device)
-    return lists.take(np.lexsort((request_ids, at)))
+    inside = np.flatnonzero((at >= since) & (at < until))
+    return lists.take(inside[np.lexsort(([request_ids[g] for g in inside], at[inside]))])
+
+
+def _begun(shown: Events) -> F64:
+    """float64[n]: when the list of each impression began; those of a list stand together."""
+    start = np.flatnonzero(np.diff(shown.request, prepend=-1))
+    at = np.minimum.reduceat(shown.at, start) if len(start) else np.empty(0)
+    return np.repeat(at, np.diff(np.append(start, len(shown))))
 
 
 def _first_known(device: I8, bounds: I64) -> I8:
@@ -143,6 +182,47 @@ def targets(lists: Lists, asked: Lists) -> Targets:
     found = asked.take(np.array([number[r] for r in lists.request_ids], np.int64))
     some = found.gain > 0
     return Targets(found.group[some].astype(np.int64), found.item[some], found.gain[some])
+
+
+def joined(parts: Iterable[Lists]) -> Lists:
+    """Lists of which each part is later than the one before, as one."""
+    held = [NONE, *parts]
+    columns = ("item", "position", "gain", "missed", "device")
+    start = np.cumsum([0, *(p.rows for p in held)])
+    return Lists(
+        np.concatenate([p.at for p in held]), np.concatenate([p.user for p in held]),
+        [r for p in held for r in p.request_ids],
+        np.concatenate([[0], *(p.start[1:] + s for p, s in zip(held, start[:-1], strict=True))]).astype(np.int64),
+        *(np.concatenate([getattr(p, name) for p in held]) for name in columns),
+    )  # fmt: skip
+
+
+def bare(parts: Iterable[Lists]) -> Lists:
+    """When the lists were and whose, without what was in them or what they are called."""
+    each = [(p.at, p.user) for p in parts]
+    at = np.concatenate([NONE.at, *(a for a, _ in each)])
+    user = np.concatenate([NONE.user, *(u for _, u in each)])
+    n = len(at)
+    return replace(
+        NONE, at=at, user=user, request_ids=[""] * n, start=np.zeros(n + 1, np.int64),
+        missed=np.zeros((n, 3), np.int32), device=np.full(n, NO_DEVICE, np.int8),
+    )  # fmt: skip
+
+
+def chosen(parts: Iterable[Lists], numbers: I64) -> Lists:
+    """The lists of these numbers, ascending, counted through all parts."""
+    out, first = [], 0
+    for part in parts:
+        low, high = np.searchsorted(numbers, (first, first + len(part)))
+        out.append(part.take(numbers[low:high] - first))
+        first += len(part)
+    return joined(out)
+
+
+def basket_parts(events: Events, begin: float) -> Iterator[Lists]:
+    """The lists of `baskets`, some at a time, one after the other."""
+    later = events.take(slice(int(np.searchsorted(events.at, begin)), len(events)))
+    return (baskets(part, begin) for part in later.parts())
 
 
 def baskets(events: Events, begin: float) -> Lists:

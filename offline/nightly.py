@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -24,26 +24,24 @@ from features.custom import load as load_features
 from features.log import F32, F64, I64, Kind, Lists
 from features.reading import Words
 from features.replay import Replay
-from features.vectors import Vectors
 from offline import (
     column_slices,
     dataset,
     encoders,
     evaluate,
-    explanation,
+    evaluation,
     facts,
     guards,
     lists,
-    policies,
     publication,
-    report,
-    slices,
 )
 from offline.baselines import BASELINES, DEPTH
 from offline.clustering import inverted_lists
+from offline.columns import forget
 from offline.config import Config
 from offline.engine import LOCAL, Engine, cut
 from offline.lists import Targets
+from offline.log import LogFiles, histories
 from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.rows import Asked, blocks
@@ -58,9 +56,7 @@ from serving.store import BulkStore, Pointer
 from text_encoder.encoder import load
 from text_encoder.text import attributes, item_texts
 
-_DATA = (
-    "items.parquet", "written_items.parquet", "events.parquet", "events", "served", "erasures.parquet", *BESIDE,
-)  # fmt: skip
+_DATA = ("items.parquet", "written_items.parquet", "erasures.parquet", *BESIDE)
 
 
 class Night:
@@ -80,15 +76,16 @@ class Night:
         self.since, self.until, self._clock, self.engine = since, until, clock, engine
         self.config = config
         self._redis_url = redis_url
-        self._learning_curve = learning_curve
+        self.learning_curve = learning_curve
         if config.slices.columns and (config.data / "items.parquet").is_file():
-            column_slices.check(config.data, config.slices.columns)
+            column_slices.check(config.data, self.log_files.event_columns, config.slices.columns)
         self.custom = load_features(config.features.custom)
+        log = self.log_files.checksums()
         sections = config.model_dump(mode="json", include={"seed", "windows", "lists", "features", "encoder", "ranker"})
         data = {n: checksum(config.data / n) for n in _DATA if (config.data / n).exists()}
         own = [f.origin for f in self.custom]
         self.run = Run(config.runs, {
-            "config": sections, "data": data, "code": code(), "own": own, "since": since, "until": until,
+            "config": sections, "data": data, "log": log, "code": code(), "own": own, "since": since, "until": until,
         })  # fmt: skip
 
     def __call__(self) -> release.Release:
@@ -114,7 +111,8 @@ class Night:
                  lambda: guards.is_held_to(self, "drift.json"), [*replayed, "rows.npy"]),
             Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json", "valid_score.npy"], self._ranker,
                  reads=[*replayed, "rows.npy"]),
-            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], self._evaluate, self._is_as_asked,
+            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], lambda p: evaluation.write(self, p),
+                 lambda: evaluation.is_as_asked(self),
                  [*replayed, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt", "ranker.json",
                   "valid_score.npy"]),
             Step("release", "Making the release", ["release.json"], self._release, self._is_there,
@@ -138,11 +136,20 @@ class Night:
         return kept[: [s.name for s in kept].index(last) + 1]
 
     @cached_property
+    def log_files(self) -> LogFiles:
+        """Where the log is."""
+        return LogFiles.of(self.config.data, self.config.log, self.since, self.until)
+
+    @cached_property
     def data(self) -> dataset.Dataset:
         """The data set, the log from `since` to `until`."""
-        whole = dataset.load(self.config.data, self.config.features.attributes)
-        begin = self.since if self.since is not None else -np.inf
-        return whole.between(begin, self.until if self.until is not None else np.inf)
+        c = self.config
+        return dataset.load(c.data, c.features.attributes, self.log_files, c.workspace)
+
+    def forget(self) -> None:
+        """Have what was read of the log's files leave memory."""
+        histories = self.replay.histories
+        forget(self.data.events, self.data.shown, histories.engagements, histories.shown)
 
     @cached_property
     def windows(self) -> Windows:
@@ -159,14 +166,15 @@ class Night:
     def replay(self) -> Replay:
         """The log with the vectors as each encoder made them; neighbours and prior made anew evenly from the ranker's
         window on, and with each encoder."""
-        begin, end = self.windows.ranker, self.windows.end
-        shown = self.data.events.at[(self.data.events.at >= begin) & (self.data.events.at < end)]
-        refresh = np.quantile(shown, np.linspace(0, 1, self.config.lists.refreshes, endpoint=False))
+        begin, end, refreshes = self.windows.ranker, self.windows.end, self.config.lists.refreshes
+        first, last = np.searchsorted(self.data.events.at, (begin, end))
+        refresh = self.data.events.at[first + (last - first) * np.arange(refreshes) // refreshes]
         moments = self.json("encoder.json")["moments"]
         revised = tuple(zip(moments, map(_and_unknown, np.load(self.run.file("vectors.npy"))), strict=True))
         return Replay(
-            self.data.catalogue, self._zero_shot, self.data.events, np.unique(np.append(refresh, moments)), self.custom,
+            self.data.catalogue, self.zero_shot, self.data.events, np.unique(np.append(refresh, moments)), self.custom,
             self.config.features.session_weight, revised, self._words,
+            histories(self.data.events, self.config.workspace),
         )  # fmt: skip
 
     @property
@@ -177,19 +185,20 @@ class Night:
         columns = {n: table[n].to_pylist() for n in given}
         return Words.of(item_texts(" ".join(f"{{{n}}}" for n in given), columns))
 
-    @property
+    @cached_property
     def is_logged(self) -> bool:
         """Whether query groups come from lists that were shown, or are rebuilt."""
         e, source = self.data.shown, self.config.lists.source
-        any_list = bool(((e.kind == Kind.IMPRESSION) & (e.request >= 0) & (e.item >= 0)).any())
-        return source == "logged" or (source == "auto" and any_list)
+        if source != "auto":
+            return source == "logged"
+        return any(bool(((p.kind == Kind.IMPRESSION) & (p.request >= 0) & (p.item >= 0)).any()) for p in e.parts())
 
     def json(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run.file(name).read_text("utf-8"))
         return found
 
     @property
-    def _zero_shot(self) -> F32:
+    def zero_shot(self) -> F32:
         """float32[n + 1, d]: the items by the encoder as it came."""
         return _and_unknown(np.load(self.run.file("zero_shot.npy"), allow_pickle=False))
 
@@ -200,17 +209,14 @@ class Night:
         return np.array(made)
 
     def _windows(self, on_progress: OnProgress) -> None:
-        events, protocol = self.data.events, self.config.windows.protocol
+        protocol = self.config.windows.protocol
         if protocol == "leave-last-out" and self.is_logged:
             raise DataError("protocol leave-last-out ranks what retrieval offers: set lists.source to rebuilt")
         if protocol == "given-lists" and not self.is_logged:
             raise DataError("protocol given-lists takes lists that were shown: set lists.source to logged")
-        if self.is_logged:
-            found = lists.logged(self.data.shown, self.config.lists.attribution_s)
-            if not len(found):
-                raise DataError("no list was logged, only what people did: set lists.source to rebuilt, or to auto")
-        else:
-            found = lists.baskets(events, -np.inf)
+        found = lists.bare(self.asked())
+        if self.is_logged and not len(found):
+            raise DataError("no list was logged, only what people did: set lists.source to rebuilt, or to auto")
         write_json(self.run.file("windows.json"), vars(Windows.split(found.at, found.user, self.config.windows)))
 
     def _encoder(self, on_progress: OnProgress) -> None:
@@ -240,30 +246,32 @@ class Night:
         return [", ".join(of_item[a:b]) or None for a, b in pairwise(c.tag_start[: len(c) + 1].tolist())]
 
     def _lists(self, on_progress: OnProgress) -> None:
-        config, begin, events = self.config.lists, self.windows.ranker, self.data.events
-        if self.is_logged:
-            found = lists.logged(self.data.shown, config.attribution_s)
-            found = found.take(np.flatnonzero((found.at >= begin) & evaluate.lists_with_gain(found)))
-            found = found.take(self.windows.kept(found, config.most, self.config.seed))
-        else:
-            asked = lists.baskets(events, begin)
-            asked = asked.take(self.windows.kept(asked, config.most, self.config.seed))
-            found = lists.rebuilt(self.replay, asked, config.size, on_progress, self.engine)
+        config = self.config.lists
+        found = lists.chosen(self._learnt_from(), self.windows.kept(lists.bare(self._learnt_from()), config.most,
+                                                                    self.config.seed))  # fmt: skip
+        if not self.is_logged:
+            found = lists.rebuilt(self.replay, found, config.size, on_progress, self.engine)
         arrays = {f.name: np.asarray(getattr(found, f.name)) for f in fields(Lists)}
         np.savez(self.run.file("lists.npz"), allow_pickle=False, **arrays)
+
+    def _learnt_from(self) -> Iterator[Lists]:
+        """The lists from the ranker's window on that have a gain, some at a time."""
+        for part in self.asked():
+            yield part.take(np.flatnonzero((part.at >= self.windows.ranker) & evaluate.lists_with_gain(part)))
 
     def _rows(self, on_progress: OnProgress) -> None:
         lists, n = self.lists, len(self.lists)
         made = reserved(self.run.file("rows.npy"), (lists.rows, len(self.replay.features)))
         tested, warm = self.windows.lists("test", lists), np.empty(n, bool)
         whole = self.windows.protocol == "leave-last-out"
-        asked = Asked(self.replay, lists, tested, self._zero_shot, self.config.seed, whole)
+        asked = Asked(self.replay, lists, tested, self.zero_shot, self.config.seed, whole)
         best, none = [], np.empty((0, len(BASELINES), DEPTH), np.int32)
         for block in self.engine.map(blocks, asked, cut(lists.start, self.engine.parts)):
             end = block.first + len(block.warm)
             made[lists.start[block.first] : lists.start[end]] = block.rows
             warm[block.first : end] = block.warm
             best.append(block.best)
+            self.forget()
             on_progress(end, n)
         made.flush()
         np.save(self.run.file("baselines.npy"), np.concatenate([none, *best]), allow_pickle=False)
@@ -337,101 +345,22 @@ class Night:
         # Of lists that were shown, the targets are their rows with a gain, in order.
         return looked_at(x, learnt, of, [f.name for f in self.replay.features])[of.gain > 0]
 
-    def _evaluate(self, on_progress: OnProgress) -> None:
-        x, tested, which = self.part("test")
-        valid = self.lists.take(self.windows.lists("validation", self.lists))
-        valid_score = np.load(self.run.file("valid_score.npy"), allow_pickle=False)
-        baselines = np.load(self.run.file("baselines.npy"), allow_pickle=False)
-        warm = np.load(self.run.file("warm.npy"), allow_pickle=False)[which]
-        model = self.run.file("ranker.txt").read_text("utf-8")
-        trees = Trees.parse(model)
-        score, events, catalogue = trees.score(x), self.data.events, self.data.catalogue
-        targets, columns = self.targets(tested), self.config.slices.columns
-        of_items = column_slices.of_items(self.data.items, columns, targets)
-        of_events = column_slices.of_events(
-            self.config.data / "events.parquet", columns, tested, self.data.items.column_names
-        )
-        known = slices.known_engagements(events, self.windows, targets, len(catalogue))
-        orders = evaluate.orders(tested, baselines, score, self.data.truth, catalogue.item_ids)
-        had = {system: slices.had_before(events, tested, order) for system, order in orders.items()}
-        found = evaluate.judge(
-            orders, tested, targets, slices.of_lists(events, tested, warm) | of_events,
-            slices.of_targets(events, tested, targets, catalogue, known) | of_items, known,
-            self._zero_shot[:-1], self.config.seed, had,
-        )  # fmt: skip
-        table = self.replay.features
-        own = [f.name for f in self.custom]
-        report.write(
-            {
-                "schema": report.SCHEMA, "level": evaluate.LEVEL, "title": "Nightly evaluation",
-                "created_at": facts.iso(self.windows.end), "seed": self.config.seed, "protocol": self.windows.protocol,
-                "data": self._data_facts(), "windows": self._window_facts(), "encoder": self.json("encoder.json"),
-                "ranker": self.json("ranker.json"), **found,
-                "examples": facts.examples(self.data, tested, orders, warm),
-                "calibration": evaluate.calibrated(valid_score, valid.gain, score, tested.gain),
-                "explanation": explanation.explained(model, x, table, own, self.config.seed),
-                "off_policy": self._off_policy(trees, on_progress), "asked": self._asked,
-                "learning_curve": self.learning_curve(on_progress) if self._learning_curve else None,
-                "quality": facts.of_import(self.config.data),
-                "steps": [
-                    {"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in self.run.finished.items()
-                ],
-            },
-            self.run.directory,
-        )  # fmt: skip
-
-    def _off_policy(self, trees: Trees, on_progress: OnProgress) -> dict[str, Any]:
-        if self.data.propensities is None or not self.is_logged:
-            return {}
-        return policies.worth(
-            self.data, self.replay, lists.logged(self.data.shown, self.config.lists.attribution_s), self.windows,
-            trees, Vectors.quantise(self._zero_shot), self.config.seed, evaluate.LEVEL, on_progress,
-        )  # fmt: skip
-
-    @property
-    def _asked(self) -> dict[str, Any]:
-        """What an evaluation holds beyond the usual."""
-        return {"slices": list(self.config.slices.columns), "learning_curve": self._learning_curve}
-
-    def _is_as_asked(self) -> bool:
-        return bool(self.json("evaluation.json").get("asked") == self._asked)
+    def asked(self) -> Iterator[Lists]:
+        """Every list that was logged, or a basket for which one is to be rebuilt, some at a time, in order of time."""
+        if self.is_logged:
+            return lists.logged_parts(self.data.shown, self.config.lists.attribution_s)
+        return lists.basket_parts(self.data.events, -np.inf)
 
     def targets(self, tested: Lists) -> Targets:
         """What was engaged with in test lists."""
-        return lists.targets(tested, tested if self.is_logged else lists.baskets(self.data.events, tested.at.min()))
+        if self.is_logged:
+            return lists.targets(tested, tested)
+        names = set(tested.request_ids)
+        parts = lists.basket_parts(self.data.events, float(tested.at.min()))
+        kept = (p.take(np.array([g for g, r in enumerate(p.request_ids) if r in names], np.int64)) for p in parts)
+        return lists.targets(tested, lists.joined(kept))
 
-    def learning_curve(self, on_progress: OnProgress) -> list[dict[str, Any]]:
-        """How the ranker does on the test lists when it learns from fewer; of a night that is evaluated.
-
-        Lists are of the ranker's window; grown anew, it gets the same share of those of validation, evenly spread.
-        """
-        x_test, tested, _ = self.part("test")
-        learnt, valid = (self.windows.lists(window, self.lists) for window in ("ranker", "validation"))
-
-        def fit(which: I64) -> F64:
-            again = np.linspace(0, len(valid), round(len(valid) * len(which) / len(learnt)), endpoint=False)
-            among = np.concatenate((learnt[which], valid[again.astype(np.int64)]))
-            return Trees.parse(self.trained(among)[0].model_text).score(x_test)
-
-        return evaluate.learning_curve(fit, len(learnt), tested, self.targets(tested), self.config.seed, on_progress)
-
-    def _data_facts(self) -> dict[str, Any]:
-        notes = [] if self.is_logged else [
-            f"Lists were rebuilt: at each basket, retrieval offered up to {self.config.lists.size} candidates."
-        ]  # fmt: skip
-        if self.windows.protocol == "leave-last-out":
-            users = len(np.unique(lists.baskets(self.data.events, -np.inf).user))
-            early = users - len(self.windows.lists("test", self.lists))
-            notes.append("Each user's last basket is the test; every baseline orders the whole catalogue.")
-            notes += [f"{early:,} users left before the ranker's first list and are not tested."] if early else []
-        shown = lists.logged(self.data.shown, self.config.lists.attribution_s) if self.is_logged else self.lists
-        return facts.of_data(self.data) | {
-            "lists": len(shown), "lists_source": "logged" if self.is_logged else "rebuilt",
-            "lists_without_gain": int((~evaluate.lists_with_gain(shown)).sum()) if self.is_logged else 0,
-            "notes": notes,
-        }  # fmt: skip
-
-    def _window_facts(self) -> dict[str, Any]:
+    def window_facts(self) -> dict[str, Any]:
         # The last encoder, and a ranker grown anew, learn from more than their windows: from all before the test.
         until = {"encoder": self.json("encoder.json")["moments"][-1]}
         if self.config.ranker.refit:
@@ -446,7 +375,7 @@ class Night:
         }  # fmt: skip
 
     def _release(self, on_progress: OnProgress) -> None:
-        encoder, evaluation, vectors = self.json("encoder.json"), self.json("evaluation.json"), self.vectors
+        encoder, judged, vectors = self.json("encoder.json"), self.json("evaluation.json"), self.vectors
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         cut_off = self.cut_off
         path = release.write(
@@ -458,8 +387,8 @@ class Night:
             item_columns=self.data.items.append_column("embedding", embedding),
             encoder_dir=self.run.file("encoder"),
             cut_off=cut_off,
-            window=self._window_facts(),
-            metrics={s: by["all"][evaluate.PRIMARY] for s, by in evaluation["systems"].items()},
+            window=self.window_facts(),
+            metrics={s: by["all"][evaluate.PRIMARY] for s, by in judged["systems"].items()},
             parent=publication.parent(self),
             # The night's own time, not the clock's: made again from the same data, it is the same to the byte.
             created_at=cut_off,

@@ -6,7 +6,7 @@ estimates. `ranker.offpolicy` has the estimators; this file brings lists and ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from features.vectors import Vectors
 from offline import evaluate
 from offline.baselines import Baselines, order_of
 from offline.dataset import Dataset
+from offline.lists import bare, chosen, joined
 from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.simulated_shoppers import examination
@@ -39,25 +40,26 @@ Propensities = Mapping[tuple[str, str], tuple[int, float]]
 
 
 def worth(
-    data: Dataset, replay: Replay, logged: Lists, windows: Windows, trees: Trees, text: Vectors, seed: int,
-    level: float, on_progress: OnProgress | None = None,
+    data: Dataset, replay: Replay, logged: Callable[[], Iterator[Lists]], windows: Windows, trees: Trees,
+    text: Vectors, seed: int, level: float, on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What each order is worth on the test window of a log with propensities; empty where there are none.
 
-    logged: every list that was shown, in time order. text: vectors of the encoder as it came. As `values`, and
-    `left_out`: test lists without a propensity for each place.
+    logged: every list that was shown, in time order, some at a time. text: vectors of the encoder as it came. As
+    `values`, and `left_out`: test lists without a propensity for each place.
     """
-    ids, tested = data.catalogue.item_ids, windows.lists("test", logged)
+    ids, every = data.catalogue.item_ids, bare(logged())
+    tested = _thinned(windows.lists("test", every), MOST)
     if data.propensities is None or not len(tested):
         return {}
-    tested = _thinned(tested, MOST)
-    numbers, chance = whole(logged.take(tested), data.propensities, ids)
+    shown = chosen(logged(), tested)
+    numbers, chance = whole(shown, data.propensities.of(shown.request_ids), ids)
     if not len(numbers):
         return {}
-    earlier = _thinned(windows.lists("validation", logged), MOST_EARLIER)
-    both, n = logged.take(np.concatenate([earlier, tested[numbers]])), len(earlier)
-    judged = both.take(np.arange(n, len(both)))
-    dull, best = Baselines(data.events, len(data.catalogue), judged, text, seed, whole=False), []
+    before = chosen(logged(), _thinned(windows.lists("validation", every), MOST_EARLIER))
+    judged, n = shown.take(numbers), len(before)
+    both = joined([before, judged])
+    dull, best = Baselines(replay, judged, text, seed, whole=False), []
     score = np.empty(both.rows)
     for r in replay.readings(both):
         score[both.start[r.number] : both.start[r.number + 1]] = trees.score(
@@ -68,10 +70,10 @@ def worth(
         if on_progress and r.number % 64 == 63:
             on_progress(r.number + 1, len(both))
     cut = int(both.start[n])
-    orders = evaluate.orders(judged, np.array(best, np.int32), score[cut:], data.truth, ids)
-    before = both.take(np.arange(n))
+    truth = data.truth.of(judged.request_ids) if data.truth else None
+    orders = evaluate.orders(judged, np.array(best, np.int32), score[cut:], truth, ids)
     before_ranker = order_of(score[:cut], before.item, before.start, tie_break(before.item, before.start))
-    found = values(judged, chance, orders, before, before_ranker, evaluate.utility(judged, data.truth, ids), level)
+    found = values(judged, chance, orders, before, before_ranker, evaluate.utility(judged, truth, ids), level)
     return found | {"left_out": len(tested) - len(numbers)}
 
 

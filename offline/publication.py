@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
+from features.history import ENGAGEMENTS, SHOWN, Segments
 from features.log import F64
 from offline import checks, erasures, guards, retention
 from offline.progress import OnProgress
 from offline.run import write_json
 from serving import release, releases
-from serving.store import BulkStore, user_hash
+from serving.store import DUPLICATES_S, BulkStore, user_hash
 
 if TYPE_CHECKING:
     from offline.nightly import Night
 
 _PARENT = "parent.json"
+_USERS = 1000
+"""Users whose lists are completed at a time."""
 
 
 def parent(night: Night) -> str | None:
@@ -36,7 +38,7 @@ def publish(night: Night, store: BulkStore, on_progress: OnProgress) -> None:
 
     Raises Kept or Asked where the gate, a pin or a rollback says no; a release that is live already is completed.
     """
-    made, events = night.json("release.json"), night.data.events
+    made = night.json("release.json")
     if night.live != made["id"]:
         if guards.goes_into_shadow(night):
             releases.shadow(
@@ -48,19 +50,41 @@ def publish(night: Night, store: BulkStore, on_progress: OnProgress) -> None:
     ids = night.data.catalogue.item_ids
     fingerprint = night.json("encoder.json")["fingerprint"]
     store.write_vectors(fingerprint, [ids[i] for i in known.tolist()], vectors[known], on_progress)
-    # An event of an item outside the catalogue has lost its id on the way here.
-    order = np.argsort(events.user, kind="stable")
-    order = order[events.item[order] >= 0]
-    order = order[events.at[order] > _erased(night, store)[events.user[order]]]
-    start = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
-    event_ids = night.data.event_id.take(pa.array(order)).to_pylist()
-    item_ids = [ids[i] for i in events.item[order].tolist()]
-    seeded = store.seed(
-        events.user_ids, start, events.at[order], events.kind[order], item_ids, event_ids, time.time(), on_progress
-    )
+    seeded = _seeded(night, store, on_progress)
     path = Path(made["path"])
     releases.publish(night.config.releases, store, release.read_manifest(path), path)
     write_json(night.run.file("published.json"), {"release": made["id"], "seeded": seeded})
+
+
+def _seeded(night: Night, store: BulkStore, on_progress: OnProgress) -> int:
+    """Put what users' lists lack into Redis, some users at a time; how many records that were."""
+    data, histories, erased = night.data, night.replay.histories, _erased(night, store)
+    events, ids, users, added, now = data.events, data.catalogue.item_ids, data.events.user_ids, 0, time.time()
+    for first in range(0, len(users), _USERS):
+        some = range(first, min(first + _USERS, len(users)))
+        rows = [
+            held.row[_to_tell(held, u, cap, now)]
+            for u in some for held, cap in ((histories.engagements, 2 * ENGAGEMENTS), (histories.shown, 2 * SHOWN))
+        ]  # fmt: skip
+        row = np.concatenate(rows)
+        user = np.repeat(np.array(some), [len(a) + len(b) for a, b in zip(rows[::2], rows[1::2], strict=True)])
+        # An event of an item outside the catalogue has lost its id on the way here.
+        kept = (events.item[row] >= 0) & (events.at[row] > erased[user])
+        row, user = row[kept], user[kept]
+        added += store.seed(
+            users[first : some.stop], np.searchsorted(user, np.arange(first, some.stop + 1)), events.at[row],
+            events.kind[row], [ids[i] for i in events.item[row].tolist()],
+            [data.event_id[r] for r in row.tolist()], now,
+        )  # fmt: skip
+        on_progress(some.stop, len(users))
+    return added
+
+
+def _to_tell(held: Segments, user: int, cap: int, now: float) -> slice:
+    """A user's newest rows, and all of the days in which an event that is sent again is known by its id."""
+    newest = held.newest(user, np.inf, cap)
+    recent = held.start[user] + int(np.searchsorted(held.at[held.start[user] : newest.stop], now - DUPLICATES_S))
+    return slice(min(newest.start, recent), newest.stop)
 
 
 def tidy(night: Night, store: BulkStore) -> None:

@@ -22,6 +22,10 @@ class RetentionConfig(BaseModel):
 
     releases: int = Field(5, ge=2, le=10_000, description="newest releases that are kept")
     runs: int = Field(5, ge=1, le=10_000, description="newest run directories that are kept")
+    log_days: int | None = Field(
+        None, ge=1, le=36_500,
+        description="days of collected log kept before the cut-off of the oldest release that is there; null: all",
+    )  # fmt: skip
 
 
 def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[str]:

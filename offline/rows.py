@@ -42,8 +42,7 @@ class Asked:
     def baselines(self) -> Baselines:
         """The orders of dull systems, over the tested lists."""
         return Baselines(
-            self.replay.events, len(self.replay.catalogue), self.lists.take(self.tested),
-            Vectors.quantise(self.zero_shot), self.seed, self.whole,
+            self.replay, self.lists.take(self.tested), Vectors.quantise(self.zero_shot), self.seed, self.whole
         )  # fmt: skip
 
 

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from features.log import F64, I64, Lists
 from offline import policies
-from offline.dataset import Dataset, load, read_served
+from offline.dataset import Dataset, load
 from offline.lists import logged
+from offline.log import LogFiles
 from offline.quarantine import DataError
 from offline.sources import AttributeKind
 from ranker.metrics import Difference, paired_difference, score_lists, tie_break
@@ -55,13 +56,14 @@ class Comparison(NamedTuple):
 
 def compare(
     directory: Path, release: str | None = None, attributes: Mapping[str, AttributeKind] | None = None,
-    attribution_s: float = 86400.0,
+    attribution_s: float = 86400.0, log: str | None = None,
 ) -> Comparison:  # fmt: skip
     """What was collected of a release in shadow, by default the last one. Raises DataError where that is nothing.
 
-    attributes, attribution_s: as the night reads the data set and joins clicks to lists.
+    attributes, attribution_s: as the night reads the data set and joins clicks to lists. log: as in `dataset.load`.
     """
-    served = read_served(directory)
+    files = LogFiles.of(directory, log)
+    served = files.read_served()
     served = served.filter(pc.is_valid(served["shadow"])).sort_by("at")
     if release is None and len(served):
         release = str(served["shadow"][-1].as_py())
@@ -76,7 +78,7 @@ def compare(
     live_ms, ms = (
         tuple(np.quantile(served[name].to_numpy(), (0.5, 0.95)).tolist()) for name in ("live_ms", "shadow_ms")
     )
-    data = load(directory, attributes)
+    data = load(directory, attributes, files)
     lists, placed = _placed(served, data, attribution_s)
     return Comparison(
         release, tuple(pc.unique(served["release"]).to_pylist()), len(served), (low, middle, high),
@@ -126,7 +128,7 @@ def _worth(lists: Lists, placed: tuple[I64, I64], data: Dataset) -> dict[str, Es
     """By self-normalised propensities, on the lists that have one for each place."""
     if data.propensities is None or not len(lists):
         return {}
-    numbers, chance = policies.whole(lists, data.propensities, data.catalogue.item_ids)
+    numbers, chance = policies.whole(lists, data.propensities.of(lists.request_ids), data.catalogue.item_ids)
     rows = np.isin(lists.group, numbers)
     judged, out = lists.take(numbers), {}
     seen = LoggedLists(judged.start, judged.gain, judged.position.astype(np.int64), chance, judged.user)

@@ -22,7 +22,8 @@ from features.decay import ItemState
 from features.history import EMPTY, Histories
 from features.log import F32
 from features.table import Feature, names, rows
-from offline.dataset import read_events, read_served
+from offline.log import LogFiles
+from offline.log import load as load_log
 from offline.progress import OnProgress
 from offline.quarantine import DataError
 from serving.release import MANIFEST, Release, load
@@ -93,14 +94,16 @@ class _Differences:
 
 def compare(
     directory: Path, releases: Path, custom: tuple[Feature, ...] = (), tolerance: float = 1e-5, limit: int = 1000,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress | None = None, log: str | None = None,
 ) -> Skew:  # fmt: skip
     """The newest `limit` served lists with rows, each against its replay.
 
-    releases: where the releases are that answered. tolerance: relative difference that is none. Raises DataError where
-    no list was logged with rows, or none can be compared; ReleaseError where a release cannot be loaded.
+    releases: where the releases are that answered. tolerance: relative difference that is none. log: as in
+    `dataset.load`. Raises DataError where no list was logged with rows, or none can be compared; ReleaseError where a
+    release cannot be loaded.
     """
-    served = read_served(directory)
+    files = LogFiles.of(directory, log)
+    served = files.read_served()
     served = served.filter(pc.is_valid(served["rows"]))
     if not len(served):
         raise DataError(
@@ -120,7 +123,7 @@ def compare(
             continue
         release = load(releases / release_id, custom=custom)
         differences = differences or _Differences(names(release.items), tolerance)
-        _compare(release, lists, directory, differences, left_out)
+        _compare(release, lists, files, differences, left_out)
         if on_progress:
             on_progress(done, len(served))
     if differences is None or not differences.lists:
@@ -130,15 +133,15 @@ def compare(
 
 
 def _compare(
-    release: Release, lists: pa.Table, directory: Path, differences: _Differences, left_out: Counter[str]
+    release: Release, lists: pa.Table, files: LogFiles, differences: _Differences, left_out: Counter[str]
 ) -> None:
     """One release's lists, in order of time: read, then apply."""
     catalogue = release.items.catalogue
     if names(release.items) != differences.columns:
         left_out[_OTHER] += len(lists)
         return
-    events, _, _ = read_events(directory, catalogue)
-    histories, user_of = Histories(events), {u: n for n, u in enumerate(events.user_ids)}
+    events = load_log(files, catalogue).events
+    histories, user_of = Histories.of(events), {u: n for n, u in enumerate(events.user_ids)}
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
     items, applied = replace(release.items, state=state), 0
     for row in lists.to_pylist():

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import Catalogue
-from features.log import F64, I32, Events, Lists
-from offline.baselines import Tally, engagements, pairs
+from features.log import F64, I32, I64, Events, Lists
+from offline.baselines import Running, Tally, pairs
 from offline.lists import Targets
 from offline.windows import Windows
 
@@ -34,8 +34,7 @@ def of_lists(events: Events, lists: Lists, warm: Mask) -> dict[str, Mask]:
 
     warm: whether anything was known of the user. A user's history is counted in engagements; impressions are none.
     """
-    acts = engagements(events)
-    known = Tally(acts.user.astype(np.int64), acts.at).before(lists.user.astype(np.int64), lists.at)
+    known = Tally(events, lambda e: e.user.astype(np.int64)).before(lists.user.astype(np.int64), lists.at)
     out = {"all": np.ones(len(lists), bool), "warm_users": warm, "cold_users": ~warm}
     return out | {f"history_{name}": (known >= low) & (known < high) for name, (low, high) in BY_HISTORY.items()}
 
@@ -47,9 +46,9 @@ def of_targets(events: Events, lists: Lists, targets: Targets, catalogue: Catalo
     Cold, seen and repeat are as of the list's moment: engaged with by nobody before, by so many, by this user. count:
     float64[items], of `known_engagements`, for head and tail.
     """
-    acts, at, item = engagements(events), lists.at[targets.of], targets.item.astype(np.int64)
-    seen = Tally(acts.item.astype(np.int64), acts.at).before(item, at)
-    again = Tally(pairs(acts.user, acts.item), acts.at).before(pairs(lists.user[targets.of], targets.item), at) > 0
+    at, item = lists.at[targets.of], targets.item.astype(np.int64)
+    seen = Tally(events, lambda e: e.item.astype(np.int64)).before(item, at)
+    again = Tally(events, _pairs).before(pairs(lists.user[targets.of], targets.item), at) > 0
     head = np.zeros(len(count), bool)
     head[np.argsort(-count, kind="stable")[: int(np.ceil(HEAD * len(count)))]] = True
     out = {"warm_items": seen > 0, "cold_items": seen == 0}
@@ -62,17 +61,18 @@ def of_targets(events: Events, lists: Lists, targets: Targets, catalogue: Catalo
 
 def had_before(events: Events, lists: Lists, order: I32) -> Mask:
     """bool, like `order` (int32[lists, depth], `-1` for none): whether the list's user had engaged with it before."""
-    acts = engagements(events)
     user, at = np.broadcast_to(lists.user[:, None], order.shape), np.broadcast_to(lists.at[:, None], order.shape)
     some, out = order >= 0, np.zeros(order.shape, bool)
-    out[some] = Tally(pairs(acts.user, acts.item), acts.at).before(pairs(user[some], order[some]), at[some]) > 0
+    out[some] = Tally(events, _pairs).before(pairs(user[some], order[some]), at[some]) > 0
     return out
+
+
+def _pairs(events: Events) -> I64:
+    return pairs(events.user, events.item)
 
 
 def known_engagements(events: Events, windows: Windows, targets: Targets, n_items: int) -> F64:
     """float64[items]: engagements with each item that are no part of the test."""
-    acts = engagements(events)
-    if windows.protocol == "leave-last-out":
-        every = np.bincount(acts.item, minlength=n_items)
-        return (every - np.bincount(targets.item, minlength=n_items)).clip(0).astype(np.float64)
-    return np.bincount(acts.before(windows.test).item, minlength=n_items).astype(np.float64)
+    whole = windows.protocol == "leave-last-out"
+    every = Running(events, n_items).before(np.arange(n_items, dtype=np.int32), np.inf if whole else windows.test)
+    return (every - np.bincount(targets.item, minlength=n_items)).clip(0) if whole else every

@@ -53,10 +53,7 @@ def staleness(base: Night, days: Sequence[int], on_progress: OnProgress | None =
 def _aged(base: Night, age: int) -> Night:
     """The night whose test begins `age` days before that of `base`: everything it learns from is that much older."""
     config: Config = base.config
-    found = lists.logged(base.data.shown, config.lists.attribution_s) if base.is_logged else lists.baskets(
-        base.data.events, -np.inf
-    )  # fmt: skip
-    at = np.sort(found.at)
+    at = np.sort(lists.bare(base.asked()).at)
     before = int(np.searchsorted(at, base.windows.test - age * DAY_S))
     until = min(len(at) - 1, int(before / (1 - config.windows.test)))
     if before < 10:

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.log import F32, F64, I64, KINDS, Events, Kind
+from features.log import F32, F64, I64, KINDS, U64, Events, Kind
+from offline.columns import forget
 from offline.dataset import Dataset
 
 DAY_S = 86400
@@ -21,6 +22,7 @@ DAYS = 28
 RECENT = 8
 """Days whose shares are the usual that the last one is held against: those from 1 to 7 days old."""
 _BINS = 10
+_AT_ONCE = 2**20
 Numbers = F64 | I64
 
 
@@ -43,22 +45,30 @@ def psi(usual: Numbers, now: Numbers) -> float:
 def of(data: Dataset, until: float, now: float) -> dict[str, Any]:
     """The statistics of a data set. until: the end of the last day, Unix seconds. now: the clock, for the future."""
     events = data.events
-    day = np.floor((until - events.at) / DAY_S).astype(np.int64).clip(0)
-    acted = events.kind != Kind.IMPRESSION
+    recent = events.take(slice(int(np.searchsorted(events.at, until - DAYS * DAY_S, side="right")), len(events)))
+    day = _days_before(until, recent.at)
+    acted = recent.kind != Kind.IMPRESSION
+    seen = np.zeros(events.n_users, bool)
+    for part in events.parts():
+        seen[part.user] = True
     return {
         "until": until, "events": len(events), "items": len(data.catalogue),
-        "users": len(np.unique(events.user)), "span_days": int(day.max(initial=0)) + 1,
-        "latest": float(events.at[-1]), "future": int((events.at > now).sum()),
-        "per_day": _per_day(events, day), "null": _nulls(data), "keys": _keys(data, day, acted),
-        "repeated": _repeated(data, day), "top_user": _top_user(events, day, acted),
-        "catalogue": _catalogue(data), "inputs": _inputs(data, day, acted),
+        "users": int(seen.sum()), "span_days": int(_days_before(until, events.at[:1]).max(initial=0)) + 1,
+        "latest": float(events.at[-1]), "future": len(events) - int(np.searchsorted(events.at, now, side="right")),
+        "per_day": _per_day(recent, day), "null": _nulls(data), "keys": _keys(data, recent, day, acted),
+        "repeated": _repeated(recent, day), "top_user": _top_user(recent, day, acted),
+        "catalogue": _catalogue(data), "inputs": _inputs(data, recent, day, acted),
     }  # fmt: skip
+
+
+def _days_before(until: float, at: F64) -> I64:
+    """int64: 0 for the last day, 1 for the one before it, and so on."""
+    return np.floor((until - at) / DAY_S).astype(np.int64).clip(0)
 
 
 def _per_day(events: Events, day: I64) -> dict[str, list[int]]:
     """By kind, and `events`: how many on the last day, the day before it, and so on."""
-    recent = day < DAYS
-    count = np.bincount(day[recent] * len(KINDS) + events.kind[recent], minlength=DAYS * len(KINDS))
+    count = np.bincount(day * len(KINDS) + events.kind, minlength=DAYS * len(KINDS))
     table = count.reshape(DAYS, len(KINDS))
     return {"events": table.sum(axis=1).tolist()} | {k: table[:, n].tolist() for n, k in enumerate(KINDS)}
 
@@ -66,13 +76,17 @@ def _per_day(events: Events, day: I64) -> dict[str, list[int]]:
 def _nulls(data: Dataset) -> dict[str, float]:
     """The share of rows that lack a value: of events on the last day's own, of items by column."""
     events, table = data.events, data.items
+    count = np.zeros(6, np.int64)
+    for part in events.parts():
+        bought = part.kind == Kind.PURCHASE
+        unpriced = np.isnan(part.value) & bought
+        lacks = (part.item < 0, part.request < 0, part.position < 0, part.device < 0, unpriced, bought)
+        count += [int(mask.sum()) for mask in lacks]
+    item, request, position, device = (count[:4] / max(len(events), 1)).tolist()
     out = {
-        "event item_id (not in the catalogue)": float((events.item < 0).mean()),
-        "event request_id": float((events.request < 0).mean()),
-        "event position": float((events.position < 0).mean()),
-        "event value of purchases": _share(np.isnan(events.value[events.kind == Kind.PURCHASE])),
-        "event device": float((events.device < 0).mean()),
-    }
+        "event item_id (not in the catalogue)": item, "event request_id": request, "event position": position,
+        "event value of purchases": float(count[4] / max(count[5], 1)), "event device": device,
+    }  # fmt: skip
     for name in table.column_names:
         column = table[name]
         empty = column.null_count
@@ -86,28 +100,38 @@ def _share(mask: np.ndarray) -> float:
     return float(mask.mean()) if len(mask) else 0.0
 
 
-def _keys(data: Dataset, day: I64, acted: np.ndarray) -> dict[str, float]:
-    """Integrity of ids: ids that stand twice, lists of several users, actions on the last day before their list."""
-    events = data.events
+def _keys(data: Dataset, events: Events, day: I64, acted: np.ndarray) -> dict[str, float]:
+    """Integrity of ids: ids that stand twice, of all events; of these, lists of several users, and actions on the last
+    day before their list."""
     listed = events.request >= 0
     pairs = np.unique(events.request[listed].astype(np.int64) << 32 | events.user[listed])
     of_many = int((np.unique(pairs >> 32, return_counts=True)[1] > 1).sum())
-    shown = np.full(len(events.request_ids) + 1, np.inf)
+    requests, of = np.unique(events.request, return_inverse=True)
+    shown = np.full(len(requests), np.inf)
     impressions = listed & ~acted
-    np.minimum.at(shown, events.request[impressions], events.at[impressions])
-    first = shown[events.request]
+    np.minimum.at(shown, of[impressions], events.at[impressions])
+    first = shown[of]
     told = listed & acted & np.isfinite(first) & (day == 0)
     return {
-        "repeated event ids": len(events) - pc.count_distinct(data.event_id).as_py(),
+        "repeated event ids": len(data.event_key) - _distinct(data.event_key),
         "lists of several users": of_many / max(len(np.unique(pairs >> 32)), 1),
         "actions before their list": _share(events.at[told] < first[told] - 1.0),
     }
 
 
-def _repeated(data: Dataset, day: I64) -> dict[str, Any]:
-    """The day, of the last `DAYS`, most of whose rows stand in the log again: at the same time of another day or of
+def _distinct(key: U64) -> int:
+    """How many different ones there are: counted by parts of their range, so that no more than a part is sorted."""
+    parts, found = 1 + len(key) // _AT_ONCE, 0
+    for p in range(parts):
+        some = [k[k % np.uint64(parts) == p] for k in np.array_split(key, parts)]
+        found += len(np.unique(np.concatenate(some)))
+        forget(key)
+    return found
+
+
+def _repeated(events: Events, day: I64) -> dict[str, Any]:
+    """The day, of the last `DAYS`, most of whose rows stand in these once more: at the same time of another day or of
     the same. share: of its rows."""
-    events = data.events
     calendar = np.floor(events.at / DAY_S).astype(np.int64)
     micro = np.round((events.at - calendar * DAY_S) * 1e6).astype(np.uint64)
     # Multiplied by odd constants and added: equal rows meet, and others by chance once in 2^64.
@@ -117,9 +141,8 @@ def _repeated(data: Dataset, day: I64) -> dict[str, Any]:
     )
     _, place, count = np.unique(key, return_inverse=True, return_counts=True)
     again = count[place] > 1
-    recent = day < DAYS
-    rows = np.bincount(day[recent], minlength=DAYS)
-    share = np.bincount(day[recent], again[recent], DAYS) / np.maximum(rows, 1)
+    rows = np.bincount(day, minlength=DAYS)
+    share = np.bincount(day, again, DAYS) / np.maximum(rows, 1)
     worst = int(np.argmax(np.where(rows >= 20, share, 0)))
     return {"days_ago": worst, "share": float(share[worst]), "rows": int(rows[worst])}
 
@@ -156,11 +179,11 @@ def _median(values: F64) -> float | None:
     return float(np.median(positive)) if len(positive) else None
 
 
-def _inputs(data: Dataset, day: I64, acted: np.ndarray) -> dict[str, dict[str, Any]]:
+def _inputs(data: Dataset, events: Events, day: I64, acted: np.ndarray) -> dict[str, dict[str, Any]]:
     """By input: what it holds as `bins`, how often on the last day (`now`) and in the week before it (`usual`), their
     PSI, and the largest of any day of that week against its others (`psi_before`): events come in lists and visits, so
     days differ by more than chance alone would have them."""
-    events, c = data.events, data.catalogue
+    c = data.catalogue
     known = acted & (events.item >= 0)
     hour = (events.at % DAY_S // 3600).astype(np.int64)
     price = c.price[events.item]

@@ -97,5 +97,5 @@ def test_a_users_taste_in_an_attribute_is_told_apart_from_that_in_others() -> No
     bearers = [i for i in range(12) if tags.start[i + 1] > tags.start[i]]
     events = make_events([(float(k), 0, bearers[0], Kind.CLICK, -1) for k in range(3)], 1)
     items = make_replay(events).items_at(START + 10)
-    found = rows(items, Histories(events).read(0, START + 10), np.array(bearers, np.int32), START + 10)
+    found = rows(items, Histories.of(events).read(0, START + 10), np.array(bearers, np.int32), START + 10)
     assert found[0, names(items).index("style_share")] == 1.0

@@ -26,7 +26,7 @@ def bought(*rows: tuple[float, int, int]) -> Events:
 def said(events: Events, asked: Lists, whole: bool = False) -> list[dict[str, np.ndarray]]:
     """Scores of the candidates of each list, by baseline."""
     replay = make_replay(events, refresh_days=(1.0, 2.0))
-    dull = Baselines(events, 12, asked, ZERO_SHOT, seed=3, whole=whole)
+    dull = Baselines(replay, asked, ZERO_SHOT, seed=3, whole=whole)
     return [dict(zip(BASELINES, dull.scores(r).T, strict=True)) for r in replay.readings(asked)]
 
 
@@ -133,7 +133,7 @@ def test_the_best_are_items_in_order_and_whole_means_the_catalogue() -> None:
     asked = make_lists([2 * DAY], [0], [[7, 4, 0]])
     replay = make_replay(events, refresh_days=(1.0,))
     for whole in (False, True):
-        dull = Baselines(events, 12, asked, ZERO_SHOT, seed=3, whole=whole)
+        dull = Baselines(replay, asked, ZERO_SHOT, seed=3, whole=whole)
         (best,) = (dull.best(r) for r in replay.readings(asked))
         assert best.shape == (len(BASELINES), DEPTH)
         popular = best[BASELINES.index("popularity")]
@@ -147,7 +147,7 @@ def test_what_is_not_available_yet_is_in_no_order_of_the_whole() -> None:
     replay = make_replay(events, refresh_days=())
     asked = make_lists([DAY], [0], [[0]])
     replay.catalogue.available_from[4] = START + 2 * DAY
-    dull = Baselines(events, 12, asked, ZERO_SHOT, seed=3, whole=True)
+    dull = Baselines(replay, asked, ZERO_SHOT, seed=3, whole=True)
     (best,) = (dull.best(r) for r in replay.readings(asked))
     assert 4 not in best
     assert sorted(best[0][best[0] >= 0].tolist()) == [i for i in range(12) if i != 4]
@@ -172,7 +172,7 @@ def checkerboard(users: int = 30) -> Events:
 
 
 def past_of(events: Events, user: int) -> History:
-    return Histories(events).read(user, START + 100 * DAY)
+    return Histories.of(events).read(user, START + 100 * DAY)
 
 
 def test_ease_offers_each_side_of_a_checkerboard_what_it_lacks() -> None:
@@ -244,10 +244,14 @@ def test_ease_chooses_a_short_memory_where_only_the_last_visit_says_what_comes_n
     st.lists(st.tuples(st.integers(-4, 4), st.integers(-1, 7)), max_size=10),
 )
 def test_a_tally_is_what_counting_by_hand_gives(log: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
-    """Events of the entity strictly before the moment; 0 for one that was never seen."""
-    entity, at = (np.array([r[k] for r in log], np.int64) for k in (0, 1))
+    """Events of the entity strictly before the moment, read four at a time; 0 for one that was never seen."""
     of, when = (np.array([r[k] for r in asked], np.int64) for k in (0, 1))
-    found = Tally(entity, at.astype(np.float64)).before(of, when.astype(np.float64))
+    rows = [(float(t), 0, e, CLICK, -1) for e, t in log]
+    events = make_events([(t, u, e + 3, k, r) for t, u, e, k, r in rows], 1)
+    tally = Tally(events, lambda e: e.item.astype(np.int64) - 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Events.parts, "__defaults__", (4,))
+        found = tally.before(of, START + when.astype(np.float64))
     assert found.tolist() == [sum(e == o and t < w for e, t in log) for o, w in asked]
 
 

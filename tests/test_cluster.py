@@ -10,13 +10,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from redis.crc import key_slot
 
 from features.log import Kind
-from offline import collect as module
 from offline.collect import collect
+from offline.partitions import Storage
 from serving import releases as known
 from serving.release import read_manifest
 from serving.store import SERVED, SHARDS, START, STREAM, Address, BulkStore, Event, Layout, Pointer, Store, StoreAway
@@ -251,18 +252,18 @@ def test_a_collect_killed_between_two_parts_goes_on_and_takes_each_event_once(
     store: BulkStore, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.write([Event(f"e{n}", Kind.CLICK, f"u{n}", "red-01", CUT_OFF + n) for n in range(100)], time.time())
-    whole, written = module._write, list[Path]()
+    whole, written = Storage.write_table, list[Path]()
 
-    def dies(path: Path, table: object) -> None:
+    def dies(storage: Storage, name: str, table: pa.Table) -> None:
         if len(written) == 5:
             raise KeyboardInterrupt
-        written.append(path)
-        whole(path, table)
+        written.append(data / name)
+        whole(storage, name, table)
 
-    monkeypatch.setattr(module, "_write", dies)
+    monkeypatch.setattr(Storage, "write_table", dies)
     with pytest.raises(KeyboardInterrupt):
         collect(data, store)
-    monkeypatch.setattr(module, "_write", whole)
+    monkeypatch.setattr(Storage, "write_table", whole)
     before = len(event_ids(data))
     assert 0 < before < 100
     assert collect(data, store).events == 100 - before

@@ -18,18 +18,23 @@ import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow.fs import SubTreeFileSystem, _MockFileSystem
 
 from features.log import KINDS, Kind
 from offline import collect as module
-from offline.collect import collect, mark
-from offline.dataset import load, read_served
+from offline.collect import collect
+from offline.dataset import load
 from offline.layout import EVENTS_SCHEMA
 from offline.lists import logged
+from offline.log import LogFiles
+from offline.partitions import Storage
 from serving.exploration import explored
+from serving.release import load as load_release
 from serving.store import SERVED, STREAM, BulkStore, Event
 from tests.test_release import CUT_OFF, columns, planted_items
 from tests.test_service import FAST, click, client, ranked, ready, releases, running, served, until, url
 
+DAY = 86400.0
 __all__ = ["client", "releases", "running", "url"]
 
 
@@ -66,12 +71,12 @@ def test_every_field_of_every_event_is_on_disk_as_it_came(store: BulkStore, data
     assert collect(data, store)[:2] == (2, 0)
     (part,) = (data / "events").glob("date=*/part-*.parquet")
     rows = pq.read_table(part, partitioning=None).to_pylist()
+    assert part.parent.name == time.strftime("date=%Y-%m-%d", time.gmtime(CUT_OFF)), "the day it happened"
     for row, e in zip(rows, events, strict=True):
         assert (row["timestamp"].timestamp(), row["event"]) == (e.at, KINDS[e.kind])
         assert {k: v for k, v in row.items() if k not in ("timestamp", "event")} == {
             k: getattr(e, k) for k in row if k not in ("timestamp", "event")
         }
-    assert part.parent.name == time.strftime("date=%Y-%m-%d", time.gmtime(int(mark(data / "events")[:-2]) / 1e3))
 
 
 def test_a_second_run_goes_on_where_the_first_ended(store: BulkStore, data: Path) -> None:
@@ -83,15 +88,18 @@ def test_a_second_run_goes_on_where_the_first_ended(store: BulkStore, data: Path
     assert store.length(STREAM) == 3, "what a release may still have to read stays"
 
 
-def test_entries_of_two_days_are_two_files(store: BulkStore, data: Path, url: str) -> None:
-    day = 86_400_000
-    with redis.Redis.from_url(url) as raw:
-        for n, ms in enumerate((5 * day - 1, 5 * day, 5 * day + 1, 7 * day)):
-            raw.xadd(STREAM, {"e": b'{"event_id":"e%d","kind":2,"user_id":"u","item_id":"i","at":1.0}' % n}, f"{ms}-0")
-    collect(data, store)
-    found = {p.parent.name: pq.read_metadata(p).num_rows for p in (data / "events").glob("date=*/*.parquet")}
-    assert found == {"date=1970-01-05": 1, "date=1970-01-06": 2, "date=1970-01-08": 1}
-    assert event_ids(data) == ["e0", "e1", "e2", "e3"]
+def test_an_event_goes_into_the_day_on_which_it_happened_however_late_it_comes(store: BulkStore, data: Path) -> None:
+    """Of four events of three days the first comes last, in a run of its own: a second file in a day that was there."""
+    first, *others = (
+        Event(f"e{n}", Kind.CLICK, "u", "i", at) for n, at in enumerate((4.9 * DAY, 4 * DAY, 5 * DAY, 7 * DAY))
+    )
+    store.write(others, time.time())
+    assert collect(data, store).events == 3
+    store.write([first], time.time())
+    assert collect(data, store).events == 1
+    found = sorted((p.parent.name, pq.read_metadata(p).num_rows) for p in (data / "events").glob("date=*/*.parquet"))
+    assert found == [("date=1970-01-05", 1), ("date=1970-01-05", 1), ("date=1970-01-06", 1), ("date=1970-01-08", 1)]
+    assert list(load(data).event_id) == ["e1", "e0", "e2", "e3"]
 
 
 def test_a_long_log_is_several_files_and_nothing_is_lost_between_them(
@@ -110,6 +118,8 @@ import sys
 from pathlib import Path
 from offline import collect as module
 from serving.store import BulkStore
+import os
+module.os = os
 module._ROWS = 5
 module._LOGS = tuple(log._replace(batch=5) for log in module._LOGS)
 plain, left = module.{function}, [{calls}]
@@ -125,12 +135,15 @@ with BulkStore(sys.argv[2]) as store:
 """
 
 
-@pytest.mark.parametrize(("function", "calls"), [("os.fsync", 1), ("os.fsync", 2), ("_next", 3), ("_trim", 1)])
+@pytest.mark.parametrize(
+    ("function", "calls"), [("os.fsync", n) for n in (1, 3, 4, 5, 7, 9, 10, 15)] + [("_next", 3), ("_trim", 1)]
+)
 def test_a_run_that_is_killed_leaves_nothing_twice_and_nothing_out(
     store: BulkStore, data: Path, url: str, function: str, calls: int
 ) -> None:
-    """Killed while a file is written, once it has its name, between files, before the stream is trimmed."""
-    store.write([Event(f"e{n}", Kind.CLICK, "u", "red-01", CUT_OFF + n) for n in range(12)], time.time())
+    """Killed while a mark or a file is written, once it has its name, between the files of three days that were taken
+    together, between two times, before the stream is trimmed."""
+    store.write([Event(f"e{n}", Kind.CLICK, "u", "red-01", CUT_OFF + n % 3 * DAY) for n in range(12)], time.time())
     script = _KILLED.format(function=function, calls=calls)
     code = subprocess.run(
         [sys.executable, "-c", script, str(data), url], env={**os.environ, "PYTHONPATH": "."}
@@ -139,6 +152,35 @@ def test_a_run_that_is_killed_leaves_nothing_twice_and_nothing_out(
     store.write([Event(f"f{n}", Kind.CLICK, "u", "red-01", CUT_OFF + n) for n in range(3)], time.time())
     collect(data, store)
     assert sorted(event_ids(data)) == sorted([f"e{n}" for n in range(12)] + ["f0", "f1", "f2"])
+
+
+def test_a_log_on_another_file_system_is_moved_and_read_the_same(store: BulkStore, data: Path, tmp_path: Path) -> None:
+    """By `file://`, and in a store that only Arrow knows; beside the data set, events alone are elsewhere."""
+    store.write([Event(f"e{n}", Kind.CLICK, "u", "red-01", CUT_OFF + n * DAY) for n in range(3)], time.time())
+    elsewhere = (tmp_path / "elsewhere").as_uri()
+    arrows = Storage(SubTreeFileSystem("bucket", _MockFileSystem()), "shop")
+    for log in (elsewhere, arrows):
+        assert collect(data, store, log=log).events == 3
+        assert collect(data, store, log=log).events == 0
+        assert list(load(data, log=log).event_id) == ["e0", "e1", "e2"]
+    with pytest.raises(FileNotFoundError):
+        load(data)
+
+
+def test_days_that_no_release_needs_any_more_go_and_the_live_ones_stay(
+    store: BulkStore, data: Path, releases: list[Path]
+) -> None:
+    """Three days are kept before the cut-off of the oldest release, whatever later or future events say."""
+    oldest = min(load_release(r).manifest.cut_off for r in releases)
+    at = [oldest + day * DAY for day in (-5, -4, -3, 0, 1, 9000)]
+    store.write([Event(f"e{day}", Kind.CLICK, "u", "red-01", t) for day, t in enumerate(at)], time.time())
+    collect(data, store, releases[0].parent)
+    assert list(load(data).event_id) == ["e0", "e1", "e2", "e3", "e4", "e5"], "without a setting all stay"
+    collect(data, store, None, keep_days=3)
+    assert len(load(data).events) == 6, "nor does anything go while there is no release"
+    collect(data, store, releases[0].parent, keep_days=3)
+    assert list(load(data).event_id) == ["e2", "e3", "e4", "e5"]
+    assert collect(data, store, releases[0].parent, keep_days=3).events == 0, "what went does not come back"
 
 
 def test_events_that_every_release_has_leave_the_stream_once_they_are_on_disk(
@@ -154,7 +196,7 @@ def test_an_answer_is_logged_as_it_was_shown(client: httpx.Client, store: BulkSt
     answer = client.post("/v1/rank", json={"user_id": "u", "limit": 3, "device": "app"}).json()
     waiting(store, 1)
     assert collect(data, store).served == 1
-    (row,) = read_served(data).to_pylist()
+    (row,) = LogFiles.of(data).read_served().to_pylist()
     assert (row["request_id"], row["release"], row["user_id"]) == (answer["request_id"], answer["release"], "u")
     assert (row["route"], row["device"], row["degraded"]) == ("rank", "app", False)
     assert row["item_ids"] == [i["item_id"] for i in answer["items"]]
@@ -198,7 +240,7 @@ def test_an_event_both_imported_and_collected_counts_once(store: BulkStore, data
     pq.write_table(
         pq.read_table(part, partitioning=None).drop(["session_id", "device"]).slice(0, 2), data / "events.parquet"
     )
-    assert sorted(load(data).event_id.to_pylist()) == ["e0", "e1", "e2"]
+    assert sorted(load(data).event_id) == ["e0", "e1", "e2"]
 
 
 def test_rows_are_kept_for_the_share_that_is_asked(url: str, releases: list[Path], data: Path) -> None:
@@ -209,12 +251,10 @@ def test_rows_are_kept_for_the_share_that_is_asked(url: str, releases: list[Path
             ready(one)
             assert len(ranked(one, user_id="u", limit=2)) == 2
         collect(data, store)
-    (row,) = read_served(data).to_pylist()
+    (row,) = LogFiles.of(data).read_served().to_pylist()
     assert len(row["item_ids"]) == 2
     assert row["candidates"][:2] == row["item_ids"]
     assert len(row["candidates"]) == 20
-    from serving.release import load as load_release
-
     release = load_release(releases[0])
     table = np.frombuffer(row["rows"], "<f4").reshape(20, -1).astype(np.float32)
     assert release.trees.score(table)[:2].tolist() == row["score"]
@@ -262,7 +302,7 @@ def test_an_explored_answer_carries_its_propensities_to_the_log(url: str, releas
             orders = {tuple(ranked(one, user_id="u")) for _ in range(5)}
         assert len(orders) > 1
         collect(data, store)
-    for row in read_served(data).to_pylist():
+    for row in LogFiles.of(data).read_served().to_pylist():
         assert tuple(row["item_ids"]) in orders
         assert set(row["propensity"]) <= {1 / 4, 1 / 2, 3 / 4}
 
@@ -273,7 +313,9 @@ def test_once_lists_are_collected_the_simulators_truth_is_left_aside(
     """It knows the lists it made and no others, so nobody could say how good an order of these is."""
     pq.write_table(pa.table({"request_id": ["r"], "item_id": ["red-01"], "utility": [0.5]}), data / "truth.parquet")
     pq.write_table(EVENTS_SCHEMA.empty_table(), data / "events.parquet")
-    assert load(data).truth == {("r", "red-01"): 0.5}
+    truth = load(data).truth
+    assert truth
+    assert truth.of(["r"]) == {("r", "red-01"): 0.5}
     ranked(client, user_id="u", limit=1)
     waiting(store, 1)
     collect(data, store)

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from features.log import Lists
 from offline.column_slices import MISSING, OTHER, VALUES, check, of_events, of_items
+from offline.layout import EVENTS_SCHEMA
 from offline.lists import Targets
+from offline.log import LogFiles
 from offline.quarantine import DataError
 from tests.worlds import make_lists
 
@@ -98,7 +100,11 @@ def shop(tmp_path: Path) -> tuple[Path, Lists]:
         ("impression", "r0", "mobile"), ("impression", "r0", "desktop"), ("impression", "r1", None),
         ("click", "r1", "tablet"), ("impression", "r2", None), ("impression", None, "app"),
     ]  # fmt: skip
-    events = pa.Table.from_pylist([{"event": e, "request_id": r, "device": d} for e, r, d in rows])
+    given = [
+        {"event_id": f"e{n}", "event": e, "user_id": "u", "item_id": "a", "timestamp": n, "request_id": r, "device": d}
+        for n, (e, r, d) in enumerate(rows)
+    ]
+    events = pa.Table.from_pylist(given, EVENTS_SCHEMA)
     pq.write_table(events, tmp_path / "events.parquet")
     pq.write_table(pa.table({"item_id": ["a"], "brand": ["b"]}), tmp_path / "items.parquet")
     return tmp_path, make_lists([0, 1, 2], [0, 0, 0], [[0], [0], [0]])
@@ -106,7 +112,7 @@ def shop(tmp_path: Path) -> tuple[Path, Lists]:
 
 def test_a_list_has_what_its_first_impression_says_and_nothing_of_its_clicks(shop: tuple[Path, Lists]) -> None:
     folder, lists = shop
-    found = of_events(folder / "events.parquet", ["device", "brand"], lists, but=["brand"])
+    found = of_events(LogFiles.of(folder), ["device", "brand"], lists, but=["brand"])
     assert {name: mask.tolist() for name, mask in found.items()} == {
         "device:mobile": [True, False, False],
         f"device:{MISSING}": [False, True, True],
@@ -114,6 +120,6 @@ def test_a_list_has_what_its_first_impression_says_and_nothing_of_its_clicks(sho
 
 
 def test_a_column_nobody_has_is_refused_with_those_there_are(shop: tuple[Path, Lists]) -> None:
-    check(shop[0], ["brand", "device"])
+    check(shop[0], LogFiles.of(shop[0]).event_columns, ["brand", "device"])
     with pytest.raises(DataError, match=r"slice 'colour': no such column; items have item_id, brand; events"):
-        check(shop[0], ["colour"])
+        check(shop[0], LogFiles.of(shop[0]).event_columns, ["colour"])

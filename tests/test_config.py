@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from offline.config import Config, ConfigError, load, redis_url
 
 TOP = (
-    "workspace, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, retention, "
-    "serving"
+    "workspace, log, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
+    "retention, serving"
 )
 
 

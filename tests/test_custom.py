@@ -24,7 +24,7 @@ from tests.worlds import DAY, START, make_events, make_replay
 AT = START + 9.5 * DAY
 EVENTS = make_events([(0.1 * DAY * k, k % 3, k % 12, list(Kind)[k % 6], k % 4) for k in range(90)], 3)
 ITEMS = make_replay(EVENTS).items_at(AT)
-HISTORY = Histories(EVENTS).read(0, AT)
+HISTORY = Histories.of(EVENTS).read(0, AT)
 EVERY = np.arange(12, dtype=np.int32)
 
 GOOD = """

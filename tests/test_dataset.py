@@ -80,7 +80,7 @@ def test_events_become_numbers_in_time_order_with_the_gaps_marked(tmp_path: Path
     assert [e.request_ids[r] if r >= 0 else None for r in e.request] == ["r1", "r1", None, None]
     assert e.position.tolist() == [0, 1, -1, -1]
     np.testing.assert_array_equal(e.value, [np.nan, np.nan, np.nan, 9.5])
-    assert found.event_id.to_pylist() == ["e2", "e1", "e0", "e3"]
+    assert list(found.event_id) == ["e2", "e1", "e0", "e3"]
     dtypes = [a.dtype for a in (e.at, e.user, e.item, e.kind, e.request, e.position, e.value)]
     assert dtypes == [np.float64, np.int32, np.int32, np.int8, np.int32, np.int16, np.float64]
 
@@ -253,7 +253,10 @@ def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
 def test_truth_is_the_utility_by_request_and_item(tmp_path: Path) -> None:
     truth = pa.table({"request_id": ["r1", "r1"], "item_id": ["A", "B"], "utility": [0.5, 0.25]})
     pq.write_table(truth, tmp_path / "truth.parquet")
-    assert load(written(tmp_path)).truth == {("r1", "A"): 0.5, ("r1", "B"): 0.25}
+    found = load(written(tmp_path)).truth
+    assert found
+    assert found.of(["r1"]) == {("r1", "A"): 0.5, ("r1", "B"): 0.25}
+    assert found.of(["r2"]) == {}
 
 
 def test_ids_of_any_script_are_sorted_as_python_sorts_them(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 from offline import erasures
 from offline.collect import collect
-from offline.dataset import load, read_served
+from offline.dataset import load
+from offline.importer import ImportConfig, import_data
+from offline.log import LogFiles
 from serving.store import SERVED, STREAM, BulkStore, user_hash
 from tests.test_collect import data
 from tests.test_service import FAST, click, client, ranked, ready, refused, releases, running, served, until, url
@@ -79,7 +82,7 @@ def test_an_erased_user_is_nowhere_and_nobody_else_is_touched(
     assert not store.read(user, load(data).catalogue, time.time() + 1).item.size
     assert collect(data, store).erased == 1
     assert load(data).events.user_ids == [other]
-    assert set(read_served(data)["user_id"].to_pylist()) == {other}
+    assert set(LogFiles.of(data).read_served()["user_id"].to_pylist()) == {other}
     assert len(load(data).events) == 4
     left = everywhere(url, data).replace(other.encode(), b"").replace(_key(other), b"")
     assert user.encode() not in left
@@ -106,12 +109,31 @@ def test_events_that_were_imported_are_left_out_too(
     shopped(client, store, "u", "v")
     collect(data, store)
     (part,) = (data / "events").glob("date=*/*.parquet")
-    part.rename(data / "events.parquet")
+    table = pq.read_table(part, partitioning=None)
+    part.unlink()
+    column = table.schema.get_field_index("user_id")
+    table = table.set_column(column, "user_id", table["user_id"].dictionary_encode())
+    pq.write_table(table, data / "events.parquet")
     erase(client, "u")
     with redis.Redis.from_url(url) as raw:
         raw.delete(STREAM)
     collect(data, store)
     assert load(data).events.user_ids == ["v"]
+    written = pq.read_table(data / "events.parquet", read_dictionary=["user_id"])["user_id"].combine_chunks()
+    assert written.dictionary.to_pylist() == ["v"], "the file is written anew, and no dictionary remembers"
+
+
+def test_a_log_imported_later_does_not_bring_them_back(tmp_path: Path) -> None:
+    """Of two purchases of u the one after the erasure is written; v keeps both."""
+    source, data = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    data.mkdir()
+    (source / "items.csv").write_text("item_id,title\nA,Chair\n")
+    lines = [f"purchase,{user},A,{at}" for user in "uv" for at in (1_700_000_000, 1_700_000_100)]
+    (source / "events.csv").write_text("\n".join(["event,user_id,item_id,timestamp", *lines]))
+    pq.write_table(erasures.table({user_hash("u"): 1_700_000_050.0}), data / erasures.FILE)
+    import_data(ImportConfig.detect(source), data, datetime.now(UTC))
+    assert sorted(pq.read_table(data / "events.parquet")["user_id"].to_pylist()) == ["u", "v", "v"]
 
 
 def test_a_tombstone_names_nobody(client: httpx.Client, store: BulkStore, data: Path) -> None:

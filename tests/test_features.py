@@ -27,7 +27,7 @@ PLANTED = make_events(
     [(0.1 * DAY * k, k % 3, k % N, list(Kind)[k % 6], k % 4) for k in range(90)], 3
 )  # fmt: skip
 ITEMS = make_replay(PLANTED).items_at(START + 9.5 * DAY)
-HISTORY = Histories(PLANTED).read(0, START + 9.5 * DAY)
+HISTORY = Histories.of(PLANTED).read(0, START + 9.5 * DAY)
 COLUMNS = names(ITEMS)
 
 
@@ -108,7 +108,7 @@ def test_text_interest_is_the_cosine_with_the_weighted_mean() -> None:
     """One old click on item 3: every text feature is the cosine of the candidate with item 3."""
     events = make_events([(0.0, 0, 3, Kind.CLICK, -1)], 1)
     items = make_replay(events, ()).items_at(START + DAY)
-    found = table(Histories(events).read(0, START + DAY), ALL, items, START + DAY)
+    found = table(Histories.of(events).read(0, START + DAY), ALL, items, START + DAY)
     v = make_vectors()
     expected = v[ALL] @ v[3]
     for name in ("text_pooled", "text_max", "text_last"):
@@ -119,7 +119,7 @@ def test_affinity_is_the_share_of_weighted_engagement() -> None:
     """A purchase (weight 3) in category 0 and a click (weight 1) in category 1 just now: 3/4, 1/4, 0."""
     events = make_events([(0.0, 0, 0, Kind.PURCHASE, -1), (0.0, 0, 4, Kind.CLICK, -1)], 1)
     items = make_replay(events, ()).items_at(START + 1e-3)
-    found = table(Histories(events).read(0, START + 1e-3), np.array([3, 4, 5, -1], np.int32), items, START + 1e-3)
+    found = table(Histories.of(events).read(0, START + 1e-3), np.array([3, 4, 5, -1], np.int32), items, START + 1e-3)
     np.testing.assert_allclose(found["category_share"], [3 / 4, 1 / 4, 0, np.nan], rtol=1e-6)
 
 
@@ -128,7 +128,7 @@ def test_skips_are_evidence() -> None:
     shown = [(0.0, 0, i, Kind.IMPRESSION, 0) for i in (0, 3, 6, 1, 4, 7)] + [(5.0, 0, i, Kind.CLICK, 0) for i in (0, 3)]
     events = make_events(shown, 1)
     items = make_replay(events, ()).items_at(START + 10)
-    found = table(Histories(events).read(0, START + 10), np.array([9, 10, 11], np.int32), items, START + 10)
+    found = table(Histories.of(events).read(0, START + 10), np.array([9, 10, 11], np.int32), items, START + 10)
     assert found["category_surprise"][0] > 0 > found["category_surprise"][1]
     assert found["category_surprise"][2] == 0
 
@@ -141,7 +141,7 @@ def test_eagerness_is_no_taste() -> None:
     shown = [(0.0, 0, i, Kind.IMPRESSION, 0) for i in range(12)] + [(5.0, 0, i, Kind.CLICK, 0) for i in range(12)]
     events = make_events(shown, 1)
     items = make_replay(events, ()).items_at(START + 10)
-    found = Moment(items, Histories(events).read(0, START + 10), ALL, START + 10).residuals
+    found = Moment(items, Histories.of(events).read(0, START + 10), ALL, START + 10).residuals
     chance = 1 - found.surprise
     assert 12 - found.eagerness == pytest.approx(chance.sum(), abs=1e-9)
     assert np.abs(found.surprise).max() < 0.3
@@ -189,7 +189,7 @@ def test_the_features_of_a_visit_show_their_arithmetic() -> None:
     """Two items shown 600 s ago, one clicked 500 s ago, another click two hours before: 1, 2 and log(601)."""
     rows_ = [(0.0, 0, 5, Kind.CLICK, -1), (7200.0, 0, 3, Kind.IMPRESSION, 0), (7200.0, 0, 4, Kind.IMPRESSION, 0),
              (7300.0, 0, 3, Kind.CLICK, 0)]  # fmt: skip
-    found = table(Histories(make_events(rows_, 1)).read(0, START + 7800), at=START + 7800)
+    found = table(Histories.of(make_events(rows_, 1)).read(0, START + 7800), at=START + 7800)
     values = [found[f"user_session_{name}"][0] for name in ("events", "shown", "age")]
     assert values == pytest.approx([1, 2, math.log(601)])
     assert [table(EMPTY)[f"user_session_{name}"][0] for name in ("events", "shown", "age")] == [0, 0, 0]
@@ -219,7 +219,7 @@ def test_no_feature_sees_its_own_future(past: list[tuple], other: list[tuple]) -
     for later in ([], [(r[0] + 5 * DAY, *r[1:]) for r in other]):
         events = make_events(before + later, 3)
         items = make_replay(events, ()).items_at(at)
-        found.append(rows(items, Histories(events).read(0, at), ALL, at))
+        found.append(rows(items, Histories.of(events).read(0, at), ALL, at))
     np.testing.assert_array_equal(*found)
 
 

@@ -469,8 +469,10 @@ def test_truth_and_propensities_of_a_folder_come_along_and_go_with_the_next_impo
     summary = import_data(ImportConfig.detect(source), tmp_path / "data", NOW)
     assert "truth.parquet: 2 rows about shown lists are brought along" in summary.notes
     found = load(tmp_path / "data")
-    assert found.truth == {("r", "A"): 0.5, ("r", "B"): 1.0}
-    assert found.propensities == {("r", "A"): (0, 0.5), ("r", "B"): (1, 0.5)}
+    assert found.truth
+    assert found.truth.of(["r", "other"]) == {("r", "A"): 0.5, ("r", "B"): 1.0}
+    assert found.propensities
+    assert found.propensities.of(["r"]) == {("r", "A"): (0, 0.5), ("r", "B"): (1, 0.5)}
     (source / "truth.parquet").unlink()
     (source / "propensities.parquet").unlink()
     import_data(ImportConfig.detect(source), tmp_path / "data", NOW)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from features.context import NO_DEVICE, Device
 from features.log import GAIN, Events, Kind, Lists
 from features.replay import Replay
-from offline.lists import baskets, logged, rebuilt, targets
+from offline.lists import bare, basket_parts, baskets, chosen, joined, logged, logged_parts, rebuilt, targets
 from tests.worlds import DAY, START, logs, make_events, make_replay
 
 SHOWN, VIEW, CLICK, CART, BOUGHT, RATED = Kind
@@ -239,3 +239,44 @@ def test_a_list_without_its_basket_is_refused() -> None:
     found = logged(log(*LIST))
     with pytest.raises(KeyError, match="r3"):
         targets(found, baskets(log((10, 0, 1, CLICK, -1)), 0.0))
+
+
+def same(a: Lists, b: Lists) -> None:
+    for name in ("at", "user", "start", "item", "position", "gain", "missed", "device"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
+    assert list(a.request_ids) == list(b.request_ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.integers(0, 5)), max_size=12), logs(), st.data())
+def test_lists_made_some_at_a_time_are_the_lists_made_at_once(
+    shown: list[tuple[int, int, int]], acted: list[Row], data: st.DataObject
+) -> None:
+    """Lists of three at quarters of a day, actions by request and without at any time, parts of one event and more."""
+    rows: list[Row] = [
+        (quarter * DAY / 4, user, (item + k) % 12, SHOWN, request)
+        for request, (quarter, user, item) in enumerate(shown) for k in range(3)
+    ]  # fmt: skip
+    rows += [(t, u, i, k, min(r, len(shown) - 1)) for t, u, i, k, r in acted if k != SHOWN]
+    events, at_once = make_events(rows, n_users=4), data.draw(st.integers(1, 30))
+    for attribution_s in (3600.0, DAY):
+        same(joined(logged_parts(events, attribution_s, at_once)), logged(events, attribution_s))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Events.parts, "__defaults__", (at_once,))
+        same(joined(basket_parts(events, START + DAY)), baskets(events, START + DAY))
+
+
+def test_of_lists_that_come_some_at_a_time_those_chosen_are_taken() -> None:
+    whole = baskets(log(*((day * DAY, day % 4, day, CLICK, -1) for day in range(7))), 0.0)
+    parts = [whole.take(np.arange(a, b)) for a, b in ((0, 3), (3, 3), (3, 7))]
+    numbers = np.array([0, 2, 3, 6])
+    same(chosen(parts, numbers), whole.take(numbers))
+    found = bare(parts)
+    assert (found.at.tolist(), found.user.tolist()) == (whole.at.tolist(), whole.user.tolist())
+    assert len(joined([])) == len(bare([])) == len(chosen([], numbers[:0])) == 0
+
+
+def test_an_impression_long_after_its_list_began_is_none_of_it() -> None:
+    """An hour's attribution: item 2 comes within it, item 3 a second after."""
+    found = logged(log((0, 0, 1, SHOWN, 3), (3600, 0, 2, SHOWN, 3), (3601, 0, 3, SHOWN, 3)), 3600.0)
+    assert found.item.tolist() == [1, 2]

@@ -88,7 +88,7 @@ def test_users_lists_are_seeded_from_the_log(night: Night, made: release.Release
     user = int(np.bincount(data.events.user).argmax())
     with BulkStore(url) as store:
         held = store.read(data.events.user_ids[user], made.items.catalogue, night.cut_off)
-    logged = Histories(data.events).read(user, night.cut_off)
+    logged = Histories.of(data.events).read(user, night.cut_off)
     for a, b in zip(held, logged, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -184,7 +184,7 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
         live.apply(store.tail(live.last))
         online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET))
     log = _with(night.data, sent)
-    replay = replace(night.replay, events=log, refresh_at=np.array([night.cut_off]))
+    replay = replace(night.replay, events=log, refresh_at=np.array([night.cut_off]), given=None)
     offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET))
     assert (offline[:, names(live.items).index("device")] == Device.TABLET).all()
     np.testing.assert_array_equal(online, offline)

@@ -153,7 +153,7 @@ def test_a_node_killed_midway_costs_time_alone(local: Night, engine: Ray, nodes:
                     return
             time.sleep(0.05)
 
-    asked = Asked(local.replay, local.lists, local.windows.lists("test", local.lists), local._zero_shot, 17, False)
+    asked = Asked(local.replay, local.lists, local.windows.lists("test", local.lists), local.zero_shot, 17, False)
     watched = Watched(asked, tmp_path, ray.get_runtime_context().get_node_id())
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from features import replay
 from features.context import NO_DEVICE, Context, Device
 from features.history import Histories
+from features.log import Kind
+from features.replay import _last_shown
 from features.table import names, rows
 from features.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay
@@ -33,7 +36,7 @@ def test_a_replayed_row_is_the_row_made_from_scratch_at_its_moment(log: list[tup
         items.state.apply(past.item, past.kind, past.at)
         bounds = slice(LISTS.start[g], LISTS.start[g + 1])
         context = Context(int(LISTS.device[g]))
-        expected = rows(items, Histories(events).read(int(LISTS.user[g]), at), LISTS.item[bounds], at, context)
+        expected = rows(items, Histories.of(events).read(int(LISTS.user[g]), at), LISTS.item[bounds], at, context)
         np.testing.assert_array_equal(replayed[bounds], expected)
 
 
@@ -80,3 +83,23 @@ def test_a_row_has_the_vectors_of_the_last_encoder_made_before_it() -> None:
         expected = plain.vectors if at < 2 * DAY else other if at < 4 * DAY else third
         np.testing.assert_array_equal(found[number], Vectors.quantise(expected).code)
     np.testing.assert_array_equal(revised.items_at(np.inf).vectors.code, Vectors.quantise(third).code)
+
+
+def test_evidence_is_of_those_shown_something_last_however_far_back_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users 0 to 4 were shown a list a day each, user 0 again on the last; read from the end two events at a time."""
+    rows_ = [(d * DAY, u, 1, Kind.IMPRESSION, d) for d, u in enumerate((0, 1, 2, 3, 4, 0))]
+    events = make_events([*rows_, (6 * DAY, 1, 1, Kind.CLICK, -1)], 5)
+    monkeypatch.setattr(replay, "PART_ROWS", 2)
+    assert _last_shown(events, 3) == [0, 4, 3]
+    assert _last_shown(events, 99) == [0, 4, 3, 2, 1]
+    assert _last_shown(events.before(START), 3) == []
+
+
+def test_what_neighbours_are_made_of_is_the_newest_of_every_user() -> None:
+    """User 0 clicked 250 times, user 1 twice: the newest 200 and both, in the order of the log."""
+    rows_ = [(float(t), 0, t % 12, Kind.CLICK, -1) for t in range(250)]
+    rows_ += [(7.5, 1, 3, Kind.CLICK, -1), (240.5, 1, 4, Kind.CART, -1), (8.5, 1, 5, Kind.IMPRESSION, 1)]
+    found = make_replay(make_events(rows_, 3)).recent(START + 249)
+    assert found.at[found.user == 0].tolist() == [START + t for t in range(49, 249)]
+    assert found.item[found.user == 1].tolist() == [3, 4]
+    assert (np.diff(found.at) >= 0).all()

@@ -127,7 +127,7 @@ def test_candidates_are_distinct_available_bounded_and_the_same_again(
     """Whatever the log; and asking for fewer gives the beginning of what asking for more gives."""
     at = START + k * DAY / 6
     events = make_events(rows, 3)
-    items, history = make_replay(events).items_at(at), Histories(events).read(user, at)
+    items, history = make_replay(events).items_at(at), Histories.of(events).read(user, at)
     found = retrieve(items, history, at, size)
     assert len(found.item) == len(set(found.item.tolist())) <= size
     assert ((found.item >= 0) & (found.item < 12)).all()

@@ -81,7 +81,7 @@ def test_a_copy_is_independent() -> None:
 def test_a_history_is_the_users_newest_events_strictly_before(rows: list[tuple], sixth: int, user: int) -> None:
     """Against the plain definition: filter, sort by (time, kind, item) descending, cut."""
     at = START + sixth * 86400 / 6
-    found = Histories(make_events(rows, 3)).read(user, at)
+    found = Histories.of(make_events(rows, 3)).read(user, at)
     mine = sorted((START + t, k, i) for t, u, i, k, _ in rows if u == user and START + t < at)[::-1]
     engaged, shown = ([e for e in mine if (e[1] == Kind.IMPRESSION) == s] for s in (False, True))
     assert list(zip(found.at, found.kind, found.item, strict=True)) == engaged[:ENGAGEMENTS]
@@ -91,5 +91,5 @@ def test_a_history_is_the_users_newest_events_strictly_before(rows: list[tuple],
 def test_lists_are_capped_at_the_newest() -> None:
     """Of 110 clicks the newest 100 are kept."""
     events = make_events([(float(t), 0, t % 12, Kind.CLICK, -1) for t in range(110)], 1)
-    found = Histories(events).read(0, START + 1000)
+    found = Histories.of(events).read(0, START + 1000)
     assert found.at.tolist() == [START + t for t in range(109, 9, -1)]

@@ -136,7 +136,7 @@ def test_replay_and_redis_give_the_same_history_at_the_same_moment(store: BulkSt
     names = [ITEMS[i] if i >= 0 else "m, unknown" for i in item.tolist()]
     store.write([Event(f"e{k}", int(kind[k]), "u", names[k], float(at[k])) for k in arrival], NOW)
     for moment in (NOW + 301, float(at[-1]), float(at[-1]) - 3):
-        expected = Histories(log.before(moment)).read(0, moment)
+        expected = Histories.of(log.before(moment)).read(0, moment)
         found = store.read("u", known, moment)
         if moment > at[-1]:
             assert [x.tolist() for x in expected] == [x.tolist() for x in found]

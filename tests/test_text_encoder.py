@@ -186,6 +186,13 @@ def test_without_lists_there_are_no_skips() -> None:
     assert found.skipped.tolist() == [[-1, -1]]
 
 
+def test_of_a_long_log_the_newest_engagements_are_examples_and_histories_reach_back_as_far_again() -> None:
+    """Ten clicks of one user, three asked for: 8, 9 and 10 are targets; the first of them knows the three before it."""
+    found = examples(log(*((t, 0, t, Kind.CLICK) for t in range(1, 11))), before=99, most=3)
+    assert found.target.tolist() == [8, 9, 10]
+    assert found.history[0, :4].tolist() == [7, 6, 5, -1]
+
+
 def test_an_empty_log_gives_no_examples() -> None:
     found = examples(log(), before=9)
     assert len(found) == 0
@@ -225,7 +232,7 @@ def test_histories_are_those_that_serving_reads(rows: list) -> None:
     """Same items, same order, same weights as `Histories`, but for the target itself and unknown items."""
     events = log(*rows)
     found = examples(events, before=99, history=100)
-    histories = Histories(events)
+    histories = Histories.of(events)
     for row in range(len(found)):
         read = histories.read(int(found.user[row]), float(found.at[row]))
         weight = weights(read.kind, found.at[row] - read.at)

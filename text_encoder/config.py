@@ -62,6 +62,9 @@ class EncoderConfig(BaseModel):
     examples_per_epoch: int = Field(
         100_000, ge=1, description="drawn anew each epoch; the unit of validation and of checkpoints"
     )
+    most_examples: int = Field(
+        500_000, ge=1, description="engagements that are learnt from, the newest, whatever the length of the log"
+    )
     batch_size: int = Field(1024, ge=2, description="examples a step, mode projection")
     random_negatives: int = Field(
         256, ge=0, le=100_000, description="items drawn evenly from the catalogue that join a step's candidates"

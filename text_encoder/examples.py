@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.interest import weights
-from features.log import F32, F64, GAIN, I16, I32, I64, Events, Kind
+from features.log import F32, F64, GAIN, I16, I32, I64, PART_ROWS, Events, Kind
 
 HISTORY = 20
 """Engagements of a history that training reads; with the weights' half-life older ones hardly count."""
 
 SKIPPED = 4
+MOST = 500_000
+"""Engagements that become examples: the newest."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,35 @@ def _positions(engaged: Events, engaged_key: I64, shown: Events, shown_key: I64)
     return np.maximum(np.where(engaged.position >= 0, engaged.position, logged), 0).astype(np.int16)
 
 
-def examples(events: Events, before: float, history: int = HISTORY, skipped: int = SKIPPED) -> Examples:
+def _newest(events: Events, most: int) -> I64:
+    """int64, ascending: rows of the newest engagements, at most so many; read from the end as far as that takes."""
+    parts: list[I64] = []
+    end, found = len(events), 0
+    while end and found < most:
+        begin = max(0, end - PART_ROWS)
+        parts.append(begin + np.flatnonzero(events.kind[begin:end] != Kind.IMPRESSION))
+        end, found = begin, found + len(parts[-1])
+    rows: I64 = np.concatenate([np.empty(0, np.int64), *parts[::-1]])
+    return rows[max(0, len(rows) - most) :]
+
+
+def _shown(events: Events, requests: I32) -> Events:
+    """The impressions of these lists."""
+    wanted = np.unique(requests[requests >= 0])
+    rows, first = [np.empty(0, np.int64)], 0
+    for part in events.parts():
+        listed = np.flatnonzero((part.kind == Kind.IMPRESSION) & np.isin(part.request, wanted))
+        rows.append(first + listed)
+        first += len(part)
+    return events.take(np.concatenate(rows))
+
+
+def examples(
+    events: Events, before: float, history: int = HISTORY, skipped: int = SKIPPED, most: int = MOST
+) -> Examples:
     """History -> next engaged item, from the events strictly before a moment; no later event changes anything.
+
+    Of the newest `most` engagements; where there are more, histories reach back over as many again.
 
     An example is an engagement (any kind but an impression) with an item of the catalogue, by a user who had engaged
     with another one strictly earlier, within their newest `history` engagements. before: Unix seconds.
@@ -119,10 +148,12 @@ def examples(events: Events, before: float, history: int = HISTORY, skipped: int
     if not 1 <= history <= 100 or not 0 <= skipped <= 100:
         raise ValueError(f"history {history} must be 1 to 100 and skipped {skipped} 0 to 100")
     events = events.before(before)
-    engaged = events.take(events.kind != Kind.IMPRESSION)
-    engaged = engaged.take(np.argsort(engaged.user, kind="stable"))
-    shown = events.take((events.kind == Kind.IMPRESSION) & (events.request >= 0))
-    chosen: I64 = np.flatnonzero(engaged.item >= 0)
+    newest = _newest(events, 2 * most)
+    engaged, since = events.take(newest), int(newest[-most]) if len(newest) > most else 0
+    by_user = np.argsort(engaged.user, kind="stable")
+    engaged, row = engaged.take(by_user), newest[by_user]
+    chosen: I64 = np.flatnonzero((engaged.item >= 0) & (row >= since))
+    shown = _shown(events, engaged.request[chosen])
     item, weight = _histories(engaged, chosen, history)
     some = (weight > 0).any(axis=1)
     chosen, item, weight = chosen[some], item[some], weight[some]

@@ -22,7 +22,7 @@ def collect(config: ConfigPath = None, workspace: Workspace = None) -> None:
 
     c = configured(config, workspace)
     with redis(c) as url, BulkStore(url) as store, bar("Collecting") as on_progress:
-        found = run(c.data, store, c.releases, on_progress)
+        found = run(c.data, store, c.releases, on_progress, c.log, c.retention.log_days)
     say(
         f"{c.data}: {found.events:,} events and {found.served:,} served lists, {found.items:,} written items, "
         f"{found.erased:,} users erased"
@@ -49,7 +49,7 @@ def skew(
 
     c = configured(config, workspace)
     with bar("Replaying what was served") as on_progress:
-        found = compare(c.data, c.releases, load_features(c.features.custom), tolerance, limit, on_progress)
+        found = compare(c.data, c.releases, load_features(c.features.custom), tolerance, limit, on_progress, c.log)
     rows = [
         [f.name, f"{f.values:,}", f"{f.differ:.2%}", f"{f.beyond:.2%}", f"{f.largest:.3g}", f.verdict(threshold)]
         for f in found.features

@@ -163,7 +163,7 @@ def compare(
     from offline.shadow import compare as run
 
     c = configured(config, workspace)
-    found = run(c.data, release, c.features.attributes, c.lists.attribution_s)
+    found = run(c.data, release, c.features.attributes, c.lists.attribution_s, c.log)
     low, middle, high = found.correlation
     rows = [
         ["correlation of scores, all candidates", f"{middle:.3f}", f"{low:.3f} to {high:.3f} in 90% of lists"],

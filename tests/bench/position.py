@@ -61,7 +61,8 @@ def measured(directory: Path, users: int, bias: float, explore: float, seeds: in
     assert data.truth is not None
     ids = data.catalogue.item_ids
     pairs = zip((tested.request_ids[g] for g in tested.group.tolist()), tested.item.tolist(), strict=True)
-    worth = np.array([data.truth[request, ids[item]] for request, item in pairs])
+    told = data.truth.of(shown.request_ids)
+    worth = np.array([told[request, ids[item]] for request, item in pairs])
 
     def ndcg(debias: bool) -> F64:
         score = np.zeros(tested.rows)

@@ -170,7 +170,7 @@ def _user_lists(log: dict[str, np.ndarray]) -> dict[str, float]:
     n = len(log["at"])
     before = time.perf_counter()
     none = np.full(n, -1, np.int32)
-    histories = Histories(
+    histories = Histories.of(
         Events(
             log["at"], log["user"], log["item"], log["kind"], none, none.astype(np.int16), np.full(n, np.nan),
             range(int(max(log["user"].max(), log["list_user"].max())) + 1), range(0), none, none.astype(np.int8),

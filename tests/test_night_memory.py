@@ -1,0 +1,24 @@
+"""The memory of a night: bounded by the shop and by what is learnt from, whatever the length of the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.night_memory import bytes_an_event, measure, said
+
+pytestmark = pytest.mark.nights
+MOST = 300
+
+
+def test_a_log_ten_times_as_long_takes_a_night_no_more_memory(tmp_path: Path) -> None:
+    """20 and 200 days of the same shop, as many lists to learn from: every step, each night a process of its own.
+
+    An event in memory took 500 bytes while lists were made; what grows now is what is known of a shopper, up to a cap.
+    """
+    small, large = (measure(tmp_path / str(days), days, users=300, items=150, most=MOST) for days in (20, 200))
+    table = said(small, large)
+    assert large.events > 8 * small.events, table
+    assert large.highest < 1.15 * small.highest, table
+    assert bytes_an_event(small, large) < 200, table
