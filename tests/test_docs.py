@@ -23,7 +23,7 @@ BLOCKS = [b for path in PAGES for b in blocks(path)]
 FROM_NOTHING = ("README.md", "docs/quickstart.md")
 """Pages that begin in an empty directory; the others in one where a night of a simulated shop is over."""
 
-QUICK = "encoder: {max_tokens: 16, refreshes: 0, epochs: 2}\nranker: {trees: 40, min_data_in_leaf: 20}\n"
+QUICK = "encoder: {max_tokens: 16, refreshes: 0, epochs: 2}\nranker: {trees: 15, min_data_in_leaf: 20}\n"
 
 NOT_RUN: dict[tuple[str, str], str] = {
     ("README.md", "make demo"): "sets up and tests everything: what CI does; its targets are looked for here",
