@@ -1,6 +1,6 @@
 """The context of a request: what it brings besides a user, candidates and a moment.
 
-A struct, so that what requests will bring next (a query) is a field more and no argument more of anything.
+A struct, so that what requests will bring next is a field more and no argument more of anything.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 DEVICE_CHARACTERS = 64
 """Longest name of a device that is taken, in files and calls."""
+QUERY_CHARACTERS = 200
+"""Longest query that is taken, in files and calls."""
 
 
 class Device(IntEnum):
@@ -35,9 +37,19 @@ def device_code(said: str | None) -> int:
 
 
 class Context(NamedTuple):
-    """What one request says of itself. device: a `Device`, `NO_DEVICE` where it names none."""
+    """What one request says of itself.
+
+    device: a `Device`, `NO_DEVICE` where it names none. query: what the shopper typed, empty where nothing was searched
+    for.
+    """
 
     device: int = NO_DEVICE
+    query: str = ""
+
+    @classmethod
+    def said(cls, device: str | None, query: str | None) -> Context:
+        """The context that a request, or a record of one, says in words; None is nothing said."""
+        return cls(device_code(device), query or "")
 
 
 NO_CONTEXT = Context()

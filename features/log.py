@@ -5,8 +5,8 @@ Ids are strings at the rim only. In here a user, an item or a request is a row n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -57,6 +57,7 @@ class Events:
     kind: int8[n], a `Kind`. request: int32[n], the list it belongs to, `-1` for none. position: int16[n], place in
     that list from 0, `-1` unknown. value: float64[n], NaN for none (money, quantity or stars, as the source had it).
     session: int32[n], the visit it was logged with, `-1` for none. device: int8[n], a `Device`, `-1` for none.
+    queries: what was typed for a list, by the number of its request, as its impressions say.
     """
 
     at: F64
@@ -70,6 +71,7 @@ class Events:
     request_ids: Sequence[str]
     session: I32
     device: I8
+    queries: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.at)
@@ -84,7 +86,7 @@ class Events:
         return type(self)(
             self.at[rows], self.user[rows], self.item[rows], self.kind[rows], self.request[rows],
             self.position[rows], self.value[rows], self.user_ids, self.request_ids, self.session[rows],
-            self.device[rows],
+            self.device[rows], self.queries,
         )  # fmt: skip
 
     def parts(self, rows: int = PART_ROWS) -> Iterator[Events]:
@@ -109,6 +111,7 @@ class Lists:
     item: int32[rows]. position: int16[rows] from 0, `-1` where no list was logged and it was rebuilt.
     gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 a rebuilt list did not
     retrieve; they count in the ideal of a metric. device: int8[g], a `Device`, `-1` where the list names none.
+    query: what was typed for each list, empty for nothing.
     """
 
     at: F64
@@ -120,6 +123,7 @@ class Lists:
     gain: I8
     missed: I32
     device: I8
+    query: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.at)
@@ -142,5 +146,5 @@ class Lists:
         return Lists(
             self.at[lists], self.user[lists], [self.request_ids[g] for g in lists.tolist()], start,
             self.item[rows], self.position[rows], self.gain[rows], self.missed[lists],
-            self.device[lists],
+            self.device[lists], [self.query[g] for g in lists.tolist()],
         )  # fmt: skip

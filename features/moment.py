@@ -26,6 +26,7 @@ from features.prior import standardised
 from features.slots import find, slots_of
 from features.taste import leaning, taste_odds
 from features.vectors import Vectors, closeness
+from features.words import Vocabulary
 
 LONGEST = len(HALF_LIVES_S) - 1
 ATTRIBUTION_S = 86400.0
@@ -48,7 +49,8 @@ class Items:
     attribute of `catalogue.by_attribute`, NaN likewise or for an item without; empty before anything is known.
     factors: float32[n + 1, d], see `features.taste`; empty where nothing was logged to learn them from.
     custom: features of the user's own. inverted: of the vectors, None where the catalogue is small enough to compare
-    every item. Row `-1` of everything is the unknown item.
+    every item. words: of the catalogue, None where there is no query to be read. Row `-1` of everything is the unknown
+    item.
     """
 
     catalogue: Catalogue
@@ -60,6 +62,7 @@ class Items:
     factors: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     custom: tuple[Feature, ...] = ()
     inverted: InvertedLists | None = None
+    words: Vocabulary | None = None
 
     @cached_property
     def numbers(self) -> F64:
@@ -356,6 +359,18 @@ class Moment:
         the newest, and with `taste`; then that times the weight of evidence. NaN without any.
         """
         return closeness(self.interest, self.directions[1], len(self.residuals.item))
+
+    @cached_property
+    def searched(self) -> F64:
+        """float64[2, c]: cosine of each candidate's text with the query, and the share of the query's words it holds.
+
+        NaN without a query, or where it has no word in it; the cosine also where none of its words is known.
+        """
+        if not self.context.query or self.items.words is None:
+            return np.full((2, len(self.candidates)), np.nan)
+        query = self.items.words.read(self.context.query)
+        cosine = self.items.vectors.toward(self.candidates, query.direction)
+        return np.stack([cosine, self.items.words.match(query, self.candidates)])
 
     @cached_property
     def co_occurrence(self) -> F64:

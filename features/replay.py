@@ -21,6 +21,7 @@ from features.reading import Values, Words
 from features.table import declared, rows
 from features.taste import LEARNERS, Evidence, factors
 from features.vectors import Vectors
+from features.words import Vocabulary
 
 
 class Reading(NamedTuple):
@@ -77,7 +78,7 @@ class Replay:
         """
         if (np.diff(lists.at) < 0).any():
             raise ValueError("lists are not in time order: sort them by `at` before replaying")
-        items, applied, refreshed = self._cold(), 0, 0
+        items, applied, refreshed = self._cold(any(lists.query)), 0, 0
         for g in range(len(lists)):
             at = float(lists.at[g])
             due = int(np.searchsorted(self.refresh_at, at, side="right"))
@@ -88,7 +89,7 @@ class Replay:
                 items, refreshed = self.refreshed(items, moment), due
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
-            context = Context(int(lists.device[g]))
+            context = Context(int(lists.device[g]), lists.query[g])
             yield Reading(g, items, self.histories.read(int(lists.user[g]), at), candidates, at, context)
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
@@ -105,19 +106,24 @@ class Replay:
 
     def items_at(self, at: float) -> Items:
         """All that is known of items strictly before a moment, what is made anew fresh: what a release carries."""
-        items = self._cold()
+        items = self._cold(searched=True)
         self._apply(items.state, 0, at)
         return self.refreshed(items, at)
 
     def refreshed(self, items: Items, at: float) -> Items:
-        """The same items with vectors, neighbours, prior and factors made from what came strictly before a moment."""
-        vectors = next((v for since, v in reversed(self.revised) if since <= at), self.vectors)
+        """The same items with vectors, neighbours, prior and factors made from what came strictly before a moment.
+
+        Words as well, where the items have any.
+        """
+        revision = sum(since <= at for since, _ in self.revised)
+        vectors = self.revised[revision - 1][1] if revision else self.vectors
         fresh = replace(
             items,
             vectors=Vectors.quantise(vectors),
             prior=click_rate_prior(self.catalogue, vectors, items.state, at),
             attribute_rates=attribute_rates(self.catalogue, items.state, at),
             neighbours=Neighbours.build(self.recent(at), len(self.catalogue), at, session_weight=self.session_weight),
+            words=None if items.words is None else self._words(revision),
         )
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
@@ -135,12 +141,29 @@ class Replay:
             out.append(Evidence(found.item, found.surprise, found.chance * (1.0 - found.chance)))
         return out
 
-    def _cold(self) -> Items:
+    def _cold(self, searched: bool) -> Items:
+        """Items of which nothing happened. searched: with words, which take their time."""
         n = len(self.catalogue)
         return Items(
             self.catalogue, Vectors.quantise(self.vectors), np.full(n + 1, np.nan, np.float32), Neighbours.none(n),
             ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)), custom=self.custom,
+            words=self._words(0) if searched else None,
         )  # fmt: skip
+
+    def _words(self, revision: int) -> Vocabulary:
+        """The catalogue's words and what they say of `vectors` (0) or of `revised`, each made once."""
+        if revision not in self._meanings:
+            vectors = self.revised[revision - 1][1] if revision else self.vectors
+            self._meanings[revision] = self._vocabulary.meaning(vectors)
+        return self._meanings[revision]
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.spelt(self.catalogue)
+
+    @cached_property
+    def _meanings(self) -> dict[int, Vocabulary]:
+        return {}
 
     def _apply(self, state: ItemState, applied: int, at: float) -> int:
         """Apply the events from row `applied` up to, not including, a moment; the row to go on from."""

@@ -11,13 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.context import NO_CONTEXT, Context
 from features.history import History
 from features.interest import weights
 from features.inverted_lists import EXACT_UP_TO
 from features.log import F64, I8, I32, Bool, Kind
 from features.moment import Items
 
-SOURCES = ("again", "co_occurrence", "text", "popular", "popular_in_category", "new")
+SOURCES = ("query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new")
+_A_LITTLE = 1e-3
+"""What a cosine counts beside a share of words: it orders those that hold the same."""
 _TREND = 2
 """Half-life of popularity for retrieval: 7 days, see `features.decay.HALF_LIVES_S`."""
 _CATEGORIES = 3
@@ -33,6 +36,18 @@ class Retrieved(NamedTuple):
     item: I32
     source: I8
     offered: NDArray[np.uint8]
+
+
+class Near(NamedTuple):
+    """What is found by text: int32 rows, best first, ties by row.
+
+    query, words: by the meaning and by the words of what was searched for, empty without a query. interest: near the
+    user's interest vector.
+    """
+
+    query: I32
+    words: I32
+    interest: I32
 
 
 class Shelves(NamedTuple):
@@ -66,17 +81,32 @@ def of_admitted(items: Items, made: Shelves, admitted: Bool, at: float, size: in
     )  # fmt: skip
 
 
-def retrieve(items: Items, history: History, at: float, size: int) -> Retrieved:
+def retrieve(items: Items, history: History, at: float, size: int, context: Context = NO_CONTEXT) -> Retrieved:
     """At most `size` candidates for a user strictly before `at`: the best of each source in turn.
 
-    Sources: what the user engaged with before, co-occurrence neighbours of his list, text neighbours of his interest
-    vector, popular of late, popular of late in his categories, newest. An item not yet available is never offered.
-    Every source orders ties by row. Raises ValueError where `size` is below 1.
+    Sources: what a query means, what holds its words, what the user engaged with before, co-occurrence neighbours of
+    his list, text neighbours of his interest vector, popular of late, popular of late in his categories, newest. An
+    item not yet available is never offered. Every source orders ties by row. Raises ValueError where `size` is below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}; ask for at least 1 candidate")
-    near = near_by_text(items, interest(items, history, at), at, size)
-    return merged(items, history, at, size, shelves(items, at, size), near)
+    return merged(items, history, at, size, shelves(items, at, size), near(items, history, at, size, context))
+
+
+def near(
+    items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None = None
+) -> Near:  # fmt: skip
+    """At most `size` items each by a query and by interest; only what is on sale. admitted: as in `near_by_text`."""
+    liked = near_by_text(items, interest(items, history, at), at, size, admitted)
+    if not context.query or items.words is None:
+        return Near(liked[:0], liked[:0], liked)
+    query = items.words.read(context.query)
+    holding = items.words.holding(query)
+    holding = holding if admitted is None else holding[admitted[holding]]
+    share = items.words.match(query, holding)
+    share += _A_LITTLE * np.nan_to_num(items.vectors.toward(holding, query.direction))
+    words = _best(holding, share, size, items.catalogue.available_from[holding] > at)
+    return Near(near_by_text(items, query.direction, at, size, admitted), words, liked)
 
 
 def interest(items: Items, history: History, at: float) -> F64:
@@ -105,9 +135,9 @@ def compared(items: Items, direction: F64, admitted: Bool | None = None) -> I32:
 
 
 def merged(
-    items: Items, history: History, at: float, size: int, offered: Shelves, near: I32, admitted: Bool | None = None
+    items: Items, history: History, at: float, size: int, offered: Shelves, found: Near, admitted: Bool | None = None
 ) -> Retrieved:
-    """The sources' best in turn, each item once. near: of `near_by_text`. admitted: as there; shelves keep to it."""
+    """The sources' best in turn, each item once. found: of `near`. admitted: as there; shelves keep to it."""
     item, weight = _engaged(history, at)
     again, amount = _summed(item, weight)
     near_items, near_weight = items.neighbours.item[item], items.neighbours.weight[item].astype(np.float64)
@@ -115,7 +145,8 @@ def merged(
     together = _summed(near_items[there], (weight[:, None] * near_weight)[there])
     category = _of_categories(items, item, weight)
     lists = [
-        _best(again, amount, len(again)), _best(*together, len(together[0])), near, offered.popular,
+        found.query, found.words, _best(again, amount, len(again)), _best(*together, len(together[0])), found.interest,
+        offered.popular,
         _best(category, offered.popularity[category], len(category)), offered.new,
     ]  # fmt: skip
     ranked = []

@@ -89,6 +89,18 @@ _INTEREST = (
 )  # fmt: skip
 
 
+def _searched(m: Moment) -> F64:
+    return m.searched
+
+
+_QUERY = (
+    Feature("query_cosine", "what you searched for, by its meaning", "cosine",
+            "the request has no query, none of its words is known, or the item has no text", _searched),
+    Feature("query_match", "what you searched for, word by word", "share of the query, rare words weighing more",
+            "the request has no query", _searched),
+)  # fmt: skip
+
+
 def _affinity() -> list[Feature]:
     out = []
     for name, plural, tags in (
@@ -184,7 +196,7 @@ def _within_list() -> list[Feature]:
     return out
 
 
-FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_AFFINITY, *_USER, *_within_list())
+FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_QUERY, *_AFFINITY, *_USER, *_within_list())
 """The features of any shop, in column order; a catalogue's own attributes follow them (see `features`)."""
 
 

@@ -34,6 +34,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "price": ("item_price", "price_to_habit"),
     "co-occurrence": ("co_occurrence",),
     "interest text": ("text_",),
+    "query": ("query_",),
     "affinity": ("category_share", "category_surprise", "brand_", "tag_", "taste_"),
     "repeats": ("repeat_", "shown_"),
     "user": ("user_", "hour", "weekday", "device"),

@@ -16,13 +16,13 @@ EVENTS_SCHEMA = pa.schema(
     [
         ("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
         ("timestamp", UTC_US), ("request_id", pa.string()), ("position", pa.int16()), ("value", pa.float64()),
-        ("session_id", pa.string()), ("device", pa.string()),
+        ("session_id", pa.string()), ("device", pa.string()), ("query", pa.string()),
     ]
 )  # fmt: skip
 SERVED_SCHEMA = pa.schema(
     [
         ("request_id", pa.string()), ("at", UTC_US), ("release", pa.string()), ("route", pa.string()),
-        ("user_id", pa.string()), ("device", pa.string()), ("degraded", pa.bool_()),
+        ("user_id", pa.string()), ("device", pa.string()), ("query", pa.string()), ("degraded", pa.bool_()),
         ("item_ids", pa.list_(pa.string())),
         ("score", pa.list_(pa.float64())), ("propensity", pa.list_(pa.float64())),
         ("candidates", pa.list_(pa.string())), ("rows", pa.binary()),

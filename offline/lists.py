@@ -18,7 +18,7 @@ from offline.engine import LOCAL, Engine, cut
 
 NONE = Lists(
     np.empty(0), np.empty(0, np.int32), [], np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int16),
-    np.empty(0, np.int8), np.empty((0, 3), np.int32), np.empty(0, np.int8),
+    np.empty(0, np.int8), np.empty((0, 3), np.int32), np.empty(0, np.int8), [],
 )  # fmt: skip
 """No list."""
 ATTRIBUTION_S = 86400.0
@@ -54,8 +54,8 @@ def logged(
 
     The gain of an item is its best action there: by request where the event names one, else by the same user on the
     same item within `attribution_s` of the latest list that showed it. An item shown twice in a list stands once, at
-    its first position; an impression of an item outside the catalogue is left out. The device is the first that an
-    impression names: that of a click would tell which lists were clicked.
+    its first position; an impression of an item outside the catalogue is left out. Device and query are the first that
+    an impression names: those of a click would tell which lists were clicked.
     """
     shown = events.take((events.kind == Kind.IMPRESSION) & (events.request >= 0) & (events.item >= 0))
     order = np.lexsort((shown.position, shown.at, shown.request))
@@ -69,7 +69,10 @@ def logged(
     request_ids = [events.request_ids[r] for r in shown.request[start].tolist()]
     none_missed = np.zeros((len(start), 3), np.int32)
     device = _first_known(shown.device, bounds)
-    lists = Lists(at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed, device)
+    query = [events.queries.get(r, "") for r in shown.request[start].tolist()]
+    lists = Lists(
+        at, shown.user[start], request_ids, bounds, shown.item, shown.position, gain, none_missed, device, query
+    )
     inside = np.flatnonzero((at >= since) & (at < until))
     return lists.take(inside[np.lexsort(([request_ids[g] for g in inside], at[inside]))])
 
@@ -128,7 +131,7 @@ def _offered(asked: _Asked, part: range) -> Iterator[I32]:
     baskets = asked.baskets.take(np.arange(part.start, part.stop))
     none = replace(baskets, start=np.zeros(len(baskets) + 1, np.int64), item=np.empty(0, np.int32))
     for r in asked.replay.readings(none):
-        yield retrieve(r.items, r.history, r.at, asked.size).item
+        yield retrieve(r.items, r.history, r.at, asked.size, r.context).item
 
 
 def rebuilt(
@@ -187,13 +190,15 @@ def targets(lists: Lists, asked: Lists) -> Targets:
 def joined(parts: Iterable[Lists]) -> Lists:
     """Lists of which each part is later than the one before, as one."""
     held = [NONE, *parts]
-    columns = ("item", "position", "gain", "missed", "device")
+    item, position, gain, missed, device = (
+        np.concatenate([getattr(p, name) for p in held]) for name in ("item", "position", "gain", "missed", "device")
+    )
     start = np.cumsum([0, *(p.rows for p in held)])
     return Lists(
         np.concatenate([p.at for p in held]), np.concatenate([p.user for p in held]),
         [r for p in held for r in p.request_ids],
         np.concatenate([[0], *(p.start[1:] + s for p, s in zip(held, start[:-1], strict=True))]).astype(np.int64),
-        *(np.concatenate([getattr(p, name) for p in held]) for name in columns),
+        item, position, gain, missed, device, [q for p in held for q in p.query],
     )  # fmt: skip
 
 
@@ -205,7 +210,7 @@ def bare(parts: Iterable[Lists]) -> Lists:
     n = len(at)
     return replace(
         NONE, at=at, user=user, request_ids=[""] * n, start=np.zeros(n + 1, np.int64),
-        missed=np.zeros((n, 3), np.int32), device=np.full(n, NO_DEVICE, np.int8),
+        missed=np.zeros((n, 3), np.int32), device=np.full(n, NO_DEVICE, np.int8), query=[""] * n,
     )  # fmt: skip
 
 
@@ -240,5 +245,5 @@ def baskets(events: Events, begin: float) -> Lists:
     bounds = np.append(start, len(acts)).astype(np.int64)
     return Lists(
         acts.at[start], acts.user[start], ids, bounds, acts.item, np.full(len(acts), -1, np.int16), GAIN[acts.kind],
-        np.zeros((len(start), 3), np.int32), _first_known(acts.device, bounds),
+        np.zeros((len(start), 3), np.int32), _first_known(acts.device, bounds), [""] * len(start),
     )  # fmt: skip

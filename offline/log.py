@@ -38,7 +38,7 @@ _TYPES: dict[str, type] = {
 }  # fmt: skip
 _WORTH_FORGETTING = 4096
 Arrays = Mapping[str, NDArray[Any]]
-_LISTED = ("request_id", "at", "user_id", "device", "item_ids")
+_LISTED = ("request_id", "at", "user_id", "device", "query", "item_ids")
 
 
 @dataclass(frozen=True)
@@ -226,17 +226,21 @@ def load(files: LogFiles, catalogue: Catalogue, scratch: Path | None = None) -> 
         list_until(LATEST)
         users, told = list(coder.users), requests.mapped()
         sent, more = events.mapped(), unsent.mapped()
-        held = Mapped(**sent, user_ids=users, request_ids=told)
-        shown = Mapped(**_merged(sent, more, where), user_ids=users, request_ids=told) if len(more["at"]) else held
+        queries = coder.queries
+        held = Mapped(**sent, user_ids=users, request_ids=told, queries=queries)
+        shown = held
+        if len(more["at"]):
+            shown = Mapped(**_merged(sent, more, where), user_ids=users, request_ids=told, queries=queries)
         return Log(held, ids.mapped(), keys.mapped()["key"], shown)
 
 
 class _Coder:
-    """Turns spans into arrays, giving out numbers."""
+    """Turns spans into arrays, giving out numbers. queries: as in `Events`, of what was turned so far."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._items = Places.of(Strings.of(list(catalogue.item_ids)))
         self.users: dict[str, int] = {}
+        self.queries: dict[int, str] = {}
         self._requests, self._sessions = Numbers(), Numbers()
 
     def coded(self, span: Span) -> tuple[I64, dict[str, np.ndarray], Strings]:
@@ -248,12 +252,21 @@ class _Coder:
         table = table.take(pa.array(order))
         begin = int(at[0]) if len(at) else 0
         request, fresh = self._requests.of(table["request_id"].combine_chunks(), begin)
+        self._searched(table, request)
         session, _ = self._sessions.of(table["session_id"].combine_chunks(), begin)
         return order, {
             "at": at[order] / 1e6, "user": self._user(table), "item": item[order], "kind": kind[order],
             "request": request, "position": pc.fill_null(table["position"], -1).to_numpy(),
             "value": table["value"].to_numpy(), "session": session, "device": _devices(table),
         }, fresh  # fmt: skip
+
+    def _searched(self, table: pa.Table, request: I32) -> None:
+        """Keep what was typed for each request: of its impressions, the first that says."""
+        shown = pc.equal(table["event"], KINDS[Kind.IMPRESSION]).to_numpy()
+        rows = np.flatnonzero(shown & pc.is_valid(table["query"]).to_numpy() & (request >= 0))
+        for number, text in zip(request[rows].tolist(), table["query"].take(pa.array(rows)).to_pylist(), strict=True):
+            if text.strip():
+                self.queries.setdefault(number, text)
 
     def _item(self, table: pa.Table) -> I32:
         coded = table["item_id"].combine_chunks().dictionary_encode()
@@ -312,13 +325,13 @@ class _Answered:
         lists = served.combine_chunks()["item_ids"].combine_chunks()
         parent = pc.list_parent_indices(lists)
         place = np.arange(len(parent)) - np.searchsorted(parent.to_numpy(), parent.to_numpy())
-        row = served.select(["request_id", "at", "user_id", "device"]).take(parent)
+        row = served.select(["request_id", "at", "user_id", "device", "query"]).take(parent)
         number = pa.array(place).cast(pa.string())
         given = {
             "event_id": pc.binary_join_element_wise(row["request_id"], number, "#"),
             "event": pa.array([KINDS[Kind.IMPRESSION]] * len(parent), pa.string()), "user_id": row["user_id"],
             "item_id": pc.list_flatten(lists), "timestamp": row["at"], "request_id": row["request_id"],
-            "position": pa.array(place, pa.int16()), "device": row["device"],
+            "position": pa.array(place, pa.int16()), "device": row["device"], "query": row["query"],
         }  # fmt: skip
         return _span(_whole(pa.table(given), EVENTS_SCHEMA), "timestamp", "event_id")
 

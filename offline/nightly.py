@@ -48,6 +48,7 @@ from offline.rows import Asked, blocks
 from offline.run import Run, Step, checksum, code, reserved, write_json
 from offline.sources import BESIDE
 from offline.windows import NAMES, Windows
+from ranker import query_prior
 from ranker.examination import examination
 from ranker.train import RankerConfig, Trained, refit, train
 from ranker.trees import Trees
@@ -322,6 +323,8 @@ class Night:
         columns = [every[k] for k in use]
         x, learnt, _ = self.part("ranker", among=among)
         x_valid, valid, _ = self.part("validation")
+        searched = sum(map(bool, learnt.query))
+        x, x_valid = (query_prior.hidden(part, every, searched) for part in (x, x_valid))
         seen = looked_at(x, learnt, valid, every) if config.position_debias else None
         x, x_valid = (x, x_valid) if kept is None else (x[:, use], x_valid[:, use])
         chosen = train(
@@ -333,6 +336,7 @@ class Night:
             return chosen, valid_score
         del x, x_valid
         x, learnt, _ = self.part("ranker", "validation", among=among)
+        x = query_prior.hidden(x, every, searched)
         position = learnt.position if config.position_debias else None
         x = x if kept is None else x[:, use]
         return refit(chosen, x, learnt.gain, learnt.start, columns, config, position), valid_score

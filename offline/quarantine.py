@@ -69,6 +69,7 @@ REASONS: Mapping[str, Reason] = {
     "device_too_long": Reason(
         "is longer than 64 characters", "Map the kind of device (mobile, tablet, desktop, app), not the user agent."
     ),
+    "query_too_long": Reason("is longer than 200 characters", "Map what the shopper typed, not the page it led to."),
     "text_too_long": Reason("is longer than 100000 bytes", "Shorten the text, or map another column."),
     "wrong_type": Reason("has the wrong type", "Use a string, a number or null here; attributes may be string lists."),
     "wrong_number_of_columns": Reason(

@@ -283,7 +283,8 @@ def read_jsonl(path: Path, wanted: Sequence[str] | None, scalars: frozenset[str]
 
 # --- Metarank -------------------------------------------------------------------------------------------------------
 
-EVENT_KEYS = ("event", "user_id", "item_id", "timestamp", "request_id", "position", "value", "session_id", "device")
+EVENT_KEYS = ("event", "user_id", "item_id", "timestamp", "request_id", "position", "value", "session_id", "device",
+              "query")  # fmt: skip
 ITEM_KEYS = ("title", "description", "category", "brand", "price")
 
 
@@ -316,7 +317,7 @@ def _metarank_line(row: int, line: dict[str, Any], events: _Records, items: _Rec
     kind = line.get("event")
     fields = _fields(line.get("fields"))
     common = {"user_id": line.get("user"), "timestamp": line.get("timestamp"), "session_id": line.get("session"),
-              "device": fields.get("device")}  # fmt: skip
+              "device": fields.get("device"), "query": fields.get("query")}  # fmt: skip
     if kind == "item":
         item = {**fields, "item_id": line.get("item"), "#updated": line.get("timestamp")}
         items.add(row, item)
@@ -341,7 +342,8 @@ def _metarank_line(row: int, line: dict[str, Any], events: _Records, items: _Rec
 def read_metarank(path: Path) -> Iterator[Batch]:
     """Metarank's format: an `item` line is an item, a `ranking` one impression an item, an `interaction` an event.
 
-    Of the fields of the latter two, `device` is the shopper's, `value` or `quantity` an interaction's amount.
+    Of the fields of the latter two, `device` and `query` are the shopper's; `value` or `quantity` is an
+    interaction's amount.
     """
     return _read_records(path, _metarank_line)
 
@@ -384,6 +386,7 @@ def _ga4_line(row: int, line: dict[str, Any], events: _Records, items: _Records)
             "event": kind, "user_id": user, "item_id": item.get("item_id"), "timestamp": at, "request_id": request,
             "position": position, "session_id": _parameter(line, "ga_session_id"),
             "device": device.get("category") if isinstance(device, dict) else device,
+            "query": _parameter(line, "search_term"),
         }  # fmt: skip
         events.add(row, {**cells, **{ours: item.get(theirs) for ours, theirs in _GA4_ITEM.items()}})
 
@@ -392,7 +395,7 @@ def read_ga4(path: Path) -> Iterator[Batch]:
     """GA4 e-commerce events with their `items` (BigQuery's export): one row an item.
 
     An impression without `request_id` gets one from user, time and list, so a list is one event. value: the quantity.
-    device: its `category` (mobile, tablet, desktop).
+    device: its `category` (mobile, tablet, desktop). query: `search_term`.
     """
     return _read_records(path, _ga4_line)
 

@@ -9,7 +9,7 @@ Days are drawn one after the other and written as they come, so memory is a day'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
@@ -42,6 +42,8 @@ _EVENTS = pa.schema(
         ("device", pa.string()),
     ]
 )
+_SEARCHED = _EVENTS.append(pa.field("query", pa.string()))
+"""Of a shop in which people search."""
 _TRUTH = pa.schema(
     [
         pa.field("request_id", pa.string(), nullable=False),
@@ -81,6 +83,10 @@ class SimulateConfig(BaseModel):
     position_bias: float = Field(
         POSITION_BIAS, ge=0, le=5, allow_inf_nan=False,
         description="place k, from 0, is looked at with chance (1 + k)^-position_bias; 0: every place always",
+    )  # fmt: skip
+    searches: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False,
+        description="share of the lists that answer words a shopper typed, which are logged; 0 logs none",
     )  # fmt: skip
     end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="end of the last day: midnight UTC")
 
@@ -141,7 +147,7 @@ def simulate(
     report = on_progress or (lambda done, total: None)
     shop = opened(config)
     report(1, config.days + 1)
-    book = Book(shop.stock, config.users)
+    book = Book(shop.stock, config.users, shop.searches.texts if config.searches else None)
     items = _write(directory, shop, book, config, report)
     return SimulationSummary(
         items=items, users=len(book.seen), lists=book.lists, lists_with_click=book.lists_with_click,
@@ -153,14 +159,14 @@ def opened(config: SimulateConfig) -> Shop:
     """The shop on the morning of its first day, with all that will arrive: its days are those of the log, and then
     `ahead` more."""
     # A stream of its own for each part: more shoppers leave the catalogue as it was.
-    rngs = [np.random.default_rng([config.seed, part]) for part in range(7)]
+    rngs = [np.random.default_rng([config.seed, part]) for part in range(8)]
     days = config.days + config.ahead
     arrivals = rngs[0].poisson(config.new_items_per_day, days).astype(np.int64)
     opening_us = int(config.start.timestamp()) * 1_000_000
     return Shop(
         products(rngs[1], config.items, arrivals, opening_us), Shoppers.invent(rngs[2], config.users),
         fashions(rngs[3], days), opening_us, config.lists_per_user_day, config.list_length, rngs[4], config.explore,
-        rngs[5], rngs[6], config.position_bias,
+        rngs[5], rngs[6], config.position_bias, config.searches, rngs[7],
     )  # fmt: skip
 
 
@@ -168,7 +174,8 @@ def _write(
     directory: Path, shop: Shop, book: Book, config: SimulateConfig, report: Callable[[int, int], None]
 ) -> int:  # fmt: skip
     """The files, under another name until all are complete; returns how many items there are."""
-    daily = {"events": (_EVENTS, book.events_table), "truth": (_TRUTH, book.truth_table)}
+    events = _EVENTS if book.texts is None else _SEARCHED
+    daily = {"events": (events, book.events_table), "truth": (_TRUTH, book.truth_table)}
     if shop.explore > 0:
         daily["propensities"] = (_PROPENSITIES, book.propensities_table)
     paths = {name: directory / f"{name}.parquet" for name in ("items", *daily)}
@@ -198,10 +205,11 @@ def _write(
 
 @dataclass
 class Book:
-    """Puts days into the layout on disk, and keeps the tally."""
+    """Puts days into the layout on disk, and keeps the tally. texts: what was typed so far, None where nobody may."""
 
     stock: Products
     shoppers: int
+    texts: Sequence[str] | None
     rows: int = 0
     lists: int = 0
     lists_with_click: int = 0
@@ -237,7 +245,10 @@ class Book:
             _ids("s", log.visit, 7),
             pa.array(DEVICES_IN_USE, pa.string()).take(pa.array(log.device, mask=log.device < 0)),
         ]
-        return pa.Table.from_arrays(columns, schema=_EVENTS)
+        if self.texts is None:
+            return pa.Table.from_arrays(columns, schema=_EVENTS)
+        typed = pa.array(self.texts, pa.string()).take(pa.array(log.query, mask=log.query < 0))
+        return pa.Table.from_arrays([*columns, typed], schema=_SEARCHED)
 
     def truth_table(self, log: DayLog) -> pa.Table:
         """A day's impressions, in their order, in the layout of `truth.parquet`."""

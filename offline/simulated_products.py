@@ -59,7 +59,8 @@ class Products:
     latent: float32[n, attributes], 0 where an item lacks the attribute, else 0.8 to 1.2. appeal: float64[n], what
     everyone likes or not about an item, in log-odds, mean 0, long right tail. price: float64[n], never missing.
     price_level: float64[n], log of price over its department's median. department: int32[n] into
-    `vocabulary.DEPARTMENTS`. available_us: int64[n], Unix microseconds. table: what the shop itself knows, with gaps.
+    `vocabulary.DEPARTMENTS`. noun: what each is, in a word or two. available_us: int64[n], Unix microseconds. table:
+    what the shop itself knows, with gaps.
     """
 
     latent: F32
@@ -67,6 +68,7 @@ class Products:
     price: F64
     price_level: F64
     department: I32
+    noun: Sequence[str]
     available_us: I64
     table: pa.Table
 
@@ -117,8 +119,8 @@ def products(rng: np.random.Generator, opening: int, arrivals: I64, opening_us: 
     level = brands.price_level[brand] + latent @ _price_of_attributes() + rng.normal(0, 0.35, n)
     price = np.round(np.array([d.price for d in DEPARTMENTS])[department] * np.exp(level), 2)
     available = _available(rng, opening, arrivals, opening_us)
-    table = _table(rng, department, brand, has, appeal, np.maximum(price, 0.5), available)
-    return Products(latent, appeal, np.maximum(price, 0.5), level, department, available, table)
+    table, noun = _table(rng, department, brand, has, appeal, np.maximum(price, 0.5), available)
+    return Products(latent, appeal, np.maximum(price, 0.5), level, department, noun, available, table)
 
 
 def _price_of_attributes() -> F64:
@@ -159,15 +161,16 @@ def _available(rng: np.random.Generator, opening: int, arrivals: I64, opening_us
 
 def _table(
     rng: np.random.Generator, department: I32, brand: I64, has: list[list[int]], appeal: F64, price: F64, available: I64
-) -> pa.Table:
-    """What the shop knows: text, tags and numbers, each missing here and there."""
+) -> tuple[pa.Table, list[str]]:
+    """What the shop knows: text, tags and numbers, each missing here and there; and what each product is."""
     n = len(price)
-    titles, descriptions, tags = [], [], []
+    titles, descriptions, tags, nouns = [], [], [], []
     for i, attributes in enumerate(has):
         writer = _Writer(rng, DEPARTMENTS[department[i]], BRANDS[brand[i]], [ATTRIBUTES[k] for k in attributes])
         titles.append(writer.title())
         descriptions.append(writer.description())
         tags.append(_tags(rng, attributes))
+        nouns.append(writer.noun)
     newest = available > np.quantile(available, 0.97)
     rating = np.round(np.clip(3.9 + 0.35 * appeal + rng.normal(0, 0.35, n), 1.0, 5.0), 1)
     weight = np.array([d.weight_kg for d in DEPARTMENTS])[department] * np.exp(rng.normal(0, 0.5, n))
@@ -184,7 +187,7 @@ def _table(
         pa.array(rating, mask=newest | (rng.random(n) < 0.1)),
         pa.array(np.round(weight, 2), mask=rng.random(n) < 0.05),
     ]
-    return pa.Table.from_arrays(columns, schema=_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=_SCHEMA), nouns
 
 
 def _tags(rng: np.random.Generator, attributes: list[int]) -> list[str]:

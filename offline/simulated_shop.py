@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from features.log import F64, I8, I16, I32, I64, KINDS, Kind
 from offline.simulated_products import DAY_US, Products
+from offline.simulated_searches import Searches, Sought
 from offline.simulated_shoppers import POSITION_BIAS, Mood, Response, Shoppers, examination, response
 from offline.vocabulary import DEPARTMENTS
 
 _LISTS_PER_VISIT = 1.7
 _VISITS_WITH_SEARCH = 0.2
+_LOOKED_OVER = 40
+"""Items among which somebody who looks for something has his."""
 _PAGE_POOL = 1000
 """Items a page chooses from at one time: a big shop puts out a part of its stock, then another part."""
 _CHUNK = 2048
@@ -36,7 +39,8 @@ class DayLog:
     """One day's events, sorted by (time, event name, item): utility and propensity are NaN except for impressions.
 
     propensity: the chance that the item came to stand at its position; NaN throughout where the shop does not explore.
-    device: which of `DEVICES_IN_USE`, `-1` for none.
+    device: which of `DEVICES_IN_USE`, `-1` for none. query: of an impression, which of the texts of `Searches`, `-1`
+    for none.
     """
 
     kind: I8
@@ -50,6 +54,7 @@ class DayLog:
     utility: F64
     propensity: F64
     device: I8
+    query: I32
 
     @classmethod
     def merged(cls, parts: list[DayLog]) -> DayLog:
@@ -95,6 +100,10 @@ class Shop:
     explore_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     device_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     position_bias: float = POSITION_BIAS
+    search_share: float = 0.0
+    """Share of the lists that answer words which the shopper typed."""
+    search_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    searches: Searches = field(init=False)
     usual_device: I8 = field(init=False)
     clicks: F64 = field(init=False)
     owned: I64 = field(default_factory=lambda: np.empty(0, np.int64))
@@ -105,6 +114,7 @@ class Shop:
         # The shop has counted clicks before the log begins: a rough picture of appeal, skewed as sales are.
         noise = self.rng.normal(0, 0.8, len(self.stock))
         self.usual_device = self._any_device(len(self.shoppers))
+        self.searches = Searches(self.stock, self.search_rng)
         known = self.stock.available_us < self.opening_us
         self.clicks = np.where(known, 3 * np.exp(0.7 * self.stock.appeal + noise), 0)
 
@@ -115,8 +125,10 @@ class Shop:
         parts = [searches]
         for lo in range(0, len(lists.user), _CHUNK):
             chunk = lists[lo : lo + _CHUNK]
-            item, propensity = self._explored(self._fill(chunk.page, weight))
-            parts.extend(self.shown(day, chunk, self.lists + lo, item, propensity))
+            filled = self._fill(chunk.page, weight)
+            sought = self._search(day, chunk, weight, filled)
+            item, propensity = self._explored(filled)
+            parts.extend(self.shown(day, chunk, self.lists + lo, item, propensity, sought))
         log = DayLog.merged(parts)
         self.count(lists, log)
         return log
@@ -128,7 +140,8 @@ class Shop:
         lists = self._lists(visits, weight)
         # The first range has one turn even on a day without visits, so that there is always a log.
         searches = [
-            self._searches(day, visits[lo : lo + _CHUNK], weight) for lo in range(0, max(1, len(visits.user)), _CHUNK)
+            self._from_elsewhere(day, visits[lo : lo + _CHUNK], weight)
+            for lo in range(0, max(1, len(visits.user)), _CHUNK)
         ]
         return lists, DayLog.merged(searches)
 
@@ -194,6 +207,25 @@ class Shop:
             out[rows] = there[pool][_heaviest(self.rng, weights, self.list_length)]
         return out
 
+    def _search(self, day: int, lists: Asked, weight: F64, item: I32) -> Sought | None:
+        """Fills some of the lists (rows of `item`) with what words find, typed by people who have something in mind:
+        something like a product to their taste. What they seek; None where nobody does."""
+        draw = self.search_rng.random(len(item)) if self.search_share else np.ones(len(item))
+        asked = np.flatnonzero(draw < self.search_share)
+        if not len(asked):
+            return None
+        there = np.flatnonzero(np.isfinite(weight))
+        some = there[self.search_rng.integers(0, len(there), (len(asked), _LOOKED_OVER))].astype(np.int32)
+        who, never = lists[asked], np.zeros(some.shape, np.bool_)
+        would = response(self.shoppers, self.stock, who.user, who.mood, some, self.fashion[day], never)
+        best = np.argmax(np.log(would.click) + self.search_rng.gumbel(size=some.shape), axis=1)
+        wishes = [self.searches.wish(like) for like in some[np.arange(len(asked)), best].tolist()]
+        pool = _heaviest(self.search_rng, weight[there][None, :], max(_PAGE_POOL, self.list_length))[0]
+        sought = Sought.nothing(self.searches, len(item))
+        for row, wish in zip(asked.tolist(), wishes, strict=True):
+            item[row] = self.searches.found(sought.by(row, wish), weight, there[pool], self.list_length)
+        return sought
+
     def _explored(self, item: I32) -> tuple[I32, F64]:
         """Lists as they are put before people, some in a random order, and the propensity of each place.
 
@@ -209,18 +241,21 @@ class Shop:
         propensity = self.explore / length + (1 - self.explore) * (order == own)
         return np.take_along_axis(item, order, axis=1), propensity
 
-    def would(self, day: int, lists: Asked, item: I32) -> Response:
-        """What shoppers would do with items (int32[lists, n]) if they looked at them."""
+    def would(self, day: int, lists: Asked, item: I32, sought: Sought | None = None) -> Response:
+        """What shoppers would do with items (int32[lists, n]) if they looked at them. sought: by a search."""
         owned = np.isin(lists.user[:, None] * np.int64(len(self.stock)) + item, self.owned)
-        return response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned)
+        odds = 0.0 if sought is None else sought.odds(item)
+        return response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned, odds)
 
-    def shown(self, day: int, lists: Asked, first: int, item: I32, propensity: F64) -> list[DayLog]:
+    def shown(
+        self, day: int, lists: Asked, first: int, item: I32, propensity: F64, sought: Sought | None = None
+    ) -> list[DayLog]:  # fmt: skip
         """Impressions of these items (int32[lists, length], in their places), and what shoppers do with what they see.
 
-        first: number of the first list. propensity: float64, like `item`.
+        first: number of the first list. propensity: float64, like `item`. sought: what some of the lists answer.
         """
         length = item.shape[1]
-        would = self.would(day, lists, item)
+        would = self.would(day, lists, item, sought)
         clicks = self.rng.random(item.shape) < would.click * examination(length, self.position_bias)
         carts = clicks & (self.rng.random(item.shape) < would.cart)
         purchases = carts & (self.rng.random(item.shape) < would.purchase)
@@ -232,31 +267,35 @@ class Shop:
         every = np.ones(item.shape, np.bool_)
         shown_us = np.broadcast_to(lists.at_us[:, None], item.shape)
         utility = np.round(would.expected_gain, 6)
+        query = np.full(len(item), -1, np.int32) if sought is None else sought.query
         acts = ((Kind.IMPRESSION, every, shown_us), (Kind.CLICK, clicks, click_us), (Kind.CART, carts, cart_us),
                 (Kind.PURCHASE, purchases, buy_us))  # fmt: skip
-        return [self._acts(kind, rows, at_us, lists, first, item, utility, propensity) for kind, rows, at_us in acts]
+        return [
+            self._acts(kind, rows, at_us, lists, first, item, utility, propensity, query) for kind, rows, at_us in acts
+        ]
 
     def _acts(
         self, kind: Kind, did: NDArray[np.bool_], at_us: I64, lists: Asked, first: int, item: I32, utility: F64,
-        propensity: F64,
+        propensity: F64, query: I32,
     ) -> DayLog:  # fmt: skip
         row, position = np.nonzero(did)
-        items = item[row, position]
+        items, shown = item[row, position], kind == Kind.IMPRESSION
         nothing = np.full(len(row), np.nan)
         return DayLog(
             kind=np.full(len(row), kind, np.int8), user=lists.user[row], item=items, at_us=at_us[row, position],
             request=first + row, position=position.astype(np.int16),
             value=self.stock.price[items] if kind == Kind.PURCHASE else nothing, visit=lists.visit[row],
-            utility=utility[row, position] if kind == Kind.IMPRESSION else nothing,
-            propensity=propensity[row, position] if kind == Kind.IMPRESSION else nothing, device=lists.device[row],
+            utility=utility[row, position] if shown else nothing,
+            propensity=propensity[row, position] if shown else nothing, device=lists.device[row],
+            query=query[row] if shown else np.full(len(row), -1, np.int32),
         )  # fmt: skip
 
-    def _searches(self, day: int, visits: Asked, weight: F64) -> DayLog:
+    def _from_elsewhere(self, day: int, visits: Asked, weight: F64) -> DayLog:
         """Some visits begin with a view of what the shopper looked for elsewhere: by taste, no list, no position."""
         visits = visits[np.flatnonzero(self.rng.random(len(visits.user)) < _VISITS_WITH_SEARCH)]
         n = len(visits.user)
         there = np.flatnonzero(np.isfinite(weight)).astype(np.int32)
-        item = there[self.rng.integers(0, len(there), (n, 40))]
+        item = there[self.rng.integers(0, len(there), (n, _LOOKED_OVER))]
         never = np.zeros(item.shape, np.bool_)
         would = response(self.shoppers, self.stock, visits.user, visits.mood, item, self.fashion[day], never)
         best = np.argmax(np.log(would.click) + self.rng.gumbel(size=item.shape), axis=1)
@@ -268,6 +307,7 @@ class Shop:
             kind=np.full(n, Kind.VIEW, np.int8), user=visits.user, item=item[np.arange(n), best],
             at_us=visits.at_us - before, request=np.full(n, -1), position=np.full(n, -1, np.int16),
             value=nothing, visit=visits.visit, utility=nothing, propensity=nothing, device=visits.device,
+            query=np.full(n, -1, np.int32),
         )  # fmt: skip
 
     def count(self, lists: Asked, log: DayLog) -> None:

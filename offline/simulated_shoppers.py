@@ -110,11 +110,13 @@ class Response(NamedTuple):
 
 
 def response(
-    shoppers: Shoppers, products: Products, user: I32, mood: Mood, item: I32, fashion: F64, owned: NDArray[np.bool_]
-) -> Response:
+    shoppers: Shoppers, products: Products, user: I32, mood: Mood, item: I32, fashion: F64, owned: NDArray[np.bool_],
+    sought: F64 | float = 0.0,
+) -> Response:  # fmt: skip
     """What shoppers would do with products, whatever the place these are shown at.
 
     user: int32[n], a mood each. item: int32[n, m]. fashion: float64[attributes], the day's log-odds. owned: bool[n, m].
+    sought: float64[n, m], the log-odds that items gain, or lose, by being what was searched for, or not.
     """
     latent = products.latent[item]
     wish = shoppers.taste[user] + fashion.astype(np.float32)
@@ -128,7 +130,13 @@ def response(
     too_dear = np.maximum(dearer - shoppers.tolerance[user][:, None], 0)
     price = -_TOO_DEAR * too_dear - _TOO_CHEAP * np.maximum(-dearer - 0.5, 0)
     click = (
-        _BASE + shoppers.eagerness[user][:, None] + _APPEAL * products.appeal[item] + liking + price + _OWNED * owned
+        _BASE
+        + shoppers.eagerness[user][:, None]
+        + _APPEAL * products.appeal[item]
+        + liking
+        + price
+        + _OWNED * owned
+        + sought
     )
     return Response(
         click=_sigmoid(click),

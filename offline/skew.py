@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.context import Context, device_code
+from features.context import Context
 from features.decay import ItemState
 from features.history import EMPTY, Histories
 from features.log import F32
@@ -156,4 +156,5 @@ def _compare(
             left_out[_DEGRADED] += 1
             continue
         found = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
-        differences.add(found, rows(items, history, candidates, at, Context(device_code(row["device"]))))
+        context = Context.said(row["device"], row["query"])
+        differences.add(found, rows(items, history, candidates, at, context))

@@ -31,7 +31,7 @@ ITEM_COLUMNS = ("item_id", "title", "description", "category", "brand", "price",
 ITEM_TEXTS = ("title", "description", "category", "brand")
 EVENT_COLUMNS = (
     "event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value", "session_id", "device",
-    "clicked", *ITEM_TEXTS, "price",
+    "query", "clicked", *ITEM_TEXTS, "price",
 )  # fmt: skip
 """Canonical columns of an event source; `clicked` and those of the item are read, but not written with the event."""
 

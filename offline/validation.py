@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.context import DEVICE_CHARACTERS
+from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, I64, KINDS, Kind
 from offline.cells import Limits, Moments, as_flag, as_id, as_moments, as_number, as_text, bounded_text, mask, plain
 from offline.quarantine import Mask, Quarantine, Rows
@@ -87,9 +87,9 @@ class EventRules:
 def event_columns(rows: Rows, columns: Mapping[str, pa.Array], rules: EventRules, limits: Limits) -> pa.Table:
     """The rows of a batch that nothing is wrong with, as canonical columns and their `#row`.
 
-    Columns: kind int8, user_id, item_id, request_id, session_id, event_id, device string; timestamp int64 (Unix us, 0
-    where the source has an order only, which is then in `order`); position int16; value float64; and where the source
-    has them price, clicked and the texts of the item.
+    Columns: kind int8, user_id, item_id, request_id, session_id, event_id, device, query string; timestamp int64 (Unix
+    us, 0 where the source has an order only, which is then in `order`); position int16; value float64; and where the
+    source has them price, clicked and the texts of the item.
     """
     n = len(rows.row)
     nulls = pa.nulls(n, pa.string())
@@ -99,12 +99,12 @@ def event_columns(rows: Rows, columns: Mapping[str, pa.Array], rules: EventRules
     )  # fmt: skip
     out = {"#row": pa.array(rows.row), "kind": pa.array(kind.astype(np.int8))}
     for name, missing in (("user_id", "missing_user"), ("item_id", "missing_item"), ("request_id", None),
-                          ("session_id", None), ("event_id", None), ("device", None)):  # fmt: skip
+                          ("session_id", None), ("event_id", None), ("device", None), ("query", None)):  # fmt: skip
         out[name] = as_id(rows, name, columns[name], limits, missing) if name in columns else nulls
         if name in rules.float_ids:
             out[name] = pc.replace_substring_regex(out[name], r"^(-?\d+)\.0+$", r"\1")
-    rows.refuse(mask(pc.greater(pc.utf8_length(out["device"]), DEVICE_CHARACTERS)), "device", out["device"],
-                "device_too_long")  # fmt: skip
+    for name, most in (("device", DEVICE_CHARACTERS), ("query", QUERY_CHARACTERS)):
+        rows.refuse(mask(pc.greater(pc.utf8_length(out[name]), most)), name, out[name], f"{name}_too_long")
     if rules.ordered:
         order = as_number(rows, "order_column", columns["order_column"], limits)
         rows.refuse(np.isnan(order), "order_column", plain(columns["order_column"]), "bad_order")

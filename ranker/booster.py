@@ -34,6 +34,11 @@ class BoosterTrees:
         self._linear = "is_linear=1" in model_text
         self.names = tuple(self._booster.feature_name())
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """As `Trees.asked`."""
+        return frozenset(name for name, n in zip(self.names, self._booster.feature_importance(), strict=True) if n > 0)
+
     def score(self, rows: Rows) -> F64:
         """As `Trees.score`."""
         return np.asarray(self._booster.predict(rows, raw_score=True, num_threads=1), np.float64)

@@ -38,6 +38,11 @@ class Trees:
         names, forest = Forest.parse(model_text)
         return cls(names, forest, QuickScorer.of(forest))
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """The features that some tree asks for."""
+        return frozenset(self.names[k] for k in np.unique(self.forest.feature).tolist())
+
     def score(self, rows: Rows) -> F64:
         """float64[n]: what `Booster.predict(rows, raw_score=True)` answers, added up in the same order of trees.
 

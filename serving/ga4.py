@@ -28,13 +28,15 @@ class Ga4Item(Struct):
 
 
 class Ga4Parameters(Struct):
-    """What is known of an event. request_id: ours, of the ranking that was shown, as a custom parameter."""
+    """What is known of an event. request_id: ours, of the ranking that was shown, as a custom parameter; search_term:
+    what that list answers, as Google's `view_search_results` has it."""
 
     items: Annotated[list[Ga4Item], Meta(min_length=1, max_length=_ITEMS)]
     session_id: str | int | None = None
     item_list_id: str | None = None
     request_id: str | None = None
     transaction_id: str | None = None
+    search_term: str | None = None
 
 
 class Ga4Event(Struct):
@@ -85,7 +87,7 @@ def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[
                 "event": event.name, "user_id": user, "item_id": item.item_id, "timestamp": at, "request_id": request,
                 "position": (k if item.index is None else item.index) if impression else None,
                 "session_id": None if session is None else str(session), "value": item.quantity,
-                "device": body.device.category if body.device else None,
+                "device": body.device.category if body.device else None, "query": event.params.search_term,
                 # A shop's own number of an order makes the order count once, however often it is sent.
                 "event_id": f"{order}:{item.item_id}" if order and event.name == "purchase" else None,
             }  # fmt: skip

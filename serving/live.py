@@ -24,6 +24,7 @@ from features.history import EMPTY, History
 from features.log import F32, F64, I32, I64, Kind
 from features.retrieval import compared, retrieve
 from features.table import Feature, Items, features, rows
+from ranker import query_prior
 from ranker.booster import BoosterTrees
 from serving.conditions import Attributes, Condition, RuleError
 from serving.config import ServiceConfig
@@ -51,24 +52,29 @@ class Parts(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Items best first, equal scores by id. item: int32[k]. score: float64[k]. rows: float32[k, features]."""
+    """Items best first, equal scores by id. item: int32[k]. score: float64[k]. rows: float32[k, features].
+
+    sought: float64[k], what of the score is there for matching a query of which the ranker has learned nothing.
+    """
 
     item_ids: list[str]
     item: I32
     score: F64
     rows: F32
+    sought: F64
 
     def take(self, order: I64) -> Ranking:
         """The same items in another order."""
         return Ranking(
-            [self.item_ids[k] for k in order.tolist()], self.item[order], self.score[order], self.rows[order]
-        )
+            [self.item_ids[k] for k in order.tolist()], self.item[order], self.score[order], self.rows[order],
+            self.sought[order],
+        )  # fmt: skip
 
     def first(self, limit: int | None) -> Ranking:
         """At most `limit` of them; all where it is None."""
         if limit is None or limit >= len(self.item_ids):
             return self
-        return Ranking(self.item_ids[:limit], self.item[:limit], self.score[:limit], self.rows[:limit])
+        return self.take(np.arange(limit))
 
 
 @dataclass
@@ -105,7 +111,7 @@ class Live:
         # What is made when it is first asked for is made now, while nobody waits.
         at = self.release.manifest.cut_off
         live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1)
-        retrieve(live.items, EMPTY, at, 1)
+        retrieve(live.items, EMPTY, at, 1, Context(query="a"))
         return live
 
     def apply(self, tail: Tail) -> None:
@@ -121,11 +127,15 @@ class Live:
         # In the order of ids, a stable sort by score leaves equal scores in it.
         ids, place, item = self._each_once(item_ids)
         if not len(item):
-            return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32))
+            return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32), np.empty(0))
         table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
+        sought = np.zeros(len(score))
+        if context.query and not self.release.knows_queries:
+            sought = query_prior.added(table, self.release.trees.names, score)
+            score = score + sought
         best = np.argsort(-score, kind="stable")[:limit]
-        return Ranking([ids[i] for i in place[best].tolist()], item[best], score[best], table[best])
+        return Ranking([ids[i] for i in place[best].tolist()], item[best], score[best], table[best], sought[best])
 
     def _each_once(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
         """Ids, and of each candidate once, in the order of ids: its place among them, and its row."""
@@ -158,20 +168,24 @@ class Live:
         asked = None if rules is None else Plan.of(rules, self.attributes, "rules")
         return asked if self.standing is None else self.standing.then(asked)
 
-    def contributions(self, ranking: Ranking, most: int) -> list[Parts]:
-        """For each item what its score is made of, the `most` weightiest features by name."""
+    def contributions(self, ranking: Ranking, most: int, context: Context = NO_CONTEXT) -> list[Parts]:
+        """For each item what its score is made of, the `most` weightiest features by name.
+
+        context: of the request that was ranked. What a query adds is said in its words; where the ranker has learned
+        nothing of queries it is a part of its own, `query`.
+        """
         if not len(ranking.rows):
             return []
         share = self.release.trees.contributions(ranking.rows)
         order = np.argsort(-np.abs(share[:, :-1]), axis=1, kind="stable")
-        return [
-            Parts(
-                float(row[-1]),
-                [(self.features[f], float(row[f])) for f in columns[:most].tolist() if row[f] != 0],
-                float(row[columns[most:]].sum()),
-            )
-            for row, columns in zip(share, order, strict=True)
-        ]
+        out = []
+        for row, columns, sought in zip(share, order, ranking.sought.tolist(), strict=True):
+            said = [(self.features[f], float(row[f])) for f in columns[:most].tolist() if row[f] != 0]
+            if sought:
+                said = sorted([*said, (_SOUGHT, sought)], key=lambda part: -abs(part[1]))
+            said = [(_of_query(feature, added, context.query), added) for feature, added in said]
+            out.append(Parts(float(row[-1]), said, float(row[columns[most:]].sum())))
+        return out
 
     def nearest_engaged(self, ranking: Ranking, history: History) -> list[tuple[int, float] | None]:
         """For each item, the other item of the user's list nearest by text as (row, cosine), None for none."""
@@ -208,21 +222,22 @@ class Live:
         seen = History(
             item, np.full(len(item), Kind.CLICK, np.int8), np.full(len(item), at - 1), item, np.full(len(item), at - 2)
         )
-        for history in (EMPTY, seen):
-            ranking = self.rank(history, list(self.items.catalogue.item_ids[:500]), at, None)
+        asked = Context(query=self.items.catalogue.titles[0] + " xyzzy" if n else "")
+        for history, context in ((EMPTY, NO_CONTEXT), (seen, NO_CONTEXT), (seen, asked)):
+            ranking = self.rank(history, list(self.items.catalogue.item_ids[:500]), at, None, context)
             self.contributions(ranking, 1)
             self.nearest_engaged(ranking, history)
-        self._warm_rules(ranking, seen, at)
+        self._warm_rules(ranking, seen, at, asked)
         Live.of(self.release).apply(Tail(START, ["warm"], np.zeros(1, np.int8), np.full(1, at)))
 
-    def _warm_rules(self, ranking: Ranking, history: History, at: float) -> None:
+    def _warm_rules(self, ranking: Ranking, history: History, at: float, asked: Context) -> None:
         """Every rule once, and retrieval, whose first passes compile."""
         anything = Condition(attribute="category", in_=["", *self.items.catalogue.category_names[:1]])
         rules = Rules(filter=Condition(not_=anything), cap=[Cap("category", 1)], diversity=Diversity(0.5))
         plan = Plan.of(rules, self.attributes, "rules")
         assert plan is not None
         plan.apply(Ranked(ranking.item_ids, ranking.item, ranking.score), self.items.vectors, history, at, 1)
-        retrieve(self.items, history, at, 1)
+        retrieve(self.items, history, at, 1, asked)
 
 
 def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), rules: Rules | None = None) -> Live:
@@ -244,6 +259,17 @@ def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), 
         raise ReleaseError(f"{path}: the configuration's {e.path}: {e}: mend the rule, or release what it names") from e
     live.warm()
     return live
+
+
+_SOUGHT = Feature("query", "what you searched for", "score", "no query", lambda m: np.nan)
+"""Stands for `Ranking.sought` among the reasons."""
+
+
+def _of_query(feature: Feature, added: float, query: str) -> Feature:
+    """The feature, and one of the query's as people say it of an item."""
+    if not query or not feature.name.startswith("query"):
+        return feature
+    return feature._replace(about=f'{"matches" if added > 0 else "does not match"} "{query}"')
 
 
 class Follower:

@@ -92,6 +92,12 @@ class Overlay:
             attribute_rates=_grown(rates, _mean(rates, near)) if rates.size else rates,
             factors=_grown(factors, _mean(factors, near)) if factors.size else factors,
         )  # fmt: skip
+        if base.words is not None:
+            said = base.words.of(catalogue, [*changed, *range(n, n + k)])
+            items = replace(
+                items,
+                words=base.words.over(dict(zip(changed, said[: len(changed)], strict=True)), said[len(changed) :]),
+            )
         # At the release's own mean and deviation: a new item must not move every other item's numbers.
         items.__dict__["numbers"] = _grown(base.numbers, _standardised(base, catalogue.numbers[n : n + k]))
         return items

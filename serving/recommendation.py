@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from features.context import NO_CONTEXT, Context
 from features.history import History
 from features.log import I32, Bool
 from features.moment import Items
-from features.retrieval import SOURCES, Retrieved, Shelves, interest, merged, near_by_text, of_admitted, shelves
+from features.retrieval import SOURCES, Near, Retrieved, Shelves, merged, near, of_admitted, shelves
 from serving.rules import Plan
 
 _SHELVES_S = 2.0
@@ -29,17 +30,19 @@ class Offers:
         self._items = items
         self._shelves: tuple[int, Shelves] | None = None
 
-    async def candidates(self, history: History, at: float, size: int, plan: Plan | None) -> Retrieved:
+    async def candidates(
+        self, history: History, at: float, size: int, plan: Plan | None, context: Context = NO_CONTEXT
+    ) -> Retrieved:  # fmt: skip
         """At most `size` candidates that the plan's filters and exclusions admit, as `features.retrieval.retrieve`.
 
         Shelves may be up to two seconds old.
         """
         items = self._items
-        admitted, near = await asyncio.to_thread(_of_what_stays, items, history, at, size, plan)
+        admitted, found = await asyncio.to_thread(_of_what_stays, items, history, at, size, plan, context)
         offered = self._now(at, size)
         if admitted is not None:
             offered = of_admitted(items, offered, admitted, at, size)
-        return merged(items, history, at, size, offered, near, admitted)
+        return merged(items, history, at, size, offered, found, admitted)
 
     def _now(self, at: float, size: int) -> Shelves:
         if self._shelves is None or self._shelves[0] < size or not 0 <= at - self._shelves[1].at <= _SHELVES_S:
@@ -47,12 +50,14 @@ class Offers:
         return self._shelves[1]
 
 
-def _of_what_stays(items: Items, history: History, at: float, size: int, plan: Plan | None) -> tuple[Bool | None, I32]:
-    """What of a retrieval reads nothing that events change: which items are admitted, and the text neighbours."""
+def _of_what_stays(
+    items: Items, history: History, at: float, size: int, plan: Plan | None, context: Context
+) -> tuple[Bool | None, Near]:  # fmt: skip
+    """What of a retrieval reads nothing that events change: which items are admitted, and what is near by text."""
     admitted = None
     if plan is not None and plan.takes_out:
         admitted = plan.admits(np.arange(len(items.catalogue), dtype=np.int32), history, at)
-    return admitted, near_by_text(items, interest(items, history, at), at, size, admitted)
+    return admitted, near(items, history, at, size, context, admitted)
 
 
 def with_pinned(found: I32, items: Items, plan: Plan | None, history: History, at: float) -> I32:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import pairwise, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,8 @@ from features.neighbours import Neighbours
 from features.strings import Strings
 from features.table import Feature, Items, names, schema_hash
 from features.vectors import Vectors
+from features.words import Vocabulary
+from ranker import query_prior
 from ranker.booster import BoosterTrees, scorer
 from ranker.model_text import ModelTextError
 from ranker.trees import Trees
@@ -95,6 +98,11 @@ class Release:
     manifest: Manifest
     items: Items
     trees: Trees | BoosterTrees
+
+    @cached_property
+    def knows_queries(self) -> bool:
+        """Whether the ranker has learned what a query is worth."""
+        return not {self.trees.names[k] for k in query_prior.of_query(self.trees.names)}.isdisjoint(self.trees.asked)
 
     @property
     def id(self) -> str:
@@ -316,6 +324,10 @@ def _arrays(items: Items) -> dict[str, NDArray[Any]]:
         lists = items.inverted
         out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
         out |= {"list_start": lists.start, "list_row": lists.row}
+    if (w := items.words) is not None:
+        out |= w.names.arrays("word_names") | {"word_rarity": w.rarity, "word_strength": w.strength}
+        out |= {"word_code": w.vectors.code, "word_scale": w.vectors.scale}
+        out |= {"item_word_start": w.start, "item_word": w.word}
     for name, strings in (
         ("item_ids", c.item_ids), ("titles", c.titles), ("category_names", c.category_names),
         ("brand_names", c.brand_names), ("number_names", c.number_names), ("tag_names", c.tag_names),
@@ -430,7 +442,25 @@ def _items(read: _Arrays, manifest: Manifest) -> Items:
             f"{read.path}/arrays/factors.npy: {len(factors)} rows, expected {n + 1}: make the release again"
         )
     prior = read("prior", np.float32, n + 1)
-    return Items(catalogue, vectors, prior, neighbours, state, rates, factors, inverted=_inverted(read, n, d))
+    return Items(
+        catalogue, vectors, prior, neighbours, state, rates, factors, inverted=_inverted(read, n, d),
+        words=_words(read, n, d),
+    )  # fmt: skip
+
+
+def _words(read: _Arrays, n: int, d: int) -> Vocabulary | None:
+    """The catalogue's words, of a release that reads queries."""
+    if not read.has("word_rarity"):
+        return None
+    rarity = read("word_rarity", np.float32, None)
+    count = len(rarity)
+    word = read.within("item_word", read("item_word", np.int32, None), 0, count)
+    return Vocabulary(
+        read.strings("word_names", count), rarity,
+        Vectors(read("word_code", np.int8, count, d), read("word_scale", np.float32, count)),
+        read("word_strength", np.float32, count),
+        read._ascending("item_word_start", read("item_word_start", np.int64, n + 2), len(word)), word,
+    )  # fmt: skip
 
 
 def _inverted(read: _Arrays, n: int, d: int) -> InvertedLists | None:

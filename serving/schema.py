@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from features.context import DEVICE_CHARACTERS
+from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, KINDS, Kind
 from serving import ga4
 from serving.config import ID_CHARACTERS
@@ -34,6 +34,14 @@ Device = Annotated[
     str,
     Meta(
         min_length=1, max_length=DEVICE_CHARACTERS, description="mobile, tablet, desktop, app, or any other text.",
+        extra_json_schema=PLAIN,
+    ),
+]  # fmt: skip
+
+Query = Annotated[
+    str,
+    Meta(
+        max_length=QUERY_CHARACTERS, description="What the shopper typed to search; blank is nothing.",
         extra_json_schema=PLAIN,
     ),
 ]  # fmt: skip
@@ -79,6 +87,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
 
     A candidate named twice is ranked once; one that the catalogue does not know is ranked too, by what is known of
     unknown items. Without `candidates` the whole catalogue is ranked, where it is small enough. device: as in events.
+    query: what was searched for; candidates that match it come first, those that do not are ranked too.
     """
 
     user_id: Id | None = None
@@ -88,18 +97,21 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     )
     explain: bool = False
     device: Device | None = None
+    query: Query | None = None
     rules: Rules | None = None
 
 
 class RecommendRequest(Struct, forbid_unknown_fields=True):
     """A list for a user out of the whole catalogue: retrieved, ranked, and the shop's rules applied.
 
-    A filter and an exclusion hold before anything is retrieved, so they leave as many as there are.
+    A filter and an exclusion hold before anything is retrieved, so they leave as many as there are. query: what was
+    searched for; what matches it is retrieved besides the rest, and comes first.
     """
 
     user_id: Id | None = None
     limit: Annotated[int, Meta(ge=1, le=500, description="How many to answer, best first.")] = 10
     device: Device | None = None
+    query: Query | None = None
     rules: Rules | None = None
     explain: bool = False
 
@@ -159,7 +171,7 @@ class EventIn(Struct, forbid_unknown_fields=True):
     retry counts again. timestamp: Unix seconds, milliseconds or microseconds, or ISO 8601 (UTC where it names no
     zone); now where missing, and where it is a little ahead of the service's clock.
     request_id, position: the shown list it belongs to, and the place in it from 0. device: what the shopper looks at
-    the shop with.
+    the shop with. query: what was searched for, where the list answers it.
     """
 
     event: Annotated[str, Meta(extra_json_schema={"enum": list(KIND_OF)})]
@@ -172,6 +184,7 @@ class EventIn(Struct, forbid_unknown_fields=True):
     value: float | None = None
     session_id: Id | None = None
     device: Device | None = None
+    query: Query | None = None
 
 
 class Rejected(Struct):
@@ -276,15 +289,16 @@ def rank_request(body: bytes) -> RankRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
     request = decoded(_RANK, body)
     _no_control(
-        body, user_id=[request.user_id or ""], device=[request.device or ""], candidates=request.candidates or []
-    )
+        body, user_id=[request.user_id or ""], device=[request.device or ""], query=[request.query or ""],
+        candidates=request.candidates or [],
+    )  # fmt: skip
     return request
 
 
 def recommend_request(body: bytes) -> RecommendRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
     request = decoded(_RECOMMEND, body)
-    _no_control(body, user_id=[request.user_id or ""], device=[request.device or ""])
+    _no_control(body, user_id=[request.user_id or ""], device=[request.device or ""], query=[request.query or ""])
     return request
 
 
@@ -389,7 +403,7 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
     """The event to store. Raises Refusal naming the field and the reason."""
     if given.event not in KIND_OF:
         raise Refusal("event", f"{_short(given.event)} is none of {', '.join(KIND_OF)}")
-    for name in ("user_id", "item_id", "event_id", "request_id", "session_id", "device"):
+    for name in ("user_id", "item_id", "event_id", "request_id", "session_id", "device", "query"):
         no_control(name, getattr(given, name) or "")
     known, said = int(now * 1e6), None if given.timestamp is None else microseconds(given.timestamp)
     if said is not None and said > known + future_s * 1e6:
@@ -401,6 +415,7 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
     event = Event(
         event_id, int(KIND_OF[given.event]), given.user_id, given.item_id, at,
         given.request_id, given.position, given.value, given.session_id, given.device,
+        given.query or None,
     )  # fmt: skip
     return Accepted(event, given.event_id is None)
 
@@ -409,6 +424,7 @@ def _derived_id(given: EventIn, microseconds: int) -> str:
     content = [
         int(KIND_OF[given.event]), given.user_id, given.item_id, microseconds,
         given.request_id, given.position, given.value, given.session_id, *filter(None, [given.device]),
+        *(["query", given.query] if given.query else []),
     ]  # fmt: skip
     return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
 

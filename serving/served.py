@@ -50,6 +50,7 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     likewise, the chance of each item to stand at its place; only where exploration is on. candidates, rows: of a
     sampled share, every candidate that was ranked and float32[candidates, features], the very rows that were scored.
     degraded: ranked without the user's history. shadow: of a share of the lists while a release is in shadow.
+    query: what was searched for.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     candidates: list[str] | None = None
     rows: bytes | None = None
     shadow: Shadowed | None = None
+    query: str | None = None
 
     @property
     def scores(self) -> F64:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from features.context import Context, device_code
+from features.context import Context
 from features.history import EMPTY, History
 from features.log import F64
 from ranker.booster import BoosterTrees
@@ -107,7 +107,8 @@ class Service:
         history, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
-        found = await live.offers.candidates(history, at, size, plan)
+        context = Context.said(request.device, request.query)
+        found = await live.offers.candidates(history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
         answer = self._answer(request, live, history, degraded, ids, at, plan)
@@ -125,7 +126,7 @@ class Service:
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
-        context = Context(device_code(request.device))
+        context = Context.said(request.device, request.query)
         sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
         shadowed = self.shadow.wants(live)
         every = sampled or shadowed or plan is not None
@@ -139,7 +140,7 @@ class Service:
             self.shadow.put(record, whole, context, live_ms)
         elif self.config.log_served:
             self.served.put(record)
-        items = self._explained(live, ranking, history, ruled) if request.explain else _plain(ranking)
+        items = self._explained(live, ranking, history, ruled, context) if request.explain else _plain(ranking)
         removed = ruled.removed if ruled is not None and request.explain else UNSET
         return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
 
@@ -160,6 +161,7 @@ class Service:
             request_id.current(), at, live.release.id, route, shown.item_ids, shown.score.tobytes(),
             request.user_id, request.device, degraded, None if propensity is None else propensity.tobytes(),
             None if whole is None else whole.item_ids, None if whole is None else whole.rows.tobytes(),
+            query=request.query or None,
         )  # fmt: skip
 
     def _bound(self, request: RankRequest, live: Live) -> None:
@@ -172,10 +174,12 @@ class Service:
                 "Name fewer `candidates`.", "candidates",
             )  # fmt: skip
 
-    def _explained(self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None) -> list[RankedItem]:
+    def _explained(
+        self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None, context: Context
+    ) -> list[RankedItem]:  # fmt: skip
         items = _plain(ranking)
         catalogue = live.items.catalogue
-        for item, parts in zip(items, live.contributions(ranking, self.config.reasons), strict=True):
+        for item, parts in zip(items, live.contributions(ranking, self.config.reasons, context), strict=True):
             item.base, item.others = parts.base, parts.others
             item.reasons = [schema.Reason(feature.name, added, feature.about) for feature, added in parts.weightiest]
         for item, applied in zip(items, ruled.applied if ruled is not None else (), strict=ruled is not None):
@@ -346,5 +350,4 @@ def _ruled(
         return ranking, None
     ranked = Ranked(ranking.item_ids, ranking.item, ranking.score)
     ruled = plan.apply(ranked, live.items.vectors, history, at, limit)
-    ids = [ranking.item_ids[k] for k in ruled.order.tolist()]
-    return Ranking(ids, ranking.item[ruled.order], ruled.score, ranking.rows[ruled.order]), ruled
+    return ranking.take(ruled.order)._replace(score=ruled.score), ruled

@@ -46,6 +46,7 @@ TINY = {
     ),
     "events": (["--lists", "20"], {"us_write_service", "us_write_redis", "us_follow", "us_collect", "bytes_parquet"}),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
+    "query": (["--cost", "300", "2"], {"rows_ratio", "retrieval_ratio", "read_ms"}),
     "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],

@@ -193,12 +193,12 @@ def test_events_that_every_release_has_leave_the_stream_once_they_are_on_disk(
 
 
 def test_an_answer_is_logged_as_it_was_shown(client: httpx.Client, store: BulkStore, data: Path) -> None:
-    answer = client.post("/v1/rank", json={"user_id": "u", "limit": 3, "device": "app"}).json()
+    answer = client.post("/v1/rank", json={"user_id": "u", "limit": 3, "device": "app", "query": "red hat"}).json()
     waiting(store, 1)
     assert collect(data, store).served == 1
     (row,) = LogFiles.of(data).read_served().to_pylist()
     assert (row["request_id"], row["release"], row["user_id"]) == (answer["request_id"], answer["release"], "u")
-    assert (row["route"], row["device"], row["degraded"]) == ("rank", "app", False)
+    assert (row["route"], row["device"], row["query"], row["degraded"]) == ("rank", "app", "red hat", False)
     assert row["item_ids"] == [i["item_id"] for i in answer["items"]]
     assert row["score"] == [i["score"] for i in answer["items"]]
     assert (row["propensity"], row["candidates"], row["rows"]) == (None, None, None)

@@ -55,7 +55,8 @@ GA4 = {
     "client_id": "c", "user_id": "u", "timestamp_micros": 1_700_000_000_000_000, "device": {"category": "mobile"},
     "non_personalized_ads": False,
     "events": [
-        {"name": "view_item_list", "params": {"item_list_id": "home", "session_id": 7, "currency": "EUR", "items": [
+        {"name": "view_item_list", "params": {
+            "item_list_id": "home", "session_id": 7, "search_term": "red", "currency": "EUR", "items": [
             {"item_id": "red-01", "index": 4, "price": 3}, {"item_id": "blue-00"}]}},
         {"name": "purchase", "params": {"transaction_id": "T1", "items": [{"item_id": "red-01", "quantity": 2}]}},
     ],
@@ -71,7 +72,9 @@ def test_a_body_of_ga4_is_one_event_an_item(client: httpx.Client, url: str) -> N
     at, request = 1_700_000_000.0, "u:1700000000000000:home"
     shown = [("red-01", 4), ("blue-00", 1)]
     for event, (item, position) in zip(found, shown, strict=False):
-        assert event == Event(event.event_id, Kind.IMPRESSION, "u", item, at, request, position, None, "7", "mobile")
+        assert event == Event(
+            event.event_id, Kind.IMPRESSION, "u", item, at, request, position, None, "7", "mobile", "red"
+        )
     assert found[2] == Event("T1:red-01", Kind.PURCHASE, "u", "red-01", at, None, None, 2.0, None, "mobile")
     again = client.post("/v1/events", json=[GA4, click()]).json()
     assert (again["accepted"], again["duplicates"]) == (1, 3)

@@ -118,7 +118,7 @@ def test_every_format_gives_the_same_dataset(tmp_path: Path, write: Any) -> None
          "available_from": None, "genres": ["x"], "weight": None},
     ]  # fmt: skip
     assert len({e.pop("event_id") for e in events}) == 4
-    empty = {"value": None, "session_id": None, "device": None}
+    empty = {"value": None, "session_id": None, "device": None, "query": None}
     sorted_events = [EVENTS[1], EVENTS[0], EVENTS[2], EVENTS[3]]  # equal times by kind, then item
     expected = [empty | e | {"timestamp": datetime.fromtimestamp(e["timestamp"], UTC)} for e in sorted_events]
     assert events == expected
@@ -146,15 +146,33 @@ def test_a_device_is_kept_as_it_was_written_and_a_blank_one_is_missing(tmp_path:
     assert load(tmp_path / "out").events.device.tolist() == [Device.MOBILE, NO_DEVICE, NO_DEVICE, Device.OTHER]
 
 
-def test_metaranks_field_device_is_the_device_of_lists_and_interactions(tmp_path: Path) -> None:
+def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_refused(tmp_path: Path) -> None:
+    rows = [("impression", "r1", " Walnut "), ("impression", "r2", ""), ("impression", "r3", "w" * 201),
+            ("click", "r2", "rug"), ("impression", "r1", "oak")]  # fmt: skip
+    lines = "".join(
+        f"{kind},u,i{n},2026-05-0{n + 1},{request},{said}\n" for n, (kind, request, said) in enumerate(rows)
+    )
+    (tmp_path / "log.csv").write_text("event,user_id,item_id,timestamp,request_id,search_term\n" + lines)
+    source = EventSource(path=tmp_path / "log.csv", columns={"query": "search_term"})
+    _, events, summary = run(ImportConfig(events=(source,), unknown_items="keep"), tmp_path / "out")
+    assert [e["query"] for e in events] == ["Walnut", "oak", None, "rug"] or [e["query"] for e in events] == [
+        "Walnut", None, "rug", "oak"
+    ]  # fmt: skip
+    assert dict(summary.sources[0].quarantined) == {"query_too_long": 1}
+    found = load(tmp_path / "out").events
+    assert {found.request_ids[r]: words for r, words in found.queries.items()} == {"r1": "Walnut"}
+
+
+def test_metaranks_fields_device_and_query_are_those_of_lists_and_interactions(tmp_path: Path) -> None:
     config = as_metarank(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metarank.jsonl").read_text().splitlines()]
     for line in lines:
         if line["event"] != "item":
-            line["fields"] = [*line.get("fields", []), {"name": "device", "value": "tablet"}]
+            said = [{"name": "device", "value": "tablet"}, {"name": "query", "value": "rug"}]
+            line["fields"] = [*line.get("fields", []), *said]
     (tmp_path / "metarank.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     items, events, _ = run(config, tmp_path / "out")
-    assert [e["device"] for e in events] == ["tablet"] * 4
+    assert [(e["device"], e["query"]) for e in events] == [("tablet", "rug")] * 4
     assert "device" not in items[0]
 
 
@@ -199,7 +217,8 @@ def ga4(name: str, at: int, items: list[dict[str, Any]], **more: Any) -> dict[st
 
 
 def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
-    session = [{"key": "ga_session_id", "value": {"string_value": None, "int_value": 77}}]
+    session = [{"key": "ga_session_id", "value": {"string_value": None, "int_value": 77}},
+               {"key": "search_term", "value": {"string_value": "red rug"}}]  # fmt: skip
     lines = [
         ga4("view_item_list", T0, [{"item_id": "b", "index": 0, "item_name": "Rug", "price": 20.0},
                                    {"item_id": "a", "index": 1, "item_name": "Lamp", "price": 9.5}],
@@ -213,12 +232,12 @@ def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
     assert [(i["item_id"], i["title"], i["price"]) for i in items] == [("a", "Lamp", 9.5), ("b", "Rug", 20.0)]
     listed = f"p1:{T0 * 10**6}:home"
     assert [(e["event"], e["user_id"], e["item_id"], e["request_id"], e["position"], e["value"], e["session_id"],
-             e["device"])
+             e["device"], e["query"])
             for e in events] == [
-        ("impression", "p1", "a", listed, 1, None, "77", "mobile"),
-        ("impression", "p1", "b", listed, 0, None, "77", "mobile"),
-        ("click", "p1", "a", listed, None, None, None, None),  # GA4 names no list with a click: it is found again
-        ("purchase", "u1", "a", None, None, 2.0, None, None),
+        ("impression", "p1", "a", listed, 1, None, "77", "mobile", "red rug"),
+        ("impression", "p1", "b", listed, 0, None, "77", "mobile", "red rug"),
+        ("click", "p1", "a", listed, None, None, None, None, None),  # GA4 names no list with a click: it is found again
+        ("purchase", "u1", "a", None, None, 2.0, None, None, None),
     ]  # fmt: skip
     assert dict(summary.sources[0].quarantined) == {"empty_list": 1}
 

@@ -112,6 +112,12 @@ def test_two_lists_at_one_time_stay_two_in_the_order_of_their_ids() -> None:
     assert found.user.tolist() == [2, 0, 1]
 
 
+def test_the_query_of_a_list_is_that_of_its_request() -> None:
+    found = logged(replace(log((10.0, 0, 1, SHOWN, 3), (11.0, 0, 1, SHOWN, 4)), queries={3: "oak"}))
+    assert list(found.query) == ["oak", ""]
+    assert found.take(np.array([1, 0])).query == ["", "oak"]
+
+
 def test_the_device_of_a_list_is_that_of_its_impressions_and_never_that_of_its_clicks() -> None:
     """Else a device would be known of clicked lists alone, and say which they are. The first that is named counts."""
     shown = [(10.0, 0, 1, SHOWN, 3), (10.0, 0, 2, SHOWN, 3), (11.0, 0, 1, SHOWN, 4), (12.0, 0, 3, SHOWN, 5)]

@@ -24,6 +24,7 @@ from offline import dataset
 from offline.config import Config, load
 from offline.nightly import Night
 from offline.simulate import SimulateConfig, simulate
+from ranker import query_prior
 from serving import release
 from serving.embedded import connect_url
 from serving.live import Live
@@ -164,6 +165,7 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
     catalogue = made.items.catalogue
     rng = np.random.default_rng(0)
     user = night.data.events.user_ids[3]
+    typed = f"{catalogue.titles[0]} wodden xyzzy"
     sent = [
         {"event_id": f"parity-{k}", "event": kind, "user_id": user, "item_id": catalogue.item_ids[item],
          "timestamp": at - 900 + 7 * k, "device": "tablet", "session_id": "s"}
@@ -176,19 +178,24 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
         ready(client)
         assert client.post("/v1/events", json=sent).json()["accepted"] == len(sent)
         time.sleep(4 * FAST.poll_s)  # item state follows the stream
-        asked = {"user_id": user, "candidates": [*catalogue.item_ids, "unheard of"], "device": "Tablet"}
+        asked = {
+            "user_id": user, "candidates": [*catalogue.item_ids, "unheard of"], "device": "Tablet", "query": typed,
+        }  # fmt: skip
         scores = {i["item_id"]: i["score"] for i in client.post("/v1/rank", json=asked).json()["items"]}
     candidates = np.append(np.arange(len(catalogue)), -1).astype(np.int32)
     live = Live.of(made)
     with BulkStore(url) as store:
         live.apply(store.tail(live.last))
-        online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET))
+        online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET, typed))
     log = _with(night.data, sent)
     replay = replace(night.replay, events=log, refresh_at=np.array([night.cut_off]), given=None)
-    offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET))
+    offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET, typed))
     assert (offline[:, names(live.items).index("device")] == Device.TABLET).all()
     np.testing.assert_array_equal(online, offline)
-    expected = made.trees.score(offline).tolist()
+    assert np.isfinite(offline[:, names(live.items).index("query_cosine")]).any()
+    score = made.trees.score(offline)
+    assert not made.knows_queries  # nobody searched in this log
+    expected = (score + query_prior.added(offline, made.trees.names, score)).tolist()
     assert scores == dict(zip(asked["candidates"], expected, strict=True))
 
 
@@ -209,11 +216,11 @@ def _with(data: dataset.Dataset, sent: list[dict[str, object]]) -> Events:
     )  # fmt: skip
 
 
-def _one_list(user: int, at: float, candidates: np.ndarray, device: int) -> Lists:
+def _one_list(user: int, at: float, candidates: np.ndarray, device: int, query: str) -> Lists:
     n = len(candidates)
     return Lists(
         np.array([at]), np.array([user], np.int32), ["r"], np.array([0, n]), candidates, np.zeros(n, np.int16),
-        np.zeros(n, np.int8), np.zeros((1, 3), np.int32), np.array([device], np.int8),
+        np.zeros(n, np.int8), np.zeros((1, 3), np.int32), np.array([device], np.int8), [query],
     )  # fmt: skip
 
 

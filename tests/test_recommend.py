@@ -137,6 +137,41 @@ def test_what_becomes_popular_is_offered_within_two_seconds(released: Path) -> N
     assert asyncio.run(offers.candidates(EMPTY, AT + 3, 1, None)).item.tolist() == [row]
 
 
+def test_what_matches_a_query_is_retrieved_comes_first_and_says_so(client: httpx.Client) -> None:
+    """To `u`, who likes red things; the model was trained on a log without searches."""
+    answer = recommended(client, user_id="u", limit=12, explain=True, query="bleu thing")
+    assert [i.split("-")[0] for i in ids(answer)] == ["blue"] * 9 + ["red"] * 3
+    for item in answer["items"]:
+        parts = item["base"] + sum(r["contribution"] for r in item["reasons"]) + item["others"]
+        assert parts == pytest.approx(item["score"], abs=1e-9)
+        (of_query,) = [r for r in item["reasons"] if r["feature"] == "query"]
+        matches = item["item_id"].startswith("blue")
+        assert (of_query["contribution"] > 0) == (of_query["about"] == 'matches "bleu thing"')
+        assert not matches or (of_query["contribution"] > 0 and "query_words" in item["sources"])
+    ranked = recommended(client, route="rank", user_id="u", limit=12, query="bleu thing")
+    assert [i.split("-")[0] for i in ids(ranked)] == ["blue"] * 10 + ["red"] * 2
+    assert recommended(client, user_id="u", limit=12, query=" ?! ")["items"] == recommended(
+        client, user_id="u", limit=12
+    )["items"]  # fmt: skip
+
+
+def test_a_query_is_bounded_and_without_control_characters(client: httpx.Client) -> None:
+    for route in ("recommend", "rank"):
+        for query, said in (("q" * 201, "Expected `str` of length <= 200"), ("a\u0000", "'a\\x00' contains a control")):
+            document = refused(client.post(f"/v1/{route}", json={"query": query}), 422)
+            assert document["field"] == "query"
+            assert said in document["detail"]
+        for query in ("q" * 200, "</script>'\";DROP TABLE", "\u202e\ufdfa" * 100, "%00{}", "  "):
+            assert client.post(f"/v1/{route}", json={"query": query, "explain": True}).status_code == 200
+
+
+def test_a_filter_holds_before_a_query_retrieves(client: httpx.Client) -> None:
+    only = {"filter": {"attribute": "category", "eq": "red"}}
+    answer = recommended(client, limit=20, query="blue", rules=only)
+    assert len(ids(answer)) == 10
+    assert all(i.startswith("red") for i in ids(answer))
+
+
 def test_somebody_unknown_is_offered_what_is_popular_and_new(client: httpx.Client) -> None:
     for request in ({}, {"user_id": "nobody knows"}):
         answer = recommended(client, **request)

@@ -23,6 +23,7 @@ from features.log import Kind
 from features.neighbours import Neighbours
 from features.table import Items, names, rows
 from features.vectors import Vectors
+from features.words import Vocabulary
 from serving.release import ReleaseError, list_releases, load, read_manifest, write
 
 CUT_OFF = 1_700_000_000.0
@@ -51,7 +52,10 @@ def planted_items(n: int = 20) -> Items:
         rng.integers(0, n, m).astype(np.int32), rng.integers(0, 5, m).astype(np.int8), CUT_OFF - rng.uniform(1, 9e5, m)
     )
     prior = np.append(rng.uniform(0, 0.2, n), np.nan).astype(np.float32)
-    return Items(catalogue, Vectors.quantise(vectors), prior, Neighbours.none(n, 3), state)
+    return Items(
+        catalogue, Vectors.quantise(vectors), prior, Neighbours.none(n, 3), state,
+        words=Vocabulary.build(catalogue, vectors),
+    )  # fmt: skip
 
 
 def planted_model(items: Items, seed: int = 0, sign: float = 1.0) -> str:

@@ -21,7 +21,7 @@ from features.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_catalogue, make_events, make_replay, make_vectors
 
 NOW = START + 10 * DAY
-AGAIN, CO_OCCURRENCE, TEXT, POPULAR, POPULAR_IN_CATEGORY, NEW = range(6)
+POPULAR, NEW = SOURCES.index("popular"), SOURCES.index("new")
 
 
 def shop(born: list[float] | None = None, engaged: dict[int, int] | None = None) -> Items:

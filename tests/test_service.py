@@ -266,12 +266,15 @@ def test_every_field_of_an_event_is_kept_for_the_log(client: httpx.Client, url: 
         "value": 9.5,
         "session_id": "s",
         "device": "iPad",
+        "query": "oak, 30 cm",
         "event_id": "e",
         "timestamp": 1_700_000_000,
     }
     client.post("/v1/events", json=click(**more))
     with BulkStore(url) as store:
-        assert store.events()[1] == [Event("e", Kind.CLICK, "u", "red-01", 1_700_000_000.0, "r", 3, 9.5, "s", "iPad")]
+        assert store.events()[1] == [
+            Event("e", Kind.CLICK, "u", "red-01", 1_700_000_000.0, "r", 3, 9.5, "s", "iPad", "oak, 30 cm")
+        ]
 
 
 def test_a_clock_a_little_ahead_is_taken_as_now_and_one_far_ahead_is_refused(client: httpx.Client) -> None:
@@ -296,6 +299,8 @@ BAD_EVENTS: list[tuple[Any, str | None, str]] = [
     (click(device=""), "device", "Expected `str` of length >= 1"),
     (click(device=3), "device", "Expected `str | null`, got `int`"),
     (click(device="a\tb"), "device", r"'a\tb' contains a control character"),
+    (click(query="q" * 201), "query", "Expected `str` of length <= 200"),
+    (click(query="a\u0000b"), "query", r"'a\x00b' contains a control character"),
     (click(7), "item_id", "Expected `str`, got `int`"),
     (click(positon=1), "positon", "Object contains unknown field `positon`"),
     (click(position=-1), "position", "Expected `int` >= 0"),
@@ -410,7 +415,15 @@ def test_the_documentation_describes_the_forms_that_decode(client: httpx.Client)
     assert client.get("/docs").status_code == 200
     schema = client.get("/openapi.json").json()
     forms = schema["components"]["schemas"]
-    assert set(forms["RankRequest"]["properties"]) == {"user_id", "candidates", "limit", "explain", "device", "rules"}
+    assert set(forms["RankRequest"]["properties"]) == {
+        "user_id",
+        "candidates",
+        "limit",
+        "explain",
+        "device",
+        "query",
+        "rules",
+    }
     assert forms["EventIn"]["required"] == ["event", "user_id", "item_id"]
     assert forms["EventIn"]["additionalProperties"] is False
     body = schema["paths"]["/v1/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]

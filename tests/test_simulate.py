@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from features.log import GAIN, KINDS
+from features.words import words_in
 from offline.simulate import SimulateConfig, SimulationSummary, opened, simulate
 from offline.simulated_products import Products, products
 from offline.simulated_shop import DEVICES_IN_USE
@@ -102,6 +103,41 @@ def test_what_arrives_on_a_day_is_offered_the_next(tmp_path: Path) -> None:
         assert set(offered) == set(np.flatnonzero(shop.stock.available_us <= arrived[day]))
         assert set(offered) == {i for page in range(len(DEPARTMENTS)) for i in shop.offered(day, page).tolist()}
     assert len(shop.offered(6, -1)) > len(shop.offered(3, -1))
+
+
+# --- searches ---
+
+
+def test_where_nobody_searches_the_log_is_as_it_was_and_has_no_query(shop: Shop) -> None:
+    assert "query" not in shop.events.columns
+
+
+def test_some_lists_answer_what_was_typed_and_those_who_seek_click_what_they_sought(shop: Shop, tmp_path: Path) -> None:
+    """The catalogue stays as it was; a list has one query, on its impressions; more is clicked where it was sought."""
+    found = Shop(SimulateConfig(searches=0.25), tmp_path)
+    assert _digests(tmp_path)[0] == _digests(shop.directory)[0]
+    shown, clicked = found.of("impression"), found.of("click")
+    assert found.events.loc[found.events.event != "impression", "query"].isna().all()
+    query = shown.groupby("request_id")["query"].agg(["first", "nunique"])
+    assert set(query["nunique"]) == {0, 1}
+    searched = query["first"].notna()
+    assert 0.22 < searched.mean() < 0.28
+    # Of the products shown to a search, those with a sought word in the title are clicked more.
+    titles = dict(zip(found.items.item_id, found.items.title.map(lambda t: set(words_in(t))), strict=True))
+    rows = shown[shown["query"].notna()]
+    holds = np.array([bool(titles[i] & set(words_in(q))) for i, q in zip(rows.item_id, rows["query"], strict=True)])
+    pairs = set(zip(clicked.request_id, clicked.item_id, strict=True))
+    took = np.array([pair in pairs for pair in zip(rows.request_id, rows.item_id, strict=True)])
+    assert took[holds].mean() > 2 * took[~holds].mean()
+
+
+def test_people_type_attributes_and_things_and_slip_now_and_then(tmp_path: Path) -> None:
+    """Some words are in no product's title, as synonyms and slips are; most are."""
+    found = Shop(SimulateConfig(searches=0.5), tmp_path)
+    known = {w for title in found.items.title for w in words_in(title)}
+    typed = [w for q in found.events["query"].dropna().unique() for w in words_in(q)]
+    assert 0.8 < np.mean([w in known for w in typed]) < 0.97
+    assert np.mean([any(n in q for d in DEPARTMENTS for n in d.nouns) for q in found.events["query"].dropna()]) > 0.5
 
 
 # --- the layout ---
@@ -320,7 +356,7 @@ def _world() -> tuple[Shoppers, Products]:
     shopper = Shoppers(np.zeros((1, k), np.float32), np.zeros((1, d), np.float32), zero, zero, zero, np.ones(1))
     stock = Products(
         np.zeros((2, k), np.float32), np.zeros(2), np.full(2, 10.0), np.zeros(2), np.zeros(2, np.int32),
-        np.zeros(2, np.int64), pa.table({}),
+        ["", ""], np.zeros(2, np.int64), pa.table({}),
     )  # fmt: skip
     return shopper, stock
 

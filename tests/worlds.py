@@ -59,9 +59,10 @@ def make_events(
 
 
 def make_lists(
-    at: list[float], users: list[int], items: list[list[int]], devices: list[int] | None = None
+    at: list[float], users: list[int], items: list[list[int]], devices: list[int] | None = None,
+    queries: list[str] | None = None,
 ) -> Lists:  # fmt: skip
-    """Lists from seconds after START, users, items and perhaps devices; no gain."""
+    """Lists from seconds after START, users, items and perhaps devices and queries; no gain."""
     sizes = [len(i) for i in items]
     rows = sum(sizes)
     return Lists(
@@ -69,6 +70,7 @@ def make_lists(
         np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
         np.array([i for one in items for i in one], np.int32), np.zeros(rows, np.int16), np.zeros(rows, np.int8),
         np.zeros((len(at), 3), np.int32), np.array([NO_DEVICE] * len(at) if devices is None else devices, np.int8),
+        [""] * len(at) if queries is None else queries,
     )  # fmt: skip
 
 

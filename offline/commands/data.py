@@ -22,6 +22,7 @@ def simulate(
     items: Annotated[int | None, typer.Option(help="Products on the opening day.")] = None,
     users: Annotated[int | None, typer.Option(help="Shoppers who may come.")] = None,
     days: Annotated[int | None, typer.Option(help="Length of the log.")] = None,
+    searches: Annotated[float | None, typer.Option(help="Share of the lists that answer words typed.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     end: Annotated[str | None, typer.Option(help="End of the last day, as 2026-06-01; default today.")] = None,
 ) -> None:
@@ -35,7 +36,10 @@ def simulate(
     c = configured(config, workspace)
     if end is None and "end" not in c.simulate.model_fields_set:
         end = today()
-    given = {"items": items, "users": users, "days": days, "seed": seed, "end": end and f"{end}T00:00:00Z"}
+    given = {
+        "items": items, "users": users, "days": days, "searches": searches, "seed": seed,
+        "end": end and f"{end}T00:00:00Z",
+    }  # fmt: skip
     shop = {**c.simulate.model_dump(), **{k: v for k, v in given.items() if v is not None}}
     with bar("Simulating a shop") as on_progress:
         s = run(configured(None, None, simulate=shop).simulate, c.data, on_progress)

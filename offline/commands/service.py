@@ -74,9 +74,10 @@ def rank(
     explain: Annotated[bool, typer.Option(help="Say what moved each item most.")] = False,
     as_of_data: Annotated[bool, typer.Option("--as-of-data", help="At the end of the release's log, not now.")] = False,
     device: Annotated[str | None, typer.Option(help="What the shopper looks at the shop with, as mobile.")] = None,
+    query: Annotated[str | None, typer.Option(help="What the shopper searches for.")] = None,
 ) -> None:
     """A ranked list for one shopper from the live release, as the service would answer it."""
-    from features.context import Context, device_code
+    from features.context import Context
     from features.history import EMPTY
     from serving.live import Live
     from serving.store import BulkStore
@@ -91,8 +92,11 @@ def rank(
                 live.apply(tail)
             history = store.read(user, release.items.catalogue, at) if user else EMPTY
     candidates = candidate or list(release.items.catalogue.item_ids)
-    ranking = live.rank(history, candidates, at, limit, Context(device_code(device)))
-    reasons = [p.weightiest for p in live.contributions(ranking, 3)] if explain else [[] for _ in ranking.item_ids]
+    context = Context.said(device, query)
+    ranking = live.rank(history, candidates, at, limit, context)
+    reasons = (
+        [p.weightiest for p in live.contributions(ranking, 3, context)] if explain else [[] for _ in ranking.item_ids]
+    )
     title = dict(zip(release.items.catalogue.item_ids, release.items.catalogue.titles, strict=True))
     rows = [
         [str(place), item, title.get(item, "(not in the catalogue)"), f"{score:.4f}",

@@ -39,6 +39,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     value: float | None = None
     session_id: str | None = None
     device: str | None = None
+    query: str | None = None
 
 
 class Tail(NamedTuple):

@@ -17,7 +17,8 @@ const money = new Intl.NumberFormat(undefined, { minimumFractionDigits: 2, maxim
 export function inWords(reasons = []) {
   const sums = new Map();
   for (const { feature, about, contribution } of reasons) {
-    const said = about.split(",")[0];
+    // What was searched for may hold a comma of its own.
+    const said = feature.startsWith("query") ? about : about.split(",")[0];
     // A number of the catalogue's own is named after its column alone.
     const words = feature === `item_${said.replaceAll(" ", "_")}` ? `its ${said}` : said;
     sums.set(words, (sums.get(words) ?? 0) + contribution);

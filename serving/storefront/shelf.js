@@ -49,10 +49,14 @@ function rules() {
   return out;
 }
 
-/** The shopper's own list: out of the whole shop, or of what the words find. */
-async function personal(found) {
-  const asked = { user_id: shopper, limit: SHOWN, explain: true, rules: rules() };
-  if (found) return call("POST", "v1/rank", { ...asked, candidates: found });
+/** What was typed to search, empty for nothing: no more than a request takes, and no sign that it refuses. */
+function typed() {
+  return $("words").value.replace(/[\s\u0000-\u001f\u007f]+/g, " ").trim();
+}
+
+/** The shopper's own list out of the whole shop; query: what was searched for, empty for nothing. */
+async function personal(query) {
+  const asked = { user_id: shopper, limit: SHOWN, explain: true, rules: rules(), ...(query ? { query } : {}) };
   const answer = await call("POST", "v1/recommend", asked);
   const ids = answer.items.map((item) => item.item_id);
   if (added.every((id) => ids.includes(id))) return answer;
@@ -76,22 +80,30 @@ async function know(ids) {
 
 /** Ask and show. did: what the shopper did, to be told with what moved; none where another list is asked for. */
 async function load(did) {
-  const mine = ++turn, started = performance.now(), words = $("words").value.trim();
+  const mine = ++turn, started = performance.now(), query = typed();
+  $("clear").hidden = !$("words").value;
   clearTimeout(later);
-  const found = words ? await call("GET", `v1/storefront/search?words=${encodeURIComponent(words)}`) : null;
-  const beside = $("beside").checked;
-  const most = { limit: SHOWN, rules: rules(), ...(found ? { candidates: found } : {}) };
-  const [answer, sold] = await Promise.all([personal(found), beside ? call("POST", "v1/storefront/popular", most) : null]);
+  const [answer, sold] = await Promise.all([personal(query), $("beside").checked ? bestSellers(query) : null]);
   await know([...answer.items, ...(sold?.items ?? [])].map((item) => item.item_id));
   if (mine !== turn) return;  // somebody was quicker
   notice("");
-  show(answer, sold, did);
+  show(answer, sold, did, query);
   state(answer, performance.now() - started);
   $("own").setAttribute("aria-busy", "false");
-  if (!answer.degraded) impressions(answer);
+  if (!answer.degraded) impressions(answer, query);
 }
 
-function show(answer, sold, did) {
+/** What a shop without rankings would show: titles that hold the words, by sales. */
+async function bestSellers(query) {
+  const most = { limit: SHOWN, rules: rules() };
+  if (query) most.candidates = await call("GET", `v1/storefront/search?words=${encodeURIComponent(query)}`);
+  return call("POST", "v1/storefront/popular", most);
+}
+
+/** Whether anything shown holds a word of the query, or one it may be a slip of. */
+const holds = (answer) => answer.items.some((item) => item.sources?.includes("query_words"));
+
+function show(answer, sold, did, query) {
   const before = did ? own.places() : new Map();
   const cards = new Map(answer.items.map((item) => {
     const card = own.cards.get(item.item_id) ?? new Card(products.get(item.item_id), act);
@@ -108,7 +120,12 @@ function show(answer, sold, did) {
     const plain = sold.items.map(({ item_id: id }) => [id, popular.cards.get(id) ?? new Card(products.get(id), act, true)]);
     popular.show(new Map(plain), did ? popular.places() : new Map());
   }
+  const none = query && !holds(answer) ? `No product holds a word of “${query}”; this is what comes nearest.` : "";
+  $("searched").hidden = !query;
+  $("searched").textContent = none || `What matches “${query}” comes first, in your order.`;
+  const first = cards.size ? `, first ${title(cards.keys().next().value)}` : "";
   if (did) say(`${did} ${moved(before, own.places())}`);
+  else if (query) say(none || `${cards.size} products for “${query}”${first}.`);
   else say(`${cards.size} products for ${$("shopper").selectedOptions[0]?.text ?? "you"}.`);
 }
 
@@ -137,8 +154,8 @@ function event(kind, item_id, position) {
 }
 
 /** That these were seen is evidence too: of what was passed over. A shop would send each as it scrolls into view. */
-function impressions(answer) {
-  const seen = answer.items.map((item, k) => event("impression", item.item_id, k));
+function impressions(answer, query) {
+  const seen = answer.items.map((item, k) => ({ ...event("impression", item.item_id, k), ...(query ? { query } : {}) }));
   if (seen.length) call("POST", "v1/events", seen).catch(() => {});
 }
 
@@ -206,7 +223,19 @@ async function add(form) {
 function listen() {
   let wait;
   const again = () => guarded(() => load());
-  $("controls").addEventListener("submit", (e) => e.preventDefault());
+  const cleared = () => {
+    clearTimeout(wait);
+    $("words").value = "";
+    $("words").focus();
+    again();
+  };
+  $("controls").addEventListener("submit", (e) => (e.preventDefault(), clearTimeout(wait), again()));
+  $("clear").addEventListener("click", cleared);
+  $("words").addEventListener("keydown", (e) => {
+    if (e.key !== "Escape" || !$("words").value) return;
+    e.preventDefault();
+    cleared();
+  });
   $("controls").addEventListener("input", () => {
     clearTimeout(wait);
     wait = setTimeout(again, 200);

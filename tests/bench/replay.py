@@ -254,7 +254,7 @@ def _lists(at: np.ndarray, user: np.ndarray, item: np.ndarray) -> Lists:
     n = len(at)
     return Lists(
         at, user, [f"r{k}" for k in range(n)], np.arange(n + 1) * LIST, item, np.zeros(n * LIST, np.int16),
-        np.zeros(n * LIST, np.int8), np.zeros((n, 3), np.int32), np.full(n, -1, np.int8),
+        np.zeros(n * LIST, np.int8), np.zeros((n, 3), np.int32), np.full(n, -1, np.int8), [""] * n,
     )  # fmt: skip
 
 

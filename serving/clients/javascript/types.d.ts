@@ -15,6 +15,7 @@ export interface EventIn {
   value?: number | null;
   session_id?: string | null;
   device?: string | null;
+  query?: string | null;
 }
 
 /** As given to `track`: the client adds shopper, session, device, time and an id. */
@@ -80,6 +81,7 @@ export interface RankRequest {
   limit?: number | null;
   explain?: boolean;
   device?: string | null;
+  query?: string | null;
   rules?: Rules | null;
 }
 
@@ -88,6 +90,7 @@ export interface RecommendRequest {
   user_id?: string | null;
   limit?: number;
   device?: string | null;
+  query?: string | null;
   rules?: Rules | null;
   explain?: boolean;
 }

@@ -35,20 +35,22 @@ class Call(Generic[T]):
 
 def rank(
     user_id: str | None, candidates: Sequence[str] | None = None, *, limit: int | None = None, explain: bool = False,
-    device: str | None = None, rules: Rules | None = None, deadline_s: float | None = None,
+    device: str | None = None, query: str | None = None, rules: Rules | None = None, deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:  # fmt: skip
     """Candidates in order for a user; without candidates the whole catalogue, where it is small enough."""
     given = None if candidates is None else list(candidates)
-    body = _said(user_id=user_id, candidates=given, limit=limit, explain=explain, device=device, rules=rules)
+    body = _said(
+        user_id=user_id, candidates=given, limit=limit, explain=explain, device=device, query=query, rules=rules
+    )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
 
 def recommend(
-    user_id: str | None, *, limit: int = 10, explain: bool = False, device: str | None = None,
+    user_id: str | None, *, limit: int = 10, explain: bool = False, device: str | None = None, query: str | None = None,
     rules: Rules | None = None, deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:  # fmt: skip
     """A list for a user out of the whole catalogue."""
-    body = _said(user_id=user_id, limit=limit, explain=explain, device=device, rules=rules)
+    body = _said(user_id=user_id, limit=limit, explain=explain, device=device, query=query, rules=rules)
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 
 
@@ -115,6 +117,7 @@ def event(
     event: SentEventName, user_id: str, item_id: str, *, event_id: str | None = None,
     timestamp: float | str | None = None, request_id: str | None = None, position: int | None = None,
     value: float | None = None, session_id: str | None = None, device: str | None = None,
+    query: str | None = None,
 ) -> Event:  # fmt: skip
     """An event as it is queued: with an id, which `send` answers, and the moment, now where none is given.
 
@@ -124,6 +127,7 @@ def event(
         "event": event, "user_id": user_id, "item_id": item_id, "event_id": event_id,
         "timestamp": round(time.time(), 6) if timestamp is None else timestamp, "request_id": request_id,
         "position": position, "value": value, "session_id": session_id, "device": device,
+        "query": query,
     }  # fmt: skip
     return identified(given)
 

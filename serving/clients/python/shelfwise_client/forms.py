@@ -29,6 +29,7 @@ class Event(TypedDict, total=False):
     value: float | None
     session_id: str | None
     device: str | None
+    query: str | None
 
 
 class Item(TypedDict, total=False):
