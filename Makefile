@@ -24,9 +24,9 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not ray and not browser"
 
-# Nights killed at every step, and poisoned; within ten minutes, or something hangs.
+# Nights killed at every step, and poisoned; within twenty minutes, or something hangs.
 test-nights: setup
-	timeout 600 $(BIN)/python -m pytest -m nights
+	timeout 1200 $(BIN)/python -m pytest -m nights
 
 # What `--engine ray` needs beyond the rest.
 .venv/ray: .venv/ready requirements-ray.lock
@@ -35,7 +35,7 @@ test-nights: setup
 
 # A night on a Ray cluster of several node processes, one of them killed.
 test-ray: setup .venv/ray
-	timeout 600 $(BIN)/python -m pytest -m ray
+	timeout 1200 $(BIN)/python -m pytest -m ray
 
 # Redis killed, paused, cut off, full, emptied, under load. One at a time: they watch the clock.
 test-chaos: setup

@@ -24,9 +24,8 @@ def days(refreshes: int, protocol: Protocol = "time-split") -> list[float]:
 
 
 def test_encoders_are_made_where_the_ranker_begins_evenly_after_it_and_where_the_test_begins() -> None:
-    """Events on days 1 to 6 before the test on day 7: two more divide these six into three times two, at 3 and 5
-    (the lower of both neighbours: at shares 1/3 and 2/3 of five steps, 1 + 1.67 and 1 + 3.33)."""
-    assert days(3) == [1, 2, 4, 7]
+    """Events on days 1 to 6 before the test on day 7: two more divide these six into three times two, at 3 and 5."""
+    assert days(3) == [1, 1 + 6 / 3, 1 + 2 * 6 / 3, 7]
     assert days(1) == [1, 7]
 
 
@@ -35,8 +34,8 @@ def test_without_refreshes_there_is_the_first_alone() -> None:
 
 
 def test_with_tests_at_all_times_they_are_spread_up_to_the_end_of_the_log() -> None:
-    """Days 1 to 9 in thirds: 1 + 8/3 and 1 + 16/3, the lower day of each; and where the first test is."""
-    assert days(3, "leave-last-out") == [1, 3, 6, 7]
+    """Days 1 to 9 in thirds begin on days 4 and 7, and on day 7 is the first test as well."""
+    assert days(3, "leave-last-out") == [1, 1 + 9 / 3, 1 + 2 * 9 / 3]
 
 
 def test_moments_that_coincide_are_one() -> None:

@@ -449,7 +449,7 @@ def test_any_rules_are_taken_or_refused(body: Any) -> None:
 
 def test_the_example_of_the_guide_is_a_request() -> None:
     guide = (Path(__file__).parent.parent / "docs/rules.md").read_text("utf-8")
-    (example,) = re.findall(r"```json\n(.*?)```", guide, re.DOTALL)
+    (example,) = re.findall(r"```json[^\n]*\n(.*?)```", guide, re.DOTALL)
     asked = msgspec.json.decode(example, type=RecommendRequest)
     assert asked.rules is not None
     assert asked.rules.diversity == Diversity(0.7)
