@@ -146,8 +146,9 @@ def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row
         request = int(found.request_ids[g][1:])
         part = slice(found.start[g], found.start[g + 1])
         shown = [r for r in rows if r[3] == SHOWN and r[4] == request and r[2] >= 0]
-        assert sorted(found.item[part].tolist()) == sorted({r[2] for r in shown})
         assert found.at[g] == START + min(r[0] for r in shown)
+        in_time = {r[2] for r in shown if START + r[0] - found.at[g] <= attribution_s}
+        assert sorted(found.item[part].tolist()) == sorted(in_time), "what came later is none of it"
         for item, gain in zip(found.item[part].tolist(), found.gain[part].tolist(), strict=True):
             within = [
                 GAIN[r[3]] for r in rows

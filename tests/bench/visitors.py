@@ -64,7 +64,7 @@ class Visitors:
         """clock: the file that tells the services what time it is. The days of the log have passed."""
         self.config, self.clock = config, clock
         self.shop = opened(config)
-        self.book = Book(self.shop.stock, config.users)
+        self.book = Book(self.shop.stock, config.users, None)
         self.ids: list[str] = self.shop.stock.table["item_id"].to_pylist()
         self._row = {item: row for row, item in enumerate(self.ids)}
         # For the order by popularity alone; one category is as good as none.
