@@ -187,6 +187,13 @@ class Mapped(Events):
             if len(part) > _WORTH_FORGETTING:
                 forget(self)
 
+    def take(self, rows: Mask | I64 | slice) -> Events:
+        out = super().take(rows)
+        # Rows from all over the log touch every page of it, and are copies.
+        if not isinstance(rows, slice) and len(self) > _WORTH_FORGETTING:
+            forget(self)
+        return out
+
 
 class Log(NamedTuple):
     """A log as arrays. events, event_id, event_key, shown: as in `offline.dataset.Dataset`."""
