@@ -41,13 +41,13 @@ def write(path: Path, customers: int = 80, baskets: int = 700, seed: int = 1) ->
             quantity = int(rng.integers(1, 13)) * (-1 if cancelled else 1)
             paid = 0 if rng.random() < 0.01 else round(price, 2)
             rows.append(
-                [invoice, code, said, quantity, at, paid, "" if nobody else f"{12346 + customer}.0", "United Kingdom"]
+                [invoice, code, said, quantity, at, paid, "" if nobody else f"{13085 + customer}.0", "United Kingdom"]
             )
             if rng.random() < 0.02:
                 rows.append(rows[-1])
         if rng.random() < 0.1:
-            rows.append([invoice, "POST", "POSTAGE", 1, at, 18, f"{12346 + customer}.0", "France"])
+            rows.append([invoice, "POST", "POSTAGE", 1, at, 18, f"{13085 + customer}.0", "France"])
         if rng.random() < 0.02:
-            rows.append([invoice, "M", "Manual", 1, at, 5, f"{12346 + customer}.0", "United Kingdom"])
+            rows.append([invoice, "M", "Manual", 1, at, 5, f"{13085 + customer}.0", "United Kingdom"])
     with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEADER, *rows])

@@ -188,7 +188,7 @@ def test_killed_at_every_step_a_night_ends_with_the_same_release_and_the_live_on
     assert made.manifest.parent == first.id
 
     left = {p.name for p in config.releases.iterdir()}
-    assert left == {first.id, made.id, "audit.jsonl", "lock"}, "nothing half made is left"
+    assert left == {first.id, made.id, "audit.jsonl", "judgements.jsonl", "lock"}, "nothing half made is left"
     assert not [p.name for p in night.run.directory.iterdir() if p.name.startswith(".")]
 
     with BulkStore(url) as store:
