@@ -13,6 +13,9 @@ HEADER = ["Invoice", "StockCode", "Description", "Quantity", "InvoiceDate", "Pri
 _THINGS = ("MUG", "LAMP", "BOWL", "CLOCK", "FRAME", "BASKET", "BUNTING", "DOORMAT", "CANDLE", "TEA TOWEL")
 _LOOKS = ("RED RETROSPOT", "PINK CHERRY", "VINTAGE BLUE", "WOODEN", "IVORY HEART", "ENAMEL")
 
+_KNOWN = {(0, 0): "85123A", (0, 1): "22423", (0, 2): "85048"}
+"""Codes that the guide asks for, of things its shopper, 13085, has a taste for."""
+
 
 def write(path: Path, customers: int = 80, baskets: int = 700, seed: int = 1) -> None:
     """Writes a gzipped CSV: each customer buys one look again and again; a fifth of the lines name nobody.
@@ -22,7 +25,7 @@ def write(path: Path, customers: int = 80, baskets: int = 700, seed: int = 1) ->
     """
     rng = np.random.default_rng(seed)
     products = [
-        (f"{20000 + 10 * k + j}", f"{look} {t}", 1.25 + k)
+        (_KNOWN.get((k, j), f"{20000 + 10 * k + j}"), f"{look} {t}", 1.25 + k)
         for k, look in enumerate(_LOOKS)
         for j, t in enumerate(_THINGS)
     ]
