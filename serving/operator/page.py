@@ -117,10 +117,7 @@ class Changes:
     async def begin(self, action: str, asked: ChangeRequest, by: str | None) -> Change:
         """Begin a change; the board tells how it ends. Raises Problem: 404 no such release, 409 another is live than
         the asker saw, or a change is under way, 503 Redis is away or no release is loaded."""
-        root = self._root
-        if root is None:
-            self._service.live()  # raises the Problem that says why
-            raise AssertionError("no release, and no problem with it")
+        root = self._service.live().release.path.parent
         try:
             pointer, last = await self._service.store.pointer(), await self._last()
         except StoreAway as e:
