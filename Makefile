@@ -33,9 +33,9 @@ test-nights: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock
 	touch $@
 
-# A night on a Ray cluster of several node processes, one of them killed.
+# A night on a Ray cluster of several node processes, one of them killed. Threads of one would wait for the others.
 test-ray: setup .venv/ray
-	timeout 1200 $(BIN)/python -m pytest -m ray
+	OMP_NUM_THREADS=1 timeout 1200 $(BIN)/python -m pytest -m ray
 
 # Redis killed, paused, cut off, full, emptied, under load. One at a time: they watch the clock.
 test-chaos: setup

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from features.log import F32, I32, Events
-from offline.engine import LOCAL, Engine
+from offline.engine import LOCAL, Engine, Mates
 from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.windows import Windows
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder
 from text_encoder.examples import Examples, examples
-from text_encoder.reading import BudgetSpent, read
+from text_encoder.group import ALONE, Workers
+from text_encoder.reading import BudgetSpent, Reading, read
 from text_encoder.train import FineTuned, fine_tune
 from text_encoder.trainer import Clock
 
@@ -68,24 +70,47 @@ def made(
     # Frozen, all are the same.
     moments_learnt = at[-1:] if config.mode == "frozen" else at
     learnt = [examples(events, moment, most=config.most_examples) for moment in moments_learnt]
-    found: list[FineTuned] = []
     try:
-        read(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)
-        for k, part in enumerate(learnt):
-            left_s = max(config.budget_s - (time.monotonic() - begun), 1.0)
-            share = (len(part) + 1) / sum(len(later) + 1 for later in learnt[k:])
-            step = config.model_copy(update={"budget_s": left_s * share})
-
-            def advance(done: int, total: int, k: int = k) -> None:
-                on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(learnt))
-
-            found.append(fine_tune(encoder, texts, part, step, directory, advance))
+        reading = read(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)
+        left_s = max(config.budget_s - (time.monotonic() - begun), 1.0)
+        asked = _Asked(encoder, texts, learnt, config, directory, reading, left_s)
+        found = engine.train("torch", _tuned, asked, on_progress)
     except BudgetSpent as e:
         raise DataError(str(e)) from e
     vectors = np.stack([shrunk(f.vectors, f.zero_shot, part.target) for f, part in zip(found, learnt, strict=True)])
     if len(found) < len(at):
         vectors = np.repeat(vectors, len(at), axis=0)
     return Encoders(found[-1].encoder, vectors, found[-1].zero_shot, _facts(found, learnt, at, config))
+
+
+class _Asked(NamedTuple):
+    """What the workers of a training share: as in `made`; what was read of the texts, and the seconds that are left."""
+
+    encoder: Encoder
+    texts: Sequence[str]
+    learnt: Sequence[Examples]
+    config: EncoderConfig
+    directory: Path
+    reading: Reading
+    left_s: float
+
+
+def _tuned(asked: _Asked, mates: Mates, on_progress: OnProgress) -> list[FineTuned]:
+    """One for each of `asked.learnt`; all but the last without their encoder, which nobody needs."""
+    begun, found = time.monotonic(), []
+    group = Workers() if mates.size > 1 else ALONE
+    for k, part in enumerate(asked.learnt):
+        left_s = max(asked.left_s - (time.monotonic() - begun), 1.0)
+        share = (len(part) + 1) / sum(len(later) + 1 for later in asked.learnt[k:])
+        step = asked.config.model_copy(update={"budget_s": left_s * share})
+
+        def advance(done: int, total: int, k: int = k) -> None:
+            on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(asked.learnt))
+
+        found.append(
+            fine_tune(asked.encoder, asked.texts, part, step, asked.directory, advance, asked.reading, group)
+        )  # fmt: skip
+    return [*(replace(f, encoder=asked.encoder) for f in found[:-1]), found[-1]]
 
 
 def shrunk(tuned: F32, zero_shot: F32, target: I32) -> F32:

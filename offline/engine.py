@@ -8,25 +8,44 @@ memory for all workers of a machine, and read-only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from features.log import I64
+from offline.progress import OnProgress
 from offline.terminal import Failure
 
 Shared = TypeVar("Shared")
 Part = TypeVar("Part")
 Block = TypeVar("Block")
+Made = TypeVar("Made")
+Library = Literal["torch", "lightgbm"]
 
 
 class EngineError(Failure):
     """An engine cannot be used; the message says what is missing and what to do."""
 
 
+class Mates(NamedTuple):
+    """What a worker of a training knows of the others: it is number `rank` of `size`.
+
+    network: LightGBM's parameters by which it finds them, for a training with LightGBM; empty where it is alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    network: Mapping[str, Any] = MappingProxyType({})
+
+
 class Engine(Protocol):
-    """Where parts are worked on."""
+    """Where parts are worked on, and models trained."""
+
+    @property
+    def workers(self) -> int:
+        """Workers of a training. What several of them make is not, to the bit, what one would."""
 
     @property
     def parts(self) -> int:
@@ -40,11 +59,21 @@ class Engine(Protocol):
         function: of a module, not a closure; it may be called more than once with the same part. Raises what it raises.
         """
 
+    def train(
+        self, library: Library, function: Callable[[Shared, Mates, OnProgress], Made], shared: Shared,
+        on_progress: OnProgress,
+    ) -> Made:  # fmt: skip
+        """What `function` returns to the first worker; all workers call it.
+
+        library: by which the workers speak with one another. function: as in `map`. on_progress: called where the
+        function is worked on in this process.
+        """
+
 
 class Local:
     """This process, one part after the other, blocks handed on as they come."""
 
-    parts = 1
+    parts, workers = 1, 1
 
     def map(
         self, function: Callable[[Shared, Part], Iterable[Block]], shared: Shared, parts: Sequence[Part]
@@ -52,6 +81,13 @@ class Local:
         """See `Engine`."""
         for part in parts:
             yield from function(shared, part)
+
+    def train(
+        self, library: Library, function: Callable[[Shared, Mates, OnProgress], Made], shared: Shared,
+        on_progress: OnProgress,
+    ) -> Made:  # fmt: skip
+        """See `Engine`: one worker."""
+        return function(shared, Mates(), on_progress)
 
 
 LOCAL = Local()

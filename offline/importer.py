@@ -6,10 +6,9 @@ written before everything is read, so a source that breaks off leaves no half da
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from itertools import groupby
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -20,23 +19,21 @@ import pyarrow.parquet as pq
 
 from features.log import KINDS, Kind
 from offline import erasures, validation, written_items
-from offline.cells import Limits, Moments, as_flag, as_text
+from offline.cells import Limits, Moments
 from offline.dataset import beside
+from offline.engine import LOCAL, Engine
 from offline.import_summary import ImportSummary, SourceSummary
-from offline.items import UTC_US, catalogue_table, item_columns, items_of_events, joined, merged_updates, numbers_found
+from offline.intake import Asked, checked, opened_source
+from offline.items import UTC_US, catalogue_table, items_of_events, joined, merged_updates, numbers_found
 from offline.layout import EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA
 from offline.partitions import GROUP_ROWS
 from offline.quarantine import DataError, Mask, Quarantine, Rows
-from offline.readers import Batch, Refused, read_csv, read_ga4, read_jsonl, read_metarank, read_parquet
 from offline.sources import (
     BESIDE,
-    EVENT_COLUMNS,
-    ITEM_COLUMNS,
     ITEM_TEXTS,
     EventSource,
     ImportConfig,
     ItemSource,
-    resolved,
 )
 from offline.validation import EventRules, codes, event_columns, event_ids, refuse_rows, repeats
 
@@ -51,7 +48,7 @@ GA4_CLICK_US = 30 * 60 * 10**6
 
 
 def import_data(
-    config: ImportConfig, directory: Path, now: datetime, on_progress: Progress | None = None
+    config: ImportConfig, directory: Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
 ) -> ImportSummary:
     """Writes a dataset: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary, `import.json`.
 
@@ -59,12 +56,13 @@ def import_data(
     What a source folder holds of `BESIDE` is checked and written too, and removed where it holds none.
 
     now: an aware moment; events beyond it and the configured tolerance are refused. on_progress: (done, total) bytes.
+    engine: where each source is read and its rows are checked one by one; then it must see the sources' files.
     Raises DataError where a source cannot be read (nothing is written), where no event is left (only the quarantine
     and the summary are), or where the directory holds a simulated shop.
     """
     if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
         raise DataError(f"{directory}: holds a simulated shop (truth.parquet). Import into another directory.")
-    found = _Import(config, now).run(on_progress)
+    found = _Import(config, now, engine).run(on_progress)
     events = erasures.kept(found.events, erasures.read(directory), EVENTS_FORM.moment)
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "quarantine.parquet", found.quarantine)
@@ -83,10 +81,12 @@ def import_data(
     return found.summary
 
 
-def validate(source: ImportConfig | Path, now: datetime, on_progress: Progress | None = None) -> ImportSummary:
+def validate(
+    source: ImportConfig | Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
+) -> ImportSummary:
     """What `import_data` would say of a configuration, or of a folder or file in a known layout; nothing is written."""
     config = ImportConfig.detect(source) if isinstance(source, Path) else source
-    return _Import(config, now).run(on_progress).summary
+    return _Import(config, now, engine).run(on_progress).summary
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -104,76 +104,6 @@ def _midnight_us(day: date) -> int:
     return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e6)
 
 
-# --- a source -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _File:
-    """A source while it is read. names: our columns to the file's. accepted: rows still good after all checks."""
-
-    source: ItemSource | EventSource
-    name: str
-    form: str
-    names: Mapping[str, str]
-    read: int = 0
-    lines: int = 0
-    accepted: int = 0
-    notes: list[str] = field(default_factory=list)
-    ignored: set[str] = field(default_factory=set)
-    not_products: set[str] = field(default_factory=set)
-    items: list[pa.Table] = field(default_factory=list)
-    events: list[pa.Table] = field(default_factory=list)
-
-    @property
-    def moments(self) -> Moments:
-        s = self.source
-        return Moments(s.timestamp_unit, s.timestamp_format, ZoneInfo(s.timezone))
-
-    @property
-    def item_names(self) -> Mapping[str, str]:
-        """The file's columns to our names for those of an item."""
-        return {self.source.columns.get(name, name): name for name in ITEM_COLUMNS}
-
-    def batches(self) -> Iterator[Batch]:
-        s, form = self.source, self.form
-        if form in ("metarank", "ga4"):
-            return read_metarank(s.path) if form == "metarank" else read_ga4(s.path)
-        events = isinstance(s, EventSource)
-        if form == "jsonl":
-            scalars = frozenset(theirs for ours, theirs in self.names.items() if events or ours not in ITEM_TEXTS)
-            return read_jsonl(s.path, list(dict.fromkeys(self.names.values())) if events else None, scalars)
-        wanted = list(dict.fromkeys(self.names.values()))
-        return read_csv(s.path, wanted, s.encoding, s.delimiter) if form == "csv" else read_parquet(s.path, wanted)
-
-
-def _opened(source: ItemSource | EventSource, name: str) -> _File:
-    if not source.path.is_file():
-        raise DataError(f"{source.path}: there is no such file. Check `path` of this source.")
-    form = source.kind
-    if isinstance(source, ItemSource):
-        if form in ("metarank", "ga4"):
-            raise DataError(
-                f"{name}: a {form} file holds events too. Name it under `events`; items are read from there."
-            )
-        required = ["item_id", *([source.product_column] if source.product_column else [])]
-        return _File(source, name, form, resolved(source, form, ITEM_COLUMNS, required, others=True))
-    if form in ("metarank", "ga4"):
-        return _File(source, name, form, {**{c: c for c in EVENT_COLUMNS}, "#updated": "timestamp"})
-    required = ["user_id", "item_id", source.order_column or "timestamp", *([] if source.event else ["event"])]
-    columns = [c for c in EVENT_COLUMNS if c != "timestamp" or not source.order_column]
-    names = dict(resolved(source, form, [*columns, *required[2:3]], required))
-    if source.order_column:
-        names["order_column"] = names.pop(source.order_column)
-    return _File(source, name, form, names)
-
-
-def _event_rules(file: _File, source: EventSource) -> EventRules:
-    ordered = source.order_column is not None
-    return EventRules(
-        source.event, source.event_values, file.moments, ordered, source.position_base, source.float_ids
-    )  # fmt: skip
-
-
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
@@ -187,11 +117,11 @@ class _Imported:
 
 
 class _Import:
-    def __init__(self, config: ImportConfig, now: datetime) -> None:
+    def __init__(self, config: ImportConfig, now: datetime, engine: Engine) -> None:
         if now.tzinfo is None:
             raise ValueError(f"now is {now.isoformat()}, without a zone; pass an aware datetime")
         latest_us = round((now.timestamp() + config.future_tolerance_s) * 1e6)
-        self.config = config
+        self.config, self.engine = config, engine
         self.limits = Limits(config.missing, _midnight_us(config.earliest), latest_us)
         self.quarantine = Quarantine()
         sources: tuple[ItemSource | EventSource, ...] = (*config.items, *config.events)
@@ -199,7 +129,7 @@ class _Import:
         names = [n if plain.count(n) == 1 else f"{s.path.parent.name}/{n}" for s, n in zip(sources, plain, strict=True)]
         if twice := [n for n in names if names.count(n) > 1]:
             raise DataError(f"two sources are called {twice[0]}. Rename one, so that messages tell them apart.")
-        self.files = [_opened(s, n) for s, n in zip(sources, names, strict=True)]
+        self.files = [opened_source(s, n) for s, n in zip(sources, names, strict=True)]
         self.notes: list[str] = []
 
     def run(self, on_progress: Progress | None) -> _Imported:
@@ -217,41 +147,14 @@ class _Import:
 
     def _read(self, on_progress: Progress | None) -> None:
         sizes = [f.source.path.stat().st_size for f in self.files]
-        for i, file in enumerate(self.files):
-            for batch in file.batches():
-                self._take(i, file, batch)
-                if on_progress:
-                    on_progress(sum(sizes[:i]) + min(batch.read, sizes[i]), sum(sizes))
-
-    def _take(self, number: int, file: _File, batch: Batch) -> None:
-        file.read += len(batch.row) + len(batch.refused)
-        file.lines += batch.lines
-        for (column, reason), same in groupby(batch.refused, key=lambda r: (r.column, r.reason)):
-            refused: list[Refused] = list(same)
-            row = np.array([r.row for r in refused], np.int64)
-            self.quarantine.add(file.name, row, column, [r.value for r in refused], reason)
-        if not len(batch.row):
-            return
-        rows = Rows(file.name, batch.row, file.names, self.quarantine)
-        if batch.items or isinstance(file.source, ItemSource):
-            table, into = self._item_rows(file, batch, rows), file.items
-        else:
-            columns = {ours: batch.columns[theirs] for ours, theirs in file.names.items() if theirs in batch.columns}
-            table, into = event_columns(rows, columns, _event_rules(file, file.source), self.limits), file.events
-        into.append(table.append_column("#source", pa.array(np.full(len(table), number, np.int32))))
-
-    def _item_rows(self, file: _File, batch: Batch, rows: Rows) -> pa.Table:
-        flag = file.source.product_column if isinstance(file.source, ItemSource) else None
-        ours = file.item_names
-        columns = {ours.get(n, n): v for n, v in batch.columns.items() if n in ours or n not in ITEM_COLUMNS}
-        columns.setdefault("item_id", pa.nulls(len(rows.row), pa.string()))
-        product = columns.pop(flag, None) if flag else None
-        if product is not None and flag is not None:
-            no = np.asarray(pc.fill_null(pc.invert(as_flag(rows, flag, product, self.limits)), False))
-            ids = as_text(rows, "item_id", columns["item_id"], self.limits)
-            file.not_products.update(t for t in ids.filter(pa.array(no)).to_pylist() if t)
-            rows.refuse(no, "item_id", columns["item_id"], "not_a_product")
-        return item_columns(rows, columns, self.config, file.source, self.limits, file.moments, file.ignored)
+        # Wherever a file is read, this is not the directory that its path begins in.
+        there = [replace(f, source=f.source.model_copy(update={"path": f.source.path.absolute()})) for f in self.files]
+        asked = Asked(self.config, self.limits, tuple(there))
+        for found in self.engine.map(checked, asked, range(len(self.files))):
+            self.files[found.file].take(found)
+            self.quarantine.extend(found.quarantine)
+            if on_progress:
+                on_progress(sum(sizes[: found.file]) + min(found.read, sizes[found.file]), sum(sizes))
 
     def _beside(self) -> Mapping[str, pa.Table]:
         out = {}

@@ -39,7 +39,7 @@ from offline.baselines import BASELINES, DEPTH
 from offline.clustering import inverted_lists
 from offline.columns import forget
 from offline.config import Config
-from offline.engine import LOCAL, Engine, cut
+from offline.engine import LOCAL, Engine, Mates, cut
 from offline.lists import Targets
 from offline.log import LogFiles, histories
 from offline.progress import OnProgress
@@ -87,6 +87,8 @@ class Night:
         own = [f.origin for f in self.custom]
         self.run = Run(config.runs, {
             "config": sections, "data": data, "log": log, "code": code(), "own": own, "since": since, "until": until,
+            # Several together make another model of the same data; an engine by itself does not.
+            **({"workers": engine.workers} if engine.workers > 1 else {}),
         })  # fmt: skip
 
     def __call__(self) -> release.Release:
@@ -327,19 +329,24 @@ class Night:
         x, x_valid = (query_prior.hidden(part, every, searched) for part in (x, x_valid))
         seen = looked_at(x, learnt, valid, every) if config.position_debias else None
         x, x_valid = (x, x_valid) if kept is None else (x[:, use], x_valid[:, use])
-        chosen = train(
-            x, learnt.gain, learnt.start, x_valid, valid.gain, valid.start, columns, config,
-            learnt.position if config.position_debias else None, on_progress=on_progress, valid_looked_at=seen,
-        )  # fmt: skip
+        lesson = {
+            "rows": x, "gain": learnt.gain, "start": learnt.start, "valid_rows": x_valid, "valid_gain": valid.gain,
+            "valid_start": valid.start, "names": columns, "config": config,
+            "position": learnt.position if config.position_debias else None, "valid_looked_at": seen,
+        }  # fmt: skip
+        watched = on_progress or (lambda done, total: None)
+        chosen = self.engine.train("lightgbm", _chosen, lesson, watched)
         valid_score = Trees.parse(chosen.model_text).score(x_valid)
         if not config.refit:
             return chosen, valid_score
-        del x, x_valid
+        del x, x_valid, lesson
         x, learnt, _ = self.part("ranker", "validation", among=among)
         x = query_prior.hidden(x, every, searched)
-        position = learnt.position if config.position_debias else None
-        x = x if kept is None else x[:, use]
-        return refit(chosen, x, learnt.gain, learnt.start, columns, config, position), valid_score
+        lesson = {
+            "trained": chosen, "rows": x if kept is None else x[:, use], "gain": learnt.gain, "start": learnt.start,
+            "names": columns, "config": config, "position": learnt.position if config.position_debias else None,
+        }  # fmt: skip
+        return self.engine.train("lightgbm", _grown_anew, lesson, watched), valid_score
 
     def looked_at(self, of: Lists, targets: Targets) -> F64:
         """float64[targets]: the chance that each was looked at where it stood; 1 where lists have no positions."""
@@ -442,6 +449,16 @@ class Night:
         assert self._redis_url is not None
         with BulkStore(self._redis_url) as store:
             publication.tidy(self, store)
+
+
+def _chosen(lesson: dict[str, Any], mates: Mates, on_progress: OnProgress) -> Trained:
+    """`train` by a worker."""
+    return train(**lesson, on_progress=on_progress, worker=mates.rank, network=mates.network)
+
+
+def _grown_anew(lesson: dict[str, Any], mates: Mates, on_progress: OnProgress) -> Trained:
+    """`refit` by a worker."""
+    return refit(**lesson, worker=mates.rank, network=mates.network)
 
 
 def looked_at(x: F32, learnt: Lists, valid: Lists, columns: Sequence[str]) -> F64:

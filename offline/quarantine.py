@@ -139,6 +139,12 @@ class Quarantine:
                                                  schema=SCHEMA))  # fmt: skip
         self._counts.setdefault(file, Counter())[reason] += n
 
+    def extend(self, later: Quarantine) -> None:
+        """Add what another one holds, after what is here."""
+        self._tables += later._tables
+        for file, counts in later._counts.items():
+            self._counts.setdefault(file, Counter()).update(counts)
+
     def counts(self, file: str) -> dict[str, int]:
         """Refused rows of a file by reason, in order of reason."""
         return dict(sorted(self._counts.get(file, Counter()).items()))

@@ -10,7 +10,9 @@ import functools
 import importlib
 import logging
 import os
+import re
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,8 @@ from typing import Any, NamedTuple
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from offline.engine import Block, EngineError, Part, Shared
+from offline.engine import Block, EngineError, Library, Made, Mates, Part, Shared
+from offline.progress import OnProgress
 from offline.run import code
 
 _RETRIES = 10
@@ -62,7 +65,15 @@ _shared: dict[str, Any] = {}
 def _work(
     function: Callable[[Shared, Part], Iterable[Block]], shared: Sequence[Any], part: Part, threads: _Threads, of: str
 ) -> list[Block]:
-    """The blocks of one part, on a worker. shared: a reference, in a list so that it comes as one. of: the code."""
+    """The blocks of one part, on a worker."""
+    return list(function(_unpacked(shared, threads, of), part))
+
+
+def _unpacked(shared: Sequence[Any], threads: _Threads, of: str) -> Any:
+    """What a worker is to read, this process made ready for it. shared: a reference, in a list so that it comes as one.
+
+    of: the code that the night runs. Raises EngineError where this machine has another.
+    """
     ray = _imported()
     if of != _code():
         raise EngineError(
@@ -74,14 +85,28 @@ def _work(
     if key not in _shared:
         _shared.clear()
         _shared[key] = ray.get(shared[0])
-    return list(function(_shared[key], part))
+    return _shared[key]
+
+
+def _train(asked: dict[str, Any]) -> Any:
+    """A worker's side of a training: what the function returns."""
+    train = importlib.import_module("ray.train")
+    context, network = train.get_context(), {}
+    rank, size = context.get_world_rank(), context.get_world_size()
+    if asked["library"] == "lightgbm" and size > 1:
+        network = importlib.import_module("ray.train.lightgbm").get_network_params()
+        # LightGBM knows itself by the addresses of its interfaces, and of all the loopback's that is this one.
+        network["machines"] = re.sub(r"\b127\.\d+\.\d+\.\d+", "127.0.0.1", network["machines"])
+    of = (asked["shared"], asked["threads"], asked["code"])
+    return asked["function"](_unpacked(*of), Mates(rank, size, network), lambda done, total: None)
 
 
 class Ray:
     """A Ray cluster that this process is connected to. Made by `connected`."""
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, workers: int = 1) -> None:
+        """workers: of a training."""
+        self._ray, self.workers = ray, workers
         self._threads = _Threads.here()
 
     @property
@@ -114,6 +139,42 @@ class Ray:
             for task in ahead:
                 self._ray.cancel(task, force=True)
 
+    def train(
+        self, library: Library, function: Callable[[Shared, Mates, OnProgress], Made], shared: Shared,
+        on_progress: OnProgress,
+    ) -> Made:  # fmt: skip
+        """See `Engine`: workers of Ray Train. A group that lost one begins anew."""
+        train = importlib.import_module("ray.train")
+        asked = {
+            "library": library, "function": function, "shared": [self._ray.put(shared)], "threads": self._threads,
+            "code": _code(),
+        }  # fmt: skip
+        scaling = train.ScalingConfig(num_workers=self.workers, resources_per_worker={"CPU": self._cpus})
+        lost: Exception | None = None
+        for attempt in range(_RETRIES + 1):
+            with tempfile.TemporaryDirectory(prefix="shelfwise-ray-") as place:
+                run = train.RunConfig(name=f"{library}-{attempt}", storage_path=place)
+                try:
+                    found: Made = _trainer(library)(
+                        _train, train_loop_config=asked, scaling_config=scaling, run_config=run
+                    ).fit().return_value  # fmt: skip
+                    return found
+                except train.TrainingFailedError as e:
+                    self._raise_own(e)
+                    lost = e
+        raise EngineError(
+            f"Ray lost workers of a training {_RETRIES + 1} times, see `ray status`; the last time: {lost}"
+        ) from lost
+
+    def _raise_own(self, error: Any) -> None:
+        """Raises what a worker raised; returns where a worker or its machine was lost."""
+        raised = [getattr(e, "_base_exc", e) for e in getattr(error, "worker_failures", {}).values()]
+        # Ray Train's own errors, unlike Ray's, have no base of their own.
+        own = [e for e in raised if type(e).__module__.partition(".")[0] != "ray"]
+        # Workers that lose one of theirs in the middle of a sum say so as well.
+        if own and len(own) == len(raised) and not any("gloo" in str(e).lower() or "Socket" in str(e) for e in own):
+            raise own[0] from error
+
     def _got(self, task: Any) -> Any:
         """What a task gave. Raises what it raised, or EngineError where Ray lost it for good."""
         try:
@@ -125,6 +186,14 @@ class Ray:
                 f"Ray could not finish a part ({type(e).__name__}): {e}. What is finished is kept: start again, with "
                 "`ray status` showing nodes that have room"
             ) from e
+
+
+def _trainer(library: Library) -> Any:
+    """The trainer of Ray Train whose workers can speak with one another."""
+    if library == "lightgbm":
+        return importlib.import_module("ray.train.lightgbm").LightGBMTrainer
+    torch = importlib.import_module("ray.train.torch")
+    return functools.partial(torch.TorchTrainer, torch_config=torch.TorchConfig(backend="gloo"))
 
 
 def _imported() -> Any:
@@ -141,12 +210,12 @@ def _imported() -> Any:
 
 
 @contextmanager
-def connected(address: str | None = None, own: Sequence[str] = ()) -> Iterator[Ray]:
+def connected(address: str | None = None, own: Sequence[str] = (), workers: int = 1) -> Iterator[Ray]:
     """The engine, while the block runs.
 
     address: of a cluster as `ray start` names it, "auto" for the one this machine belongs to; None starts Ray on this
     machine alone, and stops it. own: features of the user's own as `module:function`, whose modules the workers are
-    sent. Raises EngineError where Ray is not installed or there is no such cluster.
+    sent. workers: of a training. Raises EngineError where Ray is not installed or there is no such cluster.
     """
     ray = _imported()
     for name in {spec.partition(":")[0] for spec in own} & set(sys.modules):
@@ -162,6 +231,6 @@ def connected(address: str | None = None, own: Sequence[str] = ()) -> Iterator[R
             "machines with `ray start --address ...`, or leave --ray-address out to use this machine alone"
         ) from e
     try:
-        yield Ray(ray)
+        yield Ray(ray, workers)
     finally:
         ray.shutdown()

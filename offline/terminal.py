@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that `--help` is quick.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,17 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from offline.config import Config
+    from offline.engine import Engine
 
 ConfigPath = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; without it the defaults hold.")]
 Workspace = Annotated[Path | None, typer.Option("--workspace", "-w", help="Where everything made is kept.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="Where the work is done: local, in this process; ray, on a Ray cluster.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="The Ray cluster; auto: the one this machine belongs to. Default: this machine alone."),
+]
 
 _out = Console()
 
@@ -34,6 +42,27 @@ def configured(path: Path | None, workspace: Path | None, **changes: Any) -> Con
     from offline.config import load
 
     return load(path, workspace=workspace, **changes)
+
+
+@contextmanager
+def engine_of(name: str, ray_address: str | None, ray_workers: int = 1, own: Sequence[str] = ()) -> Iterator[Engine]:
+    """The engine of that name while the block runs; as in `offline.ray_engine.connected`.
+
+    Raises Failure for an unknown one and EngineError where Ray is not there.
+    """
+    from offline.engine import LOCAL
+
+    if name not in ("local", "ray"):
+        raise Failure(f"--engine {name}: no such engine; known: local, ray")
+    if name == "local":
+        if ray_address is not None or ray_workers > 1:
+            raise Failure("--ray-address and --ray-workers go with --engine ray; the engine is local")
+        yield LOCAL
+        return
+    from offline.ray_engine import connected
+
+    with connected(ray_address, own, ray_workers) as engine:
+        yield engine
 
 
 @contextmanager

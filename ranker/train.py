@@ -6,9 +6,10 @@ begins and nowhere else. The same rows, configuration and seed give the same tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ I8 = NDArray[np.int8]
 I16 = NDArray[np.int16]
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
+
+ALONE: Mapping[str, Any] = MappingProxyType({})
+"""The network of one worker."""
 
 # LightGBM's own limit for lambdarank.
 MAX_LIST = 10_000
@@ -102,6 +106,8 @@ def train(
     categorical: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
     valid_looked_at: F64 | None = None,
+    worker: int = 0,
+    network: Mapping[str, Any] = ALONE,
 ) -> Trained:
     """A lambdarank model of `rows`, with as many trees as do best on the validation lists.
 
@@ -117,24 +123,30 @@ def train(
     (see `ranker.examination`): then by `looked_at_ndcg`. Where lists were shown in a biased order, clicks as they are
     make early stopping favour models that repeat that order, and stop a debiased one too soon.
 
+    network: LightGBM's `machines`, `num_machines` and `local_listen_port`, where several workers train together, each
+    with the same arguments but its own number `worker` and port. Each learns from its share of whole lists, and all
+    validate on all of validation, so that all stop at the same tree. They agree on every split, and not on the effects
+    of positions, which LightGBM estimates on each worker from the lists that are there.
+
     Raises `ValueError` naming the argument, row or name that does not fit.
     """
     _check_names(names, categorical)
-    train_part = _Part.checked("", rows, gain, start, len(names), config, position)
+    whole = _Part.checked("", rows, gain, start, len(names), config, position)
+    train_part = whole.share(worker, int(network.get("num_machines", 1)))
     valid_part = _Part.checked(
         "valid_", valid_rows, valid_gain, valid_start, len(names), config, None, valid_looked_at
     )  # fmt: skip
     if config.position_debias and position is None:
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
-    booster, curve = _grown(train_part, valid_part, list(names), config, list(categorical), on_progress)
+    booster, curve = _grown(train_part, valid_part, list(names), config, list(categorical), on_progress, network)
     best = int(booster.best_iteration)
     return Trained(
         model_text=booster.model_to_string(num_iteration=best),
         best_iteration=best,
         valid_curve=tuple(curve),
         importance=_importance(booster, names, best),
-        lists=len(train_part.sizes),
-        lists_without_gain=train_part.without_gain,
+        lists=len(whole.sizes),
+        lists_without_gain=whole.without_gain,
         valid_lists=len(valid_part.sizes),
         valid_lists_without_gain=valid_part.without_gain,
     )
@@ -149,6 +161,8 @@ def refit(
     config: RankerConfig,
     position: I16 | None = None,
     categorical: Sequence[str] = (),
+    worker: int = 0,
+    network: Mapping[str, Any] = ALONE,
 ) -> Trained:
     """The model that was chosen, its trees grown anew, as many of them, on these lists.
 
@@ -158,10 +172,11 @@ def refit(
     import lightgbm as lgb
 
     _check_names(names, categorical)
-    part = _Part.checked("", rows, gain, start, len(names), config, position)
+    whole = _Part.checked("", rows, gain, start, len(names), config, position)
+    part = whole.share(worker, int(network.get("num_machines", 1)))
     if config.position_debias and position is None:
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
-    parameters = _parameters(config)
+    parameters = _parameters(config) | _together(network)
     data = lgb.Dataset(
         part.rows, part.gain, group=part.sizes, position=part.position, feature_name=list(names),
         categorical_feature=list(categorical), params=parameters,
@@ -171,8 +186,8 @@ def refit(
         trained,
         model_text=booster.model_to_string(),
         importance=_importance(booster, names, trained.best_iteration),
-        lists=len(part.sizes),
-        lists_without_gain=part.without_gain,
+        lists=len(whole.sizes),
+        lists_without_gain=whole.without_gain,
     )
 
 
@@ -220,6 +235,20 @@ class _Part:
             looked_at = looked_at[kept]
         return cls(rows[kept], gain[kept], sizes[useful], place, int((~useful).sum()), looked_at)
 
+    def share(self, worker: int, workers: int) -> _Part:
+        """The lists of one of several workers: every so many-th, whole, since their rows are ordered among themselves.
+
+        Raises `ValueError` where there are fewer lists than workers.
+        """
+        if workers == 1:
+            return self
+        if len(self.sizes) < workers:
+            raise ValueError(f"{len(self.sizes)} lists with gain for {workers} workers: train with fewer")
+        own = np.arange(len(self.sizes)) % workers == worker
+        kept = np.repeat(own, self.sizes)
+        place = None if self.position is None else self.position[kept]
+        return replace(self, rows=self.rows[kept], gain=self.gain[kept], sizes=self.sizes[own], position=place)
+
 
 def _check_names(names: Sequence[str], categorical: Sequence[str]) -> None:
     for name in names:
@@ -257,11 +286,12 @@ def _grown(
     config: RankerConfig,
     categorical: list[str],
     on_progress: Callable[[int, int], None] | None,
+    network: Mapping[str, Any],
 ) -> tuple[Any, list[float]]:
     """The booster and its validation curve."""
     import lightgbm as lgb
 
-    parameters = _parameters(config)
+    parameters = _parameters(config) | _together(network)
     shape: dict[str, Any] = {"feature_name": names, "categorical_feature": categorical, "params": parameters}
     data = lgb.Dataset(part.rows, part.gain, group=part.sizes, position=part.position, **shape)
     check = lgb.Dataset(valid.rows, valid.gain, group=valid.sizes, reference=data, **shape)
@@ -300,6 +330,11 @@ def _looked_at_metric(valid: _Part, config: RankerConfig) -> Callable[[F64, Any]
         return "ndcg@10", looked_at_ndcg(score, worth, start, looked_at), True
 
     return metric
+
+
+def _together(network: Mapping[str, Any]) -> dict[str, Any]:
+    """LightGBM's parameters for training with others; none where there are none."""
+    return {**network, "tree_learner": "data", "pre_partition": True} if len(network) else {}
 
 
 def _parameters(config: RankerConfig) -> dict[str, Any]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.engine import cut
+from offline.engine import LOCAL, cut
+from offline.importer import ImportConfig, import_data
 from offline.lists import baskets, rebuilt
 from offline.rows import Asked, Block, blocks
+from offline.run import checksum
+from offline.sources import EventSource, ItemSource
 from tests.test_replay import LISTS
 from tests.worlds import logs, make_events, make_replay, make_vectors
 from text_encoder import reading
@@ -94,6 +99,33 @@ def test_vectors_are_the_same_whoever_reads_the_blocks(monkeypatch: pytest.Monke
     np.testing.assert_array_equal(here, encoder.encode(texts))
 
 
+def log_of_days(folder: Path) -> ImportConfig:
+    """Three days of a log, a file each, and their items; each has rows that are refused, some for another file's."""
+    (folder / "items.csv").write_text("item_id,title,price\ni1,Lamp,3\ni2,Rug,-1\ni1,Lamp again,3\n")
+    for day in (1, 2, 3):
+        (folder / f"day{day}.csv").write_text(
+            "event,user_id,item_id,timestamp\n"
+            f"click,u1,i1,2026-01-0{day}T10:00:00Z\nview,u2,i1,2026-01-01T09:00:00Z\nstare,u1,i1,2026-01-01\n"
+        )
+    days = tuple(EventSource(path=folder / f"day{day}.csv") for day in (1, 2, 3))
+    return ImportConfig(items=(ItemSource(path=folder / "items.csv"),), events=days)
+
+
+def test_sources_checked_in_parts_are_imported_as_one_process_would(tmp_path: Path) -> None:
+    """Events, items, quarantine and the account of every row, to the byte."""
+    config, now = log_of_days(tmp_path), datetime(2026, 2, 1, tzinfo=UTC)
+    summaries = [
+        import_data(config, tmp_path / name, now, engine=engine)
+        for name, engine in (("one", LOCAL), ("two", Parted(3)))
+    ]
+    assert summaries[0] == summaries[1]
+    assert summaries[0].events["click"] == 3
+    for name in ("events.parquet", "items.parquet", "quarantine.parquet"):
+        assert checksum(tmp_path / "two" / name) == checksum(tmp_path / "one" / name)
+    reasons = pq.read_table(tmp_path / "two" / "quarantine.parquet")["reason"].to_pylist()
+    assert sorted(reasons) == ["duplicate_event"] * 2 + ["duplicate_item", "negative_price"] + ["unknown_event"] * 3
+
+
 _WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None  # importing it raises ImportError
@@ -135,7 +167,7 @@ def test_the_engine_ray_says_what_to_install_where_ray_is_not(tmp_path: Path) ->
     ("arguments", "said"),
     [
         (["--engine", "dask"], "no such engine; known: local, ray"),
-        (["--ray-address", "auto"], "goes with --engine ray"),
+        (["--ray-address", "auto"], "go with --engine ray"),
     ],
 )
 def test_an_engine_that_is_not_there_is_refused_by_name(tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -14,14 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from features.log import Lists
 from offline.config import Config, load
-from offline.engine import cut
+from offline.engine import LOCAL, Mates, cut
+from offline.importer import import_data
 from offline.nightly import Night
+from offline.progress import OnProgress
 from offline.quarantine import DataError
 from offline.ray_engine import Ray, connected
 from offline.rows import Asked, Block, blocks
 from offline.run import checksum
 from offline.simulate import SimulateConfig, simulate
+from ranker.metrics import paired_difference, score_lists, tie_break
+from ranker.trees import Trees
+from tests.test_engine import log_of_days
 from text_encoder import reading
 from text_encoder.encoder import load as load_encoder
 
@@ -30,9 +36,11 @@ pytestmark = [
     # Ray's own: processes and sockets it leaves to the system when a node is killed.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    # Of settings that Ray Data makes for itself.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
-SHOP = SimulateConfig(items=60, users=80, days=8, end=datetime(2024, 6, 1, tzinfo=UTC))
+SHOP = SimulateConfig(items=60, users=400, days=8, end=datetime(2024, 6, 1, tzinfo=UTC))
 STORE_BYTES = 200 * 2**20
 
 
@@ -46,6 +54,9 @@ class Nodes(NamedTuple):
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Processes of Ray Train that a test of seconds has no use for.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -69,7 +80,7 @@ def engine(nodes: Nodes) -> Iterator[Ray]:
 def configured(workspace: Path) -> Config:
     return load(
         None, workspace=workspace, ranker={"trees": 10, "min_data_in_leaf": 20},
-        encoder={"epochs": 1, "budget_s": 600, "max_tokens": 16},
+        encoder={"epochs": 1, "budget_s": 600, "max_tokens": 16, "refreshes": 1},
     )  # fmt: skip
 
 
@@ -104,6 +115,59 @@ def test_texts_are_read_in_blocks_by_several_nodes(engine: Ray, monkeypatch: pyt
         for over_blocks in (reading.one_by_one, engine.map)
     )
     np.testing.assert_array_equal(there, here)
+
+
+def test_the_files_of_a_log_are_checked_by_several_nodes(engine: Ray, tmp_path: Path) -> None:
+    """What `import` writes of four sources, and says of every row, is what it writes here."""
+    config, now = log_of_days(tmp_path), datetime(2026, 2, 1, tzinfo=UTC)
+    here, there = (import_data(config, tmp_path / str(k), now, engine=e) for k, e in enumerate((LOCAL, engine)))
+    assert there == here
+    names = ("events.parquet", "items.parquet", "quarantine.parquet")
+    assert [checksum(tmp_path / "1" / n) for n in names] == [checksum(tmp_path / "0" / n) for n in names]
+
+
+def ndcg(tested: Lists, score: np.ndarray) -> np.ndarray:
+    """float64[lists]: ndcg@10 by these scores."""
+    return score_lists("ndcg@10", score, tested.gain, tested.start, tie_break(tested.item, tested.start))
+
+
+def ranked(night: Night) -> np.ndarray:
+    """float64[lists]: ndcg@10 of the night's ranker on its test lists."""
+    x, tested, _ = night.part("test")
+    return ndcg(tested, Trees.parse(night.run.file("ranker.txt").read_text("utf-8")).score(x))
+
+
+def test_two_workers_that_train_together_do_as_well_as_one(local: Night, engine: Ray, tmp_path: Path) -> None:
+    """Encoder and ranker by two workers each: another model, in a run of its own, as good on the test but for chance.
+
+    Not for want of learning: both are better than a random order.
+    """
+    (tmp_path / "data").symlink_to(local.config.data)
+    night = Night(configured(tmp_path), None, engine=Ray(engine._ray, workers=2))
+    night.run.do(night.steps_to("ranker"))
+    assert night.run.directory.name != local.run.directory.name
+    same = {n: checksum(night.run.file(n)) == checksum(local.run.file(n)) for n in ("zero_shot.npy", "ranker.txt")}
+    assert same == {"zero_shot.npy": True, "ranker.txt": False}
+    tested = local.part("test")[1]
+    against_one = paired_difference(ranked(night), ranked(local), tested.user)
+    assert against_one.low <= 0 <= against_one.high, against_one
+    against_random = paired_difference(ranked(night), ndcg(tested, np.zeros(tested.rows)), tested.user)
+    assert against_random.low > 0, against_random
+
+
+def lost_then_damaged(seen: Path, mates: Mates, on_progress: OnProgress) -> str:
+    begun = len(list(seen.iterdir()))
+    (seen / str(begun)).touch()
+    if not begun:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise DataError(f"{seen.name} is damaged")
+
+
+def test_a_training_that_loses_a_worker_begins_again_and_one_that_fails_does_not(engine: Ray, tmp_path: Path) -> None:
+    """SIGKILL to the worker, and then an error: that is raised as it was there, and nothing is tried a third time."""
+    with pytest.raises(DataError, match=f"^{tmp_path.name} is damaged$"):
+        engine.train("torch", lost_then_damaged, tmp_path, lambda done, total: None)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def refused(what: str, part: int) -> Iterator[int]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from features.log import F32, I64
 from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Bend, Encoder
+from text_encoder.group import ALONE, Group, share
 from text_encoder.lora import adapt, merge
 
 CACHE_BYTES = 4 * 1024**3
@@ -61,9 +62,10 @@ class Projection:
 
     reads_text = False
 
-    def __init__(self, base: Encoder, cached: Tensor, hidden: int, seed: int) -> None:
-        """hidden: width of the hidden layer, 0 for a linear map. seed: of its first weights."""
-        self._base, self._cached = base, cached
+    def __init__(self, base: Encoder, cached: Tensor, hidden: int, seed: int, group: Group = ALONE) -> None:
+        """hidden: width of the hidden layer, 0 for a linear map. seed: of its first weights. group: whose gradients
+        are averaged."""
+        self._base, self._cached, self._group = base, cached, group
         d = cached.shape[1]
         draw = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, Tensor] = {"residual": torch.zeros(d, d, requires_grad=True)}
@@ -91,6 +93,9 @@ class Projection:
     def backward(self, rows: I64, gradient: Tensor) -> None:
         """See `Tower`."""
         self._last.backward(gradient)  # type: ignore[no-untyped-call]
+        for parameter in self.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad = self._group.total(parameter.grad) / self._group.size
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
         """See `Tower`; no text is read. An item without text stays 0."""
@@ -139,14 +144,18 @@ class UpperLayers:
 
     def __init__(
         self, base: Encoder, cached: Tensor, texts: list[str], trained: int | None, rank: int | None = None,
-        seed: int = 0,
+        seed: int = 0, group: Group = ALONE,
     ) -> None:  # fmt: skip
-        """trained: layers from the top, None for all and the word embeddings. rank: train adapters of that rank."""
+        """trained: layers from the top, None for all and the word embeddings. rank: train adapters of that rank.
+
+        group: the workers that share the reading of texts, each always the same ones.
+        """
+        self._group = group
         model = copy.deepcopy(base.model).eval()
         # Dropout stays off: with so few passes its noise costs more than it saves, and a run repeats exactly.
         self._encoder = replace(base, model=model)
         self._cached, self._texts = cached.clone(), texts
-        self._rows = np.array([row for row, text in enumerate(texts) if text.strip()], np.int64)
+        self._rows = share(np.array([row for row, text in enumerate(texts) if text.strip()], np.int64), group)
         transformer = self._encoder.transformer
         model.requires_grad_(False)
         self._chunk = CUDA_BATCH if model.device.type == "cuda" else CPU_BATCH
@@ -233,10 +242,16 @@ class UpperLayers:
         """See `Tower`; the texts are read for it."""
         place = np.full(len(self._texts), -1, np.int64)
         place[rows] = np.arange(len(rows))
-        for chunk in self._chunks(rows):
+        read = torch.zeros_like(gradient)
+        for chunk in self._chunks(share(rows, self._group)):
             out = self._forward(chunk)
             out.backward(gradient[torch.from_numpy(place[chunk])].to(out.device))  # type: ignore[no-untyped-call]
-            self._cached[torch.from_numpy(chunk)] = out.detach().cpu()
+            read[torch.from_numpy(place[chunk])] = out.detach().cpu()
+        self._cached[torch.from_numpy(rows)] = self._group.total(read)
+        if self._group.size > 1:
+            for parameter in self.parameters.values():
+                found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self._group.total(found)
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
         """See `Tower`; the one full pass over the catalogue an epoch costs."""
@@ -245,8 +260,8 @@ class UpperLayers:
             for chunk in self._chunks(self._rows):
                 cached[torch.from_numpy(chunk)] = self._forward(chunk).cpu()
                 on_texts(len(chunk))
-        self._cached = cached
-        return cached
+        self._cached = self._group.total(cached)
+        return self._cached
 
     def encoder(self) -> Encoder:
         """See `Tower`; adapters are folded in."""

@@ -20,6 +20,7 @@ from features.log import F32
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, Progress
 from text_encoder.examples import Examples
+from text_encoder.group import ALONE, Group
 from text_encoder.objective import quality
 from text_encoder.reading import Reading, read
 from text_encoder.scalars import Scalars, scalars
@@ -115,6 +116,7 @@ class _Tuning:
     on_texts: Callable[[int], None]
     on_step: Callable[[float], None]
     epochs: list[Epoch]
+    group: Group
 
     def _file(self, stage: str, encoder: Encoder) -> Path | None:
         """Where a stage keeps its state: the name tells all that it depends on, so no other is taken for it."""
@@ -124,7 +126,7 @@ class _Tuning:
 
     def _train(self, stage: str, start: _State, tower: Tower, base: Encoder) -> tuple[_State, StoppedBy]:
         first = self.epochs[-1].epoch + 1
-        trainer = Trainer(tower, self.data, self.config, stage, start.epoch, first, self._file(stage, base))
+        trainer = Trainer(tower, self.data, self.config, stage, start.epoch, first, self._file(stage, base), self.group)
         stopped_by = trainer.run(self.clock, self.log, self.on_step)
         self.epochs += trainer.epochs[1:]
         best = trainer.best_epoch
@@ -140,13 +142,16 @@ class _Tuning:
         file = self._file("warm_up", start.encoder)
         self.clock.reserve_s = read_s
         warm = warm_up(start.encoder, self.texts, self.config, file, self.clock, self.on_texts)
+        # Each worker warms up by itself, as far as its clock goes; the first one's encoder is everybody's.
+        if self.group.size > 1:
+            warm.transformer.load_state_dict(self.group.agreed(warm.transformer.state_dict()))
         self.clock.reserve_s = 0.0
         return warm, read(warm, self.texts, self.directory, None, self.on_texts).vectors
 
     def run(self, start: _State, read_s: float) -> tuple[_State, StoppedBy]:
         """All stages, each from the best state of the one before."""
         base, vectors = self.warmed(start, read_s)
-        projection = Projection(base, vectors, self.config.hidden, self.config.seed)
+        projection = Projection(base, vectors, self.config.hidden, self.config.seed, self.group)
         best, stopped_by = self._train("projection", start, projection, base)
         if self.config.mode == "projection" or stopped_by == "budget":
             return best, stopped_by
@@ -154,7 +159,7 @@ class _Tuning:
         self.clock.reserve_s = read_s
         tower = UpperLayers(
             best.encoder, best.vectors, self.texts, None if self.config.mode == "full" else self.config.n_layers,
-            self.config.lora_rank if self.config.mode == "lora" else None, self.config.seed,
+            self.config.lora_rank if self.config.mode == "lora" else None, self.config.seed, self.group,
         )  # fmt: skip
         tower.read_below(self.on_texts)
         return self._train(self.config.mode, best, tower, best.encoder)
@@ -179,13 +184,17 @@ def fine_tune(
     config: EncoderConfig,
     checkpoint_dir: Path | None = None,
     on_progress: Progress | None = None,
+    found: Reading | None = None,
+    group: Group = ALONE,
 ) -> FineTuned:
     """The encoder fine-tuned on history -> next item, or the one given where that did not better it on validation.
 
     texts: one an item, in catalogue order ("" has none), made by the encoder's template. checkpoint_dir: an interrupted
     run called again with the same arguments goes on after its last epoch and ends with the same weights; a larger
     `budget_s` or more `epochs` goes on as well. TensorBoard's files stand in it, under `tensorboard`. on_progress:
-    called with (done, total) in texts read and examples trained on; an early end leaves it short of the total.
+    called with (done, total) in texts read and examples trained on; an early end leaves it short of the total. found:
+    the catalogue as `read` by this encoder, where that has been done. group: the workers that train together, each of
+    which calls this; all return the same, and the first alone writes.
 
     The budget counts from the call on. Every item must have its vector, so reading the catalogue is the one thing that
     cannot be left out: where it alone takes longer, `BudgetSpent` is raised and what was read is kept for the next
@@ -194,22 +203,27 @@ def fine_tune(
     `ModuleNotFoundError` where `log_to` names a package that is not installed.
     """
     _checked(texts, examples)
+    if group.rank:
+        checkpoint_dir, config = None, config.model_copy(update={"log_to": "none"})
     log = scalars(config.log_to, checkpoint_dir / "tensorboard" if checkpoint_dir else None, config.model_dump())
     try:
-        return _fine_tune(encoder, list(texts), examples, config, checkpoint_dir, log, on_progress)
+        return _fine_tune(encoder, list(texts), examples, config, checkpoint_dir, log, on_progress, found, group)
     finally:
         log.close()
 
 
 def _fine_tune(
     encoder: Encoder, texts: list[str], examples: Examples, config: EncoderConfig, directory: Path | None,
-    log: Scalars, on_progress: Progress | None,
+    log: Scalars, on_progress: Progress | None, found: Reading | None, group: Group,
 ) -> FineTuned:  # fmt: skip
     clock = Clock(config.budget_s)
     unit = min(len(examples), config.examples_per_epoch)
     by = _advance(on_progress, _total(len(texts), unit, config))
-    found = read(encoder, texts, directory, clock, by)
-    data = Data(*_split(_usable(examples, found.readable), config), torch.from_numpy(found.readable))
+    if found is None:
+        found = read(encoder, texts, directory, clock, by)
+    else:
+        by(len(texts))
+    data = Data(*_split(_usable(examples, found.readable), config), torch.from_numpy(found.readable.copy()))
     if min(len(data.train), len(data.valid)) < _FEWEST:
         return _unchanged(encoder, found, (), "too few examples", clock)
     epoch = Epoch(0, "zero-shot", 0.0, *quality(found.vectors, data.usable, data.valid), 0, clock.elapsed_s)
@@ -221,7 +235,8 @@ def _fine_tune(
     of = _digest(texts, settings, *(getattr(examples, name) for name in Examples.__dataclass_fields__))
     start = _State(encoder, found.vectors, epoch)
     tuning = _Tuning(
-        texts, data, config, directory, of, clock, log, by, lambda share: by(share * unit), [epoch]
+        texts, data, config, directory, of, clock, log, by, lambda share: by(share * unit), [epoch],
+        group,
     )  # fmt: skip
     best, stopped_by = tuning.run(start, found.seconds)
     return FineTuned(

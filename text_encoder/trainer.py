@@ -22,6 +22,7 @@ from features.log import F32, I64
 from text_encoder import checkpoint
 from text_encoder.config import EncoderConfig
 from text_encoder.examples import Examples
+from text_encoder.group import ALONE, Group
 from text_encoder.objective import Batch, Engaged, Quality, loss, quality
 from text_encoder.scalars import Scalars
 from text_encoder.towers import Tower
@@ -110,9 +111,16 @@ class Trainer:
     """One stage over a tower: steps, validation, checkpoints in `file`, if any."""
 
     def __init__(
-        self, tower: Tower, data: Data, config: EncoderConfig, stage: str, start: Epoch, first: int, file: Path | None
-    ) -> None:
-        """start: the epoch that reached what training must better. first: the number of the first epoch of its own."""
+        self, tower: Tower, data: Data, config: EncoderConfig, stage: str, start: Epoch, first: int, file: Path | None,
+        group: Group = ALONE,
+    ) -> None:  # fmt: skip
+        """start: the epoch that reached what training must better. first: the number of the first epoch of its own.
+
+        group: the workers that share each step. Over vectors at hand each takes its share of a batch, whose examples
+        have one another as negatives, and gradients are averaged; where texts are read, whole batches, and what comes
+        out is a single worker's but for rounding.
+        """
+        self.group = group
         self.tower, self.data, self.config, self.stage, self.file = tower, data, config, stage, file
         self.parameters = list(tower.parameters.values())
         self.start = [p.detach().clone() for p in self.parameters]
@@ -122,7 +130,9 @@ class Trainer:
         self.engaged = Engaged(data.train, len(data.usable))
         items = np.unique(np.append(data.train.history, data.train.target)).astype(np.int64)
         self.readable = items[items >= 0] if tower.reads_text else None
-        self.log_q = _log_q(data.train, data.usable, config, min(config.batch_size, len(data.train)))
+        together = min(config.batch_size, len(data.train))
+        alone = together if tower.reads_text else together / group.size
+        self.log_q = _log_q(data.train, data.usable, config, alone)
         self.drawable: I64 = np.flatnonzero(data.usable.numpy())
         self.epochs, self._first = [start], first
 
@@ -143,10 +153,13 @@ class Trainer:
         rows: I64 = draw.permutation(len(self.data.train))[: self.config.examples_per_epoch]
         return np.array_split(rows, max(1, round(len(rows) / self.config.batch_size)))
 
-    def _gradient(self, rows: I64, draw: np.random.Generator) -> tuple[I64, Tensor, float]:
-        """(items, gradient of their vectors, loss) of a batch of examples."""
+    def _drawn(self, draw: np.random.Generator) -> I64:
+        """Items that join the candidates of a batch."""
         size = min(self.config.random_negatives, len(self.drawable))
-        drawn = draw.choice(self.drawable, size, replace=False, shuffle=False)
+        return draw.choice(self.drawable, size, replace=False, shuffle=False)
+
+    def _gradient(self, rows: I64, drawn: I64) -> tuple[I64, Tensor, float]:
+        """(items, gradient of their vectors, loss) of a batch of examples."""
         batch = Batch.of(self.data.train.take(rows), self.engaged, drawn, self.log_q)
         leaf = self.tower.vectors(batch.rows).requires_grad_()
         value = loss(leaf, batch, self.config.temperature, self.config.skipped_weight)
@@ -162,8 +175,12 @@ class Trainer:
         """One step of the optimizer; the loss before it."""
         self.optimizer.zero_grad()
         if step.read is None:
-            rows, gradient, value = self._gradient(step.batches[0], draw)
+            # A batch of fewer examples than workers is everybody's.
+            batch, drawn = step.batches[0], self._drawn(draw)
+            own = batch[self.group.rank :: self.group.size] if len(batch) >= self.group.size else batch
+            rows, gradient, value = self._gradient(own, drawn)
             self.tower.backward(rows, gradient)
+            value = self._mean(value)
         else:
             value = self._read(step.batches, step.read, draw)
         self.optimizer.step()
@@ -178,14 +195,23 @@ class Trainer:
         place = np.full(len(self.data.usable), -1, np.int64)
         place[items] = np.arange(len(items))
         total, summed = 0.0, torch.zeros(0)
-        for part in batches:
-            rows, gradient, value = self._gradient(part, draw)
+        for number, part in enumerate(batches):
+            drawn = self._drawn(draw)
+            if number % self.group.size != self.group.rank:
+                continue
+            rows, gradient, value = self._gradient(part, drawn)
             summed = summed if len(summed) else torch.zeros(len(items), gradient.shape[1])
             among = place[rows] >= 0
             summed[torch.from_numpy(place[rows[among]])] += gradient[torch.from_numpy(among)]
             total += value
-        self.tower.backward(items, summed / len(batches))
-        return total / len(batches)
+        if not len(summed):  # fewer batches than workers
+            summed = torch.zeros_like(self.tower.vectors(items))
+        self.tower.backward(items, self.group.total(summed) / len(batches))
+        return self._mean(total) * self.group.size / len(batches)
+
+    def _mean(self, value: float) -> float:
+        """The mean of a number over the workers."""
+        return float(self.group.total(torch.tensor([value], dtype=torch.float64))) / self.group.size
 
     def _epoch(self, clock: Clock, on_step: Callable[[float], None]) -> tuple[float, int]:
         """(mean loss, examples used) of one epoch, or of as much of it as the budget allows."""
@@ -193,7 +219,7 @@ class Trainer:
         draw = np.random.default_rng([self.config.seed, len(self.epochs)])
         steps = self._steps(draw)
         for step in steps:
-            if clock.over:
+            if self.group.agreed(clock.over):
                 break
             size = sum(map(len, step.batches))
             total += self.step(step, draw) * size
@@ -204,7 +230,8 @@ class Trainer:
     def _validate(self, mean_loss: float, seen: int, clock: Clock, began_s: float) -> None:
         """Adds an epoch with the quality of the parameters as they stand, and keeps these if they are the best."""
         before_s = clock.elapsed_s
-        found = quality(self.tower.refresh(lambda _: None), self.data.usable, self.data.valid)
+        vectors = self.tower.refresh(lambda _: None)
+        found = self.group.agreed(quality(vectors, self.data.usable, self.data.valid))
         clock.reserve_s = clock.elapsed_s - before_s
         number = self._first + len(self.epochs) - 1
         self.epochs.append(Epoch(number, self.stage, mean_loss, *found, seen, clock.elapsed_s - began_s))
@@ -219,7 +246,7 @@ class Trainer:
 
     def _save(self, elapsed_s: float) -> None:
         """Writes all that a run needs to go on as if it had never stopped."""
-        if not self.file:
+        if not self.file or self.group.rank:
             return
         tensors: dict[str, Tensor] = {}
         for i, parameter in enumerate(self.parameters):
@@ -229,7 +256,8 @@ class Trainer:
 
     def _resume(self, clock: Clock) -> None:
         """Takes up what an earlier run left, if any."""
-        kept = checkpoint.read(self.file) if self.file else None
+        # What the first worker has: the others may be on machines that never saw the file.
+        kept = self.group.agreed(checkpoint.read(self.file) if self.file and not self.group.rank else None)
         if not kept:
             return
         tensors, facts = kept

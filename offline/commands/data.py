@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offline.progress import bar
-from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, say, today
+from offline.terminal import (
+    ConfigPath,
+    EngineName,
+    Failure,
+    RayAddress,
+    Workspace,
+    configured,
+    engine_of,
+    print_table,
+    say,
+    today,
+)
 
 if TYPE_CHECKING:
     from offline.config import Config
@@ -56,6 +67,8 @@ def import_(
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Import nothing; print a first mapping for SOURCE, to read and save.")
     ] = False,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Bring in items and events: Parquet, CSV, JSONL, Metarank's events or GA4's, through a column mapping.
 
@@ -73,8 +86,8 @@ def import_(
         say(suggested(source).removesuffix("\n"))
         return
     c = configured(config, workspace)
-    with bar("Importing") as on_progress:
-        summary = import_data(sources(c, source), c.data, datetime.now(UTC), on_progress)
+    with engine_of(engine, ray_address) as working, bar("Importing") as on_progress:
+        summary = import_data(sources(c, source), c.data, datetime.now(UTC), on_progress, working)
     say_import(summary)
     # The next command reads the same workspace, by the same settings.
     options = [("--config", config), ("--workspace", workspace)]
@@ -86,13 +99,15 @@ def validate(
     source: Annotated[Path | None, typer.Argument(help="A folder in the layout, or a file; else the config's.")] = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """The checks of `import`, writing nothing; exit status 1 where a row would be refused."""
     from offline.importer import validate as run
 
     c = configured(config, workspace)
-    with bar("Validating") as on_progress:
-        summary = run(sources(c, source), datetime.now(UTC), on_progress)
+    with engine_of(engine, ray_address) as working, bar("Validating") as on_progress:
+        summary = run(sources(c, source), datetime.now(UTC), on_progress, working)
     say_import(summary)
     if any(s.quarantined for s in summary.sources):
         raise typer.Exit(1)

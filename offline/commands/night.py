@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +11,19 @@ import typer
 
 from offline.commands.evaluation import say_evaluation
 from offline.progress import bar
-from offline.terminal import ConfigPath, Failure, Workspace, configured, print_table, redis, say, today
+from offline.terminal import (
+    ConfigPath,
+    EngineName,
+    Failure,
+    RayAddress,
+    Workspace,
+    configured,
+    engine_of,
+    print_table,
+    redis,
+    say,
+    today,
+)
 
 if TYPE_CHECKING:
     from offline.config import Config
@@ -38,13 +48,11 @@ def nightly(
         str | None, typer.Option(help="Time for the encoder, as 90s or 10m, over the config's `encoder.budget_s`.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="Where the work is done: local, in this process; ray, on a Ray cluster.")
-    ] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="The Ray cluster; auto: the one this machine belongs to. Default: this machine alone."),
-    ] = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
+    ray_workers: Annotated[
+        int, typer.Option(min=1, max=1024, help="Workers that train together; more than one makes another model.")
+    ] = 1,
 ) -> None:
     """The night: check the data, fine-tune, replay, train, evaluate, release, compare with the live release, publish.
 
@@ -63,28 +71,10 @@ def nightly(
     if dry_run:
         _say_plan(c, publish, begin, until)
         return
-    with _engine(engine, ray_address, c) as working:
+    with engine_of(engine, ray_address, ray_workers, c.features.custom) as working:
         made, report = made_by_night(c, publish, begin, until, working)
     say(f"report: {report}")
     say(f"release {made.id}: {made.path}")
-
-
-@contextmanager
-def _engine(name: str, ray_address: str | None, config: Config) -> Iterator[Engine]:
-    """The engine of that name while the block runs. Raises Failure for an unknown one and EngineError."""
-    from offline.engine import LOCAL
-
-    if name not in ("local", "ray"):
-        raise Failure(f"--engine {name}: no such engine; known: local, ray")
-    if name == "local":
-        if ray_address is not None:
-            raise Failure("--ray-address goes with --engine ray; the engine is local")
-        yield LOCAL
-        return
-    from offline.ray_engine import connected
-
-    with connected(ray_address, config.features.custom) as engine:
-        yield engine
 
 
 def with_accepted(config: Config, names: list[str]) -> Config:
