@@ -107,7 +107,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here: apt-get install chromium")
 def test_the_site_reads_well_in_a_browser_and_asks_nobody_else(site: Path, browser: Browser) -> None:
-    """Served as it lies there: every request goes to its own host, and a phone need not scroll sideways."""
+    """Served as it lies there: every request goes to its own host, search finds, a phone need not scroll sideways."""
     handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -121,6 +121,13 @@ def test_the_site_reads_well_in_a_browser_and_asks_nobody_else(site: Path, brows
             page.goto(home + str(path.relative_to(site)))
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= 390, f"{path.name} is {wide} wide"
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(home)
+        page.get_by_role("textbox", name="Search").first.click()
+        page.keyboard.type("metarank", delay=20)
+        # By its text: what search marks in a heading is of another name to a browser.
+        page.locator(".md-search-result__link", has_text="Moving from Metarank").first.click()
+        page.wait_for_url(re.compile(r"/metarank\.html"))
         context.close()
         server.shutdown()
     assert elsewhere == []
