@@ -23,6 +23,7 @@ from features.log import F32, F64, I8, I32, I64, Kind
 from features.neighbours import Neighbours
 from features.popularity import click_rates, popularity, shop_rate
 from features.prior import standardised
+from features.segments import Segments
 from features.slots import find, slots_of
 from features.taste import leaning, taste_odds
 from features.vectors import Vectors, closeness
@@ -47,7 +48,8 @@ class Items:
     vectors: of item texts. prior: float32[n + 1], the click rate that text and attributes predict, NaN where nothing
     was logged to learn it from. attribute_rates: float32[n + 1, a], the click rate of items that share a value of each
     attribute of `catalogue.by_attribute`, NaN likewise or for an item without; empty before anything is known.
-    factors: float32[n + 1, d], see `features.taste`; empty where nothing was logged to learn them from.
+    factors: float32[n + 1, d], see `features.taste`; empty where nothing was logged to learn them from. segments: of
+    shoppers, by these factors.
     custom: features of the user's own. inverted: of the vectors, None where the catalogue is small enough to compare
     every item. words: of the catalogue, None where there is no query to be read. Row `-1` of everything is the unknown
     item.
@@ -60,6 +62,7 @@ class Items:
     state: ItemState
     attribute_rates: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     factors: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    segments: Segments = field(default_factory=Segments.none)
     custom: tuple[Feature, ...] = ()
     inverted: InvertedLists | None = None
     words: Vocabulary | None = None
@@ -426,7 +429,8 @@ class Moment:
         curvature = evidence.chance * (1.0 - evidence.chance)
         elsewhere = np.setdiff1d(self.engaged.item, evidence.item)
         return leaning(
-            factor, evidence.item, evidence.surprise, curvature, float(evidence.chance.sum()), elsewhere
+            factor, *self.items.segments, evidence.item, evidence.surprise, curvature, float(evidence.chance.sum()),
+            elsewhere,
         )  # fmt: skip
 
     @cached_property

@@ -18,6 +18,7 @@ from features.moment import LONGEST, Feature, Items, Moment
 from features.neighbours import IN_VISITS, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
 from features.reading import Values, Words
+from features.segments import segments
 from features.table import declared, rows
 from features.taste import LEARNERS, Evidence, factors
 from features.vectors import Vectors
@@ -111,7 +112,7 @@ class Replay:
         return self.refreshed(items, at)
 
     def refreshed(self, items: Items, at: float) -> Items:
-        """The same items with vectors, neighbours, prior and factors made from what came strictly before a moment.
+        """The same items with vectors, neighbours, prior, factors and segments made from what came before a moment.
 
         Words as well, where the items have any.
         """
@@ -127,7 +128,9 @@ class Replay:
         )
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
-        return replace(fresh, factors=factors(self.catalogue, self._values, vectors, clicks, self._evidence(fresh, at)))
+        evidence = self._evidence(fresh, at)
+        made = factors(self.catalogue, self._values, vectors, clicks, evidence)
+        return replace(fresh, factors=made, segments=segments(made, evidence))
 
     @cached_property
     def _values(self) -> Values:

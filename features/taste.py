@@ -1,11 +1,13 @@
 """Taste factors: each item a short vector, a shopper's taste another, and their product is in log odds of a click.
 
 A factor begins as what text, tags, category, brand and numbers say of the item. What all shoppers did then says which
-directions of it people differ in, how much, and which go together, and moves an item away from its description where
-its own clicks say so. A user's taste is the mean of a normal posterior over all he was shown at once: unlike a sum of
-what was clicked, it does not count twice what two attributes of the same items explain.
+directions of it people differ in, how much, and which go together; what of a description tells what people see in an
+item; and moves an item away from its description where its own clicks say so. A user's taste is the mean of a normal
+posterior over all he was shown at once: unlike a sum of what was clicked, it does not count twice what two attributes
+of the same items explain.
 
-Factorisation with a prior from attributes: Agarwal and Chen, KDD 2009 (regression-based latent factor models).
+Factorisation with a prior from attributes, learned by EM: Agarwal and Chen, KDD 2009 (regression-based latent factor
+models).
 """
 
 from __future__ import annotations
@@ -17,23 +19,29 @@ import numpy as np
 
 from features.catalogue import Catalogue
 from features.compiled import compiled
-from features.log import F32, F64, I32
+from features.log import F32, F64, I32, I64
 from features.prior import standardised
 from features.reading import Values
 
 DIMENSIONS = 64
-LEARNERS = 2500
-"""Shoppers that factors are learned from at one time, the most lately active; 64 KiB of memory each while it lasts."""
+LEARNERS = 5000
+"""Shoppers that factors are learned from at one time, the most lately active."""
 _NUMBER, _TEXT = 0.05, 0.5
 """Variance of taste, in squared log odds, that a number and the text make before anything is learned."""
 _CHUNK = 4096
-_ROUNDS = 6
+_AT_ONCE = 256
+"""Shoppers whose tastes are solved together; 64 KiB of memory each."""
+_ROUNDS = 8
 _ITEMS_FROM = 2
 """Rounds of learning, and the first in which items move: earlier, nothing is known of people to move them by."""
 _PRIOR_SHOPPERS = 30.0
 """Shoppers' worth of evidence that the description's own directions count for."""
 _PRIOR_EVIDENCE = 30.0
-"""Precision, in squared log odds, with which an item stays where its description puts it."""
+"""Precision, in squared log odds, with which an item stays where its description puts it, before that is learned."""
+_PRIOR_ITEMS = 30.0
+"""Items' worth of evidence that this first precision counts for."""
+_RIDGE = 10.0
+"""Of the regression of factors on descriptions."""
 
 
 class Evidence(NamedTuple):
@@ -49,12 +57,15 @@ class Evidence(NamedTuple):
 
 
 @compiled
-def leaning(factor: F32, item: I32, surprise: F64, curvature: F64, chance: float, elsewhere: I32) -> F64:
-    """float64[d]: the posterior mean of a user's taste, prior normal with unit covariance.
+def leaning(
+    factor: F32, centre: F32, log_share: F32, item: I32, surprise: F64, curvature: F64, chance: float, elsewhere: I32
+) -> F64:
+    """float64[d]: the posterior mean of a user's taste.
 
-    factor: float32[n + 1, d]. item, surprise, curvature: float64[s], of `Evidence`. chance: the clicks that were
-    expected of all of these. elsewhere: int32[e], items engaged with that no remembered list showed; each stands
-    against the shop's usual click, which is the origin, and weighs as a click within the remembered lists does.
+    factor: float32[n + 1, d]. centre, log_share: of `features.segments`; without any, the prior is normal around 0 with
+    unit covariance. item, surprise, curvature: float64[s], of `Evidence`. chance: the clicks that were expected of all
+    of these. elsewhere: int32[e], items engaged with that no remembered list showed; each stands against the shop's
+    usual click, which is the origin, and weighs as a click within the remembered lists does.
     """
     d = factor.shape[1]
     precision, pull, mean = np.zeros((d, d)), np.zeros(d), np.zeros(d)
@@ -79,28 +90,63 @@ def leaning(factor: F32, item: I32, surprise: F64, curvature: F64, chance: float
         for j in range(k + 1):
             precision[k, j] = scale * (precision[k, j] - mean[k] * mean[j] / (1.0 + total))
         precision[k, k] += 1.0
-    return _solved(precision, pull)
+    _factored(precision)
+    if len(centre):
+        pull = pull + _segment(precision, pull, centre, log_share)
+    return _backward(precision, _forward(precision, pull))
 
 
 @compiled
-def _solved(a: F64, b: F64) -> F64:
-    """The x of `a x = b`, a positive definite, its lower triangle given; Cholesky, in place."""
-    d = len(b)
-    for k in range(d):
+def _segment(lower: F64, pull: F64, centre: F32, log_share: F32) -> F64:
+    """float64[d]: the mean of the centres, each by the chance that the user is of that segment."""
+    d = len(pull)
+    weight, mean, x = np.empty(len(centre)), np.zeros(d), np.empty(d)
+    for s in range(len(centre)):
+        weight[s] = log_share[s]
+        for k in range(d):
+            x[k] = pull[k] + centre[s, k]
+            weight[s] -= 0.5 * centre[s, k] * centre[s, k]
+        x = _forward(lower, x)
+        for k in range(d):
+            weight[s] += 0.5 * x[k] * x[k]
+    weight = np.exp(weight - weight.max())
+    weight /= weight.sum()
+    for s in range(len(centre)):
+        for k in range(d):
+            mean[k] += weight[s] * centre[s, k]
+    return mean
+
+
+@compiled
+def _factored(a: F64) -> None:
+    """Puts the Cholesky factor of `a`, positive definite, its lower triangle given, in its place."""
+    for k in range(len(a)):
         for j in range(k + 1):
             total = a[k, j]
             for i in range(j):
                 total -= a[k, i] * a[j, i]
             a[k, j] = np.sqrt(max(total, 1e-12)) if j == k else total / a[j, j]
+
+
+@compiled
+def _forward(lower: F64, b: F64) -> F64:
+    """The x of `lower x = b`."""
     x = b.copy()
-    for k in range(d):
+    for k in range(len(b)):
         for i in range(k):
-            x[k] -= a[k, i] * x[i]
-        x[k] /= a[k, k]
-    for k in range(d - 1, -1, -1):
-        for i in range(k + 1, d):
-            x[k] -= a[i, k] * x[i]
-        x[k] /= a[k, k]
+            x[k] -= lower[k, i] * x[i]
+        x[k] /= lower[k, k]
+    return x
+
+
+@compiled
+def _backward(lower: F64, b: F64) -> F64:
+    """The x of `lower' x = b`."""
+    x = b.copy()
+    for k in range(len(b) - 1, -1, -1):
+        for i in range(k + 1, len(b)):
+            x[k] -= lower[i, k] * x[i]
+        x[k] /= lower[k, k]
     return x
 
 
@@ -143,19 +189,29 @@ def factors(catalogue: Catalogue, values: Values, vectors: F32, clicks: F64, evi
     evidence = [_by_item(e) for e in evidence if len(e.item)]
     if not evidence:
         return np.empty((len(catalogue) + 1, 0), np.float32)
-    described = _described(catalogue, values, vectors)
-    factor = described.copy()
-    for k in range(_ROUNDS):
-        mean, spread = _tastes(factor, evidence)
-        if k >= _ITEMS_FROM:
-            factor = _moved(described, evidence, mean, spread)
-        among = spread.mean(axis=0) * len(evidence) + _PRIOR_SHOPPERS * np.eye(factor.shape[1])
-        turn = _root(among / (len(evidence) + _PRIOR_SHOPPERS))
-        factor, described = factor @ turn, described @ turn
+    factor = _learned(_described(catalogue, values, vectors), evidence)
     weight = clicks[:-1] + 1.0
     factor -= (weight[:, None] * factor[:-1]).sum(axis=0) / weight.sum()
     factor[-1] = 0.0
     return factor.astype(np.float32)
+
+
+def _learned(described: F64, evidence: Sequence[Evidence]) -> F64:
+    """float64[n + 1, d]: factors in coordinates in which tastes have unit covariance."""
+    d, factor, told = described.shape[1], described.copy(), _Told.by(evidence)
+    description = described[told.items]
+    regression = np.linalg.solve(description.T @ description + _RIDGE * np.eye(d), description.T)
+    first, precision = described, _PRIOR_EVIDENCE * np.eye(d)
+    for k in range(_ROUNDS):
+        tastes = _tastes(factor, evidence)
+        if k >= _ITEMS_FROM:
+            factor, precision = _moved(described, told, tastes, precision)
+            # What the items tell in common of what lies between factor and description is the description's to say.
+            described = described + first @ (regression @ (factor - described)[told.items])
+        turn = _root((tastes.total + _PRIOR_SHOPPERS * np.eye(d)) / (len(evidence) + _PRIOR_SHOPPERS))
+        back = np.linalg.inv(turn)
+        factor, described, precision = factor @ turn, described @ turn, back @ precision @ back.T
+    return factor
 
 
 def _by_item(evidence: Evidence) -> Evidence:
@@ -168,37 +224,85 @@ def _by_item(evidence: Evidence) -> Evidence:
     )  # fmt: skip
 
 
-def _tastes(factor: F64, evidence: Sequence[Evidence]) -> tuple[F64, F64]:
-    """float64[users, d], float64[users, d, d]: mean, and expected outer product, of each shopper's taste."""
+class _Tastes(NamedTuple):
+    """What is known of the learners' tastes: float64[users, d], the mean of each posterior.
+
+    covariance: float64[d, d], mean of the posteriors', each weighed by its evidence. total: float64[d, d], the sum of
+    the expected outer products.
+    """
+
+    mean: F64
+    covariance: F64
+    total: F64
+
+
+def posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple[F64, F64]]:
+    """Some shoppers at a time: float64[u, d, d], covariance of their tastes' posteriors; float64[u, d], their pull.
+
+    Their product is the mean, where the prior is normal around 0 with unit covariance.
+    """
     d = factor.shape[1]
-    precision, pull = np.empty((len(evidence), d, d)), np.empty((len(evidence), d))
-    for u, e in enumerate(evidence):
-        x = factor[e.item]
-        weighted = e.curvature @ x
-        precision[u] = (x * e.curvature[:, None]).T @ x - np.outer(weighted, weighted) / (1.0 + e.curvature.sum())
-        pull[u] = e.surprise @ x
-    covariance: F64 = np.linalg.inv(precision + np.eye(d)).astype(np.float64)
-    mean = (covariance @ pull[:, :, None])[:, :, 0]
-    covariance += mean[:, :, None] * mean[:, None, :]
-    return mean, covariance
+    for first in range(0, len(evidence), _AT_ONCE):
+        some = evidence[first : first + _AT_ONCE]
+        precision, pull = np.empty((len(some), d, d)), np.empty((len(some), d))
+        for u, e in enumerate(some):
+            x = factor[e.item]
+            weighted = e.curvature @ x
+            precision[u] = (x * e.curvature[:, None]).T @ x - np.outer(weighted, weighted) / (1.0 + e.curvature.sum())
+            pull[u] = e.surprise @ x
+        yield np.linalg.inv(precision + np.eye(d)).astype(np.float64), pull
 
 
-def _moved(described: F64, evidence: Sequence[Evidence], mean: F64, spread: F64) -> F64:
-    """Each item where its shoppers' tastes and its description put it; without evidence, where its description does."""
-    item = np.concatenate([e.item for e in evidence])
-    user = np.repeat(np.arange(len(evidence)), [len(e.item) for e in evidence])
-    order = np.argsort(item, kind="stable")
-    surprise, curvature = (np.concatenate([e[k] for e in evidence])[order] for k in (1, 2))
-    item, user = item[order], user[order]
-    start = np.flatnonzero(np.diff(item, prepend=-1))
-    flat = spread.reshape(len(spread), -1)
+def _tastes(factor: F64, evidence: Sequence[Evidence]) -> _Tastes:
+    d, done = factor.shape[1], 0
+    mean, weight = np.empty((len(evidence), d)), np.array([e.curvature.sum() for e in evidence])
+    covariance, total = np.zeros((d, d)), np.zeros((d, d))
+    for found, pull in posteriors(factor, evidence):
+        some = slice(done, done + len(found))
+        mean[some] = (found @ pull[:, :, None])[:, :, 0]
+        covariance += np.tensordot(weight[some], found, axes=1)
+        total += found.sum(axis=0)
+        done = some.stop
+    return _Tastes(mean, covariance / max(weight.sum(), 1e-300), total + mean.T @ mean)
+
+
+class _Told(NamedTuple):
+    """The evidence of all learners, item by item: int64[m], the items that were shown, in order.
+
+    start: int64[m + 1] into the rest. user: int64[rows], which learner. surprise, curvature: float64[rows].
+    """
+
+    items: I64
+    start: I64
+    user: I64
+    surprise: F64
+    curvature: F64
+
+    @classmethod
+    def by(cls, evidence: Sequence[Evidence]) -> _Told:
+        item, surprise, curvature = (np.concatenate(column) for column in zip(*evidence, strict=True))
+        order = np.argsort(item, kind="stable")
+        items, first = np.unique(item[order], return_index=True)
+        user = np.repeat(np.arange(len(evidence)), [len(e.item) for e in evidence])
+        return cls(items.astype(np.int64), np.append(first, len(item)), user[order], surprise[order], curvature[order])
+
+
+def _moved(described: F64, told: _Told, tastes: _Tastes, precision: F64) -> tuple[F64, F64]:
+    """Each item where its shoppers' tastes and its description put it; without evidence, where its description does.
+
+    Also the precision with which items stay where they are described, as learned from how far these have moved. The
+    covariance of tastes is everybody's mean: each shopper's own costs d times the time and gave worse factors.
+    """
     d, out = described.shape[1], described.copy()
-    for begin, end in zip(start.tolist(), [*start[1:].tolist(), len(item)], strict=True):
-        of, i = user[begin:end], item[begin]
-        precision = (curvature[begin:end] @ flat[of]).reshape(d, d) + _PRIOR_EVIDENCE * np.eye(d)
-        pull = surprise[begin:end] @ mean[of] + _PRIOR_EVIDENCE * described[i]
-        out[i] = np.linalg.solve(precision, pull)
-    return out
+    apart = _PRIOR_ITEMS / _PRIOR_EVIDENCE * np.eye(d)
+    for i, begin, end in zip(told.items, told.start[:-1], told.start[1:], strict=True):
+        mean, curvature = tastes.mean[told.user[begin:end]], told.curvature[begin:end]
+        covariance = np.linalg.inv(
+            precision + (mean * curvature[:, None]).T @ mean + curvature.sum() * tastes.covariance
+        )
+        out[i] = covariance @ (told.surprise[begin:end] @ mean + precision @ described[i])
+        apart += covariance + np.outer(out[i] - described[i], out[i] - described[i])
+    return out, np.linalg.inv(apart / (len(told.items) + _PRIOR_ITEMS)).astype(np.float64)
 
 
 def _root(a: F64) -> F64:

@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from features.catalogue import Catalogue
 from features.decay import HALF_LIVES_S, ItemState
 from features.inverted_lists import InvertedLists
-from features.log import Kind
+from features.log import F32, Kind
 from features.neighbours import Neighbours
+from features.segments import Segments
 from features.strings import Strings
 from features.table import Feature, Items, names, schema_hash
 from features.vectors import Vectors
@@ -315,7 +316,8 @@ def _arrays(items: Items) -> dict[str, NDArray[Any]]:
         "price": c.price, "category": c.category, "brand": c.brand, "available_from": c.available_from,
         "numbers": c.numbers, "tag_start": c.tag_start, "tag": c.tag, "vector_code": items.vectors.code,
         "vector_scale": items.vectors.scale, "prior": items.prior, "attribute_rates": items.attribute_rates,
-        "factors": items.factors,
+        "factors": items.factors, "segment_centre": items.segments.centre,
+        "segment_log_share": items.segments.log_share,
         "neighbour_item": items.neighbours.item,
         "neighbour_weight": items.neighbours.weight,
         "state_value": items.state.value, "state_latest": items.state.latest,
@@ -443,8 +445,8 @@ def _items(read: _Arrays, manifest: Manifest) -> Items:
         )
     prior = read("prior", np.float32, n + 1)
     return Items(
-        catalogue, vectors, prior, neighbours, state, rates, factors, inverted=_inverted(read, n, d),
-        words=_words(read, n, d),
+        catalogue, vectors, prior, neighbours, state, rates, factors, _segments(read, factors),
+        inverted=_inverted(read, n, d), words=_words(read, n, d),
     )  # fmt: skip
 
 
@@ -461,6 +463,19 @@ def _words(read: _Arrays, n: int, d: int) -> Vocabulary | None:
         read("word_strength", np.float32, count),
         read._ascending("item_word_start", read("item_word_start", np.int64, n + 2), len(word)), word,
     )  # fmt: skip
+
+
+def _segments(read: _Arrays, factors: F32) -> Segments:
+    """Those of the release; none in one whose ranker never saw any."""
+    if not read.has("segment_centre"):
+        return Segments.none()
+    centre = read("segment_centre", np.float32, None, None)
+    if len(centre) and centre.shape[1] != factors.shape[1]:
+        raise ReleaseError(
+            f"{read.path}/arrays/segment_centre.npy: {centre.shape[1]} columns, expected {factors.shape[1]} as "
+            "factors.npy has: make the release again"
+        )
+    return Segments(centre, read("segment_log_share", np.float32, len(centre)))
 
 
 def _inverted(read: _Arrays, n: int, d: int) -> InvertedLists | None:

@@ -21,6 +21,7 @@ from features.decay import ItemState
 from features.history import History
 from features.log import Kind
 from features.neighbours import Neighbours
+from features.segments import Segments
 from features.table import Items, names, rows
 from features.vectors import Vectors
 from features.words import Vocabulary
@@ -52,8 +53,10 @@ def planted_items(n: int = 20) -> Items:
         rng.integers(0, n, m).astype(np.int32), rng.integers(0, 5, m).astype(np.int8), CUT_OFF - rng.uniform(1, 9e5, m)
     )
     prior = np.append(rng.uniform(0, 0.2, n), np.nan).astype(np.float32)
+    factors = np.vstack([rng.normal(size=(n, 4)), np.zeros((1, 4))]).astype(np.float32)
+    segments = Segments(rng.normal(size=(3, 4)).astype(np.float32), np.log(np.full(3, 1 / 3, np.float32)))
     return Items(
-        catalogue, Vectors.quantise(vectors), prior, Neighbours.none(n, 3), state,
+        catalogue, Vectors.quantise(vectors), prior, Neighbours.none(n, 3), state, factors=factors, segments=segments,
         words=Vocabulary.build(catalogue, vectors),
     )  # fmt: skip
 
@@ -314,6 +317,18 @@ def test_an_array_that_points_nowhere_is_refused(copy: Path) -> None:
     resave(copy, "category", category)
     with pytest.raises(ReleaseError, match=r"category\.npy: holds 0 to 99, expected 0 to 2: make the release again"):
         load(copy)
+
+
+def test_segments_of_other_factors_are_refused(copy: Path) -> None:
+    resave(copy, "segment_centre", np.zeros((3, 5), np.float32))
+    with pytest.raises(ReleaseError, match=r"segment_centre\.npy: 5 columns, expected 4 as factors\.npy has: make the"):
+        load(copy)
+
+
+def test_a_release_from_before_there_were_segments_has_none(copy: Path) -> None:
+    """Its ranker never saw any."""
+    rewrite(copy, lambda m: [m["files"].pop(f"arrays/segment_{part}.npy") for part in ("centre", "log_share")])
+    assert len(load(copy).items.segments.centre) == 0
 
 
 def test_a_pickled_array_is_refused_unread(copy: Path) -> None:

@@ -13,10 +13,12 @@ from features.catalogue import Catalogue
 from features.log import Kind
 from features.moment import Moment
 from features.reading import Values, Words
+from features.segments import Segments
 from features.taste import DIMENSIONS, Evidence, factors, leaning, odds
 from tests.worlds import DAY, START, make_catalogue, make_events, make_replay, make_vectors
 
 NONE = np.empty(0, np.int32)
+ONE = Segments.none()
 
 
 def _factors(catalogue: Catalogue, vectors: np.ndarray, clicks: np.ndarray, evidence: list[Evidence]) -> np.ndarray:
@@ -33,7 +35,7 @@ def _evidence(items: list[int], surprise: list[float], curvature: list[float]) -
 def test_a_taste_is_the_mean_of_its_posterior() -> None:
     """One item at 2 with surprise 0.5 and curvature 0.25: precision 1 + 0.25 x 4 - 0.5^2 / 1.25 = 1.8, pull 1."""
     factor = np.array([[2.0], [0.0]], np.float32)
-    found = leaning(factor, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
+    found = leaning(factor, *ONE, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
     assert found == pytest.approx([1 / 1.8])
 
 
@@ -41,7 +43,7 @@ def test_what_was_engaged_with_elsewhere_pulls_from_the_shops_usual_click() -> N
     """As above, and item 1 at 3: pull 1 + 3, and the evidence within the lists counts (1 + 1 / 2) times: 1 + 1.2."""
     factor = np.array([[2.0], [3.0], [0.0]], np.float32)
     other = np.array([1], np.int32)
-    found = leaning(factor, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 2.0, other)
+    found = leaning(factor, *ONE, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 2.0, other)
     assert found == pytest.approx([4 / (1 + 1.5 * 0.8)])
 
 
@@ -58,7 +60,7 @@ def test_a_taste_is_what_a_library_solves(seed: int, d: int, shown: int, other: 
     expected = np.linalg.solve(
         np.eye(d) + (1 + other / 3.0) * precision, surprise @ x + factor[elsewhere].astype(np.float64).sum(axis=0)
     )
-    found = leaning(factor, item, surprise, curvature, 3.0, elsewhere)
+    found = leaning(factor, *ONE, item, surprise, curvature, 3.0, elsewhere)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -85,7 +87,7 @@ def test_items_liked_together_come_to_point_the_same_way_though_nothing_describe
     """Two crowds, one for items 0 to 5 and one for the rest; texts and tags are drawn without regard to that."""
     half = (np.arange(12) < 6).astype(float)
     made = _factors(make_catalogue(), make_vectors(), np.zeros(13), _planted(200, np.array([half, 1 - half])))
-    crowd = leaning(made, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
+    crowd = leaning(made, *ONE, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
     found = odds(made, np.arange(12, dtype=np.int32), crowd)
     # The other three of the crowd before all six of the other.
     assert found[3:6].min() > found[6:].max()
@@ -104,7 +106,7 @@ def test_an_item_nobody_was_shown_stands_where_its_description_puts_it() -> None
     likes = np.isin(shown, [0, 3, 6]).astype(float)
     evidence = [_evidence(shown, (s * (likes - 0.3)).tolist(), [0.25] * 11) for s in (1, -1) * 100]
     made = _factors(catalogue, vectors, np.zeros(13), evidence)
-    taste = leaning(made, np.array([0, 6], np.int32), np.ones(2), np.full(2, 0.25), 1.0, NONE)
+    taste = leaning(made, *ONE, np.array([0, 6], np.int32), np.ones(2), np.full(2, 0.25), 1.0, NONE)
     assert odds(made, np.array([9], np.int32), taste)[0] > 0
 
 
@@ -124,9 +126,37 @@ def test_a_tag_that_only_words_tell_counts_as_an_entered_one_does() -> None:
     words = Words.of([f"{'oak' if o else 'steel'} thing" for o in oak])
     for values, told in ((Values.of(catalogue), False), (Values.of(catalogue, words), True)):
         made = factors(catalogue, values, none, clicks, evidence)
-        taste = leaning(made, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
+        taste = leaning(made, *ONE, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
         found = odds(made, np.arange(n, dtype=np.int32), taste)
         assert (found[15:20].min() > found[35:].max()) is np.True_ if told else np.allclose(found[15:20], found[35:])
+
+
+def _liking(seed: int) -> float:
+    """Of 60 items ten were never shown: how what 300 shoppers are found to think of these goes with what they do.
+
+    What people see in an item, two things, is made of the sixteen that its text says; each was shown 30 items.
+    """
+    rng, n, shown = np.random.default_rng(seed), 60, 50
+    catalogue = replace(
+        make_catalogue(n), category=np.zeros(n + 1, np.int32), brand=np.zeros(n + 1, np.int32),
+        tag_start=np.zeros(n + 2, np.int64), tag=NONE, tag_names=[], numbers=np.empty((n + 1, 0)), number_names=[],
+        date_names=[],
+    )  # fmt: skip
+    text = np.vstack([rng.normal(size=(n, 16)), np.zeros((1, 16))]).astype(np.float32)
+    truth = rng.normal(size=(300, 2)) @ (text[:n] @ rng.normal(size=(16, 2)) * 1.5 / 4).T
+    evidence = []
+    for likes in truth:
+        item = np.sort(rng.choice(shown, 30, replace=False)).astype(np.int32)
+        clicked = rng.uniform(size=30) < 1 / (1 + np.exp(-likes[item]))
+        evidence.append(Evidence(item, clicked - 0.5, np.full(30, 0.25)))
+    made, other = _factors(catalogue, text, np.zeros(n + 1), evidence), np.arange(shown, n, dtype=np.int32)
+    found = [odds(made, other, leaning(made, *ONE, *e, 15.0, NONE)) for e in evidence]
+    return float(np.mean([np.corrcoef(f, t[shown:])[0, 1] for f, t in zip(found, truth, strict=True)]))
+
+
+def test_what_people_see_in_an_item_is_learned_of_its_description_and_told_of_items_never_shown() -> None:
+    """A correlation of .83 over three such worlds; .81 where a description is taken for what people see in it."""
+    assert np.mean([_liking(seed) for seed in range(3)]) > 0.82
 
 
 def test_the_shops_clicks_have_their_mean_at_the_origin() -> None:
