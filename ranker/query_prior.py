@@ -20,7 +20,7 @@ MEANING, WORDS = "query_cosine", "query_match"
 """The columns that say how well a candidate matches: by meaning, and word by word."""
 LEARNED_FROM = 200
 """Searched lists with a click from which the columns are learned."""
-_BY_WORDS = 3.0
+_BY_WORDS = 6.0
 _BY_MEANING = 0.5
 """Deviations of the list's scores: for all words against none, and for a deviation of the cosine."""
 
