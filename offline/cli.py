@@ -70,7 +70,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from serving.embedded import EmbeddedError
     from serving.keys import KeysError
     from serving.lock import Locked
-    from serving.release import ReleaseError
+    from serving.manifest import ReleaseError
 
     # Of the operating system's errors, those about a path a person named.
     paths = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)

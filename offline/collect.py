@@ -34,7 +34,7 @@ from offline.layout import SERVED as SERVED_FOLDER
 from offline.partitions import DAY_US, Storage, by_day, day_name, day_of
 from offline.progress import OnProgress
 from serving.item import ItemFields, decoded_fields
-from serving.release import Listed, list_releases
+from serving.manifest import Listed, list_releases
 from serving.served import Served, decoded
 from serving.store import ERASED, SERVED, START, STREAM, BulkStore, Event, decode_event
 from serving.written import BulkWrittenItems

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from features.log import F32
 from offline.sources import ITEM_COLUMNS
 from serving.item import ItemFields, decoded_fields
-from serving.release import read_manifest
+from serving.manifest import read_manifest
 from serving.store import BulkStore, Pointer
 from serving.written import BulkWrittenItems
 from text_encoder.encoder import Encoder, load

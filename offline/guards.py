@@ -17,6 +17,7 @@ from offline.run import write_json
 from ranker.trees import Trees
 from serving import release, releases
 from serving.judgements import write_judgement
+from serving.manifest import ReleaseError
 from serving.store import Pointer
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def judge(night: Night, pointer: Pointer | None) -> None:
     if pointer is not None and live_id != new.id:
         try:
             live = release.load(Path(pointer.path), custom=night.custom)
-        except release.ReleaseError as e:
+        except ReleaseError as e:
             reasons.append(verdict.Reason("quality", verdict.ASK, f"the live release cannot be compared with: {e}"))
         else:
             live_score = gate.live_score(live, night.replay, lists)

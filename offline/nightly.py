@@ -53,6 +53,7 @@ from ranker.examination import examination
 from ranker.train import RankerConfig, Trained, refit, train
 from ranker.trees import Trees
 from serving import release
+from serving.manifest import MANIFEST
 from serving.store import BulkStore, Pointer
 from text_encoder.encoder import load
 from text_encoder.text import attributes, item_texts
@@ -408,7 +409,7 @@ class Night:
         write_json(self.run.file("release.json"), {"path": str(path.resolve()), "id": path.name})
 
     def _is_there(self) -> bool:
-        return (Path(self.json("release.json")["path"]) / release.MANIFEST).is_file()
+        return (Path(self.json("release.json")["path"]) / MANIFEST).is_file()
 
     def _is_live(self) -> bool:
         return self.live == str(self.json("release.json")["id"])

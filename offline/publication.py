@@ -13,7 +13,8 @@ from features.log import F64
 from offline import checks, erasures, guards, retention
 from offline.progress import OnProgress
 from offline.run import write_json
-from serving import release, releases
+from serving import releases
+from serving.manifest import read_manifest
 from serving.store import DUPLICATES_S, BulkStore, user_hash
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def publish(night: Night, store: BulkStore, on_progress: OnProgress) -> None:
     store.write_vectors(fingerprint, [ids[i] for i in known.tolist()], vectors[known], on_progress)
     seeded = _seeded(night, store, on_progress)
     path = Path(made["path"])
-    releases.publish(night.config.releases, store, release.read_manifest(path), path)
+    releases.publish(night.config.releases, store, read_manifest(path), path)
     write_json(night.run.file("published.json"), {"release": made["id"], "seeded": seeded})
 
 

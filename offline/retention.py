@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving import releases
 from serving.lock import locked
-from serving.release import ReleaseError, list_releases, read_manifest
+from serving.manifest import ReleaseError, list_releases, read_manifest
 from serving.store import BulkStore
 
 _REMOVED, _MAKING = ".removed-", ".making-"

@@ -26,7 +26,8 @@ from offline.log import LogFiles
 from offline.log import load as load_log
 from offline.progress import OnProgress
 from offline.quarantine import DataError
-from serving.release import MANIFEST, Release, load
+from serving.manifest import MANIFEST
+from serving.release import Release, load
 
 _DEGRADED = "answered without the user's history, as Redis was away"
 _GONE = "their release is not there any more"

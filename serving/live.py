@@ -29,10 +29,11 @@ from ranker.booster import BoosterTrees
 from serving.conditions import Attributes, Condition, RuleError
 from serving.config import ServiceConfig
 from serving.item import decoded_fields
+from serving.manifest import ReleaseError
 from serving.metrics import Metrics
 from serving.overlay import NOTHING, Overlay
 from serving.recommendation import Offers
-from serving.release import Release, ReleaseError, load
+from serving.release import Release, load
 from serving.rules import Cap, Diversity, Plan, Ranked, Rules
 from serving.store import END, START, Pointer, Store, StoreAway, Tail
 from serving.written import WrittenItems

@@ -20,7 +20,8 @@ import numpy as np
 from features.table import Feature
 from serving.lines import append_line, read_lines
 from serving.lock import locked
-from serving.release import Manifest, Release, ReleaseError, list_releases, load
+from serving.manifest import Manifest, ReleaseError, list_releases
+from serving.release import Release, load
 from serving.store import BulkStore, Pointer
 
 _STEPS_ON = ("publish", "promote", "pin")

@@ -19,7 +19,7 @@ from features.log import Kind
 from offline.collect import collect
 from offline.partitions import Storage
 from serving import releases as known
-from serving.release import read_manifest
+from serving.manifest import read_manifest
 from serving.store import SERVED, SHARDS, START, STREAM, Address, BulkStore, Event, Layout, Pointer, Store, StoreAway
 from serving.written import BulkWrittenItems
 from tests.clusters import MadeCluster, made_cluster

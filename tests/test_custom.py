@@ -16,7 +16,7 @@ from features.history import Histories
 from features.log import F64, Kind
 from features.moment import Feature
 from features.table import features, names, rows
-from serving.release import ReleaseError
+from serving.manifest import ReleaseError
 from serving.release import load as load_release
 from tests.test_release import planted_items, planted_model, publish
 from tests.worlds import DAY, START, make_events, make_replay

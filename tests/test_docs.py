@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from offline.config import load
-from serving.release import MANIFEST
+from serving.manifest import MANIFEST
 from tests import invoices
 from tests.blocks import LANGUAGES, PAGES, ROOT, Block, Desk, blocks, send
 

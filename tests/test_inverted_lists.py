@@ -18,7 +18,8 @@ from features.retrieval import interest, near_by_text, retrieve
 from features.vectors import Vectors
 from offline.clustering import inverted_lists
 from serving.live import Live
-from serving.release import ReleaseError, load
+from serving.manifest import ReleaseError
+from serving.release import load
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.test_rules import history
 

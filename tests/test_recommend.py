@@ -23,8 +23,9 @@ from features.retrieval import SOURCES, retrieve
 from serving.config import ServiceConfig
 from serving.embedded import connect_url
 from serving.live import Live, prepare
+from serving.manifest import ReleaseError
 from serving.recommendation import Offers
-from serving.release import ReleaseError, load
+from serving.release import load
 from serving.rules import Rules
 from serving.store import BulkStore, Event
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish

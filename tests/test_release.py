@@ -25,7 +25,8 @@ from features.segments import Segments
 from features.table import Items, names, rows
 from features.vectors import Vectors
 from features.words import Vocabulary
-from serving.release import ReleaseError, list_releases, load, read_manifest, write
+from serving.manifest import ReleaseError, as_json, list_releases, read_manifest, release_id
+from serving.release import load, write
 
 CUT_OFF = 1_700_000_000.0
 COLOURS = ("blue", "red")
@@ -250,13 +251,13 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Change the manifest as somebody would who also knows how the id is made."""
     import msgspec
 
-    from serving.release import Manifest, _id, _json
+    from serving.manifest import Manifest
 
     document = json.loads((path / "manifest.json").read_text())
     change(document)
     (path / "manifest.json").write_text(json.dumps(document))
     manifest = msgspec.convert(document, Manifest)
-    (path / "manifest.json").write_bytes(_json(msgspec.structs.replace(manifest, id=_id(manifest))))
+    (path / "manifest.json").write_bytes(as_json(msgspec.structs.replace(manifest, id=release_id(manifest))))
     return path
 
 

@@ -15,7 +15,7 @@ from offline import retention
 from offline.retention import RetentionConfig
 from serving import releases
 from serving.embedded import connect_url
-from serving.release import ReleaseError, read_manifest
+from serving.manifest import ReleaseError, read_manifest
 from serving.store import BulkStore, Pointer
 from tests.test_release import planted_items, planted_model, publish
 from tests.test_service import FAST, ready, served

@@ -22,7 +22,7 @@ from offline.retention import RetentionConfig, remove_old
 from offline.shadow import as_json, compare
 from serving import releases as known
 from serving.live import Live
-from serving.release import ReleaseError
+from serving.manifest import ReleaseError
 from serving.served import decoded
 from serving.shadow import agreement
 from serving.store import SERVED, BulkStore, Pointer

@@ -12,7 +12,7 @@ from offline.terminal import ConfigPath, Failure, Workspace, configured, print_t
 
 if TYPE_CHECKING:
     from offline.config import Config
-    from serving.release import Manifest
+    from serving.manifest import Manifest
 
 app = typer.Typer(name="releases", invoke_without_command=True)
 ReleaseId = Annotated[str, typer.Argument(help="As `shelfwise releases` lists it.")]
@@ -30,7 +30,7 @@ def releases(context: typer.Context, config: ConfigPath = None, workspace: Works
 @app.command("list")
 def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
     """The releases there are, newest first: which is live, what its log covered, how well it ranked."""
-    from serving.release import list_releases
+    from serving.manifest import list_releases
     from serving.releases import previous
     from serving.store import BulkStore
 
@@ -63,7 +63,7 @@ def diff(
     config: ConfigPath = None, workspace: Workspace = None,
 ) -> None:  # fmt: skip
     """What differs between two releases: data, windows, metrics, features, encoder, size."""
-    from serving.release import read_manifest
+    from serving.manifest import read_manifest
 
     c = configured(config, workspace)
     held = [read_manifest(c.releases / name) for name in (one, other or _live_id(c))]

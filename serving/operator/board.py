@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from serving import releases
 from serving.judgements import judgements
-from serving.release import Listed, list_releases
+from serving.manifest import Listed, list_releases
 from serving.store import Pointer
 from serving.timeline import Minute
 

@@ -18,9 +18,9 @@ from msgspec import Meta, Struct
 from features.table import Feature
 from serving import releases, schema
 from serving.guard import caller, needs
+from serving.manifest import list_releases
 from serving.operator.board import Board, Change, Shown, board, encoded
 from serving.page import add_files
-from serving.release import list_releases
 from serving.schema import Problem
 from serving.service import Service
 from serving.store import BulkStore, StoreAway
