@@ -334,6 +334,17 @@ def test_a_saved_directory_gives_the_same_vectors_to_us_and_to_sentence_transfor
     np.testing.assert_allclose(theirs, minilm.encode(texts), atol=1e-6)
 
 
+def test_what_an_encoder_has_read_is_not_seen_in_its_files(tmp_path: Path) -> None:
+    """To the byte: a night that goes on after a kill has read less with it than one that was not disturbed."""
+    one = load("minilm", max_tokens=16)
+    one.save(tmp_path / "new")
+    one.encode(["green tea", "a text that is padded and cut " * 9])
+    one.save(tmp_path / "used")
+    new, used = ({p.name: p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("new", "used"))
+    assert used == new
+    np.testing.assert_array_equal(load(tmp_path / "new").encode(["tea " * 99]), one.encode(["tea " * 99]))
+
+
 def test_saving_replaces_what_stood_there_and_leaves_nothing_beside_it(minilm: Encoder, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old.txt").write_text("old")

@@ -283,6 +283,11 @@ class Encoder:
         try:
             aside.chmod(0o755)
             self.model.max_seq_length = self.max_tokens
+            backend = getattr(self.model.tokenizer, "backend_tokenizer", None)
+            if backend is not None:
+                # The state of the last call, which would tell what was read before; each call sets its own.
+                backend.no_truncation()
+                backend.no_padding()
             with _quiet():
                 self.model.save(str(aside), create_model_card=False)
             ours = {"template": self.template, "max_tokens": self.max_tokens, "fingerprint": self.fingerprint}
