@@ -117,7 +117,7 @@ class Replay:
         Words as well, where the items have any.
         """
         revision = sum(since <= at for since, _ in self.revised)
-        vectors = self.revised[revision - 1][1] if revision else self.vectors
+        vectors = self._revision(revision)
         fresh = replace(
             items,
             vectors=Vectors.quantise(vectors),
@@ -153,11 +153,14 @@ class Replay:
             words=self._words(0) if searched else None,
         )  # fmt: skip
 
+    def _revision(self, revision: int) -> F32:
+        """`vectors` (0), or those of `revised`, counted from 1."""
+        return self.revised[revision - 1][1] if revision else self.vectors
+
     def _words(self, revision: int) -> Vocabulary:
-        """The catalogue's words and what they say of `vectors` (0) or of `revised`, each made once."""
+        """The catalogue's words and what they say of a revision's vectors, each made once."""
         if revision not in self._meanings:
-            vectors = self.revised[revision - 1][1] if revision else self.vectors
-            self._meanings[revision] = self._vocabulary.meaning(vectors)
+            self._meanings[revision] = self._vocabulary.meaning(self._revision(revision))
         return self._meanings[revision]
 
     @cached_property

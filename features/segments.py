@@ -50,23 +50,30 @@ def segments(factor: F32, evidence: Sequence[Evidence]) -> Segments:
         return Segments.none()
     covariance, mean = np.empty((len(evidence), d, d), np.float32), np.empty((len(evidence), d))
     done = 0
-    for found, pull in posteriors(factor.astype(np.float64), evidence):
+    for found, taste in posteriors(factor.astype(np.float64), evidence):
         covariance[done : done + len(found)] = found
-        mean[done : done + len(found)] = (found @ pull[:, :, None])[:, :, 0]
+        mean[done : done + len(found)] = taste
         done += len(found)
     draw = np.random.default_rng(0)
     _, centre, size = min((_sorted(mean, k, draw) for _ in range(_STARTS)), key=lambda found: found[0])
-    share = (size + 1.0) / (size + 1.0).sum()
+    log_share = _log_share(size)
     for _ in range(_ROUNDS):
         # What the mean of a shopper's posterior gains by a prior around each centre.
         gained = (covariance.reshape(-1, d) @ centre.T.astype(np.float32)).reshape(-1, d, k)
         log = mean @ centre.T + 0.5 * np.einsum("kd,udk->uk", centre, gained) - 0.5 * (centre**2).sum(axis=1)
-        member = np.exp(log + np.log(share) - (log + np.log(share)).max(axis=1, keepdims=True))
+        log += log_share
+        member = np.exp(log - log.max(axis=1, keepdims=True))
         member /= member.sum(axis=1, keepdims=True)
         size = member.sum(axis=0)
         centre = (member.T @ mean + np.einsum("uk,udk->kd", member, gained)) / (size + _PRIOR_SHOPPERS)[:, None]
-        share = (size + 1.0) / (size + 1.0).sum()
-    return Segments(centre.astype(np.float32), np.log(share).astype(np.float32))
+        log_share = _log_share(size)
+    return Segments(centre.astype(np.float32), log_share.astype(np.float32))
+
+
+def _log_share(size: F64) -> F64:
+    """Of each segment by the shoppers in it, and one more, so that none has a share of 0."""
+    out: F64 = np.log((size + 1.0) / (size + 1.0).sum())
+    return out
 
 
 def _sorted(points: F64, k: int, draw: np.random.Generator) -> tuple[float, F64, F64]:

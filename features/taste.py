@@ -25,7 +25,7 @@ from features.reading import Values
 
 DIMENSIONS = 64
 LEARNERS = 5000
-"""Shoppers that factors are learned from at one time, the most lately active."""
+"""Shoppers that factors are learned from at one time, the most lately active; 16 KiB of memory each for segments."""
 _NUMBER, _TEXT = 0.05, 0.5
 """Variance of taste, in squared log odds, that a number and the text make before anything is learned."""
 _CHUNK = 4096
@@ -237,9 +237,9 @@ class _Tastes(NamedTuple):
 
 
 def posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple[F64, F64]]:
-    """Some shoppers at a time: float64[u, d, d], covariance of their tastes' posteriors; float64[u, d], their pull.
+    """Some shoppers at a time: float64[u, d, d] and float64[u, d], covariance and mean of their tastes' posteriors.
 
-    Their product is the mean, where the prior is normal around 0 with unit covariance.
+    The prior is normal around 0 with unit covariance.
     """
     d = factor.shape[1]
     for first in range(0, len(evidence), _AT_ONCE):
@@ -250,16 +250,17 @@ def posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple[F64,
             weighted = e.curvature @ x
             precision[u] = (x * e.curvature[:, None]).T @ x - np.outer(weighted, weighted) / (1.0 + e.curvature.sum())
             pull[u] = e.surprise @ x
-        yield np.linalg.inv(precision + np.eye(d)).astype(np.float64), pull
+        covariance: F64 = np.linalg.inv(precision + np.eye(d)).astype(np.float64)
+        yield covariance, (covariance @ pull[:, :, None])[:, :, 0]
 
 
 def _tastes(factor: F64, evidence: Sequence[Evidence]) -> _Tastes:
     d, done = factor.shape[1], 0
     mean, weight = np.empty((len(evidence), d)), np.array([e.curvature.sum() for e in evidence])
     covariance, total = np.zeros((d, d)), np.zeros((d, d))
-    for found, pull in posteriors(factor, evidence):
+    for found, taste in posteriors(factor, evidence):
         some = slice(done, done + len(found))
-        mean[some] = (found @ pull[:, :, None])[:, :, 0]
+        mean[some] = taste
         covariance += np.tensordot(weight[some], found, axes=1)
         total += found.sum(axis=0)
         done = some.stop
@@ -280,6 +281,7 @@ class _Told(NamedTuple):
 
     @classmethod
     def by(cls, evidence: Sequence[Evidence]) -> _Told:
+        """From one for each learner."""
         item, surprise, curvature = (np.concatenate(column) for column in zip(*evidence, strict=True))
         order = np.argsort(item, kind="stable")
         items, first = np.unique(item[order], return_index=True)

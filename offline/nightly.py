@@ -42,7 +42,7 @@ from offline.config import Config
 from offline.engine import LOCAL, Engine, Mates, cut
 from offline.lists import Targets
 from offline.log import LogFiles, histories
-from offline.progress import OnProgress
+from offline.progress import OnProgress, unwatched
 from offline.quarantine import DataError
 from offline.rows import Asked, blocks
 from offline.run import Run, Step, checksum, code, reserved, write_json
@@ -335,7 +335,7 @@ class Night:
             "valid_start": valid.start, "names": columns, "config": config,
             "position": learnt.position if config.position_debias else None, "valid_looked_at": seen,
         }  # fmt: skip
-        watched = on_progress or (lambda done, total: None)
+        watched = on_progress or unwatched
         chosen = self.engine.train("lightgbm", _chosen, lesson, watched)
         valid_score = Trees.parse(chosen.model_text).score(x_valid)
         if not config.refit:

@@ -16,6 +16,10 @@ console = Console(stderr=True, force_jupyter=False)
 would ask for ipywidgets there, and warn at each bar."""
 
 
+def unwatched(done: int, total: int) -> None:
+    """For where nobody watches."""
+
+
 @contextmanager
 def bar(title: str) -> Iterator[OnProgress]:
     """A function to call with (done, total) while the block runs; draws one line with an ETA."""

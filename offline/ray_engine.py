@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from offline.engine import Block, EngineError, Library, Made, Mates, Part, Shared
-from offline.progress import OnProgress
+from offline.progress import OnProgress, unwatched
 from offline.run import code
 
 _RETRIES = 10
@@ -98,7 +98,7 @@ def _train(asked: dict[str, Any]) -> Any:
         # LightGBM knows itself by the addresses of its interfaces, and of all the loopback's that is this one.
         network["machines"] = re.sub(r"\b127\.\d+\.\d+\.\d+", "127.0.0.1", network["machines"])
     of = (asked["shared"], asked["threads"], asked["code"])
-    return asked["function"](_unpacked(*of), Mates(rank, size, network), lambda done, total: None)
+    return asked["function"](_unpacked(*of), Mates(rank, size, network), unwatched)
 
 
 class Ray:

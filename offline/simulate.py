@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from features.log import I32, I64, KINDS, Kind
+from offline.progress import unwatched
 from offline.simulated_products import Products, products
 from offline.simulated_shop import DEVICES_IN_USE, DayLog, Shop
 from offline.simulated_shoppers import POSITION_BIAS, Shoppers, fashions
@@ -144,7 +145,7 @@ def simulate(
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; give a directory to write into")
     directory.mkdir(parents=True, exist_ok=True)
-    report = on_progress or (lambda done, total: None)
+    report = on_progress or unwatched
     shop = opened(config)
     report(1, config.days + 1)
     book = Book(shop.stock, config.users, shop.searches.texts if config.searches else None)

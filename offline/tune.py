@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from features.log import F32, F64, Lists
 from offline.evaluate import PRIMARY
 from offline.nightly import Night
-from offline.progress import OnProgress
+from offline.progress import OnProgress, unwatched
 from offline.quarantine import DataError
 from offline.run import write_json
 from ranker.metrics import Difference, paired_difference, score_lists, tie_break
@@ -202,7 +202,7 @@ class _Tuning:
     ) -> None:  # fmt: skip
         self._parts, self._columns, self._base = parts, columns, base
         self._begun, self._budget_s = time.monotonic(), budget_s
-        self._report = on_progress or (lambda done, total: None)
+        self._report = on_progress or unwatched
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # The file is opened here, since an address cannot hold every path: `?` begins its options.
         opened = {"creator": lambda: sqlite3.connect(directory / STUDY, timeout=60)}

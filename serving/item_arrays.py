@@ -102,8 +102,7 @@ class Arrays:
 
 def items_of(read: Arrays) -> Items:
     """The items that `arrays_of` was given. Raises ReleaseError for an array that is missing or not as it must be."""
-    manifest = read.manifest
-    n, d = manifest.items, manifest.dimension
+    n, d = read.manifest.items, read.manifest.dimension
     category_names, brand_names = list(read.strings("category_names", None)), list(read.strings("brand_names", None))
     number_names, tag_names = list(read.strings("number_names", None)), list(read.strings("tag_names", None))
     category = read.within("category", read("category", np.int32, n + 1), 0, len(category_names) + 1)

@@ -148,6 +148,11 @@ class Encoder:
         """The Hugging Face model inside."""
         return cast(Any, self.model[0]).auto_model
 
+    @property
+    def _backend(self) -> Any:
+        """The fast tokenizer; None where the model has a slow one."""
+        return getattr(self.model.tokenizer, "backend_tokenizer", None)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over weights, tokenizer, pooling, template and token cap; the same after save and load."""
@@ -157,7 +162,7 @@ class Encoder:
             digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\0")
 
         add([self.template, self.max_tokens])
-        backend = getattr(self.model.tokenizer, "backend_tokenizer", None)
+        backend = self._backend
         words = json.loads(backend.to_str()) if backend is not None else dict(self.model.tokenizer.get_vocab())
         # These two are the state of the last call, not part of the tokenizer.
         add({key: value for key, value in words.items() if key not in ("truncation", "padding")})
@@ -283,8 +288,7 @@ class Encoder:
         try:
             aside.chmod(0o755)
             self.model.max_seq_length = self.max_tokens
-            backend = getattr(self.model.tokenizer, "backend_tokenizer", None)
-            if backend is not None:
+            if (backend := self._backend) is not None:
                 # The state of the last call, which would tell what was read before; each call sets its own.
                 backend.no_truncation()
                 backend.no_padding()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -59,6 +60,13 @@ class Workers:
         held: list[Any] = [value if self.rank == 0 else None]
         torch.distributed.broadcast_object_list(held, src=0)
         return held[0]  # type: ignore[no-any-return]
+
+
+def add_up(parameters: Iterable[Tensor], group: Group) -> None:
+    """Makes each gradient the sum of the workers', of which some may have none."""
+    if group.size > 1:
+        for parameter in parameters:
+            parameter.grad = group.total(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
 
 def share(rows: I64, group: Group) -> I64:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from features.log import F32, I64
 from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Bend, Encoder
-from text_encoder.group import ALONE, Group, share
+from text_encoder.group import ALONE, Group, add_up, share
 from text_encoder.lora import adapt, merge
 
 CACHE_BYTES = 4 * 1024**3
@@ -92,10 +92,8 @@ class Projection:
 
     def backward(self, rows: I64, gradient: Tensor) -> None:
         """See `Tower`."""
-        self._last.backward(gradient)  # type: ignore[no-untyped-call]
-        for parameter in self.parameters.values():
-            if parameter.grad is not None:
-                parameter.grad = self._group.total(parameter.grad) / self._group.size
+        self._last.backward(gradient / self._group.size)  # type: ignore[no-untyped-call]
+        add_up(self.parameters.values(), self._group)
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
         """See `Tower`; no text is read. An item without text stays 0."""
@@ -248,10 +246,7 @@ class UpperLayers:
             out.backward(gradient[torch.from_numpy(place[chunk])].to(out.device))  # type: ignore[no-untyped-call]
             read[torch.from_numpy(place[chunk])] = out.detach().cpu()
         self._cached[torch.from_numpy(rows)] = self._group.total(read)
-        if self._group.size > 1:
-            for parameter in self.parameters.values():
-                found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self._group.total(found)
+        add_up(self.parameters.values(), self._group)
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
         """See `Tower`; the one full pass over the catalogue an epoch costs."""
