@@ -36,9 +36,7 @@ class FeatureError(ValueError):
     """A feature of the user's own cannot be used; the message names it, what is wrong, and what to do."""
 
 
-def feature(
-    about: str, unit: str, missing: str
-) -> Callable[[Callable[[Moment], F64 | F32 | float]], Feature]:  # fmt: skip
+def feature(about: str, unit: str, missing: str) -> Callable[[Callable[[Moment], F64 | F32 | float]], Feature]:
     """Makes a feature of a function of a `Moment` that returns one number a candidate, or one for all.
 
     about: what it says, as in "often clicked when shown". unit: of the value. missing: when it is NaN, or "never".

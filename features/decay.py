@@ -84,9 +84,7 @@ class ItemState:
     def empty(cls, category: I32, n_categories: int) -> ItemState:
         """State before any event. category: int32[n + 1], as in `Catalogue`."""
         entities = len(category) + n_categories + 1 + 1
-        return cls(
-            np.zeros((entities, len(Kind), len(HALF_LIVES_S))), np.zeros(entities), category, n_categories
-        )  # fmt: skip
+        return cls(np.zeros((entities, len(Kind), len(HALF_LIVES_S))), np.zeros(entities), category, n_categories)
 
     def apply(self, item: I32, kind: I8, at: F64) -> None:
         """Take in events, in any order; `item` is `-1` for one outside the catalogue."""

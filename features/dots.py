@@ -142,9 +142,7 @@ def _tile_in_llvm(typing: Any, wide: Any, packed: Any, words: Any, block: Any, t
     arguments = (wide, packed, words, block, tile, out)
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        arrays = [
-            context.make_array(signature.args[n])(context, builder, value=given[n]) for n in (0, 1, 5)
-        ]  # fmt: skip
+        arrays = [context.make_array(signature.args[n])(context, builder, value=given[n]) for n in (0, 1, 5)]
         words, block, tile = given[2:5]
         lanes = ir.Constant(_INT, LANES)
         start = builder.gep(arrays[1].data, [builder.mul(builder.mul(block, words), lanes)])
@@ -221,7 +219,7 @@ def _transposed(builder: Any, lines: list[Any]) -> list[Any]:
     masks = [
         ir.Constant(_WORDS, [place for k in range(half) for place in (first + k, LANES + first + k)])
         for first in (0, half)
-    ]  # fmt: skip
+    ]
     for _ in range(LANES.bit_length() - 1):
         lines = [builder.shuffle_vector(lines[n // 2], lines[n // 2 + half], masks[n % 2]) for n in range(LANES)]
     return lines

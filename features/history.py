@@ -35,9 +35,7 @@ class History(NamedTuple):
     shown_at: F64
 
 
-EMPTY = History(
-    np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0), np.empty(0, np.int32), np.empty(0)
-)  # fmt: skip
+EMPTY = History(np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0), np.empty(0, np.int32), np.empty(0))
 
 
 class Visit(NamedTuple):
@@ -145,6 +143,9 @@ class Histories:
         i, j = e.newest(user, at, ENGAGEMENTS), s.newest(user, at, SHOWN)
         # Copies, not reversed views: the service reads contiguous arrays, and equal memory gives equal bits.
         return History(
-            e.item[i][::-1].copy(), e.kind[i][::-1].copy(), e.at[i][::-1].copy(),
-            s.item[j][::-1].copy(), s.at[j][::-1].copy(),
-        )  # fmt: skip
+            e.item[i][::-1].copy(),
+            e.kind[i][::-1].copy(),
+            e.at[i][::-1].copy(),
+            s.item[j][::-1].copy(),
+            s.at[j][::-1].copy(),
+        )

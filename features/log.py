@@ -36,9 +36,12 @@ class Kind(IntEnum):
 KINDS = tuple(k.name.lower() for k in Kind)
 
 GA4 = {
-    "view_item_list": "impression", "select_item": "click", "view_item": "view", "add_to_cart": "cart",
+    "view_item_list": "impression",
+    "select_item": "click",
+    "view_item": "view",
+    "add_to_cart": "cart",
     "purchase": "purchase",
-}  # fmt: skip
+}
 """Google Analytics 4's e-commerce event names and ours; accepted wherever a kind is expected, in files and calls."""
 
 GAIN = np.array([0, 1, 1, 2, 3, 1], np.int8)
@@ -84,10 +87,19 @@ class Events:
     def take(self, rows: NDArray[np.bool_] | I64 | slice) -> Events:
         """The events selected by a mask, by row numbers in ascending order, or by a slice; ids are shared."""
         return type(self)(
-            self.at[rows], self.user[rows], self.item[rows], self.kind[rows], self.request[rows],
-            self.position[rows], self.value[rows], self.user_ids, self.request_ids, self.session[rows],
-            self.device[rows], self.queries,
-        )  # fmt: skip
+            self.at[rows],
+            self.user[rows],
+            self.item[rows],
+            self.kind[rows],
+            self.request[rows],
+            self.position[rows],
+            self.value[rows],
+            self.user_ids,
+            self.request_ids,
+            self.session[rows],
+            self.device[rows],
+            self.queries,
+        )
 
     def parts(self, rows: int = PART_ROWS) -> Iterator[Events]:
         """The events in parts of about `rows`, one after the other; those of one moment are of one part."""
@@ -144,7 +156,14 @@ class Lists:
         start = np.concatenate(([0], np.cumsum(sizes)))
         rows = np.repeat(self.start[lists] - start[:-1], sizes) + np.arange(start[-1])
         return Lists(
-            self.at[lists], self.user[lists], [self.request_ids[g] for g in lists.tolist()], start,
-            self.item[rows], self.position[rows], self.gain[rows], self.missed[lists],
-            self.device[lists], [self.query[g] for g in lists.tolist()],
-        )  # fmt: skip
+            self.at[lists],
+            self.user[lists],
+            [self.request_ids[g] for g in lists.tolist()],
+            start,
+            self.item[rows],
+            self.position[rows],
+            self.gain[rows],
+            self.missed[lists],
+            self.device[lists],
+            [self.query[g] for g in lists.tolist()],
+        )

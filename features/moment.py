@@ -150,7 +150,7 @@ def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float
 @compiled
 def _repeats(
     candidates: I32, item: I32, kind: I8, at: F64, shown_item: I32, shown_at: F64, now: float, bought: int
-) -> F64:  # fmt: skip
+) -> F64:
     """float64[5, c]: see `Moment.repeats`. Both lists are newest first, so the first match is the newest."""
     slots, shown_slots = slots_of(item), slots_of(shown_item)
     times, purchases, shown_times = np.zeros(len(item)), np.zeros(len(item)), np.zeros(len(shown_item))
@@ -179,7 +179,7 @@ def _repeats(
 @compiled
 def _affinity_to_tags(
     start: I64, tag: I32, n_tags: int, item: I32, weight: F64, shown_item: I32, surprise: F64, candidates: I32
-) -> F64:  # fmt: skip
+) -> F64:
     """float64[2, c]: the share and the surprise of each candidate's tags, see `Moment.share` and `Moment.surprise`."""
     total, _ = totals(start, tag, n_tags, item, weight)
     surprised, count = totals(start, tag, n_tags, shown_item, surprise)
@@ -189,7 +189,7 @@ def _affinity_to_tags(
 @compiled
 def _affinity_to_codes(
     code: I32, missing: int, item: I32, weight: F64, shown_item: I32, surprise: F64, candidates: I32
-) -> F64:  # fmt: skip
+) -> F64:
     """The same for an attribute with at most one value an item."""
     total, surprised, count = np.zeros(missing + 1), np.zeros(missing + 1), np.zeros(missing + 1)
     for j in range(len(item)):
@@ -288,9 +288,11 @@ class Moment:
         self.columns: Mapping[str, F32] = {}
         self._affinities: dict[int, F64] = {}
         known = history.item >= 0
-        self.engaged = history if known.all() else history._replace(
-            item=history.item[known], kind=history.kind[known], at=history.at[known]
-        )  # fmt: skip
+        self.engaged = (
+            history
+            if known.all()
+            else history._replace(item=history.item[known], kind=history.kind[known], at=history.at[known])
+        )
         self.shown_item, self.shown_at = history.shown_item, history.shown_at
         self.weight = weights(self.engaged.kind, np.maximum(at - self.engaged.at, 0.0)).astype(np.float64)
 
@@ -429,9 +431,14 @@ class Moment:
         curvature = evidence.chance * (1.0 - evidence.chance)
         elsewhere = np.setdiff1d(self.engaged.item, evidence.item)
         return leaning(
-            factor, *self.items.segments, evidence.item, evidence.surprise, curvature, float(evidence.chance.sum()),
+            factor,
+            *self.items.segments,
+            evidence.item,
+            evidence.surprise,
+            curvature,
+            float(evidence.chance.sum()),
             elsewhere,
-        )  # fmt: skip
+        )
 
     @cached_property
     def taste_odds(self) -> F32:

@@ -33,9 +33,18 @@ SHRINKAGE = 1.0
 
 @compiled
 def _top_k(
-    item_start: I64, group_of: I64, group_start: I64, item_of: I32, list_of: I32, list_at_item: I32,
-    weight: F32, weight_at_item: F32, norm: F64, k: int, shrinkage: float,
-) -> tuple[I32, F32]:  # fmt: skip
+    item_start: I64,
+    group_of: I64,
+    group_start: I64,
+    item_of: I32,
+    list_of: I32,
+    list_at_item: I32,
+    weight: F32,
+    weight_at_item: F32,
+    norm: F64,
+    k: int,
+    shrinkage: float,
+) -> tuple[I32, F32]:
     n = len(norm)
     best = np.full((n + 1, k), -1, np.int32)
     score = np.zeros((n + 1, k), np.float32)
@@ -78,9 +87,7 @@ def _top_k(
 
 
 @compiled
-def _scores(
-    near: I32, near_weight: F32, candidates: I32, item: I32, weight: F64
-) -> F64:  # fmt: skip
+def _scores(near: I32, near_weight: F32, candidates: I32, item: I32, weight: F64) -> F64:
     """float64[2, c]: sum and maximum over the user's items of neighbour weight times engagement weight."""
     slots, value = slots_of(item), np.zeros(len(item))
     for j in range(len(item)):
@@ -146,11 +153,19 @@ class Neighbours:
         norm = np.sqrt(np.bincount(item, weight.astype(np.float64) ** 2, minlength=n_items))
         return cls(
             *_top_k(
-                np.searchsorted(item[by_item], np.arange(n_items + 1)), group[by_item],
-                np.searchsorted(group[by_group], np.arange(group.max() + 2)), item[by_group],
-                shown_in[by_group], shown_in[by_item], weight[by_group], weight[by_item], norm, k, SHRINKAGE,
+                np.searchsorted(item[by_item], np.arange(n_items + 1)),
+                group[by_item],
+                np.searchsorted(group[by_group], np.arange(group.max() + 2)),
+                item[by_group],
+                shown_in[by_group],
+                shown_in[by_item],
+                weight[by_group],
+                weight[by_item],
+                norm,
+                k,
+                SHRINKAGE,
             )
-        )  # fmt: skip
+        )
 
     def scores(self, candidates: I32, item: I32, weight: F64) -> F64:
         """float64[2, c], sum and maximum: how strongly each candidate's neighbours are in the user's list; 0 for not.

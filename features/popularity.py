@@ -14,7 +14,7 @@ RATE_STRENGTH = 10.0
 
 _IMPRESSION, _VIEW, _CLICK, _CART, _PURCHASE = (
     int(k) for k in (Kind.IMPRESSION, Kind.VIEW, Kind.CLICK, Kind.CART, Kind.PURCHASE)
-)  # fmt: skip
+)
 _LONGEST = len(HALF_LIVES_S) - 1
 _DAY = 1
 _DAY_S = 86400.0
@@ -76,7 +76,7 @@ def click_rates(value: F64, latest: F64, prior: F32, n_items: int, item: I32, at
 @compiled
 def _popularity(
     value: F64, latest: F64, category: I32, prior: F32, price: F64, available_from: F64, item: I32, at: float
-) -> F64:  # fmt: skip
+) -> F64:
     """As `popularity`, before logarithms; two rows more, the engagements of a day and of thirty, and no trend yet."""
     n, n_items, kinds, half_lives = len(item), len(category) - 1, value.shape[1], value.shape[2]
     sums = value.reshape(len(value), kinds * half_lives)

@@ -90,8 +90,9 @@ def _entered(c: Catalogue) -> tuple[I64, I32, F64, Bool]:
     owners, codes, shares, base = [], [], [], 0
     for name, owner, code, count in (
         ("category", np.arange(n), c.category[:n], len(c.category_names)),
-        ("brand", np.arange(n), c.brand[:n], len(c.brand_names)), ("tag", tags, c.tag[: len(tags)], len(c.tag_names)),
-    ):  # fmt: skip
+        ("brand", np.arange(n), c.brand[:n], len(c.brand_names)),
+        ("tag", tags, c.tag[: len(tags)], len(c.tag_names)),
+    ):
         known = code < count
         owners.append(owner[known])
         codes.append(code[known].astype(np.int64) + base)
@@ -146,7 +147,7 @@ def _say(words: I32, own: F32, with_word: I32, both: I32, usual: F64, out: F64) 
 @compiled
 def _held_against(
     words_start: I64, word: I32, start: I64, value: I32, is_tag: Bool, with_word: I32, both: I32, usual: F64
-) -> tuple[I64, I64]:  # fmt: skip
+) -> tuple[I64, I64]:
     """int64[steps] each: items and tags of which words say so much, and those of them that were entered."""
     items, holders = np.zeros(_STEPS, np.int64), np.zeros(_STEPS, np.int64)
     said, own = np.empty(len(is_tag)), np.zeros(len(is_tag), np.float32)
@@ -164,9 +165,16 @@ def _held_against(
 
 @compiled
 def _merged(
-    words_start: I64, word: I32, start: I64, value: I32, is_tag: Bool, with_word: I32, both: I32, usual: F64,
+    words_start: I64,
+    word: I32,
+    start: I64,
+    value: I32,
+    is_tag: Bool,
+    with_word: I32,
+    both: I32,
+    usual: F64,
     amount: F32,
-) -> tuple[I64, I32, F32]:  # fmt: skip
+) -> tuple[I64, I32, F32]:
     """(start, value, amount): what was entered, and each tag that words say by `amount` of its step."""
     new_start = np.zeros(len(start), np.int64)
     values, amounts = [np.int32(0) for _ in range(0)], [np.float32(0) for _ in range(0)]

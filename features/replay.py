@@ -148,10 +148,14 @@ class Replay:
         """Items of which nothing happened. searched: with words, which take their time."""
         n = len(self.catalogue)
         return Items(
-            self.catalogue, Vectors.quantise(self.vectors), np.full(n + 1, np.nan, np.float32), Neighbours.none(n),
-            ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)), custom=self.custom,
+            self.catalogue,
+            Vectors.quantise(self.vectors),
+            np.full(n + 1, np.nan, np.float32),
+            Neighbours.none(n),
+            ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)),
+            custom=self.custom,
             words=self._words(0) if searched else None,
-        )  # fmt: skip
+        )
 
     def _revision(self, revision: int) -> F32:
         """`vectors` (0), or those of `revised`, counted from 1."""

@@ -76,9 +76,7 @@ def of_admitted(items: Items, made: Shelves, admitted: Bool, at: float, size: in
     rows = np.flatnonzero(admitted).astype(np.int32)
     born = items.catalogue.available_from[rows]
     popular = np.where(born > at, 0.0, made.popularity[rows])
-    return made._replace(
-        popular=_best(rows, popular, size), new=_best(rows, np.where(born <= at, born, 0.0), size)
-    )  # fmt: skip
+    return made._replace(popular=_best(rows, popular, size), new=_best(rows, np.where(born <= at, born, 0.0), size))
 
 
 def retrieve(items: Items, history: History, at: float, size: int, context: Context = NO_CONTEXT) -> Retrieved:
@@ -93,9 +91,7 @@ def retrieve(items: Items, history: History, at: float, size: int, context: Cont
     return merged(items, history, at, size, shelves(items, at, size), near(items, history, at, size, context))
 
 
-def near(
-    items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None = None
-) -> Near:  # fmt: skip
+def near(items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None = None) -> Near:
     """At most `size` items each by a query and by interest; only what is on sale. admitted: as in `near_by_text`."""
     liked = near_by_text(items, interest(items, history, at), at, size, admitted)
     if not context.query or items.words is None:
@@ -145,10 +141,15 @@ def merged(
     together = _summed(near_items[there], (weight[:, None] * near_weight)[there])
     category = _of_categories(items, item, weight)
     lists = [
-        found.query, found.words, _best(again, amount, len(again)), _best(*together, len(together[0])), found.interest,
+        found.query,
+        found.words,
+        _best(again, amount, len(again)),
+        _best(*together, len(together[0])),
+        found.interest,
         offered.popular,
-        _best(category, offered.popularity[category], len(category)), offered.new,
-    ]  # fmt: skip
+        _best(category, offered.popularity[category], len(category)),
+        offered.new,
+    ]
     ranked = []
     for rows in lists:
         rows = rows if admitted is None else rows[admitted[rows]]

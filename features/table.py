@@ -44,26 +44,46 @@ def _popularity() -> list[Feature]:
         about = f"many {name}s lately ({horizon})"
         out.append(Feature(f"item_{name}s_{horizon}", about, "log(1 + decayed count)", "never", _whoever_asks))
     return out + [
-        Feature(f"item_click_rate_{horizon}", f"often clicked when shown ({horizon})",
-                "clicks per impression, shrunk toward item_prior", "nothing was shown yet in the shop", _whoever_asks)
+        Feature(
+            f"item_click_rate_{horizon}",
+            f"often clicked when shown ({horizon})",
+            "clicks per impression, shrunk toward item_prior",
+            "nothing was shown yet in the shop",
+            _whoever_asks,
+        )
         for horizon in HALF_LIFE_NAMES
-    ]  # fmt: skip
+    ]
 
 
 _POPULARITY = (
     *_popularity(),
     Feature("item_views_30d", "many views lately", "log(1 + decayed count)", "never", _whoever_asks),
     Feature("item_carts_30d", "often put into carts lately", "log(1 + decayed count)", "never", _whoever_asks),
-    Feature("item_purchase_rate", "often bought once clicked", "purchases per click, shrunk",
-            "nothing was clicked yet in the shop", _whoever_asks),
-    Feature("item_prior", "the kind of product that is clicked", "clicks per impression",
-            "nothing was shown yet when the release was made", _whoever_asks),
+    Feature(
+        "item_purchase_rate",
+        "often bought once clicked",
+        "purchases per click, shrunk",
+        "nothing was clicked yet in the shop",
+        _whoever_asks,
+    ),
+    Feature(
+        "item_prior",
+        "the kind of product that is clicked",
+        "clicks per impression",
+        "nothing was shown yet when the release was made",
+        _whoever_asks,
+    ),
     Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never", _whoever_asks),
-    Feature("category_click_rate", "its category is often clicked", "clicks per impression, shrunk",
-            "nothing was shown yet in the shop", _whoever_asks),
+    Feature(
+        "category_click_rate",
+        "its category is often clicked",
+        "clicks per impression, shrunk",
+        "nothing was shown yet in the shop",
+        _whoever_asks,
+    ),
     Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _whoever_asks),
     Feature("item_price", "price", "log(1 + price)", "no price", _whoever_asks),
-)  # fmt: skip
+)
 
 
 def _interest(m: Moment) -> F32:
@@ -80,13 +100,28 @@ _INTEREST = (
     Feature("text_top3", "like several things you looked at", "mean of 3 cosines", _NO_TEXT, _interest),
     Feature("text_last", "like the last thing you looked at", "cosine", _NO_TEXT, _interest),
     Feature("text_taste", "like what you choose, unlike what you pass over", "cosine", _NO_LISTS_LOGGED, _interest),
-    Feature("text_taste_strength", "how clearly your choices point to it", "cosine times weight of evidence",
-            _NO_LISTS_LOGGED, _interest),
-    Feature("co_occurrence", "chosen by people who chose what you did", "sum of neighbour weights",
-            "never: 0 is no neighbour", _co_occurrence),
-    Feature("co_occurrence_max", "often chosen together with one thing you chose", "largest neighbour weight",
-            "never: 0 is no neighbour", _co_occurrence),
-)  # fmt: skip
+    Feature(
+        "text_taste_strength",
+        "how clearly your choices point to it",
+        "cosine times weight of evidence",
+        _NO_LISTS_LOGGED,
+        _interest,
+    ),
+    Feature(
+        "co_occurrence",
+        "chosen by people who chose what you did",
+        "sum of neighbour weights",
+        "never: 0 is no neighbour",
+        _co_occurrence,
+    ),
+    Feature(
+        "co_occurrence_max",
+        "often chosen together with one thing you chose",
+        "largest neighbour weight",
+        "never: 0 is no neighbour",
+        _co_occurrence,
+    ),
+)
 
 
 def _searched(m: Moment) -> F64:
@@ -94,29 +129,50 @@ def _searched(m: Moment) -> F64:
 
 
 _QUERY = (
-    Feature("query_cosine", "what you searched for, by its meaning", "cosine",
-            "the request has no query, none of its words is known, or the item has no text", _searched),
-    Feature("query_match", "what you searched for, word by word", "share of the query, rare words weighing more",
-            "the request has no query", _searched),
-)  # fmt: skip
+    Feature(
+        "query_cosine",
+        "what you searched for, by its meaning",
+        "cosine",
+        "the request has no query, none of its words is known, or the item has no text",
+        _searched,
+    ),
+    Feature(
+        "query_match",
+        "what you searched for, word by word",
+        "share of the query, rare words weighing more",
+        "the request has no query",
+        _searched,
+    ),
+)
 
 
 def _affinity() -> list[Feature]:
     out = []
     for name, plural, tags in (
-        ("category", "this category", lambda items: items.category), ("brand", "this brand", lambda items: items.brand),
+        ("category", "this category", lambda items: items.category),
+        ("brand", "this brand", lambda items: items.brand),
         ("tag", "such things", lambda items: items.catalogue.tags),
-    ):  # fmt: skip
+    ):
 
         def affinity(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
             return m.affinity(tags(m.items))
 
         out += [
-            Feature(f"{name}_share", f"you often look at {plural}", "share of engagement", f"{_NO_LIST}, or no {name}",
-                    affinity),
-            Feature(f"{name}_surprise", f"you choose {plural} more than others do", "clicks above expectation, shrunk",
-                    f"{_NO_LISTS_LOGGED}, or no {name}", affinity),
-        ]  # fmt: skip
+            Feature(
+                f"{name}_share",
+                f"you often look at {plural}",
+                "share of engagement",
+                f"{_NO_LIST}, or no {name}",
+                affinity,
+            ),
+            Feature(
+                f"{name}_surprise",
+                f"you choose {plural} more than others do",
+                "clicks above expectation, shrunk",
+                f"{_NO_LISTS_LOGGED}, or no {name}",
+                affinity,
+            ),
+        ]
     return out
 
 
@@ -130,51 +186,75 @@ def _repeats(m: Moment) -> F64:
 
 _AFFINITY = (
     *_affinity(),
-    Feature("taste_odds", "your taste", "log odds of a click over the item's own", f"{_NO_LISTS_LOGGED}, or unknown",
-            _taste),
-    Feature("taste_click_odds", "your taste and how often it is clicked", "log odds of a click",
-            "nothing was shown yet in the shop", _taste),
-    Feature("price_to_habit", "priced as you like it", "log ratio", f"{_NO_LIST}, or no price",
-            lambda m: m.log_price - m.usual_log_price),
+    Feature(
+        "taste_odds", "your taste", "log odds of a click over the item's own", f"{_NO_LISTS_LOGGED}, or unknown", _taste
+    ),
+    Feature(
+        "taste_click_odds",
+        "your taste and how often it is clicked",
+        "log odds of a click",
+        "nothing was shown yet in the shop",
+        _taste,
+    ),
+    Feature(
+        "price_to_habit",
+        "priced as you like it",
+        "log ratio",
+        f"{_NO_LIST}, or no price",
+        lambda m: m.log_price - m.usual_log_price,
+    ),
     Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _repeats),
     Feature("repeat_purchases", "you bought it before", "count", "an unknown item", _repeats),
     Feature("repeat_since", "looked at lately", "log(1 + seconds)", "not looked at before", _repeats),
     Feature("shown_times", "how often you saw it", "count", "an unknown item", _repeats),
     Feature("shown_since", "not shown to you lately", "log(1 + seconds)", "not shown before", _repeats),
-)  # fmt: skip
+)
 
 
 def _user(m: Moment) -> F64:
     """float64[10, 1]: what is the same for every candidate."""
     at, visit, device = m.at, m.visit, m.context.device
-    return np.array([
-        len(m.engaged.item),
-        len(m.shown_item),
-        m.residuals.eagerness if len(m.residuals.item) else np.nan,
-        visit.engaged,
-        visit.shown,
-        math.log1p(at - visit.began),
-        math.log1p(max(at - float(m.engaged.at[0]), 0.0)) if len(m.engaged.at) else np.nan,
-        at // 3600 % 24,
-        at // _DAY_S % 7,
-        np.nan if device == NO_DEVICE else device,
-    ], np.float64)[:, None]  # fmt: skip
+    return np.array(
+        [
+            len(m.engaged.item),
+            len(m.shown_item),
+            m.residuals.eagerness if len(m.residuals.item) else np.nan,
+            visit.engaged,
+            visit.shown,
+            math.log1p(at - visit.began),
+            math.log1p(max(at - float(m.engaged.at[0]), 0.0)) if len(m.engaged.at) else np.nan,
+            at // 3600 % 24,
+            at // _DAY_S % 7,
+            np.nan if device == NO_DEVICE else device,
+        ],
+        np.float64,
+    )[:, None]
 
 
 _USER = (
     Feature("user_engagements", "how much we know of you", "count in the list", "never", _user),
     Feature("user_shown", "how much you were shown", "count in the list", "never", _user),
     Feature("user_eagerness", "you click more than others", "log odds", _NO_LISTS_LOGGED, _user),
-    Feature("user_session_events", "busy in this visit", "engagements in the visit, which ends by 30 idle minutes",
-            "never", _user),
+    Feature(
+        "user_session_events",
+        "busy in this visit",
+        "engagements in the visit, which ends by 30 idle minutes",
+        "never",
+        _user,
+    ),
     Feature("user_session_shown", "how much you were shown in this visit", "impressions in the visit", "never", _user),
     Feature("user_session_age", "how long this visit has lasted", "log(1 + seconds)", "never: 0 is just begun", _user),
     Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _user),
     Feature("hour", "time of day", "hour of the day, UTC", "never", _user),
     Feature("weekday", "day of the week", "0 is Thursday", "never", _user),
-    Feature("device", "what you shop on", ", ".join(f"{code} {name}" for code, name in enumerate(DEVICES)),
-            "the request names no device", _user),
-)  # fmt: skip
+    Feature(
+        "device",
+        "what you shop on",
+        ", ".join(f"{code} {name}" for code, name in enumerate(DEVICES)),
+        "the request names no device",
+        _user,
+    ),
+)
 
 
 _COMPARED = ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_odds")
@@ -190,9 +270,7 @@ def _within_list() -> list[Feature]:
         about = next(f.about for f in (*_POPULARITY, *_INTEREST, *_AFFINITY) if f.name == name)
         missing = f"{name} is missing"
         out.append(Feature(f"{name}_rank", f"{about}, against this list", "rank, 0 to 1", missing, _standings))
-        out.append(
-            Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _standings)
-        )  # fmt: skip
+        out.append(Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _standings))
     return out
 
 
@@ -209,11 +287,17 @@ def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
 
     words = name.replace("_", " ")
     return (
-        Feature(f"item_{name}_age", f"age by {words}", "years, negative in the future", f"no {name}", both) if is_date
+        Feature(f"item_{name}_age", f"age by {words}", "years, negative in the future", f"no {name}", both)
+        if is_date
         else Feature(f"item_{name}", words, "as in the catalogue", f"no {name}", both),
-        Feature(f"{name}_slope", f"your leaning in {words}", "clicks above expectation x deviation",
-                f"{_NO_LISTS_LOGGED}, or no {name}", both),
-    )  # fmt: skip
+        Feature(
+            f"{name}_slope",
+            f"your leaning in {words}",
+            "clicks above expectation x deviation",
+            f"{_NO_LISTS_LOGGED}, or no {name}",
+            both,
+        ),
+    )
 
 
 def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
@@ -225,13 +309,28 @@ def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
 
     words = name.replace("_", " ")
     return (
-        Feature(f"item_{name}_rate", f"its {words} is often clicked", "clicks per impression, shrunk",
-                f"nothing was shown yet when the release was made, or no {name}", rate),
-        Feature(f"{name}_share", f"you often look at this {words}", "share of engagement", f"{_NO_LIST}, or no {name}",
-                affinity),
-        Feature(f"{name}_surprise", f"you choose this {words} more than others do", "clicks above expectation, shrunk",
-                f"{_NO_LISTS_LOGGED}, or no {name}", affinity),
-    )  # fmt: skip
+        Feature(
+            f"item_{name}_rate",
+            f"its {words} is often clicked",
+            "clicks per impression, shrunk",
+            f"nothing was shown yet when the release was made, or no {name}",
+            rate,
+        ),
+        Feature(
+            f"{name}_share",
+            f"you often look at this {words}",
+            "share of engagement",
+            f"{_NO_LIST}, or no {name}",
+            affinity,
+        ),
+        Feature(
+            f"{name}_surprise",
+            f"you choose this {words} more than others do",
+            "clicks above expectation, shrunk",
+            f"{_NO_LISTS_LOGGED}, or no {name}",
+            affinity,
+        ),
+    )
 
 
 def features(items: Items) -> tuple[Feature, ...]:

@@ -221,7 +221,7 @@ def _by_item(evidence: Evidence) -> Evidence:
         item.astype(np.int32),
         np.bincount(row, evidence.surprise).astype(np.float64),
         np.bincount(row, evidence.curvature).astype(np.float64),
-    )  # fmt: skip
+    )
 
 
 class _Tastes(NamedTuple):

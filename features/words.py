@@ -195,8 +195,11 @@ def _texts(c: Catalogue) -> Iterator[list[str]]:
 def _words_of(c: Catalogue, row: int) -> list[str]:
     """The words of an item's title, category, brand and tags, with repeats."""
     parts = [c.titles[row]]
-    parts += [names[code] for code, names in ((c.category[row], c.category_names), (c.brand[row], c.brand_names))
-              if code < len(names)]  # fmt: skip
+    parts += [
+        names[code]
+        for code, names in ((c.category[row], c.category_names), (c.brand[row], c.brand_names))
+        if code < len(names)
+    ]
     parts += [c.tag_names[t].split("=", 1)[1] for t in c.tag[c.tag_start[row] : c.tag_start[row + 1]].tolist()]
     return words_in("\n".join(parts))
 

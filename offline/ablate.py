@@ -28,8 +28,17 @@ WITHIN_LIST = ("_rank", "_over_mean")
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "popularity": (
-        "item_impressions_", "item_clicks_", "item_purchases_", "item_click_rate_", "item_views_", "item_carts_",
-        "item_purchase_rate", "item_prior", "item_trend", "category_click_rate", "item_age",
+        "item_impressions_",
+        "item_clicks_",
+        "item_purchases_",
+        "item_click_rate_",
+        "item_views_",
+        "item_carts_",
+        "item_purchase_rate",
+        "item_prior",
+        "item_trend",
+        "category_click_rate",
+        "item_age",
     ),
     "price": ("item_price", "price_to_habit"),
     "co-occurrence": ("co_occurrence",),
@@ -41,7 +50,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "attributes": (),
     "own": (),
     "within-list": WITHIN_LIST,
-}  # fmt: skip
+}
 """Groups in the order they are added, by how the names of the shop-independent features begin. Those of the catalogue's
 attributes, and the user's own, are told by their place in the table: they may have any name."""
 
@@ -129,10 +138,16 @@ def ablate(
     for k, group in enumerate(present):
         # Alone it has nothing to be left out of.
         left = ndcg(~without(columns, of, group)) if len(present) > 1 else chance
-        out.append(Worth(
-            group, int((of == group).sum()), float(left.mean()), paired_difference(full, left, user),
-            float(steps[k + 1].mean()), paired_difference(steps[k + 1], steps[k], user),
-        ))  # fmt: skip
+        out.append(
+            Worth(
+                group,
+                int((of == group).sum()),
+                float(left.mean()),
+                paired_difference(full, left, user),
+                float(steps[k + 1].mean()),
+                paired_difference(steps[k + 1], steps[k], user),
+            )
+        )
     return Ablation(float(full.mean()), len(full), seeds, tuple(out))
 
 

@@ -29,9 +29,10 @@ def read_as(items: pa.Table, kinds: Mapping[str, AttributeKind], file: str) -> p
             raise DataError(f"features.attributes.{name}: {file} has no such attribute; {known}")
         place = items.schema.get_field_index(name)
         items = (
-            items.remove_column(place) if kind == "ignore"
+            items.remove_column(place)
+            if kind == "ignore"
             else items.set_column(place, name, _converted(items[name], kind, f"{file}, column {name!r}"))
-        )  # fmt: skip
+        )
     return items
 
 

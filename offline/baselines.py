@@ -25,9 +25,16 @@ from features.vectors import Vectors
 from ranker.metrics import U64, tie_break, top_k
 
 BASELINES = (
-    "random", "popularity", "recency_popularity", "item_click_rate", "own_history", "cooccurrence", "ease",
-    "text_zero_shot", "text",
-)  # fmt: skip
+    "random",
+    "popularity",
+    "recency_popularity",
+    "item_click_rate",
+    "own_history",
+    "cooccurrence",
+    "ease",
+    "text_zero_shot",
+    "text",
+)
 DEPTH = 100
 """Items of an order that are kept; what is deeper is in no metric."""
 

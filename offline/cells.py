@@ -76,9 +76,12 @@ def _decoded(rows: Rows, column: str, array: pa.Array) -> pa.Array:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    )  # fmt: skip
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
 
 
 def is_text_list(kind: pa.DataType) -> bool:
@@ -224,8 +227,9 @@ def as_moments(rows: Rows, column: str, array: pa.Array, limits: Limits, how: Mo
         number = array.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64)
         out = _from_numbers(number, kind.unit)
         if kind.tz is None and how.zone.key != "UTC":
-            naive = pd.Series(pd.to_datetime(np.where(out == NO_MOMENT, np.datetime64("NaT", "us"),
-                                                      out.astype("datetime64[us]"))))  # fmt: skip
+            naive = pd.Series(
+                pd.to_datetime(np.where(out == NO_MOMENT, np.datetime64("NaT", "us"), out.astype("datetime64[us]")))
+            )
             out = _us(_localised(naive, how.zone))
         present = np.asarray(array.is_valid())
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):

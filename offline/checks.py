@@ -19,9 +19,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from offline.run import write_json
 
 NAMES = (
-    "schema", "disk", "future", "age", "clock", "volume", "click_rate", "duplicates", "keys", "nulls", "bot",
-    "catalogue", "categories", "prices", "input_drift", "feature_drift",
-)  # fmt: skip
+    "schema",
+    "disk",
+    "future",
+    "age",
+    "clock",
+    "volume",
+    "click_rate",
+    "duplicates",
+    "keys",
+    "nulls",
+    "bot",
+    "catalogue",
+    "categories",
+    "prices",
+    "input_drift",
+    "feature_drift",
+)
 STOP, WARN = "stop", "warn"
 
 
@@ -80,9 +94,13 @@ def judge(now: Mapping[str, Any], before: Mapping[str, Any] | None, config: Chec
     clock: Unix seconds. Failures come first; those of `accept` are warnings.
     """
     found = [
-        *_time(now, config, clock), *_volumes(now, config), *_keys(now, config), *_bot(now, config),
-        *_inputs(now, config), *(_against(now, before, config) if before is not None else ()),
-    ]  # fmt: skip
+        *_time(now, config, clock),
+        *_volumes(now, config),
+        *_keys(now, config),
+        *_bot(now, config),
+        *_inputs(now, config),
+        *(_against(now, before, config) if before is not None else ()),
+    ]
     return sorted((accepted(f, config) for f in found), key=lambda f: f.level != STOP)
 
 
@@ -96,10 +114,19 @@ def disk(directory: Path, last_bytes: int, config: CheckConfig) -> list[Finding]
     free = shutil.disk_usage(directory).free
     if free >= config.free_disk * last_bytes:
         return []
-    return [accepted(Finding(
-        "disk", STOP, f"{free / 1e6:,.0f} MB are free in {directory}, the last night took {last_bytes / 1e6:,.0f} MB: "
-        "make room", free, config.free_disk * last_bytes,
-    ), config)]  # fmt: skip
+    return [
+        accepted(
+            Finding(
+                "disk",
+                STOP,
+                f"{free / 1e6:,.0f} MB are free in {directory}, the last night took {last_bytes / 1e6:,.0f} MB: "
+                "make room",
+                free,
+                config.free_disk * last_bytes,
+            ),
+            config,
+        )
+    ]
 
 
 def features(drift: Mapping[str, float], config: CheckConfig) -> list[Finding]:
@@ -110,10 +137,19 @@ def features(drift: Mapping[str, float], config: CheckConfig) -> list[Finding]:
     share = len(beyond) / len(drift)
     most = ", ".join(f"{n} {drift[n]:.1f}" for n in beyond[:3])
     level = STOP if share > config.drifted_features else WARN
-    return [accepted(Finding(
-        "feature_drift", level, f"{len(beyond)} of {len(drift)} features of the test lists differ from those learnt "
-        f"from (PSI: {most}): did the meaning of a column change?", share, config.drifted_features,
-    ), config)]  # fmt: skip
+    return [
+        accepted(
+            Finding(
+                "feature_drift",
+                level,
+                f"{len(beyond)} of {len(drift)} features of the test lists differ from those learnt "
+                f"from (PSI: {most}): did the meaning of a column change?",
+                share,
+                config.drifted_features,
+            ),
+            config,
+        )
+    ]
 
 
 def raise_if_stopped(findings: Sequence[Finding], report: Path) -> None:
@@ -122,9 +158,10 @@ def raise_if_stopped(findings: Sequence[Finding], report: Path) -> None:
     if causes:
         names = " ".join(f"--accept {name}" for name in dict.fromkeys(f.check for f in findings if f.level == STOP))
         raise ChecksFailed(
-            "the data checks stopped the night; the live release stays\n" + "\n".join(causes) +
-            f"\nall findings: {report}. Mend the data and start again; if they are right as they are: {names}"
-        )  # fmt: skip
+            "the data checks stopped the night; the live release stays\n"
+            + "\n".join(causes)
+            + f"\nall findings: {report}. Mend the data and start again; if they are right as they are: {names}"
+        )
 
 
 def last(directory: Path, run: str, until: float) -> dict[str, Any] | None:
@@ -152,9 +189,13 @@ def keep(directory: Path, run: str, statistics: Mapping[str, Any], most: int = 6
 def _time(now: Mapping[str, Any], config: CheckConfig, clock: float) -> Iterator[Finding]:
     if now["future"]:
         yield Finding(
-            "future", STOP, f"{now['future']:,} events lie in the future, the latest {now['latest'] - clock:,.0f} s "
-            "ahead of this clock: a clock or a time zone is wrong where they were logged", now["future"], 0,
-        )  # fmt: skip
+            "future",
+            STOP,
+            f"{now['future']:,} events lie in the future, the latest {now['latest'] - clock:,.0f} s "
+            "ahead of this clock: a clock or a time zone is wrong where they were logged",
+            now["future"],
+            0,
+        )
     age = clock - now["latest"]
     if config.max_age_s is not None and age > config.max_age_s:
         yield Finding(
@@ -163,9 +204,13 @@ def _time(now: Mapping[str, Any], config: CheckConfig, clock: float) -> Iterator
     early = now["keys"]["actions before their list"]
     if early > config.before_list:
         yield Finding(
-            "clock", STOP, f"{early:.0%} of the last day's clicks and purchases come before the list they belong to: "
-            "the clocks of what logs lists and what logs actions disagree", early, config.before_list,
-        )  # fmt: skip
+            "clock",
+            STOP,
+            f"{early:.0%} of the last day's clicks and purchases come before the list they belong to: "
+            "the clocks of what logs lists and what logs actions disagree",
+            early,
+            config.before_list,
+        )
 
 
 def _volumes(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
@@ -180,9 +225,13 @@ def _volumes(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
             continue
         if today < config.volume_low * low or (today > config.volume_high * high and high >= 50):
             yield Finding(
-                "volume", STOP, f"{today:,} {kind} on the last day; the {len(before)} days before had {low:,} to "
-                f"{high:,}: part of the log is missing or there twice", today, config.volume_low * low,
-            )  # fmt: skip
+                "volume",
+                STOP,
+                f"{today:,} {kind} on the last day; the {len(before)} days before had {low:,} to "
+                f"{high:,}: part of the log is missing or there twice",
+                today,
+                config.volume_low * low,
+            )
     yield from _click_rate(now["per_day"], days, config)
 
 
@@ -195,44 +244,68 @@ def _click_rate(per_day: Mapping[str, list[int]], days: int, config: CheckConfig
     noise = np.sqrt(usual / shown[0])
     if abs(rate - usual) > 5 * noise and not 1 / config.click_rate < rate / usual < config.click_rate:
         yield Finding(
-            "click_rate", STOP, f"{rate:.2%} of what was shown on the last day was clicked, {usual:.2%} before: clicks "
-            "are lost, logged twice, or made by a machine", rate / usual, config.click_rate,
-        )  # fmt: skip
+            "click_rate",
+            STOP,
+            f"{rate:.2%} of what was shown on the last day was clicked, {usual:.2%} before: clicks "
+            "are lost, logged twice, or made by a machine",
+            rate / usual,
+            config.click_rate,
+        )
 
 
 def _keys(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
     keys, repeated = now["keys"], now["repeated"]
     if keys["repeated event ids"]:
         yield Finding(
-            "keys", STOP, f"{keys['repeated event ids']:,.0f} event ids stand in the log more than once: a file was "
-            "brought in twice, or ids are made up again", keys["repeated event ids"], 0,
-        )  # fmt: skip
+            "keys",
+            STOP,
+            f"{keys['repeated event ids']:,.0f} event ids stand in the log more than once: a file was "
+            "brought in twice, or ids are made up again",
+            keys["repeated event ids"],
+            0,
+        )
     if repeated["share"] > config.repeated:
         yield Finding(
-            "duplicates", STOP, f"{repeated['share']:.0%} of the {repeated['rows']:,} events of the day "
+            "duplicates",
+            STOP,
+            f"{repeated['share']:.0%} of the {repeated['rows']:,} events of the day "
             f"{repeated['days_ago']} before the last stand in the log again, same user, item and time of day: a day "
-            "was brought in twice", repeated["share"], config.repeated,
-        )  # fmt: skip
+            "was brought in twice",
+            repeated["share"],
+            config.repeated,
+        )
     if keys["lists of several users"] > config.several_users:
         yield Finding(
-            "keys", STOP, f"{keys['lists of several users']:.0%} of lists have events of more than one user: request "
-            "ids are used again", keys["lists of several users"], config.several_users,
-        )  # fmt: skip
+            "keys",
+            STOP,
+            f"{keys['lists of several users']:.0%} of lists have events of more than one user: request "
+            "ids are used again",
+            keys["lists of several users"],
+            config.several_users,
+        )
     unknown = now["null"]["event item_id (not in the catalogue)"]
     if unknown > config.unknown_items:
         yield Finding(
-            "keys", STOP, f"{unknown:.0%} of events are of items that the catalogue does not hold: it is another "
-            "shop's, or lacks a part", unknown, config.unknown_items,
-        )  # fmt: skip
+            "keys",
+            STOP,
+            f"{unknown:.0%} of events are of items that the catalogue does not hold: it is another "
+            "shop's, or lacks a part",
+            unknown,
+            config.unknown_items,
+        )
 
 
 def _bot(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
     top = now["top_user"]
     if top["actions"] >= config.bot_actions and top["share"] > config.bot_share:
         yield Finding(
-            "bot", STOP, f"user {top['user']!r} made {top['actions']:,} of the last day's clicks and purchases, "
-            f"{top['share']:.0%}: a bot? Take that user's events out", top["share"], config.bot_share,
-        )  # fmt: skip
+            "bot",
+            STOP,
+            f"user {top['user']!r} made {top['actions']:,} of the last day's clicks and purchases, "
+            f"{top['share']:.0%}: a bot? Take that user's events out",
+            top["share"],
+            config.bot_share,
+        )
 
 
 def _inputs(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
@@ -243,9 +316,13 @@ def _inputs(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
         share = [np.array(held[k], np.float64) / max(sum(held[k]), 1) for k in ("usual", "now")]
         most = int(np.argmax(np.abs(share[1] - share[0])))
         yield Finding(
-            "input_drift", level, f"{name}: {held['bins'][most]} is {share[1][most]:.0%} of the last day, "
-            f"{share[0][most]:.0%} of the week before (PSI {held['psi']:.2f})", held["psi"], config.input_drift,
-        )  # fmt: skip
+            "input_drift",
+            level,
+            f"{name}: {held['bins'][most]} is {share[1][most]:.0%} of the last day, "
+            f"{share[0][most]:.0%} of the week before (PSI {held['psi']:.2f})",
+            held["psi"],
+            config.input_drift,
+        )
 
 
 def _against(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
@@ -254,31 +331,45 @@ def _against(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckCon
         was = before["null"].get(name, share)
         if share - was > config.null_rise:
             yield Finding(
-                "nulls", STOP, f"{name} is missing or empty in {share:.0%} of rows, last night in {was:.0%}: an export "
-                "lost a column's values", share - was, config.null_rise,
-            )  # fmt: skip
+                "nulls",
+                STOP,
+                f"{name} is missing or empty in {share:.0%} of rows, last night in {was:.0%}: an export "
+                "lost a column's values",
+                share - was,
+                config.null_rise,
+            )
     if gone := [n for n in before["null"] if n not in now["null"]]:
         yield Finding("schema", STOP, f"column {gone[0]} was there last night and is not now", len(gone), 0)
     if not config.items_low <= now["items"] / max(before["items"], 1) <= config.items_high:
         yield Finding(
-            "catalogue", STOP, f"the catalogue holds {now['items']:,} items, last night {before['items']:,}: part of "
-            "it is missing, or another shop's was added", now["items"] / max(before["items"], 1), config.items_low,
-        )  # fmt: skip
+            "catalogue",
+            STOP,
+            f"the catalogue holds {now['items']:,} items, last night {before['items']:,}: part of "
+            "it is missing, or another shop's was added",
+            now["items"] / max(before["items"], 1),
+            config.items_low,
+        )
     a, b = now["catalogue"], before["catalogue"]
     for name, length in b["mean_length"].items():
         if length and a["mean_length"].get(name, 0.0) < config.text_low * length:
             yield Finding(
-                "catalogue", STOP, f"{name}s have {a['mean_length'].get(name, 0.0):.0f} characters on average, last "
-                f"night {length:.0f}: they were emptied or cut", a["mean_length"].get(name, 0.0) / length,
+                "catalogue",
+                STOP,
+                f"{name}s have {a['mean_length'].get(name, 0.0):.0f} characters on average, last "
+                f"night {length:.0f}: they were emptied or cut",
+                a["mean_length"].get(name, 0.0) / length,
                 config.text_low,
-            )  # fmt: skip
+            )
     for name, count in b["categories"].items():
         left = a["categories"].get(name, 0)
         if count >= config.category_items and left < config.category_low * count:
             yield Finding(
-                "categories", STOP, f"category {name!r} has {left:,} items, last night {count:,}: its items are "
-                "missing or were renamed", left / count, config.category_low,
-            )  # fmt: skip
+                "categories",
+                STOP,
+                f"category {name!r} has {left:,} items, last night {count:,}: its items are missing or were renamed",
+                left / count,
+                config.category_low,
+            )
     yield from _prices(a, b, config)
 
 
@@ -292,7 +383,10 @@ def _prices(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckConf
     for name, price, was in pairs:
         if price and was and not 1 / config.price_factor < price / was < config.price_factor:
             yield Finding(
-                "prices", STOP, f"the median price of {name} is {price:,.2f}, last night {was:,.2f}: another unit "
-                "(cents?) or currency", price / was, config.price_factor,
-            )  # fmt: skip
+                "prices",
+                STOP,
+                f"the median price of {name} is {price:,.2f}, last night {was:,.2f}: another unit (cents?) or currency",
+                price / was,
+                config.price_factor,
+            )
             return

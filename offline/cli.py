@@ -19,11 +19,14 @@ from offline.terminal import Failure, plain
 _DISK_FULL = 7
 
 app = typer.Typer(
-    name="shelfwise", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    name="shelfwise",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
     rich_markup_mode="markdown",
     help="Rank products for a shopper: learn by night from what was shown and chosen, answer by day in milliseconds."
     "\n\nStart with `shelfwise demo`; with your own shop: `import`, `nightly`, `serve`.",
-)  # fmt: skip
+)
 
 app.command()(data.simulate)
 app.command(name="import")(data.import_)

@@ -70,9 +70,13 @@ class _Log(NamedTuple):
 
 
 def collect(
-    directory: Path, store: BulkStore, releases: Path | None = None, on_progress: OnProgress | None = None,
-    log: Storage | Path | str | None = None, keep_days: int | None = None,
-) -> Collected:  # fmt: skip
+    directory: Path,
+    store: BulkStore,
+    releases: Path | None = None,
+    on_progress: OnProgress | None = None,
+    log: Storage | Path | str | None = None,
+    keep_days: int | None = None,
+) -> Collected:
     """Bring everything that waits in Redis into a data set, and forget whom we were asked to forget.
 
     releases: where releases are; events that each of them has in its own item state leave the stream, once collected.
@@ -230,9 +234,9 @@ def _rewrite(storage: Storage, name: str, gone: Erasures, moment: str) -> None:
         if all(len(erasures.kept(table, gone, moment)) == len(table) for table in found):
             return
         # As plain columns: a dictionary keeps the values of rows that went.
-        plain = pa.schema([
-            f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in file.schema_arrow
-        ])  # fmt: skip
+        plain = pa.schema(
+            [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in file.schema_arrow]
+        )
         kept = (erasures.kept(file.read_row_group(k).cast(plain), gone, moment) for k in groups)
         storage.write_tables(name, plain, kept)
 

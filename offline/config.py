@@ -55,9 +55,12 @@ class FeatureConfig(BaseModel):
         default={}, description="how an item's attribute is read; one not named here is read by its column's type"
     )
     session_weight: float = Field(
-        SESSION_WEIGHT, ge=0, le=100, allow_inf_nan=False,
+        SESSION_WEIGHT,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
         description="what two items of one visit count for as neighbours, against two of one user; 0: nothing",
-    )  # fmt: skip
+    )
     custom: tuple[str, ...] = Field((), description="features of your own as module:function; see docs/features.md")
 
 

@@ -81,9 +81,11 @@ class Dataset:
 
 
 def load(
-    directory: Path, attributes: Mapping[str, AttributeKind] | None = None,
-    log: LogFiles | Storage | Path | str | None = None, scratch: Path | None = None,
-) -> Dataset:  # fmt: skip
+    directory: Path,
+    attributes: Mapping[str, AttributeKind] | None = None,
+    log: LogFiles | Storage | Path | str | None = None,
+    scratch: Path | None = None,
+) -> Dataset:
     """The data set in a directory, its log as arrays in files of this process's own.
 
     log: its files, or where its day partitions are, if not in the directory. scratch: as in `offline.log.load`. Raises
@@ -181,11 +183,21 @@ def catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
     tag_start, tag, tag_names = _tags(items, list_names, text_names)
     titles = [t or i for t, i in zip(items["title"].to_pylist(), ids, strict=True)]
     return Catalogue(
-        ids, titles, _numbers(items, "price"), category, category_names, brand, brand_names,
+        ids,
+        titles,
+        _numbers(items, "price"),
+        category,
+        category_names,
+        brand,
+        brand_names,
         _seconds(items, "available_from"),
         np.column_stack(numbers) if numbers else np.empty((len(ids) + 1, 0)),
-        number_names + date_names, tag_start, tag, tag_names, date_names,
-    )  # fmt: skip
+        number_names + date_names,
+        tag_start,
+        tag,
+        tag_names,
+        date_names,
+    )
 
 
 def _kind(field: pa.Field, file: str) -> str:
@@ -290,10 +302,13 @@ def _explored(files: LogFiles) -> Told[tuple[int, float]] | None:
             some = table.filter(pc.is_valid(table["propensity"])).combine_chunks()
             lists = some["item_ids"].combine_chunks()
             of = pc.list_parent_indices(lists)
-            yield pa.table({
-                "request_id": some["request_id"].take(of), "item_id": pc.list_flatten(lists),
-                "position": np.arange(len(of)) - np.searchsorted(of.to_numpy(), of.to_numpy()),
-                "propensity": pc.list_flatten(some["propensity"].combine_chunks()),
-            })  # fmt: skip
+            yield pa.table(
+                {
+                    "request_id": some["request_id"].take(of),
+                    "item_id": pc.list_flatten(lists),
+                    "position": np.arange(len(of)) - np.searchsorted(of.to_numpy(), of.to_numpy()),
+                    "propensity": pc.list_flatten(some["propensity"].combine_chunks()),
+                }
+            )
 
     return Told(parts, _placed)

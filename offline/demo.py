@@ -159,9 +159,14 @@ def _tags(data: dataset.Dataset, item: int) -> list[int]:
 
 
 def _print(
-    data: dataset.Dataset, user: str, clicked: Sequence[str], theme: str, ranked: Sequence[dict[str, Any]],
-    first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]],
-) -> None:  # fmt: skip
+    data: dataset.Dataset,
+    user: str,
+    clicked: Sequence[str],
+    theme: str,
+    ranked: Sequence[dict[str, Any]],
+    first: Sequence[dict[str, Any]],
+    second: Sequence[dict[str, Any]],
+) -> None:
     out = Console()
     catalogue = data.catalogue
     title = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))

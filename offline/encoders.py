@@ -57,9 +57,15 @@ def moments(events: Events, windows: Windows, refreshes: int) -> list[float]:
 
 
 def made(
-    encoder: Encoder, texts: Sequence[str], events: Events, at: Sequence[float], config: EncoderConfig,
-    directory: Path, on_progress: OnProgress, engine: Engine = LOCAL,
-) -> Encoders:  # fmt: skip
+    encoder: Encoder,
+    texts: Sequence[str],
+    events: Events,
+    at: Sequence[float],
+    config: EncoderConfig,
+    directory: Path,
+    on_progress: OnProgress,
+    engine: Engine = LOCAL,
+) -> Encoders:
     """An encoder for each moment, fine-tuned from `encoder` on the events strictly before it; its vectors `shrunk`.
 
     texts: one an item of the catalogue. directory: of checkpoints, from which a killed night goes on. The budget is for
@@ -107,9 +113,7 @@ def _tuned(asked: _Asked, mates: Mates, on_progress: OnProgress) -> list[FineTun
         def advance(done: int, total: int, k: int = k) -> None:
             on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(asked.learnt))
 
-        found.append(
-            fine_tune(asked.encoder, asked.texts, part, step, asked.directory, advance, asked.reading, group)
-        )  # fmt: skip
+        found.append(fine_tune(asked.encoder, asked.texts, part, step, asked.directory, advance, asked.reading, group))
     return [*(replace(f, encoder=asked.encoder) for f in found[:-1]), found[-1]]
 
 
@@ -133,8 +137,13 @@ def _facts(
 ) -> dict[str, Any]:
     last = found[-1]
     return {
-        "model": config.model, "mode": config.mode, "stopped_by": last.stopped_by, "examples": len(learnt[-1]),
-        "fingerprint": last.encoder.fingerprint, "best_epoch": last.best_epoch, "moments": list(at),
+        "model": config.model,
+        "mode": config.mode,
+        "stopped_by": last.stopped_by,
+        "examples": len(learnt[-1]),
+        "fingerprint": last.encoder.fingerprint,
+        "best_epoch": last.best_epoch,
+        "moments": list(at),
         "made": [
             {"examples": len(part), "best_epoch": f.best_epoch, "stopped_by": f.stopped_by}
             for part, f in zip(learnt, found, strict=True)
@@ -143,4 +152,4 @@ def _facts(
             {"epoch": e.epoch, "loss": e.loss, "recall@50": e.recall_at_50, "ndcg@10": e.ndcg_at_10}
             for e in last.epochs
         ],
-    }  # fmt: skip
+    }

@@ -60,9 +60,12 @@ class Engine(Protocol):
         """
 
     def train(
-        self, library: Library, function: Callable[[Shared, Mates, OnProgress], Made], shared: Shared,
+        self,
+        library: Library,
+        function: Callable[[Shared, Mates, OnProgress], Made],
+        shared: Shared,
         on_progress: OnProgress,
-    ) -> Made:  # fmt: skip
+    ) -> Made:
         """What `function` returns to the first worker; all workers call it.
 
         library: by which the workers speak with one another. function: as in `map`. on_progress: called where the
@@ -83,9 +86,12 @@ class Local:
             yield from function(shared, part)
 
     def train(
-        self, library: Library, function: Callable[[Shared, Mates, OnProgress], Made], shared: Shared,
+        self,
+        library: Library,
+        function: Callable[[Shared, Mates, OnProgress], Made],
+        shared: Shared,
         on_progress: OnProgress,
-    ) -> Made:  # fmt: skip
+    ) -> Made:
         """See `Engine`: one worker."""
         return function(shared, Mates(), on_progress)
 

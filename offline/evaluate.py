@@ -123,9 +123,7 @@ def per_list(order: I32, targets: Targets, metrics: Sequence[str], part: Mask | 
     return {m: score_lists(m, falling, gain[kept], start, ties, missed) for m in metrics}
 
 
-def looked_at_ndcg(
-    order: I32, targets: Targets, looked_at: F64, part: Mask | None = None
-) -> tuple[F64, F64]:  # fmt: skip
+def looked_at_ndcg(order: I32, targets: Targets, looked_at: F64, part: Mask | None = None) -> tuple[F64, F64]:
     """(float64[lists], float64[lists]): ndcg@10 with what each target is worth over the chance that it was looked at
     where it stood, and the weight of each list in a mean: the clicks that makes.
 
@@ -184,9 +182,16 @@ def beside_hits(order: I32, count: F64, vectors: F32) -> dict[str, F64]:
 
 
 def judge(
-    orders: Mapping[str, I32], lists: Lists, targets: Targets, of_lists: Mapping[str, Mask],
-    of_targets: Mapping[str, Mask], count: F64, vectors: F32, seed: int, had: Mapping[str, Mask] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    orders: Mapping[str, I32],
+    lists: Lists,
+    targets: Targets,
+    of_lists: Mapping[str, Mask],
+    of_targets: Mapping[str, Mask],
+    count: F64,
+    vectors: F32,
+    seed: int,
+    had: Mapping[str, Mask] | None = None,
+) -> dict[str, Any]:
     """`systems`, `intervals` and `comparisons` of an evaluation, and `shares` where the best possible order is known.
 
     systems: by system, by slice: `lists`, how many have something to find, and the mean of each metric; coverage of
@@ -236,17 +241,23 @@ def _add(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, 
     compared += [("text", "text_zero_shot")] if {"text", "text_zero_shot"} <= set(values) else []
     columns = [values[s][m][mask] for s, m in cells]
     columns += [(values[a][PRIMARY] - values[b][PRIMARY])[mask] for a, b in compared]
-    mean, low, high = (
-        x.tolist() for x in intervals(np.column_stack(columns), user[mask], seed=seed, level=LEVEL)
-    )  # fmt: skip
+    mean, low, high = (x.tolist() for x in intervals(np.column_stack(columns), user[mask], seed=seed, level=LEVEL))
     for k, (system, metric) in enumerate(cells):
         out["systems"][system].setdefault(name, {"lists": int(mask.sum())})[metric] = mean[k]
         out["intervals"][system].setdefault(name, {})[metric] = [low[k], high[k]]
     for k, (a, b) in enumerate(compared, len(cells)):
-        out["comparisons"].append({
-            "a": a, "b": b, "metric": PRIMARY, "slice": name,
-            "difference": mean[k], "low": low[k], "high": high[k], "lists": int(mask.sum()),
-        })  # fmt: skip
+        out["comparisons"].append(
+            {
+                "a": a,
+                "b": b,
+                "metric": PRIMARY,
+                "slice": name,
+                "difference": mean[k],
+                "low": low[k],
+                "high": high[k],
+                "lists": int(mask.sum()),
+            }
+        )
 
 
 def _add_share(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, seed: int) -> None:
@@ -277,9 +288,13 @@ def calibrated(valid_score: F64, valid_gain: NDArray[np.int8], score: F64, gain:
 
 
 def learning_curve(
-    fit: Callable[[I64], F64], n_lists: int, lists: Lists, targets: Targets, seed: int,
+    fit: Callable[[I64], F64],
+    n_lists: int,
+    lists: Lists,
+    targets: Targets,
+    seed: int,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """`lists`, `ndcg@10`, `low`, `high` for an eighth, a quarter, a half and all of the ranker's training lists.
 
     fit: trains on these numbers (ascending, of `n_lists`) and gives float64[rows], the score of the test rows. Smaller

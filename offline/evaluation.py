@@ -34,22 +34,36 @@ def write(night: Night, on_progress: OnProgress) -> None:
     orders = evaluate.orders(tested, baselines, score, truth, catalogue.item_ids)
     had = {system: slices.had_before(events, tested, order) for system, order in orders.items()}
     found = evaluate.judge(
-        orders, tested, targets, slices.of_lists(events, tested, warm) | of_events,
-        slices.of_targets(events, tested, targets, catalogue, known) | of_items, known,
-        night.zero_shot[:-1], night.config.seed, had,
-    )  # fmt: skip
+        orders,
+        tested,
+        targets,
+        slices.of_lists(events, tested, warm) | of_events,
+        slices.of_targets(events, tested, targets, catalogue, known) | of_items,
+        known,
+        night.zero_shot[:-1],
+        night.config.seed,
+        had,
+    )
     table = night.replay.features
     own = [f.name for f in night.custom]
     report.write(
         {
-            "schema": report.SCHEMA, "level": evaluate.LEVEL, "title": "Nightly evaluation",
-            "created_at": facts.iso(night.windows.end), "seed": night.config.seed, "protocol": night.windows.protocol,
-            "data": _data_facts(night), "windows": night.window_facts(), "encoder": night.json("encoder.json"),
-            "ranker": night.json("ranker.json"), **found,
+            "schema": report.SCHEMA,
+            "level": evaluate.LEVEL,
+            "title": "Nightly evaluation",
+            "created_at": facts.iso(night.windows.end),
+            "seed": night.config.seed,
+            "protocol": night.windows.protocol,
+            "data": _data_facts(night),
+            "windows": night.window_facts(),
+            "encoder": night.json("encoder.json"),
+            "ranker": night.json("ranker.json"),
+            **found,
             "examples": facts.examples(night.data, night.replay.histories, tested, orders, warm),
             "calibration": evaluate.calibrated(valid_score, valid.gain, score, tested.gain),
             "explanation": explanation.explained(model, x, table, own, night.config.seed),
-            "off_policy": _off_policy(night, trees, on_progress), "asked": _asked(night),
+            "off_policy": _off_policy(night, trees, on_progress),
+            "asked": _asked(night),
             "learning_curve": _learning_curve(night, on_progress) if night.learning_curve else None,
             "quality": facts.of_import(night.config.data),
             "steps": [
@@ -57,16 +71,23 @@ def write(night: Night, on_progress: OnProgress) -> None:
             ],
         },
         night.run.directory,
-    )  # fmt: skip
+    )
 
 
 def _off_policy(night: Night, trees: Trees, on_progress: OnProgress) -> dict[str, Any]:
     if night.data.propensities is None or not night.is_logged:
         return {}
     return policies.worth(
-        night.data, night.replay, night.asked, night.windows,
-        trees, Vectors.quantise(night.zero_shot), night.config.seed, evaluate.LEVEL, on_progress,
-    )  # fmt: skip
+        night.data,
+        night.replay,
+        night.asked,
+        night.windows,
+        trees,
+        Vectors.quantise(night.zero_shot),
+        night.config.seed,
+        evaluate.LEVEL,
+        on_progress,
+    )
 
 
 def _asked(night: Night) -> dict[str, Any]:
@@ -96,9 +117,11 @@ def _learning_curve(night: Night, on_progress: OnProgress) -> list[dict[str, Any
 
 
 def _data_facts(night: Night) -> dict[str, Any]:
-    notes = [] if night.is_logged else [
-        f"Lists were rebuilt: at each basket, retrieval offered up to {night.config.lists.size} candidates."
-    ]  # fmt: skip
+    notes = (
+        []
+        if night.is_logged
+        else [f"Lists were rebuilt: at each basket, retrieval offered up to {night.config.lists.size} candidates."]
+    )
     if night.windows.protocol == "leave-last-out":
         users = len(np.unique(lists.bare(night.asked()).user))
         early = users - len(night.windows.lists("test", night.lists))
@@ -109,6 +132,8 @@ def _data_facts(night: Night) -> dict[str, Any]:
         counts = [(len(part), int((~evaluate.lists_with_gain(part)).sum())) for part in night.asked()]
         shown, without = (sum(c[k] for c in counts) for k in (0, 1))
     return facts.of_data(night.data) | {
-        "lists": shown, "lists_source": "logged" if night.is_logged else "rebuilt", "lists_without_gain": without,
+        "lists": shown,
+        "lists_source": "logged" if night.is_logged else "rebuilt",
+        "lists_without_gain": without,
         "notes": notes,
-    }  # fmt: skip
+    }

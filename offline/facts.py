@@ -38,14 +38,18 @@ def of_data(data: Dataset) -> dict[str, Any]:
     outside = sum(int((part.item < 0).sum()) for part in events.parts())
     table = data.items
     return {
-        "items": len(data.catalogue), "events": len(events), "users": events.n_users,
-        "from": iso(float(events.at[0])), "to": iso(float(events.at[-1])),
+        "items": len(data.catalogue),
+        "events": len(events),
+        "users": events.n_users,
+        "from": iso(float(events.at[0])),
+        "to": iso(float(events.at[-1])),
         "kinds": kinds | ({"of unknown items": outside} if outside else {}),
         "filled": {
             name: (len(table) - table[name].null_count - _empty(table[name])) / max(len(table), 1)
-            for name in table.column_names if name != "item_id"
+            for name in table.column_names
+            if name != "item_id"
         },
-    }  # fmt: skip
+    }
 
 
 def _empty(column: Any) -> int:

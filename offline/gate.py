@@ -63,9 +63,15 @@ def replayed_score(trees: Trees | BoosterTrees, vectors: F32, replay: Replay, li
     else as of each list's moment."""
     unknown = np.full((1, vectors.shape[1]), np.nan, np.float32)
     own = Replay(
-        replay.catalogue, np.vstack([vectors, unknown]), replay.events, replay.refresh_at, replay.custom,
-        replay.session_weight, words=replay.words, given=replay.histories,
-    )  # fmt: skip
+        replay.catalogue,
+        np.vstack([vectors, unknown]),
+        replay.events,
+        replay.refresh_at,
+        replay.custom,
+        replay.session_weight,
+        words=replay.words,
+        given=replay.histories,
+    )
     return named_score(trees, [f.name for f in own.features], own.rows(lists))
 
 
@@ -85,11 +91,20 @@ def alone(ndcg: F64, judged: Judged, evaluation: Mapping[str, Any], config: Gate
     if (evaluate.lists_with_gain(judged.lists)).sum() >= _LEAST_LISTS:
         d = paired_difference(ndcg, judged.random, judged.lists.user)
         ok = d.low > 0
-        out.append(Reason(
-            "floor", PROMOTE if ok else KEEP, f"ndcg@10 {np.nanmean(ndcg):.4f} against {np.nanmean(judged.random):.4f} "
-            f"of a random order [{d.low:+.4f}, {d.high:+.4f}]" + ("" if ok else ": it learnt nothing that the test "
-            "lists confirm; were the labels shuffled, or clicks joined to the wrong lists?"),
-        ))  # fmt: skip
+        out.append(
+            Reason(
+                "floor",
+                PROMOTE if ok else KEEP,
+                f"ndcg@10 {np.nanmean(ndcg):.4f} against {np.nanmean(judged.random):.4f} "
+                f"of a random order [{d.low:+.4f}, {d.high:+.4f}]"
+                + (
+                    ""
+                    if ok
+                    else ": it learnt nothing that the test "
+                    "lists confirm; were the labels shuffled, or clicks joined to the wrong lists?"
+                ),
+            )
+        )
     error = (evaluation.get("calibration") or {}).get("error")
     if error is not None:
         verdict = PROMOTE if error <= config.calibration else ASK
@@ -98,17 +113,25 @@ def alone(ndcg: F64, judged: Judged, evaluation: Mapping[str, Any], config: Gate
     if {"ranker", "shown_order"} <= set(systems):
         own, shown = systems["ranker"]["doubly_robust"], systems["shown_order"]["doubly_robust"]
         worse = own["high"] is not None and own["high"] < shown["value"]
-        out.append(Reason(
-            "off_policy", KEEP if worse else PROMOTE, f"worth {own['value']:.4f} gain a list as estimated from logged "
-            f"propensities, what was shown gained {shown['value']:.4f}",
-        ))  # fmt: skip
+        out.append(
+            Reason(
+                "off_policy",
+                KEEP if worse else PROMOTE,
+                f"worth {own['value']:.4f} gain a list as estimated from logged "
+                f"propensities, what was shown gained {shown['value']:.4f}",
+            )
+        )
     return out
 
 
 def against(
-    ndcg: tuple[F64, F64], by_slice: Mapping[str, tuple[F64, F64]], plain: F64, judged: Judged, live: Release,
+    ndcg: tuple[F64, F64],
+    by_slice: Mapping[str, tuple[F64, F64]],
+    plain: F64,
+    judged: Judged,
+    live: Release,
     config: GateConfig,
-) -> tuple[list[Reason], dict[str, Any]]:  # fmt: skip
+) -> tuple[list[Reason], dict[str, Any]]:
     """Rules that compare with the live release, and the figures they compared.
 
     ndcg: float64[lists] of the new and the live release. by_slice: the same for each slice, NaN outside it. plain:
@@ -126,9 +149,10 @@ def against(
         out = [Reason("quality", PROMOTE, f"{said}: not worse")]
     out += _collapse(plain, judged, live, config)
     enough = {
-        name: (a, b) for name, (a, b) in by_slice.items()
+        name: (a, b)
+        for name, (a, b) in by_slice.items()
         if (known := ~np.isnan(a)).sum() >= config.slice_lists and len(np.unique(judged.lists.user[known])) > 1
-    }  # fmt: skip
+    }
     for name, (a, b) in enough.items():
         # As many looks as there are slices: each is held to a stricter level, so that all together keep theirs.
         s = paired_difference(a, b, judged.lists.user, level=1 - 0.05 / len(enough))
@@ -152,11 +176,15 @@ def _collapse(old: F64, judged: Judged, live: Release, config: GateConfig) -> li
     lead, now = was["ranker"] - was["random"], float(np.nanmean(old) - np.nanmean(judged.random))
     if lead <= 0 or now >= config.collapse * lead:
         return []
-    return [Reason(
-        "labels", KEEP, f"the live release led a random order by {lead:.4f} when it was made, by {now:.4f} on these "
-        "lists: not the release but the lists changed; were the labels shuffled, or clicks joined to the wrong "
-        "lists?",
-    )]  # fmt: skip
+    return [
+        Reason(
+            "labels",
+            KEEP,
+            f"the live release led a random order by {lead:.4f} when it was made, by {now:.4f} on these "
+            "lists: not the release but the lists changed; were the labels shuffled, or clicks joined to the wrong "
+            "lists?",
+        )
+    ]
 
 
 def by_slice(new: F64, old: F64, judged: Judged, fair: Mask) -> dict[str, tuple[F64, F64]]:
@@ -176,9 +204,10 @@ def by_slice(new: F64, old: F64, judged: Judged, fair: Mask) -> dict[str, tuple[
 
     every = np.ones(len(judged.lists), bool)
     return (
-        {"all": both(every)} | {name: both(mask) for name, mask in judged.of_lists.items()}
+        {"all": both(every)}
+        | {name: both(mask) for name, mask in judged.of_lists.items()}
         | {name: both(every, part) for name, part in judged.of_targets.items()}
-    )  # fmt: skip
+    )
 
 
 def ndcg(score: F64, lists: Lists, targets: Targets) -> F64:
@@ -222,8 +251,15 @@ def after(lists: Lists, live: Release) -> I64:
 def write_shadow(path: Path, judged: Lists, item_ids: Sequence[str], new: F64, live: F64 | None) -> None:
     """Both releases' scores of every candidate of the test lists, side by side, as Parquet."""
     missing = np.full(len(new), np.nan)
-    pq.write_table(pa.table({
-        "request_id": [judged.request_ids[g] for g in judged.group.tolist()],
-        "item_id": [item_ids[i] for i in judged.item.tolist()], "gain": judged.gain,
-        "new": new, "live": missing if live is None else live,
-    }), path)  # fmt: skip
+    pq.write_table(
+        pa.table(
+            {
+                "request_id": [judged.request_ids[g] for g in judged.group.tolist()],
+                "item_id": [item_ids[i] for i in judged.item.tolist()],
+                "gain": judged.gain,
+                "new": new,
+                "live": missing if live is None else live,
+            }
+        ),
+        path,
+    )

@@ -62,10 +62,14 @@ def is_held_to(night: Night, name: str) -> bool:
 
 
 def _write(night: Night, name: str, findings: list[Finding], drift: dict[str, float] | None = None) -> None:
-    write_json(night.run.file(name), {
-        "limits": night.config.checks.model_dump(mode="json"), "findings": [f._asdict() for f in findings],
-        **({"drift": drift} if drift is not None else {}),
-    })  # fmt: skip
+    write_json(
+        night.run.file(name),
+        {
+            "limits": night.config.checks.model_dump(mode="json"),
+            "findings": [f._asdict() for f in findings],
+            **({"drift": drift} if drift is not None else {}),
+        },
+    )
 
 
 def _last_bytes(directory: Path) -> int:
@@ -101,9 +105,13 @@ def judge(night: Night, pointer: Pointer | None) -> None:
     said, reasons = verdict.sternest(reasons, config)
     gate.write_shadow(night.run.file("shadow.parquet"), lists, night.data.catalogue.item_ids, score, live_score)
     found = {
-        "verdict": said, "candidate": new.id, "live": live_id, "reasons": [list(r) for r in reasons],
-        "figures": figures, "asked": config.model_dump(mode="json"),
-    }  # fmt: skip
+        "verdict": said,
+        "candidate": new.id,
+        "live": live_id,
+        "reasons": [list(r) for r in reasons],
+        "figures": figures,
+        "asked": config.model_dump(mode="json"),
+    }
     drift = night.json("drift.json").get("drift", {})
     write_judgement(night.config.releases, found, night.json("evaluation.json"), drift, time.time())
     write_json(night.run.file("gate.json"), found)
@@ -122,13 +130,15 @@ def _judged(night: Night, lists: Lists, which: Any) -> gate.Judged:
     warm = np.load(night.run.file("warm.npy"), allow_pickle=False)[which]
     baselines = np.load(night.run.file("baselines.npy"), allow_pickle=False)
     known = slices.known_engagements(events, night.windows, targets, len(catalogue))
-    random = evaluate.per_list(
-        baselines[:, BASELINES.index("random")], targets, (evaluate.PRIMARY,)
-    )[evaluate.PRIMARY]  # fmt: skip
+    random = evaluate.per_list(baselines[:, BASELINES.index("random")], targets, (evaluate.PRIMARY,))[evaluate.PRIMARY]
     return gate.Judged(
-        lists, targets, random, slices.of_lists(events, lists, warm),
-        slices.of_targets(events, lists, targets, catalogue, known), night.looked_at(lists, targets),
-    )  # fmt: skip
+        lists,
+        targets,
+        random,
+        slices.of_lists(events, lists, warm),
+        slices.of_targets(events, lists, targets, catalogue, known),
+        night.looked_at(lists, targets),
+    )
 
 
 def _compared(

@@ -28,13 +28,7 @@ from offline.items import UTC_US, catalogue_table, items_of_events, joined, merg
 from offline.layout import EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA
 from offline.partitions import GROUP_ROWS
 from offline.quarantine import DataError, Mask, Quarantine, Rows
-from offline.sources import (
-    BESIDE,
-    ITEM_TEXTS,
-    EventSource,
-    ImportConfig,
-    ItemSource,
-)
+from offline.sources import BESIDE, ITEM_TEXTS, EventSource, ImportConfig, ItemSource
 from offline.validation import EventRules, codes, event_columns, event_ids, refuse_rows, repeats
 
 __all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
@@ -187,8 +181,10 @@ class _Import:
             if file.items:
                 table = joined(file.items)
                 tables.append(numbers_found(table, ("item_id", *ITEM_TEXTS)) if file.form == "csv" else table)
-            file.notes += [f"column {name} is not used: it holds no text, number, moment or text list"
-                           for name in sorted(file.ignored)]  # fmt: skip
+            file.notes += [
+                f"column {name} is not used: it holds no text, number, moment or text list"
+                for name in sorted(file.ignored)
+            ]
         if not tables:
             return pa.table({"item_id": pa.array([], pa.string())})
         items = self._refuse(joined(tables), "item_id", "not_a_product", self._is_no_product)
@@ -280,9 +276,16 @@ class _Import:
         shown = events.filter(pc.equal(events["kind"], int(Kind.IMPRESSION)))
         users, lists = (pc.count_distinct(column).as_py() for column in (events["user_id"], shown["request_id"]))
         return ImportSummary(
-            tuple(sources), users, len(items), lists,
-            dict(zip(KINDS, kinds, strict=True)), first, last, tuple(self.notes), tuple(self.quarantine.examples()),
-        )  # fmt: skip
+            tuple(sources),
+            users,
+            len(items),
+            lists,
+            dict(zip(KINDS, kinds, strict=True)),
+            first,
+            last,
+            tuple(self.notes),
+            tuple(self.quarantine.examples()),
+        )
 
 
 def _no_events(limits: Limits) -> pa.Table:

@@ -98,9 +98,7 @@ def opened_source(source: ItemSource | EventSource, name: str) -> SourceFile:
 
 def _event_rules(file: SourceFile, source: EventSource) -> EventRules:
     ordered = source.order_column is not None
-    return EventRules(
-        source.event, source.event_values, file.moments, ordered, source.position_base, source.float_ids
-    )  # fmt: skip
+    return EventRules(source.event, source.event_values, file.moments, ordered, source.position_base, source.float_ids)
 
 
 class Asked(NamedTuple):
@@ -153,9 +151,16 @@ def _checked(asked: Asked, number: int, file: SourceFile, batch: Batch) -> Check
             table = event_columns(rows, columns, _event_rules(file, file.source), asked.limits)
         table = table.append_column("#source", pa.array(np.full(len(table), number, np.int32)))
     return Checked(
-        number, batch.read, len(batch.row) + len(batch.refused), batch.lines, table, items, quarantine,
-        frozenset(ignored), frozenset(not_products),
-    )  # fmt: skip
+        number,
+        batch.read,
+        len(batch.row) + len(batch.refused),
+        batch.lines,
+        table,
+        items,
+        quarantine,
+        frozenset(ignored),
+        frozenset(not_products),
+    )
 
 
 def _item_rows(

@@ -27,9 +27,14 @@ from offline.sources import ITEM_TEXTS, ImportConfig, Source
 UTC_US = pa.timestamp("us", "UTC")
 TAGS = pa.list_(pa.string())
 CANONICAL = {
-    "item_id": pa.string(), "title": pa.string(), "description": pa.string(), "category": pa.string(),
-    "brand": pa.string(), "price": pa.float64(), "available_from": UTC_US,
-}  # fmt: skip
+    "item_id": pa.string(),
+    "title": pa.string(),
+    "description": pa.string(),
+    "category": pa.string(),
+    "brand": pa.string(),
+    "price": pa.float64(),
+    "available_from": UTC_US,
+}
 
 
 def _moment_column(rows: Rows, name: str, array: pa.Array, limits: Limits, how: Moments) -> pa.Array:
@@ -65,9 +70,14 @@ def _attribute(
 
 
 def item_columns(
-    rows: Rows, columns: Mapping[str, pa.Array], config: ImportConfig, source: Source, limits: Limits, how: Moments,
+    rows: Rows,
+    columns: Mapping[str, pa.Array],
+    config: ImportConfig,
+    source: Source,
+    limits: Limits,
+    how: Moments,
     ignored: set[str],
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """The items of a batch that nothing is wrong with, and their `#row`; attributes of unusable types go to `ignored`.
 
     columns: by our name where there is one, else by the file's. `#updated` (int64 Unix us) orders Metarank's updates.
@@ -138,8 +148,9 @@ def merged_updates(items: pa.Table) -> pa.Table:
     """One row an item: each field as it was last told, in order of `#updated`."""
     frame = items.to_pandas(types_mapper=pd.ArrowDtype).sort_values("#updated", kind="stable")
     last = frame.groupby("item_id", sort=True, as_index=False).last()
-    columns = [pa.array(last[name].tolist(), items.schema.field(name).type, from_pandas=True)
-               for name in items.column_names]  # fmt: skip
+    columns = [
+        pa.array(last[name].tolist(), items.schema.field(name).type, from_pandas=True) for name in items.column_names
+    ]
     return pa.table(columns, names=items.column_names)
 
 

@@ -14,22 +14,42 @@ EVENTS_FILE, EVENTS, SERVED = "events.parquet", "events", "served"
 
 EVENTS_SCHEMA = pa.schema(
     [
-        ("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
-        ("timestamp", UTC_US), ("request_id", pa.string()), ("position", pa.int16()), ("value", pa.float64()),
-        ("session_id", pa.string()), ("device", pa.string()), ("query", pa.string()),
+        ("event_id", pa.string()),
+        ("event", pa.string()),
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("timestamp", UTC_US),
+        ("request_id", pa.string()),
+        ("position", pa.int16()),
+        ("value", pa.float64()),
+        ("session_id", pa.string()),
+        ("device", pa.string()),
+        ("query", pa.string()),
     ]
-)  # fmt: skip
+)
 SERVED_SCHEMA = pa.schema(
     [
-        ("request_id", pa.string()), ("at", UTC_US), ("release", pa.string()), ("route", pa.string()),
-        ("user_id", pa.string()), ("device", pa.string()), ("query", pa.string()), ("degraded", pa.bool_()),
+        ("request_id", pa.string()),
+        ("at", UTC_US),
+        ("release", pa.string()),
+        ("route", pa.string()),
+        ("user_id", pa.string()),
+        ("device", pa.string()),
+        ("query", pa.string()),
+        ("degraded", pa.bool_()),
         ("item_ids", pa.list_(pa.string())),
-        ("score", pa.list_(pa.float64())), ("propensity", pa.list_(pa.float64())),
-        ("candidates", pa.list_(pa.string())), ("rows", pa.binary()),
-        ("shadow", pa.string()), ("shadow_score", pa.list_(pa.float64())), ("shadow_correlation", pa.float64()),
-        ("shadow_overlap", pa.float64()), ("shadow_ms", pa.float64()), ("live_ms", pa.float64()),
+        ("score", pa.list_(pa.float64())),
+        ("propensity", pa.list_(pa.float64())),
+        ("candidates", pa.list_(pa.string())),
+        ("rows", pa.binary()),
+        ("shadow", pa.string()),
+        ("shadow_score", pa.list_(pa.float64())),
+        ("shadow_correlation", pa.float64()),
+        ("shadow_overlap", pa.float64()),
+        ("shadow_ms", pa.float64()),
+        ("live_ms", pa.float64()),
     ]
-)  # fmt: skip
+)
 EVENTS_FORM = Form(
     "timestamp",
     ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),

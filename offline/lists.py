@@ -17,9 +17,17 @@ from offline.columns import forget
 from offline.engine import LOCAL, Engine, cut
 
 NONE = Lists(
-    np.empty(0), np.empty(0, np.int32), [], np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int16),
-    np.empty(0, np.int8), np.empty((0, 3), np.int32), np.empty(0, np.int8), [],
-)  # fmt: skip
+    np.empty(0),
+    np.empty(0, np.int32),
+    [],
+    np.zeros(1, np.int64),
+    np.empty(0, np.int32),
+    np.empty(0, np.int16),
+    np.empty(0, np.int8),
+    np.empty((0, 3), np.int32),
+    np.empty(0, np.int8),
+    [],
+)
 """No list."""
 ATTRIBUTION_S = 86400.0
 """An action this long after an impression is still the list's (one day)."""
@@ -109,9 +117,12 @@ def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: f
     named = acted[acted.request >= 0].merge(rows, on=["request", "item"], suffixes=("", "_shown"))
     named = named[(named["at"] >= named["at_shown"]) & (named["at"] - named["at_shown"] <= attribution_s)]
     loose = pd.merge_asof(
-        acted[acted.request < 0], rows.sort_values("at", kind="stable"),
-        on="at", by=["user", "item"], tolerance=attribution_s,  # type: ignore[arg-type]  # seconds, as `at` is
-    ).dropna(subset="row")  # fmt: skip
+        acted[acted.request < 0],
+        rows.sort_values("at", kind="stable"),
+        on="at",
+        by=["user", "item"],
+        tolerance=attribution_s,  # type: ignore[arg-type]  # seconds, as `at` is
+    ).dropna(subset="row")
     gain = np.zeros(len(shown), np.int8)
     for found in (named, loose):
         np.maximum.at(gain, found["row"].to_numpy(np.int64), found["gain"].to_numpy(np.int8))
@@ -135,9 +146,12 @@ def _offered(asked: _Asked, part: range) -> Iterator[I32]:
 
 
 def rebuilt(
-    replay: Replay, asked: Lists, size: int, on_progress: Callable[[int, int], None] | None = None,
+    replay: Replay,
+    asked: Lists,
+    size: int,
+    on_progress: Callable[[int, int], None] | None = None,
     engine: Engine = LOCAL,
-) -> Lists:  # fmt: skip
+) -> Lists:
     """Lists for a log that holds none: for each basket, what retrieval would have offered that user at that moment.
 
     asked: of `baskets`, in time order; the items of a basket are the gain. What retrieval failed to offer is counted in
@@ -159,9 +173,13 @@ def rebuilt(
             on_progress(number + 1, len(asked))
     item = np.concatenate(items)
     return replace(
-        asked, start=np.array(starts, np.int64), item=item, position=np.full(len(item), -1, np.int16),
-        gain=np.concatenate(gains), missed=np.array(missed, np.int32).reshape(-1, 3),
-    )  # fmt: skip
+        asked,
+        start=np.array(starts, np.int64),
+        item=item,
+        position=np.full(len(item), -1, np.int16),
+        gain=np.concatenate(gains),
+        missed=np.array(missed, np.int32).reshape(-1, 3),
+    )
 
 
 class Targets(NamedTuple):
@@ -195,11 +213,17 @@ def joined(parts: Iterable[Lists]) -> Lists:
     )
     start = np.cumsum([0, *(p.rows for p in held)])
     return Lists(
-        np.concatenate([p.at for p in held]), np.concatenate([p.user for p in held]),
+        np.concatenate([p.at for p in held]),
+        np.concatenate([p.user for p in held]),
         [r for p in held for r in p.request_ids],
         np.concatenate([[0], *(p.start[1:] + s for p, s in zip(held, start[:-1], strict=True))]).astype(np.int64),
-        item, position, gain, missed, device, [q for p in held for q in p.query],
-    )  # fmt: skip
+        item,
+        position,
+        gain,
+        missed,
+        device,
+        [q for p in held for q in p.query],
+    )
 
 
 def bare(parts: Iterable[Lists]) -> Lists:
@@ -209,9 +233,15 @@ def bare(parts: Iterable[Lists]) -> Lists:
     user = np.concatenate([NONE.user, *(u for _, u in each)])
     n = len(at)
     return replace(
-        NONE, at=at, user=user, request_ids=[""] * n, start=np.zeros(n + 1, np.int64),
-        missed=np.zeros((n, 3), np.int32), device=np.full(n, NO_DEVICE, np.int8), query=[""] * n,
-    )  # fmt: skip
+        NONE,
+        at=at,
+        user=user,
+        request_ids=[""] * n,
+        start=np.zeros(n + 1, np.int64),
+        missed=np.zeros((n, 3), np.int32),
+        device=np.full(n, NO_DEVICE, np.int8),
+        query=[""] * n,
+    )
 
 
 def chosen(parts: Iterable[Lists], numbers: I64) -> Lists:
@@ -244,6 +274,14 @@ def baskets(events: Events, begin: float) -> Lists:
     ids = [f"{events.user_ids[u]}@{at:.6f}" for u, at in zip(acts.user[start], acts.at[start], strict=True)]
     bounds = np.append(start, len(acts)).astype(np.int64)
     return Lists(
-        acts.at[start], acts.user[start], ids, bounds, acts.item, np.full(len(acts), -1, np.int16), GAIN[acts.kind],
-        np.zeros((len(start), 3), np.int32), _first_known(acts.device, bounds), [""] * len(start),
-    )  # fmt: skip
+        acts.at[start],
+        acts.user[start],
+        ids,
+        bounds,
+        acts.item,
+        np.full(len(acts), -1, np.int16),
+        GAIN[acts.kind],
+        np.zeros((len(start), 3), np.int32),
+        _first_known(acts.device, bounds),
+        [""] * len(start),
+    )

@@ -33,9 +33,16 @@ from offline.partitions import EARLIEST, LATEST, SPAN_ROWS, Partitions, Storage,
 from offline.quarantine import DataError, Mask
 
 _TYPES: dict[str, type] = {
-    "at": np.float64, "user": np.int32, "item": np.int32, "kind": np.int8, "request": np.int32, "position": np.int16,
-    "value": np.float64, "session": np.int32, "device": np.int8,
-}  # fmt: skip
+    "at": np.float64,
+    "user": np.int32,
+    "item": np.int32,
+    "kind": np.int8,
+    "request": np.int32,
+    "position": np.int16,
+    "value": np.float64,
+    "session": np.int32,
+    "device": np.int8,
+}
 _WORTH_FORGETTING = 4096
 Arrays = Mapping[str, NDArray[Any]]
 _LISTED = ("request_id", "at", "user_id", "device", "query", "item_ids")
@@ -53,9 +60,12 @@ class LogFiles:
 
     @classmethod
     def of(
-        cls, directory: Path, storage: Storage | Path | str | None = None, since: float | None = None,
+        cls,
+        directory: Path,
+        storage: Storage | Path | str | None = None,
+        since: float | None = None,
         until: float | None = None,
-    ) -> LogFiles:  # fmt: skip
+    ) -> LogFiles:
         """storage: as `Storage.of` takes it; None is the data set's own directory. since, until: Unix seconds."""
         begin, end = (
             otherwise if moment is None else round(moment * 1e6)
@@ -131,9 +141,12 @@ class LogFiles:
                 yield span
 
     def served_spans(
-        self, columns: Sequence[str] = SERVED_SCHEMA.names, begin: int = EARLIEST, end: int = LATEST,
+        self,
+        columns: Sequence[str] = SERVED_SCHEMA.names,
+        begin: int = EARLIEST,
+        end: int = LATEST,
         once: Once | None = None,
-    ) -> Iterator[pa.Table]:  # fmt: skip
+    ) -> Iterator[pa.Table]:
         """The answered lists by span, each once, in order of time, erased users left out.
 
         begin, end: Unix microseconds. once: what was read of them before, where this goes on.
@@ -261,11 +274,21 @@ class _Coder:
         request, fresh = self._requests.of(table["request_id"].combine_chunks(), begin)
         self._searched(table, request)
         session, _ = self._sessions.of(table["session_id"].combine_chunks(), begin)
-        return order, {
-            "at": at[order] / 1e6, "user": self._user(table), "item": item[order], "kind": kind[order],
-            "request": request, "position": pc.fill_null(table["position"], -1).to_numpy(),
-            "value": table["value"].to_numpy(), "session": session, "device": _devices(table),
-        }, fresh  # fmt: skip
+        return (
+            order,
+            {
+                "at": at[order] / 1e6,
+                "user": self._user(table),
+                "item": item[order],
+                "kind": kind[order],
+                "request": request,
+                "position": pc.fill_null(table["position"], -1).to_numpy(),
+                "value": table["value"].to_numpy(),
+                "session": session,
+                "device": _devices(table),
+            },
+            fresh,
+        )
 
     def _searched(self, table: pa.Table, request: I32) -> None:
         """Keep what was typed for each request: of its impressions, the first that says."""
@@ -336,10 +359,15 @@ class _Answered:
         number = pa.array(place).cast(pa.string())
         given = {
             "event_id": pc.binary_join_element_wise(row["request_id"], number, "#"),
-            "event": pa.array([KINDS[Kind.IMPRESSION]] * len(parent), pa.string()), "user_id": row["user_id"],
-            "item_id": pc.list_flatten(lists), "timestamp": row["at"], "request_id": row["request_id"],
-            "position": pa.array(place, pa.int16()), "device": row["device"], "query": row["query"],
-        }  # fmt: skip
+            "event": pa.array([KINDS[Kind.IMPRESSION]] * len(parent), pa.string()),
+            "user_id": row["user_id"],
+            "item_id": pc.list_flatten(lists),
+            "timestamp": row["at"],
+            "request_id": row["request_id"],
+            "position": pa.array(place, pa.int16()),
+            "device": row["device"],
+            "query": row["query"],
+        }
         return _span(_whole(pa.table(given), EVENTS_SCHEMA), "timestamp", "event_id")
 
 
@@ -373,9 +401,12 @@ def histories(events: Events, scratch: Path) -> Histories:
     start = np.concatenate((np.zeros((2, 1), np.int64), np.cumsum(count, axis=1)), axis=1)
     with ExitStack() as stack:
         held = [
-            {n: _to_fill(stack.enter_context(tempfile.TemporaryFile(dir=scratch)), t, int(s[-1])) for n, t in _SEGMENT.items()}  # noqa: E501
+            {
+                n: _to_fill(stack.enter_context(tempfile.TemporaryFile(dir=scratch)), t, int(s[-1]))
+                for n, t in _SEGMENT.items()
+            }
             for s in start
-        ]  # fmt: skip
+        ]
         following, first = start[:, :-1].copy(), 0
         for part in events.parts():
             shown = part.kind == Kind.IMPRESSION

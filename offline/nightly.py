@@ -24,17 +24,7 @@ from features.custom import load as load_features
 from features.log import F32, F64, I64, Kind, Lists
 from features.reading import Words
 from features.replay import Replay
-from offline import (
-    column_slices,
-    dataset,
-    encoders,
-    evaluate,
-    evaluation,
-    facts,
-    guards,
-    lists,
-    publication,
-)
+from offline import column_slices, dataset, encoders, evaluate, evaluation, facts, guards, lists, publication
 from offline.baselines import BASELINES, DEPTH
 from offline.clustering import inverted_lists
 from offline.columns import forget
@@ -65,9 +55,15 @@ class Night:
     """One nightly run over one data set. What several steps read is loaded once, when first asked for."""
 
     def __init__(
-        self, config: Config, redis_url: str | None, learning_curve: bool = False, since: float | None = None,
-        until: float | None = None, clock: Callable[[], float] = time.time, engine: Engine = LOCAL,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        redis_url: str | None,
+        learning_curve: bool = False,
+        since: float | None = None,
+        until: float | None = None,
+        clock: Callable[[], float] = time.time,
+        engine: Engine = LOCAL,
+    ) -> None:
         """redis_url: where to publish; None makes the release and leaves the pointer alone.
 
         learning_curve: train on parts of the lists as well when evaluating. since, until: only the log from one moment
@@ -86,11 +82,20 @@ class Night:
         sections = config.model_dump(mode="json", include={"seed", "windows", "lists", "features", "encoder", "ranker"})
         data = {n: checksum(config.data / n) for n in _DATA if (config.data / n).exists()}
         own = [f.origin for f in self.custom]
-        self.run = Run(config.runs, {
-            "config": sections, "data": data, "log": log, "code": code(), "own": own, "since": since, "until": until,
-            # Several together make another model of the same data; an engine by itself does not.
-            **({"workers": engine.workers} if engine.workers > 1 else {}),
-        })  # fmt: skip
+        self.run = Run(
+            config.runs,
+            {
+                "config": sections,
+                "data": data,
+                "log": log,
+                "code": code(),
+                "own": own,
+                "since": since,
+                "until": until,
+                # Several together make another model of the same data; an engine by itself does not.
+                **({"workers": engine.workers} if engine.workers > 1 else {}),
+            },
+        )
 
     def __call__(self) -> release.Release:
         """Do what is left to do; returns the release. Raises what a step raises, its files so far kept."""
@@ -103,35 +108,91 @@ class Night:
         log = ["windows.json", "encoder.json", "vectors.npy", "zero_shot.npy"]
         replayed = [*log, "lists.npz"]
         out = [
-            Step("checks", "Checking the data", ["statistics.json", "checks.json"], self._checks,
-                 lambda: guards.is_held_to(self, "checks.json"), []),
+            Step(
+                "checks",
+                "Checking the data",
+                ["statistics.json", "checks.json"],
+                self._checks,
+                lambda: guards.is_held_to(self, "checks.json"),
+                [],
+            ),
             Step("windows", "Reading the log", ["windows.json"], self._windows, reads=[]),
-            Step("encoder", "Fine-tuning the encoder", ["encoder", "vectors.npy", "zero_shot.npy", "encoder.json"],
-                 self._encoder, reads=["windows.json"]),
+            Step(
+                "encoder",
+                "Fine-tuning the encoder",
+                ["encoder", "vectors.npy", "zero_shot.npy", "encoder.json"],
+                self._encoder,
+                reads=["windows.json"],
+            ),
             Step("lists", "Making query groups", ["lists.npz"], self._lists, reads=log),
-            Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows,
-                 reads=replayed),
-            Step("drift", "Comparing features", ["drift.json"], self._drift,
-                 lambda: guards.is_held_to(self, "drift.json"), [*replayed, "rows.npy"]),
-            Step("ranker", "Training the ranker", ["ranker.txt", "ranker.json", "valid_score.npy"], self._ranker,
-                 reads=[*replayed, "rows.npy"]),
-            Step("evaluate", "Evaluating", ["evaluation.json", "report.html"], lambda p: evaluation.write(self, p),
-                 lambda: evaluation.is_as_asked(self),
-                 [*replayed, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt", "ranker.json",
-                  "valid_score.npy"]),
-            Step("release", "Making the release", ["release.json"], self._release, self._is_there,
-                 [*log, "encoder", "ranker.txt", "ranker.json", "lists.npz", "evaluation.json"]),
-        ]  # fmt: skip
+            Step("rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], self._rows, reads=replayed),
+            Step(
+                "drift",
+                "Comparing features",
+                ["drift.json"],
+                self._drift,
+                lambda: guards.is_held_to(self, "drift.json"),
+                [*replayed, "rows.npy"],
+            ),
+            Step(
+                "ranker",
+                "Training the ranker",
+                ["ranker.txt", "ranker.json", "valid_score.npy"],
+                self._ranker,
+                reads=[*replayed, "rows.npy"],
+            ),
+            Step(
+                "evaluate",
+                "Evaluating",
+                ["evaluation.json", "report.html"],
+                lambda p: evaluation.write(self, p),
+                lambda: evaluation.is_as_asked(self),
+                [*replayed, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt", "ranker.json", "valid_score.npy"],
+            ),
+            Step(
+                "release",
+                "Making the release",
+                ["release.json"],
+                self._release,
+                self._is_there,
+                [*log, "encoder", "ranker.txt", "ranker.json", "lists.npz", "evaluation.json"],
+            ),
+        ]
         if self._redis_url is not None:
             out += [
-                Step("gate", "Comparing with the live one", ["gate.json", "shadow.parquet"], self._gate,
-                     lambda: guards.is_judged(self), [*replayed, "rows.npy", "warm.npy", "baselines.npy", "ranker.txt",
-                                       "evaluation.json", "release.json", "drift.json"]),
-                Step("publish", "Publishing", ["published.json"], self._publish, self._is_live,
-                     [*log, "release.json", "gate.json"]),
-                Step("tidy", "Removing what is old", ["removed.json"], self._tidy,
-                     reads=["published.json", "statistics.json"]),
-            ]  # fmt: skip
+                Step(
+                    "gate",
+                    "Comparing with the live one",
+                    ["gate.json", "shadow.parquet"],
+                    self._gate,
+                    lambda: guards.is_judged(self),
+                    [
+                        *replayed,
+                        "rows.npy",
+                        "warm.npy",
+                        "baselines.npy",
+                        "ranker.txt",
+                        "evaluation.json",
+                        "release.json",
+                        "drift.json",
+                    ],
+                ),
+                Step(
+                    "publish",
+                    "Publishing",
+                    ["published.json"],
+                    self._publish,
+                    self._is_live,
+                    [*log, "release.json", "gate.json"],
+                ),
+                Step(
+                    "tidy",
+                    "Removing what is old",
+                    ["removed.json"],
+                    self._tidy,
+                    reads=["published.json", "statistics.json"],
+                ),
+            ]
         return out
 
     def steps_to(self, last: str) -> list[Step]:
@@ -176,10 +237,16 @@ class Night:
         moments = self.json("encoder.json")["moments"]
         revised = tuple(zip(moments, map(_and_unknown, np.load(self.run.file("vectors.npy"))), strict=True))
         return Replay(
-            self.data.catalogue, self.zero_shot, self.data.events, np.unique(np.append(refresh, moments)), self.custom,
-            self.config.features.session_weight, revised, self._words,
+            self.data.catalogue,
+            self.zero_shot,
+            self.data.events,
+            np.unique(np.append(refresh, moments)),
+            self.custom,
+            self.config.features.session_weight,
+            revised,
+            self._words,
             histories(self.data.events, self.config.workspace),
-        )  # fmt: skip
+        )
 
     @property
     def _words(self) -> Words:
@@ -236,8 +303,9 @@ class Night:
         encoder = encoder.capped(texts, config.token_percentile)
         events = self.data.events
         at = encoders.moments(events, self.windows, config.refreshes)
-        found = encoders.made(encoder, texts, events, at, config, self.run.file("checkpoints"), on_progress,
-                              self.engine)  # fmt: skip
+        found = encoders.made(
+            encoder, texts, events, at, config, self.run.file("checkpoints"), on_progress, self.engine
+        )
         found.encoder.save(self.run.file("encoder"))
         np.save(self.run.file("vectors.npy"), found.vectors, allow_pickle=False)
         np.save(self.run.file("zero_shot.npy"), found.zero_shot, allow_pickle=False)
@@ -251,8 +319,9 @@ class Night:
 
     def _lists(self, on_progress: OnProgress) -> None:
         config = self.config.lists
-        found = lists.chosen(self._learnt_from(), self.windows.kept(lists.bare(self._learnt_from()), config.most,
-                                                                    self.config.seed))  # fmt: skip
+        found = lists.chosen(
+            self._learnt_from(), self.windows.kept(lists.bare(self._learnt_from()), config.most, self.config.seed)
+        )
         if not self.is_logged:
             found = lists.rebuilt(self.replay, found, config.size, on_progress, self.engine)
         arrays = {f.name: np.asarray(getattr(found, f.name)) for f in fields(Lists)}
@@ -302,16 +371,25 @@ class Night:
         self.run.file("ranker.txt").write_text(trained.model_text, "utf-8")
         np.save(self.run.file("valid_score.npy"), valid_score, allow_pickle=False)
         about = {f.name: f.about for f in self.replay.features}
-        write_json(self.run.file("ranker.json"), {
-            "trees": trained.best_iteration, "curve": trained.valid_curve, "refit": self.config.ranker.refit,
-            "lists": trained.lists, "validation_lists": trained.valid_lists,
-            "importance": [[name, about[name], gain] for name, gain in trained.importance.items()],
-        })  # fmt: skip
+        write_json(
+            self.run.file("ranker.json"),
+            {
+                "trees": trained.best_iteration,
+                "curve": trained.valid_curve,
+                "refit": self.config.ranker.refit,
+                "lists": trained.lists,
+                "validation_lists": trained.valid_lists,
+                "importance": [[name, about[name], gain] for name, gain in trained.importance.items()],
+            },
+        )
 
     def trained(
-        self, among: I64 | None = None, changed: RankerConfig | None = None, kept: I64 | None = None,
+        self,
+        among: I64 | None = None,
+        changed: RankerConfig | None = None,
+        kept: I64 | None = None,
         on_progress: OnProgress | None = None,
-    ) -> tuple[Trained, F64]:  # fmt: skip
+    ) -> tuple[Trained, F64]:
         """The ranker, and float64[rows], what the one that validation chose scores validation by, not having seen it.
 
         among: numbers of the lists it may learn from, all if None; validation chooses by all of its own. changed:
@@ -331,10 +409,17 @@ class Night:
         seen = looked_at(x, learnt, valid, every) if config.position_debias else None
         x, x_valid = (x, x_valid) if kept is None else (x[:, use], x_valid[:, use])
         lesson = {
-            "rows": x, "gain": learnt.gain, "start": learnt.start, "valid_rows": x_valid, "valid_gain": valid.gain,
-            "valid_start": valid.start, "names": columns, "config": config,
-            "position": learnt.position if config.position_debias else None, "valid_looked_at": seen,
-        }  # fmt: skip
+            "rows": x,
+            "gain": learnt.gain,
+            "start": learnt.start,
+            "valid_rows": x_valid,
+            "valid_gain": valid.gain,
+            "valid_start": valid.start,
+            "names": columns,
+            "config": config,
+            "position": learnt.position if config.position_debias else None,
+            "valid_looked_at": seen,
+        }
         watched = on_progress or unwatched
         chosen = self.engine.train("lightgbm", _chosen, lesson, watched)
         valid_score = Trees.parse(chosen.model_text).score(x_valid)
@@ -344,9 +429,14 @@ class Night:
         x, learnt, _ = self.part("ranker", "validation", among=among)
         x = query_prior.hidden(x, every, searched)
         lesson = {
-            "trained": chosen, "rows": x if kept is None else x[:, use], "gain": learnt.gain, "start": learnt.start,
-            "names": columns, "config": config, "position": learnt.position if config.position_debias else None,
-        }  # fmt: skip
+            "trained": chosen,
+            "rows": x if kept is None else x[:, use],
+            "gain": learnt.gain,
+            "start": learnt.start,
+            "names": columns,
+            "config": config,
+            "position": learnt.position if config.position_debias else None,
+        }
         return self.engine.train("lightgbm", _grown_anew, lesson, watched), valid_score
 
     def looked_at(self, of: Lists, targets: Targets) -> F64:
@@ -384,7 +474,7 @@ class Night:
                 "lists": len(self.windows.lists(name, self.lists)) if name != "encoder" else None,
             }
             for name in NAMES
-        }  # fmt: skip
+        }
 
     def _release(self, on_progress: OnProgress) -> None:
         encoder, judged, vectors = self.json("encoder.json"), self.json("evaluation.json"), self.vectors

@@ -256,9 +256,10 @@ class Partitions:
         for low, high in _cut([g for _, g in inside], begin, end, rows):
             parts = [
                 table
-                for s, g in inside if g.first < high and g.last >= low
+                for s, g in inside
+                if g.first < high and g.last >= low
                 for table in _read(s, g, self.form, columns, low, high)
-            ]  # fmt: skip
+            ]
             if parts:
                 yield pa.concat_tables(parts, promote_options="permissive")
 

@@ -40,9 +40,16 @@ Propensities = Mapping[tuple[str, str], tuple[int, float]]
 
 
 def worth(
-    data: Dataset, replay: Replay, logged: Callable[[], Iterator[Lists]], windows: Windows, trees: Trees,
-    text: Vectors, seed: int, level: float, on_progress: OnProgress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    data: Dataset,
+    replay: Replay,
+    logged: Callable[[], Iterator[Lists]],
+    windows: Windows,
+    trees: Trees,
+    text: Vectors,
+    seed: int,
+    level: float,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """What each order is worth on the test window of a log with propensities; empty where there are none.
 
     logged: every list that was shown, in time order, some at a time. text: vectors of the encoder as it came. As
@@ -108,9 +115,14 @@ def whole(lists: Lists, propensities: Propensities, item_ids: Sequence[str]) -> 
 
 
 def values(
-    lists: Lists, chance: F64, orders: Mapping[str, I32], earlier: Lists, earlier_ranker: I32, utility: F64 | None,
+    lists: Lists,
+    chance: F64,
+    orders: Mapping[str, I32],
+    earlier: Lists,
+    earlier_ranker: I32,
+    utility: F64 | None,
     level: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """`k`, `lists`, and `systems`: by system `ips`, `snips` and `doubly_robust`, each an estimate, and `truth`.
 
     lists: whole ones; chance: float64[rows], their propensities. orders: int32[lists, depth] by system, items best

@@ -24,9 +24,14 @@ def unwatched(done: int, total: int) -> None:
 def bar(title: str) -> Iterator[OnProgress]:
     """A function to call with (done, total) while the block runs; draws one line with an ETA."""
     columns = (
-        SpinnerColumn(), TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), Remaining(),
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description:<26}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        Remaining(),
+    )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task(title, total=None)
 

@@ -65,18 +65,23 @@ def _seeded(night: Night, store: BulkStore, on_progress: OnProgress) -> int:
         some = range(first, min(first + _USERS, len(users)))
         rows = [
             held.row[_to_tell(held, u, cap, now)]
-            for u in some for held, cap in ((histories.engagements, 2 * ENGAGEMENTS), (histories.shown, 2 * SHOWN))
-        ]  # fmt: skip
+            for u in some
+            for held, cap in ((histories.engagements, 2 * ENGAGEMENTS), (histories.shown, 2 * SHOWN))
+        ]
         row = np.concatenate(rows)
         user = np.repeat(np.array(some), [len(a) + len(b) for a, b in zip(rows[::2], rows[1::2], strict=True)])
         # An event of an item outside the catalogue has lost its id on the way here.
         kept = (events.item[row] >= 0) & (events.at[row] > erased[user])
         row, user = row[kept], user[kept]
         added += store.seed(
-            users[first : some.stop], np.searchsorted(user, np.arange(first, some.stop + 1)), events.at[row],
-            events.kind[row], [ids[i] for i in events.item[row].tolist()],
-            [data.event_id[r] for r in row.tolist()], now,
-        )  # fmt: skip
+            users[first : some.stop],
+            np.searchsorted(user, np.arange(first, some.stop + 1)),
+            events.at[row],
+            events.kind[row],
+            [ids[i] for i in events.item[row].tolist()],
+            [data.event_id[r] for r in row.tolist()],
+            now,
+        )
         on_progress(some.stop, len(users))
     return added
 

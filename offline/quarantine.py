@@ -135,8 +135,9 @@ class Quarantine:
             return
         shown = [None] * n if values is None else [_shown(v) for v in values]
         columns = [[file] * n, row, [column] * n, shown, [reason] * n, [REASONS[reason].remedy] * n]
-        self._tables.append(pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)],
-                                                 schema=SCHEMA))  # fmt: skip
+        self._tables.append(
+            pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+        )
         self._counts.setdefault(file, Counter())[reason] += n
 
     def extend(self, later: Quarantine) -> None:

@@ -140,24 +140,32 @@ class Ray:
                 self._ray.cancel(task, force=True)
 
     def train(
-        self, library: Library, function: Callable[[Shared, Mates, OnProgress], Made], shared: Shared,
+        self,
+        library: Library,
+        function: Callable[[Shared, Mates, OnProgress], Made],
+        shared: Shared,
         on_progress: OnProgress,
-    ) -> Made:  # fmt: skip
+    ) -> Made:
         """See `Engine`: workers of Ray Train. A group that lost one begins anew."""
         train = importlib.import_module("ray.train")
         asked = {
-            "library": library, "function": function, "shared": [self._ray.put(shared)], "threads": self._threads,
+            "library": library,
+            "function": function,
+            "shared": [self._ray.put(shared)],
+            "threads": self._threads,
             "code": _code(),
-        }  # fmt: skip
+        }
         scaling = train.ScalingConfig(num_workers=self.workers, resources_per_worker={"CPU": self._cpus})
         lost: Exception | None = None
         for attempt in range(_RETRIES + 1):
             with tempfile.TemporaryDirectory(prefix="shelfwise-ray-") as place:
                 run = train.RunConfig(name=f"{library}-{attempt}", storage_path=place)
                 try:
-                    found: Made = _trainer(library)(
-                        _train, train_loop_config=asked, scaling_config=scaling, run_config=run
-                    ).fit().return_value  # fmt: skip
+                    found: Made = (
+                        _trainer(library)(_train, train_loop_config=asked, scaling_config=scaling, run_config=run)
+                        .fit()
+                        .return_value
+                    )
                     return found
                 except train.TrainingFailedError as e:
                     self._raise_own(e)

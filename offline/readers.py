@@ -159,9 +159,11 @@ def read_csv(path: Path, wanted: Sequence[str], encoding: str = "utf-8", delimit
                 pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
                 pa.csv.ConvertOptions(
                     column_types={c: pa.binary() if utf8 else pa.string() for c in wanted},
-                    include_columns=list(wanted), strings_can_be_null=False, check_utf8=False,
+                    include_columns=list(wanted),
+                    strings_can_be_null=False,
+                    check_utf8=False,
                 ),
-            )  # fmt: skip
+            )
             yield from _csv_batches(reader, raw, bad)
         except (pa.ArrowException, UnicodeError, LookupError) as error:
             raise DataError(
@@ -259,9 +261,14 @@ def _json_column(values: list[Any], lists: bool) -> tuple[pa.Array, list[int]]:
 
 
 def _batch(
-    row: list[int], columns: Mapping[str, list[Any]], chunk_read: int, refused: list[Refused], scalars: frozenset[str],
-    items: bool = False, lines: int = 0,
-) -> Batch:  # fmt: skip
+    row: list[int],
+    columns: Mapping[str, list[Any]],
+    chunk_read: int,
+    refused: list[Refused],
+    scalars: frozenset[str],
+    items: bool = False,
+    lines: int = 0,
+) -> Batch:
     out, wrong = {}, {}
     for name, values in columns.items():
         out[name], bad = _json_column(values, name not in scalars)
@@ -283,8 +290,18 @@ def read_jsonl(path: Path, wanted: Sequence[str] | None, scalars: frozenset[str]
 
 # --- Metarank -------------------------------------------------------------------------------------------------------
 
-EVENT_KEYS = ("event", "user_id", "item_id", "timestamp", "request_id", "position", "value", "session_id", "device",
-              "query")  # fmt: skip
+EVENT_KEYS = (
+    "event",
+    "user_id",
+    "item_id",
+    "timestamp",
+    "request_id",
+    "position",
+    "value",
+    "session_id",
+    "device",
+    "query",
+)
 ITEM_KEYS = ("title", "description", "category", "brand", "price")
 
 
@@ -316,8 +333,13 @@ def _fields(value: Any) -> dict[str, Any]:
 def _metarank_line(row: int, line: dict[str, Any], events: _Records, items: _Records) -> None:
     kind = line.get("event")
     fields = _fields(line.get("fields"))
-    common = {"user_id": line.get("user"), "timestamp": line.get("timestamp"), "session_id": line.get("session"),
-              "device": fields.get("device"), "query": fields.get("query")}  # fmt: skip
+    common = {
+        "user_id": line.get("user"),
+        "timestamp": line.get("timestamp"),
+        "session_id": line.get("session"),
+        "device": fields.get("device"),
+        "query": fields.get("query"),
+    }
     if kind == "item":
         item = {**fields, "item_id": line.get("item"), "#updated": line.get("timestamp")}
         items.add(row, item)
@@ -351,8 +373,12 @@ def read_metarank(path: Path) -> Iterator[Batch]:
 # --- GA4 ------------------------------------------------------------------------------------------------------------
 
 _GA4_ITEM = {
-    "title": "item_name", "brand": "item_brand", "category": "item_category", "price": "price", "value": "quantity",
-}  # fmt: skip
+    "title": "item_name",
+    "brand": "item_brand",
+    "category": "item_category",
+    "price": "price",
+    "value": "quantity",
+}
 
 
 def _parameter(line: dict[str, Any], name: str) -> Any:
@@ -383,11 +409,16 @@ def _ga4_line(row: int, line: dict[str, Any], events: _Records, items: _Records)
         request = _parameter(line, "request_id") or (f"{user}:{at}:{listed}" if impression else None)
         position = item.get("index", place) if impression else None
         cells = {
-            "event": kind, "user_id": user, "item_id": item.get("item_id"), "timestamp": at, "request_id": request,
-            "position": position, "session_id": _parameter(line, "ga_session_id"),
+            "event": kind,
+            "user_id": user,
+            "item_id": item.get("item_id"),
+            "timestamp": at,
+            "request_id": request,
+            "position": position,
+            "session_id": _parameter(line, "ga_session_id"),
             "device": device.get("category") if isinstance(device, dict) else device,
             "query": _parameter(line, "search_term"),
-        }  # fmt: skip
+        }
         events.add(row, {**cells, **{ours: item.get(theirs) for ours, theirs in _GA4_ITEM.items()}})
 
 

@@ -23,9 +23,11 @@ class RetentionConfig(BaseModel):
     releases: int = Field(5, ge=2, le=10_000, description="newest releases that are kept")
     runs: int = Field(5, ge=1, le=10_000, description="newest run directories that are kept")
     log_days: int | None = Field(
-        None, ge=1, le=36_500,
+        None,
+        ge=1,
+        le=36_500,
         description="days of collected log kept before the cut-off of the oldest release that is there; null: all",
-    )  # fmt: skip
+    )
 
 
 def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[str]:
@@ -56,9 +58,7 @@ def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[st
 
 def remove_runs(root: Path, own: Path, config: RetentionConfig) -> list[str]:
     """Names of the run directories removed now: all but the newest, and never `own`."""
-    runs = sorted(
-        (p for p in root.iterdir() if p.is_dir() and p != own), key=lambda p: p.stat().st_mtime, reverse=True
-    )  # fmt: skip
+    runs = sorted((p for p in root.iterdir() if p.is_dir() and p != own), key=lambda p: p.stat().st_mtime, reverse=True)
     gone = runs[config.runs - 1 :]
     for path in gone:
         shutil.rmtree(path)

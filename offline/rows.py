@@ -43,7 +43,7 @@ class Asked:
         """The orders of dull systems, over the tested lists."""
         return Baselines(
             self.replay, self.lists.take(self.tested), Vectors.quantise(self.zero_shot), self.seed, self.whole
-        )  # fmt: skip
+        )
 
 
 class Block(NamedTuple):
@@ -88,8 +88,6 @@ def blocks(asked: Asked, part: range) -> Iterator[Block]:
 def _check_custom(reading: Reading) -> None:
     """Hold the user's own features to the contract, on this list."""
     r = reading
-    said = [
-        v for f in r.items.custom for v in violations(f, r.items, r.history, r.candidates, r.at, r.context)
-    ]  # fmt: skip
+    said = [v for f in r.items.custom for v in violations(f, r.items, r.history, r.candidates, r.at, r.context)]
     if said:
         raise FeatureError("\n".join(said))

@@ -90,10 +90,11 @@ class Run:
             raise RuntimeError(f"step {step.name!r} is over, but {self.file(missing[0])} is not there")
         sums |= {name: checksum(self.file(name)) for name in step.makes}
         facts = {
-            "seconds": time.perf_counter() - begun, "peak_mb": _peak_mb(),
+            "seconds": time.perf_counter() - begun,
+            "peak_mb": _peak_mb(),
             "read": {name: self._sum(name, sums) for name in step.reads or ()},
             "made": {name: sums[name] for name in step.makes},
-        }  # fmt: skip
+        }
         self.finished = {**self.finished, step.name: facts}
         write_json(self._record, self.finished)
 

@@ -55,9 +55,12 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    directory: Path, release: str | None = None, attributes: Mapping[str, AttributeKind] | None = None,
-    attribution_s: float = 86400.0, log: str | None = None,
-) -> Comparison:  # fmt: skip
+    directory: Path,
+    release: str | None = None,
+    attributes: Mapping[str, AttributeKind] | None = None,
+    attribution_s: float = 86400.0,
+    log: str | None = None,
+) -> Comparison:
     """What was collected of a release in shadow, by default the last one. Raises DataError where that is nothing.
 
     attributes, attribution_s: as the night reads the data set and joins clicks to lists. log: as in `dataset.load`.
@@ -81,10 +84,15 @@ def compare(
     data = load(directory, attributes, files)
     lists, placed = _placed(served, data, attribution_s)
     return Comparison(
-        release, tuple(pc.unique(served["release"]).to_pylist()), len(served), (low, middle, high),
-        float(np.mean(served["shadow_overlap"].to_numpy())), (live_ms, ms), _quality(lists, placed),
+        release,
+        tuple(pc.unique(served["release"]).to_pylist()),
+        len(served),
+        (low, middle, high),
+        float(np.mean(served["shadow_overlap"].to_numpy())),
+        (live_ms, ms),
+        _quality(lists, placed),
         _worth(lists, placed, data),
-    )  # fmt: skip
+    )
 
 
 def _placed(served: pa.Table, data: Dataset, attribution_s: float) -> tuple[Lists, tuple[I64, I64]]:

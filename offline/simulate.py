@@ -78,17 +78,26 @@ class SimulateConfig(BaseModel):
     )
     new_items_per_day: float = Field(4, ge=0, le=100_000, description="products that arrive each day, on average")
     explore: float = Field(
-        0.0, ge=0, le=1, allow_inf_nan=False,
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
         description="share of the lists put in a random order, and their propensities logged; 0 logs none",
-    )  # fmt: skip
+    )
     position_bias: float = Field(
-        POSITION_BIAS, ge=0, le=5, allow_inf_nan=False,
+        POSITION_BIAS,
+        ge=0,
+        le=5,
+        allow_inf_nan=False,
         description="place k, from 0, is looked at with chance (1 + k)^-position_bias; 0: every place always",
-    )  # fmt: skip
+    )
     searches: float = Field(
-        0.0, ge=0, le=1, allow_inf_nan=False,
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
         description="share of the lists that answer words a shopper typed, which are logged; 0 logs none",
-    )  # fmt: skip
+    )
     end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="end of the last day: midnight UTC")
 
     @field_validator("end")
@@ -151,9 +160,14 @@ def simulate(
     book = Book(shop.stock, config.users, shop.searches.texts if config.searches else None)
     items = _write(directory, shop, book, config, report)
     return SimulationSummary(
-        items=items, users=len(book.seen), lists=book.lists, lists_with_click=book.lists_with_click,
-        events=dict(zip(KINDS, book.count.tolist(), strict=True)), first_at=config.start, last_at=config.end,
-    )  # fmt: skip
+        items=items,
+        users=len(book.seen),
+        lists=book.lists,
+        lists_with_click=book.lists_with_click,
+        events=dict(zip(KINDS, book.count.tolist(), strict=True)),
+        first_at=config.start,
+        last_at=config.end,
+    )
 
 
 def opened(config: SimulateConfig) -> Shop:
@@ -165,15 +179,23 @@ def opened(config: SimulateConfig) -> Shop:
     arrivals = rngs[0].poisson(config.new_items_per_day, days).astype(np.int64)
     opening_us = int(config.start.timestamp()) * 1_000_000
     return Shop(
-        products(rngs[1], config.items, arrivals, opening_us), Shoppers.invent(rngs[2], config.users),
-        fashions(rngs[3], days), opening_us, config.lists_per_user_day, config.list_length, rngs[4], config.explore,
-        rngs[5], rngs[6], config.position_bias, config.searches, rngs[7],
-    )  # fmt: skip
+        products(rngs[1], config.items, arrivals, opening_us),
+        Shoppers.invent(rngs[2], config.users),
+        fashions(rngs[3], days),
+        opening_us,
+        config.lists_per_user_day,
+        config.list_length,
+        rngs[4],
+        config.explore,
+        rngs[5],
+        rngs[6],
+        config.position_bias,
+        config.searches,
+        rngs[7],
+    )
 
 
-def _write(
-    directory: Path, shop: Shop, book: Book, config: SimulateConfig, report: Callable[[int, int], None]
-) -> int:  # fmt: skip
+def _write(directory: Path, shop: Shop, book: Book, config: SimulateConfig, report: Callable[[int, int], None]) -> int:
     """The files, under another name until all are complete; returns how many items there are."""
     events = _EVENTS if book.texts is None else _SEARCHED
     daily = {"events": (events, book.events_table), "truth": (_TRUTH, book.truth_table)}
@@ -267,9 +289,11 @@ class Book:
         shown = np.flatnonzero(log.kind == Kind.IMPRESSION)
         item_ids = self.stock.table.column("item_id").combine_chunks()
         columns = [
-            _ids("r", log.request[shown], 7), item_ids.take(pa.array(log.item[shown])),
-            pa.array(log.position[shown]), pa.array(log.propensity[shown]),
-        ]  # fmt: skip
+            _ids("r", log.request[shown], 7),
+            item_ids.take(pa.array(log.item[shown])),
+            pa.array(log.position[shown]),
+            pa.array(log.propensity[shown]),
+        ]
         return pa.Table.from_arrays(columns, schema=_PROPENSITIES)
 
 

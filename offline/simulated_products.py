@@ -245,10 +245,17 @@ class _Writer:
     def _sentence(self, frame: str, predicates: Iterator[str]) -> str:
         mod = self._pick(self._pick(self.told).modifiers)
         text = frame.format(
-            a=_article(mod), A=_article(mod).capitalize(), an=_article(self.noun), An=_article(self.noun).capitalize(),
-            mod=mod, noun=self.noun, line=self.line, n=int(self.rng.integers(6, 60)),
-            p=next(predicates), q=next(predicates) if "{q}" in frame else "",
-        )  # fmt: skip
+            a=_article(mod),
+            A=_article(mod).capitalize(),
+            an=_article(self.noun),
+            An=_article(self.noun).capitalize(),
+            mod=mod,
+            noun=self.noun,
+            line=self.line,
+            n=int(self.rng.integers(6, 60)),
+            p=next(predicates),
+            q=next(predicates) if "{q}" in frame else "",
+        )
         return _capitalised(text)
 
     def _pick(self, options: Sequence[T]) -> T:

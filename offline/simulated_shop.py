@@ -192,8 +192,14 @@ class Shop:
         # A department too small to fill a list sends its visitors to the front page.
         page = np.where((page >= 0) & (stocked[page] >= self.list_length), page, -1)
         order = np.argsort(at_us, kind="stable")
-        lists = Asked(visits.user[visit], at_us, visits.visit[visit], page.astype(np.int32), visits[visit].mood,
-                       visits.device[visit])  # fmt: skip
+        lists = Asked(
+            visits.user[visit],
+            at_us,
+            visits.visit[visit],
+            page.astype(np.int32),
+            visits[visit].mood,
+            visits.device[visit],
+        )
         return lists[order]
 
     def _fill(self, page: I32, weight: F64) -> I32:
@@ -249,7 +255,7 @@ class Shop:
 
     def shown(
         self, day: int, lists: Asked, first: int, item: I32, propensity: F64, sought: Sought | None = None
-    ) -> list[DayLog]:  # fmt: skip
+    ) -> list[DayLog]:
         """Impressions of these items (int32[lists, length], in their places), and what shoppers do with what they see.
 
         first: number of the first list. propensity: float64, like `item`. sought: what some of the lists answer.
@@ -268,27 +274,45 @@ class Shop:
         shown_us = np.broadcast_to(lists.at_us[:, None], item.shape)
         utility = np.round(would.expected_gain, 6)
         query = np.full(len(item), -1, np.int32) if sought is None else sought.query
-        acts = ((Kind.IMPRESSION, every, shown_us), (Kind.CLICK, clicks, click_us), (Kind.CART, carts, cart_us),
-                (Kind.PURCHASE, purchases, buy_us))  # fmt: skip
+        acts = (
+            (Kind.IMPRESSION, every, shown_us),
+            (Kind.CLICK, clicks, click_us),
+            (Kind.CART, carts, cart_us),
+            (Kind.PURCHASE, purchases, buy_us),
+        )
         return [
             self._acts(kind, rows, at_us, lists, first, item, utility, propensity, query) for kind, rows, at_us in acts
         ]
 
     def _acts(
-        self, kind: Kind, did: NDArray[np.bool_], at_us: I64, lists: Asked, first: int, item: I32, utility: F64,
-        propensity: F64, query: I32,
-    ) -> DayLog:  # fmt: skip
+        self,
+        kind: Kind,
+        did: NDArray[np.bool_],
+        at_us: I64,
+        lists: Asked,
+        first: int,
+        item: I32,
+        utility: F64,
+        propensity: F64,
+        query: I32,
+    ) -> DayLog:
         row, position = np.nonzero(did)
         items, shown = item[row, position], kind == Kind.IMPRESSION
         nothing = np.full(len(row), np.nan)
         return DayLog(
-            kind=np.full(len(row), kind, np.int8), user=lists.user[row], item=items, at_us=at_us[row, position],
-            request=first + row, position=position.astype(np.int16),
-            value=self.stock.price[items] if kind == Kind.PURCHASE else nothing, visit=lists.visit[row],
+            kind=np.full(len(row), kind, np.int8),
+            user=lists.user[row],
+            item=items,
+            at_us=at_us[row, position],
+            request=first + row,
+            position=position.astype(np.int16),
+            value=self.stock.price[items] if kind == Kind.PURCHASE else nothing,
+            visit=lists.visit[row],
             utility=utility[row, position] if shown else nothing,
-            propensity=propensity[row, position] if shown else nothing, device=lists.device[row],
+            propensity=propensity[row, position] if shown else nothing,
+            device=lists.device[row],
             query=query[row] if shown else np.full(len(row), -1, np.int32),
-        )  # fmt: skip
+        )
 
     def _from_elsewhere(self, day: int, visits: Asked, weight: F64) -> DayLog:
         """Some visits begin with a view of what the shopper looked for elsewhere: by taste, no list, no position."""
@@ -304,11 +328,19 @@ class Shop:
         before = np.minimum(self.rng.integers(5_000, 120_000, n) * 1000, since_midnight)
         nothing = np.full(n, np.nan)
         return DayLog(
-            kind=np.full(n, Kind.VIEW, np.int8), user=visits.user, item=item[np.arange(n), best],
-            at_us=visits.at_us - before, request=np.full(n, -1), position=np.full(n, -1, np.int16),
-            value=nothing, visit=visits.visit, utility=nothing, propensity=nothing, device=visits.device,
+            kind=np.full(n, Kind.VIEW, np.int8),
+            user=visits.user,
+            item=item[np.arange(n), best],
+            at_us=visits.at_us - before,
+            request=np.full(n, -1),
+            position=np.full(n, -1, np.int16),
+            value=nothing,
+            visit=visits.visit,
+            utility=nothing,
+            propensity=nothing,
+            device=visits.device,
             query=np.full(n, -1, np.int32),
-        )  # fmt: skip
+        )
 
     def count(self, lists: Asked, log: DayLog) -> None:
         """Take a whole day into the shop's counts."""

@@ -54,10 +54,13 @@ class Shoppers:
         department = 0.6 * circle_department[first] + 0.8 * rng.normal(0, 1, (n, len(DEPARTMENTS)))
         visits = rng.lognormal(-0.5, 1.0, n)
         return cls(
-            taste=(1.4 * taste).astype(np.float32), department=department.astype(np.float32),
-            budget=rng.normal(0, 0.5, n), tolerance=rng.uniform(0.15, 0.6, n),
-            eagerness=rng.normal(0, 0.45, n), visits=visits,
-        )  # fmt: skip
+            taste=(1.4 * taste).astype(np.float32),
+            department=department.astype(np.float32),
+            budget=rng.normal(0, 0.5, n),
+            tolerance=rng.uniform(0.15, 0.6, n),
+            eagerness=rng.normal(0, 0.45, n),
+            visits=visits,
+        )
 
 
 def _circles() -> F32:
@@ -110,9 +113,15 @@ class Response(NamedTuple):
 
 
 def response(
-    shoppers: Shoppers, products: Products, user: I32, mood: Mood, item: I32, fashion: F64, owned: NDArray[np.bool_],
+    shoppers: Shoppers,
+    products: Products,
+    user: I32,
+    mood: Mood,
+    item: I32,
+    fashion: F64,
+    owned: NDArray[np.bool_],
     sought: F64 | float = 0.0,
-) -> Response:  # fmt: skip
+) -> Response:
     """What shoppers would do with products, whatever the place these are shown at.
 
     user: int32[n], a mood each. item: int32[n, m]. fashion: float64[attributes], the day's log-odds. owned: bool[n, m].

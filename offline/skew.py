@@ -94,9 +94,14 @@ class _Differences:
 
 
 def compare(
-    directory: Path, releases: Path, custom: tuple[Feature, ...] = (), tolerance: float = 1e-5, limit: int = 1000,
-    on_progress: OnProgress | None = None, log: str | None = None,
-) -> Skew:  # fmt: skip
+    directory: Path,
+    releases: Path,
+    custom: tuple[Feature, ...] = (),
+    tolerance: float = 1e-5,
+    limit: int = 1000,
+    on_progress: OnProgress | None = None,
+    log: str | None = None,
+) -> Skew:
     """The newest `limit` served lists with rows, each against its replay.
 
     releases: where the releases are that answered. tolerance: relative difference that is none. log: as in

@@ -30,9 +30,21 @@ BESIDE = ("truth.parquet", "propensities.parquet")
 ITEM_COLUMNS = ("item_id", "title", "description", "category", "brand", "price", "available_from")
 ITEM_TEXTS = ("title", "description", "category", "brand")
 EVENT_COLUMNS = (
-    "event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value", "session_id", "device",
-    "query", "clicked", *ITEM_TEXTS, "price",
-)  # fmt: skip
+    "event_id",
+    "event",
+    "user_id",
+    "item_id",
+    "timestamp",
+    "request_id",
+    "position",
+    "value",
+    "session_id",
+    "device",
+    "query",
+    "clicked",
+    *ITEM_TEXTS,
+    "price",
+)
 """Canonical columns of an event source; `clicked` and those of the item are read, but not written with the event."""
 
 
@@ -149,8 +161,7 @@ class ImportConfig(BaseModel):
     items: tuple[ItemSource, ...] = Field(default=(), description="Files of items.")
     events: Annotated[tuple[EventSource, ...], Field(min_length=1)] = Field(description="Files of events.")
     beside: tuple[Path, ...] = Field(
-        default=(),
-        description="`propensities.parquet`, and `truth.parquet` of a simulated shop, to bring along.",
+        default=(), description="`propensities.parquet`, and `truth.parquet` of a simulated shop, to bring along."
     )
     unknown_items: Literal["quarantine", "keep"] = Field(
         default="quarantine",
@@ -258,9 +269,11 @@ def _event_file(path: Path) -> EventSource:
         **_first_of(names, "session_id", ("session_id", "basket_id")),
     }
     return EventSource(
-        path=path, columns=columns, event_values={"review": "purchase", "return_or_adjustment": DROP},
+        path=path,
+        columns=columns,
+        event_values={"review": "purchase", "return_or_adjustment": DROP},
         order_column="seq" if "seq" in names and _all_null(path, "timestamp") else None,
-    )  # fmt: skip
+    )
 
 
 def _item_file(path: Path) -> ItemSource:

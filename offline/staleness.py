@@ -41,10 +41,18 @@ def staleness(base: Night, days: Sequence[int], on_progress: OnProgress | None =
         fresh = value if fresh is None else fresh
         mean, low, high = (float(x[0]) for x in intervals(value[:, None], tested.user, level=evaluate.LEVEL))
         lost = paired_difference(fresh, value, tested.user, level=evaluate.LEVEL)
-        out.append({
-            "days": age, "lists": aged.json("ranker.json")["lists"], evaluate.PRIMARY: mean, "low": low, "high": high,
-            "lost": lost.difference, "lost_low": lost.low, "lost_high": lost.high,
-        })  # fmt: skip
+        out.append(
+            {
+                "days": age,
+                "lists": aged.json("ranker.json")["lists"],
+                evaluate.PRIMARY: mean,
+                "low": low,
+                "high": high,
+                "lost": lost.difference,
+                "lost_low": lost.low,
+                "lost_high": lost.high,
+            }
+        )
         if on_progress:
             on_progress(k + 1, len(set(days)) + 1)
     return out

@@ -52,13 +52,21 @@ def of(data: Dataset, until: float, now: float) -> dict[str, Any]:
     for part in events.parts():
         seen[part.user] = True
     return {
-        "until": until, "events": len(events), "items": len(data.catalogue),
-        "users": int(seen.sum()), "span_days": int(_days_before(until, events.at[:1]).max(initial=0)) + 1,
-        "latest": float(events.at[-1]), "future": len(events) - int(np.searchsorted(events.at, now, side="right")),
-        "per_day": _per_day(recent, day), "null": _nulls(data), "keys": _keys(data, recent, day, acted),
-        "repeated": _repeated(recent, day), "top_user": _top_user(recent, day, acted),
-        "catalogue": _catalogue(data), "inputs": _inputs(data, recent, day, acted),
-    }  # fmt: skip
+        "until": until,
+        "events": len(events),
+        "items": len(data.catalogue),
+        "users": int(seen.sum()),
+        "span_days": int(_days_before(until, events.at[:1]).max(initial=0)) + 1,
+        "latest": float(events.at[-1]),
+        "future": len(events) - int(np.searchsorted(events.at, now, side="right")),
+        "per_day": _per_day(recent, day),
+        "null": _nulls(data),
+        "keys": _keys(data, recent, day, acted),
+        "repeated": _repeated(recent, day),
+        "top_user": _top_user(recent, day, acted),
+        "catalogue": _catalogue(data),
+        "inputs": _inputs(data, recent, day, acted),
+    }
 
 
 def _days_before(until: float, at: F64) -> I64:
@@ -84,9 +92,12 @@ def _nulls(data: Dataset) -> dict[str, float]:
         count += [int(mask.sum()) for mask in lacks]
     item, request, position, device = (count[:4] / max(len(events), 1)).tolist()
     out = {
-        "event item_id (not in the catalogue)": item, "event request_id": request, "event position": position,
-        "event value of purchases": float(count[4] / max(count[5], 1)), "event device": device,
-    }  # fmt: skip
+        "event item_id (not in the catalogue)": item,
+        "event request_id": request,
+        "event position": position,
+        "event value of purchases": float(count[4] / max(count[5], 1)),
+        "event device": device,
+    }
     for name in table.column_names:
         column = table[name]
         empty = column.null_count
@@ -196,9 +207,10 @@ def _inputs(data: Dataset, events: Events, day: I64, acted: np.ndarray) -> dict[
         "category acted on": (c.category[events.item].astype(np.int64), [*c.category_names, "none"], known),
         "price acted on": (
             np.where(np.isnan(price), len(edges) + 1, np.searchsorted(edges, np.nan_to_num(price), side="right")),
-            [*(f"below {e:g}" for e in edges), "above", "none"], known,
+            [*(f"below {e:g}" for e in edges), "above", "none"],
+            known,
         ),
-    }  # fmt: skip
+    }
     out = {}
     for name, (code, bins, part) in columns.items():
         counted = part & (day < RECENT)
@@ -206,9 +218,12 @@ def _inputs(data: Dataset, events: Events, day: I64, acted: np.ndarray) -> dict[
         table = of_day.reshape(RECENT, len(bins))
         usual = table[1:].sum(axis=0)
         out[name] = {
-            "bins": list(bins), "now": table[0].tolist(), "usual": usual.tolist(), "psi": psi(usual, table[0]),
+            "bins": list(bins),
+            "now": table[0].tolist(),
+            "usual": usual.tolist(),
+            "psi": psi(usual, table[0]),
             "psi_before": max(psi(usual - table[d], table[d]) for d in range(1, RECENT)),
-        }  # fmt: skip
+        }
     return out
 
 

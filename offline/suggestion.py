@@ -59,13 +59,30 @@ _ITEM: Mapping[str, str] = {
 """Our columns and what others call them, letters and digits only; the first that a file has is taken."""
 
 _WORDS: Mapping[str, str] = {
-    **{kind: kind for kind in KINDS}, **GA4,
-    "transaction": "purchase", "buy": "purchase", "bought": "purchase", "order": "purchase", "sale": "purchase",
-    "review": "purchase", "addtocart": "cart", "add_to_basket": "cart", "basket": "cart", "pageview": "view",
-    "page_view": "view", "pv": "view", "product_view": "view", "select": "click", "show": "impression",
-    "shown": "impression", "rate": "rating", "remove_from_cart": DROP, "removefromcart": DROP, "refund": DROP,
+    **{kind: kind for kind in KINDS},
+    **GA4,
+    "transaction": "purchase",
+    "buy": "purchase",
+    "bought": "purchase",
+    "order": "purchase",
+    "sale": "purchase",
+    "review": "purchase",
+    "addtocart": "cart",
+    "add_to_basket": "cart",
+    "basket": "cart",
+    "pageview": "view",
+    "page_view": "view",
+    "pv": "view",
+    "product_view": "view",
+    "select": "click",
+    "show": "impression",
+    "shown": "impression",
+    "rate": "rating",
+    "remove_from_cart": DROP,
+    "removefromcart": DROP,
+    "refund": DROP,
     "return": DROP,
-}  # fmt: skip
+}
 """What others call a kind of event."""
 
 _FORMS = tuple(
@@ -123,10 +140,13 @@ def suggested(source: Path) -> str:
     known = "" if described or any("items_from_events" in e for e in events) or not samples else "  unknown_items: keep"
     lines = [
         "# What each column means, ours on the left. Guessed from names and rows: read it first.",
-        "import:", known, *(_not_products(sample, columns) for sample, columns in samples),
+        "import:",
+        known,
+        *(_not_products(sample, columns) for sample, columns in samples),
         *(["  items:", *(f"    {line}" for line in items)] if items else []),
-        "  events:", *(f"    {line}" for line in events),
-    ]  # fmt: skip
+        "  events:",
+        *(f"    {line}" for line in events),
+    ]
     return "\n".join(line for line in lines if line) + "\n"
 
 
@@ -169,8 +189,10 @@ def _encoding(path: Path) -> str:
 
 
 def _cells(array: pa.Array) -> list[str]:
-    return ["" if v is None else (v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)).strip()
-            for v in array.to_pylist()]  # fmt: skip
+    return [
+        "" if v is None else (v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)).strip()
+        for v in array.to_pylist()
+    ]
 
 
 def _mapped(sample: _Sample) -> dict[str, str]:

@@ -35,8 +35,11 @@ STUDY = "tune.db"
 FRAGMENT = "tuned.yaml"
 REPORT = "tune.json"
 LABEL_GAINS: dict[str, tuple[float, ...]] = {
-    "0 1 3 7": (0, 1, 3, 7), "0 1 2 3": (0, 1, 2, 3), "0 1 1.5 2": (0, 1, 1.5, 2), "0 1 5 20": (0, 1, 5, 20),
-}  # fmt: skip
+    "0 1 3 7": (0, 1, 3, 7),
+    "0 1 2 3": (0, 1, 2, 3),
+    "0 1 1.5 2": (0, 1, 1.5, 2),
+    "0 1 5 20": (0, 1, 5, 20),
+}
 """What gains may be worth in training; all are judged by the metric's own, 2^gain - 1."""
 
 _EARLIER = 0.6
@@ -53,9 +56,12 @@ class Fold:
     judged: Lists
 
     def ndcg(
-        self, config: RankerConfig, columns: Sequence[str], kept: NDArray[np.intp] | None = None,
+        self,
+        config: RankerConfig,
+        columns: Sequence[str],
+        kept: NDArray[np.intp] | None = None,
         on_tree: Callable[[int, int], None] | None = None,
-    ) -> F64:  # fmt: skip
+    ) -> F64:
         """float64[judged lists]: ndcg@10 of a ranker trained with these settings.
 
         columns: names of the features. kept: numbers of those that are used, all if None. Training stops early by the
@@ -64,10 +70,17 @@ class Fold:
         use = np.arange(len(columns)) if kept is None else kept
         x_judged = np.ascontiguousarray(self.x_judged[:, use])
         made = train(
-            np.ascontiguousarray(self.x[:, use]), self.learnt.gain, self.learnt.start, x_judged, self.judged.gain,
-            self.judged.start, [columns[c] for c in use], config,
-            self.learnt.position if config.position_debias else None, on_progress=on_tree,
-        )  # fmt: skip
+            np.ascontiguousarray(self.x[:, use]),
+            self.learnt.gain,
+            self.learnt.start,
+            x_judged,
+            self.judged.gain,
+            self.judged.start,
+            [columns[c] for c in use],
+            config,
+            self.learnt.position if config.position_debias else None,
+            on_progress=on_tree,
+        )
         return self.judge(Trees.parse(made.model_text).score(x_judged))
 
     def judge(self, score: F64) -> F64:
@@ -163,10 +176,16 @@ def tune(
     finally:
         tuning.close()
     directory.joinpath(FRAGMENT).write_text(fragment(found), "utf-8")
-    write_json(directory / REPORT, {
-        "best": found.changed, "before": found.before, "gain": asdict(found.gain), "fair": asdict(found.fair),
-        "trials": [asdict(trial) for trial in found.trials],
-    })  # fmt: skip
+    write_json(
+        directory / REPORT,
+        {
+            "best": found.changed,
+            "before": found.before,
+            "gain": asdict(found.gain),
+            "fair": asdict(found.fair),
+            "trials": [asdict(trial) for trial in found.trials],
+        },
+    )
     return found
 
 
@@ -197,9 +216,14 @@ class _Tuning:
     """A study on disk, the folds it judges by, and the time there is."""
 
     def __init__(
-        self, parts: Sequence[Fold], columns: Sequence[str], base: RankerConfig, directory: Path, budget_s: float,
+        self,
+        parts: Sequence[Fold],
+        columns: Sequence[str],
+        base: RankerConfig,
+        directory: Path,
+        budget_s: float,
         on_progress: OnProgress | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._parts, self._columns, self._base = parts, columns, base
         self._begun, self._budget_s = time.monotonic(), budget_s
         self._report = on_progress or unwatched
@@ -208,9 +232,12 @@ class _Tuning:
         opened = {"creator": lambda: sqlite3.connect(directory / STUDY, timeout=60)}
         self._storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=opened)
         self._study = optuna.create_study(
-            storage=self._storage, study_name="ranker", direction="maximize", load_if_exists=True,
+            storage=self._storage,
+            study_name="ranker",
+            direction="maximize",
+            load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-        )  # fmt: skip
+        )
         self._check_base(directory)
 
     def close(self) -> None:
@@ -304,20 +331,25 @@ class _Tuning:
         last = np.stack([j[-1] for j in judged])
         user = np.concatenate([fold.judged.user for fold in self._parts])
         return Tuned(
-            config=RankerConfig.model_validate({**self._base.model_dump(), **changed}), changed=changed,
+            config=RankerConfig.model_validate({**self._base.model_dump(), **changed}),
+            changed=changed,
             gain=paired_difference(last[best], last[0], self._parts[-1].judged.user, seed=seed),
             fair=_fair(every, last, user, self._parts[-1].judged.user, seed),
-            before=float(last[0].mean()), trials=tuple(map(self._trial, self._study.get_trials(deepcopy=False))),
-        )  # fmt: skip
+            before=float(last[0].mean()),
+            trials=tuple(map(self._trial, self._study.get_trials(deepcopy=False))),
+        )
 
     @staticmethod
     def _trial(t: FrozenTrial) -> Trial:
         ndcg = t.user_attrs.get("ndcg")
         return Trial(
-            number=t.number, state=t.state.name.lower(), settings=_settings(t), ndcg=t.value if ndcg else None,
+            number=t.number,
+            state=t.state.name.lower(),
+            settings=_settings(t),
+            ndcg=t.value if ndcg else None,
             validation=float(np.mean(ndcg[-1])) if ndcg else None,
             seconds=t.duration.total_seconds() if t.duration else 0.0,
-        )  # fmt: skip
+        )
 
 
 def _settings(trial: FrozenTrial) -> dict[str, Any]:

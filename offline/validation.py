@@ -95,11 +95,19 @@ def event_columns(rows: Rows, columns: Mapping[str, pa.Array], rules: EventRules
     nulls = pa.nulls(n, pa.string())
     kind = (
         _kinds(rows, columns["event"], limits, rules.event_values)
-        if rules.event is None else np.full(n, KINDS.index(rules.event))
-    )  # fmt: skip
+        if rules.event is None
+        else np.full(n, KINDS.index(rules.event))
+    )
     out = {"#row": pa.array(rows.row), "kind": pa.array(kind.astype(np.int8))}
-    for name, missing in (("user_id", "missing_user"), ("item_id", "missing_item"), ("request_id", None),
-                          ("session_id", None), ("event_id", None), ("device", None), ("query", None)):  # fmt: skip
+    for name, missing in (
+        ("user_id", "missing_user"),
+        ("item_id", "missing_item"),
+        ("request_id", None),
+        ("session_id", None),
+        ("event_id", None),
+        ("device", None),
+        ("query", None),
+    ):
         out[name] = as_id(rows, name, columns[name], limits, missing) if name in columns else nulls
         if name in rules.float_ids:
             out[name] = pc.replace_substring_regex(out[name], r"^(-?\d+)\.0+$", r"\1")
@@ -144,9 +152,14 @@ def repeats(code: I64) -> Mask:
 
 
 def refuse_rows(
-    events: pa.Table, bad: Mask, files: Sequence[str], column: str, reason: str, quarantine: Quarantine,
+    events: pa.Table,
+    bad: Mask,
+    files: Sequence[str],
+    column: str,
+    reason: str,
+    quarantine: Quarantine,
     names: Sequence[Mapping[str, str]],
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """The table without its bad rows, which go to the quarantine under their file and row."""
     if not bad.any():
         return events
@@ -184,11 +197,14 @@ def event_ids(events: pa.Table) -> pa.Array:
     shown = pa.array(kind == Kind.IMPRESSION)
     blank = pa.scalar("", pa.string())
     parts = [
-        events["user_id"], events["item_id"], pa.array(KINDS).take(pa.array(kind.astype(np.int32))),
-        events["timestamp"].cast(pa.string()), pc.fill_null(events["request_id"], ""),
+        events["user_id"],
+        events["item_id"],
+        pa.array(KINDS).take(pa.array(kind.astype(np.int32))),
+        events["timestamp"].cast(pa.string()),
+        pc.fill_null(events["request_id"], ""),
         pc.if_else(shown, pc.fill_null(events["position"].cast(pa.string()), ""), blank),
         pc.if_else(shown, blank, pc.fill_null(events["value"].cast(pa.string()), "")),
-    ]  # fmt: skip
+    ]
     own = events["event_id"].combine_chunks()
     need = np.flatnonzero(np.asarray(own.is_null()))
     chunked = [p.combine_chunks() if isinstance(p, pa.ChunkedArray) else p for p in parts]
@@ -210,8 +226,13 @@ def with_own_lists(events: pa.Table, within_us: int, sources: Sequence[int]) -> 
     shown = np.flatnonzero((kind == Kind.IMPRESSION) & np.asarray(request.is_valid()))
     left = pd.DataFrame({"at": at[alone], "who": who[alone], "to": np.flatnonzero(alone)})
     right = pd.DataFrame({"at": at[shown], "who": who[shown], "shown": shown})
-    pairs = pd.merge_asof(left.sort_values("at", kind="stable"), right.sort_values("at", kind="stable"), on="at",
-                          by="who", tolerance=within_us).dropna()  # fmt: skip
+    pairs = pd.merge_asof(
+        left.sort_values("at", kind="stable"),
+        right.sort_values("at", kind="stable"),
+        on="at",
+        by="who",
+        tolerance=within_us,
+    ).dropna()
     if not len(pairs):
         return events, 0
     take = np.arange(len(events))
@@ -245,9 +266,7 @@ def with_one_time_a_list(events: pa.Table) -> tuple[pa.Table, int]:
 def shown_twice(events: pa.Table) -> Mask:
     """Marks impressions of an item that its list has already."""
     out = np.zeros(len(events), np.bool_)
-    shown = np.flatnonzero(
-        (events["kind"].to_numpy() == Kind.IMPRESSION) & np.asarray(events["request_id"].is_valid())
-    )  # fmt: skip
+    shown = np.flatnonzero((events["kind"].to_numpy() == Kind.IMPRESSION) & np.asarray(events["request_id"].is_valid()))
     of_lists = events.take(pa.array(shown))
     out[shown] = repeats(codes(of_lists["request_id"], of_lists["item_id"]))
     return out

@@ -50,9 +50,11 @@ class LoggedLists:
             raise ValueError(f"cluster has shape {list(self.cluster.shape)}, expected [{len(self)}], one a list")
         _refuse("gain", self.gain, ~(np.isfinite(self.gain) & (self.gain >= 0)), "a finite number from 0")
         _refuse(
-            "propensity", self.propensity, ~((self.propensity > 0) & (self.propensity <= 1)),
+            "propensity",
+            self.propensity,
+            ~((self.propensity > 0) & (self.propensity <= 1)),
             "above 0 and at most 1; leave out lists without known propensities, whole",
-        )  # fmt: skip
+        )
         _check_places("position", self.position, self.start)
 
     def __len__(self) -> int:
@@ -206,11 +208,17 @@ class _Weights:
         below, above = _interval(spread, level)
         total, squares = self.w.sum(), (self.w**2).sum()
         return Estimate(
-            value=value, low=value + below, high=value + above, level=level, lists=len(self.logged),
-            clusters=len(users), matches=int(self.matched.sum()),
-            effective=float(total**2 / squares) if squares else 0.0, clipped=self.clipped,
+            value=value,
+            low=value + below,
+            high=value + above,
+            level=level,
+            lists=len(self.logged),
+            clusters=len(users),
+            matches=int(self.matched.sum()),
+            effective=float(total**2 / squares) if squares else 0.0,
+            clipped=self.clipped,
             weight=float(total / self.counted.sum()),
-        )  # fmt: skip
+        )
 
 
 def _interval(spread: F64, level: float) -> tuple[float, float]:

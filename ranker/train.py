@@ -133,9 +133,7 @@ def train(
     _check_names(names, categorical)
     whole = _Part.checked("", rows, gain, start, len(names), config, position)
     train_part = whole.share(worker, int(network.get("num_machines", 1)))
-    valid_part = _Part.checked(
-        "valid_", valid_rows, valid_gain, valid_start, len(names), config, None, valid_looked_at
-    )  # fmt: skip
+    valid_part = _Part.checked("valid_", valid_rows, valid_gain, valid_start, len(names), config, None, valid_looked_at)
     if config.position_debias and position is None:
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
     booster, curve = _grown(train_part, valid_part, list(names), config, list(categorical), on_progress, network)
@@ -178,9 +176,14 @@ def refit(
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
     parameters = _parameters(config) | _together(network)
     data = lgb.Dataset(
-        part.rows, part.gain, group=part.sizes, position=part.position, feature_name=list(names),
-        categorical_feature=list(categorical), params=parameters,
-    )  # fmt: skip
+        part.rows,
+        part.gain,
+        group=part.sizes,
+        position=part.position,
+        feature_name=list(names),
+        categorical_feature=list(categorical),
+        params=parameters,
+    )
     booster = lgb.train(parameters, data, num_boost_round=trained.best_iteration)
     return replace(
         trained,
@@ -209,9 +212,16 @@ class _Part:
 
     @classmethod
     def checked(
-        cls, prefix: str, rows: F32, gain: I8, start: I64, features: int, config: RankerConfig, position: I16 | None,
+        cls,
+        prefix: str,
+        rows: F32,
+        gain: I8,
+        start: I64,
+        features: int,
+        config: RankerConfig,
+        position: I16 | None,
         looked_at: F64 | None = None,
-    ) -> _Part:  # fmt: skip
+    ) -> _Part:
         """The part, its arrays seen to fit together; `prefix` names them in errors."""
         if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != features:
             raise ValueError(f"{prefix}rows are {rows.dtype}{list(rows.shape)}, expected float32[n, {features}]")

@@ -46,9 +46,13 @@ class Gate:
             self.refused += 1
             wait = min(30, max(1, math.ceil(self.expected_s)))
             raise Problem(
-                503, "busy", "Too much to do", f"{self.in_flight} requests are being answered by this worker",
-                f"Send it again after {wait} s, and fewer at once.", headers={"Retry-After": str(wait)},
-            )  # fmt: skip
+                503,
+                "busy",
+                "Too much to do",
+                f"{self.in_flight} requests are being answered by this worker",
+                f"Send it again after {wait} s, and fewer at once.",
+                headers={"Retry-After": str(wait)},
+            )
         self.in_flight += 1
         return self.in_flight - 1
 

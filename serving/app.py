@@ -53,9 +53,14 @@ _KEY = "A key made by `shelfwise keys new`, with the scope that a route names; n
 
 
 def create_app(
-    config: ServiceConfig, redis_url: str, *, release: Path | None = None, clock: Callable[[], float] | None = None,
-    custom: tuple[Feature, ...] = (), good: Keys | None = None,
-) -> FastAPI:  # fmt: skip
+    config: ServiceConfig,
+    redis_url: str,
+    *,
+    release: Path | None = None,
+    clock: Callable[[], float] | None = None,
+    custom: tuple[Feature, ...] = (),
+    good: Keys | None = None,
+) -> FastAPI:
     """The ASGI application; it connects when it starts, and starts whether or not Redis and a release are there.
 
     release: a directory to answer from until the release pointer in Redis names another, and while Redis is away.
@@ -71,8 +76,12 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(follower.run())
         following.add_done_callback(_say_if_it_died)
-        tasks = [following, asyncio.create_task(_look_at(good)), asyncio.create_task(service.served.run()),
-                 asyncio.create_task(service.shadow.run())]  # fmt: skip
+        tasks = [
+            following,
+            asyncio.create_task(_look_at(good)),
+            asyncio.create_task(service.served.run()),
+            asyncio.create_task(service.shadow.run()),
+        ]
         if config.operator:
             tasks.append(asyncio.create_task(timeline.run()))
         yield
@@ -95,10 +104,13 @@ def create_app(
     app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)
     if config.cors_origins:  # outside the guard: a browser asks first, without a key, whether it may send one
         app.add_middleware(
-            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST", "PUT", "DELETE"],
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Date", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"], max_age=3600,
-        )  # fmt: skip
+            expose_headers=["Date", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"],
+            max_age=3600,
+        )
     return app
 
 
@@ -123,16 +135,19 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
         return _json(await service.rank(schema.rank_request(await request.body())))
 
     @app.post(
-        "/v1/recommend", openapi_extra=_forms(RecommendRequest, RankAnswer) | needs("rank"),
+        "/v1/recommend",
+        openapi_extra=_forms(RecommendRequest, RankAnswer) | needs("rank"),
         summary="Retrieve for a user, and rank",
-    )  # fmt: skip
+    )
     async def recommend(request: Request) -> Response:
         return _json(await service.recommend(schema.recommend_request(await request.body())))
 
     @app.post(
-        "/v1/events", status_code=202, summary="Take in what shoppers do: one event, an array, or JSON lines",
+        "/v1/events",
+        status_code=202,
+        summary="Take in what shoppers do: one event, an array, or JSON lines",
         openapi_extra=_forms(schema.EventIn, EventsAnswer, 202, several=True) | needs("events"),
-    )  # fmt: skip
+    )
     async def events(request: Request) -> Response:
         return _json(await service.take(await request.body(), request.headers.get("content-type", "")), 202)
 
@@ -147,39 +162,48 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
 
 def _for_data(app: FastAPI, service: Service) -> None:
     @app.put(
-        "/v1/items", status_code=202, summary="Write items: one, an array, or JSON lines",
+        "/v1/items",
+        status_code=202,
+        summary="Write items: one, an array, or JSON lines",
         openapi_extra=_forms(item.ItemIn, item.ItemsAnswer, 202, several=True) | needs("items"),
-    )  # fmt: skip
+    )
     async def items(request: Request) -> Response:
         return _json(await service.write_items(await request.body(), request.headers.get("content-type", "")), 202)
 
     @app.get(
-        "/v1/items/{item_id:path}", openapi_extra=_forms(None, item.ItemAnswer) | needs("items"),
+        "/v1/items/{item_id:path}",
+        openapi_extra=_forms(None, item.ItemAnswer) | needs("items"),
         summary="What is known of an item",
-    )  # fmt: skip
+    )
     async def known(item_id: _Id) -> Response:
         return _json(await service.item(item_id))
 
     @app.delete(
-        "/v1/items/{item_id:path}", status_code=202, summary="Take an item out of every answer",
+        "/v1/items/{item_id:path}",
+        status_code=202,
+        summary="Take an item out of every answer",
         openapi_extra=_forms(None, item.ItemsAnswer, 202) | needs("items"),
-    )  # fmt: skip
+    )
     async def withdraw(item_id: _Id) -> Response:
         return _json(await service.withdraw(item_id), 202)
 
     @app.delete(
-        "/v1/users/{user_id:path}", status_code=202, summary="Erase a user",
+        "/v1/users/{user_id:path}",
+        status_code=202,
+        summary="Erase a user",
         openapi_extra=_forms(None, schema.ErasureAnswer, 202) | needs("admin"),
-    )  # fmt: skip
+    )
     async def erase(user_id: _Id) -> Response:
         return _json(await service.erase(user_id), 202)
 
 
 def _for_operators(app: FastAPI, service: Service) -> None:
     @app.get(
-        "/metrics", openapi_extra={"responses": _problems("401", "403", "429", "503")} | needs("metrics"),
-        summary="What all workers counted of themselves, for Prometheus", response_class=PlainTextResponse,
-    )  # fmt: skip
+        "/metrics",
+        openapi_extra={"responses": _problems("401", "403", "429", "503")} | needs("metrics"),
+        summary="What all workers counted of themselves, for Prometheus",
+        response_class=PlainTextResponse,
+    )
     async def exposition() -> Response:
         counted = await asyncio.to_thread(service.metrics.exposition)
         return Response(counted, media_type=metrics.CONTENT_TYPE)
@@ -189,9 +213,10 @@ def _for_operators(app: FastAPI, service: Service) -> None:
         return _json({"status": "live"})
 
     @app.get(
-        "/health/ready", openapi_extra=_states(200, 503) | needs(None),
+        "/health/ready",
+        openapi_extra=_states(200, 503) | needs(None),
         summary="A release is loaded; 503 with the reason where none is",
-    )  # fmt: skip
+    )
     async def ready() -> Response:
         return _json(service.state(), 200 if service.follower.live else 503)
 
@@ -327,17 +352,26 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
         os.environ[_RELEASE_VARIABLE] = str(release)
     with _counting_together(config.workers):
         uvicorn.run(
-            "serving.app:from_environment", factory=True, host=config.host, port=config.port, workers=config.workers,
-            log_config=log_config(config.log, config.log_requests), access_log=False, **limits(config),
-        )  # fmt: skip
+            "serving.app:from_environment",
+            factory=True,
+            host=config.host,
+            port=config.port,
+            workers=config.workers,
+            log_config=log_config(config.log, config.log_requests),
+            access_log=False,
+            **limits(config),
+        )
 
 
 def limits(config: ServiceConfig) -> dict[str, Any]:
     """How uvicorn is held to the configuration's bounds on connections and time."""
     return {
-        "http": Connection, "ws": "none", "limit_concurrency": config.max_connections + 1,
-        "timeout_keep_alive": config.idle_s, "timeout_graceful_shutdown": config.drain_s,
-    }  # fmt: skip
+        "http": Connection,
+        "ws": "none",
+        "limit_concurrency": config.max_connections + 1,
+        "timeout_keep_alive": config.idle_s,
+        "timeout_graceful_shutdown": config.drain_s,
+    }
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class Attributes:
             "brand": Named(_tags(items.brand), {name: k for k, name in enumerate(c.brand_names)}),
             "price": _Number(c.price),
             "available_from": _Number(c.available_from, 1.0),
-        }  # fmt: skip
+        }
 
     def named(self, name: str, path: str) -> Named:
         """A text attribute. Raises RuleError for an unknown one, or a number."""
@@ -133,9 +133,10 @@ class Attributes:
         left.conditions -= 1
         left.values -= len(c.in_ or ())
         for beyond, bound in (
-            (depth == 0, f"{MOST_DEPTH} deep"), (left.conditions < 0, f"{MOST_CONDITIONS} conditions in all rules"),
+            (depth == 0, f"{MOST_DEPTH} deep"),
+            (left.conditions < 0, f"{MOST_CONDITIONS} conditions in all rules"),
             (left.values < 0, f"{MOST_VALUES} values of `in` in all rules"),
-        ):  # fmt: skip
+        ):
             if beyond:
                 raise RuleError(path, f"more than {bound}: say it with fewer")
         given = [

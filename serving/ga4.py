@@ -84,11 +84,17 @@ def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[
                 request = f"{user}:{at or int(now * 1e6)}:{listed}"
             session, order = event.params.session_id, event.params.transaction_id
             given = {
-                "event": event.name, "user_id": user, "item_id": item.item_id, "timestamp": at, "request_id": request,
+                "event": event.name,
+                "user_id": user,
+                "item_id": item.item_id,
+                "timestamp": at,
+                "request_id": request,
                 "position": (k if item.index is None else item.index) if impression else None,
-                "session_id": None if session is None else str(session), "value": item.quantity,
-                "device": body.device.category if body.device else None, "query": event.params.search_term,
+                "session_id": None if session is None else str(session),
+                "value": item.quantity,
+                "device": body.device.category if body.device else None,
+                "query": event.params.search_term,
                 # A shop's own number of an order makes the order count once, however often it is sent.
                 "event_id": f"{order}:{item.item_id}" if order and event.name == "purchase" else None,
-            }  # fmt: skip
+            }
             yield f"events[{n}].params.items[{k}]", {name: v for name, v in given.items() if v is not None}

@@ -140,14 +140,22 @@ class Guard:
         if key is None:
             said = "the key is none of ours" if given else "no key was sent"
             raise Problem(
-                401, "no-key", "A key is needed", said, "Send `Authorization: Bearer <key>`.",
+                401,
+                "no-key",
+                "A key is needed",
+                said,
+                "Send `Authorization: Bearer <key>`.",
                 headers={"WWW-Authenticate": 'Bearer realm="shelfwise"', "Connection": "close"},
-            )  # fmt: skip
+            )
         if rule.scope not in key.scopes:
             raise Problem(
-                403, "scope", "The key is not good for this", f"key {key.name!r} has no scope {rule.scope!r}",
-                f"Use a key with the scope {rule.scope!r}.", headers={"Connection": "close"},
-            )  # fmt: skip
+                403,
+                "scope",
+                "The key is not good for this",
+                f"key {key.name!r} has no scope {rule.scope!r}",
+                f"Use a key with the scope {rule.scope!r}.",
+                headers={"Connection": "close"},
+            )
         return key
 
     def allow(self, key: Key | None) -> dict[str, str]:
@@ -167,10 +175,13 @@ class Guard:
         }
         if wait:
             raise Problem(
-                429, "rate", "Too many requests", f"key {key.name!r} is allowed {rate:g} requests a second",
+                429,
+                "rate",
+                "Too many requests",
+                f"key {key.name!r} is allowed {rate:g} requests a second",
                 "Wait as long as Retry-After says; send several events in one request.",
                 headers=headers | {"Retry-After": str(int(wait) + 1)},
-            )  # fmt: skip
+            )
         return headers
 
     def gate(self, rule: Rule) -> Gate | None:
@@ -190,17 +201,32 @@ class Guard:
                     size += len(part)
                     self._buffered += len(part)
                     if size > most:
-                        raise _closing(413, "body-too-large", "The body is too large", f"more than {most} bytes",
-                                       "Send less in one request.")  # fmt: skip
+                        raise _closing(
+                            413,
+                            "body-too-large",
+                            "The body is too large",
+                            f"more than {most} bytes",
+                            "Send less in one request.",
+                        )
                     if self._buffered > _BUFFERED_BYTES:
-                        raise _closing(503, "busy", "Too much to do", "too many bodies are being read",
-                                       "Send it again after a second.")  # fmt: skip
+                        raise _closing(
+                            503,
+                            "busy",
+                            "Too much to do",
+                            "too many bodies are being read",
+                            "Send it again after a second.",
+                        )
                     parts.append(part)
                     if not message.get("more_body", False):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
-            raise _closing(408, "body-too-slow", "The body came too slowly",
-                           f"not whole after {self._config.body_s:g} s", "Send it again.") from None  # fmt: skip
+            raise _closing(
+                408,
+                "body-too-slow",
+                "The body came too slowly",
+                f"not whole after {self._config.body_s:g} s",
+                "Send it again.",
+            ) from None
         finally:
             self._buffered -= size
 
@@ -251,9 +277,13 @@ class _Request:
             if not limit.expired():
                 raise
             raise Problem(
-                503, "deadline", "It took too long", f"no answer after {seconds:g} s",
-                "Send it again after a second; an event with an event_id counts once.", headers={"Retry-After": "1"},
-            ) from None  # fmt: skip
+                503,
+                "deadline",
+                "It took too long",
+                f"no answer after {seconds:g} s",
+                "Send it again after a second; an event with an event_id counts once.",
+                headers={"Retry-After": "1"},
+            ) from None
 
     async def send(self, message: Message) -> None:
         """Pass an answer on, with the request's id and what is left of the allowance."""

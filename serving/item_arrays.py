@@ -25,15 +25,25 @@ def arrays_of(items: Items) -> dict[str, NDArray[Any]]:
     """All that is known of items, but for features of the user's own, by the name of its file."""
     c = items.catalogue
     out: dict[str, NDArray[Any]] = {
-        "price": c.price, "category": c.category, "brand": c.brand, "available_from": c.available_from,
-        "numbers": c.numbers, "tag_start": c.tag_start, "tag": c.tag, "vector_code": items.vectors.code,
-        "vector_scale": items.vectors.scale, "prior": items.prior, "attribute_rates": items.attribute_rates,
-        "factors": items.factors, "segment_centre": items.segments.centre,
+        "price": c.price,
+        "category": c.category,
+        "brand": c.brand,
+        "available_from": c.available_from,
+        "numbers": c.numbers,
+        "tag_start": c.tag_start,
+        "tag": c.tag,
+        "vector_code": items.vectors.code,
+        "vector_scale": items.vectors.scale,
+        "prior": items.prior,
+        "attribute_rates": items.attribute_rates,
+        "factors": items.factors,
+        "segment_centre": items.segments.centre,
         "segment_log_share": items.segments.log_share,
         "neighbour_item": items.neighbours.item,
         "neighbour_weight": items.neighbours.weight,
-        "state_value": items.state.value, "state_latest": items.state.latest,
-    }  # fmt: skip
+        "state_value": items.state.value,
+        "state_latest": items.state.latest,
+    }
     if items.inverted is not None:
         lists = items.inverted
         out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
@@ -43,10 +53,14 @@ def arrays_of(items: Items) -> dict[str, NDArray[Any]]:
         out |= {"word_code": w.vectors.code, "word_scale": w.vectors.scale}
         out |= {"item_word_start": w.start, "item_word": w.word}
     for name, strings in (
-        ("item_ids", c.item_ids), ("titles", c.titles), ("category_names", c.category_names),
-        ("brand_names", c.brand_names), ("number_names", c.number_names), ("tag_names", c.tag_names),
+        ("item_ids", c.item_ids),
+        ("titles", c.titles),
+        ("category_names", c.category_names),
+        ("brand_names", c.brand_names),
+        ("number_names", c.number_names),
+        ("tag_names", c.tag_names),
         ("date_names", c.date_names),
-    ):  # fmt: skip
+    ):
         out |= Strings.of(strings).arrays(name)
     return {name: np.ascontiguousarray(array) for name, array in out.items()}
 
@@ -146,9 +160,17 @@ def items_of(read: Arrays) -> Items:
         )
     prior = read("prior", np.float32, n + 1)
     return Items(
-        catalogue, vectors, prior, neighbours, state, rates, factors, _segments(read, factors),
-        inverted=_inverted(read, n, d), words=_words(read, n, d),
-    )  # fmt: skip
+        catalogue,
+        vectors,
+        prior,
+        neighbours,
+        state,
+        rates,
+        factors,
+        _segments(read, factors),
+        inverted=_inverted(read, n, d),
+        words=_words(read, n, d),
+    )
 
 
 def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:
@@ -159,11 +181,13 @@ def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:
     count = len(rarity)
     word = read.within("item_word", read("item_word", np.int32, None), 0, count)
     return Vocabulary(
-        read.strings("word_names", count), rarity,
+        read.strings("word_names", count),
+        rarity,
         Vectors(read("word_code", np.int8, count, d), read("word_scale", np.float32, count)),
         read("word_strength", np.float32, count),
-        read._ascending("item_word_start", read("item_word_start", np.int64, n + 2), len(word)), word,
-    )  # fmt: skip
+        read._ascending("item_word_start", read("item_word_start", np.int64, n + 2), len(word)),
+        word,
+    )
 
 
 def _segments(read: Arrays, factors: F32) -> Segments:

@@ -36,12 +36,22 @@ def write_judgement(
         for system, by in evaluation["systems"].items()
         if "ndcg@10" in by.get("all", {})
     }
-    append_line(root / FILE, json.dumps({
-        "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
-        "candidate": gate["candidate"], "live": gate["live"],
-        "verdict": gate["verdict"], "reasons": gate["reasons"], "figures": gate["figures"], "quality": quality,
-        "drift": dict(known[:_FEATURES]), "drift_median": median(psi for _, psi in known) if known else None,
-    }))  # fmt: skip
+    append_line(
+        root / FILE,
+        json.dumps(
+            {
+                "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
+                "candidate": gate["candidate"],
+                "live": gate["live"],
+                "verdict": gate["verdict"],
+                "reasons": gate["reasons"],
+                "figures": gate["figures"],
+                "quality": quality,
+                "drift": dict(known[:_FEATURES]),
+                "drift_median": median(psi for _, psi in known) if known else None,
+            }
+        ),
+    )
 
 
 _FEATURES = 5

@@ -67,9 +67,12 @@ class Ranking(NamedTuple):
     def take(self, order: I64) -> Ranking:
         """The same items in another order."""
         return Ranking(
-            [self.item_ids[k] for k in order.tolist()], self.item[order], self.score[order], self.rows[order],
+            [self.item_ids[k] for k in order.tolist()],
+            self.item[order],
+            self.score[order],
+            self.rows[order],
             self.sought[order],
-        )  # fmt: skip
+        )
 
     def first(self, limit: int | None) -> Ranking:
         """At most `limit` of them; all where it is None."""
@@ -283,9 +286,14 @@ class Follower:
     """
 
     def __init__(
-        self, config: ServiceConfig, store: Store, release: Path | None, custom: tuple[Feature, ...] = (),
-        metrics: Metrics | None = None, shadow: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        config: ServiceConfig,
+        store: Store,
+        release: Path | None,
+        custom: tuple[Feature, ...] = (),
+        metrics: Metrics | None = None,
+        shadow: bool = False,
+    ) -> None:
         """release: a directory to answer from until the pointer says otherwise, and while Redis is away."""
         self._custom, self._metrics, self._shadow = custom, metrics, shadow
         self.live: Live | None = None

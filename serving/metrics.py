@@ -31,9 +31,12 @@ class Metrics:
         self._registry = r = CollectorRegistry()
         name = "shelfwise_"
         self._seconds = Histogram(
-            f"{name}request_seconds", "From the first byte read to the answer.", ["route"], registry=r,
+            f"{name}request_seconds",
+            "From the first byte read to the answer.",
+            ["route"],
+            registry=r,
             buckets=LATENCY_S,
-        )  # fmt: skip
+        )
         self._requests = Counter(f"{name}requests", "Requests answered.", ["route", "status"], registry=r)
         self._refused = Counter(
             f"{name}refused", "Requests turned away before a route saw them.", ["reason"], registry=r
@@ -46,13 +49,18 @@ class Metrics:
             f"{name}events_rejected", "Events rejected, by the field at fault.", ["field"], registry=r
         )
         self._freshness = Histogram(
-            f"{name}freshness_seconds", "From an event's acceptance to this worker's item state; the oldest of a poll.",
-            registry=r, buckets=FRESHNESS_S,
-        )  # fmt: skip
+            f"{name}freshness_seconds",
+            "From an event's acceptance to this worker's item state; the oldest of a poll.",
+            registry=r,
+            buckets=FRESHNESS_S,
+        )
         self._release = Gauge(
-            f"{name}release_info", "Workers that answer from this release.", ["release"], registry=r,
+            f"{name}release_info",
+            "Workers that answer from this release.",
+            ["release"],
+            registry=r,
             multiprocess_mode="livesum",
-        )  # fmt: skip
+        )
         self._redis = Gauge(
             f"{name}redis_up", "1 where every worker reaches Redis.", registry=r, multiprocess_mode="livemin"
         )

@@ -83,7 +83,10 @@ class Overlay:
         near = self._nearest(vectors, n, k)
         rates, factors = base.attribute_rates, base.factors
         items = replace(
-            base, catalogue=catalogue, vectors=vectors, prior=_grown(base.prior, _mean(base.prior, near)),
+            base,
+            catalogue=catalogue,
+            vectors=vectors,
+            prior=_grown(base.prior, _mean(base.prior, near)),
             neighbours=Neighbours(
                 _grown(base.neighbours.item, np.full((k, base.neighbours.item.shape[1]), -1, np.int32)),
                 _grown(base.neighbours.weight, np.zeros((k, base.neighbours.weight.shape[1]), np.float32)),
@@ -91,7 +94,7 @@ class Overlay:
             state=_state(state, catalogue, n, k),
             attribute_rates=_grown(rates, _mean(rates, near)) if rates.size else rates,
             factors=_grown(factors, _mean(factors, near)) if factors.size else factors,
-        )  # fmt: skip
+        )
         if base.words is not None:
             said = base.words.of(catalogue, [*changed, *range(n, n + k)])
             items = replace(
@@ -106,9 +109,10 @@ class Overlay:
         d = base.vectors.code.shape[1]
         none = np.full(d, np.nan, np.float32)
         rows = [
-            row for row, held in changed.items()
+            row
+            for row, held in changed.items()
             if base.catalogue.item_ids[row] in self.vectors and _is_text(held, base.catalogue.number_names)
-        ]  # fmt: skip
+        ]
         ids = [*(base.catalogue.item_ids[row] for row in rows), *added]
         new = Vectors.quantise(np.array([self.vectors.get(i, none) for i in ids], np.float32).reshape(len(ids), d))
         code = _grown(base.vectors.code, new.code[len(rows) :])
@@ -157,7 +161,7 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
     code_of = {
         name: {value: code for code, value in enumerate(names)}
         for name, names in (("category", base.category_names), ("brand", base.brand_names))
-    }  # fmt: skip
+    }
     rows = {**changed, **dict(zip(range(n, n + k), added.values(), strict=True))}
     for row, held in rows.items():
         fields = held.fields
@@ -165,9 +169,7 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
             price[row] = np.nan if fields["price"] is None else fields["price"]
         if fields.get("available_from") is not None:
             born[row] = fields["available_from"]
-        for name, codes, names in (
-            ("category", category, base.category_names), ("brand", brand, base.brand_names)
-        ):  # fmt: skip
+        for name, codes, names in (("category", category, base.category_names), ("brand", brand, base.brand_names)):
             if name in fields:
                 codes[row] = code_of[name].get(fields[name], len(names))
         for name, value in held.attributes.items():
@@ -181,12 +183,17 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
     )
     every = [t for of_item in tags for t in of_item]
     return replace(
-        base, item_ids=_followed(base.item_ids, list(added)),
+        base,
+        item_ids=_followed(base.item_ids, list(added)),
         titles=_Joined(base.titles, titles, [h.fields.get("title") or i for i, h in added.items()]),
-        price=price, category=category, brand=brand, available_from=born, numbers=numbers,
+        price=price,
+        category=category,
+        brand=brand,
+        available_from=born,
+        numbers=numbers,
         tag_start=np.append(start, start[-1]),
         tag=np.concatenate([base.tag[: base.tag_start[-2]], np.array(every, np.int32)]),
-    )  # fmt: skip
+    )
 
 
 def _followed(base: Sequence[str], added: Sequence[str]) -> Strings:

@@ -32,7 +32,7 @@ class Offers:
 
     async def candidates(
         self, history: History, at: float, size: int, plan: Plan | None, context: Context = NO_CONTEXT
-    ) -> Retrieved:  # fmt: skip
+    ) -> Retrieved:
         """At most `size` candidates that the plan's filters and exclusions admit, as `features.retrieval.retrieve`.
 
         Shelves may be up to two seconds old.
@@ -52,7 +52,7 @@ class Offers:
 
 def _of_what_stays(
     items: Items, history: History, at: float, size: int, plan: Plan | None, context: Context
-) -> tuple[Bool | None, Near]:  # fmt: skip
+) -> tuple[Bool | None, Near]:
     """What of a retrieval reads nothing that events change: which items are admitted, and what is near by text."""
     admitted = None
     if plan is not None and plan.takes_out:

@@ -65,10 +65,19 @@ class Release:
 
 
 def write(
-    root: Path, *, items: Items, model_text: str, item_columns: pa.Table, encoder_dir: Path | None, cut_off: float,
-    window: Mapping[str, Any], metrics: Mapping[str, Any], parent: str | None, created_at: float,
+    root: Path,
+    *,
+    items: Items,
+    model_text: str,
+    item_columns: pa.Table,
+    encoder_dir: Path | None,
+    cut_off: float,
+    window: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    parent: str | None,
+    created_at: float,
     encoder_fingerprint: str,
-) -> Path:  # fmt: skip
+) -> Path:
     """The directory of a new release under `root`, whole and on disk; the same inputs give the same one.
 
     items: with item state as of `cut_off`. item_columns: the catalogue, embeddings as fixed_size_list<float32>[d].
@@ -89,12 +98,21 @@ def write(
         if encoder_dir is not None:
             _copy_encoder(encoder_dir, making / "encoder")
         manifest = Manifest(
-            id="", format=FORMAT, created_at=created_at, cut_off=cut_off, parent=parent, window=dict(window),
-            metrics=dict(metrics), encoder_fingerprint=encoder_fingerprint, dimension=items.vectors.code.shape[1],
-            items=len(items.catalogue), schema_hash=schema_hash(items), feature_names=list(names(items)),
+            id="",
+            format=FORMAT,
+            created_at=created_at,
+            cut_off=cut_off,
+            parent=parent,
+            window=dict(window),
+            metrics=dict(metrics),
+            encoder_fingerprint=encoder_fingerprint,
+            dimension=items.vectors.code.shape[1],
+            items=len(items.catalogue),
+            schema_hash=schema_hash(items),
+            feature_names=list(names(items)),
             custom=[f.origin for f in items.custom],
             files={p.relative_to(making).as_posix(): _entry(p) for p in _files(making)},
-        )  # fmt: skip
+        )
         # As it will be read: a whole number given for a float, say, must not make another id.
         manifest = msgspec.json.decode(as_json(manifest), type=Manifest)
         manifest = msgspec.structs.replace(manifest, id=release_id(manifest))

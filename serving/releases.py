@@ -77,9 +77,14 @@ def publish(root: Path, store: BulkStore, release: Manifest, path: Path) -> None
 
 
 def promote(
-    root: Path, store: BulkStore, release_id: str, reason: str, custom: tuple[Feature, ...] = (),
-    action: str = "promote", by: str | None = None,
-) -> Release:  # fmt: skip
+    root: Path,
+    store: BulkStore,
+    release_id: str,
+    reason: str,
+    custom: tuple[Feature, ...] = (),
+    action: str = "promote",
+    by: str | None = None,
+) -> Release:
     """Make any release live that is there and whole, its vectors in Redis. Raises ReleaseError where it is not.
 
     action: as the audit calls it; `pin` also keeps nights from replacing it, until it is unpinned. by: who wants it,
@@ -165,10 +170,16 @@ def audit(
     root: Path, store: BulkStore, action: str, release_id: str, before: str | None, reason: str, by: str | None = None
 ) -> None:
     """Write down a change that was made, or is about to be: on disk for good, and in Redis for whoever looks."""
-    line = json.dumps({
-        "at": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "release": release_id,
-        "before": before, "by": f"{by or _who()}@{socket.gethostname()}", "reason": reason,
-    })  # fmt: skip
+    line = json.dumps(
+        {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "action": action,
+            "release": release_id,
+            "before": before,
+            "by": f"{by or _who()}@{socket.gethostname()}",
+            "reason": reason,
+        }
+    )
     append_line(root / "audit.jsonl", line)
     store.audit(line)
 

@@ -98,9 +98,11 @@ def _standing(value: Any) -> Rules:
 
 
 StandingRules = Annotated[
-    Rules, PlainValidator(_standing), PlainSerializer(msgspec.to_builtins),
+    Rules,
+    PlainValidator(_standing),
+    PlainSerializer(msgspec.to_builtins),
     WithJsonSchema({"type": "object", "description": "As `rules` of a request; see docs/rules.md."}),
-]  # fmt: skip
+]
 """`Rules` as a field of the configuration."""
 
 
@@ -178,9 +180,13 @@ class Plan:
         ids, places = {p.item_id for _, p in asked.pins}, {p.position for _, p in asked.pins}
         pins = tuple((w, p) for w, p in self.pins if p.item_id not in ids and p.position not in places)
         return Plan(
-            self.filters + asked.filters, self.excludes + asked.excludes, self.lifts + asked.lifts,
-            self.caps + asked.caps, asked.diversity or self.diversity, pins + asked.pins,
-        )  # fmt: skip
+            self.filters + asked.filters,
+            self.excludes + asked.excludes,
+            self.lifts + asked.lifts,
+            self.caps + asked.caps,
+            asked.diversity or self.diversity,
+            pins + asked.pins,
+        )
 
     def admits(self, item: I32, history: History, at: float) -> Bool:
         """bool, like `item`: what neither a filter nor an exclusion takes out."""

@@ -25,26 +25,31 @@ PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
 Id = Annotated[
     str,
     Meta(
-        min_length=1, max_length=ID_CHARACTERS, description="Any text without control characters.",
+        min_length=1,
+        max_length=ID_CHARACTERS,
+        description="Any text without control characters.",
         extra_json_schema=PLAIN,
     ),
-]  # fmt: skip
+]
 
 Device = Annotated[
     str,
     Meta(
-        min_length=1, max_length=DEVICE_CHARACTERS, description="mobile, tablet, desktop, app, or any other text.",
+        min_length=1,
+        max_length=DEVICE_CHARACTERS,
+        description="mobile, tablet, desktop, app, or any other text.",
         extra_json_schema=PLAIN,
     ),
-]  # fmt: skip
+]
 
 Query = Annotated[
     str,
     Meta(
-        max_length=QUERY_CHARACTERS, description="What the shopper typed to search; blank is nothing.",
+        max_length=QUERY_CHARACTERS,
+        description="What the shopper typed to search; blank is nothing.",
         extra_json_schema=PLAIN,
     ),
-]  # fmt: skip
+]
 
 KIND_OF = {name: Kind(KINDS.index(ours)) for name, ours in ({k: k for k in KINDS} | GA4).items()}
 """Our names of events, and those of Google Analytics 4 (`purchase` is both)."""
@@ -59,15 +64,27 @@ class Problem(Exception):
     """
 
     def __init__(
-        self, status: int, slug: str, title: str, detail: str, remedy: str, field: str | None = None,
-        headers: dict[str, str] | None = None, **more: Any,
-    ) -> None:  # fmt: skip
+        self,
+        status: int,
+        slug: str,
+        title: str,
+        detail: str,
+        remedy: str,
+        field: str | None = None,
+        headers: dict[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         super().__init__(detail)
         self.status, self.headers = status, headers
         self.document = {
-            "type": f"urn:shelfwise:problem:{slug}", "title": title, "status": status, "detail": detail,
-            **({} if field is None else {"field": field}), "remedy": remedy, **more,
-        }  # fmt: skip
+            "type": f"urn:shelfwise:problem:{slug}",
+            "title": title,
+            "status": status,
+            "detail": detail,
+            **({} if field is None else {"field": field}),
+            "remedy": remedy,
+            **more,
+        }
 
 
 class ProblemDocument(Struct):
@@ -289,9 +306,12 @@ def rank_request(body: bytes) -> RankRequest:
     """The request in a body. Raises Problem naming the field, the reason and the remedy."""
     request = decoded(_RANK, body)
     _no_control(
-        body, user_id=[request.user_id or ""], device=[request.device or ""], query=[request.query or ""],
+        body,
+        user_id=[request.user_id or ""],
+        device=[request.device or ""],
+        query=[request.query or ""],
         candidates=request.candidates or [],
-    )  # fmt: skip
+    )
     return request
 
 
@@ -355,9 +375,12 @@ def bounded(count: int, most: int, what: str) -> None:
     """Raises Problem (413) where a request holds more of something than is taken."""
     if count > most:
         raise Problem(
-            413, f"too-many-{what}", f"Too many {what}", f"{count} {what} in one request, at most {most} are taken",
+            413,
+            f"too-many-{what}",
+            f"Too many {what}",
+            f"{count} {what} in one request, at most {most} are taken",
             "Send them in several requests.",
-        )  # fmt: skip
+        )
 
 
 def _is_lines(text: bytes) -> bool:
@@ -413,19 +436,34 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
     at = (known if said is None else min(said, known)) / 1e6
     event_id = given.event_id or _derived_id(given, known if said is None else said)
     event = Event(
-        event_id, int(KIND_OF[given.event]), given.user_id, given.item_id, at,
-        given.request_id, given.position, given.value, given.session_id, given.device,
+        event_id,
+        int(KIND_OF[given.event]),
+        given.user_id,
+        given.item_id,
+        at,
+        given.request_id,
+        given.position,
+        given.value,
+        given.session_id,
+        given.device,
         given.query or None,
-    )  # fmt: skip
+    )
     return Accepted(event, given.event_id is None)
 
 
 def _derived_id(given: EventIn, microseconds: int) -> str:
     content = [
-        int(KIND_OF[given.event]), given.user_id, given.item_id, microseconds,
-        given.request_id, given.position, given.value, given.session_id, *filter(None, [given.device]),
+        int(KIND_OF[given.event]),
+        given.user_id,
+        given.item_id,
+        microseconds,
+        given.request_id,
+        given.position,
+        given.value,
+        given.session_id,
+        *filter(None, [given.device]),
         *(["query", given.query] if given.query else []),
-    ]  # fmt: skip
+    ]
     return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
 
 

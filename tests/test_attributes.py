@@ -20,11 +20,15 @@ from tests.worlds import START, make_catalogue, make_events, make_replay
 
 ITEMS = pa.table(
     {
-        "item_id": ["a", "b", "c"], "title": ["A", "B", "C"],
-        "year": ["1999", "2001", None], "maker": ["x", "y", None], "themes": ["sea, sky", "sky|sea; sand", ""],
-        "released": ["2001-02-03", None, "2010-01-01"], "internal": [1, 2, 3],
+        "item_id": ["a", "b", "c"],
+        "title": ["A", "B", "C"],
+        "year": ["1999", "2001", None],
+        "maker": ["x", "y", None],
+        "themes": ["sea, sky", "sky|sea; sand", ""],
+        "released": ["2001-02-03", None, "2010-01-01"],
+        "internal": [1, 2, 3],
     }
-)  # fmt: skip
+)
 KINDS = {"year": "number", "maker": "category", "themes": "tags", "released": "date", "internal": "ignore"}
 
 
@@ -44,14 +48,23 @@ def test_attributes_are_read_as_the_configuration_says() -> None:
 @pytest.mark.parametrize(
     ("kinds", "why"),
     [
-        ({"yaer": "number"}, "features.attributes.yaer: items.parquet has no such attribute; its attributes are year,"
-         " maker, themes, released, internal"),
-        ({"maker": "number"}, "items.parquet, column 'maker': cannot be read as a number: row 0 holds 'x'; correct it,"
-         " or read the attribute as something else"),
-        ({"maker": "date"}, "items.parquet, column 'maker': cannot be read as a date: row 0 holds 'x'; correct it,"
-         " or read the attribute as something else"),
+        (
+            {"yaer": "number"},
+            "features.attributes.yaer: items.parquet has no such attribute; its attributes are year,"
+            " maker, themes, released, internal",
+        ),
+        (
+            {"maker": "number"},
+            "items.parquet, column 'maker': cannot be read as a number: row 0 holds 'x'; correct it,"
+            " or read the attribute as something else",
+        ),
+        (
+            {"maker": "date"},
+            "items.parquet, column 'maker': cannot be read as a date: row 0 holds 'x'; correct it,"
+            " or read the attribute as something else",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_so_is_refused_with_the_row(kinds: dict, why: str) -> None:
     """File, column, row, value, remedy."""
     with pytest.raises(DataError) as error:

@@ -35,10 +35,19 @@ def test_a_baseline_is_what_was_known_at_the_moment() -> None:
 
     Counting alone, at a shop's rate of 3 / 6 with the strength of 10 impressions: (1 + 5) / 12, (2 + 5) / 11, 5 / 13.
     """
-    events = make_events([
-        (0, 1, 0, SHOWN, 0), (0, 1, 3, SHOWN, 0), (0, 1, 0, SHOWN, 1), *((0, 1, 2, SHOWN, r) for r in range(3)),
-        (9, 1, 0, CLICK, 0), (9, 1, 3, CLICK, 0), (5, 0, 3, CLICK, -1), (3 * DAY, 0, 5, BOUGHT, -1),
-    ], n_users=3)  # fmt: skip
+    events = make_events(
+        [
+            (0, 1, 0, SHOWN, 0),
+            (0, 1, 3, SHOWN, 0),
+            (0, 1, 0, SHOWN, 1),
+            *((0, 1, 2, SHOWN, r) for r in range(3)),
+            (9, 1, 0, CLICK, 0),
+            (9, 1, 3, CLICK, 0),
+            (5, 0, 3, CLICK, -1),
+            (3 * DAY, 0, 5, BOUGHT, -1),
+        ],
+        n_users=3,
+    )
     known, stranger = said(events, make_lists([2 * DAY, 2 * DAY], [0, 2], [[0, 3, 5, 2], [0, 3, 5, 2]]))
     assert known["popularity"].tolist() == [1, 2, 0, 0], "item 5 is bought only tomorrow"
     assert known["recency_popularity"].argmax() == 1
@@ -86,10 +95,18 @@ def test_where_nobody_buys_a_thing_twice_none_is_offered_it_again() -> None:
 def test_own_history_counts_the_users_visits_with_an_item_and_parts_equals_by_the_latest() -> None:
     """User 0: item 1 twice in one visit, then 2, then 3 and 2, then 4. Visits: 2 of item 2, 1 of the others; visits
     ago: 0 for 4, 1 for 2 and 3, 3 for 1. User 1's purchases are not his, and a stranger has no history."""
-    events = make_events([
-        (0, 0, 1, Kind.CART, -1), (0, 0, 1, BOUGHT, -1), (1, 0, 2, BOUGHT, -1), (2, 0, 3, BOUGHT, -1),
-        (2, 0, 2, BOUGHT, -1), (3, 0, 4, BOUGHT, -1), *((k, 1, 5, BOUGHT, -1) for k in range(5)),
-    ], n_users=3)  # fmt: skip
+    events = make_events(
+        [
+            (0, 0, 1, Kind.CART, -1),
+            (0, 0, 1, BOUGHT, -1),
+            (1, 0, 2, BOUGHT, -1),
+            (2, 0, 3, BOUGHT, -1),
+            (2, 0, 2, BOUGHT, -1),
+            (3, 0, 4, BOUGHT, -1),
+            *((k, 1, 5, BOUGHT, -1) for k in range(5)),
+        ],
+        n_users=3,
+    )
     mine, strange = said(events, make_lists([9.0, 9.0], [0, 2], [[1, 2, 3, 4, 5, -1]] * 2))
     expected = [1 + 1 / 5, 2 + 1 / 3, 1 + 1 / 3, 1 + 1 / 2, 0, 0]
     np.testing.assert_allclose(mine["own_history"], expected)
@@ -107,10 +124,16 @@ def test_where_people_come_back_for_the_same_they_are_offered_it() -> None:
 
 def test_the_share_that_comes_again_counts_a_basket_once() -> None:
     """User 0: item 1 in a cart and bought at once, then bought again; user 1 once. 1 of 3. Impressions are none."""
-    events = make_events([
-        (0, 0, 1, Kind.CART, -1), (0, 0, 1, BOUGHT, -1), (9, 0, 1, BOUGHT, -1), (9, 1, 1, BOUGHT, -1),
-        (8, 1, 1, SHOWN, 0),
-    ], n_users=2)  # fmt: skip
+    events = make_events(
+        [
+            (0, 0, 1, Kind.CART, -1),
+            (0, 0, 1, BOUGHT, -1),
+            (9, 0, 1, BOUGHT, -1),
+            (9, 1, 1, BOUGHT, -1),
+            (8, 1, 1, SHOWN, 0),
+        ],
+        n_users=2,
+    )
     assert share_again(events) == 1 / 3
     assert share_again(bought()) == 0
 
@@ -166,9 +189,9 @@ def test_an_order_breaks_ties_by_a_hash_and_ends_with_nothing() -> None:
 
 def checkerboard(users: int = 30) -> Events:
     """Users of even number buy even items 0 to 4, the others odd ones 1 to 5; each lacks one of his own."""
-    return bought(*(
-        (0.01 * i, u, i) for u in range(users) for i in range(6) if i % 2 == u % 2 and i // 2 != u // 2 % 3
-    ))  # fmt: skip
+    return bought(
+        *((0.01 * i, u, i) for u in range(users) for i in range(6) if i % 2 == u % 2 and i // 2 != u // 2 % 3)
+    )
 
 
 def past_of(events: Events, user: int) -> History:

@@ -18,8 +18,22 @@ from tests.bench.replay import Sums, differing, ours, pandas_sums, read_log, wri
 ROOT = Path(__file__).parent.parent
 TINY = {
     "replay": (
-        ["--events", "20000", "--lists", "50", "--items", "500", "--users", "200", "--repeats", "1",
-         "--rows-lists", "130", "--rows-events", "3000"],
+        [
+            "--events",
+            "20000",
+            "--lists",
+            "50",
+            "--items",
+            "500",
+            "--users",
+            "200",
+            "--repeats",
+            "1",
+            "--rows-lists",
+            "130",
+            "--rows-events",
+            "3000",
+        ],
         {"speedup_vs_pandas", "peak_gb", "linear", "rows_per_s"},
     ),
     "assemble": (
@@ -38,12 +52,8 @@ TINY = {
         ["--times", "1"],
         {"own_list_other_worker_p50_ms", "item_state_other_worker_p50_ms", "new_item_other_worker_p50_ms"},
     ),
-    "rules": (
-        ["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"},
-    ),
-    "shadow": (
-        ["--items", "1000", "--trees", "5", "--requests", "10", "--turns", "1"], {"p50_ratio", "p99_ratio"},
-    ),
+    "rules": (["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"}),
+    "shadow": (["--items", "1000", "--trees", "5", "--requests", "10", "--turns", "1"], {"p50_ratio", "p99_ratio"}),
     "events": (["--lists", "20"], {"us_write_service", "us_write_redis", "us_follow", "us_collect", "bytes_parquet"}),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
     "query": (["--cost", "300", "2"], {"rows_ratio", "retrieval_ratio", "read_ms"}),
@@ -52,7 +62,7 @@ TINY = {
         ["--users", "100", "--items", "1000", "--events", "1000"],
         {"bytes_per_user", "bytes_per_item_redis", "bytes_per_item_worker_private", "bytes_per_item_worker_shared"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TINY)

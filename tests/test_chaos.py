@@ -71,8 +71,12 @@ class Load:
         """Each event until it is acknowledged, or the service itself is gone."""
         with httpx.Client(base_url=self._url, timeout=30) as client:
             while not self._stop.is_set():
-                event = {"event": "click", "user_id": f"u{len(self.taken) % 9}", "item_id": EVERY[0],
-                         "event_id": uuid.uuid4().hex}  # fmt: skip
+                event = {
+                    "event": "click",
+                    "user_id": f"u{len(self.taken) % 9}",
+                    "item_id": EVERY[0],
+                    "event_id": uuid.uuid4().hex,
+                }
                 while not self._stop.is_set():
                     try:
                         status = client.post("/v1/events", json=event).status_code
@@ -309,8 +313,23 @@ def test_disk_full(tmp_path: Path, releases: list[Path]) -> None:
 def own_process(directory: Path) -> Iterator[tuple[str, int]]:
     """A Valkey that takes a file's limit as an error, as it takes a full disk, and not as the signal to end."""
     path = directory / "s"
-    command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--dir", str(directory), "--save", "",
-               "--appendonly", "yes", "--appendfsync", "everysec", "--enable-debug-command", "local"]  # fmt: skip
+    command = [
+        str(get_binary_path()),
+        "--port",
+        "0",
+        "--unixsocket",
+        str(path),
+        "--dir",
+        str(directory),
+        "--save",
+        "",
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "everysec",
+        "--enable-debug-command",
+        "local",
+    ]
     with (directory / "log").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, restore_signals=False)
     try:

@@ -16,9 +16,20 @@ from offline.commands import evaluation
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "simulate", "import", "validate", "nightly", "evaluate", "tune", "ablate", "staleness", "serve", "rank", "similar",
-    "releases", "demo",
-)  # fmt: skip
+    "simulate",
+    "import",
+    "validate",
+    "nightly",
+    "evaluate",
+    "tune",
+    "ablate",
+    "staleness",
+    "serve",
+    "rank",
+    "similar",
+    "releases",
+    "demo",
+)
 TINY = ("--items", "30", "--users", "20", "--days", "3", "--seed", "5", "--end", "2026-06-01")
 
 
@@ -115,19 +126,28 @@ def test_a_flag_goes_over_the_file_and_the_files_end_over_today(
         (["rank"], "no release is live yet: run `shelfwise nightly`"),
         (["similar", "x"], "no release is live yet: run `shelfwise nightly`"),
         (["serve", "--as-of-data"], "no release is live yet: run `shelfwise nightly`"),
-        (["import"], "nothing to import: name a folder or file (`shelfwise import DIR`), or give --config a YAML file "
-         "with an `import` section"),
+        (
+            ["import"],
+            "nothing to import: name a folder or file (`shelfwise import DIR`), or give --config a YAML file "
+            "with an `import` section",
+        ),
         (["import", "nowhere"], "nowhere: there is no such file or folder."),
-        (["simulate", "--items", "1"], "configuration: simulate.items is 1; expected a whole number >= 2 and <= "
-         "1000000 (products on the opening day)"),
+        (
+            ["simulate", "--items", "1"],
+            "configuration: simulate.items is 1; expected a whole number >= 2 and <= "
+            "1000000 (products on the opening day)",
+        ),
         (["simulate", "--end", "tomorrow"], "configuration: simulate.end is 'tomorrowT00:00:00Z'; "),
         (["releases", "-c", "nope.yaml"], "nope.yaml: no such file; leave --config out to use the defaults"),
     ],
-)  # fmt: skip
+)
 def test_what_a_person_can_mend_is_one_message_without_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
     expected: str,
-) -> None:  # fmt: skip
+) -> None:
     """On standard error, exit status 1, nothing on standard output, and no line broken in the middle of a path."""
     monkeypatch.chdir(tmp_path)
     code, out, err = said(monkeypatch, capfd, *arguments, "-w", "w")
@@ -228,7 +248,11 @@ def test_an_evaluation_of_one_person_prints_without_an_interval(
 def test_output_can_be_piped_into_something_that_stops_reading(tmp_path: Path) -> None:
     """`shelfwise releases | true` ends without a traceback."""
     done = subprocess.run(
-        ["bash", "-c", f"'{sys.executable}' -m offline.cli --help | true"], cwd=ROOT, capture_output=True, text=True,
-        check=False, env={**os.environ, "COLUMNS": "80"},
-    )  # fmt: skip
+        ["bash", "-c", f"'{sys.executable}' -m offline.cli --help | true"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "80"},
+    )
     assert "Traceback" not in done.stderr

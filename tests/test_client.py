@@ -346,7 +346,7 @@ def test_a_forked_child_sends_its_own_events_and_not_its_parents(address: str, u
 
 def test_a_killed_program_loses_nothing_that_send_took_where_it_has_a_spool(
     address: str, url: str, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     """It queued 200 while the service was away and was killed; the next one delivers them, and the folder is empty."""
     code = (
         "import sys; from pathlib import Path; from shelfwise_client import *\n"

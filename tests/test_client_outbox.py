@@ -57,7 +57,7 @@ class PickyService:
 )
 def test_every_event_is_delivered_once_or_told_once(
     count: int, bad: set[int], most: int, batch: int, fates: list[str]
-) -> None:  # fmt: skip
+) -> None:
     """Whatever goes wrong on the way, once it stops going wrong the queue empties, and the counts add up."""
     told: list[str] = []
     box = Outbox(Sending(batch=batch), lambda e, field, message: told.append(str(e["event_id"])))

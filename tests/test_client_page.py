@@ -128,7 +128,7 @@ def opened(context: BrowserContext, origin: str, address: str, key: str | None =
 
 def test_a_page_of_another_origin_ranks_observes_and_learns(
     context: BrowserContext, shop: Shop, service: Process, url: str
-) -> None:  # fmt: skip
+) -> None:
     """A list is asked for, one item of it clicked, the next list knows: with a key, so the browser asks leave first."""
     page = opened(context, shop.origin, service.address, user="u-page")
     complaints: list[str] = []
@@ -165,7 +165,7 @@ def test_a_page_of_another_origin_ranks_observes_and_learns(
 
 def test_a_page_whose_origin_has_no_leave_reads_nothing_and_keeps_its_events(
     context: BrowserContext, shop: Shop, service: Process, url: str
-) -> None:  # fmt: skip
+) -> None:
     """The same page as http://localhost is another origin, which `cors_origins` does not name."""
     page = opened(context, f"http://localhost:{shop.port}", service.address, user="u")
     assert page.evaluate("shop.recommend().catch((e) => [e.status, e.code])") == [0, "unreachable"]
@@ -177,7 +177,7 @@ def test_a_page_whose_origin_has_no_leave_reads_nothing_and_keeps_its_events(
 
 def test_an_item_is_seen_once_when_half_of_it_was_there_for_a_second(
     context: BrowserContext, shop: Shop, service: Process, url: str
-) -> None:  # fmt: skip
+) -> None:
     """Twelve items of 200 px in a window of 400: two at first, none while scrolling past, two more at the end."""
     page = opened(context, shop.origin, service.address, user="u-see")
     page.evaluate(
@@ -209,7 +209,7 @@ def test_an_item_is_seen_once_when_half_of_it_was_there_for_a_second(
 @pytest.mark.parametrize("key", [KEY, None], ids=["with a key, by fetch", "without one, by a beacon"])
 def test_what_waits_when_a_page_is_left_is_delivered(
     context: BrowserContext, shop: Shop, service: Process, url: str, key: str | None
-) -> None:  # fmt: skip
+) -> None:
     """40 events wait for their turn in an hour; the shopper goes elsewhere, and they are there."""
     with served(url, FAST.model_copy(update={"cors_origins": (shop.origin,)})) as open_to_all:
         ready(open_to_all)
@@ -236,7 +236,7 @@ def test_what_waits_when_a_page_is_left_is_delivered(
 
 def test_what_a_closed_tab_could_not_send_goes_with_the_next_page(
     context: BrowserContext, shop: Shop, service: Process, url: str
-) -> None:  # fmt: skip
+) -> None:
     """No request leaves the page, and its tab is closed: the next page sends the events, once, with their ids."""
     page = opened(context, shop.origin, service.address, user="u-first")
     page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('no network')); }")
@@ -262,7 +262,7 @@ def test_what_a_closed_tab_could_not_send_goes_with_the_next_page(
 
 def test_two_tabs_share_a_storage_and_send_each_event_once(
     context: BrowserContext, shop: Shop, service: Process, url: str
-) -> None:  # fmt: skip
+) -> None:
     """100 of each, at the same time."""
     tabs = [opened(context, shop.origin, service.address, user=f"u-tab{n}") for n in range(2)]
     for n in range(10):
@@ -283,16 +283,18 @@ def test_a_shop_with_ga4_needs_one_line(context: BrowserContext, shop: Shop, ser
     assert page.evaluate("shelfwise.flush()") is True
     found = delivered(url)
     assert [(e.kind, e.item_id, e.position, e.value) for e in found] == [
-        (Kind.IMPRESSION, "red-01", 0, None), (Kind.IMPRESSION, "blue-02", 1, None),
-        (Kind.CLICK, "red-01", None, None), (Kind.CART, "red-01", None, 2.0),
-    ]  # fmt: skip
+        (Kind.IMPRESSION, "red-01", 0, None),
+        (Kind.IMPRESSION, "blue-02", 1, None),
+        (Kind.CLICK, "red-01", None, None),
+        (Kind.CART, "red-01", None, 2.0),
+    ]
     assert len({e.request_id for e in found}) == 1
     assert {e.user_id for e in found} == {"u-tag"}
 
 
 def test_a_service_killed_in_the_middle_costs_a_page_nothing_and_counts_nothing_twice(
     context: BrowserContext, shop: Shop, service: Process, url: str
-) -> None:  # fmt: skip
+) -> None:
     """2,000 events; SIGKILL after about 600 and about 1,200 were delivered."""
     page = opened(context, shop.origin, service.address, everyMs=5, batch=10, queue=2000)
     page.evaluate(
@@ -327,7 +329,7 @@ def test_a_service_killed_in_the_middle_costs_a_page_nothing_and_counts_nothing_
 
 def test_a_shoppers_clock_that_is_an_hour_ahead_is_put_right(
     context: BrowserContext, shop: Shop, service: Process, url: str
-) -> None:  # fmt: skip
+) -> None:
     """The service refuses an event of the future; the page learns its time from that answer, and sends it again."""
     context.add_init_script("const now = Date.now; Date.now = () => now() + 3_600_000;")
     page = opened(context, shop.origin, service.address, user="u-clock")
@@ -344,7 +346,7 @@ BLOCKS = re.findall(r"```html\n(.*?)```", (CLIENT.parents[2] / "docs" / "clients
 @pytest.mark.parametrize("block", BLOCKS, ids=["one line", "four lines"])
 def test_what_the_guide_prints_works_in_a_page(
     context: BrowserContext, shop: Shop, service: Process, url: str, block: str
-) -> None:  # fmt: skip
+) -> None:
     """Pasted into a page as printed, but for the address and a key: clicks and GA4's events arrive."""
     pasted = block.replace("http://localhost:8000", service.address)
     pasted = pasted.replace("></script>", f' data-key="{KEY}"></script>').replace('" });', f'", key: "{KEY}" }});')

@@ -25,9 +25,22 @@ SENT = {"EventIn": forms.Event, "ItemIn": forms.Item} | {
     name: getattr(forms, name) for name in ("Rules", "Condition", "Exclude", "Lift", "Cap", "Diversity", "Pin")
 }
 ANSWERED = [
-    "RankAnswer", "RankedItem", "Reason", "Applied", "Because", "Removed", "EventsAnswer", "Rejected", "Derived",
-    "SimilarAnswer", "SimilarItem", "ErasureAnswer", "ItemsAnswer", "ItemAnswer", "ServiceState",
-]  # fmt: skip
+    "RankAnswer",
+    "RankedItem",
+    "Reason",
+    "Applied",
+    "Because",
+    "Removed",
+    "EventsAnswer",
+    "Rejected",
+    "Derived",
+    "SimilarAnswer",
+    "SimilarItem",
+    "ErasureAnswer",
+    "ItemsAnswer",
+    "ItemAnswer",
+    "ServiceState",
+]
 MADE = {
     "rank": calls.rank("u", ["a"]),
     "recommend": calls.recommend("u"),
@@ -95,15 +108,24 @@ def test_a_ranking_takes_the_schemas_fields_as_arguments(name: str, call: Any) -
 
 def test_a_queued_event_takes_the_schemas_fields_as_arguments() -> None:
     assert list(inspect.signature(calls.event).parameters) == [
-        "event", "user_id", "item_id", *[n for n in FORMS["EventIn"]["properties"] if n not in
-                                         ("event", "user_id", "item_id")]
-    ]  # fmt: skip
+        "event",
+        "user_id",
+        "item_id",
+        *[n for n in FORMS["EventIn"]["properties"] if n not in ("event", "user_id", "item_id")],
+    ]
 
 
 def test_an_error_keeps_what_a_problem_document_says() -> None:
     """Each field of it is an attribute, `type` as `code` and `instance` as `request_id`."""
-    document = {"type": "urn:shelfwise:problem:rate", "title": "T", "status": 429, "detail": "D", "remedy": "R",
-                "field": "F", "instance": "urn:shelfwise:request:abc"}  # fmt: skip
+    document = {
+        "type": "urn:shelfwise:problem:rate",
+        "title": "T",
+        "status": 429,
+        "detail": "D",
+        "remedy": "R",
+        "field": "F",
+        "instance": "urn:shelfwise:request:abc",
+    }
     assert set(document) == set(FORMS["ProblemDocument"]["properties"])
     error = ServiceError.of(429, {"x-request-id": "abc"}, json.dumps(document).encode(), 2.0)
     said = (error.code, error.title, error.status, error.detail, error.remedy, error.field, error.request_id)

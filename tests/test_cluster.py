@@ -79,19 +79,33 @@ def test_names_of_one_server_are_what_they_were() -> None:
 
 @pytest.mark.parametrize(
     ("url", "nodes", "second"),
-    [("redis+cluster://me:s%40@a:1,b,[::1]:3/0?protocol=3", (("a", 1), ("b", 6379), ("::1", 3)),
-      "redis://me:s%40@b:6379/0?protocol=3"),
-     ("rediss+cluster://b:2", (("b", 2),), "rediss://b:2/0"),
-     ("redis://:pw@h:7000?cluster=true", (("h", 7000),), "redis://:pw@h:7000/0")],
-)  # fmt: skip
+    [
+        (
+            "redis+cluster://me:s%40@a:1,b,[::1]:3/0?protocol=3",
+            (("a", 1), ("b", 6379), ("::1", 3)),
+            "redis://me:s%40@b:6379/0?protocol=3",
+        ),
+        ("rediss+cluster://b:2", (("b", 2),), "rediss://b:2/0"),
+        ("redis://:pw@h:7000?cluster=true", (("h", 7000),), "redis://:pw@h:7000/0"),
+    ],
+)
 def test_an_address_of_a_cluster_names_nodes(url: str, nodes: tuple[tuple[str, int], ...], second: str) -> None:
     address = Address.of(url)
     assert address.nodes == nodes
     assert address.at(nodes[min(1, len(nodes) - 1)]) == second
 
 
-@pytest.mark.parametrize("url", ["redis+cluster://", "redis+cluster://a:b", "redis://h:1/3?cluster=true",
-                                 "unix:///s?cluster=true", "redis+cluster://h:1/2", "http+cluster://h:1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://",
+        "redis+cluster://a:b",
+        "redis://h:1/3?cluster=true",
+        "unix:///s?cluster=true",
+        "redis+cluster://h:1/2",
+        "http+cluster://h:1",
+    ],
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # redis-py's own words, for some
         Address.of(url)
@@ -178,8 +192,14 @@ def test_vectors_written_items_pointer_and_audit_are_kept_over_nodes(store: Bulk
 def test_users_lists_are_completed_from_the_log(store: BulkStore) -> None:
     at = np.array([NOW + n for n in range(len(USERS))])
     arguments = (
-        USERS, np.arange(len(USERS) + 1), at, np.full(len(USERS), Kind.CLICK, np.int8), ["a"] * len(USERS), USERS, NOW
-    )  # fmt: skip
+        USERS,
+        np.arange(len(USERS) + 1),
+        at,
+        np.full(len(USERS), Kind.CLICK, np.int8),
+        ["a"] * len(USERS),
+        USERS,
+        NOW,
+    )
     assert store.seed(*arguments) == len(USERS)
     assert store.seed(*arguments) == 0
     assert store.read("u3", catalogue(ITEMS), NOW + 99).at.tolist() == [NOW + 3]

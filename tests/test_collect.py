@@ -215,10 +215,13 @@ def test_clicks_join_to_lists_of_which_no_impression_was_sent(
     shown = [i["item_id"] for i in answer["items"]]
     client.post("/v1/rank", json={"candidates": ["red-01"]})  # nobody's list is no query group
     sent = client.post("/v1/rank", json={"user_id": "v", "candidates": ["red-01", "blue-00"]}).json()["request_id"]
-    client.post("/v1/events", json=[
-        click(shown[2], request_id=answer["request_id"]),
-        {"event": "impression", "user_id": "v", "item_id": "red-01", "request_id": sent, "position": 0},
-    ])  # fmt: skip
+    client.post(
+        "/v1/events",
+        json=[
+            click(shown[2], request_id=answer["request_id"]),
+            {"event": "impression", "user_id": "v", "item_id": "red-01", "request_id": sent, "position": 0},
+        ],
+    )
     waiting(store, 3)
     collect(data, store)
     found = load(data)

@@ -97,9 +97,13 @@ def test_every_target_is_in_a_slice(column: pa.Array) -> None:
 def shop(tmp_path: Path) -> tuple[Path, Lists]:
     """List r0 names mobile on its first impression and desktop on its second; r1 only on its click; r2 nowhere."""
     rows = [
-        ("impression", "r0", "mobile"), ("impression", "r0", "desktop"), ("impression", "r1", None),
-        ("click", "r1", "tablet"), ("impression", "r2", None), ("impression", None, "app"),
-    ]  # fmt: skip
+        ("impression", "r0", "mobile"),
+        ("impression", "r0", "desktop"),
+        ("impression", "r1", None),
+        ("click", "r1", "tablet"),
+        ("impression", "r2", None),
+        ("impression", None, "app"),
+    ]
     given = [
         {"event_id": f"e{n}", "event": e, "user_id": "u", "item_id": "a", "timestamp": n, "request_id": r, "device": d}
         for n, (e, r, d) in enumerate(rows)

@@ -81,43 +81,77 @@ def test_the_address_of_redis_comes_from_the_environment_alone(tmp_path: Path, m
         ("lists: {sice: 3}", "lists.sice: no such key; known here: source, attribution_s, size, most, refreshes"),
         ("sources: {events: []}", f"sources: no such key; known here: {TOP}"),
         ("1: 2", f"1: no such key; known here: {TOP}"),
-        ("seed: twelve", "seed is 'twelve'; expected a whole number >= 0 and < 2147483648 "
-         "(everything drawn at random follows from it)"),
-        ("seed: 1.5", "seed is 1.5; expected a whole number >= 0 and < 2147483648 "
-         "(everything drawn at random follows from it)"),
-        ("seed: yes", "seed is True; expected a whole number >= 0 and < 2147483648 "
-         "(everything drawn at random follows from it)"),
-        ("lists: {size: 1}",
-         "lists.size is 1; expected a whole number >= 2 and <= 5000 (candidates of a rebuilt list)"),
-        ("lists: {attribution_s: .nan}", "lists.attribution_s is nan; expected a number > 0 and <= 7776000 "
-         "(an action this late is still the list's)"),
-        ("lists: {attribution_s: .inf}", "lists.attribution_s is inf; expected a number > 0 and <= 7776000 "
-         "(an action this late is still the list's)"),
-        ("lists: {source: maybe}", "lists.source is 'maybe'; expected 'auto', 'logged' or 'rebuilt' "
-         "(auto: logged where impressions are)"),
+        (
+            "seed: twelve",
+            "seed is 'twelve'; expected a whole number >= 0 and < 2147483648 "
+            "(everything drawn at random follows from it)",
+        ),
+        (
+            "seed: 1.5",
+            "seed is 1.5; expected a whole number >= 0 and < 2147483648 (everything drawn at random follows from it)",
+        ),
+        (
+            "seed: yes",
+            "seed is True; expected a whole number >= 0 and < 2147483648 (everything drawn at random follows from it)",
+        ),
+        (
+            "lists: {size: 1}",
+            "lists.size is 1; expected a whole number >= 2 and <= 5000 (candidates of a rebuilt list)",
+        ),
+        (
+            "lists: {attribution_s: .nan}",
+            "lists.attribution_s is nan; expected a number > 0 and <= 7776000 "
+            "(an action this late is still the list's)",
+        ),
+        (
+            "lists: {attribution_s: .inf}",
+            "lists.attribution_s is inf; expected a number > 0 and <= 7776000 "
+            "(an action this late is still the list's)",
+        ),
+        (
+            "lists: {source: maybe}",
+            "lists.source is 'maybe'; expected 'auto', 'logged' or 'rebuilt' (auto: logged where impressions are)",
+        ),
         ("lists:", "lists is None; expected keys and values; known here: source, attribution_s, size, most, refreshes"),
-        ("lists: [1]", "lists is [1]; expected keys and values; known here: source, attribution_s, size, most, "
-         "refreshes"),
-        ("windows: {encoder: 0.5}",
-         "windows: the shares add up to 1.35; encoder + ranker + validation + test must be 1"),
-        ("workspace: [a]", "workspace is ['a']; this is not a valid path (where data, runs, releases and the embedded "
-         "Valkey live; from the current directory if relative)"),
-        ("import: {events: [{format: csv}]}", "import.events[0].path is missing (The file. Gzip is unpacked as it is "
-         "read.)"),
+        (
+            "lists: [1]",
+            "lists is [1]; expected keys and values; known here: source, attribution_s, size, most, refreshes",
+        ),
+        (
+            "windows: {encoder: 0.5}",
+            "windows: the shares add up to 1.35; encoder + ranker + validation + test must be 1",
+        ),
+        (
+            "workspace: [a]",
+            "workspace is ['a']; this is not a valid path (where data, runs, releases and the embedded "
+            "Valkey live; from the current directory if relative)",
+        ),
+        (
+            "import: {events: [{format: csv}]}",
+            "import.events[0].path is missing (The file. Gzip is unpacked as it is read.)",
+        ),
         ("import: {events: []}", "import.events is []; needs at least 1 entries (Files of events.)"),
-        ("import: {events: [{path: a.jsonl}, {path: b.csv, event: foo}]}",
-         "import.events[1].event: 'foo' is no event kind; use one of impression, view, click, cart, purchase, rating "
-         "(The kind of every row, where the file has no such column.)"),
-        ("ranker: {label_gain: [0, x]}", "ranker.label_gain[1] is 'x'; expected a number (What gain 0, 1, 2, ... is "
-         "worth, rising; ndcg's own is 2^gain - 1.)"),
+        (
+            "import: {events: [{path: a.jsonl}, {path: b.csv, event: foo}]}",
+            "import.events[1].event: 'foo' is no event kind; use one of impression, view, click, cart, purchase, "
+            "rating (The kind of every row, where the file has no such column.)",
+        ),
+        (
+            "ranker: {label_gain: [0, x]}",
+            "ranker.label_gain[1] is 'x'; expected a number (What gain 0, 1, 2, ... is "
+            "worth, rising; ndcg's own is 2^gain - 1.)",
+        ),
         ("ranker: {lambda_l2: -1}", "ranker.lambda_l2 is -1; expected a number >= 0 (L2 penalty on leaf values.)"),
-        ("serving: {clock_offset_s: .inf}", "serving.clock_offset_s is inf; expected a number that is finite (Added to "
-         "the clock: to serve a log of the past as of its end. 0 in earnest.)"),
+        (
+            "serving: {clock_offset_s: .inf}",
+            "serving.clock_offset_s is inf; expected a number that is finite (Added to "
+            "the clock: to serve a log of the past as of its end. 0 in earnest.)",
+        ),
         ("- seed\n- 3", "holds a list; keys and values are expected, as `seed: 17`"),
         ("hello", "holds a str; keys and values are expected, as `seed: 17`"),
         (b"workspace: caf\xe9", "byte 14 is not UTF-8; save the file as UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_with_key_and_range(tmp_path: Path, content: str | bytes, expected: str) -> None:
     """The sentence names the file, the key as it is written, what it holds, and what it may hold."""
     assert refusal(tmp_path, content) == expected

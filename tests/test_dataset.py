@@ -24,11 +24,14 @@ def items(n: int = 3, **columns: pa.Array | list[Any]) -> pa.Table:
     """n items, A, B, C and so on, with these columns over or beside the usual ones."""
     ids = [chr(65 + k) for k in range(n)]
     table = {
-        "item_id": pa.array(ids), "title": pa.array([f"Title {i}" for i in ids]),
-        "description": pa.nulls(n, pa.string()), "category": pa.nulls(n, pa.string()),
-        "brand": pa.nulls(n, pa.string()), "price": pa.nulls(n, pa.float64()),
+        "item_id": pa.array(ids),
+        "title": pa.array([f"Title {i}" for i in ids]),
+        "description": pa.nulls(n, pa.string()),
+        "category": pa.nulls(n, pa.string()),
+        "brand": pa.nulls(n, pa.string()),
+        "price": pa.nulls(n, pa.float64()),
         "available_from": pa.nulls(n, MOMENT),
-    }  # fmt: skip
+    }
     return pa.table(table | columns)
 
 
@@ -42,17 +45,19 @@ ROWS: list[dict[str, Any]] = [
 
 def events(rows: list[dict[str, Any]] = ROWS) -> pa.Table:
     """Events from dicts; a user u, a time in Unix seconds, and no request, position or value where none is given."""
-    return pa.table({
-        "event_id": pa.array([r.get("event_id", f"e{k}") for k, r in enumerate(rows)], pa.string()),
-        "event": pa.array([r["event"] for r in rows], pa.string()),
-        "user_id": pa.array([r.get("user_id", "u") for r in rows], pa.string()),
-        "item_id": pa.array([r["item_id"] for r in rows], pa.string()),
-        "timestamp": pa.array([None if r["at"] is None else int(r["at"] * 1e6) for r in rows], MOMENT),
-        "request_id": pa.array([r.get("request_id") for r in rows], pa.string()),
-        "position": pa.array([r.get("position") for r in rows], pa.int16()),
-        "value": pa.array([r.get("value") for r in rows], pa.float64()),
-        "session_id": pa.nulls(len(rows), pa.string()),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "event_id": pa.array([r.get("event_id", f"e{k}") for k, r in enumerate(rows)], pa.string()),
+            "event": pa.array([r["event"] for r in rows], pa.string()),
+            "user_id": pa.array([r.get("user_id", "u") for r in rows], pa.string()),
+            "item_id": pa.array([r["item_id"] for r in rows], pa.string()),
+            "timestamp": pa.array([None if r["at"] is None else int(r["at"] * 1e6) for r in rows], MOMENT),
+            "request_id": pa.array([r.get("request_id") for r in rows], pa.string()),
+            "position": pa.array([r.get("position") for r in rows], pa.int16()),
+            "value": pa.array([r.get("value") for r in rows], pa.float64()),
+            "session_id": pa.nulls(len(rows), pa.string()),
+        }
+    )
 
 
 def written(directory: Path, items_: pa.Table | None = None, events_: pa.Table | None = None) -> Path:
@@ -134,23 +139,26 @@ def test_a_date_is_unix_seconds_and_a_missing_one_nan() -> None:
 
 def test_numbers_booleans_and_dates_are_numeric_attributes() -> None:
     """An integer is itself, true is 1, and a moment is in years since 1970: 365 days are 365 / 365.25 of one."""
-    found = catalogue(items(
-        stars=pa.array([4.5, None, np.nan]), pieces=pa.array([3, None, 2**60], pa.int64()),
-        vegan=pa.array([True, False, None]), first_sold=pa.array([NEW_YEAR, None, None], MOMENT),
-    ))  # fmt: skip
+    found = catalogue(
+        items(
+            stars=pa.array([4.5, None, np.nan]),
+            pieces=pa.array([3, None, 2**60], pa.int64()),
+            vegan=pa.array([True, False, None]),
+            first_sold=pa.array([NEW_YEAR, None, None], MOMENT),
+        )
+    )
     assert list(found.number_names) == ["stars", "pieces", "vegan", "first_sold"]
     gap = np.nan
     np.testing.assert_array_equal(
-        found.numbers,
-        [[4.5, 3, 1, 365 / 365.25], [gap, gap, 0, gap], [gap, 2.0**60, gap, gap], [gap, gap, gap, gap]],
+        found.numbers, [[4.5, 3, 1, 365 / 365.25], [gap, gap, 0, gap], [gap, 2.0**60, gap, gap], [gap, gap, gap, gap]]
     )
 
 
 def test_texts_and_lists_of_texts_are_tags_and_empty_ones_none() -> None:
     """A tag says its attribute; a null list, an empty one, a null in a list and an empty text are no tags."""
-    found = catalogue(items(
-        4, styles=pa.array([["mod", "pop"], None, [], [None, "", "pop"]]), colour=["red", None, "", "red"]
-    ))  # fmt: skip
+    found = catalogue(
+        items(4, styles=pa.array([["mod", "pop"], None, [], [None, "", "pop"]]), colour=["red", None, "", "red"])
+    )
     assert tags(found) == [["styles=mod", "styles=pop", "colour=red"], [], [], ["styles=pop", "colour=red"], []]
 
 

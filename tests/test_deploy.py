@@ -90,9 +90,10 @@ def configs(folder: Path) -> dict[str, Config]:
     embedded = folder / "kubernetes.yaml"
     embedded.write_text(manifest("ConfigMap")["data"]["shelfwise.yaml"])
     return {
-        "compose": load(DEPLOY / "shelfwise.yaml"), "kubernetes": load(embedded),
+        "compose": load(DEPLOY / "shelfwise.yaml"),
+        "kubernetes": load(embedded),
         "systemd": load(DEPLOY / "systemd/shelfwise.yaml"),
-    }  # fmt: skip
+    }
 
 
 def test_every_configuration_is_accepted_by_our_own_models(tmp_path: Path) -> None:
@@ -147,8 +148,21 @@ def test_the_images_are_built_from_stages_and_files_that_exist() -> None:
     stages: list[str] = []
     user: dict[str, str] = {}
     instructions = [w.split() for w in re.sub(r"\\\n", " ", DOCKERFILE).splitlines() if w and not w.startswith("#")]
-    known = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "VOLUME", "ENTRYPOINT", "CMD", "EXPOSE",
-             "STOPSIGNAL", "HEALTHCHECK"}  # fmt: skip
+    known = {
+        "ARG",
+        "FROM",
+        "ENV",
+        "RUN",
+        "WORKDIR",
+        "COPY",
+        "USER",
+        "VOLUME",
+        "ENTRYPOINT",
+        "CMD",
+        "EXPOSE",
+        "STOPSIGNAL",
+        "HEALTHCHECK",
+    }
     for word, *rest in instructions:
         assert word in known, word
         if word == "FROM":
@@ -181,8 +195,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 def test_images_hold_the_versions_that_the_tests_ran_with() -> None:
     """Every package of both images is pinned in requirements.lock; torch is the Makefile's."""
-    locked = {re.split("==", line)[0].lower().replace("_", "-") for line in
-              (ROOT / "requirements.lock").read_text("utf-8").split()}  # fmt: skip
+    locked = {
+        re.split("==", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements.lock").read_text("utf-8").split()
+    }
     extra = PROJECT["project"]["optional-dependencies"]
     wanted = {re.split("[>=]", d)[0].lower() for d in (*PROJECT["project"]["dependencies"], *extra["train"])}
     assert wanted - locked == {"torch"}
@@ -226,9 +242,25 @@ def test_the_image_that_serves_can_start_without_the_packages_of_the_night() -> 
 # The compose file
 
 SERVICE_KEYS = {
-    "image", "build", "command", "depends_on", "ports", "stop_grace_period", "volumes", "configs", "secrets", "deploy",
-    "restart", "read_only", "tmpfs", "cap_drop", "security_opt", "environment", "profiles", "healthcheck",
-}  # fmt: skip
+    "image",
+    "build",
+    "command",
+    "depends_on",
+    "ports",
+    "stop_grace_period",
+    "volumes",
+    "configs",
+    "secrets",
+    "deploy",
+    "restart",
+    "read_only",
+    "tmpfs",
+    "cap_drop",
+    "security_opt",
+    "environment",
+    "profiles",
+    "healthcheck",
+}
 """The keys of the Compose specification that our file uses; a new one is added here once looked up."""
 
 
@@ -292,8 +324,10 @@ def test_every_container_is_bounded_and_locked_down() -> None:
     for container in containers():
         assert {"cpu", "memory"} <= set(container["resources"]["limits"]) & set(container["resources"]["requests"])
         assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-        }  # fmt: skip
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert "/tmp" in {m["mountPath"] for m in container["volumeMounts"]}
 
 
@@ -330,9 +364,7 @@ def test_probes_ask_routes_and_ports_that_the_service_has(tmp_path: Path) -> Non
     """Alive is a route that asks nobody else; ready is one that needs a release."""
     container = pods()["shelfwise"]["containers"][0]
     asked = {k: container[k]["httpGet"]["path"] for k in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert asked == {
-        "startupProbe": "/health/live", "livenessProbe": "/health/live", "readinessProbe": "/health/ready",
-    }  # fmt: skip
+    assert asked == {"startupProbe": "/health/live", "livenessProbe": "/health/live", "readinessProbe": "/health/ready"}
     scraped = read("prometheus/prometheus.yaml")["scrape_configs"][0]
     assert {*asked.values(), scraped["metrics_path"]} <= routes()
     port = configs(tmp_path)["kubernetes"].serving.port
@@ -353,8 +385,11 @@ def test_a_verdict_is_not_asked_twice() -> None:
     service = unit(f"{NIGHT}.service")
     assert [int(s) for s in service["RestartPreventExitStatus"][0].split()] == VERDICTS
     assert service["Restart"] == ["on-failure"]
-    dag = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(DAG).body
-           if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
+    dag = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(DAG).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
     assert sorted([dag["KEPT"], *dag["VERDICTS"]]) == VERDICTS
     assert dag["CONFIG"] == CONFIG
 
@@ -394,8 +429,10 @@ def test_the_timer_and_the_cron_job_mean_the_same_moment() -> None:
     assert done.returncode == 0, done.stderr
     night = manifest("CronJob", "shelfwise-night")["spec"]
     minute, hour, *rest = night["schedule"].split()
-    assert (said, rest) == (f"*-*-* {int(hour):02}:{int(minute):02}:00 {night['timeZone'].removeprefix('Etc/')}",
-                            ["*", "*", "*"])  # fmt: skip
+    assert (said, rest) == (
+        f"*-*-* {int(hour):02}:{int(minute):02}:00 {night['timeZone'].removeprefix('Etc/')}",
+        ["*", "*", "*"],
+    )
     assert f'schedule="{night["schedule"]}"' in DAG
 
 
@@ -453,8 +490,12 @@ def test_every_expression_names_what_the_service_exports() -> None:
 
 def test_routes_and_reasons_that_expressions_choose_are_ours() -> None:
     """A matcher on a route or a reason of refusal finds one that there is."""
-    words = {n.value for p in (ROOT / "serving").glob("*.py") for n in ast.walk(ast.parse(p.read_text("utf-8")))
-             if isinstance(n, ast.Constant)}  # fmt: skip
+    words = {
+        n.value
+        for p in (ROOT / "serving").glob("*.py")
+        for n in ast.walk(ast.parse(p.read_text("utf-8")))
+        if isinstance(n, ast.Constant)
+    }
     for where, said in expressions():
         for m in (m for s in selectors(said).values() for m in s.matchers.matchers):
             if m.name == "route":
@@ -471,8 +512,12 @@ def test_a_misspelt_metric_is_found() -> None:
 
 def test_everything_exported_is_on_the_dashboard() -> None:
     """A metric that nobody looks at is not worth its cost: each family has a panel."""
-    shown = {s.name for p in DASHBOARD["panels"] for t in p["targets"]
-             for s in selectors(t["expr"].replace("$__rate_interval", "5m")).values()}  # fmt: skip
+    shown = {
+        s.name
+        for p in DASHBOARD["panels"]
+        for t in p["targets"]
+        for s in selectors(t["expr"].replace("$__rate_interval", "5m")).values()
+    }
     family = re.compile(r"_(bucket|count|sum|total|created)$")
     assert {family.sub("", n) for n in exported()} == {family.sub("", n) for n in shown}
 

@@ -46,16 +46,26 @@ NOT_RUN: dict[tuple[str, str], str] = {
 
 SAYS = {
     "README.md": [
-        "ranker", "live", '"degraded":false', '"accepted":1', '"reasons":[{', '"sources":["',
+        "ranker",
+        "live",
+        '"degraded":false',
+        '"accepted":1',
+        '"reasons":[{',
+        '"sources":["',
         '"removed":[{"rule":"rules.filter"',
     ],
     "docs/quickstart.md": [
-        "timezone: UTC", "accepted", "ndcg@10 on", "For 13085 (",
-        '"accepted":1', '"degraded":false', '"because_you_viewed"',
+        "timezone: UTC",
+        "accepted",
+        "ndcg@10 on",
+        "For 13085 (",
+        '"accepted":1',
+        '"degraded":false',
+        '"because_you_viewed"',
     ],
     "docs/features.md": ["own"],
     "docs/nights.md": ["live:", "unpin"],
-}  # fmt: skip
+}
 """What the blocks of a page print, among other things."""
 
 
@@ -65,10 +75,13 @@ def reason_not_run(block: Block) -> str | None:
     )
 
 
-RUN = sorted({
-    b.page for b in BLOCKS
-    if not reason_not_run(b) and (b.language in ("sh", "python") or (b.language == "json" and b.title))
-})  # fmt: skip
+RUN = sorted(
+    {
+        b.page
+        for b in BLOCKS
+        if not reason_not_run(b) and (b.language in ("sh", "python") or (b.language == "json" and b.title))
+    }
+)
 
 
 def test_every_block_says_what_it_is() -> None:

@@ -165,10 +165,7 @@ def test_the_engine_ray_says_what_to_install_where_ray_is_not(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        (["--engine", "dask"], "no such engine; known: local, ray"),
-        (["--ray-address", "auto"], "go with --engine ray"),
-    ],
+    [(["--engine", "dask"], "no such engine; known: local, ray"), (["--ray-address", "auto"], "go with --engine ray")],
 )
 def test_an_engine_that_is_not_there_is_refused_by_name(tmp_path: Path, arguments: list[str], said: str) -> None:
     """A mistake in the options is a sentence."""

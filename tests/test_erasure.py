@@ -169,9 +169,11 @@ def test_while_redis_is_away_nothing_is_promised(releases: list[Path], tmp_path:
     st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9))),
 )
 def test_rows_up_to_the_erasure_go_and_later_ones_stay(gone: dict[str, float], rows: list[tuple[str, int]]) -> None:
-    table = pa.table({
-        "user_id": pa.array([u for u, _ in rows], pa.string()),
-        "at": pa.array([at * 10**6 for _, at in rows], pa.int64()).cast(pa.timestamp("us", "UTC")),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "user_id": pa.array([u for u, _ in rows], pa.string()),
+            "at": pa.array([at * 10**6 for _, at in rows], pa.int64()).cast(pa.timestamp("us", "UTC")),
+        }
+    )
     left = erasures.kept(table, {user_hash(u): at for u, at in gone.items()}, "at")
     assert left["user_id"].to_pylist() == [u for u, at in rows if at > gone.get(u, -1)]

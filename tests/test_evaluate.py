@@ -44,9 +44,10 @@ def planted(n: int = 40, size: int = 8) -> Lists:
     """n lists by n / 2 users, one a minute, of `size` distinct items; one item of each, drawn, was clicked."""
     rng = np.random.default_rng(5)
     lists = make_lists(
-        [60.0 * g for g in range(n)], [g % (n // 2) for g in range(n)],
+        [60.0 * g for g in range(n)],
+        [g % (n // 2) for g in range(n)],
         [rng.permutation(200)[:size].tolist() for _ in range(n)],
-    )  # fmt: skip
+    )
     gain = np.zeros(lists.rows, np.int8)
     gain[lists.start[:-1] + rng.integers(0, size, n)] = 1
     return replace(lists, gain=gain, position=np.tile(np.arange(size, dtype=np.int16), n))
@@ -61,9 +62,11 @@ def values(lists: Lists, score: F64, wanted: Targets | None = None) -> dict[str,
 
 
 def judged(
-    lists: Lists, scores: Mapping[str, F64], warm: np.ndarray | None = None,
+    lists: Lists,
+    scores: Mapping[str, F64],
+    warm: np.ndarray | None = None,
     parts: Mapping[str, np.ndarray] | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     warm = np.arange(len(lists)) % 2 == 0 if warm is None else warm
     by_name = {"all": np.ones(len(lists), bool), "warm_users": warm, "cold_users": ~warm}
     found = {name: ordered(lists, score) for name, score in scores.items()}
@@ -129,9 +132,10 @@ def test_an_order_is_judged_as_its_scores_are(seed: int) -> None:
     of = np.concatenate([wanted.of, rows])
     by_list = np.argsort(of, kind="stable")
     wanted = Targets(
-        of[by_list], np.concatenate([wanted.item, 100 + beside]).astype(np.int32)[by_list],
+        of[by_list],
+        np.concatenate([wanted.item, 100 + beside]).astype(np.int32)[by_list],
         np.concatenate([wanted.gain, beside + 1]).astype(np.int8)[by_list],
-    )  # fmt: skip
+    )
     found = per_list(ordered(lists, score), wanted, (*METRICS, "recall@50"))
     ties = tie_break(lists.item, lists.start)
     for metric, value in found.items():
@@ -216,8 +220,10 @@ def test_the_share_of_the_way_to_the_best_order_is_told_by_slice() -> None:
     scores = {"popularity": -gain, "ranker": np.where(warm[lists.group], gain, -gain), "best_possible": gain}
     found = judged(lists, scores, warm)["shares"]
     assert {name: found[name]["share"] for name in found} == {
-        "all": pytest.approx(0.5), "warm_users": pytest.approx(1), "cold_users": pytest.approx(0),
-    }  # fmt: skip
+        "all": pytest.approx(0.5),
+        "warm_users": pytest.approx(1),
+        "cold_users": pytest.approx(0),
+    }
     assert found["all"]["low"] < 0.5 < found["all"]["high"]
     assert found["all"]["lists"] == 40
     assert "shares" not in judged(lists, {"ranker": gain, "popularity": -gain}, warm)
@@ -250,8 +256,10 @@ def test_the_encoder_is_compared_with_itself_before_tuning() -> None:
     gain = lists.gain.astype(np.float64)
     found = judged(lists, {"text_zero_shot": -gain, "text": gain, "ranker": gain})
     assert [(c["a"], c["b"]) for c in found["comparisons"] if c["slice"] == "all"] == [
-        ("ranker", "text_zero_shot"), ("ranker", "text"), ("text", "text_zero_shot"),
-    ]  # fmt: skip
+        ("ranker", "text_zero_shot"),
+        ("ranker", "text"),
+        ("text", "text_zero_shot"),
+    ]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_they_are_json() -> None:
@@ -274,8 +282,16 @@ def test_what_no_hit_shows_is_reported_for_every_system() -> None:
     lists = replace(make_lists([0.0, 1.0], [0, 1], [[0, 1], [1, 0]]), gain=np.array([1, 0, 1, 0], np.int8))
     order = ordered(lists, np.zeros(4))
     vectors = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
-    found = judge({"ranker": order}, lists, targets(lists, lists), {"all": np.ones(2, bool)}, {},
-                  np.array([7.0, 7.0, 0.0]), vectors, seed=0)["systems"]["ranker"]["all"]  # fmt: skip
+    found = judge(
+        {"ranker": order},
+        lists,
+        targets(lists, lists),
+        {"all": np.ones(2, bool)},
+        {},
+        np.array([7.0, 7.0, 0.0]),
+        vectors,
+        seed=0,
+    )["systems"]["ranker"]["all"]
     assert found["coverage@10"] == 2 / 3
     assert found["novelty@10"] == pytest.approx(-np.log2(8 / 17))
     assert found["popularity@10"] == pytest.approx((1 + 3) / 6)
@@ -358,9 +374,14 @@ def test_users_are_told_apart_by_what_they_did_before_impressions_aside() -> Non
     lists = make_lists([DAY] * 5, list(range(5)), [[1]] * 5)
     found = of_lists(make_events(rows, 5), lists, np.arange(5) < 4)
     assert {name: np.flatnonzero(mask).tolist() for name, mask in found.items()} == {
-        "all": [0, 1, 2, 3, 4], "warm_users": [0, 1, 2, 3], "cold_users": [4],
-        "history_1_4": [0], "history_5_19": [1], "history_20_49": [2], "history_50_plus": [3],
-    }  # fmt: skip
+        "all": [0, 1, 2, 3, 4],
+        "warm_users": [0, 1, 2, 3],
+        "cold_users": [4],
+        "history_1_4": [0],
+        "history_5_19": [1],
+        "history_20_49": [2],
+        "history_50_plus": [3],
+    }
 
 
 def test_targets_are_told_apart_by_what_was_known_of_them_then() -> None:
@@ -377,10 +398,19 @@ def test_targets_are_told_apart_by_what_was_known_of_them_then() -> None:
     assert count.tolist() == [0, 0, 0, 1, 20, 1, 0, 0, 0, 0, 0, 0]
     found = of_targets(events, lists, wanted, catalogue, count)
     assert {name: wanted.item[mask].tolist() for name, mask in found.items()} == {
-        "warm_items": [3, 4, 5], "cold_items": [6], "seen_1_4": [3, 5], "seen_5_19": [], "seen_20_plus": [4],
-        "repeats": [5], "new_items": [3, 4, 6], "head": [3, 4, 5], "tail": [6],
-        "category:a": [3, 6], "category:b": [4], "category:c": [5],
-    }  # fmt: skip
+        "warm_items": [3, 4, 5],
+        "cold_items": [6],
+        "seen_1_4": [3, 5],
+        "seen_5_19": [],
+        "seen_20_plus": [4],
+        "repeats": [5],
+        "new_items": [3, 4, 6],
+        "head": [3, 4, 5],
+        "tail": [6],
+        "category:a": [3, 6],
+        "category:b": [4],
+        "category:c": [5],
+    }
     last_out = Windows(START, START + 2, START + 3, START + 50, START + 1e6, "leave-last-out")
     assert known_engagements(events, last_out, wanted, 12)[:7].tolist() == [0, 0, 0, 1, 20, 1, 1]
 
@@ -397,9 +427,16 @@ def test_among_new_items_alone_what_was_had_before_is_not_in_the_way() -> None:
     had = had_before(events, asked, order)
     assert had.tolist() == [[True, True, True, True, False, False, False]]
     found = judge(
-        {"ranker": order}, asked, wanted, {"all": np.ones(1, bool)}, {"new_items": wanted.item == 5}, np.ones(12),
-        VECTORS[:12], seed=3, had={"ranker": had},
-    )["systems"]["ranker"]  # fmt: skip
+        {"ranker": order},
+        asked,
+        wanted,
+        {"all": np.ones(1, bool)},
+        {"new_items": wanted.item == 5},
+        np.ones(12),
+        VECTORS[:12],
+        seed=3,
+        had={"ranker": had},
+    )["systems"]["ranker"]
     assert found["new_items"]["ndcg@10"] == pytest.approx(1 / np.log2(5))
     assert found["new_only"]["ndcg@10"] == 1
 

@@ -88,9 +88,20 @@ def test_a_folder_is_evaluated_without_anything_set_up_or_left_behind(
     assert not list(spare.glob("shelfwise-*"))
     found: Any = json.loads(file.read_text("utf-8"))
     assert found["protocol"] == "time-split"
-    assert {"best_possible", "random", "shown_order", "popularity", "recency_popularity", "item_click_rate",
-            "own_history", "cooccurrence", "ease", "text_zero_shot", "text",
-            "ranker"} == set(found["systems"])  # fmt: skip
+    assert {
+        "best_possible",
+        "random",
+        "shown_order",
+        "popularity",
+        "recency_popularity",
+        "item_click_rate",
+        "own_history",
+        "cooccurrence",
+        "ease",
+        "text_zero_shot",
+        "text",
+        "ranker",
+    } == set(found["systems"])
     assert {"all", "warm_users"} <= set(found["systems"]["ranker"])
     for system, by_slice in found["systems"].items():
         for name, by_metric in by_slice.items():
@@ -147,8 +158,10 @@ def test_where_only_the_order_is_known_every_users_last_event_is_the_test(
     found: Any = json.loads(file.read_text("utf-8"))
     assert found["protocol"] == "leave-last-out"
     assert {name: part["lists"] for name, part in found["windows"].items() if name != "encoder"} == {
-        "ranker": found["windows"]["ranker"]["lists"], "validation": USERS, "test": USERS,
-    }  # fmt: skip
+        "ranker": found["windows"]["ranker"]["lists"],
+        "validation": USERS,
+        "test": USERS,
+    }
     assert {by["all"]["lists"] for by in found["systems"].values()} == {USERS}
     assert "new_items" in found["systems"]["ranker"]
     assert "repeats" not in found["systems"]["ranker"]
@@ -177,9 +190,12 @@ def test_lists_that_were_never_shown_are_not_given(
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
     expected: str,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = said(monkeypatch, capfd, *arguments, "-w", "w")
     assert (code, out) == (1, "")

@@ -42,8 +42,9 @@ def test_a_broken_line_costs_itself_alone(client: httpx.Client) -> None:
     answer = client.post("/v1/events", content=body, headers=LINES).json()
     assert answer["accepted"] == 2
     assert [(r["index"], r["field"], r["message"]) for r in answer["rejected"]] == [
-        (1, None, "Input data was truncated"), (2, "item_id", "Expected `str`, got `int`")
-    ]  # fmt: skip
+        (1, None, "Input data was truncated"),
+        (2, "item_id", "Expected `str`, got `int`"),
+    ]
 
 
 def test_more_lines_than_are_taken_are_refused_whole(client: httpx.Client) -> None:
@@ -52,15 +53,25 @@ def test_more_lines_than_are_taken_are_refused_whole(client: httpx.Client) -> No
 
 
 GA4 = {
-    "client_id": "c", "user_id": "u", "timestamp_micros": 1_700_000_000_000_000, "device": {"category": "mobile"},
+    "client_id": "c",
+    "user_id": "u",
+    "timestamp_micros": 1_700_000_000_000_000,
+    "device": {"category": "mobile"},
     "non_personalized_ads": False,
     "events": [
-        {"name": "view_item_list", "params": {
-            "item_list_id": "home", "session_id": 7, "search_term": "red", "currency": "EUR", "items": [
-            {"item_id": "red-01", "index": 4, "price": 3}, {"item_id": "blue-00"}]}},
+        {
+            "name": "view_item_list",
+            "params": {
+                "item_list_id": "home",
+                "session_id": 7,
+                "search_term": "red",
+                "currency": "EUR",
+                "items": [{"item_id": "red-01", "index": 4, "price": 3}, {"item_id": "blue-00"}],
+            },
+        },
         {"name": "purchase", "params": {"transaction_id": "T1", "items": [{"item_id": "red-01", "quantity": 2}]}},
     ],
-}  # fmt: skip
+}
 
 
 def test_a_body_of_ga4_is_one_event_an_item(client: httpx.Client, url: str) -> None:
@@ -89,8 +100,9 @@ def test_an_item_of_ga4_is_rejected_by_its_place(client: httpx.Client) -> None:
     answer = client.post("/v1/events", json=[click(), GA4 | {"events": events}]).json()
     assert answer["accepted"] == 2
     assert [(r["index"], r["field"]) for r in answer["rejected"]] == [
-        (1, "events[0].params.items[1].item_id"), (1, "events[1].params.items[0].event")
-    ]  # fmt: skip
+        (1, "events[0].params.items[1].item_id"),
+        (1, "events[1].params.items[0].event"),
+    ]
     document = refused(client.post("/v1/events", json={"events": [{"name": "view_item", "params": {}}]}), 422)
     assert document["field"] == "events[0].params.items"
 
@@ -102,9 +114,17 @@ def test_items_of_ga4_count_toward_the_bound(client: httpx.Client) -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.binary(max_size=60) | st.recursive(st.none() | st.integers() | st.text(max_size=9), lambda inner: st.lists(
-    inner, max_size=3) | st.dictionaries(st.sampled_from(["events", "name", "params", "items", "user_id"]), inner),
-    max_leaves=12).map(lambda v: json.dumps(v).encode()))  # fmt: skip
+@given(
+    st.binary(max_size=60)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["events", "name", "params", "items", "user_id"]), inner)
+        ),
+        max_leaves=12,
+    ).map(lambda v: json.dumps(v).encode())
+)
 def test_whatever_the_body_it_is_taken_or_refused_with_a_reason(body: bytes) -> None:
     for content_type in ("", "application/x-ndjson"):
         with contextlib.suppress(Problem):

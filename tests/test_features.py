@@ -23,9 +23,7 @@ from tests.worlds import DAY, START, logs, make_catalogue, make_events, make_rep
 
 N = 12
 ALL = np.arange(-1, N, dtype=np.int32)
-PLANTED = make_events(
-    [(0.1 * DAY * k, k % 3, k % N, list(Kind)[k % 6], k % 4) for k in range(90)], 3
-)  # fmt: skip
+PLANTED = make_events([(0.1 * DAY * k, k % 3, k % N, list(Kind)[k % 6], k % 4) for k in range(90)], 3)
 ITEMS = make_replay(PLANTED).items_at(START + 9.5 * DAY)
 HISTORY = Histories.of(PLANTED).read(0, START + 9.5 * DAY)
 COLUMNS = names(ITEMS)
@@ -161,9 +159,18 @@ def test_rank_in_list_counts_ties_half() -> None:
 
 @pytest.mark.parametrize(
     ("said", "code"),
-    [("mobile", 0), (" Tablet\n", 1), ("DESKTOP", 2), ("app", 3), ("smart tv", 4), ("-1", 4), ("", NO_DEVICE),
-     ("  ", NO_DEVICE), (None, NO_DEVICE)],
-)  # fmt: skip
+    [
+        ("mobile", 0),
+        (" Tablet\n", 1),
+        ("DESKTOP", 2),
+        ("app", 3),
+        ("smart tv", 4),
+        ("-1", 4),
+        ("", NO_DEVICE),
+        ("  ", NO_DEVICE),
+        (None, NO_DEVICE),
+    ],
+)
 def test_a_device_is_one_of_five_whatever_its_case_or_none(said: str | None, code: int) -> None:
     """A closed set: what is not listed is OTHER, what is blank is missing."""
     assert device_code(said) == code
@@ -187,8 +194,12 @@ def test_a_visit_goes_back_to_the_newest_idle_half_hour() -> None:
 
 def test_the_features_of_a_visit_show_their_arithmetic() -> None:
     """Two items shown 600 s ago, one clicked 500 s ago, another click two hours before: 1, 2 and log(601)."""
-    rows_ = [(0.0, 0, 5, Kind.CLICK, -1), (7200.0, 0, 3, Kind.IMPRESSION, 0), (7200.0, 0, 4, Kind.IMPRESSION, 0),
-             (7300.0, 0, 3, Kind.CLICK, 0)]  # fmt: skip
+    rows_ = [
+        (0.0, 0, 5, Kind.CLICK, -1),
+        (7200.0, 0, 3, Kind.IMPRESSION, 0),
+        (7200.0, 0, 4, Kind.IMPRESSION, 0),
+        (7300.0, 0, 3, Kind.CLICK, 0),
+    ]
     found = table(Histories.of(make_events(rows_, 1)).read(0, START + 7800), at=START + 7800)
     values = [found[f"user_session_{name}"][0] for name in ("events", "shown", "age")]
     assert values == pytest.approx([1, 2, math.log(601)])
@@ -297,8 +308,12 @@ class TestNeighbours:
         A visit adds 0.5/4 to the pair and to both squared lengths: item 1 has 1/4 + 0.5/4 and item 0, in two visits of
         two items, 1/4 + 2 * 0.5/4. Items 1 and 2 are a pair of the user alone: 1/4.
         """
-        rows_ = [(0.0, 0, 0, Kind.CLICK, -1), (0.0, 0, 1, Kind.CLICK, -1), (0.0, 0, 0, Kind.VIEW, -1),
-                 (0.0, 0, 2, Kind.CLICK, -1)]  # fmt: skip
+        rows_ = [
+            (0.0, 0, 0, Kind.CLICK, -1),
+            (0.0, 0, 1, Kind.CLICK, -1),
+            (0.0, 0, 0, Kind.VIEW, -1),
+            (0.0, 0, 2, Kind.CLICK, -1),
+        ]
         events = make_events(rows_, 1, sessions=[7, 7, 8, 8])
         found = Neighbours.build(events, 12, START + 14 * DAY, session_weight=0.5)
         length = math.sqrt(1 / 4 + 2 * 0.5 / 4), math.sqrt(1 / 4 + 0.5 / 4)
@@ -317,9 +332,15 @@ class TestNeighbours:
 
     def test_a_visit_is_logged_or_ends_by_an_idle_half_hour_and_is_never_of_two_users(self) -> None:
         """User 0: 1,800 s apart is one visit, 1,801 s is two; a session id joins what is hours apart; 1's are his."""
-        rows_ = [(0.0, 0, 0, Kind.VIEW, -1), (1800.0, 0, 1, Kind.VIEW, -1), (3601.0, 0, 2, Kind.VIEW, -1),
-                 (4000.0, 1, 2, Kind.VIEW, -1), (9e4, 0, 3, Kind.VIEW, -1), (18e4, 0, 4, Kind.VIEW, -1),
-                 (27e4, 1, 5, Kind.VIEW, -1)]  # fmt: skip
+        rows_ = [
+            (0.0, 0, 0, Kind.VIEW, -1),
+            (1800.0, 0, 1, Kind.VIEW, -1),
+            (3601.0, 0, 2, Kind.VIEW, -1),
+            (4000.0, 1, 2, Kind.VIEW, -1),
+            (9e4, 0, 3, Kind.VIEW, -1),
+            (18e4, 0, 4, Kind.VIEW, -1),
+            (27e4, 1, 5, Kind.VIEW, -1),
+        ]
         a, b, c, d, e, f, g = visits(make_events(rows_, 2, sessions=[-1, -1, -1, -1, 3, 3, 3])).tolist()
         assert a == b
         assert e == f
@@ -379,8 +400,10 @@ class TestNeighbours:
 
     def test_scores_add_up_over_the_users_list(self) -> None:
         """Two listed items that are neighbours of the candidate: the sum and the larger."""
-        near = Neighbours(np.array([[1, 2], [-1, -1], [-1, -1], [-1, -1]], np.int32),
-                          np.array([[0.5, 0.25], [0, 0], [0, 0], [0, 0]], np.float32))  # fmt: skip
+        near = Neighbours(
+            np.array([[1, 2], [-1, -1], [-1, -1], [-1, -1]], np.int32),
+            np.array([[0.5, 0.25], [0, 0], [0, 0], [0, 0]], np.float32),
+        )
         total, top = near.scores(np.array([0, 1, -1], np.int32), np.array([1, 2, -1], np.int32), np.array([1.0, 4, 9]))
         assert total.tolist() == [0.5 * 1 + 0.25 * 4, 0, 0]
         assert top.tolist() == [0.25 * 4, 0, 0]

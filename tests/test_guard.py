@@ -289,8 +289,19 @@ def test_labels_stay_few_whatever_is_sent(fields: list[str | None]) -> None:
     metrics.rejected([Rejected(n, field, "why") for n, field in enumerate(fields)])
     families = text_string_to_metric_families(metrics.exposition().decode())
     labels = {s.labels["field"] for f in families for s in f.samples if f.name == "shelfwise_events_rejected"}
-    assert labels <= {"event", "user_id", "item_id", "event_id", "timestamp", "request_id", "position", "value",
-                      "session_id", "unknown", "none"}  # fmt: skip
+    assert labels <= {
+        "event",
+        "user_id",
+        "item_id",
+        "event_id",
+        "timestamp",
+        "request_id",
+        "position",
+        "value",
+        "session_id",
+        "unknown",
+        "none",
+    }
 
 
 @contextlib.contextmanager
@@ -345,8 +356,12 @@ def test_a_line_of_the_log_is_one_json_object_whatever_it_says() -> None:
             logging.getLogger("serving.requests").exception("it failed")
     first, second, third = (json.loads(line) for line in out.getvalue().splitlines())
     assert {k: first[k] for k in ("request_id", "route", "status", "ms", "key")} == {
-        "request_id": "r", "route": "/v1/rank", "status": 200, "ms": 12.3, "key": "shop",
-    }  # fmt: skip
+        "request_id": "r",
+        "route": "/v1/rank",
+        "status": 200,
+        "ms": 12.3,
+        "key": "shop",
+    }
     assert second["message"] == 'two\nlines and a "quote"'
     assert "ValueError: why" in third["exception"]
 

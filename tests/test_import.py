@@ -32,9 +32,16 @@ EVENTS: list[dict[str, Any]] = [
     {"event": "impression", "user_id": "u1", "item_id": "b", "timestamp": T0, "request_id": "r1", "position": 0},
     {"event": "impression", "user_id": "u1", "item_id": "a", "timestamp": T0, "request_id": "r1", "position": 1},
     {"event": "click", "user_id": "u1", "item_id": "a", "timestamp": T1, "request_id": "r1", "position": None},
-    {"event": "purchase", "user_id": "u1", "item_id": "a", "timestamp": T2, "request_id": None, "position": None,
-     "value": 2.0},
-]  # fmt: skip
+    {
+        "event": "purchase",
+        "user_id": "u1",
+        "item_id": "a",
+        "timestamp": T2,
+        "request_id": None,
+        "position": None,
+        "value": 2.0,
+    },
+]
 ITEMS = [
     {"item_id": "a", "title": "Lamp", "price": 9.5, "genres": ["x", "y"], "weight": 2.5},
     {"item_id": "b", "title": "Rug", "price": 20.0, "genres": ["x"], "weight": None},
@@ -75,12 +82,28 @@ def as_mapped_jsonl(folder: Path) -> ImportConfig:
     lines = []
     for e in EVENTS:
         place = None if e["position"] is None else e["position"] + 1
-        lines.append({"what": words[e["event"]], "who": e["user_id"], "sku": e["item_id"], "list": e["request_id"],
-                      "when": str(e["timestamp"] * 1000), "place": place, "n": e.get("value")})  # fmt: skip
+        lines.append(
+            {
+                "what": words[e["event"]],
+                "who": e["user_id"],
+                "sku": e["item_id"],
+                "list": e["request_id"],
+                "when": str(e["timestamp"] * 1000),
+                "place": place,
+                "n": e.get("value"),
+            }
+        )
     with gzip.open(folder / "log.jsonl.gz", "wt") as file:
         file.write("\n".join(json.dumps(line) for line in lines))
-    columns = {"event": "what", "user_id": "who", "item_id": "sku", "timestamp": "when", "request_id": "list",
-               "position": "place", "value": "n"}  # fmt: skip
+    columns = {
+        "event": "what",
+        "user_id": "who",
+        "item_id": "sku",
+        "timestamp": "when",
+        "request_id": "list",
+        "position": "place",
+        "value": "n",
+    }
     source = EventSource(
         path=folder / "log.jsonl.gz", columns=columns, event_values={"seen": "impression"}, position_base=1
     )
@@ -93,14 +116,43 @@ def as_metarank(folder: Path) -> ImportConfig:
         fields = [{"name": k, "value": v} for k, v in item.items() if k != "item_id" and v is not None]
         common = {"event": "item", "item": item["item_id"], "timestamp": "1750000000000"}
         old = [{"name": "title", "value": "Old title"}, *[f for f in fields if f["name"] == "genres"]]
-        lines += [{"id": "1", "fields": old, **common},
-                  {"id": "2", "fields": fields, **common, "timestamp": "1750000000001"}]  # fmt: skip
-    lines.append({"event": "ranking", "id": "r1", "user": "u1", "timestamp": str(T0 * 1000),
-                  "items": [{"id": "b", "fields": []}, {"id": "a"}], "fields": []})  # fmt: skip
-    lines.append({"event": "interaction", "id": "x", "type": "click", "user": "u1", "item": "a", "ranking": "r1",
-                  "timestamp": str(T1 * 1000), "fields": []})  # fmt: skip
-    lines.append({"event": "interaction", "id": "y", "type": "purchase", "user": "u1", "item": "a",
-                  "timestamp": str(T2 * 1000), "fields": [{"name": "quantity", "value": 2}]})  # fmt: skip
+        lines += [
+            {"id": "1", "fields": old, **common},
+            {"id": "2", "fields": fields, **common, "timestamp": "1750000000001"},
+        ]
+    lines.append(
+        {
+            "event": "ranking",
+            "id": "r1",
+            "user": "u1",
+            "timestamp": str(T0 * 1000),
+            "items": [{"id": "b", "fields": []}, {"id": "a"}],
+            "fields": [],
+        }
+    )
+    lines.append(
+        {
+            "event": "interaction",
+            "id": "x",
+            "type": "click",
+            "user": "u1",
+            "item": "a",
+            "ranking": "r1",
+            "timestamp": str(T1 * 1000),
+            "fields": [],
+        }
+    )
+    lines.append(
+        {
+            "event": "interaction",
+            "id": "y",
+            "type": "purchase",
+            "user": "u1",
+            "item": "a",
+            "timestamp": str(T2 * 1000),
+            "fields": [{"name": "quantity", "value": 2}],
+        }
+    )
     (folder / "metarank.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     return ImportConfig.detect(folder)
 
@@ -112,11 +164,29 @@ FORMATS = [as_parquet, as_csv, as_mapped_jsonl, as_metarank]
 def test_every_format_gives_the_same_dataset(tmp_path: Path, write: Any) -> None:
     items, events, summary = run(write(tmp_path), tmp_path / "out")
     assert items == [
-        {"item_id": "a", "title": "Lamp", "description": None, "category": None, "brand": None, "price": 9.5,
-         "available_from": None, "genres": ["x", "y"], "weight": 2.5},
-        {"item_id": "b", "title": "Rug", "description": None, "category": None, "brand": None, "price": 20.0,
-         "available_from": None, "genres": ["x"], "weight": None},
-    ]  # fmt: skip
+        {
+            "item_id": "a",
+            "title": "Lamp",
+            "description": None,
+            "category": None,
+            "brand": None,
+            "price": 9.5,
+            "available_from": None,
+            "genres": ["x", "y"],
+            "weight": 2.5,
+        },
+        {
+            "item_id": "b",
+            "title": "Rug",
+            "description": None,
+            "category": None,
+            "brand": None,
+            "price": 20.0,
+            "available_from": None,
+            "genres": ["x"],
+            "weight": None,
+        },
+    ]
     assert len({e.pop("event_id") for e in events}) == 4
     empty = {"value": None, "session_id": None, "device": None, "query": None}
     sorted_events = [EVENTS[1], EVENTS[0], EVENTS[2], EVENTS[3]]  # equal times by kind, then item
@@ -147,8 +217,13 @@ def test_a_device_is_kept_as_it_was_written_and_a_blank_one_is_missing(tmp_path:
 
 
 def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_refused(tmp_path: Path) -> None:
-    rows = [("impression", "r1", " Walnut "), ("impression", "r2", ""), ("impression", "r3", "w" * 201),
-            ("click", "r2", "rug"), ("impression", "r1", "oak")]  # fmt: skip
+    rows = [
+        ("impression", "r1", " Walnut "),
+        ("impression", "r2", ""),
+        ("impression", "r3", "w" * 201),
+        ("click", "r2", "rug"),
+        ("impression", "r1", "oak"),
+    ]
     lines = "".join(
         f"{kind},u,i{n},2026-05-0{n + 1},{request},{said}\n" for n, (kind, request, said) in enumerate(rows)
     )
@@ -156,8 +231,11 @@ def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_r
     source = EventSource(path=tmp_path / "log.csv", columns={"query": "search_term"})
     _, events, summary = run(ImportConfig(events=(source,), unknown_items="keep"), tmp_path / "out")
     assert [e["query"] for e in events] == ["Walnut", "oak", None, "rug"] or [e["query"] for e in events] == [
-        "Walnut", None, "rug", "oak"
-    ]  # fmt: skip
+        "Walnut",
+        None,
+        "rug",
+        "oak",
+    ]
     assert dict(summary.sources[0].quarantined) == {"query_too_long": 1}
     found = load(tmp_path / "out").events
     assert {found.request_ids[r]: words for r, words in found.queries.items()} == {"r1": "Walnut"}
@@ -189,8 +267,13 @@ def test_the_layout_on_disk_is_as_promised(tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "out/events.parquet") == EVENTS_SCHEMA
     summary = json.loads((tmp_path / "out/import.json").read_text())
     assert summary["sources"][0] == {
-        "file": "items.parquet", "read": 2, "lines": None, "accepted": 2, "quarantined": {}, "notes": [],
-    }  # fmt: skip
+        "file": "items.parquet",
+        "read": 2,
+        "lines": None,
+        "accepted": 2,
+        "quarantined": {},
+        "notes": [],
+    }
     assert len(pq.read_table(tmp_path / "out/quarantine.parquet")) == 0
 
 
@@ -205,10 +288,15 @@ def test_metarank_lines_that_cannot_be_used_are_refused_and_counted(tmp_path: Pa
         file.write('\n{"event": "weather"}\n{"event": "item", "item": {}, "timestamp": "1"}\n')
     summary = import_data(config, tmp_path / "out", NOW)
     assert dict(summary.sources[0].quarantined) == {
-        "empty_list": 1, "unknown_event": 2, "user_attributes": 1, "wrong_type": 1,
-    }  # fmt: skip
-    assert "metarank.jsonl, row 8, column event: 'user' describes a user (user_attributes)." \
-        " Nothing to do: no attribute of a user is kept." in summary.examples  # fmt: skip
+        "empty_list": 1,
+        "unknown_event": 2,
+        "user_attributes": 1,
+        "wrong_type": 1,
+    }
+    assert (
+        "metarank.jsonl, row 8, column event: 'user' describes a user (user_attributes)."
+        " Nothing to do: no attribute of a user is kept." in summary.examples
+    )
     assert "2 rows tell again of an item: each field is the last one told" in summary.notes
 
 
@@ -217,28 +305,49 @@ def ga4(name: str, at: int, items: list[dict[str, Any]], **more: Any) -> dict[st
 
 
 def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
-    session = [{"key": "ga_session_id", "value": {"string_value": None, "int_value": 77}},
-               {"key": "search_term", "value": {"string_value": "red rug"}}]  # fmt: skip
+    session = [
+        {"key": "ga_session_id", "value": {"string_value": None, "int_value": 77}},
+        {"key": "search_term", "value": {"string_value": "red rug"}},
+    ]
     lines = [
-        ga4("view_item_list", T0, [{"item_id": "b", "index": 0, "item_name": "Rug", "price": 20.0},
-                                   {"item_id": "a", "index": 1, "item_name": "Lamp", "price": 9.5}],
-            item_list_id="home", event_params=session, device={"category": "mobile", "language": "en"}),
+        ga4(
+            "view_item_list",
+            T0,
+            [
+                {"item_id": "b", "index": 0, "item_name": "Rug", "price": 20.0},
+                {"item_id": "a", "index": 1, "item_name": "Lamp", "price": 9.5},
+            ],
+            item_list_id="home",
+            event_params=session,
+            device={"category": "mobile", "language": "en"},
+        ),
         ga4("select_item", T1, [{"item_id": "a", "item_name": "Lamp", "price": 9.5}], item_list_id="home"),
         ga4("purchase", T2, [{"item_id": "a", "quantity": 2}], user_id="u1"),
         ga4("page_view", T2, []),
-    ]  # fmt: skip
+    ]
     (tmp_path / "ga4.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     items, events, summary = run(ImportConfig.detect(tmp_path / "ga4.jsonl"), tmp_path / "out")
     assert [(i["item_id"], i["title"], i["price"]) for i in items] == [("a", "Lamp", 9.5), ("b", "Rug", 20.0)]
     listed = f"p1:{T0 * 10**6}:home"
-    assert [(e["event"], e["user_id"], e["item_id"], e["request_id"], e["position"], e["value"], e["session_id"],
-             e["device"], e["query"])
-            for e in events] == [
+    assert [
+        (
+            e["event"],
+            e["user_id"],
+            e["item_id"],
+            e["request_id"],
+            e["position"],
+            e["value"],
+            e["session_id"],
+            e["device"],
+            e["query"],
+        )
+        for e in events
+    ] == [
         ("impression", "p1", "a", listed, 1, None, "77", "mobile", "red rug"),
         ("impression", "p1", "b", listed, 0, None, "77", "mobile", "red rug"),
         ("click", "p1", "a", listed, None, None, None, None, None),  # GA4 names no list with a click: it is found again
         ("purchase", "u1", "a", None, None, 2.0, None, None, None),
-    ]  # fmt: skip
+    ]
     assert dict(summary.sources[0].quarantined) == {"empty_list": 1}
 
 
@@ -270,8 +379,13 @@ def test_items_made_from_events_take_the_commonest_title_and_the_median_price(tm
     rows = [("a", "LAMP", 2), ("a", "lamp?", 3), ("a", "LAMP", 10), ("a", "", 0), ("b", "B2", 1), ("b", "B1", 1)]
     lines = "".join(f"{n}.0,{i},2026-05-{n + 1:02d},{t},{p}\n" for n, (i, t, p) in enumerate(rows))
     (tmp_path / "sales.csv").write_text("Customer ID,StockCode,InvoiceDate,Description,Price\n" + lines)
-    columns = {"user_id": "Customer ID", "item_id": "StockCode", "timestamp": "InvoiceDate", "title": "Description",
-               "price": "Price"}  # fmt: skip
+    columns = {
+        "user_id": "Customer ID",
+        "item_id": "StockCode",
+        "timestamp": "InvoiceDate",
+        "title": "Description",
+        "price": "Price",
+    }
     source = EventSource(
         path=tmp_path / "sales.csv", event="purchase", columns=columns, items_from_events=True, float_ids=("user_id",)
     )
@@ -282,14 +396,23 @@ def test_items_made_from_events_take_the_commonest_title_and_the_median_price(tm
 
 
 def test_order_only_rows_get_times_a_day_apart_that_end_together(tmp_path: Path) -> None:
-    table = pa.table({"user_id": ["u", "u", "u", "v"], "item_id": ["c", "a", "b", "a"], "event": ["review"] * 4,
-                      "timestamp": pa.nulls(4, pa.timestamp("us", "UTC")), "seq": [9, 2, 5, 0]})  # fmt: skip
+    table = pa.table(
+        {
+            "user_id": ["u", "u", "u", "v"],
+            "item_id": ["c", "a", "b", "a"],
+            "event": ["review"] * 4,
+            "timestamp": pa.nulls(4, pa.timestamp("us", "UTC")),
+            "seq": [9, 2, 5, 0],
+        }
+    )
     pq.write_table(table, tmp_path / "events.parquet")
     _, events, summary = run(ImportConfig.detect(tmp_path), tmp_path / "out")
     assert [(e["user_id"], e["item_id"], e["event"], e["timestamp"].date().isoformat()) for e in events] == [
-        ("u", "a", "purchase", "2019-12-30"), ("u", "b", "purchase", "2019-12-31"),
-        ("v", "a", "purchase", "2020-01-01"), ("u", "c", "purchase", "2020-01-01"),
-    ]  # fmt: skip
+        ("u", "a", "purchase", "2019-12-30"),
+        ("u", "b", "purchase", "2019-12-31"),
+        ("v", "a", "purchase", "2020-01-01"),
+        ("u", "c", "purchase", "2020-01-01"),
+    ]
     assert summary.sources[0].notes == (
         "only the order is known (seq): times are made up, one day apart, each user's last on 2020-01-01",
     )
@@ -315,8 +438,16 @@ def test_text_of_items_loses_entities_and_stray_spaces_but_no_words(tmp_path: Pa
 
 
 def test_clicked_of_shown_lists_is_compared_with_the_clicks(tmp_path: Path) -> None:
-    shown = pa.table({"impression_id": ["r1"] * 2, "user_id": ["u"] * 2, "timestamp": [T0] * 2, "item_id": ["a", "b"],
-                      "position": [0, 1], "clicked": [True, True]})  # fmt: skip
+    shown = pa.table(
+        {
+            "impression_id": ["r1"] * 2,
+            "user_id": ["u"] * 2,
+            "timestamp": [T0] * 2,
+            "item_id": ["a", "b"],
+            "position": [0, 1],
+            "clicked": [True, True],
+        }
+    )
     pq.write_table(shown, tmp_path / "impressions.parquet")
     clicks = pa.table(
         {"impression_id": ["r1"], "user_id": ["u"], "timestamp": [T1], "item_id": ["a"], "event": ["click"]}
@@ -431,16 +562,27 @@ def test_both_forms_of_ranklens_are_the_same_events_and_items(tmp_path: Path) ->
     assert len(items) == 2512 + 8  # eight that were shown are described nowhere
 
 
-RETAIL = {"user_id": "Customer ID", "item_id": "StockCode", "timestamp": "InvoiceDate", "value": "Quantity",
-          "session_id": "Invoice", "title": "Description", "price": "Price"}  # fmt: skip
+RETAIL = {
+    "user_id": "Customer ID",
+    "item_id": "StockCode",
+    "timestamp": "InvoiceDate",
+    "value": "Quantity",
+    "session_id": "Invoice",
+    "title": "Description",
+    "price": "Price",
+}
 
 
 @real
 def test_a_raw_shop_export_imports_by_a_mapping_alone(tmp_path: Path) -> None:
     source = EventSource(
-        path=DATA / "online_retail/raw_2009_2010.csv.gz", event="purchase", items_from_events=True, columns=RETAIL,
-        timezone="Europe/London", float_ids=("user_id",),
-    )  # fmt: skip
+        path=DATA / "online_retail/raw_2009_2010.csv.gz",
+        event="purchase",
+        items_from_events=True,
+        columns=RETAIL,
+        timezone="Europe/London",
+        float_ids=("user_id",),
+    )
     config = ImportConfig(
         events=(source,), not_products="(?i)POST|DOT|M|D|S|B|C2|CRUK|PADS|SP1002|BANK.*|ADJUST.*|TEST.*"
     )
@@ -502,12 +644,7 @@ def test_truth_and_propensities_of_a_folder_come_along_and_go_with_the_next_impo
 @pytest.mark.parametrize(
     ("name", "column", "values", "said"),
     [
-        (
-            "propensities",
-            "propensity",
-            [0.5, 0.0],
-            r"row 1, column 'propensity': is 0.0, expected above 0",
-        ),
+        ("propensities", "propensity", [0.5, 0.0], r"row 1, column 'propensity': is 0.0, expected above 0"),
         ("propensities", "propensity", [float("nan"), 1.0], r"row 0, column 'propensity': is nan"),
         ("truth", "utility", [1.0, float("inf")], r"row 1, column 'utility': is inf, expected a finite number"),
         ("truth", "utility", ["high", "low"], r"truth\.parquet: .*numbers, ids texts"),

@@ -190,10 +190,13 @@ BAD: list[tuple[Any, str | None, str]] = [
     ({"item_id": "i", "title": "t" * 1001}, "title", "Expected `str` of length <= 1000"),
     ({"item_id": "i", "available_from": "soon"}, "available_from", "'soon' is not ISO 8601, as 2025-01-31T12:00:00Z"),
     ({"item_id": "i", "colour": "red"}, "colour", "Object contains unknown field `colour`"),
-    ({"item_id": "i", "attributes": {"x": {}}}, "attributes[...]",
-     "Expected `bool | float | str | array | null`, got `object`"),
+    (
+        {"item_id": "i", "attributes": {"x": {}}},
+        "attributes[...]",
+        "Expected `bool | float | str | array | null`, got `object`",
+    ),
     (7, None, "Expected `object`, got `int`"),
-]  # fmt: skip
+]
 
 
 def test_each_bad_item_is_rejected_on_its_own(client: httpx.Client) -> None:
@@ -227,9 +230,12 @@ def test_an_overlay_of_nothing_new_changes_no_row() -> None:
     items = Overlay(written, {"x": np.ones(D, np.float32)}).over(base, base.state)
     every = np.arange(20, dtype=np.int32)
     seen = History(
-        np.array([3, 4], np.int32), np.array([Kind.CLICK, Kind.CART], np.int8), CUT_OFF - np.array([1.0, 2.0]),
-        np.array([3, 9], np.int32), CUT_OFF - np.array([3.0, 4.0]),
-    )  # fmt: skip
+        np.array([3, 4], np.int32),
+        np.array([Kind.CLICK, Kind.CART], np.int8),
+        CUT_OFF - np.array([1.0, 2.0]),
+        np.array([3, 9], np.int32),
+        CUT_OFF - np.array([3.0, 4.0]),
+    )
     for history in (EMPTY, seen):
         for known_rows in (every, np.append(every, np.int32(-1))):
             expected = rows(base, history, known_rows, CUT_OFF + 5)
@@ -262,8 +268,18 @@ def test_counts_stay_with_their_items_when_others_come() -> None:
 
 def test_the_text_of_an_item_is_what_was_written_over_what_the_release_has(tmp_path: Path) -> None:
     path = tmp_path / "items.parquet"
-    pq.write_table(pa.table({"item_id": ["a", "b"], "title": ["Cap", "Hat"], "category": ["Head", None],
-                             "style": [["plain"], ["wide"]], "embedding": [[1.0], [2.0]]}), path)  # fmt: skip
+    pq.write_table(
+        pa.table(
+            {
+                "item_id": ["a", "b"],
+                "title": ["Cap", "Hat"],
+                "category": ["Head", None],
+                "style": [["plain"], ["wide"]],
+                "embedding": [[1.0], [2.0]],
+            }
+        ),
+        path,
+    )
     written = {
         "b": ItemFields(0, {"category": "Sun"}),
         "new": ItemFields(0, {"title": "Sock", "a:style": ["warm", "long"], "a:size": 3.0}),
@@ -277,9 +293,15 @@ values = st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.list
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.fixed_dictionaries({}, optional=dict.fromkeys(
-    ("item_id", "title", "category", "price", "available", "available_from", "attributes"),
-    values | st.dictionaries(st.sampled_from(["net weight", "hue", "x"]), values))))  # fmt: skip
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(
+            ("item_id", "title", "category", "price", "available", "available_from", "attributes"),
+            values | st.dictionaries(st.sampled_from(["net weight", "hue", "x"]), values),
+        ),
+    )
+)
 def test_whatever_is_written_is_taken_or_refused_and_can_be_laid_over(given_: dict[str, Any]) -> None:
     base = planted_items()
     for part in several(json.dumps(given_, allow_nan=False, default=str).encode() if _is_json(given_) else b"{}", 9):
@@ -322,9 +344,16 @@ def test_a_recommendation_holds_new_items_and_none_that_was_withdrawn(client: ht
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data set of two items and no log."""
-    table = pa.table({"item_id": ["a", "b"], "title": ["Cap", "Hat"], "price": [1.0, 2.0],
-                      "available_from": pa.array([0, 0], pa.timestamp("us", "UTC")), "style": [["plain"], ["wide"]],
-                      "size": pa.array([1, 2], pa.int64())})  # fmt: skip
+    table = pa.table(
+        {
+            "item_id": ["a", "b"],
+            "title": ["Cap", "Hat"],
+            "price": [1.0, 2.0],
+            "available_from": pa.array([0, 0], pa.timestamp("us", "UTC")),
+            "style": [["plain"], ["wide"]],
+            "size": pa.array([1, 2], pa.int64()),
+        }
+    )
     pq.write_table(table, tmp_path / "items.parquet")
     pq.write_table(EVENTS_SCHEMA.empty_table(), tmp_path / "events.parquet")
     return tmp_path

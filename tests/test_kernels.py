@@ -205,8 +205,9 @@ def test_popularity_is_made_of_the_counts() -> None:
     np.testing.assert_allclose(p[12:16], ((clicks + s * ITEMS.prior[every][:, None]) / (shown + s)).T, rtol=1e-12)
     np.testing.assert_allclose(
         p[18],
-        (counts[:, Kind.PURCHASE, 3] + s * shop[Kind.PURCHASE] / shop[Kind.CLICK]) / (clicks[:, 3] + s), rtol=1e-12,
-    )  # fmt: skip
+        (counts[:, Kind.PURCHASE, 3] + s * shop[Kind.PURCHASE] / shop[Kind.CLICK]) / (clicks[:, 3] + s),
+        rtol=1e-12,
+    )
     expected = (category[:, Kind.CLICK] + s * shop[Kind.CLICK] / shop[0]) / (category[:, 0] + s)
     np.testing.assert_allclose(p[21], expected, rtol=1e-12)
     engaged = np.log1p(counts[:, Kind.VIEW :].sum(axis=1))

@@ -86,8 +86,13 @@ def test_a_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(t
     (one, line_one), (two, line_two) = new_key("one", ["rank"]), new_key("two", ["rank"])
     file.write_text(line_one)
     keys = Keys(file)
-    for text, good in ((f"{line_one}\n{line_two}  # a second", (True, True)), (line_two, (False, True)),
-                       ("", (False, True)), ("rubbish", (False, True)), (line_one, (True, False))):  # fmt: skip
+    for text, good in (
+        (f"{line_one}\n{line_two}  # a second", (True, True)),
+        (line_two, (False, True)),
+        ("", (False, True)),
+        ("rubbish", (False, True)),
+        (line_one, (True, False)),
+    ):
         file.write_text(text)
         keys.look()
         assert (keys.of(f"Bearer {one}") is not None, keys.of(f"Bearer {two}") is not None) == good
@@ -135,9 +140,11 @@ def test_each_route_asks_for_its_scope_and_an_open_one_for_none(url: str) -> Non
     made = {scope: new_key(scope, [scope]) for scope in SCOPES}
     good = Keys(lines="\n".join(line for _, line in made.values()))
     wanted = {
-        ("POST", "/v1/rank"): "rank", ("GET", "/v1/similar/x"): "rank", ("POST", "/v1/events"): "events",
+        ("POST", "/v1/rank"): "rank",
+        ("GET", "/v1/similar/x"): "rank",
+        ("POST", "/v1/events"): "events",
         ("GET", "/metrics"): "metrics",
-    }  # fmt: skip
+    }
     with served(url, good=good) as client:
         for (method, path), needed in wanted.items():
             nobody = client.request(method, path)

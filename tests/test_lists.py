@@ -32,11 +32,9 @@ def rebuilt_of(replay: Replay, size: int) -> Lists:
 def gains(lists: Lists) -> dict[str, dict[int, int]]:
     """Gain by item, by request."""
     return {
-        lists.request_ids[g]: dict(
-            zip(lists.item[a:b].tolist(), lists.gain[a:b].tolist(), strict=True)
-        )
+        lists.request_ids[g]: dict(zip(lists.item[a:b].tolist(), lists.gain[a:b].tolist(), strict=True))
         for g, (a, b) in enumerate(zip(lists.start[:-1].tolist(), lists.start[1:].tolist(), strict=True))
-    }  # fmt: skip
+    }
 
 
 LIST = tuple((10.0, 0, item, SHOWN, 3) for item in (1, 2, 3))
@@ -45,10 +43,16 @@ LIST = tuple((10.0, 0, item, SHOWN, 3) for item in (1, 2, 3))
 
 def test_gain_is_the_best_action() -> None:
     """Item 1 was clicked, put in the cart and bought: 3. Item 2 was put in the cart, then viewed: 2. Item 3: 0."""
-    found = logged(log(
-        *LIST, (20, 0, 1, CLICK, 3), (30, 0, 1, CART, 3), (40, 0, 1, BOUGHT, 3), (25, 0, 2, CART, 3),
-        (50, 0, 2, VIEW, 3),
-    ))  # fmt: skip
+    found = logged(
+        log(
+            *LIST,
+            (20, 0, 1, CLICK, 3),
+            (30, 0, 1, CART, 3),
+            (40, 0, 1, BOUGHT, 3),
+            (25, 0, 2, CART, 3),
+            (50, 0, 2, VIEW, 3),
+        )
+    )
     assert gains(found) == {"r3": {1: 3, 2: 2, 3: 0}}
 
 
@@ -151,24 +155,39 @@ def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row
         assert sorted(found.item[part].tolist()) == sorted(in_time), "what came later is none of it"
         for item, gain in zip(found.item[part].tolist(), found.gain[part].tolist(), strict=True):
             within = [
-                GAIN[r[3]] for r in rows
-                if r[3] != SHOWN and r[2] == item and r[4] in (request, -1)
+                GAIN[r[3]]
+                for r in rows
+                if r[3] != SHOWN
+                and r[2] == item
+                and r[4] in (request, -1)
                 and 0 <= START + r[0] - found.at[g] <= attribution_s
-            ]  # fmt: skip
+            ]
             named = [
-                GAIN[r[3]] for r in rows
-                if r[3] != SHOWN and r[2] == item and r[4] == request
+                GAIN[r[3]]
+                for r in rows
+                if r[3] != SHOWN
+                and r[2] == item
+                and r[4] == request
                 and 0 <= START + r[0] - found.at[g] <= attribution_s
-            ]  # fmt: skip
+            ]
             assert max(named, default=0) <= gain <= max(within, default=0)
 
 
 def test_a_basket_is_one_users_engagements_at_one_time_each_item_once_at_its_best() -> None:
     """User 0 at 20 s bought item 1, which was also in the cart, and clicked 2; user 1 then, and user 0 later, apart."""
-    found = baskets(log(
-        (20, 0, 1, CART, -1), (20, 0, 1, BOUGHT, -1), (20, 0, 2, CLICK, -1), (20, 1, 1, CLICK, -1),
-        (30, 0, 1, CLICK, -1), (30, 0, 4, SHOWN, 3), (30, 0, -1, BOUGHT, -1), (5, 0, 1, CLICK, -1),
-    ), START + 20)  # fmt: skip
+    found = baskets(
+        log(
+            (20, 0, 1, CART, -1),
+            (20, 0, 1, BOUGHT, -1),
+            (20, 0, 2, CLICK, -1),
+            (20, 1, 1, CLICK, -1),
+            (30, 0, 1, CLICK, -1),
+            (30, 0, 4, SHOWN, 3),
+            (30, 0, -1, BOUGHT, -1),
+            (5, 0, 1, CLICK, -1),
+        ),
+        START + 20,
+    )
     assert list(gains(found).values()) == [{1: 3, 2: 1}, {1: 1}, {1: 1}]
     assert found.user.tolist() == [0, 1, 0]
     assert found.position.tolist() == [-1] * 4
@@ -238,8 +257,9 @@ def test_targets_of_logged_lists_are_their_items_with_gain() -> None:
     found = logged(log(*LIST, (15, 1, 9, SHOWN, 4), (20, 0, 2, CLICK, 3), (21, 1, 9, BOUGHT, 4)))
     wanted = targets(found, found)
     assert list(zip(wanted.of.tolist(), wanted.item.tolist(), wanted.gain.tolist(), strict=True)) == [
-        (0, 2, 1), (1, 9, 3),
-    ]  # fmt: skip
+        (0, 2, 1),
+        (1, 9, 3),
+    ]
 
 
 def test_a_list_without_its_basket_is_refused() -> None:
@@ -262,8 +282,9 @@ def test_lists_made_some_at_a_time_are_the_lists_made_at_once(
     """Lists of three at quarters of a day, actions by request and without at any time, parts of one event and more."""
     rows: list[Row] = [
         (quarter * DAY / 4, user, (item + k) % 12, SHOWN, request)
-        for request, (quarter, user, item) in enumerate(shown) for k in range(3)
-    ]  # fmt: skip
+        for request, (quarter, user, item) in enumerate(shown)
+        for k in range(3)
+    ]
     rows += [(t, u, i, k, min(r, len(shown) - 1)) for t, u, i, k, r in acted if k != SHOWN]
     events, at_once = make_events(rows, n_users=4), data.draw(st.integers(1, 30))
     for attribution_s in (3600.0, DAY):

@@ -31,10 +31,21 @@ SHOP = ["--days", "2", "--opening", "8", "--items", "120", "--users", "200", "--
 def started(directory: Path) -> subprocess.Popen[str]:
     (directory / "more.yaml").write_text(SETTINGS)
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.loop", *SHOP, "--config", str(directory / "more.yaml"),
-         "--directory", str(directory / "loop")],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "tests.bench.loop",
+            *SHOP,
+            "--config",
+            str(directory / "more.yaml"),
+            "--directory",
+            str(directory / "loop"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_two_days_cut_off_and_gone_on_with_are_two_whole_days(tmp_path: Path) -> None:

@@ -41,9 +41,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     workspace = tmp_path_factory.mktemp("shop")
     simulate(SHOP, workspace / "data")
     return load(
-        None, workspace=workspace, ranker={"trees": 40, "min_data_in_leaf": 20},
+        None,
+        workspace=workspace,
+        ranker={"trees": 40, "min_data_in_leaf": 20},
         encoder={"epochs": 3, "budget_s": 120, "max_tokens": 32},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +127,20 @@ def test_the_evaluation_compares_with_dull_orders_and_the_best_possible(night: N
     found = json.loads(night.run.file("evaluation.json").read_text())
     ndcg = {name: by["all"]["ndcg@10"] for name, by in found["systems"].items()}
     ends = {name: by["all"]["ndcg@10"] for name, by in found["intervals"].items()}
-    assert {"random", "shown_order", "popularity", "recency_popularity", "item_click_rate", "own_history",
-            "cooccurrence", "ease", "text_zero_shot", "text", "ranker", "best_possible"} == set(ndcg)  # fmt: skip
+    assert {
+        "random",
+        "shown_order",
+        "popularity",
+        "recency_popularity",
+        "item_click_rate",
+        "own_history",
+        "cooccurrence",
+        "ease",
+        "text_zero_shot",
+        "text",
+        "ranker",
+        "best_possible",
+    } == set(ndcg)
     assert all(low <= ndcg[name] <= high for name, (low, high) in ends.items())
     assert max(ndcg, key=lambda name: ndcg[name]) == "best_possible"
     assert ndcg["ranker"] > ends["random"][1]
@@ -167,20 +181,25 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
     user = night.data.events.user_ids[3]
     typed = f"{catalogue.titles[0]} wodden xyzzy"
     sent = [
-        {"event_id": f"parity-{k}", "event": kind, "user_id": user, "item_id": catalogue.item_ids[item],
-         "timestamp": at - 900 + 7 * k, "device": "tablet", "session_id": "s"}
+        {
+            "event_id": f"parity-{k}",
+            "event": kind,
+            "user_id": user,
+            "item_id": catalogue.item_ids[item],
+            "timestamp": at - 900 + 7 * k,
+            "device": "tablet",
+            "session_id": "s",
+        }
         for k, (kind, item) in enumerate(
             (str(rng.choice(["impression", "view", "click", "cart", "purchase"])), int(rng.integers(len(catalogue))))
             for _ in range(60)
         )
-    ]  # fmt: skip
+    ]
     with served(url, FAST, made.path, clock=lambda: at) as client:
         ready(client)
         assert client.post("/v1/events", json=sent).json()["accepted"] == len(sent)
         time.sleep(4 * FAST.poll_s)  # item state follows the stream
-        asked = {
-            "user_id": user, "candidates": [*catalogue.item_ids, "unheard of"], "device": "Tablet", "query": typed,
-        }  # fmt: skip
+        asked = {"user_id": user, "candidates": [*catalogue.item_ids, "unheard of"], "device": "Tablet", "query": typed}
         scores = {i["item_id"]: i["score"] for i in client.post("/v1/rank", json=asked).json()["items"]}
     candidates = np.append(np.arange(len(catalogue)), -1).astype(np.int32)
     live = Live.of(made)
@@ -211,17 +230,28 @@ def _with(data: dataset.Dataset, sent: list[dict[str, object]]) -> Events:
         np.append(e.kind, kinds).astype(np.int8),
         np.append(e.request, np.full(n, -1)).astype(np.int32),
         np.append(e.position, np.full(n, -1)).astype(np.int16),
-        np.append(e.value, np.full(n, np.nan)), e.user_ids, e.request_ids,
-        np.append(e.session, np.full(n, -1)).astype(np.int32), np.append(e.device, np.full(n, -1)).astype(np.int8),
-    )  # fmt: skip
+        np.append(e.value, np.full(n, np.nan)),
+        e.user_ids,
+        e.request_ids,
+        np.append(e.session, np.full(n, -1)).astype(np.int32),
+        np.append(e.device, np.full(n, -1)).astype(np.int8),
+    )
 
 
 def _one_list(user: int, at: float, candidates: np.ndarray, device: int, query: str) -> Lists:
     n = len(candidates)
     return Lists(
-        np.array([at]), np.array([user], np.int32), ["r"], np.array([0, n]), candidates, np.zeros(n, np.int16),
-        np.zeros(n, np.int8), np.zeros((1, 3), np.int32), np.array([device], np.int8), [query],
-    )  # fmt: skip
+        np.array([at]),
+        np.array([user], np.int32),
+        ["r"],
+        np.array([0, n]),
+        candidates,
+        np.zeros(n, np.int16),
+        np.zeros(n, np.int8),
+        np.zeros((1, 3), np.int32),
+        np.array([device], np.int8),
+        [query],
+    )
 
 
 def test_a_user_erased_while_the_night_ran_is_not_brought_back(night: Night, made: release.Release, url: str) -> None:

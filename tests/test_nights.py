@@ -319,10 +319,15 @@ def a_bot(config: Config) -> None:
     table = events_of(config)
     items = pq.read_table(config.data / "items.parquet")["item_id"].to_pylist() * 2
     rows = [
-        {"event_id": f"bot{k}", "event": "click", "user_id": "u00001", "item_id": item,
-         "timestamp": datetime.fromtimestamp(END.timestamp() - DAY + 300 * k, UTC)}
+        {
+            "event_id": f"bot{k}",
+            "event": "click",
+            "user_id": "u00001",
+            "item_id": item,
+            "timestamp": datetime.fromtimestamp(END.timestamp() - DAY + 300 * k, UTC),
+        }
         for k, item in enumerate(items)
-    ]  # fmt: skip
+    ]
     write_events(config, pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)]))
 
 
@@ -414,8 +419,10 @@ def test_an_encoder_of_another_dimension_is_harmless(
     candidate = json.loads(night.run.file("gate.json").read_text())["candidate"]
     with BulkStore(url) as store, served(url, FAST, first.path) as client:
         ready(client)
-        for change, expected in ((lambda: releases.promote(config.releases, store, candidate, "try it"), candidate),
-                                 (lambda: releases.rollback(config.releases, store, "no"), first.id)):  # fmt: skip
+        for change, expected in (
+            (lambda: releases.promote(config.releases, store, candidate, "try it"), candidate),
+            (lambda: releases.rollback(config.releases, store, "no"), first.id),
+        ):
             assert change().id == expected
             end = time.monotonic() + 20
             while client.get("/health/ready").json()["release"] != expected:

@@ -29,10 +29,12 @@ K = 3
 def planted() -> tuple[LoggedLists, I64]:
     """Two lists of three. New order: items 2, 0, 1 on places 0, 1, 2. Both logs agree with it at one place."""
     logged = LoggedLists(
-        start=np.array([0, 3, 6]), gain=np.array([0, 1, 0, 2, 0, 1], np.int8),
-        position=np.array([1, 0, 2, 0, 2, 1], np.int16), propensity=np.array([0.5, 0.25, 0.25, 0.25, 0.5, 0.25]),
+        start=np.array([0, 3, 6]),
+        gain=np.array([0, 1, 0, 2, 0, 1], np.int8),
+        position=np.array([1, 0, 2, 0, 2, 1], np.int16),
+        propensity=np.array([0.5, 0.25, 0.25, 0.25, 0.5, 0.25]),
         cluster=np.array([7, 8]),
-    )  # fmt: skip
+    )
     return logged, np.array([1, 2, 0, 1, 2, 0])
 
 
@@ -63,9 +65,12 @@ def simulated(config: SimulateConfig, directory: Path) -> Shop:
     rows = rows.sort_values(["request_id", "item_id"], kind="stable")
     starts = np.flatnonzero(rows.request_id.ne(rows.request_id.shift()).to_numpy())
     logged = LoggedLists(
-        np.append(starts, len(rows)), rows.gain.to_numpy(), rows.position.to_numpy(), rows.propensity.to_numpy(),
+        np.append(starts, len(rows)),
+        rows.gain.to_numpy(),
+        rows.position.to_numpy(),
+        rows.propensity.to_numpy(),
         pd.factorize(users[rows.request_id.iloc[starts]])[0],
-    )  # fmt: skip
+    )
     return Shop(logged, pd.factorize(rows.item_id, sort=True)[0], rows.utility.to_numpy())
 
 
@@ -163,9 +168,11 @@ def test_the_logged_order_itself_is_worth_what_it_gained() -> None:
 
 
 @given(
-    k=st.integers(1, 4), seed=st.integers(0, 10_000), explore=st.floats(0.05, 1.0),
+    k=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+    explore=st.floats(0.05, 1.0),
     gain=st.lists(st.integers(0, 3), min_size=4, max_size=4),
-)  # fmt: skip
+)
 @settings(max_examples=25, deadline=None)
 def test_over_every_order_the_log_could_have_held_ips_and_doubly_robust_are_exact(
     k: int, seed: int, explore: float, gain: list[int]

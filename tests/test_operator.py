@@ -29,9 +29,12 @@ DRIFT = {f"f{k}": float(k) for k in range(10)}
 def gate(candidate: str, live: str | None, verdict: str = "promote", message: str = "not worse") -> dict[str, Any]:
     difference = {"difference": 0.01, "low": -0.01, "high": 0.03}
     return {
-        "candidate": candidate, "live": live, "verdict": verdict, "reasons": [["quality", verdict, message]],
+        "candidate": candidate,
+        "live": live,
+        "verdict": verdict,
+        "reasons": [["quality", verdict, message]],
         "figures": {"all": difference} if live else {},
-    }  # fmt: skip
+    }
 
 
 EVALUATION = {
@@ -97,9 +100,7 @@ def test_the_files_need_no_key_and_what_they_ask_needs_one_for_admin(url: str, r
             answer = client.get("/operator" if name == "index.html" else f"/operator/{name}")
             assert answer.status_code == 200
             assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
-        for method, path in (
-            ("GET", "board"), ("GET", "timeline"), ("POST", "promote"), ("POST", "rollback"),
-        ):  # fmt: skip
+        for method, path in (("GET", "board"), ("GET", "timeline"), ("POST", "promote"), ("POST", "rollback")):
             for key, status in ((None, 401), (rank, 403)):
                 headers = {"Authorization": f"Bearer {key}"} if key else {}
                 assert client.request(method, f"/v1/operator/{path}", headers=headers).status_code == status
@@ -174,11 +175,16 @@ def test_one_change_at_a_time_until_its_worker_must_be_dead(client: httpx.Client
 @pytest.mark.parametrize(
     ("asked", "status"),
     [
-        ({"release": "20200101-0000000000"}, 404), ({"release": "../secrets"}, 404), ({"release": ""}, 422),
-        ({"reason": ""}, 422), ({"reason": None}, 422), ({"reason": "x" * 501}, 422), ({"live": 7}, 422),
+        ({"release": "20200101-0000000000"}, 404),
+        ({"release": "../secrets"}, 404),
+        ({"release": ""}, 422),
+        ({"reason": ""}, 422),
+        ({"reason": None}, 422),
+        ({"reason": "x" * 501}, 422),
+        ({"live": 7}, 422),
         ({"surprise": 1}, 422),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_and_changes_nothing(
     client: httpx.Client, root: Path, asked: dict[str, Any], status: int
 ) -> None:

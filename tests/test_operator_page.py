@@ -125,9 +125,14 @@ def test_hostile_text_is_text(page: Page) -> None:
 def test_latency_freshness_degraded_share_quality_and_drift_are_drawn(page: Page) -> None:
     """600 rankings between 1 and 2 ms each minute: the median 1.5 ms; 10 a second; of one minute 150 / 600 degraded."""
     for title in (
-        "Latency of rankings", "Rankings and events", "Degraded and failed", "Freshness",
-        "Quality of each night's release", "Against the release then live", "Drift of features",
-    ):  # fmt: skip
+        "Latency of rankings",
+        "Rankings and events",
+        "Degraded and failed",
+        "Freshness",
+        "Quality of each night's release",
+        "Against the release then live",
+        "Drift of features",
+    ):
         expect(page.locator("figure.plot", has_text=title).locator("svg polyline").first).to_be_attached()
     latency = page.locator("figure.plot", has_text="Latency of rankings")
     expect(latency.locator(".latest")).to_have_text("p99 2.0 ms · median 1.5 ms")

@@ -35,12 +35,19 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{"event_id": f"e{n}", **usual, **row} for n, row in enumerate(rows)], EVENTS_SCHEMA)
 
 
-rows = st.fixed_dictionaries({
-    "event": st.sampled_from(KINDS), "user_id": st.sampled_from("uvw"), "item_id": st.sampled_from(["A", "B", "gone"]),
-    "timestamp": st.integers(0, 40).map(lambda k: k * DAY_US // 8), "request_id": st.sampled_from([None, "r1", "r2"]),
-    "position": st.sampled_from([None, 0, 3]), "value": st.sampled_from([None, 1.5]),
-    "session_id": st.sampled_from([None, "s1", "s2"]), "device": st.sampled_from([None, "mobile"]),
-})  # fmt: skip
+rows = st.fixed_dictionaries(
+    {
+        "event": st.sampled_from(KINDS),
+        "user_id": st.sampled_from("uvw"),
+        "item_id": st.sampled_from(["A", "B", "gone"]),
+        "timestamp": st.integers(0, 40).map(lambda k: k * DAY_US // 8),
+        "request_id": st.sampled_from([None, "r1", "r2"]),
+        "position": st.sampled_from([None, 0, 3]),
+        "value": st.sampled_from([None, 1.5]),
+        "session_id": st.sampled_from([None, "s1", "s2"]),
+        "device": st.sampled_from([None, "mobile"]),
+    }
+)
 
 
 def in_days(directory: Path, log: pa.Table, parts: int) -> Path:
@@ -214,8 +221,10 @@ def test_a_day_is_that_of_the_moment_in_utc() -> None:
     late = int(datetime(2026, 1, 31, 23, 59, 59, 999_999, UTC).timestamp() * 1e6)
     found = list(by_day(table([{"timestamp": late}, {"timestamp": late + 1}, {"timestamp": -1}]), EVENTS_FORM.moment))
     assert [(day_name("events", day, "x"), len(part)) for day, part in found] == [
-        ("events/date=1969-12-31/x", 1), ("events/date=2026-01-31/x", 1), ("events/date=2026-02-01/x", 1),
-    ]  # fmt: skip
+        ("events/date=1969-12-31/x", 1),
+        ("events/date=2026-01-31/x", 1),
+        ("events/date=2026-02-01/x", 1),
+    ]
     assert partitions.DAY_US == 86_400 * 10**6
 
 

@@ -84,8 +84,9 @@ def test_lists_without_a_click_are_good_enough_and_earlier_ones_may_be_none() ->
 def chances() -> dict[tuple[str, str], tuple[int, float]]:
     return {
         (f"r{g}", IDS[item]): (place, 0.5)
-        for g, items in enumerate(([3, 5, 7], [2, 4, 6])) for place, item in enumerate(items)
-    }  # fmt: skip
+        for g, items in enumerate(([3, 5, 7], [2, 4, 6]))
+        for place, item in enumerate(items)
+    }
 
 
 def test_a_list_without_all_its_propensities_is_left_out_whole() -> None:

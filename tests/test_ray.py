@@ -79,9 +79,11 @@ def engine(nodes: Nodes) -> Iterator[Ray]:
 
 def configured(workspace: Path) -> Config:
     return load(
-        None, workspace=workspace, ranker={"trees": 10, "min_data_in_leaf": 20},
+        None,
+        workspace=workspace,
+        ranker={"trees": 10, "min_data_in_leaf": 20},
         encoder={"epochs": 1, "budget_s": 600, "max_tokens": 16, "refreshes": 1},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,15 @@ def _tagged(tags: list[list[int]], names: int) -> Catalogue:
     none = np.zeros(n + 1, np.int32)
     start = np.concatenate(([0], np.cumsum([len(t) for t in tags]), [sum(map(len, tags))])).astype(np.int64)
     return replace(
-        make_catalogue(n), category=none, category_names=[], brand=none, brand_names=[], tag_start=start,
-        tag=np.array([t for of in tags for t in of], np.int32), tag_names=[f"style={k}" for k in range(names)],
-    )  # fmt: skip
+        make_catalogue(n),
+        category=none,
+        category_names=[],
+        brand=none,
+        brand_names=[],
+        tag_start=start,
+        tag=np.array([t for of in tags for t in of], np.int32),
+        tag_names=[f"style={k}" for k in range(names)],
+    )
 
 
 def _amounts(values: Values, item: int) -> dict[int, float]:
@@ -38,8 +44,11 @@ def test_words_are_letters_and_digits_without_regard_to_case_each_once() -> None
     words = Words.of(["Oak chair, OAK!", "oak_chair 2", "Oak-2 lamp", ""])
     assert words.distinct == 3
     assert [words.word[a:b].tolist() for a, b in zip(words.start[:-1], words.start[1:], strict=True)] == [
-        [0, 2], [0, 1, 2], [0, 1], [],
-    ]  # fmt: skip
+        [0, 2],
+        [0, 1, 2],
+        [0, 1],
+        [],
+    ]
 
 
 @given(st.lists(st.text(max_size=30), max_size=8))

@@ -46,9 +46,7 @@ def shop() -> Items:
     born[IDS.index("blue-18")] = AT + DAY
     near = Neighbours.none(n, 3)
     near.item[IDS.index("red-01"), 0], near.weight[IDS.index("red-01"), 0] = IDS.index("red-03"), 0.5
-    catalogue: Catalogue = replace(
-        items.catalogue, brand=brand, brand_names=["x", "y"], available_from=born
-    )  # fmt: skip
+    catalogue: Catalogue = replace(items.catalogue, brand=brand, brand_names=["x", "y"], available_from=born)
     return replace(items, catalogue=catalogue, neighbours=near)
 
 
@@ -151,9 +149,10 @@ def test_what_matches_a_query_is_retrieved_comes_first_and_says_so(client: httpx
         assert not matches or (of_query["contribution"] > 0 and "query_words" in item["sources"])
     ranked = recommended(client, route="rank", user_id="u", limit=12, query="bleu thing")
     assert [i.split("-")[0] for i in ids(ranked)] == ["blue"] * 10 + ["red"] * 2
-    assert recommended(client, user_id="u", limit=12, query=" ?! ")["items"] == recommended(
-        client, user_id="u", limit=12
-    )["items"]  # fmt: skip
+    assert (
+        recommended(client, user_id="u", limit=12, query=" ?! ")["items"]
+        == recommended(client, user_id="u", limit=12)["items"]
+    )
 
 
 def test_a_query_is_bounded_and_without_control_characters(client: httpx.Client) -> None:
@@ -219,8 +218,10 @@ def test_a_pinned_item_is_there_even_where_nothing_offers_it(client: httpx.Clien
 
 def test_what_explains_a_score_adds_up_to_it(client: httpx.Client) -> None:
     """base + the named features + all others + what rules added is the score, to 1e-9, on both routes."""
-    some = {"boost": [{"when": {"attribute": "category", "eq": "blue"}, "by": 0.5}],
-            "bury": [{"when": {"attribute": "price", "gt": 5}, "by": 0.25}]}  # fmt: skip
+    some = {
+        "boost": [{"when": {"attribute": "category", "eq": "blue"}, "by": 0.5}],
+        "bury": [{"when": {"attribute": "price", "gt": 5}, "by": 0.25}],
+    }
     for route in ("rank", "recommend"):
         for given in (None, some):
             answer = recommended(client, route=route, user_id="u", limit=19, explain=True, rules=given)
@@ -256,26 +257,46 @@ def test_every_rule_that_did_something_is_said(client: httpx.Client) -> None:
 
 
 BAD: list[tuple[Any, int, str | None, str]] = [
-    ({"filter": {"attribute": "colour", "eq": "red"}}, 422, "rules.filter.attribute",
-     "'colour' is no attribute; there are item_id, hue, net weight, category, brand, price, available_from"),
-    ({"filter": {"attribute": "price", "lte": "cheap"}}, 422, "rules.filter.lte",
-     "'price' is a number; 'cheap' is text"),
+    (
+        {"filter": {"attribute": "colour", "eq": "red"}},
+        422,
+        "rules.filter.attribute",
+        "'colour' is no attribute; there are item_id, hue, net weight, category, brand, price, available_from",
+    ),
+    (
+        {"filter": {"attribute": "price", "lte": "cheap"}},
+        422,
+        "rules.filter.lte",
+        "'price' is a number; 'cheap' is text",
+    ),
     ({"filter": {"attribute": "price", "like": "x"}}, 422, "rules.filter.like", "Object contains unknown field `like`"),
-    ({"filter": {"attribute": "price", "lte": True}}, 422, "rules.filter.lte",
-     "Expected `float | str | null`, got `bool`"),
+    (
+        {"filter": {"attribute": "price", "lte": True}},
+        422,
+        "rules.filter.lte",
+        "Expected `float | str | null`, got `bool`",
+    ),
     ({"filter": "price < 5"}, 422, "rules.filter", "Expected `object | null`, got `str`"),
     ({"filter": {"all": []}}, 422, "rules.filter.all", "Expected `array` of length >= 1"),
-    ({"boost": [{"when": {"attribute": "price", "lt": 5}, "by": -1}]}, 422, "rules.boost[0].by",
-     "Expected `float` > 0"),
+    (
+        {"boost": [{"when": {"attribute": "price", "lt": 5}, "by": -1}]},
+        422,
+        "rules.boost[0].by",
+        "Expected `float` > 0",
+    ),
     ({"boost": [{"when": {"attribute": "price", "lt": 5}, "by": 1e999}]}, 400, None, "JSON is malformed"),
-    ({"cap": [{"attribute": "price", "most": 2}]}, 422, "rules.cap[0].attribute",
-     "'price' is a number; name an attribute of text: hue, category, brand"),
+    (
+        {"cap": [{"attribute": "price", "most": 2}]},
+        422,
+        "rules.cap[0].attribute",
+        "'price' is a number; name an attribute of text: hue, category, brand",
+    ),
     ({"cap": [{"attribute": "brand", "most": 1}] * 9}, 422, "rules.cap", "Expected `array` of length <= 8"),
     ({"exclude": [{"events": ["bought"]}]}, 422, "rules.exclude[0].events[0]", "Invalid enum value 'bought'"),
     ({"diversity": {"lambda": 1.5}}, 422, "rules.diversity.lambda", "Expected `float` <= 1.0"),
     ({"pin": [{"item_id": "a", "position": -1}]}, 422, "rules.pin[0].position", "Expected `int` >= 0"),
     ({"eval": "__import__('os')"}, 422, "rules.eval", "Object contains unknown field `eval`"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("bad", "status", "field", "why"), BAD)
@@ -290,9 +311,14 @@ def test_a_bad_rule_is_refused_by_its_path(
 
 @pytest.mark.parametrize(
     ("body", "field"),
-    [({"limit": 0}, "limit"), ({"limit": 501}, "limit"), ({"candidates": ["a"]}, "candidates"),
-     ({"user_id": "a\u0000"}, "user_id"), ({"rules": []}, "rules")],
-)  # fmt: skip
+    [
+        ({"limit": 0}, "limit"),
+        ({"limit": 501}, "limit"),
+        ({"candidates": ["a"]}, "candidates"),
+        ({"user_id": "a\u0000"}, "user_id"),
+        ({"rules": []}, "rules"),
+    ],
+)
 def test_a_bad_field_of_a_recommendation_is_named(client: httpx.Client, body: Any, field: str) -> None:
     assert refused(client.post("/v1/recommend", json=body), 422)["field"] == field
 
@@ -310,7 +336,7 @@ def test_rules_of_the_configuration_hold_for_every_list(url: str, released: Path
     config = ServiceConfig.model_validate(
         FAST.model_dump()
         | {"rules": {"filter": {"attribute": "hue", "has": "blue"}, "cap": [{"attribute": "brand", "most": 2}]}}
-    )  # fmt: skip
+    )
     with served(url, config, released, clock=lambda: AT) as client:
         ready(client)
         for route in ("rank", "recommend"):

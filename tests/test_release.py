@@ -43,11 +43,20 @@ def planted_items(n: int = 20) -> Items:
     vectors[np.arange(n), colour] += 1
     category = np.append(colour, 2).astype(np.int32)
     catalogue = Catalogue(
-        ids, [f"A {i} thing" for i in ids], np.append(rng.uniform(1, 9, n), np.nan), category, list(COLOURS),
-        np.zeros(n + 1, np.int32), [], np.append(np.full(n, CUT_OFF - 9e6), np.nan),
-        np.append(rng.uniform(0, 1, n), np.nan)[:, None], ["net weight"],
-        np.append(np.arange(n + 1), n), colour, ["hue=blue", "hue=red"],
-    )  # fmt: skip
+        ids,
+        [f"A {i} thing" for i in ids],
+        np.append(rng.uniform(1, 9, n), np.nan),
+        category,
+        list(COLOURS),
+        np.zeros(n + 1, np.int32),
+        [],
+        np.append(np.full(n, CUT_OFF - 9e6), np.nan),
+        np.append(rng.uniform(0, 1, n), np.nan)[:, None],
+        ["net weight"],
+        np.append(np.arange(n + 1), n),
+        colour,
+        ["hue=blue", "hue=red"],
+    )
     state = ItemState.empty(category, len(COLOURS))
     m = 200
     state.apply(
@@ -57,9 +66,15 @@ def planted_items(n: int = 20) -> Items:
     factors = np.vstack([rng.normal(size=(n, 4)), np.zeros((1, 4))]).astype(np.float32)
     segments = Segments(rng.normal(size=(3, 4)).astype(np.float32), np.log(np.full(3, 1 / 3, np.float32)))
     return Items(
-        catalogue, Vectors.quantise(vectors), prior, Neighbours.none(n, 3), state, factors=factors, segments=segments,
+        catalogue,
+        Vectors.quantise(vectors),
+        prior,
+        Neighbours.none(n, 3),
+        state,
+        factors=factors,
+        segments=segments,
         words=Vocabulary.build(catalogue, vectors),
-    )  # fmt: skip
+    )
 
 
 def planted_model(items: Items, seed: int = 0, sign: float = 1.0) -> str:
@@ -90,12 +105,17 @@ def publish(root: Path, items: Items | None = None, **changed: Any) -> Path:
     """A planted release under `root`."""
     items = items or planted_items()
     given: dict[str, Any] = {
-        "items": items, "model_text": changed.pop("model_text", None) or planted_model(items),
-        "item_columns": columns(items), "encoder_dir": None, "encoder_fingerprint": "f00d",
-        "cut_off": CUT_OFF, "window": {"ranker": [CUT_OFF - 9e5, CUT_OFF]},
+        "items": items,
+        "model_text": changed.pop("model_text", None) or planted_model(items),
+        "item_columns": columns(items),
+        "encoder_dir": None,
+        "encoder_fingerprint": "f00d",
+        "cut_off": CUT_OFF,
+        "window": {"ranker": [CUT_OFF - 9e5, CUT_OFF]},
         "metrics": {"ndcg@10": np.float64(0.5), "lists": np.int64(7), "cold": float("nan")},
-        "parent": None, "created_at": CUT_OFF + 60,
-    }  # fmt: skip
+        "parent": None,
+        "created_at": CUT_OFF + 60,
+    }
     return write(root, **(given | changed))
 
 
@@ -117,9 +137,12 @@ def copy(made: Path, tmp_path: Path) -> Path:
 def test_a_loaded_release_gives_the_very_rows_and_scores_it_was_made_of(made: Path, model: str) -> None:
     items, release = planted_items(), load(made)
     history = History(
-        np.array([3, -1], np.int32), np.array([2, 4], np.int8), CUT_OFF - np.array([5.0, 60.0]),
-        np.array([3, 4], np.int32), CUT_OFF - np.array([6.0, 6.0]),
-    )  # fmt: skip
+        np.array([3, -1], np.int32),
+        np.array([2, 4], np.int8),
+        CUT_OFF - np.array([5.0, 60.0]),
+        np.array([3, 4], np.int32),
+        CUT_OFF - np.array([6.0, 6.0]),
+    )
     candidates = np.array([0, 5, -1, 19], np.int32)
     expected = rows(items, history, candidates, CUT_OFF + 10)
     found = rows(release.items, history, candidates, CUT_OFF + 10)
@@ -216,8 +239,7 @@ def flip(path: Path) -> None:
 def test_a_changed_byte_stops_with_both_checksums(copy: Path, name: str) -> None:
     flip(copy / name)
     with pytest.raises(
-        ReleaseError,
-        match=rf"{name} has SHA-256 [0-9a-f]{{64}}, the manifest says [0-9a-f]{{64}}: copy",
+        ReleaseError, match=rf"{name} has SHA-256 [0-9a-f]{{64}}, the manifest says [0-9a-f]{{64}}: copy"
     ):
         load(copy)
 

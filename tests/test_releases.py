@@ -70,9 +70,11 @@ def test_every_change_leaves_a_line_beside_the_releases_and_in_redis(
     releases.rollback(tmp_path, store, "clicks fell")
     lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [(n["action"], n["release"], n["before"]) for n in lines] == [
-        ("publish", three[0], None), ("publish", three[1], three[0]), ("publish", three[2], three[1]),
+        ("publish", three[0], None),
+        ("publish", three[1], three[0]),
+        ("publish", three[2], three[1]),
         ("rollback", three[1], three[2]),
-    ]  # fmt: skip
+    ]
     assert lines[-1]["reason"] == "clicks fell"
     assert all("@" in line["by"] and line["at"] for line in lines)
     assert [json.loads(line) for line in store.audited()] == lines

@@ -18,8 +18,12 @@ from features.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay
 
 MOMENTS = [d * DAY for d in (0.0, 1.0, 3.0, 5.0, 5.0, 8.0)]
-LISTS = make_lists(MOMENTS, [0, 1, 2, 0, 1, 0], [[0, 3, 5], [1, -1], [2], [11, 0], [], [4, 5, 6, 7]],
-                   [Device.MOBILE, NO_DEVICE, Device.APP, Device.TABLET, NO_DEVICE, Device.OTHER])  # fmt: skip
+LISTS = make_lists(
+    MOMENTS,
+    [0, 1, 2, 0, 1, 0],
+    [[0, 3, 5], [1, -1], [2], [11, 0], [], [4, 5, 6, 7]],
+    [Device.MOBILE, NO_DEVICE, Device.APP, Device.TABLET, NO_DEVICE, Device.OTHER],
+)
 
 
 @given(logs())

@@ -55,50 +55,80 @@ def full() -> dict[str, Any]:
         "release": "r-7",
         "level": 0.95,
         "data": {
-            "items": 4213, "events": 1284551, "users": 9120, "lists": 42110, "lists_source": "logged",
-            "lists_without_gain": 18210, "from": window["from"], "to": window["to"], "notes": ["seed 7"],
+            "items": 4213,
+            "events": 1284551,
+            "users": 9120,
+            "lists": 42110,
+            "lists_source": "logged",
+            "lists_without_gain": 18210,
+            "from": window["from"],
+            "to": window["to"],
+            "notes": ["seed 7"],
         },
         "windows": dict.fromkeys(("encoder", "ranker", "validation", "test"), window),
         "encoder": {
-            "model": "MiniLM", "mode": "full", "stopped_by": "budget", "examples": 900,
+            "model": "MiniLM",
+            "mode": "full",
+            "stopped_by": "budget",
+            "examples": 900,
             "curve": [{"epoch": i, "loss": 3.0 - i, "recall@50": 0.3 + i / 10, "ndcg@10": 0.1} for i in range(3)],
         },
         "ranker": {
-            "trees": 2, "curve": [0.5, 0.6, 0.58],
+            "trees": 2,
+            "curve": [0.5, 0.6, 0.58],
             "importance": [[f"feature_{i}", f"meaning {i}", 100.0 - i] for i in range(25)],
         },
-        **scored({
-            name: {part: {"lists": 1568, "ndcg@10": m, "mrr": m} for part in ("all", "cold_users")}
-            for name, m in means.items()
-        }),
+        **scored(
+            {
+                name: {part: {"lists": 1568, "ndcg@10": m, "mrr": m} for part in ("all", "cold_users")}
+                for name, m in means.items()
+            }
+        ),
         "comparisons": [
-            compared("popularity", 0.1, 0.01), compared("item_click_rate", 0.05, 0.01), compared("text", 0.08, 0.09),
+            compared("popularity", 0.1, 0.01),
+            compared("item_click_rate", 0.05, 0.01),
+            compared("text", 0.08, 0.09),
             compared("popularity", 0.03, 0.04, "cold_users"),
         ],
         "examples": [{"user": "u1", "liked": ["Sock"], "before": [["Pan", "sold"]], "after": [["Boot", "like Sock"]]}],
-        "quality": [
-            ["events.csv", "accepted", "", 388], ["events.csv", "quarantined", "timestamp in the future", 12],
-        ],
+        "quality": [["events.csv", "accepted", "", 388], ["events.csv", "quarantined", "timestamp in the future", 12]],
         "calibration": {"error": 0.01, "bins": [{"predicted": 0.1, "observed": 0.09, "rows": 9}] * 2},
         "learning_curve": [{"lists": n, "ndcg@10": 0.5, "low": 0.4, "high": 0.6} for n in (100, 200)],
         "small_slices": ["cold_users"],
         "staleness": [
-            {"days": d, "lists": 90, "ndcg@10": 0.5, "low": 0.4, "high": 0.6, "lost": 0.01 * d, "lost_low": 0.0,
-             "lost_high": 0.1} for d in (0, 7)
+            {
+                "days": d,
+                "lists": 90,
+                "ndcg@10": 0.5,
+                "low": 0.4,
+                "high": 0.6,
+                "lost": 0.01 * d,
+                "lost_low": 0.0,
+                "lost_high": 0.1,
+            }
+            for d in (0, 7)
         ],
         "explanation": {
-            "rows": 3, "groups": [{"group": "price", "features": 1, "mean_abs": 0.2}],
-            "features": [{
-                "name": "item_price", "about": "price", "group": "price", "mean_abs": 0.2,
-                "points": [[0.2, 0.9], [-0.2, 0.1], [0.1, None]],
-            }],
+            "rows": 3,
+            "groups": [{"group": "price", "features": 1, "mean_abs": 0.2}],
+            "features": [
+                {
+                    "name": "item_price",
+                    "about": "price",
+                    "group": "price",
+                    "mean_abs": 0.2,
+                    "points": [[0.2, 0.9], [-0.2, 0.1], [0.1, None]],
+                }
+            ],
         },
         "off_policy": {
-            "k": 10, "lists": 900, "left_out": 3,
+            "k": 10,
+            "lists": 900,
+            "left_out": 3,
             "systems": {s: dict.fromkeys(("ips", "snips", "doubly_robust"), estimate) | {"truth": 1.02} for s in means},
         },
         "steps": [{"name": "train_encoder", "seconds": 121.3, "peak_mb": 1810.0}],
-    }  # fmt: skip
+    }
 
 
 class Page(HTMLParser):
@@ -304,12 +334,21 @@ def test_the_twenty_strongest_features_are_drawn_and_all_are_listed(page: str) -
 @pytest.mark.parametrize("how", ["absent", "none", "empty"])
 def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
     heads = {
-        "comparisons": "What is gained", "encoder": "Text encoder", "ranker": "Ranker", "examples": "Lists before",
-        "steps": "The run", "data": "lists without a gain", "windows": "Windows", "quality": "every row read",
-        "calibration": "Calibration", "learning_curve": "Learning curve", "explanation": "What the ranker goes by",
-        "off_policy": "What it would be worth if shown", "small_slices": "Slices with a star",
+        "comparisons": "What is gained",
+        "encoder": "Text encoder",
+        "ranker": "Ranker",
+        "examples": "Lists before",
+        "steps": "The run",
+        "data": "lists without a gain",
+        "windows": "Windows",
+        "quality": "every row read",
+        "calibration": "Calibration",
+        "learning_curve": "Learning curve",
+        "explanation": "What the ranker goes by",
+        "off_policy": "What it would be worth if shown",
+        "small_slices": "Slices with a star",
         "staleness": "What age costs",
-    }  # fmt: skip
+    }
     evaluation = full()
     assert heads[missing] in Page(report.render(evaluation)).words
     if how == "absent":

@@ -74,9 +74,7 @@ def test_the_sources_take_turns_and_an_item_is_the_first_ones_that_offered_it() 
     base = shop([1, 1, 1, 1, 5, 1], {3: 4})
     near = Neighbours(np.full((7, 1), -1, np.int32), np.zeros((7, 1), np.float32))
     near.item[0], near.weight[0] = 1, 0.5
-    items = with_text(
-        replace(base, neighbours=near), [[1, 0], [-1, 0], [0.8, 0.6], [-1, 0], [-1, 0], [-1, 0]]
-    )  # fmt: skip
+    items = with_text(replace(base, neighbours=near), [[1, 0], [-1, 0], [0.8, 0.6], [-1, 0], [-1, 0], [-1, 0]])
     found = retrieve(items, liked(0), NOW, 5)
     assert found.item.tolist() == [0, 1, 3, 4, 2]
     assert [SOURCES[s] for s in found.source] == ["again", "co_occurrence", "popular", "new", "text"]
@@ -113,9 +111,10 @@ def test_popularity_counts_engagements_of_late_and_no_impressions() -> None:
     """Two clicks a week ago, at a half-life of a week, are 2 * 1/2; impressions are none."""
     items = shop()
     items.state.apply(
-        np.array([0, 0, 1], np.int32), np.array([Kind.CLICK, Kind.CART, Kind.IMPRESSION], np.int8),
+        np.array([0, 0, 1], np.int32),
+        np.array([Kind.CLICK, Kind.CART, Kind.IMPRESSION], np.int8),
         np.full(3, NOW - 7 * DAY),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(popularity(items, np.array([0, 1, -1], np.int32), NOW), [2 * 0.5, 0, 0])
 
 

@@ -37,9 +37,12 @@ def planted() -> Items:
     """Twelve items: category a, b, c in turn; brand x, y in turn, item 1 without brand, price and date."""
     catalogue = make_catalogue(N)
     return Items(
-        catalogue, Vectors.quantise(make_vectors(N)), np.full(N + 1, np.nan, np.float32), Neighbours.none(N),
+        catalogue,
+        Vectors.quantise(make_vectors(N)),
+        np.full(N + 1, np.nan, np.float32),
+        Neighbours.none(N),
         ItemState.empty(catalogue.category, 3),
-    )  # fmt: skip
+    )
 
 
 ITEMS = planted()
@@ -84,10 +87,12 @@ def admitted(condition: Any) -> list[int]:
 def history(*done: tuple[int, Kind, float], shown: tuple[tuple[int, float], ...] = ()) -> History:
     """Done: (item, kind, days before NOW)."""
     return History(
-        np.array([d[0] for d in done], np.int32), np.array([d[1] for d in done], np.int8),
+        np.array([d[0] for d in done], np.int32),
+        np.array([d[1] for d in done], np.int8),
         NOW - DAY * np.array([d[2] for d in done], np.float64),
-        np.array([s[0] for s in shown], np.int32), NOW - DAY * np.array([s[1] for s in shown], np.float64),
-    )  # fmt: skip
+        np.array([s[0] for s in shown], np.int32),
+        NOW - DAY * np.array([s[1] for s in shown], np.float64),
+    )
 
 
 C = ITEMS.catalogue
@@ -118,7 +123,7 @@ CONDITIONS: list[tuple[Any, list[int]]] = [
     ({"all": [{"attribute": "category", "eq": "a"}, {"attribute": "brand", "eq": "x"}]}, [0, 6]),
     ({"any": [{"attribute": "category", "eq": "a"}, {"attribute": "brand", "eq": "x"}]}, [0, 2, 3, 4, 6, 8, 9, 10]),
     ({"all": [{"any": [{"attribute": "category", "eq": "a"}]}, {"not": {"attribute": "brand", "eq": "x"}}]}, [3, 9]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("condition", "rows"), CONDITIONS)
@@ -129,30 +134,54 @@ def test_a_condition_admits_what_it_says(condition: Any, rows: list[int]) -> Non
 
 WRONG: list[tuple[Any, str, str]] = [
     ({}, "rules.filter", "has none of all, any, not, attribute; give exactly one"),
-    ({"all": [{"attribute": "price", "lt": 1}], "any": [{"attribute": "price", "lt": 1}]}, "rules.filter",
-     "has all, any of all, any, not, attribute; give exactly one"),
-    ({"attribute": "price"}, "rules.filter",
-     "compares 'price' with nothing; add one of eq, in, has, lt, lte, gt, gte, missing"),
+    (
+        {"all": [{"attribute": "price", "lt": 1}], "any": [{"attribute": "price", "lt": 1}]},
+        "rules.filter",
+        "has all, any of all, any, not, attribute; give exactly one",
+    ),
+    (
+        {"attribute": "price"},
+        "rules.filter",
+        "compares 'price' with nothing; add one of eq, in, has, lt, lte, gt, gte, missing",
+    ),
     ({"not": {"attribute": "price", "lt": 1}, "lt": 5}, "rules.filter.lt", "lt without an attribute; add `attribute`"),
-    ({"any": [{"attribute": "price", "lt": 1}, {"attribute": "hue", "eq": "red"}]}, "rules.filter.any[1].attribute",
-     "'hue' is no attribute; there are item_id, style, use, stars, released, category, brand, price, available_from"),
+    (
+        {"any": [{"attribute": "price", "lt": 1}, {"attribute": "hue", "eq": "red"}]},
+        "rules.filter.any[1].attribute",
+        "'hue' is no attribute; there are item_id, style, use, stars, released, category, brand, price, available_from",
+    ),
     ({"not": {"attribute": "price", "lte": "cheap"}}, "rules.filter.not.lte", "'price' is a number; 'cheap' is text"),
     ({"attribute": "stars", "in": [4, "5"]}, "rules.filter.in[1]", "'stars' is a number; '5' is text"),
-    ({"attribute": "price", "has": "5"}, "rules.filter.has",
-     "'price' is a number, which has no values in it; use eq, in, lt, lte, gt or gte"),
+    (
+        {"attribute": "price", "has": "5"},
+        "rules.filter.has",
+        "'price' is a number, which has no values in it; use eq, in, lt, lte, gt or gte",
+    ),
     ({"attribute": "brand", "eq": 5}, "rules.filter.eq", "'brand' is text; 5 is a number"),
     ({"attribute": "style", "in": ["1", 2.5]}, "rules.filter.in[1]", "'style' is text; 2.5 is a number"),
-    ({"attribute": "brand", "lt": "x"}, "rules.filter.lt",
-     "'brand' is text, which lt cannot order; use eq, in, has or missing"),
-    ({"attribute": "released", "lt": "soon"}, "rules.filter.lt",
-     "'released' is a date; 'soon' is neither ISO 8601, as 2025-01-31, nor now, now-30d, now+12h"),
+    (
+        {"attribute": "brand", "lt": "x"},
+        "rules.filter.lt",
+        "'brand' is text, which lt cannot order; use eq, in, has or missing",
+    ),
+    (
+        {"attribute": "released", "lt": "soon"},
+        "rules.filter.lt",
+        "'released' is a date; 'soon' is neither ISO 8601, as 2025-01-31, nor now, now-30d, now+12h",
+    ),
     ({"attribute": "item_id", "lt": "i5"}, "rules.filter.lt", "an item_id is compared by eq and in, not by lt"),
     ({"attribute": "item_id", "eq": 5}, "rules.filter.eq", "an item_id is text; 5 is a number"),
-    ({"all": [{"all": [{"attribute": "price", "lt": 1}] * 150}] * 2}, "rules.filter.all[1].all[47]",
-     "more than 200 conditions in all rules: say it with fewer"),
-    ({"any": [{"attribute": "price", "in": [1] * 600}, {"attribute": "stars", "in": [2] * 401}]}, "rules.filter.any[1]",
-     "more than 1000 values of `in` in all rules: say it with fewer"),
-]  # fmt: skip
+    (
+        {"all": [{"all": [{"attribute": "price", "lt": 1}] * 150}] * 2},
+        "rules.filter.all[1].all[47]",
+        "more than 200 conditions in all rules: say it with fewer",
+    ),
+    (
+        {"any": [{"attribute": "price", "in": [1] * 600}, {"attribute": "stars", "in": [2] * 401}]},
+        "rules.filter.any[1]",
+        "more than 1000 values of `in` in all rules: say it with fewer",
+    ),
+]
 
 
 @pytest.mark.parametrize(("condition", "path", "why"), WRONG)
@@ -186,8 +215,13 @@ def test_a_filter_takes_out_before_anything_else_and_says_how_many() -> None:
 
 
 def test_what_was_bought_or_seen_is_excluded_within_the_days() -> None:
-    known = history((0, Kind.PURCHASE, 5), (1, Kind.PURCHASE, 40), (2, Kind.CLICK, 1), (-1, Kind.PURCHASE, 1),
-                    shown=((3, 1), (4, 20)))  # fmt: skip
+    known = history(
+        (0, Kind.PURCHASE, 5),
+        (1, Kind.PURCHASE, 40),
+        (2, Kind.CLICK, 1),
+        (-1, Kind.PURCHASE, 1),
+        shown=((3, 1), (4, 20)),
+    )
     for exclude, gone in (
         ({"events": ["purchase"]}, [0, 1]),
         ({"events": ["purchase"], "within_days": 30}, [0]),
@@ -335,26 +369,34 @@ conditions = st.recursive(
         st.fixed_dictionaries({"attribute": st.sampled_from(["price", "style", "stars"]), "missing": st.booleans()}),
     ),
     lambda c: st.one_of(
-        st.fixed_dictionaries({"not": c}), st.fixed_dictionaries({"all": st.lists(c, min_size=1, max_size=3)}),
+        st.fixed_dictionaries({"not": c}),
+        st.fixed_dictionaries({"all": st.lists(c, min_size=1, max_size=3)}),
         st.fixed_dictionaries({"any": st.lists(c, min_size=1, max_size=3)}),
     ),
     max_leaves=4,
-)  # fmt: skip
+)
 lifts = st.lists(st.fixed_dictionaries({"when": conditions, "by": st.floats(0.01, 100)}), max_size=2)
 any_rules = st.fixed_dictionaries(
     {},
     optional={
-        "filter": conditions, "boost": lifts, "bury": lifts,
+        "filter": conditions,
+        "boost": lifts,
+        "bury": lifts,
         "exclude": st.just([{"events": ["click"]}]),
-        "cap": st.lists(st.fixed_dictionaries(
-            {"attribute": st.sampled_from(["category", "brand", "style"]), "most": st.integers(1, 3)}), max_size=2),
+        "cap": st.lists(
+            st.fixed_dictionaries(
+                {"attribute": st.sampled_from(["category", "brand", "style"]), "most": st.integers(1, 3)}
+            ),
+            max_size=2,
+        ),
         "diversity": st.fixed_dictionaries({"lambda": st.floats(0, 1), "pool": st.integers(1, 12)}),
         "pin": st.lists(
             st.fixed_dictionaries({"item_id": st.sampled_from([*IDS, "other"]), "position": st.integers(0, 14)}),
-            max_size=3, unique_by=(lambda p: p["item_id"], lambda p: p["position"]),
+            max_size=3,
+            unique_by=(lambda p: p["item_id"], lambda p: p["position"]),
         ),
     },
-)  # fmt: skip
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -398,14 +440,24 @@ def test_no_rules_are_no_plan() -> None:
 def test_rules_of_the_request_follow_those_of_the_configuration() -> None:
     """All filters hold; a place or a pinned item that both name is the request's; so is the diversity."""
     standing = Plan.of(
-        rules(filter={"attribute": "category", "in": ["a", "b"]}, diversity={"lambda": 0.1},
-              pin=[{"item_id": "i010", "position": 0}, {"item_id": "i009", "position": 5},
-                   {"item_id": "i004", "position": 7}]),
-        ATTRIBUTES, "serving.rules",
-    )  # fmt: skip
+        rules(
+            filter={"attribute": "category", "in": ["a", "b"]},
+            diversity={"lambda": 0.1},
+            pin=[
+                {"item_id": "i010", "position": 0},
+                {"item_id": "i009", "position": 5},
+                {"item_id": "i004", "position": 7},
+            ],
+        ),
+        ATTRIBUTES,
+        "serving.rules",
+    )
     assert standing is not None
-    asked = plan(filter={"attribute": "brand", "eq": "x"}, diversity={"lambda": 1.0},
-                 pin=[{"item_id": "i006", "position": 0}, {"item_id": "i004", "position": 1}])  # fmt: skip
+    asked = plan(
+        filter={"attribute": "brand", "eq": "x"},
+        diversity={"lambda": 1.0},
+        pin=[{"item_id": "i006", "position": 0}, {"item_id": "i004", "position": 1}],
+    )
     both = standing.then(asked)
     assert [p.item_id for _, p in both.pins] == ["i009", "i006", "i004"]
     assert both.diversity is not None
@@ -436,7 +488,7 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(words, x),
     max_leaves=10,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=80, deadline=None)

@@ -71,12 +71,29 @@ def resident_bytes() -> int:
 
 
 SHAPES: list[Any] = [
-    b"", b"null", b"[]", b"{}", b"[[]]", b"{" * 5000, b"[" * 50_000, b'"' + b"a" * 100_000, b"\xff\xfe", b"\x00" * 1000,
-    b'{"limit":' + b"9" * 5000 + b"}", b'{"limit":1e999}', b'{"user_id":"\\ud800"}', b'{"candidates":["\\u0000"]}',
-    b'{"user_id":"a","user_id":"b"}', b" " * 100_000 + b"{}", json.dumps({"candidates": ["\U0010ffff" * 256] * 1000}),
-    json.dumps({"candidates": EVERY * 50}), json.dumps([click()] * 1001), json.dumps([click(event_id="e" * 256)] * 9),
-    json.dumps({"x" * 10_000: 1}), b'{"timestamp":"' + b"9" * 10_000 + b'"}',
-]  # fmt: skip
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b"[[]]",
+    b"{" * 5000,
+    b"[" * 50_000,
+    b'"' + b"a" * 100_000,
+    b"\xff\xfe",
+    b"\x00" * 1000,
+    b'{"limit":' + b"9" * 5000 + b"}",
+    b'{"limit":1e999}',
+    b'{"user_id":"\\ud800"}',
+    b'{"candidates":["\\u0000"]}',
+    b'{"user_id":"a","user_id":"b"}',
+    b" " * 100_000 + b"{}",
+    json.dumps({"candidates": ["\U0010ffff" * 256] * 1000}),
+    json.dumps({"candidates": EVERY * 50}),
+    json.dumps([click()] * 1001),
+    json.dumps([click(event_id="e" * 256)] * 9),
+    json.dumps({"x" * 10_000: 1}),
+    b'{"timestamp":"' + b"9" * 10_000 + b'"}',
+]
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(EVERY),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
@@ -105,10 +122,20 @@ def test_any_body_at_all_is_answered_with_what_was_asked_or_a_problem(
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/similar/%00", "/v1/similar/%FF%FE", "/v1/similar/" + "a" * 20_000, "/v1/similar/..%2f..%2fetc",
-             "/v1/similar/%0a", "/v1/similar/?limit=1e9", "/v1/similar/red-01?limit=1&limit=2", "/v1//rank", "/%",
-             "/v1/rank/"]
-)  # fmt: skip
+    "path",
+    [
+        "/v1/similar/%00",
+        "/v1/similar/%FF%FE",
+        "/v1/similar/" + "a" * 20_000,
+        "/v1/similar/..%2f..%2fetc",
+        "/v1/similar/%0a",
+        "/v1/similar/?limit=1e9",
+        "/v1/similar/red-01?limit=1&limit=2",
+        "/v1//rank",
+        "/%",
+        "/v1/rank/",
+    ],
+)
 def test_a_strange_path_is_a_problem_too(client: httpx.Client, path: str) -> None:
     for method in ("GET", "POST", "DELETE", "PUT", "HEAD", "TRACE"):
         answer = client.request(method, path)

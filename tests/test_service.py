@@ -47,9 +47,12 @@ TEXT_OF_FIELDS = "See /docs for the fields and their types."
 
 @contextlib.contextmanager
 def served(
-    redis_url: str, config: ServiceConfig = FAST, release: Path | None = None,
-    clock: Callable[[], float] | None = time.time, good: Keys | None = None,
-) -> Iterator[httpx.Client]:  # fmt: skip
+    redis_url: str,
+    config: ServiceConfig = FAST,
+    release: Path | None = None,
+    clock: Callable[[], float] | None = time.time,
+    good: Keys | None = None,
+) -> Iterator[httpx.Client]:
     """A client of the service, which runs in a thread."""
     app = create_app(config, redis_url, release=release, clock=clock, good=good)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -239,9 +242,19 @@ def test_a_late_event_takes_its_place_in_the_list(client: httpx.Client, url: str
 
 @pytest.mark.parametrize(
     ("event", "kind"),
-    [("impression", 0), ("view_item_list", 0), ("view", 1), ("view_item", 1), ("click", 2), ("select_item", 2),
-     ("cart", 3), ("add_to_cart", 3), ("purchase", 4), ("rating", 5)],
-)  # fmt: skip
+    [
+        ("impression", 0),
+        ("view_item_list", 0),
+        ("view", 1),
+        ("view_item", 1),
+        ("click", 2),
+        ("select_item", 2),
+        ("cart", 3),
+        ("add_to_cart", 3),
+        ("purchase", 4),
+        ("rating", 5),
+    ],
+)
 def test_events_come_in_our_names_or_those_of_ga4(client: httpx.Client, url: str, event: str, kind: int) -> None:
     assert client.post("/v1/events", json=click() | {"event": event}).json()["accepted"] == 1
     with BulkStore(url) as store:
@@ -250,9 +263,15 @@ def test_events_come_in_our_names_or_those_of_ga4(client: httpx.Client, url: str
 
 @pytest.mark.parametrize(
     "timestamp",
-    [1_700_000_123.456789, 1_700_000_123_456.789, 1_700_000_123_456_789, "2023-11-14T22:15:23.456789Z",
-     "2023-11-14T23:15:23.456789+01:00", "2023-11-14 22:15:23.456789"],
-)  # fmt: skip
+    [
+        1_700_000_123.456789,
+        1_700_000_123_456.789,
+        1_700_000_123_456_789,
+        "2023-11-14T22:15:23.456789Z",
+        "2023-11-14T23:15:23.456789+01:00",
+        "2023-11-14 22:15:23.456789",
+    ],
+)
 def test_a_time_may_be_written_in_many_ways(client: httpx.Client, url: str, timestamp: float | str) -> None:
     client.post("/v1/events", json=click(timestamp=timestamp))
     with BulkStore(url) as store:
@@ -287,8 +306,12 @@ def test_a_clock_a_little_ahead_is_taken_as_now_and_one_far_ahead_is_refused(cli
 
 
 BAD_EVENTS: list[tuple[Any, str | None, str]] = [
-    (click() | {"event": "bought"}, "event", "'bought' is none of impression, view, click, cart, purchase, rating, "
-     "view_item_list, select_item, view_item, add_to_cart"),
+    (
+        click() | {"event": "bought"},
+        "event",
+        "'bought' is none of impression, view, click, cart, purchase, rating, "
+        "view_item_list, select_item, view_item, add_to_cart",
+    ),
     ({"event": "click", "item_id": "i"}, "user_id", "Object missing required field `user_id`"),
     (click(""), "item_id", "Expected `str` of length >= 1"),
     (click("i" * 257), "item_id", "Expected `str` of length <= 256"),
@@ -306,12 +329,15 @@ BAD_EVENTS: list[tuple[Any, str | None, str]] = [
     (click(position=-1), "position", "Expected `int` >= 0"),
     (click(value="9"), "value", "Expected `float | null`, got `str`"),
     (click(timestamp="yesterday"), "timestamp", "'yesterday' is not ISO 8601, as 2025-01-31T12:00:00Z"),
-    (click(timestamp=12345), "timestamp",
-     "12345 is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286"),
+    (
+        click(timestamp=12345),
+        "timestamp",
+        "12345 is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286",
+    ),
     (click(timestamp=True), "timestamp", "Expected `float | str | null`, got `bool`"),
     (5, None, "Expected `object`, got `int`"),
     ([], None, "Expected `object`, got `array`"),
-]  # fmt: skip
+]
 
 
 def test_each_bad_event_is_rejected_on_its_own_with_field_and_reason(client: httpx.Client) -> None:
@@ -655,10 +681,13 @@ def test_importing_the_service_loads_nothing_of_the_night() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "why"),
-    [("max_candidates", 5001, "less than or equal to 5000"), ("port", 0, "greater than or equal to 1"),
-     ("redis_timeout_s", float("nan"), "less than or equal to 30"),
-     ("redis_url", "x", "Extra inputs are not permitted")],
-)  # fmt: skip
+    [
+        ("max_candidates", 5001, "less than or equal to 5000"),
+        ("port", 0, "greater than or equal to 1"),
+        ("redis_timeout_s", float("nan"), "less than or equal to 30"),
+        ("redis_url", "x", "Extra inputs are not permitted"),
+    ],
+)
 def test_an_impossible_setting_is_refused_by_name(key: str, value: Any, why: str) -> None:
     with pytest.raises(ValueError, match=f"{key}\n.*{why}"):
         ServiceConfig.model_validate({key: value})

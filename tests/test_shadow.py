@@ -149,8 +149,13 @@ def test_no_list_is_scored_twice_for_a_share_of_none_for_the_live_release_or_whe
         known.unshadow(root, store, "a test")
     known.shadow(root, store, releases[1].name, "why")
     assert known.history(root)[-1] | {"at": "", "by": ""} == {
-        "at": "", "action": "shadow", "release": releases[1].name, "before": None, "by": "", "reason": "why"
-    }  # fmt: skip
+        "at": "",
+        "action": "shadow",
+        "release": releases[1].name,
+        "before": None,
+        "by": "",
+        "reason": "why",
+    }
     with served(url, ALL.model_copy(update={"shadow_share": 0.0})) as client:
         ready(client)
         shadowed(client, releases[1])

@@ -150,14 +150,32 @@ def test_the_directory_holds_the_three_files_and_nothing_hidden(shop: Shop) -> N
 def test_columns_and_types_are_those_of_the_layout(shop: Shop) -> None:
     at = pa.timestamp("us", tz="UTC")
     expected = {
-        "items": [("item_id", pa.string()), ("title", pa.string()), ("description", pa.string()),
-                  ("category", pa.string()), ("brand", pa.string()), ("price", pa.float64()), ("available_from", at),
-                  ("tags", pa.list_(pa.string())), ("rating_average", pa.float64()), ("weight_kg", pa.float64())],
-        "events": [("event_id", pa.string()), ("event", pa.string()), ("user_id", pa.string()),
-                   ("item_id", pa.string()), ("timestamp", at), ("request_id", pa.string()), ("position", pa.int16()),
-                   ("value", pa.float64()), ("session_id", pa.string()), ("device", pa.string())],
+        "items": [
+            ("item_id", pa.string()),
+            ("title", pa.string()),
+            ("description", pa.string()),
+            ("category", pa.string()),
+            ("brand", pa.string()),
+            ("price", pa.float64()),
+            ("available_from", at),
+            ("tags", pa.list_(pa.string())),
+            ("rating_average", pa.float64()),
+            ("weight_kg", pa.float64()),
+        ],
+        "events": [
+            ("event_id", pa.string()),
+            ("event", pa.string()),
+            ("user_id", pa.string()),
+            ("item_id", pa.string()),
+            ("timestamp", at),
+            ("request_id", pa.string()),
+            ("position", pa.int16()),
+            ("value", pa.float64()),
+            ("session_id", pa.string()),
+            ("device", pa.string()),
+        ],
         "truth": [("request_id", pa.string()), ("item_id", pa.string()), ("utility", pa.float64())],
-    }  # fmt: skip
+    }
     for name, columns in expected.items():
         schema = pq.read_schema(shop.directory / f"{name}.parquet")
         assert columns == [(f.name, f.type) for f in schema]
@@ -205,18 +223,34 @@ def test_the_summary_counts_what_is_in_the_files(shop: Shop) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    seed=st.integers(0, 2**31), items=st.integers(24, 60), users=st.integers(1, 30), days=st.integers(1, 3),
-    lists=st.floats(0.05, 2), length=st.integers(2, 24), arrivals=st.floats(0, 10),
-)  # fmt: skip
+    seed=st.integers(0, 2**31),
+    items=st.integers(24, 60),
+    users=st.integers(1, 30),
+    days=st.integers(1, 3),
+    lists=st.floats(0.05, 2),
+    length=st.integers(2, 24),
+    arrivals=st.floats(0, 10),
+)
 def test_any_shop_holds_together(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, items: int, users: int, days: int, lists: float, length: int,
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    items: int,
+    users: int,
+    days: int,
+    lists: float,
+    length: int,
     arrivals: float,
-) -> None:  # fmt: skip
+) -> None:
     """Engagement follows its impression, nothing precedes its item, and truth covers exactly what was shown."""
     config = SimulateConfig(
-        seed=seed, items=items, users=users, days=days, lists_per_user_day=lists, list_length=length,
+        seed=seed,
+        items=items,
+        users=users,
+        days=days,
+        lists_per_user_day=lists,
+        list_length=length,
         new_items_per_day=arrivals,
-    )  # fmt: skip
+    )
     any_shop = Shop(config, tmp_path_factory.mktemp("any"))
     _assert_holds_together(any_shop)
 
@@ -355,9 +389,15 @@ def _world() -> tuple[Shoppers, Products]:
     zero = np.zeros(1)
     shopper = Shoppers(np.zeros((1, k), np.float32), np.zeros((1, d), np.float32), zero, zero, zero, np.ones(1))
     stock = Products(
-        np.zeros((2, k), np.float32), np.zeros(2), np.full(2, 10.0), np.zeros(2), np.zeros(2, np.int32),
-        ["", ""], np.zeros(2, np.int64), pa.table({}),
-    )  # fmt: skip
+        np.zeros((2, k), np.float32),
+        np.zeros(2),
+        np.full(2, 10.0),
+        np.zeros(2),
+        np.zeros(2, np.int32),
+        ["", ""],
+        np.zeros(2, np.int64),
+        pa.table({}),
+    )
     return shopper, stock
 
 
@@ -486,9 +526,14 @@ def test_every_attribute_can_be_said_in_several_ways() -> None:
 def test_the_flags_set_the_size(tmp_path: Path) -> None:
     """100 users, 4 days, 1.5 lists a day: 600 lists on average, of 10 items each."""
     config = SimulateConfig(
-        items=50, users=100, days=4, lists_per_user_day=1.5, list_length=10, new_items_per_day=0,
+        items=50,
+        users=100,
+        days=4,
+        lists_per_user_day=1.5,
+        list_length=10,
+        new_items_per_day=0,
         end=datetime(2025, 3, 1, tzinfo=UTC),
-    )  # fmt: skip
+    )
     sized = Shop(config, tmp_path)
     assert len(sized.items) == 50
     assert 450 < sized.summary.lists < 750
@@ -521,13 +566,26 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("items", 1), ("items", 10**9), ("users", 0), ("days", 0), ("days", 2.5), ("lists_per_user_day", 0),
-        ("lists_per_user_day", math.nan), ("lists_per_user_day", math.inf), ("list_length", 1), ("list_length", 241),
-        ("new_items_per_day", -1), ("seed", -1), ("seed", "x"), ("end", datetime(2026, 6, 1)),
-        ("end", datetime(2026, 6, 1, 12, tzinfo=UTC)), ("end", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=9)))),
-        ("end", datetime(9999, 12, 31, tzinfo=UTC)), ("unknown", 1),
+        ("items", 1),
+        ("items", 10**9),
+        ("users", 0),
+        ("days", 0),
+        ("days", 2.5),
+        ("lists_per_user_day", 0),
+        ("lists_per_user_day", math.nan),
+        ("lists_per_user_day", math.inf),
+        ("list_length", 1),
+        ("list_length", 241),
+        ("new_items_per_day", -1),
+        ("seed", -1),
+        ("seed", "x"),
+        ("end", datetime(2026, 6, 1)),
+        ("end", datetime(2026, 6, 1, 12, tzinfo=UTC)),
+        ("end", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=9)))),
+        ("end", datetime(9999, 12, 31, tzinfo=UTC)),
+        ("unknown", 1),
     ],
-)  # fmt: skip
+)
 def test_an_impossible_value_is_refused_with_the_name_of_its_field(field: str, value: object) -> None:
     with pytest.raises(ValidationError) as error:
         SimulateConfig.model_validate({field: value})

@@ -48,23 +48,30 @@ def items_after(events: list[Event]) -> Items:
     items = planted_items()
     state = ItemState.empty(items.catalogue.category, 2)
     state.apply(
-        items.catalogue.rows([e.item_id for e in events]), np.array([e.kind for e in events], np.int8),
+        items.catalogue.rows([e.item_id for e in events]),
+        np.array([e.kind for e in events], np.int8),
         np.array([e.at for e in events]),
-    )  # fmt: skip
+    )
     return replace(items, state=state)
 
 
 def written(events: list[Event], path: Path) -> None:
     missing = [None] * len(events)
     pq.write_table(
-        pa.table({
-            "event_id": [e.event_id for e in events], "event": [KINDS[e.kind] for e in events],
-            "user_id": [e.user_id for e in events], "item_id": [e.item_id for e in events],
-            "timestamp": pa.array([round(e.at * 1e6) for e in events], pa.int64()).cast(pa.timestamp("us", "UTC")),
-            "request_id": pa.array(missing, pa.string()), "position": pa.array(missing, pa.int16()),
-            "value": pa.array(missing, pa.float64()),
-        }), path,
-    )  # fmt: skip
+        pa.table(
+            {
+                "event_id": [e.event_id for e in events],
+                "event": [KINDS[e.kind] for e in events],
+                "user_id": [e.user_id for e in events],
+                "item_id": [e.item_id for e in events],
+                "timestamp": pa.array([round(e.at * 1e6) for e in events], pa.int64()).cast(pa.timestamp("us", "UTC")),
+                "request_id": pa.array(missing, pa.string()),
+                "position": pa.array(missing, pa.int16()),
+                "value": pa.array(missing, pa.float64()),
+            }
+        ),
+        path,
+    )
 
 
 @pytest.fixture(scope="module")

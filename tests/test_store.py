@@ -34,7 +34,7 @@ from serving.store import (
     StoreAway,
     StoreCorrupt,
     event_hash,
-)  # fmt: skip
+)
 
 NOW = 1_700_000_000.0
 ITEMS = ["a", "b", "é", "z"]
@@ -43,9 +43,20 @@ ITEMS = ["a", "b", "é", "z"]
 def catalogue(item_ids: list[str]) -> Catalogue:
     n = len(item_ids)
     return Catalogue(
-        item_ids, item_ids, np.full(n + 1, np.nan), np.zeros(n + 1, np.int32), [], np.zeros(n + 1, np.int32), [],
-        np.full(n + 1, np.nan), np.empty((n + 1, 0)), [], np.zeros(n + 2, np.int64), np.empty(0, np.int32), [],
-    )  # fmt: skip
+        item_ids,
+        item_ids,
+        np.full(n + 1, np.nan),
+        np.zeros(n + 1, np.int32),
+        [],
+        np.zeros(n + 1, np.int32),
+        [],
+        np.full(n + 1, np.nan),
+        np.empty((n + 1, 0)),
+        [],
+        np.zeros(n + 2, np.int64),
+        np.empty(0, np.int32),
+        [],
+    )
 
 
 def event(n: int, at: float, kind: Kind = Kind.CLICK, item: str = "a", user: str = "u") -> Event:
@@ -87,11 +98,13 @@ def held(raw: redis.Redis, key: str) -> list[tuple[float, int, bytes, int]]:
 some_events = st.lists(
     st.builds(
         lambda n, at, kind, item: Event(f"e{n}", kind, "u", item, NOW + at / 2),
-        st.integers(0, 400), st.integers(0, 60), st.sampled_from([Kind.IMPRESSION, Kind.CLICK, Kind.CART]),
+        st.integers(0, 400),
+        st.integers(0, 60),
+        st.sampled_from([Kind.IMPRESSION, Kind.CLICK, Kind.CART]),
         st.sampled_from([*ITEMS, "ab", "unheard of"]),
     ),
     max_size=150,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -129,9 +142,18 @@ def test_replay_and_redis_give_the_same_history_at_the_same_moment(store: BulkSt
     order = np.lexsort((item, kind, at))
     at, item, kind = at[order], item[order], kind[order]
     log = Events(
-        at, np.zeros(n, np.int32), item, kind, np.full(n, -1, np.int32), np.full(n, -1, np.int16), np.full(n, np.nan),
-        ["u"], [], np.full(n, -1, np.int32), np.full(n, -1, np.int8),
-    )  # fmt: skip
+        at,
+        np.zeros(n, np.int32),
+        item,
+        kind,
+        np.full(n, -1, np.int32),
+        np.full(n, -1, np.int16),
+        np.full(n, np.nan),
+        ["u"],
+        [],
+        np.full(n, -1, np.int32),
+        np.full(n, -1, np.int8),
+    )
     arrival = rng.permutation(n).tolist()
     names = [ITEMS[i] if i >= 0 else "m, unknown" for i in item.tolist()]
     store.write([Event(f"e{k}", int(kind[k]), "u", names[k], float(at[k])) for k in arrival], NOW)
@@ -214,9 +236,14 @@ def seed(store: BulkStore, events: list[Event], now: float = NOW) -> int:
     events = sorted(events, key=lambda e: e.user_id)
     start = np.searchsorted([e.user_id for e in events], [*users, "\U0010ffff"])
     return store.seed(
-        users, start, np.array([e.at for e in events]), np.array([e.kind for e in events], np.int8),
-        [e.item_id for e in events], [e.event_id for e in events], now,
-    )  # fmt: skip
+        users,
+        start,
+        np.array([e.at for e in events]),
+        np.array([e.kind for e in events], np.int8),
+        [e.item_id for e in events],
+        [e.event_id for e in events],
+        now,
+    )
 
 
 @settings(max_examples=30, deadline=None)

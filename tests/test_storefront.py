@@ -55,9 +55,11 @@ def test_there_is_no_page_and_no_name_of_a_shopper_unless_asked_for(url: str, re
 
 def test_every_file_of_the_page_is_answered_as_what_it_is_and_under_a_strict_policy(client: httpx.Client) -> None:
     kinds = {
-        ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
+        ".html": "text/html; charset=utf-8",
+        ".css": "text/css; charset=utf-8",
+        ".svg": "image/svg+xml",
         ".js": "text/javascript; charset=utf-8",
-    }  # fmt: skip
+    }
     for name in FILES:
         kind = kinds[Path(name).suffix]
         answer = client.get("/storefront" if name == "index.html" else f"/storefront/{name}")
@@ -87,15 +89,17 @@ def test_the_shop_names_its_categories_prices_and_known_shoppers(client: httpx.C
     assert shop["categories"] == ["blue", "red"]
     assert 1 <= shop["price"][0] < shop["price"][1] <= 9
     assert [(s["user_id"], s["engagements"], s["likes"]) for s in shop["shoppers"]] == [
-        ("v", 3, ["blue"]), ("u}%", 2, ["red"]),
-    ]  # fmt: skip
+        ("v", 3, ["blue"]),
+        ("u}%", 2, ["red"]),
+    ]
 
 
 def test_products_are_told_in_the_order_asked_and_unknown_ones_left_out(client: httpx.Client) -> None:
     found = client.post("/v1/storefront/products", json={"candidates": ["red-03", "no such", "blue-02"]}).json()
     assert [(p["item_id"], p["title"], p["category"], p["brand"]) for p in found] == [
-        ("red-03", "A red-03 thing", "red", "y"), ("blue-02", "A blue-02 thing", "blue", "x"),
-    ]  # fmt: skip
+        ("red-03", "A red-03 thing", "red", "y"),
+        ("blue-02", "A blue-02 thing", "blue", "x"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,11 @@ def test_a_group_left_out_takes_what_is_set_against_the_list_with_it(study: Stud
     """Without the price there is no `item_price`, and no `item_price_rank` by which it would still be there."""
     kept = [study.columns[k] for k in study._kept(["price"])]
     assert [c for c in study.columns if c not in kept] == [
-        "item_price", "price_to_habit", "item_price_rank", "item_price_over_mean",
-    ]  # fmt: skip
+        "item_price",
+        "price_to_habit",
+        "item_price_rank",
+        "item_price_over_mean",
+    ]
     assert study._kept([]).tolist() == list(range(len(study.columns)))
 
 

@@ -46,12 +46,24 @@ def test_invoices_of_a_shop_are_mapped_whole_and_what_is_doubtful_is_said(tmp_pa
     invoices.write(tmp_path / "raw.csv.gz")
     text, summary = imported(tmp_path / "raw.csv.gz")
     section = yaml.safe_load(text)["import"]
-    assert section["events"] == [{
-        "path": str(tmp_path / "raw.csv.gz"), "event": "purchase", "items_from_events": True, "timezone": "UTC",
-        "float_ids": ["user_id"],
-        "columns": {"user_id": "Customer ID", "timestamp": "InvoiceDate", "session_id": "Invoice", "value": "Quantity",
-                    "item_id": "StockCode", "title": "Description", "price": "Price"},
-    }]  # fmt: skip
+    assert section["events"] == [
+        {
+            "path": str(tmp_path / "raw.csv.gz"),
+            "event": "purchase",
+            "items_from_events": True,
+            "timezone": "UTC",
+            "float_ids": ["user_id"],
+            "columns": {
+                "user_id": "Customer ID",
+                "timestamp": "InvoiceDate",
+                "session_id": "Invoice",
+                "value": "Quantity",
+                "item_id": "StockCode",
+                "title": "Description",
+                "price": "Price",
+            },
+        }
+    ]
     assert set(section["not_products"].split("|")) == {"POST", "M"}
     assert "event: purchase  # every row is one; or view, click, cart, impression" in text
     assert "timezone: UTC  # the times name none: write your shop's, as Europe/London" in text
@@ -87,8 +99,11 @@ def test_words_for_what_was_done_are_read_and_unknown_ones_dropped_with_a_remark
     text, summary = imported(table(tmp_path / "events.csv", rows))
     section = yaml.safe_load(text)["import"]
     assert section["events"][0]["event_values"] == {
-        "view": "view", "addtocart": "cart", "transaction": "purchase", "compare": "drop",
-    }  # fmt: skip
+        "view": "view",
+        "addtocart": "cart",
+        "transaction": "purchase",
+        "compare": "drop",
+    }
     assert "compare: drop  # not understood: one of impression, view, click, cart, purchase, rating, or drop" in text
     assert section["unknown_items"] == "keep", "no file describes products"
     assert summary.events == {"impression": 0, "view": 10, "click": 0, "cart": 10, "purchase": 10, "rating": 0}
@@ -141,8 +156,11 @@ def test_json_lines_and_metarank_files_are_looked_at_too(tmp_path: Path) -> None
     line = {"customer": "u1", "sku": "a", "ts": 1_700_000_000, "action": "click"}
     (tmp_path / "clicks.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, "sku": "b"}) + "\n")
     assert yaml.safe_load(suggested(tmp_path / "clicks.jsonl"))["import"]["events"][0]["columns"] == {
-        "user_id": "customer", "timestamp": "ts", "event": "action", "item_id": "sku",
-    }  # fmt: skip
+        "user_id": "customer",
+        "timestamp": "ts",
+        "event": "action",
+        "item_id": "sku",
+    }
     (tmp_path / "m.jsonl").write_text('{"event": "item", "id": "1", "timestamp": "1700000000000", "item": "a"}\n')
     text = suggested(tmp_path / "m.jsonl")
     assert "metarank's events: they need no mapping" in text

@@ -78,9 +78,7 @@ def test_odds_are_the_product_and_nan_for_an_unknown_item() -> None:
 def _planted(users: int, likes: np.ndarray) -> list[Evidence]:
     """Every user is shown every item; he clicks those that he likes, of chance one half."""
     n = likes.shape[1]
-    return [
-        _evidence(list(range(n)), (likes[u % len(likes)] - 0.5).tolist(), [0.25] * n) for u in range(users)
-    ]  # fmt: skip
+    return [_evidence(list(range(n)), (likes[u % len(likes)] - 0.5).tolist(), [0.25] * n) for u in range(users)]
 
 
 def test_items_liked_together_come_to_point_the_same_way_though_nothing_describes_them_so() -> None:
@@ -117,10 +115,16 @@ def test_a_tag_that_only_words_tell_counts_as_an_entered_one_does() -> None:
     tagged = [k for k in range(n) if k % 20 < 15]
     start = np.searchsorted(tagged, np.arange(n + 2)).astype(np.int64)
     catalogue = replace(
-        make_catalogue(n), category=np.zeros(n + 1, np.int32), brand=np.zeros(n + 1, np.int32), tag_start=start,
-        tag=np.where(oak[tagged], 0, 1).astype(np.int32), tag_names=["m=oak", "m=steel"], numbers=np.empty((n + 1, 0)),
-        number_names=[], date_names=[],
-    )  # fmt: skip
+        make_catalogue(n),
+        category=np.zeros(n + 1, np.int32),
+        brand=np.zeros(n + 1, np.int32),
+        tag_start=start,
+        tag=np.where(oak[tagged], 0, 1).astype(np.int32),
+        tag_names=["m=oak", "m=steel"],
+        numbers=np.empty((n + 1, 0)),
+        number_names=[],
+        date_names=[],
+    )
     evidence = [_evidence(tagged, (s * (oak[tagged] - 0.5)).tolist(), [0.25] * 30) for s in (1, -1) * 20]
     none, clicks = np.full((n + 1, 3), np.nan, np.float32), np.zeros(n + 1)
     words = Words.of([f"{'oak' if o else 'steel'} thing" for o in oak])
@@ -138,10 +142,16 @@ def _liking(seed: int) -> float:
     """
     rng, n, shown = np.random.default_rng(seed), 60, 50
     catalogue = replace(
-        make_catalogue(n), category=np.zeros(n + 1, np.int32), brand=np.zeros(n + 1, np.int32),
-        tag_start=np.zeros(n + 2, np.int64), tag=NONE, tag_names=[], numbers=np.empty((n + 1, 0)), number_names=[],
+        make_catalogue(n),
+        category=np.zeros(n + 1, np.int32),
+        brand=np.zeros(n + 1, np.int32),
+        tag_start=np.zeros(n + 2, np.int64),
+        tag=NONE,
+        tag_names=[],
+        numbers=np.empty((n + 1, 0)),
+        number_names=[],
         date_names=[],
-    )  # fmt: skip
+    )
     text = np.vstack([rng.normal(size=(n, 16)), np.zeros((1, 16))]).astype(np.float32)
     truth = rng.normal(size=(300, 2)) @ (text[:n] @ rng.normal(size=(16, 2)) * 1.5 / 4).T
     evidence = []

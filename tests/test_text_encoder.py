@@ -136,11 +136,18 @@ def log(*rows: tuple[float, int, int, Kind] | tuple[float, int, int, Kind, int, 
     full = sorted(((*row, -1, -1)[:6] for row in rows), key=lambda r: (r[0], r[3], r[2]))
     at, user, item, kind, request, position = zip(*full, strict=True) if full else ((),) * 6
     return Events(
-        np.array(at, np.float64), np.array(user, np.int32), np.array(item, np.int32), np.array(kind, np.int8),
-        np.array(request, np.int32), np.array(position, np.int16), np.full(len(full), np.nan),
-        [f"u{u}" for u in range(n_users)], [f"r{r}" for r in range(10)],
-        np.full(len(full), -1, np.int32), np.full(len(full), -1, np.int8),
-    )  # fmt: skip
+        np.array(at, np.float64),
+        np.array(user, np.int32),
+        np.array(item, np.int32),
+        np.array(kind, np.int8),
+        np.array(request, np.int32),
+        np.array(position, np.int16),
+        np.full(len(full), np.nan),
+        [f"u{u}" for u in range(n_users)],
+        [f"r{r}" for r in range(10)],
+        np.full(len(full), -1, np.int32),
+        np.full(len(full), -1, np.int8),
+    )
 
 
 def test_an_example_is_what_came_before_and_the_item_that_came_next() -> None:
@@ -207,9 +214,13 @@ def test_a_window_that_ends_nowhere_is_refused() -> None:
 
 
 event = st.tuples(
-    st.integers(0, 12).map(float), st.integers(0, 2), st.integers(-1, 6), st.sampled_from(Kind),
-    st.integers(-1, 3), st.integers(-1, 4),
-)  # fmt: skip
+    st.integers(0, 12).map(float),
+    st.integers(0, 2),
+    st.integers(-1, 6),
+    st.sampled_from(Kind),
+    st.integers(-1, 3),
+    st.integers(-1, 4),
+)
 
 
 def same(a: Examples, b: Examples) -> None:
@@ -439,9 +450,14 @@ def tiny(history: list[list[int]], target: list[int], user: list[int], skipped: 
     n = len(target)
     weight = (np.array(history) >= 0).astype(np.float32)
     return Examples(
-        np.arange(n, dtype=np.float64), np.array(user, np.int32), np.array(target, np.int32), np.ones(n, np.float32),
-        np.array(history, np.int32), weight, np.array(skipped, np.int32),
-    )  # fmt: skip
+        np.arange(n, dtype=np.float64),
+        np.array(user, np.int32),
+        np.array(target, np.int32),
+        np.ones(n, np.float32),
+        np.array(history, np.int32),
+        weight,
+        np.array(skipped, np.int32),
+    )
 
 
 AXES = torch.eye(4)

@@ -249,8 +249,12 @@ def test_a_budget_too_small_to_read_the_catalogue_is_an_error_and_the_next_run_g
         fine_tune(minilm, TEXTS, planted(), poor, tmp_path)
     found = fine_tune(minilm, TEXTS, planted(), poor, tmp_path)  # the last part is read, and then there is no time
     assert found.stopped_by == "budget"
-    np.testing.assert_array_equal(found.zero_shot, read(minilm, TEXTS, None, None, lambda _: None).with_missing(
-        read(minilm, TEXTS, None, None, lambda _: None).vectors))  # fmt: skip
+    np.testing.assert_array_equal(
+        found.zero_shot,
+        read(minilm, TEXTS, None, None, lambda _: None).with_missing(
+            read(minilm, TEXTS, None, None, lambda _: None).vectors
+        ),
+    )
 
 
 def test_texts_are_read_in_any_order_into_the_items_order(minilm: Encoder) -> None:
@@ -319,9 +323,12 @@ def test_weights_and_biases_gets_each_epoch(monkeypatch: pytest.MonkeyPatch, tmp
 def test_mlflow_gets_each_epoch_under_names_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     fake = SimpleNamespace(
-        set_experiment=calls.append, start_run=lambda: calls.append("started"), log_params=calls.append,
-        log_metrics=lambda values, step: calls.append((step, values)), end_run=lambda: calls.append("ended"),
-    )  # fmt: skip
+        set_experiment=calls.append,
+        start_run=lambda: calls.append("started"),
+        log_params=calls.append,
+        log_metrics=lambda values, step: calls.append((step, values)),
+        end_run=lambda: calls.append("ended"),
+    )
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     log = scalars.scalars("mlflow", None, {"epochs": 3})
     log.add(1, {"ndcg@10": 0.5})

@@ -41,9 +41,10 @@ def planted(n: int, first: int, columns: int = 3, signal: int = 1, most: int = 1
     """n lists of six by n / 2 users; column `signal` is highest, as a rule, for the one that was chosen."""
     rng = np.random.default_rng(first)
     made = make_lists(
-        [60.0 * (first + g) for g in range(n)], [g % (n // 2) for g in range(n)],
+        [60.0 * (first + g) for g in range(n)],
+        [g % (n // 2) for g in range(n)],
         [rng.permutation(100)[:SIZE].tolist() for _ in range(n)],
-    )  # fmt: skip
+    )
     gain = np.zeros(made.rows, np.int8)
     gain[made.start[:-1] + rng.integers(0, SIZE, n)] = rng.integers(1, most + 1, n)
     x = rng.normal(size=(made.rows, columns)).astype(np.float32)

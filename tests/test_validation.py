@@ -46,63 +46,101 @@ def stamps(config: ImportConfig, folder: Path) -> list[str]:
 
 LONG = "u" * 257
 CASES = {
-    "missing_user": ("click,,i1,2026-05-01,,,,",
+    "missing_user": (
+        "click,,i1,2026-05-01,,,,",
         "events.csv, row 3, column user_id: the row names no user (missing_user)."
-        " Log the shopper's id, or an anonymous visitor's, with every event."),
-    "missing_item": ("click,u1,null,2026-05-01,,,,",
-        "events.csv, row 3, column item_id: 'null' names no item (missing_item). Log the item's id with every row."),
-    "id_too_long": (f"click,{LONG},i1,2026-05-01,,,,",
+        " Log the shopper's id, or an anonymous visitor's, with every event.",
+    ),
+    "missing_item": (
+        "click,u1,null,2026-05-01,,,,",
+        "events.csv, row 3, column item_id: 'null' names no item (missing_item). Log the item's id with every row.",
+    ),
+    "id_too_long": (
+        f"click,{LONG},i1,2026-05-01,,,,",
         f"events.csv, row 3, column user_id: '{'u' * 200}' is longer than 256 bytes (id_too_long)."
-        " Map a column that holds ids; shorten those that are longer."),
-    "control_character": ("click,u\x001,i1,2026-05-01,,,,",
+        " Map a column that holds ids; shorten those that are longer.",
+    ),
+    "control_character": (
+        "click,u\x001,i1,2026-05-01,,,,",
         "events.csv, row 3, column user_id: 'u\\x001' holds a control character (control_character)."
-        " Remove control characters (tab, newline, NUL) from ids at the source."),
-    "bad_encoding": (b"click,caf\xe9,i1,2026-05-01,,,,",
+        " Remove control characters (tab, newline, NUL) from ids at the source.",
+    ),
+    "bad_encoding": (
+        b"click,caf\xe9,i1,2026-05-01,,,,",
         "events.csv, row 3, column user_id: 'caf\\\\xe9' is not UTF-8 (bad_encoding)."
-        " Set `encoding` of this source (often latin-1 or cp1252), or export UTF-8."),
-    "missing_timestamp": ("click,u1,i1,,,,,",
+        " Set `encoding` of this source (often latin-1 or cp1252), or export UTF-8.",
+    ),
+    "missing_timestamp": (
+        "click,u1,i1,,,,,",
         "events.csv, row 3, column timestamp: the row gives no time (missing_timestamp)."
-        " Log the moment of every event; set `order_column` where only the order is known."),
-    "bad_timestamp": ("click,u1,i1,yesterday,,,,",
+        " Log the moment of every event; set `order_column` where only the order is known.",
+    ),
+    "bad_timestamp": (
+        "click,u1,i1,yesterday,,,,",
         "events.csv, row 3, column timestamp: 'yesterday' is no moment (bad_timestamp)."
-        " Use ISO 8601 or Unix time, or set `timestamp_unit` or `timestamp_format` of this source."),
-    "timestamp_too_old": ("click,u1,i1,0,,,,",
+        " Use ISO 8601 or Unix time, or set `timestamp_unit` or `timestamp_format` of this source.",
+    ),
+    "timestamp_too_old": (
+        "click,u1,i1,0,,,,",
         "events.csv, row 3, column timestamp: '0' lies before `earliest` (timestamp_too_old)."
-        " Check `timestamp_unit` of this source; lower `earliest` if the event is that old."),
-    "future_event": ("click,u1,i1,2026-06-01T00:10:01Z,,,,",
+        " Check `timestamp_unit` of this source; lower `earliest` if the event is that old.",
+    ),
+    "future_event": (
+        "click,u1,i1,2026-06-01T00:10:01Z,,,,",
         "events.csv, row 3, column timestamp: '2026-06-01T00:10:01Z' lies in the future (future_event)."
-        " Check the clock, `timezone` and `timestamp_unit` of this source, then import it again."),
-    "missing_event": (",u1,i1,2026-05-01,,,,",
+        " Check the clock, `timezone` and `timestamp_unit` of this source, then import it again.",
+    ),
+    "missing_event": (
+        ",u1,i1,2026-05-01,,,,",
         "events.csv, row 3, column event: the row names no event kind (missing_event)."
-        " Fill the column, or set `event` where all rows are of one kind."),
-    "unknown_event": ("stare,u1,i1,2026-05-01,,,,",
+        " Fill the column, or set `event` where all rows are of one kind.",
+    ),
+    "unknown_event": (
+        "stare,u1,i1,2026-05-01,,,,",
         "events.csv, row 3, column event: 'stare' is no known event kind (unknown_event)."
-        " Use impression, view, click, cart, purchase or rating or a GA4 name, or map it in `event_values`."),
-    "dropped_event": ("refund,u1,i1,2026-05-01,,,,",
+        " Use impression, view, click, cart, purchase or rating or a GA4 name, or map it in `event_values`.",
+    ),
+    "dropped_event": (
+        "refund,u1,i1,2026-05-01,,,,",
         "events.csv, row 3, column event: 'refund' is dropped by `event_values` (dropped_event)."
-        " Nothing to do, unless you want this kind of event."),
-    "not_a_number": ('purchase,u1,i1,2026-05-01,,,"6,95",',
+        " Nothing to do, unless you want this kind of event.",
+    ),
+    "not_a_number": (
+        'purchase,u1,i1,2026-05-01,,,"6,95",',
         "events.csv, row 3, column value: '6,95' is no number (not_a_number)."
-        " Write plain decimals (6.95): no currency, no thousands separator."),
-    "not_finite": ("purchase,u1,i1,2026-05-01,,,-inf,",
+        " Write plain decimals (6.95): no currency, no thousands separator.",
+    ),
+    "not_finite": (
+        "purchase,u1,i1,2026-05-01,,,-inf,",
         "events.csv, row 3, column value: '-inf' is infinite (not_finite)."
-        " Write a finite number, or leave the cell empty for missing."),
-    "negative_value": ("purchase,u1,i1,2026-05-01,,,-2,",
+        " Write a finite number, or leave the cell empty for missing.",
+    ),
+    "negative_value": (
+        "purchase,u1,i1,2026-05-01,,,-2,",
         "events.csv, row 3, column value: '-2' is a negative amount (negative_value)."
-        " Returns and corrections are no purchases: map them to `drop`, or correct the sign."),
-    "negative_price": ("purchase,u1,i1,2026-05-01,,,2,-0.5",
+        " Returns and corrections are no purchases: map them to `drop`, or correct the sign.",
+    ),
+    "negative_price": (
+        "purchase,u1,i1,2026-05-01,,,2,-0.5",
         "events.csv, row 3, column price: '-0.5' is a negative price (negative_price)."
-        " Correct the sign, or leave the cell empty for missing."),
-    "bad_position": ("impression,u1,i1,2026-05-01,r1,-1,,",
+        " Correct the sign, or leave the cell empty for missing.",
+    ),
+    "bad_position": (
+        "impression,u1,i1,2026-05-01,r1,-1,,",
         "events.csv, row 3, column position: '-1' is no place in a list (bad_position)."
-        " Use whole numbers from `position_base` on, at most 32767, or leave it empty."),
-    "wrong_number_of_columns": ("click,u1,i1",
+        " Use whole numbers from `position_base` on, at most 32767, or leave it empty.",
+    ),
+    "wrong_number_of_columns": (
+        "click,u1,i1",
         "events.csv, row 3: 'click,u1,i1' does not have the header's number of columns (wrong_number_of_columns)."
-        " Quote cells that hold the delimiter, or set `delimiter`."),
-    "duplicate_event": (GOOD,
+        " Quote cells that hold the delimiter, or set `delimiter`.",
+    ),
+    "duplicate_event": (
+        GOOD,
         "events.csv, row 3, column event_id: '{id}' was there before (duplicate_event)."
-        " Nothing to do: the first is kept. Retries should keep `event_id`."),
-}  # fmt: skip
+        " Nothing to do: the first is kept. Retries should keep `event_id`.",
+    ),
+}
 
 
 @pytest.mark.parametrize("reason", CASES)
@@ -202,9 +240,20 @@ def test_a_declared_unit_or_format_is_not_guessed_again(tmp_path: Path) -> None:
 
 
 ABSURD = (
-    "99999-01-01", "9999-12-31T23:59:59Z", "1e400", "-1e18", "1e308", "0001-01-01", "∞", "2023-13-01", "2023-02-30",
-    "24:00", "Z", "-", "2023-11-14T22:13:20+99:99",
-)  # fmt: skip
+    "99999-01-01",
+    "9999-12-31T23:59:59Z",
+    "1e400",
+    "-1e18",
+    "1e308",
+    "0001-01-01",
+    "∞",
+    "2023-13-01",
+    "2023-02-30",
+    "24:00",
+    "Z",
+    "-",
+    "2023-11-14T22:13:20+99:99",
+)
 
 
 @pytest.mark.parametrize("written", ABSURD)
@@ -234,8 +283,13 @@ def test_timestamps_of_parquet_are_read_in_every_type(tmp_path: Path) -> None:
 
 
 def test_an_odd_type_where_an_id_belongs_is_refused_row_by_row(tmp_path: Path) -> None:
-    for ids in (pa.array([True, False]), pa.array([{"a": 1}, None]), pa.array([b"0123", b"4567"], pa.binary(4)),
-                pa.array([["a"], ["b"]]), pa.array([1.5, math.nan])):  # fmt: skip
+    for ids in (
+        pa.array([True, False]),
+        pa.array([{"a": 1}, None]),
+        pa.array([b"0123", b"4567"], pa.binary(4)),
+        pa.array([["a"], ["b"]]),
+        pa.array([1.5, math.nan]),
+    ):
         table = pa.table({"event": ["click"] * 2, "user_id": ids, "item_id": ["i", "i"], "timestamp": [1.7e9, 1.7e9]})
         pq.write_table(table, tmp_path / "events.parquet")
         config = ImportConfig(events=(EventSource(path=tmp_path / "events.parquet"),), unknown_items="keep")
@@ -245,10 +299,13 @@ def test_an_odd_type_where_an_id_belongs_is_refused_row_by_row(tmp_path: Path) -
 
 
 def test_whole_numbers_and_dictionaries_are_fine_ids(tmp_path: Path) -> None:
-    table = pa.table({
-        "user_id": pa.array(["u", "u"]).dictionary_encode(), "item_id": pa.array([7.0, 8.0]),
-        "timestamp": pa.array([1_700_000_000, 1_700_000_001]),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "user_id": pa.array(["u", "u"]).dictionary_encode(),
+            "item_id": pa.array([7.0, 8.0]),
+            "timestamp": pa.array([1_700_000_000, 1_700_000_001]),
+        }
+    )
     pq.write_table(table, tmp_path / "events.parquet")
     source = EventSource(path=tmp_path / "events.parquet", event="view")
     import_data(ImportConfig(events=(source,), unknown_items="keep"), tmp_path / "out", NOW)
@@ -269,24 +326,46 @@ def items_file(folder: Path, *lines: str) -> ImportConfig:
 
 
 ITEM_CASES = {
-    "missing_item": (",A,1,1,true", "items.csv, row 3, column item_id: the row names no item (missing_item)."
-                                    " Log the item's id with every row."),
-    "negative_price": ("i2,A,-1,1,true", "items.csv, row 3, column price: '-1' is a negative price (negative_price)."
-                                         " Correct the sign, or leave the cell empty for missing."),
-    "not_finite": ("i2,A,inf,1,true", "items.csv, row 3, column price: 'inf' is infinite (not_finite)."
-                                      " Write a finite number, or leave the cell empty for missing."),
-    "not_a_number": ("i2,A,£2,1,true", "items.csv, row 3, column price: '£2' is no number (not_a_number)."
-                                       " Write plain decimals (6.95): no currency, no thousands separator."),
-    "duplicate_item": ("i1,B,1,1,true", "items.csv, row 3, column item_id: 'i1' was there before (duplicate_item)."
-                                        " Nothing to do: the first is kept. Give each item one row."),
-    "not_a_product": ("post,P,1,1,false", "items.csv, row 3, column item_id: 'post' is no product (not_a_product)."
-                                          " Nothing to do, unless `not_products` or `product_column` is too wide."),
-    "wrong_type": ("i2,A,1,1,perhaps", "items.csv, row 3, column ok: 'perhaps' has the wrong type (wrong_type)."
-                                       " Use a string, a number or null here; attributes may be string lists."),
-    "text_too_long": (f"i2,{'x' * 100_001},1,1,true",
-                      f"items.csv, row 3, column title: '{'x' * 200}' is longer than 100000 bytes (text_too_long)."
-                      " Shorten the text, or map another column."),
-}  # fmt: skip
+    "missing_item": (
+        ",A,1,1,true",
+        "items.csv, row 3, column item_id: the row names no item (missing_item). Log the item's id with every row.",
+    ),
+    "negative_price": (
+        "i2,A,-1,1,true",
+        "items.csv, row 3, column price: '-1' is a negative price (negative_price)."
+        " Correct the sign, or leave the cell empty for missing.",
+    ),
+    "not_finite": (
+        "i2,A,inf,1,true",
+        "items.csv, row 3, column price: 'inf' is infinite (not_finite)."
+        " Write a finite number, or leave the cell empty for missing.",
+    ),
+    "not_a_number": (
+        "i2,A,£2,1,true",
+        "items.csv, row 3, column price: '£2' is no number (not_a_number)."
+        " Write plain decimals (6.95): no currency, no thousands separator.",
+    ),
+    "duplicate_item": (
+        "i1,B,1,1,true",
+        "items.csv, row 3, column item_id: 'i1' was there before (duplicate_item)."
+        " Nothing to do: the first is kept. Give each item one row.",
+    ),
+    "not_a_product": (
+        "post,P,1,1,false",
+        "items.csv, row 3, column item_id: 'post' is no product (not_a_product)."
+        " Nothing to do, unless `not_products` or `product_column` is too wide.",
+    ),
+    "wrong_type": (
+        "i2,A,1,1,perhaps",
+        "items.csv, row 3, column ok: 'perhaps' has the wrong type (wrong_type)."
+        " Use a string, a number or null here; attributes may be string lists.",
+    ),
+    "text_too_long": (
+        f"i2,{'x' * 100_001},1,1,true",
+        f"items.csv, row 3, column title: '{'x' * 200}' is longer than 100000 bytes (text_too_long)."
+        " Shorten the text, or map another column.",
+    ),
+}
 
 
 @pytest.mark.parametrize("reason", ITEM_CASES)
@@ -337,24 +416,33 @@ def test_lists_are_checked_row_against_row(tmp_path: Path) -> None:
     )
     summary = import_data(config, tmp_path / "out", NOW)
     assert dict(summary.sources[0].quarantined) == {
-        "duplicate_event": 1, "item_twice_in_list": 1, "list_of_another_user": 2,
-    }  # fmt: skip
+        "duplicate_event": 1,
+        "item_twice_in_list": 1,
+        "list_of_another_user": 2,
+    }
     assert summary.notes[0] == "1 impressions were moved to the earliest time of their list"
-    assert "events.csv, row 4, column item_id: 'i1' is in the same list twice (item_twice_in_list)." \
-        " The first place is kept; log a new `request_id` for every list shown." in summary.examples  # fmt: skip
-    assert "events.csv, row 6, column request_id: 'r1' is a list shown to another user (list_of_another_user)." \
-        " Log a new `request_id` for every list shown, never one shared by users." in summary.examples  # fmt: skip
+    assert (
+        "events.csv, row 4, column item_id: 'i1' is in the same list twice (item_twice_in_list)."
+        " The first place is kept; log a new `request_id` for every list shown." in summary.examples
+    )
+    assert (
+        "events.csv, row 6, column request_id: 'r1' is a list shown to another user (list_of_another_user)."
+        " Log a new `request_id` for every list shown, never one shared by users." in summary.examples
+    )
     events = pq.read_table(tmp_path / "out/events.parquet").to_pylist()
     assert [(e["event"], e["item_id"], e["position"], e["value"]) for e in events] == [
-        ("impression", "i1", 0, None), ("impression", "i2", 1, None), ("click", "i1", None, None),
-    ]  # fmt: skip
+        ("impression", "i1", 0, None),
+        ("impression", "i2", 1, None),
+        ("click", "i1", None, None),
+    ]
     assert {e["timestamp"].second for e in events[:2]} == {0}
 
 
 def test_of_events_with_one_id_the_first_is_kept_whatever_the_others_say(tmp_path: Path) -> None:
     header = "event_id,event,user_id,item_id,timestamp"
-    config = of_csv(tmp_path, "e1,click,u1,i1,2026-05-02", "e1,purchase,u2,i2,2026-05-01", ",click,u1,i1,2026-05-02",
-                    header=header)  # fmt: skip
+    config = of_csv(
+        tmp_path, "e1,click,u1,i1,2026-05-02", "e1,purchase,u2,i2,2026-05-01", ",click,u1,i1,2026-05-02", header=header
+    )
     import_data(config, tmp_path / "out", NOW)
     events = pq.read_table(tmp_path / "out/events.parquet").to_pylist()
     # The row without an id gets one of its own: it cannot be known to be e1.
@@ -407,22 +495,53 @@ def test_nothing_accepted_is_an_error_that_keeps_the_reasons(tmp_path: Path) -> 
 
 
 CELL = st.one_of(
-    st.sampled_from(["", "u1", "u2", "i1", "i2", "r1", "click", "impression", "purchase", "2026-05-01", "1700000000",
-                     "-1", "0", "1", "nan", "inf", "x" * 300, '"quoted"', "a,b"]),
+    st.sampled_from(
+        [
+            "",
+            "u1",
+            "u2",
+            "i1",
+            "i2",
+            "r1",
+            "click",
+            "impression",
+            "purchase",
+            "2026-05-01",
+            "1700000000",
+            "-1",
+            "0",
+            "1",
+            "nan",
+            "inf",
+            "x" * 300,
+            '"quoted"',
+            "a,b",
+        ]
+    ),
     st.text(max_size=8),
-)  # fmt: skip
+)
 ROW = st.fixed_dictionaries(dict.fromkeys(HEADER.split(","), CELL))
 LIKELY = st.fixed_dictionaries(
     {
         "event": st.sampled_from(["click", "impression", "purchase", "add_to_cart", "stare", ""]),
-        "user_id": st.sampled_from(["u1", "u2", ""]), "item_id": st.sampled_from(["i1", "i2", "i3"]),
+        "user_id": st.sampled_from(["u1", "u2", ""]),
+        "item_id": st.sampled_from(["i1", "i2", "i3"]),
         "timestamp": st.sampled_from(["2026-05-01", "2026-05-02T01:02:03Z", "2030-01-01", "1700000000"]),
-        "request_id": st.sampled_from(["", "r1", "r2"]), "position": st.sampled_from(["", "0", "1", "-1"]),
-        "value": st.sampled_from(["", "1", "-1", "inf"]), "price": st.sampled_from(["", "2.5"]),
+        "request_id": st.sampled_from(["", "r1", "r2"]),
+        "position": st.sampled_from(["", "0", "1", "-1"]),
+        "value": st.sampled_from(["", "1", "-1", "inf"]),
+        "price": st.sampled_from(["", "2.5"]),
     }
-)  # fmt: skip
-JSON_CELL = st.one_of(CELL, st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
-                      st.lists(st.text(max_size=2), max_size=2), st.just({"a": 1}))  # fmt: skip
+)
+JSON_CELL = st.one_of(
+    CELL,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.lists(st.text(max_size=2), max_size=2),
+    st.just({"a": 1}),
+)
 JSON_ROW = st.dictionaries(st.sampled_from(HEADER.split(",")), JSON_CELL)
 
 

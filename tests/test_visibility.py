@@ -35,7 +35,10 @@ def test_a_click_is_in_the_next_ranking_whichever_worker_is_asked(made: Shop) ->
 def test_item_state_withdrawals_and_new_items_reach_every_worker(made: Shop) -> None:
     """How soon is measured by `python -m tests.bench.visibility`; here it must come true at all."""
     assert set(made.clicked(100)) == {
-        "own_list_same_worker", "own_list_other_worker", "item_state_same_worker", "item_state_other_worker"
-    }  # fmt: skip
+        "own_list_same_worker",
+        "own_list_other_worker",
+        "item_state_same_worker",
+        "item_state_other_worker",
+    }
     assert made.withdrawn(3)
     assert made.new(5)

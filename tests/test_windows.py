@@ -119,9 +119,11 @@ def test_leave_last_out_tests_each_users_last_list_and_validates_on_the_one_befo
     assert windows.ranker == START + 2
     later = lists.take(np.flatnonzero(lists.at >= windows.ranker))
     assert parts(windows, later) == {
-        "encoder": [], "ranker": [(2, 0), (3, 0), (5, 1)], "validation": [(4, 0), (6, 1)],
+        "encoder": [],
+        "ranker": [(2, 0), (3, 0), (5, 1)],
+        "validation": [(4, 0), (6, 1)],
         "test": [(7, 1), (8, 2), (9, 0)],
-    }  # fmt: skip
+    }
     assert windows.bounds("encoder") == (START + 1, START + 2)
     assert (windows.validation, windows.test) == (START + 4, START + 7)
 

@@ -19,9 +19,19 @@ from features.words import MOST_WORDS, WORD_CHARACTERS, Vocabulary, words_in
 from tests.worlds import START, make_catalogue, make_events, make_lists, make_replay, make_vectors
 
 TITLES = [
-    "Walnut Bird Feeder", "Walnut Bird Bath", "Oak Feeder", "Steel Lamp", "Kids' Café Lamp", "Steel Kettle",
-    "Bird", "Walnut Desk", "Oak Desk", "Steel Desk", "", "Lantern",
-]  # fmt: skip
+    "Walnut Bird Feeder",
+    "Walnut Bird Bath",
+    "Oak Feeder",
+    "Steel Lamp",
+    "Kids' Café Lamp",
+    "Steel Kettle",
+    "Bird",
+    "Walnut Desk",
+    "Oak Desk",
+    "Steel Desk",
+    "",
+    "Lantern",
+]
 N = len(TITLES)
 
 
@@ -36,9 +46,13 @@ def items() -> Items:
         vectors[k] = np.sum(found, axis=0) if found else np.nan
     none = np.zeros(N + 2, np.int64)
     catalogue = replace(
-        base.catalogue, titles=TITLES, tag_start=none, tag=np.empty(0, np.int32),
-        category=np.full(N + 1, 3, np.int32), brand=np.full(N + 1, 2, np.int32),
-    )  # fmt: skip
+        base.catalogue,
+        titles=TITLES,
+        tag_start=none,
+        tag=np.empty(0, np.int32),
+        category=np.full(N + 1, 3, np.int32),
+        brand=np.full(N + 1, 2, np.int32),
+    )
     replay = Replay(catalogue, vectors, make_events([], 1), np.array([START]))
     return replay.items_at(START)
 
@@ -63,12 +77,16 @@ def first(text: str) -> list[str]:
     ("text", "found"),
     [
         ("Walnut bird-feeder, 30 cm!", ["walnut", "bird", "feeder", "30", "cm"]),
-        ("Kids' Café-crème", ["kids", "cafe", "creme"]), ("maker’s", ["makers"]),
-        ("\uff37ALNUT", ["walnut"]), ("  \t\n", []), ("🦄 -- _ ?", []), ("<b>x</b>", ["b", "x", "b"]),
+        ("Kids' Café-crème", ["kids", "cafe", "creme"]),
+        ("maker’s", ["makers"]),
+        ("\uff37ALNUT", ["walnut"]),
+        ("  \t\n", []),
+        ("🦄 -- _ ?", []),
+        ("<b>x</b>", ["b", "x", "b"]),
         ("дуб", ["дуб"]),
         ("x" * 99, ["x" * WORD_CHARACTERS]),
     ],
-)  # fmt: skip
+)
 def test_words_are_letters_and_digits_without_case_accents_and_apostrophes(text: str, found: list[str]) -> None:
     assert words_in(text) == found
 
@@ -89,9 +107,18 @@ def test_what_items_hold_of_a_query_is_its_share_by_rarity() -> None:
 
 @pytest.mark.parametrize(
     ("slip", "meant"),
-    [("feder", "feeder"), ("feedre", "feeder"), ("feeeder", "feeder"), ("fedeer", "feeder"), ("walnuts", "walnut"),
-     ("lmap", "lamp"), ("lant", "lantern"), ("kettel", "kettle"), ("LANTERM", "lantern")],
-)  # fmt: skip
+    [
+        ("feder", "feeder"),
+        ("feedre", "feeder"),
+        ("feeeder", "feeder"),
+        ("fedeer", "feeder"),
+        ("walnuts", "walnut"),
+        ("lmap", "lamp"),
+        ("lant", "lantern"),
+        ("kettel", "kettle"),
+        ("LANTERM", "lantern"),
+    ],
+)
 def test_a_word_that_no_item_has_stands_for_those_it_is_a_slip_or_the_beginning_of(slip: str, meant: str) -> None:
     assert holding(slip) == holding(meant) != []
     # Less sure than the word itself, and no less weighty.

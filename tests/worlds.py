@@ -27,10 +27,21 @@ def make_catalogue(n: int = 12, seed: int = 0) -> Catalogue:
     stars, released = np.append(rng.uniform(1, 5, n), np.nan), np.append(rng.uniform(40, 54, n), np.nan)
     ids = [f"i{k:03d}" for k in range(n)]
     return Catalogue(
-        ids, [f"Item {k}" for k in range(n)], price, category, ["a", "b", "c"], brand, ["x", "y"], born,
-        np.column_stack([stars, released]), ["stars", "released"], np.concatenate(([0], np.cumsum(counts))), tags,
-        [f"{'style' if k % 2 else 'use'}={k}" for k in range(5)], ["released"],
-    )  # fmt: skip
+        ids,
+        [f"Item {k}" for k in range(n)],
+        price,
+        category,
+        ["a", "b", "c"],
+        brand,
+        ["x", "y"],
+        born,
+        np.column_stack([stars, released]),
+        ["stars", "released"],
+        np.concatenate(([0], np.cumsum(counts))),
+        tags,
+        [f"{'style' if k % 2 else 'use'}={k}" for k in range(5)],
+        ["released"],
+    )
 
 
 def make_vectors(n: int = 12, d: int = 8, seed: int = 0) -> np.ndarray:
@@ -42,9 +53,11 @@ def make_vectors(n: int = 12, d: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def make_events(
-    rows: list[tuple[float, int, int, Kind, int]], n_users: int, n_requests: int = 1000,
+    rows: list[tuple[float, int, int, Kind, int]],
+    n_users: int,
+    n_requests: int = 1000,
     sessions: list[int] | None = None,
-) -> Events:  # fmt: skip
+) -> Events:
     """Events from (seconds after START, user, item, kind, request) and perhaps a session each, in any order."""
     session = np.full(len(rows), -1, np.int32) if sessions is None else np.array(sessions, np.int32)
     at = np.array([START + r[0] for r in rows], np.float64)
@@ -52,26 +65,42 @@ def make_events(
     kind, request = np.array([r[3] for r in rows], np.int8), np.array([r[4] for r in rows], np.int32)
     order = np.lexsort((item, kind, at))
     return Events(
-        at[order], user[order], item[order], kind[order], request[order], np.zeros(len(rows), np.int16),
-        np.full(len(rows), np.nan), [f"u{k}" for k in range(n_users)], [f"r{k}" for k in range(n_requests)],
-        session[order], np.full(len(rows), NO_DEVICE, np.int8),
-    )  # fmt: skip
+        at[order],
+        user[order],
+        item[order],
+        kind[order],
+        request[order],
+        np.zeros(len(rows), np.int16),
+        np.full(len(rows), np.nan),
+        [f"u{k}" for k in range(n_users)],
+        [f"r{k}" for k in range(n_requests)],
+        session[order],
+        np.full(len(rows), NO_DEVICE, np.int8),
+    )
 
 
 def make_lists(
-    at: list[float], users: list[int], items: list[list[int]], devices: list[int] | None = None,
+    at: list[float],
+    users: list[int],
+    items: list[list[int]],
+    devices: list[int] | None = None,
     queries: list[str] | None = None,
-) -> Lists:  # fmt: skip
+) -> Lists:
     """Lists from seconds after START, users, items and perhaps devices and queries; no gain."""
     sizes = [len(i) for i in items]
     rows = sum(sizes)
     return Lists(
-        START + np.array(at, np.float64), np.array(users, np.int32), [f"r{k}" for k in range(len(at))],
+        START + np.array(at, np.float64),
+        np.array(users, np.int32),
+        [f"r{k}" for k in range(len(at))],
         np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
-        np.array([i for one in items for i in one], np.int32), np.zeros(rows, np.int16), np.zeros(rows, np.int8),
-        np.zeros((len(at), 3), np.int32), np.array([NO_DEVICE] * len(at) if devices is None else devices, np.int8),
+        np.array([i for one in items for i in one], np.int32),
+        np.zeros(rows, np.int16),
+        np.zeros(rows, np.int8),
+        np.zeros((len(at), 3), np.int32),
+        np.array([NO_DEVICE] * len(at) if devices is None else devices, np.int8),
         [""] * len(at) if queries is None else queries,
-    )  # fmt: skip
+    )
 
 
 @st.composite
@@ -79,9 +108,12 @@ def logs(draw: st.DrawFn, n_items: int = 12, n_users: int = 3) -> list[tuple[flo
     """Rows for `make_events`: a few dozen events of every kind over ten days, many at equal times."""
     moment = st.integers(0, 60).map(lambda k: k * DAY / 6)
     row = st.tuples(
-        moment, st.integers(0, n_users - 1), st.integers(-1, n_items - 1), st.sampled_from(list(Kind)),
+        moment,
+        st.integers(0, n_users - 1),
+        st.integers(-1, n_items - 1),
+        st.sampled_from(list(Kind)),
         st.integers(-1, 5),
-    )  # fmt: skip
+    )
     return draw(st.lists(row, max_size=40))
 
 

@@ -77,10 +77,12 @@ class EncoderConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0, le=1000, description="decay towards the encoder as it came, times the rate")
     temperature: float = Field(0.1, gt=0, le=10, description="cosines are divided by it")
     log_q: float = Field(
-        0.5, ge=0, le=1,
+        0.5,
+        ge=0,
+        le=1,
         description="share of an item's popularity that vectors explain; less serves rare items and leaves the rest "
         "to the ranker, 1 is the plain softmax over all items",
-    )  # fmt: skip
+    )
     skipped_weight: float = Field(1.0, ge=0, le=100, description="weight of target against the skips of its list")
     validation_share: float = Field(0.1, gt=0, lt=1, description="the last part of the examples by time, to choose by")
     log_to: LogTo = Field("tensorboard", description="where each epoch's numbers go; files stand with the checkpoints")

@@ -314,10 +314,13 @@ class Encoder:
 def _dense(weight: F32, bias: F32 | None, activation: torch.nn.Module) -> Dense:
     """A layer `activation(vector @ weight + bias)`."""
     return Dense(
-        weight.shape[0], weight.shape[1], bias=bias is not None, activation_function=activation,
+        weight.shape[0],
+        weight.shape[1],
+        bias=bias is not None,
+        activation_function=activation,
         init_weight=torch.from_numpy(np.ascontiguousarray(weight.T, np.float32)),
         init_bias=None if bias is None else torch.from_numpy(bias),
-    )  # fmt: skip
+    )
 
 
 def _is_projection(module: Any) -> bool:
@@ -331,11 +334,7 @@ def _is_projection(module: Any) -> bool:
 
 
 def load(
-    name_or_path: str | Path,
-    *,
-    template: str | None = None,
-    max_tokens: int | None = None,
-    device: str | None = None,
+    name_or_path: str | Path, *, template: str | None = None, max_tokens: int | None = None, device: str | None = None
 ) -> Encoder:
     """An encoder from a model directory, a name on the Hugging Face hub, or "minilm", the packaged MiniLM-L6-v2.
 
@@ -355,9 +354,12 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with _quiet():
         model = SentenceTransformer(
-            str(directory), device=device, trust_remote_code=False, local_files_only=True,
+            str(directory),
+            device=device,
+            trust_remote_code=False,
+            local_files_only=True,
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-        )  # fmt: skip
+        )
     if not isinstance(model[0], Transformer):
         raise ValueError(f"model '{name_or_path}': begins with {type(model[0]).__name__}; a transformer is expected")
     model.default_prompt_name = None

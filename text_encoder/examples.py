@@ -47,9 +47,14 @@ class Examples:
     def take(self, rows: NDArray[np.bool_] | I64 | slice) -> Examples:
         """The examples selected by a mask, row numbers or a slice."""
         return Examples(
-            self.at[rows], self.user[rows], self.target[rows], self.weight[rows],
-            self.history[rows], self.history_weight[rows], self.skipped[rows],
-        )  # fmt: skip
+            self.at[rows],
+            self.user[rows],
+            self.target[rows],
+            self.weight[rows],
+            self.history[rows],
+            self.history_weight[rows],
+            self.skipped[rows],
+        )
 
 
 def _histories(events: Events, chosen: I64, length: int) -> tuple[I32, F32]:
@@ -158,7 +163,12 @@ def examples(
     some = (weight > 0).any(axis=1)
     chosen, item, weight = chosen[some], item[some], weight[some]
     out = Examples(
-        engaged.at[chosen], engaged.user[chosen], engaged.item[chosen], GAIN[engaged.kind[chosen]].astype(np.float32),
-        item, weight, _skips(engaged, shown, chosen, skipped),
-    )  # fmt: skip
+        engaged.at[chosen],
+        engaged.user[chosen],
+        engaged.item[chosen],
+        GAIN[engaged.kind[chosen]].astype(np.float32),
+        item,
+        weight,
+        _skips(engaged, shown, chosen, skipped),
+    )
     return out.take(np.argsort(out.at, kind="stable"))

@@ -98,11 +98,16 @@ class Batch:
         other = own[excluded[0]] != excluded[1]
         skipped = np.where(engaged.has(part.user[:, None], part.skipped), -1, place[part.skipped])
         return cls(
-            rows, torch.from_numpy(np.maximum(place[part.history], 0)),
-            torch.from_numpy(part.history_weight), torch.from_numpy(place[target]), torch.from_numpy(own),
+            rows,
+            torch.from_numpy(np.maximum(place[part.history], 0)),
+            torch.from_numpy(part.history_weight),
+            torch.from_numpy(place[target]),
+            torch.from_numpy(own),
             (torch.from_numpy(excluded[0][other]), torch.from_numpy(excluded[1][other])),
-            torch.from_numpy(skipped), torch.from_numpy(part.weight), torch.from_numpy(log_q[target]),
-        )  # fmt: skip
+            torch.from_numpy(skipped),
+            torch.from_numpy(part.weight),
+            torch.from_numpy(log_q[target]),
+        )
 
 
 def loss(vectors: Tensor, batch: Batch, temperature: float, skipped_weight: float) -> Tensor:
@@ -167,6 +172,4 @@ def quality(vectors: Tensor, usable: Tensor, examples: Examples) -> Quality:
     if not ranks:
         return Quality(math.nan, math.nan)
     rank = np.concatenate(ranks)
-    return Quality(
-        float(np.mean(np.where(rank <= 10, 1.0 / np.log2(1.0 + rank), 0.0))), float(np.mean(rank <= 50))
-    )  # fmt: skip
+    return Quality(float(np.mean(np.where(rank <= 10, 1.0 / np.log2(1.0 + rank), 0.0))), float(np.mean(rank <= 50)))

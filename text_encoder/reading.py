@@ -69,9 +69,13 @@ def _read_block(encoder: Encoder, texts: list[str]) -> Iterator[F32]:
 
 
 def read(
-    encoder: Encoder, texts: list[str], directory: Path | None, clock: Clock | None, on_texts: Callable[[int], None],
+    encoder: Encoder,
+    texts: list[str],
+    directory: Path | None,
+    clock: Clock | None,
+    on_texts: Callable[[int], None],
     over_blocks: Map = one_by_one,
-) -> Reading:  # fmt: skip
+) -> Reading:
     """The catalogue read, longest texts first, each distinct one once; what is read is kept in `directory`, ten times.
 
     The catalogue is cut into blocks of whole batches, whoever reads them: so who does is in no bit of a vector. clock:

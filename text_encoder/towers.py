@@ -141,9 +141,15 @@ class UpperLayers:
     reads_text = True
 
     def __init__(
-        self, base: Encoder, cached: Tensor, texts: list[str], trained: int | None, rank: int | None = None,
-        seed: int = 0, group: Group = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        base: Encoder,
+        cached: Tensor,
+        texts: list[str],
+        trained: int | None,
+        rank: int | None = None,
+        seed: int = 0,
+        group: Group = ALONE,
+    ) -> None:
         """trained: layers from the top, None for all and the word embeddings. rank: train adapters of that rank.
 
         group: the workers that share the reading of texts, each always the same ones.

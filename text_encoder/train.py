@@ -158,9 +158,14 @@ class _Tuning:
         # A state may be the last only once validated, and that takes a reading of the catalogue.
         self.clock.reserve_s = read_s
         tower = UpperLayers(
-            best.encoder, best.vectors, self.texts, None if self.config.mode == "full" else self.config.n_layers,
-            self.config.lora_rank if self.config.mode == "lora" else None, self.config.seed, self.group,
-        )  # fmt: skip
+            best.encoder,
+            best.vectors,
+            self.texts,
+            None if self.config.mode == "full" else self.config.n_layers,
+            self.config.lora_rank if self.config.mode == "lora" else None,
+            self.config.seed,
+            self.group,
+        )
         tower.read_below(self.on_texts)
         return self._train(self.config.mode, best, tower, best.encoder)
 
@@ -213,9 +218,16 @@ def fine_tune(
 
 
 def _fine_tune(
-    encoder: Encoder, texts: list[str], examples: Examples, config: EncoderConfig, directory: Path | None,
-    log: Scalars, on_progress: Progress | None, found: Reading | None, group: Group,
-) -> FineTuned:  # fmt: skip
+    encoder: Encoder,
+    texts: list[str],
+    examples: Examples,
+    config: EncoderConfig,
+    directory: Path | None,
+    log: Scalars,
+    on_progress: Progress | None,
+    found: Reading | None,
+    group: Group,
+) -> FineTuned:
     clock = Clock(config.budget_s)
     unit = min(len(examples), config.examples_per_epoch)
     by = _advance(on_progress, _total(len(texts), unit, config))
@@ -234,15 +246,18 @@ def _fine_tune(
     settings = config.model_dump(exclude={"budget_s", "epochs", "log_to"}, mode="json")
     of = _digest(texts, settings, *(getattr(examples, name) for name in Examples.__dataclass_fields__))
     start = _State(encoder, found.vectors, epoch)
-    tuning = _Tuning(
-        texts, data, config, directory, of, clock, log, by, lambda share: by(share * unit), [epoch],
-        group,
-    )  # fmt: skip
+    tuning = _Tuning(texts, data, config, directory, of, clock, log, by, lambda share: by(share * unit), [epoch], group)
     best, stopped_by = tuning.run(start, found.seconds)
     return FineTuned(
-        best.encoder, found.with_missing(best.vectors), found.with_missing(found.vectors), tuple(tuning.epochs),
-        best.epoch.epoch, sum(e.examples for e in tuning.epochs), stopped_by, clock.elapsed_s,
-    )  # fmt: skip
+        best.encoder,
+        found.with_missing(best.vectors),
+        found.with_missing(found.vectors),
+        tuple(tuning.epochs),
+        best.epoch.epoch,
+        sum(e.examples for e in tuning.epochs),
+        stopped_by,
+        clock.elapsed_s,
+    )
 
 
 def _total(n_texts: int, unit: int, config: EncoderConfig) -> int:

@@ -111,9 +111,16 @@ class Trainer:
     """One stage over a tower: steps, validation, checkpoints in `file`, if any."""
 
     def __init__(
-        self, tower: Tower, data: Data, config: EncoderConfig, stage: str, start: Epoch, first: int, file: Path | None,
+        self,
+        tower: Tower,
+        data: Data,
+        config: EncoderConfig,
+        stage: str,
+        start: Epoch,
+        first: int,
+        file: Path | None,
         group: Group = ALONE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """start: the epoch that reached what training must better. first: the number of the first epoch of its own.
 
         group: the workers that share each step. Over vectors at hand each takes its share of a batch, whose examples
@@ -290,7 +297,12 @@ class Trainer:
 
     def _report(self, log: Scalars) -> None:
         epoch = self.epochs[-1]
-        log.add(epoch.epoch, {
-            "loss": epoch.loss, "ndcg@10": epoch.ndcg_at_10, "recall@50": epoch.recall_at_50,
-            "examples/s": epoch.examples / max(epoch.seconds, 1e-9),
-        })  # fmt: skip
+        log.add(
+            epoch.epoch,
+            {
+                "loss": epoch.loss,
+                "ndcg@10": epoch.ndcg_at_10,
+                "recall@50": epoch.recall_at_50,
+                "examples/s": epoch.examples / max(epoch.seconds, 1e-9),
+            },
+        )

@@ -54,9 +54,13 @@ def hide(ids: Tensor, special: Tensor, mask: int, words: int, draw: torch.Genera
 
 
 def warm_up(
-    encoder: Encoder, texts: list[str], config: EncoderConfig, file: Path | None, clock: Clock,
+    encoder: Encoder,
+    texts: list[str],
+    config: EncoderConfig,
+    file: Path | None,
+    clock: Clock,
     on_texts: Callable[[int], None],
-) -> Encoder:  # fmt: skip
+) -> Encoder:
     """The encoder after `warm_up_epochs` passes over the texts, or what half the time left allows; the given one stays.
 
     texts: "" is skipped. file: keeps the weights once done, so that it is done once. Raises `ValueError` for a model

@@ -33,11 +33,14 @@ def openapi() -> dict[str, Any]:
 def page(spec: Mapping[str, Any]) -> str:
     """An OpenAPI document as Markdown: a section a route, then a section a form."""
     lines = [
-        "# API reference", "",
+        "# API reference",
+        "",
         f"Written from the service's OpenAPI document ([{DOCUMENT}]({DOCUMENT})), which a running service answers at"
-        " `/openapi.json` and shows at `/docs`. How keys, bounds and errors work: [serving](serving.md).", "",
-        "| | route | what for |", "|---|---|---|",
-    ]  # fmt: skip
+        " `/openapi.json` and shows at `/docs`. How keys, bounds and errors work: [serving](serving.md).",
+        "",
+        "| | route | what for |",
+        "|---|---|---|",
+    ]
     routes = [(verb.upper(), path, o) for path, verbs in spec["paths"].items() for verb, o in verbs.items()]
     lines += [f"| `{verb}` | [`{path}`](#{_anchor(verb, path)}) | {o['summary']} |" for verb, path, o in routes]
     for verb, path, operation in routes:

@@ -48,9 +48,13 @@ def simulate(
     if end is None and "end" not in c.simulate.model_fields_set:
         end = today()
     given = {
-        "items": items, "users": users, "days": days, "searches": searches, "seed": seed,
+        "items": items,
+        "users": users,
+        "days": days,
+        "searches": searches,
+        "seed": seed,
         "end": end and f"{end}T00:00:00Z",
-    }  # fmt: skip
+    }
     shop = {**c.simulate.model_dump(), **{k: v for k, v in given.items() if v is not None}}
     with bar("Simulating a shop") as on_progress:
         s = run(configured(None, None, simulate=shop).simulate, c.data, on_progress)

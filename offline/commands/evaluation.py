@@ -158,12 +158,20 @@ def tune(
         found = run(parts, columns, base, night.run.directory, budget_s, c.seed, on_progress=on_progress)
     best = sorted(found.trials, key=lambda t: -(t.ndcg or 0))[:10]
     rows = [
-        [str(t.number), t.state, *(f"{v:.4f}" if v else "-" for v in (t.ndcg, t.validation)),
-         ", ".join(f"{name} {value}" for name, value in t.settings.items())]
+        [
+            str(t.number),
+            t.state,
+            *(f"{v:.4f}" if v else "-" for v in (t.ndcg, t.validation)),
+            ", ".join(f"{name} {value}" for name, value in t.settings.items()),
+        ]
         for t in best
-    ]  # fmt: skip
-    print_table(f"The best of {len(found.trials)} trials, by ndcg@10", ["trial", "", "both folds", "validation", ""],
-                 rows, {0, 2, 3})  # fmt: skip
+    ]
+    print_table(
+        f"The best of {len(found.trials)} trials, by ndcg@10",
+        ["trial", "", "both folds", "validation", ""],
+        rows,
+        {0, 2, 3},
+    )
     say(fragment(found))
     say(f"settings: {night.run.file(FRAGMENT)}")
 
@@ -196,8 +204,10 @@ def ablate(
     ]
     print_table(
         f"ndcg@10 on {found.lists:,} validation lists: {found.full:.4f} with all features",
-        ["group", "features", "without it", "so it is worth", "added", "so it adds"], rows, {1, 2, 3, 4, 5},
-    )  # fmt: skip
+        ["group", "features", "without it", "so it is worth", "added", "so it adds"],
+        rows,
+        {1, 2, 3, 4, 5},
+    )
     write_json(night.run.file("ablation.json"), asdict(found))
     say(f"as JSON: {night.run.file('ablation.json')}")
 
@@ -234,10 +244,14 @@ def staleness(
     with bar("Training aged models") as on_progress:
         found = run(night, ages, on_progress)
     rows = [
-        [str(p["days"]), f"{p['lists']:,}", f"{p['ndcg@10']:.4f}",
-         f"{p['lost']:+.4f} [{p['lost_low']:+.4f}, {p['lost_high']:+.4f}]"]
+        [
+            str(p["days"]),
+            f"{p['lists']:,}",
+            f"{p['ndcg@10']:.4f}",
+            f"{p['lost']:+.4f} [{p['lost_low']:+.4f}, {p['lost_high']:+.4f}]",
+        ]
         for p in found
-    ]  # fmt: skip
+    ]
     print_table("What age costs", ["days old", "lists learnt from", "ndcg@10", "lost"], rows, {0, 1, 2, 3})
     evaluation = json.loads(night.run.file("evaluation.json").read_text("utf-8"))
     say(f"report: {report.write({**evaluation, 'staleness': found}, c.workspace / 'staleness')}")

@@ -56,8 +56,9 @@ def skew(
         if f.differ or len(found.features) <= 20
     ]
     title = f"{found.lists:,} lists, {found.rows:,} rows, {len(found.features)} features"
-    print_table(f"{title}: those that differ", ["feature", "values", "differ", "beyond", "largest", ""], rows,
-                {1, 2, 3, 4})  # fmt: skip
+    print_table(
+        f"{title}: those that differ", ["feature", "values", "differ", "beyond", "largest", ""], rows, {1, 2, 3, 4}
+    )
     for reason, count in found.left_out.items():
         say(f"- {count:,} lists left out: {reason}")
     if json is not None:

@@ -35,8 +35,7 @@ def nightly(
     workspace: Workspace = None,
     publish: Annotated[bool, typer.Option(help="Make the release live when it is done.")] = True,
     date: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Learn from the log up to the end of this day, UTC."),
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Learn from the log up to the end of this day, UTC.")
     ] = None,
     since: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Leave out the log before this day, UTC.")
@@ -94,10 +93,15 @@ def _say_plan(config: Config, publish: bool, since: float | None, until: float |
         night = Night(config, url if publish else None, since=since, until=until)
         plan = night.run.plan(night.steps)
     rows = [
-        [p.name, p.title, "done" if p.done else "to do", f"{p.seconds:,.1f} s" if p.seconds is not None else "-",
-         f"{p.peak_mb:,.0f} MB" if p.peak_mb is not None else "-"]
+        [
+            p.name,
+            p.title,
+            "done" if p.done else "to do",
+            f"{p.seconds:,.1f} s" if p.seconds is not None else "-",
+            f"{p.peak_mb:,.0f} MB" if p.peak_mb is not None else "-",
+        ]
         for p in plan
-    ]  # fmt: skip
+    ]
     print_table(f"Run {night.run.directory}", ["step", "", "", "last took", "peak memory"], rows, {3, 4})
     left = [p for p in plan if not p.done]
     known = sum(p.seconds for p in left if p.seconds is not None)
@@ -107,9 +111,8 @@ def _say_plan(config: Config, publish: bool, since: float | None, until: float |
 
 
 def made_by_night(
-    config: Config, publish: bool, since: float | None = None, until: float | None = None,
-    engine: Engine | None = None,
-) -> tuple[Any, Path]:  # fmt: skip
+    config: Config, publish: bool, since: float | None = None, until: float | None = None, engine: Engine | None = None
+) -> tuple[Any, Path]:
     """The release, and where its report is."""
     from offline.engine import LOCAL
     from offline.nightly import Night
@@ -131,9 +134,11 @@ def _say_findings(night: Any) -> None:
     from offline.guards import FINDINGS
 
     found = [
-        f for name in FINDINGS if night.run.file(name).exists()
+        f
+        for name in FINDINGS
+        if night.run.file(name).exists()
         for f in json.loads(night.run.file(name).read_text("utf-8"))["findings"]
-    ]  # fmt: skip
+    ]
     if found:
         print_table("Data checks", ["", "check", "finding"], [[f["level"], f["check"], f["message"]] for f in found])
     if night.run.file("gate.json").exists():

@@ -49,19 +49,25 @@ def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
             rows.append([r.path.name, "unusable", "", "", r.problem])
             continue
         ndcg = r.manifest.metrics.get("ranker")
-        rows.append([
-            r.manifest.id, state.get(r.manifest.id, ""),
-            datetime.fromtimestamp(r.manifest.cut_off, UTC).strftime("%Y-%m-%d %H:%M"), f"{r.manifest.items:,}",
-            f"{ndcg:.4f}" if isinstance(ndcg, float) else "-",
-        ])  # fmt: skip
+        rows.append(
+            [
+                r.manifest.id,
+                state.get(r.manifest.id, ""),
+                datetime.fromtimestamp(r.manifest.cut_off, UTC).strftime("%Y-%m-%d %H:%M"),
+                f"{r.manifest.items:,}",
+                f"{ndcg:.4f}" if isinstance(ndcg, float) else "-",
+            ]
+        )
     print_table(f"Releases in {c.releases}", ["release", "", "log until (UTC)", "items", "ndcg@10"], rows, {3, 4})
 
 
 @app.command()
 def diff(
-    one: ReleaseId, other: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
-    config: ConfigPath = None, workspace: Workspace = None,
-) -> None:  # fmt: skip
+    one: ReleaseId,
+    other: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+) -> None:
     """What differs between two releases: data, windows, metrics, features, encoder, size."""
     from serving.manifest import read_manifest
 
@@ -77,10 +83,14 @@ def _facts(m: Manifest) -> dict[str, str]:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
     facts = {
-        "log until (UTC)": at(m.cut_off), "items": f"{m.items:,}", "parent": m.parent or "none",
-        "encoder": m.encoder_fingerprint[:12], "dimensions": str(m.dimension), "schema of features": m.schema_hash,
+        "log until (UTC)": at(m.cut_off),
+        "items": f"{m.items:,}",
+        "parent": m.parent or "none",
+        "encoder": m.encoder_fingerprint[:12],
+        "dimensions": str(m.dimension),
+        "schema of features": m.schema_hash,
         "size": f"{sum(f.bytes for f in m.files.values()) / 1e6:,.1f} MB",
-    }  # fmt: skip
+    }
     for name, window in m.window.items():
         facts[f"window {name}"] = f"{window.get('from')} to {window.get('to')}"
     facts |= {f"ndcg@10 {s}": f"{v:.4f}" if isinstance(v, float) else str(v) for s, v in m.metrics.items()}
@@ -110,15 +120,16 @@ def rollback(reason: Why = "by hand", config: ConfigPath = None, workspace: Work
 @app.command()
 def pin(
     release: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
-    reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None,
-) -> None:  # fmt: skip
+    reason: Why = "by hand",
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+) -> None:
     """Make a release live and keep it so: nights make releases, and publish none, until it is unpinned."""
     from serving.releases import promote as run
 
     made = _changed(
-        config, workspace,
-        lambda c, store, custom: run(c.releases, store, release or _id(store), reason, custom, "pin"),
-    )  # fmt: skip
+        config, workspace, lambda c, store, custom: run(c.releases, store, release or _id(store), reason, custom, "pin")
+    )
     say(f"live and pinned: {made.id}")
 
 
@@ -151,9 +162,10 @@ def unshadow(reason: Why = "by hand", config: ConfigPath = None, workspace: Work
 @app.command()
 def compare(
     release: Annotated[str | None, typer.Argument(help="One that was in shadow; by default the last.")] = None,
-    config: ConfigPath = None, workspace: Workspace = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """A release in shadow against the live one, on what was answered: how alike, how fast, and which was right.
 
     Reads what `shelfwise collect` brought: run it first.
@@ -174,8 +186,9 @@ def compare(
     if found.quality is not None:
         d = found.quality.difference
         rows.append([f"{METRIC} on {d.lists:,} clicked lists, live", f"{found.quality.live:.4f}", ""])
-        rows.append(["the same, in shadow", f"{found.quality.shadow:.4f}",
-                     f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"])  # fmt: skip
+        rows.append(
+            ["the same, in shadow", f"{found.quality.shadow:.4f}", f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"]
+        )
     for name, e in found.worth.items():
         rows.append([f"gain a list, from propensities, {name}", f"{e.value:.4f}", f"[{e.low:.4f}, {e.high:.4f}]"])
     print_table(f"{found.release} in shadow of {', '.join(found.live)}: {found.lists:,} lists", ["", "", ""], rows, {1})

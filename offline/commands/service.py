@@ -99,15 +99,24 @@ def rank(
     )
     title = dict(zip(release.items.catalogue.item_ids, release.items.catalogue.titles, strict=True))
     rows = [
-        [str(place), item, title.get(item, "(not in the catalogue)"), f"{score:.4f}",
-         "; ".join(f"{f.about} ({added:+.2f})" for f, added in why)]
+        [
+            str(place),
+            item,
+            title.get(item, "(not in the catalogue)"),
+            f"{score:.4f}",
+            "; ".join(f"{f.about} ({added:+.2f})" for f, added in why),
+        ]
         for place, (item, score, why) in enumerate(
             zip(ranking.item_ids, ranking.score.tolist(), reasons, strict=True), 1
         )
-    ]  # fmt: skip
+    ]
     seen = f"{len(history.item)} engagements, {len(history.shown_item)} impressions known"
-    print_table(f"For {user or 'somebody new'} ({seen}), release {release.id}", ["", "item", "title", "score", "why"],
-                 rows, {0, 3})  # fmt: skip
+    print_table(
+        f"For {user or 'somebody new'} ({seen}), release {release.id}",
+        ["", "item", "title", "score", "why"],
+        rows,
+        {0, 3},
+    )
 
 
 def similar(

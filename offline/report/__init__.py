@@ -33,12 +33,21 @@ def render(evaluation: Mapping[str, object]) -> str:
     """
     page = checked(evaluation)
     parts = [
-        results.opening(page), results.quality(page), results.gained(page), policies.worth(page),
-        results.examples(page), models.explanation(page), models.ranker(page), models.trust(page), models.age(page),
-        models.encoder(page), data.data(page), data.steps(page),
+        results.opening(page),
+        results.quality(page),
+        results.gained(page),
+        policies.worth(page),
+        results.examples(page),
+        models.explanation(page),
+        models.ranker(page),
+        models.trust(page),
+        models.age(page),
+        models.encoder(page),
+        data.data(page),
+        data.steps(page),
         results.figures(page),
         f'<p class="meta">evaluation.json beside this page holds the same content (schema {SCHEMA}).</p>',
-    ]  # fmt: skip
+    ]
     skeleton = resources.files("offline.report").joinpath("report.html").read_text("utf-8")
     title = escaped(page.get("title") or "Evaluation")
     return Template(skeleton).substitute(title=title, body="\n".join(p for p in parts if p))

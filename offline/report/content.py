@@ -15,10 +15,23 @@ DRAWN = ("all", "warm_users", "cold_users")
 """Slices with plots and remarks of their own; every slice is in the tables."""
 RANKER, CEILING = "ranker", "best_possible"
 SECTIONS = {
-    "data": dict, "windows": dict, "encoder": dict, "ranker": dict, "systems": dict, "intervals": dict,
-    "comparisons": list, "examples": list, "quality": list, "steps": list, "calibration": dict,
-    "learning_curve": list, "explanation": dict, "off_policy": dict, "small_slices": list, "staleness": list,
-}  # fmt: skip
+    "data": dict,
+    "windows": dict,
+    "encoder": dict,
+    "ranker": dict,
+    "systems": dict,
+    "intervals": dict,
+    "comparisons": list,
+    "examples": list,
+    "quality": list,
+    "steps": list,
+    "calibration": dict,
+    "learning_curve": list,
+    "explanation": dict,
+    "off_policy": dict,
+    "small_slices": list,
+    "staleness": list,
+}
 
 
 def plain(value: object, where: str = "evaluation") -> Any:

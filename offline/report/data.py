@@ -10,9 +10,12 @@ from offline.report.plots import bars, drawable, plot
 from offline.report.words import count, decimal, escaped, finite, moment, spoken
 
 _COUNTS = {
-    "items": "items", "events": "events", "users": "users", "lists": "lists",
+    "items": "items",
+    "events": "events",
+    "users": "users",
+    "lists": "lists",
     "lists_without_gain": "lists without a gain, not scored: no order of them is better",
-}  # fmt: skip
+}
 
 
 def data(page: Mapping[str, Any]) -> str:
@@ -28,8 +31,9 @@ def data(page: Mapping[str, Any]) -> str:
     parts.append(f"<ul>{notes}</ul>" if notes else "")
     windows = [
         [name, moment(w.get("from")), moment(w.get("to")), count(w.get("lists"))]
-        for name, w in page["windows"].items() if isinstance(w, dict)
-    ]  # fmt: skip
+        for name, w in page["windows"].items()
+        if isinstance(w, dict)
+    ]
     if windows:
         head = ["window", "from", "to", "lists"]
         parts.append(table("Windows: what each part learned from, and what it is judged on", head, windows, 3))

@@ -30,14 +30,18 @@ def encoder(page: Mapping[str, Any]) -> str:
     held_out = {n: [(drawable(p.get("epoch")), drawable(p.get(n))) for p in line] for n in names}
     kept = f" Kept was epoch {count(found['best_epoch'])}." if isinstance(found.get("best_epoch"), int) else ""
     plots = curve(
-        "encoder training loss", "<b>Text encoder</b>, training loss by epoch. It should fall, then flatten.", losses,
+        "encoder training loss",
+        "<b>Text encoder</b>, training loss by epoch. It should fall, then flatten.",
+        losses,
         "epoch",
-    )  # fmt: skip
+    )
     plots += curve(
         "encoder on lists held out",
         "<b>Text encoder</b>, next items of shoppers held out, found by text alone. Epoch 0 is the encoder as it came; "
-        f"see how far fine-tuning rises above it, and where it stops rising.{kept}", held_out, "epoch",
-    )  # fmt: skip
+        f"see how far fine-tuning rises above it, and where it stops rising.{kept}",
+        held_out,
+        "epoch",
+    )
     return f"<h2>Text encoder</h2><p>{'; '.join(said)}.</p>" + grid(plots)
 
 
@@ -49,9 +53,11 @@ def ranker(page: Mapping[str, Any]) -> str:
     plots = _grown(found) + _importance(found)
     rows = _features(found)
     every = table(
-        "What each feature is, by gain", ["feature", "about", "gain"],
-        [[name, about, decimal(gain, 1)] for name, about, gain in rows], text_columns=2,
-    )  # fmt: skip
+        "What each feature is, by gain",
+        ["feature", "about", "gain"],
+        [[name, about, decimal(gain, 1)] for name, about, gain in rows],
+        text_columns=2,
+    )
     said = f"<p>{count(found['trees'])} trees.</p>" if found.get("trees") is not None else ""
     return "<h2>Ranker</h2>" + said + grid(plots) + folded("Every feature, with what it means", every if rows else "")
 
@@ -68,10 +74,15 @@ def age(page: Mapping[str, Any]) -> str:
     if not points:
         return ""
     rows = [
-        [count(p.get("days")), count(p.get("lists")), decimal(p.get(HEADLINE)), decimal(p.get("lost")),
-         f"[{decimal(p.get('lost_low'))}, {decimal(p.get('lost_high'))}]"]
+        [
+            count(p.get("days")),
+            count(p.get("lists")),
+            decimal(p.get(HEADLINE)),
+            decimal(p.get("lost")),
+            f"[{decimal(p.get('lost_low'))}, {decimal(p.get('lost_high'))}]",
+        ]
         for p in points
-    ]  # fmt: skip
+    ]
     head = ["days old", "lists learnt from", HEADLINE, "lost", f"{level(page)}interval"]
     line = {HEADLINE: [(drawable(p.get("days")), drawable(p.get(HEADLINE))) for p in points]}
     band = [(drawable(p.get("days")), drawable(p.get("low")), drawable(p.get("high"))) for p in points]
@@ -80,9 +91,10 @@ def age(page: Mapping[str, Any]) -> str:
         "are up to date. Where it falls, train that often."
     )
     return (
-        "<h2>What age costs</h2>" + table("Models of different ages", head, rows)
+        "<h2>What age costs</h2>"
+        + table("Models of different ages", head, rows)
         + grid(curve("age", caption, line, "days old", band=band))
-    )  # fmt: skip
+    )
 
 
 def _features(ranker: Mapping[str, Any]) -> list[list[Any]]:
@@ -119,10 +131,13 @@ def _importance(ranker: Mapping[str, Any]) -> list[str]:
 
 def _calibration(found: Mapping[str, Any]) -> list[str]:
     bins = [
-        (p, o) for b in entries(found.get("bins"))
-        if (p := drawable(b.get("predicted"))) is not None and (o := drawable(b.get("observed"))) is not None
-        and 0 <= p <= 1 and 0 <= o <= 1
-    ]  # fmt: skip
+        (p, o)
+        for b in entries(found.get("bins"))
+        if (p := drawable(b.get("predicted"))) is not None
+        and (o := drawable(b.get("observed"))) is not None
+        and 0 <= p <= 1
+        and 0 <= o <= 1
+    ]
     if not bins:
         return []
     caption = (
@@ -156,19 +171,32 @@ def explanation(page: Mapping[str, Any]) -> str:
     swarms = [(cut(f.get("name"), 34), _points(f.get("points"))) for f in shown]
     about = "mean |SHAP|, in points of score"
     plots = [
-        plot("shap swarm", "<b>What moves a score, and which way</b>: a point is one row; right of zero the feature "
-             "raised it. Colour is the feature's value among the rows, from low (blue) to high (orange); grey "
-             "is missing. Orange on the right means: more of it ranks higher.", round(1.6 * len(shown)),
-             partial(swarm, rows=swarms, about="SHAP value, in points of score")),
-        plot("shap", f"<b>How much each feature moves scores</b>, the first {len(shown)} of {len(features)}, whichever "
-             "way it moves them.", len(means), partial(bars, rows=means, about=about, form="{:.3f}")),
-    ]  # fmt: skip
+        plot(
+            "shap swarm",
+            "<b>What moves a score, and which way</b>: a point is one row; right of zero the feature "
+            "raised it. Colour is the feature's value among the rows, from low (blue) to high (orange); grey "
+            "is missing. Orange on the right means: more of it ranks higher.",
+            round(1.6 * len(shown)),
+            partial(swarm, rows=swarms, about="SHAP value, in points of score"),
+        ),
+        plot(
+            "shap",
+            f"<b>How much each feature moves scores</b>, the first {len(shown)} of {len(features)}, whichever "
+            "way it moves them.",
+            len(means),
+            partial(bars, rows=means, about=about, form="{:.3f}"),
+        ),
+    ]
     if families:
         plots.append(
-            plot("shap groups", "<b>By family</b>: SHAP values of a family's features added up row by row, so that "
-                 "those which cancel out do not count.", len(families),
-                 partial(bars, rows=families, about=about, form="{:.3f}"))
-        )  # fmt: skip
+            plot(
+                "shap groups",
+                "<b>By family</b>: SHAP values of a family's features added up row by row, so that "
+                "those which cancel out do not count.",
+                len(families),
+                partial(bars, rows=families, about=about, form="{:.3f}"),
+            )
+        )
     said = (
         f"SHAP values of {count(found.get('rows'))} rows of test lists: how far each feature moved the score of a row "
         "from the mean score; over all features they add up to the score. They say what the model goes by, not what "

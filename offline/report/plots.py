@@ -27,18 +27,36 @@ INK, SOFT, ACCENT, SECOND, BAD, PAPER = "#000001", "#000002", "#000003", "#00000
 SCALE = ("#000010", "#000011", "#000012", "#000013", "#000014")
 """From low to high values."""
 THEME = {
-    INK: "currentColor", SOFT: "var(--soft)", ACCENT: "var(--accent)", SECOND: "var(--second)", BAD: "var(--bad)",
-    PAPER: "var(--paper)", **{c: f"color-mix(in srgb, var(--second) {25 * i}%, var(--accent))" for i, c in
-                              enumerate(SCALE)},
-}  # fmt: skip
+    INK: "currentColor",
+    SOFT: "var(--soft)",
+    ACCENT: "var(--accent)",
+    SECOND: "var(--second)",
+    BAD: "var(--bad)",
+    PAPER: "var(--paper)",
+    **{c: f"color-mix(in srgb, var(--second) {25 * i}%, var(--accent))" for i, c in enumerate(SCALE)},
+}
 """Stand-ins while matplotlib draws, and the page's own colours that replace them in the SVG."""
 
 STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.color": SOFT,
-    "ytick.color": SOFT, "text.color": INK, "xtick.labelcolor": SOFT, "ytick.labelcolor": INK, "axes.grid": True,
-    "axes.grid.axis": "x", "grid.color": SOFT, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "text.color": INK,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "x",
+    "grid.color": SOFT,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
 LARGEST_DRAWN = 1e12
 
 Row = tuple[str, float, float | None, float | None, str]
@@ -99,9 +117,13 @@ def limits(rows: Iterable[Row]) -> tuple[float, float]:
 
 
 def dots(
-    ax: Axes, rows: Sequence[Row], about: str, limits: tuple[float, float], zero: bool = False,
+    ax: Axes,
+    rows: Sequence[Row],
+    about: str,
+    limits: tuple[float, float],
+    zero: bool = False,
     marks: Sequence[float | None] = (),
-) -> None:  # fmt: skip
+) -> None:
     """A dot with its interval a row, from the bottom up.
 
     zero: signed values, with a line at 0. marks: a second value of each row, as a diamond.
@@ -146,9 +168,14 @@ def _label_rows(ax: Axes, labels: Sequence[str]) -> None:
 
 
 def curve(
-    name: str, caption: str, series: Mapping[str, Points], about: str, kept: float | None = None, band: Band = (),
+    name: str,
+    caption: str,
+    series: Mapping[str, Points],
+    about: str,
+    kept: float | None = None,
+    band: Band = (),
     whole: bool = True,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """A plot of lines, or no plot where there is no point.
 
     kept: where training was cut, marked on the axis. band: of the first line. whole: only whole numbers on the x axis.

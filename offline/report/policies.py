@@ -31,8 +31,9 @@ def worth(page: Mapping[str, Any]) -> str:
         "<b>Value of each order, doubly robust</b>. See whether the ranker's bar lies right of the shown order's."
         + (" A diamond is the truth, which only a simulated shop knows: it should lie within the bar." if known else "")
     )
-    draw = partial(dots, rows=rows, about=f"gain a list, first {count(found.get('k'))} places", limits=ends,
-                   marks=truths)  # fmt: skip
+    draw = partial(
+        dots, rows=rows, about=f"gain a list, first {count(found.get('k'))} places", limits=ends, marks=truths
+    )
     said = (
         f"What people would have chosen a list, had these orders been shown: the gain (1 for a click, 2 for a cart, 3 "
         f"for a purchase) of the first {count(found.get('k'))} places, estimated from {count(found.get('lists'))} "
@@ -67,8 +68,8 @@ def _table(held: Mapping[str, Mapping[str, Any]]) -> str:
         estimates = [e if isinstance(e := by.get(k), dict) else {} for k in _ESTIMATORS]
         cells = [f"{decimal(e.get('value'))} {interval(e)}" if e else "-" for e in estimates]
         ips = estimates[0]
-        rows.append([
-            spoken(name), *cells, decimal(by.get("truth")), count(ips.get("matches")), decimal(ips.get("weight"), 2),
-        ])  # fmt: skip
+        rows.append(
+            [spoken(name), *cells, decimal(by.get("truth")), count(ips.get("matches")), decimal(ips.get("weight"), 2)]
+        )
     head = ["order", *_ESTIMATORS.values(), "truth", "agreements", "mean weight"]
     return table("Value of each order by three estimators", head, rows)

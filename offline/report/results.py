@@ -213,10 +213,16 @@ def figures(page: Mapping[str, Any]) -> str:
         parts.append(table(f"Slice: {_marked(page, name)}", ["system", "lists", *metrics], rows))
     if page["comparisons"]:
         rows = [
-            [f"{spoken(c.get('a'))} − {spoken(c.get('b'))}", part(c.get("slice")), c.get("metric"), standing(c),
-             gain(c), count(c.get("lists"))]
+            [
+                f"{spoken(c.get('a'))} − {spoken(c.get('b'))}",
+                part(c.get("slice")),
+                c.get("metric"),
+                standing(c),
+                gain(c),
+                count(c.get("lists")),
+            ]
             for c in page["comparisons"]
-        ]  # fmt: skip
+        ]
         head = ["comparison", "slice", "metric", "the first is", "difference", "lists"]
         parts.append(table("Comparisons, paired by list", head, rows, text_columns=4))
     return "<h2>All figures</h2>" + folded("Every metric of every system, and every comparison", "".join(parts))

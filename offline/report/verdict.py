@@ -42,10 +42,12 @@ def standing(comparison: Mapping[str, Any]) -> str:
 def rivals(page: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
     """The headline comparisons of the ranker in a slice, the strongest baseline first."""
     found = [
-        c for c in page["comparisons"]
+        c
+        for c in page["comparisons"]
         if (c.get("a"), c.get("metric"), c.get("slice")) == (RANKER, HEADLINE, part)
-        and c.get("b") != CEILING and finite(c.get("difference")) is not None
-    ]  # fmt: skip
+        and c.get("b") != CEILING
+        and finite(c.get("difference")) is not None
+    ]
     return sorted(found, key=lambda c: (c["difference"], str(c.get("b"))))
 
 

@@ -81,10 +81,14 @@ def moment(value: object) -> str:
 
 
 _PARTS = {
-    "repeats": "what they had before", "new_items": "what they never had", "cold_items": "items nobody chose before",
+    "repeats": "what they had before",
+    "new_items": "what they never had",
+    "cold_items": "items nobody chose before",
     "new_only": "what they never had, alone",
-    "warm_items": "items chosen before", "head": "most chosen fifth of items", "tail": "the other items",
-}  # fmt: skip
+    "warm_items": "items chosen before",
+    "head": "most chosen fifth of items",
+    "tail": "the other items",
+}
 
 
 def part(name: object) -> str:

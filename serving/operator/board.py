@@ -116,18 +116,31 @@ def _row(listed: Listed, state: dict[str, str], nights: dict[str, Night]) -> Rel
     ndcg = m.metrics.get("ranker")
     size = sum(f.bytes for f in m.files.values()) / 1e6
     return ReleaseRow(
-        m.id, state.get(m.id, ""), m.cut_off, m.items, size, ndcg if isinstance(ndcg, float) else None, "",
+        m.id,
+        state.get(m.id, ""),
+        m.cut_off,
+        m.items,
+        size,
+        ndcg if isinstance(ndcg, float) else None,
+        "",
         nights.get(m.id),
-    )  # fmt: skip
+    )
 
 
 def _night(line: dict[str, Any]) -> Night:
     d = line.get("figures", {}).get("all")
     difference = None if d is None else [d.get("difference"), d.get("low"), d.get("high")]
     return Night(
-        line["at"], line["candidate"], line["verdict"], line.get("live"), line.get("reasons", []),
-        line.get("quality", {}), difference, line.get("drift", {}), line.get("drift_median"),
-    )  # fmt: skip
+        line["at"],
+        line["candidate"],
+        line["verdict"],
+        line.get("live"),
+        line.get("reasons", []),
+        line.get("quality", {}),
+        difference,
+        line.get("drift", {}),
+        line.get("drift_median"),
+    )
 
 
 def encoded(answer: Board | Shown | Change) -> bytes:

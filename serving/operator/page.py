@@ -84,8 +84,13 @@ def add_operator(
 async def _asked(request: Request) -> ChangeRequest:
     # A page elsewhere may make a browser post here, and where there are no keys nothing else would stop it.
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise Problem(403, "elsewhere", "Asked from another page", "the browser says that another site sent this",
-                      "Use the page at /operator, or a program.")  # fmt: skip
+        raise Problem(
+            403,
+            "elsewhere",
+            "Asked from another page",
+            "the browser says that another site sent this",
+            "Use the page at /operator, or a program.",
+        )
     return schema.decoded(_CHANGE_REQUEST, await request.body())
 
 
@@ -110,9 +115,7 @@ class Changes:
         except StoreAway as e:
             degraded = str(e)
         here = live.release.id if live else None
-        return await asyncio.to_thread(
-            board, self._root, pointer, here, self._service.clock(), degraded, change
-        )  # fmt: skip
+        return await asyncio.to_thread(board, self._root, pointer, here, self._service.clock(), degraded, change)
 
     async def begin(self, action: str, asked: ChangeRequest, by: str | None) -> Change:
         """Begin a change; the board tells how it ends. Raises Problem: 404 no such release, 409 another is live than
@@ -124,11 +127,22 @@ class Changes:
             raise _away(e) from e
         live = pointer.id if pointer else None
         if live != asked.live:
-            raise Problem(409, "moved", "Another release is live by now", f"{live}, and not {asked.live}",
-                          "Look at the board again.", "live")  # fmt: skip
+            raise Problem(
+                409,
+                "moved",
+                "Another release is live by now",
+                f"{live}, and not {asked.live}",
+                "Look at the board again.",
+                "live",
+            )
         if last is not None and last.state == "running" and self._service.clock() - last.at < _STALE_S:
-            raise Problem(409, "busy", "A change is under way", f"{last.action} of {last.release}, by {last.by}",
-                          "Wait until the board says that it is done.")  # fmt: skip
+            raise Problem(
+                409,
+                "busy",
+                "A change is under way",
+                f"{last.action} of {last.release}, by {last.by}",
+                "Wait until the board says that it is done.",
+            )
         target = await asyncio.to_thread(_target, root, action, asked.release, live)
         change = Change(action, target, by or "whoever reaches the service", self._service.clock(), "running")
         await self._tell(change)
@@ -170,9 +184,13 @@ def _target(root: Path, action: str, release: str | None, live: str | None) -> s
         before = releases.previous(root, live) if live else None
         if before is None or release not in (None, before):
             raise Problem(
-                409, "no-previous", "There is no such release to go back to",
-                f"{before or 'none'} was live before {live}", "Promote one of the board instead.", "release",
-            )  # fmt: skip
+                409,
+                "no-previous",
+                "There is no such release to go back to",
+                f"{before or 'none'} was live before {live}",
+                "Promote one of the board instead.",
+                "release",
+            )
         return before
     good = {r.manifest.id for r in list_releases(root) if r.manifest}
     if release is None or release not in good:  # also keeps a path out of what is loaded

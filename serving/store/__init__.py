@@ -55,4 +55,4 @@ __all__ = [
     "record",
     "user_hash",
     "vector_key",
-]  # fmt: skip
+]

@@ -154,9 +154,16 @@ class BulkStore:
         return [line.decode() for line in self.run([["LRANGE", AUDIT, 0, -1]])[0]]
 
     def seed(
-        self, user_ids: Sequence[str], start: I64, at: F64, kind: I8, item_ids: Sequence[str],
-        event_ids: Sequence[str], now: float, on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:  # fmt: skip
+        self,
+        user_ids: Sequence[str],
+        start: I64,
+        at: F64,
+        kind: I8,
+        item_ids: Sequence[str],
+        event_ids: Sequence[str],
+        now: float,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> int:
         """Put the log's events into users' lists where they are missing; returns how many records were added.
 
         Rows `start[u]:start[u + 1]` (int64[users + 1]) are user u's, in any order; at: float64[n], Unix seconds;

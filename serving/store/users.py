@@ -72,9 +72,16 @@ def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple
     period, calls, shards = _period(now), [], [layout.shard(user) for user in of_user]
     for (user, members), shard in zip(of_user.items(), shards, strict=True):
         call: list[Any] = [
-            5, layout.user(user, "e"), layout.user(user, "s"), layout.user(user, f"d:{period}"),
-            layout.user(user, f"d:{period - 1}"), layout.part(STREAM, shard), ENGAGEMENTS, SHOWN, 2 * DUPLICATES_S,
-        ]  # fmt: skip
+            5,
+            layout.user(user, "e"),
+            layout.user(user, "s"),
+            layout.user(user, f"d:{period}"),
+            layout.user(user, f"d:{period - 1}"),
+            layout.part(STREAM, shard),
+            ENGAGEMENTS,
+            SHOWN,
+            2 * DUPLICATES_S,
+        ]
         for n in members:
             e = events[n]
             call += (event_hash(e.event_id), record(e.at, e.kind, e.event_id, e.item_id), encode_event(e))
@@ -98,9 +105,15 @@ def forget_command(layout: Layout, user_id: str, at: float) -> list[Any]:
 
 
 def seed_call(
-    layout: Layout, user_id: str, at: F64, kind: I8, item_ids: Sequence[str], event_ids: Sequence[str], rows: I64,
+    layout: Layout,
+    user_id: str,
+    at: F64,
+    kind: I8,
+    item_ids: Sequence[str],
+    event_ids: Sequence[str],
+    rows: I64,
     now: float,
-) -> list[Any]:  # fmt: skip
+) -> list[Any]:
     """Arguments of SEED for these rows of the log, which are one user's, in any order."""
     shown = kind[rows] == Kind.IMPRESSION
     first = _seed_records(at, kind, item_ids, event_ids, rows[~shown], ENGAGEMENTS)
@@ -144,7 +157,7 @@ def _order(record: bytes) -> tuple[float, int, bytes, bytes]:
 
 def _seed_records(
     at: F64, kind: I8, item_ids: Sequence[str], event_ids: Sequence[str], rows: I64, cap: int
-) -> list[bytes]:  # fmt: skip
+) -> list[bytes]:
     """Distinct records of the newest `cap` of these rows, newest first."""
     once = {event_ids[n]: n for n in reversed(rows[_newest(at[rows], cap)].tolist())}
     records = [record(float(at[n]), int(kind[n]), i, item_ids[n]) for i, n in once.items()]

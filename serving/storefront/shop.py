@@ -55,9 +55,12 @@ async def shop(service: Service, writes: bool) -> Shop:
     price = live.items.catalogue.price
     known = price[np.isfinite(price)]
     return Shop(
-        live.release.id, sorted(live.items.catalogue.category_names),
-        (float(known.min()), float(known.max())) if len(known) else None, await _shoppers(service, live), writes,
-    )  # fmt: skip
+        live.release.id,
+        sorted(live.items.catalogue.category_names),
+        (float(known.min()), float(known.max())) if len(known) else None,
+        await _shoppers(service, live),
+        writes,
+    )
 
 
 async def _shoppers(service: Service, live: Live) -> list[Shopper]:
@@ -88,11 +91,13 @@ def products(live: Live, item_ids: list[str]) -> list[Product]:
             category, brand, price = int(c.category[row]), int(c.brand[row]), float(c.price[row])
             out.append(
                 Product(
-                    item_id, c.titles[row], c.category_names[category] if category < len(c.category_names) else None,
+                    item_id,
+                    c.titles[row],
+                    c.category_names[category] if category < len(c.category_names) else None,
                     c.brand_names[brand] if brand < len(c.brand_names) else None,
                     price if math.isfinite(price) else None,
                 )
-            )  # fmt: skip
+            )
     return out
 
 

@@ -36,10 +36,12 @@ def lists(count: int) -> list[list[Event]]:
     out = []
     for n in range(count):
         request, user, items = rng.bytes(16).hex(), f"user-{rng.integers(10**8):08d}", rng.integers(100_000, size=LIST)
-        out.append([
-            Event(rng.bytes(16).hex(), int(Kind.IMPRESSION), user, f"sku-{item:08d}", AT + n / 100, request, k)
-            for k, item in enumerate(items.tolist())
-        ])  # fmt: skip
+        out.append(
+            [
+                Event(rng.bytes(16).hex(), int(Kind.IMPRESSION), user, f"sku-{item:08d}", AT + n / 100, request, k)
+                for k, item in enumerate(items.tolist())
+            ]
+        )
     return out
 
 
@@ -101,10 +103,12 @@ def main() -> None:
         follow_s, events = asyncio.run(followed(url))
         collect_s, size = collected(url, data)
     found = {
-        "us_write_service": 1e6 * client_s / n, "us_write_redis": 1e6 * valkey_s / n,
-        "us_follow": 1e6 * follow_s / events, "us_collect": 1e6 * collect_s / events,
+        "us_write_service": 1e6 * client_s / n,
+        "us_write_redis": 1e6 * valkey_s / n,
+        "us_follow": 1e6 * follow_s / events,
+        "us_collect": 1e6 * collect_s / events,
         "bytes_parquet": size / events,
-    }  # fmt: skip
+    }
     print(json.dumps({name: round(value, 2) for name, value in found.items()}))
 
 

@@ -31,14 +31,28 @@ ROUTE = "/v1/rank"
 
 def made_up_scope(key: str) -> dict[str, Any]:
     """An ASGI request with the headers that a storefront sends."""
-    headers = {"host": "h", "user-agent": "shop/1", "accept": "*/*", "content-type": "application/json",
-               "authorization": f"Bearer {key}"}  # fmt: skip
+    headers = {
+        "host": "h",
+        "user-agent": "shop/1",
+        "accept": "*/*",
+        "content-type": "application/json",
+        "authorization": f"Bearer {key}",
+    }
     return {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": ROUTE,
-        "raw_path": ROUTE.encode(), "query_string": b"", "root_path": "", "scheme": "http",
-        "headers": [(k.encode(), v.encode()) for k, v in headers.items()], "server": ("h", 80), "client": ("c", 1),
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": ROUTE,
+        "raw_path": ROUTE.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        "server": ("h", 80),
+        "client": ("c", 1),
         "state": {},
-    }  # fmt: skip
+    }
 
 
 async def ask(app: ASGIApp, key: str, body: bytes) -> int:

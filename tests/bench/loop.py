@@ -61,10 +61,17 @@ def main() -> None:
     options = parser.parse_args()
     # Told to stop, it ends what it started; a process in the background is not told by SIGINT.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    shop = SimulateConfig.model_validate({
-        "seed": options.seed, "items": options.items, "users": options.users, "days": options.opening,
-        "ahead": options.days, "new_items_per_day": options.new_items, "end": "2025-06-02T00:00:00Z",
-    })  # fmt: skip
+    shop = SimulateConfig.model_validate(
+        {
+            "seed": options.seed,
+            "items": options.items,
+            "users": options.users,
+            "days": options.opening,
+            "ahead": options.days,
+            "new_items_per_day": options.new_items,
+            "end": "2025-06-02T00:00:00Z",
+        }
+    )
     more = yaml.safe_load(options.config.read_text("utf-8")) if options.config else {}
     loop = Loop(options.directory.resolve(), shop, more)
     found = summary(loop.run(), shop)
@@ -126,9 +133,12 @@ class Loop:
         new = visitors.arrivals(day)
         sent(arms, new)
         for arm in arms:
-            until(lambda arm=arm: all(
-                arm.get(f"/v1/items/{item['item_id']}").raise_for_status().json()["vector"] for item in new
-            ), "the embedding worker to read the new items")  # fmt: skip
+            until(
+                lambda arm=arm: all(
+                    arm.get(f"/v1/items/{item['item_id']}").raise_for_status().json()["vector"] for item in new
+                ),
+                "the embedding worker to read the new items",
+            )
         begun = time.perf_counter()
         played = visitors.day(day, self._file("day", day), arms)
         served_s = time.perf_counter() - begun
@@ -139,10 +149,16 @@ class Loop:
             made = night.release
             until(lambda: arms.live.get("/health/ready").json()["release"] == made, f"the service to swap to {made}")
         found = {
-            "date": date.isoformat(), "outcome": _STATUS[night.status], "release": night.release, "new_items": len(new),
-            "serving_s": round(served_s, 1), "collect_s": collected.seconds, "night_s": night.seconds,
-            "night_peak_mb": night.peak_mb, **_reasons(live.config, self.shop.start.timestamp() + (day + 1) * 86400),
-        }  # fmt: skip
+            "date": date.isoformat(),
+            "outcome": _STATUS[night.status],
+            "release": night.release,
+            "new_items": len(new),
+            "serving_s": round(served_s, 1),
+            "collect_s": collected.seconds,
+            "night_s": night.seconds,
+            "night_peak_mb": night.peak_mb,
+            **_reasons(live.config, self.shop.start.timestamp() + (day + 1) * 86400),
+        }
         write_json(self._file("night", day), found)
         return played, found
 
@@ -158,10 +174,11 @@ class Loop:
     def _configured(self, name: str) -> Path:
         config = self.directory / f"{name}.yaml"
         ours = {
-            "workspace": str(self.directory / name), "seed": self.shop.seed,
+            "workspace": str(self.directory / name),
+            "seed": self.shop.seed,
             "simulate": self.shop.model_dump(mode="json"),
             "serving": {"clock_file": str(self.clock), "poll_s": 0.05, "redis_timeout_s": 5},
-        }  # fmt: skip
+        }
         config.write_text(yaml.safe_dump(self.more | ours), "utf-8")
         return config
 

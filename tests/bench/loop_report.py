@@ -27,10 +27,16 @@ def summary(days: list[tuple[Played, dict[str, Any]]], shop: SimulateConfig) -> 
     whole: figures of all days as one flat object. days: one object a day, with its night.
     """
     per_day = [
-        {"day": k + 1, **_measured(*_values(played)), "clicks": played.clicks, "purchases": played.purchases,
-         "events": played.events, "night": night}
+        {
+            "day": k + 1,
+            **_measured(*_values(played)),
+            "clicks": played.clicks,
+            "purchases": played.purchases,
+            "events": played.events,
+            "night": night,
+        }
         for k, (played, night) in enumerate(days)
-    ]  # fmt: skip
+    ]
     parts = [_values(played) for played, _ in days]
     together = _measured(
         {arm: np.concatenate([value[arm] for value, _ in parts]) for arm in ORDERS},
@@ -38,15 +44,23 @@ def summary(days: list[tuple[Played, dict[str, Any]]], shop: SimulateConfig) -> 
     )
     outcomes = Counter(night["outcome"] for _, night in days)
     whole = {
-        **{arm: together["ndcg@10"][arm][0] for arm in ORDERS}, "lists": together["lists"],
-        **{f"lead_over_{arm}{end}": together["lead"][arm][key] for arm in ("kept", "popularity")
-           for end, key in (("", "difference"), ("_low", "low"), ("_high", "high"))},
-        "days": len(days), "published": outcomes["published"],
-    }  # fmt: skip
+        **{arm: together["ndcg@10"][arm][0] for arm in ORDERS},
+        "lists": together["lists"],
+        **{
+            f"lead_over_{arm}{end}": together["lead"][arm][key]
+            for arm in ("kept", "popularity")
+            for end, key in (("", "difference"), ("_low", "low"), ("_high", "high"))
+        },
+        "days": len(days),
+        "published": outcomes["published"],
+    }
     return {
-        "whole": whole, "together": together, "outcomes": dict(outcomes), "days": per_day,
+        "whole": whole,
+        "together": together,
+        "outcomes": dict(outcomes),
+        "days": per_day,
         "shop": shop.model_dump(mode="json"),
-    }  # fmt: skip
+    }
 
 
 def _values(played: Played) -> tuple[dict[str, F64], I64]:

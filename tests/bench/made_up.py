@@ -50,11 +50,20 @@ def made_up_catalogue(rng: np.random.Generator, items: int) -> Catalogue:
 
     tags = np.append(np.arange(items + 1) * 5, items * 5)
     return Catalogue(
-        [f"sku-{k:08d}" for k in range(items)], [""] * items, numbers(rng.lognormal(3, 1, items + 1)),
-        some(200), [f"c{k}" for k in range(200)], some(1000), [f"b{k}" for k in range(1000)],
-        numbers(START - rng.uniform(0, 365, items + 1) * DAY), numbers(rng.normal(size=(items + 1, 2))),
-        ["weight", "stars"], tags, rng.integers(0, 500, items * 5, np.int32), [f"style={k}" for k in range(500)],
-    )  # fmt: skip
+        [f"sku-{k:08d}" for k in range(items)],
+        [""] * items,
+        numbers(rng.lognormal(3, 1, items + 1)),
+        some(200),
+        [f"c{k}" for k in range(200)],
+        some(1000),
+        [f"b{k}" for k in range(1000)],
+        numbers(START - rng.uniform(0, 365, items + 1) * DAY),
+        numbers(rng.normal(size=(items + 1, 2))),
+        ["weight", "stars"],
+        tags,
+        rng.integers(0, 500, items * 5, np.int32),
+        [f"style={k}" for k in range(500)],
+    )
 
 
 def made_up_vectors(rng: np.random.Generator, items: int, dimensions: int = DIMENSIONS) -> np.ndarray:
@@ -89,9 +98,18 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
     order = np.lexsort((item, kinds, at))
     n = len(order)
     return Events(
-        at[order], user[order], item[order], kinds[order], request[order], np.full(n, -1, np.int16),
-        np.full(n, np.nan), range(users), range(lists), np.full(n, -1, np.int32), np.full(n, -1, np.int8),
-    )  # type: ignore[arg-type]  # fmt: skip
+        at[order],
+        user[order],
+        item[order],
+        kinds[order],
+        request[order],
+        np.full(n, -1, np.int16),
+        np.full(n, np.nan),
+        range(users),
+        range(lists),
+        np.full(n, -1, np.int32),
+        np.full(n, -1, np.int8),
+    )  # type: ignore[arg-type]
 
 
 def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:

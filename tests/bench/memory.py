@@ -84,11 +84,14 @@ def write_users(
         count = min(2000, users - first)
         kind = np.tile(np.repeat([kinds[1], Kind.IMPRESSION], [engagements, shown]), count).astype(np.int8)
         store.seed(
-            [f"user-{u:08d}" for u in range(first, first + count)], np.arange(count + 1) * each,
-            AT - np.floor(rng.uniform(3e5, 5e6, count * each)), kind,
+            [f"user-{u:08d}" for u in range(first, first + count)],
+            np.arange(count + 1) * each,
+            AT - np.floor(rng.uniform(3e5, 5e6, count * each)),
+            kind,
             [f"sku-{i:08d}" for i in skewed(rng, items, count * each).tolist()],
-            [f"event-{first}-{n}" for n in range(count * each)], AT,
-        )  # fmt: skip
+            [f"event-{first}-{n}" for n in range(count * each)],
+            AT,
+        )
 
 
 def fitted(found: list[User]) -> tuple[float, float, float]:
@@ -119,11 +122,19 @@ def of_stream(url: str, events: int) -> float:
         for first in range(0, events, 500):
             store.write(
                 [
-                    Event(f"event-{n:010d}", int(Kind.IMPRESSION), f"user-{n // 24:08d}", f"sku-{n:08d}", AT - 60,
-                          f"request-{n // 24:010d}", n % 24)
+                    Event(
+                        f"event-{n:010d}",
+                        int(Kind.IMPRESSION),
+                        f"user-{n // 24:08d}",
+                        f"sku-{n:08d}",
+                        AT - 60,
+                        f"request-{n // 24:010d}",
+                        n % 24,
+                    )
                     for n in range(first, min(first + 500, events))
-                ], AT,
-            )  # fmt: skip
+                ],
+                AT,
+            )
         return float(client.memory_usage(STREAM, samples=0) or 0) / events
 
 
@@ -174,9 +185,12 @@ def _someone(items: np.ndarray) -> Any:
     item = items[: min(len(items), ENGAGEMENTS)]
     shown = items[: min(len(items), SHOWN)]
     return History(
-        item, np.full(len(item), Kind.CLICK, np.int8), np.full(len(item), AT - 100.0), shown,
+        item,
+        np.full(len(item), Kind.CLICK, np.int8),
+        np.full(len(item), AT - 100.0),
+        shown,
         np.full(len(shown), AT - 200.0),
-    )  # fmt: skip
+    )
 
 
 def write_release(root: Path, items: int, events: int) -> Path:
@@ -204,9 +218,18 @@ def published(root: Path, items: Items, model_text: str, created_at: float) -> P
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n * DIMENSIONS, np.float32)), DIMENSIONS)
     columns = pa.table({"item_id": list(items.catalogue.item_ids), "embedding": vectors})
     return write(
-        root, items=items, model_text=model_text, item_columns=columns, encoder_dir=None, cut_off=AT, window={},
-        metrics={}, parent=None, created_at=created_at, encoder_fingerprint="0123456789abcdef",
-    )  # fmt: skip
+        root,
+        items=items,
+        model_text=model_text,
+        item_columns=columns,
+        encoder_dir=None,
+        cut_off=AT,
+        window={},
+        metrics={},
+        parent=None,
+        created_at=created_at,
+        encoder_fingerprint="0123456789abcdef",
+    )
 
 
 def in_its_own_process(release: Path | None) -> Worker:

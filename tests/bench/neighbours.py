@@ -220,8 +220,13 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     assert (found[0] == first).all()
     after = private_and_shared_mb()
     np.save(job["found"], found)
-    return {"open_s": opened, "p50_ms": np.median(ms), "p99_ms": np.percentile(ms, 99),
-            "private_mb": after[0] - before[0], "shared_mb": after[1] - before[1]}  # fmt: skip
+    return {
+        "open_s": opened,
+        "p50_ms": np.median(ms),
+        "p99_ms": np.percentile(ms, 99),
+        "private_mb": after[0] - before[0],
+        "shared_mb": after[1] - before[1],
+    }
 
 
 def asked(job: dict[str, Any]) -> dict[str, Any]:
@@ -271,8 +276,10 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     truth, items = truth_of(vectors, queries), len(vectors)
     del vectors
     print(f"{items} items, {len(queries)} queries of {K}, one thread")
-    print(f"{'side':>11} {'look':>5} {'build s':>8} {'MB':>6} {'same bytes':>10} {'open s':>7} {'p50 ms':>7} "
-          f"{'p99 ms':>7} {'private MB':>10} {'shared MB':>9} {'recall@500':>10}")  # fmt: skip
+    print(
+        f"{'side':>11} {'look':>5} {'build s':>8} {'MB':>6} {'same bytes':>10} {'open s':>7} {'p50 ms':>7} "
+        f"{'p99 ms':>7} {'private MB':>10} {'shared MB':>9} {'recall@500':>10}"
+    )
     out: dict[str, Any] = {}
     for side in options.sides:
         _, library, looks = SIDES[side]
@@ -292,10 +299,13 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             answer = asked(job | {"do": "answer", "look": look})
             answer |= {"recall": recall(np.load(job["found"]), truth), "build_s": built[0]["build_s"]}
             answer |= {"mb": built[0]["mb"], "same_bytes": same}
-            print(f"{side:>11} {look:5} {answer['build_s']:8.1f} {answer['mb']:6.0f} {same:>10} "
-                  f"{answer['open_s']:7.2f} {answer['p50_ms']:7.2f} {answer['p99_ms']:7.2f} "
-                  f"{answer['private_mb']:10.0f} "
-                  f"{answer['shared_mb']:9.0f} {answer['recall']:10.4f}", flush=True)  # fmt: skip
+            print(
+                f"{side:>11} {look:5} {answer['build_s']:8.1f} {answer['mb']:6.0f} {same:>10} "
+                f"{answer['open_s']:7.2f} {answer['p50_ms']:7.2f} {answer['p99_ms']:7.2f} "
+                f"{answer['private_mb']:10.0f} "
+                f"{answer['shared_mb']:9.0f} {answer['recall']:10.4f}",
+                flush=True,
+            )
             out[f"{side}_{look}"] = answer
         Path(job["path"]).unlink()
     ratio = {f"speedup_{k}": out["exact_0"]["p50_ms"] / v["p50_ms"] for k, v in out.items()} if "exact_0" in out else {}

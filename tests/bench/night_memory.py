@@ -52,8 +52,11 @@ def measure(workspace: Path, days: int, users: int, items: int, most: int) -> Me
     for command in ("simulate", "nightly"):
         found = subprocess.run(
             [sys.executable, "-m", "offline.cli", command, "--config", str(path)],
-            env={**os.environ, "MALLOC_ARENA_MAX": "2"}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if found.returncode not in (0, *_KEPT):
             raise RuntimeError(f"{command} ended with {found.returncode}: {found.stderr[-2000:]}")
     (record,) = workspace.glob("runs/*/steps.json")

@@ -69,18 +69,30 @@ def measured(directory: Path, users: int, bias: float, explore: float, seeds: in
         seen = looked_at(x["ranker"], learnt, valid, columns) if debias else None
         for seed in range(seeds):
             made = train(
-                x["ranker"], learnt.gain, learnt.start, x["validation"], valid.gain, valid.start, columns,
-                RankerConfig(position_debias=debias, seed=seed), learnt.position, valid_looked_at=seen,
-            )  # fmt: skip
+                x["ranker"],
+                learnt.gain,
+                learnt.start,
+                x["validation"],
+                valid.gain,
+                valid.start,
+                columns,
+                RankerConfig(position_debias=debias, seed=seed),
+                learnt.position,
+                valid_looked_at=seen,
+            )
             score += Trees.parse(made.model_text).score(x["test"])
         return _ndcg(score, worth, len(tested))
 
     without, with_ = ndcg(False), ndcg(True)
     found = paired_difference(with_, without, tested.user)
     return {
-        "without": float(without.mean()), "with": float(with_.mean()), "difference": found.difference,
-        "low": found.low, "high": found.high, "lists": len(tested),
-    }  # fmt: skip
+        "without": float(without.mean()),
+        "with": float(with_.mean()),
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "lists": len(tested),
+    }
 
 
 def _words(titles: object) -> F32:

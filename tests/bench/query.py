@@ -63,10 +63,12 @@ def shop(workspace: Path) -> World:
     odds = np.array([searches.odds(wish, every) for wish in wishes])  # from nothing to all of what was sought
     share = (odds - odds.min()) / (odds.max() - odds.min())
     return World(
-        catalogue, _and_unknown(np.load(run / "vectors.npy")[-1]), load(str(run / "encoder")),
+        catalogue,
+        _and_unknown(np.load(run / "vectors.npy")[-1]),
+        load(str(run / "encoder")),
         [searches.typed(w) for w in wishes],
         lambda order: float(np.take_along_axis(share, order[:, :10].astype(np.int64), axis=1).mean()),
-    )  # fmt: skip
+    )
 
 
 def film_shop(folder: Path) -> World:
@@ -80,9 +82,20 @@ def film_shop(folder: Path) -> World:
     n, none = len(films), np.zeros(len(films) + 1, np.int32)
     start = np.append(np.cumsum([0, *map(len, tags)]), sum(map(len, tags)))
     catalogue = Catalogue(
-        [r["item_id"] for r in films], [r["title"] for r in films], np.full(n + 1, np.nan), none, [], none, [],
-        np.full(n + 1, np.nan), np.empty((n + 1, 0)), [], start, np.concatenate(tags).astype(np.int32), names,
-    )  # fmt: skip
+        [r["item_id"] for r in films],
+        [r["title"] for r in films],
+        np.full(n + 1, np.nan),
+        none,
+        [],
+        none,
+        [],
+        np.full(n + 1, np.nan),
+        np.empty((n + 1, 0)),
+        [],
+        start,
+        np.concatenate(tags).astype(np.int32),
+        names,
+    )
     encoder = load("minilm", max_tokens=64)
     texts = [f"{r['title']}. {', '.join(r['genres'] or ())}. {r['description'] or ''}" for r in films]
     sought = rng.integers(0, n, QUERIES)
@@ -93,9 +106,12 @@ def film_shop(folder: Path) -> World:
         picked = sorted(rng.choice(len(words), min(len(words), 2 + int(rng.integers(2))), replace=False))
         queries.append(" ".join(slips.slipped(words[k]) for k in picked))
     return World(
-        catalogue, _and_unknown(encoder.encode(texts)), encoder, queries,
+        catalogue,
+        _and_unknown(encoder.encode(texts)),
+        encoder,
+        queries,
         lambda order: float((order[:, :10] == sought[:, None]).any(axis=1).mean()),
-    )  # fmt: skip
+    )
 
 
 def _and_unknown(vectors: F32) -> F32:
@@ -156,10 +172,11 @@ def main(world: World) -> None:
     table = {
         name: {
             **{f"@{k}": _overlap(best[:, :k], mine[:, :k]) for k in (10, 50)},
-            "sought": world.worth(mine), "ms": 1e3 * took[name],
+            "sought": world.worth(mine),
+            "ms": 1e3 * took[name],
         }
         for name, mine in found.items()
-    }  # fmt: skip
+    }
     for name, row in table.items():
         print(f"{name:45s}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     print(json.dumps(table))
@@ -191,7 +208,7 @@ def cost(n: int, repeats: int = 101) -> None:
             "rows with it": lambda r=request, c=typed: rows(items, r.history, r.candidates, AT, c),
             "near by text": lambda r=request: near(items, r.history, AT, 500, NO_CONTEXT),
             "near by text with it": lambda r=request, c=typed: near(items, r.history, AT, 500, c),
-        }.items():  # fmt: skip
+        }.items():
             began = time.thread_time()
             work()
             if number >= 0:
@@ -200,11 +217,16 @@ def cost(n: int, repeats: int = 101) -> None:
         low, middle, high = np.percentile(spent, [10, 50, 90])
         print(f"{name:25s}{middle:8.3f} ({low:.3f}-{high:.3f})")
     middle_of = {name: float(np.median(spent)) for name, spent in ms.items()}
-    print(json.dumps({
-        "rows_ratio": middle_of["rows with it"] / middle_of["rows"],
-        "retrieval_ratio": middle_of["near by text with it"] / middle_of["near by text"],
-        "read_ms": middle_of["reading the query"], "words": len(items.words.names),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "rows_ratio": middle_of["rows with it"] / middle_of["rows"],
+                "retrieval_ratio": middle_of["near by text with it"] / middle_of["near by text"],
+                "read_ms": middle_of["reading the query"],
+                "words": len(items.words.names),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

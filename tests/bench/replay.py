@@ -76,9 +76,10 @@ class Sums(dict[str, np.ndarray]):
         """Zeros, written: so that the system hands out the memory now, and not while a side is timed."""
         shape = (len(Kind), len(HALF_LIVES_S))
         out = cls(
-            item=np.empty((lists, LIST, *shape), np.float32), category=np.empty((lists, LIST, *shape), np.float32),
+            item=np.empty((lists, LIST, *shape), np.float32),
+            category=np.empty((lists, LIST, *shape), np.float32),
             shop=np.empty((lists, *shape), np.float32),
-        )  # fmt: skip
+        )
         for values in out.values():
             values.fill(0)
         return out
@@ -172,18 +173,23 @@ def _user_lists(log: dict[str, np.ndarray]) -> dict[str, float]:
     none = np.full(n, -1, np.int32)
     histories = Histories.of(
         Events(
-            log["at"], log["user"], log["item"], log["kind"], none, none.astype(np.int16), np.full(n, np.nan),
-            range(int(max(log["user"].max(), log["list_user"].max())) + 1), range(0), none, none.astype(np.int8),
+            log["at"],
+            log["user"],
+            log["item"],
+            log["kind"],
+            none,
+            none.astype(np.int16),
+            np.full(n, np.nan),
+            range(int(max(log["user"].max(), log["list_user"].max())) + 1),
+            range(0),
+            none,
+            none.astype(np.int8),
         )  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     made = time.perf_counter()
     for user, at in zip(log["list_user"].tolist(), log["list_at"].tolist(), strict=True):
         histories.read(user, at)
-    return {
-        "users_made_s": made - before,
-        "users_read_s": time.perf_counter() - made,
-        "peak_with_users_gb": peak_gb(),
-    }
+    return {"users_made_s": made - before, "users_read_s": time.perf_counter() - made, "peak_with_users_gb": peak_gb()}
 
 
 def in_its_own_process(side: str, folder: Path, out: Path) -> dict[str, float]:
@@ -245,17 +251,27 @@ def whole_rows(events: int, lists: int, items: int, users: int) -> dict[str, flo
     (first_at, first), (last_at, last) = calls[0], calls[-1]
     a_list = (last_at - first_at) / (last - first)
     return {
-        "features": made.shape[1], "once_s": last_at - before - a_list * lists, "rows_per_s": LIST / a_list,
+        "features": made.shape[1],
+        "once_s": last_at - before - a_list * lists,
+        "rows_per_s": LIST / a_list,
         "ms_a_list": 1000 * a_list,
-    }  # fmt: skip
+    }
 
 
 def _lists(at: np.ndarray, user: np.ndarray, item: np.ndarray) -> Lists:
     n = len(at)
     return Lists(
-        at, user, [f"r{k}" for k in range(n)], np.arange(n + 1) * LIST, item, np.zeros(n * LIST, np.int16),
-        np.zeros(n * LIST, np.int8), np.zeros((n, 3), np.int32), np.full(n, -1, np.int8), [""] * n,
-    )  # fmt: skip
+        at,
+        user,
+        [f"r{k}" for k in range(n)],
+        np.arange(n + 1) * LIST,
+        item,
+        np.zeros(n * LIST, np.int16),
+        np.zeros(n * LIST, np.int8),
+        np.zeros((n, 3), np.int32),
+        np.full(n, -1, np.int8),
+        [""] * n,
+    )
 
 
 def middle(reports: list[dict[str, float]], key: str = "seconds") -> float:

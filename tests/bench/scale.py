@@ -115,9 +115,11 @@ def shop() -> Shop:
     on_one = int((a("machine") - shared_gb) // worker_gb)
     machines = -(-workers // on_one)
     a_user = (
-        u("user") + u("engagement") * a("engaged") + u("impression") * a("shown")
+        u("user")
+        + u("engagement") * a("engaged")
+        + u("impression") * a("shown")
         + u("duplicate") * 3 * a("events") / a("users")
-    )  # fmt: skip
+    )
     users_gb, stream_gb = a("users") * a_user / 1e9, a("events") * a("kept") * u("stream") / 1e9
     vectors_gb = a("items") * u("vector") / 1e9
     log = a("events") * a("days")
@@ -132,9 +134,19 @@ def shop() -> Shop:
     }
     nodes = -int(-(users_gb + stream_gb + vectors_gb) // a("node"))
     return Shop(
-        peak_events, peak_lists, follow, workers, worker_gb, shared_gb + min(on_one, workers) * worker_gb, machines,
-        users_gb, stream_gb, vectors_gb, nodes, night,
-    )  # fmt: skip
+        peak_events,
+        peak_lists,
+        follow,
+        workers,
+        worker_gb,
+        shared_gb + min(on_one, workers) * worker_gb,
+        machines,
+        users_gb,
+        stream_gb,
+        vectors_gb,
+        nodes,
+        night,
+    )
 
 
 def serving(s: Shop) -> list[Line]:
@@ -147,13 +159,22 @@ def serving(s: Shop) -> list[Line]:
         Line("to take events", f"{s.peak_events:,.0f} /s x {u('write')} us", f"{write:.2f} cores"),
         Line("to follow the stream", f"{s.peak_events:,.0f} /s x {u('follow')} us", f"**{s.follow:.2f} of a worker**"),
         Line("workers", f"{rank + write:.2f} / ({a('busy')} - {s.follow:.2f})", f"{s.workers}"),
-        Line("a worker's own memory", f"2 releases x {a('items'):.0e} x {u('item_private'):.0f} B",
-             f"**{s.worker_gb:.0f} GB**"),
-        Line("shared on a machine", f"2 releases x {a('items'):.0e} x {u('item_shared'):,.0f} B",
-             f"{2 * a('items') * u('item_shared') / 1e9:.0f} GB"),
-        Line("machines", f"{s.workers} workers, {s.machine_gb:.0f} of {a('machine'):.0f} GB on one",
-             f"{s.machines}, and one to spare"),
-    ]  # fmt: skip
+        Line(
+            "a worker's own memory",
+            f"2 releases x {a('items'):.0e} x {u('item_private'):.0f} B",
+            f"**{s.worker_gb:.0f} GB**",
+        ),
+        Line(
+            "shared on a machine",
+            f"2 releases x {a('items'):.0e} x {u('item_shared'):,.0f} B",
+            f"{2 * a('items') * u('item_shared') / 1e9:.0f} GB",
+        ),
+        Line(
+            "machines",
+            f"{s.workers} workers, {s.machine_gb:.0f} of {a('machine'):.0f} GB on one",
+            f"{s.machines}, and one to spare",
+        ),
+    ]
 
 
 def redis(s: Shop) -> list[Line]:
@@ -161,15 +182,24 @@ def redis(s: Shop) -> list[Line]:
     served = a("events") * a("impressions") / a("list") * u("served") / 24 / 1e9
     return [
         Line("users", f"{a('users'):.0e} x {s.users_gb * 1e9 / a('users'):,.0f} B", f"{s.users_gb:,.0f} GB"),
-        Line("event stream", f"{a('events'):.0e} x {a('kept'):.0f} days x {u('stream'):.0f} B",
-             f"**{s.stream_gb:,.0f} GB**"),
+        Line(
+            "event stream",
+            f"{a('events'):.0e} x {a('kept'):.0f} days x {u('stream'):.0f} B",
+            f"**{s.stream_gb:,.0f} GB**",
+        ),
         Line("item vectors", f"{a('items'):.0e} x {u('vector'):.0f} B", f"{s.vectors_gb:,.0f} GB"),
         Line("answered lists, collected hourly", f"a day's / 24 x {u('served'):,.0f} B", f"{served:.1f} GB"),
-        Line("nodes", f"{s.users_gb + s.stream_gb + s.vectors_gb:,.0f} GB / {a('node'):.0f}",
-             f"{s.nodes}, and as many replicas"),
-        Line("processor time at the peak", f"{s.peak_events:,.0f} /s x {u('redis_write')} us",
-             f"{s.peak_events * u('redis_write') / 1e6:.1f} cores of {s.nodes}"),
-    ]  # fmt: skip
+        Line(
+            "nodes",
+            f"{s.users_gb + s.stream_gb + s.vectors_gb:,.0f} GB / {a('node'):.0f}",
+            f"{s.nodes}, and as many replicas",
+        ),
+        Line(
+            "processor time at the peak",
+            f"{s.peak_events:,.0f} /s x {u('redis_write')} us",
+            f"{s.peak_events * u('redis_write') / 1e6:.1f} cores of {s.nodes}",
+        ),
+    ]
 
 
 def night(s: Shop) -> list[Line]:
@@ -188,15 +218,24 @@ def night(s: Shop) -> list[Line]:
     return [
         *lines,
         Line("all of these", "", f"{sum(s.night.values()):.0f} core-h"),
-        Line("a new encoder reads everything", f"{a('items'):.0e} x {u('encode'):.0f} ms",
-             f"**{a('items') * u('encode') / 1e3 / HOUR:,.0f} core-h**"),
-        Line("its vectors into Redis", f"{a('items'):.0e} x {u('set'):.0f} us",
-             f"{a('items') * u('set') / 1e6 / HOUR:.1f} h"),
+        Line(
+            "a new encoder reads everything",
+            f"{a('items'):.0e} x {u('encode'):.0f} ms",
+            f"**{a('items') * u('encode') / 1e3 / HOUR:,.0f} core-h**",
+        ),
+        Line(
+            "its vectors into Redis",
+            f"{a('items'):.0e} x {u('set'):.0f} us",
+            f"{a('items') * u('set') / 1e6 / HOUR:.1f} h",
+        ),
         Line("the log in memory", f"{log:.0e} x {u('log'):.0f} B", f"**{log * u('log') / 1e9:,.0f} GB**"),
         Line("the log on disk", f"{log:.0e} x {u('parquet')} B", f"{log * u('parquet') / 1e9:,.0f} GB"),
-        Line("a release", f"{a('items'):.0e} x ({u('item_shared'):,.0f} + 768) B",
-             f"{a('items') * (u('item_shared') + 768) / 1e9:.0f} GB"),
-    ]  # fmt: skip
+        Line(
+            "a release",
+            f"{a('items'):.0e} x ({u('item_shared'):,.0f} + 768) B",
+            f"{a('items') * (u('item_shared') + 768) / 1e9:.0f} GB",
+        ),
+    ]
 
 
 def money(s: Shop) -> list[Line]:
@@ -207,13 +246,16 @@ def money(s: Shop) -> list[Line]:
     night_cost = 30 * sum(s.night.values()) * a("core_hour")
     disk = a("events") * a("days") * u("parquet") / 1e9 * a("disk_month")
     return [
-        Line("serving", f"{machines} x (64 x 730 h x {a('core_hour')} + {a('machine'):.0f} x {a('gb_month'):.0f})",
-             f"{serving_cost:,.0f}"),
+        Line(
+            "serving",
+            f"{machines} x (64 x 730 h x {a('core_hour')} + {a('machine'):.0f} x {a('gb_month'):.0f})",
+            f"{serving_cost:,.0f}",
+        ),
         Line("Redis", f"2 x {gb / 2:,.0f} GB x 64 / {a('node'):.0f} x {a('gb_month'):.0f}", f"{redis_cost:,.0f}"),
         Line("nights", f"30 x {sum(s.night.values()):.0f} core-h x {a('core_hour')}", f"{night_cost:,.0f}"),
         Line("disk", f"{a('events') * a('days') * u('parquet') / 1e9:,.0f} GB x {a('disk_month')}", f"{disk:,.0f}"),
         Line("together", "", f"**{serving_cost + redis_cost + night_cost + disk:,.0f}**"),
-    ]  # fmt: skip
+    ]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

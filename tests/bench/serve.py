@@ -159,9 +159,15 @@ def cpu_beside_predict(
 
 
 async def disturbed(
-    port: int, url: str, questions: list[bytes], clients: int, seconds: float, releases: list[Path], posts: list[bytes],
+    port: int,
+    url: str,
+    questions: list[bytes],
+    clients: int,
+    seconds: float,
+    releases: list[Path],
+    posts: list[bytes],
     per_second: float,
-) -> tuple[Load, Load]:  # fmt: skip
+) -> tuple[Load, Load]:
     """What clients see while releases are swapped, where any are named, and events stream in, where there are any."""
     done = asyncio.Event()
 
@@ -187,9 +193,12 @@ async def disturbed(
 def line(name: str, load: Load) -> dict[str, float]:
     """Print one line of the table; the same as numbers."""
     found = {
-        "per_second": load.per_second, "p50": load.at(50), "p99": load.at(99), "p99.9": load.at(99.9),
+        "per_second": load.per_second,
+        "p50": load.at(50),
+        "p99": load.at(99),
+        "p99.9": load.at(99.9),
         "max": load.at(100),
-    }  # fmt: skip
+    }
     print(
         f"{name:>34} {load.per_second:8.0f} {found['p50']:8.2f} {found['p99']:8.2f} {found['p99.9']:8.2f} "
         f"{found['max']:8.2f} {load.errors + load.degraded:6}",
@@ -235,9 +244,14 @@ def main() -> None:
 
 
 def measured(
-    options: argparse.Namespace, rng: np.random.Generator, process: int, port: int, url: str, releases: list[Path],
+    options: argparse.Namespace,
+    rng: np.random.Generator,
+    process: int,
+    port: int,
+    url: str,
+    releases: list[Path],
     users: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Every table, printed, and the numbers of them."""
     asked = {c: made_up_questions(rng, options.items, users, c, 40 if options.quick else 400) for c in CANDIDATES}
     questions = [q.bytes for q in asked[500]]
@@ -265,11 +279,14 @@ def measured(
             if stream_of:
                 lines[f"{name}: posts"] = line("the posts themselves", events)
     return {
-        "cpu_ratio_vs_predict": round(float(np.median(ratio)), 4), "cpu_ms": round(float(ours), 3),
-        "predict_ms": round(float(predict), 3), "errors": sum(found["errors"] for found in lines.values()),
+        "cpu_ratio_vs_predict": round(float(np.median(ratio)), 4),
+        "cpu_ms": round(float(ours), 3),
+        "predict_ms": round(float(predict), 3),
+        "errors": sum(found["errors"] for found in lines.values()),
         **{f"p50_ms_{c}": lines[f"{c} candidates"]["p50"] for c in CANDIDATES},
-        **{f"p99_ms_{c}": lines[f"{c} candidates"]["p99"] for c in CANDIDATES}, "lines": lines,
-    }  # fmt: skip
+        **{f"p99_ms_{c}": lines[f"{c} candidates"]["p99"] for c in CANDIDATES},
+        "lines": lines,
+    }
 
 
 if __name__ == "__main__":

@@ -63,10 +63,18 @@ def shop(root: Path, at: float, seed: int = 0) -> Path:
     encoder.save(root / "encoder")
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(made.ravel()), made.shape[1])
     return write(
-        root / "releases", items=items, model_text=_model(items, at, rng), encoder_dir=root / "encoder", cut_off=at,
-        item_columns=table.append_column("embedding", embedding), window={}, metrics={}, parent=None, created_at=at,
+        root / "releases",
+        items=items,
+        model_text=_model(items, at, rng),
+        encoder_dir=root / "encoder",
+        cut_off=at,
+        item_columns=table.append_column("embedding", embedding),
+        window={},
+        metrics={},
+        parent=None,
+        created_at=at,
         encoder_fingerprint=encoder.fingerprint,
-    )  # fmt: skip
+    )
 
 
 def _model(items: Items, at: float, rng: np.random.Generator) -> str:

@@ -134,7 +134,7 @@ class Visitors:
         orders = {
             name: np.array([self._row[i["item_id"]] for i in answer["items"]], np.int32)
             for name, answer in zip(Arms._fields, answers, strict=True)
-        } | {"popularity": offered[np.argsort(-popular, kind="stable")]}  # fmt: skip
+        } | {"popularity": offered[np.argsort(-popular, kind="stable")]}
         ndcg = {name: _ndcg(order, offered, worth) for name, order in orders.items()}
         first = answers[0]
         shown = [i["item_id"] for i in first["items"]]

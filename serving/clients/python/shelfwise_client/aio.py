@@ -52,9 +52,15 @@ class AsyncShelfwise:
     """
 
     def __init__(
-        self, url: str, key: str | None = None, *, deadline_s: float = 5.0, retry: Retry | None = None,
-        sending: Sending | None = None, on_refused: Refused | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        deadline_s: float = 5.0,
+        retry: Retry | None = None,
+        sending: Sending | None = None,
+        on_refused: Refused | None = None,
+    ) -> None:
         """As of `Shelfwise`; on_refused is called in the loop."""
         self._service = Service(url, key, deadline_s, retry or Retry())
         self._sending = sending or Sending()

@@ -34,9 +34,16 @@ class Call(Generic[T]):
 
 
 def rank(
-    user_id: str | None, candidates: Sequence[str] | None = None, *, limit: int | None = None, explain: bool = False,
-    device: str | None = None, query: str | None = None, rules: Rules | None = None, deadline_s: float | None = None,
-) -> Call[answers.RankAnswer]:  # fmt: skip
+    user_id: str | None,
+    candidates: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+    explain: bool = False,
+    device: str | None = None,
+    query: str | None = None,
+    rules: Rules | None = None,
+    deadline_s: float | None = None,
+) -> Call[answers.RankAnswer]:
     """Candidates in order for a user; without candidates the whole catalogue, where it is small enough."""
     given = None if candidates is None else list(candidates)
     body = _said(
@@ -46,9 +53,15 @@ def rank(
 
 
 def recommend(
-    user_id: str | None, *, limit: int = 10, explain: bool = False, device: str | None = None, query: str | None = None,
-    rules: Rules | None = None, deadline_s: float | None = None,
-) -> Call[answers.RankAnswer]:  # fmt: skip
+    user_id: str | None,
+    *,
+    limit: int = 10,
+    explain: bool = False,
+    device: str | None = None,
+    query: str | None = None,
+    rules: Rules | None = None,
+    deadline_s: float | None = None,
+) -> Call[answers.RankAnswer]:
     """A list for a user out of the whole catalogue."""
     body = _said(user_id=user_id, limit=limit, explain=explain, device=device, query=query, rules=rules)
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
@@ -68,9 +81,13 @@ def item(item_id: str, *, deadline_s: float | None = None) -> Call[answers.ItemA
 def health(*, deadline_s: float | None = None) -> Call[answers.ServiceState]:
     """Whether the service ranks, and if not, why: an answer either way."""
     return Call(
-        method="GET", path="/health/ready", answer=answers.ServiceState, repeatable=True, deadline_s=deadline_s,
+        method="GET",
+        path="/health/ready",
+        answer=answers.ServiceState,
+        repeatable=True,
+        deadline_s=deadline_s,
         answered=(200, 503),
-    )  # fmt: skip
+    )
 
 
 def events(events: Sequence[Event], *, deadline_s: float | None = None) -> Call[answers.EventsAnswer]:
@@ -80,9 +97,13 @@ def events(events: Sequence[Event], *, deadline_s: float | None = None) -> Call[
     `rejected`, where none of them was good.
     """
     return Call(
-        method="POST", path="/v1/events", answer=answers.EventsAnswer, body=_json([identified(e) for e in events]),
-        repeatable=True, deadline_s=deadline_s,
-    )  # fmt: skip
+        method="POST",
+        path="/v1/events",
+        answer=answers.EventsAnswer,
+        body=_json([identified(e) for e in events]),
+        repeatable=True,
+        deadline_s=deadline_s,
+    )
 
 
 def put_item(item: Item, *, deadline_s: float | None = None) -> Call[answers.ItemsAnswer]:
@@ -108,27 +129,46 @@ def delete_user(user_id: str, *, deadline_s: float | None = None) -> Call[answer
 def batch(bodies: Sequence[bytes], deadline_s: float) -> Call[answers.EventsAnswer]:
     """Events of the queue, each as JSON already."""
     return Call(
-        method="POST", path="/v1/events", answer=answers.EventsAnswer, body=b"[" + b",".join(bodies) + b"]",
-        repeatable=True, deadline_s=deadline_s,
-    )  # fmt: skip
+        method="POST",
+        path="/v1/events",
+        answer=answers.EventsAnswer,
+        body=b"[" + b",".join(bodies) + b"]",
+        repeatable=True,
+        deadline_s=deadline_s,
+    )
 
 
 def event(
-    event: SentEventName, user_id: str, item_id: str, *, event_id: str | None = None,
-    timestamp: float | str | None = None, request_id: str | None = None, position: int | None = None,
-    value: float | None = None, session_id: str | None = None, device: str | None = None,
+    event: SentEventName,
+    user_id: str,
+    item_id: str,
+    *,
+    event_id: str | None = None,
+    timestamp: float | str | None = None,
+    request_id: str | None = None,
+    position: int | None = None,
+    value: float | None = None,
+    session_id: str | None = None,
+    device: str | None = None,
     query: str | None = None,
-) -> Event:  # fmt: skip
+) -> Event:
     """An event as it is queued: with an id, which `send` answers, and the moment, now where none is given.
 
     request_id, position: of the ranking that the shopper saw, and the place in it from 0; clicks are joined by them.
     """
     given: Event = {
-        "event": event, "user_id": user_id, "item_id": item_id, "event_id": event_id,
-        "timestamp": round(time.time(), 6) if timestamp is None else timestamp, "request_id": request_id,
-        "position": position, "value": value, "session_id": session_id, "device": device,
+        "event": event,
+        "user_id": user_id,
+        "item_id": item_id,
+        "event_id": event_id,
+        "timestamp": round(time.time(), 6) if timestamp is None else timestamp,
+        "request_id": request_id,
+        "position": position,
+        "value": value,
+        "session_id": session_id,
+        "device": device,
         "query": query,
-    }  # fmt: skip
+    }
     return identified(given)
 
 

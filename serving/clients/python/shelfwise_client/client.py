@@ -53,9 +53,15 @@ class Shelfwise:
     """
 
     def __init__(
-        self, url: str, key: str | None = None, *, deadline_s: float = 5.0, retry: Retry | None = None,
-        sending: Sending | None = None, on_refused: Refused | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        deadline_s: float = 5.0,
+        retry: Retry | None = None,
+        sending: Sending | None = None,
+        on_refused: Refused | None = None,
+    ) -> None:
         """key: as `shelfwise keys new` prints it. deadline_s: of each call, attempts and pauses and all.
 
         on_refused: told, by the thread that delivers, of each event that the service rejects; logged by default.
@@ -226,9 +232,7 @@ def _in_time(call: Call[Any], response: httpx.Response, due: float) -> Any:
         yield part
 
 
-def attempted(
-    service: Service, http: httpx.Client, batch: list[Queued], due: float
-) -> EventsAnswer | ShelfwiseError:  # fmt: skip
+def attempted(service: Service, http: httpx.Client, batch: list[Queued], due: float) -> EventsAnswer | ShelfwiseError:
     """What came of one attempt to deliver a batch."""
     call = calls.batch([q.body for q in batch], due - time.monotonic())
     try:

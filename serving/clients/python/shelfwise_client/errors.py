@@ -37,10 +37,18 @@ class ServiceError(ShelfwiseError):
     """
 
     def __init__(
-        self, status: int, title: str, detail: str, *, code: str | None = None, remedy: str = "",
-        field: str | None = None, request_id: str | None = None, rejected: Sequence[Rejected] = (),
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        *,
+        code: str | None = None,
+        remedy: str = "",
+        field: str | None = None,
+        request_id: str | None = None,
+        rejected: Sequence[Rejected] = (),
         retry_after_s: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.status, self.title, self.detail, self.code = status, title, detail, code
         self.remedy, self.field, self.request_id = remedy, field, request_id
         self.rejected, self.retry_after_s = tuple(rejected), retry_after_s
@@ -57,10 +65,16 @@ class ServiceError(ShelfwiseError):
             said = body[:200].decode("utf-8", "replace").strip() or "no text"
             return cls(status, "No problem document", said, request_id=request_id, retry_after_s=retry_after_s)
         return cls(
-            status, document["title"], str(document.get("detail", "")), code=document["type"].rpartition(":")[2],
-            remedy=str(document.get("remedy", "")), field=document.get("field"), request_id=request_id,
-            rejected=[decode(Rejected, r) for r in document.get("rejected", ())], retry_after_s=retry_after_s,
-        )  # fmt: skip
+            status,
+            document["title"],
+            str(document.get("detail", "")),
+            code=document["type"].rpartition(":")[2],
+            remedy=str(document.get("remedy", "")),
+            field=document.get("field"),
+            request_id=request_id,
+            rejected=[decode(Rejected, r) for r in document.get("rejected", ())],
+            retry_after_s=retry_after_s,
+        )
 
 
 def _problem(body: bytes) -> dict[str, Any] | None:

@@ -49,9 +49,12 @@ class Service:
         """The request, each of whose steps has as long as is left of the deadline."""
         headers = {"content-type": "application/json"} if call.body is not None else {}
         return http.build_request(
-            call.method, self.url + call.path, content=call.body, headers=headers,
+            call.method,
+            self.url + call.path,
+            content=call.body,
+            headers=headers,
             extensions={"timeout": _Remaining(due)},
-        )  # fmt: skip
+        )
 
     def pause_s(self, call: Call[Any], error: ShelfwiseError, attempt: int, due: float, draw: float) -> float:
         """Seconds before the next attempt. Raises the error where there is none, or where it would come too late."""

@@ -219,8 +219,10 @@ class Outbox:
         log.log(
             logging.WARNING if passing else logging.ERROR,
             "%d events wait: attempt %d failed, the same events are sent again: %s",
-            len(self._waiting), self.attempts, error,
-        )  # fmt: skip
+            len(self._waiting),
+            self.attempts,
+            error,
+        )
         after = error.retry_after_s if isinstance(error, ServiceError) else None
         attempt = self.attempts if passing else 64  # a bad key is not mended in a second
         return min(_PAUSE_MOST_S, self.sending.retry.pause_s(attempt, after, draw if passing else 1.0))
