@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.compiled import compiled
-from features.log import F64, I32, I64, Bool
-from features.prefetch import AHEAD, prefetch
-from features.strings import Places, Strings
+from features.arrays import F64, I32, I64, Bool
+from features.kernels.compiled import compiled
+from features.kernels.prefetch import AHEAD, prefetch
+from features.kernels.strings import Places, Strings
 
 
 @compiled

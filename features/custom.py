@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from features.arrays import F32, F64, I32
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, History
-from features.log import F32, F64, I32
-from features.moment import Feature, Items, Moment
+from features.moment import Feature, Items, Moment, Reasons
 from features.table import names, rows
 
 __all__ = ["FeatureError", "Moment", "feature", "load", "violations"]
@@ -36,14 +36,18 @@ class FeatureError(ValueError):
     """A feature of the user's own cannot be used; the message names it, what is wrong, and what to do."""
 
 
-def feature(about: str, unit: str, missing: str) -> Callable[[Callable[[Moment], F64 | F32 | float]], Feature]:
-    """Makes a feature of a function of a `Moment` that returns one number a candidate, or one for all.
+def feature(
+    about: str, unit: str, missing: str, reason: str | None = None, reason_against: str | None = None
+) -> Callable[[Callable[[Moment], F64 | F32 | float]], Feature]:
+    """Declares a function of a `Moment` as a feature; it returns one number a candidate, or one for all.
 
-    about: what it says, as in "often clicked when shown". unit: of the value. missing: when it is NaN, or "never".
+    about: description for reports, as "room for a discount". unit: of the value. missing: when it is NaN, or "never".
+    reason, reason_against: what a contribution that raises, or lowers, a score is called; made from `about` if None.
     """
+    reasons = Reasons(reason or f"{about} speaks for it", reason_against or f"{about} speaks against it")
 
     def declare(compute: Callable[[Moment], F64 | F32 | float]) -> Feature:
-        return Feature(compute.__name__, about, unit, missing, compute)
+        return Feature(compute.__name__, about, unit, missing, compute, reasons=reasons)
 
     return declare
 

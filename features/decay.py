@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.compiled import compiled
-from features.log import F64, I8, I32, I64, Kind
-from features.prefetch import AHEAD, prefetch
+from features.arrays import F64, I8, I32, I64
+from features.kernels.compiled import compiled
+from features.kernels.prefetch import AHEAD, prefetch
+from features.log import Kind
 
 HALF_LIVES_S = (3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
 HALF_LIFE_NAMES = ("1h", "1d", "7d", "30d")

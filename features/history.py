@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.compiled import compiled
-from features.log import F64, I8, I32, I64, Events, Kind
+from features.arrays import F32, F64, I8, I32, I64
+from features.kernels.compiled import compiled
+from features.log import Events, Kind
 
 ENGAGEMENTS = 100
 SHOWN = 240
@@ -38,7 +39,7 @@ class History(NamedTuple):
 EMPTY = History(np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0), np.empty(0, np.int32), np.empty(0))
 
 
-class Visit(NamedTuple):
+class Session(NamedTuple):
     """The visit under way: engagements and impressions so far, and when it began, Unix seconds; now where it begins."""
 
     engaged: int
@@ -47,7 +48,7 @@ class Visit(NamedTuple):
 
 
 @compiled
-def _visit(engaged_at: F64, shown_at: F64, at: float, gap_s: float) -> tuple[int, int, float]:
+def _session(engaged_at: F64, shown_at: F64, at: float, gap_s: float) -> tuple[int, int, float]:
     e, s, began = 0, 0, at
     while True:
         newest = -np.inf
@@ -64,12 +65,12 @@ def _visit(engaged_at: F64, shown_at: F64, at: float, gap_s: float) -> tuple[int
             s += 1
 
 
-def visit(engaged_at: F64, shown_at: F64, at: float) -> Visit:
+def session(engaged_at: F64, shown_at: F64, at: float) -> Session:
     """The visit of a user at a moment, by his two lists: it goes back to the newest gap of more than `SESSION_S`.
 
     engaged_at, shown_at: float64, Unix seconds, newest first. No further than the lists reach.
     """
-    return Visit(*_visit(engaged_at, shown_at, float(at), SESSION_S))
+    return Session(*_session(engaged_at, shown_at, float(at), SESSION_S))
 
 
 @compiled
@@ -89,7 +90,7 @@ def _ends(start: I64, at: F64, moment: float) -> I64:
 
 
 @dataclass(frozen=True)
-class Segments:
+class EventsByUser:
     """Events sorted by user, then time, kind and item: user u's are rows `start[u]:start[u + 1]`.
 
     row: int64[n], where each stands in the log. item: int32[n]. kind: int8[n]. at: float64[n].
@@ -102,7 +103,7 @@ class Segments:
     at: F64
 
     @classmethod
-    def of(cls, events: Events, rows: I64) -> Segments:
+    def of(cls, events: Events, rows: I64) -> EventsByUser:
         """Of these rows (ascending) of a log."""
         # `events` is in (at, kind, item) order already, so a stable sort by user keeps that order within each.
         rows = rows[np.argsort(events.user[rows], kind="stable")]
@@ -128,14 +129,14 @@ class Segments:
 class Histories:
     """Every user's two lists at any moment, from a log: what Redis would have held then."""
 
-    def __init__(self, engagements: Segments, shown: Segments) -> None:
+    def __init__(self, engagements: EventsByUser, shown: EventsByUser) -> None:
         self.engagements, self.shown = engagements, shown
 
     @classmethod
     def of(cls, events: Events) -> Histories:
         """Of a log, in memory."""
         shown = events.kind == Kind.IMPRESSION
-        return cls(*(Segments.of(events, np.flatnonzero(rows)) for rows in (~shown, shown)))
+        return cls(*(EventsByUser.of(events, np.flatnonzero(rows)) for rows in (~shown, shown)))
 
     def read(self, user: int, at: float) -> History:
         """The lists of a user strictly before a moment."""
@@ -149,3 +150,22 @@ class Histories:
             s.item[j][::-1].copy(),
             s.at[j][::-1].copy(),
         )
+
+
+AGE_HALF_LIFE_S = 14 * 86400.0
+"""An engagement this old weighs half as much as one just now."""
+
+
+_KIND_WEIGHT = np.zeros(len(Kind), np.float32)
+
+
+_KIND_WEIGHT[[Kind.VIEW, Kind.CLICK, Kind.CART, Kind.PURCHASE, Kind.RATING]] = (1.0, 1.0, 2.0, 3.0, 1.0)
+
+
+def engagement_weights(kind: I8, age_s: F64) -> F32:
+    """float32, like `kind`: how much each engagement counts towards interest; impressions 0, a fresh purchase 3.
+
+    age_s: seconds from the engagement to the moment of reading, at least 0.
+    """
+    out: F32 = (_KIND_WEIGHT[kind] * np.exp2(-age_s / AGE_HALF_LIFE_S)).astype(np.float32)
+    return out

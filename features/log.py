@@ -12,14 +12,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I8 = NDArray[np.int8]
-Bool = NDArray[np.bool_]
-I16 = NDArray[np.int16]
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
-U64 = NDArray[np.uint64]
+from features.arrays import F64, I8, I16, I32, I64
 
 
 class Kind(IntEnum):

@@ -12,28 +12,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from features.arrays import F32, F64, I8, I32, I64
 from features.catalogue import Catalogue, Codes, Tags, means, totals
-from features.compiled import compiled
 from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
-from features.history import History, Visit, visit
-from features.interest import weights
-from features.inverted_lists import InvertedLists
-from features.log import F32, F64, I8, I32, I64, Kind
+from features.history import History, Session, engagement_weights, session
+from features.kernels.compiled import compiled
+from features.kernels.slots import find, slots_of
+from features.log import Kind
 from features.neighbours import Neighbours
-from features.popularity import click_rates, popularity, shop_rate
-from features.prior import standardised
+from features.popularity import PopularityRow, click_rates, popularity, shop_rate
+from features.prior import standardize
 from features.segments import Segments
-from features.slots import find, slots_of
-from features.taste import leaning, taste_odds
-from features.vectors import Vectors, closeness
-from features.words import Vocabulary
+from features.taste import taste_logit, taste_posterior_mean
+from features.text.inverted_lists import InvertedLists
+from features.text.vectors import Vectors, text_similarity
+from features.text.vocabulary import Vocabulary
 
 LONGEST = len(HALF_LIVES_S) - 1
 ATTRIBUTION_S = 86400.0
 """A click this long after an impression of the item is still its click."""
 RATES = (0.005, 0.98)
-"""Rates beyond these are taken for these: one click on an item nobody clicks is no infinite surprise."""
+"""Rates beyond these are taken for these: one click on an item nobody clicks is no infinite residual."""
 _NEWTON_STEPS = 12
 _SETTLED = 1e-12
 """A step of Newton's, in log odds, after which there is no other."""
@@ -70,7 +70,7 @@ class Items:
     @cached_property
     def numbers(self) -> F64:
         """float64[n + 1, k]: the numeric attributes at zero mean and unit deviation, missing at the mean."""
-        return standardised(self.catalogue.numbers)
+        return standardize(self.catalogue.numbers)
 
     @cached_property
     def category(self) -> Codes:
@@ -94,13 +94,32 @@ class Items:
         return order, np.searchsorted(category[order], np.arange(len(self.catalogue.category_names) + 1))
 
 
-class Feature(NamedTuple):
-    """One column of a row: declared once, computed by the same line in training and in service.
+class Reasons(NamedTuple):
+    """What a contribution of a feature to a score is called when it is explained to a shopper or a shop owner.
 
-    about: what it says, for people. unit: of the value. missing: when it is NaN, or "never".
+    up, down: of a contribution that raises and that lowers the score. at_zero: of either where the feature's value is
+    0, for counts that mean something else then; empty where they do not.
+    """
+
+    up: str
+    down: str
+    at_zero: str = ""
+
+    def of(self, value: float, contribution: float) -> str:
+        """The text for one row of a list."""
+        if value == 0 and self.at_zero:
+            return self.at_zero
+        return self.up if contribution > 0 else self.down
+
+
+class Feature(NamedTuple):
+    """One column of a row: declared once, computed by the same function in training and in service.
+
+    name: of the column. about: description for reports. unit: of the value. missing: when it is NaN, or "never".
     compute: float64 or float32, one value a candidate, or one value for all. Features declared next to each other may
-    share one: it is called once, and gives a row for each of them.
-    origin: of a feature of the user's own, where its code is.
+    share one: it is called once, and gives a row for each of them. group: what `ablate` leaves out together; "own" for
+    a feature of the user's own. reasons: how its contributions are explained; None where they are not listed as
+    reasons. origin: of a feature of the user's own, where its code is.
     """
 
     name: str
@@ -108,26 +127,28 @@ class Feature(NamedTuple):
     unit: str
     missing: str
     compute: Callable[[Moment], F64 | F32 | float]
+    group: str = "own"
+    reasons: Reasons | None = None
     origin: str = ""
 
 
 class Residuals(NamedTuple):
     """What a user did with what he was shown, less what he would have done by the items alone: the evidence of taste.
 
-    item: int32[s] shown items of the catalogue. surprise: float64[s], clicked (1 or 0) minus the chance that he would:
+    item: int32[s] shown items of the catalogue. residual: float64[s], clicked (1 or 0) minus the chance that he would:
     the item's click rate moved, for all of them alike, by his eagerness. eagerness: log odds, 0 for one like the rest.
     chance: float64[s], that chance.
     Without that shift, somebody who clicks everything would seem to like every attribute.
     """
 
     item: I32
-    surprise: F64
+    residual: F64
     eagerness: float
     chance: F64
 
 
 @compiled
-def _clicked(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float) -> F64:
+def _clicked_after_shown(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float) -> F64:
     """float64, like `shown_item`: 1 where the item was engaged with within that time of being shown, else 0."""
     slots = slots_of(item)
     # Of each engagement the one before with the same item, so that all of an item's are found from its newest.
@@ -177,27 +198,27 @@ def _repeats(
 
 
 @compiled
-def _affinity_to_tags(
-    start: I64, tag: I32, n_tags: int, item: I32, weight: F64, shown_item: I32, surprise: F64, candidates: I32
+def _tag_affinity(
+    start: I64, tag: I32, n_tags: int, item: I32, weight: F64, shown_item: I32, residual: F64, candidates: I32
 ) -> F64:
-    """float64[2, c]: the share and the surprise of each candidate's tags, see `Moment.share` and `Moment.surprise`."""
+    """float64[2, c]: the share and the residual of each candidate's tags, see `Moment.share` and `Moment.residual`."""
     total, _ = totals(start, tag, n_tags, item, weight)
-    surprised, count = totals(start, tag, n_tags, shown_item, surprise)
-    return means(start, tag, _leanings(total, weight.sum(), surprised, count, len(shown_item)), candidates)
+    residual_sum, count = totals(start, tag, n_tags, shown_item, residual)
+    return means(start, tag, _share_and_residual(total, weight.sum(), residual_sum, count, len(shown_item)), candidates)
 
 
 @compiled
-def _affinity_to_codes(
-    code: I32, missing: int, item: I32, weight: F64, shown_item: I32, surprise: F64, candidates: I32
+def _code_affinity(
+    code: I32, missing: int, item: I32, weight: F64, shown_item: I32, residual: F64, candidates: I32
 ) -> F64:
     """The same for an attribute with at most one value an item."""
-    total, surprised, count = np.zeros(missing + 1), np.zeros(missing + 1), np.zeros(missing + 1)
+    total, residual_sum, count = np.zeros(missing + 1), np.zeros(missing + 1), np.zeros(missing + 1)
     for j in range(len(item)):
         total[code[item[j]]] += weight[j]
     for j in range(len(shown_item)):
-        surprised[code[shown_item[j]]] += surprise[j]
+        residual_sum[code[shown_item[j]]] += residual[j]
         count[code[shown_item[j]]] += 1.0
-    value = _leanings(total, weight.sum(), surprised, count, len(shown_item))
+    value = _share_and_residual(total, weight.sum(), residual_sum, count, len(shown_item))
     value[missing] = np.nan
     out = np.empty((2, len(candidates)))
     for c in range(len(candidates)):
@@ -207,27 +228,27 @@ def _affinity_to_codes(
 
 
 @compiled
-def _leanings(total: F64, of: float, surprised: F64, count: F64, shown: int) -> F64:
-    """float64[values, 2]: share and surprise of each value of an attribute; NaN where there is no list to tell."""
+def _share_and_residual(total: F64, of: float, residual_sum: F64, count: F64, shown: int) -> F64:
+    """float64[values, 2]: share and residual of each value of an attribute; NaN where there is no list to tell."""
     out = np.full((len(total), 2), np.nan)
     for t in range(len(total)):
         if of > 0:
             out[t, 0] = total[t] / of
         if shown > 0:
-            out[t, 1] = surprised[t] / (count[t] + AFFINITY_STRENGTH)
+            out[t, 1] = residual_sum[t] / (count[t] + AFFINITY_STRENGTH)
     return out
 
 
 @compiled
-def _leanings_in(deviation: F64, numbers: F64, item: I32, surprise: F64, candidates: I32) -> F64:
-    """float64[2k, c]: see `Moment.leanings`."""
+def _numbers_and_slopes(deviation: F64, numbers: F64, item: I32, residual: F64, candidates: I32) -> F64:
+    """float64[2k, c]: see `Moment.slopes`."""
     count = numbers.shape[1]
     out, pull = np.empty((2 * count, len(candidates))), np.full(count, np.nan)
     if len(item):
         for k in range(count):
             total = 0.0
             for j in range(len(item)):
-                total += surprise[j] * deviation[item[j], k]
+                total += residual[j] * deviation[item[j], k]
             pull[k] = total / (len(item) + AFFINITY_STRENGTH)
     for c in range(len(candidates)):
         for k in range(count):
@@ -238,7 +259,7 @@ def _leanings_in(deviation: F64, numbers: F64, item: I32, surprise: F64, candida
 
 
 @compiled
-def _usual(price: F64, item: I32, weight: F64) -> float:
+def _usual_log_price(price: F64, item: I32, weight: F64) -> float:
     total = of = 0.0
     for j in range(len(item)):
         if np.isfinite(price[item[j]]):
@@ -248,7 +269,7 @@ def _usual(price: F64, item: I32, weight: F64) -> float:
 
 
 @compiled
-def _expected(clicked: F64, rate: F64) -> tuple[float, F64]:
+def _expected_clicks(clicked: F64, rate: F64) -> tuple[float, F64]:
     """(eagerness, chance of a click on each): rates shifted in log odds until the chances add up to the clicks.
 
     With a unit normal prior on the shift; Newton's method, which converges from 0 as the equation is monotone.
@@ -294,7 +315,7 @@ class Moment:
             else history._replace(item=history.item[known], kind=history.kind[known], at=history.at[known])
         )
         self.shown_item, self.shown_at = history.shown_item, history.shown_at
-        self.weight = weights(self.engaged.kind, np.maximum(at - self.engaged.at, 0.0)).astype(np.float64)
+        self.weight = engagement_weights(self.engaged.kind, np.maximum(at - self.engaged.at, 0.0)).astype(np.float64)
 
     @cached_property
     def counts(self) -> F64:
@@ -325,13 +346,13 @@ class Moment:
     @property
     def click_rate(self) -> F64:
         """float64[c]: clicks per impression of each candidate at the longest half-life, shrunk; see `popularity`."""
-        out: F64 = self.popularity[15]
+        out: F64 = self.popularity[PopularityRow.CLICK_RATE + LONGEST]
         return out
 
     @property
     def log_price(self) -> F64:
         """float64[c]: log(1 + price) of each candidate; NaN where it has none."""
-        out: F64 = self.popularity[-1]
+        out: F64 = self.popularity[PopularityRow.PRICE]
         return out
 
     @cached_property
@@ -340,13 +361,13 @@ class Moment:
         return self.items.catalogue.numbers.take(self.candidates, axis=0)
 
     @cached_property
-    def leanings(self) -> F64:
+    def slopes(self) -> F64:
         """float64[2k, c]: each numeric attribute of each candidate, then the user's leaning in it times its deviation.
 
-        The leaning is the mean of surprise times deviation, shrunk. NaN where the candidate lacks the attribute.
+        The leaning is the mean of residual times deviation, shrunk. NaN where the candidate lacks the attribute.
         """
-        item, surprise = self.residuals[:2]
-        return _leanings_in(self.items.numbers, self.items.catalogue.numbers, item, surprise, self.candidates)
+        item, residual = self.residuals[:2]
+        return _numbers_and_slopes(self.items.numbers, self.items.catalogue.numbers, item, residual, self.candidates)
 
     @cached_property
     def interest(self) -> F32:
@@ -359,14 +380,14 @@ class Moment:
         return self.interest[:-2].T
 
     @cached_property
-    def closeness(self) -> F32:
+    def text_similarity(self) -> F32:
         """float32[6, c]: cosines with the pooled list, the largest and the mean of the 3 largest with its items, with
         the newest, and with `taste`; then that times the weight of evidence. NaN without any.
         """
-        return closeness(self.interest, self.directions[1], len(self.residuals.item))
+        return text_similarity(self.interest, self.directions[1], len(self.residuals.item))
 
     @cached_property
-    def searched(self) -> F64:
+    def query_scores(self) -> F64:
         """float64[2, c]: cosine of each candidate's text with the query, and the share of the query's words it holds.
 
         NaN without a query, or where it has no word in it; the cosine also where none of its words is known.
@@ -395,86 +416,84 @@ class Moment:
         )
 
     @cached_property
-    def visit(self) -> Visit:
+    def session(self) -> Session:
         """The visit under way."""
-        return visit(self.engaged.at, self.shown_at, self.at)
+        return session(self.engaged.at, self.shown_at, self.at)
 
     @cached_property
     def residuals(self) -> Residuals:
         """The evidence of what the user was shown, clicked or not; empty where no lists were logged."""
         known = self.shown_item >= 0
         item, at = self.shown_item[known], self.shown_at[known]
-        clicked = _clicked(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
+        clicked = _clicked_after_shown(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
         state = self.items.state
         rate = click_rates(state.value, state.latest, self.items.prior, len(state.category) - 1, item, self.at)
-        eagerness, expected = _expected(clicked, rate)
+        eagerness, expected = _expected_clicks(clicked, rate)
         return Residuals(item, clicked - expected, eagerness, expected)
 
     @cached_property
     def directions(self) -> F64:
         """float64[2, d]: the weighted sum of the vectors of the user's list, and `taste`."""
         evidence = self.residuals
-        return self.items.vectors.pooled_pair(self.engaged.item, self.weight, evidence.item, evidence.surprise)
+        return self.items.vectors.pooled_pair(self.engaged.item, self.weight, evidence.item, evidence.residual)
 
     @property
     def taste(self) -> F64:
-        """float64[d]: item vectors weighted by surprise: toward unexpected clicks, away from unexpected skips."""
+        """float64[d]: item vectors weighted by residual: toward unexpected clicks, away from unexpected skips."""
         out: F64 = self.directions[1]
         return out
 
     @cached_property
-    def leaning(self) -> F64 | None:
+    def taste_posterior(self) -> F64 | None:
         """float64[d]: the user's taste over taste factors; None where he was shown nothing, or there are no factors."""
         evidence, factor = self.residuals, self.items.factors
         if not (len(evidence.item) and factor.size):
             return None
         curvature = evidence.chance * (1.0 - evidence.chance)
         elsewhere = np.setdiff1d(self.engaged.item, evidence.item)
-        return leaning(
+        return taste_posterior_mean(
             factor,
             *self.items.segments,
             evidence.item,
-            evidence.surprise,
+            evidence.residual,
             curvature,
             float(evidence.chance.sum()),
             elsewhere,
         )
 
     @cached_property
-    def taste_odds(self) -> F32:
-        """float32[2, c]: log odds of a click that `leaning` adds to each candidate, then those of its rate with these.
+    def taste_logits(self) -> F32:
+        """Taste in log odds of a click, float32[2, c]: what `taste_posterior` adds, and the sum with the item's rate.
 
-        The first are NaN where there is no leaning or the item is not known; the second add nothing then.
+        The first row is NaN where there is no taste posterior or the item is unknown; the second then adds nothing.
         """
-        return taste_odds(self.items.factors, self.candidates, self.leaning, self.click_rate, RATES)
+        return taste_logit(self.items.factors, self.candidates, self.taste_posterior, self.click_rate, RATES)
 
     @cached_property
     def usual_log_price(self) -> float:
         """The weighted mean of log(1 + price) over the user's list; NaN where no price in it is known."""
-        return _usual(self.items.catalogue.price, self.engaged.item, self.weight)
+        return _usual_log_price(self.items.catalogue.price, self.engaged.item, self.weight)
 
     def share(self, tags: Tags | Codes) -> F64:
         """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
         out: F64 = self.affinity(tags)[0]
         return out
 
-    def surprise(self, tags: Tags | Codes) -> F64:
+    def residual(self, tags: Tags | Codes) -> F64:
         """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
         out: F64 = self.affinity(tags)[1]
         return out
 
     def affinity(self, tags: Tags | Codes) -> F64:
-        """float64[2, c]: `share` and `surprise`."""
+        """float64[2, c]: `share` and `residual`."""
         # By identity: comparing would cost what this saves, and `items` keeps them alive.
         found = self._affinities.get(id(tags))
         if found is None:
             item, weight, candidates = self.engaged.item, self.weight, self.candidates
-            shown_item, surprise = self.residuals.item, self.residuals.surprise
+            shown_item, residual = self.residuals.item, self.residuals.residual
             found = self._affinities[id(tags)] = (
-                _affinity_to_codes(tags.code, tags.missing, item, weight, shown_item, surprise, candidates)
+                _code_affinity(tags.code, tags.missing, item, weight, shown_item, residual, candidates)
                 if isinstance(tags, Codes)
-                else _affinity_to_tags(
-                    tags.start, tags.tag, tags.n_tags, item, weight, shown_item, surprise, candidates
-                )
+                else _tag_affinity(tags.start, tags.tag, tags.n_tags, item, weight, shown_item, residual, candidates)
             )
         return found

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.compiled import compiled
-from features.history import SESSION_S
-from features.interest import weights
-from features.log import F32, F64, I32, I64, Events, Kind
-from features.prefetch import AHEAD, prefetch
-from features.slots import find, home, slots_of
+from features.arrays import F32, F64, I32, I64
+from features.history import SESSION_S, engagement_weights
+from features.kernels.compiled import compiled
+from features.kernels.prefetch import AHEAD, prefetch
+from features.kernels.slots import find, home, slots_of
+from features.log import Events, Kind
 
 PER_GROUP = 50
 """Items of a user, and of a visit, that pair with each other: the newest."""
-IN_VISITS = 200
+MAX_PER_USER = 200
 """Engagements of a user that count in visits: the newest."""
 SESSION_WEIGHT = 0.25
 """What a pair in a visit counts for against one of a user; chosen on validation, see docs/decisions.md."""
@@ -141,13 +141,13 @@ class Neighbours:
         past = events.before(at)
         past = past.take((past.kind != Kind.IMPRESSION) & (past.item >= 0))
         of_users = _newest(past.user.astype(np.int64), past.item)
-        of_visits, visit = _in_visits(past) if session_weight > 0 else (of_users[:0], of_users[:0])
+        of_visits, visit = _session_pairs(past) if session_weight > 0 else (of_users[:0], of_users[:0])
         row = np.concatenate([of_users, of_visits])
         if not len(row):
             return cls.none(n_items, k)
         group = np.concatenate([past.user[of_users], past.n_users + visit])
         scale = np.repeat([1.0, np.sqrt(session_weight)], [len(of_users), len(of_visits)])
-        weight = (weights(past.kind[row], at - past.at[row]) * scale).astype(np.float32)
+        weight = (engagement_weights(past.kind[row], at - past.at[row]) * scale).astype(np.float32)
         item, shown_in = past.item[row], past.request[row]
         by_group, by_item = np.argsort(group, kind="stable"), np.argsort(item, kind="stable")
         norm = np.sqrt(np.bincount(item, weight.astype(np.float64) ** 2, minlength=n_items))
@@ -175,18 +175,18 @@ class Neighbours:
         return _scores(self.item, self.weight, candidates, item, weight)
 
 
-def _in_visits(events: Events) -> tuple[I64, I64]:
+def _session_pairs(events: Events) -> tuple[I64, I64]:
     """Rows that pair within visits, ascending, and each one's visit. A visit of one item pairs nothing: left out."""
     newest_first = np.lexsort((-np.arange(len(events)), events.user))
-    row = np.sort(newest_first[_place(events.user[newest_first]) < IN_VISITS])
-    visit = visits(events)[row]
+    row = np.sort(newest_first[_place(events.user[newest_first]) < MAX_PER_USER])
+    visit = session_numbers(events)[row]
     inside = _newest(visit, events.item[row])
     row, visit = row[inside], visit[inside]
     several = np.bincount(visit)[visit] > 1
     return row[several], visit[several]
 
 
-def visits(events: Events) -> I64:
+def session_numbers(events: Events) -> I64:
     """int64[n]: a number for the visit of each event, from 0; two users share none.
 
     By `session` where it was logged, else a new one after `SESSION_S` without an event of the user.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 
-from features.compiled import compiled
+from features.arrays import F32, F64, I32
 from features.decay import HALF_LIVES_S, ItemState
-from features.log import F32, F64, I32, Kind
-from features.prefetch import AHEAD, prefetch
+from features.kernels.compiled import compiled
+from features.kernels.prefetch import AHEAD, prefetch
+from features.log import Kind
 
 RATE_STRENGTH = 10.0
 """Impressions that the prior counts for in a click rate; clicks that the shop's rate counts for in a purchase rate."""
@@ -20,7 +23,40 @@ _DAY = 1
 _DAY_S = 86400.0
 
 
-COLUMNS = 24
+class PopularityRow(IntEnum):
+    """Rows of `popularity`; the first four kinds have one row for each half-life of `HALF_LIVES_S`."""
+
+    IMPRESSIONS = 0
+    CLICKS = 4
+    PURCHASES = 8
+    CLICK_RATE = 12
+    VIEWS = 16
+    CARTS = 17
+    PURCHASE_RATE = 18
+    PRIOR = 19
+    TREND = 20
+    CATEGORY_CLICK_RATE = 21
+    AGE = 22
+    PRICE = 23
+
+
+_ROWS = len(HALF_LIVES_S) * 4 + 8
+_DAY_SUM, _MONTH_SUM = _ROWS, _ROWS + 1
+"""Rows of `_popularity` beyond those: engagements of a day and of thirty, of which the trend is made."""
+(
+    _IMPRESSIONS,
+    _CLICKS,
+    _PURCHASES,
+    _CLICK_RATE,
+    _VIEWS,
+    _CARTS,
+    _PURCHASE_RATE,
+    _PRIOR,
+    _TREND,
+    _CATEGORY_RATE,
+    _AGE,
+    _PRICE,
+) = map(int, PopularityRow)
 
 
 def popularity(state: ItemState, prior: F32, price: F64, available_from: F64, item: I32, at: float) -> F64:
@@ -34,20 +70,20 @@ def popularity(state: ItemState, prior: F32, price: F64, available_from: F64, it
     clicked, in the shop. prior: float32[n + 1], price, available_from: float64[n + 1], NaN where not known.
     """
     out = _popularity(state.value, state.latest, state.category, prior, price, available_from, item, float(at))
-    for counted in (out[:12], out[16:18], out[22:]):
+    for counted in (out[:_CLICK_RATE], out[_VIEWS:_PURCHASE_RATE], out[_AGE:]):
         np.log1p(counted, out=counted)
-    np.subtract(out[24], out[25], out=out[20])
-    return out[:COLUMNS]
+    np.subtract(out[_DAY_SUM], out[_MONTH_SUM], out=out[_TREND])
+    return out[:_ROWS]
 
 
 @compiled
-def shrunk(done: float, of: float, expected: float) -> float:
+def shrink(done: float, of: float, expected: float) -> float:
     """A rate of `done` per `of`, shrunk toward the expected one."""
     return (done + RATE_STRENGTH * expected) / (of + RATE_STRENGTH)
 
 
 @compiled
-def _left(age_s: float, half_life: int) -> float:
+def _decay(age_s: float, half_life: int) -> float:
     return float(np.exp2(max(age_s, 0.0) / -HALF_LIVES_S[half_life]))
 
 
@@ -67,9 +103,9 @@ def click_rates(value: F64, latest: F64, prior: F32, n_items: int, item: I32, at
     for c in range(len(item)):
         prefetch(value, item[min(c + AHEAD, len(item) - 1)])
         row = item[c] if item[c] >= 0 else n_items
-        keep = _left(at - latest[row], _LONGEST)
+        keep = _decay(at - latest[row], _LONGEST)
         expected = shop if np.isnan(prior[row]) else prior[row]
-        out[c] = shrunk(value[row, _CLICK, _LONGEST] * keep, value[row, _IMPRESSION, _LONGEST] * keep, expected)
+        out[c] = shrink(value[row, _CLICK, _LONGEST] * keep, value[row, _IMPRESSION, _LONGEST] * keep, expected)
     return out
 
 
@@ -82,7 +118,7 @@ def _popularity(
     sums = value.reshape(len(value), kinds * half_lives)
     shop_clicks = shop_rate(value, _CLICK, _IMPRESSION)
     shop_purchases = shop_rate(value, _PURCHASE, _CLICK)
-    out, keep = np.empty((COLUMNS + 2, n)), np.empty(half_lives)
+    out, keep = np.empty((_ROWS + 2, n)), np.empty(half_lives)
     for c in range(n):
         coming = item[min(c + AHEAD, n - 1)]
         prefetch(sums, coming)
@@ -93,35 +129,35 @@ def _popularity(
         prefetch(prior, coming)
         row = item[c] if item[c] >= 0 else n_items
         for h in range(half_lives):
-            keep[h] = _left(at - latest[row], h)
+            keep[h] = _decay(at - latest[row], h)
         expected = shop_clicks if np.isnan(prior[row]) else prior[row]
         for h in range(half_lives):
             shown = sums[row, _IMPRESSION * half_lives + h] * keep[h]
             clicks = sums[row, _CLICK * half_lives + h] * keep[h]
             bought = sums[row, _PURCHASE * half_lives + h] * keep[h]
-            out[h, c], out[4 + h, c], out[8 + h, c] = shown, clicks, bought
-            out[12 + h, c] = shrunk(clicks, shown, expected)
-        out[16, c] = sums[row, _VIEW * half_lives + _LONGEST] * keep[_LONGEST]
-        out[17, c] = sums[row, _CART * half_lives + _LONGEST] * keep[_LONGEST]
+            out[_IMPRESSIONS + h, c], out[_CLICKS + h, c], out[_PURCHASES + h, c] = shown, clicks, bought
+            out[_CLICK_RATE + h, c] = shrink(clicks, shown, expected)
+        out[_VIEWS, c] = sums[row, _VIEW * half_lives + _LONGEST] * keep[_LONGEST]
+        out[_CARTS, c] = sums[row, _CART * half_lives + _LONGEST] * keep[_LONGEST]
         # The last of them are those of the longest half-life.
-        out[18, c] = shrunk(bought, clicks, shop_purchases)
-        out[19, c] = prior[row]
+        out[_PURCHASE_RATE, c] = shrink(bought, clicks, shop_purchases)
+        out[_PRIOR, c] = prior[row]
         kind_of = n_items + 1 + category[row]
-        left = _left(at - latest[kind_of], _LONGEST)
+        left = _decay(at - latest[kind_of], _LONGEST)
         clicks, shown = value[kind_of, _CLICK, _LONGEST] * left, value[kind_of, _IMPRESSION, _LONGEST] * left
-        out[21, c] = shrunk(clicks, shown, shop_clicks)
+        out[_CATEGORY_RATE, c] = shrink(clicks, shown, shop_clicks)
         # An item not yet available is as new as can be; the logarithm would have no value below -1 day.
-        out[22, c] = _not_below_0(at - available_from[row]) / _DAY_S
-        out[23, c] = _not_below_0(price[row])
+        out[_AGE, c] = _at_least_zero(at - available_from[row]) / _DAY_S
+        out[_PRICE, c] = _at_least_zero(price[row])
         day = month = 0.0
         for k in range(_VIEW, kinds):
             day += sums[row, k * half_lives + _DAY] * keep[_DAY]
             month += sums[row, k * half_lives + _LONGEST] * keep[_LONGEST]
-        out[24, c], out[25, c] = day, month
+        out[_DAY_SUM, c], out[_MONTH_SUM, c] = day, month
     return out
 
 
 @compiled
-def _not_below_0(x: float) -> float:
+def _at_least_zero(x: float) -> float:
     """NaN stays NaN."""
     return 0.0 if x < 0.0 else x

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from features.arrays import F32, F64
 from features.catalogue import Catalogue
 from features.decay import HALF_LIVES_S, ItemState
-from features.log import F32, F64, Kind
+from features.log import Kind
 
 _LONGEST = len(HALF_LIVES_S) - 1
 _PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -39,7 +40,7 @@ def click_rate_prior(catalogue: Catalogue, vectors: F32, state: ItemState, at: f
     mean = clicked.sum() / shown.sum()
     # Not nan_to_num: it makes of an infinity the largest number there is, whose square is infinite again.
     known = np.where(np.isfinite(vectors), vectors, 0).astype(np.float64)
-    x = np.hstack([known, standardised(catalogue.numbers) * _ATTRIBUTE_WEIGHT])
+    x = np.hstack([known, standardize(catalogue.numbers) * _ATTRIBUTE_WEIGHT])
     y = np.divide(clicked, shown, out=np.full(len(shown), mean), where=shown > 0) - mean
     weight = shown / (shown + _TRUSTED)
     held_out = np.arange(len(y)) % 5 == 0
@@ -78,7 +79,7 @@ def _ridge(x: F64, y: F64, weight: F64, penalties: Sequence[float]) -> list[F64]
     return [np.asarray(np.linalg.solve(products + p * ones, moments), np.float64) for p in penalties]
 
 
-def standardised(numbers: F64) -> F64:
+def standardize(numbers: F64) -> F64:
     """float64, like `numbers`: each column at zero mean and unit deviation, a missing value at the mean."""
     known = np.isfinite(numbers)
     # A number whose square would overflow: the column in units of its largest. Others keep their bits.

@@ -9,23 +9,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
-from features.log import F32, F64, I32, PART_ROWS, Events, Kind, Lists
+from features.log import PART_ROWS, Events, Kind, Lists
 from features.moment import LONGEST, Feature, Items, Moment
-from features.neighbours import IN_VISITS, SESSION_WEIGHT, Neighbours
+from features.neighbours import MAX_PER_USER, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
-from features.reading import Values, Words
-from features.segments import segments
-from features.table import declared, rows
-from features.taste import LEARNERS, Evidence, factors
-from features.vectors import Vectors
-from features.words import Vocabulary
+from features.segments import fit_segments
+from features.table import declare, rows
+from features.taste import LEARNERS, Evidence, fit_factors
+from features.text.implied_tags import AttributeValues, ItemWords
+from features.text.vectors import Vectors
+from features.text.vocabulary import Vocabulary
 
 
-class Reading(NamedTuple):
+class Snapshot(NamedTuple):
     """What was known when list `number` was shown: the arguments of `features.table.rows`."""
 
     number: int
@@ -55,13 +56,13 @@ class Replay:
     custom: tuple[Feature, ...] = ()
     session_weight: float = SESSION_WEIGHT
     revised: tuple[tuple[float, F32], ...] = ()
-    words: Words | None = None
+    words: ItemWords | None = None
     given: Histories | None = None
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """The columns of `rows`, in order."""
-        return declared(self.catalogue, self.custom)
+        return declare(self.catalogue, self.custom)
 
     @cached_property
     def histories(self) -> Histories:
@@ -70,9 +71,9 @@ class Replay:
 
     def recent(self, at: float) -> Events:
         """Every user's newest `IN_VISITS` engagements strictly before a moment: as much as neighbours are made of."""
-        return self.events.take(self.histories.engagements.newest_of_all(at, IN_VISITS))
+        return self.events.take(self.histories.engagements.newest_of_all(at, MAX_PER_USER))
 
-    def readings(self, lists: Lists) -> Iterator[Reading]:
+    def snapshots(self, lists: Lists) -> Iterator[Snapshot]:
         """One reading a list, in the lists' order, which must be by time.
 
         Item state is shared and moves on: use a reading before asking for the next.
@@ -91,12 +92,12 @@ class Replay:
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
             context = Context(int(lists.device[g]), lists.query[g])
-            yield Reading(g, items, self.histories.read(int(lists.user[g]), at), candidates, at, context)
+            yield Snapshot(g, items, self.histories.read(int(lists.user[g]), at), candidates, at, context)
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
         """float32[rows, features]: the feature rows of every candidate of every list, point-in-time."""
         out: F32 = np.empty((lists.rows, len(self.features)), np.float32)
-        for r in self.readings(lists):
+        for r in self.snapshots(lists):
             bounds = slice(lists.start[r.number], lists.start[r.number + 1])
             out[bounds] = rows(r.items, r.history, r.candidates, r.at, r.context)
             if on_progress and (r.number + 1) % 64 == 0:
@@ -129,19 +130,19 @@ class Replay:
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
         evidence = self._evidence(fresh, at)
-        made = factors(self.catalogue, self._values, vectors, clicks, evidence)
-        return replace(fresh, factors=made, segments=segments(made, evidence))
+        made = fit_factors(self.catalogue, self._values, vectors, clicks, evidence)
+        return replace(fresh, factors=made, segments=fit_segments(made, evidence))
 
     @cached_property
-    def _values(self) -> Values:
-        return Values.of(self.catalogue, self.words)
+    def _values(self) -> AttributeValues:
+        return AttributeValues.of(self.catalogue, self.words)
 
     def _evidence(self, items: Items, at: float) -> list[Evidence]:
         """What the shoppers most lately shown something did with it, as of a moment."""
         out = []
-        for user in _last_shown(self.events.before(at), LEARNERS):
+        for user in _most_recently_shown(self.events.before(at), LEARNERS):
             found = Moment(items, self.histories.read(user, at), np.empty(0, np.int32), at).residuals
-            out.append(Evidence(found.item, found.surprise, found.chance * (1.0 - found.chance)))
+            out.append(Evidence(found.item, found.residual, found.chance * (1.0 - found.chance)))
         return out
 
     def _cold(self, searched: bool) -> Items:
@@ -183,7 +184,7 @@ class Replay:
         return max(end, applied)
 
 
-def _last_shown(events: Events, most: int) -> list[int]:
+def _most_recently_shown(events: Events, most: int) -> list[int]:
     """The users who were most lately shown something, the last first; read from the end only as far as it takes."""
     seen: dict[int, None] = {}
     end = len(events)

@@ -11,19 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.arrays import F64, I8, I32, Bool
 from features.context import NO_CONTEXT, Context
-from features.history import History
-from features.interest import weights
-from features.inverted_lists import EXACT_UP_TO
-from features.log import F64, I8, I32, Bool, Kind
+from features.history import History, engagement_weights
+from features.log import Kind
 from features.moment import Items
+from features.text.inverted_lists import EXACT_UP_TO
 
 SOURCES = ("query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new")
-_A_LITTLE = 1e-3
+_TIE_BREAK = 1e-3
 """What a cosine counts beside a share of words: it orders those that hold the same."""
-_TREND = 2
+_POPULARITY_HALF_LIFE = 2
 """Half-life of popularity for retrieval: 7 days, see `features.decay.HALF_LIVES_S`."""
-_CATEGORIES = 3
+_TOP_CATEGORIES = 3
 """Categories of the user's whose popular items are offered: those with most of his engagement."""
 
 
@@ -38,7 +38,7 @@ class Retrieved(NamedTuple):
     offered: NDArray[np.uint8]
 
 
-class Near(NamedTuple):
+class TextCandidates(NamedTuple):
     """What is found by text: int32 rows, best first, ties by row.
 
     query, words: by the meaning and by the words of what was searched for, empty without a query. interest: near the
@@ -50,7 +50,7 @@ class Near(NamedTuple):
     interest: I32
 
 
-class Shelves(NamedTuple):
+class GlobalCandidates(NamedTuple):
     """What is offered to everybody as of a moment, before anybody's rules.
 
     at: Unix seconds. popularity: float64[n], engagements of late. popular, new: int32, rows best first, ties by row;
@@ -63,15 +63,15 @@ class Shelves(NamedTuple):
     new: I32
 
 
-def shelves(items: Items, at: float, size: int) -> Shelves:
+def global_candidates(items: Items, at: float, size: int) -> GlobalCandidates:
     """The `size` most popular and the `size` newest items at a moment: a pass over the catalogue."""
-    popularity = items.state.engaged(at, _TREND)
+    popularity = items.state.engaged(at, _POPULARITY_HALF_LIFE)
     born = items.catalogue.available_from[: len(popularity)]
-    popular = _best(_every(items), np.where(born > at, 0.0, popularity), size)
-    return Shelves(at, popularity, popular, _best(_every(items), np.where(born <= at, born, 0.0), size))
+    popular = _best(_all_rows(items), np.where(born > at, 0.0, popularity), size)
+    return GlobalCandidates(at, popularity, popular, _best(_all_rows(items), np.where(born <= at, born, 0.0), size))
 
 
-def of_admitted(items: Items, made: Shelves, admitted: Bool, at: float, size: int) -> Shelves:
+def restrict(items: Items, made: GlobalCandidates, admitted: Bool, at: float, size: int) -> GlobalCandidates:
     """The shelves with nothing on them but admitted items (bool[n]), as many as there are up to `size`."""
     rows = np.flatnonzero(admitted).astype(np.int32)
     born = items.catalogue.available_from[rows]
@@ -88,58 +88,68 @@ def retrieve(items: Items, history: History, at: float, size: int, context: Cont
     """
     if size < 1:
         raise ValueError(f"size is {size}; ask for at least 1 candidate")
-    return merged(items, history, at, size, shelves(items, at, size), near(items, history, at, size, context))
+    return merge(
+        items, history, at, size, global_candidates(items, at, size), text_candidates(items, history, at, size, context)
+    )
 
 
-def near(items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None = None) -> Near:
+def text_candidates(
+    items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None = None
+) -> TextCandidates:
     """At most `size` items each by a query and by interest; only what is on sale. admitted: as in `near_by_text`."""
-    liked = near_by_text(items, interest(items, history, at), at, size, admitted)
+    liked = nearest_by_text(items, interest_vector(items, history, at), at, size, admitted)
     if not context.query or items.words is None:
-        return Near(liked[:0], liked[:0], liked)
+        return TextCandidates(liked[:0], liked[:0], liked)
     query = items.words.read(context.query)
     holding = items.words.holding(query)
     holding = holding if admitted is None else holding[admitted[holding]]
     share = items.words.match(query, holding)
-    share += _A_LITTLE * np.nan_to_num(items.vectors.toward(holding, query.direction))
+    share += _TIE_BREAK * np.nan_to_num(items.vectors.toward(holding, query.direction))
     words = _best(holding, share, size, items.catalogue.available_from[holding] > at)
-    return Near(near_by_text(items, query.direction, at, size, admitted), words, liked)
+    return TextCandidates(nearest_by_text(items, query.direction, at, size, admitted), words, liked)
 
 
-def interest(items: Items, history: History, at: float) -> F64:
+def interest_vector(items: Items, history: History, at: float) -> F64:
     """float64[d]: the user's interest vector, not of unit length; all 0 where nothing is known of him."""
-    item, weight = _engaged(history, at)
+    item, weight = _weighted_engagements(history, at)
     return items.vectors.pooled(item, weight)
 
 
-def near_by_text(items: Items, direction: F64, at: float, size: int, admitted: Bool | None = None) -> I32:
+def nearest_by_text(items: Items, direction: F64, at: float, size: int, admitted: Bool | None = None) -> I32:
     """int32: the rows whose text is nearest to a direction, best first, ties by row; only cosines above 0.
 
     Of a catalogue with inverted lists, of those in the nearest lists; every item is compared where `admitted` leaves
     few. admitted: bool[n], what may be offered; None for all.
     """
-    rows = compared(items, direction, admitted)
+    rows = search_space(items, direction, admitted)
     cosine = items.vectors.toward(rows, direction).astype(np.float64)
     return _best(rows, cosine, size, items.catalogue.available_from[rows] > at)
 
 
-def compared(items: Items, direction: F64, admitted: Bool | None = None) -> I32:
+def search_space(items: Items, direction: F64, admitted: Bool | None = None) -> I32:
     """int32, ascending: the rows that a search by text looks at."""
     left = len(items.catalogue) if admitted is None else int(admitted.sum())
     if items.inverted is not None and left > EXACT_UP_TO:
         return items.inverted.near(direction, admitted)
-    return _every(items) if admitted is None else np.flatnonzero(admitted).astype(np.int32)
+    return _all_rows(items) if admitted is None else np.flatnonzero(admitted).astype(np.int32)
 
 
-def merged(
-    items: Items, history: History, at: float, size: int, offered: Shelves, found: Near, admitted: Bool | None = None
+def merge(
+    items: Items,
+    history: History,
+    at: float,
+    size: int,
+    offered: GlobalCandidates,
+    found: TextCandidates,
+    admitted: Bool | None = None,
 ) -> Retrieved:
     """The sources' best in turn, each item once. found: of `near`. admitted: as there; shelves keep to it."""
-    item, weight = _engaged(history, at)
-    again, amount = _summed(item, weight)
+    item, weight = _weighted_engagements(history, at)
+    again, amount = _sum_by_row(item, weight)
     near_items, near_weight = items.neighbours.item[item], items.neighbours.weight[item].astype(np.float64)
     there = near_items >= 0
-    together = _summed(near_items[there], (weight[:, None] * near_weight)[there])
-    category = _of_categories(items, item, weight)
+    together = _sum_by_row(near_items[there], (weight[:, None] * near_weight)[there])
+    category = _items_of_top_categories(items, item, weight)
     lists = [
         found.query,
         found.words,
@@ -153,11 +163,11 @@ def merged(
     ranked = []
     for rows in lists:
         rows = rows if admitted is None else rows[admitted[rows]]
-        ranked.append(_available(items, rows, at)[:size])
-    return _in_turn(ranked, size)
+        ranked.append(_only_available(items, rows, at)[:size])
+    return _interleave(ranked, size)
 
 
-def _in_turn(ranked: list[I32], size: int) -> Retrieved:
+def _interleave(ranked: list[I32], size: int) -> Retrieved:
     """One of each list after another, then the second of each, ...; each row once, where it comes first."""
     row = np.concatenate(ranked)
     source = np.repeat(np.arange(len(ranked), dtype=np.int8), [len(r) for r in ranked])
@@ -170,32 +180,32 @@ def _in_turn(ranked: list[I32], size: int) -> Retrieved:
     return Retrieved(distinct[best].astype(np.int32), source[order][first[best]], offered[best])
 
 
-def _engaged(history: History, at: float) -> tuple[I32, F64]:
+def _weighted_engagements(history: History, at: float) -> tuple[I32, F64]:
     known = history.item >= 0
     age_s = np.maximum(at - history.at[known], 0.0)
-    return history.item[known], weights(history.kind[known], age_s).astype(np.float64)
+    return history.item[known], engagement_weights(history.kind[known], age_s).astype(np.float64)
 
 
-def _summed(rows: I32, amount: F64) -> tuple[I32, F64]:
+def _sum_by_row(rows: I32, amount: F64) -> tuple[I32, F64]:
     """Distinct rows, ascending, and the sum of amounts of each."""
     distinct, of = np.unique(rows, return_inverse=True)
     total: F64 = np.bincount(of, amount, minlength=len(distinct)).astype(np.float64)
     return distinct, total
 
 
-def _of_categories(items: Items, item: I32, weight: F64) -> I32:
+def _items_of_top_categories(items: Items, item: I32, weight: F64) -> I32:
     """Rows, ascending, of all items in the categories that hold most of the user's engagement."""
     code, missing = items.category
     total = np.bincount(code[item], weight, minlength=missing + 1)[:missing]
-    rows = [items.of_category(c) for c in np.argsort(-total, kind="stable")[:_CATEGORIES].tolist() if total[c] > 0]
+    rows = [items.of_category(c) for c in np.argsort(-total, kind="stable")[:_TOP_CATEGORIES].tolist() if total[c] > 0]
     return np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int32)
 
 
-def _every(items: Items) -> I32:
+def _all_rows(items: Items) -> I32:
     return np.arange(len(items.catalogue), dtype=np.int32)
 
 
-def _available(items: Items, rows: I32, at: float) -> I32:
+def _only_available(items: Items, rows: I32, at: float) -> I32:
     return rows[~(items.catalogue.available_from[rows] > at)]
 
 
@@ -210,7 +220,7 @@ def _best(rows: I32, score: F64, size: int, out: Bool | None = None) -> I32:
     return rows[order][:size].astype(np.int32)
 
 
-def popularity(items: Items, candidates: I32, at: float) -> F64:
+def recent_popularity(items: Items, candidates: I32, at: float) -> F64:
     """float64, like `candidates`: engagements of late, the recency-weighted popularity that baselines use."""
-    out: F64 = items.state.of_items(candidates, at)[:, Kind.VIEW :, _TREND].sum(axis=1)
+    out: F64 = items.state.of_items(candidates, at)[:, Kind.VIEW :, _POPULARITY_HALF_LIFE].sum(axis=1)
     return out

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.log import F32, F64
-from features.taste import Evidence, posteriors
+from features.arrays import F32, F64
+from features.taste import Evidence, iter_posteriors
 
 SEGMENTS = 16
 _SHOPPERS = 20
@@ -42,7 +42,7 @@ class Segments(NamedTuple):
         return cls(np.empty((0, 0), np.float32), np.empty(0, np.float32))
 
 
-def segments(factor: F32, evidence: Sequence[Evidence]) -> Segments:
+def fit_segments(factor: F32, evidence: Sequence[Evidence]) -> Segments:
     """The segments of these shoppers, the same from the same evidence. factor: of `features.taste.factors`."""
     evidence = [e for e in evidence if len(e.item)]
     k, d = min(SEGMENTS, len(evidence) // _SHOPPERS), factor.shape[1]
@@ -50,12 +50,12 @@ def segments(factor: F32, evidence: Sequence[Evidence]) -> Segments:
         return Segments.none()
     covariance, mean = np.empty((len(evidence), d, d), np.float32), np.empty((len(evidence), d))
     done = 0
-    for found, taste in posteriors(factor.astype(np.float64), evidence):
+    for found, taste in iter_posteriors(factor.astype(np.float64), evidence):
         covariance[done : done + len(found)] = found
         mean[done : done + len(found)] = taste
         done += len(found)
     draw = np.random.default_rng(0)
-    _, centre, size = min((_sorted(mean, k, draw) for _ in range(_STARTS)), key=lambda found: found[0])
+    _, centre, size = min((_assign(mean, k, draw) for _ in range(_STARTS)), key=lambda found: found[0])
     log_share = _log_share(size)
     for _ in range(_ROUNDS):
         # What the mean of a shopper's posterior gains by a prior around each centre.
@@ -76,7 +76,7 @@ def _log_share(size: F64) -> F64:
     return out
 
 
-def _sorted(points: F64, k: int, draw: np.random.Generator) -> tuple[float, F64, F64]:
+def _assign(points: F64, k: int, draw: np.random.Generator) -> tuple[float, F64, F64]:
     """(sum of squared distances, float64[k, d] centres, float64[k] points of each), by k-means from a drawn beginning.
 
     The beginning: points far from one another (k-means++, Arthur and Vassilvitskii, SODA 2007).

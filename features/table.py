@@ -9,219 +9,326 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
-from itertools import groupby, islice, product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import numpy as np
 
+from features.arrays import F32, F64, I32, Bool
 from features.catalogue import Catalogue, Codes, Tags
 from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
-from features.log import F32, F64, I32, Kind
-from features.moment import Feature, Items, Moment
-from features.standing import standings
+from features.kernels.standing import rank_within_list
+from features.log import Kind
+from features.moment import Feature, Items, Moment, Reasons
 
-__all__ = ["FEATURES", "Feature", "Items", "features", "names", "rows", "schema_hash"]
+__all__ = ["FEATURES", "Feature", "Items", "features", "groups", "in_group", "names", "personal", "rows", "schema_hash"]
 
 _DAY_S = 86400.0
 _YEAR_S = 365.25 * _DAY_S
-_NO_LIST = "no items in the user's list"
+_NO_HISTORY = "the user has no history"
 _NO_LISTS_LOGGED = "the user was shown nothing yet, or lists are not logged"
-_NO_TEXT = f"{_NO_LIST}, or the item has no text"
+_NO_TEXT = f"{_NO_HISTORY}, or the item has no text"
+WITHIN_LIST = "within-list"
+"""The group of features that compare a candidate with the others of its list."""
 
 
-def _whoever_asks(m: Moment) -> F64:
+def _popularity_rows(m: Moment) -> F64:
     return m.popularity
 
 
-def _popularity() -> list[Feature]:
-    out = []
-    for kind, horizon in product((Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE), HALF_LIFE_NAMES):
-        name = kind.name.lower()
-        about = f"many {name}s lately ({horizon})"
-        out.append(Feature(f"item_{name}s_{horizon}", about, "log(1 + decayed count)", "never", _whoever_asks))
-    return out + [
-        Feature(
+def _popularity() -> Iterator[Feature]:
+    declare = partial(Feature, group="popularity", compute=_popularity_rows)
+    for kind, reasons in (
+        (Kind.IMPRESSION, Reasons("shown often recently", "shown often without result", "hardly shown yet")),
+        (Kind.CLICK, Reasons("many recent clicks", "few recent clicks", "no clicks yet")),
+        (Kind.PURCHASE, Reasons("many recent purchases", "few recent purchases", "no purchases yet")),
+    ):
+        name = f"{kind.name.lower()}s"
+        for horizon in HALF_LIFE_NAMES:
+            about = f"{name} of the item, half-life {horizon}"
+            yield declare(f"item_{name}_{horizon}", about, "log(1 + decayed count)", "never", reasons=reasons)
+    for horizon in HALF_LIFE_NAMES:
+        yield declare(
             f"item_click_rate_{horizon}",
-            f"often clicked when shown ({horizon})",
+            f"click rate of the item, half-life {horizon}",
             "clicks per impression, shrunk toward item_prior",
-            "nothing was shown yet in the shop",
-            _whoever_asks,
+            "the shop has shown nothing yet",
+            reasons=Reasons("often clicked when shown", "rarely clicked when shown"),
         )
-        for horizon in HALF_LIFE_NAMES
-    ]
-
-
-_POPULARITY = (
-    *_popularity(),
-    Feature("item_views_30d", "many views lately", "log(1 + decayed count)", "never", _whoever_asks),
-    Feature("item_carts_30d", "often put into carts lately", "log(1 + decayed count)", "never", _whoever_asks),
-    Feature(
+    yield declare(
+        "item_views_30d",
+        "views of the item, half-life 30d",
+        "log(1 + decayed count)",
+        "never",
+        reasons=Reasons("many recent views", "few recent views", "no views yet"),
+    )
+    yield declare(
+        "item_carts_30d",
+        "cart additions of the item, half-life 30d",
+        "log(1 + decayed count)",
+        "never",
+        reasons=Reasons("often in carts recently", "rarely in carts recently", "in no cart yet"),
+    )
+    yield declare(
         "item_purchase_rate",
-        "often bought once clicked",
-        "purchases per click, shrunk",
-        "nothing was clicked yet in the shop",
-        _whoever_asks,
-    ),
-    Feature(
+        "purchases per click of the item",
+        "purchases per click, shrunk toward the shop's rate",
+        "the shop has no click yet",
+        reasons=Reasons("often bought once clicked", "rarely bought once clicked"),
+    )
+    yield declare(
         "item_prior",
-        "the kind of product that is clicked",
+        "click rate predicted from text and attributes",
         "clicks per impression",
-        "nothing was shown yet when the release was made",
-        _whoever_asks,
-    ),
-    Feature("item_trend", "gaining attention", "log of one day's engagement over thirty's", "never", _whoever_asks),
-    Feature(
+        "the shop had shown nothing when the release was made",
+        reasons=Reasons("similar products are often clicked", "similar products are rarely clicked"),
+    )
+    yield declare(
+        "item_trend",
+        "engagement of the last day against the last 30",
+        "log ratio of decayed counts",
+        "never",
+        reasons=Reasons("gaining attention", "losing attention"),
+    )
+    yield declare(
         "category_click_rate",
-        "its category is often clicked",
-        "clicks per impression, shrunk",
-        "nothing was shown yet in the shop",
-        _whoever_asks,
-    ),
-    Feature("item_age", "time on sale", "log(1 + days)", "no available_from", _whoever_asks),
-    Feature("item_price", "price", "log(1 + price)", "no price", _whoever_asks),
-)
+        "click rate of the item's category",
+        "clicks per impression, shrunk toward the shop's rate",
+        "the shop has shown nothing yet",
+        reasons=Reasons("its category is often clicked", "its category is rarely clicked"),
+    )
+    yield declare(
+        "item_age",
+        "time since the item became available",
+        "log(1 + days)",
+        "no available_from",
+        reasons=Reasons("its time on sale speaks for it", "its time on sale speaks against it"),
+    )
+    yield declare(
+        "item_price",
+        "price",
+        "log(1 + price)",
+        "no price",
+        group="price",
+        reasons=Reasons("its price speaks for it", "its price speaks against it"),
+    )
 
 
-def _interest(m: Moment) -> F32:
-    return m.closeness
+def _text_similarity(m: Moment) -> F32:
+    return m.text_similarity
 
 
 def _co_occurrence(m: Moment) -> F64:
     return m.co_occurrence
 
 
-_INTEREST = (
-    Feature("text_pooled", "like what you looked at, on the whole", "cosine", _NO_TEXT, _interest),
-    Feature("text_max", "much like one thing you looked at", "cosine", _NO_TEXT, _interest),
-    Feature("text_top3", "like several things you looked at", "mean of 3 cosines", _NO_TEXT, _interest),
-    Feature("text_last", "like the last thing you looked at", "cosine", _NO_TEXT, _interest),
-    Feature("text_taste", "like what you choose, unlike what you pass over", "cosine", _NO_LISTS_LOGGED, _interest),
-    Feature(
+def _history() -> Iterator[Feature]:
+    text = partial(Feature, group="interest text", compute=_text_similarity)
+    yield text(
+        "text_pooled",
+        "similarity to the user's history as a whole",
+        "cosine",
+        _NO_TEXT,
+        reasons=Reasons("similar to the products in your history", "unlike the products in your history"),
+    )
+    yield text(
+        "text_max",
+        "similarity to the nearest item of the user's history",
+        "cosine",
+        _NO_TEXT,
+        reasons=Reasons("very similar to a product in your history", "not similar to any product in your history"),
+    )
+    yield text(
+        "text_top3",
+        "similarity to the 3 nearest items of the user's history",
+        "mean of 3 cosines",
+        _NO_TEXT,
+        reasons=Reasons("similar to several products in your history", "similar to few products in your history"),
+    )
+    yield text(
+        "text_last",
+        "similarity to the newest item of the user's history",
+        "cosine",
+        _NO_TEXT,
+        reasons=Reasons("similar to your latest product", "unlike your latest product"),
+    )
+    yield text(
+        "text_taste",
+        "similarity to what the user chose rather than skipped",
+        "cosine",
+        _NO_LISTS_LOGGED,
+        reasons=Reasons("similar to what you choose", "similar to what you skip"),
+    )
+    yield text(
         "text_taste_strength",
-        "how clearly your choices point to it",
+        "text_taste weighted by the evidence behind it",
         "cosine times weight of evidence",
         _NO_LISTS_LOGGED,
-        _interest,
-    ),
-    Feature(
+        reasons=Reasons("your choices clearly point to it", "your choices clearly point away from it"),
+    )
+    neighbours = partial(Feature, group="co-occurrence", compute=_co_occurrence)
+    yield neighbours(
         "co_occurrence",
-        "chosen by people who chose what you did",
+        "chosen by users who chose what this user did",
         "sum of neighbour weights",
         "never: 0 is no neighbour",
-        _co_occurrence,
-    ),
-    Feature(
+        reasons=Reasons(
+            "chosen by people who chose what you did",
+            "rarely chosen by people who chose what you did",
+            "not chosen yet by people who chose what you did",
+        ),
+    )
+    yield neighbours(
         "co_occurrence_max",
-        "often chosen together with one thing you chose",
+        "chosen together with one item of the user's history",
         "largest neighbour weight",
         "never: 0 is no neighbour",
-        _co_occurrence,
-    ),
-)
+        reasons=Reasons(
+            "often chosen together with a product in your history",
+            "rarely chosen together with products in your history",
+            "not chosen yet together with products in your history",
+        ),
+    )
 
 
-def _searched(m: Moment) -> F64:
-    return m.searched
+def _query_scores(m: Moment) -> F64:
+    return m.query_scores
 
 
-_QUERY = (
-    Feature(
+def _query() -> Iterator[Feature]:
+    declare = partial(Feature, group="query", compute=_query_scores)
+    yield declare(
         "query_cosine",
-        "what you searched for, by its meaning",
+        "similarity to the meaning of the query",
         "cosine",
         "the request has no query, none of its words is known, or the item has no text",
-        _searched,
-    ),
-    Feature(
+        reasons=Reasons("matches your search", "does not match your search"),
+    )
+    yield declare(
         "query_match",
-        "what you searched for, word by word",
+        "share of the query's words found in the item",
         "share of the query, rare words weighing more",
         "the request has no query",
-        _searched,
-    ),
-)
+        reasons=Reasons("contains your search words", "lacks some of your search words"),
+    )
 
 
-def _affinity() -> list[Feature]:
-    out = []
-    for name, plural, tags in (
-        ("category", "this category", lambda items: items.category),
-        ("brand", "this brand", lambda items: items.brand),
-        ("tag", "such things", lambda items: items.catalogue.tags),
-    ):
-
-        def affinity(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
-            return m.affinity(tags(m.items))
-
-        out += [
-            Feature(
-                f"{name}_share",
-                f"you often look at {plural}",
-                "share of engagement",
-                f"{_NO_LIST}, or no {name}",
-                affinity,
-            ),
-            Feature(
-                f"{name}_surprise",
-                f"you choose {plural} more than others do",
-                "clicks above expectation, shrunk",
-                f"{_NO_LISTS_LOGGED}, or no {name}",
-                affinity,
-            ),
-        ]
-    return out
-
-
-def _taste(m: Moment) -> F32:
-    return m.taste_odds
+def _taste_logits(m: Moment) -> F32:
+    return m.taste_logits
 
 
 def _repeats(m: Moment) -> F64:
     return m.repeats
 
 
-_AFFINITY = (
-    *_affinity(),
-    Feature(
-        "taste_odds", "your taste", "log odds of a click over the item's own", f"{_NO_LISTS_LOGGED}, or unknown", _taste
-    ),
-    Feature(
-        "taste_click_odds",
-        "your taste and how often it is clicked",
+def _affinity() -> Iterator[Feature]:
+    declare = partial(Feature, group="affinity")
+    for name, these, tags in (
+        ("category", "this category", lambda items: items.category),
+        ("brand", "this brand", lambda items: items.brand),
+        ("tag", "products like this", lambda items: items.catalogue.tags),
+    ):
+
+        def affinity(m: Moment, tags: Callable[[Items], Tags | Codes] = tags) -> F64:
+            return m.affinity(tags(m.items))
+
+        yield declare(
+            f"{name}_share",
+            f"share of the user's engagement with the item's {name}",
+            "share of engagement",
+            f"{_NO_HISTORY}, or no {name}",
+            affinity,
+            reasons=Reasons(f"you often choose {these}", f"you rarely choose {these}", f"{these} would be new to you"),
+        )
+        yield declare(
+            f"{name}_residual",
+            f"observed minus expected clicks of the user on the item's {name}",
+            "clicks above expectation, shrunk",
+            f"{_NO_LISTS_LOGGED}, or no {name}",
+            affinity,
+            reasons=Reasons(f"you choose {these} more than others do", f"you choose {these} less than others do"),
+        )
+    yield declare(
+        "taste_logit",
+        "the user's taste for the item, from taste factors",
+        "log odds of a click beyond the item's own",
+        f"{_NO_LISTS_LOGGED}, or the item is unknown",
+        _taste_logits,
+        reasons=Reasons("matches your taste", "does not match your taste"),
+    )
+    yield declare(
+        "taste_click_logit",
+        "the item's click rate and the user's taste together",
         "log odds of a click",
-        "nothing was shown yet in the shop",
-        _taste,
-    ),
-    Feature(
+        "the shop has shown nothing yet",
+        _taste_logits,
+        reasons=Reasons("matches your taste and is often clicked", "a weaker match for your taste, or rarely clicked"),
+    )
+    yield Feature(
         "price_to_habit",
-        "priced as you like it",
+        "price against the user's usual price",
         "log ratio",
-        f"{_NO_LIST}, or no price",
+        f"{_NO_HISTORY}, or no price",
         lambda m: m.log_price - m.usual_log_price,
-    ),
-    Feature("repeat_engagements", "you looked at it before", "count", "an unknown item", _repeats),
-    Feature("repeat_purchases", "you bought it before", "count", "an unknown item", _repeats),
-    Feature("repeat_since", "looked at lately", "log(1 + seconds)", "not looked at before", _repeats),
-    Feature("shown_times", "how often you saw it", "count", "an unknown item", _repeats),
-    Feature("shown_since", "not shown to you lately", "log(1 + seconds)", "not shown before", _repeats),
-)
+        group="price",
+        reasons=Reasons("priced as you usually choose", "not priced as you usually choose"),
+    )
 
 
-def _user(m: Moment) -> F64:
-    """float64[10, 1]: what is the same for every candidate."""
-    at, visit, device = m.at, m.visit, m.context.device
+def _repetition() -> Iterator[Feature]:
+    declare = partial(Feature, group="repeats", compute=_repeats)
+    yield declare(
+        "repeat_engagements",
+        "times the user engaged with the item",
+        "count",
+        "the item is unknown",
+        reasons=Reasons("in your history", "already in your history", "new to you"),
+    )
+    yield declare(
+        "repeat_purchases",
+        "times the user bought the item",
+        "count",
+        "the item is unknown",
+        reasons=Reasons("bought before", "already bought", "not bought before"),
+    )
+    yield declare(
+        "repeat_since",
+        "time since the user last engaged with the item",
+        "log(1 + seconds)",
+        "the user never engaged with it",
+        reasons=Reasons("in your recent history", "already in your recent history"),
+    )
+    yield declare(
+        "shown_times",
+        "times the item was shown to the user",
+        "count",
+        "the item is unknown",
+        reasons=Reasons("shown to you before", "already shown to you", "not shown to you yet"),
+    )
+    yield declare(
+        "shown_since",
+        "time since the item was last shown to the user",
+        "log(1 + seconds)",
+        "it was never shown to the user",
+        reasons=Reasons("shown to you a while ago", "shown to you recently"),
+    )
+
+
+def _user_context(m: Moment) -> F64:
+    """User and request features, float64[10, 1]: one value for all candidates."""
+    at, session, device = m.at, m.session, m.context.device
     return np.array(
         [
             len(m.engaged.item),
             len(m.shown_item),
             m.residuals.eagerness if len(m.residuals.item) else np.nan,
-            visit.engaged,
-            visit.shown,
-            math.log1p(at - visit.began),
+            session.engaged,
+            session.shown,
+            math.log1p(at - session.began),
             math.log1p(max(at - float(m.engaged.at[0]), 0.0)) if len(m.engaged.at) else np.nan,
             at // 3600 % 24,
             at // _DAY_S % 7,
@@ -231,71 +338,73 @@ def _user(m: Moment) -> F64:
     )[:, None]
 
 
-_USER = (
-    Feature("user_engagements", "how much we know of you", "count in the list", "never", _user),
-    Feature("user_shown", "how much you were shown", "count in the list", "never", _user),
-    Feature("user_eagerness", "you click more than others", "log odds", _NO_LISTS_LOGGED, _user),
-    Feature(
-        "user_session_events",
-        "busy in this visit",
-        "engagements in the visit, which ends by 30 idle minutes",
-        "never",
-        _user,
-    ),
-    Feature("user_session_shown", "how much you were shown in this visit", "impressions in the visit", "never", _user),
-    Feature("user_session_age", "how long this visit has lasted", "log(1 + seconds)", "never: 0 is just begun", _user),
-    Feature("user_idle", "time since your last visit", "log(1 + seconds)", _NO_LIST, _user),
-    Feature("hour", "time of day", "hour of the day, UTC", "never", _user),
-    Feature("weekday", "day of the week", "0 is Thursday", "never", _user),
-    Feature(
-        "device",
-        "what you shop on",
-        ", ".join(f"{code} {name}" for code, name in enumerate(DEVICES)),
-        "the request names no device",
-        _user,
-    ),
-)
+def _user() -> Iterator[Feature]:
+    """No reasons: what is the same for all candidates does not explain why one stands above another."""
+    declare = partial(Feature, group="user", compute=_user_context)
+    yield declare("user_engagements", "length of the user's history", "count", "never")
+    yield declare("user_shown", "remembered impressions of the user", "count", "never")
+    yield declare("user_eagerness", "how readily the user clicks", "log odds beyond the usual", _NO_LISTS_LOGGED)
+    yield declare("user_session_events", "engagements in this session", "count, until 30 idle minutes", "never")
+    yield declare("user_session_shown", "impressions in this session", "count", "never")
+    yield declare("user_session_age", "age of this session", "log(1 + seconds)", "never: 0 is a session just begun")
+    yield declare("user_idle", "time since the user's last engagement", "log(1 + seconds)", _NO_HISTORY)
+    yield declare("hour", "hour of the day, UTC", "0 to 23", "never")
+    yield declare("weekday", "day of the week, UTC", "0 is Thursday", "never")
+    devices = ", ".join(f"{code} {name}" for code, name in enumerate(DEVICES))
+    yield declare("device", "kind of device", devices, "the request names no device")
 
 
-_COMPARED = ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_odds")
+_COMPARED = ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_logit")
 
 
-def _standings(m: Moment) -> F32:
-    return standings(np.stack([m.columns[name] for name in _COMPARED]))
+def _ranks(m: Moment) -> F32:
+    return rank_within_list(np.stack([m.columns[name] for name in _COMPARED]))
 
 
-def _within_list() -> list[Feature]:
-    out = []
+def _within_list(absolute: Sequence[Feature]) -> Iterator[Feature]:
+    by_name = {f.name: f for f in absolute}
     for name in _COMPARED:
-        about = next(f.about for f in (*_POPULARITY, *_INTEREST, *_AFFINITY) if f.name == name)
-        missing = f"{name} is missing"
-        out.append(Feature(f"{name}_rank", f"{about}, against this list", "rank, 0 to 1", missing, _standings))
-        out.append(Feature(f"{name}_over_mean", f"{about}, against this list", "difference", missing, _standings))
-    return out
+        f = by_name[name]
+        assert f.reasons is not None
+        reasons = Reasons(f"{f.reasons.up}, compared with this list", f"{f.reasons.down}, compared with this list")
+        declare = partial(Feature, compute=_ranks, group=WITHIN_LIST, reasons=reasons)
+        yield declare(f"{name}_rank", f"rank of {name} in the list", "0 to 1", f"{name} is missing")
+        yield declare(f"{name}_over_mean", f"{name} minus its mean in the list", "difference", f"{name} is missing")
 
 
-FEATURES: tuple[Feature, ...] = (*_POPULARITY, *_INTEREST, *_QUERY, *_AFFINITY, *_USER, *_within_list())
+def _all() -> tuple[Feature, ...]:
+    absolute = (*_popularity(), *_history(), *_query(), *_affinity(), *_repetition(), *_user())
+    return (*absolute, *_within_list(absolute))
+
+
+FEATURES = _all()
 """The features of any shop, in column order; a catalogue's own attributes follow them (see `features`)."""
 
 
 def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
-    def both(m: Moment) -> F64:
-        out = m.leanings[2 * k : 2 * k + 2]
+    def value_and_slope(m: Moment) -> F64:
+        out = m.slopes[2 * k : 2 * k + 2]
         if is_date:
             out[0] = m.at / _YEAR_S - out[0]
         return out
 
     words = name.replace("_", " ")
+    declare = partial(Feature, compute=value_and_slope, group="attributes")
+    column, unit = (f"item_{name}_age", "years, negative in the future") if is_date else (f"item_{name}", "as given")
     return (
-        Feature(f"item_{name}_age", f"age by {words}", "years, negative in the future", f"no {name}", both)
-        if is_date
-        else Feature(f"item_{name}", words, "as in the catalogue", f"no {name}", both),
-        Feature(
+        declare(
+            column,
+            f"age by {words}" if is_date else words,
+            unit,
+            f"no {name}",
+            reasons=Reasons(f"its {words} speaks for it", f"its {words} speaks against it"),
+        ),
+        declare(
             f"{name}_slope",
-            f"your leaning in {words}",
-            "clicks above expectation x deviation",
+            f"the user's preference for a higher or lower {words}",
+            "clicks above expectation times deviation",
             f"{_NO_LISTS_LOGGED}, or no {name}",
-            both,
+            reasons=Reasons(f"the {words} you tend to choose", f"not the {words} you tend to choose"),
         ),
     )
 
@@ -308,46 +417,77 @@ def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
         return m.affinity(m.items.catalogue.by_attribute[name])
 
     words = name.replace("_", " ")
+    these = f"{'these' if words.endswith('s') else 'this'} {words}"
+    declare = partial(Feature, group="attributes")
     return (
-        Feature(
+        declare(
             f"item_{name}_rate",
-            f"its {words} is often clicked",
+            f"click rate of items with the same {words}",
             "clicks per impression, shrunk",
-            f"nothing was shown yet when the release was made, or no {name}",
+            f"the shop had shown nothing when the release was made, or no {name}",
             rate,
+            reasons=Reasons(f"products with {these} are often clicked", f"products with {these} are rarely clicked"),
         ),
-        Feature(
+        declare(
             f"{name}_share",
-            f"you often look at this {words}",
+            f"share of the user's engagement with the item's {words}",
             "share of engagement",
-            f"{_NO_LIST}, or no {name}",
+            f"{_NO_HISTORY}, or no {name}",
             affinity,
+            reasons=Reasons(f"you often choose {these}", f"you rarely choose {these}", f"{these} would be new to you"),
         ),
-        Feature(
-            f"{name}_surprise",
-            f"you choose this {words} more than others do",
+        declare(
+            f"{name}_residual",
+            f"observed minus expected clicks of the user on the item's {words}",
             "clicks above expectation, shrunk",
             f"{_NO_LISTS_LOGGED}, or no {name}",
             affinity,
+            reasons=Reasons(f"you choose {these} more than others do", f"you choose {these} less than others do"),
         ),
     )
+
+
+def groups(columns: Sequence[Feature]) -> list[str]:
+    """Groups of these features in column order; `WITHIN_LIST`, which is made of the others, last."""
+    found = dict.fromkeys(f.group for f in columns)
+    return [*(g for g in found if g != WITHIN_LIST), *([WITHIN_LIST] if WITHIN_LIST in found else [])]
+
+
+def in_group(columns: Sequence[Feature], group: str) -> Bool:
+    """bool[columns]: the features of a group, and those of `WITHIN_LIST` that compare one of them with its list."""
+    its = {f.name for f in columns if f.group == group}
+    return np.array(
+        [
+            f.name in its or (f.group == WITHIN_LIST and f.name.removesuffix("_rank").removesuffix("_over_mean") in its)
+            for f in columns
+        ],
+        np.bool_,
+    )
+
+
+def personal(columns: Sequence[Feature]) -> Bool:
+    """bool[columns]: features that speak about the user's history, so that they explain nothing about a newcomer."""
+    out = np.zeros(len(columns), np.bool_)
+    for group in ("interest text", "co-occurrence", "affinity", "repeats"):
+        out |= in_group(columns, group)
+    return out
 
 
 def features(items: Items) -> tuple[Feature, ...]:
     """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, then the user's own.
 
     A number or date has two (itself, and the user's leaning in it), any other attribute three (its click rate, and the
-    user's share and surprise in it).
+    user's share and residual in it).
     """
-    return declared(items.catalogue, items.custom)
+    return declare(items.catalogue, items.custom)
 
 
-def declared(catalogue: Catalogue, custom: tuple[Feature, ...]) -> tuple[Feature, ...]:
+def declare(catalogue: Catalogue, custom: tuple[Feature, ...]) -> tuple[Feature, ...]:
     """The same of a catalogue alone, before anything is known of its items."""
-    return _declared(*_own(catalogue), custom)[0]
+    return _layout(*_attribute_names(catalogue), custom)[0]
 
 
-def _own(c: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _attribute_names(c: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     return tuple(c.number_names), tuple(c.date_names), tuple(c.by_attribute)
 
 
@@ -359,7 +499,7 @@ class _Block(NamedTuple):
     end: int
 
 
-class _SoFar(Mapping[str, F32]):
+class _ComputedColumns(Mapping[str, F32]):
     """The columns below `known` by name: made when asked for, as hardly any are."""
 
     def __init__(self, out: F32, place: dict[str, int]) -> None:
@@ -379,7 +519,7 @@ class _SoFar(Mapping[str, F32]):
 
 
 @lru_cache(maxsize=16)
-def _declared(
+def _layout(
     numbers: tuple[str, ...], dates: tuple[str, ...], attributes: tuple[str, ...], custom: tuple[Feature, ...]
 ) -> tuple[tuple[Feature, ...], tuple[_Block, ...], dict[str, int]]:
     out = (
@@ -415,9 +555,9 @@ def rows(items: Items, history: History, candidates: I32, at: float, context: Co
     The order of the candidates does not matter: each row depends on the set.
     """
     moment = Moment(items, history, candidates, at, context)
-    columns, blocks, place = _declared(*_own(items.catalogue), items.custom)
+    columns, blocks, place = _layout(*_attribute_names(items.catalogue), items.custom)
     out = np.empty((len(columns), len(candidates)), np.float32)
-    moment.columns = so_far = _SoFar(out, place)
+    moment.columns = so_far = _ComputedColumns(out, place)
     for compute, first, end in blocks:
         out[first:end] = compute(moment)
         so_far.known = end

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from features.arrays import F32, F64, I32, I64
 from features.catalogue import Catalogue
-from features.compiled import compiled
-from features.log import F32, F64, I32, I64
-from features.prior import standardised
-from features.reading import Values
+from features.kernels.compiled import compiled
+from features.prior import standardize
+from features.text.implied_tags import AttributeValues
 
 DIMENSIONS = 64
 LEARNERS = 5000
@@ -47,23 +47,23 @@ _RIDGE = 10.0
 class Evidence(NamedTuple):
     """What one shopper did with what he was shown: the evidence of his taste. Rows may repeat an item.
 
-    item: int32[s] rows of the catalogue. surprise: float64[s], clicked less the chance of it. curvature: float64[s],
+    item: int32[s] rows of the catalogue. residual: float64[s], clicked less the chance of it. curvature: float64[s],
     chance times its complement.
     """
 
     item: I32
-    surprise: F64
+    residual: F64
     curvature: F64
 
 
 @compiled
-def leaning(
-    factor: F32, centre: F32, log_share: F32, item: I32, surprise: F64, curvature: F64, chance: float, elsewhere: I32
+def taste_posterior_mean(
+    factor: F32, centre: F32, log_share: F32, item: I32, residual: F64, curvature: F64, chance: float, elsewhere: I32
 ) -> F64:
     """float64[d]: the posterior mean of a user's taste.
 
     factor: float32[n + 1, d]. centre, log_share: of `features.segments`; without any, the prior is normal around 0 with
-    unit covariance. item, surprise, curvature: float64[s], of `Evidence`. chance: the clicks that were expected of all
+    unit covariance. item, residual, curvature: float64[s], of `Evidence`. chance: the clicks that were expected of all
     of these. elsewhere: int32[e], items engaged with that no remembered list showed; each stands against the shop's
     usual click, which is the origin, and weighs as a click within the remembered lists does.
     """
@@ -74,7 +74,7 @@ def leaning(
     for s in range(len(item)):
         for k in range(d):
             x[k] = factor[item[s], k]
-            pull[k] += surprise[s] * x[k]
+            pull[k] += residual[s] * x[k]
             mean[k] += curvature[s] * x[k]
         total += curvature[s]
         for k in range(d):
@@ -90,14 +90,14 @@ def leaning(
         for j in range(k + 1):
             precision[k, j] = scale * (precision[k, j] - mean[k] * mean[j] / (1.0 + total))
         precision[k, k] += 1.0
-    _factored(precision)
+    _cholesky_in_place(precision)
     if len(centre):
-        pull = pull + _segment(precision, pull, centre, log_share)
-    return _backward(precision, _forward(precision, pull))
+        pull = pull + _segment_mean(precision, pull, centre, log_share)
+    return _solve_upper(precision, _solve_lower(precision, pull))
 
 
 @compiled
-def _segment(lower: F64, pull: F64, centre: F32, log_share: F32) -> F64:
+def _segment_mean(lower: F64, pull: F64, centre: F32, log_share: F32) -> F64:
     """float64[d]: the mean of the centres, each by the chance that the user is of that segment."""
     d = len(pull)
     weight, mean, x = np.empty(len(centre)), np.zeros(d), np.empty(d)
@@ -106,7 +106,7 @@ def _segment(lower: F64, pull: F64, centre: F32, log_share: F32) -> F64:
         for k in range(d):
             x[k] = pull[k] + centre[s, k]
             weight[s] -= 0.5 * centre[s, k] * centre[s, k]
-        x = _forward(lower, x)
+        x = _solve_lower(lower, x)
         for k in range(d):
             weight[s] += 0.5 * x[k] * x[k]
     weight = np.exp(weight - weight.max())
@@ -118,7 +118,7 @@ def _segment(lower: F64, pull: F64, centre: F32, log_share: F32) -> F64:
 
 
 @compiled
-def _factored(a: F64) -> None:
+def _cholesky_in_place(a: F64) -> None:
     """Puts the Cholesky factor of `a`, positive definite, its lower triangle given, in its place."""
     for k in range(len(a)):
         for j in range(k + 1):
@@ -129,7 +129,7 @@ def _factored(a: F64) -> None:
 
 
 @compiled
-def _forward(lower: F64, b: F64) -> F64:
+def _solve_lower(lower: F64, b: F64) -> F64:
     """The x of `lower x = b`."""
     x = b.copy()
     for k in range(len(b)):
@@ -140,7 +140,7 @@ def _forward(lower: F64, b: F64) -> F64:
 
 
 @compiled
-def _backward(lower: F64, b: F64) -> F64:
+def _solve_upper(lower: F64, b: F64) -> F64:
     """The x of `lower' x = b`."""
     x = b.copy()
     for k in range(len(b) - 1, -1, -1):
@@ -150,14 +150,14 @@ def _backward(lower: F64, b: F64) -> F64:
     return x
 
 
-def taste_odds(factor: F32, candidates: I32, taste: F64 | None, rate: F64, bounds: tuple[float, float]) -> F32:
-    """float32[2, c]: see `Moment.taste_odds`. rate: float64[c], click rates; the nearer of `bounds` beyond."""
-    own = np.full(len(candidates), np.nan) if taste is None else odds(factor, candidates, taste)
-    return _with_rate(own.astype(np.float32), rate, *bounds)
+def taste_logit(factor: F32, candidates: I32, taste: F64 | None, rate: F64, bounds: tuple[float, float]) -> F32:
+    """float32[2, c]: see `Moment.taste_logits`. rate: float64[c], click rates; the nearer of `bounds` beyond."""
+    own = np.full(len(candidates), np.nan) if taste is None else logits(factor, candidates, taste)
+    return _add_rate_logit(own.astype(np.float32), rate, *bounds)
 
 
 @compiled
-def _with_rate(own: F32, rate: F64, least: float, most: float) -> F32:
+def _add_rate_logit(own: F32, rate: F64, least: float, most: float) -> F32:
     out = np.empty((2, len(own)), np.float32)
     for c in range(len(own)):
         bounded = least if rate[c] < least else most if rate[c] > most else rate[c]
@@ -167,7 +167,7 @@ def _with_rate(own: F32, rate: F64, least: float, most: float) -> F32:
 
 
 @compiled
-def odds(factor: F32, candidates: I32, taste: F64) -> F64:
+def logits(factor: F32, candidates: I32, taste: F64) -> F64:
     """float64, like `candidates`: log odds that a taste adds to each; NaN for an unknown item."""
     out = np.full(len(candidates), np.nan)
     for c in range(len(candidates)):
@@ -179,52 +179,54 @@ def odds(factor: F32, candidates: I32, taste: F64) -> F64:
     return out
 
 
-def factors(catalogue: Catalogue, values: Values, vectors: F32, clicks: F64, evidence: Sequence[Evidence]) -> F32:
+def fit_factors(
+    catalogue: Catalogue, values: AttributeValues, vectors: F32, clicks: F64, evidence: Sequence[Evidence]
+) -> F32:
     """float32[n + 1, d <= 64]: the factor of each item, 0 for the unknown one; d is 0 where nobody was shown anything.
 
     values: of its items. vectors: float32[n + 1, d'] of their texts; a coordinate that is not finite counts as missing.
     clicks: float64[n + 1], how much of the shop's clicks each item has: their mean is the origin. evidence: one a
     shopper.
     """
-    evidence = [_by_item(e) for e in evidence if len(e.item)]
+    evidence = [_aggregate_by_item(e) for e in evidence if len(e.item)]
     if not evidence:
         return np.empty((len(catalogue) + 1, 0), np.float32)
-    factor = _learned(_described(catalogue, values, vectors), evidence)
+    factor = _expectation_maximization(_describe_items(catalogue, values, vectors), evidence)
     weight = clicks[:-1] + 1.0
     factor -= (weight[:, None] * factor[:-1]).sum(axis=0) / weight.sum()
     factor[-1] = 0.0
     return factor.astype(np.float32)
 
 
-def _learned(described: F64, evidence: Sequence[Evidence]) -> F64:
+def _expectation_maximization(described: F64, evidence: Sequence[Evidence]) -> F64:
     """float64[n + 1, d]: factors in coordinates in which tastes have unit covariance."""
-    d, factor, told = described.shape[1], described.copy(), _Told.by(evidence)
+    d, factor, told = described.shape[1], described.copy(), _EvidenceByItem.by(evidence)
     description = described[told.items]
     regression = np.linalg.solve(description.T @ description + _RIDGE * np.eye(d), description.T)
     first, precision = described, _PRIOR_EVIDENCE * np.eye(d)
     for k in range(_ROUNDS):
-        tastes = _tastes(factor, evidence)
+        tastes = _user_posteriors(factor, evidence)
         if k >= _ITEMS_FROM:
-            factor, precision = _moved(described, told, tastes, precision)
+            factor, precision = _update_items(described, told, tastes, precision)
             # What the items tell in common of what lies between factor and description is the description's to say.
             described = described + first @ (regression @ (factor - described)[told.items])
-        turn = _root((tastes.total + _PRIOR_SHOPPERS * np.eye(d)) / (len(evidence) + _PRIOR_SHOPPERS))
+        turn = _matrix_square_root((tastes.total + _PRIOR_SHOPPERS * np.eye(d)) / (len(evidence) + _PRIOR_SHOPPERS))
         back = np.linalg.inv(turn)
         factor, described, precision = factor @ turn, described @ turn, back @ precision @ back.T
     return factor
 
 
-def _by_item(evidence: Evidence) -> Evidence:
+def _aggregate_by_item(evidence: Evidence) -> Evidence:
     """The same with one row an item."""
     item, row = np.unique(evidence.item, return_inverse=True)
     return Evidence(
         item.astype(np.int32),
-        np.bincount(row, evidence.surprise).astype(np.float64),
+        np.bincount(row, evidence.residual).astype(np.float64),
         np.bincount(row, evidence.curvature).astype(np.float64),
     )
 
 
-class _Tastes(NamedTuple):
+class _Posteriors(NamedTuple):
     """What is known of the learners' tastes: float64[users, d], the mean of each posterior.
 
     covariance: float64[d, d], mean of the posteriors', each weighed by its evidence. total: float64[d, d], the sum of
@@ -236,7 +238,7 @@ class _Tastes(NamedTuple):
     total: F64
 
 
-def posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple[F64, F64]]:
+def iter_posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple[F64, F64]]:
     """Some shoppers at a time: float64[u, d, d] and float64[u, d], covariance and mean of their tastes' posteriors.
 
     The prior is normal around 0 with unit covariance.
@@ -249,47 +251,47 @@ def posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple[F64,
             x = factor[e.item]
             weighted = e.curvature @ x
             precision[u] = (x * e.curvature[:, None]).T @ x - np.outer(weighted, weighted) / (1.0 + e.curvature.sum())
-            pull[u] = e.surprise @ x
+            pull[u] = e.residual @ x
         covariance: F64 = np.linalg.inv(precision + np.eye(d)).astype(np.float64)
         yield covariance, (covariance @ pull[:, :, None])[:, :, 0]
 
 
-def _tastes(factor: F64, evidence: Sequence[Evidence]) -> _Tastes:
+def _user_posteriors(factor: F64, evidence: Sequence[Evidence]) -> _Posteriors:
     d, done = factor.shape[1], 0
     mean, weight = np.empty((len(evidence), d)), np.array([e.curvature.sum() for e in evidence])
     covariance, total = np.zeros((d, d)), np.zeros((d, d))
-    for found, taste in posteriors(factor, evidence):
+    for found, taste in iter_posteriors(factor, evidence):
         some = slice(done, done + len(found))
         mean[some] = taste
         covariance += np.tensordot(weight[some], found, axes=1)
         total += found.sum(axis=0)
         done = some.stop
-    return _Tastes(mean, covariance / max(weight.sum(), 1e-300), total + mean.T @ mean)
+    return _Posteriors(mean, covariance / max(weight.sum(), 1e-300), total + mean.T @ mean)
 
 
-class _Told(NamedTuple):
+class _EvidenceByItem(NamedTuple):
     """The evidence of all learners, item by item: int64[m], the items that were shown, in order.
 
-    start: int64[m + 1] into the rest. user: int64[rows], which learner. surprise, curvature: float64[rows].
+    start: int64[m + 1] into the rest. user: int64[rows], which learner. residual, curvature: float64[rows].
     """
 
     items: I64
     start: I64
     user: I64
-    surprise: F64
+    residual: F64
     curvature: F64
 
     @classmethod
-    def by(cls, evidence: Sequence[Evidence]) -> _Told:
+    def by(cls, evidence: Sequence[Evidence]) -> _EvidenceByItem:
         """From one for each learner."""
-        item, surprise, curvature = (np.concatenate(column) for column in zip(*evidence, strict=True))
+        item, residual, curvature = (np.concatenate(column) for column in zip(*evidence, strict=True))
         order = np.argsort(item, kind="stable")
         items, first = np.unique(item[order], return_index=True)
         user = np.repeat(np.arange(len(evidence)), [len(e.item) for e in evidence])
-        return cls(items.astype(np.int64), np.append(first, len(item)), user[order], surprise[order], curvature[order])
+        return cls(items.astype(np.int64), np.append(first, len(item)), user[order], residual[order], curvature[order])
 
 
-def _moved(described: F64, told: _Told, tastes: _Tastes, precision: F64) -> tuple[F64, F64]:
+def _update_items(described: F64, told: _EvidenceByItem, tastes: _Posteriors, precision: F64) -> tuple[F64, F64]:
     """Each item where its shoppers' tastes and its description put it; without evidence, where its description does.
 
     Also the precision with which items stay where they are described, as learned from how far these have moved. The
@@ -302,39 +304,42 @@ def _moved(described: F64, told: _Told, tastes: _Tastes, precision: F64) -> tupl
         covariance = np.linalg.inv(
             precision + (mean * curvature[:, None]).T @ mean + curvature.sum() * tastes.covariance
         )
-        out[i] = covariance @ (told.surprise[begin:end] @ mean + precision @ described[i])
+        out[i] = covariance @ (told.residual[begin:end] @ mean + precision @ described[i])
         apart += covariance + np.outer(out[i] - described[i], out[i] - described[i])
     return out, np.linalg.inv(apart / (len(told.items) + _PRIOR_ITEMS)).astype(np.float64)
 
 
-def _root(a: F64) -> F64:
+def _matrix_square_root(a: F64) -> F64:
     """The symmetric square root of a positive definite matrix."""
     value, direction = np.linalg.eigh(a)
     out: F64 = (direction * np.sqrt(np.maximum(value, 0.0))) @ direction.T
     return out
 
 
-def _described(catalogue: Catalogue, values: Values, vectors: F32) -> F64:
+def _describe_items(catalogue: Catalogue, values: AttributeValues, vectors: F32) -> F64:
     """float64[n + 1, d]: the main directions of what is known of items, scaled so that taste has unit variance."""
     n = len(catalogue)
     total, square = np.zeros(0), np.zeros((0, 0))
-    for chunk in _chunks(catalogue, values, vectors):
+    for chunk in _description_chunks(catalogue, values, vectors):
         total = total + chunk.sum(axis=0) if total.size else chunk.sum(axis=0).astype(np.float64)
         square = square + chunk.T @ chunk if square.size else (chunk.T @ chunk).astype(np.float64)
     mean = total / max(n, 1)
     value, direction = np.linalg.eigh(square - n * np.outer(mean, mean))
     kept = direction[:, ::-1][:, : min(DIMENSIONS, int((value > 1e-9 * max(value[-1], 1e-300)).sum()))]
     out = np.vstack(
-        [*((chunk - mean) @ kept for chunk in _chunks(catalogue, values, vectors)), np.zeros((1, kept.shape[1]))]
+        [
+            *((chunk - mean) @ kept for chunk in _description_chunks(catalogue, values, vectors)),
+            np.zeros((1, kept.shape[1])),
+        ]
     )
     return np.asarray(out, np.float64)
 
 
-def _chunks(catalogue: Catalogue, values: Values, vectors: F32) -> Iterator[F32]:
+def _description_chunks(catalogue: Catalogue, values: AttributeValues, vectors: F32) -> Iterator[F32]:
     """float32[rows, k] of all items in order, `_CHUNK` at a time: values had or not, numbers, text."""
     n, d = len(catalogue), vectors.shape[1]
     start, value, amount, share = values
-    numbers = standardised(catalogue.numbers) * np.sqrt(_NUMBER)
+    numbers = standardize(catalogue.numbers) * np.sqrt(_NUMBER)
     text = np.where(np.isfinite(vectors), vectors, 0).astype(np.float32)
     spread = float(((text[:n] - text[:n].mean(axis=0)) ** 2).sum() / max(n, 1)) if n else 0.0
     text *= np.float32(np.sqrt(_TEXT / spread)) if spread > 0 else np.float32(0)

@@ -25,34 +25,34 @@ _BY_MEANING = 0.5
 """Deviations of the list's scores: for all words against none, and for a deviation of the cosine."""
 
 
-def of_query(names: Sequence[str]) -> list[int]:
+def query_columns(names: Sequence[str]) -> list[int]:
     """The columns that a query alone fills."""
     return [k for k, name in enumerate(names) if name.startswith("query_")]
 
 
-def hidden(rows: F32, names: Sequence[str], searched: int) -> F32:
+def hide_query(rows: F32, names: Sequence[str], searched: int) -> F32:
     """The rows to learn from: with the query's columns missing throughout where too few lists were searched for.
 
     rows: float32[n, features], returned as they are or as a copy. searched: lists with a query and a gain.
     """
-    if searched >= LEARNED_FROM or not (columns := of_query(names)):
+    if searched >= LEARNED_FROM or not (columns := query_columns(names)):
         return rows
     out = rows.copy()
     out[:, columns] = np.nan
     return out
 
 
-def added(rows: F32, names: Sequence[str], score: F64) -> F64:
+def query_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
     """float64[n]: what matching the query adds to each score of one list; 0 throughout where there was no query.
 
     rows: float32[n, features]. score: float64[n], of the ranker.
     """
     cosine, match = (rows[:, names.index(name)].astype(np.float64) for name in (MEANING, WORDS))
     spread = float(score.std()) or 1.0
-    return spread * (_BY_WORDS * np.nan_to_num(match) + _BY_MEANING * _standardised(cosine))
+    return spread * (_BY_WORDS * np.nan_to_num(match) + _BY_MEANING * _standardize(cosine))
 
 
-def _standardised(values: F64) -> F64:
+def _standardize(values: F64) -> F64:
     """Zero mean and unit deviation; missing, and values that are all alike, at the mean."""
     known = np.isfinite(values)
     if not known.any() or not (deviation := values[known].std()) > 0:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ranker.examination import looked_at_ndcg
+from ranker.examination import ips_ndcg
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
@@ -105,7 +105,7 @@ def train(
     position: I16 | None = None,
     categorical: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
-    valid_looked_at: F64 | None = None,
+    valid_examination: F64 | None = None,
     worker: int = 0,
     network: Mapping[str, Any] = ALONE,
 ) -> Trained:
@@ -119,8 +119,8 @@ def train(
 
     A row not shown takes the deepest position of all. It has none, and one of its own would let the position effect
     explain away that unshown rows are never clicked, which is what they were sampled to teach. Validation takes gains
-    as they are unless `valid_looked_at` is given, float64[n] in (0, 1], the chance that each of its rows was looked at
-    (see `ranker.examination`): then by `looked_at_ndcg`. Where lists were shown in a biased order, clicks as they are
+    as they are unless `valid_examination` is given, float64[n] in (0, 1], the chance that each of its rows was looked
+    at (see `ranker.examination`): then by `ips_ndcg`. Where lists were shown in a biased order, clicks as they are
     make early stopping favour models that repeat that order, and stop a debiased one too soon.
 
     network: LightGBM's `machines`, `num_machines` and `local_listen_port`, where several workers train together, each
@@ -133,10 +133,12 @@ def train(
     _check_names(names, categorical)
     whole = _Part.checked("", rows, gain, start, len(names), config, position)
     train_part = whole.share(worker, int(network.get("num_machines", 1)))
-    valid_part = _Part.checked("valid_", valid_rows, valid_gain, valid_start, len(names), config, None, valid_looked_at)
+    valid_part = _Part.checked(
+        "valid_", valid_rows, valid_gain, valid_start, len(names), config, None, valid_examination
+    )
     if config.position_debias and position is None:
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
-    booster, curve = _grown(train_part, valid_part, list(names), config, list(categorical), on_progress, network)
+    booster, curve = _boost(train_part, valid_part, list(names), config, list(categorical), on_progress, network)
     best = int(booster.best_iteration)
     return Trained(
         model_text=booster.model_to_string(num_iteration=best),
@@ -174,7 +176,7 @@ def refit(
     part = whole.share(worker, int(network.get("num_machines", 1)))
     if config.position_debias and position is None:
         raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
-    parameters = _parameters(config) | _together(network)
+    parameters = _parameters(config) | _network_parameters(network)
     data = lgb.Dataset(
         part.rows,
         part.gain,
@@ -208,7 +210,7 @@ class _Part:
     sizes: I64
     position: I64 | None
     without_gain: int
-    looked_at: F64 | None = None
+    examination_probability: F64 | None = None
 
     @classmethod
     def checked(
@@ -220,7 +222,7 @@ class _Part:
         features: int,
         config: RankerConfig,
         position: I16 | None,
-        looked_at: F64 | None = None,
+        examination_probability: F64 | None = None,
     ) -> _Part:
         """The part, its arrays seen to fit together; `prefix` names them in errors."""
         if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != features:
@@ -239,11 +241,14 @@ class _Part:
             raise ValueError(f"{prefix}gain: none of {len(sizes)} lists holds a gain above 0; nothing orders them")
         kept = np.repeat(useful, sizes)
         place = None if position is None or not config.position_debias else _places(position, len(rows))[kept]
-        if looked_at is not None:
-            if looked_at.shape != (len(rows),) or not ((looked_at > 0) & (looked_at <= 1)).all():
-                raise ValueError(f"{prefix}looked_at: expected {len(rows)} chances above 0 and at most 1")
-            looked_at = looked_at[kept]
-        return cls(rows[kept], gain[kept], sizes[useful], place, int((~useful).sum()), looked_at)
+        if examination_probability is not None:
+            if (
+                examination_probability.shape != (len(rows),)
+                or not ((examination_probability > 0) & (examination_probability <= 1)).all()
+            ):
+                raise ValueError(f"{prefix}examination_probability: expected {len(rows)} chances above 0 and at most 1")
+            examination_probability = examination_probability[kept]
+        return cls(rows[kept], gain[kept], sizes[useful], place, int((~useful).sum()), examination_probability)
 
     def share(self, worker: int, workers: int) -> _Part:
         """The lists of one of several workers: every so many-th, whole, since their rows are ordered among themselves.
@@ -289,7 +294,7 @@ def _places(position: I16, rows: int) -> I64:
     return np.where(position < 0, max(position.max(initial=0), 0), position).astype(np.int64)
 
 
-def _grown(
+def _boost(
     part: _Part,
     valid: _Part,
     names: list[str],
@@ -301,12 +306,12 @@ def _grown(
     """The booster and its validation curve."""
     import lightgbm as lgb
 
-    parameters = _parameters(config) | _together(network)
+    parameters = _parameters(config) | _network_parameters(network)
     shape: dict[str, Any] = {"feature_name": names, "categorical_feature": categorical, "params": parameters}
     data = lgb.Dataset(part.rows, part.gain, group=part.sizes, position=part.position, **shape)
     check = lgb.Dataset(valid.rows, valid.gain, group=valid.sizes, reference=data, **shape)
     history: dict[str, Any] = {}
-    metric = None if valid.looked_at is None else _looked_at_metric(valid, config)
+    metric = None if valid.examination_probability is None else _ips_metric(valid, config)
     if metric is not None:
         parameters["metric"] = "None"
 
@@ -330,19 +335,21 @@ def _grown(
     return booster, [float(value) for value in history["valid"]["ndcg@10"]]
 
 
-def _looked_at_metric(valid: _Part, config: RankerConfig) -> Callable[[F64, Any], tuple[str, float, bool]]:
+def _ips_metric(valid: _Part, config: RankerConfig) -> Callable[[F64, Any], tuple[str, float, bool]]:
     """The metric that stops training, under the name of LightGBM's own."""
     worth = np.array(config.label_gain, np.float64)[valid.gain]
     start = np.concatenate(([0], np.cumsum(valid.sizes)))
-    looked_at = np.ones(len(worth)) if valid.looked_at is None else valid.looked_at
+    examination_probability = (
+        np.ones(len(worth)) if valid.examination_probability is None else valid.examination_probability
+    )
 
     def metric(score: F64, _: Any) -> tuple[str, float, bool]:
-        return "ndcg@10", looked_at_ndcg(score, worth, start, looked_at), True
+        return "ndcg@10", ips_ndcg(score, worth, start, examination_probability), True
 
     return metric
 
 
-def _together(network: Mapping[str, Any]) -> dict[str, Any]:
+def _network_parameters(network: Mapping[str, Any]) -> dict[str, Any]:
     """LightGBM's parameters for training with others; none where there are none."""
     return {**network, "tree_learner": "data", "pre_partition": True} if len(network) else {}
 

@@ -87,7 +87,7 @@ class ServiceConfig(BaseModel):
         0.0, ge=0, le=1, description="Share of the lists in which neighbours may change places, with known chances."
     )
     because_cosine: float = Field(
-        0.35, ge=-1, le=1, description="Least cosine at which `because_you_viewed` names an item of the user's list."
+        0.35, ge=-1, le=1, description="Least cosine at which `because` names an item of the user's history."
     )
     retrieved: int = Field(
         500, ge=10, le=5000, description="Candidates that /v1/recommend retrieves and ranks; at most max_candidates."

@@ -20,7 +20,7 @@ import redis
 
 from features.history import ENGAGEMENTS
 from serving.config import ServiceConfig
-from serving.keys import VARIABLE
+from serving.http.keys import KEYS_VARIABLE
 from serving.store import START, BulkStore, Event
 from tests.test_service import until
 
@@ -44,7 +44,7 @@ class Process:
             "from serving.app import serve; from serving.config import ServiceConfig\n"
             f"serve(ServiceConfig.model_validate_json({self._config!r}), {self._redis_url!r})"
         )
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({VARIABLE: self._keys} if self._keys else {})
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({KEYS_VARIABLE: self._keys} if self._keys else {})
         self._process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
         if wait:
             until(self.ready, 60)

@@ -13,9 +13,9 @@ from features.history import EMPTY, Histories
 from features.log import Kind
 from features.prior import attribute_rates
 from features.table import names, rows
-from offline.attributes import read_as
-from offline.dataset import catalogue
-from offline.quarantine import DataError
+from offline.data.attributes import convert_attributes
+from offline.data.dataset import read_catalogue
+from offline.runtime.errors import DataError
 from tests.worlds import START, make_catalogue, make_events, make_replay
 
 ITEMS = pa.table(
@@ -34,7 +34,7 @@ KINDS = {"year": "number", "maker": "category", "themes": "tags", "released": "d
 
 def test_attributes_are_read_as_the_configuration_says() -> None:
     """A text becomes a number, a list, a moment; what is ignored is gone."""
-    found = catalogue(read_as(ITEMS, KINDS, "items.parquet"))
+    found = read_catalogue(convert_attributes(ITEMS, KINDS, "items.parquet"))
     assert list(found.number_names) == ["year", "released"]
     assert list(found.date_names) == ["released"]
     np.testing.assert_array_equal(found.numbers[:, 0], [1999, 2001, np.nan, np.nan])
@@ -68,15 +68,15 @@ def test_attributes_are_read_as_the_configuration_says() -> None:
 def test_what_cannot_be_read_so_is_refused_with_the_row(kinds: dict, why: str) -> None:
     """File, column, row, value, remedy."""
     with pytest.raises(DataError) as error:
-        read_as(ITEMS, kinds, "items.parquet")
+        convert_attributes(ITEMS, kinds, "items.parquet")
     assert str(error.value) == why
 
 
 def test_every_attribute_has_a_feature_and_a_twin() -> None:
-    """A number and a date: itself and the leaning; tags: their click rate, share and surprise."""
+    """A number and a date: itself and the leaning; tags: their click rate, share and residual."""
     found = set(names(make_replay(make_events([], 1)).items_at(START)))
     assert {"item_stars", "stars_slope", "item_released_age", "released_slope"} <= found
-    assert {f"{f}" for a in ("style", "use") for f in (f"item_{a}_rate", f"{a}_share", f"{a}_surprise")} <= found
+    assert {f"{f}" for a in ("style", "use") for f in (f"item_{a}_rate", f"{a}_share", f"{a}_residual")} <= found
 
 
 def test_the_rate_of_an_attribute_is_that_of_the_items_that_share_it() -> None:

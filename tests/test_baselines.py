@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from features.history import EMPTY, Histories, History
 from features.log import Events, Kind, Lists
-from features.vectors import Vectors
-from offline.baselines import BASELINES, DEPTH, Baselines, Ease, Tally, order_of, pairs, share_again
+from features.text.vectors import Vectors
+from offline.evaluation.baselines import BASELINES, DEPTH, Baselines, EngagementCounts, order_of, repeat_rate
+from offline.evaluation.ease import Ease, pairs
 from ranker.metrics import tie_break
 from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay, make_vectors
 
@@ -27,7 +28,7 @@ def said(events: Events, asked: Lists, whole: bool = False) -> list[dict[str, np
     """Scores of the candidates of each list, by baseline."""
     replay = make_replay(events, refresh_days=(1.0, 2.0))
     dull = Baselines(replay, asked, ZERO_SHOT, seed=3, whole=whole)
-    return [dict(zip(BASELINES, dull.scores(r).T, strict=True)) for r in replay.readings(asked)]
+    return [dict(zip(BASELINES, dull.scores(r).T, strict=True)) for r in replay.snapshots(asked)]
 
 
 def test_a_baseline_is_what_was_known_at_the_moment() -> None:
@@ -117,7 +118,7 @@ def test_own_history_counts_the_users_visits_with_an_item_and_parts_equals_by_th
 
 def test_where_people_come_back_for_the_same_they_are_offered_it() -> None:
     often = bought(*((0.1 * k, 0, k % 3) for k in range(9)))
-    assert share_again(often) == 6 / 9
+    assert repeat_rate(often) == 6 / 9
     (found,) = said(often, rebuilt(make_lists([2 * DAY], [0], [[0, 1, 2]])))
     assert found["popularity"].tolist() == [3, 3, 3]
 
@@ -134,8 +135,8 @@ def test_the_share_that_comes_again_counts_a_basket_once() -> None:
         ],
         n_users=2,
     )
-    assert share_again(events) == 1 / 3
-    assert share_again(bought()) == 0
+    assert repeat_rate(events) == 1 / 3
+    assert repeat_rate(bought()) == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -157,7 +158,7 @@ def test_the_best_are_items_in_order_and_whole_means_the_catalogue() -> None:
     replay = make_replay(events, refresh_days=(1.0,))
     for whole in (False, True):
         dull = Baselines(replay, asked, ZERO_SHOT, seed=3, whole=whole)
-        (best,) = (dull.best(r) for r in replay.readings(asked))
+        (best,) = (dull.best(r) for r in replay.snapshots(asked))
         assert best.shape == (len(BASELINES), DEPTH)
         popular = best[BASELINES.index("popularity")]
         assert popular[:2].tolist() == [4, 7]
@@ -171,7 +172,7 @@ def test_what_is_not_available_yet_is_in_no_order_of_the_whole() -> None:
     asked = make_lists([DAY], [0], [[0]])
     replay.catalogue.available_from[4] = START + 2 * DAY
     dull = Baselines(replay, asked, ZERO_SHOT, seed=3, whole=True)
-    (best,) = (dull.best(r) for r in replay.readings(asked))
+    (best,) = (dull.best(r) for r in replay.snapshots(asked))
     assert 4 not in best
     assert sorted(best[0][best[0] >= 0].tolist()) == [i for i in range(12) if i != 4]
 
@@ -271,7 +272,7 @@ def test_a_tally_is_what_counting_by_hand_gives(log: list[tuple[int, int]], aske
     of, when = (np.array([r[k] for r in asked], np.int64) for k in (0, 1))
     rows = [(float(t), 0, e, CLICK, -1) for e, t in log]
     events = make_events([(t, u, e + 3, k, r) for t, u, e, k, r in rows], 1)
-    tally = Tally(events, lambda e: e.item.astype(np.int64) - 3)
+    tally = EngagementCounts(events, lambda e: e.item.astype(np.int64) - 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Events.parts, "__defaults__", (4,))
         found = tally.before(of, START + when.astype(np.float64))

@@ -14,7 +14,7 @@ from features.table import names
 from ranker.booster import BoosterTrees, scorer
 from ranker.model_text import ModelTextError
 from ranker.trees import Trees
-from serving.embedded import connect_url
+from serving.store.embedded import connect_url
 from tests.test_release import planted_items, planted_model, publish
 from tests.test_service import ready, served
 

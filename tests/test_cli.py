@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from offline import cli, terminal
-from offline.commands import evaluation
+from offline.cli import app, evaluation, terminal
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -44,7 +43,7 @@ def said(
     """Exit status, standard output and standard error of the console script, run in this process."""
     monkeypatch.setattr(sys, "argv", ["shelfwise", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     out, err = capfd.readouterr()
     code = ended.value.code
     return (code if isinstance(code, int) else 0), out, err
@@ -52,7 +51,7 @@ def said(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_what_it_is_for(command: str) -> None:
-    found = CliRunner().invoke(cli.app, [command, "--help"])
+    found = CliRunner().invoke(app.app, [command, "--help"])
     assert found.exit_code == 0
     assert "Usage" in found.output
     assert "--config" in found.output
@@ -241,7 +240,7 @@ def test_an_evaluation_of_one_person_prints_without_an_interval(
         '{"systems": {"ranker": {"all": {"lists": 3, "ndcg@10": 0.5}}},'
         ' "intervals": {"ranker": {"all": {"ndcg@10": [null, null]}}}}'
     )
-    evaluation.say_evaluation(path)
+    evaluation.print_evaluation(path)
     assert "0.5000" in capfd.readouterr().out
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from serving.keys import new_key
+from serving.http.keys import new_key
 from serving.store import BulkStore, Pointer
 from shelfwise_client import (
     AsyncShelfwise,
@@ -85,8 +85,8 @@ def test_four_lines_rank_and_the_next_ranking_knows_of_the_click(address: str, r
         shop.flush()
         after = shop.rank("u1", EVERY, explain=True)
         assert after.items[0].item_id.startswith("red")
-        assert after.items[1].because_you_viewed is not None
-        assert after.items[1].because_you_viewed.item_id == "red-01"
+        assert after.items[1].because is not None
+        assert after.items[1].because.item_id == "red-01"
         assert after.items[0].reasons[0].contribution != 0
         assert not after.degraded
         assert shop.counts == Counts(accepted=3)

@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from features.log import Kind
-from serving.keys import new_key
+from serving.http.keys import new_key
 from serving.store import BulkStore, Pointer
 from tests.running import Process, delivered, emptied, engagements, process
 from tests.test_service import FAST, ready, releases, served, until, url

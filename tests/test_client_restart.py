@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.embedded import connect_url
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from shelfwise_client import AsyncShelfwise, Counts, Retry, Sending, Shelfwise
 from tests.running import Process, engagements, process, stored
 from tests.test_service import releases

@@ -16,12 +16,13 @@ import pytest
 from redis.crc import key_slot
 
 from features.log import Kind
-from offline.collect import collect
-from offline.partitions import Storage
-from serving import releases as known
-from serving.manifest import read_manifest
-from serving.store import SERVED, SHARDS, START, STREAM, Address, BulkStore, Event, Layout, Pointer, Store, StoreAway
-from serving.written import BulkWrittenItems
+from offline.data.collection import collect
+from offline.data.partitions import Storage
+from serving.release import registry as known
+from serving.release.manifest import read_manifest
+from serving.store import SERVED, START, STREAM, Address, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store.layout import SHARDS, Layout
+from serving.store.written import BulkWrittenItems
 from tests.clusters import MadeCluster, made_cluster
 from tests.test_chaos import Load, stored
 from tests.test_collect import data, event_ids

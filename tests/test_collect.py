@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from pyarrow.fs import SubTreeFileSystem, _MockFileSystem
 
 from features.log import KINDS, Kind
-from offline import collect as module
-from offline.collect import collect
-from offline.dataset import load
-from offline.layout import EVENTS_SCHEMA
-from offline.lists import logged
-from offline.log import LogFiles
-from offline.partitions import Storage
-from serving.exploration import explored
-from serving.release import load as load_release
+from offline.data import collection as module
+from offline.data.collection import collect
+from offline.data.dataset import load_dataset
+from offline.data.log import LogFiles
+from offline.data.partitions import Storage
+from offline.data.query_groups import logged_lists
+from offline.data.schema import EVENTS_SCHEMA
+from serving.ranking.exploration import explore
+from serving.release.release import load_release as load_release
 from serving.store import SERVED, STREAM, BulkStore, Event
 from tests.test_release import CUT_OFF, columns, planted_items
 from tests.test_service import FAST, click, client, ranked, ready, releases, running, served, until, url
@@ -99,7 +99,7 @@ def test_an_event_goes_into_the_day_on_which_it_happened_however_late_it_comes(s
     assert collect(data, store).events == 1
     found = sorted((p.parent.name, pq.read_metadata(p).num_rows) for p in (data / "events").glob("date=*/*.parquet"))
     assert found == [("date=1970-01-05", 1), ("date=1970-01-05", 1), ("date=1970-01-06", 1), ("date=1970-01-08", 1)]
-    assert list(load(data).event_id) == ["e1", "e0", "e2", "e3"]
+    assert list(load_dataset(data).event_id) == ["e1", "e0", "e2", "e3"]
 
 
 def test_a_long_log_is_several_files_and_nothing_is_lost_between_them(
@@ -116,7 +116,7 @@ def test_a_long_log_is_several_files_and_nothing_is_lost_between_them(
 _KILLED = """
 import sys
 from pathlib import Path
-from offline import collect as module
+from offline.data import collection as module
 from serving.store import BulkStore
 import os
 module.os = os
@@ -162,9 +162,9 @@ def test_a_log_on_another_file_system_is_moved_and_read_the_same(store: BulkStor
     for log in (elsewhere, arrows):
         assert collect(data, store, log=log).events == 3
         assert collect(data, store, log=log).events == 0
-        assert list(load(data, log=log).event_id) == ["e0", "e1", "e2"]
+        assert list(load_dataset(data, log=log).event_id) == ["e0", "e1", "e2"]
     with pytest.raises(FileNotFoundError):
-        load(data)
+        load_dataset(data)
 
 
 def test_days_that_no_release_needs_any_more_go_and_the_live_ones_stay(
@@ -175,11 +175,11 @@ def test_days_that_no_release_needs_any_more_go_and_the_live_ones_stay(
     at = [oldest + day * DAY for day in (-5, -4, -3, 0, 1, 9)]
     store.write([Event(f"e{day}", Kind.CLICK, "u", "red-01", t) for day, t in enumerate(at)], time.time())
     collect(data, store, releases[0].parent)
-    assert list(load(data).event_id) == ["e0", "e1", "e2", "e3", "e4", "e5"], "without a setting all stay"
+    assert list(load_dataset(data).event_id) == ["e0", "e1", "e2", "e3", "e4", "e5"], "without a setting all stay"
     collect(data, store, None, keep_days=3)
-    assert len(load(data).events) == 6, "nor does anything go while there is no release"
+    assert len(load_dataset(data).events) == 6, "nor does anything go while there is no release"
     collect(data, store, releases[0].parent, keep_days=3)
-    assert list(load(data).event_id) == ["e2", "e3", "e4", "e5"]
+    assert list(load_dataset(data).event_id) == ["e2", "e3", "e4", "e5"]
     assert collect(data, store, releases[0].parent, keep_days=3).events == 0, "what went does not come back"
 
 
@@ -224,10 +224,10 @@ def test_clicks_join_to_lists_of_which_no_impression_was_sent(
     )
     waiting(store, 3)
     collect(data, store)
-    found = load(data)
+    found = load_dataset(data)
     assert len(found.events) == 2
     assert found.events.user_ids == found.shown.user_ids
-    lists = logged(found.shown)
+    lists = logged_lists(found.shown)
     g = list(lists.request_ids).index(answer["request_id"])
     at = slice(lists.start[g], lists.start[g + 1])
     assert [found.catalogue.item_ids[i] for i in lists.item[at]] == shown
@@ -243,7 +243,7 @@ def test_an_event_both_imported_and_collected_counts_once(store: BulkStore, data
     pq.write_table(
         pq.read_table(part, partitioning=None).drop(["session_id", "device"]).slice(0, 2), data / "events.parquet"
     )
-    assert sorted(load(data).event_id) == ["e0", "e1", "e2"]
+    assert sorted(load_dataset(data).event_id) == ["e0", "e1", "e2"]
 
 
 def test_rows_are_kept_for_the_share_that_is_asked(url: str, releases: list[Path], data: Path) -> None:
@@ -278,7 +278,7 @@ def test_lists_wait_while_redis_is_full_and_are_dropped_and_counted_in_the_end(u
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 9), st.floats(0, 1), st.integers(0, 2**32))
 def test_an_explored_list_is_the_list_with_neighbours_exchanged(length: int, share: float, seed: int) -> None:
-    order, propensity = explored(length, share, np.random.default_rng(seed))
+    order, propensity = explore(length, share, np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(length))
     assert (np.abs(order - np.arange(length)) <= 1).all()
     assert ((propensity > 0) & (propensity <= 1)).all()
@@ -289,7 +289,7 @@ def test_propensities_are_how_often_an_item_stands_there() -> None:
     rng = np.random.default_rng(0)
     count, said = np.zeros((4, 4)), np.zeros((4, 4))
     for _ in range(20_000):
-        order, propensity = explored(4, 0.5, rng)
+        order, propensity = explore(4, 0.5, rng)
         count[order, np.arange(4)] += 1
         said[order, np.arange(4)] = propensity
     expected = np.diag([7 / 8, 6 / 8, 6 / 8, 7 / 8]) + (np.eye(4, k=1) + np.eye(4, k=-1)) / 8
@@ -316,10 +316,10 @@ def test_once_lists_are_collected_the_simulators_truth_is_left_aside(
     """It knows the lists it made and no others, so nobody could say how good an order of these is."""
     pq.write_table(pa.table({"request_id": ["r"], "item_id": ["red-01"], "utility": [0.5]}), data / "truth.parquet")
     pq.write_table(EVENTS_SCHEMA.empty_table(), data / "events.parquet")
-    truth = load(data).truth
+    truth = load_dataset(data).truth
     assert truth
     assert truth.of(["r"]) == {("r", "red-01"): 0.5}
     ranked(client, user_id="u", limit=1)
     waiting(store, 1)
     collect(data, store)
-    assert load(data).truth is None
+    assert load_dataset(data).truth is None

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.log import Lists
-from offline.column_slices import MISSING, OTHER, VALUES, check, of_events, of_items
-from offline.layout import EVENTS_SCHEMA
-from offline.lists import Targets
-from offline.log import LogFiles
-from offline.quarantine import DataError
+from offline.data.log import LogFiles
+from offline.data.query_groups import Targets
+from offline.data.schema import EVENTS_SCHEMA
+from offline.evaluation.slices import MISSING, OTHER, VALUES, check_columns, event_column_slices, item_column_slices
+from offline.runtime.errors import DataError
 from tests.worlds import make_lists
 
 
@@ -27,7 +27,7 @@ def targets(items: list[int]) -> Targets:
 
 
 def sliced(column: pa.Array, items: list[int] | None = None) -> dict[str, list[bool]]:
-    found = of_items(pa.table({"x": column}), ["x", "elsewhere"], targets(items or list(range(len(column)))))
+    found = item_column_slices(pa.table({"x": column}), ["x", "elsewhere"], targets(items or list(range(len(column)))))
     return {name: mask.tolist() for name, mask in found.items()}
 
 
@@ -86,7 +86,7 @@ columns = st.one_of(
 @given(columns)
 def test_every_target_is_in_a_slice(column: pa.Array) -> None:
     """Whatever the column holds: nothing is lost, and nothing is both missing and of a value."""
-    found = of_items(pa.table({"x": column}), ["x"], targets(list(range(len(column)))))
+    found = item_column_slices(pa.table({"x": column}), ["x"], targets(list(range(len(column)))))
     held = np.zeros(len(column), np.bool_)
     for name, mask in found.items():
         held |= mask & (name != f"x:{MISSING}")
@@ -116,7 +116,7 @@ def shop(tmp_path: Path) -> tuple[Path, Lists]:
 
 def test_a_list_has_what_its_first_impression_says_and_nothing_of_its_clicks(shop: tuple[Path, Lists]) -> None:
     folder, lists = shop
-    found = of_events(LogFiles.of(folder), ["device", "brand"], lists, but=["brand"])
+    found = event_column_slices(LogFiles.of(folder), ["device", "brand"], lists, but=["brand"])
     assert {name: mask.tolist() for name, mask in found.items()} == {
         "device:mobile": [True, False, False],
         f"device:{MISSING}": [False, True, True],
@@ -124,6 +124,6 @@ def test_a_list_has_what_its_first_impression_says_and_nothing_of_its_clicks(sho
 
 
 def test_a_column_nobody_has_is_refused_with_those_there_are(shop: tuple[Path, Lists]) -> None:
-    check(shop[0], LogFiles.of(shop[0]).event_columns, ["brand", "device"])
+    check_columns(shop[0], LogFiles.of(shop[0]).event_columns, ["brand", "device"])
     with pytest.raises(DataError, match=r"slice 'colour': no such column; items have item_id, brand; events"):
-        check(shop[0], LogFiles.of(shop[0]).event_columns, ["colour"])
+        check_columns(shop[0], LogFiles.of(shop[0]).event_columns, ["colour"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from offline.config import Config, ConfigError, load, redis_url
+from offline.config.configuration import Config, ConfigError, load, redis_url
 
 TOP = (
     "workspace, log, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "

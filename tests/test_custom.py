@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.arrays import F64
 from features.custom import FeatureError, Moment, feature, load, violations
 from features.history import Histories
-from features.log import F64, Kind
+from features.log import Kind
 from features.moment import Feature
 from features.table import features, names, rows
-from serving.manifest import ReleaseError
-from serving.release import load as load_release
+from serving.release.manifest import ReleaseError
+from serving.release.release import load_release as load_release
 from tests.test_release import planted_items, planted_model, publish
 from tests.worlds import DAY, START, make_events, make_replay
 

@@ -13,8 +13,8 @@ import pytest
 
 from features.catalogue import Catalogue
 from features.log import Kind
-from offline.dataset import catalogue, load
-from offline.quarantine import DataError
+from offline.data.dataset import load_dataset, read_catalogue
+from offline.runtime.errors import DataError
 
 MOMENT = pa.timestamp("us", "UTC")
 NEW_YEAR = datetime(1971, 1, 1, tzinfo=UTC)
@@ -76,7 +76,7 @@ def tags(found: Catalogue) -> list[list[str]]:
 
 def test_events_become_numbers_in_time_order_with_the_gaps_marked(tmp_path: Path) -> None:
     """Equal times stand by kind, then item. No request is -1, no position -1, no value NaN, an unknown item -1."""
-    found = load(written(tmp_path))
+    found = load_dataset(written(tmp_path))
     e = found.events
     assert e.at.tolist() == [10, 10, 20, 30]
     assert e.item.tolist() == [0, 1, 0, -1]
@@ -93,7 +93,7 @@ def test_events_become_numbers_in_time_order_with_the_gaps_marked(tmp_path: Path
 def test_the_order_of_rows_in_the_file_does_not_matter(tmp_path: Path) -> None:
     """Of the codes of users and requests either: they stand for the same ids."""
     (tmp_path / "back").mkdir()
-    a, b = load(written(tmp_path)), load(written(tmp_path / "back", items()[::-1], events(ROWS[::-1])))
+    a, b = load_dataset(written(tmp_path)), load_dataset(written(tmp_path / "back", items()[::-1], events(ROWS[::-1])))
     assert a.catalogue.item_ids == b.catalogue.item_ids
     for name in ("at", "item", "kind", "position", "value"):
         np.testing.assert_array_equal(getattr(a.events, name), getattr(b.events, name))
@@ -102,24 +102,27 @@ def test_the_order_of_rows_in_the_file_does_not_matter(tmp_path: Path) -> None:
 
 def test_a_time_keeps_its_microseconds(tmp_path: Path) -> None:
     rows = [{"event": "click", "item_id": "A", "at": t} for t in (1_700_000_000.25, 1_700_000_000.125)]
-    assert load(written(tmp_path, None, events(rows))).events.at.tolist() == [1_700_000_000.125, 1_700_000_000.25]
+    assert load_dataset(written(tmp_path, None, events(rows))).events.at.tolist() == [
+        1_700_000_000.125,
+        1_700_000_000.25,
+    ]
 
 
 def test_an_empty_log_is_empty(tmp_path: Path) -> None:
-    found = load(written(tmp_path, None, events([])))
+    found = load_dataset(written(tmp_path, None, events([])))
     assert len(found.events) == found.events.n_users == len(found.event_id) == 0
     assert found.truth is None
 
 
 def test_an_empty_catalogue_has_the_unknown_item_alone(tmp_path: Path) -> None:
-    found = load(written(tmp_path, items(0)))
+    found = load_dataset(written(tmp_path, items(0)))
     assert len(found.catalogue) == 0
     assert len(found.catalogue.price) == 1
     assert found.events.item.tolist() == [-1] * 4
 
 
 def test_categories_and_brands_are_codes_and_missing_ones_have_the_names_count() -> None:
-    found = catalogue(items(category=["b", None, "a"], brand=["", "x", "x"]))
+    found = read_catalogue(items(category=["b", None, "a"], brand=["", "x", "x"]))
     assert found.category_names == ["a", "b"]
     assert found.category.tolist() == [1, 2, 0, 2]
     assert found.brand_names == ["x"]
@@ -128,18 +131,18 @@ def test_categories_and_brands_are_codes_and_missing_ones_have_the_names_count()
 
 def test_a_price_that_is_missing_or_infinite_is_nan_and_the_unknown_item_has_none() -> None:
     np.testing.assert_array_equal(
-        catalogue(items(price=pa.array([1.5, None, np.inf]))).price, [1.5, np.nan, np.nan, np.nan]
+        read_catalogue(items(price=pa.array([1.5, None, np.inf]))).price, [1.5, np.nan, np.nan, np.nan]
     )
 
 
 def test_a_date_is_unix_seconds_and_a_missing_one_nan() -> None:
-    found = catalogue(items(available_from=pa.array([NEW_YEAR, None, None], MOMENT)))
+    found = read_catalogue(items(available_from=pa.array([NEW_YEAR, None, None], MOMENT)))
     np.testing.assert_array_equal(found.available_from, [365 * 86400, np.nan, np.nan, np.nan])
 
 
 def test_numbers_booleans_and_dates_are_numeric_attributes() -> None:
     """An integer is itself, true is 1, and a moment is in years since 1970: 365 days are 365 / 365.25 of one."""
-    found = catalogue(
+    found = read_catalogue(
         items(
             stars=pa.array([4.5, None, np.nan]),
             pieces=pa.array([3, None, 2**60], pa.int64()),
@@ -156,7 +159,7 @@ def test_numbers_booleans_and_dates_are_numeric_attributes() -> None:
 
 def test_texts_and_lists_of_texts_are_tags_and_empty_ones_none() -> None:
     """A tag says its attribute; a null list, an empty one, a null in a list and an empty text are no tags."""
-    found = catalogue(
+    found = read_catalogue(
         items(4, styles=pa.array([["mod", "pop"], None, [], [None, "", "pop"]]), colour=["red", None, "", "red"])
     )
     assert tags(found) == [["styles=mod", "styles=pop", "colour=red"], [], [], ["styles=pop", "colour=red"], []]
@@ -165,23 +168,23 @@ def test_texts_and_lists_of_texts_are_tags_and_empty_ones_none() -> None:
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.large_list(pa.large_string())])
 def test_large_types_are_read_like_their_small_ones(kind: pa.DataType) -> None:
     value = "red" if pa.types.is_large_string(kind) else ["red"]
-    assert tags(catalogue(items(1, colour=pa.array([value], kind)))) == [["colour=red"], []]
+    assert tags(read_catalogue(items(1, colour=pa.array([value], kind)))) == [["colour=red"], []]
 
 
 def test_a_slice_of_a_table_is_read_as_what_it_shows() -> None:
     """Lists of a slice keep the offsets of the whole."""
     whole = items(3, styles=pa.array([["a"], ["b", "c"], ["d"]]))
-    assert tags(catalogue(whole[1:])) == [["styles=b", "styles=c"], ["styles=d"], []]
+    assert tags(read_catalogue(whole[1:])) == [["styles=b", "styles=c"], ["styles=d"], []]
 
 
 def test_without_attributes_there_are_no_numbers_and_no_tags() -> None:
-    found = catalogue(items())
+    found = read_catalogue(items())
     assert found.numbers.shape == (4, 0)
     assert tags(found) == [[]] * 4
 
 
 def test_an_attribute_that_no_item_has_is_no_attribute() -> None:
-    found = catalogue(items(nothing=pa.nulls(3)))
+    found = read_catalogue(items(nothing=pa.nulls(3)))
     assert list(found.number_names) == []
     assert tags(found) == [[]] * 4
 
@@ -198,7 +201,7 @@ def test_an_attribute_that_no_item_has_is_no_attribute() -> None:
 )
 def test_an_attribute_that_is_neither_is_refused_by_name(tmp_path: Path, column: pa.Array, kind: str) -> None:
     with pytest.raises(DataError) as refused:
-        load(written(tmp_path, items(odd=column)))
+        load_dataset(written(tmp_path, items(odd=column)))
     said = str(refused.value)
     assert said.startswith(f"{tmp_path / 'items.parquet'}, column 'odd': is {kind}")
     assert said.endswith(
@@ -208,14 +211,14 @@ def test_an_attribute_that_is_neither_is_refused_by_name(tmp_path: Path, column:
 
 
 def test_an_item_without_a_title_is_called_by_its_id() -> None:
-    assert catalogue(items(title=pa.array(["Chair", None, ""]))).titles == ["Chair", "B", "C"]
+    assert read_catalogue(items(title=pa.array(["Chair", None, ""]))).titles == ["Chair", "B", "C"]
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "events.parquet"])
 def test_a_file_that_is_missing_is_named_with_the_way_to_make_it(tmp_path: Path, name: str) -> None:
     (written(tmp_path) / name).unlink()
     with pytest.raises(FileNotFoundError) as missing:
-        load(tmp_path)
+        load_dataset(tmp_path)
     assert str(missing.value) == (
         f"{tmp_path / name}: no such file; make it with `shelfwise import` or `shelfwise simulate`"
     )
@@ -224,13 +227,13 @@ def test_a_file_that_is_missing_is_named_with_the_way_to_make_it(tmp_path: Path,
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     (written(tmp_path) / "events.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match=r"events\.parquet: cannot be read as Parquet \(.*\); make the data set again"):
-        load(tmp_path)
+        load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["event_id", "user_id", "timestamp", "request_id"])
 def test_a_column_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=rf"events\.parquet: has no column '{name}'; make the data set again"):
-        load(written(tmp_path, None, events().drop_columns(name)))
+        load_dataset(written(tmp_path, None, events().drop_columns(name)))
 
 
 @pytest.mark.parametrize(
@@ -249,19 +252,19 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
 def test_a_cell_that_cannot_be_is_named_with_its_row(tmp_path: Path, row: dict[str, Any], says: str) -> None:
     wrong = events([*ROWS, {"event": "click", "item_id": "A", "at": 40} | row])
     with pytest.raises(DataError) as refused:
-        load(written(tmp_path, None, wrong))
+        load_dataset(written(tmp_path, None, wrong))
     assert str(refused.value).startswith(f"{tmp_path / 'events.parquet'}, row 4, {says}")
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"items\.parquet, column 'item_id': 'A' stands twice"):
-        load(written(tmp_path, items(item_id=["B", "A", "A"])))
+        load_dataset(written(tmp_path, items(item_id=["B", "A", "A"])))
 
 
 def test_truth_is_the_utility_by_request_and_item(tmp_path: Path) -> None:
     truth = pa.table({"request_id": ["r1", "r1"], "item_id": ["A", "B"], "utility": [0.5, 0.25]})
     pq.write_table(truth, tmp_path / "truth.parquet")
-    found = load(written(tmp_path)).truth
+    found = load_dataset(written(tmp_path)).truth
     assert found
     assert found.of(["r1"]) == {("r1", "A"): 0.5, ("r1", "B"): 0.25}
     assert found.of(["r2"]) == {}
@@ -270,5 +273,5 @@ def test_truth_is_the_utility_by_request_and_item(tmp_path: Path) -> None:
 def test_ids_of_any_script_are_sorted_as_python_sorts_them(tmp_path: Path) -> None:
     """Rows are in id order for everyone: Arrow sorts by UTF-8 bytes, Python by code points, which is the same order."""
     ids = ["é", "Z", "a", "\U0001f600", "\uffee", "中", " ", "10", "9"]
-    found = load(written(tmp_path, items(len(ids), item_id=ids)))
+    found = load_dataset(written(tmp_path, items(len(ids), item_id=ids)))
     assert list(found.catalogue.item_ids) == sorted(ids)

@@ -20,12 +20,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from offline.cli import app as cli
-from offline.config import Config, load
+from offline.cli.app import app as cli
+from offline.config.configuration import Config, load
+from serving.api.events import Rejected
 from serving.app import create_app
 from serving.config import ServiceConfig
-from serving.metrics import Metrics
-from serving.schema import Rejected
+from serving.records.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -186,7 +186,7 @@ def test_the_build_sees_our_packages_and_nothing_else() -> None:
     first, *lines = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
     assert first == "*"
     let_through = {line[1:] for line in lines if line.startswith("!")}
-    packed = {p.split(".")[0] for p in PROJECT["tool"]["setuptools"]["packages"]}
+    packed = {p.rstrip("*") for p in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert let_through == packed | {"pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
 
 
@@ -223,8 +223,8 @@ class Missing:
         if name.split(".")[0] in {absent!r}:
             raise ModuleNotFoundError(f"the image that serves has no {{name}}")
 sys.meta_path.insert(0, Missing())
-import offline.cli, offline.commands.service, offline.terminal, serving.app
-offline.terminal.configured(pathlib.Path({config!r}), None)
+import offline.cli.service, offline.cli.terminal, serving.app
+offline.cli.terminal.load_config(pathlib.Path({config!r}), None)
 """
 
 
@@ -492,7 +492,7 @@ def test_routes_and_reasons_that_expressions_choose_are_ours() -> None:
     """A matcher on a route or a reason of refusal finds one that there is."""
     words = {
         n.value
-        for p in (ROOT / "serving").glob("*.py")
+        for p in (ROOT / "serving").rglob("*.py")
         for n in ast.walk(ast.parse(p.read_text("utf-8")))
         if isinstance(n, ast.Constant)
     }

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from offline.config import load
-from serving.manifest import MANIFEST
+from offline.config.configuration import load
+from serving.release.manifest import MANIFEST
 from tests import invoices
 from tests.blocks import LANGUAGES, PAGES, ROOT, Block, Desk, blocks, send
 
@@ -61,7 +61,7 @@ SAYS = {
         "For 13085 (",
         '"accepted":1',
         '"degraded":false',
-        '"because_you_viewed"',
+        '"because"',
     ],
     "docs/features.md": ["own"],
     "docs/nights.md": ["live:", "unpin"],

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.engine import LOCAL, cut
-from offline.importer import ImportConfig, import_data
-from offline.lists import baskets, rebuilt
-from offline.rows import Asked, Block, blocks
-from offline.run import checksum
-from offline.sources import EventSource, ItemSource
+from offline.config.imports import EventSource, ItemSource
+from offline.data.query_groups import baskets, rebuild_lists
+from offline.ingest.importer import ImportConfig, import_data
+from offline.runtime.engine import LOCAL, split_evenly
+from offline.runtime.files import checksum
+from offline.training.rows import RowBlock, RowsJob, make_rows
 from tests.test_replay import LISTS
 from tests.worlds import logs, make_events, make_replay, make_vectors
-from text_encoder import reading
+from text_encoder import texts
 from text_encoder.encoder import load
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ class Parted:
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12))
 def test_a_cut_holds_each_unit_once_in_order_and_no_empty_part(sizes: list[int], parts: int) -> None:
     """However unlike the sizes: parts joined are all the units, and there are no more parts than were asked for."""
-    found = cut(np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))), parts)
+    found = split_evenly(np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))), parts)
     assert [u for part in found for u in part] == list(range(len(sizes)))
     assert all(found)
     assert len(found) <= parts
@@ -56,7 +56,7 @@ def test_a_cut_holds_each_unit_once_in_order_and_no_empty_part(sizes: list[int],
 
 def test_parts_are_cut_by_what_units_hold() -> None:
     """Eight rows in two parts: the first unit holds half of them, and is a part by itself."""
-    assert cut(np.array([0, 4, 6, 7, 8]), 2) == [range(0, 1), range(1, 4)]
+    assert split_evenly(np.array([0, 4, 6, 7, 8]), 2) == [range(0, 1), range(1, 4)]
 
 
 @given(logs(), st.integers(2, 6))
@@ -65,11 +65,11 @@ def test_rows_baselines_and_warmth_are_the_same_in_any_number_of_parts(log: list
     """To the bit, although a part begins in the middle of the log and makes anew only what it reads."""
     replay = make_replay(make_events(log, 3))
     for whole in (False, True):
-        asked = Asked(replay, LISTS, np.array([1, 3, 4]), make_vectors(seed=9), 3, whole)
-        found: list[Block] = []
-        for ranges in (cut(LISTS.start, 1), cut(LISTS.start, parts)):
-            each = [block for part in ranges for block in blocks(asked, part)]
-            found.append(Block(0, *(np.concatenate([b[k] for b in each]) for k in (1, 2, 3))))
+        asked = RowsJob(replay, LISTS, np.array([1, 3, 4]), make_vectors(seed=9), 3, whole)
+        found: list[RowBlock] = []
+        for ranges in (split_evenly(LISTS.start, 1), split_evenly(LISTS.start, parts)):
+            each = [block for part in ranges for block in make_rows(asked, part)]
+            found.append(RowBlock(0, *(np.concatenate([b[k] for b in each]) for k in (1, 2, 3))))
         np.testing.assert_array_equal(found[0].rows, replay.rows(LISTS))
         for name in ("rows", "best", "warm"):
             np.testing.assert_array_equal(getattr(found[1], name), getattr(found[0], name))
@@ -81,22 +81,22 @@ def test_rebuilt_lists_are_the_same_in_any_number_of_parts(log: list[tuple], par
     """Each basket is retrieved for as of its own moment, whatever part it is in."""
     events = make_events(log, 3)
     asked = baskets(events, -np.inf)
-    one, several = (rebuilt(make_replay(events), asked, 5, engine=Parted(k)) for k in (1, parts))
+    one, several = (rebuild_lists(make_replay(events), asked, 5, engine=Parted(k)) for k in (1, parts))
     for name in ("start", "item", "gain", "missed"):
         np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
 
 
 def test_vectors_are_the_same_whoever_reads_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are whole batches, cut before anybody reads them: 70 texts in blocks of 32."""
-    monkeypatch.setattr(reading, "BLOCK", 32)
+    monkeypatch.setattr(texts, "BLOCK", 32)
     encoder = load("minilm", max_tokens=16)
-    texts = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(70)]
+    lamps = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(70)]
     here, there = (
-        reading.read(encoder, texts, None, None, lambda _: None, over_blocks).vectors
-        for over_blocks in (reading.one_by_one, Parted(1).map)
+        texts.encode_texts(encoder, lamps, None, None, lambda _: None, over_blocks).vectors
+        for over_blocks in (texts.map_serially, Parted(1).map)
     )
     np.testing.assert_array_equal(there, here)
-    np.testing.assert_array_equal(here, encoder.encode(texts))
+    np.testing.assert_array_equal(here, encoder.encode(lamps))
 
 
 def log_of_days(folder: Path) -> ImportConfig:

@@ -16,11 +16,12 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline import erasures
-from offline.collect import collect
-from offline.dataset import load
-from offline.importer import ImportConfig, import_data
-from offline.log import LogFiles
+from offline.data import erasures
+from offline.data.collection import collect
+from offline.data.dataset import load_dataset
+from offline.data.log import LogFiles
+from offline.ingest.detection import detect
+from offline.ingest.importer import import_data
 from serving.store import SERVED, STREAM, BulkStore, user_hash
 from tests.test_collect import data
 from tests.test_service import FAST, click, client, ranked, ready, refused, releases, running, served, until, url
@@ -79,15 +80,15 @@ def test_an_erased_user_is_nowhere_and_nobody_else_is_touched(
     assert needle in found
     erase(client, user)
     erase(client, user)
-    assert not store.read(user, load(data).catalogue, time.time() + 1).item.size
+    assert not store.read(user, load_dataset(data).catalogue, time.time() + 1).item.size
     assert collect(data, store).erased == 1
-    assert load(data).events.user_ids == [other]
+    assert load_dataset(data).events.user_ids == [other]
     assert set(LogFiles.of(data).read_served()["user_id"].to_pylist()) == {other}
-    assert len(load(data).events) == 4
+    assert len(load_dataset(data).events) == 4
     left = everywhere(url, data).replace(other.encode(), b"").replace(_key(other), b"")
     assert user.encode() not in left
     assert _key(user) not in left
-    assert store.read(other, load(data).catalogue, time.time() + 1).item.size == 4
+    assert store.read(other, load_dataset(data).catalogue, time.time() + 1).item.size == 4
 
 
 def _key(user: str) -> bytes:
@@ -99,8 +100,8 @@ def test_whoever_comes_back_is_known_from_then_on(client: httpx.Client, store: B
     erase(client, "u")
     shopped(client, store, "u")
     collect(data, store)
-    assert len(load(data).events) == 2
-    assert store.read("u", load(data).catalogue, time.time() + 1).item.size == 2
+    assert len(load_dataset(data).events) == 2
+    assert store.read("u", load_dataset(data).catalogue, time.time() + 1).item.size == 2
 
 
 def test_events_that_were_imported_are_left_out_too(
@@ -118,7 +119,7 @@ def test_events_that_were_imported_are_left_out_too(
     with redis.Redis.from_url(url) as raw:
         raw.delete(STREAM)
     collect(data, store)
-    assert load(data).events.user_ids == ["v"]
+    assert load_dataset(data).events.user_ids == ["v"]
     written = pq.read_table(data / "events.parquet", read_dictionary=["user_id"])["user_id"].combine_chunks()
     assert written.dictionary.to_pylist() == ["v"], "the file is written anew, and no dictionary remembers"
 
@@ -131,8 +132,8 @@ def test_a_log_imported_later_does_not_bring_them_back(tmp_path: Path) -> None:
     (source / "items.csv").write_text("item_id,title\nA,Chair\n")
     lines = [f"purchase,{user},A,{at}" for user in "uv" for at in (1_700_000_000, 1_700_000_100)]
     (source / "events.csv").write_text("\n".join(["event,user_id,item_id,timestamp", *lines]))
-    pq.write_table(erasures.table({user_hash("u"): 1_700_000_050.0}), data / erasures.FILE)
-    import_data(ImportConfig.detect(source), data, datetime.now(UTC))
+    pq.write_table(erasures.to_table({user_hash("u"): 1_700_000_050.0}), data / erasures.FILE)
+    import_data(detect(source), data, datetime.now(UTC))
     assert sorted(pq.read_table(data / "events.parquet")["user_id"].to_pylist()) == ["u", "v", "v"]
 
 
@@ -140,7 +141,7 @@ def test_a_tombstone_names_nobody(client: httpx.Client, store: BulkStore, data: 
     """A hash, which says whose it is only to whoever has the id already."""
     erase(client, "someone")
     collect(data, store)
-    assert set(erasures.read(data)) == {user_hash("someone")}
+    assert set(erasures.read_erasures(data)) == {user_hash("someone")}
     assert b"someone" not in (data / erasures.FILE).read_bytes()
 
 
@@ -175,5 +176,5 @@ def test_rows_up_to_the_erasure_go_and_later_ones_stay(gone: dict[str, float], r
             "at": pa.array([at * 10**6 for _, at in rows], pa.int64()).cast(pa.timestamp("us", "UTC")),
         }
     )
-    left = erasures.kept(table, {user_hash(u): at for u, at in gone.items()}, "at")
+    left = erasures.without_erased(table, {user_hash(u): at for u, at in gone.items()}, "at")
     assert left["user_id"].to_pylist() == [u for u, at in rows if at > gone.get(u, -1)]

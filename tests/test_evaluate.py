@@ -13,25 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.log import F64, Kind, Lists
-from offline.baselines import BASELINES, DEPTH, order_of
-from offline.evaluate import (
+from features.arrays import F64
+from features.log import Kind, Lists
+from offline.data.query_groups import Targets, baskets, find_targets
+from offline.data.windows import Windows
+from offline.evaluation.baselines import BASELINES, DEPTH, order_of
+from offline.evaluation.slices import known_engagements, list_slices, seen_before, target_slices
+from offline.evaluation.systems import (
     METRICS,
-    beside_hits,
-    calibrated,
+    beyond_accuracy,
+    calibrate,
     has_history,
+    ips_ndcg,
     judge,
     learning_curve,
     lists_with_gain,
-    looked_at_ndcg,
-    metrics_of,
+    metrics_for,
     orders,
     per_list,
 )
-from offline.lists import Targets, baskets, targets
-from offline.quarantine import DataError
-from offline.slices import had_before, known_engagements, of_lists, of_targets
-from offline.windows import Windows
+from offline.runtime.errors import DataError
 from ranker.metrics import paired_difference, score_lists, tie_break
 from tests.worlds import DAY, START, make_catalogue, make_events, make_lists, make_replay
 
@@ -58,7 +59,7 @@ def ordered(lists: Lists, score: F64) -> np.ndarray:
 
 
 def values(lists: Lists, score: F64, wanted: Targets | None = None) -> dict[str, F64]:
-    return per_list(ordered(lists, score), wanted or targets(lists, lists), METRICS)
+    return per_list(ordered(lists, score), wanted or find_targets(lists, lists), METRICS)
 
 
 def judged(
@@ -70,7 +71,7 @@ def judged(
     warm = np.arange(len(lists)) % 2 == 0 if warm is None else warm
     by_name = {"all": np.ones(len(lists), bool), "warm_users": warm, "cold_users": ~warm}
     found = {name: ordered(lists, score) for name, score in scores.items()}
-    return judge(found, lists, targets(lists, lists), by_name, parts or {}, np.ones(200), VECTORS, seed=3)
+    return judge(found, lists, find_targets(lists, lists), by_name, parts or {}, np.ones(200), VECTORS, seed=3)
 
 
 def test_a_perfect_order_is_worth_1_and_its_reverse_is_not() -> None:
@@ -100,7 +101,7 @@ def test_an_order_without_opinion_is_chances_and_not_the_shown_orders() -> None:
 def test_a_target_that_was_not_offered_lowers_the_metric() -> None:
     """The click on top is worth 1; with another missed, the best order had 1 + 1 / log2(3). Recall: 1 of 2."""
     lists = planted(n=2)
-    known = targets(lists, lists)
+    known = find_targets(lists, lists)
     wanted = Targets(np.append(known.of, 1), np.append(known.item, 199), np.append(known.gain, 1))
     found = values(lists, lists.gain.astype(np.float64), wanted)
     np.testing.assert_allclose(found["ndcg@10"], [1, 1 / (1 + 1 / LOG2_3)])
@@ -113,7 +114,7 @@ def test_a_list_without_gain_counts_for_nothing_and_one_that_missed_everything_f
     gain[lists.start[1] : lists.start[3]] = 0
     lists = replace(lists, gain=gain, missed=np.array([[0, 0, 0], [0, 0, 0], [0, 0, 2], [0, 0, 0]], np.int32))
     assert lists_with_gain(lists).tolist() == [True, False, True, True]
-    known = targets(lists, lists)
+    known = find_targets(lists, lists)
     wanted = Targets(np.array([0, 2, 2, 3]), np.insert(known.item, 1, [198, 199]), np.array([1, 3, 3, 1], np.int8))
     np.testing.assert_allclose(values(lists, gain.astype(np.float64), wanted)["ndcg@10"], [1, np.nan, 0, 1])
 
@@ -128,7 +129,7 @@ def test_an_order_is_judged_as_its_scores_are(seed: int) -> None:
     lists = replace(lists, gain=rng.integers(0, 4, lists.rows).astype(np.int8), missed=rng.integers(0, 2, (5, 3)))
     score = rng.integers(0, 3, lists.rows).astype(np.float64)
     rows, beside = np.nonzero(lists.missed)
-    wanted = targets(lists, lists)
+    wanted = find_targets(lists, lists)
     of = np.concatenate([wanted.of, rows])
     by_list = np.argsort(of, kind="stable")
     wanted = Targets(
@@ -149,20 +150,20 @@ def test_a_click_where_few_look_is_worth_more() -> None:
     wanted = Targets(np.zeros(2, np.int64), np.array([7, 5], np.int32), np.ones(2, np.int8))
     order, seen = ordered(lists, np.array([2.0, 1.0, 3.0, 2.0, 1.0, 3.0])), np.array([1, 0.25])
     expected = (1 + 4 / 2) / (4 + 1 / LOG2_3)
-    np.testing.assert_allclose(looked_at_ndcg(order, wanted, seen), [[expected, np.nan], [1 + 4, 0]])
-    np.testing.assert_allclose(looked_at_ndcg(order, wanted, seen, np.array([True, False])), [[1, np.nan], [1, 0]])
-    assert np.isnan(looked_at_ndcg(order, wanted, seen, np.zeros(2, bool))[0]).all()
+    np.testing.assert_allclose(ips_ndcg(order, wanted, seen), [[expected, np.nan], [1 + 4, 0]])
+    np.testing.assert_allclose(ips_ndcg(order, wanted, seen, np.array([True, False])), [[1, np.nan], [1, 0]])
+    assert np.isnan(ips_ndcg(order, wanted, seen, np.zeros(2, bool))[0]).all()
 
 
 def test_where_everything_was_looked_at_it_is_plain_ndcg() -> None:
     """Of the whole and of a part, for items that were offered and for some that were not."""
     rng = np.random.default_rng(2)
     lists = replace(planted(), gain=rng.integers(0, 4, planted().rows).astype(np.int8))
-    wanted = targets(lists, lists)
+    wanted = find_targets(lists, lists)
     wanted = wanted._replace(item=np.where(rng.random(len(wanted.item)) < 0.1, 250, wanted.item).astype(np.int32))
     order, part = ordered(lists, rng.normal(size=lists.rows)), rng.random(len(wanted.of)) < 0.5
     for of_part in (None, part):
-        found, _ = looked_at_ndcg(order, wanted, np.ones(len(wanted.of)), of_part)
+        found, _ = ips_ndcg(order, wanted, np.ones(len(wanted.of)), of_part)
         np.testing.assert_allclose(found, per_list(order, wanted, ("ndcg@10",), of_part)["ndcg@10"])
 
 
@@ -176,10 +177,10 @@ def test_of_two_orders_equally_good_the_one_that_was_shown_does_not_win() -> Non
     place = np.tile(np.arange(size), count)
     clicked = rng.random(lists.rows) < 0.3 / (1 + place)
     lists = replace(lists, gain=clicked.astype(np.int8), position=place.astype(np.int16))
-    wanted = targets(lists, lists)
+    wanted = find_targets(lists, lists)
     shown, other = ordered(lists, -place.astype(np.float64)), ordered(lists, rng.normal(size=lists.rows))
     plain = [per_list(o, wanted, ("ndcg@10",))["ndcg@10"] for o in (shown, other)]
-    fair = [np.prod(looked_at_ndcg(o, wanted, (1 / (1 + place))[clicked]), axis=0) for o in (shown, other)]
+    fair = [np.prod(ips_ndcg(o, wanted, (1 / (1 + place))[clicked]), axis=0) for o in (shown, other)]
     assert paired_difference(*plain, lists.user).low > 0.15
     d = paired_difference(*fair, lists.user)
     assert d.low < 0 < d.high
@@ -285,7 +286,7 @@ def test_what_no_hit_shows_is_reported_for_every_system() -> None:
     found = judge(
         {"ranker": order},
         lists,
-        targets(lists, lists),
+        find_targets(lists, lists),
         {"all": np.ones(2, bool)},
         {},
         np.array([7.0, 7.0, 0.0]),
@@ -296,14 +297,14 @@ def test_what_no_hit_shows_is_reported_for_every_system() -> None:
     assert found["novelty@10"] == pytest.approx(-np.log2(8 / 17))
     assert found["popularity@10"] == pytest.approx((1 + 3) / 6)
     assert found["diversity@10"] == pytest.approx(1)
-    assert set(beside_hits(order, np.ones(3), vectors)) == {"novelty@10", "popularity@10", "diversity@10"}
+    assert set(beyond_accuracy(order, np.ones(3), vectors)) == {"novelty@10", "popularity@10", "diversity@10"}
 
 
 @pytest.mark.parametrize(
     ("longest", "more"), [(24, ("auc",)), (51, ("recall@50", "auc")), (DEPTH + 1, ("recall@50",)), (0, ("auc",))]
 )
 def test_metrics_are_those_that_mean_something_at_this_length(longest: int, more: tuple[str, ...]) -> None:
-    assert metrics_of(make_lists([0.0, 1.0], [0, 0], [list(range(longest)), []])) == METRICS + more
+    assert metrics_for(make_lists([0.0, 1.0], [0, 0], [list(range(longest)), []])) == METRICS + more
 
 
 # Which systems there are
@@ -360,8 +361,8 @@ def test_rebuilt_lists_have_no_best_possible_and_a_truth_of_another_log_is_refus
 
 def test_a_user_is_warm_after_an_engagement_or_a_list() -> None:
     events = make_events([(0, 0, 1, Kind.CLICK, -1), (0, 1, 1, Kind.IMPRESSION, 3)], n_users=3)
-    readings = make_replay(events).readings(make_lists([DAY] * 3, [0, 1, 2], [[1]] * 3))
-    assert [has_history(r) for r in readings] == [True, True, False]
+    snapshots = make_replay(events).snapshots(make_lists([DAY] * 3, [0, 1, 2], [[1]] * 3))
+    assert [has_history(r) for r in snapshots] == [True, True, False]
 
 
 # Slices
@@ -372,7 +373,7 @@ def test_users_are_told_apart_by_what_they_did_before_impressions_aside() -> Non
     rows = [(float(k), u, k % 12, Kind.CLICK, -1) for u, n in enumerate((4, 5, 20, 50)) for k in range(n)]
     rows += [(float(k), 4, k % 12, Kind.IMPRESSION, 0) for k in range(9)] + [(DAY, 0, 1, Kind.CLICK, -1)]
     lists = make_lists([DAY] * 5, list(range(5)), [[1]] * 5)
-    found = of_lists(make_events(rows, 5), lists, np.arange(5) < 4)
+    found = list_slices(make_events(rows, 5), lists, np.arange(5) < 4)
     assert {name: np.flatnonzero(mask).tolist() for name, mask in found.items()} == {
         "all": [0, 1, 2, 3, 4],
         "warm_users": [0, 1, 2, 3],
@@ -393,10 +394,10 @@ def test_targets_are_told_apart_by_what_was_known_of_them_then() -> None:
     events, catalogue = make_events(rows, 25), make_catalogue()
     asked = baskets(events, START + 50)
     lists = asked.take(np.array([0]))
-    wanted = targets(lists, asked)
+    wanted = find_targets(lists, asked)
     count = known_engagements(events, Windows(START, START + 2, START + 3, START + 50, START + 1e6), wanted, 12)
     assert count.tolist() == [0, 0, 0, 1, 20, 1, 0, 0, 0, 0, 0, 0]
-    found = of_targets(events, lists, wanted, catalogue, count)
+    found = target_slices(events, lists, wanted, catalogue, count)
     assert {name: wanted.item[mask].tolist() for name, mask in found.items()} == {
         "warm_items": [3, 4, 5],
         "cold_items": [6],
@@ -422,9 +423,9 @@ def test_among_new_items_alone_what_was_had_before_is_not_in_the_way() -> None:
     rows += [(50.0, 0, i, Kind.PURCHASE, -1) for i in (1, 5)]
     events = make_events(rows, 2)
     asked = baskets(events, START + 50)
-    wanted = targets(asked, asked)
+    wanted = find_targets(asked, asked)
     order = np.array([[2, 1, 3, 4, 5, 6, -1]], np.int32)
-    had = had_before(events, asked, order)
+    had = seen_before(events, asked, order)
     assert had.tolist() == [[True, True, True, True, False, False, False]]
     found = judge(
         {"ranker": order},
@@ -449,10 +450,10 @@ def test_click_probabilities_are_fitted_on_validation_and_looked_at_on_test() ->
     rng = np.random.default_rng(0)
     score = rng.normal(size=8000)
     gain = (rng.random(8000) < 1 / (1 + np.exp(-score))).astype(np.int8)
-    fitting = calibrated(score[:4000], gain[:4000], score[4000:], gain[4000:])
+    fitting = calibrate(score[:4000], gain[:4000], score[4000:], gain[4000:])
     assert fitting["error"] < 0.03
     assert sum(b["rows"] for b in fitting["bins"]) == 4000
-    assert calibrated(score[:4000], gain[:4000], score[4000:], 1 - gain[4000:])["error"] > 0.3
+    assert calibrate(score[:4000], gain[:4000], score[4000:], 1 - gain[4000:])["error"] > 0.3
     json.dumps(fitting)
 
 
@@ -464,7 +465,7 @@ def test_a_learning_curve_trains_on_parts_within_parts() -> None:
         seen.append(set(which.tolist()))
         return np.where(lists.group < len(which), 1, -1) * lists.gain.astype(np.float64)
 
-    found = learning_curve(fit, 40, lists, targets(lists, lists), 0, lambda *x: told.append(x))
+    found = learning_curve(fit, 40, lists, find_targets(lists, lists), 0, lambda *x: told.append(x))
     assert [p["lists"] for p in found] == [5, 10, 20, 40] == [len(s) for s in seen]
     assert all(a < b for a, b in pairwise(seen))
     for p in found:
@@ -476,5 +477,5 @@ def test_a_learning_curve_trains_on_parts_within_parts() -> None:
 
 def test_a_learning_curve_of_few_lists_names_each_size_once() -> None:
     lists = planted(n=4)
-    found = learning_curve(lambda which: np.zeros(lists.rows), 3, lists, targets(lists, lists), 0)
+    found = learning_curve(lambda which: np.zeros(lists.rows), 3, lists, find_targets(lists, lists), 0)
     assert [p["lists"] for p in found] == [1, 3]

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from offline import cli
-from offline.commands import evaluation
-from offline.config import load
-from offline.simulate import SimulateConfig, simulate
+from offline.cli import app, evaluation
+from offline.config.configuration import load
+from offline.config.simulation import SimulateConfig
+from offline.simulation.dataset import simulate
 
 SHOP = SimulateConfig(items=60, users=60, days=8, seed=3, end=datetime(2024, 6, 1, tzinfo=UTC), explore=0.5)
 QUICK = "encoder: {mode: frozen, max_tokens: 16}\nranker: {trees: 8, min_data_in_leaf: 10}\n"
@@ -61,7 +61,7 @@ def said(
     """Exit status, standard output and standard error of `shelfwise evaluate`, run in this process."""
     monkeypatch.setattr(sys, "argv", ["shelfwise", "evaluate", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     out, err = capfd.readouterr()
     code = ended.value.code
     return (code if isinstance(code, int) else 0), out, err
@@ -206,12 +206,12 @@ def test_what_cannot_be_done_is_said_before_anything_is_begun(
 def test_a_protocol_brings_what_goes_with_it_and_the_config_goes_over_it(ordered: Path, shown: Path) -> None:
     """Leave-last-out rebuilds lists of 300 unless the config says how many; a protocol in the config is kept."""
     plain = load(None)
-    found = evaluation.under_protocol(plain, ordered, None)
+    found = evaluation.with_protocol(plain, ordered, None)
     assert (found.windows.protocol, found.lists.source, found.lists.size) == ("leave-last-out", "rebuilt", 300)
-    sized = evaluation.under_protocol(load(None, lists={"size": 50}), ordered, None)
+    sized = evaluation.with_protocol(load(None, lists={"size": 50}), ordered, None)
     assert (sized.windows.protocol, sized.lists.size) == ("leave-last-out", 50)
-    fixed = evaluation.under_protocol(load(None, windows={"protocol": "time-split"}), ordered, None)
+    fixed = evaluation.with_protocol(load(None, windows={"protocol": "time-split"}), ordered, None)
     assert (fixed.windows.protocol, fixed.lists) == ("time-split", plain.lists)
-    given = evaluation.under_protocol(plain, shown, "given-lists")
+    given = evaluation.with_protocol(plain, shown, "given-lists")
     assert (given.windows.protocol, given.lists.source) == ("given-lists", "logged")
-    assert evaluation.under_protocol(plain, shown, None) == plain == evaluation.under_protocol(plain, None, None)
+    assert evaluation.with_protocol(plain, shown, None) == plain == evaluation.with_protocol(plain, None, None)

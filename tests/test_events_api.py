@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.log import Kind
-from serving.schema import Accepted, Problem, accept, several
+from serving.api.decoding import split_body
+from serving.api.events import Accepted, accept
+from serving.api.problem import Problem
 from serving.store import BulkStore, Event
 from tests.test_release import CUT_OFF
 from tests.test_service import click, client, refused, releases, running, url
@@ -128,7 +130,7 @@ def test_items_of_ga4_count_toward_the_bound(client: httpx.Client) -> None:
 def test_whatever_the_body_it_is_taken_or_refused_with_a_reason(body: bytes) -> None:
     for content_type in ("", "application/x-ndjson"):
         with contextlib.suppress(Problem):
-            for part in several(body, 1000, content_type):
+            for part in split_body(body, 1000, content_type):
                 assert all(isinstance(f, Accepted) or f.message for f in accept(part, CUT_OFF, 60))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from features.moment import Feature
 from features.table import FEATURES
-from offline.explanation import DRAWN, POINTS, ROWS, explained
+from offline.evaluation.explanation import DRAWN, POINTS, ROWS, explain_model
 from ranker.booster import BoosterTrees
 from ranker.train import RankerConfig, train
 
@@ -35,7 +35,7 @@ def shop() -> tuple[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def found(shop: tuple[str, np.ndarray]) -> dict[str, Any]:
-    return explained(*shop, COLUMNS, [OWN.name], seed=1)
+    return explain_model(*shop, COLUMNS, seed=1)
 
 
 def test_what_decides_stands_first_and_by_how_much(found: dict[str, Any], shop: tuple[str, np.ndarray]) -> None:
@@ -50,7 +50,7 @@ def test_the_values_are_lightgbms_and_add_up_to_the_score(shop: tuple[str, np.nd
     """All rows are looked at when they are few: the mean is that of Booster.predict(pred_contrib=True)."""
     text, rows = shop
     few = rows[:50]
-    found = explained(text, few, COLUMNS, [OWN.name], seed=1)
+    found = explain_model(text, few, COLUMNS, seed=1)
     booster = lightgbm.Booster(model_str=text)
     shap = booster.predict(few, pred_contrib=True)
     size = next(f["mean_abs"] for f in found["features"] if f["name"] == "item_price")
@@ -62,7 +62,7 @@ def test_the_values_are_lightgbms_and_add_up_to_the_score(shop: tuple[str, np.nd
 def test_a_family_counts_what_its_features_add_up_to_row_by_row(shop: tuple[str, np.ndarray]) -> None:
     """`price` is item_price and price_to_habit: mean of |a + b|, not of |a| + |b|."""
     text, rows = shop
-    found = explained(text, rows[:50], COLUMNS, [OWN.name], seed=1)
+    found = explain_model(text, rows[:50], COLUMNS, seed=1)
     shap = BoosterTrees(text, "").contributions(rows[:50])
     price = next(g for g in found["groups"] if g["group"] == "price")
     expected = np.abs(shap[:, PRICE] + shap[:, OTHER]).mean()
@@ -84,13 +84,13 @@ def test_points_are_values_by_rank_and_none_where_they_are_missing(found: dict[s
 
 
 def test_the_same_seed_gives_the_same_explanation(shop: tuple[str, np.ndarray], found: dict[str, Any]) -> None:
-    assert explained(*shop, COLUMNS, [OWN.name], seed=1) == found
+    assert explain_model(*shop, COLUMNS, seed=1) == found
 
 
 def test_a_column_that_is_missing_throughout_has_no_ranks(shop: tuple[str, np.ndarray]) -> None:
     text, rows = shop
     blank = rows[:30].copy()
     blank[:, PRICE] = np.nan
-    found = explained(text, blank, COLUMNS, [OWN.name], seed=1)
+    found = explain_model(text, blank, COLUMNS, seed=1)
     price = next(f for f in found["features"] if f["name"] == "item_price")
     assert {rank for _, rank in price.get("points", [])} <= {None}

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from features.context import NO_DEVICE, Context, Device, device_code
 from features.decay import ItemState
-from features.history import EMPTY, SESSION_S, Histories, visit
+from features.history import EMPTY, SESSION_S, Histories, session
 from features.log import Kind
 from features.moment import Items, Moment
-from features.neighbours import IN_VISITS, PER_GROUP, Neighbours, visits
+from features.neighbours import MAX_PER_USER, PER_GROUP, Neighbours, session_numbers
 from features.popularity import RATE_STRENGTH
 from features.prior import click_rate_prior
 from features.table import features, names, rows, schema_hash
-from features.vectors import Vectors
+from features.text.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_catalogue, make_events, make_replay, make_vectors
 
 N = 12
@@ -122,17 +122,17 @@ def test_affinity_is_the_share_of_weighted_engagement() -> None:
 
 
 def test_skips_are_evidence() -> None:
-    """Shown items of category 0 clicked, of category 1 skipped: surprise is above 0 here, below there."""
+    """Shown items of category 0 clicked, of category 1 skipped: residual is above 0 here, below there."""
     shown = [(0.0, 0, i, Kind.IMPRESSION, 0) for i in (0, 3, 6, 1, 4, 7)] + [(5.0, 0, i, Kind.CLICK, 0) for i in (0, 3)]
     events = make_events(shown, 1)
     items = make_replay(events, ()).items_at(START + 10)
     found = table(Histories.of(events).read(0, START + 10), np.array([9, 10, 11], np.int32), items, START + 10)
-    assert found["category_surprise"][0] > 0 > found["category_surprise"][1]
-    assert found["category_surprise"][2] == 0
+    assert found["category_residual"][0] > 0 > found["category_residual"][1]
+    assert found["category_residual"][2] == 0
 
 
 def test_eagerness_is_no_taste() -> None:
-    """Somebody who clicks all he is shown likes nothing in particular: no surprise exceeds that of one click in one.
+    """Somebody who clicks all he is shown likes nothing in particular: no residual exceeds that of one click in one.
 
     The chances add up to the clicks, less the prior's pull: sum(clicked) - eagerness = sum(chance).
     """
@@ -140,9 +140,9 @@ def test_eagerness_is_no_taste() -> None:
     events = make_events(shown, 1)
     items = make_replay(events, ()).items_at(START + 10)
     found = Moment(items, Histories.of(events).read(0, START + 10), ALL, START + 10).residuals
-    chance = 1 - found.surprise
+    chance = 1 - found.residual
     assert 12 - found.eagerness == pytest.approx(chance.sum(), abs=1e-9)
-    assert np.abs(found.surprise).max() < 0.3
+    assert np.abs(found.residual).max() < 0.3
 
 
 def test_rank_in_list_counts_ties_half() -> None:
@@ -188,8 +188,8 @@ def test_the_device_of_a_request_is_a_feature() -> None:
 def test_a_visit_goes_back_to_the_newest_idle_half_hour() -> None:
     """Now 10,000 s: a click 100 s ago, a list 1,800 s before it, a click 1,801 s before that is of the visit before."""
     clicked, shown = np.array([9900.0, 6299.0]), np.array([8100.0, 8100.0])
-    assert visit(clicked, shown, 10_000.0) == (1, 2, 8100.0)
-    assert visit(clicked, shown, 9900 + SESSION_S + 1) == (0, 0, 9900 + SESSION_S + 1)
+    assert session(clicked, shown, 10_000.0) == (1, 2, 8100.0)
+    assert session(clicked, shown, 9900 + SESSION_S + 1) == (0, 0, 9900 + SESSION_S + 1)
 
 
 def test_the_features_of_a_visit_show_their_arithmetic() -> None:
@@ -217,7 +217,7 @@ def test_a_visit_is_what_a_walk_back_in_time_finds(clicked: list[int], shown: li
             break
         began, counts[which] = at, counts[which] + 1
     newest_first = [np.array(sorted(ats, reverse=True), np.float64) for ats in (clicked, shown)]
-    assert visit(*newest_first, 9000.0) == (*counts, began)
+    assert session(*newest_first, 9000.0) == (*counts, began)
 
 
 @given(logs(), logs())
@@ -341,7 +341,7 @@ class TestNeighbours:
             (18e4, 0, 4, Kind.VIEW, -1),
             (27e4, 1, 5, Kind.VIEW, -1),
         ]
-        a, b, c, d, e, f, g = visits(make_events(rows_, 2, sessions=[-1, -1, -1, -1, 3, 3, 3])).tolist()
+        a, b, c, d, e, f, g = session_numbers(make_events(rows_, 2, sessions=[-1, -1, -1, -1, 3, 3, 3])).tolist()
         assert a == b
         assert e == f
         assert len({a, c, d, e, g}) == 5
@@ -364,7 +364,7 @@ class TestNeighbours:
     def test_the_newest_engagements_of_a_user_count_in_visits(self) -> None:
         """Two items once in a visit, then IN_VISITS engagements with others: a pair of the user alone, if that."""
         early = [(0.0, 0, 0, Kind.CLICK, -1), (1.0, 0, 1, Kind.CLICK, -1)]
-        for later, counted in ((IN_VISITS - 2, 1), (IN_VISITS - 1, 0)):
+        for later, counted in ((MAX_PER_USER - 2, 1), (MAX_PER_USER - 1, 0)):
             rows_ = early + [(1e5 + k, 0, 2 + k % 3, Kind.CLICK, -1) for k in range(later)]
             with_, without = (
                 Neighbours.build(make_events(rows_, 1), 12, START + 14 * DAY, session_weight=w) for w in (0.5, 0.0)

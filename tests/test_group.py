@@ -16,7 +16,7 @@ from tests.test_text_encoder import NO_PROJECTION, TEXTS, planted
 from tests.test_text_encoder_training import config
 from text_encoder.encoder import Encoder, load
 from text_encoder.group import Group, share
-from text_encoder.reading import one_by_one, read
+from text_encoder.texts import encode_texts, map_serially
 from text_encoder.train import FineTuned, fine_tune
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def minilm() -> Encoder:
 
 
 def tuned(minilm: Encoder, size: int, **changes: object) -> list[FineTuned]:
-    found = read(minilm, TEXTS, None, None, lambda _: None, one_by_one)
+    found = encode_texts(minilm, TEXTS, None, None, lambda _: None, map_serially)
     settings = config(log_to="none", epochs=2, **changes)
     return together(size, lambda group: fine_tune(minilm, TEXTS, planted(), settings, None, None, found, group))
 

@@ -22,12 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.admission import Gate
-from serving.breaker import Breaker
+from serving.api.events import EventIn, Rejected
+from serving.api.problem import Problem
 from serving.config import ServiceConfig
-from serving.logs import JsonLines, say_request
-from serving.metrics import Metrics
-from serving.schema import Problem, Rejected
+from serving.http.admission import Gate
+from serving.http.request_log import JsonLines, log_request
+from serving.records.metrics import Metrics
+from serving.store.breaker import Breaker
 from tests.test_service import FAST, click, ready, refused, releases, served, until, url
 
 __all__ = ["releases", "url"]
@@ -289,19 +290,7 @@ def test_labels_stay_few_whatever_is_sent(fields: list[str | None]) -> None:
     metrics.rejected([Rejected(n, field, "why") for n, field in enumerate(fields)])
     families = text_string_to_metric_families(metrics.exposition().decode())
     labels = {s.labels["field"] for f in families for s in f.samples if f.name == "shelfwise_events_rejected"}
-    assert labels <= {
-        "event",
-        "user_id",
-        "item_id",
-        "event_id",
-        "timestamp",
-        "request_id",
-        "position",
-        "value",
-        "session_id",
-        "unknown",
-        "none",
-    }
+    assert labels <= {*EventIn.__struct_fields__, "unknown", "none"}
 
 
 @contextlib.contextmanager
@@ -348,7 +337,7 @@ def test_nothing_about_shoppers_is_written_down(url: str, releases: list[Path]) 
 
 def test_a_line_of_the_log_is_one_json_object_whatever_it_says() -> None:
     with written("serving.requests") as out:
-        say_request("r", "/v1/rank", 200, 0.0123, "shop")
+        log_request("r", "/v1/rank", 200, 0.0123, "shop")
         logging.getLogger("serving.requests").warning("two\nlines and a %s", '"quote"')
         try:
             raise ValueError("why\nnot")

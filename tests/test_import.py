@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.context import NO_DEVICE, Device
-from offline.dataset import load
-from offline.importer import DataError, ImportConfig, ImportSummary, import_data, validate
-from offline.layout import EVENTS_SCHEMA
-from offline.sources import EventSource, ItemSource
-from offline.validation import DAY_US, times_from_order
+from offline.config.imports import EventSource, ItemSource
+from offline.data.dataset import load_dataset
+from offline.data.schema import EVENTS_SCHEMA
+from offline.ingest.detection import detect
+from offline.ingest.importer import DataError, ImportConfig, ImportSummary, import_data, validate
+from offline.ingest.validation import DAY_US, times_from_order
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -61,7 +62,7 @@ def as_parquet(folder: Path) -> ImportConfig:
     pq.write_table(pa.Table.from_pylist(ITEMS), folder / "items.parquet")
     events = pa.Table.from_pylist([{"value": None, **e} for e in EVENTS])
     pq.write_table(events, folder / "events.parquet")
-    return ImportConfig.detect(folder)
+    return detect(folder)
 
 
 def as_csv(folder: Path) -> ImportConfig:
@@ -154,7 +155,7 @@ def as_metarank(folder: Path) -> ImportConfig:
         }
     )
     (folder / "metarank.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return ImportConfig.detect(folder)
+    return detect(folder)
 
 
 FORMATS = [as_parquet, as_csv, as_mapped_jsonl, as_metarank]
@@ -213,7 +214,7 @@ def test_a_device_is_kept_as_it_was_written_and_a_blank_one_is_missing(tmp_path:
     source = EventSource(path=tmp_path / "log.csv", columns={"device": "platform"})
     _, events, _ = run(ImportConfig(events=(source,), unknown_items="keep"), tmp_path / "out")
     assert [e["device"] for e in events] == ["Mobile", None, None, "iPad"]
-    assert load(tmp_path / "out").events.device.tolist() == [Device.MOBILE, NO_DEVICE, NO_DEVICE, Device.OTHER]
+    assert load_dataset(tmp_path / "out").events.device.tolist() == [Device.MOBILE, NO_DEVICE, NO_DEVICE, Device.OTHER]
 
 
 def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_refused(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_r
         "oak",
     ]
     assert dict(summary.sources[0].quarantined) == {"query_too_long": 1}
-    found = load(tmp_path / "out").events
+    found = load_dataset(tmp_path / "out").events
     assert {found.request_ids[r]: words for r, words in found.queries.items()} == {"r1": "Walnut"}
 
 
@@ -256,7 +257,7 @@ def test_metaranks_fields_device_and_query_are_those_of_lists_and_interactions(t
 
 def test_a_dataset_imports_into_itself_byte_for_byte(tmp_path: Path) -> None:
     import_data(as_metarank(tmp_path), tmp_path / "one", NOW)
-    import_data(ImportConfig.detect(tmp_path / "one"), tmp_path / "two", NOW)
+    import_data(detect(tmp_path / "one"), tmp_path / "two", NOW)
     for name in ("items.parquet", "events.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert validate(tmp_path / "one", NOW).events == validate(tmp_path / "two", NOW).events
@@ -326,7 +327,7 @@ def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
         ga4("page_view", T2, []),
     ]
     (tmp_path / "ga4.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    items, events, summary = run(ImportConfig.detect(tmp_path / "ga4.jsonl"), tmp_path / "out")
+    items, events, summary = run(detect(tmp_path / "ga4.jsonl"), tmp_path / "out")
     assert [(i["item_id"], i["title"], i["price"]) for i in items] == [("a", "Lamp", 9.5), ("b", "Rug", 20.0)]
     listed = f"p1:{T0 * 10**6}:home"
     assert [
@@ -406,7 +407,7 @@ def test_order_only_rows_get_times_a_day_apart_that_end_together(tmp_path: Path)
         }
     )
     pq.write_table(table, tmp_path / "events.parquet")
-    _, events, summary = run(ImportConfig.detect(tmp_path), tmp_path / "out")
+    _, events, summary = run(detect(tmp_path), tmp_path / "out")
     assert [(e["user_id"], e["item_id"], e["event"], e["timestamp"].date().isoformat()) for e in events] == [
         ("u", "a", "purchase", "2019-12-30"),
         ("u", "b", "purchase", "2019-12-31"),
@@ -433,7 +434,7 @@ def test_times_from_order_keep_each_users_order_and_end_on_the_last_day(rows: li
 def test_text_of_items_loses_entities_and_stray_spaces_but_no_words(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text('item_id,title,description\na,Salt &amp; Pepper,"two\n  lines &lt;b&gt;"\n')
     (tmp_path / "events.csv").write_text("event,user_id,item_id,timestamp\nclick,u,a,2026-05-01\n")
-    ((item,), _, _) = run(ImportConfig.detect(tmp_path), tmp_path / "out")
+    ((item,), _, _) = run(detect(tmp_path), tmp_path / "out")
     assert (item["title"], item["description"]) == ("Salt & Pepper", "two lines <b>")
 
 
@@ -521,11 +522,11 @@ def test_what_is_not_recognised_is_said_with_what_is_there(tmp_path: Path) -> No
     with pytest.raises(
         DataError, match=r"nothing to import is recognised here \(found: sales.csv\)\. Expected are items"
     ):
-        ImportConfig.detect(tmp_path)
+        detect(tmp_path)
     with pytest.raises(DataError, match=r"sales.csv: what the columns of a csv file mean has to be said.*--suggest > "):
-        ImportConfig.detect(tmp_path / "sales.csv")
+        detect(tmp_path / "sales.csv")
     with pytest.raises(DataError, match="there is no such file or folder"):
-        ImportConfig.detect(tmp_path / "nowhere")
+        detect(tmp_path / "nowhere")
 
 
 def test_a_simulated_shop_is_not_written_over(tmp_path: Path) -> None:
@@ -549,7 +550,7 @@ def test_both_forms_of_ranklens_are_the_same_events_and_items(tmp_path: Path) ->
     folder = DATA / "ranklens"
     tables = {}
     for name, path in (("parquet", folder), ("metarank", folder / "events.metarank.jsonl.gz")):
-        summary = import_data(ImportConfig.detect(path), tmp_path / name, NOW)
+        summary = import_data(detect(path), tmp_path / name, NOW)
         assert (summary.lists, summary.events["impression"], summary.events["click"]) == (7840, 7840 * 24, 36309)
         assert all(not s.quarantined for s in summary.sources)
         tables[name] = [pq.read_table(tmp_path / name / f"{t}.parquet") for t in ("items", "events")]
@@ -599,10 +600,10 @@ def test_a_raw_shop_export_imports_by_a_mapping_alone(tmp_path: Path) -> None:
 
 @real
 def test_retail_and_order_only_folders_import_with_no_configuration(tmp_path: Path) -> None:
-    retail = import_data(ImportConfig.detect(DATA / "online_retail"), tmp_path / "retail", NOW)
+    retail = import_data(detect(DATA / "online_retail"), tmp_path / "retail", NOW)
     assert dict(retail.sources[0].quarantined) == {"not_a_product": 13}
     assert set(retail.sources[1].quarantined) == {"dropped_event", "duplicate_event", "not_a_product"}
-    amazon = import_data(ImportConfig.detect(DATA / "amazon_scientific"), tmp_path / "amazon", NOW)
+    amazon = import_data(detect(DATA / "amazon_scientific"), tmp_path / "amazon", NOW)
     assert amazon.events["purchase"] == 50_175
     at = pq.read_table(tmp_path / "amazon/events.parquet")["timestamp"].to_pylist()
     last = [t for t in at if t.date() == date(2020, 1, 1)]
@@ -627,17 +628,17 @@ def shop_with_truth(folder: Path) -> Path:
 
 def test_truth_and_propensities_of_a_folder_come_along_and_go_with_the_next_import(tmp_path: Path) -> None:
     source = shop_with_truth(tmp_path / "source")
-    summary = import_data(ImportConfig.detect(source), tmp_path / "data", NOW)
+    summary = import_data(detect(source), tmp_path / "data", NOW)
     assert "truth.parquet: 2 rows about shown lists are brought along" in summary.notes
-    found = load(tmp_path / "data")
+    found = load_dataset(tmp_path / "data")
     assert found.truth
     assert found.truth.of(["r", "other"]) == {("r", "A"): 0.5, ("r", "B"): 1.0}
     assert found.propensities
     assert found.propensities.of(["r"]) == {("r", "A"): (0, 0.5), ("r", "B"): (1, 0.5)}
     (source / "truth.parquet").unlink()
     (source / "propensities.parquet").unlink()
-    import_data(ImportConfig.detect(source), tmp_path / "data", NOW)
-    found = load(tmp_path / "data")
+    import_data(detect(source), tmp_path / "data", NOW)
+    found = load_dataset(tmp_path / "data")
     assert (found.truth, found.propensities) == (None, None)
 
 
@@ -659,5 +660,5 @@ def test_what_cannot_be_a_utility_or_a_propensity_is_refused_with_its_place(
     number = table.column_names.index(column)
     pq.write_table(table.set_column(number, column, pa.array(values)), source / f"{name}.parquet")
     with pytest.raises(DataError, match=said):
-        import_data(ImportConfig.detect(source), tmp_path / "data", NOW)
+        import_data(detect(source), tmp_path / "data", NOW)
     assert not (tmp_path / "data").exists()

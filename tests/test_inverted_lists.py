@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import retrieval
-from features.inverted_lists import InvertedLists
 from features.moment import Items
-from features.retrieval import interest, near_by_text, retrieve
-from features.vectors import Vectors
-from offline.clustering import inverted_lists
-from serving.live import Live
-from serving.manifest import ReleaseError
-from serving.release import load
+from features.retrieval import interest_vector, nearest_by_text, retrieve
+from features.text.inverted_lists import InvertedLists
+from features.text.vectors import Vectors
+from offline.training.inverted_lists import build_inverted_lists
+from serving.ranking.live import Live
+from serving.release.manifest import ReleaseError
+from serving.release.release import load_release
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.test_rules import history
 
@@ -64,9 +64,9 @@ def test_an_item_is_in_the_list_of_its_nearest_centre() -> None:
 def test_clustering_finds_the_topics_and_the_same_again() -> None:
     """2,000 items of 8 topics: the lists looked at hold all of the topic asked for, and little else."""
     vectors = topics(2000)
-    lists = inverted_lists(vectors, seed=17, above=100)
+    lists = build_inverted_lists(vectors, seed=17, above=100)
     assert lists is not None
-    again = inverted_lists(vectors, seed=17, above=100)
+    again = build_inverted_lists(vectors, seed=17, above=100)
     assert again is not None
     assert lists.row.tobytes() == again.row.tobytes()
     assert lists.centre.code.tobytes() == again.centre.code.tobytes()
@@ -78,25 +78,25 @@ def test_clustering_finds_the_topics_and_the_same_again() -> None:
 
 
 def test_a_small_catalogue_has_none() -> None:
-    assert inverted_lists(topics(200), seed=0) is None
-    assert inverted_lists(topics(200), seed=0, above=172) is None, "200 less 29 without text are 171"
-    assert inverted_lists(np.full((301, 16), np.nan, np.float32), seed=0, above=0) is None
+    assert build_inverted_lists(topics(200), seed=0) is None
+    assert build_inverted_lists(topics(200), seed=0, above=172) is None, "200 less 29 without text are 171"
+    assert build_inverted_lists(np.full((301, 16), np.nan, np.float32), seed=0, above=0) is None
 
 
 def test_retrieval_looks_into_the_lists_and_finds_what_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two lists one is looked at: a user of red things is offered red ones by text, in the order of all cosines."""
     monkeypatch.setattr(retrieval, "EXACT_UP_TO", 5)
-    monkeypatch.setattr("features.inverted_lists.InvertedLists.near.__defaults__", (None, 1))
+    monkeypatch.setattr("features.text.inverted_lists.InvertedLists.near.__defaults__", (None, 1))
     items = planted_items()
     red = items.catalogue.category[:-1] == 1
     known = history((int(np.flatnonzero(red)[0]), 2, 1.0))
-    direction = interest(items, known, CUT_OFF)
-    every = near_by_text(items, direction, CUT_OFF, 20)
-    found = near_by_text(with_lists(items), direction, CUT_OFF, 20)
+    direction = interest_vector(items, known, CUT_OFF)
+    every = nearest_by_text(items, direction, CUT_OFF, 20)
+    found = nearest_by_text(with_lists(items), direction, CUT_OFF, 20)
     assert found.tolist() == [r for r in every.tolist() if red[r]]
     few = np.zeros(20, np.bool_)
     few[:4] = True
-    assert near_by_text(with_lists(items), direction, CUT_OFF, 20, few).tolist() == [
+    assert nearest_by_text(with_lists(items), direction, CUT_OFF, 20, few).tolist() == [
         r for r in every.tolist() if few[r]
     ], "where a filter leaves few, every one of them is compared"
     assert len(retrieve(with_lists(items), known, CUT_OFF, 20).item) > 0
@@ -104,7 +104,7 @@ def test_retrieval_looks_into_the_lists_and_finds_what_is_near(monkeypatch: pyte
 
 def test_similar_items_come_from_the_lists_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "EXACT_UP_TO", 5)
-    monkeypatch.setattr("features.inverted_lists.InvertedLists.near.__defaults__", (None, 1))
+    monkeypatch.setattr("features.text.inverted_lists.InvertedLists.near.__defaults__", (None, 1))
     items = planted_items()
     exact, lists = Live(None, items, (), ""), Live(None, with_lists(items), (), "")  # type: ignore[arg-type]
     assert lists.similar(3, 5) == exact.similar(3, 5)
@@ -115,10 +115,10 @@ def test_similar_items_come_from_the_lists_too(monkeypatch: pytest.MonkeyPatch) 
 def test_a_release_carries_its_lists_and_one_without_has_none(tmp_path: Path) -> None:
     items = planted_items()
     model = planted_model(items)
-    plain = load(publish(tmp_path, items=items, model_text=model))
+    plain = load_release(publish(tmp_path, items=items, model_text=model))
     assert plain.items.inverted is None
     path = publish(tmp_path, items=with_lists(items), model_text=model)
-    found, given_ = load(path).items.inverted, with_lists(items).inverted
+    found, given_ = load_release(path).items.inverted, with_lists(items).inverted
     assert found is not None
     assert given_ is not None
     for a, b in zip(lists_of(found), lists_of(given_), strict=True):
@@ -128,7 +128,7 @@ def test_a_release_carries_its_lists_and_one_without_has_none(tmp_path: Path) ->
     rows[0] = 999
     np.save(damaged / "arrays/list_row.npy", rows)
     with pytest.raises(ReleaseError, match=r"list_row\.npy: holds 1 to 999, expected 0 to 19"):
-        load(damaged, verify=False)
+        load_release(damaged, verify=False)
 
 
 def lists_of(lists: InvertedLists) -> tuple[np.ndarray, ...]:

@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from features.history import EMPTY, History
 from features.log import Kind
 from features.table import rows
-from offline import embed
-from offline.collect import collect
-from offline.dataset import load as load_data
-from offline.embed import Embedder, texts_of
-from offline.layout import EVENTS_SCHEMA
-from serving.item import ItemFields, accept_item, decoded_fields
-from serving.overlay import Overlay
-from serving.release import load
-from serving.schema import Refusal, several
+from offline.data.collection import collect
+from offline.data.dataset import load_dataset as load_data
+from offline.data.schema import EVENTS_SCHEMA
+from offline.training import embedding_worker
+from offline.training.embedding_worker import Embedder, texts_of
+from serving.api.decoding import Refusal, split_body
+from serving.api.items import accept_item
+from serving.ranking.overlay import Overlay
+from serving.release.release import load_release
 from serving.store import BulkStore, Pointer
-from serving.written import BulkWrittenItems
+from serving.store.written import BulkWrittenItems, ItemFields, decoded_fields
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.test_service import EVERY, FAST, click, client, ranked, ready, refused, releases, running, served, until, url
 
@@ -63,7 +63,7 @@ def store(client: httpx.Client, url: str) -> Iterator[BulkStore]:
 @pytest.fixture
 def embedder(store: BulkStore, monkeypatch: pytest.MonkeyPatch) -> Embedder:
     """An embedding worker whose encoder is small."""
-    monkeypatch.setattr(embed, "load", lambda _: ColourEncoder())
+    monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
     return Embedder(store, "worker")
 
 
@@ -177,7 +177,7 @@ def test_a_write_that_a_worker_took_and_never_finished_is_anothers(
     put(client, {"item_id": "newer", "title": "Red"})
     assert [c[1] for c in BulkWrittenItems(store).take("dead", 10, 0, 10_000) if c[2] == "put"] == ["newer"]
     assert embedder.step() == 0
-    monkeypatch.setattr(embed, "_ORPHANED_MS", 0)
+    monkeypatch.setattr(embedding_worker, "_ORPHANED_MS", 0)
     assert embedder.step() >= 1
     assert np.isfinite(store.read_vectors("f00d", ["newer"], D)).all()
 
@@ -304,7 +304,7 @@ values = st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.list
 )
 def test_whatever_is_written_is_taken_or_refused_and_can_be_laid_over(given_: dict[str, Any]) -> None:
     base = planted_items()
-    for part in several(json.dumps(given_, allow_nan=False, default=str).encode() if _is_json(given_) else b"{}", 9):
+    for part in split_body(json.dumps(given_, allow_nan=False, default=str).encode() if _is_json(given_) else b"{}", 9):
         with contextlib.suppress(Refusal):
             item_id, fields = accept_item(part, CUT_OFF)
             held = decoded_fields({k.encode(): v for k, v in fields.items()})
@@ -322,7 +322,7 @@ def _is_json(value: Any) -> bool:
 
 
 def test_the_overlay_of_a_release_that_is_mapped_read_only_is_made_of_copies(releases: list[Path]) -> None:
-    release = load(releases[0])
+    release = load_release(releases[0])
     state = release.items.state.copy()
     over = Overlay({"red-01": ItemFields(CUT_OFF, {"price": 1.0})}, {}).over(release.items, state)
     assert over.catalogue.price[int(over.catalogue.rows(["red-01"])[0])] == 1.0

@@ -13,15 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import Codes, Tags
-from features.dots import LANES, dots
 from features.history import History
+from features.kernels.dots import LANES, dots
+from features.kernels.slots import find, slots_of
+from features.kernels.standing import rank_within_list
 from features.log import Kind
-from features.moment import AFFINITY_STRENGTH, ATTRIBUTION_S, Moment, _clicked
+from features.moment import AFFINITY_STRENGTH, ATTRIBUTION_S, Moment, _clicked_after_shown
 from features.popularity import RATE_STRENGTH, popularity
-from features.slots import find, slots_of
-from features.standing import standings
 from features.table import features, names
-from features.vectors import Vectors, nearest
+from features.text.vectors import Vectors, top_similarities
 from tests.worlds import DAY, START, make_events, make_replay
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -63,7 +63,7 @@ class TestDots:
     def test_are_the_same_where_numba_compiles_for_any_processor(self, tmp_path: Path) -> None:
         """Pairs of int16 instead of four bytes, in a process of its own; kernels compiled anew take seconds."""
         program = (
-            "import sys, numpy as np, features.dots as it\n"
+            "import sys, numpy as np, features.kernels.dots as it\n"
             "assert not it.BYTES and it.LANES == 8\n"
             "rng = np.random.default_rng(0)\n"
             "code, rows = rng.integers(-127, 128, (9, 37)).astype(np.int8), rng.integers(0, 9, 19).astype(np.int32)\n"
@@ -95,7 +95,7 @@ def test_nearest_is_the_mean_of_the_three_largest_there_are(m: int, c: int, data
     """What is missing is no cosine of -1: two of three known ones are a mean of two."""
     cosine = st.sampled_from([np.nan, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0])
     cosines = np.array(data.draw(st.lists(cosine, min_size=m * c, max_size=m * c)), np.float32).reshape(m, c)
-    found = nearest(cosines)
+    found = top_similarities(cosines)
     for i in range(c):
         known = np.sort(cosines[~np.isnan(cosines[:, i]), i])[::-1].astype(np.float64)
         expected = (known[0], known[:3].mean()) if len(known) else (np.nan, np.nan)
@@ -108,7 +108,7 @@ def test_standing_is_half_of_the_ties_and_all_below(values: list[float]) -> None
     """Rank: (below + half of equal) / known, with 0 and -0 equal. Difference: from the mean of the known."""
     value = np.array(values, np.float32)
     known = value[~np.isnan(value)]
-    rank, over = standings(value[None])
+    rank, over = rank_within_list(value[None])
     for i, v in enumerate(value):
         if np.isnan(v):
             assert np.isnan(rank[i])
@@ -152,7 +152,7 @@ class TestMoment:
             if i >= 0
         ]
         known = h.shown_item >= 0
-        found = _clicked(h.shown_item[known], h.shown_at[known], h.item, h.at, ATTRIBUTION_S)
+        found = _clicked_after_shown(h.shown_item[known], h.shown_at[known], h.item, h.at, ATTRIBUTION_S)
         assert found.tolist() == expected
 
     @given(SEEDS, st.integers(0, 30), st.integers(0, 40))
@@ -173,7 +173,7 @@ class TestMoment:
     @given(SEEDS)
     @settings(max_examples=20, deadline=None)
     def test_an_attribute_of_one_value_is_a_list_of_one_tag(self, seed: int) -> None:
-        """The same share and surprise, whichever way the attribute is kept; NaN where there is no value."""
+        """The same share and residual, whichever way the attribute is kept; NaN where there is no value."""
         rng = np.random.default_rng(seed)
         code = np.append(rng.integers(0, 4, N), 3).astype(np.int32)
         known = code != 3
@@ -181,12 +181,12 @@ class TestMoment:
         m = Moment(ITEMS, made_up_history(rng, 8, 12), np.arange(-1, N, dtype=np.int32), START + 6 * DAY)
         codes = Codes(code, 3)
         np.testing.assert_array_equal(m.share(codes), m.share(tags))
-        np.testing.assert_array_equal(m.surprise(codes), m.surprise(tags))
-        item, surprise = m.residuals.item, m.residuals.surprise
+        np.testing.assert_array_equal(m.residual(codes), m.residual(tags))
+        item, residual = m.residuals.item, m.residuals.residual
         of_first = code[item] == code[0]
         if known[0]:
-            expected = surprise[of_first].sum() / (of_first.sum() + AFFINITY_STRENGTH)
-            assert m.surprise(codes)[1] == pytest.approx(expected)
+            expected = residual[of_first].sum() / (of_first.sum() + AFFINITY_STRENGTH)
+            assert m.residual(codes)[1] == pytest.approx(expected)
 
 
 def test_popularity_is_made_of_the_counts() -> None:

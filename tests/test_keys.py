@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from offline.cli import app
+from offline.cli.app import app
 from serving.app import create_app
 from serving.config import ServiceConfig
-from serving.guard import needs, rules_of
-from serving.keys import SCOPES, VARIABLE, Allowance, Keys, KeysError, new_key, parse, refuse_exposure
+from serving.http.guard import needs, rules_of
+from serving.http.keys import KEYS_VARIABLE, SCOPES, Allowance, Keys, KeysError, check_exposure, new_key, parse
 from tests.test_service import refused, served, url
 
 __all__ = ["url"]
@@ -126,14 +126,14 @@ def test_no_more_is_ever_allowed_than_a_seconds_worth_and_the_rate(rate: float, 
 def test_without_keys_the_service_listens_to_its_own_machine_alone(host: str) -> None:
     """Unless somebody says that something else guards it."""
     with pytest.raises(KeysError, match=re.escape(f"serving.host is {host!r} and there are no keys")):
-        refuse_exposure(host, Keys(), insecure=False)
-    refuse_exposure(host, Keys(), insecure=True)
-    refuse_exposure(host, Keys(lines=new_key("a", ["rank"])[1]), insecure=False)
+        check_exposure(host, Keys(), insecure=False)
+    check_exposure(host, Keys(), insecure=True)
+    check_exposure(host, Keys(lines=new_key("a", ["rank"])[1]), insecure=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_on_its_own_machine_no_key_is_needed(host: str) -> None:
-    refuse_exposure(host, Keys(), insecure=False)
+    check_exposure(host, Keys(), insecure=False)
 
 
 def test_each_route_asks_for_its_scope_and_an_open_one_for_none(url: str) -> None:
@@ -235,7 +235,7 @@ def test_the_command_prints_a_key_and_its_line() -> None:
 
 def test_the_command_to_serve_refuses_to_be_open_to_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.yaml").write_text("serving: {host: 0.0.0.0}\n")
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(KEYS_VARIABLE, raising=False)
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
     with pytest.raises(KeysError, match="there are no keys"):
         CliRunner().invoke(app, ["serve", "-c", str(tmp_path / "c.yaml"), "-w", str(tmp_path)], catch_exceptions=False)

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from features.context import NO_DEVICE, Device
 from features.log import GAIN, Events, Kind, Lists
 from features.replay import Replay
-from offline.lists import bare, basket_parts, baskets, chosen, joined, logged, logged_parts, rebuilt, targets
+from offline.data.query_groups import (
+    baskets,
+    concat,
+    find_targets,
+    iter_baskets,
+    iter_logged_lists,
+    keys,
+    logged_lists,
+    rebuild_lists,
+    select,
+)
 from tests.worlds import DAY, START, logs, make_events, make_replay
 
 SHOWN, VIEW, CLICK, CART, BOUGHT, RATED = Kind
@@ -26,7 +36,7 @@ def log(*rows: Row) -> Events:
 
 def rebuilt_of(replay: Replay, size: int) -> Lists:
     """Lists rebuilt for every basket of a log."""
-    return rebuilt(replay, baskets(replay.events, 0.0), size)
+    return rebuild_lists(replay, baskets(replay.events, 0.0), size)
 
 
 def gains(lists: Lists) -> dict[str, dict[int, int]]:
@@ -43,7 +53,7 @@ LIST = tuple((10.0, 0, item, SHOWN, 3) for item in (1, 2, 3))
 
 def test_gain_is_the_best_action() -> None:
     """Item 1 was clicked, put in the cart and bought: 3. Item 2 was put in the cart, then viewed: 2. Item 3: 0."""
-    found = logged(
+    found = logged_lists(
         log(
             *LIST,
             (20, 0, 1, CLICK, 3),
@@ -59,40 +69,40 @@ def test_gain_is_the_best_action() -> None:
 @pytest.mark.parametrize(("kind", "worth"), [(VIEW, 1), (CLICK, 1), (CART, 2), (BOUGHT, 3), (RATED, 1)])
 @pytest.mark.parametrize("request_", [3, -1])
 def test_an_action_is_worth_the_same_by_request_and_by_user_and_time(kind: Kind, worth: int, request_: int) -> None:
-    assert gains(logged(log(*LIST, (20, 0, 2, kind, request_))))["r3"] == {1: 0, 2: worth, 3: 0}
+    assert gains(logged_lists(log(*LIST, (20, 0, 2, kind, request_))))["r3"] == {1: 0, 2: worth, 3: 0}
 
 
 def test_an_action_that_names_its_list_is_that_lists_and_no_others() -> None:
     """A click on request 3 counts there, though request 4 showed the item later."""
-    found = logged(log(*LIST, (15, 0, 1, SHOWN, 4), (20, 0, 1, CLICK, 3)))
+    found = logged_lists(log(*LIST, (15, 0, 1, SHOWN, 4), (20, 0, 1, CLICK, 3)))
     assert gains(found) == {"r3": {1: 1, 2: 0, 3: 0}, "r4": {1: 0}}
 
 
 def test_an_action_that_names_no_list_is_the_latest_that_showed_the_item() -> None:
     """The latest list of all, request 5, did not hold item 1; request 4 did."""
-    found = logged(log(*LIST, (15, 0, 1, SHOWN, 4), (18, 0, 2, SHOWN, 5), (20, 0, 1, CLICK, -1)))
+    found = logged_lists(log(*LIST, (15, 0, 1, SHOWN, 4), (18, 0, 2, SHOWN, 5), (20, 0, 1, CLICK, -1)))
     assert gains(found) == {"r3": {1: 0, 2: 0, 3: 0}, "r4": {1: 1}, "r5": {2: 0}}
 
 
 def test_somebody_elses_action_is_not_this_lists() -> None:
-    assert gains(logged(log(*LIST, (20, 1, 1, CLICK, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
+    assert gains(logged_lists(log(*LIST, (20, 1, 1, CLICK, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
 
 
 @pytest.mark.parametrize("request_", [3, -1])
 @pytest.mark.parametrize(("after", "counts"), [(-1, 0), (0, 1), (60, 1), (61, 0)])
 def test_an_action_counts_from_its_list_until_the_attribution_time(request_: int, after: float, counts: int) -> None:
     """The list is at 10 s and attribution lasts 60 s: an action at 9 s or 71 s is nobody's, one at 10 s or 70 s is."""
-    found = logged(log(*LIST, (10 + after, 0, 1, CLICK, request_)), attribution_s=60)
+    found = logged_lists(log(*LIST, (10 + after, 0, 1, CLICK, request_)), attribution_s=60)
     assert gains(found)["r3"][1] == counts
 
 
 def test_an_action_on_what_its_list_did_not_show_counts_nothing() -> None:
-    assert gains(logged(log(*LIST, (20, 0, 7, BOUGHT, 3), (20, 0, 7, BOUGHT, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
+    assert gains(logged_lists(log(*LIST, (20, 0, 7, BOUGHT, 3), (20, 0, 7, BOUGHT, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
 
 
 def test_an_item_shown_twice_in_a_list_stands_once_at_its_first_place() -> None:
     events = log((10, 0, 1, SHOWN, 3), (10, 0, 1, SHOWN, 3), (10, 0, 2, SHOWN, 3), (20, 0, 1, CLICK, 3))
-    found = logged(replace(events, position=np.array([5, 0, 2, -1], np.int16)))
+    found = logged_lists(replace(events, position=np.array([5, 0, 2, -1], np.int16)))
     assert found.item.tolist() == [1, 2]
     assert found.position.tolist() == [0, 2]
     assert found.gain.tolist() == [1, 0]
@@ -100,24 +110,24 @@ def test_an_item_shown_twice_in_a_list_stands_once_at_its_first_place() -> None:
 
 def test_candidates_stand_in_shown_order_and_the_list_is_at_its_first_impression() -> None:
     events = log((10, 0, 1, SHOWN, 3), (10, 0, 2, SHOWN, 3), (12, 0, 3, SHOWN, 3))
-    found = logged(replace(events, position=np.array([1, 0, 2], np.int16)))
+    found = logged_lists(replace(events, position=np.array([1, 0, 2], np.int16)))
     assert found.item.tolist() == [2, 1, 3]
     assert found.at.tolist() == [START + 10]
 
 
 def test_an_impression_outside_the_catalogue_or_of_no_list_is_left_out() -> None:
-    found = logged(log(*LIST, (10, 0, -1, SHOWN, 3), (10, 0, 5, SHOWN, -1), (12, 0, -1, CLICK, 3)))
+    found = logged_lists(log(*LIST, (10, 0, -1, SHOWN, 3), (10, 0, 5, SHOWN, -1), (12, 0, -1, CLICK, 3)))
     assert gains(found) == {"r3": {1: 0, 2: 0, 3: 0}}
 
 
 def test_two_lists_at_one_time_stay_two_in_the_order_of_their_ids() -> None:
-    found = logged(log((10, 1, 1, SHOWN, 7), (10, 0, 1, SHOWN, 2), (5, 2, 4, SHOWN, 9)))
+    found = logged_lists(log((10, 1, 1, SHOWN, 7), (10, 0, 1, SHOWN, 2), (5, 2, 4, SHOWN, 9)))
     assert list(found.request_ids) == ["r9", "r2", "r7"]
     assert found.user.tolist() == [2, 0, 1]
 
 
 def test_the_query_of_a_list_is_that_of_its_request() -> None:
-    found = logged(replace(log((10.0, 0, 1, SHOWN, 3), (11.0, 0, 1, SHOWN, 4)), queries={3: "oak"}))
+    found = logged_lists(replace(log((10.0, 0, 1, SHOWN, 3), (11.0, 0, 1, SHOWN, 4)), queries={3: "oak"}))
     assert list(found.query) == ["oak", ""]
     assert found.take(np.array([1, 0])).query == ["", "oak"]
 
@@ -127,7 +137,7 @@ def test_the_device_of_a_list_is_that_of_its_impressions_and_never_that_of_its_c
     shown = [(10.0, 0, 1, SHOWN, 3), (10.0, 0, 2, SHOWN, 3), (11.0, 0, 1, SHOWN, 4), (12.0, 0, 3, SHOWN, 5)]
     events = log(*shown, (13.0, 0, 3, CLICK, 5))
     device = np.array([NO_DEVICE, Device.APP, Device.MOBILE, NO_DEVICE, Device.TABLET], np.int8)
-    found = logged(replace(events, device=device))
+    found = logged_lists(replace(events, device=device))
     assert found.request_ids == ["r3", "r4", "r5"]
     assert found.device.tolist() == [Device.APP, Device.MOBILE, NO_DEVICE]
     assert baskets(replace(events, device=device), 0.0).device.tolist() == [Device.TABLET]
@@ -135,7 +145,7 @@ def test_the_device_of_a_list_is_that_of_its_impressions_and_never_that_of_its_c
 
 def test_a_log_without_lists_has_none() -> None:
     for events in (log(), log((10, 0, 1, CLICK, -1)), log((10, 0, -1, SHOWN, 3))):
-        assert len(logged(events)) == logged(events).rows == 0
+        assert len(logged_lists(events)) == logged_lists(events).rows == 0
     assert len(baskets(log(), -np.inf)) == 0
     assert len(rebuilt_of(make_replay(log()), size=5)) == 0
 
@@ -144,7 +154,7 @@ def test_a_log_without_lists_has_none() -> None:
 @given(logs(), st.sampled_from([DAY / 6, DAY, 30 * DAY]))
 def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row], attribution_s: float) -> None:
     """Checked by going through the log action by action; a gain never comes from before its list or from afterwards."""
-    found = logged(make_events(rows, 3), attribution_s)
+    found = logged_lists(make_events(rows, 3), attribution_s)
     assert (np.diff(found.at) >= 0).all()
     for g in range(len(found)):
         request = int(found.request_ids[g][1:])
@@ -212,7 +222,7 @@ def test_what_retrieval_did_not_offer_is_counted_by_gain() -> None:
 def test_progress_of_rebuilding_is_told_on_the_way() -> None:
     told: list[tuple[int, int]] = []
     replay = make_replay(log(*((20.0 + k, 0, 3, CLICK, -1) for k in range(70))))
-    rebuilt(replay, baskets(replay.events, 0.0), 3, lambda done, total: told.append((done, total)))
+    rebuild_lists(replay, baskets(replay.events, 0.0), 3, lambda done, total: told.append((done, total)))
     assert told == [(32, 70), (64, 70)]
 
 
@@ -248,14 +258,14 @@ def test_targets_are_what_was_engaged_with_offered_or_not() -> None:
     """The basket of 20 s held items 1, 3 and 4, of which no source offers 1; by the list alone it would be unknown."""
     replay = make_replay(log((20, 0, 1, BOUGHT, -1), (20, 0, 3, CART, -1), (20, 0, 4, CLICK, -1), (9, 1, 5, CLICK, -1)))
     asked = baskets(replay.events, 0.0)
-    found = targets(rebuilt(replay, asked, 12).take(np.array([1])), asked)
+    found = find_targets(rebuild_lists(replay, asked, 12).take(np.array([1])), asked)
     assert found.of.tolist() == [0, 0, 0]
     assert dict(zip(found.item.tolist(), found.gain.tolist(), strict=True)) == {1: 3, 3: 2, 4: 1}
 
 
 def test_targets_of_logged_lists_are_their_items_with_gain() -> None:
-    found = logged(log(*LIST, (15, 1, 9, SHOWN, 4), (20, 0, 2, CLICK, 3), (21, 1, 9, BOUGHT, 4)))
-    wanted = targets(found, found)
+    found = logged_lists(log(*LIST, (15, 1, 9, SHOWN, 4), (20, 0, 2, CLICK, 3), (21, 1, 9, BOUGHT, 4)))
+    wanted = find_targets(found, found)
     assert list(zip(wanted.of.tolist(), wanted.item.tolist(), wanted.gain.tolist(), strict=True)) == [
         (0, 2, 1),
         (1, 9, 3),
@@ -263,9 +273,9 @@ def test_targets_of_logged_lists_are_their_items_with_gain() -> None:
 
 
 def test_a_list_without_its_basket_is_refused() -> None:
-    found = logged(log(*LIST))
+    found = logged_lists(log(*LIST))
     with pytest.raises(KeyError, match="r3"):
-        targets(found, baskets(log((10, 0, 1, CLICK, -1)), 0.0))
+        find_targets(found, baskets(log((10, 0, 1, CLICK, -1)), 0.0))
 
 
 def same(a: Lists, b: Lists) -> None:
@@ -288,23 +298,23 @@ def test_lists_made_some_at_a_time_are_the_lists_made_at_once(
     rows += [(t, u, i, k, min(r, len(shown) - 1)) for t, u, i, k, r in acted if k != SHOWN]
     events, at_once = make_events(rows, n_users=4), data.draw(st.integers(1, 30))
     for attribution_s in (3600.0, DAY):
-        same(joined(logged_parts(events, attribution_s, at_once)), logged(events, attribution_s))
+        same(concat(iter_logged_lists(events, attribution_s, at_once)), logged_lists(events, attribution_s))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Events.parts, "__defaults__", (at_once,))
-        same(joined(basket_parts(events, START + DAY)), baskets(events, START + DAY))
+        same(concat(iter_baskets(events, START + DAY)), baskets(events, START + DAY))
 
 
 def test_of_lists_that_come_some_at_a_time_those_chosen_are_taken() -> None:
     whole = baskets(log(*((day * DAY, day % 4, day, CLICK, -1) for day in range(7))), 0.0)
     parts = [whole.take(np.arange(a, b)) for a, b in ((0, 3), (3, 3), (3, 7))]
     numbers = np.array([0, 2, 3, 6])
-    same(chosen(parts, numbers), whole.take(numbers))
-    found = bare(parts)
+    same(select(parts, numbers), whole.take(numbers))
+    found = keys(parts)
     assert (found.at.tolist(), found.user.tolist()) == (whole.at.tolist(), whole.user.tolist())
-    assert len(joined([])) == len(bare([])) == len(chosen([], numbers[:0])) == 0
+    assert len(concat([])) == len(keys([])) == len(select([], numbers[:0])) == 0
 
 
 def test_an_impression_long_after_its_list_began_is_none_of_it() -> None:
     """An hour's attribution: item 2 comes within it, item 3 a second after."""
-    found = logged(log((0, 0, 1, SHOWN, 3), (3600, 0, 2, SHOWN, 3), (3601, 0, 3, SHOWN, 3)), 3600.0)
+    found = logged_lists(log((0, 0, 1, SHOWN, 3), (3600, 0, 2, SHOWN, 3), (3601, 0, 3, SHOWN, 3)), 3600.0)
     assert found.item.tolist() == [1, 2]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from offline import dataset
-from offline.config import load
+from offline.config.configuration import load
+from offline.data import dataset
 from tests.bench.loop_report import ORDERS
 from tests.bench.visitors import read_journal
 
@@ -70,7 +70,7 @@ def test_two_days_cut_off_and_gone_on_with_are_two_whole_days(tmp_path: Path) ->
     assert [line.n for line in journals[0]] == list(range(found["days"][0]["lists"]))
     assert len({line.request_id for lines in journals for line in lines}) == whole["lists"]
 
-    data = dataset.load(load(tmp_path / "loop" / "live.yaml").data)
+    data = dataset.load_dataset(load(tmp_path / "loop" / "live.yaml").data)
     before = pq.read_table(tmp_path / "loop" / "live" / "data" / "events.parquet")
     assert len(data.events) - len(before) == sum(day["events"] for day in found["days"])
     first = json.loads((tmp_path / "loop" / "first-live.json").read_text("utf-8"))["release"]

@@ -19,16 +19,18 @@ from features.context import Context, Device
 from features.history import Histories
 from features.log import Events, Kind, Lists
 from features.table import names, rows
-from features.vectors import Vectors
-from offline import dataset
-from offline.config import Config, load
-from offline.nightly import Night
-from offline.simulate import SimulateConfig, simulate
+from features.text.vectors import Vectors
+from offline.config.configuration import Config, load
+from offline.config.simulation import SimulateConfig
+from offline.data import dataset
+from offline.nightly import publish
+from offline.nightly.night import Night
+from offline.simulation.dataset import simulate
 from ranker import query_prior
-from serving import release
-from serving.embedded import connect_url
-from serving.live import Live
+from serving.ranking.live import Live
+from serving.release import release
 from serving.store import BulkStore, Store
+from serving.store.embedded import connect_url
 from tests.test_service import FAST, ready, served
 from text_encoder.examples import examples
 
@@ -87,11 +89,11 @@ def test_vectors_are_in_parquet_and_in_redis_under_the_encoders_fingerprint(made
 
 def test_users_lists_are_seeded_from_the_log(night: Night, made: release.Release, url: str) -> None:
     """Right after the first release a known shopper is known: Redis holds what the log says."""
-    data = night.data
+    data = night.inputs.data
     user = int(np.bincount(data.events.user).argmax())
     with BulkStore(url) as store:
-        held = store.read(data.events.user_ids[user], made.items.catalogue, night.cut_off)
-    logged = Histories.of(data.events).read(user, night.cut_off)
+        held = store.read(data.events.user_ids[user], made.items.catalogue, night.inputs.cut_off)
+    logged = Histories.of(data.events).read(user, night.inputs.cut_off)
     for a, b in zip(held, logged, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -99,25 +101,25 @@ def test_users_lists_are_seeded_from_the_log(night: Night, made: release.Release
 def test_each_encoder_learns_from_nothing_at_or_after_the_rows_it_scores(night: Night) -> None:
     """Four encoders: the first before the ranker's first list, the last before the first test list, which it scores."""
     facts = json.loads(night.run.file("encoder.json").read_text())
-    learnt = [examples(night.data.events, at) for at in facts["moments"]]
+    learnt = [examples(night.inputs.data.events, at) for at in facts["moments"]]
     assert [made["examples"] for made in facts["made"]] == [len(part) for part in learnt]
     assert facts["examples"] == len(learnt[-1]) > len(learnt[0]) > 0
     assert all(part.at.max() < at for part, at in zip(learnt, facts["moments"], strict=True))
-    assert facts["moments"][0] == night.windows.ranker <= night.lists.at.min()
-    assert facts["moments"][-1] == night.windows.test
+    assert facts["moments"][0] == night.artefacts.windows.ranker <= night.artefacts.lists.at.min()
+    assert facts["moments"][-1] == night.artefacts.windows.test
     made = np.load(night.run.file("vectors.npy"))
     for at, vectors in zip(facts["moments"], made, strict=True):
         expected = Vectors.quantise(np.vstack([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)]))
-        np.testing.assert_array_equal(night.replay.items_at(at).vectors.code, expected.code)
+        np.testing.assert_array_equal(night.artefacts.replay.items_at(at).vectors.code, expected.code)
 
 
 def test_the_ranker_is_grown_on_what_chose_it_and_never_on_the_test(night: Night, made: release.Release) -> None:
     """As many lists as the two windows before the test hold; the release's data window ends where the test begins."""
     facts = json.loads(night.run.file("ranker.json").read_text())
-    lists = night.part("ranker", "validation")[1]
+    lists = night.artefacts.window_rows("ranker", "validation").lists
     assert facts["refit"]
     assert facts["lists"] == len(lists)
-    assert lists.at.max() < night.windows.test
+    assert lists.at.max() < night.artefacts.windows.test
     ends = {name: made.manifest.window[name]["to"] for name in ("encoder", "ranker", "validation")}
     assert set(ends.values()) == {made.manifest.window["test"]["from"]}
 
@@ -175,10 +177,10 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
 
     Through HTTP, Redis, the event stream and the memory-mapped release on one side, arrays on the other.
     """
-    at = night.cut_off + 1000.0
+    at = night.inputs.cut_off + 1000.0
     catalogue = made.items.catalogue
     rng = np.random.default_rng(0)
-    user = night.data.events.user_ids[3]
+    user = night.inputs.data.events.user_ids[3]
     typed = f"{catalogue.titles[0]} wodden xyzzy"
     sent = [
         {
@@ -206,15 +208,15 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
     with BulkStore(url) as store:
         live.apply(store.tail(live.last))
         online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET, typed))
-    log = _with(night.data, sent)
-    replay = replace(night.replay, events=log, refresh_at=np.array([night.cut_off]), given=None)
+    log = _with(night.inputs.data, sent)
+    replay = replace(night.artefacts.replay, events=log, refresh_at=np.array([night.inputs.cut_off]), given=None)
     offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET, typed))
     assert (offline[:, names(live.items).index("device")] == Device.TABLET).all()
     np.testing.assert_array_equal(online, offline)
     assert np.isfinite(offline[:, names(live.items).index("query_cosine")]).any()
     score = made.trees.score(offline)
     assert not made.knows_queries  # nobody searched in this log
-    expected = (score + query_prior.added(offline, made.trees.names, score)).tolist()
+    expected = (score + query_prior.query_bonus(offline, made.trees.names, score)).tolist()
     assert scores == dict(zip(asked["candidates"], expected, strict=True))
 
 
@@ -256,8 +258,8 @@ def _one_list(user: int, at: float, candidates: np.ndarray, device: int, query: 
 
 def test_a_user_erased_while_the_night_ran_is_not_brought_back(night: Night, made: release.Release, url: str) -> None:
     """The log was read before; Redis knows of the erasure when the lists are seeded."""
-    users = night.data.events.user_ids
-    gone, stays = (users[u] for u in np.bincount(night.data.events.user).argsort()[-2:].tolist())
+    users = night.inputs.data.events.user_ids
+    gone, stays = (users[u] for u in np.bincount(night.inputs.data.events.user).argsort()[-2:].tolist())
 
     async def erase() -> None:
         store = Store(url, 5.0)
@@ -265,7 +267,7 @@ def test_a_user_erased_while_the_night_ran_is_not_brought_back(night: Night, mad
         await store.close()
 
     asyncio.run(erase())
-    night._publish(lambda done, total: None)
+    publish.publish(night.artefacts, lambda done, total: None)
     with BulkStore(url) as store:
-        assert not len(store.read(gone, made.items.catalogue, night.cut_off).item)
-        assert len(store.read(stays, made.items.catalogue, night.cut_off).item)
+        assert not len(store.read(gone, made.items.catalogue, night.inputs.cut_off).item)
+        assert len(store.read(stays, made.items.catalogue, night.inputs.cut_off).item)

@@ -23,20 +23,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from offline import checks, cli
-from offline.checks import ChecksFailed
-from offline.config import Config, load
-from offline.nightly import Night
-from offline.quarantine import DataError
-from offline.report import render
-from offline.run import checksum, declared
-from offline.simulate import SimulateConfig, simulate
-from offline.staleness import staleness
-from offline.verdict import Kept
-from serving import release, releases
-from serving.embedded import connect_url
+from offline.cli import app
+from offline.config.checks import CheckConfig
+from offline.config.configuration import Config, load
+from offline.config.simulation import SimulateConfig
+from offline.evaluation.report import render
+from offline.nightly.night import Night
+from offline.nightly.run import resolve_reads
+from offline.runtime.errors import ChecksFailed, DataError, ReleaseKept
+from offline.runtime.files import checksum
+from offline.simulation.dataset import simulate
+from offline.studies.staleness import measure_staleness
 from serving.lock import Locked, locked
+from serving.release import registry, release
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from tests.test_service import FAST, ready, served
 
 pytestmark = pytest.mark.nights
@@ -107,8 +108,8 @@ def live(url: str) -> str | None:
 KILLED = """
 import os, signal, sys, traceback
 from pathlib import Path
-from offline.config import load
-from offline.nightly import Night
+from offline.config.configuration import load
+from offline.nightly.night import Night
 config, url, end = load(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
 import lightgbm, torch, text_encoder.train
 names = [s.name for s in Night(config, url).steps]
@@ -219,7 +220,7 @@ def test_each_step_reads_no_more_than_it_declares_and_makes_the_same_bytes_again
         night = night_of(shop, url, **options)
         night.run.directory = tmp_path / name
         night.run.directory.mkdir()
-        step = next(s for s in declared(night.steps) if s.name == name)
+        step = next(s for s in resolve_reads(night.steps) if s.name == name)
         for read in step.reads or ():
             (night.run.directory / read).symlink_to(whole.run.file(read).resolve())
         if name == "release":
@@ -364,7 +365,7 @@ def test_poisoned_data_stop_the_night_with_a_message_that_names_the_cause(
 def test_what_a_person_accepts_only_warns(another: Config, url: str) -> None:
     """--accept prices: the prices did change. The night goes on to its next step."""
     prices_in_cents(another)
-    config = another.model_copy(update={"checks": checks.CheckConfig(accept=("prices",))})
+    config = another.model_copy(update={"checks": CheckConfig(accept=("prices",))})
     night = night_of(config, url)
     night.run.do(night.steps[:2])
     found = json.loads(night.run.file("checks.json").read_text())["findings"]
@@ -388,7 +389,7 @@ def test_shuffled_labels_are_kept_out_by_the_gate(another: Config, first: releas
     moved = [swap.get((r, i), i) if k != "impression" else i for r, i, k in zip(request, item, kind, strict=True)]
     column = table.schema.get_field_index("item_id")
     write_events(another, table.set_column(column, table.schema.field(column), pa.array(moved)))
-    with pytest.raises(Kept, match="were the labels shuffled, or clicks joined to the wrong lists") as kept:
+    with pytest.raises(ReleaseKept, match="were the labels shuffled, or clicks joined to the wrong lists") as kept:
         night_of(another, url)()
     assert kept.value.status == 3
     assert live(url) == first.id
@@ -405,7 +406,7 @@ def test_an_encoder_of_another_dimension_is_harmless(
             "gate": another.gate.model_copy(update={"mode": "shadow"}),
         }
     )
-    with pytest.raises(Kept, match=r"only scored beside the live release \(gate.mode: shadow\)"):
+    with pytest.raises(ReleaseKept, match=r"only scored beside the live release \(gate.mode: shadow\)"):
         night_of(config, url)()
     assert live(url) == first.id
     night = night_of(config, url)
@@ -420,15 +421,15 @@ def test_an_encoder_of_another_dimension_is_harmless(
     with BulkStore(url) as store, served(url, FAST, first.path) as client:
         ready(client)
         for change, expected in (
-            (lambda: releases.promote(config.releases, store, candidate, "try it"), candidate),
-            (lambda: releases.rollback(config.releases, store, "no"), first.id),
+            (lambda: registry.promote(config.releases, store, candidate, "try it"), candidate),
+            (lambda: registry.rollback(config.releases, store, "no"), first.id),
         ):
             assert change().id == expected
             end = time.monotonic() + 20
             while client.get("/health/ready").json()["release"] != expected:
                 assert time.monotonic() < end
                 time.sleep(0.05)
-        made = release.load(config.releases / candidate)
+        made = release.load_release(config.releases / candidate)
         assert made.manifest.dimension == 32
         held = store.read_vectors(made.manifest.encoder_fingerprint, list(made.items.catalogue.item_ids[:3]), 32)
     assert np.isfinite(held).all()
@@ -453,14 +454,13 @@ def _tiny_encoder(path: Path) -> Path:
 FULL = """
 import resource, sys
 from offline.cli import main
-from offline import run
-made = run.reserved
-def full(path, shape):
+from offline.nightly.artefacts import Artefacts
+made = Artefacts.create_array
+def full(self, name, shape):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    return made(path, shape)
+    return made(self, name, shape)
 if sys.argv.pop(1) == "full":
-    import offline.nightly
-    offline.nightly.reserved = full
+    Artefacts.create_array = full
 main()
 """
 
@@ -488,8 +488,8 @@ def test_an_aged_model_is_trained_on_what_was_known_then_and_judged_on_the_same_
 ) -> None:
     """Two days old: its test begins two days before tonight's, and age 0 loses nothing."""
     base = night_of(configured(_copy(shop, tmp_path)), None)
-    base.run.do(base.steps_to("evaluate"))
-    found = staleness(base, [2])
+    base.run_to("evaluate")
+    found = measure_staleness(base, [2])
     assert [p["days"] for p in found] == [0, 2]
     assert found[0]["lost"] == 0
     assert found[1]["lists"] < found[0]["lists"]
@@ -500,7 +500,7 @@ def test_an_aged_model_is_trained_on_what_was_known_then_and_judged_on_the_same_
     page = json.loads(base.run.file("evaluation.json").read_text())
     assert "What age costs" in render({**page, "staleness": found})
     with pytest.raises(DataError, match="ask for fewer --days"):
-        staleness(base, [14])
+        measure_staleness(base, [14])
 
 
 # --- ends of a night
@@ -508,7 +508,7 @@ def test_an_aged_model_is_trained_on_what_was_known_then_and_judged_on_the_same_
 
 @pytest.mark.parametrize(
     ("what", "status"),
-    [(ChecksFailed("poison"), 4), (Kept("worse"), 3), (Locked("busy"), 5), (OSError(28, "No space left"), 7)],
+    [(ChecksFailed("poison"), 4), (ReleaseKept("worse"), 3), (Locked("busy"), 5), (OSError(28, "No space left"), 7)],
 )
 def test_each_end_of_a_night_has_an_exit_status_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], what: Exception, status: int
@@ -516,8 +516,8 @@ def test_each_end_of_a_night_has_an_exit_status_of_its_own(
     def ends() -> None:
         raise what
 
-    monkeypatch.setattr(cli, "app", ends)
+    monkeypatch.setattr(app, "app", ends)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == status
     assert f"shelfwise: {what}"[:20] in capfd.readouterr().err

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.log import F64, GAIN, I64, KINDS
-from offline.simulate import SimulateConfig, simulate
-from offline.simulated_shoppers import examination
+from features.arrays import F64, I64
+from features.log import GAIN, KINDS
+from offline.config.simulation import POSITION_BIAS, SimulateConfig
+from offline.simulation.dataset import simulate
+from ranker.examination import power_law
 from ranker.metrics import tie_break
 from ranker.offpolicy import Estimate, LoggedLists, doubly_robust, ips, places, snips
 
@@ -48,7 +50,7 @@ class Shop:
 
     def value(self, place: I64, k: int) -> float:
         """What an order is truly worth on these lists: utility times the chance that the place is looked at."""
-        seen = examination(int(place.max()) + 1)[place]
+        seen = power_law(int(place.max()) + 1, POSITION_BIAS)[place]
         return float((self.utility * seen)[place < k].sum() / len(self.logged))
 
 

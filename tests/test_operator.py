@@ -12,12 +12,12 @@ import httpx
 import pytest
 import redis
 
-from serving import releases
-from serving.embedded import connect_url
-from serving.judgements import FILE, judgements, write_judgement
-from serving.keys import Keys, new_key
-from serving.operator.page import CHANGE, FILES
+from serving.http.keys import Keys, new_key
+from serving.pages.operator.page import CHANGE, FILES
+from serving.release import registry
+from serving.release.judgements import FILE, read_judgements, write_judgement
 from serving.store import BulkStore
+from serving.store.embedded import connect_url
 from tests.test_release import planted_items, planted_model, publish
 from tests.test_service import FAST, ready, served, until
 
@@ -58,7 +58,7 @@ def root(url: str, tmp_path: Path) -> Path:
         raw.flushall()
         for k, path in enumerate(two):
             write_judgement(tmp_path, gate(path.name, two[0].name if k else None), EVALUATION, DRIFT, AT)
-            releases.promote(tmp_path, store, path.name, "the night's gate let it pass", action="publish")
+            registry.promote(tmp_path, store, path.name, "the night's gate let it pass", action="publish")
     return tmp_path
 
 
@@ -76,7 +76,7 @@ def board(client: httpx.Client) -> dict[str, Any]:
 
 
 def lineage(root: Path) -> list[str]:
-    return releases.lineage(root)
+    return registry.lineage(root)
 
 
 def done(client: httpx.Client) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_the_files_need_no_key_and_what_they_ask_needs_one_for_admin(url: str, r
         live, before = lineage(root)[-1], lineage(root)[0]
         client.post("/v1/operator/rollback", json={"live": live, "reason": "prices are wrong"}).raise_for_status()
         assert done(client)["change"]["state"] == "done"
-        line = releases.history(root)[-1]
+        line = registry.release_history(root)[-1]
         assert (line["action"], line["release"], line["reason"]) == ("rollback", before, "prices are wrong")
         assert line["by"].startswith("boss@"), "the audit names whose key it was"
 
@@ -182,7 +182,7 @@ def test_one_change_at_a_time_until_its_worker_must_be_dead(client: httpx.Client
         ({"reason": None}, 422),
         ({"reason": "x" * 501}, 422),
         ({"live": 7}, 422),
-        ({"surprise": 1}, 422),
+        ({"residual": 1}, 422),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(
@@ -242,7 +242,7 @@ def test_a_night_judged_again_counts_as_it_was_judged_last_and_a_damaged_line_sp
     with (tmp_path / FILE).open("a") as file:
         file.write('{"candidate": "b", "at"')
     write_judgement(tmp_path, gate("a", None, "keep", "worse"), EVALUATION, {"f": float("nan")}, AT)
-    assert [(line["candidate"], line["verdict"]) for line in judgements(tmp_path)] == [("a", "keep")]
+    assert [(line["candidate"], line["verdict"]) for line in read_judgements(tmp_path)] == [("a", "keep")]
 
 
 def test_what_is_no_number_is_null(client: httpx.Client, root: Path) -> None:

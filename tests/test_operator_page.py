@@ -13,11 +13,11 @@ import redis
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from serving import releases
-from serving.judgements import write_judgement
-from serving.keys import Keys, new_key
+from serving.http.keys import Keys, new_key
+from serving.records.timeline import KEPT, TIMELINE, Record
+from serving.release import registry
+from serving.release.judgements import write_judgement
 from serving.store import BulkStore
-from serving.timeline import KEPT, TIMELINE, Record
 from tests.test_operator import AT, DRIFT, EVALUATION, PAGE, gate
 from tests.test_release import planted_items, planted_model, publish
 from tests.test_service import ready, served
@@ -44,7 +44,7 @@ def root(url: str, tmp_path: Path) -> Path:
             said = gate(release, three[k - 1] if k else None, verdict, message)
             write_judgement(tmp_path, said, EVALUATION, DRIFT, AT + k * 86400.0)
         for release in three[:2]:
-            releases.promote(tmp_path, store, release, "the night's gate let it pass", action="publish")
+            registry.promote(tmp_path, store, release, "the night's gate let it pass", action="publish")
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_without_a_key_nothing_is_shown(browser: Browser, address: str) -> None:
 
 
 def test_each_release_stands_with_its_quality_interval_and_what_the_gate_said(page: Page, root: Path) -> None:
-    before, live = releases.lineage(root)
+    before, live = registry.lineage(root)
     article = page.locator("article.release", has=page.locator(".state.live"))
     expect(article).to_have_count(1)
     expect(article.locator("h3")).to_have_text(f"{live} live")
@@ -148,12 +148,12 @@ def test_latency_freshness_degraded_share_quality_and_drift_are_drawn(page: Page
 
 def test_a_rollback_is_asked_for_twice_and_then_live(page: Page, root: Path) -> None:
     """The button opens a question that says what would happen; without a reason, or left, nothing does."""
-    before, live = releases.lineage(root)
+    before, live = registry.lineage(root)
     page.get_by_role("button", name="Roll back").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text(f"Every worker answers from {before} within seconds, and no longer from {live}")
     dialog.get_by_role("button", name="Leave it").click()
-    assert releases.lineage(root) == [before, live]
+    assert registry.lineage(root) == [before, live]
     page.get_by_role("button", name="Roll back").click()
     dialog.get_by_role("button", name="Roll back").click()
     expect(dialog).to_be_visible()  # a reason is needed
@@ -168,7 +168,7 @@ def test_a_rollback_is_asked_for_twice_and_then_live(page: Page, root: Path) -> 
 def test_a_release_that_the_gate_kept_back_is_promoted_by_keyboard_alone_and_the_question_says_so(
     page: Page, root: Path
 ) -> None:
-    kept = next(r.name for r in root.iterdir() if r.is_dir() and r.name not in releases.lineage(root))
+    kept = next(r.name for r in root.iterdir() if r.is_dir() and r.name not in registry.lineage(root))
     button = page.get_by_role("button", name=f"Promote {kept}")
     button.focus()
     page.keyboard.press("Enter")

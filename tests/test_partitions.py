@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from features.history import Histories
 from features.log import KINDS, Events
-from offline import partitions
-from offline.columns import ONCE_WITHIN_US, Growing, Numbers, Once, forget
-from offline.dataset import load
-from offline.layout import EVENTS, EVENTS_FORM, EVENTS_SCHEMA
-from offline.log import LogFiles, histories
-from offline.partitions import DAY_US, Partitions, Storage, by_day, day_name, day_of, micros
-from offline.quarantine import DataError
+from offline.data import partitions
+from offline.data.append_only import DUPLICATE_WINDOW_US, AppendOnlyArrays, Deduplicator, IdEncoder, release_pages
+from offline.data.dataset import load_dataset
+from offline.data.log import LogFiles, user_histories
+from offline.data.partitions import DAY_US, Partitions, Storage, day_name, day_of, split_by_day, to_microseconds
+from offline.data.schema import EVENTS, EVENTS_FORM, EVENTS_SCHEMA
+from offline.runtime.errors import DataError
 from tests.test_dataset import items
 from tests.worlds import START, logs, make_events
 
@@ -55,7 +55,7 @@ def in_days(directory: Path, log: pa.Table, parts: int) -> Path:
     storage = Storage.of(directory)
     for part in range(parts):
         some = log.take(pa.array(range(part, len(log), parts), pa.int64()))
-        for day, of_day in by_day(some, "timestamp"):
+        for day, of_day in split_by_day(some, "timestamp"):
             storage.write_table(day_name(EVENTS, day, f"{part}.parquet"), of_day)
     return directory
 
@@ -77,10 +77,10 @@ def test_however_a_log_is_cut_into_files_and_spans_the_arrays_are_the_same(
         pq.write_table(whole, tmp_path / name / "events.parquet", row_group_size=5)
     for name in ("days", "both"):
         in_days(tmp_path / name, whole.take(pa.array(order)), parts)
-    one = load(tmp_path / "one")
+    one = load_dataset(tmp_path / "one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Partitions.spans, "__defaults__", (*Partitions.spans.__defaults__[:-1], span))
-        others = [load(tmp_path / name) for name in ("one", "days", "both")]
+        others = [load_dataset(tmp_path / name) for name in ("one", "days", "both")]
     for other in others:
         for name in ARRAYS:
             np.testing.assert_array_equal(getattr(other.events, name), getattr(one.events, name), name)
@@ -96,7 +96,9 @@ def test_a_long_log_is_read_a_span_at_a_time(tmp_path: Path) -> None:
     found = list(LogFiles.of(files).events.spans(["event_id", "timestamp"], rows=100))
     assert sum(map(len, found)) == 1000
     assert max(map(len, found)) < 200
-    first_last = [(int(micros(t["timestamp"]).min()), int(micros(t["timestamp"]).max())) for t in found]
+    first_last = [
+        (int(to_microseconds(t["timestamp"]).min()), int(to_microseconds(t["timestamp"]).max())) for t in found
+    ]
     assert all(a[1] < b[0] for a, b in pairwise(first_last)), "one after the other in time"
 
 
@@ -120,10 +122,10 @@ def test_a_part_of_the_time_is_read_from_the_files_that_can_hold_it(tmp_path: Pa
     in_days(tmp_path, table([{"event_id": "late", "timestamp": DAY_US}]), 1)
     assert LogFiles.of(tmp_path, **until).checksums() != before, "what comes late is seen"
     pq.write_table(items(), tmp_path / "items.parquet")
-    cut = load(tmp_path, log=LogFiles.of(tmp_path, since=86400.0, **until))
+    cut = load_dataset(tmp_path, log=LogFiles.of(tmp_path, since=86400.0, **until))
     assert list(cut.event_id) == ["late", "e2"]
     with pytest.raises(DataError, match="no event lies in the time asked for; the log is from 1970-01-01T"):
-        load(tmp_path, log=LogFiles.of(tmp_path, since=86400.0 * 99))
+        load_dataset(tmp_path, log=LogFiles.of(tmp_path, since=86400.0 * 99))
 
 
 @pytest.mark.parametrize(
@@ -158,18 +160,18 @@ def test_the_same_id_for_another_event_is_another_event(tmp_path: Path) -> None:
     pq.write_table(items(), tmp_path / "items.parquet")
     told = [{"event_id": "e", "timestamp": 5}, {"event_id": "e", "timestamp": 6}, {"event_id": "e", "user_id": "v"}]
     in_days(tmp_path, table(told), 1)
-    found = load(tmp_path)
+    found = load_dataset(tmp_path)
     assert list(found.event_id) == ["e", "e"]
     assert sorted(found.events.user_ids) == ["u", "v"]
     assert found.events.at.tolist() == [0.0, 5e-6], "the earliest stays"
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2 * ONCE_WITHIN_US)), max_size=20), st.integers(0, 20))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2 * DUPLICATE_WINDOW_US)), max_size=20), st.integers(0, 20))
 def test_what_is_told_again_within_two_days_counts_once(told: list[tuple[int, int]], cut: int) -> None:
     """In one call or in two: a key counts again where it was last counted more than two days before."""
     told = sorted(told, key=lambda pair: pair[1])
     key, at = np.array([k for k, _ in told], np.uint64), np.array([t for _, t in told], np.int64)
-    once = Once()
+    once = Deduplicator()
     found = np.concatenate([once.first(key[:cut], at[:cut]), once.first(key[cut:], at[cut:])])
     counted: dict[int, int] = {}
     for n, (k, t) in enumerate(told):
@@ -182,7 +184,7 @@ def test_what_is_told_again_within_two_days_counts_once(told: list[tuple[int, in
 
 @given(st.lists(st.lists(st.sampled_from([None, "", "a", "b", "ü", "\x00"]), max_size=6), max_size=6))
 def test_ids_are_numbered_as_they_first_appear(spans: list[list[str | None]]) -> None:
-    numbers, seen = Numbers(), []
+    numbers, seen = IdEncoder(), []
     for n, ids in enumerate(spans):
         code, fresh = numbers.of(pa.array(ids, pa.string()), n)
         seen += list(fresh)
@@ -191,13 +193,13 @@ def test_ids_are_numbered_as_they_first_appear(spans: list[list[str | None]]) ->
 
 
 def test_arrays_that_grow_are_read_as_they_were_given(tmp_path: Path) -> None:
-    with Growing(tmp_path, {"x": np.int32, "none": np.float64}) as grown:
+    with AppendOnlyArrays(tmp_path, {"x": np.int32, "none": np.float64}) as grown:
         grown.append(x=np.arange(3), none=np.empty(0))
         grown.append(x=np.arange(3, 5000))
         held = grown.mapped()
     assert list(tmp_path.iterdir()) == [], "a process that is killed leaves nothing"
     assert held["x"].tolist() == list(range(5000))
-    forget(*held.values())
+    release_pages(*held.values())
     assert held["x"].tolist() == list(range(5000)), "what left memory is read again"
     assert len(held["none"]) == 0
 
@@ -219,7 +221,9 @@ def test_what_is_written_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_day_is_that_of_the_moment_in_utc() -> None:
     late = int(datetime(2026, 1, 31, 23, 59, 59, 999_999, UTC).timestamp() * 1e6)
-    found = list(by_day(table([{"timestamp": late}, {"timestamp": late + 1}, {"timestamp": -1}]), EVENTS_FORM.moment))
+    found = list(
+        split_by_day(table([{"timestamp": late}, {"timestamp": late + 1}, {"timestamp": -1}]), EVENTS_FORM.moment)
+    )
     assert [(day_name("events", day, "x"), len(part)) for day, part in found] == [
         ("events/date=1969-12-31/x", 1),
         ("events/date=2026-01-31/x", 1),
@@ -237,7 +241,7 @@ def test_users_lists_from_files_are_those_from_memory(
     events, at = make_events(log, 3), START + sixth * 86400 / 6
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Events.parts, "__defaults__", (at_once,))
-        found = histories(events, tmp_path_factory.getbasetemp())
+        found = user_histories(events, tmp_path_factory.getbasetemp())
     expected = Histories.of(events)
     for user in range(3):
         for a, b in zip(found.read(user, at), expected.read(user, at), strict=True):

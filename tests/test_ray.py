@@ -15,20 +15,21 @@ import numpy as np
 import pytest
 
 from features.log import Lists
-from offline.config import Config, load
-from offline.engine import LOCAL, Mates, cut
-from offline.importer import import_data
-from offline.nightly import Night
-from offline.progress import OnProgress
-from offline.quarantine import DataError
-from offline.ray_engine import Ray, connected
-from offline.rows import Asked, Block, blocks
-from offline.run import checksum
-from offline.simulate import SimulateConfig, simulate
+from offline.config.configuration import Config, load
+from offline.config.simulation import SimulateConfig
+from offline.ingest.importer import import_data
+from offline.nightly.night import Night
+from offline.runtime.engine import LOCAL, WorkerGroup, split_evenly
+from offline.runtime.errors import DataError
+from offline.runtime.files import checksum
+from offline.runtime.progress import OnProgress
+from offline.runtime.ray_engine import Ray, connected
+from offline.simulation.dataset import simulate
+from offline.training.rows import RowBlock, RowsJob, make_rows
 from ranker.metrics import paired_difference, score_lists, tie_break
 from ranker.trees import Trees
 from tests.test_engine import log_of_days
-from text_encoder import reading
+from text_encoder import texts
 from text_encoder.encoder import load as load_encoder
 
 pytestmark = [
@@ -100,7 +101,7 @@ def test_a_night_on_ray_makes_the_files_of_a_local_night_to_the_byte(local: Nigh
     """From the same data and configuration: the same run, lists, vectors, rows, ranker, and the same release."""
     (tmp_path / "data").symlink_to(local.config.data)
     night = Night(configured(tmp_path), None, engine=engine)
-    night.run.do(night.steps_to("ranker"))
+    night.run_to("ranker")
     assert engine.parts > 1
     assert night.run.directory.name == local.run.directory.name
     names = ("vectors.npy", "zero_shot.npy", "lists.npz", "rows.npy", "baselines.npy", "warm.npy", "ranker.txt")
@@ -109,12 +110,12 @@ def test_a_night_on_ray_makes_the_files_of_a_local_night_to_the_byte(local: Nigh
 
 def test_texts_are_read_in_blocks_by_several_nodes(engine: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three blocks, read by whoever is free: the vectors of a reading here, to the bit."""
-    monkeypatch.setattr(reading, "BLOCK", 32)
+    monkeypatch.setattr(texts, "BLOCK", 32)
     encoder = load_encoder("minilm", max_tokens=16)
-    texts = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(80)]
+    lamps = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(80)]
     here, there = (
-        reading.read(encoder, texts, None, None, lambda _: None, over_blocks).vectors
-        for over_blocks in (reading.one_by_one, engine.map)
+        texts.encode_texts(encoder, lamps, None, None, lambda _: None, over_blocks).vectors
+        for over_blocks in (texts.map_serially, engine.map)
     )
     np.testing.assert_array_equal(there, here)
 
@@ -135,7 +136,7 @@ def ndcg(tested: Lists, score: np.ndarray) -> np.ndarray:
 
 def ranked(night: Night) -> np.ndarray:
     """float64[lists]: ndcg@10 of the night's ranker on its test lists."""
-    x, tested, _ = night.part("test")
+    x, tested, _ = night.artefacts.window_rows("test")
     return ndcg(tested, Trees.parse(night.run.file("ranker.txt").read_text("utf-8")).score(x))
 
 
@@ -146,18 +147,18 @@ def test_two_workers_that_train_together_do_as_well_as_one(local: Night, engine:
     """
     (tmp_path / "data").symlink_to(local.config.data)
     night = Night(configured(tmp_path), None, engine=Ray(engine._ray, workers=2))
-    night.run.do(night.steps_to("ranker"))
+    night.run_to("ranker")
     assert night.run.directory.name != local.run.directory.name
     same = {n: checksum(night.run.file(n)) == checksum(local.run.file(n)) for n in ("zero_shot.npy", "ranker.txt")}
     assert same == {"zero_shot.npy": True, "ranker.txt": False}
-    tested = local.part("test")[1]
+    tested = local.artefacts.window_rows("test").lists
     against_one = paired_difference(ranked(night), ranked(local), tested.user)
     assert against_one.low <= 0 <= against_one.high, against_one
     against_random = paired_difference(ranked(night), ndcg(tested, np.zeros(tested.rows)), tested.user)
     assert against_random.low > 0, against_random
 
 
-def lost_then_damaged(seen: Path, mates: Mates, on_progress: OnProgress) -> str:
+def lost_then_damaged(seen: Path, mates: WorkerGroup, on_progress: OnProgress) -> str:
     begun = len(list(seen.iterdir()))
     (seen / str(begun)).touch()
     if not begun:
@@ -186,12 +187,12 @@ def test_an_error_of_a_part_is_the_error_of_the_night(engine: Ray) -> None:
 class Watched(NamedTuple):
     """Rows to be made, and a directory in which who begins a part leaves a file."""
 
-    asked: Asked
+    asked: RowsJob
     begun: Path
     home: str
 
 
-def held_blocks(watched: Watched, part: range) -> Iterator[Block]:
+def held_blocks(watched: Watched, part: range) -> Iterator[RowBlock]:
     """`blocks`, but on any node other than the first a part waits, once, until a node has been killed."""
     import ray
 
@@ -201,7 +202,7 @@ def held_blocks(watched: Watched, part: range) -> Iterator[Block]:
     until = time.monotonic() + 120
     while node != watched.home and first and not (watched.begun / "killed").exists() and time.monotonic() < until:
         time.sleep(0.05)
-    return blocks(watched.asked, part)
+    return make_rows(watched.asked, part)
 
 
 def test_a_node_killed_midway_costs_time_alone(local: Night, engine: Ray, nodes: Nodes, tmp_path: Path) -> None:
@@ -219,11 +220,11 @@ def test_a_node_killed_midway_costs_time_alone(local: Night, engine: Ray, nodes:
                     return
             time.sleep(0.05)
 
-    asked = Asked(local.replay, local.lists, local.windows.lists("test", local.lists), local.zero_shot, 17, False)
+    asked = RowsJob(local.replay, local.lists, local.windows.lists("test", local.lists), local.zero_shot, 17, False)
     watched = Watched(asked, tmp_path, ray.get_runtime_context().get_node_id())
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    found = list(engine.map(held_blocks, watched, cut(local.lists.start, 6)))
+    found = list(engine.map(held_blocks, watched, split_evenly(local.lists.start, 6)))
     killer.join()
     np.testing.assert_array_equal(np.concatenate([b.rows for b in found]), np.load(local.run.file("rows.npy")))
     np.testing.assert_array_equal(np.concatenate([b.best for b in found]), np.load(local.run.file("baselines.npy")))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import Catalogue
-from features.reading import Values, Words
+from features.text.implied_tags import AttributeValues, ItemWords
 from tests.worlds import make_catalogue
 
 
@@ -31,7 +31,7 @@ def _tagged(tags: list[list[int]], names: int) -> Catalogue:
     )
 
 
-def _amounts(values: Values, item: int) -> dict[int, float]:
+def _amounts(values: AttributeValues, item: int) -> dict[int, float]:
     of = slice(values.start[item], values.start[item + 1])
     return dict(zip(values.value[of].tolist(), values.amount[of].tolist(), strict=True))
 
@@ -41,7 +41,7 @@ def _amounts(values: Values, item: int) -> dict[int, float]:
 
 def test_words_are_letters_and_digits_without_regard_to_case_each_once() -> None:
     """'oak' stands in three texts, 'chair' and '2' in two; what stands in one text alone tells nothing of others."""
-    words = Words.of(["Oak chair, OAK!", "oak_chair 2", "Oak-2 lamp", ""])
+    words = ItemWords.of(["Oak chair, OAK!", "oak_chair 2", "Oak-2 lamp", ""])
     assert words.distinct == 3
     assert [words.word[a:b].tolist() for a, b in zip(words.start[:-1], words.start[1:], strict=True)] == [
         [0, 2],
@@ -53,7 +53,7 @@ def test_words_are_letters_and_digits_without_regard_to_case_each_once() -> None
 
 @given(st.lists(st.text(max_size=30), max_size=8))
 def test_any_text_has_words_in_ascending_order(texts: list[str]) -> None:
-    words = Words.of(texts)
+    words = ItemWords.of(texts)
     assert len(words.start) == len(texts) + 1
     assert words.start[-1] == len(words.word)
     for a, b in zip(words.start[:-1], words.start[1:], strict=True):
@@ -66,7 +66,7 @@ def test_any_text_has_words_in_ascending_order(texts: list[str]) -> None:
 
 def test_without_words_values_are_what_was_entered() -> None:
     """Item 0 has tags 1 and 0, item 1 none, item 2 tag 1, the most common and therefore the first value."""
-    found = Values.of(_tagged([[1, 0], [], [1]], 2))
+    found = AttributeValues.of(_tagged([[1, 0], [], [1]], 2))
     assert [_amounts(found, i) for i in range(3)] == [{0: 1.0, 1: 1.0}, {}, {0: 1.0}]
     assert found.share.tolist() == [0.3, 0.3]
 
@@ -79,7 +79,7 @@ def test_a_tag_is_read_where_the_words_of_those_that_have_it_stand() -> None:
     without, .5 x .5 / .5 / (1 - .5) = 1 deserve it. 'steel': 1.5 / 45 = .03, of which none has it.
     """
     catalogue = _tagged([[0]] * 20 + [[]] * 60, 1)
-    found = Values.of(catalogue, Words.of(["oak"] * 40 + ["steel"] * 40))
+    found = AttributeValues.of(catalogue, ItemWords.of(["oak"] * 40 + ["steel"] * 40))
     assert all(_amounts(found, i) == {0: 1.0} for i in range(40))
     assert not any(_amounts(found, i) for i in range(40, 80))
 
@@ -90,22 +90,22 @@ def test_what_words_say_is_worth_what_it_has_been_worth() -> None:
     Both are in the step from .2 to .25; 20 of 80 have it, a rate of 1 / 4, so a third of those without deserve it.
     """
     catalogue = _tagged([[0]] * 20 + [[]] * 80, 1)
-    found = Values.of(catalogue, Words.of(["oak"] * 80 + ["steel"] * 20))
+    found = AttributeValues.of(catalogue, ItemWords.of(["oak"] * 80 + ["steel"] * 20))
     assert [_amounts(found, i) for i in (0, 20, 99)] == [{0: 1.0}, {0: pytest.approx(1 / 3)}, {}]
 
 
 def test_a_word_of_ones_own_proves_nothing() -> None:
     """Each item has a tag; all have the same words. Left out itself, no item's words say more than any other's."""
     catalogue = _tagged([[k] for k in range(30)], 30)
-    found = Values.of(catalogue, Words.of(["plain words"] * 30))
-    assert [_amounts(found, i) for i in range(30)] == [_amounts(Values.of(catalogue), i) for i in range(30)]
+    found = AttributeValues.of(catalogue, ItemWords.of(["plain words"] * 30))
+    assert [_amounts(found, i) for i in range(30)] == [_amounts(AttributeValues.of(catalogue), i) for i in range(30)]
 
 
 def test_a_category_and_a_brand_are_never_read() -> None:
     """Item 1 has no brand, and every word of those that have one."""
     catalogue = replace(make_catalogue(), tag=np.empty(0, np.int32), tag_start=np.zeros(14, np.int64))
-    read = Values.of(catalogue, Words.of(["the same"] * 12))
-    for a, b in zip(read, Values.of(catalogue), strict=True):
+    read = AttributeValues.of(catalogue, ItemWords.of(["the same"] * 12))
+    for a, b in zip(read, AttributeValues.of(catalogue), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -115,7 +115,7 @@ def test_what_was_entered_stays_and_what_is_read_is_a_part_of_it(seed: int, n: i
     rng = np.random.default_rng(seed)
     catalogue = make_catalogue(n, seed % 1000) if n > 2 else _tagged([[0]] * n, 1)
     texts = [" ".join(f"w{k}" for k in rng.integers(0, 6, rng.integers(0, 5))) for _ in range(n)]
-    entered, read = Values.of(catalogue), Values.of(catalogue, Words.of(texts))
+    entered, read = AttributeValues.of(catalogue), AttributeValues.of(catalogue, ItemWords.of(texts))
     for i in range(n):
         held, found = _amounts(entered, i), _amounts(read, i)
         assert {v for v, amount in found.items() if amount == 1.0} >= set(held)
@@ -126,6 +126,6 @@ def test_the_order_of_items_and_words_does_not_matter() -> None:
     rng = np.random.default_rng(3)
     tags = [sorted(set(rng.integers(0, 4, 2).tolist())) for _ in range(40)]
     texts = [[f"w{k}" for k in (of[0], 9, *rng.integers(4, 9, 2))] for of in tags]
-    turned = Values.of(_tagged(tags[::-1], 4), Words.of([" ".join(t[::-1]) for t in texts[::-1]]))
-    found = Values.of(_tagged(tags, 4), Words.of([" ".join(t) for t in texts]))
+    turned = AttributeValues.of(_tagged(tags[::-1], 4), ItemWords.of([" ".join(t[::-1]) for t in texts[::-1]]))
+    found = AttributeValues.of(_tagged(tags, 4), ItemWords.of([" ".join(t) for t in texts]))
     assert [_amounts(found, i) for i in range(40)] == [_amounts(turned, 39 - i) for i in range(40)]

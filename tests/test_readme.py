@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from offline.config import load
+from offline.config.configuration import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -21,14 +21,18 @@ def test_the_first_screen_names_make_targets_that_exist() -> None:
 
 
 def test_files_named_in_the_tree_exist() -> None:
-    """The tree in reading order names files that are there."""
-    tree = README.split("in reading order")[1]
-    room = ""
+    """The project layout names packages, rooms and files that are there, and every room of the two large packages."""
+    tree = README.split("## Project layout")[1].split("```")[1]
+    package, rooms = "", set()
     for line in tree.splitlines():
         if found := re.match(r"(\w+)/", line):
-            room = found[1]
-        for name in re.findall(r"\b(\w+\.py)\b", line):
-            assert (ROOT / room / name).is_file(), f"{room}/{name}"
+            package = found[1]
+            assert (ROOT / package).is_dir(), package
+        for name in re.findall(r"\b(\w+(?:\.py|/))(?=\s)", line.removeprefix(f"{package}/")):
+            assert (ROOT / package / name).exists(), f"{package}/{name}"
+            rooms.add(f"{package}/{name}")
+    for package in ("offline", "serving"):
+        assert {f"{package}/{p.parent.name}/" for p in (ROOT / package).glob("*/__init__.py")} <= rooms
 
 
 def test_the_mapping_in_the_docs_is_a_configuration() -> None:

@@ -21,13 +21,13 @@ from features.moment import Items
 from features.neighbours import Neighbours
 from features.retrieval import SOURCES, retrieve
 from serving.config import ServiceConfig
-from serving.embedded import connect_url
-from serving.live import Live, prepare
-from serving.manifest import ReleaseError
-from serving.recommendation import Offers
-from serving.release import load
-from serving.rules import Rules
+from serving.ranking.live import Live, prepare
+from serving.ranking.retrieval import CandidateRetriever
+from serving.release.manifest import ReleaseError
+from serving.release.release import load_release
+from serving.rules.rules import Rules
 from serving.store import BulkStore, Event
+from serving.store.embedded import connect_url
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.test_rules import history, rules
 from tests.test_service import FAST, ready, refused, served
@@ -101,7 +101,7 @@ def test_a_recommendation_is_ranked_and_names_the_sources_of_each_item(client: h
 
 def test_it_is_the_ranking_of_what_retrieval_offers_offline(client: httpx.Client, url: str, released: Path) -> None:
     """The same candidates as a rebuilt list would have at that moment, and the scores of /v1/rank for them."""
-    live = Live.of(load(released))
+    live = Live.of(load_release(released))
     with BulkStore(url) as store:
         while (tail := store.tail(live.last)).item_ids:
             live.apply(tail)
@@ -115,8 +115,8 @@ def test_it_is_the_ranking_of_what_retrieval_offers_offline(client: httpx.Client
 
 def test_retrieval_in_service_is_retrieval_offline(released: Path) -> None:
     """For any size, user, and moment: items, order, first source and all sources."""
-    items = load(released).items
-    offers = Offers(items)
+    items = load_release(released).items
+    offers = CandidateRetriever(items)
     for size, known, at in ((3, EMPTY, AT), (20, history((1, Kind.CLICK, 0)), AT + 2 * DAY), (7, history(), AT)):
         mine = asyncio.run(offers.candidates(known, at, size, None))
         theirs = retrieve(items, known, at, size)
@@ -125,9 +125,9 @@ def test_retrieval_in_service_is_retrieval_offline(released: Path) -> None:
 
 def test_what_becomes_popular_is_offered_within_two_seconds(released: Path) -> None:
     """A hundred clicks on red-19: at once the shelves are those of before, three seconds later it stands first."""
-    items = load(released).items
+    items = load_release(released).items
     items = replace(items, state=items.state.copy())
-    offers = Offers(items)
+    offers = CandidateRetriever(items)
     before = asyncio.run(offers.candidates(EMPTY, AT, 1, None)).item.tolist()
     row = IDS.index("red-19")
     assert before != [row]
@@ -145,7 +145,7 @@ def test_what_matches_a_query_is_retrieved_comes_first_and_says_so(client: httpx
         assert parts == pytest.approx(item["score"], abs=1e-9)
         (of_query,) = [r for r in item["reasons"] if r["feature"] == "query"]
         matches = item["item_id"].startswith("blue")
-        assert (of_query["contribution"] > 0) == (of_query["about"] == 'matches "bleu thing"')
+        assert (of_query["contribution"] > 0) == (of_query["text"] == 'matches "bleu thing"')
         assert not matches or (of_query["contribution"] > 0 and "query_words" in item["sources"])
     ranked = recommended(client, route="rank", user_id="u", limit=12, query="bleu thing")
     assert [i.split("-")[0] for i in ids(ranked)] == ["blue"] * 10 + ["red"] * 2

@@ -23,10 +23,10 @@ from features.log import Kind
 from features.neighbours import Neighbours
 from features.segments import Segments
 from features.table import Items, names, rows
-from features.vectors import Vectors
-from features.words import Vocabulary
-from serving.manifest import ReleaseError, as_json, list_releases, read_manifest, release_id
-from serving.release import load, write
+from features.text.vectors import Vectors
+from features.text.vocabulary import Vocabulary
+from serving.release.manifest import ReleaseError, as_json, list_releases, read_manifest, release_id
+from serving.release.release import load_release, write_release
 
 CUT_OFF = 1_700_000_000.0
 COLOURS = ("blue", "red")
@@ -116,7 +116,7 @@ def publish(root: Path, items: Items | None = None, **changed: Any) -> Path:
         "parent": None,
         "created_at": CUT_OFF + 60,
     }
-    return write(root, **(given | changed))
+    return write_release(root, **(given | changed))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 def test_a_loaded_release_gives_the_very_rows_and_scores_it_was_made_of(made: Path, model: str) -> None:
-    items, release = planted_items(), load(made)
+    items, release = planted_items(), load_release(made)
     history = History(
         np.array([3, -1], np.int32),
         np.array([2, 4], np.int8),
@@ -186,7 +186,7 @@ def test_anything_else_makes_another(made: Path, tmp_path: Path, model: str, cha
 
 
 def test_arrays_are_mapped_and_cannot_be_written(made: Path) -> None:
-    items = load(made).items
+    items = load_release(made).items
     for array in (items.vectors.code, items.prior, items.catalogue.price, items.state.value):
         assert type(array) is np.ndarray
         assert not array.flags.writeable
@@ -218,7 +218,7 @@ def test_an_encoder_is_carried_but_nothing_that_could_run(tmp_path: Path, model:
     (encoder / "1_Pooling" / "config.json").write_text("{}")
     made = publish(tmp_path / "good", model_text=model, encoder_dir=encoder)
     assert (made / "encoder" / "1_Pooling" / "config.json").read_text() == "{}"
-    assert "encoder/model.safetensors" in load(made).manifest.files
+    assert "encoder/model.safetensors" in load_release(made).manifest.files
     for name in ("pytorch_model.bin", "modeling.py", "x.PKL"):
         (encoder / name).write_bytes(b"")
         with pytest.raises(
@@ -241,39 +241,39 @@ def test_a_changed_byte_stops_with_both_checksums(copy: Path, name: str) -> None
     with pytest.raises(
         ReleaseError, match=rf"{name} has SHA-256 [0-9a-f]{{64}}, the manifest says [0-9a-f]{{64}}: copy"
     ):
-        load(copy)
+        load_release(copy)
 
 
 def test_a_short_file_stops_with_both_sizes_even_unverified(copy: Path) -> None:
     size = (copy / "ranker.txt").stat().st_size
     os.truncate(copy / "ranker.txt", 10)
     with pytest.raises(ReleaseError, match=f"ranker.txt has 10 bytes, the manifest says {size}: copy"):
-        load(copy, verify=False)
+        load_release(copy, verify=False)
 
 
 def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "arrays" / "prior.npy").unlink()
     with pytest.raises(ReleaseError, match=r"arrays/prior\.npy is missing: copy the release again"):
-        load(copy)
+        load_release(copy)
 
 
 def test_a_directory_without_manifest_is_no_release(tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match=r"is no release: it has no manifest\.json"):
-        load(tmp_path)
+        load_release(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe", b"[" * 100_000])
 def test_a_broken_manifest_is_said_so(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
     with pytest.raises(ReleaseError, match=r"manifest\.json is not a manifest: .*; copy or make the release again"):
-        load(copy)
+        load_release(copy)
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Change the manifest as somebody would who also knows how the id is made."""
     import msgspec
 
-    from serving.manifest import Manifest
+    from serving.release.manifest import Manifest
 
     document = json.loads((path / "manifest.json").read_text())
     change(document)
@@ -287,27 +287,27 @@ def test_an_edited_manifest_disagrees_with_its_id(copy: Path) -> None:
     text = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(text.replace('"ndcg@10": 0.5', '"ndcg@10": 0.9'))
     with pytest.raises(ReleaseError, match=r"id '20231114-\w{10}', but its content makes '20231114-\w{10}'"):
-        load(copy)
+        load_release(copy)
 
 
 def test_another_format_is_named_before_anything_else(copy: Path) -> None:
     (copy / "manifest.json").write_text('{"format": 2, "everything": "different"}')
     with pytest.raises(ReleaseError, match="format 2, this version reads 1: serve it with the version that made it"):
-        load(copy)
+        load_release(copy)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "arrays/../../outside", "a\\b", ""])
 def test_a_path_out_of_the_release_is_refused(copy: Path, name: str) -> None:
     rewrite(copy, lambda m: m["files"].update({name: m["files"]["ranker.txt"]}))
     with pytest.raises(ReleaseError, match="leads out of the release; refused"):
-        load(copy)
+        load_release(copy)
 
 
 def test_a_link_out_of_the_release_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "ranker.txt").rename(tmp_path / "ranker.txt")
     (copy / "ranker.txt").symlink_to(tmp_path / "ranker.txt")
     with pytest.raises(ReleaseError, match="is a link out of the release; refused"):
-        load(copy)
+        load_release(copy)
 
 
 def test_another_schema_stops_with_both_values(copy: Path) -> None:
@@ -315,19 +315,19 @@ def test_another_schema_stops_with_both_values(copy: Path) -> None:
     with pytest.raises(
         ReleaseError, match=r"its rows have schema 0{64} \(\d+ features\), this version makes [0-9a-f]{64} "
     ):
-        load(copy)
+        load_release(copy)
 
 
 def test_an_array_of_another_shape_stops_with_both(copy: Path) -> None:
     rewrite(copy, lambda m: m.update(dimension=8))
     with pytest.raises(ReleaseError, match=r"vector_code\.npy: int8\[21, 16\], expected int8\[21, 8\]"):
-        load(copy)
+        load_release(copy)
 
 
 def resave(path: Path, name: str, array: np.ndarray, allow_pickle: bool = False) -> None:
     file = path / "arrays" / f"{name}.npy"
     np.save(file, array, allow_pickle=allow_pickle)
-    from serving.release import _entry
+    from serving.release.release import _entry
 
     entry = _entry(file)
     rewrite(path, lambda m: m["files"].update({f"arrays/{name}.npy": {"bytes": entry.bytes, "sha256": entry.sha256}}))
@@ -339,25 +339,25 @@ def test_an_array_that_points_nowhere_is_refused(copy: Path) -> None:
     category[0] = 99
     resave(copy, "category", category)
     with pytest.raises(ReleaseError, match=r"category\.npy: holds 0 to 99, expected 0 to 2: make the release again"):
-        load(copy)
+        load_release(copy)
 
 
 def test_segments_of_other_factors_are_refused(copy: Path) -> None:
     resave(copy, "segment_centre", np.zeros((3, 5), np.float32))
     with pytest.raises(ReleaseError, match=r"segment_centre\.npy: 5 columns, expected 4 as factors\.npy has: make the"):
-        load(copy)
+        load_release(copy)
 
 
 def test_a_release_from_before_there_were_segments_has_none(copy: Path) -> None:
     """Its ranker never saw any."""
     rewrite(copy, lambda m: [m["files"].pop(f"arrays/segment_{part}.npy") for part in ("centre", "log_share")])
-    assert len(load(copy).items.segments.centre) == 0
+    assert len(load_release(copy).items.segments.centre) == 0
 
 
 def test_a_pickled_array_is_refused_unread(copy: Path) -> None:
     resave(copy, "prior", np.array([print], object), allow_pickle=True)
     with pytest.raises(ReleaseError, match=r"prior\.npy is no array: .*[Oo]bject"):
-        load(copy)
+        load_release(copy)
 
 
 def test_releases_are_listed_newest_first_and_broken_ones_with_their_problem(tmp_path: Path, model: str) -> None:

@@ -11,12 +11,12 @@ import httpx
 import numpy as np
 import pytest
 
-from offline import retention
-from offline.retention import RetentionConfig
-from serving import releases
-from serving.embedded import connect_url
-from serving.manifest import ReleaseError, read_manifest
+from offline.config.publication import RetentionConfig
+from offline.nightly import retention
+from serving.release import registry
+from serving.release.manifest import ReleaseError, read_manifest
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from tests.test_release import planted_items, planted_model, publish
 from tests.test_service import FAST, ready, served
 
@@ -42,7 +42,7 @@ def three(tmp_path: Path, store: BulkStore) -> list[str]:
     items = planted_items()
     paths = [publish(tmp_path, model_text=planted_model(items, sign=sign)) for sign in (1.0, -1.0, 2.0)]
     for path in paths:
-        releases.publish(tmp_path, store, read_manifest(path), path)
+        registry.publish(tmp_path, store, read_manifest(path), path)
     return [p.name for p in paths]
 
 
@@ -56,18 +56,18 @@ def test_a_rollback_goes_back_along_what_was_live_one_step_each_time(
 ) -> None:
     """Published 1, 2, 3: back to 2, back to 1, and then there is nothing to go back to."""
     assert live(store) == three[2]
-    assert releases.rollback(tmp_path, store, "worse").id == three[1]
-    assert releases.rollback(tmp_path, store, "worse").id == three[0] == live(store)
+    assert registry.rollback(tmp_path, store, "worse").id == three[1]
+    assert registry.rollback(tmp_path, store, "worse").id == three[0] == live(store)
     with pytest.raises(ReleaseError, match="there is no release to go back to"):
-        releases.rollback(tmp_path, store, "worse")
-    assert releases.promote(tmp_path, store, three[2], "better after all").id == three[2]
-    assert releases.previous(tmp_path, three[2]) == three[0], "where it came from, not where it once stood"
+        registry.rollback(tmp_path, store, "worse")
+    assert registry.promote(tmp_path, store, three[2], "better after all").id == three[2]
+    assert registry.previous_release(tmp_path, three[2]) == three[0], "where it came from, not where it once stood"
 
 
 def test_every_change_leaves_a_line_beside_the_releases_and_in_redis(
     tmp_path: Path, store: BulkStore, three: list[str]
 ) -> None:
-    releases.rollback(tmp_path, store, "clicks fell")
+    registry.rollback(tmp_path, store, "clicks fell")
     lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [(n["action"], n["release"], n["before"]) for n in lines] == [
         ("publish", three[0], None),
@@ -80,27 +80,27 @@ def test_every_change_leaves_a_line_beside_the_releases_and_in_redis(
     assert [json.loads(line) for line in store.audited()] == lines
     with (tmp_path / "audit.jsonl").open("a") as file:
         file.write('{"half of a line')
-    releases.unpin(tmp_path, store, "")
-    assert len(releases.history(tmp_path)) == 5, "one that was cut short spoils none after it"
+    registry.unpin(tmp_path, store, "")
+    assert len(registry.release_history(tmp_path)) == 5, "one that was cut short spoils none after it"
 
 
 def test_what_was_rolled_back_is_known_until_a_person_promotes_it(
     tmp_path: Path, store: BulkStore, three: list[str]
 ) -> None:
-    assert releases.rolled_back(tmp_path, three[2]) is None
-    releases.rollback(tmp_path, store, "worse")
-    line = releases.rolled_back(tmp_path, three[2])
+    assert registry.last_rollback(tmp_path, three[2]) is None
+    registry.rollback(tmp_path, store, "worse")
+    line = registry.last_rollback(tmp_path, three[2])
     assert line is not None
     assert line["reason"] == "worse"
-    releases.promote(tmp_path, store, three[2], "sure")
-    assert releases.rolled_back(tmp_path, three[2]) is None
+    registry.promote(tmp_path, store, three[2], "sure")
+    assert registry.last_rollback(tmp_path, three[2]) is None
 
 
 def test_pinned_and_unpinned_the_same_release_stays_live(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
-    releases.promote(tmp_path, store, three[0], "known good", action="pin")
+    registry.promote(tmp_path, store, three[0], "known good", action="pin")
     pinned = store.pointer()
     assert pinned == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=True)
-    assert releases.unpin(tmp_path, store, "fine").id == three[0]
+    assert registry.unpin(tmp_path, store, "fine").id == three[0]
     assert store.pointer() == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=False)
 
 
@@ -108,9 +108,9 @@ def test_a_damaged_or_unknown_release_is_not_promoted(tmp_path: Path, store: Bul
     file = tmp_path / three[0] / "arrays" / "price.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ReleaseError, match=r"price\.npy has SHA-256 .* copy the release again"):
-        releases.promote(tmp_path, store, three[0], "")
+        registry.promote(tmp_path, store, three[0], "")
     with pytest.raises(ReleaseError, match="is no release"):
-        releases.promote(tmp_path, store, "20200101-0000000000", "")
+        registry.promote(tmp_path, store, "20200101-0000000000", "")
     assert live(store) == three[2]
 
 
@@ -124,8 +124,8 @@ def test_old_releases_go_with_their_vectors_but_never_the_live_one_or_the_one_be
     fingerprint = read_manifest(tmp_path / three[0]).encoder_fingerprint
     for name in ("other", fingerprint):
         store.write_vectors(name, ["i000"], np.ones((1, d), np.float32))
-    releases.promote(tmp_path, store, three[1], "")
-    releases.promote(tmp_path, store, three[0], "")
+    registry.promote(tmp_path, store, three[1], "")
+    registry.promote(tmp_path, store, three[0], "")
     (tmp_path / ".making-killed").mkdir()
     retention.remove_old(tmp_path, store, KEPT)
     left = {p.name for p in tmp_path.iterdir()}
@@ -169,7 +169,7 @@ def test_a_rollback_reaches_every_worker_within_five_seconds_and_no_request_fail
         ready(one)
         ready(two)
         assert of(one) == of(two) == three[2]
-        releases.rollback(tmp_path, store, "worse")
+        registry.rollback(tmp_path, store, "worse")
         end = time.monotonic() + 5
         while {of(one), of(two)} != {three[1]}:
             assert time.monotonic() < end

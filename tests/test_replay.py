@@ -12,9 +12,9 @@ from features import replay
 from features.context import NO_DEVICE, Context, Device
 from features.history import Histories
 from features.log import Kind
-from features.replay import _last_shown
+from features.replay import _most_recently_shown
 from features.table import names, rows
-from features.vectors import Vectors
+from features.text.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay
 
 MOMENTS = [d * DAY for d in (0.0, 1.0, 3.0, 5.0, 5.0, 8.0)]
@@ -82,7 +82,7 @@ def test_a_row_has_the_vectors_of_the_last_encoder_made_before_it() -> None:
     plain = make_replay(make_events([], 3), (2.0, 4.0))
     other, third = plain.vectors[::-1].copy(), -plain.vectors
     revised = replace(plain, revised=((START + 2 * DAY, other), (START + 4 * DAY, third)))
-    found = {r.number: r.items.vectors.code for r in revised.readings(LISTS)}
+    found = {r.number: r.items.vectors.code for r in revised.snapshots(LISTS)}
     for number, at in enumerate(MOMENTS):
         expected = plain.vectors if at < 2 * DAY else other if at < 4 * DAY else third
         np.testing.assert_array_equal(found[number], Vectors.quantise(expected).code)
@@ -94,9 +94,9 @@ def test_evidence_is_of_those_shown_something_last_however_far_back_that_is(monk
     rows_ = [(d * DAY, u, 1, Kind.IMPRESSION, d) for d, u in enumerate((0, 1, 2, 3, 4, 0))]
     events = make_events([*rows_, (6 * DAY, 1, 1, Kind.CLICK, -1)], 5)
     monkeypatch.setattr(replay, "PART_ROWS", 2)
-    assert _last_shown(events, 3) == [0, 4, 3]
-    assert _last_shown(events, 99) == [0, 4, 3, 2, 1]
-    assert _last_shown(events.before(START), 3) == []
+    assert _most_recently_shown(events, 3) == [0, 4, 3]
+    assert _most_recently_shown(events, 99) == [0, 4, 3, 2, 1]
+    assert _most_recently_shown(events.before(START), 3) == []
 
 
 def test_what_neighbours_are_made_of_is_the_newest_of_every_user() -> None:

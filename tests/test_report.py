@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from offline import report
-from offline.report import data, models, plots, policies, results
+from offline.evaluation import report
+from offline.evaluation.report import data, models, off_policy, plots, results
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect"}
 HOSTILE = (
@@ -173,7 +173,7 @@ def page() -> str:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots left empty, for rules about words alone: drawing is most of the time."""
-    for module in (plots, data, models, policies, results):
+    for module in (plots, data, models, off_policy, results):
         monkeypatch.setattr(module, "plot", lambda _, caption, *__: f"<figure>{caption}</figure>")
 
 

@@ -15,9 +15,9 @@ from features.history import EMPTY, Histories, History
 from features.log import Kind
 from features.moment import Items
 from features.neighbours import Neighbours
-from features.prior import click_rate_prior, standardised
-from features.retrieval import SOURCES, popularity, retrieve
-from features.vectors import Vectors
+from features.prior import click_rate_prior, standardize
+from features.retrieval import SOURCES, recent_popularity, retrieve
+from features.text.vectors import Vectors
 from tests.worlds import DAY, START, logs, make_catalogue, make_events, make_replay, make_vectors
 
 NOW = START + 10 * DAY
@@ -115,7 +115,7 @@ def test_popularity_counts_engagements_of_late_and_no_impressions() -> None:
         np.array([Kind.CLICK, Kind.CART, Kind.IMPRESSION], np.int8),
         np.full(3, NOW - 7 * DAY),
     )
-    np.testing.assert_allclose(popularity(items, np.array([0, 1, -1], np.int32), NOW), [2 * 0.5, 0, 0])
+    np.testing.assert_allclose(recent_popularity(items, np.array([0, 1, -1], np.int32), NOW), [2 * 0.5, 0, 0])
 
 
 @settings(max_examples=30, deadline=None)
@@ -173,5 +173,5 @@ def test_no_prior_is_learnt_without_both_impressions_and_clicks(kind: Kind) -> N
 def test_a_standardised_column_has_mean_0_and_deviation_1_and_gaps_at_the_mean() -> None:
     """1, 3 and a gap: mean 2, deviation 1; a constant column is 0; 1e300 and -1e300 are 1 and -1."""
     numbers = np.array([[1, 7, 1e300], [3, 7, -1e300], [np.nan, 7, np.nan]])
-    np.testing.assert_allclose(standardised(numbers), [[-1, 0, 1], [1, 0, -1], [0, 0, 0]])
-    assert standardised(np.empty((4, 0))).shape == (4, 0)
+    np.testing.assert_allclose(standardize(numbers), [[-1, 0, 1], [1, 0, -1], [0, 0, 0]])
+    assert standardize(np.empty((4, 0))).shape == (4, 0)

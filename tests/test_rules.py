@@ -20,13 +20,13 @@ from features.history import EMPTY, History
 from features.log import Kind
 from features.moment import Items
 from features.neighbours import Neighbours
-from features.vectors import Vectors
-from offline.config import ConfigError, load
+from features.text.vectors import Vectors
+from offline.config.configuration import ConfigError, load
 from ranker.rerank import diverse, placed, within_cap
-from serving.conditions import Attributes, RuleError
+from serving.api.rankings import RecommendRequest
 from serving.config import ServiceConfig
-from serving.rules import Applied, Diversity, Plan, Ranked, Ruled, Rules
-from serving.schema import RecommendRequest
+from serving.rules.conditions import Attributes, RuleError
+from serving.rules.rules import Applied, Diversity, Plan, Ranked, Ruled, Rules
 from tests.worlds import DAY, START, make_catalogue, make_vectors
 
 NOW = START + 10 * DAY

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from offline.run import Run, Step, checksum, declared, write_json
+from offline.nightly.run import Run, Step, resolve_reads
+from offline.runtime.files import checksum, write_json
 from serving.lock import Locked, locked
 
 ROOT = Path(__file__).parent.parent
@@ -104,8 +105,8 @@ def test_each_step_records_the_checksums_of_what_it_read_and_made(tmp_path: Path
 def test_a_step_may_only_read_what_an_earlier_one_makes(tmp_path: Path) -> None:
     steps = Plan(tmp_path).steps()
     with pytest.raises(ValueError, match=r"step 'a' reads 'c\.txt', which no step before it makes"):
-        declared([steps[0]._replace(reads=["c.txt"])])
-    assert declared([steps[0], steps[1]._replace(reads=None)])[1].reads == ("a.txt",), "None is all before it"
+        resolve_reads([steps[0]._replace(reads=["c.txt"])])
+    assert resolve_reads([steps[0], steps[1]._replace(reads=None)])[1].reads == ("a.txt",), "None is all before it"
 
 
 def test_a_plan_says_what_is_left_and_what_it_took_last_time_and_changes_nothing(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_damaged_record_is_said_and_every_step_done_again(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from offline.run import Run, Step
+from offline.nightly.run import Run, Step
 
 run = Run(Path(sys.argv[1]), {"seed": 1})
 def a(on_progress):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode, openapi
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from serving.keys import SCOPES, Keys, new_key
+from serving.http.keys import SCOPES, Keys, new_key
 from tests.test_service import EVERY, FAST, click, ready, refused, releases, served, url
 
 __all__ = ["releases", "url"]

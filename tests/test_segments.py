@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.segments import SEGMENTS, Segments, segments
-from features.taste import Evidence, leaning, odds
+from features.segments import SEGMENTS, Segments, fit_segments
+from features.taste import Evidence, logits, taste_posterior_mean
 
 NONE = np.empty(0, np.int32)
 
 
 def test_a_taste_is_drawn_to_the_segments_that_explain_it() -> None:
-    """One item at 2, surprise 0.5, curvature 0.25: precision 1.8 and pull 1, as without segments.
+    """One item at 2, residual 0.5, curvature 0.25: precision 1.8 and pull 1, as without segments.
 
     Two of equal share, at 1 and -1: they explain it by (1 + 1)^2 / 3.6 - 1/2 and (1 - 1)^2 / 3.6 - 1/2, so the first
     has the chance 1 / (1 + e^(-4 / 3.6)), and the taste is (1 + chance - (1 - chance)) / 1.8.
     """
     two = Segments(np.array([[1.0], [-1.0]], np.float32), np.log(np.array([0.5, 0.5], np.float32)))
     factor = np.array([[2.0], [0.0]], np.float32)
-    found = leaning(factor, *two, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
+    found = taste_posterior_mean(factor, *two, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
     chance = 1 / (1 + math.exp(-4 / 3.6))
     assert found == pytest.approx([2 * chance / 1.8])
 
@@ -36,15 +36,15 @@ def test_a_taste_is_the_mean_of_a_mixture(seed: int, d: int, k: int, shown: int)
     factor, centre = rng.normal(size=(20, d)).astype(np.float32), rng.normal(size=(k, d)).astype(np.float32)
     share = rng.dirichlet(np.ones(k)).astype(np.float32) + np.float32(1e-3)
     item = rng.integers(0, 19, shown).astype(np.int32)
-    surprise, curvature = rng.uniform(-1, 1, shown), rng.uniform(0, 0.25, shown)
+    residual, curvature = rng.uniform(-1, 1, shown), rng.uniform(0, 0.25, shown)
     x = factor[item].astype(np.float64)
     mean = curvature @ x
     precision = np.eye(d) + (x.T * curvature) @ x - np.outer(mean, mean) / (1 + curvature.sum())
-    each = np.linalg.solve(precision, (surprise @ x + centre).T).T
+    each = np.linalg.solve(precision, (residual @ x + centre).T).T
     log = np.log(share) - (centre.astype(np.float64) ** 2).sum(axis=1) / 2
-    log += ((surprise @ x + centre) * each).sum(axis=1) / 2
+    log += ((residual @ x + centre) * each).sum(axis=1) / 2
     weight = np.exp(log - log.max())
-    found = leaning(factor, centre, np.log(share), item, surprise, curvature, 3.0, NONE)
+    found = taste_posterior_mean(factor, centre, np.log(share), item, residual, curvature, 3.0, NONE)
     np.testing.assert_allclose(found, weight @ each / weight.sum(), rtol=1e-5, atol=1e-6)
 
 
@@ -60,24 +60,24 @@ def _crowds(shoppers: int) -> list[Evidence]:
 
 def test_who_shows_a_little_of_a_crowd_is_expected_to_share_the_rest_of_it() -> None:
     """He clicked item 0 and nothing more is known: 1 to 3 gain and 4 to 7 lose, which no factor says."""
-    found = segments(FACTOR, _crowds(2000))
+    found = fit_segments(FACTOR, _crowds(2000))
     clicked = (np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
     every = np.arange(8, dtype=np.int32)
-    crowd = odds(FACTOR, every, leaning(FACTOR, *found, *clicked))
+    crowd = logits(FACTOR, every, taste_posterior_mean(FACTOR, *found, *clicked))
     assert crowd[1:4].min() > 0.5
     assert crowd[4:].max() < -0.5
-    assert not odds(FACTOR, every, leaning(FACTOR, *Segments.none(), *clicked))[1:].any()
+    assert not logits(FACTOR, every, taste_posterior_mean(FACTOR, *Segments.none(), *clicked))[1:].any()
 
 
 def test_shares_are_of_all_shoppers_and_centres_where_their_tastes_are() -> None:
-    found = segments(FACTOR, _crowds(2000))
+    found = fit_segments(FACTOR, _crowds(2000))
     assert found.centre.shape == (SEGMENTS, 8)
     assert np.exp(found.log_share).sum() == pytest.approx(1)
     assert np.exp(found.log_share) @ (found.centre[:, :4].sum(axis=1) > 0) == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_same_evidence_makes_the_same_segments() -> None:
-    a, b = (segments(FACTOR, _crowds(100)) for _ in range(2))
+    a, b = (fit_segments(FACTOR, _crowds(100)) for _ in range(2))
     np.testing.assert_array_equal(a.centre, b.centre)
     np.testing.assert_array_equal(a.log_share, b.log_share)
 
@@ -85,17 +85,17 @@ def test_the_same_evidence_makes_the_same_segments() -> None:
 @pytest.mark.parametrize("shoppers", [0, 1, 39])
 def test_few_shoppers_make_no_segments(shoppers: int) -> None:
     """Twenty for each of two are the fewest."""
-    assert len(segments(FACTOR, _crowds(shoppers)).centre) == 0
-    assert len(segments(FACTOR, _crowds(40)).centre) == 2
+    assert len(fit_segments(FACTOR, _crowds(shoppers)).centre) == 0
+    assert len(fit_segments(FACTOR, _crowds(40)).centre) == 2
 
 
 def test_there_are_no_segments_without_factors() -> None:
-    assert len(segments(np.empty((9, 0), np.float32), _crowds(100)).centre) == 0
+    assert len(fit_segments(np.empty((9, 0), np.float32), _crowds(100)).centre) == 0
 
 
 def test_shoppers_all_alike_are_one_crowd_at_any_number_of_segments() -> None:
     """Every one was shown the same and clicked the same: no start has points apart, and nothing is divided by zero."""
     same = [Evidence(np.arange(4, dtype=np.int32), np.array([0.5, -0.5, 0.5, -0.5]), np.full(4, 0.25))] * 100
-    found = segments(FACTOR, same)
+    found = fit_segments(FACTOR, same)
     assert np.isfinite(found.centre).all()
     assert np.isfinite(found.log_share).all()

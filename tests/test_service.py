@@ -29,15 +29,20 @@ from hypothesis import strategies as st
 
 from features.log import Kind
 from features.table import rows
+from serving.api.decoding import split_body
+from serving.api.events import Accepted, accept
+from serving.api.problem import Problem
+from serving.api.rankings import rank_request
 from serving.app import create_app, limits
 from serving.clock import ClockError, clock_of
 from serving.config import ServiceConfig
-from serving.embedded import connect_url
-from serving.keys import Keys
-from serving.live import Follower
-from serving.release import load
-from serving.schema import Accepted, Problem, accept, rank_request, several
-from serving.store import POINTER, BulkStore, Event, Pointer, Store, record
+from serving.http.keys import Keys
+from serving.ranking.follower import Follower
+from serving.release.release import load_release
+from serving.store import BulkStore, Event, Pointer, Store
+from serving.store.embedded import connect_url
+from serving.store.layout import POINTER
+from serving.store.users import record
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 
 FAST = ServiceConfig(poll_s=0.05, reload_s=0.1, redis_timeout_s=1)
@@ -144,7 +149,7 @@ def test_the_very_next_ranking_knows_of_an_event(client: httpx.Client) -> None:
 
 
 def test_a_served_score_is_that_of_the_same_rows_made_offline(url: str, releases: list[Path]) -> None:
-    at, release = CUT_OFF + 100.25, load(releases[0])
+    at, release = CUT_OFF + 100.25, load_release(releases[0])
     candidates = [*EVERY[5:15], "unheard of", "unheard of too"]
     events = [Event(f"p{n}", Kind.CART, "u", EVERY[3 * n], at - n - 1) for n in range(4)]
     state = release.items.state.copy()
@@ -203,17 +208,17 @@ def test_explained_items_say_what_moved_them_and_what_they_are_like(client: http
     answer = client.post("/v1/rank", json={"user_id": "u", "explain": True, "limit": 3}).json()
     assert len(answer["items"]) == 3
     for item in answer["items"]:
-        assert ("because_you_viewed" in item) == (item["item_id"] != "red-01"), "an item is not because of itself"
+        assert ("because" in item) == (item["item_id"] != "red-01"), "an item is not because of itself"
         if item["item_id"] != "red-01":
-            because = item["because_you_viewed"]
-            assert (because["item_id"], because["title"]) == ("red-01", "A red-01 thing")
+            because = item["because"]
+            assert (because["item_id"], because["title"], because["event"]) == ("red-01", "A red-01 thing", "click")
             assert FAST.because_cosine <= because["cosine"] <= 1
-        assert all(set(r) == {"feature", "contribution", "about"} and r["about"] for r in item["reasons"])
+        assert all(set(r) == {"feature", "contribution", "text"} and r["text"] for r in item["reasons"])
         sizes = [abs(r["contribution"]) for r in item["reasons"]]
         assert 0 < len(sizes) <= FAST.reasons
         assert sizes == sorted(sizes, reverse=True)
     nobody = client.post("/v1/rank", json={"candidates": ["red-01", "z"], "explain": True}).json()["items"]
-    assert not any("because_you_viewed" in i for i in nobody)
+    assert not any("because" in i for i in nobody)
 
 
 def test_an_event_sent_again_counts_once(client: httpx.Client) -> None:
@@ -712,7 +717,7 @@ def test_any_body_is_taken_or_refused_and_never_fails(body: bytes) -> None:
     with contextlib.suppress(Problem):
         rank_request(body)
     with contextlib.suppress(Problem):
-        for raw in several(body, 1000):
+        for raw in split_body(body, 1000):
             for found in accept(raw, CUT_OFF, 60):
                 if isinstance(found, Accepted):
                     event = found.event

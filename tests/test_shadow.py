@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import spearmanr
 
-from offline.collect import collect
-from offline.quarantine import DataError
-from offline.retention import RetentionConfig, remove_old
-from offline.shadow import as_json, compare
-from serving import releases as known
-from serving.live import Live
-from serving.manifest import ReleaseError
-from serving.served import decoded
-from serving.shadow import agreement
+from offline.config.publication import RetentionConfig
+from offline.data.collection import collect
+from offline.evaluation.shadow import compare_shadow, to_json
+from offline.nightly.retention import remove_old
+from offline.runtime.errors import DataError
+from serving.ranking.live import Live
+from serving.ranking.shadow import agreement
+from serving.records.served import decode_served
+from serving.release import registry as known
+from serving.release.manifest import ReleaseError
 from serving.store import SERVED, BulkStore, Pointer
 from tests.test_collect import data
 from tests.test_guard import counted
@@ -51,7 +52,7 @@ def test_both_scores_of_every_list_are_logged_and_the_answer_is_the_live_ones(
     """The second release likes the opposite of what the first likes: the orders correlate by less than 0, and a
     shopper who takes what the live release puts first makes it right on every list."""
     known.promote(releases[0].parent, store, releases[0].name, "a test")
-    known.shadow(releases[0].parent, store, releases[1].name, "a test")
+    known.start_shadow(releases[0].parent, store, releases[1].name, "a test")
     with served(url, ALL.model_copy(update={"explore": 0.5})) as client:
         ready(client)
         shadowed(client, releases[1])
@@ -66,7 +67,7 @@ def test_both_scores_of_every_list_are_logged_and_the_answer_is_the_live_ones(
         until(lambda: store.length(SERVED) == 6)
         assert counted(client)["shelfwise_shadow_total", "scored"] == 6
     for _, entry in store.entries(SERVED, b"l"):
-        record = decoded(entry)
+        record = decode_served(entry)
         assert record.shadow is not None
         assert record.shadow.release == releases[1].name
         score = np.frombuffer(record.shadow.score)
@@ -76,18 +77,18 @@ def test_both_scores_of_every_list_are_logged_and_the_answer_is_the_live_ones(
         assert record.shadow.correlation < 0
         assert record.shadow.ms > 0 < record.shadow.live_ms
     with pytest.raises(DataError, match="no list was scored by a release in shadow; put one there"):
-        compare(data)
+        compare_shadow(data)
     collect(data, store)
-    found = compare(data)
+    found = compare_shadow(data)
     assert (found.release, found.live, found.lists) == (releases[1].name, (releases[0].name,), 6)
     assert found.correlation[2] < 0
     assert found.quality is not None
     assert found.quality.live == 1.0, "the click is at the first place of each list"
     assert found.quality.difference.high < 0
     assert found.worth["live"].value > 0, "half of the lists had neighbours exchanged by chance"
-    json.dumps(as_json(found))
+    json.dumps(to_json(found))
     with pytest.raises(DataError, match="no list was scored by another"):
-        compare(data, "another")
+        compare_shadow(data, "another")
 
 
 def test_a_release_in_shadow_that_cannot_score_costs_no_answer_and_no_line_of_the_log(
@@ -110,7 +111,7 @@ def test_a_release_in_shadow_that_cannot_score_costs_no_answer_and_no_line_of_th
             assert client.post("/v1/rank", json={"user_id": "u", "candidates": EVERY}).status_code == 200
         until(lambda: store.length(SERVED) == 3)
         assert counted(client)["shelfwise_shadow_total", "failed"] == 3
-    assert all(decoded(entry).shadow is None for _, entry in store.entries(SERVED, b"l"))
+    assert all(decode_served(entry).shadow is None for _, entry in store.entries(SERVED, b"l"))
 
 
 def test_more_lists_than_it_has_time_for_are_logged_without_and_counted(
@@ -135,7 +136,7 @@ def test_more_lists_than_it_has_time_for_are_logged_without_and_counted(
         dropped = counted(client)["shelfwise_shadow_total", "dropped"]
         assert 0 < dropped <= 50 - 32
     # A batch cut off by the end is written again; `collect` keeps one of each.
-    assert len({decoded(entry).request_id for _, entry in store.entries(SERVED, b"l")}) == 50
+    assert len({decode_served(entry).request_id for _, entry in store.entries(SERVED, b"l")}) == 50
 
 
 def test_no_list_is_scored_twice_for_a_share_of_none_for_the_live_release_or_when_it_has_ended(
@@ -144,11 +145,11 @@ def test_no_list_is_scored_twice_for_a_share_of_none_for_the_live_release_or_whe
     root = releases[0].parent
     known.promote(root, store, releases[0].name, "a test")
     with pytest.raises(ReleaseError, match=r"is live: a release in shadow is another one"):
-        known.shadow(root, store, releases[0].name, "a test")
+        known.start_shadow(root, store, releases[0].name, "a test")
     with pytest.raises(ReleaseError, match="no release is in shadow"):
-        known.unshadow(root, store, "a test")
-    known.shadow(root, store, releases[1].name, "why")
-    assert known.history(root)[-1] | {"at": "", "by": ""} == {
+        known.stop_shadow(root, store, "a test")
+    known.start_shadow(root, store, releases[1].name, "why")
+    assert known.release_history(root)[-1] | {"at": "", "by": ""} == {
         "at": "",
         "action": "shadow",
         "release": releases[1].name,
@@ -163,16 +164,16 @@ def test_no_list_is_scored_twice_for_a_share_of_none_for_the_live_release_or_whe
     with served(url, ALL) as client:
         ready(client)
         shadowed(client, releases[1])
-        known.unshadow(root, store, "done")
+        known.stop_shadow(root, store, "done")
         shadowed(client, None)
         client.post("/v1/rank", json={"candidates": EVERY})
-        known.shadow(root, store, releases[1].name, "again")
+        known.start_shadow(root, store, releases[1].name, "again")
         shadowed(client, releases[1])
         known.promote(root, store, releases[1].name, "it is better")
         assert store.shadow() is None, "what is live is in nobody's shadow"
         until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
         client.post("/v1/rank", json={"candidates": EVERY})
-    assert [decoded(entry).shadow for _, entry in store.entries(SERVED, b"l")] == [None] * 3
+    assert [decode_served(entry).shadow for _, entry in store.entries(SERVED, b"l")] == [None] * 3
 
 
 def test_a_release_in_shadow_is_not_removed(store: BulkStore, releases: list[Path], tmp_path: Path) -> None:

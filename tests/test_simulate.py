@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from features.log import GAIN, KINDS
-from features.words import words_in
-from offline.simulate import SimulateConfig, SimulationSummary, opened, simulate
-from offline.simulated_products import Products, products
-from offline.simulated_shop import DEVICES_IN_USE
-from offline.simulated_shoppers import Mood, Response, Shoppers, examination, response
-from offline.vocabulary import ATTRIBUTES, BRANDS, CIRCLES, DEPARTMENTS, FACETS
+from features.text.vocabulary import tokenize
+from offline.config.simulation import POSITION_BIAS, SimulateConfig
+from offline.simulation.dataset import SimulationSummary, open_shop, simulate
+from offline.simulation.products import Products, make_products
+from offline.simulation.shop import DEVICES_IN_USE
+from offline.simulation.shoppers import Mood, Response, Shoppers, response
+from offline.simulation.vocabulary import ATTRIBUTES, BRANDS, CIRCLES, DEPARTMENTS, FACETS
+from ranker.examination import power_law
 
 SMALL = SimulateConfig(items=40, users=30, days=3, lists_per_user_day=0.5, new_items_per_day=3)
 FILES = ("items", "events", "truth")
@@ -83,12 +85,12 @@ def test_of_a_shop_that_goes_on_only_the_log_is_written(tmp_path: Path) -> None:
     written = Shop(GOES_ON, tmp_path)
     assert written.events.timestamp.max() < GOES_ON.end
     assert written.items.available_from.max() < GOES_ON.end
-    assert len(written.items) < len(opened(GOES_ON).stock)
+    assert len(written.items) < len(open_shop(GOES_ON).stock)
     assert written.summary.items == len(written.items)
 
 
 def test_a_shop_opened_again_has_the_days_that_were_written(tmp_path: Path) -> None:
-    written, again = Shop(GOES_ON, tmp_path), opened(GOES_ON)
+    written, again = Shop(GOES_ON, tmp_path), open_shop(GOES_ON)
     days = [again.day(day) for day in range(GOES_ON.days)]
     ids = again.stock.table["item_id"].to_pylist()
     assert [ids[item] for day in days for item in day.item.tolist()] == written.events.item_id.tolist()
@@ -96,7 +98,7 @@ def test_a_shop_opened_again_has_the_days_that_were_written(tmp_path: Path) -> N
 
 def test_what_arrives_on_a_day_is_offered_the_next(tmp_path: Path) -> None:
     """Later days have all that was there before, and each item stands on the page of its department."""
-    shop = opened(GOES_ON)
+    shop = open_shop(GOES_ON)
     arrived = np.array([(shop.opening_us + d * 86_400_000_000) for d in range(7)])
     for day in range(7):
         offered = shop.offered(day, -1)
@@ -123,9 +125,9 @@ def test_some_lists_answer_what_was_typed_and_those_who_seek_click_what_they_sou
     searched = query["first"].notna()
     assert 0.22 < searched.mean() < 0.28
     # Of the products shown to a search, those with a sought word in the title are clicked more.
-    titles = dict(zip(found.items.item_id, found.items.title.map(lambda t: set(words_in(t))), strict=True))
+    titles = dict(zip(found.items.item_id, found.items.title.map(lambda t: set(tokenize(t))), strict=True))
     rows = shown[shown["query"].notna()]
-    holds = np.array([bool(titles[i] & set(words_in(q))) for i, q in zip(rows.item_id, rows["query"], strict=True)])
+    holds = np.array([bool(titles[i] & set(tokenize(q))) for i, q in zip(rows.item_id, rows["query"], strict=True)])
     pairs = set(zip(clicked.request_id, clicked.item_id, strict=True))
     took = np.array([pair in pairs for pair in zip(rows.request_id, rows.item_id, strict=True)])
     assert took[holds].mean() > 2 * took[~holds].mean()
@@ -134,8 +136,8 @@ def test_some_lists_answer_what_was_typed_and_those_who_seek_click_what_they_sou
 def test_people_type_attributes_and_things_and_slip_now_and_then(tmp_path: Path) -> None:
     """Some words are in no product's title, as synonyms and slips are; most are."""
     found = Shop(SimulateConfig(searches=0.5), tmp_path)
-    known = {w for title in found.items.title for w in words_in(title)}
-    typed = [w for q in found.events["query"].dropna().unique() for w in words_in(q)]
+    known = {w for title in found.items.title for w in tokenize(title)}
+    typed = [w for q in found.events["query"].dropna().unique() for w in tokenize(q)]
     assert 0.8 < np.mean([w in known for w in typed]) < 0.97
     assert np.mean([any(n in q for d in DEPARTMENTS for n in d.nouns) for q in found.events["query"].dropna()]) > 0.5
 
@@ -325,7 +327,7 @@ def test_many_shoppers_have_a_past_to_learn_from(shop: Shop) -> None:
 
 def test_the_upper_places_are_looked_at_more() -> None:
     """(1 + position)^-0.3: the first place always, the eighth at 8^-0.3 = 2^-0.9."""
-    looked = examination(24)
+    looked = power_law(24, POSITION_BIAS)
     assert looked[[0, 7]] == pytest.approx([1, 2**-0.9])
     assert (np.diff(looked) < 0).all()
 
@@ -489,7 +491,7 @@ def test_text_and_numbers_are_missing_here_and_there(shop: Shop) -> None:
 
 def test_taste_can_be_read_from_the_text() -> None:
     """The words of an attribute stand in the text of items that have it, and seldom elsewhere, in one department."""
-    stock = products(np.random.default_rng(3), 400, np.zeros(1, np.int64), 0)
+    stock = make_products(np.random.default_rng(3), 400, np.zeros(1, np.int64), 0)
     rows = np.flatnonzero(stock.department == np.bincount(stock.department).argmax())
     text = [
         f"{t} {d or ''}"

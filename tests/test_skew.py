@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 from features.decay import ItemState
 from features.log import KINDS
 from features.table import Items
-from offline.cli import app
-from offline.collect import collect
-from offline.quarantine import DataError
-from offline.skew import compare
-from serving.release import load
+from offline.cli.app import app
+from offline.data.collection import collect
+from offline.evaluation.skew import compare_rows
+from offline.runtime.errors import DataError
+from serving.release.release import load_release
 from serving.store import SERVED, STREAM, BulkStore, Event, Pointer
 from tests.test_collect import data
 from tests.test_release import CUT_OFF, planted_items, publish
@@ -113,10 +113,10 @@ def test_a_clean_run_has_no_skew_to_the_bit(shop: tuple[httpx.Client, BulkStore,
     client, store, data = shop
     shopped(client, store)
     collect(data, store)
-    found = compare(data, release.parent)
+    found = compare_rows(data, release.parent)
     assert (found.lists, found.rows, dict(found.left_out)) == (6, 6 * 20, {})
     assert [f.name for f in found.features if f.differ] == []
-    assert len(found.features) == len(load(release).manifest.feature_names)
+    assert len(found.features) == len(load_release(release).manifest.feature_names)
     assert {f.verdict(0) for f in found.features} == {"equal"}
 
 
@@ -129,7 +129,7 @@ def test_a_planted_skew_is_found_by_its_feature_and_fails_the_command(
     collect(data, store)
     (part,) = (data / "served").glob("date=*/*.parquet")
     table = pq.read_table(part, partitioning=None)
-    names = load(release).manifest.feature_names
+    names = load_release(release).manifest.feature_names
     price = names.index("item_price")
     changed = []
     for row in table["rows"].to_pylist():
@@ -137,7 +137,7 @@ def test_a_planted_skew_is_found_by_its_feature_and_fails_the_command(
         held[:, price] = held[:, price].round()
         changed.append(held.tobytes())
     pq.write_table(table.set_column(table.column_names.index("rows"), "rows", pa.array(changed, pa.binary())), part)
-    found = {f.name: f for f in compare(data, release.parent).features}
+    found = {f.name: f for f in compare_rows(data, release.parent).features}
     assert found["item_price"].verdict(0.01) == "SKEW"
     assert found["item_price"].beyond == 1.0
     assert 0 < found["item_price"].largest <= 0.5, "rounding moves by at most a half"
@@ -164,7 +164,7 @@ def test_events_that_never_reached_the_log_are_a_skew_of_what_counts_them(
     collect(data, store)
     for part in (data / "events").glob("date=*/*.parquet"):
         part.unlink()
-    skewed = {f.name for f in compare(data, release.parent).features if f.beyond > 0}
+    skewed = {f.name for f in compare_rows(data, release.parent).features if f.beyond > 0}
     assert skewed >= {"item_clicks_1h", "item_views_30d", "repeat_engagements", "user_session_events"}
     assert skewed.isdisjoint({"item_price", "item_age", "item_prior", "hour", "device"})
 
@@ -172,9 +172,9 @@ def test_events_that_never_reached_the_log_are_a_skew_of_what_counts_them(
 def test_lists_that_cannot_be_compared_are_said_so(shop: tuple[httpx.Client, BulkStore, Path], release: Path) -> None:
     client, store, data = shop
     with pytest.raises(DataError, match="holds no list with feature rows"):
-        compare(data, release.parent)
+        compare_rows(data, release.parent)
     client.post("/v1/rank", json={"user_id": "u1"})
     until(lambda: store.length(SERVED) == 1)
     collect(data, store)
     with pytest.raises(DataError, match="1 lists: their release is not there any more"):
-        compare(data, data)
+        compare_rows(data, data)

@@ -21,20 +21,11 @@ from hypothesis import strategies as st
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Events, Kind
-from serving.embedded import EmbeddedError, connect_url
-from serving.store import (
-    DUPLICATES_S,
-    POINTER,
-    START,
-    STREAM,
-    BulkStore,
-    Event,
-    Pointer,
-    Store,
-    StoreAway,
-    StoreCorrupt,
-    event_hash,
-)
+from serving.store import DUPLICATES_S, START, STREAM, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store.embedded import EmbeddedError, connect_url
+from serving.store.errors import StoreCorrupt
+from serving.store.layout import POINTER
+from serving.store.users import event_hash
 
 NOW = 1_700_000_000.0
 ITEMS = ["a", "b", "é", "z"]
@@ -395,7 +386,7 @@ import sys, time
 from pathlib import Path
 from serving.app import serve
 from serving.config import ServiceConfig
-from serving.embedded import connect_url
+from serving.store.embedded import connect_url
 with connect_url(None, Path(sys.argv[1])) as url:
     print(url, flush=True)
     {work}

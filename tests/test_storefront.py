@@ -11,15 +11,15 @@ import pytest
 import redis
 
 from features.log import Kind
-from serving.embedded import connect_url
-from serving.keys import Keys, new_key
+from serving.http.keys import Keys, new_key
+from serving.pages.storefront.page import FILES
 from serving.store import BulkStore, Event
-from serving.storefront.page import FILES
+from serving.store.embedded import connect_url
 from tests.test_recommend import AT, IDS, released
 from tests.test_service import FAST, ready, served
 
 OPEN = FAST.model_copy(update={"storefront": True})
-PAGE = Path("serving/storefront")
+PAGE = Path("serving/pages/storefront")
 __all__ = ["released"]
 
 

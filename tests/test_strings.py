@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.strings import Places, Strings
+from features.kernels.strings import Places, Strings
 
 any_text = st.text(st.characters(), max_size=20) | st.sampled_from(["", "\0", "a\0b", "\ud800", "é", "a", "ab", "b"])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offline.config import load
-from offline.nightly import Night
-from offline.simulate import SimulateConfig, simulate
-from offline.study import Study
+from offline.config.configuration import load
+from offline.config.simulation import SimulateConfig
+from offline.nightly.night import Night
+from offline.simulation.dataset import simulate
+from offline.studies.study import Study
 
 QUICK = "encoder: {mode: frozen, max_tokens: 16}\nranker: {trees: 8, min_data_in_leaf: 10}\n"
 
@@ -21,7 +22,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     config = load(directory / "quick.yaml", workspace=directory / "workspace")
     simulate(SimulateConfig(items=60, users=60, days=8, seed=3, end="2024-06-01T00:00:00Z"), config.data)
     made = Night(config, None)
-    made.run.do(made.steps_to("evaluate"))
+    made.run_to("evaluate")
     return made
 
 
@@ -32,7 +33,7 @@ def study(night: Night) -> Study:
 
 def test_without_a_change_the_test_figure_is_the_nights_own(night: Night, study: Study) -> None:
     """Trained again by the same settings, on the same rows: the mean that the report shows."""
-    shown = night.json("evaluation.json")["systems"]["ranker"]["all"]
+    shown = night.artefacts.json("evaluation.json")["systems"]["ranker"]["all"]
     found = study.ndcg("test")
     assert len(found) == shown["lists"] == len(study.lists("test"))
     assert found.mean() == pytest.approx(shown["ndcg@10"], abs=1e-12)

@@ -14,9 +14,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline import cli
-from offline.importer import DataError, ImportConfig, ImportSummary, validate
-from offline.suggestion import suggested
+from offline.cli import app
+from offline.ingest.importer import DataError, ImportConfig, ImportSummary, validate
+from offline.ingest.suggestion import suggest
 from tests import invoices
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ def table(path: Path, rows: list[dict[str, Any]], delimiter: str = ",", encoding
 
 
 def imported(source: Path) -> tuple[str, ImportSummary]:
-    text = suggested(source)
+    text = suggest(source)
     return text, validate(read(text), NOW)
 
 
@@ -76,7 +76,7 @@ def test_invoices_of_a_shop_are_mapped_whole_and_what_is_doubtful_is_said(tmp_pa
 @pytest.mark.skipif(not RAW.is_file(), reason="the real data of ../shared/data is not here")
 def test_a_real_export_is_mapped_as_a_person_mapped_it() -> None:
     """The columns of the suggestion are those of docs/examples/online_retail.yaml."""
-    mine = yaml.safe_load(suggested(RAW))["import"]["events"][0]
+    mine = yaml.safe_load(suggest(RAW))["import"]["events"][0]
     theirs = yaml.safe_load((Path(__file__).parents[1] / "docs/examples/online_retail.yaml").read_text())
     theirs = theirs["import"]["events"][0]
     assert mine["columns"] == theirs["columns"]
@@ -148,21 +148,21 @@ def test_whether_day_or_month_comes_first_is_told_by_the_rows_or_asked(
 ) -> None:
     """A 13 cannot be a month; where there is none, both are named."""
     rows = [{"user": "u", "item": "i", "date": day} for day in days]
-    assert f"timestamp_format: '{form}'{remark}\n" in suggested(table(tmp_path / "e.csv", rows))
+    assert f"timestamp_format: '{form}'{remark}\n" in suggest(table(tmp_path / "e.csv", rows))
 
 
 def test_json_lines_and_metarank_files_are_looked_at_too(tmp_path: Path) -> None:
     """JSON lines by their keys; Metarank's events need no mapping, and that is said."""
     line = {"customer": "u1", "sku": "a", "ts": 1_700_000_000, "action": "click"}
     (tmp_path / "clicks.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, "sku": "b"}) + "\n")
-    assert yaml.safe_load(suggested(tmp_path / "clicks.jsonl"))["import"]["events"][0]["columns"] == {
+    assert yaml.safe_load(suggest(tmp_path / "clicks.jsonl"))["import"]["events"][0]["columns"] == {
         "user_id": "customer",
         "timestamp": "ts",
         "event": "action",
         "item_id": "sku",
     }
     (tmp_path / "m.jsonl").write_text('{"event": "item", "id": "1", "timestamp": "1700000000000", "item": "a"}\n')
-    text = suggested(tmp_path / "m.jsonl")
+    text = suggest(tmp_path / "m.jsonl")
     assert "metarank's events: they need no mapping" in text
     assert read(text).events[0].path == tmp_path / "m.jsonl"
 
@@ -170,16 +170,16 @@ def test_json_lines_and_metarank_files_are_looked_at_too(tmp_path: Path) -> None
 def test_what_cannot_be_guessed_is_said_with_what_there_is(tmp_path: Path) -> None:
     """No item, no time, no shopper: the columns there are, and where to read on."""
     with pytest.raises(DataError, match=r"a.csv: no column looks like our item_id. It has: x, y. Write the `import`"):
-        suggested(table(tmp_path / "a.csv", [{"x": 1, "y": 2}]))
+        suggest(table(tmp_path / "a.csv", [{"x": 1, "y": 2}]))
     with pytest.raises(DataError, match=r"b.csv: no column looks like our timestamp. It has: user, item"):
-        suggested(table(tmp_path / "b.csv", [{"user": 1, "item": 2}]))
+        suggest(table(tmp_path / "b.csv", [{"user": 1, "item": 2}]))
     with pytest.raises(DataError, match=r"no file with a column of shoppers is here.*looked at: c.csv"):
-        suggested(table(tmp_path / "c.csv", [{"sku": 1, "title": 2}]))
+        suggest(table(tmp_path / "c.csv", [{"sku": 1, "title": 2}]))
     with pytest.raises(DataError, match="there is no such file or folder"):
-        suggested(tmp_path / "nowhere.csv")
+        suggest(tmp_path / "nowhere.csv")
     many = [{"user": 1, "item": 2, "time": 3, "type": f"kind {k}"} for k in range(31)]
     with pytest.raises(DataError, match="taken for the kind of event holds 31 different values, as 'kind 0'"):
-        suggested(table(tmp_path / "d.csv", many))
+        suggest(table(tmp_path / "d.csv", many))
 
 
 @given(
@@ -199,7 +199,7 @@ def test_a_suggestion_is_always_a_mapping_the_importer_takes(
     ] * 2
     path = table(tmp_path_factory.mktemp("any") / "o: 'rders' #1.csv", rows)
     try:
-        text = suggested(path)
+        text = suggest(path)
     except DataError:
         return  # a file that cannot be read as CSV
     assert read(text).events[0].path == path
@@ -215,7 +215,7 @@ def test_the_command_prints_what_can_be_saved_as_it_is(
     def said(*arguments: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["shelfwise", *arguments])
         with pytest.raises(SystemExit):
-            cli.main()
+            app.main()
         return capfd.readouterr()
 
     out, _ = said("import", "raw.csv.gz", "--suggest")

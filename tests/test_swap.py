@@ -11,9 +11,9 @@ import pytest
 
 from features.history import EMPTY
 from features.table import rows
-from serving.embedded import connect_url
-from serving.release import load
+from serving.release.release import load_release
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from tests.bench.clients import connected, posted
 from tests.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.test_service import FAST, ready, served, until
@@ -25,7 +25,7 @@ CANDIDATES = [*planted_items().catalogue.item_ids, "unheard of"]
 
 def scores_of(release: Path) -> dict[str, float]:
     """What the release says of each candidate, for nobody in particular; made without the service."""
-    made = load(release)
+    made = load_release(release)
     table = rows(made.items, EMPTY, made.items.catalogue.rows(CANDIDATES), AT)
     return dict(zip(CANDIDATES, made.trees.score(table).tolist(), strict=True))
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from features.catalogue import Catalogue
 from features.log import Kind
 from features.moment import Moment
-from features.reading import Values, Words
 from features.segments import Segments
-from features.taste import DIMENSIONS, Evidence, factors, leaning, odds
+from features.taste import DIMENSIONS, Evidence, fit_factors, logits, taste_posterior_mean
+from features.text.implied_tags import AttributeValues, ItemWords
 from tests.worlds import DAY, START, make_catalogue, make_events, make_replay, make_vectors
 
 NONE = np.empty(0, np.int32)
@@ -22,20 +22,20 @@ ONE = Segments.none()
 
 
 def _factors(catalogue: Catalogue, vectors: np.ndarray, clicks: np.ndarray, evidence: list[Evidence]) -> np.ndarray:
-    return factors(catalogue, Values.of(catalogue), vectors, clicks, evidence)
+    return fit_factors(catalogue, AttributeValues.of(catalogue), vectors, clicks, evidence)
 
 
-def _evidence(items: list[int], surprise: list[float], curvature: list[float]) -> Evidence:
-    return Evidence(np.array(items, np.int32), np.array(surprise), np.array(curvature))
+def _evidence(items: list[int], residual: list[float], curvature: list[float]) -> Evidence:
+    return Evidence(np.array(items, np.int32), np.array(residual), np.array(curvature))
 
 
 # --- a user's taste ---
 
 
 def test_a_taste_is_the_mean_of_its_posterior() -> None:
-    """One item at 2 with surprise 0.5 and curvature 0.25: precision 1 + 0.25 x 4 - 0.5^2 / 1.25 = 1.8, pull 1."""
+    """One item at 2 with residual 0.5 and curvature 0.25: precision 1 + 0.25 x 4 - 0.5^2 / 1.25 = 1.8, pull 1."""
     factor = np.array([[2.0], [0.0]], np.float32)
-    found = leaning(factor, *ONE, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
+    found = taste_posterior_mean(factor, *ONE, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
     assert found == pytest.approx([1 / 1.8])
 
 
@@ -43,7 +43,7 @@ def test_what_was_engaged_with_elsewhere_pulls_from_the_shops_usual_click() -> N
     """As above, and item 1 at 3: pull 1 + 3, and the evidence within the lists counts (1 + 1 / 2) times: 1 + 1.2."""
     factor = np.array([[2.0], [3.0], [0.0]], np.float32)
     other = np.array([1], np.int32)
-    found = leaning(factor, *ONE, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 2.0, other)
+    found = taste_posterior_mean(factor, *ONE, np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 2.0, other)
     assert found == pytest.approx([4 / (1 + 1.5 * 0.8)])
 
 
@@ -53,21 +53,21 @@ def test_a_taste_is_what_a_library_solves(seed: int, d: int, shown: int, other: 
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(20, d)).astype(np.float32)
     item, elsewhere = (rng.integers(0, 19, k).astype(np.int32) for k in (shown, other))
-    surprise, curvature = rng.uniform(-1, 1, shown), rng.uniform(0, 0.25, shown)
+    residual, curvature = rng.uniform(-1, 1, shown), rng.uniform(0, 0.25, shown)
     x = factor[item].astype(np.float64)
     mean = curvature @ x
     precision = (x.T * curvature) @ x - np.outer(mean, mean) / (1 + curvature.sum())
     expected = np.linalg.solve(
-        np.eye(d) + (1 + other / 3.0) * precision, surprise @ x + factor[elsewhere].astype(np.float64).sum(axis=0)
+        np.eye(d) + (1 + other / 3.0) * precision, residual @ x + factor[elsewhere].astype(np.float64).sum(axis=0)
     )
-    found = leaning(factor, *ONE, item, surprise, curvature, 3.0, elsewhere)
+    found = taste_posterior_mean(factor, *ONE, item, residual, curvature, 3.0, elsewhere)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_odds_are_the_product_and_nan_for_an_unknown_item() -> None:
     """(1, 2) x (3, -1) = 1; the last row is the unknown item's, which has none."""
     factor = np.array([[1.0, 2.0], [0.0, 0.0]], np.float32)
-    found = odds(factor, np.array([0, -1], np.int32), np.array([3.0, -1.0]))
+    found = logits(factor, np.array([0, -1], np.int32), np.array([3.0, -1.0]))
     assert found[0] == 1.0
     assert np.isnan(found[1])
 
@@ -85,8 +85,8 @@ def test_items_liked_together_come_to_point_the_same_way_though_nothing_describe
     """Two crowds, one for items 0 to 5 and one for the rest; texts and tags are drawn without regard to that."""
     half = (np.arange(12) < 6).astype(float)
     made = _factors(make_catalogue(), make_vectors(), np.zeros(13), _planted(200, np.array([half, 1 - half])))
-    crowd = leaning(made, *ONE, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
-    found = odds(made, np.arange(12, dtype=np.int32), crowd)
+    crowd = taste_posterior_mean(made, *ONE, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
+    found = logits(made, np.arange(12, dtype=np.int32), crowd)
     # The other three of the crowd before all six of the other.
     assert found[3:6].min() > found[6:].max()
 
@@ -104,8 +104,8 @@ def test_an_item_nobody_was_shown_stands_where_its_description_puts_it() -> None
     likes = np.isin(shown, [0, 3, 6]).astype(float)
     evidence = [_evidence(shown, (s * (likes - 0.3)).tolist(), [0.25] * 11) for s in (1, -1) * 100]
     made = _factors(catalogue, vectors, np.zeros(13), evidence)
-    taste = leaning(made, *ONE, np.array([0, 6], np.int32), np.ones(2), np.full(2, 0.25), 1.0, NONE)
-    assert odds(made, np.array([9], np.int32), taste)[0] > 0
+    taste = taste_posterior_mean(made, *ONE, np.array([0, 6], np.int32), np.ones(2), np.full(2, 0.25), 1.0, NONE)
+    assert logits(made, np.array([9], np.int32), taste)[0] > 0
 
 
 def test_a_tag_that_only_words_tell_counts_as_an_entered_one_does() -> None:
@@ -127,11 +127,13 @@ def test_a_tag_that_only_words_tell_counts_as_an_entered_one_does() -> None:
     )
     evidence = [_evidence(tagged, (s * (oak[tagged] - 0.5)).tolist(), [0.25] * 30) for s in (1, -1) * 20]
     none, clicks = np.full((n + 1, 3), np.nan, np.float32), np.zeros(n + 1)
-    words = Words.of([f"{'oak' if o else 'steel'} thing" for o in oak])
-    for values, told in ((Values.of(catalogue), False), (Values.of(catalogue, words), True)):
-        made = factors(catalogue, values, none, clicks, evidence)
-        taste = leaning(made, *ONE, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE)
-        found = odds(made, np.arange(n, dtype=np.int32), taste)
+    words = ItemWords.of([f"{'oak' if o else 'steel'} thing" for o in oak])
+    for values, told in ((AttributeValues.of(catalogue), False), (AttributeValues.of(catalogue, words), True)):
+        made = fit_factors(catalogue, values, none, clicks, evidence)
+        taste = taste_posterior_mean(
+            made, *ONE, np.arange(3, dtype=np.int32), np.full(3, 0.5), np.full(3, 0.25), 1.5, NONE
+        )
+        found = logits(made, np.arange(n, dtype=np.int32), taste)
         assert (found[15:20].min() > found[35:].max()) is np.True_ if told else np.allclose(found[15:20], found[35:])
 
 
@@ -160,7 +162,7 @@ def _liking(seed: int) -> float:
         clicked = rng.uniform(size=30) < 1 / (1 + np.exp(-likes[item]))
         evidence.append(Evidence(item, clicked - 0.5, np.full(30, 0.25)))
     made, other = _factors(catalogue, text, np.zeros(n + 1), evidence), np.arange(shown, n, dtype=np.int32)
-    found = [odds(made, other, leaning(made, *ONE, *e, 15.0, NONE)) for e in evidence]
+    found = [logits(made, other, taste_posterior_mean(made, *ONE, *e, 15.0, NONE)) for e in evidence]
     return float(np.mean([np.corrcoef(f, t[shown:])[0, 1] for f, t in zip(found, truth, strict=True)]))
 
 
@@ -214,8 +216,8 @@ def test_who_clicked_one_kind_is_expected_to_click_it_again() -> None:
     items, every = replay.items_at(at), np.arange(12, dtype=np.int32)
     for user in (0, 1):
         moment = Moment(items, replay.histories.read(user, at), every, at)
-        assert moment.leaning is not None
-        found = odds(items.factors, every, moment.leaning)
+        assert moment.taste_posterior is not None
+        found = logits(items.factors, every, moment.taste_posterior)
         assert found[every % 2 == user].min() > found[every % 2 != user].max()
 
 
@@ -232,4 +234,4 @@ def test_nobody_has_a_taste_before_he_was_shown_anything() -> None:
     items = make_replay(make_events([(0.0, 0, 1, Kind.CLICK, -1)], 1)).items_at(START + DAY)
     replay = make_replay(make_events([(0.0, 0, 1, Kind.CLICK, -1)], 1))
     moment = Moment(items, replay.histories.read(0, START + DAY), np.arange(3, dtype=np.int32), START + DAY)
-    assert moment.leaning is None
+    assert moment.taste_posterior is None

@@ -20,14 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from features.history import Histories
-from features.interest import weights
+from features.history import Histories, engagement_weights
 from features.log import Events, Kind
 from text_encoder import checkpoint, encoder, trainer
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, load
 from text_encoder.examples import Examples, examples
-from text_encoder.objective import Batch, Engaged, loss, pooled, quality
+from text_encoder.objective import Batch, EngagedItems, loss, pooled, quality
 from text_encoder.text import DEFAULT_TEMPLATE, item_texts
 from text_encoder.towers import UpperLayers
 from text_encoder.train import FineTuned, fine_tune
@@ -246,7 +245,7 @@ def test_histories_are_those_that_serving_reads(rows: list) -> None:
     histories = Histories.of(events)
     for row in range(len(found)):
         read = histories.read(int(found.user[row]), float(found.at[row]))
-        weight = weights(read.kind, found.at[row] - read.at)
+        weight = engagement_weights(read.kind, found.at[row] - read.at)
         kept = (read.item >= 0) & (read.item != found.target[row])
         has = found.history_weight[row] > 0
         assert found.history[row][has].tolist() == read.item[kept].tolist()
@@ -473,7 +472,7 @@ def test_the_loss_is_a_softmax_over_the_targets_with_log_q_taken_off() -> None:
     part = tiny([[0], [3]], [1, 2], [0, 1], [[-1], [-1]])
     log_q = np.log(np.array([1, 0.5, 0.25, 1], np.float32))
     vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]]), dim=1)
-    found = loss(vectors, Batch.of(part, Engaged(part, 4), NONE, log_q), temperature=0.5, skipped_weight=0)
+    found = loss(vectors, Batch.of(part, EngagedItems(part, 4), NONE, log_q), temperature=0.5, skipped_weight=0)
     # user 0: cosines with items 1, 2 are 1/sqrt(2), 0; user 1: 0, 1. Odds are exp(cosine / 0.5) / q.
     a, b = math.exp(math.sqrt(2)) / 0.5, 1 / 0.25
     c, d = 1 / 0.5, math.exp(2) / 0.25
@@ -482,17 +481,17 @@ def test_the_loss_is_a_softmax_over_the_targets_with_log_q_taken_off() -> None:
 
 def test_what_a_user_engaged_with_is_no_negative_for_them() -> None:
     part = tiny([[0], [1]], [1, 2], [7, 7], [[-1], [-1]])  # one user: 0 -> 1 -> 2
-    found = loss(AXES, Batch.of(part, Engaged(part, 4), NONE, np.zeros(4, np.float32)), 0.1, 0)
+    found = loss(AXES, Batch.of(part, EngagedItems(part, 4), NONE, np.zeros(4, np.float32)), 0.1, 0)
     assert float(found) == pytest.approx(0, abs=1e-6)  # nothing is left but the targets
 
 
 def test_skips_stand_against_the_target_unless_engaged_with_elsewhere() -> None:
     part = tiny([[0], [0]], [1, 1], [0, 1], [[3, 2], [-1, -1]])
-    batch = Batch.of(part, Engaged(part, 4), NONE, np.zeros(4, np.float32))
+    batch = Batch.of(part, EngagedItems(part, 4), NONE, np.zeros(4, np.float32))
     # One candidate: the softmax is 0. Target and two skips at cosine 0 each: log 3, times the weight of the term.
     assert float(loss(AXES, batch, 0.1, 0.2)) == pytest.approx(0.2 * math.log(3), rel=1e-5)
     liked = tiny([[0], [0]], [1, 3], [0, 0], [[3, 2], [-1, -1]])
-    assert Batch.of(liked, Engaged(liked, 4), NONE, np.zeros(4, np.float32)).skipped[0].tolist() == [-1, 2]
+    assert Batch.of(liked, EngagedItems(liked, 4), NONE, np.zeros(4, np.float32)).skipped[0].tolist() == [-1, 2]
 
 
 def test_quality_ranks_all_items_with_text_but_those_of_the_history() -> None:

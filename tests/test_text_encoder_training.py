@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from tests.test_text_encoder import CONFIG, NO_PROJECTION, TEXTS, minilm, planted, tiny
-from text_encoder import reading, scalars
+from text_encoder import scalars, texts
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Bend, Encoder, load
 from text_encoder.examples import Examples
 from text_encoder.lora import Adapted, adapt, merge
-from text_encoder.reading import BudgetSpent, read
+from text_encoder.texts import BudgetSpent, encode_texts
 from text_encoder.towers import UpperLayers
 from text_encoder.train import fine_tune
 from text_encoder.trainer import Clock, Data, Epoch, Trainer, _log_q
@@ -239,8 +239,8 @@ def test_a_model_that_knows_no_mask_is_refused(minilm: Encoder) -> None:
 def test_a_budget_too_small_to_read_the_catalogue_is_an_error_and_the_next_run_goes_on(
     minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_SMALLEST_PART", 12)
-    monkeypatch.setattr(reading, "BLOCK", 4)
+    monkeypatch.setattr(texts, "_SMALLEST_PART", 12)
+    monkeypatch.setattr(texts, "BLOCK", 4)
     poor = config(budget_s=1e-6)
     refusal = r"budget_s is 1e-06.*: 12 of 32 texts were read.*all need about.*raise encoder.budget_s"
     with pytest.raises(BudgetSpent, match=refusal):
@@ -251,15 +251,15 @@ def test_a_budget_too_small_to_read_the_catalogue_is_an_error_and_the_next_run_g
     assert found.stopped_by == "budget"
     np.testing.assert_array_equal(
         found.zero_shot,
-        read(minilm, TEXTS, None, None, lambda _: None).with_missing(
-            read(minilm, TEXTS, None, None, lambda _: None).vectors
+        encode_texts(minilm, TEXTS, None, None, lambda _: None).with_missing(
+            encode_texts(minilm, TEXTS, None, None, lambda _: None).vectors
         ),
     )
 
 
 def test_texts_are_read_in_any_order_into_the_items_order(minilm: Encoder) -> None:
     texts = ["tea", "", "a much longer text about tea", "tea", "zoom lens"]
-    found = read(minilm, texts, None, Clock(60.0), lambda _: None)
+    found = encode_texts(minilm, texts, None, Clock(60.0), lambda _: None)
     np.testing.assert_allclose(found.with_missing(found.vectors), minilm.encode(texts), atol=1e-6)
     assert found.readable.tolist() == [True, False, True, True, True]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.embedded import connect_url
-from serving.metrics import FRESHNESS_S, LATENCY_S, Metrics
+from serving.records.metrics import FRESHNESS_S, LATENCY_S, Metrics
+from serving.records.timeline import TIMELINE, Minute, Record, Timeline, counted, minutes, quantile
 from serving.store import Store
-from serving.timeline import TIMELINE, Minute, Record, Timeline, counted, minutes, quantile
+from serving.store.embedded import connect_url
 
 NOW = 1_700_000_040.0  # a whole minute
 N_LATENCY, N_FRESHNESS = len(LATENCY_S) + 1, len(FRESHNESS_S) + 1

@@ -13,20 +13,19 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from features.log import Lists
-from features.table import FEATURES
-from offline import cli
-from offline import tune as tuning
-from offline.ablate import GROUPS, ablate, group_of, grouped
-from offline.config import load
-from offline.duration import seconds
-from offline.quarantine import DataError
-from offline.simulate import SimulateConfig, simulate
-from offline.tune import LABEL_GAINS, STUDY, Fold, Tuned, folds, fragment, tune, verdict
+from features.table import FEATURES, Feature, groups, in_group
+from offline.cli import app
+from offline.cli.terminal import seconds
+from offline.config.configuration import load
+from offline.config.simulation import SimulateConfig
+from offline.runtime.errors import DataError
+from offline.simulation.dataset import simulate
+from offline.studies import tuning
+from offline.studies.ablation import ablate
+from offline.studies.tuning import LABEL_GAINS, STUDY, Fold, Tuned, fragment, make_folds, summarize, tune
 from ranker.train import RankerConfig
 from tests.worlds import make_lists
 
@@ -35,6 +34,9 @@ QUICK = RankerConfig(trees=8, leaves=31, early_stopping_rounds=4, min_data_in_le
 DUMB = QUICK.model_copy(update={"min_data_in_leaf": 100_000})
 COLUMNS = ("noise", "signal", "more_noise")
 SIZE = 6
+
+
+STARS = Feature("item_stars", "stars", "as given", "no stars", lambda m: 0.0, "attributes")
 
 
 def planted(n: int, first: int, columns: int = 3, signal: int = 1, most: int = 1) -> tuple[np.ndarray, Lists]:
@@ -108,8 +110,8 @@ def test_lists_of_one_moment_cannot_be_cut() -> None:
 
 
 def _folds(part: Any) -> tuple[Fold, ...]:
-    made, columns = folds(SimpleNamespace(part=part, replay=SimpleNamespace(features=FEATURES)))  # type: ignore[arg-type]
-    assert columns == tuple(f.name for f in FEATURES)
+    made, features = make_folds(SimpleNamespace(window_rows=part, replay=SimpleNamespace(features=FEATURES)))  # type: ignore[arg-type]
+    assert features == FEATURES
     return made
 
 
@@ -121,7 +123,7 @@ def test_settings_that_cannot_learn_are_bettered_and_surely_so(tmp_path: Path) -
     assert found.gain.low > 0
     assert found.is_sure
     assert found.config.min_data_in_leaf < 1000
-    assert verdict(found).endswith(": better.")
+    assert summarize(found).endswith(": better.")
 
 
 def test_the_fragment_is_a_configuration(tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_another_seed_draws_other_settings(tmp_path: Path) -> None:
 def test_without_time_the_first_settings_stay(tmp_path: Path) -> None:
     found = tuned(tmp_path, most=None, budget_s=0)
     assert (found.changed, found.config, found.gain.difference) == ({}, QUICK, 0)
-    assert verdict(found) == "No setting out of 0 trials was better than the first ones."
+    assert summarize(found) == "No setting out of 0 trials was better than the first ones."
     assert yaml.safe_load((tmp_path / "tuned.yaml").read_text("utf-8")) == {"ranker": {}}
 
 
@@ -246,41 +248,25 @@ def test_a_budget_that_is_none_is_refused(budget: str) -> None:
 # --- ablation ---
 
 
-@pytest.mark.parametrize("name", [f.name for f in FEATURES])
-def test_every_feature_is_in_exactly_one_group(name: str) -> None:
-    """A feature that joins the table must join a group: mend `offline.ablate.GROUPS`."""
-    assert group_of(name) in GROUPS
+def test_groups_come_in_column_order_and_those_within_the_list_last() -> None:
+    """Made of the others, they are added when these are there."""
+    own = Feature("mine", "", "", "", lambda m: 0.0)
+    found = groups((*FEATURES, STARS, own))
+    assert found[0] == "popularity"
+    assert found[-3:] == ["attributes", "own", "within-list"]
+    assert all(in_group(FEATURES, group).any() for group in groups(FEATURES))
 
 
-def test_every_group_but_those_of_a_catalogue_has_features() -> None:
-    found = {group_of(f.name) for f in FEATURES}
-    assert found == set(GROUPS) - {"attributes", "own"}
-
-
-@pytest.mark.parametrize("name", ["", "unheard_of", "Text_pooled"])
-def test_a_feature_of_no_group_is_refused(name: str) -> None:
-    with pytest.raises(KeyError, match=r"mend offline\.ablate\.GROUPS"):
-        group_of(name)
-
-
-@given(st.lists(st.sampled_from(["item_price", "text_x", "a_rank", "hour"]), max_size=4), st.integers(0, 2))
-@settings(max_examples=20, deadline=None)
-def test_attributes_and_own_features_are_told_by_their_place_whatever_their_names(names: list[str], own: int) -> None:
-    own = min(own, len(names))
-    columns = [f.name for f in FEATURES] + names
-    found = grouped(columns, names[len(names) - own :])
-    assert found[len(FEATURES) :] == ["attributes"] * (len(names) - own) + ["own"] * own
-
-
-def test_columns_of_another_table_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not begin with"):
-        grouped(["signal"])
+def test_what_is_compared_within_the_list_goes_with_the_feature_it_compares() -> None:
+    left_out = {f.name for f, of in zip(FEATURES, in_group(FEATURES, "price"), strict=True) if of}
+    assert left_out == {"item_price", "price_to_habit", "item_price_rank", "item_price_over_mean"}
 
 
 def test_the_group_that_tells_all_is_the_one_that_is_missed() -> None:
     """The signal is `text_taste`: without its group all is lost, added it brings all, and no other group does either.
     Its rank within the list goes with it, or nothing would be missed."""
-    columns = [f.name for f in FEATURES] + ["item_stars"]
+    features = (*FEATURES, STARS)
+    columns = [f.name for f in features]
     signal, derived = columns.index("text_taste"), columns.index("text_taste_rank")
     made = []
     for n, first in ((100, 0), (60, 500)):
@@ -288,9 +274,9 @@ def test_the_group_that_tells_all_is_the_one_that_is_missed() -> None:
         x[:, derived] = x[:, signal]
         made += [x, found]
     told: list[tuple[int, int]] = []
-    found = ablate(Fold(*made), columns, QUICK, seeds=2, on_progress=lambda *at: told.append(at))
+    found = ablate(Fold(*made), features, QUICK, seeds=2, on_progress=lambda *at: told.append(at))
     by = {g.group: g for g in found.groups}
-    assert list(by) == [group for group in GROUPS if group != "own"]
+    assert list(by) == groups(features)
     assert max(by, key=lambda g: by[g].lost.difference) == "interest text"
     assert by["interest text"].lost.low > 0.1
     assert by["interest text"].gained.low > 0.1
@@ -322,18 +308,18 @@ def test_the_commands_make_the_rows_they_need_and_print_what_they_found(tmp_path
         "ranker: {trees: 5, min_data_in_leaf: 5, early_stopping_rounds: 2}\n"
     )
     where = ["-c", str(config), "-w", str(tmp_path)]
-    said = CliRunner().invoke(cli.app, ["tune", *where, "--budget", "2s"], catch_exceptions=False)
+    said = CliRunner().invoke(app.app, ["tune", *where, "--budget", "2s"], catch_exceptions=False)
     assert said.exit_code == 0
     assert "trials, by ndcg@10" in said.output
     (run,) = (p for p in (tmp_path / "runs").iterdir() if p.is_dir())
     assert f"settings: {run / 'tuned.yaml'}" in said.output
-    said = CliRunner().invoke(cli.app, ["ablate", *where, "--seeds", "1"], catch_exceptions=False)
+    said = CliRunner().invoke(app.app, ["ablate", *where, "--seeds", "1"], catch_exceptions=False)
     assert "validation lists" in said.output
     found = json.loads((run / "ablation.json").read_text("utf-8"))
-    assert [g["group"] for g in found["groups"]] == [group for group in GROUPS if group != "own"]
+    assert [g["group"] for g in found["groups"]] == groups((*FEATURES, STARS))
 
 
 def test_a_budget_that_is_none_stops_the_command_before_the_night_begins(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="budget 'soon' is no time"):
-        CliRunner().invoke(cli.app, ["tune", "-w", str(tmp_path), "--budget", "soon"], catch_exceptions=False)
+        CliRunner().invoke(app.app, ["tune", "-w", str(tmp_path), "--budget", "soon"], catch_exceptions=False)
     assert not (tmp_path / "runs").exists()

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from features.log import KINDS
-from offline.importer import DataError, ImportConfig, import_data, validate
-from offline.quarantine import REASONS, sentence
-from offline.sources import EventSource, ItemSource
+from offline.config.imports import EventSource, ItemSource
+from offline.ingest.importer import DataError, ImportConfig, import_data, validate
+from offline.ingest.quarantine import REASONS, describe_refusal
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 HEADER = "event,user_id,item_id,timestamp,request_id,position,value,price"
@@ -199,7 +199,7 @@ def test_every_reason_has_a_clause_and_a_remedy_that_is_a_sentence() -> None:
     for code, reason in REASONS.items():
         assert code == code.lower()
         assert reason.remedy.endswith("."), code
-        assert sentence("f.csv", 7, None, None, code).startswith("f.csv, row 7: the row ")
+        assert describe_refusal("f.csv", 7, None, None, code).startswith("f.csv, row 7: the row ")
 
 
 TIMES = {

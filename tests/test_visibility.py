@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.embedded import connect_url
+from serving.store.embedded import connect_url
 from tests.bench.visibility import Shop, running, shop
 
 pytestmark = pytest.mark.slow

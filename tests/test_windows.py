@@ -8,22 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.log import Lists
-from offline.quarantine import DataError
-from offline.windows import HELD_OUT, NAMES, PROTOCOLS, WindowConfig, Windows
+from offline.config.windows import PROTOCOLS, WindowConfig
+from offline.data.windows import HELD_OUT, WINDOWS, Windows
+from offline.runtime.errors import DataError
 from tests.worlds import START, make_lists
 
 DEFAULT = WindowConfig.model_validate({})
 LAST_OUT = WindowConfig.model_validate({"protocol": "leave-last-out"})
 moments = st.lists(st.integers(0, 40), min_size=4, max_size=80).filter(lambda at: len(set(at)) >= 4)
 shares = st.lists(st.integers(1, 20), min_size=4, max_size=4).map(
-    lambda w: WindowConfig.model_validate(dict(zip(NAMES, (x / sum(w) for x in w), strict=True)))
+    lambda w: WindowConfig.model_validate(dict(zip(WINDOWS, (x / sum(w) for x in w), strict=True)))
 )
 
 
 def sizes(windows: Windows, at: list[float] | np.ndarray) -> list[int]:
     """Lists in each window."""
     found = make_lists([float(t) - START for t in at], [0] * len(at), [[0]] * len(at))
-    return [len(windows.lists(name, found)) for name in NAMES]
+    return [len(windows.lists(name, found)) for name in WINDOWS]
 
 
 def split(at: np.ndarray, config: WindowConfig = DEFAULT) -> Windows:
@@ -79,7 +80,7 @@ def test_windows_follow_one_another_and_leave_nothing_out(at: list[int], config:
     """No window is empty; each ends exactly where the next begins; every list is in one; no moment is in two."""
     times = START + np.array(at, np.float64)
     windows = split(times, config)
-    edges = [windows.bounds(name) for name in NAMES]
+    edges = [windows.bounds(name) for name in WINDOWS]
     assert [end for _, end in edges[:-1]] == [begin for begin, _ in edges[1:]]
     assert all(begin < end for begin, end in edges)
     assert all(sizes(windows, times))
@@ -107,7 +108,7 @@ def lists_of(rows: list[tuple[int, int]]) -> Lists:
 def parts(windows: Windows, lists: Lists) -> dict[str, list[tuple[int, int]]]:
     """(second, user) of the lists of each window."""
     return {
-        name: [(int(lists.at[g] - START), int(lists.user[g])) for g in windows.lists(name, lists)] for name in NAMES
+        name: [(int(lists.at[g] - START), int(lists.user[g])) for g in windows.lists(name, lists)] for name in WINDOWS
     }
 
 
@@ -177,7 +178,7 @@ def test_of_too_many_users_whole_users_are_kept() -> None:
     lists = lists.take(np.argsort(lists.at, kind="stable"))
     windows = Windows(START, START, START + 1, START + 2, START + 3, "leave-last-out")
     kept = lists.take(windows.kept(lists, 100, seed=0))
-    assert [len(windows.lists(name, kept)) for name in NAMES[1:]] == [100, HELD_OUT, HELD_OUT]
+    assert [len(windows.lists(name, kept)) for name in WINDOWS[1:]] == [100, HELD_OUT, HELD_OUT]
     assert set(kept.at[windows.lists("test", kept)]) == {START + 2}
 
 
@@ -185,7 +186,7 @@ def test_by_time_the_rankers_lists_are_thinned_evenly_and_the_same_every_time() 
     lists = lists_of([(t, t % 7) for t in range(1000)])
     windows = split(lists.at)
     kept = windows.kept(lists, 50, seed=4)
-    assert [len(windows.lists(name, lists.take(kept))) for name in NAMES] == [0, 50, 100, 200]
+    assert [len(windows.lists(name, lists.take(kept))) for name in WINDOWS] == [0, 50, 100, 200]
     assert (np.diff(kept) > 0).all()
     assert kept.tolist() == windows.kept(lists, 50, seed=4).tolist() != windows.kept(lists, 50, seed=5).tolist()
     assert (np.diff(np.quantile(kept[:50], [0, 0.5, 1])) > 100).all(), "from all over the window"

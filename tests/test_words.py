@@ -15,7 +15,7 @@ from features.moment import Items
 from features.replay import Replay
 from features.retrieval import SOURCES, retrieve
 from features.table import names, rows
-from features.words import MOST_WORDS, WORD_CHARACTERS, Vocabulary, words_in
+from features.text.vocabulary import MAX_QUERY_WORDS, WORD_CHARACTERS, Vocabulary, tokenize
 from tests.worlds import START, make_catalogue, make_events, make_lists, make_replay, make_vectors
 
 TITLES = [
@@ -42,7 +42,7 @@ def items() -> Items:
     told = {"walnut": wood, "oak": wood, "bird": bird, "steel": metal}
     vectors = np.full((N + 1, 8), np.nan, np.float32)
     for k, title in enumerate(TITLES):
-        found = [told[w] for w in words_in(title) if w in told]
+        found = [told[w] for w in tokenize(title) if w in told]
         vectors[k] = np.sum(found, axis=0) if found else np.nan
     none = np.zeros(N + 2, np.int64)
     catalogue = replace(
@@ -88,7 +88,7 @@ def first(text: str) -> list[str]:
     ],
 )
 def test_words_are_letters_and_digits_without_case_accents_and_apostrophes(text: str, found: list[str]) -> None:
-    assert words_in(text) == found
+    assert tokenize(text) == found
 
 
 def test_a_query_is_found_by_its_words_in_title_category_brand_and_tags() -> None:
@@ -148,7 +148,7 @@ def test_a_query_means_what_the_items_with_its_words_are() -> None:
 @example("a " * 300)
 def test_any_text_is_read_within_bounds(text: str) -> None:
     query = WORDS.read(text)
-    assert len(query.weight) <= MOST_WORDS
+    assert len(query.weight) <= MAX_QUERY_WORDS
     assert len(query.weight) == 0 or query.weight.sum() == pytest.approx(1)
     assert np.isfinite(query.direction).all()
     match = WORDS.match(query, EVERY)

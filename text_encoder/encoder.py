@@ -25,7 +25,7 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 
-from features.log import F32, I64
+from features.arrays import F32, I64
 from text_encoder.config import MINILM
 from text_encoder.text import DEFAULT_TEMPLATE, attributes
 

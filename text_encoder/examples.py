@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.interest import weights
-from features.log import F32, F64, GAIN, I16, I32, I64, PART_ROWS, Events, Kind
+from features.arrays import F32, F64, I16, I32, I64
+from features.history import engagement_weights
+from features.log import GAIN, PART_ROWS, Events, Kind
 
 HISTORY = 20
 """Engagements of a history that training reads; with the weights' half-life older ones hardly count."""
@@ -71,7 +72,7 @@ def _histories(events: Events, chosen: I64, length: int) -> tuple[I32, F32]:
     # The target itself is no evidence for the target: view, cart and purchase of one item share one history.
     counts = (item >= 0) & (item != events.item[chosen, None])
     age_s = np.where(counts, events.at[chosen, None] - events.at[source], 0.0)
-    weight = np.where(counts, weights(events.kind[source], age_s), np.float32(0)).astype(np.float32)
+    weight = np.where(counts, engagement_weights(events.kind[source], age_s), np.float32(0)).astype(np.float32)
     return np.where(weight > 0, item, -1).astype(np.int32), weight
 
 

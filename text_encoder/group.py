@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from features.log import I64
+from features.arrays import I64
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.log import F32, F64, I32, I64
+from features.arrays import F32, F64, I32, I64
 from text_encoder.examples import Examples
 
 
@@ -30,7 +30,7 @@ def pooled(vectors: Tensor, history: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.normalize(summed, dim=1)
 
 
-class Engaged:
+class EngagedItems:
     """The items each user engaged with in the examples: no negatives for that user, whatever list they were in."""
 
     def __init__(self, examples: Examples, n_items: int) -> None:
@@ -78,7 +78,7 @@ class Batch:
     log_q: Tensor
 
     @classmethod
-    def of(cls, part: Examples, engaged: Engaged, drawn: I64, log_q: F32) -> Batch:
+    def of(cls, part: Examples, engaged: EngagedItems, drawn: I64, log_q: F32) -> Batch:
         """The batch of some examples.
 
         drawn: int64[r], items to stand among the candidates whoever engaged with them. log_q: float32[n_items], taken

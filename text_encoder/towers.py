@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.log import F32, I64
+from features.arrays import F32, I64
 from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Bend, Encoder
 from text_encoder.group import ALONE, Group, add_up, share
 from text_encoder.lora import adapt, merge

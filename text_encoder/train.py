@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.log import F32
+from features.arrays import F32
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, Progress
 from text_encoder.examples import Examples
 from text_encoder.group import ALONE, Group
 from text_encoder.objective import quality
-from text_encoder.reading import Reading, read
 from text_encoder.scalars import Scalars, scalars
+from text_encoder.texts import EncodedTexts, encode_texts
 from text_encoder.towers import Projection, Tower, UpperLayers
 from text_encoder.trainer import Clock, Data, Epoch, StoppedBy, Trainer
 from text_encoder.warm_up import warm_up
@@ -56,7 +56,7 @@ class FineTuned:
     elapsed_s: float
 
 
-def _usable(examples: Examples, readable: np.ndarray) -> Examples:
+def _readable_examples(examples: Examples, readable: np.ndarray) -> Examples:
     """The examples whose target has text, their histories and skips without items that have none."""
     has = np.append(readable, False)
     kept = has[examples.history]
@@ -146,7 +146,7 @@ class _Tuning:
         if self.group.size > 1:
             warm.transformer.load_state_dict(self.group.agreed(warm.transformer.state_dict()))
         self.clock.reserve_s = 0.0
-        return warm, read(warm, self.texts, self.directory, None, self.on_texts).vectors
+        return warm, encode_texts(warm, self.texts, self.directory, None, self.on_texts).vectors
 
     def run(self, start: _State, read_s: float) -> tuple[_State, StoppedBy]:
         """All stages, each from the best state of the one before."""
@@ -189,7 +189,7 @@ def fine_tune(
     config: EncoderConfig,
     checkpoint_dir: Path | None = None,
     on_progress: Progress | None = None,
-    found: Reading | None = None,
+    found: EncodedTexts | None = None,
     group: Group = ALONE,
 ) -> FineTuned:
     """The encoder fine-tuned on history -> next item, or the one given where that did not better it on validation.
@@ -225,17 +225,17 @@ def _fine_tune(
     directory: Path | None,
     log: Scalars,
     on_progress: Progress | None,
-    found: Reading | None,
+    found: EncodedTexts | None,
     group: Group,
 ) -> FineTuned:
     clock = Clock(config.budget_s)
     unit = min(len(examples), config.examples_per_epoch)
     by = _advance(on_progress, _total(len(texts), unit, config))
     if found is None:
-        found = read(encoder, texts, directory, clock, by)
+        found = encode_texts(encoder, texts, directory, clock, by)
     else:
         by(len(texts))
-    data = Data(*_split(_usable(examples, found.readable), config), torch.from_numpy(found.readable.copy()))
+    data = Data(*_split(_readable_examples(examples, found.readable), config), torch.from_numpy(found.readable.copy()))
     if min(len(data.train), len(data.valid)) < _FEWEST:
         return _unchanged(encoder, found, (), "too few examples", clock)
     epoch = Epoch(0, "zero-shot", 0.0, *quality(found.vectors, data.usable, data.valid), 0, clock.elapsed_s)
@@ -263,12 +263,12 @@ def _fine_tune(
 def _total(n_texts: int, unit: int, config: EncoderConfig) -> int:
     """Texts to read and examples to train on, at most."""
     layers = config.mode in ("last_layers", "lora", "full")
-    readings = 1 + layers + (config.warm_up_epochs + 1 if config.warm_up_epochs else 0)
-    return readings * n_texts + (1 + layers) * config.epochs * unit
+    snapshots = 1 + layers + (config.warm_up_epochs + 1 if config.warm_up_epochs else 0)
+    return snapshots * n_texts + (1 + layers) * config.epochs * unit
 
 
 def _unchanged(
-    encoder: Encoder, found: Reading, epochs: tuple[Epoch, ...], stopped_by: StoppedBy, clock: Clock
+    encoder: Encoder, found: EncodedTexts, epochs: tuple[Epoch, ...], stopped_by: StoppedBy, clock: Clock
 ) -> FineTuned:
     vectors = found.with_missing(found.vectors)
     return FineTuned(encoder, vectors, vectors, epochs, 0, 0, stopped_by, clock.elapsed_s)

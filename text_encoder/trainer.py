@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.log import F32, I64
+from features.arrays import F32, I64
 from text_encoder import checkpoint
 from text_encoder.config import EncoderConfig
 from text_encoder.examples import Examples
 from text_encoder.group import ALONE, Group
-from text_encoder.objective import Batch, Engaged, Quality, loss, quality
+from text_encoder.objective import Batch, EngagedItems, Quality, loss, quality
 from text_encoder.scalars import Scalars
 from text_encoder.towers import Tower
 
@@ -134,7 +134,7 @@ class Trainer:
         self.best = [p.detach().clone() for p in self.parameters]
         self.rate = config.learning_rate if stage == "projection" else config.layer_rate
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.rate)
-        self.engaged = Engaged(data.train, len(data.usable))
+        self.engaged = EngagedItems(data.train, len(data.usable))
         items = np.unique(np.append(data.train.history, data.train.target)).astype(np.int64)
         self.readable = items[items >= 0] if tower.reads_text else None
         together = min(config.batch_size, len(data.train))

@@ -16,9 +16,9 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import AskError, ClusterCrossSlotError
 from redis.retry import Retry
 
+from features.arrays import F32, F64, I8, I64
 from features.catalogue import Catalogue
 from features.history import History
-from features.log import F32, F64, I8, I64
 from serving.store import users
 from serving.store.address import Address
 from serving.store.errors import StoreCorrupt, refusal
@@ -173,7 +173,7 @@ class BulkStore:
         added, calls, shards = 0, [], []
         for u, user in enumerate(user_ids):
             rows = np.arange(start[u], start[u + 1])
-            calls.append(users.seed_call(self.layout, user, at, kind, item_ids, event_ids, rows, now))
+            calls.append(users.seed_command(self.layout, user, at, kind, item_ids, event_ids, rows, now))
             shards.append(self.layout.shard(user))
             if len(calls) == _BATCH or u + 1 == len(user_ids):
                 added += sum(self.run(users.scripted(users.SEED, calls, shards)))

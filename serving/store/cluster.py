@@ -16,8 +16,8 @@ from typing import Any
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
-from serving.breaker import Breaker
 from serving.store.address import Address, Node
+from serving.store.breaker import Breaker
 from serving.store.errors import StoreAway, refusal
 from serving.store.server import Server
 

@@ -9,9 +9,9 @@ from redis.exceptions import ResponseError
 
 from features.catalogue import Catalogue
 from features.history import History
-from serving.breaker import Breaker
 from serving.store import users
 from serving.store.address import Address
+from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
 from serving.store.errors import StoreAway, refusal
 from serving.store.layout import ERASED, POINTER, SHADOW, Layout
@@ -24,7 +24,7 @@ _STEP, _STEPS = 1000, 5
 """Keys that one look for users goes over, and how many such looks: what a page asks must not tire Redis."""
 
 
-class Seen(NamedTuple):
+class PollResult(NamedTuple):
     """What a look found: the live release, events of the stream, and the release in shadow.
 
     away: why part of a cluster did not answer, empty where all did. Pointers are then the last that were read, and the
@@ -124,7 +124,7 @@ class Store:
                     break
         return sorted(found)[:count]
 
-    async def poll(self, last: str, count: int = _TAIL) -> Seen:
+    async def poll(self, last: str, count: int = _TAIL) -> PollResult:
         """Which releases are live and in shadow, and about `count` events after a place at most: one round trip."""
         commands = [["GET", POINTER], ["GET", SHADOW], *tail_commands(self.layout, last, count)]
         pointer, shadow, *parts = await self._redis.ask(commands, look=True)
@@ -136,7 +136,7 @@ class Store:
         if not isinstance(shadow, Exception):
             self.shadow = decode_pointer(shadow, SHADOW)
         tail = decode_tail(self.layout, [[] if isinstance(p, Exception) else p for p in parts], last)
-        return Seen(self._pointer, tail, str(_away(wrong[0])) if wrong else "", self.shadow)
+        return PollResult(self._pointer, tail, str(_away(wrong[0])) if wrong else "", self.shadow)
 
 
 def _away(error: Exception) -> StoreAway:

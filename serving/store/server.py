@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from serving.breaker import Breaker
+from serving.store.breaker import Breaker
 from serving.store.errors import StoreAway
 
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from features.log import F64, I8, Kind
+from features.arrays import F64, I8
+from features.log import Kind
 from serving.store.errors import StoreCorrupt
 from serving.store.layout import STREAM, Layout
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from features.arrays import F64, I8, I32, I64
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, History
-from features.log import F64, I8, I32, I64, Kind
+from features.log import Kind
 from serving.store.errors import StoreCorrupt
 from serving.store.layout import STREAM, Layout
 from serving.store.stream import Event, encode_event
@@ -104,7 +105,7 @@ def forget_command(layout: Layout, user_id: str, at: float) -> list[Any]:
     return ["UNLINK", *(layout.user(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}"))]
 
 
-def seed_call(
+def seed_command(
     layout: Layout,
     user_id: str,
     at: F64,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from features.log import F32
+from features.arrays import F32
 from serving.store.errors import StoreCorrupt
 
 

@@ -22,8 +22,9 @@ from typing import NamedTuple
 import lightgbm as lgb
 import numpy as np
 
+from features.arrays import I32
 from features.history import ENGAGEMENTS, SHOWN, History
-from features.log import I32, Kind
+from features.log import Kind
 from features.moment import Items, Moment
 from features.table import features, names, rows
 from ranker.trees import Trees
@@ -128,7 +129,7 @@ def by_part(items: Items, asked: list[Request]) -> dict[str, float]:
 def _group(name: str) -> str:
     if name.endswith(("_rank", "_over_mean")):
         return "against the list: *" + name[name.rindex("_rank" if name.endswith("_rank") else "_over_mean") :]
-    if name.endswith(("_share", "_surprise", "_since", "_slope")):
+    if name.endswith(("_share", "_residual", "_since", "_slope")):
         return "*" + name[name.rindex("_") :]
     return name.split("_")[0] + "_*"
 

@@ -22,9 +22,9 @@ import redis
 
 from features.decay import ItemState
 from features.log import Kind
-from offline.collect import collect
-from serving.embedded import connect_url
+from offline.data.collection import collect
 from serving.store import START, BulkStore, Event, Store
+from serving.store.embedded import connect_url
 from tests.bench.made_up import AT
 
 LIST = 24

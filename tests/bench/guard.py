@@ -22,9 +22,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Message
 
 from serving.config import ServiceConfig
-from serving.guard import Guard, needs
-from serving.keys import Keys, new_key
-from serving.metrics import Metrics
+from serving.http.guard import Guard, needs
+from serving.http.keys import Keys, new_key
+from serving.records.metrics import Metrics
 
 ROUTE = "/v1/rank"
 

@@ -33,12 +33,12 @@ from typing import Any
 import httpx
 import yaml
 
-from offline.config import Config, load
-from offline.nightly import Night
-from offline.progress import bar, console
-from offline.run import write_json
-from offline.simulate import SimulateConfig
-from serving.embedded import connect_url
+from offline.config.configuration import Config, load
+from offline.config.simulation import SimulateConfig
+from offline.nightly.night import Night
+from offline.runtime.files import write_json
+from offline.runtime.progress import console, progress_bar
+from serving.store.embedded import connect_url
 from tests.bench.loop_report import draw, summary
 from tests.bench.visitors import Arms, Played, Visitors, sent, set_clock
 
@@ -104,7 +104,7 @@ class Loop:
         self._settle()
         live, kept = (Workspace(self._configured(name), self.directory) for name in Arms._fields)
         out: list[tuple[Played, dict[str, Any]]] = []
-        with ExitStack() as services, bar("Days") as on_progress:
+        with ExitStack() as services, progress_bar("Days") as on_progress:
             for workspace in (live, kept):  # a Valkey of each, for all its commands, which must not outlive them
                 services.enter_context(connect_url(None, workspace.config.redis))
             with ThreadPoolExecutor() as both:

@@ -11,8 +11,8 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
-from features.log import F64, I64
-from offline.simulate import SimulateConfig
+from features.arrays import F64, I64
+from offline.config.simulation import SimulateConfig
 from ranker.metrics import intervals, paired_difference
 from tests.bench.visitors import Played
 

@@ -1,7 +1,7 @@
 """A made-up shop in the shape of a real one, straight as arrays: what the benchmarks of speed and memory run on.
 
-Not `offline.simulate`: that one is about taste that can be learned and makes text, users and utilities on the way; here
-only sizes, skew and the mixture of kinds matter, and ten million events must be there within seconds.
+Not `offline.simulation.dataset`: that one is about taste that can be learned and makes text, users and utilities on
+the way; here only sizes, skew and the mixture of kinds matter, and ten million events must be there within seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from features.decay import ItemState
 from features.log import Events, Kind
 from features.moment import Items
 from features.neighbours import Neighbours
-from features.vectors import Vectors
+from features.text.vectors import Vectors
 
 START = 1_700_000_000.0
 DAY = 86400.0

@@ -24,8 +24,8 @@ import redis
 from features.history import ENGAGEMENTS, SHOWN
 from features.log import Kind
 from features.moment import Items
-from serving.embedded import connect_url
 from serving.store import BulkStore
+from serving.store.embedded import connect_url
 from tests.bench.made_up import AT, DIMENSIONS, made_up_items, skewed
 
 SHAPES = ((10, 24), (50, 120), (100, 240), (100, 24), (10, 240), (0, 240), (100, 0), (1, 0))
@@ -165,12 +165,12 @@ def rollup() -> Worker:
 
 def measure_worker(release: Path | None) -> Worker:
     """A worker with a release, warmed, every array read; or without one, for what Python itself takes."""
-    from serving.live import Live
-    from serving.release import load
+    from serving.ranking.live import Live
+    from serving.release.release import load_release
 
     if release is None:
         return rollup()
-    live = Live.of(load(release))
+    live = Live.of(load_release(release))
     live.warm()
     items = live.items
     every = np.arange(len(items.catalogue), dtype=np.int32)
@@ -212,12 +212,12 @@ def published(root: Path, items: Items, model_text: str, created_at: float) -> P
     """A release of these items, without an encoder; vectors are in the arrays alone."""
     import pyarrow as pa
 
-    from serving.release import write
+    from serving.release.release import write_release
 
     n = len(items.catalogue)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n * DIMENSIONS, np.float32)), DIMENSIONS)
     columns = pa.table({"item_id": list(items.catalogue.item_ids), "embedding": vectors})
-    return write(
+    return write_release(
         root,
         items=items,
         model_text=model_text,

@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from features.inverted_lists import InvertedLists
-from features.vectors import Vectors
-from offline.clustering import inverted_lists
+from features.text.inverted_lists import InvertedLists
+from features.text.vectors import Vectors
+from offline.training.inverted_lists import build_inverted_lists
 
 K = 500
 DIMENSIONS = 384
@@ -87,7 +87,7 @@ def exact(path: Path, vectors: np.ndarray | None, _: dict[str, int]) -> Search |
 def inverted(path: Path, vectors: np.ndarray | None, s: dict[str, int]) -> Search | None:
     parts = {name: path.with_suffix(f".{name}.npy") for name in ("scale", "centre", "centre_scale", "start", "row")}
     if vectors is not None:
-        lists = inverted_lists(np.vstack([vectors, np.full((1, DIMENSIONS), np.nan, np.float32)]), 0, above=0)
+        lists = build_inverted_lists(np.vstack([vectors, np.full((1, DIMENSIONS), np.nan, np.float32)]), 0, above=0)
         assert lists is not None
         np.save(path, lists.row)
         np.save(parts["start"], lists.start)

@@ -18,14 +18,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from features.log import F32, F64
+from features.arrays import F32, F64
 from features.replay import Replay
 from features.table import names
-from offline import dataset, lists
-from offline.evaluate import lists_with_gain
-from offline.nightly import looked_at
-from offline.simulate import SimulateConfig, simulate
-from offline.windows import WindowConfig, Windows
+from offline.config.simulation import SimulateConfig
+from offline.config.windows import WindowConfig
+from offline.data import dataset, query_groups
+from offline.data.windows import Windows
+from offline.evaluation.systems import lists_with_gain
+from offline.simulation.dataset import simulate
+from offline.training.position_effects import examination_probability
 from ranker.metrics import paired_difference
 from ranker.train import RankerConfig, train
 from ranker.trees import Trees
@@ -48,8 +50,8 @@ def main() -> None:
 def measured(directory: Path, users: int, bias: float, explore: float, seeds: int) -> dict[str, float]:
     """ndcg@10 of expected gain without and with, the difference and its interval over users."""
     simulate(SimulateConfig(users=users, position_bias=bias, explore=explore), directory)
-    data = dataset.load(directory)
-    shown = lists.logged(data.events)
+    data = dataset.load_dataset(directory)
+    shown = query_groups.logged_lists(data.events)
     shown = shown.take(np.flatnonzero(lists_with_gain(shown)))
     windows = Windows.split(shown.at, shown.user, WindowConfig())
     refresh = np.quantile(shown.at[shown.at >= windows.ranker], np.linspace(0, 1, 6, endpoint=False))
@@ -66,7 +68,7 @@ def measured(directory: Path, users: int, bias: float, explore: float, seeds: in
 
     def ndcg(debias: bool) -> F64:
         score = np.zeros(tested.rows)
-        seen = looked_at(x["ranker"], learnt, valid, columns) if debias else None
+        seen = examination_probability(x["ranker"], learnt, valid, columns) if debias else None
         for seed in range(seeds):
             made = train(
                 x["ranker"],
@@ -78,7 +80,7 @@ def measured(directory: Path, users: int, bias: float, explore: float, seeds: in
                 columns,
                 RankerConfig(position_debias=debias, seed=seed),
                 learnt.position,
-                valid_looked_at=seen,
+                valid_examination=seen,
             )
             score += Trees.parse(made.model_text).score(x["test"])
         return _ndcg(score, worth, len(tested))

@@ -21,18 +21,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
 from features.context import NO_CONTEXT, Context
 from features.history import ENGAGEMENTS, SHOWN
-from features.log import F32, F64, I32
-from features.retrieval import near
+from features.retrieval import text_candidates
 from features.table import rows
-from features.vectors import Vectors
-from features.words import Vocabulary, words_in
-from offline import dataset
-from offline.simulate import SimulateConfig, opened
-from offline.simulated_products import products
-from offline.simulated_searches import Searches
+from features.text.vectors import Vectors
+from features.text.vocabulary import Vocabulary, tokenize
+from offline.config.simulation import SimulateConfig
+from offline.data import dataset
+from offline.simulation.dataset import open_shop
+from offline.simulation.products import make_products
+from offline.simulation.searches import Searches
 from tests.bench.assemble import made_up_request
 from tests.bench.made_up import AT, made_up_items, skewed
 from text_encoder.encoder import Encoder, load
@@ -54,7 +55,7 @@ class World:
 def shop(workspace: Path) -> World:
     """The shop that `shelfwise simulate` makes by default, and the encoder of its night."""
     (run,) = (p.parent for p in (workspace / "runs").glob("*/encoder.json"))
-    catalogue, stock = dataset.load(workspace / "data").catalogue, opened(SimulateConfig()).stock
+    catalogue, stock = dataset.load_dataset(workspace / "data").catalogue, open_shop(SimulateConfig()).stock
     rng = np.random.default_rng(1)
     assert stock.table["item_id"].to_pylist() == list(catalogue.item_ids), "simulate with the defaults"
     searches = Searches(stock, rng)
@@ -99,7 +100,7 @@ def film_shop(folder: Path) -> World:
     encoder = load("minilm", max_tokens=64)
     texts = [f"{r['title']}. {', '.join(r['genres'] or ())}. {r['description'] or ''}" for r in films]
     sought = rng.integers(0, n, QUERIES)
-    slips = Searches(products(rng, 2, np.zeros(1, np.int64), 0), rng)
+    slips = Searches(make_products(rng, 2, np.zeros(1, np.int64), 0), rng)
     queries = []
     for i in sought.tolist():
         words = list(dict.fromkeys(" ".join([films[i]["title"], *listed[i]]).lower().split()))
@@ -131,7 +132,7 @@ def ways(world: World) -> dict[str, Callable[[str], F64]]:
     alone = world.encoder.encode(names)
 
     def exactly(text: str) -> F64:
-        return words.read(" ".join(w for w in words_in(text) if w in names)).direction
+        return words.read(" ".join(w for w in tokenize(text) if w in names)).direction
 
     return {
         "mean of the items that hold a word": lambda text: words.read(text).direction,
@@ -206,8 +207,8 @@ def cost(n: int, repeats: int = 101) -> None:
             "reading the query": lambda typed=typed: items.words.read(typed.query),
             "rows": lambda r=request: rows(items, r.history, r.candidates, AT),
             "rows with it": lambda r=request, c=typed: rows(items, r.history, r.candidates, AT, c),
-            "near by text": lambda r=request: near(items, r.history, AT, 500, NO_CONTEXT),
-            "near by text with it": lambda r=request, c=typed: near(items, r.history, AT, 500, c),
+            "near by text": lambda r=request: text_candidates(items, r.history, AT, 500, NO_CONTEXT),
+            "near by text with it": lambda r=request, c=typed: text_candidates(items, r.history, AT, 500, c),
         }.items():
             began = time.thread_time()
             work()

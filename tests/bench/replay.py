@@ -86,7 +86,7 @@ class Sums(dict[str, np.ndarray]):
 
 
 def ours(log: dict[str, np.ndarray], out: Sums) -> None:
-    """As `Replay.readings` and the features read it."""
+    """As `Replay.snapshots` and the features read it."""
     state = ItemState.empty(log["category"], int(log["category"].max()))
     applied = 0
     for g, at in enumerate(log["list_at"].tolist()):

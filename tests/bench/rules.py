@@ -23,10 +23,10 @@ import numpy as np
 
 from features.history import ENGAGEMENTS, SHOWN
 from features.table import rows
-from offline.clustering import inverted_lists
-from serving.conditions import Attributes
-from serving.recommendation import Offers
-from serving.rules import Plan, Ranked, Rules
+from offline.training.inverted_lists import build_inverted_lists
+from serving.ranking.retrieval import CandidateRetriever
+from serving.rules.conditions import Attributes
+from serving.rules.rules import Plan, Ranked, Rules
 from tests.bench.assemble import made_up_request
 from tests.bench.made_up import AT, made_up_items
 
@@ -66,8 +66,8 @@ async def measured(count: int, events: int, repeats: int) -> dict[str, list[floa
     rng = np.random.default_rng(0)
     items = made_up_items(rng, count, events)
     vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
-    listed = Offers(replace(items, inverted=inverted_lists(vectors, 0, above=0)))
-    every, attributes = Offers(items), Attributes(items)
+    listed = CandidateRetriever(replace(items, inverted=build_inverted_lists(vectors, 0, above=0)))
+    every, attributes = CandidateRetriever(items), Attributes(items)
     decoded = {name: msgspec.convert(given, Rules) for name, given in RULES.items()}
     plans = {name: Plan.of(given, attributes, "rules") for name, given in decoded.items()}
     ms: dict[str, list[float]] = defaultdict(list)

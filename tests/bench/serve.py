@@ -36,9 +36,9 @@ import uvloop
 from features.history import ENGAGEMENTS, SHOWN
 from features.table import names, rows
 from serving.config import ServiceConfig
-from serving.embedded import connect_url
-from serving.release import Release, load
+from serving.release.release import Release, load_release
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from tests.bench.assemble import grown
 from tests.bench.clients import Load, closed_loop, posted, stream
 from tests.bench.made_up import AT, made_up_items, skewed
@@ -256,7 +256,7 @@ def measured(
     asked = {c: made_up_questions(rng, options.items, users, c, 40 if options.quick else 400) for c in CANDIDATES}
     questions = [q.bytes for q in asked[500]]
     uvloop.run(closed_loop(port, questions, 1, total=10 if options.quick else 200))  # pages are read, code is warm
-    cpu = cpu_beside_predict(process, port, url, load(releases[0]), asked[500], options.rounds, 20)
+    cpu = cpu_beside_predict(process, port, url, load_release(releases[0]), asked[500], options.rounds, 20)
     ratio = cpu[:, 0] / cpu[:, 1]
     ours, predict = np.median(cpu, axis=0)
     print(

@@ -21,8 +21,8 @@ import numpy as np
 import uvloop
 
 from features.history import ENGAGEMENTS, SHOWN
-from serving.embedded import connect_url
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from tests.bench.assemble import grown
 from tests.bench.clients import closed_loop
 from tests.bench.made_up import AT, made_up_items

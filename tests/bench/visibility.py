@@ -33,11 +33,11 @@ from features.history import History
 from features.log import Kind
 from features.neighbours import Neighbours
 from features.table import Items, names, rows
-from features.vectors import Vectors
-from offline.dataset import catalogue
-from serving.embedded import connect_url
-from serving.release import write
+from features.text.vectors import Vectors
+from offline.data.dataset import read_catalogue
+from serving.release.release import write_release
 from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
 from tests.bench.serve import service
 from text_encoder.encoder import load
 
@@ -54,7 +54,7 @@ def shop(root: Path, at: float, seed: int = 0) -> Path:
     table = pa.table({"item_id": ids, "title": titles, "category": [THINGS[n % 8] for n in range(240)]})
     encoder = load("minilm", template="{title}", max_tokens=16)
     made = encoder.encode(titles)
-    known = catalogue(table)
+    known = read_catalogue(table)
     vectors = Vectors.quantise(np.vstack([made, np.full((1, made.shape[1]), np.nan, np.float32)]))
     state = ItemState.empty(known.category, len(known.category_names))
     clicked = rng.integers(0, 240, 400).astype(np.int32)
@@ -62,7 +62,7 @@ def shop(root: Path, at: float, seed: int = 0) -> Path:
     items = Items(known, vectors, np.full(241, 0.1, np.float32), Neighbours.none(240), state)
     encoder.save(root / "encoder")
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(made.ravel()), made.shape[1])
-    return write(
+    return write_release(
         root / "releases",
         items=items,
         model_text=_model(items, at, rng),
@@ -95,7 +95,7 @@ def _model(items: Items, at: float, rng: np.random.Generator) -> str:
 def embedder(url: str) -> Iterator[None]:
     """An embedding worker in a process of its own."""
     code = (
-        "import sys; from offline.embed import Embedder; from serving.store import BulkStore\n"
+        "import sys; from offline.training.embedding_worker import Embedder; from serving.store import BulkStore\n"
         "with BulkStore(sys.argv[1]) as store: Embedder(store, 'bench').run()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, url], env=os.environ | {"OMP_NUM_THREADS": "1"})

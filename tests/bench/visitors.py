@@ -17,11 +17,13 @@ import httpx
 import msgspec
 import numpy as np
 
+from features.arrays import F64, I32
 from features.decay import HALF_LIFE_NAMES, ItemState
-from features.log import F64, I32, Kind
-from offline.simulate import Book, SimulateConfig, opened
-from offline.simulated_products import DAY_US
-from offline.simulated_shop import DEVICES_IN_USE, Asked, DayLog
+from features.log import Kind
+from offline.config.simulation import SimulateConfig
+from offline.simulation.dataset import LogWriter, open_shop
+from offline.simulation.products import DAY_US
+from offline.simulation.shop import DEVICES_IN_USE, DayLog, ListRequests
 
 K = 10
 """Places from the top that quality is measured on."""
@@ -63,8 +65,8 @@ class Visitors:
     def __init__(self, config: SimulateConfig, clock: Path) -> None:
         """clock: the file that tells the services what time it is. The days of the log have passed."""
         self.config, self.clock = config, clock
-        self.shop = opened(config)
-        self.book = Book(self.shop.stock, config.users, None)
+        self.shop = open_shop(config)
+        self.book = LogWriter(self.shop.stock, config.users, None)
         self.ids: list[str] = self.shop.stock.table["item_id"].to_pylist()
         self._row = {item: row for row, item in enumerate(self.ids)}
         # For the order by popularity alone; one category is as good as none.
@@ -124,7 +126,7 @@ class Visitors:
         self.shop.rng = np.random.default_rng([self.config.seed, 100 + day, part])
         self.shop.device_rng = np.random.default_rng([self.config.seed, 100 + day, part, 1])
 
-    def _answered(self, day: int, n: int, asked: Asked, arms: Arms) -> Line:
+    def _answered(self, day: int, n: int, asked: ListRequests, arms: Arms) -> Line:
         """What the services answer to one request, and how good each order is."""
         page, at_us = int(asked.page[0]), int(asked.at_us[0])
         offered = self.shop.offered(day, page)
@@ -140,7 +142,7 @@ class Visitors:
         shown = [i["item_id"] for i in first["items"]]
         return Line(n, int(asked.user[0]), at_us, first["request_id"], first["release"], shown, ndcg)
 
-    def _ask(self, arm: httpx.Client, asked: Asked, offered: I32) -> dict[str, Any]:
+    def _ask(self, arm: httpx.Client, asked: ListRequests, offered: I32) -> dict[str, Any]:
         """The front page is recommended; a department's page names what stands there."""
         body = {"user_id": self.book.user_ids(asked.user)[0].as_py(), "limit": self.config.list_length}
         if asked.device[0] >= 0:

@@ -98,13 +98,14 @@ export interface RecommendRequest {
 export interface Reason {
   feature: string;
   contribution: number;
-  about: string;
+  text: string;
 }
 
 export interface Because {
   item_id: string;
   title: string;
   cosine: number;
+  event: string;
 }
 
 export interface Applied {
@@ -121,7 +122,7 @@ export interface RankedItem {
   reasons?: Reason[];
   others?: number | null;
   rules?: Applied[];
-  because_you_viewed?: Because | null;
+  because?: Because | null;
 }
 
 export interface Removed {

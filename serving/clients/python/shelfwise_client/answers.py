@@ -19,16 +19,17 @@ class Reason:
 
     feature: str
     contribution: float
-    about: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Because:
-    """The item of the user's list whose text is nearest."""
+    """The most similar item of the user's history. event: the latest with it, as view or purchase."""
 
     item_id: str
     title: str
     cosine: float
+    event: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class RankedItem:
     reasons: tuple[Reason, ...] = ()
     others: float | None = None
     rules: tuple[Applied, ...] = ()
-    because_you_viewed: Because | None = None
+    because: Because | None = None
 
 
 @dataclass(frozen=True, slots=True)

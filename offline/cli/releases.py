@@ -1,0 +1,245 @@
+"""Commands about releases: which there are, which is live, and changing that."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offline.cli.terminal import ConfigPath, Workspace, load_config, open_redis, print_table, say
+from offline.runtime import Failure
+
+if TYPE_CHECKING:
+    from offline.config import Config
+    from serving.release import Manifest
+
+app = typer.Typer(name="releases", invoke_without_command=True)
+ReleaseId = Annotated[str, typer.Argument(help="As `shelfwise releases` lists it.")]
+Why = Annotated[str, typer.Option("--reason", help="For the audit.")]
+
+
+@app.callback()
+def releases(context: typer.Context, config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """The releases there are, which is live, and changing that: list, diff, promote, rollback, pin,
+    unpin, shadow, unshadow, compare, audit."""
+    if context.invoked_subcommand is None:
+        list_(config, workspace)
+
+
+@app.command("list")
+def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """The releases there are, newest first: which is live, what its log covered, how well it ranked."""
+    from serving.release import list_releases, previous_release
+    from serving.store import BulkStore
+
+    c = load_config(config, workspace)
+    with open_redis(c) as url, BulkStore(url) as store:
+        pointer, in_shadow = store.pointer(), store.shadow()
+    state: dict[str | None, str] = {in_shadow.id: "in shadow"} if in_shadow else {}
+    if pointer:
+        state |= {
+            previous_release(c.releases, pointer.id): "before it",
+            pointer.id: "live, pinned" if pointer.pinned else "live",
+        }
+    rows = []
+    for r in list_releases(c.releases):
+        if r.manifest is None:
+            rows.append([r.path.name, "unusable", "", "", r.problem])
+            continue
+        ndcg = r.manifest.metrics.get("ranker")
+        rows.append(
+            [
+                r.manifest.id,
+                state.get(r.manifest.id, ""),
+                datetime.fromtimestamp(r.manifest.cut_off, UTC).strftime("%Y-%m-%d %H:%M"),
+                f"{r.manifest.items:,}",
+                f"{ndcg:.4f}" if isinstance(ndcg, float) else "-",
+            ]
+        )
+    print_table(f"Releases in {c.releases}", ["release", "", "log until (UTC)", "items", "ndcg@10"], rows, {3, 4})
+
+
+@app.command()
+def diff(
+    one: ReleaseId,
+    other: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+) -> None:
+    """What differs between two releases: data, windows, metrics, features, encoder, size."""
+    from serving.release import read_manifest
+
+    c = load_config(config, workspace)
+    held = [read_manifest(c.releases / name) for name in (one, other or _live_id(c))]
+    a, b = (_facts(m) for m in held)
+    rows = [[name, a.get(name, "-"), b.get(name, "-")] for name in {**a, **b} if a.get(name) != b.get(name)]
+    print_table("What differs", ["", held[0].id, held[1].id], rows, {1, 2})
+
+
+def _facts(m: Manifest) -> dict[str, str]:
+    def at(seconds: float) -> str:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+    facts = {
+        "log until (UTC)": at(m.cut_off),
+        "items": f"{m.items:,}",
+        "parent": m.parent or "none",
+        "encoder": m.encoder_fingerprint[:12],
+        "dimensions": str(m.dimension),
+        "schema of features": m.schema_hash,
+        "size": f"{sum(f.bytes for f in m.files.values()) / 1e6:,.1f} MB",
+    }
+    for name, window in m.window.items():
+        facts[f"window {name}"] = f"{window.get('from')} to {window.get('to')}"
+    facts |= {f"ndcg@10 {s}": f"{v:.4f}" if isinstance(v, float) else str(v) for s, v in m.metrics.items()}
+    return facts | {f"feature {name}": "yes" for name in m.feature_names}
+
+
+@app.command()
+def promote(
+    release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None
+) -> None:
+    """Make a release live: every worker answers from it within seconds, and no request fails."""
+    from serving.release import promote as run
+
+    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
+    say(f"live: {made.id}")
+
+
+@app.command()
+def rollback(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Make the release live again that was so before. A night does not publish the other one again."""
+    from serving.release import rollback as run
+
+    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason, custom))
+    say(f"live: {made.id}")
+
+
+@app.command()
+def pin(
+    release: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
+    reason: Why = "by hand",
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+) -> None:
+    """Make a release live and keep it so: nights make releases, and publish none, until it is unpinned."""
+    from serving.release import promote as run
+
+    made = _changed(
+        config, workspace, lambda c, store, custom: run(c.releases, store, release or _id(store), reason, custom, "pin")
+    )
+    say(f"live and pinned: {made.id}")
+
+
+@app.command()
+def unpin(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Let nights replace the live release again."""
+    from serving.release import unpin as run
+
+    say(f"live: {_changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason)).id}")
+
+
+@app.command()
+def shadow(release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Score a share of the lists by this release too, after each answer; `serving.shadow_share` says how many."""
+    from serving.release import start_shadow as run
+
+    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
+    say(f"in shadow: {made.id}")
+
+
+@app.command()
+def unshadow(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """End that."""
+    from serving.release import stop_shadow as run
+
+    found = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason))
+    say(f"no longer in shadow: {found.id}")
+
+
+@app.command()
+def compare(
+    release: Annotated[str | None, typer.Argument(help="One that was in shadow; by default the last.")] = None,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """A release in shadow against the live one, on what was answered: how alike, how fast, and which was right.
+
+    Reads what `shelfwise collect` brought: run it first.
+    """
+    from offline.evaluation import SHADOW_METRIC, to_json
+    from offline.evaluation import compare_shadow as run
+    from offline.runtime import write_json
+
+    c = load_config(config, workspace)
+    found = run(c.data, release, c.features.attributes, c.lists.attribution_s, c.log)
+    low, middle, high = found.correlation
+    rows = [
+        ["correlation of scores, all candidates", f"{middle:.3f}", f"{low:.3f} to {high:.3f} in 90% of lists"],
+        ["first 10 in common", f"{found.overlap:.1%}", ""],
+    ]
+    for name, (half, most) in zip(("live", "in shadow"), found.ms, strict=True):
+        rows.append([f"ms to rank, {name}", f"{half:.2f}", f"95th percentile {most:.2f}"])
+    if found.quality is not None:
+        d = found.quality.difference
+        rows.append([f"{SHADOW_METRIC} on {d.lists:,} clicked lists, live", f"{found.quality.live:.4f}", ""])
+        rows.append(
+            ["the same, in shadow", f"{found.quality.shadow:.4f}", f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"]
+        )
+    for name, e in found.worth.items():
+        rows.append([f"gain a list, from propensities, {name}", f"{e.value:.4f}", f"[{e.low:.4f}, {e.high:.4f}]"])
+    print_table(f"{found.release} in shadow of {', '.join(found.live)}: {found.lists:,} lists", ["", "", ""], rows, {1})
+    if found.quality is None:
+        say("no clicks of two shoppers have been collected on these lists yet")
+    if json is not None:
+        write_json(json, to_json(found))
+
+
+@app.command()
+def audit(config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Every change of what is live, and every release removed: when, by whom, why."""
+    from serving.release import release_history
+
+    c = load_config(config, workspace)
+    columns = ["at", "action", "release", "before", "by", "reason"]
+    rows = [[str(line.get(name) or "") for name in columns] for line in release_history(c.releases)]
+    print_table(f"Audit of {c.releases}", columns, rows)
+
+
+def _changed(config: Path | None, workspace: Path | None, change: Any) -> Any:
+    from features.custom import load as load_features
+    from serving.store import BulkStore
+
+    c = load_config(config, workspace)
+    with open_redis(c) as url, BulkStore(url) as store:
+        return change(c, store, load_features(c.features.custom))
+
+
+def _live_id(config: Config) -> str:
+    from serving.store import BulkStore
+
+    with open_redis(config) as url, BulkStore(url) as store:
+        return _id(store)
+
+
+def _id(store: Any) -> str:
+    pointer = store.pointer()
+    if pointer is None:
+        raise Failure("no release is live yet: run `shelfwise nightly`")
+    return str(pointer.id)
+
+
+def live_release(config: Config, url: str) -> Any:
+    """The live release."""
+    from features.custom import load as load_features
+    from serving.release import load_release as load_release
+    from serving.store import BulkStore
+
+    with BulkStore(url) as store:
+        pointer = store.pointer()
+    if pointer is None:
+        raise Failure("no release is live yet: run `shelfwise nightly`")
+    return load_release(Path(pointer.path), custom=load_features(config.features.custom))

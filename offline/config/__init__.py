@@ -1,0 +1,50 @@
+"""Configuration: one frozen value, `Config`, read from a YAML file by `load`; a model for each section.
+
+Each key carries its type, range, default and description. Imports nothing heavy: a host that only serves reads it too.
+"""
+
+from __future__ import annotations
+
+from offline.config.checks import CHECKS, CheckConfig
+from offline.config.configuration import Config, ConfigError, load, redis_url
+from offline.config.imports import (
+    ANNOTATION_FILES,
+    DROP,
+    EVENT_COLUMNS,
+    ITEM_COLUMNS,
+    ITEM_TEXTS,
+    AttributeKind,
+    EventSource,
+    ImportConfig,
+    ItemSource,
+    Source,
+)
+from offline.config.publication import GateConfig, RetentionConfig
+from offline.config.simulation import POSITION_BIAS, SimulateConfig
+from offline.config.windows import PROTOCOLS, Protocol, WindowConfig
+
+__all__ = [
+    "ANNOTATION_FILES",
+    "CHECKS",
+    "DROP",
+    "EVENT_COLUMNS",
+    "ITEM_COLUMNS",
+    "ITEM_TEXTS",
+    "POSITION_BIAS",
+    "PROTOCOLS",
+    "AttributeKind",
+    "CheckConfig",
+    "Config",
+    "ConfigError",
+    "EventSource",
+    "GateConfig",
+    "ImportConfig",
+    "ItemSource",
+    "Protocol",
+    "RetentionConfig",
+    "SimulateConfig",
+    "Source",
+    "WindowConfig",
+    "load",
+    "redis_url",
+]

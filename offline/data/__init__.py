@@ -1,0 +1,47 @@
+"""Data: a data set on disk and in arrays.
+
+`load_dataset` gives the catalogue and the log, `collect` moves what the service recorded into the data set,
+`query_groups` makes the lists that ranking learns from and is judged on, `Windows` divides them in time. A log is read
+in spans of time, whatever its length; `partitions` says how days are stored.
+"""
+
+from __future__ import annotations
+
+from offline.data import dataset, erasures, query_groups, written_items
+from offline.data.append_only import release_pages
+from offline.data.collection import collect
+from offline.data.dataset import Dataset, annotation_table, load_dataset
+from offline.data.log import LogFiles, load_log, user_histories
+from offline.data.partitions import GROUP_ROWS
+from offline.data.query_groups import Targets, concat, keys, logged_lists, select
+from offline.data.schema import CANONICAL, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, TAGS, UTC_US
+from offline.data.windows import WINDOWS, Windows
+
+__all__ = [
+    "CANONICAL",
+    "EVENTS_FILE",
+    "EVENTS_FORM",
+    "EVENTS_SCHEMA",
+    "GROUP_ROWS",
+    "TAGS",
+    "UTC_US",
+    "WINDOWS",
+    "Dataset",
+    "LogFiles",
+    "Targets",
+    "Windows",
+    "annotation_table",
+    "collect",
+    "concat",
+    "dataset",
+    "erasures",
+    "keys",
+    "load_dataset",
+    "load_log",
+    "logged_lists",
+    "query_groups",
+    "release_pages",
+    "select",
+    "user_histories",
+    "written_items",
+]

@@ -1,0 +1,124 @@
+"""What a report is made of: the sections of an evaluation, held to their types, each number beside its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 2
+HEADLINE = "ndcg@10"
+DRAWN = ("all", "warm_users", "cold_users")
+"""Slices with plots and remarks of their own; every slice is in the tables."""
+RANKER, CEILING = "ranker", "best_possible"
+SECTIONS = {
+    "data": dict,
+    "windows": dict,
+    "encoder": dict,
+    "ranker": dict,
+    "systems": dict,
+    "intervals": dict,
+    "comparisons": list,
+    "examples": list,
+    "quality": list,
+    "steps": list,
+    "calibration": dict,
+    "learning_curve": list,
+    "explanation": dict,
+    "off_policy": dict,
+    "small_slices": list,
+    "staleness": list,
+}
+
+
+def plain(value: object, where: str = "evaluation") -> Any:
+    """The value as JSON can hold it: numpy gone, dates as ISO 8601, not finite as None, lone surrogates replaced."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise TypeError(f"{where}: key {odd[0]!r} is a {type(odd[0]).__name__}, expected str")
+        return {plain(key): plain(inner, f"{where}[{key!r}]") for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [plain(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+    raise TypeError(f"{where} is a {type(value).__name__}, expected text, a number, a list or a mapping")
+
+
+def validate(evaluation: Mapping[str, object]) -> dict[str, Any]:
+    """A copy of the evaluation as plain values, every section there and of its type.
+
+    Raises ValueError for another schema or no system, TypeError naming the place of a value of the wrong type.
+    """
+    page: dict[str, Any] = plain(evaluation)
+    if page.get("schema", SCHEMA) != SCHEMA:
+        raise ValueError(f"schema {page['schema']!r}: this report reads schema {SCHEMA}; evaluate again")
+    for name, kind in SECTIONS.items():
+        if page.get(name) is None:
+            page[name] = kind()
+        _expect(page[name], kind, f"evaluation[{name!r}]")
+    for name in ("comparisons", "examples", "steps", "learning_curve", "staleness"):
+        for i, entry in enumerate(page[name]):
+            _expect(entry, dict, f"evaluation[{name!r}][{i}]")
+    for name, parts in page["systems"].items():
+        _expect(parts, dict, f"evaluation['systems'][{name!r}]")
+        for part, entry in parts.items():
+            _expect(entry, dict, f"evaluation['systems'][{name!r}][{part!r}]")
+            parts[part] = _with_intervals(entry, page["intervals"], name, part)
+    if not page["systems"]:
+        raise ValueError("evaluation['systems'] is missing or empty: there is nothing to report; evaluate first")
+    return page
+
+
+def _with_intervals(entry: dict[str, Any], intervals: Any, name: str, part: str) -> dict[str, Any]:
+    """One slice of one system with each number beside its interval, as the page's sections read it."""
+    ends = intervals
+    for key in (name, part):
+        ends = ends.get(key) or {}
+        _expect(ends, dict, f"evaluation['intervals'][{name!r}]")
+    out: dict[str, Any] = {}
+    for metric, value in entry.items():
+        held = ends.get(metric) or []
+        _expect(held, list, f"evaluation['intervals'][{name!r}][{part!r}][{metric!r}]")
+        low, high = [*held, None, None][:2]
+        out[metric] = value if metric == "lists" else {"value": value, "low": low, "high": high}
+    return out
+
+
+def _expect(value: object, kind: type, where: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{where} is a {type(value).__name__}, expected a {kind.__name__}")
+
+
+def value_of(page: Mapping[str, Any], system: str, part: str, metric: str = HEADLINE) -> dict[str, Any]:
+    """`value`, `low` and `high` of a metric; empty where it was not measured."""
+    entry = page["systems"].get(system, {}).get(part, {}).get(metric)
+    return entry if isinstance(entry, dict) else {}
+
+
+def slices(page: Mapping[str, Any]) -> list[str]:
+    """Every slice of every system, "all" first."""
+    found = dict.fromkeys(part for parts in page["systems"].values() for part in parts)
+    return sorted(found, key=lambda part: part != "all")
+
+
+def entries(rows: object) -> list[dict[str, Any]]:
+    """The mappings of a list; none for what is no list."""
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def level(page: Mapping[str, Any]) -> str:
+    """The level of the intervals, as "95% "; empty where it is not told."""
+    found = page.get("level")
+    return f"{100 * found:g}% " if isinstance(found, float) and 0 < found < 1 else ""

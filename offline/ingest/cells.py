@@ -1,0 +1,246 @@
+"""Cells of a column as text, ids, numbers, flags and moments, whatever type their file gave them.
+
+Each function takes a whole column, refuses the rows it cannot read and returns one of the same length.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.arrays import F64, I64
+from offline.ingest.quarantine import Mask, Rows
+
+ID_BYTES = 256
+TEXT_BYTES = 100_000
+_ZONE = r"[Zz]$|[Tt ]\d.*[+-]\d{2}:?(?:\d{2})?$"
+_NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the whole import holds to: spellings of missing, and the first and last believable moment (Unix us)."""
+
+    missing: Sequence[str]
+    earliest_us: int
+    latest_us: int
+
+
+@dataclass(frozen=True)
+class Moments:
+    """How a source writes time. unit: `auto`, `s`, `ms`, `us`, `iso`; form: a `strptime` format; zone: if unsaid."""
+
+    unit: str
+    form: str | None
+    zone: ZoneInfo
+
+
+def decode_dictionary(array: pa.Array) -> pa.Array:
+    """One array, not of chunks nor of codes."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
+
+
+def null_mask(array: pa.Array) -> Mask:
+    """bool[n], null being False."""
+    return np.asarray(pc.fill_null(array, False))
+
+
+def _decoded(rows: Rows, column: str, array: pa.Array) -> pa.Array:
+    """Text of a column whose bytes may be no UTF-8; those cells are refused."""
+    raw = array.cast(pa.binary())
+    try:
+        return raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        pass
+    cells: list[str | None] = []
+    bad = np.zeros(len(raw), np.bool_)
+    for i, cell in enumerate(raw.to_pylist()):
+        try:
+            cells.append(None if cell is None else cell.decode())
+        except UnicodeDecodeError:
+            cells.append(None)
+            bad[i] = True
+    rows.refuse(bad, column, raw, "bad_encoding")
+    return pa.array(cells, pa.string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def is_text_list(kind: pa.DataType) -> bool:
+    """Lists whose elements text can be made of."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not pa.types.is_nested(kind.value_type)
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """Integers, floats, decimals and booleans."""
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind))
+
+
+def as_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Array:
+    """A column as trimmed text, null where missing; whole numbers lose their `.0` where the type says float."""
+    array = decode_dictionary(array)
+    if _is_text(array.type):
+        text = _decoded(rows, column, array)
+    elif is_text_list(array.type):
+        text = pc.binary_join(array.cast(pa.list_(pa.string())), "|")
+    elif pa.types.is_floating(array.type):
+        number = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        whole = np.isfinite(number) & (np.abs(number) < 2**63) & (number == np.trunc(number))
+        as_int = pa.array(np.where(whole, number, 0).astype(np.int64)).cast(pa.string())
+        nan = pc.if_else(pa.array(np.isnan(number)), None, array.cast(pa.string()))
+        text = pc.if_else(pa.array(whole), as_int, nan)
+    else:
+        try:
+            text = array.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            rows.refuse(np.asarray(array.is_valid()), column, array, "wrong_type")
+            text = pa.nulls(len(array), pa.string())
+    text = pc.utf8_trim_whitespace(text)
+    return pc.if_else(pc.is_in(text, pa.array(limits.missing, pa.string())), pa.scalar(None, pa.string()), text)
+
+
+def as_id(rows: Rows, column: str, array: pa.Array, limits: Limits, missing: str | None = None) -> pa.Array:
+    """Ids as text. Refused: missing ones for the reason `missing` (`None`: may be), long ones, control characters."""
+    array = decode_dictionary(array)
+    if pa.types.is_boolean(array.type) or pa.types.is_temporal(array.type) or pa.types.is_nested(array.type):
+        rows.refuse(np.asarray(array.is_valid()), column, array, "wrong_type")
+        text = pa.nulls(len(array), pa.string())
+    else:
+        text = as_text(rows, column, array, limits)
+    if missing is not None:
+        rows.refuse(np.asarray(text.is_null()), column, array, missing)
+    rows.refuse(null_mask(pc.greater(pc.binary_length(text), ID_BYTES)), column, array, "id_too_long")
+    rows.refuse(null_mask(pc.match_substring_regex(text, r"\p{Cc}")), column, array, "control_character")
+    return text
+
+
+def as_number(rows: Rows, column: str, array: pa.Array, limits: Limits) -> F64:
+    """float64, NaN where missing (NaN itself is how tables write missing). Refused: other text, infinities."""
+    array = decode_dictionary(array)
+    if pa.types.is_null(array.type):
+        return np.full(len(array), np.nan)
+    if is_numeric(array.type):
+        out: F64 = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+    else:
+        text = as_text(rows, column, array, limits)
+        out = np.asarray(pd.to_numeric(text.to_pandas().astype(object), errors="coerce"), np.float64)
+        rows.refuse(np.isnan(out) & np.asarray(text.is_valid()), column, array, "not_a_number")
+    rows.refuse(np.isinf(out), column, array, "not_finite")
+    return out
+
+
+def as_flag(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Array:
+    """Booleans, null where missing: true or false, 1 or 0, yes or no."""
+    array = decode_dictionary(array)
+    if pa.types.is_boolean(array.type):
+        return array
+    text = pc.utf8_lower(as_text(rows, column, array, limits))
+    yes, no = (pc.is_in(text, pa.array(words)) for words in (["true", "1", "yes"], ["false", "0", "no"]))
+    rows.refuse(null_mask(pc.and_(text.is_valid(), pc.invert(pc.or_(yes, no)))), column, array, "wrong_type")
+    return pc.if_else(pc.or_(yes, no), yes, pa.scalar(None, pa.bool_()))
+
+
+def bounded_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Array:
+    """Text of at most 100,000 bytes, more is refused; HTML's `&amp;` is `&`, line breaks and runs of spaces a space."""
+    text = as_text(rows, column, array, limits)
+    escaped = null_mask(pc.match_substring_regex(text, r"&#?\w+;"))
+    if escaped.any():
+        plain_text = [html.unescape(t) for t in text.filter(pa.array(escaped)).to_pylist()]
+        text = pc.replace_with_mask(text, pa.array(escaped), pa.array(plain_text, pa.string()))
+    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"\s+", " "))
+    rows.refuse(
+        null_mask(pc.greater(pc.binary_length(text), TEXT_BYTES)), column, decode_dictionary(array), "text_too_long"
+    )
+    return text
+
+
+# --- moments --------------------------------------------------------------------------------------------------------
+
+_UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+NO_MOMENT = np.iinfo(np.int64).min
+
+
+def _from_numbers(number: F64, unit: str) -> I64:
+    """Unix time of a unit, or of the one its size tells: 1e11 s is the year 5138, 1e11 ms is 1973, and so on."""
+    size = np.abs(number)
+    auto = np.select([size < 1e11, size < 1e14, size < 1e17], [1e6, 1e3, 1.0], 1e-3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        us = np.rint(number * (auto if unit in ("auto", "iso") else _UNITS[unit]))
+    good = np.isfinite(us) & (np.abs(us) < 2.5e17)
+    out: I64 = np.where(good, np.where(good, us, 0).astype(np.int64), NO_MOMENT)
+    return out
+
+
+def _us(series: Any) -> I64:
+    out: I64 = series.dt.tz_convert("UTC").dt.tz_localize(None).astype("datetime64[us]").to_numpy().astype(np.int64)
+    return out
+
+
+def _localize(naive: Any, zone: ZoneInfo) -> Any:
+    # The hour that is there twice in autumn is read as the second (winter) one; the one missing in spring moves on.
+    return naive.dt.tz_localize(zone, ambiguous=np.zeros(len(naive), np.bool_), nonexistent="shift_forward")
+
+
+def _from_text(text: pa.Array, how: Moments) -> I64:
+    out: I64 = np.full(len(text), NO_MOMENT)
+    valid = np.asarray(text.is_valid())
+    numeral = null_mask(pc.match_substring_regex(text, _NUMERAL)) & (how.unit != "iso") & (how.form is None)
+    if numeral.any():
+        number = np.asarray(pd.to_numeric(text.filter(pa.array(numeral)).to_pandas(), errors="coerce"), np.float64)
+        out[numeral] = _from_numbers(number, how.unit)
+    form, values = how.form or "ISO8601", text.to_pandas().astype(object)
+    zoned = (null_mask(pc.match_substring_regex(text, _ZONE)) | ("%z" in form.lower())) & ~numeral & valid
+    if zoned.any():
+        out[zoned] = _us(pd.to_datetime(values[zoned], format=form, errors="coerce", utc=True))
+    rest = ~numeral & ~zoned & valid
+    if rest.any():
+        naive = pd.to_datetime(values[rest], format=form, errors="coerce", utc=True).dt.tz_localize(None)
+        out[rest] = _us(_localize(naive, how.zone))
+    return out
+
+
+def as_moments(rows: Rows, column: str, array: pa.Array, limits: Limits, how: Moments, required: bool) -> I64:
+    """int64 microseconds since 1970 UTC, `NO_MOMENT` where missing. Refused: what is no moment."""
+    array = decode_dictionary(array)
+    kind = array.type
+    if pa.types.is_date(kind):
+        array = array.cast(pa.timestamp("ms"))
+        kind = array.type
+    if pa.types.is_timestamp(kind):
+        number = array.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        out = _from_numbers(number, kind.unit)
+        if kind.tz is None and how.zone.key != "UTC":
+            naive = pd.Series(
+                pd.to_datetime(np.where(out == NO_MOMENT, np.datetime64("NaT", "us"), out.astype("datetime64[us]")))
+            )
+            out = _us(_localize(naive, how.zone))
+        present = np.asarray(array.is_valid())
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        number = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+        out, present = _from_numbers(number, how.unit), ~np.isnan(number)
+    else:
+        text = as_text(rows, column, array, limits)
+        out, present = _from_text(text, how), np.asarray(text.is_valid())
+    if required:
+        rows.refuse(~present, column, array, "missing_timestamp")
+    rows.refuse(present & (out == NO_MOMENT), column, array, "bad_timestamp")
+    return out

@@ -1,0 +1,132 @@
+"""Recognises files of a known layout, so that an import needs no configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from offline.config import ANNOTATION_FILES, DROP, EventSource, ImportConfig, ItemSource, Source
+from offline.ingest.readers import column_names, file_format
+from offline.runtime import DataError
+
+
+def detect(path: Path) -> ImportConfig:
+    """The configuration of a folder or file in a known layout, with nothing to configure.
+
+    A folder of `items`, `events` and perhaps `impressions` (Parquet, CSV or JSONL; a dataset of ours is one), or
+    one file of Metarank's or GA4's JSON lines, alone or as the only one of its folder.
+    Raises DataError where nothing of the kind is found.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder.")
+    if path.is_file():
+        return _of_one_file(path)
+    items, events, shown = (_named(path, stem) for stem in ("items", "events", "impressions"))
+    sources = [*([_shown_lists(shown)] if shown else []), *([_event_file(events)] if events else [])]
+    if not sources:
+        alone = [f for f in sorted(path.iterdir()) if f.name.endswith((".jsonl", ".jsonl.gz"))]
+        if len(alone) == 1:
+            return _of_one_file(alone[0])
+        raise DataError(
+            f"{path}: nothing to import is recognised here (found: {_listing(f.name for f in path.iterdir())})."
+            " Expected are items and events as .parquet, .csv or .jsonl, or one JSON lines file of Metarank or GA4;"
+            f" for anything else `shelfwise import {path} --suggest` writes a first mapping of the columns."
+        )
+    catalogue = (_item_file(items),) if items else ()
+    beside = tuple(path / name for name in ANNOTATION_FILES if (path / name).is_file())
+    return ImportConfig(items=catalogue, events=tuple(sources), beside=beside, unknown_items="keep")
+
+
+def source_format(source: Source) -> str:
+    """The format of a source: as configured, or recognised from the file where it is `auto`."""
+    return file_format(source.path) if source.format == "auto" else source.format
+
+
+def _listing(names: Any) -> str:
+    return ", ".join(sorted(names)[:12]) or "nothing"
+
+
+def _named(folder: Path, stem: str) -> Path | None:
+    for ending in (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz"):
+        if (folder / (stem + ending)).is_file():
+            return folder / (stem + ending)
+    return None
+
+
+def _of_one_file(path: Path) -> ImportConfig:
+    form = file_format(path)
+    if form not in ("metarank", "ga4"):
+        raise DataError(
+            f"{path.name}: what the columns of a {form} file mean has to be said. `shelfwise import {path} --suggest >"
+            " shop.yaml` writes a first mapping; read it, then `shelfwise import --config shop.yaml`."
+        )
+    source = EventSource(path=path, format=form, items_from_events=form == "ga4")  # type: ignore[arg-type]
+    return ImportConfig(events=(source,), unknown_items="keep")
+
+
+def _first_of(names: Sequence[str], ours: str, candidates: Sequence[str]) -> dict[str, str]:
+    return next(({ours: c} for c in candidates if c in names), {})
+
+
+def _shown_lists(path: Path) -> EventSource:
+    names = column_names(path, file_format(path)) or []
+    columns = _first_of(names, "request_id", ("request_id", "impression_id"))
+    return EventSource(path=path, columns=columns, event="impression")
+
+
+def _event_file(path: Path) -> EventSource:
+    names = column_names(path, file_format(path)) or []
+    columns = {
+        **_first_of(names, "request_id", ("request_id", "impression_id")),
+        **_first_of(names, "session_id", ("session_id", "basket_id")),
+    }
+    return EventSource(
+        path=path,
+        columns=columns,
+        event_values={"review": "purchase", "return_or_adjustment": DROP},
+        order_column="seq" if "seq" in names and _all_null(path, "timestamp") else None,
+    )
+
+
+def _item_file(path: Path) -> ItemSource:
+    names = column_names(path, file_format(path)) or []
+    return ItemSource(path=path, product_column="is_product" if "is_product" in names else None)
+
+
+def _all_null(path: Path, column: str) -> bool:
+    if file_format(path) != "parquet":
+        return False
+    with pq.ParquetFile(path) as file:
+        if column not in file.schema_arrow.names:
+            return True
+        return all(part.column(0).null_count == part.num_rows for part in file.iter_batches(columns=[column]))
+
+
+def resolve_columns(
+    source: Source, form: str, ours: Sequence[str], required: Sequence[str], others: bool = False
+) -> Mapping[str, str]:
+    """Our columns to the file's, for those that the file has (of JSON lines, all); `others`: its own columns as well.
+
+    Raises DataError for a mapped or required column that the file lacks, naming those it has.
+    """
+    out = {name: source.columns.get(name, name) for name in dict.fromkeys((*ours, *required))}
+    names = column_names(source.path, form, source.encoding, source.delimiter)
+    if names is None:
+        return out
+    lacking = [name for name in out if out[name] not in names and (name in required or name in source.columns)]
+    if lacking:
+        name = lacking[0]
+        what = f"no column {out[name]!r}" + (f" for {name}" if out[name] != name else "")
+        raise DataError(
+            f"{source.path.name}: {what}. It has: {', '.join(names)}."
+            f" Map one of them in the configuration: columns: {{{name}: <column>}}."
+        )
+    out = {name: theirs for name, theirs in out.items() if theirs in names}
+    if others:
+        out |= {name: name for name in names if name not in out.values() and name not in ours}
+    if twice := [theirs for theirs in out.values() if names.count(theirs) > 1]:
+        raise DataError(f"{source.path.name}: two columns are called {twice[0]!r}. Rename one of them.")
+    return out

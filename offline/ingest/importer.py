@@ -1,0 +1,304 @@
+"""Import: sources are read, every row is checked, good ones become a dataset and the others are kept with their reason.
+
+Rows are checked batch by batch; what passes is held in memory as columns until it is sorted and written. Nothing is
+written before everything is read, so a source that breaks off leaves no half dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.log import KINDS, Kind
+from offline.config import ANNOTATION_FILES, ITEM_TEXTS, EventSource, ImportConfig, ItemSource
+from offline.data import (
+    EVENTS_FILE,
+    EVENTS_FORM,
+    EVENTS_SCHEMA,
+    GROUP_ROWS,
+    UTC_US,
+    annotation_table,
+    erasures,
+    written_items,
+)
+from offline.ingest import validation
+from offline.ingest.catalogue import catalogue_table, concat_tables, detect_numbers, items_from_events, merge_updates
+from offline.ingest.cells import Limits, Moments
+from offline.ingest.detection import detect
+from offline.ingest.quarantine import Mask, Quarantine, Rows
+from offline.ingest.rows import CheckJob, check_file, open_source
+from offline.ingest.summary import ImportSummary, SourceSummary
+from offline.ingest.validation import EventRules, codes, event_columns, event_ids, find_duplicates, refuse_rows
+from offline.runtime import LOCAL, DataError, Engine
+
+__all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
+
+Progress = Callable[[int, int], None]
+
+_ACCOUNT = "import.json"
+
+GA4_CLICK_US = 30 * 60 * 10**6
+"""A GA4 click belongs to the newest list of the last 30 minutes (GA4's own session timeout) that showed the item."""
+
+
+def import_data(
+    config: ImportConfig, directory: Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
+) -> ImportSummary:
+    """Writes a dataset: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary, `import.json`.
+
+    Of users who asked the service to forget them, rows up to then are not written, though they count as accepted.
+    What a source folder holds of `BESIDE` is checked and written too, and removed where it holds none.
+
+    now: an aware moment; events beyond it and the configured tolerance are refused. on_progress: (done, total) bytes.
+    engine: where each source is read and its rows are checked one by one; then it must see the sources' files.
+    Raises DataError where a source cannot be read (nothing is written), where no event is left (only the quarantine
+    and the summary are), or where the directory holds a simulated shop.
+    """
+    if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
+        raise DataError(f"{directory}: holds a simulated shop (truth.parquet). Import into another directory.")
+    found = _Import(config, now, engine).run(on_progress)
+    events = erasures.without_erased(found.events, erasures.read_erasures(directory), EVENTS_FORM.moment)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / "quarantine.parquet", found.quarantine)
+    _replace(directory / _ACCOUNT, lambda path: path.write_text(found.summary.to_json(), encoding="utf-8"))
+    if not len(found.events):
+        raise DataError(f"{found.summary.why_nothing()} All refused rows are in {directory / 'quarantine.parquet'}.")
+    _write(directory / "items.parquet", found.items)
+    (directory / written_items.FILE).unlink(missing_ok=True)
+    _write(directory / EVENTS_FILE, events)
+    for name in ANNOTATION_FILES:
+        if name in found.beside:
+            _write(directory / name, found.beside[name])
+        else:
+            # That of a log that was replaced would be taken for this one's.
+            (directory / name).unlink(missing_ok=True)
+    return found.summary
+
+
+def validate(
+    source: ImportConfig | Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
+) -> ImportSummary:
+    """What `import_data` would say of a configuration, or of a folder or file in a known layout; nothing is written."""
+    config = detect(source) if isinstance(source, Path) else source
+    return _Import(config, now, engine).run(on_progress).summary
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """A file is there whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    write(new)
+    new.replace(path)
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    _replace(path, lambda new: pq.write_table(table, new, compression="zstd", row_group_size=GROUP_ROWS))
+
+
+def _midnight_us(day: date) -> int:
+    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e6)
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Imported:
+    items: pa.Table
+    events: pa.Table
+    quarantine: pa.Table
+    summary: ImportSummary
+    beside: Mapping[str, pa.Table]
+
+
+class _Import:
+    def __init__(self, config: ImportConfig, now: datetime, engine: Engine) -> None:
+        if now.tzinfo is None:
+            raise ValueError(f"now is {now.isoformat()}, without a zone; pass an aware datetime")
+        latest_us = round((now.timestamp() + config.future_tolerance_s) * 1e6)
+        self.config, self.engine = config, engine
+        self.limits = Limits(config.missing, _midnight_us(config.earliest), latest_us)
+        self.quarantine = Quarantine()
+        sources: tuple[ItemSource | EventSource, ...] = (*config.items, *config.events)
+        plain = [s.path.name for s in sources]
+        names = [n if plain.count(n) == 1 else f"{s.path.parent.name}/{n}" for s, n in zip(sources, plain, strict=True)]
+        if twice := [n for n in names if names.count(n) > 1]:
+            raise DataError(f"two sources are called {twice[0]}. Rename one, so that messages tell them apart.")
+        self.files = [open_source(s, n) for s, n in zip(sources, names, strict=True)]
+        self.notes: list[str] = []
+
+    def run(self, on_progress: Progress | None) -> _Imported:
+        self._read(on_progress)
+        items = self._items()
+        events = self._checked_together(self._events())
+        items, events = self._with_items(items, events)
+        for i, file in enumerate(self.files):
+            file.accepted += int((events["#source"].to_numpy() == i).sum())
+        written = self._written(events)
+        known = self._beside()
+        return _Imported(items, written, self.quarantine.table(), self._summary(items, events, written), known)
+
+    # Reading.
+
+    def _read(self, on_progress: Progress | None) -> None:
+        sizes = [f.source.path.stat().st_size for f in self.files]
+        # Wherever a file is read, this is not the directory that its path begins in.
+        there = [replace(f, source=f.source.model_copy(update={"path": f.source.path.absolute()})) for f in self.files]
+        asked = CheckJob(self.config, self.limits, tuple(there))
+        for found in self.engine.map(check_file, asked, range(len(self.files))):
+            self.files[found.file].take(found)
+            self.quarantine.extend(found.quarantine)
+            if on_progress:
+                on_progress(sum(sizes[: found.file]) + min(found.read, sizes[found.file]), sum(sizes))
+
+    def _beside(self) -> Mapping[str, pa.Table]:
+        out = {}
+        for path in self.config.beside:
+            if path.name not in ANNOTATION_FILES or path.name in out:
+                raise DataError(f"{path}: expected one file each of {', '.join(ANNOTATION_FILES)} under `beside`")
+            if not path.is_file():
+                raise DataError(f"{path}: there is no such file. Check `beside` of the configuration.")
+            out[path.name] = annotation_table(path)
+            self.notes.append(f"{path.name}: {len(out[path.name])} rows about shown lists are brought along")
+        return out
+
+    # Rows together.
+
+    def _refuse(self, table: pa.Table, column: str, reason: str, bad: Callable[[pa.Table], Mask]) -> pa.Table:
+        names, columns = [f.name for f in self.files], [f.names for f in self.files]
+        return refuse_rows(table, bad(table), names, column, reason, self.quarantine, columns)
+
+    def _is_no_product(self, table: pa.Table) -> Mask:
+        flagged = sorted(set().union(*(f.not_products for f in self.files)))
+        bad = np.asarray(pc.is_in(table["item_id"], pa.array(flagged, pa.string())))
+        if self.config.not_products:
+            whole = f"^(?:{self.config.not_products})$"
+            bad = bad | np.asarray(pc.match_substring_regex(table["item_id"], whole))
+        return bad
+
+    def _items(self) -> pa.Table:
+        tables = []
+        for file in self.files:
+            if file.items:
+                table = concat_tables(file.items)
+                tables.append(detect_numbers(table, ("item_id", *ITEM_TEXTS)) if file.form == "csv" else table)
+            file.notes += [
+                f"column {name} is not used: it holds no text, number, moment or text list"
+                for name in sorted(file.ignored)
+            ]
+        if not tables:
+            return pa.table({"item_id": pa.array([], pa.string())})
+        items = self._refuse(concat_tables(tables), "item_id", "not_a_product", self._is_no_product)
+        told = "#updated" in items.column_names
+        if not told:
+            items = self._refuse(items, "item_id", "duplicate_item", lambda t: find_duplicates(codes(t["item_id"])))
+        for i, file in enumerate(self.files):
+            file.accepted += int((items["#source"].to_numpy() == i).sum())
+        again = int(find_duplicates(codes(items["item_id"])).sum())
+        if not again:
+            return items
+        self.notes.append(f"{again} rows tell again of an item: each field is the last one told")
+        return merge_updates(items)
+
+    def _events(self) -> pa.Table:
+        tables = []
+        for file in self.files:
+            if not file.events or not isinstance(file.source, EventSource):
+                continue
+            table = concat_tables(file.events)
+            if file.source.order_column is not None:
+                day = file.source.order_last_day
+                table = validation.times_from_order(table, _midnight_us(day)).drop_columns("order")
+                file.notes.append(
+                    f"only the order is known ({file.source.order_column}): times are made up, one day apart, each"
+                    f" user's last on {day.isoformat()}"
+                )
+            tables.append(table)
+        return concat_tables(tables) if tables else _no_events(self.limits)
+
+    def _checked_together(self, events: pa.Table) -> pa.Table:
+        events = self._refuse(events, "item_id", "not_a_product", self._is_no_product)
+        if ga4 := [i for i, f in enumerate(self.files) if f.form == "ga4"]:
+            events, n = validation.make_lists_unique(events, GA4_CLICK_US, ga4)
+            self.notes.append(f"{n} GA4 events belong to the newest list of the last 30 minutes that showed the item")
+        events = self._refuse(events, "request_id", "list_of_another_user", validation.find_shared_lists)
+        events, moved = validation.unify_list_times(events)
+        if moved:
+            self.notes.append(f"{moved} impressions were moved to the earliest time of their list")
+        events = events.set_column(events.schema.get_field_index("event_id"), "event_id", event_ids(events))
+        events = self._refuse(events, "event_id", "duplicate_event", lambda t: find_duplicates(codes(t["event_id"])))
+        events = self._refuse(events, "item_id", "item_twice_in_list", validation.find_repeated_items)
+        said, wrong = validation.find_click_conflicts(events)
+        if said:
+            self.notes.append(
+                f"`clicked` agrees with the click events for {said - wrong} of {said} impressions; the events count"
+            )
+        return events
+
+    def _with_items(self, items: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
+        if sources := [i for i, f in enumerate(self.files) if getattr(f.source, "items_from_events", False)]:
+            told = events.filter(pc.is_in(events["#source"], pa.array(sources, pa.int32())))
+            more = items_from_events(told.filter(pc.invert(pc.is_in(told["item_id"], pc.unique(items["item_id"])))))
+            self.notes.append(f"{len(more)} items are made from the events that name them")
+            items = concat_tables([items, more])
+        known = pc.unique(items["item_id"])
+        bare = pa.array([], pa.string())
+        if self.config.unknown_items == "keep":
+            seen = pc.unique(events["item_id"])
+            bare = seen.filter(pc.invert(pc.is_in(seen, known)))
+            if len(bare):
+                self.notes.append(f"{len(bare)} items of the events are described nowhere: kept by their id alone")
+        else:
+            outside: Callable[[pa.Table], Mask] = lambda t: ~np.asarray(pc.is_in(t["item_id"], known))  # noqa: E731
+            events = self._refuse(events, "item_id", "unknown_item", outside)
+        return catalogue_table(items, bare), events
+
+    def _written(self, events: pa.Table) -> pa.Table:
+        kind = pa.array(KINDS).take(events["kind"].combine_chunks().cast(pa.int32()))
+        at = events["timestamp"].cast(pa.timestamp("us")).cast(UTC_US)
+        events = events.drop_columns("timestamp").append_column("timestamp", at).append_column("event", kind)
+        order = [(name, "ascending") for name in ("timestamp", "event", "item_id", "user_id", "request_id", "position")]
+        return events.select(EVENTS_SCHEMA.names).cast(EVENTS_SCHEMA).sort_by(order)
+
+    # The account.
+
+    def _summary(self, items: pa.Table, events: pa.Table, written: pa.Table) -> ImportSummary:
+        sources = []
+        for file in self.files:
+            quarantined = self.quarantine.counts(file.name)
+            assert file.read == file.accepted + sum(quarantined.values()), f"{file.name}: rows were lost"
+            lines = file.lines if file.form in ("metarank", "ga4") else None
+            if lines not in (None, file.read):
+                file.notes.append(f"{lines} lines are {file.read} rows: a list of n items is n impressions")
+            sources.append(SourceSummary(file.name, file.read, lines, file.accepted, quarantined, tuple(file.notes)))
+        kinds = np.bincount(events["kind"].to_numpy(), minlength=len(Kind)).tolist()
+        at = written["timestamp"]
+        first, last = (at[0].as_py().isoformat(), at[-1].as_py().isoformat()) if len(at) else (None, None)
+        shown = events.filter(pc.equal(events["kind"], int(Kind.IMPRESSION)))
+        users, lists = (pc.count_distinct(column).as_py() for column in (events["user_id"], shown["request_id"]))
+        return ImportSummary(
+            tuple(sources),
+            users,
+            len(items),
+            lists,
+            dict(zip(KINDS, kinds, strict=True)),
+            first,
+            last,
+            tuple(self.notes),
+            tuple(self.quarantine.examples()),
+        )
+
+
+def _no_events(limits: Limits) -> pa.Table:
+    """An empty table of events, from the one place that knows its columns."""
+    none = {n: pa.array([], pa.string()) for n in ("user_id", "item_id", "timestamp")}
+    rules = EventRules("view", {}, Moments("auto", None, ZoneInfo("UTC")), False, 0, ())
+    table = event_columns(Rows("", np.empty(0, np.int64), {}, Quarantine()), none, rules, limits)
+    return table.append_column("#source", pa.array([], pa.int32()))

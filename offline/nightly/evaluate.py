@@ -1,0 +1,129 @@
+"""Evaluation of a run: every system on the test lists, and the facts around it, as JSON and as a report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from features.arrays import F64, I64
+from features.text.vectors import Vectors
+from offline.data import query_groups
+from offline.evaluation import explanation, facts, off_policy, report, slices, systems
+from offline.nightly.artefacts import Artefacts
+from offline.nightly.steps import ranker_config, window_facts
+from offline.runtime import OnProgress
+from offline.training import fit_ranker, with_unknown
+from ranker.trees import Trees
+
+
+def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
+    """Write `evaluation.json` and `report.html`."""
+    inputs, (x, tested, which) = a.inputs, a.window_rows("test")
+    valid = a.lists.take(a.windows.lists("validation", a.lists))
+    warm, trees = a.warm[which], a.trees
+    score, data, seed = trees.score(x), inputs.data, inputs.config.seed
+    events, catalogue, items = data.events, data.catalogue, data.items
+    targets, columns = inputs.targets(tested), inputs.config.slices.columns
+    of_items = slices.item_column_slices(items, columns, targets)
+    of_events = slices.event_column_slices(inputs.log_files, columns, tested, items.column_names)
+    known = slices.known_engagements(events, a.windows, targets, len(catalogue))
+    truth = data.truth.of(tested.request_ids) if data.truth else None
+    orders = systems.orders(tested, a.baselines, score, truth, catalogue.item_ids)
+    found = systems.judge(
+        orders,
+        tested,
+        targets,
+        slices.list_slices(events, tested, warm) | of_events,
+        slices.target_slices(events, tested, targets, catalogue, known) | of_items,
+        known,
+        a.zero_shot,
+        seed,
+        {system: slices.seen_before(events, tested, order) for system, order in orders.items()},
+    )
+    evaluation = {
+        "schema": report.SCHEMA,
+        "level": systems.LEVEL,
+        "title": "Nightly evaluation",
+        "created_at": facts.iso(a.windows.end),
+        "seed": seed,
+        "protocol": a.windows.protocol,
+        "data": _data_facts(a),
+        "windows": window_facts(a),
+        "encoder": a.json("encoder.json"),
+        "ranker": a.json("ranker.json"),
+        **found,
+        "examples": facts.examples(data, a.replay.histories, tested, orders, warm),
+        "calibration": systems.calibrate(a.valid_score, valid.gain, score, tested.gain),
+        "explanation": explanation.explain_model(a.model_text, x, a.replay.features, seed),
+        "off_policy": _off_policy(a, trees, on_progress),
+        "asked": _options(a),
+        "learning_curve": _learning_curve(a, on_progress) if inputs.learning_curve else None,
+        "quality": facts.import_facts(inputs.config.data),
+        "steps": [{"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in a.run.finished.items()],
+    }
+    report.write(evaluation, a.run.directory)
+
+
+def is_current(a: Artefacts) -> bool:
+    """Whether the evaluation holds what this configuration and run ask for."""
+    return bool(a.json("evaluation.json").get("asked") == _options(a))
+
+
+def _options(a: Artefacts) -> dict[str, Any]:
+    """What an evaluation holds beyond the usual."""
+    return {"slices": list(a.inputs.config.slices.columns), "learning_curve": a.inputs.learning_curve}
+
+
+def _off_policy(a: Artefacts, trees: Trees, on_progress: OnProgress) -> dict[str, Any]:
+    inputs = a.inputs
+    if inputs.data.propensities is None or not inputs.is_logged:
+        return {}
+    text = Vectors.quantise(with_unknown(a.zero_shot))
+    seed, level = inputs.config.seed, systems.LEVEL
+    return off_policy.estimate_values(
+        inputs.data, a.replay, inputs.lists, a.windows, trees, text, seed, level, on_progress
+    )
+
+
+def _learning_curve(a: Artefacts, on_progress: OnProgress) -> list[dict[str, Any]]:
+    """Quality on the test lists of rankers that learn from fewer lists.
+
+    Lists are of the ranker's window; a refit gets the same share of those of validation, evenly spread.
+    """
+    inputs, (x_test, tested, _) = a.inputs, a.window_rows("test")
+    learn, valid = a.window_rows("ranker"), a.window_rows("validation")
+    both, names, config = a.window_rows("ranker", "validation"), [f.name for f in a.replay.features], ranker_config(a)
+
+    def fit(which: I64) -> F64:
+        share = round(len(valid.lists) * len(which) / len(learn.lists))
+        again = np.linspace(0, len(valid.lists), share, endpoint=False).astype(np.int64)
+        among = np.concatenate((learn.numbers[which], valid.numbers[again]))
+        refit_on = both.take(np.flatnonzero(np.isin(both.numbers, among))) if config.refit else None
+        fitted, _ = fit_ranker(learn.take(which), valid, refit_on, names, config, engine=inputs.engine)
+        return Trees.parse(fitted.model_text).score(x_test)
+
+    return systems.learning_curve(
+        fit, len(learn.lists), tested, inputs.targets(tested), inputs.config.seed, on_progress
+    )
+
+
+def _data_facts(a: Artefacts) -> dict[str, Any]:
+    inputs = a.inputs
+    size = inputs.config.lists.size
+    notes = [] if inputs.is_logged else [f"Lists were rebuilt: at each basket, retrieval offered up to {size} items."]
+    if a.windows.protocol == "leave-last-out":
+        users = len(np.unique(query_groups.keys(inputs.lists()).user))
+        early = users - len(a.windows.lists("test", a.lists))
+        notes.append("Each user's last basket is the test; every baseline orders the whole catalogue.")
+        notes += [f"{early:,} users left before the ranker's first list and are not tested."] if early else []
+    shown, without = len(a.lists), 0
+    if inputs.is_logged:
+        counts = [(len(block), int((~systems.lists_with_gain(block)).sum())) for block in inputs.lists()]
+        shown, without = (sum(c[k] for c in counts) for k in (0, 1))
+    return facts.data_facts(inputs.data) | {
+        "lists": shown,
+        "lists_source": "logged" if inputs.is_logged else "rebuilt",
+        "lists_without_gain": without,
+        "notes": notes,
+    }

@@ -1,0 +1,142 @@
+"""A nightly run: from a data set to a published release, step by step.
+
+    checks -> windows -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release -> gate -> publish -> tidy
+
+Each step reads and writes files of one run directory. The pointer moves in `publish`; until then nothing a shopper sees
+has changed. `docs/nights.md` says what each step checks, how a run ends, and what to do then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from offline.config import Config
+from offline.nightly import evaluate, gate, publish, quality, steps
+from offline.nightly.artefacts import Artefacts
+from offline.nightly.inputs import Inputs
+from offline.nightly.run import Run, Step
+from offline.runtime import OnProgress
+from serving.release import Release, load_release
+
+_LOG = ("windows.json", "encoder.json", "vectors.npy", "zero_shot.npy")
+_REPLAYED = (*_LOG, "lists.npz")
+_RANKED = (*_REPLAYED, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt")
+
+
+class Night:
+    """One nightly run over one data set: its plan, and the artefacts it has made."""
+
+    def __init__(self, config: Config, redis_url: str | None = None, **options: Any) -> None:
+        """redis_url, options: as in `Inputs.of`, which also says what is raised."""
+        self.inputs = Inputs.of(config, redis_url, **options)
+        self.run = Run(config.runs, self.inputs.digest)
+        self.artefacts = Artefacts(self.inputs, self.run)
+
+    def __call__(self) -> Release:
+        """Do the steps that are left; returns the release. Raises what a step raises, its files so far kept."""
+        self.run.do(self.steps)
+        return load_release(self.artefacts.release_path, custom=self.inputs.custom)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The plan, in order."""
+        plan = [
+            self._step(
+                "checks",
+                "Checking the data",
+                ["statistics.json", "checks.json"],
+                quality.check_data,
+                [],
+                partial(quality.is_current, name="checks.json"),
+            ),
+            self._step("windows", "Reading the log", ["windows.json"], steps.split_windows, []),
+            self._step(
+                "encoder",
+                "Fine-tuning the encoder",
+                ["encoder", "vectors.npy", "zero_shot.npy", "encoder.json"],
+                steps.encode_items,
+                ["windows.json"],
+            ),
+            self._step("lists", "Making query groups", ["lists.npz"], steps.make_query_groups, _LOG),
+            self._step(
+                "rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], steps.replay_rows, _REPLAYED
+            ),
+            self._step(
+                "drift",
+                "Comparing features",
+                ["drift.json"],
+                quality.check_features,
+                [*_REPLAYED, "rows.npy"],
+                partial(quality.is_current, name="drift.json"),
+            ),
+            self._step(
+                "ranker",
+                "Training the ranker",
+                ["ranker.txt", "ranker.json", "valid_score.npy"],
+                steps.train_ranker,
+                [*_REPLAYED, "rows.npy"],
+            ),
+            self._step(
+                "evaluate",
+                "Evaluating",
+                ["evaluation.json", "report.html"],
+                evaluate.write_evaluation,
+                [*_RANKED, "ranker.json", "valid_score.npy"],
+                evaluate.is_current,
+            ),
+            self._step(
+                "release",
+                "Making the release",
+                ["release.json"],
+                steps.make_release,
+                [*_REPLAYED, "encoder", "ranker.txt", "ranker.json", "evaluation.json"],
+                steps.is_released,
+            ),
+        ]
+        if self.inputs.redis_url is not None:
+            plan += [
+                self._step(
+                    "gate",
+                    "Comparing with the live one",
+                    ["gate.json", "shadow.parquet"],
+                    gate.judge_release,
+                    [*_RANKED, "evaluation.json", "release.json", "drift.json"],
+                    gate.is_current,
+                ),
+                self._step(
+                    "publish",
+                    "Publishing",
+                    ["published.json"],
+                    publish.publish,
+                    [*_LOG, "release.json", "gate.json"],
+                    publish.is_live,
+                ),
+                self._step(
+                    "tidy",
+                    "Removing what is old",
+                    ["removed.json"],
+                    publish.tidy,
+                    ["published.json", "statistics.json"],
+                ),
+            ]
+        return plan
+
+    def _step(
+        self,
+        name: str,
+        title: str,
+        makes: Sequence[str],
+        work: Callable[[Artefacts, OnProgress], None],
+        reads: Sequence[str],
+        is_current: Callable[[Artefacts], bool] | None = None,
+    ) -> Step:
+        done = partial(is_current, self.artefacts) if is_current else lambda: True
+        return Step(name, title, makes, partial(work, self.artefacts), done, reads)
+
+    def run_to(self, last: str) -> Artefacts:
+        """Do what is left up to a step, without those that only guard publication: what a study needs."""
+        plan = [s for s in self.steps if s.name not in ("checks", "drift")]
+        self.run.do(plan[: [s.name for s in plan].index(last) + 1])
+        return self.artefacts

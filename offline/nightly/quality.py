@@ -1,0 +1,70 @@
+"""Data quality of a run: the steps that check the data before anything is learned, and the features before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from offline.nightly import checks, statistics
+from offline.nightly.artefacts import Artefacts
+from offline.nightly.checks import Finding
+from offline.runtime import ChecksFailed, DataError, OnProgress
+
+FINDINGS = ("checks.json", "drift.json")
+
+
+def check_data(a: Artefacts, on_progress: OnProgress) -> None:
+    """Write `statistics.json` and `checks.json`. Raises ChecksFailed; the files are written all the same."""
+    inputs, config = a.inputs, a.inputs.config
+    now = inputs.until if inputs.until is not None else inputs.clock()
+    try:
+        events = inputs.data.events
+        if not len(events):
+            raise DataError(f"{config.data / 'events.parquet'}: holds no event; import a log")
+    except DataError as e:
+        _write(a, "checks.json", [Finding("schema", checks.STOP, str(e))])
+        raise ChecksFailed(f"the data checks stopped the night; the live release stays\n  schema: {e}") from e
+    until = inputs.until if inputs.until is not None else float(np.nextafter(events.at[-1], np.inf))
+    found = statistics.data_statistics(inputs.data, until, now + config.checks.future_s)
+    before = checks.last_statistics(config.statistics, a.run.directory.name, until)
+    findings = checks.check_disk(a.run.directory, _last_bytes(a.run.directory), config.checks)
+    findings += checks.check_statistics(found, before, config.checks, now)
+    a.write_json("statistics.json", found)
+    _write(a, "checks.json", findings)
+    checks.raise_if_stopped(findings, a.file("checks.json"))
+
+
+def check_features(a: Artefacts, on_progress: OnProgress) -> None:
+    """Write `drift.json`: features of the test lists against those learned from. Raises ChecksFailed."""
+    learned, tested = a.window_rows("ranker").rows, a.window_rows("test").rows
+    drift = statistics.feature_drift(learned, tested, [f.name for f in a.replay.features])
+    findings = checks.check_drift(drift, a.inputs.config.checks)
+    _write(a, "drift.json", findings, drift)
+    checks.raise_if_stopped(findings, a.file("drift.json"))
+
+
+def is_current(a: Artefacts, name: str) -> bool:
+    """Whether the findings in a file of `FINDINGS` were made with the limits of this configuration."""
+    return bool(a.json(name)["limits"] == a.inputs.config.checks.model_dump(mode="json"))
+
+
+def _write(a: Artefacts, name: str, findings: list[Finding], drift: dict[str, float] | None = None) -> None:
+    a.write_json(
+        name,
+        {
+            "limits": a.inputs.config.checks.model_dump(mode="json"),
+            "findings": [f._asdict() for f in findings],
+            **({"drift": drift} if drift is not None else {}),
+        },
+    )
+
+
+def _last_bytes(directory: Path) -> int:
+    """Bytes on disk of the largest other run, less what this one has already."""
+
+    def size(path: Path) -> int:
+        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+    others = [size(p) for p in directory.parent.iterdir() if p.is_dir() and p != directory]
+    return max(0, max(others, default=0) - size(directory))

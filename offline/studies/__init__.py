@@ -1,0 +1,13 @@
+"""Studies: changes tried on the rows of a night, without publishing anything.
+
+`tune` searches the ranker's settings, `ablate` measures groups of features, `measure_staleness` the age of a model;
+`study` is for notebooks.
+"""
+
+from __future__ import annotations
+
+from offline.studies.ablation import ablate
+from offline.studies.staleness import measure_staleness
+from offline.studies.tuning import FRAGMENT, fragment, make_folds, tune
+
+__all__ = ["FRAGMENT", "ablate", "fragment", "make_folds", "measure_staleness", "tune"]

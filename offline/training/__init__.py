@@ -1,0 +1,28 @@
+"""Training: encoders through the log, feature rows, the ranker, position effects.
+
+`encoders.train_encoders` fine-tunes, `make_rows` replays, `fit_ranker` trains on the rows: functions of arrays,
+without files. `Embedder` reads the texts of items written since the release.
+"""
+
+from __future__ import annotations
+
+from offline.training import encoders
+from offline.training.embedding_worker import Embedder
+from offline.training.inverted_lists import build_inverted_lists
+from offline.training.position_effects import examination_probability
+from offline.training.ranker import WindowRows, fit_ranker
+from offline.training.replay import make_replay, with_unknown
+from offline.training.rows import RowsJob, make_rows
+
+__all__ = [
+    "Embedder",
+    "RowsJob",
+    "WindowRows",
+    "build_inverted_lists",
+    "encoders",
+    "examination_probability",
+    "fit_ranker",
+    "make_replay",
+    "make_rows",
+    "with_unknown",
+]

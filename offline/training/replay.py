@@ -1,0 +1,57 @@
+"""The replay of a run: the log, the vectors of each encoder, and the moments at which statistics are refit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from features.arrays import F32
+from features.moment import Feature
+from features.replay import Replay
+from features.text.implied_tags import ItemWords
+from offline.config import Config
+from offline.data import Dataset, Windows, user_histories
+from text_encoder.text import item_texts
+
+
+def make_replay(
+    data: Dataset,
+    windows: Windows,
+    vectors: F32,
+    zero_shot: F32,
+    moments: Sequence[float],
+    config: Config,
+    custom: tuple[Feature, ...] = (),
+) -> Replay:
+    """The log of a data set, ready to be replayed.
+
+    vectors: float32[k, n, d], of the encoders of `moments` (Unix seconds); zero_shot: float32[n, d], before any of
+    them. Neighbours, prior and taste factors are refit `lists.refreshes` times, evenly over the events from the
+    ranker's window on, and with each encoder.
+    """
+    at, refreshes = data.events.at, config.lists.refreshes
+    first, last = np.searchsorted(at, (windows.ranker, windows.end))
+    refresh = at[first + (last - first) * np.arange(refreshes) // refreshes]
+    return Replay(
+        data.catalogue,
+        with_unknown(zero_shot),
+        data.events,
+        np.unique(np.append(refresh, moments)),
+        custom,
+        config.features.session_weight,
+        tuple(zip(moments, map(with_unknown, vectors), strict=True)),
+        _title_and_description_words(data),
+        user_histories(data.events, config.workspace),
+    )
+
+
+def with_unknown(vectors: F32) -> F32:
+    """float32[n + 1, d]: vectors, and a row of NaN for the unknown item."""
+    return np.vstack([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)])
+
+
+def _title_and_description_words(data: Dataset) -> ItemWords:
+    """Words of titles and descriptions alone: words of tags would only repeat the tags that they are to imply."""
+    columns = {n: data.items[n].to_pylist() for n in ("title", "description") if n in data.items.column_names}
+    return ItemWords.of(item_texts(" ".join(f"{{{n}}}" for n in columns), columns))

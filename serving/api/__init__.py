@@ -1,0 +1,38 @@
+"""The API's language: requests, answers, events, items and problems, as the structs that decode, encode and document.
+
+Knows nothing of routes or rankings.
+"""
+
+from __future__ import annotations
+
+from serving.api import decoding, events, items, problem, rankings, request_id
+from serving.api.decoding import Refusal
+from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
+from serving.api.items import TEXTS, ItemAnswer, ItemsAnswer, accept_item
+from serving.api.problem import Problem
+from serving.api.rankings import RankAnswer, RankedItem, RankRequest, RecommendRequest
+
+__all__ = [
+    "TEXTS",
+    "Accepted",
+    "Derived",
+    "ErasureAnswer",
+    "EventIn",
+    "EventsAnswer",
+    "ItemAnswer",
+    "ItemsAnswer",
+    "Problem",
+    "RankAnswer",
+    "RankRequest",
+    "RankedItem",
+    "RecommendRequest",
+    "Refusal",
+    "Rejected",
+    "accept_item",
+    "decoding",
+    "events",
+    "items",
+    "problem",
+    "rankings",
+    "request_id",
+]

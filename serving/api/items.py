@@ -1,0 +1,86 @@
+"""An item as a storefront writes it, and how it is accepted; what is stored is a field each, so that writes merge."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from serving.api.decoding import Id, check_no_control, to_refusal
+from serving.api.events import Rejected, microseconds
+
+Text = Annotated[str, Meta(max_length=1000)]
+_LONG = Annotated[str, Meta(max_length=20_000)]
+_NAME = Annotated[str, Meta(min_length=1, max_length=64)]
+_VALUE = bool | float | Text | Annotated[list[Text], Meta(max_length=100)] | None
+
+
+class ItemIn(Struct, forbid_unknown_fields=True):
+    """An item, new or known. What is left out stays as it is; null takes a value away.
+
+    available: false takes the item out of every answer, true brings it back. available_from: ISO 8601 or Unix seconds;
+    of a new item, now where it is missing. attributes: by the names of the catalogue's columns: a number, a text, a
+    list of texts, or true or false.
+    """
+
+    item_id: Id
+    title: Text | UnsetType | None = UNSET
+    description: _LONG | UnsetType | None = UNSET
+    category: Text | UnsetType | None = UNSET
+    brand: Text | UnsetType | None = UNSET
+    price: Annotated[float, Meta(ge=0)] | UnsetType | None = UNSET
+    available_from: float | str | UnsetType | None = UNSET
+    available: bool | UnsetType = UNSET
+    attributes: Annotated[dict[_NAME, _VALUE], Meta(max_length=100)] | UnsetType = UNSET
+
+
+class ItemsAnswer(Struct):
+    """accepted: items that were written. Each rejected one stands alone."""
+
+    accepted: int
+    rejected: list[Rejected]
+
+
+class ItemAnswer(Struct):
+    """What is known of an item.
+
+    in_release: the live release has it. live: this worker ranks it. vector: its text has been read by the encoder.
+    changed_at: Unix seconds of the last write, null where it comes from the release alone.
+    """
+
+    item_id: str
+    in_release: bool
+    live: bool
+    available: bool
+    vector: bool
+    changed_at: float | None = None
+    title: str | None = None
+    price: float | None = None
+
+
+_ITEM = msgspec.json.Decoder(ItemIn)
+TEXTS = ("title", "description", "category", "brand")
+
+
+def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
+    """The id and, as JSON by name, the fields that a write sets. Raises Refusal naming the field and the reason."""
+    try:
+        given = _ITEM.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise to_refusal(e) from e
+    check_no_control("item_id", given.item_id)
+    fields: dict[str, Any] = {"at": now}
+    for name in (*TEXTS, "price", "available"):
+        if (value := getattr(given, name)) is not UNSET:
+            fields[name] = value
+    if given.available_from is not UNSET:
+        fields["available_from"] = given.available_from if given.available_from is None else _moment(given)
+    if given.attributes is not UNSET:
+        fields |= {f"a:{name}": value for name, value in given.attributes.items()}
+    return given.item_id, {name: msgspec.json.encode(value) for name, value in fields.items()}
+
+
+def _moment(given: ItemIn) -> float:
+    assert isinstance(given.available_from, float | str)
+    return microseconds(given.available_from, "available_from") / 1e6

@@ -1,0 +1,29 @@
+"""HTTP: routes, guard, admission, keys, connections, the request log and the OpenAPI document.
+
+The only room that knows HTTP; what a route does is decided below it.
+"""
+
+from __future__ import annotations
+
+from serving.http import keys
+from serving.http.connection import Connection
+from serving.http.guard import Guard, caller, needs
+from serving.http.keys import Keys, KeysError, new_key
+from serving.http.openapi import add_schemas
+from serving.http.request_log import log_config
+from serving.http.routes import add_error_handlers, add_routes
+
+__all__ = [
+    "Connection",
+    "Guard",
+    "Keys",
+    "KeysError",
+    "add_error_handlers",
+    "add_routes",
+    "add_schemas",
+    "caller",
+    "keys",
+    "log_config",
+    "needs",
+    "new_key",
+]

@@ -1,0 +1,86 @@
+"""The OpenAPI document: FastAPI's routes, with schemas of the msgspec structs that decode and encode their bodies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi import Path as PathPart
+
+from serving.api import EventsAnswer, RankAnswer, RankRequest, RecommendRequest, decoding, events, problem, rankings
+from serving.api import items as item_forms
+from serving.config import ID_CHARACTERS
+
+PathId = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_CHARACTERS, **decoding.PLAIN})]
+"""An id in a path: documented here, and checked by `schema.checked_id`."""
+
+
+_KEY = "A key made by `shelfwise keys new`, with the scope that a route names; none where the service has no keys."
+
+
+def _reference(form: type) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{form.__name__}"}
+
+
+def operation(body: type | None, answer: type, status: int = 200, several: bool = False) -> dict[str, Any]:
+    """The part of a route's documentation that FastAPI cannot know, as it does not decode or encode these bodies."""
+    out: dict[str, Any] = {
+        "responses": {
+            str(status): _answer(answer),
+            **problem_responses("400", "401", "403", "404", "408", "413", "422", "429", "503"),
+        }
+    }
+    if body is not None:
+        one = _reference(body)
+        form = {"oneOf": [one, {"type": "array", "items": one}]} if several else one
+        content = {"application/json": {"schema": form}}
+        if several:
+            content["application/x-ndjson"] = {"schema": {"type": "string", "description": "One object a line."}}
+        out["requestBody"] = {"required": True, "content": content}
+    return out
+
+
+def _answer(answer: type) -> dict[str, Any]:
+    return {"description": answer.__doc__, "content": {"application/json": {"schema": _reference(answer)}}}
+
+
+def problem_responses(*statuses: str) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": _reference(problem.ProblemDocument)}}
+    return {status: {"description": "A problem document.", "content": content} for status in statuses}
+
+
+def state_responses(*statuses: int) -> dict[str, Any]:
+    return {"responses": {str(status): _answer(rankings.ServiceState) for status in statuses}}
+
+
+def add_schemas(app: FastAPI) -> None:
+    """Put the forms into the OpenAPI schema, from the very structs that decode and encode."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            forms = (
+                RankRequest,
+                RecommendRequest,
+                RankAnswer,
+                events.EventIn,
+                EventsAnswer,
+                rankings.SimilarAnswer,
+                events.ErasureAnswer,
+                item_forms.ItemIn,
+                item_forms.ItemsAnswer,
+                item_forms.ItemAnswer,
+                problem.ProblemDocument,
+                rankings.ServiceState,
+            )
+            _, components = msgspec.json.schema_components(forms, ref_template="#/components/schemas/{name}")
+            ours = plain().setdefault("components", {})
+            ours.setdefault("schemas", {}).update(components)
+            for operation in (o for methods in plain()["paths"].values() for o in methods.values()):
+                # FastAPI's own form of an error, which it adds where there are parameters, and which is never answered.
+                operation["responses"].get("422", {}).get("content", {}).pop("application/json", None)
+            ours["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEY}}
+        return plain()
+
+    app.openapi = openapi  # type: ignore[method-assign]

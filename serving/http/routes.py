@@ -1,0 +1,164 @@
+"""The routes of the API and the error handlers: HTTP to the service's calls and back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from serving.api import (
+    ErasureAnswer,
+    EventIn,
+    EventsAnswer,
+    Problem,
+    RankAnswer,
+    RankRequest,
+    RecommendRequest,
+    rankings,
+    request_id,
+)
+from serving.api import items as item_forms
+from serving.http.guard import needs, problem_answer
+from serving.http.openapi import PathId, operation, problem_responses, state_responses
+from serving.ranking import Service
+from serving.records import metrics
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    _for_shoppers(app, service)
+    _for_data(app, service)
+    _for_operators(app, service)
+
+
+def _for_shoppers(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/rank",
+        openapi_extra=operation(RankRequest, RankAnswer) | needs("rank"),
+        summary="Rank candidates for a user",
+    )
+    async def rank(request: Request) -> Response:
+        return json_response(await service.rank(rankings.rank_request(await request.body())))
+
+    @app.post(
+        "/v1/recommend",
+        openapi_extra=operation(RecommendRequest, RankAnswer) | needs("rank"),
+        summary="Retrieve for a user, and rank",
+    )
+    async def recommend(request: Request) -> Response:
+        return json_response(await service.recommend(rankings.recommend_request(await request.body())))
+
+    @app.post(
+        "/v1/events",
+        status_code=202,
+        summary="Take in what shoppers do: one event, an array, or JSON lines",
+        openapi_extra=operation(EventIn, EventsAnswer, 202, several=True) | needs("events"),
+    )
+    async def events(request: Request) -> Response:
+        return json_response(await service.take(await request.body(), request.headers.get("content-type", "")), 202)
+
+    @app.get(
+        "/v1/similar/{item_id:path}",
+        openapi_extra=operation(None, rankings.SimilarAnswer) | needs("rank"),
+        summary="Items alike by text",
+    )
+    async def similar(item_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
+        return json_response(await service.similar(item_id, limit))
+
+
+def _for_data(app: FastAPI, service: Service) -> None:
+    @app.put(
+        "/v1/items",
+        status_code=202,
+        summary="Write items: one, an array, or JSON lines",
+        openapi_extra=operation(item_forms.ItemIn, item_forms.ItemsAnswer, 202, several=True) | needs("items"),
+    )
+    async def items(request: Request) -> Response:
+        return json_response(
+            await service.write_items(await request.body(), request.headers.get("content-type", "")), 202
+        )
+
+    @app.get(
+        "/v1/items/{item_id:path}",
+        openapi_extra=operation(None, item_forms.ItemAnswer) | needs("items"),
+        summary="What is known of an item",
+    )
+    async def known(item_id: PathId) -> Response:
+        return json_response(await service.item(item_id))
+
+    @app.delete(
+        "/v1/items/{item_id:path}",
+        status_code=202,
+        summary="Take an item out of every answer",
+        openapi_extra=operation(None, item_forms.ItemsAnswer, 202) | needs("items"),
+    )
+    async def withdraw(item_id: PathId) -> Response:
+        return json_response(await service.withdraw(item_id), 202)
+
+    @app.delete(
+        "/v1/users/{user_id:path}",
+        status_code=202,
+        summary="Erase a user",
+        openapi_extra=operation(None, ErasureAnswer, 202) | needs("admin"),
+    )
+    async def erase(user_id: PathId) -> Response:
+        return json_response(await service.erase(user_id), 202)
+
+
+def _for_operators(app: FastAPI, service: Service) -> None:
+    @app.get(
+        "/metrics",
+        openapi_extra={"responses": problem_responses("401", "403", "429", "503")} | needs("metrics"),
+        summary="What all workers counted of themselves, for Prometheus",
+        response_class=PlainTextResponse,
+    )
+    async def exposition() -> Response:
+        counted = await asyncio.to_thread(service.metrics.exposition)
+        return Response(counted, media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/health/live", openapi_extra=state_responses(200) | needs(None), summary="The process answers")
+    async def live() -> Response:
+        return json_response({"status": "live"})
+
+    @app.get(
+        "/health/ready",
+        openapi_extra=state_responses(200, 503) | needs(None),
+        summary="A release is loaded; 503 with the reason where none is",
+    )
+    async def ready() -> Response:
+        return json_response(service.state(), 200 if service.follower.live else 503)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(Problem)
+    async def problem(_: Request, error: Problem) -> Response:
+        return problem_answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field, remedy = ".".join(map(str, first["loc"][1:])), "See /docs for the fields and their types."
+        return problem_answer(
+            Problem(422, "invalid-field", "A field is not as it must be", first["msg"], remedy, field)
+        )
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        detail, headers = f"{request.method} {request.url.path}: {error.detail}", dict(error.headers or {})
+        return problem_answer(
+            Problem(error.status_code, "http", error.detail, detail, "See /docs for the routes.", headers=headers)
+        )
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        title, remedy = "The service failed", "The service's log says more; the same request may be sent again."
+        headers = {"X-Request-ID": request_id.current()}
+        return problem_answer(Problem(500, "failed", title, type(error).__name__, remedy, headers=headers))
+
+
+def json_response(answer: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")

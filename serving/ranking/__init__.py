@@ -1,0 +1,13 @@
+"""Ranking: from a request to a list.
+
+`Follower` keeps the live release up to date, `Live` ranks with it, `Service` answers requests: history, retrieval,
+ranking, rules, exploration, explanation, record.
+"""
+
+from __future__ import annotations
+
+from serving.ranking.follower import Follower
+from serving.ranking.live import Live
+from serving.ranking.service import Service, plan_of
+
+__all__ = ["Follower", "Live", "Service", "plan_of"]

@@ -1,0 +1,260 @@
+"""What was written of items since the release, laid over its arrays: new rows behind its own, changed cells in copies.
+
+Rows of the release keep their numbers, so whatever a request under way has looked up stays right. The price is memory:
+a worker that has any new item holds arrays of its own instead of those all workers share, some 800 bytes an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.arrays import F32, F64, I32
+from features.catalogue import Catalogue
+from features.decay import ItemState
+from features.kernels.strings import Strings, Texts
+from features.neighbours import Neighbours
+from features.table import Items
+from features.text.vectors import Vectors
+from serving.api import TEXTS
+from serving.store import ItemFields, to_years
+
+_NEAREST = 10
+"""Items alike by text whose click rates and factors stand for what is not known of a new one."""
+_COMPARED = 4096
+"""Of a larger catalogue, so many items evenly drawn are compared: written items come by the thousand."""
+
+
+class _Joined(Texts):
+    """Strings of the release, some replaced, then others; nothing is copied."""
+
+    def __init__(self, base: Sequence[str], changed: Mapping[int, str], added: Sequence[str]) -> None:
+        self._base, self._changed, self._added = base, changed, added
+
+    def __len__(self) -> int:
+        return len(self._base) + len(self._added)
+
+    def _text(self, i: int) -> str:
+        if i >= len(self._base):
+            return self._added[i - len(self._base)]
+        return self._changed[i] if i in self._changed else self._base[i]
+
+    def __iter__(self) -> Iterator[str]:
+        if self._changed:
+            yield from (self._changed.get(i, s) for i, s in enumerate(self._base))
+        else:
+            yield from self._base
+        yield from self._added
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What is laid over a release.
+
+    written: by item id, in the order in which rows are added. vectors: float32[d] of those whose text was read. near:
+    what was found alike, by vector, to be handed on to the next overlay of the same release.
+    """
+
+    written: Mapping[str, ItemFields]
+    vectors: Mapping[str, F32]
+    near: dict[bytes, I32] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """Items that may be in no answer."""
+        return frozenset(i for i, held in self.written.items() if not held.available)
+
+    def over(self, base: Items, state: ItemState) -> Items:
+        """The release's items with what was written. state: as it is now, of the release or of an earlier overlay.
+
+        What the release has no code for (a category, brand or tag nobody had) is missing until the next night. A new
+        item's rates are those of the items nearest by text; neighbours it has none.
+        """
+        known = base.catalogue.rows(list(self.written))
+        ids = list(self.written)
+        added = [i for i, row in zip(ids, known.tolist(), strict=True) if row < 0]
+        changed = {int(row): self.written[i] for i, row in zip(ids, known.tolist(), strict=True) if row >= 0}
+        catalogue = _catalogue(base.catalogue, changed, {i: self.written[i] for i in added})
+        vectors = self._vectors(base, changed, added)
+        n, k = len(base.catalogue), len(added)
+        near = self._nearest(vectors, n, k)
+        rates, factors = base.attribute_rates, base.factors
+        items = replace(
+            base,
+            catalogue=catalogue,
+            vectors=vectors,
+            prior=_extend(base.prior, _mean(base.prior, near)),
+            neighbours=Neighbours(
+                _extend(base.neighbours.item, np.full((k, base.neighbours.item.shape[1]), -1, np.int32)),
+                _extend(base.neighbours.weight, np.zeros((k, base.neighbours.weight.shape[1]), np.float32)),
+            ),
+            state=_state(state, catalogue, n, k),
+            attribute_rates=_extend(rates, _mean(rates, near)) if rates.size else rates,
+            factors=_extend(factors, _mean(factors, near)) if factors.size else factors,
+        )
+        if base.words is not None:
+            said = base.words.of(catalogue, [*changed, *range(n, n + k)])
+            items = replace(
+                items,
+                words=base.words.over(dict(zip(changed, said[: len(changed)], strict=True)), said[len(changed) :]),
+            )
+        # At the release's own mean and deviation: a new item must not move every other item's numbers.
+        items.__dict__["numbers"] = _extend(base.numbers, _standardised(base, catalogue.numbers[n : n + k]))
+        return items
+
+    def _vectors(self, base: Items, changed: Mapping[int, ItemFields], added: Sequence[str]) -> Vectors:
+        d = base.vectors.code.shape[1]
+        none = np.full(d, np.nan, np.float32)
+        rows = [
+            row
+            for row, held in changed.items()
+            if base.catalogue.item_ids[row] in self.vectors and _is_text(held, base.catalogue.number_names)
+        ]
+        ids = [*(base.catalogue.item_ids[row] for row in rows), *added]
+        new = Vectors.quantise(np.array([self.vectors.get(i, none) for i in ids], np.float32).reshape(len(ids), d))
+        code = _extend(base.vectors.code, new.code[len(rows) :])
+        scale = _extend(base.vectors.scale, new.scale[len(rows) :])
+        code[rows], scale[rows] = new.code[: len(rows)], new.scale[: len(rows)]
+        return Vectors(code, scale)
+
+    def _nearest(self, vectors: Vectors, n: int, k: int) -> I32:
+        """int32[k, <= _NEAREST]: rows of the release nearest by text to each new one; `-1` where it has no vector."""
+        every = np.arange(0, n, max(1, -(-n // _COMPARED)), dtype=np.int32)
+        m = min(_NEAREST, len(every))
+        out = np.full((k, m), -1, np.int32)
+        for j in np.flatnonzero(vectors.scale[n : n + k] > 0).tolist():
+            code = vectors.code[n + j].tobytes()
+            if (best := self.near.get(code)) is None:
+                cosine = vectors.cosines(every, np.array([n + j], np.int32))[:, 0]
+                cosine[np.isnan(cosine)] = -np.inf
+                first = np.argpartition(-cosine, m - 1)[:m]
+                best = self.near[code] = np.where(cosine[first] > -np.inf, every[first], -1).astype(np.int32)
+            out[j] = best
+        return out
+
+
+NO_OVERLAY = Overlay({}, {})
+"""Of a release of which nothing was written since."""
+
+
+def _is_text(held: ItemFields, number_names: Sequence[str]) -> bool:
+    """Whether what was written may change what the encoder reads."""
+    return any(name in TEXTS for name in held.fields) or any(name not in number_names for name in held.attributes)
+
+
+def _extend(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """A copy with rows put before the last one, which is the unknown item's."""
+    return np.concatenate([array[:-1], rows.astype(array.dtype, copy=False), array[-1:]])
+
+
+def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mapping[str, ItemFields]) -> Catalogue:
+    n, k = len(base), len(added)
+    titles = {row: h.fields["title"] or base.item_ids[row] for row, h in changed.items() if "title" in h.fields}
+    price, born = (_extend(a, np.full(k, np.nan)) for a in (base.price, base.available_from))
+    category = _extend(base.category, np.full(k, len(base.category_names), np.int32))
+    brand = _extend(base.brand, np.full(k, len(base.brand_names), np.int32))
+    numbers = _extend(base.numbers, np.full((k, base.numbers.shape[1]), np.nan))
+    born[n : n + k] = [held.at for held in added.values()]
+    code_of = {
+        name: {value: code for code, value in enumerate(names)}
+        for name, names in (("category", base.category_names), ("brand", base.brand_names))
+    }
+    rows = {**changed, **dict(zip(range(n, n + k), added.values(), strict=True))}
+    for row, held in rows.items():
+        fields = held.fields
+        if "price" in fields:
+            price[row] = np.nan if fields["price"] is None else fields["price"]
+        if fields.get("available_from") is not None:
+            born[row] = fields["available_from"]
+        for name, codes, names in (("category", category, base.category_names), ("brand", brand, base.brand_names)):
+            if name in fields:
+                codes[row] = code_of[name].get(fields[name], len(names))
+        for name, value in held.attributes.items():
+            if name in base.number_names:
+                numbers[row, list(base.number_names).index(name)] = _number(value, name in base.date_names)
+        if not held.available:
+            born[row] = np.inf  # to retrieval, an item not yet on sale
+    tags = _tags(base, list(added.values()))
+    start = np.concatenate(
+        [base.tag_start[:-1], base.tag_start[-2] + np.cumsum([len(t) for t in tags], dtype=np.int64)]
+    )
+    every = [t for of_item in tags for t in of_item]
+    return replace(
+        base,
+        item_ids=_extend_neighbours(base.item_ids, list(added)),
+        titles=_Joined(base.titles, titles, [h.fields.get("title") or i for i, h in added.items()]),
+        price=price,
+        category=category,
+        brand=brand,
+        available_from=born,
+        numbers=numbers,
+        tag_start=np.append(start, start[-1]),
+        tag=np.concatenate([base.tag[: base.tag_start[-2]], np.array(every, np.int32)]),
+    )
+
+
+def _extend_neighbours(base: Sequence[str], added: Sequence[str]) -> Strings:
+    """The release's ids, then the new ones, without a Python string for any of the release's."""
+    first, more = base if isinstance(base, Strings) else Strings.of(base), Strings.of(added)
+    return Strings(
+        np.concatenate([first.start, first.start[-1] + more.start[1:]]), np.concatenate([first.text, more.text])
+    )
+
+
+def _number(value: object, is_date: bool) -> float:
+    if is_date:
+        return to_years(value)
+    return float(value) if isinstance(value, int | float) else np.nan
+
+
+def _tags(base: Catalogue, added: Sequence[ItemFields]) -> list[list[int]]:
+    """Of each new item the tags that the release knows."""
+    if not added:
+        return []
+    code = {name: c for c, name in enumerate(base.tag_names)}
+    out = []
+    for held in added:
+        values = (
+            (a, v) for a, given in held.attributes.items() for v in (given if isinstance(given, list) else [given])
+        )
+        out.append(sorted({code[f"{a}={v}"] for a, v in values if f"{a}={v}" in code}))
+    return out
+
+
+def _mean(values: F32, near: I32) -> F32:
+    """The mean over each new item's nearest, NaN where there are none or none has a value."""
+    # The unknown item, at -1, has NaN.
+    found = values[near].astype(np.float64)
+    known = ~np.isnan(found)
+    count = known.sum(axis=1)
+    total = np.where(known, found, 0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _standardised(base: Items, numbers: F64) -> F64:
+    """New items' numbers in the units in which the release has its own, which are linear; missing as it has them."""
+    out = np.broadcast_to(base.numbers[-1], numbers.shape).copy()
+    for c in range(numbers.shape[1]):
+        raw = base.catalogue.numbers[:-1, c]
+        known = np.flatnonzero(np.isfinite(raw))
+        if not len(known):
+            continue
+        low, high = known[raw[known].argmin()], known[raw[known].argmax()]
+        span = raw[high] - raw[low]
+        slope = (base.numbers[high, c] - base.numbers[low, c]) / span if span > 0 else 0.0
+        mine = np.isfinite(numbers[:, c])
+        out[mine, c] = base.numbers[low, c] + (numbers[mine, c] - raw[low]) * slope
+    return out
+
+
+def _state(state: ItemState, catalogue: Catalogue, n: int, k: int) -> ItemState:
+    """The sums so far, those of items added before kept, with rows for the new ones."""
+    had = len(state.category) - 1
+    rows = n + k - had
+    value = np.concatenate([state.value[:had], np.zeros((rows, *state.value.shape[1:])), state.value[had:]])
+    latest = np.concatenate([state.latest[:had], np.zeros(rows), state.latest[had:]])
+    return ItemState(value, latest, catalogue.category, state.n_categories)

@@ -1,0 +1,218 @@
+"""Items as arrays on disk, `arrays/*.npy` of a release, memory-mapped by every worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.arrays import F32
+from features.catalogue import Catalogue
+from features.decay import HALF_LIVES_S, ItemState
+from features.kernels.strings import Strings
+from features.log import Kind
+from features.neighbours import Neighbours
+from features.segments import Segments
+from features.table import Items
+from features.text.inverted_lists import InvertedLists
+from features.text.vectors import Vectors
+from features.text.vocabulary import Vocabulary
+from serving.release.manifest import MANIFEST, Manifest, ReleaseError
+
+
+def arrays_of(items: Items) -> dict[str, NDArray[Any]]:
+    """All that is known of items, but for features of the user's own, by the name of its file."""
+    c = items.catalogue
+    out: dict[str, NDArray[Any]] = {
+        "price": c.price,
+        "category": c.category,
+        "brand": c.brand,
+        "available_from": c.available_from,
+        "numbers": c.numbers,
+        "tag_start": c.tag_start,
+        "tag": c.tag,
+        "vector_code": items.vectors.code,
+        "vector_scale": items.vectors.scale,
+        "prior": items.prior,
+        "attribute_rates": items.attribute_rates,
+        "factors": items.factors,
+        "segment_centre": items.segments.centre,
+        "segment_log_share": items.segments.log_share,
+        "neighbour_item": items.neighbours.item,
+        "neighbour_weight": items.neighbours.weight,
+        "state_value": items.state.value,
+        "state_latest": items.state.latest,
+    }
+    if items.inverted is not None:
+        lists = items.inverted
+        out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
+        out |= {"list_start": lists.start, "list_row": lists.row}
+    if (w := items.words) is not None:
+        out |= w.names.arrays("word_names") | {"word_rarity": w.rarity, "word_strength": w.strength}
+        out |= {"word_code": w.vectors.code, "word_scale": w.vectors.scale}
+        out |= {"item_word_start": w.start, "item_word": w.word}
+    for name, strings in (
+        ("item_ids", c.item_ids),
+        ("titles", c.titles),
+        ("category_names", c.category_names),
+        ("brand_names", c.brand_names),
+        ("number_names", c.number_names),
+        ("tag_names", c.tag_names),
+        ("date_names", c.date_names),
+    ):
+        out |= Strings.of(strings).arrays(name)
+    return {name: np.ascontiguousarray(array) for name, array in out.items()}
+
+
+class Arrays:
+    """The arrays of a release by name, each held to a type and a shape (None: any extent)."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    def __call__(self, name: str, dtype: type, *shape: int | None) -> NDArray[Any]:
+        """The array of that name, read-only."""
+        file = f"arrays/{name}.npy"
+        if file not in self.manifest.files:
+            raise ReleaseError(f"{self.path / MANIFEST}: names no {file}; make the release again")
+        try:
+            # A plain view: numba and numpy treat `memmap` as a type of its own, slowly.
+            array: NDArray[Any] = np.asarray(np.load(self.path / file, mmap_mode="r", allow_pickle=False))
+        except (ValueError, OSError, EOFError) as e:
+            raise ReleaseError(f"{self.path / file} is no array: {e}") from e
+        wanted = tuple(found if want is None else want for found, want in zip(array.shape, shape, strict=False))
+        if array.dtype != dtype or len(array.shape) != len(shape) or array.shape != wanted:
+            raise ReleaseError(
+                f"{self.path / file}: {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}"
+                f"{['any' if s is None else s for s in shape]}: make the release again"
+            )
+        return array
+
+    def has(self, name: str) -> bool:
+        """Whether the release has such an array."""
+        return f"arrays/{name}.npy" in self.manifest.files
+
+    def within(self, name: str, array: NDArray[Any], low: int, high: int) -> NDArray[Any]:
+        """The array, all of whose values are from `low` to below `high`: compiled code reads where they point."""
+        if array.size and not (low <= array.min() and array.max() < high):
+            raise ReleaseError(
+                f"{self.path}/arrays/{name}.npy: holds {array.min()} to {array.max()}, expected {low} to {high - 1}: "
+                "make the release again"
+            )
+        return array
+
+    def strings(self, name: str, count: int | None) -> Strings:
+        """Texts, kept as bytes and where each begins. count: how many there must be; None for any number."""
+        start = self(f"{name}_start", np.int64, None if count is None else count + 1)
+        text = self(f"{name}_text", np.uint8, None)
+        return Strings(self._ascending(f"{name}_start", start, len(text)), text)
+
+    def _ascending(self, name: str, start: NDArray[Any], end: int) -> NDArray[Any]:
+        if not len(start) or start[0] != 0 or start[-1] != end or (np.diff(start) < 0).any():
+            raise ReleaseError(f"{self.path}/arrays/{name}.npy: does not go up from 0 to {end}: make the release again")
+        return start
+
+
+def items_of(read: Arrays) -> Items:
+    """The items that `arrays_of` was given. Raises ReleaseError for an array that is missing or not as it must be."""
+    n, d = read.manifest.items, read.manifest.dimension
+    category_names, brand_names = list(read.strings("category_names", None)), list(read.strings("brand_names", None))
+    number_names, tag_names = list(read.strings("number_names", None)), list(read.strings("tag_names", None))
+    category = read.within("category", read("category", np.int32, n + 1), 0, len(category_names) + 1)
+    tag = read.within("tag", read("tag", np.int32, None), 0, len(tag_names))
+    catalogue = Catalogue(
+        item_ids=read.strings("item_ids", n),
+        titles=read.strings("titles", n),
+        price=read("price", np.float64, n + 1),
+        category=category,
+        category_names=category_names,
+        brand=read.within("brand", read("brand", np.int32, n + 1), 0, len(brand_names) + 1),
+        brand_names=brand_names,
+        available_from=read("available_from", np.float64, n + 1),
+        numbers=read("numbers", np.float64, n + 1, len(number_names)),
+        number_names=number_names,
+        tag_start=read._ascending("tag_start", read("tag_start", np.int64, n + 2), len(tag)),
+        tag=tag,
+        tag_names=tag_names,
+        date_names=list(read.strings("date_names", None)),
+    )
+    near = read.within("neighbour_item", read("neighbour_item", np.int32, n + 1, None), -1, n)
+    entities = n + 1 + len(category_names) + 1 + 1
+    state = ItemState(
+        read("state_value", np.float64, entities, len(Kind), len(HALF_LIVES_S)),
+        read("state_latest", np.float64, entities),
+        category,
+        len(category_names),
+    )
+    vectors = Vectors(read("vector_code", np.int8, n + 1, d), read("vector_scale", np.float32, n + 1))
+    neighbours = Neighbours(near, read("neighbour_weight", np.float32, n + 1, near.shape[1]))
+    rates = read("attribute_rates", np.float32, None, None)
+    if rates.size and rates.shape != (n + 1, len(catalogue.by_attribute)):
+        raise ReleaseError(
+            f"{read.path}/arrays/attribute_rates.npy: {list(rates.shape)}, expected "
+            f"{[n + 1, len(catalogue.by_attribute)]}: make the release again"
+        )
+    factors = read("factors", np.float32, None, None)
+    if factors.size and len(factors) != n + 1:
+        raise ReleaseError(
+            f"{read.path}/arrays/factors.npy: {len(factors)} rows, expected {n + 1}: make the release again"
+        )
+    prior = read("prior", np.float32, n + 1)
+    return Items(
+        catalogue,
+        vectors,
+        prior,
+        neighbours,
+        state,
+        rates,
+        factors,
+        _segments(read, factors),
+        inverted=_inverted(read, n, d),
+        words=_words(read, n, d),
+    )
+
+
+def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:
+    """The catalogue's words, of a release that reads queries."""
+    if not read.has("word_rarity"):
+        return None
+    rarity = read("word_rarity", np.float32, None)
+    count = len(rarity)
+    word = read.within("item_word", read("item_word", np.int32, None), 0, count)
+    return Vocabulary(
+        read.strings("word_names", count),
+        rarity,
+        Vectors(read("word_code", np.int8, count, d), read("word_scale", np.float32, count)),
+        read("word_strength", np.float32, count),
+        read._ascending("item_word_start", read("item_word_start", np.int64, n + 2), len(word)),
+        word,
+    )
+
+
+def _segments(read: Arrays, factors: F32) -> Segments:
+    """Those of the release; none in one whose ranker never saw any."""
+    if not read.has("segment_centre"):
+        return Segments.none()
+    centre = read("segment_centre", np.float32, None, None)
+    if len(centre) and centre.shape[1] != factors.shape[1]:
+        raise ReleaseError(
+            f"{read.path}/arrays/segment_centre.npy: {centre.shape[1]} columns, expected {factors.shape[1]} as "
+            "factors.npy has: make the release again"
+        )
+    return Segments(centre, read("segment_log_share", np.float32, len(centre)))
+
+
+def _inverted(read: Arrays, n: int, d: int) -> InvertedLists | None:
+    """The inverted lists of a release that has them: one that is small enough has none."""
+    if not read.has("list_start"):
+        return None
+    row = read.within("list_row", read("list_row", np.int32, None), 0, n)
+    start = read._ascending("list_start", read("list_start", np.int64, None), len(row))
+    if len(start) < 2:
+        raise ReleaseError(f"{read.path}/arrays/list_start.npy: holds no list: make the release again")
+    centre = Vectors(
+        read("list_centre_code", np.int8, len(start) - 1, d), read("list_centre_scale", np.float32, len(start) - 1)
+    )
+    return InvertedLists(centre, start, row)
