@@ -2,7 +2,7 @@
 
 `sh` runs, in the order of the page, in one directory. `python` runs too, or is the file that its title names. `yaml` is
 a configuration of ours, `json` the body of the call that its title names (`POST /v1/rank`). `text` is output; `html` is
-opened in a browser by `tests/test_client_page.py`.
+opened in a browser by `tests/serving/test_client_page.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("sh", "python", "yaml", "json", "html", "text")
 _FENCE = re.compile(r'^([ \t]*)```(\w*)(?: title="([^"]*)")?[^\n`]*\n(.*?)^\1```[ \t]*$', re.MULTILINE | re.DOTALL)

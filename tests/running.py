@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -22,9 +21,8 @@ from features.history import ENGAGEMENTS
 from serving.config import ServiceConfig
 from serving.http.keys import KEYS_VARIABLE
 from serving.store import START, BulkStore, Event
-from tests.test_service import until
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+from tests.serving.test_service import until
 
 
 class Process:

@@ -1,4 +1,4 @@
-"""Notebooks as pages of the site, with the outputs they were saved with. They are run by `tests/test_notebooks.py`."""
+"""Notebooks as pages of the site, with the outputs they were saved with; `test_notebooks.py` runs them."""
 
 from __future__ import annotations
 

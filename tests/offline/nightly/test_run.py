@@ -1,0 +1,244 @@
+"""A run directory: what is done is not done again, what changed is, and a night that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from offline.nightly.run import Run, Step, resolve_reads
+from offline.runtime.files import checksum, write_json
+from serving.lock import Locked, locked
+from tests import ROOT
+
+
+class Plan:
+    """Three steps, each copying the last one's file and adding its letter; says which were done."""
+
+    def __init__(self, root: Path, **inputs: object) -> None:
+        self.run = Run(root, inputs or {"seed": 1})
+        self.done: list[str] = []
+        self.fails: str | None = None
+        self.letters: dict[str, str] = {}
+
+    def steps(self) -> list[Step]:
+        return [
+            Step(n, f"Step {n}", [f"{n}.txt"], self._work(n, before), reads=[f"{before}.txt"] if before != " " else [])
+            for n, before in ("a ", "ba", "cb")
+        ]
+
+    def _work(self, name: str, before: str) -> Callable[..., None]:
+        def work(on_progress: object) -> None:
+            if self.fails == name:
+                raise OSError("the disk is full")
+            self.done.append(name)
+            so_far = self.run.file(f"{before}.txt").read_text() if before != " " else ""
+            self.run.file(f"{name}.txt").write_text(so_far + self.letters.get(name, name))
+
+        return work
+
+    def __call__(self) -> list[str]:
+        """The names of the steps that were done now."""
+        self.done.clear()
+        self.run.do(self.steps())
+        return list(self.done)
+
+
+def record(plan: Plan) -> list[str]:
+    return list(json.loads(plan.run.file("steps.json").read_text()))
+
+
+def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
+    assert Plan(tmp_path)() == ["a", "b", "c"]
+    again = Plan(tmp_path)
+    assert again() == []
+    assert again.run.file("c.txt").read_text() == "abc"
+    assert again() == []
+
+
+def test_time_memory_and_what_was_made_are_recorded(tmp_path: Path) -> None:
+    plan = Plan(tmp_path)
+    plan()
+    kept = Run(tmp_path, {"seed": 1}).finished["b"]
+    assert kept["made"] == {"b.txt": checksum(plan.run.file("b.txt"))}
+    assert kept["seconds"] >= 0
+    assert kept["peak_mb"] > 1
+
+
+@pytest.mark.parametrize("harm", [lambda f: f.write_text("x"), lambda f: f.unlink()])
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_changed_or_lost_file_is_made_again_and_what_reads_it_is_not_if_it_is_the_same(
+    tmp_path: Path, harm: Callable[[Path], None], name: str
+) -> None:
+    Plan(tmp_path)()
+    plan = Plan(tmp_path)
+    harm(plan.run.file(f"{name}.txt"))
+    assert plan() == [name]
+    assert plan.run.file("c.txt").read_text() == "abc"
+
+
+def test_what_is_made_anew_and_differs_makes_all_that_follows_from_it_anew(tmp_path: Path) -> None:
+    """b now writes B: c read b, so it is done again; a is not."""
+    Plan(tmp_path)()
+    plan = Plan(tmp_path)
+    plan.letters["b"] = "B"
+    plan.run.file("b.txt").unlink()
+    assert plan() == ["b", "c"]
+    assert plan.run.file("c.txt").read_text() == "aBc"
+
+
+def test_each_step_records_the_checksums_of_what_it_read_and_made(tmp_path: Path) -> None:
+    plan = Plan(tmp_path)
+    plan()
+    facts = plan.run.finished["c"]
+    assert facts["read"] == {"b.txt": checksum(plan.run.file("b.txt"))}
+    assert facts["made"] == {"c.txt": checksum(plan.run.file("c.txt"))}
+
+
+def test_a_step_may_only_read_what_an_earlier_one_makes(tmp_path: Path) -> None:
+    steps = Plan(tmp_path).steps()
+    with pytest.raises(ValueError, match=r"step 'a' reads 'c\.txt', which no step before it makes"):
+        resolve_reads([steps[0]._replace(reads=["c.txt"])])
+    assert resolve_reads([steps[0], steps[1]._replace(reads=None)])[1].reads == ("a.txt",), "None is all before it"
+
+
+def test_a_plan_says_what_is_left_and_what_it_took_last_time_and_changes_nothing(tmp_path: Path) -> None:
+    """Of another seed's run where this one has not done the step yet."""
+    assert [p.seconds for p in Plan(tmp_path).run.plan(Plan(tmp_path).steps())] == [None] * 3
+    assert not list(tmp_path.iterdir())
+    first = Plan(tmp_path)
+    first()
+    other = Plan(tmp_path, seed=2)
+    plan = other.run.plan(other.steps())
+    assert [(p.name, p.done) for p in plan] == [("a", False), ("b", False), ("c", False)]
+    assert [p.seconds for p in plan] == [first.run.finished[n]["seconds"] for n in "abc"]
+    first.run.file("b.txt").unlink()
+    assert [p.done for p in first.run.plan(first.steps())] == [True, False, False]
+    assert not other.run.directory.exists()
+
+
+def test_two_runs_cannot_meet_and_the_second_is_told_who_is_there(tmp_path: Path) -> None:
+    """Also of other inputs: they share the workspace."""
+    plan = Plan(tmp_path, seed=2)
+    with locked(tmp_path / "lock"), pytest.raises(Locked, match=rf"is in use by process {os.getpid()} on .*wait"):
+        plan()
+    assert plan() == ["a", "b", "c"]
+
+
+def test_a_step_that_fails_leaves_the_record_as_it_was_and_the_next_run_goes_on_there(tmp_path: Path) -> None:
+    plan = Plan(tmp_path)
+    plan.fails = "c"
+    with pytest.raises(OSError, match="the disk is full"):
+        plan()
+    assert record(plan) == ["a", "b"]
+    assert Plan(tmp_path)() == ["c"]
+
+
+def test_what_a_later_step_made_of_an_older_file_is_not_taken_for_up_to_date(tmp_path: Path) -> None:
+    """a now writes A, b fails: though the old b.txt and c.txt are whole, they are of the old a.txt."""
+    Plan(tmp_path)()
+    plan = Plan(tmp_path)
+    plan.letters["a"], plan.fails = "A", "b"
+    plan.run.file("a.txt").unlink()
+    with pytest.raises(OSError, match="the disk is full"):
+        plan()
+    assert Plan(tmp_path)() == ["b", "c"]
+    assert plan.run.file("c.txt").read_text() == "Abc"
+
+
+def test_a_beginning_of_the_plan_can_be_done_alone_and_forgets_nothing(tmp_path: Path) -> None:
+    """`evaluate` leaves the release out; a release made before stays recorded."""
+    plan = Plan(tmp_path)
+    plan()
+    plan.run.do(plan.steps()[:2])
+    assert record(plan) == ["a", "b", "c"]
+
+
+def test_a_step_that_makes_more_than_it_did_is_done_again(tmp_path: Path) -> None:
+    Plan(tmp_path)()
+    plan = Plan(tmp_path)
+    *_, last = plan.steps()
+    plan.run.file("d.txt").write_text("d")
+    plan.run.do([*plan.steps()[:2], last._replace(makes=["c.txt", "d.txt"])])
+    assert plan.done == ["c"]
+
+
+def test_a_step_that_does_not_make_what_it_was_to_make_is_not_finished(tmp_path: Path) -> None:
+    run = Run(tmp_path, {})
+    with pytest.raises(RuntimeError, match=r"step 'idle' is over, but .*made\.txt is not there"):
+        run.do([Step("idle", "Doing nothing", ["made.txt"], lambda on_progress: None)])
+    assert run.finished == {}
+
+
+def test_other_inputs_meet_another_directory_and_the_same_ones_the_same(tmp_path: Path) -> None:
+    """The order of the keys is no difference; a value, however deep, is."""
+    first = Run(tmp_path, {"a": 1, "b": {"c": [1, 2]}})
+    assert Run(tmp_path, {"b": {"c": [1, 2]}, "a": 1}).directory == first.directory
+    others = [{"a": 1, "b": {"c": [2, 1]}}, {"a": "1", "b": {"c": [1, 2]}}, {"a": 1}, {}]
+    assert len({Run(tmp_path, o).directory for o in others} | {first.directory}) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": {"ma', b"[]", b'{"a": 3}', b"\xff\xfe", b'{"a": {"made": "x"}}'])
+def test_a_damaged_record_is_said_and_every_step_done_again(
+    tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = Plan(tmp_path)
+    first()
+    first.run.file("steps.json").write_bytes(content)
+    assert Plan(tmp_path)() == ["a", "b", "c"]
+    if b"made" not in content:
+        assert "steps.json is damaged: every step of the run is done again" in capfd.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from offline.nightly.run import Run, Step
+
+run = Run(Path(sys.argv[1]), {"seed": 1})
+def a(on_progress):
+    run.file("a.txt").write_text("a")
+def b(on_progress):
+    run.file("b.txt").write_text("half of ")
+    os.kill(os.getpid(), signal.SIGKILL)
+run.do([Step("a", "Step a", ["a.txt"], a), Step("b", "Step b", ["b.txt"], b)])
+"""
+
+
+def test_a_night_killed_in_the_middle_of_a_step_goes_on_with_that_step(tmp_path: Path) -> None:
+    """SIGKILL leaves no time to tidy up; half a file is not taken for a whole one."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    plan = Plan(tmp_path)
+    assert plan.run.file("b.txt").read_text() == "half of "
+    assert plan() == ["b", "c"]
+    assert plan.run.file("c.txt").read_text() == "abc"
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """What cannot be written leaves the old file and nothing beside it."""
+    path = tmp_path / "facts.json"
+    write_json(path, {"title": "Bücher"})
+    with pytest.raises(TypeError):
+        write_json(path, {"title": object()})
+    assert json.loads(path.read_text("utf-8")) == {"title": "Bücher"}
+    assert [p.name for p in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_a_checksum_is_of_names_and_contents_and_of_nothing_else(tmp_path: Path) -> None:
+    def tree(name: str, files: dict[str, str]) -> str:
+        for file, content in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(content)
+        return checksum(tmp_path / name)
+
+    one = tree("one", {"x": "1", "sub/y": "2"})
+    assert tree("two", {"sub/y": "2", "x": "1"}) == one
+    assert len({one, tree("three", {"x": "2", "sub/y": "1"}), tree("four", {"x": "1", "sub/z": "2"})}) == 3
+    assert checksum(tmp_path / "one" / "x") == checksum(tmp_path / "two" / "x")

@@ -1,0 +1,110 @@
+"""Each benchmark runs, at a size too small to say anything of speed, and ends with the numbers it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.log import Kind
+from tests import ROOT
+from tests.bench.made_up import SHOWN, made_up_events
+from tests.bench.memory import User, fitted
+from tests.bench.replay import Sums, differing, ours, pandas_sums, read_log, write_log
+
+TINY = {
+    "replay": (
+        [
+            "--events",
+            "20000",
+            "--lists",
+            "50",
+            "--items",
+            "500",
+            "--users",
+            "200",
+            "--repeats",
+            "1",
+            "--rows-lists",
+            "130",
+            "--rows-events",
+            "3000",
+        ],
+        {"speedup_vs_pandas", "peak_gb", "linear", "rows_per_s"},
+    ),
+    "assemble": (
+        ["--repeats", "2", "--items", "3000", "--events", "3000", "--trees", "5", "--lists", "10"],
+        {"assemble_ms", "trees_ms", "ratio_to_trees", "ratio_to_predict"},
+    ),
+    "guard": (
+        ["--repeats", "1", "--times", "20", "--seconds", "0.2"],
+        {"guard_us", "metrics_us", "guard_ratio_to_route", "crowd_p99_bounded_to_unbounded"},
+    ),
+    "neighbours": (
+        ["--items", "3000", "--queries", "5", "--once", "--sides", "exact", "inverted", "--looks", "0", "32"],
+        {"items", "speedup_inverted_32"},
+    ),
+    "visibility": (
+        ["--times", "1"],
+        {"own_list_other_worker_p50_ms", "item_state_other_worker_p50_ms", "new_item_other_worker_p50_ms"},
+    ),
+    "rules": (["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"}),
+    "shadow": (["--items", "1000", "--trees", "5", "--requests", "10", "--turns", "1"], {"p50_ratio", "p99_ratio"}),
+    "events": (["--lists", "20"], {"us_write_service", "us_write_redis", "us_follow", "us_collect", "bytes_parquet"}),
+    "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
+    "query": (["--cost", "300", "2"], {"rows_ratio", "retrieval_ratio", "read_ms"}),
+    "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
+    "memory": (
+        ["--users", "100", "--items", "1000", "--events", "1000"],
+        {"bytes_per_user", "bytes_per_item_redis", "bytes_per_item_worker_private", "bytes_per_item_worker_shared"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_a_benchmark_ends_with_one_json_object_of_its_ratios(name: str) -> None:
+    """The last line of standard output holds the promised keys, each a finite number; remarks go elsewhere."""
+    options, keys = TINY[name]
+    command = [sys.executable, "-W", "error", "-m", f"tests.bench.{name}", *options]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert found.returncode == 0, found.stderr
+    ratios = json.loads(found.stdout.splitlines()[-1])
+    assert keys <= set(ratios)
+    assert all(np.isfinite(ratios[key]) and ratios[key] != 0 for key in keys)
+
+
+def test_item_state_agrees_with_pandas_over_months_at_an_hours_half_life(tmp_path: Path) -> None:
+    """Two implementations that share nothing read the same sums before each list, and a wrong one is found out."""
+    write_log(tmp_path, 20_000, 60, items=50, users=20)
+    log = read_log(tmp_path)
+    mine, theirs = Sums.none(60), Sums.none(60)
+    ours(log, mine)
+    pandas_sums(log, theirs)
+    for side, sums in (("ours", mine), ("pandas", theirs)):
+        for name, values in sums.items():
+            np.save(tmp_path / f"{side}_{name}.npy", values)
+    assert differing(tmp_path) == ""
+    assert mine["item"][..., Kind.CLICK, 0].max() > 0
+    np.save(tmp_path / "ours_item.npy", mine["item"] * np.float32(1.00001))
+    assert differing(tmp_path).startswith("item at (")
+
+
+def test_the_made_up_log_is_in_order_and_of_the_size_asked_for() -> None:
+    """Sorted by (time, kind, item), as `Events` promises; one list's impressions share its time."""
+    log = made_up_events(np.random.default_rng(0), 5000, users=50, items=100)
+    assert abs(len(log) - 5000) < 250
+    assert (np.lexsort((log.item, log.kind, log.at)) == np.arange(len(log))).all()
+    shown = log.request[log.kind == Kind.IMPRESSION]
+    assert (np.bincount(shown) == SHOWN).all()
+    assert ((log.item >= 0) & (log.item < 100) & (log.user >= 0) & (log.user < 50)).all()
+
+
+def test_the_formula_of_a_users_bytes_is_found_again() -> None:
+    """Users that cost exactly 200 + 30 x engagements + 40 x impressions give these three numbers."""
+    users = [User(e, s, 0.0, 200 + 30 * e + 40 * s) for e, s in ((0, 240), (100, 0), (10, 24), (100, 240))]
+    assert fitted(users) == pytest.approx((200, 30, 40))

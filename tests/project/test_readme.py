@@ -1,0 +1,43 @@
+"""The README is true of the tree; that its commands run is held with all pages, in `tests/project/test_docs.py`."""
+
+from __future__ import annotations
+
+import re
+
+from offline.config.configuration import load
+from tests import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+FIRST = README.split("```sh\n", 1)[1].split("```")[0]
+
+
+def test_the_first_screen_names_make_targets_that_exist() -> None:
+    """`make demo` and `make test` are targets of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    named = re.findall(r"^make (\S+)", FIRST, re.MULTILINE)
+    assert named == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+
+
+def test_files_named_in_the_tree_exist() -> None:
+    """The project layout names packages, rooms and files that are there, and every room of the two large packages."""
+    tree = README.split("## Project layout")[1].split("```")[1]
+    package, rooms = "", set()
+    for line in tree.splitlines():
+        if found := re.match(r"(\w+)/", line):
+            package = found[1]
+            assert (ROOT / package).is_dir(), package
+        for name in re.findall(r"\b(\w+(?:\.py|/))(?=\s)", line.removeprefix(f"{package}/")):
+            assert (ROOT / package / name).exists(), f"{package}/{name}"
+            rooms.add(f"{package}/{name}")
+    for package in ("offline", "serving"):
+        assert {f"{package}/{p.parent.name}/" for p in (ROOT / package).glob("*/__init__.py")} <= rooms
+
+
+def test_the_mapping_in_the_docs_is_a_configuration() -> None:
+    """The example's mapping, and the excerpt shown of it, are accepted."""
+    excerpt = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/data.md").read_text("utf-8"), re.DOTALL)[0]
+    whole = load(ROOT / "docs/examples/online_retail.yaml")
+    assert whole.sources is not None
+    shown = whole.sources.events[0].columns
+    assert all(f"{ours}: {theirs}" in excerpt for ours, theirs in shown.items())

