@@ -1,4 +1,4 @@
-"""What is in deploy/ is true: schemas hold, and every key, command, metric, route and port that it names is ours."""
+"""deploy/ is correct: files obey their schemas, and every key, command, metric, route and port exists in our code."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CONFIG = "/etc/shelfwise/shelfwise.yaml"
 USER = 10001
 NIGHT = "systemd/shelfwise-night"
 KUBERNETES = ("1.29", "1.37")
-"""The oldest and the newest version of Kubernetes that the manifests are held to."""
+"""The oldest and newest versions of Kubernetes that the manifests are validated for."""
 
 PROMETHEUS = {"up": {"job", "instance"}}
-"""What Prometheus itself says of every target, and its labels."""
+"""Series that Prometheus adds for every target, with their labels."""
 
 VERDICTS = [3, 4, 5, 6, 7]
-"""Exit statuses of `shelfwise nightly` that another try does not change."""
+"""Exit statuses of `shelfwise nightly` that a retry does not change."""
 
 
 def read(name: str) -> Any:
@@ -63,9 +63,9 @@ def night_job() -> Any:
 
 
 def pods() -> dict[str, Any]:
-    """The specification of every pod, by the name of what starts it."""
-    found = {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in MANIFESTS if m["kind"] == "Deployment"}
-    return found | {"shelfwise-night": night_job()["template"]["spec"]}
+    """The specification of every pod, by the name of its workload."""
+    specs = {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in MANIFESTS if m["kind"] == "Deployment"}
+    return specs | {"shelfwise-night": night_job()["template"]["spec"]}
 
 
 def containers() -> list[Any]:
@@ -73,20 +73,20 @@ def containers() -> list[Any]:
 
 
 def unit(name: str) -> dict[str, list[str]]:
-    """Values of a systemd unit by key."""
-    found: dict[str, list[str]] = {}
+    """Values of a systemd unit, by key."""
+    values: dict[str, list[str]] = {}
     for line in (DEPLOY / name).read_text("utf-8").splitlines():
         if "=" in line and not line.startswith("#"):
             key, _, value = line.partition("=")
-            found.setdefault(key, []).append(value)
-    return found
+            values.setdefault(key, []).append(value)
+    return values
 
 
 # Configuration
 
 
 def configs(folder: Path) -> dict[str, Config]:
-    """Every configuration in deploy/, as our own models read it."""
+    """Every configuration in deploy/, parsed by our own models."""
     embedded = folder / "kubernetes.yaml"
     embedded.write_text(manifest("ConfigMap")["data"]["shelfwise.yaml"])
     return {
@@ -97,21 +97,21 @@ def configs(folder: Path) -> dict[str, Config]:
 
 
 def test_every_configuration_is_accepted_by_our_own_models(tmp_path: Path) -> None:
-    """An unknown key or an impossible value in deploy/ raises ConfigError here, not on the machine."""
-    found = configs(tmp_path)
-    assert found["compose"] == found["kubernetes"]
+    """An unknown key or an invalid value raises ConfigError here instead of on the target machine."""
+    parsed = configs(tmp_path)
+    assert parsed["compose"] == parsed["kubernetes"]
 
 
-def test_a_service_that_others_reach_has_keys(tmp_path: Path) -> None:
-    """No configuration listens beyond its machine without keys, or says `insecure`."""
+def test_a_service_reachable_from_other_machines_has_keys(tmp_path: Path) -> None:
+    """No configuration listens on other interfaces without API keys or sets `insecure`."""
     for name, config in configs(tmp_path).items():
         guarded = config.serving.keys_file is not None or config.serving.host == "127.0.0.1"
         assert guarded, name
         assert not config.serving.insecure, name
 
 
-def test_stopping_waits_longer_than_draining(tmp_path: Path) -> None:
-    """Whoever stops the service gives it drain_s, and on Kubernetes the pause before it as well."""
+def test_stop_timeouts_are_longer_than_draining(tmp_path: Path) -> None:
+    """Compose and Kubernetes give the service drain_s to stop; Kubernetes also adds its pause before stopping."""
     drain = configs(tmp_path)["compose"].serving.drain_s
     assert int(COMPOSE["services"]["service"]["stop_grace_period"].removesuffix("s")) > drain
     pod = pods()["shelfwise"]
@@ -128,12 +128,12 @@ def commands() -> Iterator[tuple[str, list[str]]]:
         yield f"kubernetes {container['name']}", container["args"]
     for key in ("ExecStartPre", "ExecStart"):
         yield f"systemd {key}", shlex.split(unit(f"{NIGHT}.service")[key][0])[1:]
-    for said in re.findall(r"^CMD (\[\"(?:serve|nightly).*\])", DOCKERFILE, re.MULTILINE):
-        yield "Dockerfile", json.loads(said)
+    for command in re.findall(r"^CMD (\[\"(?:serve|nightly).*\])", DOCKERFILE, re.MULTILINE):
+        yield "Dockerfile", json.loads(command)
 
 
 @pytest.mark.parametrize(("where", "arguments"), [pytest.param(*c, id=f"{c[0]}-{c[1][0]}") for c in commands()])
-def test_every_command_is_one_of_ours(where: str, arguments: list[str]) -> None:
+def test_every_command_exists(where: str, arguments: list[str]) -> None:
     """A command of `shelfwise`, with the configuration that is mounted there."""
     known = {c.name or c.callback.__name__ for c in cli.registered_commands if c.callback}
     assert arguments[0] in known, where
@@ -144,7 +144,7 @@ def test_every_command_is_one_of_ours(where: str, arguments: list[str]) -> None:
 
 
 def test_the_images_are_built_from_stages_and_files_that_exist() -> None:
-    """Each stage begins with an image or a stage before it, copies what there is, and ends as a plain user."""
+    """Each stage starts from an image or an earlier stage and copies existing files. The images do not run as root."""
     stages: list[str] = []
     user: dict[str, str] = {}
     instructions = [w.split() for w in re.sub(r"\\\n", " ", DOCKERFILE).splitlines() if w and not w.startswith("#")]
@@ -163,55 +163,76 @@ def test_the_images_are_built_from_stages_and_files_that_exist() -> None:
         "STOPSIGNAL",
         "HEALTHCHECK",
     }
-    for word, *rest in instructions:
-        assert word in known, word
-        if word == "FROM":
-            assert rest[0] in stages or rest[0].startswith("python:"), rest[0]
-            assert rest[1] == "AS"
-            stages.append(rest[2])
-            user[rest[2]] = user.get(rest[0], "root")
-        elif word == "USER":
-            user[stages[-1]] = rest[0]
-        elif word == "COPY" and rest[0].startswith("--from="):
-            assert rest[0].removeprefix("--from=") in stages
-        elif word == "COPY":
-            assert all((ROOT / source).exists() for source in rest[:-1]), rest
+    for instruction, *arguments in instructions:
+        assert instruction in known, instruction
+        if instruction == "FROM":
+            assert arguments[0] in stages or arguments[0].startswith("python:"), arguments[0]
+            assert arguments[1] == "AS"
+            stages.append(arguments[2])
+            user[arguments[2]] = user.get(arguments[0], "root")
+        elif instruction == "USER":
+            user[stages[-1]] = arguments[0]
+        elif instruction == "COPY" and arguments[0].startswith("--from="):
+            assert arguments[0].removeprefix("--from=") in stages
+        elif instruction == "COPY":
+            assert all((ROOT / source).exists() for source in arguments[:-1]), arguments
     assert {"serve", "train"} <= set(stages)
     assert user["serve"] == user["train"] == str(USER)
     assert {s["build"]["target"] for s in COMPOSE["services"].values() if "build" in s} == {"serve", "train"}
 
 
-def test_the_build_sees_our_packages_and_nothing_else() -> None:
-    """What .dockerignore lets through is what pyproject.toml packs: no workspace, no secret, no history."""
+def test_the_build_context_has_only_our_packages() -> None:
+    """`.dockerignore` lets through the files that pyproject.toml packages: no workspace, secrets or history."""
     first, *lines = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
     assert first == "*"
     let_through = {line[1:] for line in lines if line.startswith("!")}
     packed = {p.rstrip("*") for p in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert let_through == packed | {"pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
+    assert let_through == packed | {
+        "pyproject.toml",
+        "requirements-serve.lock",
+        "requirements-train.lock",
+        "README.md",
+        "LICENSE",
+    }
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
-def test_images_hold_the_versions_that_the_tests_ran_with() -> None:
-    """Every package of both images is pinned in requirements.lock; torch is the Makefile's."""
-    locked = {
-        re.split("==", line)[0].lower().replace("_", "-")
-        for line in (ROOT / "requirements.lock").read_text("utf-8").split()
-    }
-    extra = PROJECT["project"]["optional-dependencies"]
-    wanted = {re.split("[>=]", d)[0].lower() for d in (*PROJECT["project"]["dependencies"], *extra["train"])}
-    assert wanted - locked == {"torch"}
+def locked(name: str) -> dict[str, str]:
+    """Version of each package in a lock file."""
+    text = (ROOT / name).read_text("utf-8")
+    return {n.lower().replace("_", "-"): v for n, v in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+
+
+def test_images_have_the_versions_used_in_the_tests() -> None:
+    """The lock file of each image pins every dependency to the tested version; torch is pinned in the Makefile."""
+    tested, project = locked("requirements.lock"), PROJECT["project"]
+    extra = project["optional-dependencies"]
+    wanted = {"serve": project["dependencies"], "train": [*extra["train"], *extra["embedded"]]}
+    for image, dependencies in wanted.items():
+        pinned = locked(f"requirements-{image}.lock")
+        assert pinned.items() <= tested.items()
+        assert {re.split("[>=]", d)[0].lower() for d in dependencies} - set(pinned) <= {"torch"}
     torch = re.findall(r"torch==\S+", DOCKERFILE)
     assert torch == re.findall(r"torch==\S+", (ROOT / "Makefile").read_text("utf-8"))
 
 
-def test_the_image_that_serves_takes_no_package_of_the_night() -> None:
-    """Its stages install the project's own dependencies and none of the extras, torch among them."""
+@pytest.mark.parametrize("name", ["requirements", "requirements-serve", "requirements-train", "requirements-ray"])
+def test_every_locked_package_has_a_hash(name: str) -> None:
+    """Without hashes, `--require-hashes` refuses the file; with them, a replaced file on an index is detected."""
+    text = (ROOT / f"{name}.lock").read_text("utf-8")
+    entries = re.split(r"\n(?=\w)", text.strip())
+    assert len(entries) == len(locked(f"{name}.lock"))
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_the_serving_image_has_no_training_packages() -> None:
+    """Its stages install the project's own dependencies and none of the extras, which include torch."""
     stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)
-    of_serve = [s for s in stages if re.match(r"\S+ AS (serve-packages|serve-build|base|serve)\n", s)]
-    assert len(of_serve) == 4
-    code = "\n".join(line for s in of_serve for line in s.splitlines() if not line.startswith("#"))
+    serving_stages = [s for s in stages if re.match(r"\S+ AS (serve-packages|serve-build|base|serve)\n", s)]
+    assert len(serving_stages) == 4
+    code = "\n".join(line for s in serving_stages for line in s.splitlines() if not line.startswith("#"))
     assert "torch" not in code.lower()
     assert "optional-dependencies" not in code
 
@@ -221,22 +242,22 @@ import pathlib, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"the image that serves has no {{name}}")
+            raise ModuleNotFoundError(f"the serving image has no {{name}}")
 sys.meta_path.insert(0, Missing())
 import offline.cli.service, offline.cli.terminal, serving.app
 offline.cli.terminal.load_config(pathlib.Path({config!r}), None)
 """
 
 
-def test_the_image_that_serves_can_start_without_the_packages_of_the_night() -> None:
-    """`shelfwise serve` reads its configuration and loads the service with none of them installed."""
+def test_the_serving_image_can_start_without_training_packages() -> None:
+    """Without them, the configuration loads and the service can be imported."""
     extra = PROJECT["project"]["optional-dependencies"]["train"]
     module = {"scikit-learn": "sklearn"}
     names = [re.split("[>=]", dependency)[0] for dependency in extra]
     absent = {module.get(name, name.replace("-", "_")) for name in names}
     code = WITHOUT.format(absent=absent, config=str(DEPLOY / "shelfwise.yaml"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
 
 
 # The compose file
@@ -261,11 +282,11 @@ SERVICE_KEYS = {
     "profiles",
     "healthcheck",
 }
-"""The keys of the Compose specification that our file uses; a new one is added here once looked up."""
+"""Keys of the Compose specification that our file uses. Before adding one, check that it is in the specification."""
 
 
-def test_the_compose_file_is_whole() -> None:
-    """Only keys of the specification; every volume, config, secret and service named is declared."""
+def test_the_compose_file_is_valid() -> None:
+    """Only keys of the specification are used, and every volume, config, secret and service is declared."""
     assert {k for k in COMPOSE if not k.startswith("x-")} <= {"name", "services", "configs", "secrets", "volumes"}
     for name, service in COMPOSE["services"].items():
         assert set(service) <= SERVICE_KEYS, name
@@ -282,15 +303,15 @@ def test_the_compose_file_is_whole() -> None:
     assert all((DEPLOY / c["file"]).is_file() for c in COMPOSE["configs"].values())
 
 
-def test_no_port_of_the_compose_file_is_open_beyond_the_machine() -> None:
-    """Docker opens a port past the machine's own firewall, so each is bound to the loopback address."""
+def test_ports_of_the_compose_file_are_only_open_on_the_machine() -> None:
+    """Docker bypasses the machine's firewall, so each port is bound to the loopback address."""
     ports = [p for s in COMPOSE["services"].values() for p in s.get("ports", ())]
     assert ports
     assert all(p.startswith("127.0.0.1:") for p in ports)
 
 
-def test_secrets_are_files_that_git_does_not_keep() -> None:
-    """No secret stands in deploy/; the folder they are expected in is ignored."""
+def test_secrets_are_files_ignored_by_git() -> None:
+    """deploy/ contains no secret, and the folder for them is ignored by git."""
     assert {str(Path(s["file"]).parent) for s in COMPOSE["secrets"].values()} == {"secrets"}
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text("utf-8").split()
     assert "Secret" not in {m["kind"] for m in MANIFESTS}
@@ -298,8 +319,8 @@ def test_secrets_are_files_that_git_does_not_keep() -> None:
     assert not re.search(r"swk_[A-Za-z0-9]|[0-9a-f]{64}", text)
 
 
-def test_redis_loses_nothing_silently() -> None:
-    """An append-only file, and no eviction of shoppers' lists."""
+def test_redis_does_not_lose_data_silently() -> None:
+    """It writes an append-only file, and does not evict user histories."""
     command = COMPOSE["services"]["valkey"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")
@@ -311,12 +332,12 @@ def test_redis_loses_nothing_silently() -> None:
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("document", MANIFESTS, ids=lambda m: f"{m['kind']}-{m['metadata']['name']}")
 def test_a_manifest_obeys_the_schema_of_kubernetes(document: Any, version: str) -> None:
-    """Strictly: no unknown field, none of another type."""
+    """Strict validation: no unknown fields, and no fields of the wrong type."""
     kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_every_container_is_bounded_and_locked_down() -> None:
-    """Limits and requests, a root file system that is read-only, no root, no privilege, /tmp of its own."""
+def test_every_container_has_limits_and_no_privileges() -> None:
+    """Limits and requests, a read-only root file system, no root user, no privileges, and its own /tmp."""
     for pod in pods().values():
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["runAsUser"] == USER
@@ -331,14 +352,14 @@ def test_every_container_is_bounded_and_locked_down() -> None:
         assert "/tmp" in {m["mountPath"] for m in container["volumeMounts"]}
 
 
-def test_what_a_manifest_refers_to_is_there() -> None:
-    """Volumes, claims, config maps, ports, and the labels by which a service, a budget and a scaler find the pods."""
+def test_references_in_manifests_exist() -> None:
+    """Volumes, claims, config maps and ports exist, and the labels of the pods match those of their selectors."""
     for pod in pods().values():
-        named = {v["name"]: v for v in pod["volumes"]}
+        volumes = {v["name"]: v for v in pod["volumes"]}
         mounted = {m["name"] for c in (*pod.get("initContainers", ()), *pod["containers"]) for m in c["volumeMounts"]}
-        assert mounted == set(named)
-        assert named["workspace"]["persistentVolumeClaim"]["claimName"] == "shelfwise-workspace"
-        assert named["config"]["configMap"]["name"] == manifest("ConfigMap")["metadata"]["name"]
+        assert mounted == set(volumes)
+        assert volumes["workspace"]["persistentVolumeClaim"]["claimName"] == "shelfwise-workspace"
+        assert volumes["config"]["configMap"]["name"] == manifest("ConfigMap")["metadata"]["name"]
     assert manifest("PersistentVolumeClaim", "shelfwise-workspace")["spec"]["accessModes"] == ["ReadWriteMany"]
     deployment = manifest("Deployment")["spec"]
     labels = deployment["template"]["metadata"]["labels"]
@@ -347,11 +368,11 @@ def test_what_a_manifest_refers_to_is_there() -> None:
     assert manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
     target = manifest("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", "shelfwise")
-    assert "replicas" not in deployment, "the autoscaler decides; a number here would undo it with each apply"
+    assert "replicas" not in deployment, "the autoscaler sets it; a number here would reset it on every apply"
 
 
-def test_secrets_of_kubernetes_come_by_reference() -> None:
-    """REDIS_URL, which may carry a password, is named and never written."""
+def test_kubernetes_secrets_are_references() -> None:
+    """REDIS_URL, which may contain a password, is a reference to a secret."""
     for container in containers():
         assert [e["valueFrom"]["secretKeyRef"]["key"] for e in container["env"]] == ["redis-url"]
 
@@ -360,13 +381,17 @@ def routes() -> set[str]:
     return {route.path for route in create_app(ServiceConfig(), "redis://nowhere.invalid:1").routes}  # type: ignore[attr-defined]
 
 
-def test_probes_ask_routes_and_ports_that_the_service_has(tmp_path: Path) -> None:
-    """Alive is a route that asks nobody else; ready is one that needs a release."""
+def test_probes_use_existing_routes_and_ports(tmp_path: Path) -> None:
+    """The liveness route depends on nothing else; the readiness route needs a release."""
     container = pods()["shelfwise"]["containers"][0]
-    asked = {k: container[k]["httpGet"]["path"] for k in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert asked == {"startupProbe": "/health/live", "livenessProbe": "/health/live", "readinessProbe": "/health/ready"}
+    probes = {k: container[k]["httpGet"]["path"] for k in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert probes == {
+        "startupProbe": "/health/live",
+        "livenessProbe": "/health/live",
+        "readinessProbe": "/health/ready",
+    }
     scraped = read("prometheus/prometheus.yaml")["scrape_configs"][0]
-    assert {*asked.values(), scraped["metrics_path"]} <= routes()
+    assert {*probes.values(), scraped["metrics_path"]} <= routes()
     port = configs(tmp_path)["kubernetes"].serving.port
     assert container["ports"] == [{"name": "http", "containerPort": port}]
     assert scraped["static_configs"] == [{"targets": [f"service:{port}"]}]
@@ -374,11 +399,11 @@ def test_probes_ask_routes_and_ports_that_the_service_has(tmp_path: Path) -> Non
     assert f"EXPOSE {port}" in DOCKERFILE
 
 
-# The night
+# The nightly run
 
 
-def test_a_verdict_is_not_asked_twice() -> None:
-    """Exit statuses 3 to 7 stop systemd, Kubernetes and Airflow alike; anything else is tried again."""
+def test_final_exit_statuses_are_not_retried() -> None:
+    """After exit statuses 3 to 7, systemd, Kubernetes and Airflow do not retry; after any other failure they do."""
     rule = next(r for r in night_job()["podFailurePolicy"]["rules"] if r["action"] == "FailJob")
     assert rule["onExitCodes"]["values"] == VERDICTS
     assert rule["onExitCodes"]["containerName"] == pods()["shelfwise-night"]["containers"][0]["name"]
@@ -394,8 +419,8 @@ def test_a_verdict_is_not_asked_twice() -> None:
     assert dag["CONFIG"] == CONFIG
 
 
-def test_two_nights_never_meet() -> None:
-    """Each scheduler starts a night only when the one before has ended."""
+def test_nightly_runs_never_overlap() -> None:
+    """Each scheduler starts a nightly run only after the previous one has ended."""
     assert manifest("CronJob", "shelfwise-night")["spec"]["concurrencyPolicy"] == "Forbid"
     assert unit(f"{NIGHT}.service")["Type"] == ["oneshot"]
     assert "max_active_runs=1" in DAG
@@ -405,31 +430,31 @@ DAG = (DEPLOY / "airflow/shelfwise_night.py").read_text("utf-8")
 
 
 def test_the_airflow_example_is_python() -> None:
-    """It compiles, warning of nothing; Airflow itself is not installed here."""
+    """It compiles without warnings. Airflow itself is not installed here."""
     compile(DAG, "shelfwise_night.py", "exec")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds nothing, where the program is one that exists."""
+    """`systemd-analyze verify` reports nothing if the program exists."""
     for name in (f"{NIGHT}.service", f"{NIGHT}.timer"):
         text = (DEPLOY / name).read_text("utf-8").replace("/opt/shelfwise/bin/shelfwise", "/bin/true")
         (tmp_path / Path(name).name).write_text(text)
     units = sorted(tmp_path.iterdir())
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
-    about_ours = [line for line in done.stderr.splitlines() if "shelfwise" in line]
-    assert about_ours == []
+    process = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
+    our_lines = [line for line in process.stderr.splitlines() if "shelfwise" in line]
+    assert our_lines == []
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
-def test_the_timer_and_the_cron_job_mean_the_same_moment() -> None:
-    """02:30 UTC, in systemd's notation and in cron's."""
-    said = unit(f"{NIGHT}.timer")["OnCalendar"][0]
-    done = subprocess.run(["systemd-analyze", "calendar", said], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_timer_and_the_cron_job_have_the_same_schedule() -> None:
+    """Both mean 02:30 UTC, in the syntax of systemd and of cron."""
+    calendar = unit(f"{NIGHT}.timer")["OnCalendar"][0]
+    process = subprocess.run(["systemd-analyze", "calendar", calendar], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     night = manifest("CronJob", "shelfwise-night")["spec"]
     minute, hour, *rest = night["schedule"].split()
-    assert (said, rest) == (
+    assert (calendar, rest) == (
         f"*-*-* {int(hour):02}:{int(minute):02}:00 {night['timeZone'].removeprefix('Etc/')}",
         ["*", "*", "*"],
     )
@@ -455,95 +480,95 @@ def exported() -> dict[str, set[str]]:
 
 
 def expressions() -> list[tuple[str, str]]:
-    """(where, PromQL) of all alert rules and all panels."""
+    """(where, PromQL) of all alert rules and panels."""
     rules = [(f"alert {rule['alert']}", rule["expr"]) for rule in RULES]
     panels = [(f"panel {p['title']}", t["expr"]) for p in DASHBOARD["panels"] for t in p["targets"]]
-    return rules + [(where, said.replace("$__rate_interval", "5m")) for where, said in panels]
+    return rules + [(where, expression.replace("$__rate_interval", "5m")) for where, expression in panels]
 
 
 def parts(expression: str) -> Iterator[Any]:
-    """All nodes of a PromQL expression, parsed."""
-    found: list[Any] = []
-    promql_parser.walk(promql_parser.parse(expression), pre_visit=lambda node: found.append(node))
-    yield from found
-    yield from (node.vector_selector for node in found if isinstance(node, promql_parser.MatrixSelector))
+    """All nodes of a parsed PromQL expression."""
+    nodes: list[Any] = []
+    promql_parser.walk(promql_parser.parse(expression), pre_visit=lambda node: nodes.append(node))
+    yield from nodes
+    yield from (node.vector_selector for node in nodes if isinstance(node, promql_parser.MatrixSelector))
 
 
 def selectors(expression: str) -> dict[str, Any]:
     return {str(n): n for n in parts(expression) if isinstance(n, promql_parser.VectorSelector)}
 
 
-def test_every_expression_names_what_the_service_exports() -> None:
-    """Every series, and every label it is chosen or summed by, in alert rules and dashboard."""
+def test_every_expression_uses_exported_series() -> None:
+    """Every series in alert rules and the dashboard exists, with every label that it is filtered or grouped by."""
     series = exported() | PROMETHEUS
-    for where, said in expressions():
-        found = selectors(said).values()
-        assert found, where
-        assert {s.name for s in found} <= set(series), where
-        labels = set.intersection(*(series[s.name] for s in found))
-        for s in found:
+    for where, expression in expressions():
+        used = selectors(expression).values()
+        assert used, where
+        assert {s.name for s in used} <= set(series), where
+        labels = set.intersection(*(series[s.name] for s in used))
+        for s in used:
             assert {m.name for m in s.matchers.matchers} <= series[s.name], where
-        for node in parts(said):
+        for node in parts(expression):
             if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
                 assert set(node.modifier.labels) <= labels, where
 
 
-def test_routes_and_reasons_that_expressions_choose_are_ours() -> None:
-    """A matcher on a route or a reason of refusal finds one that there is."""
-    words = {
+def test_routes_and_reasons_in_expressions_exist() -> None:
+    """A matcher on a route or on a reason for refusal matches an existing one."""
+    literals = {
         n.value
         for p in (ROOT / "serving").rglob("*.py")
         for n in ast.walk(ast.parse(p.read_text("utf-8")))
         if isinstance(n, ast.Constant)
     }
-    for where, said in expressions():
-        for m in (m for s in selectors(said).values() for m in s.matchers.matchers):
+    for where, expression in expressions():
+        for m in (m for s in selectors(expression).values() for m in s.matchers.matchers):
             if m.name == "route":
                 assert any(re.fullmatch(m.value, route) for route in routes()), where
             if m.name == "reason":
-                assert set(m.value.split("|")) <= words, where
+                assert set(m.value.split("|")) <= literals, where
 
 
-def test_a_misspelt_metric_is_found() -> None:
-    """The reading of expressions above sees series within ranges, functions and comparisons."""
-    said = "histogram_quantile(0.9, sum by (le) (rate(a_bucket{x='1'}[5m]))) > 1 and absent(b offset 1h) == 1"
-    assert {s.name for s in selectors(said).values()} == {"a_bucket", "b"}
+def test_selectors_finds_every_series_of_an_expression() -> None:
+    """`selectors` finds series within ranges, functions and comparisons."""
+    expression = "histogram_quantile(0.9, sum by (le) (rate(a_bucket{x='1'}[5m]))) > 1 and absent(b offset 1h) == 1"
+    assert {s.name for s in selectors(expression).values()} == {"a_bucket", "b"}
 
 
-def test_everything_exported_is_on_the_dashboard() -> None:
-    """A metric that nobody looks at is not worth its cost: each family has a panel."""
-    shown = {
+def test_every_exported_metric_is_on_the_dashboard() -> None:
+    """A metric that nobody looks at is not worth its cost, so each family has a panel."""
+    charted = {
         s.name
         for p in DASHBOARD["panels"]
         for t in p["targets"]
         for s in selectors(t["expr"].replace("$__rate_interval", "5m")).values()
     }
     family = re.compile(r"_(bucket|count|sum|total|created)$")
-    assert {family.sub("", n) for n in exported()} == {family.sub("", n) for n in shown}
+    assert {family.sub("", n) for n in exported()} == {family.sub("", n) for n in charted}
 
 
-def test_the_dashboard_is_one_that_grafana_reads() -> None:
-    """Panels with ids of their own that do not overlap, within 24 columns, all asking the provisioned data source."""
+def test_the_dashboard_is_valid() -> None:
+    """Panels have unique IDs, fit into 24 columns without overlaps, and query the provisioned data source."""
     assert {"uid", "title", "schemaVersion", "panels", "time"} <= set(DASHBOARD)
     source = read("grafana/datasource.yaml")["datasources"][0]
     panels = DASHBOARD["panels"]
     assert len({p["id"] for p in panels}) == len({p["title"] for p in panels}) == len(panels)
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for p in panels:
         assert p["type"] in ("timeseries", "stat")
         assert p["description"]
-        asked = [p["datasource"], *(t["datasource"] for t in p["targets"])]
-        assert all(a == {"type": source["type"], "uid": source["uid"]} for a in asked)
+        sources = [p["datasource"], *(t["datasource"] for t in p["targets"])]
+        assert all(a == {"type": source["type"], "uid": source["uid"]} for a in sources)
         assert len({t["refId"] for t in p["targets"]}) == len(p["targets"])
         g = p["gridPos"]
         cells = {(x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])}
-        assert not cells & taken
+        assert not cells & occupied
         assert max(x for x, _ in cells) < 24
-        taken |= cells
+        occupied |= cells
 
 
-def test_grafana_finds_what_it_is_provisioned_with() -> None:
-    """The dashboard's file is mounted where its provider looks, and its home is that file."""
+def test_grafana_finds_its_dashboard_and_data_source() -> None:
+    """The dashboard is mounted where its provider looks for it, and is the home page."""
     grafana = COMPOSE["services"]["grafana"]
     path = read("grafana/dashboards.yaml")["providers"][0]["options"]["path"]
     mounts = dict(v.split(":")[:2] for v in grafana["volumes"])
@@ -552,8 +577,8 @@ def test_grafana_finds_what_it_is_provisioned_with() -> None:
     assert read("grafana/datasource.yaml")["datasources"][0]["url"] == "http://prometheus:9090"
 
 
-def test_prometheus_reads_the_rules_with_a_key_that_is_mounted() -> None:
-    """The rule file lies beside its configuration; the key is the secret of the compose file."""
+def test_prometheus_finds_its_rules_and_its_key() -> None:
+    """The rule file is next to the configuration, and the key is the secret of the compose file."""
     prometheus = read("prometheus/prometheus.yaml")
     assert all((DEPLOY / "prometheus" / name).is_file() for name in prometheus["rule_files"])
     key = prometheus["scrape_configs"][0]["authorization"]["credentials_file"]
@@ -561,8 +586,8 @@ def test_prometheus_reads_the_rules_with_a_key_that_is_mounted() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r["alert"])
-def test_an_alert_says_how_bad_it_is_and_where_to_read_on(rule: Any) -> None:
-    """Only keys of Prometheus' rules; a severity; a summary; a section of docs/operations.md that is there."""
+def test_an_alert_has_a_severity_a_summary_and_a_runbook(rule: Any) -> None:
+    """Only keys of Prometheus rules, a severity, a summary, and an existing section of docs/operations.md."""
     assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert set(rule["annotations"]) == {"summary", "runbook"}
@@ -572,13 +597,13 @@ def test_an_alert_says_how_bad_it_is_and_where_to_read_on(rule: Any) -> None:
     assert promql_parser.parse(rule["expr"]) is not None
 
 
-def test_the_guide_has_no_alert_that_is_not() -> None:
-    """Every section on an alert in docs/operations.md is about a rule that there is."""
+def test_every_alert_in_the_guide_exists() -> None:
+    """Every section on an alert in docs/operations.md has a rule."""
     assert set(re.findall(r"^### (Shelfwise\w+)$", OPERATIONS, re.MULTILINE)) == {r["alert"] for r in RULES}
 
 
-def test_files_that_the_guide_names_are_there() -> None:
-    """Every path under deploy/ in docs/operations.md."""
+def test_files_named_in_the_guide_exist() -> None:
+    """Every path under deploy/ in docs/operations.md exists."""
     named = set(re.findall(r"deploy/[\w./-]*\w", OPERATIONS))
     missing = {n for n in named if not (ROOT / n).exists() and not n.startswith("deploy/secrets")}
     assert named
