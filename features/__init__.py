@@ -1,1 +1,1 @@
-"""What is known of a user, an item and a request at a moment: arrays in, arrays out, no I/O and no clock."""
+"""Point-in-time features of users, items and requests: arrays in, arrays out, no I/O and no clock."""

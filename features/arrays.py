@@ -1,4 +1,4 @@
-"""Array types: numpy arrays by element type, as the signatures of every room name them."""
+"""Type aliases for numpy arrays by element type, used in signatures everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue as arrays: one row an item, and one more for every item that is not in it."""
+"""The catalogue as arrays: one row per item, and a last row for any item outside the catalogue."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from features.kernels.compiled import compiled
 from features.kernels.prefetch import AHEAD, prefetch
 from features.kernels.strings import Places, Strings
 
+STANDARD_COLUMNS = ("item_id", "title", "description", "category", "brand", "price", "available_from")
+"""Columns of an item table with a fixed meaning; all other columns are attributes."""
+
 
 @compiled
 def _spans(start: I64, item: I32) -> tuple[I64, I64]:
-    """int64, like `item`: where each item's tags begin, and end. For all at once, so that no item waits for another."""
+    """int64, like `item`: start and end of each item's tags.
+
+    They are read for all items first, so that the memory accesses overlap.
+    """
     first, end = np.empty(len(item), np.int64), np.empty(len(item), np.int64)
     for c in range(len(item)):
         row = item[c] if item[c] >= 0 else len(start) - 2
@@ -41,7 +47,7 @@ def totals(start: I64, tag: I32, n_tags: int, item: I32, amount: F64) -> tuple[F
 
 @compiled
 def means(start: I64, tag: I32, value: F64, item: I32) -> F64:
-    """float64[v, items]: `Tags.mean` of v values at once. value: float64[n_tags, v]."""
+    """float64[v, items]: `Tags.mean` of v values per tag at once. value: float64[n_tags, v]."""
     n = len(item)
     out = np.full((value.shape[1], n), np.nan)
     first, end = _spans(start, item)
@@ -57,12 +63,12 @@ def means(start: I64, tag: I32, value: F64, item: I32) -> F64:
 
 
 @compiled
-def _any_of(start: I64, tag: I32, wanted: Bool, item: I32) -> Bool:
+def _any_of(start: I64, tag: I32, selected: Bool, item: I32) -> Bool:
     out = np.zeros(len(item), np.bool_)
     for c in range(len(item)):
         row = item[c] if item[c] >= 0 else len(start) - 2
         for p in range(start[row], start[row + 1]):
-            if wanted[tag[p]]:
+            if selected[tag[p]]:
                 out[c] = True
                 break
     return out
@@ -70,31 +76,31 @@ def _any_of(start: I64, tag: I32, wanted: Bool, item: I32) -> Bool:
 
 @dataclass(frozen=True)
 class Tags:
-    """An attribute of items with any number of values each. tag of item i: `tag[start[i]:start[i + 1]]`."""
+    """An attribute with any number of values per item. The tags of item i are `tag[start[i]:start[i + 1]]`."""
 
     start: I64
     tag: I32
     n_tags: int
 
     def totals(self, item: I32, amount: F64) -> tuple[F64, F64]:
-        """float64[n_tags] each: sum of amounts over the items that have a tag, and how many those are.
+        """float64[n_tags] each: sum of amounts over the items with each tag, and the number of those items.
 
-        item: int32[m] rows of the catalogue, repeats count. amount: float64[m].
+        item: int32[m] catalogue rows, repeats count. amount: float64[m].
         """
         return totals(self.start, self.tag, self.n_tags, item, amount)
 
     def mean(self, value: F64, item: I32) -> F64:
-        """float64, like `item`: mean of a tag's value over each item's tags; NaN for an item without."""
+        """float64, like `item`: mean over each item's tags; NaN for an item without tags. value: float64[n_tags]."""
         out: F64 = means(self.start, self.tag, value[:, None], item)[0]
         return out
 
-    def any_of(self, wanted: Bool, item: I32) -> Bool:
-        """bool, like `item`: whether one of an item's tags is wanted. wanted: bool[n_tags]."""
-        return _any_of(self.start, self.tag, wanted, item)
+    def any_of(self, selected: Bool, item: I32) -> Bool:
+        """bool, like `item`: whether an item has any of the selected tags. selected: bool[n_tags]."""
+        return _any_of(self.start, self.tag, selected, item)
 
 
 class Codes(NamedTuple):
-    """An attribute of items with at most one value each. code: int32[n + 1] below `missing`, which stands for none."""
+    """An attribute with at most one value per item. code: int32[n + 1], from 0 to `missing`, which means no value."""
 
     code: I32
     missing: int
@@ -105,14 +111,15 @@ class Catalogue:
     """Attributes of every item.
 
     `item_ids` is sorted, so row order is id order. Every array has one row more than there are items: the last row is
-    the unknown item (nothing known, all missing), which is what index `-1` reads in numpy and numba alike.
+    the unknown item (all values missing), which index `-1` reads in both numpy and numba.
 
-    price: float64[n + 1], NaN missing. category, brand: int32[n + 1] into their names; the names' count stands for
-    missing, so it too is a valid row. available_from: float64[n + 1], Unix seconds, NaN missing.
+    price: float64[n + 1], NaN missing. category, brand: int32[n + 1], indices into their names; the number of names
+    means missing, so that missing values also index a row of arrays by category or brand. available_from:
+    float64[n + 1], Unix seconds, NaN missing.
     numbers: float64[n + 1, k], the numeric attributes named in `number_names`, NaN missing; those also in `date_names`
-    are moments, in years since 1970.
+    are dates, in years since 1970.
     tags of item i: `tag[tag_start[i]:tag_start[i + 1]]` (int32, into `tag_names`, each as `attribute=value`).
-    titles: for people to read; never a feature.
+    titles: for display; never a feature.
     """
 
     item_ids: Sequence[str]
@@ -140,10 +147,10 @@ class Catalogue:
 
     @cached_property
     def by_attribute(self) -> dict[str, Tags]:
-        """The same for each attribute by itself, in the order of their names."""
+        """The same values, split by attribute and sorted by attribute name."""
         attribute = np.array([name.split("=", 1)[0] for name in self.tag_names], object)
         if len(set(attribute)) == 1:
-            # The same object, so that what follows from it is computed once.
+            # The same object, so that results cached by identity are shared.
             return {attribute[0]: self.tags}
         owner = np.repeat(np.arange(len(self.tag_start) - 1), np.diff(self.tag_start))
         out = {}
@@ -151,16 +158,16 @@ class Catalogue:
             codes = np.flatnonzero(attribute == name)
             renumbered = np.full(len(self.tag_names), -1, np.int32)
             renumbered[codes] = np.arange(len(codes), dtype=np.int32)
-            mine = renumbered[self.tag] >= 0
-            start = np.searchsorted(owner[mine], np.arange(len(self.tag_start)))
-            out[name] = Tags(start, renumbered[self.tag[mine]], len(codes))
+            selected = renumbered[self.tag] >= 0
+            start = np.searchsorted(owner[selected], np.arange(len(self.tag_start)))
+            out[name] = Tags(start, renumbered[self.tag[selected]], len(codes))
         return out
 
     @cached_property
     def places(self) -> Places:
-        """Which row an id has."""
+        """Index from item id to row."""
         return Places.of(self.item_ids if isinstance(self.item_ids, Strings) else Strings.of(self.item_ids))
 
     def rows(self, item_ids: Iterable[str]) -> I32:
-        """int32: the row of each id, `-1` for an id the catalogue does not know."""
+        """int32: the row of each id, `-1` for an unknown id."""
         return self.places.find(item_ids)

@@ -1,6 +1,6 @@
-"""The context of a request: what it brings besides a user, candidates and a moment.
+"""The context of a request: everything in it besides the user, the candidates and the time.
 
-A struct, so that what requests will bring next is a field more and no argument more of anything.
+It is a struct, so that a new request property needs a new field and no new arguments.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from enum import IntEnum
 from typing import NamedTuple
 
 DEVICE_CHARACTERS = 64
-"""Longest name of a device that is taken, in files and calls."""
+"""Maximum length of a device name, in files and calls."""
 QUERY_CHARACTERS = 200
-"""Longest query that is taken, in files and calls."""
+"""Maximum length of a query, in files and calls."""
 
 
 class Device(IntEnum):
-    """What a shopper looks at the shop with. The number is a feature's value in trained models: never renumber."""
+    """Type of device that sent a request. The number is a feature value in trained models: never renumber."""
 
     MOBILE = 0
     TABLET = 1
@@ -28,19 +28,18 @@ DEVICES = tuple(d.name.lower() for d in Device)
 NO_DEVICE = -1
 
 
-def device_code(said: str | None) -> int:
-    """The `Device` that a name means, in whatever case; OTHER for one not listed, `NO_DEVICE` for none or blanks."""
-    name = (said or "").strip().lower()
+def device_code(device: str | None) -> int:
+    """The `Device` code of a name, ignoring case; OTHER for a name not listed, `NO_DEVICE` for None or blank."""
+    name = (device or "").strip().lower()
     if not name:
         return NO_DEVICE
     return DEVICES.index(name) if name in DEVICES else int(Device.OTHER)
 
 
 class Context(NamedTuple):
-    """What one request says of itself.
+    """Context of one request.
 
-    device: a `Device`, `NO_DEVICE` where it names none. query: what the shopper typed, empty where nothing was searched
-    for.
+    device: a `Device`, `NO_DEVICE` if not given. query: the search text, empty if nothing was searched for.
     """
 
     device: int = NO_DEVICE
@@ -48,9 +47,9 @@ class Context(NamedTuple):
 
     @classmethod
     def said(cls, device: str | None, query: str | None) -> Context:
-        """The context that a request, or a record of one, says in words; None is nothing said."""
+        """Parse the device and query of a request or of its record; None means not given."""
         return cls(device_code(device), query or "")
 
 
 NO_CONTEXT = Context()
-"""Of a request that says nothing of itself."""
+"""Context of a request without a device or a query."""

@@ -1,4 +1,7 @@
-"""User state: two short lists, newest first. User features are functions of them, the candidates and the moment."""
+"""User state: two short lists of events per user, newest first.
+
+User features are functions of these lists, the candidates and the time.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from features.log import Events, Kind
 
 ENGAGEMENTS = 100
 SHOWN = 240
-"""Caps of the two lists, the same in Redis and in replay. 240 impressions are ten lists of 24."""
+"""Maximum lengths of the two lists, the same in Redis and in replay. 240 impressions are ten lists of 24."""
 
 
 SESSION_S = 1800.0
-"""A visit ends where nothing happens for half an hour."""
+"""A session ends after 30 minutes without an event."""
 
 
 class History(NamedTuple):
-    """What a user did and was shown strictly before a moment, newest first.
+    """A user's engagements and impressions strictly before a time, newest first.
 
-    Equal times stand by kind, then item id, descending.
+    Equal times are ordered by kind, then item id, descending.
 
     item: int32[m <= 100], `-1` outside the catalogue. kind: int8[m], a `Kind` other than IMPRESSION. at: float64[m].
     shown_item: int32[s <= 240], shown_at: float64[s]: the impressions.
@@ -40,7 +43,10 @@ EMPTY = History(np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0), np.emp
 
 
 class Session(NamedTuple):
-    """The visit under way: engagements and impressions so far, and when it began, Unix seconds; now where it begins."""
+    """The current session: its engagements and impressions so far, and its start in Unix seconds.
+
+    A session without events starts at the current time.
+    """
 
     engaged: int
     shown: int
@@ -66,16 +72,16 @@ def _session(engaged_at: F64, shown_at: F64, at: float, gap_s: float) -> tuple[i
 
 
 def session(engaged_at: F64, shown_at: F64, at: float) -> Session:
-    """The visit of a user at a moment, by his two lists: it goes back to the newest gap of more than `SESSION_S`.
+    """The current session of a user, which begins after the newest gap of more than `SESSION_S` in their two lists.
 
-    engaged_at, shown_at: float64, Unix seconds, newest first. No further than the lists reach.
+    engaged_at, shown_at: float64, Unix seconds, newest first. A session reaches no further back than the lists.
     """
     return Session(*_session(engaged_at, shown_at, float(at), SESSION_S))
 
 
 @compiled
 def _ends(start: I64, at: F64, moment: float) -> I64:
-    """int64[users]: the end of each user's rows strictly before a moment."""
+    """int64[users]: the end of each user's rows strictly before a time."""
     out = np.empty(len(start) - 1, np.int64)
     for u in range(len(out)):
         low, high = start[u], start[u + 1]
@@ -93,7 +99,7 @@ def _ends(start: I64, at: F64, moment: float) -> I64:
 class EventsByUser:
     """Events sorted by user, then time, kind and item: user u's are rows `start[u]:start[u + 1]`.
 
-    row: int64[n], where each stands in the log. item: int32[n]. kind: int8[n]. at: float64[n].
+    row: int64[n], row numbers in the log. item: int32[n]. kind: int8[n]. at: float64[n].
     """
 
     start: I64
@@ -104,21 +110,20 @@ class EventsByUser:
 
     @classmethod
     def of(cls, events: Events, rows: I64) -> EventsByUser:
-        """Of these rows (ascending) of a log."""
+        """Sort the given rows (ascending) of a log by user."""
         # `events` is in (at, kind, item) order already, so a stable sort by user keeps that order within each.
         rows = rows[np.argsort(events.user[rows], kind="stable")]
         start = np.searchsorted(events.user[rows], np.arange(events.n_users + 1))
         return cls(start, rows, events.item[rows], events.kind[rows], events.at[rows])
 
     def newest(self, user: int, at: float, cap: int) -> slice:
-        """A user's newest rows strictly before a moment, at most `cap`."""
+        """A user's newest rows strictly before a time, at most `cap`."""
         lo, hi = self.start[user], self.start[user + 1]
         end = lo + int(np.searchsorted(self.at[lo:hi], at, side="left"))
         return slice(max(lo, end - cap), end)
 
     def newest_of_all(self, at: float, cap: int) -> I64:
-        """int64, ascending: where in the log the newest events of every user strictly before a moment stand, at most
-        `cap` of each."""
+        """int64, ascending: log rows of every user's newest events strictly before a time, at most `cap` per user."""
         end = _ends(self.start, self.at, float(at))
         size = np.minimum(end - self.start[:-1], cap)
         first = np.cumsum(size) - size
@@ -127,22 +132,23 @@ class EventsByUser:
 
 
 class Histories:
-    """Every user's two lists at any moment, from a log: what Redis would have held then."""
+    """Both lists of every user at any time, derived from a log: what Redis would have held then."""
 
     def __init__(self, engagements: EventsByUser, shown: EventsByUser) -> None:
         self.engagements, self.shown = engagements, shown
 
     @classmethod
     def of(cls, events: Events) -> Histories:
-        """Of a log, in memory."""
+        """Build from a log, in memory."""
         shown = events.kind == Kind.IMPRESSION
         return cls(*(EventsByUser.of(events, np.flatnonzero(rows)) for rows in (~shown, shown)))
 
     def read(self, user: int, at: float) -> History:
-        """The lists of a user strictly before a moment."""
+        """The lists of a user strictly before a time."""
         e, s = self.engagements, self.shown
         i, j = e.newest(user, at, ENGAGEMENTS), s.newest(user, at, SHOWN)
-        # Copies, not reversed views: the service reads contiguous arrays, and equal memory gives equal bits.
+        # Copies rather than reversed views: the service uses contiguous arrays, and the same layout gives identical
+        # bits.
         return History(
             e.item[i][::-1].copy(),
             e.kind[i][::-1].copy(),
@@ -153,7 +159,7 @@ class Histories:
 
 
 AGE_HALF_LIFE_S = 14 * 86400.0
-"""An engagement this old weighs half as much as one just now."""
+"""An engagement of this age has half the weight of a new one."""
 
 
 _KIND_WEIGHT = np.zeros(len(Kind), np.float32)
@@ -163,9 +169,9 @@ _KIND_WEIGHT[[Kind.VIEW, Kind.CLICK, Kind.CART, Kind.PURCHASE, Kind.RATING]] = (
 
 
 def engagement_weights(kind: I8, age_s: F64) -> F32:
-    """float32, like `kind`: how much each engagement counts towards interest; impressions 0, a fresh purchase 3.
+    """float32, like `kind`: weight of each engagement in the user's interest; impressions 0, a new purchase 3.
 
-    age_s: seconds from the engagement to the moment of reading, at least 0.
+    age_s: seconds since the engagement, at least 0.
     """
     out: F32 = (_KIND_WEIGHT[kind] * np.exp2(-age_s / AGE_HALF_LIFE_S)).astype(np.float32)
     return out

@@ -1,6 +1,6 @@
-"""The event log and the lists people were shown, as arrays: the form in which every other file meets them.
+"""The event log and the shown lists as arrays, the form that all other modules use.
 
-Ids are strings at the rim only. In here a user, an item or a request is a row number, `-1` where there is none.
+Ids are strings only at the boundary. Inside, a user, an item or a request is a row number, `-1` for none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from features.arrays import F64, I8, I16, I32, I64
 
 
 class Kind(IntEnum):
-    """What a shopper did with an item. The number is part of the bytes in Redis: append, never renumber."""
+    """Type of a user's event on an item. The number is stored in Redis records: append, never renumber."""
 
     IMPRESSION = 0
     VIEW = 1
@@ -35,14 +35,18 @@ GA4 = {
     "add_to_cart": "cart",
     "purchase": "purchase",
 }
-"""Google Analytics 4's e-commerce event names and ours; accepted wherever a kind is expected, in files and calls."""
+"""Google Analytics 4 e-commerce event names and our kinds; accepted wherever a kind is expected, in files and calls."""
 
 GAIN = np.array([0, 1, 1, 2, 3, 1], np.int8)
-"""Gain of the best action on an item of a list, indexed by `Kind`: purchase over cart over click, view and rating."""
+"""Gain of the best action on a listed item, indexed by `Kind`: purchase above cart above click, view and rating."""
 
+
+ATTRIBUTION_S = 86400.0
+"""Default attribution time (one day): an action this long after an impression still counts for it, in labels as in
+features."""
 
 PART_ROWS = 131_072
-"""Events that are worked on at once, where a log is read from its beginning to its end."""
+"""Events per chunk when a whole log is processed from beginning to end."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Events:
     at: float64[n], Unix seconds UTC. user: int32[n]. item: int32[n], `-1` for an item outside the catalogue.
     kind: int8[n], a `Kind`. request: int32[n], the list it belongs to, `-1` for none. position: int16[n], place in
     that list from 0, `-1` unknown. value: float64[n], NaN for none (money, quantity or stars, as the source had it).
-    session: int32[n], the visit it was logged with, `-1` for none. device: int8[n], a `Device`, `-1` for none.
-    queries: what was typed for a list, by the number of its request, as its impressions say.
+    session: int32[n], the logged session, `-1` for none. device: int8[n], a `Device`, `-1` for none.
+    queries: search text by request number, taken from the impressions of the request.
     """
 
     at: F64
@@ -74,7 +78,7 @@ class Events:
 
     @property
     def n_users(self) -> int:
-        """Users that appear in the log."""
+        """Number of users in the log."""
         return len(self.user_ids)
 
     def take(self, rows: NDArray[np.bool_] | I64 | slice) -> Events:
@@ -95,7 +99,7 @@ class Events:
         )
 
     def parts(self, rows: int = PART_ROWS) -> Iterator[Events]:
-        """The events in parts of about `rows`, one after the other; those of one moment are of one part."""
+        """Consecutive chunks of about `rows` events; events with equal times stay in one chunk."""
         begin = 0
         while begin < len(self):
             end = begin + rows
@@ -104,19 +108,19 @@ class Events:
             begin = end
 
     def before(self, at: float) -> Events:
-        """The events strictly before a moment: what a row at that moment may know."""
+        """The events strictly before a time: all that a row at that time may use."""
         return self.take(slice(0, int(np.searchsorted(self.at, at, side="left"))))
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists that were shown, in time order: the query groups of training and evaluation.
+    """Shown lists in time order: the query groups of training and evaluation.
 
     List `g` was shown to `user[g]` at `at[g]` and holds the rows `start[g]:start[g + 1]` of the arrays below it.
-    item: int32[rows]. position: int16[rows] from 0, `-1` where no list was logged and it was rebuilt.
-    gain: int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 a rebuilt list did not
-    retrieve; they count in the ideal of a metric. device: int8[g], a `Device`, `-1` where the list names none.
-    query: what was typed for each list, empty for nothing.
+    item: int32[rows]. position: int16[rows] from 0, `-1` in a list that was rebuilt because none was logged. gain:
+    int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 that a rebuilt list did not
+    retrieve; they count in the ideal of a metric. device: int8[g], a `Device`, `-1` unknown. query: search text of each
+    list, empty for none.
     """
 
     at: F64
@@ -135,7 +139,7 @@ class Lists:
 
     @property
     def rows(self) -> int:
-        """Candidates over all lists."""
+        """Number of candidates over all lists."""
         return len(self.item)
 
     @property

@@ -1,6 +1,7 @@
-"""A moment: one user, the candidates of one list, one time; what every feature is computed from, each part once.
+"""Moment: one user, the candidates of one list and one time, with the intermediate results that features share.
 
-Nothing here depends on the order of the candidates, to the last bit: sums over the list run over sorted values.
+Each intermediate result is computed at most once. Nothing here depends on the order of the candidates, to the last bit:
+sums over the list run over sorted values.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from features.decay import HALF_LIVES_S, ItemState
 from features.history import History, Session, engagement_weights, session
 from features.kernels.compiled import compiled
 from features.kernels.slots import find, slots_of
-from features.log import Kind
+from features.log import ATTRIBUTION_S, Kind
 from features.neighbours import Neighbours
 from features.popularity import PopularityRow, click_rates, popularity, shop_rate
 from features.prior import standardize
@@ -30,29 +31,27 @@ from features.text.vectors import Vectors, text_similarity
 from features.text.vocabulary import Vocabulary
 
 LONGEST = len(HALF_LIVES_S) - 1
-ATTRIBUTION_S = 86400.0
-"""A click this long after an impression of the item is still its click."""
 RATES = (0.005, 0.98)
-"""Rates beyond these are taken for these: one click on an item nobody clicks is no infinite residual."""
+"""Click rates are clipped to this range, so that one click on an item nobody clicks is not an infinite residual."""
 _NEWTON_STEPS = 12
-_SETTLED = 1e-12
-"""A step of Newton's, in log odds, after which there is no other."""
+_NEWTON_TOLERANCE = 1e-12
+"""Newton's method stops after a step smaller than this, in log odds."""
 AFFINITY_STRENGTH = 5.0
-"""Impressions of an attribute value at which what a user did with it counts for half."""
+"""Impressions of an attribute value at which the residual of a user on it has half of its full weight."""
 
 
 @dataclass(frozen=True)
 class Items:
-    """All that is known of items: what a release carries and what events change (`state`).
+    """Everything known about items: the contents of a release, and the state that events change (`state`).
 
-    vectors: of item texts. prior: float32[n + 1], the click rate that text and attributes predict, NaN where nothing
-    was logged to learn it from. attribute_rates: float32[n + 1, a], the click rate of items that share a value of each
-    attribute of `catalogue.by_attribute`, NaN likewise or for an item without; empty before anything is known.
-    factors: float32[n + 1, d], see `features.taste`; empty where nothing was logged to learn them from. segments: of
-    shoppers, by these factors.
-    custom: features of the user's own. inverted: of the vectors, None where the catalogue is small enough to compare
-    every item. words: of the catalogue, None where there is no query to be read. Row `-1` of everything is the unknown
-    item.
+    vectors: of item texts. prior: float32[n + 1], click rate predicted from text and attributes, NaN if no
+    lists were logged to fit it on. attribute_rates: float32[n + 1, a], click rate of the items that share a value of
+    each attribute of `catalogue.by_attribute`, NaN as for `prior` and for an item without a value; empty before the
+    first fit. factors: float32[n + 1, d], see `features.taste`; empty if no lists were logged to fit them on. segments:
+    clusters of users, in the space of these factors. custom: custom features.
+    inverted: inverted lists of the vectors, None if the catalogue is small enough to compare every item. words:
+    vocabulary of the catalogue, None if no query needs to be read. attribution_s: time after an impression in which a
+    click counts for it. Row `-1` of every array is the unknown item.
     """
 
     catalogue: Catalogue
@@ -66,10 +65,11 @@ class Items:
     custom: tuple[Feature, ...] = ()
     inverted: InvertedLists | None = None
     words: Vocabulary | None = None
+    attribution_s: float = ATTRIBUTION_S
 
     @cached_property
     def numbers(self) -> F64:
-        """float64[n + 1, k]: the numeric attributes at zero mean and unit deviation, missing at the mean."""
+        """float64[n + 1, k]: numeric attributes at mean 0 and deviation 1, missing values at the mean."""
         return standardize(self.catalogue.numbers)
 
     @cached_property
@@ -95,10 +95,10 @@ class Items:
 
 
 class Reasons(NamedTuple):
-    """What a contribution of a feature to a score is called when it is explained to a shopper or a shop owner.
+    """Texts that explain the contribution of a feature to a score, for a shopper or a shop owner.
 
-    up, down: of a contribution that raises and that lowers the score. at_zero: of either where the feature's value is
-    0, for counts that mean something else then; empty where they do not.
+    up, down: for a contribution that raises or lowers the score. at_zero: for either if the feature's value is 0, for
+    counts that need another text then; empty if they do not.
     """
 
     up: str
@@ -106,20 +106,20 @@ class Reasons(NamedTuple):
     at_zero: str = ""
 
     def of(self, value: float, contribution: float) -> str:
-        """The text for one row of a list."""
+        """The text for a feature's value and contribution."""
         if value == 0 and self.at_zero:
             return self.at_zero
         return self.up if contribution > 0 else self.down
 
 
 class Feature(NamedTuple):
-    """One column of a row: declared once, computed by the same function in training and in service.
+    """One column of the feature table, declared once and computed by the same function in training and serving.
 
     name: of the column. about: description for reports. unit: of the value. missing: when it is NaN, or "never".
-    compute: float64 or float32, one value a candidate, or one value for all. Features declared next to each other may
-    share one: it is called once, and gives a row for each of them. group: what `ablate` leaves out together; "own" for
-    a feature of the user's own. reasons: how its contributions are explained; None where they are not listed as
-    reasons. origin: of a feature of the user's own, where its code is.
+    compute: returns float64 or float32, one value per candidate or one for all. Features declared next to each other
+    may share a function: it is called once and returns a row for each of them. group: features that `ablate` leaves out
+    together; "own" for a custom feature. reasons: texts that explain its contributions; None if these are never listed.
+    origin: for a custom feature, where its code is.
     """
 
     name: str
@@ -133,12 +133,12 @@ class Feature(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What a user did with what he was shown, less what he would have done by the items alone: the evidence of taste.
+    """Observed minus expected clicks on the items shown to a user: the evidence of their taste.
 
-    item: int32[s] shown items of the catalogue. residual: float64[s], clicked (1 or 0) minus the chance that he would:
-    the item's click rate moved, for all of them alike, by his eagerness. eagerness: log odds, 0 for one like the rest.
-    chance: float64[s], that chance.
-    Without that shift, somebody who clicks everything would seem to like every attribute.
+    item: int32[s] shown items of the catalogue. residual: float64[s], clicked (1 or 0) minus `chance`. eagerness: the
+    user's shift of all click rates, in log odds; 0 for an average user. chance: float64[s], probability of a click: the
+    item's click rate, shifted by the eagerness.
+    Without that shift, a user who clicks everything would seem to like every attribute.
     """
 
     item: I32
@@ -149,9 +149,9 @@ class Residuals(NamedTuple):
 
 @compiled
 def _clicked_after_shown(shown_item: I32, shown_at: F64, item: I32, at: F64, within_s: float) -> F64:
-    """float64, like `shown_item`: 1 where the item was engaged with within that time of being shown, else 0."""
+    """float64, like `shown_item`: 1 if the item was engaged with within `within_s` seconds of being shown, else 0."""
     slots = slots_of(item)
-    # Of each engagement the one before with the same item, so that all of an item's are found from its newest.
+    # Link each engagement to the next older one with the same item, so that the newest leads to all of them.
     older, oldest = np.full(len(item), -1, np.int32), np.arange(len(item))
     for e in range(len(item)):
         newest = find(slots, item, item[e])
@@ -201,7 +201,7 @@ def _repeats(
 def _tag_affinity(
     start: I64, tag: I32, n_tags: int, item: I32, weight: F64, shown_item: I32, residual: F64, candidates: I32
 ) -> F64:
-    """float64[2, c]: the share and the residual of each candidate's tags, see `Moment.share` and `Moment.residual`."""
+    """float64[2, c]: share and residual of each candidate's tags; see `Moment.share` and `Moment.residual`."""
     total, _ = totals(start, tag, n_tags, item, weight)
     residual_sum, count = totals(start, tag, n_tags, shown_item, residual)
     return means(start, tag, _share_and_residual(total, weight.sum(), residual_sum, count, len(shown_item)), candidates)
@@ -211,7 +211,7 @@ def _tag_affinity(
 def _code_affinity(
     code: I32, missing: int, item: I32, weight: F64, shown_item: I32, residual: F64, candidates: I32
 ) -> F64:
-    """The same for an attribute with at most one value an item."""
+    """`_tag_affinity` for an attribute with at most one value per item."""
     total, residual_sum, count = np.zeros(missing + 1), np.zeros(missing + 1), np.zeros(missing + 1)
     for j in range(len(item)):
         total[code[item[j]]] += weight[j]
@@ -222,18 +222,18 @@ def _code_affinity(
     value[missing] = np.nan
     out = np.empty((2, len(candidates)))
     for c in range(len(candidates)):
-        of = code[candidates[c]]
-        out[0, c], out[1, c] = value[of, 0], value[of, 1]
+        value_code = code[candidates[c]]
+        out[0, c], out[1, c] = value[value_code, 0], value[value_code, 1]
     return out
 
 
 @compiled
-def _share_and_residual(total: F64, of: float, residual_sum: F64, count: F64, shown: int) -> F64:
-    """float64[values, 2]: share and residual of each value of an attribute; NaN where there is no list to tell."""
+def _share_and_residual(total: F64, total_weight: float, residual_sum: F64, count: F64, shown: int) -> F64:
+    """float64[values, 2]: share and residual of each attribute value; NaN without engagements or impressions."""
     out = np.full((len(total), 2), np.nan)
     for t in range(len(total)):
-        if of > 0:
-            out[t, 0] = total[t] / of
+        if total_weight > 0:
+            out[t, 0] = total[t] / total_weight
         if shown > 0:
             out[t, 1] = residual_sum[t] / (count[t] + AFFINITY_STRENGTH)
     return out
@@ -243,59 +243,58 @@ def _share_and_residual(total: F64, of: float, residual_sum: F64, count: F64, sh
 def _numbers_and_slopes(deviation: F64, numbers: F64, item: I32, residual: F64, candidates: I32) -> F64:
     """float64[2k, c]: see `Moment.slopes`."""
     count = numbers.shape[1]
-    out, pull = np.empty((2 * count, len(candidates))), np.full(count, np.nan)
+    out, slope = np.empty((2 * count, len(candidates))), np.full(count, np.nan)
     if len(item):
         for k in range(count):
             total = 0.0
             for j in range(len(item)):
                 total += residual[j] * deviation[item[j], k]
-            pull[k] = total / (len(item) + AFFINITY_STRENGTH)
+            slope[k] = total / (len(item) + AFFINITY_STRENGTH)
     for c in range(len(candidates)):
         for k in range(count):
             value = numbers[candidates[c], k]
             out[2 * k, c] = value
-            out[2 * k + 1, c] = np.nan if np.isnan(value) else pull[k] * deviation[candidates[c], k]
+            out[2 * k + 1, c] = np.nan if np.isnan(value) else slope[k] * deviation[candidates[c], k]
     return out
 
 
 @compiled
 def _usual_log_price(price: F64, item: I32, weight: F64) -> float:
-    total = of = 0.0
+    total = total_weight = 0.0
     for j in range(len(item)):
         if np.isfinite(price[item[j]]):
             total += np.log1p(max(price[item[j]], 0.0)) * weight[j]
-            of += weight[j]
-    return total / of if of > 0.0 else np.nan
+            total_weight += weight[j]
+    return total / total_weight if total_weight > 0.0 else np.nan
 
 
 @compiled
 def _expected_clicks(clicked: F64, rate: F64) -> tuple[float, F64]:
-    """(eagerness, chance of a click on each): rates shifted in log odds until the chances add up to the clicks.
+    """(eagerness, probability of a click on each item): rates shifted in log odds until they add up to the clicks.
 
-    With a unit normal prior on the shift; Newton's method, which converges from 0 as the equation is monotone.
-    A rate that is NaN is taken for the least of `RATES`.
+    The shift has a unit normal prior. Newton's method converges from 0, because the equation is monotone. A NaN rate is
+    replaced by the lower bound of `RATES`.
     """
-    odds = np.empty(len(rate))
+    logit = np.empty(len(rate))
     for s in range(len(rate)):
         bounded = min(rate[s], RATES[1]) if rate[s] > RATES[0] else RATES[0]
-        odds[s] = np.log(bounded / (1.0 - bounded))
+        logit[s] = np.log(bounded / (1.0 - bounded))
     total = clicked.sum()
     shift = 0.0
     for _ in range(_NEWTON_STEPS):
-        chance = 1.0 / (1.0 + np.exp(-(odds + shift)))
+        chance = 1.0 / (1.0 + np.exp(-(logit + shift)))
         slope = 1.0 + (chance * (1.0 - chance)).sum()
         step = min(max((total - shift - chance.sum()) / slope, -2.0), 2.0)
         shift += step
-        if abs(step) < _SETTLED:
+        if abs(step) < _NEWTON_TOLERANCE:
             break
-    return shift, 1.0 / (1.0 + np.exp(-(odds + shift)))
+    return shift, 1.0 / (1.0 + np.exp(-(logit + shift)))
 
 
 class Moment:
-    """One user, the candidates of one list, one time, and what follows from them.
+    """One user, the candidates of one list and one time, with the intermediate results that features share.
 
-    candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds. context: what the request says of
-    itself.
+    candidates: int32[c] catalogue rows, `-1` unknown. at: Unix seconds. context: device and query of the request.
     columns: float32[c] by name, the features computed so far, for those that compare a candidate with its list.
     """
 
@@ -319,28 +318,28 @@ class Moment:
 
     @cached_property
     def counts(self) -> F64:
-        """float64[c, kinds, half-lives]: decayed events of each candidate."""
+        """float64[c, kinds, half-lives]: decayed event counts of each candidate."""
         return self.items.state.of_items(self.candidates, self.at)
 
     @cached_property
     def popularity(self) -> F64:
-        """float64[24, c]: what is the same of each candidate whoever asks; see `popularity`."""
+        """float64[24, c]: user-independent features of each candidate; see `popularity`."""
         items = self.items
         price, available_from = items.catalogue.price, items.catalogue.available_from
         return popularity(items.state, items.prior, price, available_from, self.candidates, self.at)
 
     @cached_property
     def category_counts(self) -> F64:
-        """float64[c, kinds, half-lives]: decayed events of each candidate's category."""
+        """float64[c, kinds, half-lives]: decayed event counts of each candidate's category."""
         return self.items.state.of_categories(self.candidates, self.at)
 
     @cached_property
     def shop_counts(self) -> F64:
-        """float64[kinds, half-lives]: decayed events of the shop."""
+        """float64[kinds, half-lives]: decayed event counts of the shop."""
         return self.items.state.of_shop(self.at)
 
     def shop_rate(self, kind: Kind, per: Kind) -> float:
-        """Events of one kind for each of another, shop-wide at the longest half-life; NaN before any."""
+        """Shop-wide events of kind `kind` per event of kind `per` at the longest half-life; NaN without the latter."""
         return shop_rate(self.items.state.value, int(kind), int(per))
 
     @property
@@ -351,7 +350,7 @@ class Moment:
 
     @property
     def log_price(self) -> F64:
-        """float64[c]: log(1 + price) of each candidate; NaN where it has none."""
+        """float64[c]: log(1 + price) of each candidate; NaN if it has no price."""
         out: F64 = self.popularity[PopularityRow.PRICE]
         return out
 
@@ -362,9 +361,9 @@ class Moment:
 
     @cached_property
     def slopes(self) -> F64:
-        """float64[2k, c]: each numeric attribute of each candidate, then the user's leaning in it times its deviation.
+        """float64[2k, c]: for each numeric attribute, its value and the user's slope times the value's deviation.
 
-        The leaning is the mean of residual times deviation, shrunk. NaN where the candidate lacks the attribute.
+        The slope is the mean of residual times deviation, shrunk. NaN if the candidate lacks the attribute.
         """
         item, residual = self.residuals[:2]
         return _numbers_and_slopes(self.items.numbers, self.items.catalogue.numbers, item, residual, self.candidates)
@@ -381,16 +380,18 @@ class Moment:
 
     @cached_property
     def text_similarity(self) -> F32:
-        """float32[6, c]: cosines with the pooled list, the largest and the mean of the 3 largest with its items, with
-        the newest, and with `taste`; then that times the weight of evidence. NaN without any.
+        """float32[6, c]: text similarity of each candidate to the user's list and taste; NaN if either has no text.
+
+        Rows: cosine with the pooled list; largest and mean of the 3 largest cosines with its items; cosine with the
+        newest item; cosine with `taste`; the latter times the weight of evidence.
         """
         return text_similarity(self.interest, self.directions[1], len(self.residuals.item))
 
     @cached_property
     def query_scores(self) -> F64:
-        """float64[2, c]: cosine of each candidate's text with the query, and the share of the query's words it holds.
+        """float64[2, c]: cosine of each candidate's text with the query, and share of the query's words in it.
 
-        NaN without a query, or where it has no word in it; the cosine also where none of its words is known.
+        NaN without a query or for one without words; the cosine also if none of its words is known.
         """
         if not self.context.query or self.items.words is None:
             return np.full((2, len(self.candidates)), np.nan)
@@ -405,10 +406,10 @@ class Moment:
 
     @cached_property
     def repeats(self) -> F64:
-        """float64[5, c]: how often, and how lately, the user met each candidate; NaN for an unknown item.
+        """float64[5, c]: how often and how recently the user met each candidate; NaN for an unknown item.
 
-        Engagements, purchases, log(1 + seconds) since the newest engagement; impressions, and the same of them. NaN
-        for never.
+        Engagements, purchases, log(1 + seconds) since the newest engagement; impressions, log(1 + seconds) since the
+        newest impression. A time is NaN if there was none.
         """
         e = self.engaged
         return _repeats(
@@ -417,15 +418,15 @@ class Moment:
 
     @cached_property
     def session(self) -> Session:
-        """The visit under way."""
+        """The current session."""
         return session(self.engaged.at, self.shown_at, self.at)
 
     @cached_property
     def residuals(self) -> Residuals:
-        """The evidence of what the user was shown, clicked or not; empty where no lists were logged."""
+        """Observed minus expected clicks on the items shown to the user; empty if no lists were logged."""
         known = self.shown_item >= 0
         item, at = self.shown_item[known], self.shown_at[known]
-        clicked = _clicked_after_shown(item, at, self.engaged.item, self.engaged.at, ATTRIBUTION_S)
+        clicked = _clicked_after_shown(item, at, self.engaged.item, self.engaged.at, self.items.attribution_s)
         state = self.items.state
         rate = click_rates(state.value, state.latest, self.items.prior, len(state.category) - 1, item, self.at)
         eagerness, expected = _expected_clicks(clicked, rate)
@@ -445,7 +446,7 @@ class Moment:
 
     @cached_property
     def taste_posterior(self) -> F64 | None:
-        """float64[d]: the user's taste over taste factors; None where he was shown nothing, or there are no factors."""
+        """float64[d]: posterior mean of the user's taste; None if they were shown nothing, or without factors."""
         evidence, factor = self.residuals, self.items.factors
         if not (len(evidence.item) and factor.size):
             return None
@@ -463,37 +464,38 @@ class Moment:
 
     @cached_property
     def taste_logits(self) -> F32:
-        """Taste in log odds of a click, float32[2, c]: what `taste_posterior` adds, and the sum with the item's rate.
+        """float32[2, c]: log odds of a click that the user's taste adds, and their sum with those of the click rate.
 
-        The first row is NaN where there is no taste posterior or the item is unknown; the second then adds nothing.
+        The first row is NaN without a taste posterior or for an unknown item; the second is the click rate's alone
+        then.
         """
         return taste_logit(self.items.factors, self.candidates, self.taste_posterior, self.click_rate, RATES)
 
     @cached_property
     def usual_log_price(self) -> float:
-        """The weighted mean of log(1 + price) over the user's list; NaN where no price in it is known."""
+        """Weighted mean of log(1 + price) over the user's list; NaN if no price in it is known."""
         return _usual_log_price(self.items.catalogue.price, self.engaged.item, self.weight)
 
     def share(self, tags: Tags | Codes) -> F64:
-        """float64[c], 0 to 1: the part of the user's engagement that went to items with the candidate's tags."""
+        """float64[c], 0 to 1: share of the user's engagement that went to items with the candidate's tags."""
         out: F64 = self.affinity(tags)[0]
         return out
 
     def residual(self, tags: Tags | Codes) -> F64:
-        """float64[c], -1 to 1: how much more than others the user clicked what has the candidate's tags."""
+        """float64[c], -1 to 1: mean of observed minus expected clicks of the user on the candidate's tags, shrunk."""
         out: F64 = self.affinity(tags)[1]
         return out
 
     def affinity(self, tags: Tags | Codes) -> F64:
         """float64[2, c]: `share` and `residual`."""
-        # By identity: comparing would cost what this saves, and `items` keeps them alive.
-        found = self._affinities.get(id(tags))
-        if found is None:
+        # Cached by identity: comparing arrays would cost what the cache saves, and `items` keeps them alive.
+        affinity = self._affinities.get(id(tags))
+        if affinity is None:
             item, weight, candidates = self.engaged.item, self.weight, self.candidates
             shown_item, residual = self.residuals.item, self.residuals.residual
-            found = self._affinities[id(tags)] = (
+            affinity = self._affinities[id(tags)] = (
                 _code_affinity(tags.code, tags.missing, item, weight, shown_item, residual, candidates)
                 if isinstance(tags, Codes)
                 else _tag_affinity(tags.start, tags.tag, tags.n_tags, item, weight, shown_item, residual, candidates)
             )
-        return found
+        return affinity

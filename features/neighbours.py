@@ -1,12 +1,14 @@
-"""Co-occurrence neighbours: items engaged with by the same users and in the same visits, top-K, a release artefact.
+"""Item neighbours by co-occurrence: the top K items engaged with by the same users and in the same sessions.
 
-Cosine over users and visits, `sum_g w_gi w_gj / (|i| |j| + shrinkage)` with a coordinate g for each user and, smaller
-by the root of `session_weight`, for each visit: so a popular item is no one's neighbour by popularity alone. The weight
-of an item fades with age. Users and visits are capped at their newest items, a user's visits at his newest engagements
-(uncapped, the heaviest users are 280 times the work and no more signal). Two items of one shown list are never a pair,
-in a visit neither: what is shown together competes, which would make likes look opposed.
+The similarity is a cosine over users and sessions, `sum_g w_gi w_gj / (|i| |j| + shrinkage)`. There is one coordinate g
+per user and one per session, the latter scaled by the square root of `session_weight`. The norms keep items that are
+merely popular from becoming everyone's neighbours. Weights of engagements decay with age. Users and sessions are capped
+at their newest items, and the sessions of a user at their newest engagements (without caps, the heaviest users took 280
+times the work and added no signal). Two items of one shown list are never a pair, not even in a session: items shown
+together compete for the click, so such pairs would make similar items look dissimilar.
 
-Item-based kNN: Sarwar et al., WWW 2001; with shrinkage as in Dacrema et al., RecSys 2019.
+The neighbours are part of a release. Item-based kNN: Sarwar et al., WWW 2001; with shrinkage as in Dacrema et al.,
+RecSys 2019.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from features.kernels.slots import find, home, slots_of
 from features.log import Events, Kind
 
 PER_GROUP = 50
-"""Items of a user, and of a visit, that pair with each other: the newest."""
+"""Number of items of a user, and of a session, that are paired with each other: the newest."""
 MAX_PER_USER = 200
-"""Engagements of a user that count in visits: the newest."""
+"""Number of engagements of a user that count in sessions: the newest."""
 SESSION_WEIGHT = 0.25
-"""What a pair in a visit counts for against one of a user; chosen on validation, see docs/decisions.md."""
+"""Weight of a pair in a session relative to a pair of a user; chosen on validation, see docs/decisions.md."""
 SHRINKAGE = 1.0
 
 
@@ -51,7 +53,7 @@ def _top_k(
     total = np.zeros(n)
     touched = np.empty(n, np.int32)
     top = np.empty(k + 1)
-    near = np.empty(k + 1, np.int32)
+    neighbour = np.empty(k + 1, np.int32)
     for i in range(n):
         count = 0
         for p in range(item_start[i], item_start[i + 1]):
@@ -64,24 +66,24 @@ def _top_k(
                     touched[count] = j
                     count += 1
                 total[j] += weight_at_item[p] * weight[q]
-        # Put in at its place among the best so far; most are no better than the last of them. A sort of all took more
-        # than half of the time.
-        held = 0
+        # Insert into the sorted best so far; most items are no better than the last of these. Sorting all items took
+        # more than half of the time.
+        filled = 0
         for t in range(count):
             j = touched[t]
             cosine = total[j] / (norm[i] * norm[j] + shrinkage)
             total[j] = 0.0
-            place = held
-            while place > 0 and (cosine > top[place - 1] or (cosine == top[place - 1] and j < near[place - 1])):
+            place = filled
+            while place > 0 and (cosine > top[place - 1] or (cosine == top[place - 1] and j < neighbour[place - 1])):
                 top[place] = top[place - 1]
-                near[place] = near[place - 1]
+                neighbour[place] = neighbour[place - 1]
                 place -= 1
             if place < k:
                 top[place] = cosine
-                near[place] = j
-                held = min(held + 1, k)
-        for t in range(held):
-            best[i, t] = near[t]
+                neighbour[place] = j
+                filled = min(filled + 1, k)
+        for t in range(filled):
+            best[i, t] = neighbour[t]
             score[i, t] = top[t]
     return best, score
 
@@ -94,32 +96,33 @@ def _scores(near: I32, near_weight: F32, candidates: I32, item: I32, weight: F64
         if item[j] >= 0:
             value[find(slots, item, item[j])] += weight[j]
     out = np.zeros((2, len(candidates)))
-    held = np.empty(near.shape[1], np.int32)
+    listed = np.empty(near.shape[1], np.int32)
     for c in range(len(candidates)):
-        coming = candidates[min(c + AHEAD, len(candidates) - 1)]
-        prefetch(near, coming)
-        prefetch(near_weight, coming)
+        upcoming = candidates[min(c + AHEAD, len(candidates) - 1)]
+        prefetch(near, upcoming)
+        prefetch(near_weight, upcoming)
         row = near[candidates[c]]
-        # Most neighbours are not in the list. Written always and counted if its slot is full: no jump to guess.
+        # Most neighbours are not in the list. Always write, and count only if the slot is full: there is no branch to
+        # mispredict.
         count = 0
         for k in range(near.shape[1]):
-            held[count] = k
+            listed[count] = k
             count += slots[home(slots, row[k])] >= 0
         for h in range(count):
-            place = find(slots, item, row[held[h]])
-            if place >= 0:
-                part = near_weight[candidates[c], held[h]] * value[place]
-                out[0, c] += part
-                out[1, c] = max(out[1, c], part)
+            position = find(slots, item, row[listed[h]])
+            if position >= 0:
+                contribution = near_weight[candidates[c], listed[h]] * value[position]
+                out[0, c] += contribution
+                out[1, c] = max(out[1, c], contribution)
     return out
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The K nearest of every item by co-occurrence.
+    """The K nearest neighbours of every item by co-occurrence.
 
-    item: int32[n + 1, K], best first, `-1` where there are fewer. weight: float32[n + 1, K] in (0, 1], 0 where none.
-    The last row, the unknown item, has none.
+    item: int32[n + 1, K], best first, `-1` if there are fewer. weight: float32[n + 1, K] in (0, 1], 0 if there are
+    fewer. The last row, the unknown item, has no neighbours.
     """
 
     item: I32
@@ -127,28 +130,28 @@ class Neighbours:
 
     @classmethod
     def none(cls, n_items: int, k: int = 1) -> Neighbours:
-        """No item has a neighbour: before anything is logged."""
+        """Neighbours before anything is logged: no item has any."""
         return cls(np.full((n_items + 1, k), -1, np.int32), np.zeros((n_items + 1, k), np.float32))
 
     @classmethod
     def build(
         cls, events: Events, n_items: int, at: float, k: int = 50, session_weight: float = SESSION_WEIGHT
     ) -> Neighbours:
-        """Neighbours as of a moment, from the engagements strictly before it: each user's newest `IN_VISITS` suffice.
+        """Neighbours at a time, from the engagements strictly before it; the newest `MAX_PER_USER` per user suffice.
 
-        session_weight: what a pair in a visit counts for against one of a user, at least 0.
+        session_weight: weight of a pair in a session relative to a pair of a user, at least 0.
         """
         past = events.before(at)
         past = past.take((past.kind != Kind.IMPRESSION) & (past.item >= 0))
-        of_users = _newest(past.user.astype(np.int64), past.item)
-        of_visits, visit = _session_pairs(past) if session_weight > 0 else (of_users[:0], of_users[:0])
-        row = np.concatenate([of_users, of_visits])
+        user_rows = _newest(past.user.astype(np.int64), past.item)
+        session_rows, session = _session_pairs(past) if session_weight > 0 else (user_rows[:0], user_rows[:0])
+        row = np.concatenate([user_rows, session_rows])
         if not len(row):
             return cls.none(n_items, k)
-        group = np.concatenate([past.user[of_users], past.n_users + visit])
-        scale = np.repeat([1.0, np.sqrt(session_weight)], [len(of_users), len(of_visits)])
+        group = np.concatenate([past.user[user_rows], past.n_users + session])
+        scale = np.repeat([1.0, np.sqrt(session_weight)], [len(user_rows), len(session_rows)])
         weight = (engagement_weights(past.kind[row], at - past.at[row]) * scale).astype(np.float32)
-        item, shown_in = past.item[row], past.request[row]
+        item, request = past.item[row], past.request[row]
         by_group, by_item = np.argsort(group, kind="stable"), np.argsort(item, kind="stable")
         norm = np.sqrt(np.bincount(item, weight.astype(np.float64) ** 2, minlength=n_items))
         return cls(
@@ -157,8 +160,8 @@ class Neighbours:
                 group[by_item],
                 np.searchsorted(group[by_group], np.arange(group.max() + 2)),
                 item[by_group],
-                shown_in[by_group],
-                shown_in[by_item],
+                request[by_group],
+                request[by_item],
                 weight[by_group],
                 weight[by_item],
                 norm,
@@ -168,47 +171,47 @@ class Neighbours:
         )
 
     def scores(self, candidates: I32, item: I32, weight: F64) -> F64:
-        """float64[2, c], sum and maximum: how strongly each candidate's neighbours are in the user's list; 0 for not.
+        """float64[2, c]: sum and maximum of the weights of each candidate's neighbours in the user's list; 0 for none.
 
-        item: int32[m <= 100] of the user's list, `-1` skipped. weight: float64[m], what each engagement counts.
+        item: int32[m <= 100], the user's list, `-1` is skipped. weight: float64[m], weight of each engagement.
         """
         return _scores(self.item, self.weight, candidates, item, weight)
 
 
 def _session_pairs(events: Events) -> tuple[I64, I64]:
-    """Rows that pair within visits, ascending, and each one's visit. A visit of one item pairs nothing: left out."""
+    """Rows that pair within sessions, ascending, and the session of each; sessions of a single item are left out."""
     newest_first = np.lexsort((-np.arange(len(events)), events.user))
-    row = np.sort(newest_first[_place(events.user[newest_first]) < MAX_PER_USER])
-    visit = session_numbers(events)[row]
-    inside = _newest(visit, events.item[row])
-    row, visit = row[inside], visit[inside]
-    several = np.bincount(visit)[visit] > 1
-    return row[several], visit[several]
+    row = np.sort(newest_first[_rank_in_group(events.user[newest_first]) < MAX_PER_USER])
+    session = session_numbers(events)[row]
+    inside = _newest(session, events.item[row])
+    row, session = row[inside], session[inside]
+    several = np.bincount(session)[session] > 1
+    return row[several], session[several]
 
 
 def session_numbers(events: Events) -> I64:
-    """int64[n]: a number for the visit of each event, from 0; two users share none.
+    """int64[n]: session number of each event, at least 0; users never share one.
 
-    By `session` where it was logged, else a new one after `SESSION_S` without an event of the user.
+    This is the logged `session`, or else a new one after `SESSION_S` without an event of the user.
     """
     order = np.argsort(events.user, kind="stable")
     new = (np.diff(events.user[order], prepend=-1) != 0) | (np.diff(events.at[order], prepend=-np.inf) > SESSION_S)
     out = np.empty(len(events), np.int64)
     out[order] = np.cumsum(new) - 1
     logged = np.flatnonzero(events.session >= 0)
-    owned = events.session[logged].astype(np.int64) * events.n_users + events.user[logged]
-    out[logged] = len(events) + np.unique(owned, return_inverse=True)[1]
+    user_sessions = events.session[logged].astype(np.int64) * events.n_users + events.user[logged]
+    out[logged] = len(events) + np.unique(user_sessions, return_inverse=True)[1]
     return out
 
 
 def _newest(group: I64, item: I32) -> I64:
-    """Rows, ascending, of the newest `PER_GROUP` distinct items of each group, each at its newest; rows are by time."""
+    """Rows, ascending, of the latest event on each of a group's newest `PER_GROUP` items; rows are in time order."""
     newest_first = np.lexsort((-np.arange(len(group)), group))
     _, first = np.unique(group[newest_first] << 32 | item[newest_first], return_index=True)
     distinct = newest_first[np.sort(first)]
-    return np.sort(distinct[_place(group[distinct]) < PER_GROUP])
+    return np.sort(distinct[_rank_in_group(group[distinct]) < PER_GROUP])
 
 
-def _place(group: I64 | I32) -> I64:
-    """The place of each row in its group, from 0, where rows of a group stand together."""
+def _rank_in_group(group: I64 | I32) -> I64:
+    """Rank of each row in its group, from 0; the rows of a group must be contiguous."""
     return np.arange(len(group)) - np.searchsorted(group, group)

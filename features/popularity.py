@@ -1,4 +1,4 @@
-"""What is the same of a candidate whoever asks, in one pass: decayed counts, rates made of them, age and price."""
+"""User-independent features of items, computed in one pass: decayed counts, rates based on them, age and price."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from features.kernels.prefetch import AHEAD, prefetch
 from features.log import Kind
 
 RATE_STRENGTH = 10.0
-"""Impressions that the prior counts for in a click rate; clicks that the shop's rate counts for in a purchase rate."""
+"""Weight of the prior in a click rate, in impressions, and of the shop's rate in a purchase rate, in clicks."""
 
 _IMPRESSION, _VIEW, _CLICK, _CART, _PURCHASE = (
     int(k) for k in (Kind.IMPRESSION, Kind.VIEW, Kind.CLICK, Kind.CART, Kind.PURCHASE)
@@ -42,7 +42,7 @@ class PopularityRow(IntEnum):
 
 _ROWS = len(HALF_LIVES_S) * 4 + 8
 _DAY_SUM, _MONTH_SUM = _ROWS, _ROWS + 1
-"""Rows of `_popularity` beyond those: engagements of a day and of thirty, of which the trend is made."""
+"""Two extra rows of `_popularity`: engagements of one day and of thirty, from which the trend is computed."""
 (
     _IMPRESSIONS,
     _CLICKS,
@@ -60,26 +60,28 @@ _DAY_SUM, _MONTH_SUM = _ROWS, _ROWS + 1
 
 
 def popularity(state: ItemState, prior: F32, price: F64, available_from: F64, item: I32, at: float) -> F64:
-    """float64[24, c]: what is the same of an item whoever asks, of items (int32[c], `-1` unknown) at a moment.
+    """float64[24, c]: user-independent features of items (int32[c], `-1` unknown) at a time.
 
-    Rows, in the order of the table: log(1 + decayed events), 4 half-lives of each: impressions, clicks, purchases; 4
-    click rates, clicks per impression, toward what text and attributes predict; log(1 + views) and log(1 + carts) at
-    the longest half-life; purchases per click, toward the shop's; the prior; trend, log of one day's engagement over
-    thirty's; the category's click rate, toward the shop's; log(1 + days on sale) and log(1 + price).
-    Rates are shrunk, `(done + s * expected) / (of + s)` with s = `RATE_STRENGTH`, and NaN before anything was shown, or
-    clicked, in the shop. prior: float32[n + 1], price, available_from: float64[n + 1], NaN where not known.
+    Rows, in the order of the feature table: log(1 + decayed events) at 4 half-lives each for impressions, clicks and
+    purchases; 4 click rates, shrunk toward the prior from text and attributes; log(1 + views) and log(1 + carts) at the
+    longest half-life; purchases per click, shrunk toward the shop's rate; the prior; trend, the log ratio of one day's
+    engagements to those of thirty; the category's click rate, shrunk toward the shop's; log(1 + days on sale) and
+    log(1 + price).
+    A rate is clicks per impression, or purchases per click. It is shrunk to `(successes + s * expected) / (trials + s)`
+    with s = `RATE_STRENGTH`, and is NaN until the shop has an impression, or a click. prior: float32[n + 1], price,
+    available_from: float64[n + 1], NaN where unknown.
     """
     out = _popularity(state.value, state.latest, state.category, prior, price, available_from, item, float(at))
-    for counted in (out[:_CLICK_RATE], out[_VIEWS:_PURCHASE_RATE], out[_AGE:]):
-        np.log1p(counted, out=counted)
+    for counts in (out[:_CLICK_RATE], out[_VIEWS:_PURCHASE_RATE], out[_AGE:]):
+        np.log1p(counts, out=counts)
     np.subtract(out[_DAY_SUM], out[_MONTH_SUM], out=out[_TREND])
     return out[:_ROWS]
 
 
 @compiled
-def shrink(done: float, of: float, expected: float) -> float:
-    """A rate of `done` per `of`, shrunk toward the expected one."""
-    return (done + RATE_STRENGTH * expected) / (of + RATE_STRENGTH)
+def shrink(successes: float, trials: float, expected: float) -> float:
+    """The rate `successes / trials`, shrunk toward the expected rate."""
+    return (successes + RATE_STRENGTH * expected) / (trials + RATE_STRENGTH)
 
 
 @compiled
@@ -89,15 +91,15 @@ def _decay(age_s: float, half_life: int) -> float:
 
 @compiled
 def shop_rate(value: F64, kind: int, per: int) -> float:
-    """Events of one kind for each of another, shop-wide at the longest half-life; NaN before any."""
-    # The sums of the shop have decayed alike, so the moment does not matter.
-    done, of = value[len(value) - 1, kind, _LONGEST], value[len(value) - 1, per, _LONGEST]
-    return done / of if of > 0.0 else np.nan
+    """Shop-wide events of kind `kind` per event of kind `per` at the longest half-life; NaN without the latter."""
+    # All sums of the shop have decayed alike, so their ratio does not depend on the time.
+    successes, trials = value[len(value) - 1, kind, _LONGEST], value[len(value) - 1, per, _LONGEST]
+    return successes / trials if trials > 0.0 else np.nan
 
 
 @compiled
 def click_rates(value: F64, latest: F64, prior: F32, n_items: int, item: I32, at: float) -> F64:
-    """float64, like `item`: clicks per impression at the longest half-life, as in `popularity`."""
+    """float64, like `item`: clicks per impression at the longest half-life, shrunk as in `popularity`."""
     out = np.empty(len(item))
     shop = shop_rate(value, _CLICK, _IMPRESSION)
     for c in range(len(item)):
@@ -113,20 +115,20 @@ def click_rates(value: F64, latest: F64, prior: F32, n_items: int, item: I32, at
 def _popularity(
     value: F64, latest: F64, category: I32, prior: F32, price: F64, available_from: F64, item: I32, at: float
 ) -> F64:
-    """As `popularity`, before logarithms; two rows more, the engagements of a day and of thirty, and no trend yet."""
+    """`popularity` before logarithms, with rows for the engagements of a day and of thirty in place of the trend."""
     n, n_items, kinds, half_lives = len(item), len(category) - 1, value.shape[1], value.shape[2]
     sums = value.reshape(len(value), kinds * half_lives)
     shop_clicks = shop_rate(value, _CLICK, _IMPRESSION)
     shop_purchases = shop_rate(value, _PURCHASE, _CLICK)
     out, keep = np.empty((_ROWS + 2, n)), np.empty(half_lives)
     for c in range(n):
-        coming = item[min(c + AHEAD, n - 1)]
-        prefetch(sums, coming)
-        prefetch(latest, coming)
-        prefetch(price, coming)
-        prefetch(available_from, coming)
-        prefetch(category, coming)
-        prefetch(prior, coming)
+        upcoming = item[min(c + AHEAD, n - 1)]
+        prefetch(sums, upcoming)
+        prefetch(latest, upcoming)
+        prefetch(price, upcoming)
+        prefetch(available_from, upcoming)
+        prefetch(category, upcoming)
+        prefetch(prior, upcoming)
         row = item[c] if item[c] >= 0 else n_items
         for h in range(half_lives):
             keep[h] = _decay(at - latest[row], h)
@@ -139,14 +141,17 @@ def _popularity(
             out[_CLICK_RATE + h, c] = shrink(clicks, shown, expected)
         out[_VIEWS, c] = sums[row, _VIEW * half_lives + _LONGEST] * keep[_LONGEST]
         out[_CARTS, c] = sums[row, _CART * half_lives + _LONGEST] * keep[_LONGEST]
-        # The last of them are those of the longest half-life.
+        # After the loop, `bought` and `clicks` are those of the longest half-life.
         out[_PURCHASE_RATE, c] = shrink(bought, clicks, shop_purchases)
         out[_PRIOR, c] = prior[row]
-        kind_of = n_items + 1 + category[row]
-        left = _decay(at - latest[kind_of], _LONGEST)
-        clicks, shown = value[kind_of, _CLICK, _LONGEST] * left, value[kind_of, _IMPRESSION, _LONGEST] * left
+        category_row = n_items + 1 + category[row]
+        category_keep = _decay(at - latest[category_row], _LONGEST)
+        clicks, shown = (
+            value[category_row, _CLICK, _LONGEST] * category_keep,
+            value[category_row, _IMPRESSION, _LONGEST] * category_keep,
+        )
         out[_CATEGORY_RATE, c] = shrink(clicks, shown, shop_clicks)
-        # An item not yet available is as new as can be; the logarithm would have no value below -1 day.
+        # An item that is not yet available has age 0; below -1 day the logarithm is undefined.
         out[_AGE, c] = _at_least_zero(at - available_from[row]) / _DAY_S
         out[_PRICE, c] = _at_least_zero(price[row])
         day = month = 0.0
@@ -159,5 +164,5 @@ def _popularity(
 
 @compiled
 def _at_least_zero(x: float) -> float:
-    """NaN stays NaN."""
+    """max(x, 0), except that NaN stays NaN."""
     return 0.0 if x < 0.0 else x

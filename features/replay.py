@@ -1,4 +1,4 @@
-"""Replay: the log read in time order, each list's rows computed before anything at or after it is applied."""
+"""Replay: reads the log in time order and computes each list's rows before applying any event at or after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from features.catalogue import Catalogue
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
-from features.log import PART_ROWS, Events, Kind, Lists
+from features.log import ATTRIBUTION_S, PART_ROWS, Events, Kind, Lists
 from features.moment import LONGEST, Feature, Items, Moment
 from features.neighbours import MAX_PER_USER, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
@@ -27,7 +27,7 @@ from features.text.vocabulary import Vocabulary
 
 
 class Snapshot(NamedTuple):
-    """What was known when list `number` was shown: the arguments of `features.table.rows`."""
+    """The arguments of `features.table.rows` for list `number`, at the time when it was shown."""
 
     number: int
     items: Items
@@ -39,14 +39,14 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True)
 class Replay:
-    """The log, ready to be read at any of its moments.
+    """The log, ready to be read at any time.
 
-    refresh_at: float64[r], ascending: the moments at which neighbours, prior and taste factors are made anew, from what
-    came before; rows never use one made of their own future, and before the first there is none. revised: the moment
-    and the vectors (like `vectors`) of each later encoder, ascending, in use from the first of `refresh_at` at or after
-    it; each must have been made of what came before its moment. custom: features of the user's own. session_weight: as
-    in `Neighbours.build`. words: of each item's text, from which taste factors read what no tag says; None reads none.
-    given: histories of the events; made of them, in memory, where there are none.
+    refresh_at: float64[r], ascending: times at which neighbours, prior and taste factors are refit to the events before
+    them. Rows never use a fit to their own future, and no fit before the first time. revised: the time and the
+    vectors (like `vectors`) of each later encoder, ascending, used from the first of `refresh_at` at or after that
+    time; an encoder must be trained only on events before its time. custom: custom features. session_weight: as in
+    `Neighbours.build`. words: of each item's text, from which taste factors infer missing tags; None to infer none.
+    given: histories of the events; None to build them in memory. attribution_s: as in `Items`.
     """
 
     catalogue: Catalogue
@@ -58,6 +58,7 @@ class Replay:
     revised: tuple[tuple[float, F32], ...] = ()
     words: ItemWords | None = None
     given: Histories | None = None
+    attribution_s: float = ATTRIBUTION_S
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -66,17 +67,18 @@ class Replay:
 
     @cached_property
     def histories(self) -> Histories:
-        """Every user's lists at any moment."""
+        """The two lists of every user at any time."""
         return Histories.of(self.events) if self.given is None else self.given
 
     def recent(self, at: float) -> Events:
-        """Every user's newest `IN_VISITS` engagements strictly before a moment: as much as neighbours are made of."""
+        """The newest `MAX_PER_USER` engagements of each user strictly before a time: the input of neighbours."""
         return self.events.take(self.histories.engagements.newest_of_all(at, MAX_PER_USER))
 
     def snapshots(self, lists: Lists) -> Iterator[Snapshot]:
-        """One reading a list, in the lists' order, which must be by time.
+        """Yield one snapshot per list, in the order of the lists, which must be by time.
 
-        Item state is shared and moves on: use a reading before asking for the next.
+        Item state is shared and changes with each step: use a snapshot before requesting the next. Raises ValueError if
+        the lists are not in time order.
         """
         if (np.diff(lists.at) < 0).any():
             raise ValueError("lists are not in time order: sort them by `at` before replaying")
@@ -85,17 +87,18 @@ class Replay:
             at = float(lists.at[g])
             due = int(np.searchsorted(self.refresh_at, at, side="right"))
             if due > refreshed:
-                # Of several that are due the last alone is read, and it is made of the log, not of the one before.
-                moment = float(self.refresh_at[due - 1])
-                applied = self._apply(items.state, applied, moment)
-                items, refreshed = self.refreshed(items, moment), due
+                # If several refreshes are due, only the last is computed: it depends on the log and not on earlier
+                # refreshes.
+                refresh_time = float(self.refresh_at[due - 1])
+                applied = self._apply(items.state, applied, refresh_time)
+                items, refreshed = self.refreshed(items, refresh_time), due
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
             context = Context(int(lists.device[g]), lists.query[g])
             yield Snapshot(g, items, self.histories.read(int(lists.user[g]), at), candidates, at, context)
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
-        """float32[rows, features]: the feature rows of every candidate of every list, point-in-time."""
+        """float32[rows, features]: point-in-time features of every candidate of every list."""
         out: F32 = np.empty((lists.rows, len(self.features)), np.float32)
         for r in self.snapshots(lists):
             bounds = slice(lists.start[r.number], lists.start[r.number + 1])
@@ -107,15 +110,15 @@ class Replay:
         return out
 
     def items_at(self, at: float) -> Items:
-        """All that is known of items strictly before a moment, what is made anew fresh: what a release carries."""
-        items = self._cold(searched=True)
+        """Items at a time, with everything refit to the events strictly before it: the contents of a release."""
+        items = self._cold(with_words=True)
         self._apply(items.state, 0, at)
         return self.refreshed(items, at)
 
     def refreshed(self, items: Items, at: float) -> Items:
-        """The same items with vectors, neighbours, prior, factors and segments made from what came before a moment.
+        """The items with vectors, neighbours, prior, factors and segments refit to the events before a time.
 
-        Words as well, where the items have any.
+        The vocabulary as well, if the items have one.
         """
         revision = sum(since <= at for since, _ in self.revised)
         vectors = self._revision(revision)
@@ -130,23 +133,23 @@ class Replay:
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
         evidence = self._evidence(fresh, at)
-        made = fit_factors(self.catalogue, self._values, vectors, clicks, evidence)
-        return replace(fresh, factors=made, segments=fit_segments(made, evidence))
+        factors = fit_factors(self.catalogue, self._values, vectors, clicks, evidence)
+        return replace(fresh, factors=factors, segments=fit_segments(factors, evidence))
 
     @cached_property
     def _values(self) -> AttributeValues:
         return AttributeValues.of(self.catalogue, self.words)
 
     def _evidence(self, items: Items, at: float) -> list[Evidence]:
-        """What the shoppers most lately shown something did with it, as of a moment."""
+        """Observed minus expected clicks of the most recently shown users, at a time."""
         out = []
         for user in _most_recently_shown(self.events.before(at), LEARNERS):
-            found = Moment(items, self.histories.read(user, at), np.empty(0, np.int32), at).residuals
-            out.append(Evidence(found.item, found.residual, found.chance * (1.0 - found.chance)))
+            residuals = Moment(items, self.histories.read(user, at), np.empty(0, np.int32), at).residuals
+            out.append(Evidence(residuals.item, residuals.residual, residuals.chance * (1.0 - residuals.chance)))
         return out
 
-    def _cold(self, searched: bool) -> Items:
-        """Items of which nothing happened. searched: with words, which take their time."""
+    def _cold(self, with_words: bool) -> Items:
+        """Items before any event. with_words: whether to build the vocabulary, which takes time."""
         n = len(self.catalogue)
         return Items(
             self.catalogue,
@@ -155,29 +158,30 @@ class Replay:
             Neighbours.none(n),
             ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)),
             custom=self.custom,
-            words=self._words(0) if searched else None,
+            words=self._words(0) if with_words else None,
+            attribution_s=self.attribution_s,
         )
 
     def _revision(self, revision: int) -> F32:
-        """`vectors` (0), or those of `revised`, counted from 1."""
+        """The vectors of an encoder revision: `vectors` for 0, otherwise those of `revised`, counted from 1."""
         return self.revised[revision - 1][1] if revision else self.vectors
 
     def _words(self, revision: int) -> Vocabulary:
-        """The catalogue's words and what they say of a revision's vectors, each made once."""
-        if revision not in self._meanings:
-            self._meanings[revision] = self._vocabulary.meaning(self._revision(revision))
-        return self._meanings[revision]
+        """The vocabulary with word vectors of a revision; each is built once."""
+        if revision not in self._vocabularies:
+            self._vocabularies[revision] = self._vocabulary.meaning(self._revision(revision))
+        return self._vocabularies[revision]
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary.spelt(self.catalogue)
 
     @cached_property
-    def _meanings(self) -> dict[int, Vocabulary]:
+    def _vocabularies(self) -> dict[int, Vocabulary]:
         return {}
 
     def _apply(self, state: ItemState, applied: int, at: float) -> int:
-        """Apply the events from row `applied` up to, not including, a moment; the row to go on from."""
+        """Apply the events from row `applied` to the last before a time; returns the row to continue from."""
         end = int(np.searchsorted(self.events.at, at, side="left"))
         for part in self.events.take(slice(applied, max(end, applied))).parts():
             state.apply(part.item, part.kind, part.at)
@@ -185,7 +189,7 @@ class Replay:
 
 
 def _most_recently_shown(events: Events, most: int) -> list[int]:
-    """The users who were most lately shown something, the last first; read from the end only as far as it takes."""
+    """The users with the most recent impressions, newest first; reads the log from its end, only as far as needed."""
     seen: dict[int, None] = {}
     end = len(events)
     while end and len(seen) < most:

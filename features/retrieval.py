@@ -1,7 +1,7 @@
-"""Retrieval: the candidates to rank, from several sources as of a moment; the same for a request and a rebuilt list.
+"""Retrieval: the candidates to rank, from several sources at a time; the same for a request and for a rebuilt list.
 
-`retrieve` is the whole of it. What it offers everybody (`Shelves`) and what is near by text are parts that a service
-computes apart, the one for many requests at once, the other beside its event loop; `merged` puts them together.
+`retrieve` does all of it. A service computes two parts separately: user-independent candidates (`GlobalCandidates`),
+once for many requests, and candidates by text (`TextCandidates`), outside its event loop. `merge` combines them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from features.text.inverted_lists import EXACT_UP_TO
 
 SOURCES = ("query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new")
 _TIE_BREAK = 1e-3
-"""What a cosine counts beside a share of words: it orders those that hold the same."""
+"""Weight of a cosine relative to a share of query words: it orders items that contain the same words."""
 _POPULARITY_HALF_LIFE = 2
-"""Half-life of popularity for retrieval: 7 days, see `features.decay.HALF_LIVES_S`."""
+"""Index of the half-life of popularity in `features.decay.HALF_LIVES_S`: 7 days."""
 _TOP_CATEGORIES = 3
-"""Categories of the user's whose popular items are offered: those with most of his engagement."""
+"""Number of categories whose popular items are candidates: those with most of the user's engagement."""
 
 
 class Retrieved(NamedTuple):
-    """item: int32[c], distinct rows of the catalogue. source: int8[c], into `SOURCES`, the first that offered it.
+    """Retrieved candidates.
 
+    item: int32[c], distinct catalogue rows. source: int8[c], index in `SOURCES` of the first source of the item.
     offered: uint8[c], a bit for each of `SOURCES` that has the item among its best `size`: 1 for the first, 2, 4, ...
     """
 
@@ -39,10 +40,10 @@ class Retrieved(NamedTuple):
 
 
 class TextCandidates(NamedTuple):
-    """What is found by text: int32 rows, best first, ties by row.
+    """Candidates by text: int32 rows, best first, ties by row.
 
-    query, words: by the meaning and by the words of what was searched for, empty without a query. interest: near the
-    user's interest vector.
+    query, words: by the meaning and by the words of the query, empty without a query. interest: nearest to the user's
+    interest vector.
     """
 
     query: I32
@@ -51,10 +52,10 @@ class TextCandidates(NamedTuple):
 
 
 class GlobalCandidates(NamedTuple):
-    """What is offered to everybody as of a moment, before anybody's rules.
+    """User-independent candidates at a time, before any rules are applied.
 
-    at: Unix seconds. popularity: float64[n], engagements of late. popular, new: int32, rows best first, ties by row;
-    whatever is not yet available is left out.
+    at: Unix seconds. popularity: float64[n], decayed engagements. popular, new: int32 rows, best first, ties by row;
+    items that are not yet available are left out.
     """
 
     at: float
@@ -64,27 +65,30 @@ class GlobalCandidates(NamedTuple):
 
 
 def global_candidates(items: Items, at: float, size: int) -> GlobalCandidates:
-    """The `size` most popular and the `size` newest items at a moment: a pass over the catalogue."""
+    """The `size` most popular and the `size` newest items at a time; scans the whole catalogue."""
     popularity = items.state.engaged(at, _POPULARITY_HALF_LIFE)
     born = items.catalogue.available_from[: len(popularity)]
     popular = _best(_all_rows(items), np.where(born > at, 0.0, popularity), size)
     return GlobalCandidates(at, popularity, popular, _best(_all_rows(items), np.where(born <= at, born, 0.0), size))
 
 
-def restrict(items: Items, made: GlobalCandidates, admitted: Bool, at: float, size: int) -> GlobalCandidates:
-    """The shelves with nothing on them but admitted items (bool[n]), as many as there are up to `size`."""
+def restrict(items: Items, candidates: GlobalCandidates, admitted: Bool, at: float, size: int) -> GlobalCandidates:
+    """The global candidates limited to admitted items (bool[n]), refilled up to `size`."""
     rows = np.flatnonzero(admitted).astype(np.int32)
     born = items.catalogue.available_from[rows]
-    popular = np.where(born > at, 0.0, made.popularity[rows])
-    return made._replace(popular=_best(rows, popular, size), new=_best(rows, np.where(born <= at, born, 0.0), size))
+    popular = np.where(born > at, 0.0, candidates.popularity[rows])
+    return candidates._replace(
+        popular=_best(rows, popular, size), new=_best(rows, np.where(born <= at, born, 0.0), size)
+    )
 
 
 def retrieve(items: Items, history: History, at: float, size: int, context: Context = NO_CONTEXT) -> Retrieved:
     """At most `size` candidates for a user strictly before `at`: the best of each source in turn.
 
-    Sources: what a query means, what holds its words, what the user engaged with before, co-occurrence neighbours of
-    his list, text neighbours of his interest vector, popular of late, popular of late in his categories, newest. An
-    item not yet available is never offered. Every source orders ties by row. Raises ValueError where `size` is below 1.
+    Sources: meaning of the query, words of the query, items engaged with before, co-occurrence neighbours of the user's
+    list, text neighbours of their interest vector, recently popular, recently popular in their categories, newest.
+    Items that are not yet available are never returned. Every source orders ties by row. Raises ValueError if `size` is
+    below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}; ask for at least 1 candidate")
@@ -96,7 +100,7 @@ def retrieve(items: Items, history: History, at: float, size: int, context: Cont
 def text_candidates(
     items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None = None
 ) -> TextCandidates:
-    """At most `size` items each by a query and by interest; only what is on sale. admitted: as in `near_by_text`."""
+    """At most `size` available items each by query and by interest. admitted: as in `nearest_by_text`."""
     liked = nearest_by_text(items, interest_vector(items, history, at), at, size, admitted)
     if not context.query or items.words is None:
         return TextCandidates(liked[:0], liked[:0], liked)
@@ -110,7 +114,7 @@ def text_candidates(
 
 
 def interest_vector(items: Items, history: History, at: float) -> F64:
-    """float64[d]: the user's interest vector, not of unit length; all 0 where nothing is known of him."""
+    """float64[d]: the user's interest vector, not normalised; all 0 for a user without history."""
     item, weight = _weighted_engagements(history, at)
     return items.vectors.pooled(item, weight)
 
@@ -118,8 +122,8 @@ def interest_vector(items: Items, history: History, at: float) -> F64:
 def nearest_by_text(items: Items, direction: F64, at: float, size: int, admitted: Bool | None = None) -> I32:
     """int32: the rows whose text is nearest to a direction, best first, ties by row; only cosines above 0.
 
-    Of a catalogue with inverted lists, of those in the nearest lists; every item is compared where `admitted` leaves
-    few. admitted: bool[n], what may be offered; None for all.
+    With inverted lists, only items of the nearest lists are compared, unless `admitted` leaves few. admitted: bool[n],
+    items that may be returned; None for all.
     """
     rows = search_space(items, direction, admitted)
     cosine = items.vectors.toward(rows, direction).astype(np.float64)
@@ -127,9 +131,9 @@ def nearest_by_text(items: Items, direction: F64, at: float, size: int, admitted
 
 
 def search_space(items: Items, direction: F64, admitted: Bool | None = None) -> I32:
-    """int32, ascending: the rows that a search by text looks at."""
-    left = len(items.catalogue) if admitted is None else int(admitted.sum())
-    if items.inverted is not None and left > EXACT_UP_TO:
+    """int32, ascending: the rows that a text search compares."""
+    count = len(items.catalogue) if admitted is None else int(admitted.sum())
+    if items.inverted is not None and count > EXACT_UP_TO:
         return items.inverted.near(direction, admitted)
     return _all_rows(items) if admitted is None else np.flatnonzero(admitted).astype(np.int32)
 
@@ -140,22 +144,22 @@ def merge(
     at: float,
     size: int,
     offered: GlobalCandidates,
-    found: TextCandidates,
+    by_text: TextCandidates,
     admitted: Bool | None = None,
 ) -> Retrieved:
-    """The sources' best in turn, each item once. found: of `near`. admitted: as there; shelves keep to it."""
+    """Merge the best of all sources in turn, each item once. admitted: bool[n], applied to every source, or None."""
     item, weight = _weighted_engagements(history, at)
-    again, amount = _sum_by_row(item, weight)
+    engaged, amount = _sum_by_row(item, weight)
     near_items, near_weight = items.neighbours.item[item], items.neighbours.weight[item].astype(np.float64)
-    there = near_items >= 0
-    together = _sum_by_row(near_items[there], (weight[:, None] * near_weight)[there])
+    valid = near_items >= 0
+    neighbours = _sum_by_row(near_items[valid], (weight[:, None] * near_weight)[valid])
     category = _items_of_top_categories(items, item, weight)
     lists = [
-        found.query,
-        found.words,
-        _best(again, amount, len(again)),
-        _best(*together, len(together[0])),
-        found.interest,
+        by_text.query,
+        by_text.words,
+        _best(engaged, amount, len(engaged)),
+        _best(*neighbours, len(neighbours[0])),
+        by_text.interest,
         offered.popular,
         _best(category, offered.popularity[category], len(category)),
         offered.new,
@@ -168,14 +172,14 @@ def merge(
 
 
 def _interleave(ranked: list[I32], size: int) -> Retrieved:
-    """One of each list after another, then the second of each, ...; each row once, where it comes first."""
+    """Interleave ranked lists: the best of each, then the second of each, ...; each row once, at its first place."""
     row = np.concatenate(ranked)
     source = np.repeat(np.arange(len(ranked), dtype=np.int8), [len(r) for r in ranked])
-    place = np.concatenate([np.arange(len(r)) for r in ranked])
-    order = np.lexsort((source, place))
-    distinct, first, of = np.unique(row[order], return_index=True, return_inverse=True)
+    position = np.concatenate([np.arange(len(r)) for r in ranked])
+    order = np.lexsort((source, position))
+    distinct, first, index = np.unique(row[order], return_index=True, return_inverse=True)
     offered = np.zeros(len(distinct), np.uint8)
-    np.bitwise_or.at(offered, of, np.left_shift(np.uint8(1), source[order].astype(np.uint8)))
+    np.bitwise_or.at(offered, index, np.left_shift(np.uint8(1), source[order].astype(np.uint8)))
     best = np.argsort(first, kind="stable")[:size]
     return Retrieved(distinct[best].astype(np.int32), source[order][first[best]], offered[best])
 
@@ -188,13 +192,13 @@ def _weighted_engagements(history: History, at: float) -> tuple[I32, F64]:
 
 def _sum_by_row(rows: I32, amount: F64) -> tuple[I32, F64]:
     """Distinct rows, ascending, and the sum of amounts of each."""
-    distinct, of = np.unique(rows, return_inverse=True)
-    total: F64 = np.bincount(of, amount, minlength=len(distinct)).astype(np.float64)
+    distinct, index = np.unique(rows, return_inverse=True)
+    total: F64 = np.bincount(index, amount, minlength=len(distinct)).astype(np.float64)
     return distinct, total
 
 
 def _items_of_top_categories(items: Items, item: I32, weight: F64) -> I32:
-    """Rows, ascending, of all items in the categories that hold most of the user's engagement."""
+    """Rows, ascending, of all items in the categories with most of the user's engagement."""
     code, missing = items.category
     total = np.bincount(code[item], weight, minlength=missing + 1)[:missing]
     rows = [items.of_category(c) for c in np.argsort(-total, kind="stable")[:_TOP_CATEGORIES].tolist() if total[c] > 0]
@@ -209,10 +213,10 @@ def _only_available(items: Items, rows: I32, at: float) -> I32:
     return rows[~(items.catalogue.available_from[rows] > at)]
 
 
-def _best(rows: I32, score: F64, size: int, out: Bool | None = None) -> I32:
-    """Those with a score above 0, best first, ties by row; at most `size`. rows: ascending. out: not to be taken."""
-    some = np.flatnonzero(score > 0 if out is None else (score > 0) & ~out)
-    rows, score = rows[some], score[some]
+def _best(rows: I32, score: F64, size: int, exclude: Bool | None = None) -> I32:
+    """Rows with a score above 0, best first, ties by row; at most `size`. rows: ascending. exclude: a mask of rows."""
+    selected = np.flatnonzero(score > 0 if exclude is None else (score > 0) & ~exclude)
+    rows, score = rows[selected], score[selected]
     if len(rows) > size:
         cut = np.partition(score, len(rows) - size)[len(rows) - size]
         rows, score = rows[score >= cut], score[score >= cut]
@@ -221,6 +225,6 @@ def _best(rows: I32, score: F64, size: int, out: Bool | None = None) -> I32:
 
 
 def recent_popularity(items: Items, candidates: I32, at: float) -> F64:
-    """float64, like `candidates`: engagements of late, the recency-weighted popularity that baselines use."""
+    """float64, like `candidates`: decayed engagements, the recency-weighted popularity used by baselines."""
     out: F64 = items.state.of_items(candidates, at)[:, Kind.VIEW :, _POPULARITY_HALF_LIFE].sum(axis=1)
     return out

@@ -1,7 +1,7 @@
-"""The feature table: every feature declared once, and `rows`, the only function that computes them.
+"""The feature table: every feature is declared once, and `rows` is the only function that computes them.
 
 Replay calls `rows` for each list of the past and the service for each request, with the same arguments at the same
-moment: that is the whole of training-serving parity.
+time: that is all it takes to keep training and serving equal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NO_HISTORY = "the user has no history"
 _NO_LISTS_LOGGED = "the user was shown nothing yet, or lists are not logged"
 _NO_TEXT = f"{_NO_HISTORY}, or the item has no text"
 WITHIN_LIST = "within-list"
-"""The group of features that compare a candidate with the others of its list."""
+"""The group of features that compare a candidate with the others in its list."""
 
 
 def _popularity_rows(m: Moment) -> F64:
@@ -89,7 +89,7 @@ def _popularity() -> Iterator[Feature]:
     )
     yield declare(
         "item_trend",
-        "engagement of the last day against the last 30",
+        "engagement of the last day relative to the last 30",
         "log ratio of decayed counts",
         "never",
         reasons=Reasons("gaining attention", "losing attention"),
@@ -270,7 +270,7 @@ def _affinity() -> Iterator[Feature]:
     )
     yield Feature(
         "price_to_habit",
-        "price against the user's usual price",
+        "price relative to the user's usual price",
         "log ratio",
         f"{_NO_HISTORY}, or no price",
         lambda m: m.log_price - m.usual_log_price,
@@ -339,7 +339,7 @@ def _user_context(m: Moment) -> F64:
 
 
 def _user() -> Iterator[Feature]:
-    """No reasons: what is the same for all candidates does not explain why one stands above another."""
+    """User features have no reasons: a value shared by all candidates does not explain why one ranks above another."""
     declare = partial(Feature, group="user", compute=_user_context)
     yield declare("user_engagements", "length of the user's history", "count", "never")
     yield declare("user_shown", "remembered impressions of the user", "count", "never")
@@ -378,7 +378,7 @@ def _all() -> tuple[Feature, ...]:
 
 
 FEATURES = _all()
-"""The features of any shop, in column order; a catalogue's own attributes follow them (see `features`)."""
+"""The features of every shop, in column order; those of a catalogue's own attributes follow (see `features`)."""
 
 
 def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
@@ -448,17 +448,18 @@ def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
 
 
 def groups(columns: Sequence[Feature]) -> list[str]:
-    """Groups of these features in column order; `WITHIN_LIST`, which is made of the others, last."""
-    found = dict.fromkeys(f.group for f in columns)
-    return [*(g for g in found if g != WITHIN_LIST), *([WITHIN_LIST] if WITHIN_LIST in found else [])]
+    """The groups of these features in column order; `WITHIN_LIST`, which is derived from the others, comes last."""
+    distinct = dict.fromkeys(f.group for f in columns)
+    return [*(g for g in distinct if g != WITHIN_LIST), *([WITHIN_LIST] if WITHIN_LIST in distinct else [])]
 
 
 def in_group(columns: Sequence[Feature], group: str) -> Bool:
-    """bool[columns]: the features of a group, and those of `WITHIN_LIST` that compare one of them with its list."""
-    its = {f.name for f in columns if f.group == group}
+    """bool[columns]: the features of a group, and those of `WITHIN_LIST` that are derived from one of them."""
+    members = {f.name for f in columns if f.group == group}
     return np.array(
         [
-            f.name in its or (f.group == WITHIN_LIST and f.name.removesuffix("_rank").removesuffix("_over_mean") in its)
+            f.name in members
+            or (f.group == WITHIN_LIST and f.name.removesuffix("_rank").removesuffix("_over_mean") in members)
             for f in columns
         ],
         np.bool_,
@@ -466,7 +467,7 @@ def in_group(columns: Sequence[Feature], group: str) -> Bool:
 
 
 def personal(columns: Sequence[Feature]) -> Bool:
-    """bool[columns]: features that speak about the user's history, so that they explain nothing about a newcomer."""
+    """bool[columns]: features of the user's history, which explain nothing about a new user."""
     out = np.zeros(len(columns), np.bool_)
     for group in ("interest text", "co-occurrence", "affinity", "repeats"):
         out |= in_group(columns, group)
@@ -474,16 +475,16 @@ def personal(columns: Sequence[Feature]) -> Bool:
 
 
 def features(items: Items) -> tuple[Feature, ...]:
-    """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, then the user's own.
+    """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, then custom features.
 
-    A number or date has two (itself, and the user's leaning in it), any other attribute three (its click rate, and the
-    user's share and residual in it).
+    A number or date has two columns (its value, and the user's slope in it), any other attribute has three (its click
+    rate, and the user's share and residual in it).
     """
     return declare(items.catalogue, items.custom)
 
 
 def declare(catalogue: Catalogue, custom: tuple[Feature, ...]) -> tuple[Feature, ...]:
-    """The same of a catalogue alone, before anything is known of its items."""
+    """`features` from the catalogue and custom features alone, without any state of items."""
     return _layout(*_attribute_names(catalogue), custom)[0]
 
 
@@ -492,7 +493,7 @@ def _attribute_names(c: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...], tu
 
 
 class _Block(NamedTuple):
-    """Features next to each other that one function computes, and where their columns begin and end."""
+    """Adjacent features that one function computes, and the range of their columns."""
 
     compute: Callable[[Moment], F64 | F32 | float]
     first: int
@@ -500,7 +501,7 @@ class _Block(NamedTuple):
 
 
 class _ComputedColumns(Mapping[str, F32]):
-    """The columns below `known` by name: made when asked for, as hardly any are."""
+    """The columns below `known` by name; each is sliced on access, because hardly any are read."""
 
     def __init__(self, out: F32, place: dict[str, int]) -> None:
         self._out, self._place, self.known = out, place, 0
@@ -542,23 +543,22 @@ def names(items: Items) -> tuple[str, ...]:
 
 
 def schema_hash(items: Items) -> str:
-    """SHA-256 over names, units and missing rules: equal exactly when rows mean the same."""
-    said = [[f.name, f.unit, f.missing] for f in features(items)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    """SHA-256 of the names, units and missing rules of all features; equal if and only if rows mean the same."""
+    schema = [[f.name, f.unit, f.missing] for f in features(items)]
+    return hashlib.sha256(json.dumps(schema).encode()).hexdigest()
 
 
 def rows(items: Items, history: History, candidates: I32, at: float, context: Context = NO_CONTEXT) -> F32:
-    """float32[candidates, features]: what is known of each candidate for this user strictly before `at`.
+    """float32[candidates, features]: features of each candidate for this user, from events strictly before `at`.
 
-    candidates: int32[c] rows of the catalogue, `-1` unknown. at: Unix seconds. context: what the request says of
-    itself. Missing is NaN.
-    The order of the candidates does not matter: each row depends on the set.
+    candidates: int32[c] catalogue rows, `-1` unknown. at: Unix seconds. context: device and query of the request.
+    Missing values are NaN. The order of the candidates does not matter: each row depends only on their set.
     """
     moment = Moment(items, history, candidates, at, context)
     columns, blocks, place = _layout(*_attribute_names(items.catalogue), items.custom)
     out = np.empty((len(columns), len(candidates)), np.float32)
-    moment.columns = so_far = _ComputedColumns(out, place)
+    moment.columns = computed = _ComputedColumns(out, place)
     for compute, first, end in blocks:
         out[first:end] = compute(moment)
-        so_far.known = end
+        computed.known = end
     return np.ascontiguousarray(out.T)

@@ -1,12 +1,12 @@
-"""Taste factors: each item a short vector, a shopper's taste another, and their product is in log odds of a click.
+"""Taste factors: a short vector for each item and one for each user's taste; their product is in log odds of a click.
 
-A factor begins as what text, tags, category, brand and numbers say of the item. What all shoppers did then says which
-directions of it people differ in, how much, and which go together; what of a description tells what people see in an
-item; and moves an item away from its description where its own clicks say so. A user's taste is the mean of a normal
-posterior over all he was shown at once: unlike a sum of what was clicked, it does not count twice what two attributes
-of the same items explain.
+A factor starts from the item's description: its text, tags, category, brand and numbers. EM over the behaviour of all
+users then learns the directions in which tastes differ, how much they differ and how they correlate; learns which parts
+of a description predict how users respond to an item; and moves an item away from its description where its own clicks
+say so. A user's taste is the mean of a normal posterior given everything they were shown. Unlike a sum over clicked
+items, it does not count twice what two attributes of the same items explain.
 
-Factorisation with a prior from attributes, learned by EM: Agarwal and Chen, KDD 2009 (regression-based latent factor
+Factorisation with a prior from attributes, fitted by EM: Agarwal and Chen, KDD 2009 (regression-based latent factor
 models).
 """
 
@@ -25,30 +25,30 @@ from features.text.implied_tags import AttributeValues
 
 DIMENSIONS = 64
 LEARNERS = 5000
-"""Shoppers that factors are learned from at one time, the most lately active; 16 KiB of memory each for segments."""
-_NUMBER, _TEXT = 0.05, 0.5
-"""Variance of taste, in squared log odds, that a number and the text make before anything is learned."""
-_CHUNK = 4096
-_AT_ONCE = 256
-"""Shoppers whose tastes are solved together; 64 KiB of memory each."""
-_ROUNDS = 8
-_ITEMS_FROM = 2
-"""Rounds of learning, and the first in which items move: earlier, nothing is known of people to move them by."""
-_PRIOR_SHOPPERS = 30.0
-"""Shoppers' worth of evidence that the description's own directions count for."""
-_PRIOR_EVIDENCE = 30.0
-"""Precision, in squared log odds, with which an item stays where its description puts it, before that is learned."""
+"""Number of users that factors are fitted to, the most recently shown; 16 KiB of memory each for segments."""
+_NUMBER_VARIANCE, _TEXT_VARIANCE = 0.05, 0.5
+"""Prior variance of taste, in squared log odds, due to a number and to the text."""
+_CHUNK_ITEMS = 4096
+_BATCH_USERS = 256
+"""Users whose tastes are solved together; 64 KiB of memory each."""
+_EM_ROUNDS = 8
+_FIRST_ITEM_ROUND = 2
+"""EM iterations, and the first one that updates items: before it, tastes are too uncertain to move items."""
+_PRIOR_USERS = 30.0
+"""Shrinkage of the covariance of tastes toward the identity, in users."""
+_PRIOR_PRECISION = 30.0
+"""Initial precision, in squared log odds, of an item's factor around its description."""
 _PRIOR_ITEMS = 30.0
-"""Items' worth of evidence that this first precision counts for."""
+"""Shrinkage of later estimates of that precision toward it, in items."""
 _RIDGE = 10.0
-"""Of the regression of factors on descriptions."""
+"""Penalty of the ridge regression of factors on descriptions."""
 
 
 class Evidence(NamedTuple):
-    """What one shopper did with what he was shown: the evidence of his taste. Rows may repeat an item.
+    """One user's observed minus expected clicks on the items they were shown. Items may repeat.
 
-    item: int32[s] rows of the catalogue. residual: float64[s], clicked less the chance of it. curvature: float64[s],
-    chance times its complement.
+    item: int32[s] catalogue rows. residual: float64[s], clicked (1 or 0) minus the click probability. curvature:
+    float64[s], click probability times its complement.
     """
 
     item: I32
@@ -58,14 +58,22 @@ class Evidence(NamedTuple):
 
 @compiled
 def taste_posterior_mean(
-    factor: F32, centre: F32, log_share: F32, item: I32, residual: F64, curvature: F64, chance: float, elsewhere: I32
+    factor: F32,
+    centre: F32,
+    log_share: F32,
+    item: I32,
+    residual: F64,
+    curvature: F64,
+    expected_clicks: float,
+    elsewhere: I32,
 ) -> F64:
     """float64[d]: the posterior mean of a user's taste.
 
-    factor: float32[n + 1, d]. centre, log_share: of `features.segments`; without any, the prior is normal around 0 with
-    unit covariance. item, residual, curvature: float64[s], of `Evidence`. chance: the clicks that were expected of all
-    of these. elsewhere: int32[e], items engaged with that no remembered list showed; each stands against the shop's
-    usual click, which is the origin, and weighs as a click within the remembered lists does.
+    factor: float32[n + 1, d]. centre, log_share: of `features.segments`; if empty, the prior is normal around 0 with
+    unit covariance. item, residual, curvature: float64[s], as in `Evidence`. expected_clicks: the expected number of
+    clicks on all of these. elsewhere: int32[e], items engaged with that are in none of the remembered lists. Each of
+    them is compared with the shop's average click, which is the origin, and weighs as much as a click within the
+    remembered lists.
     """
     d = factor.shape[1]
     precision, pull, mean = np.zeros((d, d)), np.zeros(d), np.zeros(d)
@@ -84,8 +92,8 @@ def taste_posterior_mean(
     for s in range(len(elsewhere)):
         for k in range(d):
             pull[k] += factor[elsewhere[s], k]
-    # What is common to all he was shown is his eagerness, not his taste.
-    scale = 1.0 + len(elsewhere) / max(chance, 1.0)
+    # Remove what all shown items have in common: that is the user's eagerness, not their taste.
+    scale = 1.0 + len(elsewhere) / max(expected_clicks, 1.0)
     for k in range(d):
         for j in range(k + 1):
             precision[k, j] = scale * (precision[k, j] - mean[k] * mean[j] / (1.0 + total))
@@ -98,7 +106,7 @@ def taste_posterior_mean(
 
 @compiled
 def _segment_mean(lower: F64, pull: F64, centre: F32, log_share: F32) -> F64:
-    """float64[d]: the mean of the centres, each by the chance that the user is of that segment."""
+    """float64[d]: mean of the centres, weighted by the probability that the user belongs to each segment."""
     d = len(pull)
     weight, mean, x = np.empty(len(centre)), np.zeros(d), np.empty(d)
     for s in range(len(centre)):
@@ -119,7 +127,7 @@ def _segment_mean(lower: F64, pull: F64, centre: F32, log_share: F32) -> F64:
 
 @compiled
 def _cholesky_in_place(a: F64) -> None:
-    """Puts the Cholesky factor of `a`, positive definite, its lower triangle given, in its place."""
+    """Overwrite the lower triangle of `a`, a positive definite matrix, with its Cholesky factor."""
     for k in range(len(a)):
         for j in range(k + 1):
             total = a[k, j]
@@ -130,7 +138,7 @@ def _cholesky_in_place(a: F64) -> None:
 
 @compiled
 def _solve_lower(lower: F64, b: F64) -> F64:
-    """The x of `lower x = b`."""
+    """Solve `lower x = b`."""
     x = b.copy()
     for k in range(len(b)):
         for i in range(k):
@@ -141,7 +149,7 @@ def _solve_lower(lower: F64, b: F64) -> F64:
 
 @compiled
 def _solve_upper(lower: F64, b: F64) -> F64:
-    """The x of `lower' x = b`."""
+    """Solve `lower' x = b`."""
     x = b.copy()
     for k in range(len(b) - 1, -1, -1):
         for i in range(k + 1, len(b)):
@@ -151,7 +159,7 @@ def _solve_upper(lower: F64, b: F64) -> F64:
 
 
 def taste_logit(factor: F32, candidates: I32, taste: F64 | None, rate: F64, bounds: tuple[float, float]) -> F32:
-    """float32[2, c]: see `Moment.taste_logits`. rate: float64[c], click rates; the nearer of `bounds` beyond."""
+    """float32[2, c]: see `Moment.taste_logits`. rate: float64[c], click rates, clipped to `bounds`."""
     own = np.full(len(candidates), np.nan) if taste is None else logits(factor, candidates, taste)
     return _add_rate_logit(own.astype(np.float32), rate, *bounds)
 
@@ -168,7 +176,7 @@ def _add_rate_logit(own: F32, rate: F64, least: float, most: float) -> F32:
 
 @compiled
 def logits(factor: F32, candidates: I32, taste: F64) -> F64:
-    """float64, like `candidates`: log odds that a taste adds to each; NaN for an unknown item."""
+    """float64, like `candidates`: log odds that a taste adds to each item; NaN for an unknown item."""
     out = np.full(len(candidates), np.nan)
     for c in range(len(candidates)):
         if candidates[c] >= 0:
@@ -182,11 +190,11 @@ def logits(factor: F32, candidates: I32, taste: F64) -> F64:
 def fit_factors(
     catalogue: Catalogue, values: AttributeValues, vectors: F32, clicks: F64, evidence: Sequence[Evidence]
 ) -> F32:
-    """float32[n + 1, d <= 64]: the factor of each item, 0 for the unknown one; d is 0 where nobody was shown anything.
+    """float32[n + 1, d <= 64]: the factor of each item, 0 for the unknown one; d is 0 if no user was shown anything.
 
-    values: of its items. vectors: float32[n + 1, d'] of their texts; a coordinate that is not finite counts as missing.
-    clicks: float64[n + 1], how much of the shop's clicks each item has: their mean is the origin. evidence: one a
-    shopper.
+    values: of the catalogue's items. vectors: float32[n + 1, d'] of their texts; a coordinate that is not finite counts
+    as missing. clicks: float64[n + 1], clicks per item; the mean factor weighted by them becomes the origin.
+    evidence: one entry per user.
     """
     evidence = [_aggregate_by_item(e) for e in evidence if len(e.item)]
     if not evidence:
@@ -200,24 +208,24 @@ def fit_factors(
 
 def _expectation_maximization(described: F64, evidence: Sequence[Evidence]) -> F64:
     """float64[n + 1, d]: factors in coordinates in which tastes have unit covariance."""
-    d, factor, told = described.shape[1], described.copy(), _EvidenceByItem.by(evidence)
-    description = described[told.items]
+    d, factor, by_item = described.shape[1], described.copy(), _EvidenceByItem.by(evidence)
+    description = described[by_item.items]
     regression = np.linalg.solve(description.T @ description + _RIDGE * np.eye(d), description.T)
-    first, precision = described, _PRIOR_EVIDENCE * np.eye(d)
-    for k in range(_ROUNDS):
+    initial, precision = described, _PRIOR_PRECISION * np.eye(d)
+    for k in range(_EM_ROUNDS):
         tastes = _user_posteriors(factor, evidence)
-        if k >= _ITEMS_FROM:
-            factor, precision = _update_items(described, told, tastes, precision)
-            # What the items tell in common of what lies between factor and description is the description's to say.
-            described = described + first @ (regression @ (factor - described)[told.items])
-        turn = _matrix_square_root((tastes.total + _PRIOR_SHOPPERS * np.eye(d)) / (len(evidence) + _PRIOR_SHOPPERS))
-        back = np.linalg.inv(turn)
-        factor, described, precision = factor @ turn, described @ turn, back @ precision @ back.T
+        if k >= _FIRST_ITEM_ROUND:
+            factor, precision = _update_items(described, by_item, tastes, precision)
+            # Move all descriptions by the part of the items' moves that a regression on descriptions predicts.
+            described = described + initial @ (regression @ (factor - described)[by_item.items])
+        root = _matrix_square_root((tastes.total + _PRIOR_USERS * np.eye(d)) / (len(evidence) + _PRIOR_USERS))
+        inverse_root = np.linalg.inv(root)
+        factor, described, precision = factor @ root, described @ root, inverse_root @ precision @ inverse_root.T
     return factor
 
 
 def _aggregate_by_item(evidence: Evidence) -> Evidence:
-    """The same with one row an item."""
+    """The same evidence, summed to one row per item."""
     item, row = np.unique(evidence.item, return_inverse=True)
     return Evidence(
         item.astype(np.int32),
@@ -227,10 +235,10 @@ def _aggregate_by_item(evidence: Evidence) -> Evidence:
 
 
 class _Posteriors(NamedTuple):
-    """What is known of the learners' tastes: float64[users, d], the mean of each posterior.
+    """Posteriors of the tastes of all users.
 
-    covariance: float64[d, d], mean of the posteriors', each weighed by its evidence. total: float64[d, d], the sum of
-    the expected outer products.
+    mean: float64[users, d], mean of each posterior. covariance: float64[d, d], mean of the posterior covariances,
+    weighted by evidence. total: float64[d, d], sum of the expected outer products of tastes.
     """
 
     mean: F64
@@ -239,15 +247,15 @@ class _Posteriors(NamedTuple):
 
 
 def iter_posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple[F64, F64]]:
-    """Some shoppers at a time: float64[u, d, d] and float64[u, d], covariance and mean of their tastes' posteriors.
+    """Yield the covariances float64[u, d, d] and means float64[u, d] of taste posteriors, a batch of users at a time.
 
     The prior is normal around 0 with unit covariance.
     """
     d = factor.shape[1]
-    for first in range(0, len(evidence), _AT_ONCE):
-        some = evidence[first : first + _AT_ONCE]
-        precision, pull = np.empty((len(some), d, d)), np.empty((len(some), d))
-        for u, e in enumerate(some):
+    for first in range(0, len(evidence), _BATCH_USERS):
+        batch = evidence[first : first + _BATCH_USERS]
+        precision, pull = np.empty((len(batch), d, d)), np.empty((len(batch), d))
+        for u, e in enumerate(batch):
             x = factor[e.item]
             weighted = e.curvature @ x
             precision[u] = (x * e.curvature[:, None]).T @ x - np.outer(weighted, weighted) / (1.0 + e.curvature.sum())
@@ -257,22 +265,23 @@ def iter_posteriors(factor: F64, evidence: Sequence[Evidence]) -> Iterator[tuple
 
 
 def _user_posteriors(factor: F64, evidence: Sequence[Evidence]) -> _Posteriors:
-    d, done = factor.shape[1], 0
+    d, begin = factor.shape[1], 0
     mean, weight = np.empty((len(evidence), d)), np.array([e.curvature.sum() for e in evidence])
     covariance, total = np.zeros((d, d)), np.zeros((d, d))
-    for found, taste in iter_posteriors(factor, evidence):
-        some = slice(done, done + len(found))
-        mean[some] = taste
-        covariance += np.tensordot(weight[some], found, axes=1)
-        total += found.sum(axis=0)
-        done = some.stop
+    for batch_covariance, batch_mean in iter_posteriors(factor, evidence):
+        batch = slice(begin, begin + len(batch_covariance))
+        mean[batch] = batch_mean
+        covariance += np.tensordot(weight[batch], batch_covariance, axes=1)
+        total += batch_covariance.sum(axis=0)
+        begin = batch.stop
     return _Posteriors(mean, covariance / max(weight.sum(), 1e-300), total + mean.T @ mean)
 
 
 class _EvidenceByItem(NamedTuple):
-    """The evidence of all learners, item by item: int64[m], the items that were shown, in order.
+    """The evidence of all users, grouped by item.
 
-    start: int64[m + 1] into the rest. user: int64[rows], which learner. residual, curvature: float64[rows].
+    items: int64[m], the items that were shown, ascending. start: int64[m + 1], first row of each item in the other
+    arrays. user: int64[rows], index of the user. residual, curvature: float64[rows].
     """
 
     items: I64
@@ -283,7 +292,7 @@ class _EvidenceByItem(NamedTuple):
 
     @classmethod
     def by(cls, evidence: Sequence[Evidence]) -> _EvidenceByItem:
-        """From one for each learner."""
+        """Group the evidence of each user by item."""
         item, residual, curvature = (np.concatenate(column) for column in zip(*evidence, strict=True))
         order = np.argsort(item, kind="stable")
         items, first = np.unique(item[order], return_index=True)
@@ -291,22 +300,23 @@ class _EvidenceByItem(NamedTuple):
         return cls(items.astype(np.int64), np.append(first, len(item)), user[order], residual[order], curvature[order])
 
 
-def _update_items(described: F64, told: _EvidenceByItem, tastes: _Posteriors, precision: F64) -> tuple[F64, F64]:
-    """Each item where its shoppers' tastes and its description put it; without evidence, where its description does.
+def _update_items(described: F64, by_item: _EvidenceByItem, tastes: _Posteriors, precision: F64) -> tuple[F64, F64]:
+    """Posterior means of the item factors, and the new precision of factors around their descriptions.
 
-    Also the precision with which items stay where they are described, as learned from how far these have moved. The
-    covariance of tastes is everybody's mean: each shopper's own costs d times the time and gave worse factors.
+    An item without evidence stays at its description. The precision is estimated from how far the others moved. One
+    covariance of tastes, the mean over users, serves all: each user's own costs d times the time and gave worse
+    factors.
     """
     d, out = described.shape[1], described.copy()
-    apart = _PRIOR_ITEMS / _PRIOR_EVIDENCE * np.eye(d)
-    for i, begin, end in zip(told.items, told.start[:-1], told.start[1:], strict=True):
-        mean, curvature = tastes.mean[told.user[begin:end]], told.curvature[begin:end]
+    scatter = _PRIOR_ITEMS / _PRIOR_PRECISION * np.eye(d)
+    for i, begin, end in zip(by_item.items, by_item.start[:-1], by_item.start[1:], strict=True):
+        mean, curvature = tastes.mean[by_item.user[begin:end]], by_item.curvature[begin:end]
         covariance = np.linalg.inv(
             precision + (mean * curvature[:, None]).T @ mean + curvature.sum() * tastes.covariance
         )
-        out[i] = covariance @ (told.residual[begin:end] @ mean + precision @ described[i])
-        apart += covariance + np.outer(out[i] - described[i], out[i] - described[i])
-    return out, np.linalg.inv(apart / (len(told.items) + _PRIOR_ITEMS)).astype(np.float64)
+        out[i] = covariance @ (by_item.residual[begin:end] @ mean + precision @ described[i])
+        scatter += covariance + np.outer(out[i] - described[i], out[i] - described[i])
+    return out, np.linalg.inv(scatter / (len(by_item.items) + _PRIOR_ITEMS)).astype(np.float64)
 
 
 def _matrix_square_root(a: F64) -> F64:
@@ -317,7 +327,7 @@ def _matrix_square_root(a: F64) -> F64:
 
 
 def _describe_items(catalogue: Catalogue, values: AttributeValues, vectors: F32) -> F64:
-    """float64[n + 1, d]: the main directions of what is known of items, scaled so that taste has unit variance."""
+    """float64[n + 1, d]: principal components of item descriptions, scaled so that taste has unit variance."""
     n = len(catalogue)
     total, square = np.zeros(0), np.zeros((0, 0))
     for chunk in _description_chunks(catalogue, values, vectors):
@@ -325,30 +335,30 @@ def _describe_items(catalogue: Catalogue, values: AttributeValues, vectors: F32)
         square = square + chunk.T @ chunk if square.size else (chunk.T @ chunk).astype(np.float64)
     mean = total / max(n, 1)
     value, direction = np.linalg.eigh(square - n * np.outer(mean, mean))
-    kept = direction[:, ::-1][:, : min(DIMENSIONS, int((value > 1e-9 * max(value[-1], 1e-300)).sum()))]
+    components = direction[:, ::-1][:, : min(DIMENSIONS, int((value > 1e-9 * max(value[-1], 1e-300)).sum()))]
     out = np.vstack(
         [
-            *((chunk - mean) @ kept for chunk in _description_chunks(catalogue, values, vectors)),
-            np.zeros((1, kept.shape[1])),
+            *((chunk - mean) @ components for chunk in _description_chunks(catalogue, values, vectors)),
+            np.zeros((1, components.shape[1])),
         ]
     )
     return np.asarray(out, np.float64)
 
 
 def _description_chunks(catalogue: Catalogue, values: AttributeValues, vectors: F32) -> Iterator[F32]:
-    """float32[rows, k] of all items in order, `_CHUNK` at a time: values had or not, numbers, text."""
+    """float32[rows, k] of all items in order, `_CHUNK_ITEMS` at a time: indicators of values, numbers, text."""
     n, d = len(catalogue), vectors.shape[1]
     start, value, amount, share = values
-    numbers = standardize(catalogue.numbers) * np.sqrt(_NUMBER)
+    numbers = standardize(catalogue.numbers) * np.sqrt(_NUMBER_VARIANCE)
     text = np.where(np.isfinite(vectors), vectors, 0).astype(np.float32)
     spread = float(((text[:n] - text[:n].mean(axis=0)) ** 2).sum() / max(n, 1)) if n else 0.0
-    text *= np.float32(np.sqrt(_TEXT / spread)) if spread > 0 else np.float32(0)
-    for first in range(0, n, _CHUNK):
-        last = min(first + _CHUNK, n)
+    text *= np.float32(np.sqrt(_TEXT_VARIANCE / spread)) if spread > 0 else np.float32(0)
+    for first in range(0, n, _CHUNK_ITEMS):
+        last = min(first + _CHUNK_ITEMS, n)
         out = np.zeros((last - first, len(share) + numbers.shape[1] + d), np.float32)
         owner = np.repeat(np.arange(last - first), np.diff(start[first : last + 1]))
-        held = slice(start[first], start[last])
-        out[owner, value[held]] = np.sqrt(share[value[held]]) * amount[held]
+        entries = slice(start[first], start[last])
+        out[owner, value[entries]] = np.sqrt(share[value[entries]]) * amount[entries]
         out[:, len(share) : len(share) + numbers.shape[1]] = numbers[first:last]
         out[:, len(share) + numbers.shape[1] :] = text[first:last]
         yield out

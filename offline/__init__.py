@@ -1,1 +1,1 @@
-"""The pipeline that makes a release, and judges it."""
+"""The offline pipeline: builds a release, evaluates it and decides whether to publish it."""

@@ -1,1 +1,1 @@
-"""Rows to scores, and how good an order is."""
+"""Ranker: training, scoring and ranking metrics."""

@@ -1,4 +1,4 @@
-"""`compiled`: numba's `njit`, typed, with the settings under which the same inputs give the same bits everywhere."""
+"""`compiled`: a typed numba `njit` with settings that make results bit-identical on every machine."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiled(function: F) -> F:
-    """The function compiled on first call and kept on disk; no fast-math, so a sum has one order and one result."""
+    """The function, compiled on its first call and cached on disk. No fast-math, which would reorder float sums."""
     return cast(F, numba.njit(cache=True, fastmath=False, nogil=True)(function))

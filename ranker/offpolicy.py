@@ -1,14 +1,15 @@
-"""What another order would have been worth, from lists that were shown in a partly random order.
+"""Off-policy evaluation: estimates of the value of a new order from lists that were logged with randomisation.
 
-The value of an order is the expected gain of its first k places, per list: what the items it puts there would have
-gained had they been shown there. Nobody saw that order. But where chance had a part in the logged one, and the log says
-how large a part (the propensity), the places at which both agree stand for those at which they do not.
+The value of an order is the expected gain of its first k positions per list, if it had been shown. The new order was
+not shown. But if the logged order was partly random, and the log contains the probability of each placement (the
+propensity), the positions at which both orders agree can be reweighted to represent all positions.
 
-Assumed is the item-position model: what an item gains depends on the item, the place, the person and the moment, not
-on what stands around it (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay & Wen 2018, Offline Evaluation of Ranking
-Policies with Click Models). So places are weighed one by one and not whole orders at once: 1 in 24 shuffled lists
-agrees at a place, 1 in 24! as a whole. No examination curve need be known. The pseudoinverse estimator (Swaminathan et
-al. 2017) assumes as much and is for logs that hold one gain for a whole list; here each place has its own.
+The estimators assume the item-position model: the gain of an item depends on the item, the position, the user and the
+time, but not on the other items in the list (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay & Wen 2018, Offline
+Evaluation of Ranking Policies with Click Models). Positions can therefore be weighted one by one instead of whole
+orders at once: of shuffled lists of 24, 1 in 24 agrees at a given position, 1 in 24! as a whole. The examination
+probabilities need not be known. The pseudoinverse estimator (Swaminathan et al. 2017) makes the same assumption, but is
+meant for logs with one gain per list; here every position has its own.
 """
 
 from __future__ import annotations
@@ -23,16 +24,15 @@ from ranker.metrics import F64, I64, U64, Numbers
 
 @dataclass(frozen=True)
 class LoggedLists:
-    """Lists as they were shown, with what came of them and with what probability they looked like that.
+    """Shown lists with their gains and propensities.
 
-    start: int[lists + 1], list g is rows `start[g]:start[g + 1]`. gain: float[rows] from 0, what the item gained at the
-    place where it stood: a click as 1, or any graded gain. position: int[rows], that place: each of 0 to n - 1 once in
-    a list of n. propensity: float[rows] in (0, 1], the probability, given the list's items, that the logging policy
-    would put this item at this place. cluster: int[lists], the user: lists of one user are not independent.
+    start: int[lists + 1]; list g is rows `start[g]:start[g + 1]`. gain: float[rows] >= 0, the gain of the item at its
+    shown position: 1 for a click, or any graded gain. position: int[rows], the shown position; a list of n has each of
+    0 to n - 1 once. propensity: float[rows] in (0, 1], the probability that the logging policy puts this item at this
+    position, given the items of the list. cluster: int[lists], the user; lists of one user are not independent.
 
-    Raises `ValueError` naming the array and the row that does not fit. A propensity of zero, or one that is missing, is
-    refused: a place that could not have come about has no weight, and one of unknown chance none that is right. Leave
-    such lists out whole.
+    Raises `ValueError` naming the invalid array and row. Propensities that are 0 or missing are rejected, because they
+    give no valid weight. Leave out lists that contain any.
     """
 
     start: Numbers
@@ -45,15 +45,15 @@ class LoggedLists:
         rows = _checked_start(self.start)
         for name in ("gain", "position", "propensity"):
             if getattr(self, name).shape != (rows,):
-                raise ValueError(f"{name} has shape {list(getattr(self, name).shape)}, expected [{rows}], one a row")
+                raise ValueError(f"{name} has shape {list(getattr(self, name).shape)}, expected [{rows}], one per row")
         if self.cluster.shape != (len(self),):
-            raise ValueError(f"cluster has shape {list(self.cluster.shape)}, expected [{len(self)}], one a list")
-        _refuse("gain", self.gain, ~(np.isfinite(self.gain) & (self.gain >= 0)), "a finite number from 0")
-        _refuse(
+            raise ValueError(f"cluster has shape {list(self.cluster.shape)}, expected [{len(self)}], one per list")
+        _check_values("gain", self.gain, ~(np.isfinite(self.gain) & (self.gain >= 0)), "a finite number of at least 0")
+        _check_values(
             "propensity",
             self.propensity,
             ~((self.propensity > 0) & (self.propensity <= 1)),
-            "above 0 and at most 1; leave out lists without known propensities, whole",
+            "above 0 and at most 1; leave out the whole list if a propensity is unknown",
         )
         _check_places("position", self.position, self.start)
 
@@ -68,14 +68,14 @@ class LoggedLists:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The value of an order: expected gain of its first k places, per list, with its interval.
+    """Estimated value of an order, the expected gain of its first k positions per list, with an interval.
 
-    low, high: the interval at `level`, over users and corrected for skewness; NaN with fewer than two users. It is of
-    the estimate's own spread and knows nothing of a bias that clipping brings. matches: places at which the logged and
-    the new order agree, on which all rests. effective: their effective number, (sum of weights)^2 / sum of squared
-    weights (Kish); with fewer than some hundred the interval is too narrow. weight: mean weight over the places the
-    new order fills; its expectation is 1 without clipping, so a value well off says that the propensities are wrong.
-    clipped: share of the matches whose weight was cut.
+    low, high: confidence interval at `level`, clustered by user and corrected for skewness; NaN with fewer than two
+    users. It covers sampling variation but not the bias from clipping. matches: number of positions at which the logged
+    and the new order agree. effective: their effective sample size, (sum of weights)^2 / sum of squared weights (Kish);
+    below a few hundred the interval is too narrow. weight: mean weight over the positions that the new order fills. Its
+    expectation without clipping is 1, so a very different value means that the propensities are wrong. clipped: share
+    of the matches whose weight was clipped.
     """
 
     value: float
@@ -91,10 +91,10 @@ class Estimate:
 
 
 def places(scores: Numbers, start: Numbers, tie_break: U64) -> I64:
-    """int64[rows]: the place, from 0, each row takes in its list when ordered by score, best first.
+    """int64[rows]: the position of each row, from 0, after sorting its list by descending score.
 
-    scores: float[rows], NaN after everything. tie_break: uint64[rows] of `ranker.metrics.tie_break`, smaller first, so
-    that the order among equals is that of the metrics.
+    scores: float[rows]; NaN ranks last. tie_break: uint64[rows], from `ranker.metrics.tie_break`, ascending, so ties
+    are broken as in the metrics.
     """
     rows = _checked_start(start)
     if scores.shape != (rows,) or tie_break.shape != (rows,):
@@ -108,104 +108,112 @@ def places(scores: Numbers, start: Numbers, tie_break: U64) -> I64:
 
 
 def ips(logged: LoggedLists, place: I64, k: int, clip: float | None = None, level: float = 0.95) -> Estimate:
-    """The value of a new order by inverse propensity scoring: unbiased, and the widest interval.
+    """Value of a new order by inverse propensity scoring: unbiased, with the widest interval of the three estimators.
 
-        V = 1 / lists * sum over lists, over places j < k, of w * gain
-        w = 1 / propensity where the new order and the logged one have the same item at j, else 0
+        V = 1 / lists * sum over lists, over positions j < k, of w * gain
+        w = 1 / propensity if the new and the logged order have the same item at j, else 0
 
     (Horvitz & Thompson 1952; by item and position, Li et al. 2018.)
 
-    place: int64[rows] of `places`, where the new order puts each row. k: places that count; a shorter list counts those
-    it has. clip: no weight is larger than this, which lowers the variance and biases the value downwards; None leaves
-    them whole. level: of the interval. Raises `ValueError` for a place that does not fit, k below 1, clip below 1 or a
-    level outside (0, 1).
+    place: int64[rows], from `places`, the positions in the new order. k: number of positions that count; shorter lists
+    count all of theirs. clip: upper bound of the weights, which lowers the variance and biases the value downwards;
+    None for no bound. level: confidence level of the interval. Raises `ValueError` for an invalid place, k below 1,
+    clip below 1 or a level outside (0, 1).
     """
     weights = _Weights.of(logged, place, k, clip)
-    value = weights.per_list(weights.w * logged.gain)
-    return weights.estimate(float(value.mean()), value, level)
+    list_values = weights.per_list(weights.w * logged.gain)
+    return weights.estimate(float(list_values.mean()), list_values, level)
 
 
 def snips(logged: LoggedLists, place: I64, k: int, clip: float | None = None, level: float = 0.95) -> Estimate:
-    """The value of a new order by self-normalised inverse propensity scoring: a little biased, much less spread.
+    """Value of a new order by self-normalised inverse propensity scoring: slightly biased, much lower variance.
 
-        V = mean places that count * sum of w * gain / sum of w
+        V = mean number of positions that count * sum of w * gain / sum of w
 
-    The sum of the weights varies as the sum of gains does; dividing by it takes out what both share, so that a constant
-    added to every gain moves the value by just that, times the places (Swaminathan & Joachims 2015, The Self-Normalized
-    Estimator for Counterfactual Learning). The bias goes as 1 / lists. The interval is that of the linearised ratio
-    (delta method).
+    The sum of the weights and the sum of the weighted gains are correlated, and dividing removes their common
+    variation. A constant added to every gain changes the value by exactly that constant times the number of positions
+    (Swaminathan & Joachims 2015, The Self-Normalized Estimator for Counterfactual Learning). The bias decreases as 1 /
+    lists. The interval comes from the linearised ratio (delta method).
 
-    Arguments as of `ips`, whose weights these are. Raises also where the two orders agree nowhere: nothing is known.
+    Arguments and weights as in `ips`. Also raises `ValueError` if the two orders do not agree at any position, because
+    the value is then undefined.
     """
     weights = _Weights.of(logged, place, k, clip)
     if not weights.matched.any():
         raise ValueError(
-            f"the new order agrees with the logged one at none of its first {k} places in {len(logged)} lists: "
-            "its value cannot be told from this log; log more lists, or take a larger k"
+            f"the new order does not agree with the logged one at any of the first {k} positions of {len(logged)} "
+            "lists, so its value cannot be estimated; log more lists or use a larger k"
         )
-    gained, weight = weights.per_list(weights.w * logged.gain), weights.per_list(weights.w)
-    ratio, counted = gained.sum() / weight.sum(), weights.counted.mean()
-    influence = counted / weight.mean() * (gained - ratio * weight) + ratio * (weights.counted - counted)
-    return weights.estimate(float(counted * ratio), influence, level)
+    list_gain, list_weight = weights.per_list(weights.w * logged.gain), weights.per_list(weights.w)
+    ratio, mean_positions = list_gain.sum() / list_weight.sum(), weights.positions.mean()
+    influence = mean_positions / list_weight.mean() * (list_gain - ratio * list_weight) + ratio * (
+        weights.positions - mean_positions
+    )
+    return weights.estimate(float(mean_positions * ratio), influence, level)
 
 
 def doubly_robust(
     logged: LoggedLists, place: I64, k: int, predicted: Numbers, clip: float | None = None, level: float = 0.95
 ) -> Estimate:
-    """The value of a new order by a prediction of its gains, corrected where the log knows better.
+    """Value of a new order by doubly robust estimation: predicted gains, corrected by the weighted prediction errors.
 
-        V = 1 / lists * sum over lists, over places j < k, of q + w * (gain - q),   q predicted for the new item at j
+        V = 1 / lists * sum over lists, over positions j < k, of q + w * (gain - q),   q predicted for the new item at j
 
-    Right when either the propensities or the predictions are; the better the predictions, the narrower the interval
-    (Dudik, Langford & Li 2011, Doubly Robust Policy Evaluation and Learning; by item and position as `ips`).
+    Unbiased if either the propensities or the predictions are correct. Better predictions give narrower intervals
+    (Dudik, Langford & Li 2011, Doubly Robust Policy Evaluation and Learning; by item and position, as in `ips`).
 
-    predicted: float[rows], the expected gain of each row's item at the place the new order gives it, finite. It must
-    not be learnt from these lists' gains, or the interval is too narrow: learn it from earlier ones, or from other
-    folds.
-    All zeros make this `ips`. Other arguments as of `ips`; clipping biases the value toward the prediction.
+    predicted: float[rows], the expected gain of each row's item at its position in the new order, finite. Fit the
+    predictions on earlier lists or on other folds: predictions fit on the gains of these lists make the interval too
+    narrow. With all zeros, the result is that of `ips`. Other arguments as in `ips`; clipping biases the value towards
+    the predictions.
     """
     if predicted.shape != logged.gain.shape:
-        raise ValueError(f"predicted has shape {list(predicted.shape)}, expected [{len(logged.gain)}], one a row")
-    _refuse("predicted", predicted, ~np.isfinite(predicted), "a finite number")
+        raise ValueError(f"predicted has shape {list(predicted.shape)}, expected [{len(logged.gain)}], one per row")
+    _check_values("predicted", predicted, ~np.isfinite(predicted), "a finite number")
     weights = _Weights.of(logged, place, k, clip)
-    value = weights.per_list(np.where(place < k, predicted, 0.0) + weights.w * (logged.gain - predicted))
-    return weights.estimate(float(value.mean()), value, level)
+    list_values = weights.per_list(np.where(place < k, predicted, 0.0) + weights.w * (logged.gain - predicted))
+    return weights.estimate(float(list_values.mean()), list_values, level)
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """What each logged row says of the new order. w: float64[rows], 0 where the orders disagree or beyond k."""
+    """Importance weights of the logged rows for the new order.
+
+    w: float64[rows], 0 if the orders disagree or the position is k or more. matched: bool[rows], whether the orders
+    agree. clipped: share of the matches with a clipped weight. positions: int64[lists], positions that count, at most
+    k.
+    """
 
     logged: LoggedLists
     w: F64
     matched: np.ndarray
     clipped: float
-    counted: I64
+    positions: I64
 
     @classmethod
     def of(cls, logged: LoggedLists, place: I64, k: int, clip: float | None) -> _Weights:
         if k < 1 or (clip is not None and not clip >= 1):
             raise ValueError(f"k={k} and clip={clip}: expected k >= 1 and clip >= 1 or None")
         if place.shape != logged.gain.shape:
-            raise ValueError(f"place has shape {list(place.shape)}, expected [{len(logged.gain)}], one a row")
+            raise ValueError(f"place has shape {list(place.shape)}, expected [{len(logged.gain)}], one per row")
         _check_places("place", place, logged.start)
         matched = (place == logged.position) & (place < k)
-        whole = matched / logged.propensity
-        w = whole if clip is None else np.minimum(whole, clip)
-        cut = float((w < whole).sum() / max(matched.sum(), 1))
-        return cls(logged, w, matched, cut, np.minimum(np.diff(logged.start), k))
+        unclipped = matched / logged.propensity
+        w = unclipped if clip is None else np.minimum(unclipped, clip)
+        clipped = float((w < unclipped).sum() / max(matched.sum(), 1))
+        return cls(logged, w, matched, clipped, np.minimum(np.diff(logged.start), k))
 
     def per_list(self, values: F64) -> F64:
-        """float64[lists]: sums of the rows."""
+        """float64[lists]: sums over the rows of each list."""
         return np.bincount(self.logged.group, values, len(self.logged)).astype(np.float64)
 
     def estimate(self, value: float, influence: F64, level: float) -> Estimate:
-        """A value with the interval that its lists' influences on it imply, users with all their lists as units."""
+        """The value with its interval, from the influence of each list on the value. Users are the sampling units."""
         if not 0 < level < 1:
             raise ValueError(f"level={level}: expected a level between 0 and 1")
         users, user = np.unique(self.logged.cluster, return_inverse=True)
-        spread = np.bincount(user, influence - influence.mean()) * len(users) / len(self.logged)
-        below, above = _interval(spread, level)
+        deviations = np.bincount(user, influence - influence.mean()) * len(users) / len(self.logged)
+        below, above = _interval(deviations, level)
         total, squares = self.w.sum(), (self.w**2).sum()
         return Estimate(
             value=value,
@@ -217,27 +225,27 @@ class _Weights:
             matches=int(self.matched.sum()),
             effective=float(total**2 / squares) if squares else 0.0,
             clipped=self.clipped,
-            weight=float(total / self.counted.sum()),
+            weight=float(total / self.positions.sum()),
         )
 
 
-def _interval(spread: F64, level: float) -> tuple[float, float]:
-    """Both ends, relative to the value, for a mean of these deviations: normal once their skewness is taken out.
+def _interval(deviations: F64, level: float) -> tuple[float, float]:
+    """(low, high) relative to the value, for a mean of these deviations: a normal interval corrected for skewness.
 
-    Rare large weights make the deviations skewed, and their spread small where the value is: the symmetric interval
-    then misses (12% of the time instead of 5% with 20% of the lists explored). Hall's cubic transformation restores
-    symmetry (Hall 1992, On the Removal of Skewness by Transformation, JRSS B 54).
+    Rare large weights make the deviations skewed, and their spread is small if the value is low by chance. A symmetric
+    interval then misses too often: 12% of the time instead of 5% with 20% of the lists explored. Hall's cubic
+    transformation restores symmetry (Hall 1992, On the Removal of Skewness by Transformation, JRSS B 54).
     """
-    n = len(spread)
+    n = len(deviations)
     if n < 2:
         return np.nan, np.nan
-    scale = spread.std()
+    scale = deviations.std()
     if scale == 0:
         return 0.0, 0.0
     z = NormalDist().inv_cdf((1 + level) / 2)
     error = float(scale / np.sqrt(n - 1))
-    skewness = float(((spread / scale) ** 3).mean())
-    # Below this the correction is nothing, and its formula 0 / 0.
+    skewness = float(((deviations / scale) ** 3).mean())
+    # For smaller skewness the correction is negligible and its formula approaches 0 / 0.
     if abs(skewness) < 1e-6:
         return -z * error, z * error
     root = np.sqrt(n)
@@ -246,15 +254,15 @@ def _interval(spread: F64, level: float) -> tuple[float, float]:
 
 
 def _checked_start(start: Numbers) -> int:
-    """The number of rows."""
+    """The number of rows. Raises `ValueError` for an invalid start."""
     integers = np.issubdtype(start.dtype, np.integer) and start.ndim == 1
     if not integers or len(start) < 2 or start[0] != 0 or (np.diff(start) < 1).any():
-        raise ValueError(f"start must be integers that rise from 0, a list holding a row or more; found {start[:4]}")
+        raise ValueError(f"start is {start[:4]}..., expected integers rising from 0, with at least one row per list")
     return int(start[-1])
 
 
 def _check_places(name: str, place: Numbers, start: Numbers) -> None:
-    """Each of 0 to n - 1 once in every list of n."""
+    """Raises `ValueError` unless every list of n rows has each of 0 to n - 1 once."""
     if not np.issubdtype(place.dtype, np.integer):
         raise ValueError(f"{name} is {place.dtype}, expected integers")
     group = np.repeat(np.arange(len(start) - 1), np.diff(start))
@@ -262,11 +270,11 @@ def _check_places(name: str, place: Numbers, start: Numbers) -> None:
     wrong = np.flatnonzero(place[np.lexsort((place, group))] != expected)
     if len(wrong):
         g = int(group[wrong[0]])
-        held = np.sort(place[start[g] : start[g + 1]])[:8].tolist()
-        raise ValueError(f"{name} of list {g} holds {held}; expected each of 0 to {start[g + 1] - start[g] - 1} once")
+        found = np.sort(place[start[g] : start[g + 1]])[:8].tolist()
+        raise ValueError(f"{name} of list {g} is {found}; expected each of 0 to {start[g + 1] - start[g] - 1} once")
 
 
-def _refuse(name: str, values: Numbers, wrong: np.ndarray, expected: str) -> None:
-    rows = np.flatnonzero(wrong)
+def _check_values(name: str, values: Numbers, invalid: np.ndarray, expected: str) -> None:
+    rows = np.flatnonzero(invalid)
     if len(rows):
-        raise ValueError(f"{name}[{rows[0]}] is {values[rows[0]]}, expected {expected} ({len(rows)} such rows)")
+        raise ValueError(f"{name}[{rows[0]}] is {values[rows[0]]}, expected {expected} (invalid rows: {len(rows)})")

@@ -1,19 +1,21 @@
-"""Many rows through many trees at once: exit leaves found by bit masks instead of by walking.
+"""Fast tree scoring: finds the exit leaves of many rows with bit masks instead of walking the trees.
 
-After Lucchese et al., "QuickScorer" (SIGIR 2015) and its vectorised form (SIGIR 2016). Each tree keeps a word with one
-bit for each leaf, from left to right. A node whose answer is "right" clears the leaves on its left; when all nodes have
-spoken, the lowest bit left is the exit leaf. Nodes may speak in any order, so a block of rows is compared with one node
-in a few vector instructions, with no jump that depends on data. What differs from the papers, and why:
+Based on Lucchese et al., "QuickScorer" (SIGIR 2015), and its vectorised form (SIGIR 2016). Each tree has a word with
+one bit per leaf, from left to right. A node that sends the row right clears the bits of the leaves on its left. After
+all nodes are evaluated, the lowest bit still set is the exit leaf. The order of evaluation does not matter, so a block
+of rows is compared with one node in a few vector instructions, without data-dependent branches. Differences from the
+papers:
 
-- *Columns answer for missing values.* A node that sends NaN left reads a copy of its feature with -inf for NaN, one
-  that sends it right a copy with +inf; likewise where zero counts as missing. A category node reads a column of its
-  own, +inf outside its set. So every node is `x > threshold`, and exactness is settled before the loop over trees.
-- *Trees stay whole*: a tree's word lives in registers while its nodes speak. The papers sort nodes by threshold across
-  trees in order to stop early; here a node on which all rows of the request agree (user and context features, mostly)
-  is folded into the word the tree starts with, once a request: no word is ever written back and read again.
-- *Float32 rows are compared in float32*, against the greatest float32 not above the threshold: for a float32 x the
-  answer is the same, at half the width.
-- *More than 32 leaves take more words*; the first word with a bit left decides.
+- *Missing values are resolved in the columns.* A node that sends NaN left reads a copy of its feature with -inf for
+  NaN; a node that sends NaN right reads a copy with +inf. The same applies if zero counts as missing. A category node
+  has a column of its own, which is +inf outside its set. Every node then evaluates `x > threshold`, and the loop over
+  trees needs no special cases to be exact.
+- *Trees are evaluated one at a time*, with the tree's word in registers. The papers sort nodes by threshold across
+  trees to stop early. Here, a node with the same outcome for all rows of the request (mostly user and context features)
+  is folded into the tree's initial word once per request, so no word is written back and read again.
+- *Float32 rows are compared in float32*, against the greatest float32 not above the threshold. For a float32 x the
+  outcome is the same, at half the width.
+- *Trees with more than 32 leaves use several words.* The first word with a bit set determines the leaf.
 """
 
 from __future__ import annotations
@@ -38,30 +40,30 @@ U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 Rows = NDArray[np.float32] | NDArray[np.float64]
 
-# Rows to a block: two AVX-512 or four AVX2 registers of words, so that two chains of instructions overlap.
+# Rows per block: two AVX-512 or four AVX2 registers of words, so that two instruction chains overlap.
 ROWS = 32
-# Leaves to a word.
+# Leaves per word.
 BITS = 32
-# What a chunk of rows may take as columns, in values: stays near the processor's second cache.
+# Maximum number of column values per chunk of rows, chosen to fit into the L2 cache.
 CHUNK_VALUES = 1 << 18
 
-# What a column holds for its feature. The first four: its values, with NaN (the second pair: NaN and zero) as -inf or
-# as +inf. Then 0 for a value and +inf for what is missing, for the nodes whose threshold is +inf itself; and 0 for what
-# is in a set of categories, +inf for what is not.
+# Kinds of columns. NAN_LOW, NAN_HIGH: the feature with NaN replaced by -inf or +inf. ZERO_LOW, ZERO_HIGH: the same,
+# with zero also replaced. NAN_ONLY, ZERO_ONLY: +inf if the value is missing, else 0, for nodes whose threshold is +inf.
+# OUTSIDE_SET: 0 if the category is in the node's set, else +inf.
 NAN_LOW, NAN_HIGH, ZERO_LOW, ZERO_HIGH, NAN_ONLY, ZERO_ONLY, OUTSIDE_SET = range(7)
 
 
 class Layout(NamedTuple):
-    """The arrays of a forest in the order the kernel reads them.
+    """The arrays of a forest in the order in which the kernel reads them.
 
-    Per column: column_feature int32, column_holds uint8, set_start and set_end int64 (words of category_bits).
-    Tree t owns words `tree_words[t]:tree_words[t + 1]` and leaves `leaf_start[t]:leaf_start[t + 1]`, left to right.
-    Word w is narrowed by entries `word_start[w]:word_start[w + 1]`: where the entry's column, int32, is above its
-    threshold, only the leaves of its mask, uint32, are left.
+    Per column: column_feature int32, column_kind uint8, set_start and set_end int64 (words of category_bits).
+    Tree t has words `tree_words[t]:tree_words[t + 1]` and leaves `leaf_start[t]:leaf_start[t + 1]`, from left to right.
+    Word w has entries `word_start[w]:word_start[w + 1]`, one per node. If the value in the entry's column (int32) is
+    above its threshold, the word is ANDed with its mask (uint32).
     """
 
     column_feature: I32
-    column_holds: U8
+    column_kind: U8
     set_start: I64
     set_end: I64
     category_bits: U32
@@ -75,7 +77,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class QuickScorer:
-    """A forest laid out for `score`. The thresholds are held twice: for float64 rows, and rounded down for float32."""
+    """A forest prepared for `score`. Thresholds are stored twice: for float64 rows, and rounded down for float32."""
 
     layout: Layout
     threshold: F64
@@ -83,7 +85,7 @@ class QuickScorer:
 
     @classmethod
     def of(cls, forest: Forest) -> QuickScorer:
-        """The layout of a forest of any size."""
+        """Prepares a forest of any size."""
         columns, column_of, threshold = _columns_of(forest)
         trees = np.repeat(np.arange(len(forest.node_start) - 1), np.diff(forest.node_start))
         tree_words = np.concatenate([[0], np.cumsum(-(-np.diff(forest.leaf_start) // BITS))])
@@ -112,7 +114,7 @@ class QuickScorer:
         return cls(layout, threshold, _rounded_down(threshold))
 
     def score(self, rows: Rows) -> F64:
-        """float64[n]: the sums of leaf values, trees in order. rows: float32 or float64 [n, features], C-contiguous."""
+        """float64[n]: sums of leaf values in tree order. rows: float32 or float64 [n, features], C-contiguous."""
         scores = np.zeros(len(rows))
         threshold = self.threshold32 if rows.dtype == np.float32 else self.threshold
         chunk = max(CHUNK_VALUES // max(len(self.layout.column_feature), 1) // ROWS, 1) * ROWS
@@ -122,34 +124,34 @@ class QuickScorer:
 
 
 def _columns_of(forest: Forest) -> tuple[tuple[I32, U8, I64, I64], I32, F64]:
-    """The columns the nodes ask, each once (feature, what it holds, set); each node's column, and threshold there."""
-    holds = np.where(forest.missing_left, NAN_LOW, NAN_HIGH) + 2 * (forest.kind == ZERO_MISSING)
-    only = np.isposinf(forest.threshold) & ~forest.missing_left
-    holds[only] = np.where(forest.kind[only] == ZERO_MISSING, ZERO_ONLY, NAN_ONLY)
-    holds[forest.kind == CATEGORY] = OUTSIDE_SET
-    key = np.stack([forest.feature, holds, _same_sets(forest)], axis=1).reshape(-1, 3)
+    """((feature, kind, set_start, set_end) of each distinct column, column of each node, threshold of each node)."""
+    kind = np.where(forest.missing_left, NAN_LOW, NAN_HIGH) + 2 * (forest.kind == ZERO_MISSING)
+    only_missing = np.isposinf(forest.threshold) & ~forest.missing_left
+    kind[only_missing] = np.where(forest.kind[only_missing] == ZERO_MISSING, ZERO_ONLY, NAN_ONLY)
+    kind[forest.kind == CATEGORY] = OUTSIDE_SET
+    key = np.stack([forest.feature, kind, _set_numbers(forest)], axis=1).reshape(-1, 3)
     unique, first, column_of = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    feature, held = unique[:, 0].astype(np.int32), unique[:, 1].astype(np.uint8)
-    threshold = np.where(holds >= NAN_ONLY, 0.0, forest.threshold)
+    feature, column_kind = unique[:, 0].astype(np.int32), unique[:, 1].astype(np.uint8)
+    threshold = np.where(kind >= NAN_ONLY, 0.0, forest.threshold)
     return (
-        (feature, held, forest.set_start[first], forest.set_end[first]),
+        (feature, column_kind, forest.set_start[first], forest.set_end[first]),
         column_of.reshape(-1).astype(np.int32),
         threshold,
     )
 
 
-def _same_sets(forest: Forest) -> I64:
-    """One number for each node, equal for equal category sets; 0 for nodes without."""
+def _set_numbers(forest: Forest) -> I64:
+    """int64[nodes]: the number of each node's category set, equal for equal sets; 0 for other nodes."""
     numbers: dict[bytes, int] = {}
-    same = np.zeros(len(forest.kind), np.int64)
+    out = np.zeros(len(forest.kind), np.int64)
     for node in np.flatnonzero(forest.kind == CATEGORY):
         bits = forest.category_bits[forest.set_start[node] : forest.set_end[node]].tobytes()
-        same[node] = numbers.setdefault(bits, len(numbers))
-    return same
+        out[node] = numbers.setdefault(bits, len(numbers))
+    return out
 
 
 def _entries(leaves_from: I32, leaves_middle: I32) -> tuple[I64, I64]:
-    """Node and word (within its tree) of each entry: a node speaks once for each word its left leaves touch."""
+    """(node, word within its tree) of each entry. A node has one entry per word that contains leaves on its left."""
     first = leaves_from // BITS
     words = (leaves_middle - 1) // BITS - first + 1
     node = np.repeat(np.arange(len(words)), words)
@@ -167,19 +169,19 @@ def _rounded_down(threshold: F64) -> F32:
 @compiled
 def _score(layout: Layout, threshold: Any, rows: Any, scores: F64) -> None:
     values, lowest, highest = _fill(layout, rows)
-    begin, kept_start, column, kept, mask = _fold(layout, threshold, lowest, highest)
+    initial, kept_start, column, kept_threshold, mask = _fold(layout, threshold, lowest, highest)
     sums = np.zeros(ROWS)
     leaf = np.zeros(ROWS, np.uint32)
     for block in range(len(values)):
         cells = values[block]
         sums[:] = 0.0
         for tree in range(len(layout.tree_words) - 1):
-            # From the last word to the first: the leftmost leaf that is left has the last say.
+            # From the last word to the first, so that the leftmost remaining leaf overwrites the others.
             for word in range(layout.tree_words[tree + 1] - 1, layout.tree_words[tree] - 1, -1):
-                place = BITS * (word - layout.tree_words[tree])
+                first_leaf = BITS * (word - layout.tree_words[tree])
                 first, last = kept_start[word], kept_start[word + 1]
-                _narrow(cells, column, kept, mask, first, last, begin[word], place, leaf)
-            # Unsigned, so that numba leaves out its care for negative numbers.
+                _narrow(cells, column, kept_threshold, mask, first, last, initial[word], first_leaf, leaf)
+            # Unsigned, so that numba omits its handling of negative indices.
             base = np.uint64(layout.leaf_start[tree])
             for row in range(ROWS):
                 sums[row] += layout.leaf_value[base + np.uint64(leaf[row])]
@@ -190,22 +192,22 @@ def _score(layout: Layout, threshold: Any, rows: Any, scores: F64) -> None:
 
 @compiled
 def _fill(layout: Layout, rows: Any) -> Any:
-    """The columns, [blocks, columns, ROWS], the last block filled up with its last row; and each column's range."""
+    """(values, lowest, highest): values [blocks, columns, ROWS], padded with the last row, and each column's range."""
     columns = len(layout.column_feature)
     values = np.empty(((len(rows) + ROWS - 1) // ROWS, columns, ROWS), rows.dtype)
     lowest = np.full(columns, np.inf, rows.dtype)
     highest = np.full(columns, -np.inf, rows.dtype)
     for block in range(len(values)):
         for column in range(columns):
-            feature, holds = layout.column_feature[column], layout.column_holds[column]
+            feature, kind = layout.column_feature[column], layout.column_kind[column]
             low, high = lowest[column], highest[column]
             for lane in range(ROWS):
                 x = rows[min(block * ROWS + lane, len(rows) - 1), feature]
-                if holds == OUTSIDE_SET:
-                    x = _outside(layout, column, x)
-                elif np.isnan(x) or (holds in (ZERO_LOW, ZERO_HIGH, ZERO_ONLY) and abs(x) <= ZERO):
-                    x = -np.inf if holds in (NAN_LOW, ZERO_LOW) else np.inf
-                elif holds >= NAN_ONLY:
+                if kind == OUTSIDE_SET:
+                    x = _outside_set(layout, column, x)
+                elif np.isnan(x) or (kind in (ZERO_LOW, ZERO_HIGH, ZERO_ONLY) and abs(x) <= ZERO):
+                    x = -np.inf if kind in (NAN_LOW, ZERO_LOW) else np.inf
+                elif kind >= NAN_ONLY:
                     x = 0.0
                 values[block, column, lane] = x
                 low = min(low, x)
@@ -215,8 +217,8 @@ def _fill(layout: Layout, rows: Any) -> Any:
 
 
 @compiled
-def _outside(layout: Layout, column: int, x: float) -> float:
-    """0 where the whole part of x, towards zero, is in the column's set, else +inf: NaN and negatives are in no set."""
+def _outside_set(layout: Layout, column: int, x: float) -> float:
+    """0 if x, truncated towards zero, is in the column's set, else +inf. NaN and negative values are in no set."""
     words = layout.set_end[column] - layout.set_start[column]
     if not (x > -1.0 and x < 32.0 * words):
         return np.inf
@@ -228,26 +230,26 @@ def _outside(layout: Layout, column: int, x: float) -> float:
 
 @compiled
 def _fold(layout: Layout, threshold: Any, lowest: Any, highest: Any) -> Any:
-    """The word each tree starts with, and the entries on which the rows do not all agree."""
+    """(initial, kept_start, column, kept_threshold, mask): initial words, and the entries that differ between rows."""
     words = len(layout.word_start) - 1
-    begin = np.empty(words, np.uint32)
+    initial = np.empty(words, np.uint32)
     kept_start = np.zeros(words + 1, np.int64)
     column = np.empty(len(threshold) + 1, np.int32)
-    kept = np.empty(len(threshold) + 1, threshold.dtype)
+    kept_threshold = np.empty(len(threshold) + 1, threshold.dtype)
     mask = np.empty(len(threshold) + 1, np.uint32)
     count = 0
     for word in range(words):
-        left = np.uint32(0xFFFFFFFF)
+        bits = np.uint32(0xFFFFFFFF)
         for entry in range(layout.word_start[word], layout.word_start[word + 1]):
             at, limit = layout.column[entry], threshold[entry]
-            # Written always and counted if kept: no jump for the processor to guess.
-            column[count], kept[count], mask[count] = at * ROWS, limit, layout.mask[entry]
+            # Written always, counted only if kept: this avoids a branch.
+            column[count], kept_threshold[count], mask[count] = at * ROWS, limit, layout.mask[entry]
             all_right = lowest[at] > limit
-            left &= layout.mask[entry] if all_right else np.uint32(0xFFFFFFFF)
+            bits &= layout.mask[entry] if all_right else np.uint32(0xFFFFFFFF)
             count += (not all_right) and highest[at] > limit
-        begin[word] = left
+        initial[word] = bits
         kept_start[word + 1] = count
-    return begin, kept_start, column, kept, mask
+    return initial, kept_start, column, kept_threshold, mask
 
 
 WORD = ir.IntType(32)
@@ -262,45 +264,46 @@ def _narrow_in_llvm(
     mask: Any,
     first: Any,
     last: Any,
-    begin: Any,
-    place: Any,
+    initial: Any,
+    first_leaf: Any,
     leaf: Any,
 ) -> Any:
-    """For each row of a block: if a bit is left of `begin`, set `leaf` to `place` plus the lowest bit left.
+    """Applies entries `first:last` to the words of a block of rows and finds the exit leaves.
 
-    cells: [columns, ROWS] of the block. column (times ROWS), limit, mask: entries, of which `first:last` speak.
-    Written in LLVM's own terms because numba does not keep the words of a loop over rows in registers.
+    For each row, the word starts as `initial`. If a bit is still set at the end, `leaf` becomes `first_leaf` plus the
+    number of the lowest bit. cells: [columns, ROWS] of the block. column (times ROWS), limit, mask: arrays over
+    entries. Written as LLVM IR because numba does not keep the words of a loop over rows in registers.
     """
-    arguments = (cells, column, limit, mask, first, last, begin, place, leaf)
+    arguments = (cells, column, limit, mask, first, last, initial, first_leaf, leaf)
     real = ir.DoubleType() if cells.dtype == types.float64 else ir.FloatType()
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         arrays = {
-            n: context.make_array(signature.args[n])(context, builder, value=given[n]).data for n in (0, 1, 2, 3, 8)
+            n: context.make_array(signature.args[n])(context, builder, value=values[n]).data for n in (0, 1, 2, 3, 8)
         }
-        start, end, begin, place = given[4:8]
+        start, end, initial, first_leaf = values[4:8]
         before = builder.basic_block
-        loop, done = builder.append_basic_block("speak"), builder.append_basic_block("decide")
-        full = _splat(builder, begin)
+        loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
+        full = _splat(builder, initial)
         builder.cbranch(builder.icmp_signed("<", start, end), loop, done)
 
         builder.position_at_end(loop)
-        at, word = builder.phi(start.type), builder.phi(WORDS)
-        narrowed = _speak(builder, arrays, at, word, ir.VectorType(real, ROWS))
-        following = builder.add(at, ir.Constant(at.type, 1))
-        for phi, entering, returning in ((at, start, following), (word, full, narrowed)):
+        entry, word = builder.phi(start.type), builder.phi(WORDS)
+        narrowed = _apply_entry(builder, arrays, entry, word, ir.VectorType(real, ROWS))
+        next_entry = builder.add(entry, ir.Constant(entry.type, 1))
+        for phi, entering, returning in ((entry, start, next_entry), (word, full, narrowed)):
             phi.add_incoming(entering, before)
             phi.add_incoming(returning, loop)
-        builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
+        builder.cbranch(builder.icmp_signed("<", next_entry, end), loop, done)
 
         builder.position_at_end(done)
         final = builder.phi(WORDS)
         final.add_incoming(full, before)
         final.add_incoming(narrowed, loop)
-        found = builder.add(_lowest_bit(builder, final), _splat(builder, builder.trunc(place, WORD)))
+        exit_leaf = builder.add(_lowest_bit(builder, final), _splat(builder, builder.trunc(first_leaf, WORD)))
         leaves = builder.bitcast(arrays[8], WORDS.as_pointer())
-        some = builder.icmp_unsigned("!=", final, ir.Constant(WORDS, [0] * ROWS))
-        builder.store(builder.select(some, found, builder.load(leaves, align=4)), leaves, align=4)
+        any_bit = builder.icmp_unsigned("!=", final, ir.Constant(WORDS, [0] * ROWS))
+        builder.store(builder.select(any_bit, exit_leaf, builder.load(leaves, align=4)), leaves, align=4)
         return context.get_dummy_value()
 
     return types.void(*arguments), code
@@ -309,22 +312,22 @@ def _narrow_in_llvm(
 _narrow: Any = intrinsic(_narrow_in_llvm)
 
 
-def _speak(builder: Any, arrays: dict[int, Any], at: Any, word: Any, kind: Any) -> Any:
-    """The words after entry `at`: where its column is above its limit, only the bits of its mask."""
+def _apply_entry(builder: Any, arrays: dict[int, Any], entry: Any, word: Any, kind: Any) -> Any:
+    """The words after an entry: ANDed with its mask in the rows whose value is above its limit."""
     cells, column, limit, mask = (arrays[n] for n in range(4))
-    offset = builder.sext(builder.load(builder.gep(column, [at])), at.type)
-    # Aligned as numba aligns arrays: to the value, not to the vector.
+    offset = builder.sext(builder.load(builder.gep(column, [entry])), entry.type)
+    # numba aligns arrays to the value, not to the vector.
     x = builder.load(builder.bitcast(builder.gep(cells, [offset]), kind.as_pointer()), align=4)
-    right = builder.fcmp_ordered(">", x, _splat(builder, builder.load(builder.gep(limit, [at]))))
-    return builder.select(right, builder.and_(word, _splat(builder, builder.load(builder.gep(mask, [at])))), word)
+    right = builder.fcmp_ordered(">", x, _splat(builder, builder.load(builder.gep(limit, [entry]))))
+    return builder.select(right, builder.and_(word, _splat(builder, builder.load(builder.gep(mask, [entry])))), word)
 
 
 def _splat(builder: Any, value: Any) -> Any:
-    """A vector with `value` for every row."""
-    one = builder.insert_element(
+    """A vector with `value` in every row."""
+    first = builder.insert_element(
         ir.Constant(ir.VectorType(value.type, ROWS), ir.Undefined), value, ir.Constant(WORD, 0)
     )
-    return builder.shuffle_vector(one, one, ir.Constant(WORDS, [0] * ROWS))
+    return builder.shuffle_vector(first, first, ir.Constant(WORDS, [0] * ROWS))
 
 
 def _lowest_bit(builder: Any, word: Any) -> Any:

@@ -1,6 +1,7 @@
-"""What is done to an order once the scores are there: at most so many of a kind, unlike neighbours, fixed places.
+"""Reranking of scored lists: caps per attribute value, diversity, and pinned positions.
 
-Arrays in, arrays out; which item is meant, and why, is `serving.rules`. An order is a sequence of rows, best first.
+Arrays in, arrays out. `serving.rules` decides which items a rule applies to. An order is a sequence of rows, best
+first.
 """
 
 from __future__ import annotations
@@ -21,32 +22,33 @@ Bool = NDArray[np.bool_]
 
 @compiled
 def within_cap(start: I64, tag: I32, n_tags: int, item: I32, most: int) -> Bool:
-    """bool, like `item`: which stay where each value may stand `most` times, given out from the first on.
+    """bool[m]: the items to keep so that each attribute value occurs at most `most` times; earlier items go first.
 
-    item: int32[m], best first, `-1` unknown. Values of item i: `tag[start[i]:start[i + 1]]`; the last row is the
-    unknown item. One with several values needs room in all of them; one without any always stays.
+    item: int32[m], best first, `-1` if unknown. The values of item i are `tag[start[i]:start[i + 1]]`; the last row
+    holds those of the unknown item. An item with several values is kept only if none of them has reached the cap. An
+    item without values is always kept.
     """
-    stays = np.ones(len(item), np.bool_)
+    keep = np.ones(len(item), np.bool_)
     count = np.zeros(n_tags, np.int64)
     for m in range(len(item)):
         row = item[m] if item[m] >= 0 else len(start) - 2
         for p in range(start[row], start[row + 1]):
             if count[tag[p]] >= most:
-                stays[m] = False
-        if stays[m]:
+                keep[m] = False
+        if keep[m]:
             for p in range(start[row], start[row + 1]):
                 count[tag[p]] += 1
-    return stays
+    return keep
 
 
 def diverse(score: F64, cosine: F32, score_share: float, most: int) -> I64:
-    """int64[m]: an order in which each next one is good and unlike those before it; the greedy choice, exactly.
+    """Order by maximal marginal relevance, int64[m]: each next row has a high score and is unlike the rows before it.
 
-    score: float64[m], descending. cosine: float32[m, m], NaN where one has no vector, taken for 0. score_share: 0 to 1,
-    what the score counts for against likeness; at 1 the order stays as it is. The first `most` are so chosen, the
-    others follow in their order; equals stand by their place in `score`.
+    score: float64[m], descending. cosine: float32[m, m]; NaN, if a row has no vector, counts as 0. score_share: weight
+    of the score against similarity, 0 to 1; at 1 the order does not change. The first `most` rows are selected greedily
+    (exact, no approximation); the rest follow in their original order. Ties go to the row that comes first in `score`.
 
-    Maximal marginal relevance: Carbonell and Goldstein, SIGIR 1998. Scores are scaled to 0 to 1 over the m.
+    Carbonell and Goldstein, SIGIR 1998. Scores are first scaled to the range 0 to 1.
     """
     low, high = score.min(initial=np.inf), score.max(initial=-np.inf)
     scaled = (score - low) / (high - low) if high > low else np.zeros(len(score))
@@ -57,37 +59,37 @@ def diverse(score: F64, cosine: F32, score_share: float, most: int) -> I64:
 def _diverse(scaled: F64, cosine: F32, score_share: float, most: int) -> I64:
     m = len(scaled)
     out = np.empty(m, np.int64)
-    taken = np.zeros(m, np.bool_)
-    likest = np.full(m, -np.inf)
+    selected = np.zeros(m, np.bool_)
+    max_cosine = np.full(m, -np.inf)
     for place in range(most):
-        best, worth = -1, -np.inf
+        best, best_relevance = -1, -np.inf
         for i in range(m):
-            if not taken[i]:
-                # Nothing is before the first one, so its likeness is none.
-                mine = score_share * scaled[i] - ((1.0 - score_share) * likest[i] if place > 0 else 0.0)
-                if best < 0 or mine > worth:
-                    best, worth = i, mine
-        out[place], taken[best] = best, True
+            if not selected[i]:
+                # The first row has no rows before it, hence no similarity penalty.
+                relevance = score_share * scaled[i] - ((1.0 - score_share) * max_cosine[i] if place > 0 else 0.0)
+                if best < 0 or relevance > best_relevance:
+                    best, best_relevance = i, relevance
+        out[place], selected[best] = best, True
         for i in range(m):
-            likest[i] = max(likest[i], cosine[i, best])
+            max_cosine[i] = max(max_cosine[i], cosine[i, best])
     place = most
     for i in range(m):
-        if not taken[i]:
+        if not selected[i]:
             out[place] = i
             place += 1
     return out
 
 
 def placed(order: I64, places: Mapping[int, int]) -> I64:
-    """int64: an order with further rows put at their places among it.
+    """int64: an order with pinned rows inserted at fixed positions.
 
-    places: row to place from 0, each place once; none of the rows is in `order`. A place beyond the end is the end: of
-    several such, the last free places in their order.
+    places: row to position, from 0. The rows are not in `order`, and each position is used once. Rows pinned beyond the
+    end go to the last free positions, in the order of their pins.
     """
     out = np.full(len(order) + len(places), -1, np.int64)
-    pinned = sorted(places.items(), key=lambda pin: pin[1])
-    for row, place in pinned:
-        if place < len(out):
-            out[place] = row
-    out[out < 0] = np.append(order, [row for row, place in pinned if place >= len(out)]).astype(np.int64)
+    pins = sorted(places.items(), key=lambda pin: pin[1])
+    for row, position in pins:
+        if position < len(out):
+            out[position] = row
+    out[out < 0] = np.append(order, [row for row, position in pins if position >= len(out)]).astype(np.int64)
     return out

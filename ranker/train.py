@@ -1,7 +1,7 @@
-"""Trains the ranker: LightGBM's lambdarank on graded gains, stopped early on lists it has not seen.
+"""Ranker training: LightGBM's lambdarank on graded gains, with early stopping on validation lists.
 
-What leaves is the model's text, which `ranker.trees` scores without LightGBM; LightGBM itself is imported when training
-begins and nowhere else. The same rows, configuration and seed give the same text.
+The result is the model text, which `ranker.trees` scores without LightGBM. LightGBM is only imported when training
+starts. The same rows, configuration and seed give the same text.
 """
 
 from __future__ import annotations
@@ -25,62 +25,83 @@ I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 ALONE: Mapping[str, Any] = MappingProxyType({})
-"""The network of one worker."""
+"""Network parameters for training with one worker."""
 
-# LightGBM's own limit for lambdarank.
+# LightGBM's limit of rows per list for lambdarank.
 MAX_LIST = 10_000
 
-# What LightGBM refuses in a feature's name, which it also writes as JSON.
+# Characters that LightGBM does not allow in feature names, because it also writes them as JSON.
 FORBIDDEN = '",:[]{}'
 
 
 class RankerConfig(BaseModel):
-    """How the trees are grown. Names in brackets are LightGBM's."""
+    """Parameters of ranker training. LightGBM's parameter names are in brackets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trees: int = Field(500, ge=1, le=10_000, description="The most trees that are grown; early stopping decides.")
-    leaves: int = Field(15, ge=2, le=255, description="Leaves to a tree. [num_leaves]")
-    learning_rate: float = Field(0.05, gt=0, le=1, description="How much of each tree is believed.")
-    min_data_in_leaf: int = Field(100, ge=1, description="Rows a leaf must hold: higher for noisier gains.")
-    feature_fraction: float = Field(0.6, gt=0, le=1, description="Share of the features each tree may ask.")
-    lambda_l2: float = Field(10.0, ge=0, description="L2 penalty on leaf values.")
-    max_bin: int = Field(255, ge=2, le=65_535, description="Distinct values of a feature that are told apart.")
-    early_stopping_rounds: int = Field(100, ge=1, description="Trees without a better validation ndcg@10 that end it.")
+    trees: int = Field(500, ge=1, le=10_000, description="Maximum number of trees. Early stopping may choose fewer.")
+    leaves: int = Field(15, ge=2, le=255, description="Maximum number of leaves per tree. [num_leaves]")
+    learning_rate: float = Field(0.05, gt=0, le=1, description="Learning rate.")
+    min_data_in_leaf: int = Field(
+        100, ge=1, description="Minimum number of rows in a leaf. Use a higher value for noisier gains."
+    )
+    feature_fraction: float = Field(
+        0.6, gt=0, le=1, description="Share of the features that is sampled at random for each tree."
+    )
+    lambda_l2: float = Field(10.0, ge=0, description="L2 regularisation of leaf values.")
+    max_bin: int = Field(255, ge=2, le=65_535, description="Maximum number of histogram bins per feature.")
+    early_stopping_rounds: int = Field(
+        100, ge=1, description="Stop after this many trees without an improvement of ndcg@10 on the validation lists."
+    )
     label_gain: tuple[float, ...] = Field(
-        (0, 1, 3, 7), min_length=2, description="What gain 0, 1, 2, ... is worth, rising; ndcg's own is 2^gain - 1."
+        (0, 1, 3, 7),
+        min_length=2,
+        description="Weight in training of gain 0, 1, 2, and so on, in ascending order and starting with 0. The ndcg "
+        "metric uses 2^gain - 1.",
     )
     truncation_level: int = Field(
-        30, ge=1, description="Pairs are learned when one of both is above this rank. [lambdarank_truncation_level]"
+        30,
+        ge=1,
+        description="Train only on pairs of items with at least one of the two ranked above this position. "
+        "[lambdarank_truncation_level]",
     )
     position_debias: bool = Field(
-        True, description="Learn, and set aside, what a shown position alone adds; needs positions."
+        True,
+        description="Estimate position bias in training and remove it from the scores. Needs the positions of the "
+        "shown items.",
     )
     position_regularization: float = Field(
-        0.0, ge=0, description="Pulls the learned position effects to 0. [lambdarank_position_bias_regularization]"
+        0.0,
+        ge=0,
+        description="L2 regularisation of the estimated position bias. [lambdarank_position_bias_regularization]",
     )
     refit: bool = Field(
-        True, description="Once validation has chosen how many trees, grow as many on its lists as well."
+        True,
+        description="After validation has chosen the number of trees, train again with this number of trees on the "
+        "training and validation lists together.",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the features sampled for each tree.")
-    threads: int = Field(1, ge=1, le=256, description="Threads LightGBM trains with; the trees are the same for any.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed of the feature sampling.")
+    threads: int = Field(
+        1, ge=1, le=256, description="Number of training threads. The trees do not depend on this number."
+    )
 
     @field_validator("label_gain")
     @classmethod
-    def _rising(cls, gains: tuple[float, ...]) -> tuple[float, ...]:
+    def _ascending(cls, gains: tuple[float, ...]) -> tuple[float, ...]:
         if gains[0] != 0 or any(later <= earlier for earlier, later in pairwise(gains)):
-            raise ValueError(f"label_gain {gains}: expected 0 first and each above the one before")
+            raise ValueError(f"label_gain {gains}: expected values in ascending order, starting with 0")
         return gains
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The model and how it came about.
+    """A trained model with its training statistics.
 
-    model_text: LightGBM's text of the best `best_iteration` trees. valid_curve: ndcg@10 on validation after each tree
-    grown, best or not. importance: feature to summed gain of its splits, every feature, largest first. lists: those
-    the trees of `model_text` were grown on; lists_without_gain: those left out because nothing in them was engaged
-    with, so they order no pair. valid_lists and valid_lists_without_gain: of those that chose the number of trees.
+    model_text: LightGBM's text of the first `best_iteration` trees. valid_curve: ndcg@10 on the validation lists after
+    each trained tree, including trees after the best. importance: total gain of the splits of each feature, largest
+    first; contains every feature. lists: number of lists that the trees of `model_text` were trained on.
+    lists_without_gain: number of lists that were left out because no item in them has a gain, so there are no pairs to
+    order. valid_lists, valid_lists_without_gain: the same for the validation lists.
     """
 
     model_text: str
@@ -109,46 +130,51 @@ def train(
     worker: int = 0,
     network: Mapping[str, Any] = ALONE,
 ) -> Trained:
-    """A lambdarank model of `rows`, with as many trees as do best on the validation lists.
+    """Trains a lambdarank model with the number of trees that is best on the validation lists.
 
-    rows: float32[n, features], NaN for missing. gain: int8[n], an index into `config.label_gain`. start: int64[lists +
-    1], list g is rows `start[g]:start[g + 1]`. The same three for validation, whose lists must be later in time: that
-    is the caller's to see to. position: int16[n], 0 the top, negative for a row that was not shown; used in training
-    alone, and required where `config.position_debias` is set. categorical: features whose whole numbers are
-    categories. on_progress: called with (trees grown, most trees) after each.
+    rows: float32[n, features], NaN if missing. gain: int8[n], an index into `config.label_gain`. start: int64[lists +
+    1]; list g is rows `start[g]:start[g + 1]`. valid_rows, valid_gain, valid_start: the same for the validation lists.
+    The caller must ensure that these are later in time. position: int16[n], 0 for the top, negative for a row that was
+    not shown; only used in training, and required if `config.position_debias` is set. categorical: names of features
+    whose integer values are categories. on_progress: called with (trees trained, maximum number of trees) after each
+    tree.
 
-    A row not shown takes the deepest position of all. It has none, and one of its own would let the position effect
-    explain away that unshown rows are never clicked, which is what they were sampled to teach. Validation takes gains
-    as they are unless `valid_examination` is given, float64[n] in (0, 1], the chance that each of its rows was looked
-    at (see `ranker.examination`): then by `ips_ndcg`. Where lists were shown in a biased order, clicks as they are
-    make early stopping favour models that repeat that order, and stop a debiased one too soon.
+    Rows that were not shown get the deepest position of all. They have no position, and with a special one the
+    estimated position bias would explain why they are never clicked, although they were sampled as negatives.
 
-    network: LightGBM's `machines`, `num_machines` and `local_listen_port`, where several workers train together, each
-    with the same arguments but its own number `worker` and port. Each learns from its share of whole lists, and all
-    validate on all of validation, so that all stop at the same tree. They agree on every split, and not on the effects
-    of positions, which LightGBM estimates on each worker from the lists that are there.
+    valid_examination: float64[n] in (0, 1], the examination probability of each validation row (see
+    `ranker.examination`). If given, early stopping uses `ips_ndcg`, otherwise ndcg of the gains as logged. If the lists
+    were shown in a biased order, the logged gains make early stopping favour models that reproduce that order, and stop
+    the training of a debiased model too early.
 
-    Raises `ValueError` naming the argument, row or name that does not fit.
+    network: LightGBM's `machines`, `num_machines` and `local_listen_port`, for training with several workers. All
+    workers pass the same arguments except for their own number, `worker`, and port. Each trains on its share of the
+    lists, and all validate on all validation lists, so they stop at the same tree. The workers agree on every split.
+    They do not agree on the position bias, which LightGBM estimates on each worker from that worker's lists.
+
+    Raises `ValueError` naming the invalid argument, row or feature name.
     """
     _check_names(names, categorical)
-    whole = _Part.checked("", rows, gain, start, len(names), config, position)
-    train_part = whole.share(worker, int(network.get("num_machines", 1)))
-    valid_part = _Part.checked(
+    all_lists = _ListsWithGain.checked("", rows, gain, start, len(names), config, position)
+    train_lists = all_lists.share(worker, int(network.get("num_machines", 1)))
+    valid_lists = _ListsWithGain.checked(
         "valid_", valid_rows, valid_gain, valid_start, len(names), config, None, valid_examination
     )
     if config.position_debias and position is None:
-        raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
-    booster, curve = _boost(train_part, valid_part, list(names), config, list(categorical), on_progress, network)
+        raise ValueError("position_debias is set but position is missing; pass positions or set position_debias: false")
+    booster, curve = _fit_booster(
+        train_lists, valid_lists, list(names), config, list(categorical), on_progress, network
+    )
     best = int(booster.best_iteration)
     return Trained(
         model_text=booster.model_to_string(num_iteration=best),
         best_iteration=best,
         valid_curve=tuple(curve),
         importance=_importance(booster, names, best),
-        lists=len(whole.sizes),
-        lists_without_gain=whole.without_gain,
-        valid_lists=len(valid_part.sizes),
-        valid_lists_without_gain=valid_part.without_gain,
+        lists=len(all_lists.sizes),
+        lists_without_gain=all_lists.without_gain,
+        valid_lists=len(valid_lists.sizes),
+        valid_lists_without_gain=valid_lists.without_gain,
     )
 
 
@@ -164,24 +190,25 @@ def refit(
     worker: int = 0,
     network: Mapping[str, Any] = ALONE,
 ) -> Trained:
-    """The model that was chosen, its trees grown anew, as many of them, on these lists.
+    """Trains a model again on the given lists, with the number of trees that validation has chosen.
 
-    For the lists it learned from together with those it was chosen by: the newest there are, of no more use once they
-    have chosen. What it is judged by must be later than all. Arguments are as in `train`; the curve stays as it was.
+    Meant for the training and validation lists together, because the validation lists are the newest and no longer
+    needed for validation. Test lists must be later than all of them. Arguments as in `train`. The validation curve of
+    `trained` is kept.
     """
     import lightgbm as lgb
 
     _check_names(names, categorical)
-    whole = _Part.checked("", rows, gain, start, len(names), config, position)
-    part = whole.share(worker, int(network.get("num_machines", 1)))
+    all_lists = _ListsWithGain.checked("", rows, gain, start, len(names), config, position)
+    own_lists = all_lists.share(worker, int(network.get("num_machines", 1)))
     if config.position_debias and position is None:
-        raise ValueError("position_debias is set and position is missing; pass positions or set position_debias: false")
+        raise ValueError("position_debias is set but position is missing; pass positions or set position_debias: false")
     parameters = _parameters(config) | _network_parameters(network)
     data = lgb.Dataset(
-        part.rows,
-        part.gain,
-        group=part.sizes,
-        position=part.position,
+        own_lists.rows,
+        own_lists.gain,
+        group=own_lists.sizes,
+        position=own_lists.position,
         feature_name=list(names),
         categorical_feature=list(categorical),
         params=parameters,
@@ -191,19 +218,19 @@ def refit(
         trained,
         model_text=booster.model_to_string(),
         importance=_importance(booster, names, trained.best_iteration),
-        lists=len(whole.sizes),
-        lists_without_gain=whole.without_gain,
+        lists=len(all_lists.sizes),
+        lists_without_gain=all_lists.without_gain,
     )
 
 
 def _importance(booster: Any, names: Sequence[str], trees: int) -> dict[str, float]:
-    shares = booster.feature_importance("gain", iteration=trees)
-    return dict(sorted(zip(names, map(float, shares), strict=True), key=lambda pair: -pair[1]))
+    gains = booster.feature_importance("gain", iteration=trees)
+    return dict(sorted(zip(names, map(float, gains), strict=True), key=lambda pair: -pair[1]))
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The lists that hold a gain: all that lambdarank can learn from, and all that ndcg is defined on."""
+class _ListsWithGain:
+    """The lists that contain a gain. Lambdarank can only train on these, and ndcg is only defined for these."""
 
     rows: F32
     gain: I8
@@ -223,95 +250,109 @@ class _Part:
         config: RankerConfig,
         position: I16 | None,
         examination_probability: F64 | None = None,
-    ) -> _Part:
-        """The part, its arrays seen to fit together; `prefix` names them in errors."""
+    ) -> _ListsWithGain:
+        """Checks the arrays and leaves out lists without gain. prefix: prefix of argument names in error messages."""
         if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != features:
             raise ValueError(f"{prefix}rows are {rows.dtype}{list(rows.shape)}, expected float32[n, {features}]")
         _check_lists(prefix, start, len(rows))
         if gain.shape != (len(rows),) or not np.issubdtype(gain.dtype, np.integer):
             raise ValueError(f"{prefix}gain is {gain.dtype}{list(gain.shape)}, expected int8[{len(rows)}]")
-        strange = np.flatnonzero((gain < 0) | (gain >= len(config.label_gain)))
-        if len(strange):
-            most = len(config.label_gain) - 1
-            raise ValueError(f"{prefix}gain[{strange[0]}] is {gain[strange[0]]}, label_gain knows 0 to {most}")
+        invalid = np.flatnonzero((gain < 0) | (gain >= len(config.label_gain)))
+        if len(invalid):
+            highest = len(config.label_gain) - 1
+            raise ValueError(f"{prefix}gain[{invalid[0]}] is {gain[invalid[0]]}, expected 0 to {highest} (label_gain)")
         sizes = np.diff(start)
-        gained = np.concatenate([[0], np.cumsum(gain > 0)])
-        useful = gained[start[1:]] > gained[start[:-1]]
-        if not useful.any():
-            raise ValueError(f"{prefix}gain: none of {len(sizes)} lists holds a gain above 0; nothing orders them")
-        kept = np.repeat(useful, sizes)
-        place = None if position is None or not config.position_debias else _places(position, len(rows))[kept]
+        gains_before = np.concatenate([[0], np.cumsum(gain > 0)])
+        has_gain = gains_before[start[1:]] > gains_before[start[:-1]]
+        if not has_gain.any():
+            raise ValueError(
+                f"{prefix}gain: no list of {len(sizes)} contains a gain above 0, so there is no order to learn"
+            )
+        keep = np.repeat(has_gain, sizes)
+        positions = (
+            None if position is None or not config.position_debias else _training_positions(position, len(rows))[keep]
+        )
         if examination_probability is not None:
             if (
                 examination_probability.shape != (len(rows),)
                 or not ((examination_probability > 0) & (examination_probability <= 1)).all()
             ):
-                raise ValueError(f"{prefix}examination_probability: expected {len(rows)} chances above 0 and at most 1")
-            examination_probability = examination_probability[kept]
-        return cls(rows[kept], gain[kept], sizes[useful], place, int((~useful).sum()), examination_probability)
+                raise ValueError(
+                    f"{prefix}examination: expected {len(rows)} probabilities above 0 and at most 1, one per row"
+                )
+            examination_probability = examination_probability[keep]
+        return cls(rows[keep], gain[keep], sizes[has_gain], positions, int((~has_gain).sum()), examination_probability)
 
-    def share(self, worker: int, workers: int) -> _Part:
-        """The lists of one of several workers: every so many-th, whole, since their rows are ordered among themselves.
+    def share(self, worker: int, workers: int) -> _ListsWithGain:
+        """The lists of one of several workers: list g goes to worker g modulo `workers`.
 
-        Raises `ValueError` where there are fewer lists than workers.
+        Lists are not split, because lambdarank compares the rows of a list with each other. Raises `ValueError` if
+        there are fewer lists than workers.
         """
         if workers == 1:
             return self
         if len(self.sizes) < workers:
-            raise ValueError(f"{len(self.sizes)} lists with gain for {workers} workers: train with fewer")
+            raise ValueError(f"{len(self.sizes)} lists with gain for {workers} workers: use fewer workers")
         own = np.arange(len(self.sizes)) % workers == worker
-        kept = np.repeat(own, self.sizes)
-        place = None if self.position is None else self.position[kept]
-        return replace(self, rows=self.rows[kept], gain=self.gain[kept], sizes=self.sizes[own], position=place)
+        keep = np.repeat(own, self.sizes)
+        positions = None if self.position is None else self.position[keep]
+        return replace(self, rows=self.rows[keep], gain=self.gain[keep], sizes=self.sizes[own], position=positions)
 
 
 def _check_names(names: Sequence[str], categorical: Sequence[str]) -> None:
     for name in names:
-        # The model text separates names by blanks.
+        # The model text separates names with white space.
         if not name or any(letter.isspace() or letter in FORBIDDEN for letter in name):
-            raise ValueError(f"feature name {name!r}: expected no blanks and none of {FORBIDDEN}")
+            raise ValueError(f"feature name {name!r}: must not be empty or contain white space or any of {FORBIDDEN}")
     if len(set(names)) < len(names):
         raise ValueError(f"feature name {next(n for n in names if list(names).count(n) > 1)!r} occurs twice")
     unknown = [name for name in categorical if name not in names]
     if unknown:
-        raise ValueError(f"categorical names {unknown[0]!r}, which is no feature")
+        raise ValueError(f"categorical contains {unknown[0]!r}, which is not a feature")
 
 
 def _check_lists(prefix: str, start: I64, rows: int) -> None:
     integers = np.issubdtype(start.dtype, np.integer) and start.ndim == 1
     if not integers or len(start) < 2 or start[0] != 0 or start[-1] != rows or (np.diff(start) < 0).any():
-        raise ValueError(f"{prefix}start must rise from 0 to the {rows} rows and hold a list, found {start[:3]}")
+        raise ValueError(
+            f"{prefix}start is {start[:3]}..., expected integers rising from 0 to {rows}, the number of rows, "
+            "for at least one list"
+        )
     longest = int(np.diff(start).argmax())
     if start[longest + 1] - start[longest] > MAX_LIST:
         size = start[longest + 1] - start[longest]
-        raise ValueError(f"{prefix}start: list {longest} has {size} rows, LightGBM takes {MAX_LIST}; sample its rows")
+        raise ValueError(
+            f"{prefix}start: list {longest} has {size} rows, but LightGBM allows {MAX_LIST}; sample its rows"
+        )
 
 
-def _places(position: I16, rows: int) -> I64:
-    """Positions with the rows that were not shown at the deepest."""
+def _training_positions(position: I16, rows: int) -> I64:
+    """Positions for training: rows that were not shown get the deepest position."""
     if position.shape != (rows,) or not np.issubdtype(position.dtype, np.integer):
         raise ValueError(f"position is {position.dtype}{list(position.shape)}, expected int16[{rows}]")
     return np.where(position < 0, max(position.max(initial=0), 0), position).astype(np.int64)
 
 
-def _boost(
-    part: _Part,
-    valid: _Part,
+def _fit_booster(
+    train_lists: _ListsWithGain,
+    valid_lists: _ListsWithGain,
     names: list[str],
     config: RankerConfig,
     categorical: list[str],
     on_progress: Callable[[int, int], None] | None,
     network: Mapping[str, Any],
 ) -> tuple[Any, list[float]]:
-    """The booster and its validation curve."""
+    """(booster, validation curve)."""
     import lightgbm as lgb
 
     parameters = _parameters(config) | _network_parameters(network)
-    shape: dict[str, Any] = {"feature_name": names, "categorical_feature": categorical, "params": parameters}
-    data = lgb.Dataset(part.rows, part.gain, group=part.sizes, position=part.position, **shape)
-    check = lgb.Dataset(valid.rows, valid.gain, group=valid.sizes, reference=data, **shape)
+    options: dict[str, Any] = {"feature_name": names, "categorical_feature": categorical, "params": parameters}
+    data = lgb.Dataset(
+        train_lists.rows, train_lists.gain, group=train_lists.sizes, position=train_lists.position, **options
+    )
+    valid_data = lgb.Dataset(valid_lists.rows, valid_lists.gain, group=valid_lists.sizes, reference=data, **options)
     history: dict[str, Any] = {}
-    metric = None if valid.examination_probability is None else _ips_metric(valid, config)
+    metric = None if valid_lists.examination_probability is None else _ips_metric(valid_lists, config)
     if metric is not None:
         parameters["metric"] = "None"
 
@@ -323,7 +364,7 @@ def _boost(
         parameters,
         data,
         num_boost_round=config.trees,
-        valid_sets=[check],
+        valid_sets=[valid_data],
         valid_names=["valid"],
         feval=metric,
         callbacks=[
@@ -335,27 +376,27 @@ def _boost(
     return booster, [float(value) for value in history["valid"]["ndcg@10"]]
 
 
-def _ips_metric(valid: _Part, config: RankerConfig) -> Callable[[F64, Any], tuple[str, float, bool]]:
-    """The metric that stops training, under the name of LightGBM's own."""
-    worth = np.array(config.label_gain, np.float64)[valid.gain]
-    start = np.concatenate(([0], np.cumsum(valid.sizes)))
+def _ips_metric(lists: _ListsWithGain, config: RankerConfig) -> Callable[[F64, Any], tuple[str, float, bool]]:
+    """`ips_ndcg` as a LightGBM metric for early stopping, with the name of the built-in metric."""
+    gain = np.array(config.label_gain, np.float64)[lists.gain]
+    start = np.concatenate(([0], np.cumsum(lists.sizes)))
     examination_probability = (
-        np.ones(len(worth)) if valid.examination_probability is None else valid.examination_probability
+        np.ones(len(gain)) if lists.examination_probability is None else lists.examination_probability
     )
 
     def metric(score: F64, _: Any) -> tuple[str, float, bool]:
-        return "ndcg@10", ips_ndcg(score, worth, start, examination_probability), True
+        return "ndcg@10", ips_ndcg(score, gain, start, examination_probability), True
 
     return metric
 
 
 def _network_parameters(network: Mapping[str, Any]) -> dict[str, Any]:
-    """LightGBM's parameters for training with others; none where there are none."""
+    """LightGBM's parameters for several workers; empty for one worker."""
     return {**network, "tree_learner": "data", "pre_partition": True} if len(network) else {}
 
 
 def _parameters(config: RankerConfig) -> dict[str, Any]:
-    """LightGBM's parameters. Row-wise histograms and `deterministic` make the text depend on nothing but the input."""
+    """LightGBM's parameters. With row-wise histograms and `deterministic`, the text depends on the input alone."""
     return {
         "objective": "lambdarank",
         "metric": "ndcg",

@@ -1,9 +1,9 @@
-"""Scores of a LightGBM model without LightGBM: the same leaf for every input, the same sum to the last bit.
+"""Scoring of LightGBM models without LightGBM, bit-identical to `Booster.predict`.
 
-`Booster.predict` takes nine tenths of a request, and importing LightGBM brings pandas into the service. `Trees` reads
-the model's text and needs neither. `score` runs the fast layout of `ranker/quickscorer.py`; `traverse` walks node by
-node, as LightGBM does, and is what the fast one is tested against, next to LightGBM itself. Left out, and refused by
-name when the text is read: linear leaves, averaged forests (boosting=rf), more than one output.
+`Booster.predict` would take nine tenths of the time of a request, and importing LightGBM imports pandas. `Trees` reads
+the model text and needs neither. `score` uses the fast algorithm of `ranker/quickscorer.py`. `traverse` walks the trees
+node by node, as LightGBM does; the tests compare `score` with it and with LightGBM. Not supported, and rejected when
+the text is read: linear leaves, averaged forests (boosting=rf), and more than one output.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ Rows = NDArray[np.float32] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Trees:
-    """A model ready to score; `names` are the features, in column order. Nothing in it changes: threads may share it.
+    """A model for scoring. Immutable, so threads can share it. names: the features in column order.
 
-    The first call of each method compiles it for the processor at hand: seconds once on a machine, kept on disk.
+    The first call of each method compiles it, which takes seconds once per machine; the result is cached on disk.
     """
 
     names: tuple[str, ...]
     forest: Forest
-    quick: QuickScorer
+    quick_scorer: QuickScorer
 
     @classmethod
     def parse(cls, model_text: str) -> Trees:
-        """The model in LightGBM's model text. Raises `ModelTextError` naming the tree and field it cannot take."""
+        """Reads LightGBM's model text. Raises `ModelTextError` naming the tree and field that are not supported."""
         names, forest = Forest.parse(model_text)
         return cls(names, forest, QuickScorer.of(forest))
 
     @property
     def asked(self) -> frozenset[str]:
-        """The features that some tree asks for."""
+        """The features that any tree splits on."""
         return frozenset(self.names[k] for k in np.unique(self.forest.feature).tolist())
 
     def score(self, rows: Rows) -> F64:
-        """float64[n]: what `Booster.predict(rows, raw_score=True)` answers, added up in the same order of trees.
+        """float64[n]: the result of `Booster.predict(rows, raw_score=True)`, summed over trees in the same order.
 
-        rows: float32 or float64 [n, features], NaN for missing, infinities allowed. Raises `ValueError` on another
+        rows: float32 or float64 [n, features]; NaN if missing, infinities allowed. Raises `ValueError` for any other
         shape or dtype.
         """
-        return self.quick.score(self._checked(rows))
+        return self.quick_scorer.score(self._checked(rows))
 
     def traverse(self, rows: Rows) -> F64:
-        """The same as `score`, node by node: slower, and plain enough to be believed."""
+        """The result of `score`, computed node by node: slower, but a simple reference for tests."""
         return _traverse(self.forest, self._checked(rows))
 
     def contributions(self, rows: Rows) -> F64:
-        """float64[n, features + 1]: what each feature added to each row's score; the last column is the bias.
+        """float64[n, features + 1]: contribution of each feature to each row's score; the last column is the bias.
 
-        Saabas' path attribution (2014, "Interpreting random forests"): each step from a node to its child moves the
-        expected score, and the move belongs to the feature the node asks. The columns add up to `score` within 1e-9.
-        It credits the features met on the path and, unlike SHAP values, gives more to splits near the leaves.
+        Path attribution (Saabas 2014, "Interpreting random forests"): each step from a node to its child changes the
+        expected score, and the change is attributed to the feature that the node splits on. The columns add up to
+        `score` within 1e-9. Only features on the path get a share. Unlike SHAP values, splits near the leaves get more.
         """
         return _contributions(self.forest, self._checked(rows))
 
@@ -69,7 +69,7 @@ class Trees:
             raise ValueError(f"rows are {rows.dtype}, expected float32 or float64")
         if rows.ndim != 2 or rows.shape[1] != len(self.names):
             raise ValueError(f"rows have shape {rows.shape}, the model expects (n, {len(self.names)})")
-        # Read-only arrays are copied: to numba they are another type, to be compiled anew in the middle of a request.
+        # Read-only arrays are copied: numba treats them as another type and would compile again during a request.
         return np.require(rows, requirements=["C", "W", "A"])
 
 
@@ -77,7 +77,7 @@ class Trees:
 def _goes_left(forest: Forest, node: int, x: float) -> bool:
     kind = forest.kind[node]
     if kind == CATEGORY:
-        # The whole part, towards zero; NaN, negative or beyond the set's last word is in no set.
+        # The category is x truncated towards zero. NaN, negative values and values beyond the last word are in no set.
         words = forest.set_end[node] - forest.set_start[node]
         if not (x > -1.0 and x < 32.0 * words):
             return False
@@ -106,19 +106,19 @@ def _traverse(forest: Forest, rows: Rows) -> F64:
 
 @compiled
 def _contributions(forest: Forest, rows: Rows) -> F64:
-    share = np.zeros((len(rows), rows.shape[1] + 1))
+    contributions = np.zeros((len(rows), rows.shape[1] + 1))
     for tree in range(len(forest.node_start) - 1):
         base, leaf_base = forest.node_start[tree], forest.leaf_start[tree]
         root = 0 if forest.node_start[tree + 1] > base else -1
         for row in range(len(rows)):
             at = root
             expected = forest.value[base] if at >= 0 else forest.leaf_value[leaf_base]
-            share[row, -1] += expected
+            contributions[row, -1] += expected
             while at >= 0:
                 node = base + at
                 left = _goes_left(forest, node, np.float64(rows[row, forest.feature[node]]))
                 at = forest.left[node] if left else forest.right[node]
                 after = forest.value[base + at] if at >= 0 else forest.leaf_value[leaf_base + ~at]
-                share[row, forest.feature[node]] += after - expected
+                contributions[row, forest.feature[node]] += after - expected
                 expected = after
-    return share
+    return contributions

@@ -1,1 +1,1 @@
-"""A published release answers requests; nothing here may import torch, transformers or pandas."""
+"""The ranking service. Nothing in this package may import torch, transformers or pandas."""

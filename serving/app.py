@@ -1,6 +1,6 @@
-"""HTTP: routes, errors as problem documents, the OpenAPI schema, and worker processes. What routes do is in `service`.
+"""The ASGI application and its worker processes. The work behind the routes is in `serving.ranking.service`.
 
-Bodies of `/v1` are decoded and encoded by msgspec and answered with a ready `Response`; FastAPI keeps routes and docs.
+Bodies of `/v1` are decoded and encoded by msgspec and returned as a ready `Response`; FastAPI does routing and docs.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def create_app(
     custom: tuple[Feature, ...] = (),
     good: Keys | None = None,
 ) -> FastAPI:
-    """The ASGI application; it connects when it starts, and starts whether or not Redis and a release are there.
+    """Create the ASGI application. It connects on startup, and starts with or without Redis and a release.
 
-    release: a directory to answer from until the release pointer in Redis names another, and while Redis is away.
-    clock: Unix seconds, the moment of a request, before the configured offset; by default the configuration's.
-    good: the keys that are; without any, whoever reaches the service may ask all.
+    release: directory of the release to serve until the release pointer in Redis names another, and while Redis is
+    unavailable. clock: returns the time of a request in Unix seconds, before the configured offset; defaults to the
+    configured clock. good: the valid API keys; without keys, anyone who can reach the service may call every route.
     """
     counts, good, now = Metrics(), good or Keys(), clock or clock_of(config.clock_file)
     store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s)
@@ -59,10 +59,10 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(follower.run())
-        following.add_done_callback(_say_if_it_died)
+        following.add_done_callback(_log_if_failed)
         tasks = [
             following,
-            asyncio.create_task(_look_at(good)),
+            asyncio.create_task(_reload_keys(good)),
             asyncio.create_task(service.served.run()),
             asyncio.create_task(service.shadow.run()),
         ]
@@ -86,7 +86,7 @@ def create_app(
     add_error_handlers(app)
     add_schemas(app)
     app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)
-    if config.cors_origins:  # outside the guard: a browser asks first, without a key, whether it may send one
+    if config.cors_origins:  # outside the guard: a browser's preflight request carries no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors_origins,
@@ -98,20 +98,20 @@ def create_app(
     return app
 
 
-async def _look_at(good: Keys) -> None:
-    """See to it that a key added or withdrawn is so within two seconds."""
+async def _reload_keys(good: Keys) -> None:
+    """Reload the keys every two seconds, so that keys added or removed take effect without a restart."""
     while True:
         await asyncio.sleep(2)
         await asyncio.to_thread(good.look)
 
 
-def _say_if_it_died(following: asyncio.Task[None]) -> None:
+def _log_if_failed(following: asyncio.Task[None]) -> None:
     if not following.cancelled() and following.exception() is not None:
-        log.critical("the event stream is not followed any more", exc_info=following.exception())
+        log.critical("the event stream is no longer being followed", exc_info=following.exception())
 
 
 def from_environment() -> FastAPI:
-    """The application of a worker process, as `serve` left it in the environment."""
+    """Create the application of a worker process from the environment variables set by `serve`."""
     release = os.environ.get(_RELEASE_VARIABLE)
     config = ServiceConfig.model_validate_json(os.environ.get(_CONFIG_VARIABLE, "{}"))
     custom = load_features(json.loads(os.environ.get(_FEATURES_VARIABLE, "[]")))
@@ -122,11 +122,11 @@ def from_environment() -> FastAPI:
 
 
 def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, custom: Sequence[str] = ()) -> None:
-    """Listen and answer until told to stop, with as many worker processes as the configuration says.
+    """Run the service until it is stopped, with the configured number of worker processes.
 
-    custom: features of the user's own, as module:function. Raises FeatureError where one cannot be loaded, KeysError
-    where keys cannot be read or the service would be open beyond this machine, OSError or ClockError where the file of
-    a simulated clock does not tell the time.
+    custom: custom features, as module:function. Raises FeatureError if one cannot be loaded, KeysError if keys cannot
+    be read or if the service would listen beyond this machine without keys, and OSError or ClockError if the file of a
+    simulated clock cannot be read.
     """
     load_features(custom)
     clock_of(config.clock_file)()
@@ -136,7 +136,7 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
     os.environ[_CONFIG_VARIABLE] = config.model_dump_json()
     if release is not None:
         os.environ[_RELEASE_VARIABLE] = str(release)
-    with _counting_together(config.workers):
+    with _shared_metrics(config.workers):
         uvicorn.run(
             "serving.app:from_environment",
             factory=True,
@@ -150,7 +150,7 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
 
 
 def limits(config: ServiceConfig) -> dict[str, Any]:
-    """How uvicorn is held to the configuration's bounds on connections and time."""
+    """The configured connection and time limits, as arguments of `uvicorn.run`."""
     return {
         "http": Connection,
         "ws": "none",
@@ -161,8 +161,8 @@ def limits(config: ServiceConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _counting_together(workers: int) -> Iterator[None]:
-    """Where there are several workers, a directory in which they count."""
+def _shared_metrics(workers: int) -> Iterator[None]:
+    """Set up a directory for the metrics of all workers, if there are several."""
     if workers == 1 or metrics.DIRECTORY in os.environ:
         yield
         return

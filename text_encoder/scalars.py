@@ -1,7 +1,7 @@
-"""The numbers of a training, epoch by epoch, where people look at them: TensorBoard, Weights & Biases or MLflow.
+"""Logging of training metrics per epoch, to TensorBoard, Weights & Biases or MLflow.
 
-TensorBoard's event file is written here: a scalar is some thirty bytes, and the package that writes them elsewhere is
-sixty megabytes. `pip install tensorboard` is needed to look, not to train. The other two are imported when asked for.
+TensorBoard event files are written by this module: a scalar is about 30 bytes, while the tensorboard package has 60 MB.
+It is only needed to view the files, not to train. The packages of the other two are imported when they are used.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _PROJECT = "shelfwise"
 
 
 class Scalars(Protocol):
-    """Takes the numbers of each epoch."""
+    """A logger of scalar metrics per epoch."""
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
-        """The numbers of an epoch, by name."""
+        """Logs the metrics of an epoch, by name."""
 
     def close(self) -> None:
-        """No more will come."""
+        """Finishes the log. `add` must not be called afterwards."""
 
 
-class Nowhere:
-    """Scalars that nobody wants to see."""
+class NoScalars:
+    """Logs nothing."""
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
         """See `Scalars`."""
@@ -51,7 +51,7 @@ _CRC32C = _crc32c_table()
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """Four bytes: CRC-32C (RFC 3720), rotated and shifted as the TFRecord format wants it."""
+    """Four bytes: CRC-32C (RFC 3720), masked as the TFRecord format requires."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
@@ -73,10 +73,10 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 class TensorBoard:
-    """Scalars in an event file of TensorBoard, one file a run; the runs of one directory are shown as one curve."""
+    """Logs to a TensorBoard event file, one per run. TensorBoard shows all runs in a directory as one curve."""
 
     def __init__(self, directory: Path) -> None:
-        """directory: made where it is missing, with the first scalar."""
+        """directory: created with the first scalar if it does not exist."""
         self._directory = directory
         self._file: BinaryIO | None = None
 
@@ -104,12 +104,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars as a run of Weights & Biases, which reads its own settings (`WANDB_MODE`, `WANDB_API_KEY`, ...)."""
+    """Logs to a run of Weights & Biases, which has settings of its own (`WANDB_MODE`, `WANDB_API_KEY`, ...)."""
 
     def __init__(self, directory: Path | None, settings: Mapping[str, Any]) -> None:
-        """directory: where its files go, default where it likes. settings: shown with the run."""
-        where = {"dir": str(directory)} if directory else {}
-        self._run = _needed("wandb").init(project=_PROJECT, config=dict(settings), **where)
+        """directory: for the files of wandb; None for its default. settings: shown with the run."""
+        location = {"dir": str(directory)} if directory else {}
+        self._run = _import_package("wandb").init(project=_PROJECT, config=dict(settings), **location)
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
         """See `Scalars`."""
@@ -121,18 +121,18 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """Scalars as a run of MLflow, which reads its own settings (`MLFLOW_TRACKING_URI`, ...)."""
+    """Logs to a run of MLflow, which has settings of its own (`MLFLOW_TRACKING_URI`, ...)."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """settings: logged as the run's parameters."""
-        self._mlflow = _needed("mlflow")
+        """settings: logged as parameters of the run."""
+        self._mlflow = _import_package("mlflow")
         self._mlflow.set_experiment(_PROJECT)
         self._mlflow.start_run()
         self._mlflow.log_params(dict(settings))
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
         """See `Scalars`."""
-        # MLflow takes no "@" in a name.
+        # MLflow does not allow "@" in names.
         self._mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=epoch)
 
     def close(self) -> None:
@@ -140,24 +140,24 @@ class MLflow:
         self._mlflow.end_run()
 
 
-def _needed(package: str) -> Any:
+def _import_package(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"encoder.log_to is '{package}', but the package {package} is not installed: `pip install {package}`, "
-            "or log to 'tensorboard' or 'none'"
+            f"encoder.log_to is '{package}', but the package {package} is not installed; run `pip install {package}`, "
+            "or set encoder.log_to to 'tensorboard' or 'none'"
         ) from error
 
 
 def scalars(log_to: LogTo, directory: Path | None, settings: Mapping[str, Any]) -> Scalars:
-    """Where the scalars of a training go; open until `close`.
+    """Opens the logger of a training run. The caller must call `close` at the end.
 
-    directory: for files; without one TensorBoard's are not written. settings: of the training, shown beside it.
-    Raises `ModuleNotFoundError`, naming the package, where the one asked for is not installed.
+    directory: for files; without it, no TensorBoard files are written. settings: of the training, logged with the run.
+    Raises `ModuleNotFoundError` if the package of `log_to` is not installed.
     """
     if log_to == "wandb":
         return WeightsAndBiases(directory, settings)
     if log_to == "mlflow":
         return MLflow(settings)
-    return TensorBoard(directory) if log_to == "tensorboard" and directory else Nowhere()
+    return TensorBoard(directory) if log_to == "tensorboard" and directory else NoScalars()

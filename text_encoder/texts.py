@@ -1,4 +1,4 @@
-"""The catalogue read once: a vector of every item, kept with the checkpoints, within the budget or said why not."""
+"""Encoding of all catalogue texts, with checkpoints and a time budget."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from text_encoder import checkpoint
 from text_encoder.encoder import Encoder
 from text_encoder.trainer import Clock
 
-_PARTS = 10
-_SMALLEST_PART = 1024
+_CHECKPOINTS = 10
+_MIN_CHECKPOINT_TEXTS = 1024
 
 BLOCK = 512
-"""Texts to a block: a whole number of batches on any device."""
+"""Texts per block: a multiple of the batch size on any device."""
 
 
 class BudgetSpent(RuntimeError):
-    """The catalogue could not be read within the budget, and an item without a vector cannot be ranked by its text."""
+    """The time budget ended before all texts were encoded. Training needs the vectors of all items."""
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
     """Vectors of all items.
 
-    vectors: float32[n, d], 0 for an item without text. readable: bool[n], which have text. seconds: reading took, in
-    all runs.
+    vectors: float32[n, d], 0 for an item without text. readable: bool[n], items that have text. seconds: time of
+    encoding, over all runs.
     """
 
     vectors: Tensor
@@ -43,23 +43,23 @@ class EncodedTexts:
     seconds: float
 
     def with_missing(self, vectors: Tensor) -> F32:
-        """float32[n, d]: vectors of all items, NaN for one without text."""
+        """float32[n, d]: the given vectors, with NaN for items without text."""
         return np.where(self.readable[:, None], vectors.numpy(), np.float32(np.nan))
 
 
 class BlockMap(Protocol):
-    """How blocks of texts come to be read, here or elsewhere: what `function(shared, part)` yields, part after part."""
+    """Maps a function over blocks of texts, in this process or on other machines."""
 
     def __call__(
         self, function: Callable[[Encoder, list[str]], Iterable[F32]], shared: Encoder, parts: Sequence[list[str]]
     ) -> Generator[F32, None, None]:
-        """function: of a module, and pure."""
+        """Yields the results of `function(shared, part)`, part by part. function: pure, and defined in a module."""
 
 
 def map_serially(
     function: Callable[[Encoder, list[str]], Iterable[F32]], shared: Encoder, parts: Sequence[list[str]]
 ) -> Generator[F32, None, None]:
-    """Reads blocks here, one after the other."""
+    """`BlockMap` in this process, one block after another."""
     for part in parts:
         yield from function(shared, part)
 
@@ -76,50 +76,51 @@ def encode_texts(
     on_texts: Callable[[int], None],
     over_blocks: BlockMap = map_serially,
 ) -> EncodedTexts:
-    """The catalogue read, longest texts first, each distinct one once; what is read is kept in `directory`, ten times.
+    """Encodes the catalogue: each distinct text once, longest first, with about ten checkpoints in `directory`.
 
-    The catalogue is cut into blocks of whole batches, whoever reads them: so who does is in no bit of a vector. clock:
-    None reads on whatever it takes. Raises `BudgetSpent` when the budget ends before the last tenth.
+    The texts are encoded in blocks of whole batches, so the vectors are bit-identical wherever a block is encoded.
+    clock: time budget, or None for no limit. on_texts: called with numbers of encoded texts, first with that of the
+    checkpoint. Raises `BudgetSpent` if the budget ends early; a later call continues from the last checkpoint.
     """
     readable = np.array([bool(text.strip()) for text in texts], bool)
-    known = list(dict.fromkeys(text for text in texts if text.strip()))
-    known = [known[i] for i in np.argsort(-encoder.token_counts(known), kind="stable")]
-    file = directory / f"vectors-{_digest(encoder.fingerprint, known)}.safetensors" if directory else None
-    kept = checkpoint.read(file) if file else None
-    # One more, of zeros, for items without text.
-    vectors = kept[0]["vectors"] if kept else torch.zeros(len(known) + 1, encoder.dimension)
-    held = vectors.numpy()
-    done, before_s = (int(kept[1]["read"]), float(kept[1]["seconds"])) if kept else (0, 0.0)
+    distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+    distinct = [distinct[i] for i in np.argsort(-encoder.token_counts(distinct), kind="stable")]
+    file = directory / f"vectors-{_digest(encoder.fingerprint, distinct)}.safetensors" if directory else None
+    saved = checkpoint.read(file) if file else None
+    # The last row stays zero and is for items without text.
+    vectors = saved[0]["vectors"] if saved else torch.zeros(len(distinct) + 1, encoder.dimension)
+    array = vectors.numpy()
+    done, earlier_s = (int(saved[1]["read"]), float(saved[1]["seconds"])) if saved else (0, 0.0)
     on_texts(done)
-    watch = Clock(float("inf"))
-    watch.spent_before(before_s)
-    saved, tenth = done, max(_SMALLEST_PART, -(-len(known) // _PARTS))
-    blocks = [known[start : start + BLOCK] for start in range(done, len(known), BLOCK)]
-    with contextlib.closing(over_blocks(_encode_block, encoder, blocks)) as found:
-        for batch in found:
-            held[done : done + len(batch)] = batch
+    stopwatch = Clock(float("inf"))
+    stopwatch.add_earlier_run(earlier_s)
+    last_checkpoint, interval = done, max(_MIN_CHECKPOINT_TEXTS, -(-len(distinct) // _CHECKPOINTS))
+    blocks = [distinct[start : start + BLOCK] for start in range(done, len(distinct), BLOCK)]
+    with contextlib.closing(over_blocks(_encode_block, encoder, blocks)) as batches:
+        for batch in batches:
+            array[done : done + len(batch)] = batch
             done += len(batch)
             on_texts(len(batch))
-            if done < len(known) and (done % BLOCK or done < saved + tenth):
+            if done < len(distinct) and (done % BLOCK or done < last_checkpoint + interval):
                 continue
-            saved = done
+            last_checkpoint = done
             if file:
-                checkpoint.write(file, {"vectors": vectors}, {"read": done, "seconds": watch.elapsed_s})
-            # One tenth at least has been read, so calling again always gets further.
-            if done < len(known) and clock and clock.over:
-                raise BudgetSpent(_refusal(done, known, encoder, clock))
-    row = {text: i for i, text in enumerate(known)}
-    return EncodedTexts(vectors[[row.get(text, len(known)) for text in texts]], readable, watch.elapsed_s)
+                checkpoint.write(file, {"vectors": vectors}, {"read": done, "seconds": stopwatch.elapsed_s})
+            # Only checked after a checkpoint, so every call makes progress.
+            if done < len(distinct) and clock and clock.expired:
+                raise BudgetSpent(_budget_message(done, distinct, encoder, clock))
+    row = {text: i for i, text in enumerate(distinct)}
+    return EncodedTexts(vectors[[row.get(text, len(distinct)) for text in texts]], readable, stopwatch.elapsed_s)
 
 
-def _refusal(done: int, known: list[str], encoder: Encoder, clock: Clock) -> str:
-    tokens = encoder.token_counts(known)
+def _budget_message(done: int, texts: list[str], encoder: Encoder, clock: Clock) -> str:
+    tokens = encoder.token_counts(texts)
     needed = clock.elapsed_s * tokens.sum() / tokens[:done].sum()
     return (
-        f"encoder.budget_s is {clock.budget_s:g}, and reading took all of it: {done:,} of {len(known):,} texts were "
-        f"read in {clock.elapsed_s:.0f} s, all need about {needed:.0f} s and training comes on top; raise "
-        "encoder.budget_s, lower encoder.max_tokens, or take a smaller model. Another run of the same goes on from "
-        "what was read"
+        f"encoder.budget_s is {clock.budget_s:g} s, which ended before all texts were encoded: {done:,} of "
+        f"{len(texts):,} were encoded in {clock.elapsed_s:.0f} s, and all need about {needed:.0f} s, plus the time for "
+        "training. Increase encoder.budget_s, reduce encoder.max_tokens or choose a smaller model. A new run with the "
+        "same settings continues with the texts that are left"
     )
 
 

@@ -1,8 +1,8 @@
-"""What of an encoder is trained: a projection over cached vectors, or its upper layers over cached activations.
+"""Trainable parts of an encoder: a projection of cached vectors, or the upper layers on cached activations.
 
-A tower gives vectors of items and takes back their gradient; the loop in `train.py` knows no more of it. On a CPU the
-text passes are the whole cost, so a tower makes few: each distinct item once a batch, and the layers below the
-trained ones once in all.
+A tower returns the vectors of items and propagates their gradient to its parameters. The training loop in `trainer.py`
+only uses this interface. On a CPU, almost all of the time is spent on forward and backward passes over texts. A tower
+therefore encodes each distinct item once per batch, and runs the layers below the trained ones only once.
 """
 
 from __future__ import annotations
@@ -19,58 +19,59 @@ import torch
 from torch import Tensor, nn
 
 from features.arrays import F32, I64
-from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Bend, Encoder
-from text_encoder.group import ALONE, Group, add_up, share
+from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Encoder, HiddenLayer
+from text_encoder.group import ALONE, Group, own_rows, sum_gradients
 from text_encoder.lora import adapt, merge
 
 CACHE_BYTES = 4 * 1024**3
-"""Room for cached activations in memory; a catalogue that needs more has its lower layers run again each time."""
+"""Memory limit of the cached activations. If the catalogue needs more, the lower layers run in every pass."""
 
 
-_SPREAD = 3.0
-"""Of a hidden layer's first weights. Numbers of a unit vector are small: without it no unit would leave the linear."""
+_INITIAL_SCALE = 3.0
+"""Scale of the initial hidden layer weights. The components of unit vectors are small, so with ordinary weights all
+hidden units would stay close to linear."""
 
 
 class Tower(Protocol):
-    """Vectors of items, their gradient, and the encoder that comes out."""
+    """A trainable part of an encoder: vectors of items, their backward pass, and the trained encoder."""
 
     parameters: dict[str, Tensor]
     reads_text: bool
-    """Whether a gradient costs a reading of the item's text."""
+    """Whether a backward pass needs a forward pass over the texts of the items."""
 
     def vectors(self, rows: I64) -> Tensor:
-        """float32[m, d]: the vectors of some items; where texts are read, as of when each was read last."""
+        """float32[m, d]: vectors of the given items. If `reads_text`, these are from the last forward pass of each."""
 
     def backward(self, rows: I64, gradient: Tensor) -> None:
-        """Takes the gradient of some items' vectors, float32[m, d], down to the parameters.
+        """Backpropagates the gradient of the items' vectors, float32[m, d], to the parameters.
 
-        Where no text is read, these are the items that `vectors` was asked for last.
+        Unless `reads_text`, the items must be those of the last call of `vectors`.
         """
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
-        """float32[n, d]: the vectors of all items, up to date; 0 for an item without text."""
+        """float32[n, d]: current vectors of all items; 0 for an item without text."""
 
     def encoder(self) -> Encoder:
-        """The encoder with the parameters as they stand."""
+        """The encoder with the current parameters."""
 
 
 class Projection:
-    """`normalize(v + v @ R + relu(v @ inner + bias) @ outer)` over cached unit vectors.
+    """Tower `normalize(v + v @ R + relu(v @ inner + bias) @ outer)` on cached unit vectors v.
 
-    `R` and `outer` are zero at first: where it starts it changes nothing.
+    `R` and `outer` are initially zero, so at first the projection has no effect.
     """
 
     reads_text = False
 
     def __init__(self, base: Encoder, cached: Tensor, hidden: int, seed: int, group: Group = ALONE) -> None:
-        """hidden: width of the hidden layer, 0 for a linear map. seed: of its first weights. group: whose gradients
-        are averaged."""
+        """hidden: width of the hidden layer, 0 for a linear projection. seed: for its initial weights. group: the
+        workers whose gradients are averaged."""
         self._base, self._cached, self._group = base, cached, group
         d = cached.shape[1]
         draw = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, Tensor] = {"residual": torch.zeros(d, d, requires_grad=True)}
         if hidden:
-            inner = torch.randn(d, hidden, generator=draw) * (_SPREAD / math.sqrt(d))
+            inner = torch.randn(d, hidden, generator=draw) * (_INITIAL_SCALE / math.sqrt(d))
             self.parameters |= {
                 "inner": inner.requires_grad_(),
                 "bias": torch.zeros(hidden, requires_grad=True),
@@ -86,29 +87,29 @@ class Projection:
         return nn.functional.normalize(out, dim=1)
 
     def vectors(self, rows: I64) -> Tensor:
-        """All of them up to date: here that costs nothing."""
+        """See `Tower`. The vectors are always current."""
         self._last = self._project(self._cached[torch.from_numpy(rows)])
         return self._last.detach()
 
     def backward(self, rows: I64, gradient: Tensor) -> None:
         """See `Tower`."""
         self._last.backward(gradient / self._group.size)  # type: ignore[no-untyped-call]
-        add_up(self.parameters.values(), self._group)
+        sum_gradients(self.parameters.values(), self._group)
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
-        """See `Tower`; no text is read. An item without text stays 0."""
+        """See `Tower`. Needs no pass over the texts."""
         with torch.no_grad():
             return self._project(self._cached) * (self._cached != 0).any(dim=1, keepdim=True)
 
     def encoder(self) -> Encoder:
         """See `Tower`."""
-        found: dict[str, F32] = {name: parameter.detach().numpy() for name, parameter in self.parameters.items()}
-        matrix = np.eye(self._cached.shape[1], dtype=np.float32) + found.pop("residual")
-        return self._base.projected(matrix, Bend(**found) if found else None)
+        weights: dict[str, F32] = {name: parameter.detach().numpy() for name, parameter in self.parameters.items()}
+        matrix = np.eye(self._cached.shape[1], dtype=np.float32) + weights.pop("residual")
+        return self._base.projected(matrix, HiddenLayer(**weights) if weights else None)
 
 
-class _Given(nn.Module):
-    """Stands in for the layers below the trained ones: hands out activations instead of computing them."""
+class _CachedLayer(nn.Module):
+    """Replaces a layer below the trained ones and returns cached activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,19 +124,20 @@ def _layers(model: nn.Module, count: int) -> nn.ModuleList:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ValueError(f"this model keeps its {count} layers in no list; train it with mode 'projection' or 'full'")
+    raise ValueError(f"this model does not have its {count} layers in a list; use mode 'projection' or 'full'")
 
 
-class _Enough(Exception):
-    """The activations wanted have been seen; what the layers above would make of them is not needed."""
+class _StopForward(Exception):
+    """Ends a forward pass once the activations to cache are known, as the output of the upper layers is not needed."""
 
 
 class UpperLayers:
-    """The top layers of the transformer, over cached activations of those below them; all of it where none is below.
+    """Tower that trains the top layers of the transformer, on cached activations of the layers below, or all layers.
 
-    The loss gives the gradient of vectors as they were read last; then texts are read, chunk by chunk, to take it
-    further down (as GradCache does: Gao et al., 2021): memory is that of one chunk, whatever the batch. What came out
-    takes the old vector's place, so no vector is older than an epoch's steps.
+    The loss gives the gradient of the vectors from the last forward pass of each item. `backward` then runs a new
+    forward pass over the texts, chunk by chunk, to backpropagate this gradient (as in GradCache: Gao et al., 2021).
+    Memory use is that of one chunk, regardless of the batch size. The new vectors replace the old ones, so every vector
+    was computed within the last epoch.
     """
 
     reads_text = True
@@ -145,93 +147,93 @@ class UpperLayers:
         base: Encoder,
         cached: Tensor,
         texts: list[str],
-        trained: int | None,
-        rank: int | None = None,
+        n_layers: int | None,
+        lora_rank: int | None = None,
         seed: int = 0,
         group: Group = ALONE,
     ) -> None:
-        """trained: layers from the top, None for all and the word embeddings. rank: train adapters of that rank.
-
-        group: the workers that share the reading of texts, each always the same ones.
+        """n_layers: number of top layers to train, None for all layers and the word embeddings. lora_rank: if given,
+        train adapters of this rank instead. group: the workers among which the texts are divided; every text always
+        goes to the same worker.
         """
         self._group = group
         model = copy.deepcopy(base.model).eval()
-        # Dropout stays off: with so few passes its noise costs more than it saves, and a run repeats exactly.
+        # Dropout stays off: with few epochs its noise does more harm than good, and runs are reproducible.
         self._encoder = replace(base, model=model)
         self._cached, self._texts = cached.clone(), texts
-        self._rows = share(np.array([row for row, text in enumerate(texts) if text.strip()], np.int64), group)
+        self._rows = own_rows(np.array([row for row, text in enumerate(texts) if text.strip()], np.int64), group)
         transformer = self._encoder.transformer
         model.requires_grad_(False)
-        self._chunk = CUDA_BATCH if model.device.type == "cuda" else CPU_BATCH
+        self._chunk_size = CUDA_BATCH if model.device.type == "cuda" else CPU_BATCH
         self._length = np.zeros(len(texts), np.int64)
         self._length[self._rows] = self._encoder.token_counts([texts[row] for row in self._rows])
-        self._given, self._hidden = _Given(), np.empty((0, 0), np.float16)
-        self._below, self._layers = 0, nn.ModuleList()
-        if trained is None:
+        self._cached_layer, self._hidden = _CachedLayer(), np.empty((0, 0), np.float16)
+        self._n_lower, self._layers = 0, nn.ModuleList()
+        if n_layers is None:
             top: nn.Module = transformer
         else:
             count = int(transformer.config.num_hidden_layers)
-            if not 1 <= trained <= count:
-                raise ValueError(f"n_layers {trained}: this model has {count}; 1 to {count} can be trained")
-            self._layers, self._below = _layers(transformer, count), count - trained
-            top = nn.ModuleList(list(self._layers)[self._below :])
-        named = adapt(top, rank, seed) if rank else dict(top.named_parameters())
+            if not 1 <= n_layers <= count:
+                raise ValueError(f"n_layers is {n_layers}, expected 1 to {count}, the number of layers of this model")
+            self._layers, self._n_lower = _layers(transformer, count), count - n_layers
+            top = nn.ModuleList(list(self._layers)[self._n_lower :])
+        named = adapt(top, lora_rank, seed) if lora_rank else dict(top.named_parameters())
         self.parameters: dict[str, Tensor] = {n: p for n, p in named.items() if not n.startswith("pooler.")}
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
-    def read_below(self, on_texts: Callable[[int], None]) -> None:
-        """Fills the cache of activations; nothing where no layer is below or there is no room for it."""
+    def cache_lower_layers(self, on_texts: Callable[[int], None]) -> None:
+        """Fills the cache of activations, unless all layers are trained or `CACHE_BYTES` is too small."""
         width = int(self._encoder.transformer.config.hidden_size)
         self._start = np.concatenate(([0], np.cumsum(self._length)))
-        if self._below == 0 or self._start[-1] * width * 2 > CACHE_BYTES:
+        if self._n_lower == 0 or self._start[-1] * width * 2 > CACHE_BYTES:
             return
-        # Half precision halves the cache and moves a vector's numbers by less than 2e-3, which a test holds it to.
+        # Half precision halves the size of the cache. It changes vectors by less than 2e-3, as checked by a test.
         hidden = np.empty((int(self._start[-1]), width), np.float16)
 
-        def keep(_: nn.Module, __: object, out: Any) -> None:
-            self._given.as_tuple = isinstance(out, tuple)
-            state = out[0] if self._given.as_tuple else out
-            hidden[self._places(chunk)] = state[self._mask].to("cpu", torch.float16).numpy()
-            raise _Enough
+        def store(_: nn.Module, __: object, out: Any) -> None:
+            self._cached_layer.as_tuple = isinstance(out, tuple)
+            state = out[0] if self._cached_layer.as_tuple else out
+            hidden[self._cache_rows(chunk)] = state[self._mask].to("cpu", torch.float16).numpy()
+            raise _StopForward
 
-        handle = self._layers[self._below - 1].register_forward_hook(keep)
+        handle = self._layers[self._n_lower - 1].register_forward_hook(store)
         try:
             with torch.no_grad():
                 for chunk in self._chunks(self._rows):
-                    with contextlib.suppress(_Enough):
+                    with contextlib.suppress(_StopForward):
                         self._forward(chunk)
                     on_texts(len(chunk))
         finally:
             handle.remove()
         self._hidden = hidden
 
-    def _places(self, rows: I64) -> I64:
-        """int64: where the activations of these items stand in the cache, one after another."""
+    def _cache_rows(self, rows: I64) -> I64:
+        """int64: cache rows of the tokens of the given items, item by item."""
         return np.concatenate([np.arange(self._start[row], self._start[row + 1]) for row in rows])
 
     def _chunks(self, rows: I64) -> list[I64]:
-        """By length, so that padding costs little."""
+        """The items in chunks of similar length, which need little padding."""
         rows = rows[np.argsort(-self._length[rows], kind="stable")]
-        return [rows[start : start + self._chunk] for start in range(0, len(rows), self._chunk)]
+        return [rows[start : start + self._chunk_size] for start in range(0, len(rows), self._chunk_size)]
 
     def _forward(self, rows: I64) -> Tensor:
         features = self._encoder.tokens([self._texts[row] for row in rows])
         self._mask = features["attention_mask"].bool()
         if not len(self._hidden):
             return self._encoder.forward(features)
-        with self._shortcut(rows):
+        with self._cached_activations(rows):
             return self._encoder.forward(features)
 
     @contextlib.contextmanager
-    def _shortcut(self, rows: I64) -> Iterator[None]:
-        """The lower layers replaced by their cached activations."""
+    def _cached_activations(self, rows: I64) -> Iterator[None]:
+        """Replaces the lower layers by their cached activations."""
         hidden = torch.zeros(*self._mask.shape, self._hidden.shape[1], device=self._mask.device)
-        hidden[self._mask] = torch.from_numpy(self._hidden[self._places(rows)]).to(hidden)
-        self._given.hidden = hidden
-        lower = list(self._layers[: self._below])
-        for i in range(self._below):
-            self._layers[i] = self._given
+        hidden[self._mask] = torch.from_numpy(self._hidden[self._cache_rows(rows)]).to(hidden)
+        self._cached_layer.hidden = hidden
+        lower = list(self._layers[: self._n_lower])
+        for i in range(self._n_lower):
+            self._layers[i] = self._cached_layer
         try:
             yield
         finally:
@@ -243,29 +245,29 @@ class UpperLayers:
         return self._cached[torch.from_numpy(rows)]
 
     def backward(self, rows: I64, gradient: Tensor) -> None:
-        """See `Tower`; the texts are read for it."""
-        place = np.full(len(self._texts), -1, np.int64)
-        place[rows] = np.arange(len(rows))
-        read = torch.zeros_like(gradient)
-        for chunk in self._chunks(share(rows, self._group)):
+        """See `Tower`. Runs a forward pass over the texts of the items."""
+        index = np.full(len(self._texts), -1, np.int64)
+        index[rows] = np.arange(len(rows))
+        vectors = torch.zeros_like(gradient)
+        for chunk in self._chunks(own_rows(rows, self._group)):
             out = self._forward(chunk)
-            out.backward(gradient[torch.from_numpy(place[chunk])].to(out.device))  # type: ignore[no-untyped-call]
-            read[torch.from_numpy(place[chunk])] = out.detach().cpu()
-        self._cached[torch.from_numpy(rows)] = self._group.total(read)
-        add_up(self.parameters.values(), self._group)
+            out.backward(gradient[torch.from_numpy(index[chunk])].to(out.device))  # type: ignore[no-untyped-call]
+            vectors[torch.from_numpy(index[chunk])] = out.detach().cpu()
+        self._cached[torch.from_numpy(rows)] = self._group.all_reduce(vectors)
+        sum_gradients(self.parameters.values(), self._group)
 
     def refresh(self, on_texts: Callable[[int], None]) -> Tensor:
-        """See `Tower`; the one full pass over the catalogue an epoch costs."""
+        """See `Tower`. Runs a forward pass over the whole catalogue, once per epoch."""
         cached = torch.zeros_like(self._cached)
         with torch.no_grad():
             for chunk in self._chunks(self._rows):
                 cached[torch.from_numpy(chunk)] = self._forward(chunk).cpu()
                 on_texts(len(chunk))
-        self._cached = self._group.total(cached)
+        self._cached = self._group.all_reduce(cached)
         return self._cached
 
     def encoder(self) -> Encoder:
-        """See `Tower`; adapters are folded in."""
+        """See `Tower`. Adapters are merged."""
         model = copy.deepcopy(self._encoder.model)
         merge(model)
         return replace(self._encoder, model=model)

@@ -1,7 +1,8 @@
-"""Fine-tuning: the encoder learns from what shoppers engaged with next, within a time budget, or leaves things alone.
+"""Fine-tuning of the encoder on the next item that users engage with, within a time budget.
 
-Epoch 0 is the encoder as it came. A state that does not beat it on the validation part is never returned. What needs no
-reading comes first: a projection over cached vectors costs seconds, and is most of the gain; layers start from it.
+Epoch 0 is the original encoder, and only an encoder with a better validation score is returned instead of it. The first
+stage trains a projection of cached vectors, which takes seconds and gives most of the improvement. Training of layers
+starts from its result.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from text_encoder.towers import Projection, Tower, UpperLayers
 from text_encoder.trainer import Clock, Data, Epoch, StoppedBy, Trainer
 from text_encoder.warm_up import warm_up
 
-_FEWEST = 20
-"""Examples below which neither part can say anything."""
+_MIN_EXAMPLES = 20
+"""Minimum number of training examples, and of validation examples."""
 
-_VALIDATED = 5000
-"""Validation examples that are ranked: enough for a standard error of half a point of recall."""
+_MAX_VALIDATION_EXAMPLES = 5000
+"""Maximum number of validation examples, enough for a standard error of recall of half a percentage point."""
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What came out.
+    """Result of fine-tuning.
 
-    encoder: the best state; the one that was given where nothing beat it, and then `best_epoch` is 0. vectors:
-    float32[n, d], the texts by it, NaN for one without text; they equal `encoder.encode(texts)` but for rounding.
-    zero_shot: likewise by the encoder as it came.
-    epochs: from epoch 0, zero-shot, over all stages. examples_seen: in all of them. stopped_by: why the last stage
-    ended; "too few examples" and "frozen" stand for not having begun.
+    encoder: the best encoder; the original one, with `best_epoch` 0, if none was better. vectors: float32[n, d], its
+    vectors of the texts, NaN without text. They equal `encoder.encode(texts)` except for rounding. zero_shot: the same
+    for the original encoder. epochs: of all stages, from epoch 0, which is zero-shot. examples_seen: total number of
+    training examples. stopped_by: why the last stage ended; "too few examples" and "frozen" mean that there was no
+    training.
     """
 
     encoder: Encoder
@@ -57,31 +58,34 @@ class FineTuned:
 
 
 def _readable_examples(examples: Examples, readable: np.ndarray) -> Examples:
-    """The examples whose target has text, their histories and skips without items that have none."""
-    has = np.append(readable, False)
-    kept = has[examples.history]
-    weight = np.where(kept, examples.history_weight, np.float32(0))
-    clean = replace(
+    """The examples whose target has text, without items that have no text in their histories and skips."""
+    has_text = np.append(readable, False)  # index -1, for padding, reads the last entry
+    keep = has_text[examples.history]
+    weight = np.where(keep, examples.history_weight, np.float32(0))
+    filtered = replace(
         examples,
-        history=np.where(kept, examples.history, np.int32(-1)),
+        history=np.where(keep, examples.history, np.int32(-1)),
         history_weight=weight,
-        skipped=np.where(has[examples.skipped], examples.skipped, np.int32(-1)),
+        skipped=np.where(has_text[examples.skipped], examples.skipped, np.int32(-1)),
     )
-    return clean.take(has[examples.target] & (weight > 0).any(axis=1))
+    return filtered.take(has_text[examples.target] & (weight > 0).any(axis=1))
 
 
-def _checked(texts: Sequence[str], examples: Examples) -> None:
+def _check_item_rows(texts: Sequence[str], examples: Examples) -> None:
     highest = max(examples.target.max(initial=-1), examples.history.max(initial=-1), examples.skipped.max(initial=-1))
     if highest >= len(texts):
-        raise ValueError(f"examples name item row {highest}, but there are {len(texts)} texts: of another catalogue?")
+        raise ValueError(
+            f"examples contain item row {highest}, but there are only {len(texts)} texts; pass the texts of the same "
+            "catalogue"
+        )
 
 
 def _split(examples: Examples, config: EncoderConfig) -> tuple[Examples, Examples]:
-    """(training, validation): the last part by time; of a long one, rows evenly drawn."""
+    """(training, validation): validation is the last part by time, evenly subsampled if it is too long."""
     cut = len(examples) - int(len(examples) * config.validation_share)
     rows = np.arange(cut, len(examples))
-    if len(rows) > _VALIDATED:
-        rows = rows[np.linspace(0, len(rows) - 1, _VALIDATED).astype(np.int64)]
+    if len(rows) > _MAX_VALIDATION_EXAMPLES:
+        rows = rows[np.linspace(0, len(rows) - 1, _MAX_VALIDATION_EXAMPLES).astype(np.int64)]
     return examples.take(slice(0, cut)), examples.take(rows)
 
 
@@ -95,7 +99,7 @@ def _digest(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class _State:
-    """An encoder, the vectors it makes (0 without text), and the epoch that reached it."""
+    """An encoder, its vectors (0 for items without text), and its epoch."""
 
     encoder: Encoder
     vectors: Tensor
@@ -104,13 +108,13 @@ class _State:
 
 @dataclass
 class _Tuning:
-    """One call of `fine_tune`: what its stages share."""
+    """State of one call of `fine_tune`, shared by its stages."""
 
     texts: list[str]
     data: Data
     config: EncoderConfig
     directory: Path | None
-    of: str
+    inputs_digest: str
     clock: Clock
     log: Scalars
     on_texts: Callable[[int], None]
@@ -119,10 +123,10 @@ class _Tuning:
     group: Group
 
     def _file(self, stage: str, encoder: Encoder) -> Path | None:
-        """Where a stage keeps its state: the name tells all that it depends on, so no other is taken for it."""
-        return (
-            self.directory / f"{stage}-{_digest(self.of, encoder.fingerprint)}.safetensors" if self.directory else None
-        )
+        """Checkpoint file of a stage. Its name includes a hash of all inputs, so it is never used with other inputs."""
+        if not self.directory:
+            return None
+        return self.directory / f"{stage}-{_digest(self.inputs_digest, encoder.fingerprint)}.safetensors"
 
     def _train(self, stage: str, start: _State, tower: Tower, base: Encoder) -> tuple[_State, StoppedBy]:
         first = self.epochs[-1].epoch + 1
@@ -135,28 +139,28 @@ class _Tuning:
         trainer.restore_best()
         return _State(tower.encoder(), tower.refresh(self.on_texts), best), stopped_by
 
-    def warmed(self, start: _State, read_s: float) -> tuple[Encoder, Tensor]:
-        """The encoder the projection begins with, and its vectors: the one that came, or warmed up."""
+    def _warm_up(self, start: _State, encoding_s: float) -> tuple[Encoder, Tensor]:
+        """(encoder, vectors) to train the projection on: after the warm-up, or the original ones without warm-up."""
         if not self.config.warm_up_epochs:
             return start.encoder, start.vectors
         file = self._file("warm_up", start.encoder)
-        self.clock.reserve_s = read_s
+        self.clock.reserve_s = encoding_s
         warm = warm_up(start.encoder, self.texts, self.config, file, self.clock, self.on_texts)
-        # Each worker warms up by itself, as far as its clock goes; the first one's encoder is everybody's.
+        # Each worker warms up independently until its own clock stops it. All continue with the first worker's encoder.
         if self.group.size > 1:
-            warm.transformer.load_state_dict(self.group.agreed(warm.transformer.state_dict()))
+            warm.transformer.load_state_dict(self.group.broadcast(warm.transformer.state_dict()))
         self.clock.reserve_s = 0.0
         return warm, encode_texts(warm, self.texts, self.directory, None, self.on_texts).vectors
 
-    def run(self, start: _State, read_s: float) -> tuple[_State, StoppedBy]:
-        """All stages, each from the best state of the one before."""
-        base, vectors = self.warmed(start, read_s)
+    def run(self, start: _State, encoding_s: float) -> tuple[_State, StoppedBy]:
+        """Trains all stages, each from the best state of the one before. encoding_s: time to encode the catalogue."""
+        base, vectors = self._warm_up(start, encoding_s)
         projection = Projection(base, vectors, self.config.hidden, self.config.seed, self.group)
         best, stopped_by = self._train("projection", start, projection, base)
         if self.config.mode == "projection" or stopped_by == "budget":
             return best, stopped_by
-        # A state may be the last only once validated, and that takes a reading of the catalogue.
-        self.clock.reserve_s = read_s
+        # Validation after the last epoch has to encode the catalogue, so this time is reserved.
+        self.clock.reserve_s = encoding_s
         tower = UpperLayers(
             best.encoder,
             best.vectors,
@@ -166,20 +170,20 @@ class _Tuning:
             self.config.seed,
             self.group,
         )
-        tower.read_below(self.on_texts)
+        tower.cache_lower_layers(self.on_texts)
         return self._train(self.config.mode, best, tower, best.encoder)
 
 
-def _advance(on_progress: Progress | None, total: int) -> Callable[[float], None]:
+def _progress_counter(on_progress: Progress | None, total: int) -> Callable[[float], None]:
     done = 0.0
 
-    def by(more: float) -> None:
+    def advance(amount: float) -> None:
         nonlocal done
-        done = min(done + more, total)
+        done = min(done + amount, total)
         if on_progress:
             on_progress(int(done), total)
 
-    return by
+    return advance
 
 
 def fine_tune(
@@ -189,30 +193,31 @@ def fine_tune(
     config: EncoderConfig,
     checkpoint_dir: Path | None = None,
     on_progress: Progress | None = None,
-    found: EncodedTexts | None = None,
+    encoded: EncodedTexts | None = None,
     group: Group = ALONE,
 ) -> FineTuned:
-    """The encoder fine-tuned on history -> next item, or the one given where that did not better it on validation.
+    """Fine-tunes the encoder on history -> next item. Returns the original encoder if validation does not improve.
 
-    texts: one an item, in catalogue order ("" has none), made by the encoder's template. checkpoint_dir: an interrupted
-    run called again with the same arguments goes on after its last epoch and ends with the same weights; a larger
-    `budget_s` or more `epochs` goes on as well. TensorBoard's files stand in it, under `tensorboard`. on_progress:
-    called with (done, total) in texts read and examples trained on; an early end leaves it short of the total. found:
-    the catalogue as `read` by this encoder, where that has been done. group: the workers that train together, each of
-    which calls this; all return the same, and the first alone writes.
+    texts: one per item in catalogue order, from the encoder's template; "" for an item without text. checkpoint_dir: an
+    interrupted run that is called again with the same arguments continues after its last epoch and ends with the same
+    weights; with a larger `budget_s` or more `epochs`, it trains longer. TensorBoard files go into its subdirectory
+    `tensorboard`. on_progress: called with (done, total), the number of texts encoded and examples trained on; training
+    that stops early does not reach the total. encoded: the result of `encode_texts` with this encoder, if available.
+    group: the workers that train together. Each calls this function; all return the same result, and only the first
+    writes files.
 
-    The budget counts from the call on. Every item must have its vector, so reading the catalogue is the one thing that
-    cannot be left out: where it alone takes longer, `BudgetSpent` is raised and what was read is kept for the next
-    call. Deterministic by `config.seed` on one machine unless the budget ends it. Raises `ValueError` for examples of
-    another catalogue or more layers than there are, `FloatingPointError` where training diverges, and
-    `ModuleNotFoundError` where `log_to` names a package that is not installed.
+    The time budget starts with the call. All items need vectors, so encoding the catalogue cannot be skipped: if it
+    alone takes longer than the budget, `BudgetSpent` is raised, and the next call continues from the checkpoint. The
+    result is deterministic given `config.seed` on one machine, unless the budget stops training. Raises `ValueError`
+    for examples of another catalogue or too large an `n_layers`, `FloatingPointError` if training diverges, and
+    `ModuleNotFoundError` if the package of `log_to` is not installed.
     """
-    _checked(texts, examples)
+    _check_item_rows(texts, examples)
     if group.rank:
         checkpoint_dir, config = None, config.model_copy(update={"log_to": "none"})
     log = scalars(config.log_to, checkpoint_dir / "tensorboard" if checkpoint_dir else None, config.model_dump())
     try:
-        return _fine_tune(encoder, list(texts), examples, config, checkpoint_dir, log, on_progress, found, group)
+        return _fine_tune(encoder, list(texts), examples, config, checkpoint_dir, log, on_progress, encoded, group)
     finally:
         log.close()
 
@@ -225,33 +230,47 @@ def _fine_tune(
     directory: Path | None,
     log: Scalars,
     on_progress: Progress | None,
-    found: EncodedTexts | None,
+    encoded: EncodedTexts | None,
     group: Group,
 ) -> FineTuned:
     clock = Clock(config.budget_s)
-    unit = min(len(examples), config.examples_per_epoch)
-    by = _advance(on_progress, _total(len(texts), unit, config))
-    if found is None:
-        found = encode_texts(encoder, texts, directory, clock, by)
+    epoch_size = min(len(examples), config.examples_per_epoch)
+    advance = _progress_counter(on_progress, _total_progress(len(texts), epoch_size, config))
+    if encoded is None:
+        encoded = encode_texts(encoder, texts, directory, clock, advance)
     else:
-        by(len(texts))
-    data = Data(*_split(_readable_examples(examples, found.readable), config), torch.from_numpy(found.readable.copy()))
-    if min(len(data.train), len(data.valid)) < _FEWEST:
-        return _unchanged(encoder, found, (), "too few examples", clock)
-    epoch = Epoch(0, "zero-shot", 0.0, *quality(found.vectors, data.usable, data.valid), 0, clock.elapsed_s)
+        advance(len(texts))
+    data = Data(
+        *_split(_readable_examples(examples, encoded.readable), config), torch.from_numpy(encoded.readable.copy())
+    )
+    if min(len(data.train), len(data.valid)) < _MIN_EXAMPLES:
+        return _unchanged(encoder, encoded, (), "too few examples", clock)
+    epoch = Epoch(0, "zero-shot", 0.0, *quality(encoded.vectors, data.usable, data.valid), 0, clock.elapsed_s)
     if config.mode == "frozen":
-        return _unchanged(encoder, found, (epoch,), "frozen", clock)
+        return _unchanged(encoder, encoded, (epoch,), "frozen", clock)
 
     log.add(0, {"ndcg@10": epoch.ndcg_at_10, "recall@50": epoch.recall_at_50})
     settings = config.model_dump(exclude={"budget_s", "epochs", "log_to"}, mode="json")
-    of = _digest(texts, settings, *(getattr(examples, name) for name in Examples.__dataclass_fields__))
-    start = _State(encoder, found.vectors, epoch)
-    tuning = _Tuning(texts, data, config, directory, of, clock, log, by, lambda share: by(share * unit), [epoch], group)
-    best, stopped_by = tuning.run(start, found.seconds)
+    inputs_digest = _digest(texts, settings, *(getattr(examples, name) for name in Examples.__dataclass_fields__))
+    start = _State(encoder, encoded.vectors, epoch)
+    tuning = _Tuning(
+        texts,
+        data,
+        config,
+        directory,
+        inputs_digest,
+        clock,
+        log,
+        advance,
+        lambda share: advance(share * epoch_size),
+        [epoch],
+        group,
+    )
+    best, stopped_by = tuning.run(start, encoded.seconds)
     return FineTuned(
         best.encoder,
-        found.with_missing(best.vectors),
-        found.with_missing(found.vectors),
+        encoded.with_missing(best.vectors),
+        encoded.with_missing(encoded.vectors),
         tuple(tuning.epochs),
         best.epoch.epoch,
         sum(e.examples for e in tuning.epochs),
@@ -260,15 +279,15 @@ def _fine_tune(
     )
 
 
-def _total(n_texts: int, unit: int, config: EncoderConfig) -> int:
-    """Texts to read and examples to train on, at most."""
-    layers = config.mode in ("last_layers", "lora", "full")
-    snapshots = 1 + layers + (config.warm_up_epochs + 1 if config.warm_up_epochs else 0)
-    return snapshots * n_texts + (1 + layers) * config.epochs * unit
+def _total_progress(n_texts: int, epoch_size: int, config: EncoderConfig) -> int:
+    """Maximum number of texts to encode plus examples to train on."""
+    has_layers = config.mode in ("last_layers", "lora", "full")
+    text_passes = 1 + has_layers + (config.warm_up_epochs + 1 if config.warm_up_epochs else 0)
+    return text_passes * n_texts + (1 + has_layers) * config.epochs * epoch_size
 
 
 def _unchanged(
-    encoder: Encoder, found: EncodedTexts, epochs: tuple[Epoch, ...], stopped_by: StoppedBy, clock: Clock
+    encoder: Encoder, encoded: EncodedTexts, epochs: tuple[Epoch, ...], stopped_by: StoppedBy, clock: Clock
 ) -> FineTuned:
-    vectors = found.with_missing(found.vectors)
+    vectors = encoded.with_missing(encoded.vectors)
     return FineTuned(encoder, vectors, vectors, epochs, 0, 0, stopped_by, clock.elapsed_s)

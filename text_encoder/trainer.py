@@ -1,9 +1,9 @@
-"""The loop: steps of Adam on a tower, validation after each epoch, the best state kept, all of it resumable.
+"""Training loop of one stage: Adam steps on a tower, validation after each epoch, and checkpoints to resume from.
 
-Over cached vectors a step is a batch of examples. Where texts are read a step is a batch of items: many batches of
-examples, drawn as ever, tell the gradient of all vectors, and it is taken down through these items' texts. Dealing out
-the examples with the items instead would be wrong: an item would meet all the shoppers who took it at once, but few of
-those who did not, and be drawn to everyone.
+With cached vectors, a step is a batch of examples. If the tower reads texts, a step is a batch of items: the gradient
+of their vectors comes from many batches of examples, sampled as usual, and is backpropagated through the texts of these
+items. Examples must not be assigned to steps by their items. An item would then be trained with all users who engaged
+with it but only few who did not, and its vector would move towards all users.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ StoppedBy = Literal["epochs", "early stopping", "budget", "too few examples", "f
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass: what it trained, mean loss (0 where none was trained), quality on the validation part after it.
+    """Training and validation metrics of one epoch.
 
-    epoch: from 0, which is the encoder as it came, over all stages. stage: "zero-shot" or a mode. examples: used in
-    it, where texts are read those of each reading. seconds: it took, validation included.
+    epoch: number over all stages; 0 is the original encoder. stage: "zero-shot" or a mode. loss: mean training loss, 0
+    without training. ndcg_at_10, recall_at_50: on the validation examples after the epoch. examples: number of training
+    examples used; if the tower reads texts, they count once per step. seconds: duration including validation.
     """
 
     epoch: int
@@ -48,34 +49,34 @@ class Epoch:
 
     @property
     def score(self) -> float:
-        """What epochs are chosen by."""
+        """Score for choosing the best epoch."""
         return Quality(self.ndcg_at_10, self.recall_at_50).score
 
 
 class Clock:
-    """Seconds spent in all runs of this training."""
+    """Time spent on training, over all runs, and the time budget."""
 
     def __init__(self, budget_s: float) -> None:
         self._start, self.budget_s = time.monotonic(), budget_s
         self.reserve_s = 0.0
 
-    def spent_before(self, seconds: float) -> None:
-        """Counts the seconds of an earlier run, which stand for those this run has spent on catching up."""
+    def add_earlier_run(self, seconds: float) -> None:
+        """Counts the time of an earlier run instead of the time that this run took to catch up with it."""
         self._start = min(self._start, time.monotonic() - seconds)
 
     @property
     def elapsed_s(self) -> float:
-        """So far."""
+        """Seconds spent so far."""
         return time.monotonic() - self._start
 
     @property
-    def over(self) -> bool:
-        """Whether what is left is needed for validating what has been reached."""
+    def expired(self) -> bool:
+        """Whether the budget is used up, except for `reserve_s`, the time that a final validation needs."""
         return self.elapsed_s + self.reserve_s >= self.budget_s
 
 
 class Data(NamedTuple):
-    """What a stage learns from and is chosen by.
+    """Training and validation examples of a stage.
 
     usable: bool[n_items], items that have text.
     """
@@ -87,20 +88,21 @@ class Data(NamedTuple):
 
 class _Step(NamedTuple):
     batches: list[I64]
-    """Rows of examples."""
-    read: I64 | None
-    """Items whose text is read; None where vectors are at hand."""
+    """Rows of the examples of each batch."""
+    items: I64 | None
+    """Items whose texts are read; None with cached vectors."""
 
 
-def _log_q(train: Examples, usable: Tensor, config: EncoderConfig, batch: float) -> F32:
-    """float32[n_items]: what is taken off an item's scores in a step of `batch` examples.
+def _log_q(train: Examples, usable: Tensor, config: EncoderConfig, batch_size: float) -> F32:
+    """float32[n_items]: logQ correction, subtracted from the scores of an item.
 
-    The log of the chance that it is among the step's candidates, so that what is learnt is the softmax over all items;
-    less its log popularity, by the share that vectors are not to explain (Menon et al., ICLR 2021).
+    The log probability that the item is a candidate in a batch, which makes the sampled softmax estimate the softmax
+    over all items, minus its log popularity times the share of popularity that the vectors are not to learn (Menon et
+    al., ICLR 2021).
     """
     n_items = len(usable)
     count = np.bincount(train.target, minlength=n_items)
-    absent = np.exp(batch * np.log1p(-np.minimum(count / len(train), 1 - 1e-9)))
+    absent = np.exp(batch_size * np.log1p(-np.minimum(count / len(train), 1 - 1e-9)))
     absent *= 1 - min(1.0, config.random_negatives / int(usable.sum()))
     popularity = np.log((count + 1) / (len(train) + n_items))
     out: F32 = (np.log(np.maximum(1 - absent, 1e-9)) - (1 - config.log_q) * popularity).astype(np.float32)
@@ -108,7 +110,7 @@ def _log_q(train: Examples, usable: Tensor, config: EncoderConfig, batch: float)
 
 
 class Trainer:
-    """One stage over a tower: steps, validation, checkpoints in `file`, if any."""
+    """Trains one stage on a tower: steps, validation, and checkpoints in `file`, if given."""
 
     def __init__(
         self,
@@ -117,15 +119,15 @@ class Trainer:
         config: EncoderConfig,
         stage: str,
         start: Epoch,
-        first: int,
+        first_epoch: int,
         file: Path | None,
         group: Group = ALONE,
     ) -> None:
-        """start: the epoch that reached what training must better. first: the number of the first epoch of its own.
+        """start: the epoch to improve on. first_epoch: number of the first epoch of this stage.
 
-        group: the workers that share each step. Over vectors at hand each takes its share of a batch, whose examples
-        have one another as negatives, and gradients are averaged; where texts are read, whole batches, and what comes
-        out is a single worker's but for rounding.
+        group: the workers that share each step. With cached vectors, each worker trains on its share of every batch,
+        with only the items of this share as negatives, and the gradients are averaged. If the tower reads texts, the
+        workers divide whole batches, and the result is that of a single worker except for rounding.
         """
         self.group = group
         self.tower, self.data, self.config, self.stage, self.file = tower, data, config, stage, file
@@ -136,60 +138,60 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.rate)
         self.engaged = EngagedItems(data.train, len(data.usable))
         items = np.unique(np.append(data.train.history, data.train.target)).astype(np.int64)
-        self.readable = items[items >= 0] if tower.reads_text else None
-        together = min(config.batch_size, len(data.train))
-        alone = together if tower.reads_text else together / group.size
-        self.log_q = _log_q(data.train, data.usable, config, alone)
-        self.drawable: I64 = np.flatnonzero(data.usable.numpy())
-        self.epochs, self._first = [start], first
+        self.items_to_read = items[items >= 0] if tower.reads_text else None
+        batch_size = min(config.batch_size, len(data.train))
+        own_batch_size = batch_size if tower.reads_text else batch_size / group.size
+        self.log_q = _log_q(data.train, data.usable, config, own_batch_size)
+        self.usable_items: I64 = np.flatnonzero(data.usable.numpy())
+        self.epochs, self._first_epoch = [start], first_epoch
 
     @property
     def best_epoch(self) -> Epoch:
-        """The best so far; the first of equals, so what came stays where nothing is better."""
+        """The epoch with the best score; the earliest in a tie, so the start wins if no epoch is better."""
         return max(self.epochs, key=lambda e: e.score)
 
     def _steps(self, draw: np.random.Generator) -> list[_Step]:
-        if self.readable is None:
-            return [_Step([part], None) for part in self._batches(draw)]
-        items = draw.permutation(self.readable)
-        # A small catalogue still gets some steps.
+        if self.items_to_read is None:
+            return [_Step([batch], None) for batch in self._batches(draw)]
+        items = draw.permutation(self.items_to_read)
+        # Smaller steps for small catalogues, so that an epoch has several.
         size = min(self.config.batch_texts, max(32, len(items) // 8))
-        return [_Step(self._batches(draw), part) for part in np.array_split(items, -(-len(items) // size))]
+        return [_Step(self._batches(draw), step_items) for step_items in np.array_split(items, -(-len(items) // size))]
 
     def _batches(self, draw: np.random.Generator) -> list[I64]:
         rows: I64 = draw.permutation(len(self.data.train))[: self.config.examples_per_epoch]
         return np.array_split(rows, max(1, round(len(rows) / self.config.batch_size)))
 
-    def _drawn(self, draw: np.random.Generator) -> I64:
-        """Items that join the candidates of a batch."""
-        size = min(self.config.random_negatives, len(self.drawable))
-        return draw.choice(self.drawable, size, replace=False, shuffle=False)
+    def _random_negatives(self, draw: np.random.Generator) -> I64:
+        """Additional random candidates for a batch."""
+        size = min(self.config.random_negatives, len(self.usable_items))
+        return draw.choice(self.usable_items, size, replace=False, shuffle=False)
 
-    def _gradient(self, rows: I64, drawn: I64) -> tuple[I64, Tensor, float]:
+    def _gradient(self, rows: I64, random_items: I64) -> tuple[I64, Tensor, float]:
         """(items, gradient of their vectors, loss) of a batch of examples."""
-        batch = Batch.of(self.data.train.take(rows), self.engaged, drawn, self.log_q)
+        batch = Batch.of(self.data.train.take(rows), self.engaged, random_items, self.log_q)
         leaf = self.tower.vectors(batch.rows).requires_grad_()
         value = loss(leaf, batch, self.config.temperature, self.config.skipped_weight)
         value.backward()  # type: ignore[no-untyped-call]
         if leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
             raise FloatingPointError(
-                f"training diverged at rate {self.rate:g}, temperature {self.config.temperature:g}: "
-                "lower the learning rate or raise the temperature"
+                f"training diverged with learning rate {self.rate:g} and temperature {self.config.temperature:g}; "
+                "reduce the learning rate or increase the temperature"
             )
         return batch.rows, leaf.grad, float(value.detach())
 
     def step(self, step: _Step, draw: np.random.Generator) -> float:
-        """One step of the optimizer; the loss before it."""
+        """Runs one optimizer step. Returns the loss before it."""
         self.optimizer.zero_grad()
-        if step.read is None:
-            # A batch of fewer examples than workers is everybody's.
-            batch, drawn = step.batches[0], self._drawn(draw)
+        if step.items is None:
+            # If a batch has fewer examples than there are workers, every worker trains on all of it.
+            batch, random_items = step.batches[0], self._random_negatives(draw)
             own = batch[self.group.rank :: self.group.size] if len(batch) >= self.group.size else batch
-            rows, gradient, value = self._gradient(own, drawn)
+            rows, gradient, value = self._gradient(own, random_items)
             self.tower.backward(rows, gradient)
             value = self._mean(value)
         else:
-            value = self._read(step.batches, step.read, draw)
+            value = self._backward_through_texts(step.batches, step.items, draw)
         self.optimizer.step()
         if self.config.weight_decay:
             with torch.no_grad():
@@ -197,36 +199,36 @@ class Trainer:
                     parameter.lerp_(start, min(1.0, self.rate * self.config.weight_decay))
         return value
 
-    def _read(self, batches: list[I64], items: I64, draw: np.random.Generator) -> float:
-        """Takes the mean gradient over the batches down through the texts of some items; the mean loss."""
-        place = np.full(len(self.data.usable), -1, np.int64)
-        place[items] = np.arange(len(items))
-        total, summed = 0.0, torch.zeros(0)
-        for number, part in enumerate(batches):
-            drawn = self._drawn(draw)
+    def _backward_through_texts(self, batches: list[I64], items: I64, draw: np.random.Generator) -> float:
+        """Backpropagates the mean gradient over the batches through the texts of the items. Returns the mean loss."""
+        index = np.full(len(self.data.usable), -1, np.int64)
+        index[items] = np.arange(len(items))
+        total_loss, total_gradient = 0.0, torch.zeros(0)
+        for number, batch in enumerate(batches):
+            random_items = self._random_negatives(draw)
             if number % self.group.size != self.group.rank:
                 continue
-            rows, gradient, value = self._gradient(part, drawn)
-            summed = summed if len(summed) else torch.zeros(len(items), gradient.shape[1])
-            among = place[rows] >= 0
-            summed[torch.from_numpy(place[rows[among]])] += gradient[torch.from_numpy(among)]
-            total += value
-        if not len(summed):  # fewer batches than workers
-            summed = torch.zeros_like(self.tower.vectors(items))
-        self.tower.backward(items, self.group.total(summed) / len(batches))
-        return self._mean(total) * self.group.size / len(batches)
+            rows, gradient, value = self._gradient(batch, random_items)
+            total_gradient = total_gradient if len(total_gradient) else torch.zeros(len(items), gradient.shape[1])
+            in_step = index[rows] >= 0
+            total_gradient[torch.from_numpy(index[rows[in_step]])] += gradient[torch.from_numpy(in_step)]
+            total_loss += value
+        if not len(total_gradient):  # fewer batches than workers
+            total_gradient = torch.zeros_like(self.tower.vectors(items))
+        self.tower.backward(items, self.group.all_reduce(total_gradient) / len(batches))
+        return self._mean(total_loss) * self.group.size / len(batches)
 
     def _mean(self, value: float) -> float:
         """The mean of a number over the workers."""
-        return float(self.group.total(torch.tensor([value], dtype=torch.float64))) / self.group.size
+        return float(self.group.all_reduce(torch.tensor([value], dtype=torch.float64))) / self.group.size
 
     def _epoch(self, clock: Clock, on_step: Callable[[float], None]) -> tuple[float, int]:
-        """(mean loss, examples used) of one epoch, or of as much of it as the budget allows."""
+        """(mean loss, examples used) of one epoch, which ends early if the budget is used up."""
         total, seen = 0.0, 0
         draw = np.random.default_rng([self.config.seed, len(self.epochs)])
         steps = self._steps(draw)
         for step in steps:
-            if self.group.agreed(clock.over):
+            if self.group.broadcast(clock.expired):
                 break
             size = sum(map(len, step.batches))
             total += self.step(step, draw) * size
@@ -235,24 +237,24 @@ class Trainer:
         return total / max(seen, 1), seen
 
     def _validate(self, mean_loss: float, seen: int, clock: Clock, began_s: float) -> None:
-        """Adds an epoch with the quality of the parameters as they stand, and keeps these if they are the best."""
+        """Validates the current parameters, adds the epoch, and stores the parameters if they are the best."""
         before_s = clock.elapsed_s
         vectors = self.tower.refresh(lambda _: None)
-        found = self.group.agreed(quality(vectors, self.data.usable, self.data.valid))
+        metrics = self.group.broadcast(quality(vectors, self.data.usable, self.data.valid))
         clock.reserve_s = clock.elapsed_s - before_s
-        number = self._first + len(self.epochs) - 1
-        self.epochs.append(Epoch(number, self.stage, mean_loss, *found, seen, clock.elapsed_s - began_s))
+        number = self._first_epoch + len(self.epochs) - 1
+        self.epochs.append(Epoch(number, self.stage, mean_loss, *metrics, seen, clock.elapsed_s - began_s))
         if self.best_epoch is self.epochs[-1]:
             self.best = [p.detach().clone() for p in self.parameters]
 
     def restore_best(self) -> None:
-        """Goes back to the best parameters."""
+        """Resets the parameters to the best ones."""
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
 
     def _save(self, elapsed_s: float) -> None:
-        """Writes all that a run needs to go on as if it had never stopped."""
+        """Writes a checkpoint with the complete training state."""
         if not self.file or self.group.rank:
             return
         tensors: dict[str, Tensor] = {}
@@ -262,12 +264,12 @@ class Trainer:
         checkpoint.write(self.file, tensors, {"epochs": [asdict(e) for e in self.epochs], "elapsed_s": elapsed_s})
 
     def _resume(self, clock: Clock) -> None:
-        """Takes up what an earlier run left, if any."""
-        # What the first worker has: the others may be on machines that never saw the file.
-        kept = self.group.agreed(checkpoint.read(self.file) if self.file and not self.group.rank else None)
-        if not kept:
+        """Restores the state from the checkpoint of an earlier run, if there is one."""
+        # Read by the first worker only: the file may not exist on the machines of the others.
+        saved = self.group.broadcast(checkpoint.read(self.file) if self.file and not self.group.rank else None)
+        if not saved:
             return
-        tensors, facts = kept
+        tensors, facts = saved
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"now.{i}"])
@@ -277,10 +279,13 @@ class Trainer:
                     self.optimizer.state[parameter] = {name: tensors[f"{name}.{i}"] for name in names}
         self.epochs = [Epoch(**epoch) for epoch in facts["epochs"]]
         self.tower.refresh(lambda _: None)
-        clock.spent_before(float(facts["elapsed_s"]))
+        clock.add_earlier_run(float(facts["elapsed_s"]))
 
     def run(self, clock: Clock, log: Scalars, on_step: Callable[[float], None]) -> StoppedBy:
-        """Trains until there is a reason to stop, and names it. on_step: takes shares of an epoch."""
+        """Trains until there is a reason to stop, and returns it.
+
+        on_step: called after each step with the share of the epoch that the step is.
+        """
         self._resume(clock)
         while True:
             if len(self.epochs) > self.config.epochs:

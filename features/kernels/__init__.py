@@ -1,1 +1,1 @@
-"""Room."""
+"""Compiled kernels and the data structures they use."""

@@ -1,7 +1,7 @@
-"""Where in a short list an item stands: an open-addressed hash table, for kernels that look up many in few.
+"""Hash table of the items in a short list, open-addressed, for kernels that look up many items in a few.
 
-For the two lists of a user, so that what a list says of 500 candidates, or of their 25,000 neighbours, costs a look
-each and not a pass over the list.
+It is used for the two lists of a user: looking up each of 500 candidates, or of their 25,000 neighbours, costs one
+probe instead of a pass over the list.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import numpy as np
 from features.arrays import I32
 from features.kernels.compiled import compiled
 
-_LEAST = 4096
-"""Slots of the smallest table. So many that nearly every item that is not in a list of 100 meets an empty slot at once:
-with 512 a look-up took three times as long, most of it in branches guessed wrong."""
-_SPREAD = 40503
-"""Odd, and so keeps neighbouring rows apart: a brand's items often stand together, and would probe past each other."""
+_MIN_SLOTS = 4096
+"""Slots of the smallest table. It is large so that nearly every item outside a list of 100 meets an empty slot at once:
+with 512 slots a lookup took three times as long, mostly in mispredicted branches."""
+_MULTIPLIER = 40503
+"""Odd, so that neighbouring rows get distant slots: the items of a brand are often consecutive, and would otherwise
+probe each other's slots."""
 
 
 @compiled
 def home(slots: I32, item: int) -> np.uint32:
-    """The slot where the search for an item begins; empty (`-1`) only where it is not in the list."""
-    # A mask in place of `%` (a division), and unsigned, so that no index is looked at for being negative.
-    return np.uint32(np.uint32(item) * np.uint32(_SPREAD) & np.uint32(len(slots) - 1))
+    """The first slot to probe for an item; it is empty (`-1`) only if the item is not in the list."""
+    # A mask instead of `%` (a division), and unsigned, which avoids the check for negative indices.
+    return np.uint32(np.uint32(item) * np.uint32(_MULTIPLIER) & np.uint32(len(slots) - 1))
 
 
 @compiled
 def find(slots: I32, items: I32, item: int) -> int:
-    """The first place of an item in the list that `slots_of` was given, `-1` where it is not there."""
+    """Position of the first occurrence of an item in the list given to `slots_of`, `-1` if it is not there."""
     slot = home(slots, item)
     while slots[slot] >= 0 and items[slots[slot]] != item:
         slot = np.uint32(slot + np.uint32(1) & np.uint32(len(slots) - 1))
@@ -36,16 +37,16 @@ def find(slots: I32, items: I32, item: int) -> int:
 
 @compiled
 def slots_of(items: I32) -> I32:
-    """int32[a power of two]: the first place of each item of a list at its slot, `-1` in empty ones; `-1` left out."""
-    size = _LEAST
+    """int32[a power of two]: first position of each item, at its slot; `-1` in empty slots. Items `-1` are skipped."""
+    size = _MIN_SLOTS
     while size < 8 * len(items):
         size *= 2
     slots = np.full(size, -1, np.int32)
-    for place in range(len(items)):
-        if items[place] >= 0:
-            slot = home(slots, items[place])
-            while slots[slot] >= 0 and items[slots[slot]] != items[place]:
+    for position in range(len(items)):
+        if items[position] >= 0:
+            slot = home(slots, items[position])
+            while slots[slot] >= 0 and items[slots[slot]] != items[position]:
                 slot = np.uint32(slot + np.uint32(1) & np.uint32(size - 1))
             if slots[slot] < 0:
-                slots[slot] = place
+                slots[slot] = position
     return slots

@@ -1,8 +1,8 @@
-"""Many strings as two arrays, and the place of any of them found in compiled code.
+"""Many strings in two arrays, with a compiled lookup of their positions.
 
-A million ids in a Python list and a dict are 140 MB of each process, and each is found by several reads all over
-memory, one waiting for the other. As arrays they may be a file that processes share, and many are found in a quarter
-of the time, as the reads of one do not wait for those of another.
+A million ids in a Python list and a dict take 140 MB of each process, and every lookup is several dependent reads from
+scattered memory. As arrays they can be a file that processes share, and many are looked up in a quarter of the time,
+because the reads for different strings overlap.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ U64 = NDArray[np.uint64]
 
 
 class Texts(Sequence[str]):
-    """Strings by number, as a list gives them: from the end below 0, a list of them for a slice. `_text` says one."""
+    """Sequence of strings that is indexed like a list: negative indices count from the end, a slice gives a list.
+
+    Subclasses define `_text`.
+    """
 
     @abstractmethod
     def _text(self, i: int) -> str:
@@ -44,30 +47,30 @@ class Texts(Sequence[str]):
 
 
 class Strings(Texts):
-    """Many strings in two arrays: string i is `text[start[i]:start[i + 1]]` in UTF-8. Decoded when asked for.
+    """Many strings in two arrays: string i is `text[start[i]:start[i + 1]]` in UTF-8, decoded on access.
 
-    start: int64[n + 1]. text: uint8[bytes]. Lone surrogates are kept, as their three bytes.
+    start: int64[n + 1]. text: uint8[bytes]. Lone surrogates are kept, as three bytes each.
     """
 
     def __init__(self, start: I64, text: U8) -> None:
-        # Read-only and writable arrays are two types to numba; a release's are read-only.
+        # Read-only and writable arrays are two types to numba; those of a release are read-only.
         self.start, self.text = start.view(), text.view()
         self.start.flags.writeable = self.text.flags.writeable = False
 
     @classmethod
     def of(cls, strings: Sequence[str]) -> Strings:
-        """The same strings as arrays."""
+        """Encode a sequence of strings."""
         encoded = [s.encode("utf-8", "surrogatepass") for s in strings]
         start = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(e) for e in encoded], out=start[1:])
         return cls(start, np.frombuffer(b"".join(encoded), np.uint8))
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        """The two arrays, under the names a release gives them."""
+        """The two arrays, by their names in a release."""
         return {f"{name}_start": self.start, f"{name}_text": self.text}
 
     def part(self, begin: int, end: int) -> Strings:
-        """Strings `begin` up to, not including, `end`, of the same arrays."""
+        """Strings `begin` up to, not including, `end`, sharing the arrays."""
         return Strings(self.start[begin : end + 1], self.text)
 
     def __len__(self) -> int:
@@ -83,7 +86,7 @@ class Strings(Texts):
 
 @compiled
 def _hash(text: U8, first: int, end: int) -> np.uint64:
-    """FNV-1a of 64 bits, then mixed as in SplitMix64, as FNV's own high bits know little of the last bytes."""
+    """64-bit FNV-1a, mixed as in SplitMix64, because the high bits of FNV depend little on the last bytes."""
     h = np.uint64(0xCBF29CE484222325)
     for k in range(first, end):
         h = np.uint64(h ^ np.uint64(text[k])) * np.uint64(0x100000001B3)
@@ -101,27 +104,27 @@ def _hashes(start: I64, text: U8) -> U64:
 
 
 def hashes(strings: Strings) -> U64:
-    """uint64[n]: a hash of each string, the same on every machine; two of a billion meet once in forty tries."""
+    """uint64[n]: a hash of each string, the same on every machine; a billion strings collide with probability 1/40."""
     return _hashes(strings.start, strings.text)
 
 
 @compiled
-def _home(h: np.uint64, slots: int) -> np.int64:
+def _first_slot(h: np.uint64, slots: int) -> np.int64:
     return np.int64(((h & np.uint64(0xFFFFFFFF)) * np.uint64(slots)) >> np.uint64(32))
 
 
 @compiled
-def _probed(slot: U64, start: I64, text: U8, h: np.uint64, given: U8, first: int, end: int) -> np.int64:
-    """The slot where a string stands, or the empty one where it would."""
+def _probe(slot: U64, start: I64, text: U8, h: np.uint64, query: U8, first: int, end: int) -> np.int64:
+    """The slot of a string, or the empty slot where it would be inserted."""
     low, high = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
-    at = _home(h, len(slot))
+    at = _first_slot(h, len(slot))
     while slot[at] != 0:
         if slot[at] & high == h & high:
             row = np.int64(slot[at] & low) - 1
             if start[row + 1] - start[row] == end - first:
                 same = True
                 for k in range(end - first):
-                    if text[start[row] + k] != given[first + k]:
+                    if text[start[row] + k] != query[first + k]:
                         same = False
                         break
                 if same:
@@ -131,30 +134,30 @@ def _probed(slot: U64, start: I64, text: U8, h: np.uint64, given: U8, first: int
 
 
 @compiled
-def _filled(start: I64, text: U8) -> U64:
-    slot = np.zeros(2 * len(start), np.uint64)  # at most half full: few are met on the way
+def _fill_slots(start: I64, text: U8) -> U64:
+    slot = np.zeros(2 * len(start), np.uint64)  # at most half full, which keeps probes short
     for row in range(len(start) - 1):
         h = _hash(text, start[row], start[row + 1])
-        at = _probed(slot, start, text, h, text, start[row], start[row + 1])
+        at = _probe(slot, start, text, h, text, start[row], start[row + 1])
         slot[at] = (h & np.uint64(0xFFFFFFFF00000000)) | np.uint64(row + 1)
     return slot
 
 
 @compiled
-def _found(slot: U64, start: I64, text: U8, given: U8, end: I64, skip: int) -> tuple[I32, int]:
-    """(places, nothing of use).
+def _find_all(slot: U64, start: I64, text: U8, query: U8, end: I64, skip: int) -> tuple[I32, int]:
+    """(positions, a value without meaning that keeps the early reads from being optimised away).
 
-    Memory is the whole cost. One string after the other, each would wait three times; so first every slot is read,
-    then every start, then every text, in loops so short that the processor has many reads under way at once.
+    Waiting for memory is the whole cost. One string after another would wait three times each. So first every slot is
+    read, then every start, then every text, in loops short enough that the processor has many reads in flight.
     """
     count = len(end)
     out, h, likely = np.empty(count, np.int32), np.empty(count, np.uint64), np.empty(count, np.int64)
     first, touched = 0, 0
     for i in range(count):
-        h[i] = _hash(given, first + skip, end[i])
+        h[i] = _hash(query, first + skip, end[i])
         first = end[i]
     for i in range(count):
-        likely[i] = np.int64(slot[_home(h[i], len(slot))] & np.uint64(0xFFFFFFFF))
+        likely[i] = np.int64(slot[_first_slot(h[i], len(slot))] & np.uint64(0xFFFFFFFF))
     for i in range(count):
         likely[i] = start[likely[i] - (likely[i] > 0)]
     for i in range(count):
@@ -162,7 +165,7 @@ def _found(slot: U64, start: I64, text: U8, given: U8, end: I64, skip: int) -> t
             touched ^= text[likely[i]]
     first = 0
     for i in range(count):
-        at = _probed(slot, start, text, h[i], given, first + skip, end[i])
+        at = _probe(slot, start, text, h[i], query, first + skip, end[i])
         out[i] = np.int32(np.int64(slot[at] & np.uint64(0xFFFFFFFF)) - 1)
         first = end[i]
     return out, touched
@@ -170,24 +173,24 @@ def _found(slot: U64, start: I64, text: U8, given: U8, end: I64, skip: int) -> t
 
 @compiled
 def _ends(text: U8, count: int) -> I64:
-    """Where each of `count` strings ends that stand behind a zero each; another number of them where one holds zero."""
+    """int64[count]: end of each of `count` strings, a zero byte before each; empty if a string contains a zero."""
     out = np.empty(count, np.int64)
-    seen = 0
+    found = 0
     for k in range(1, len(text)):
         if text[k] == 0:
-            seen += 1
-            if seen == count:
+            found += 1
+            if found == count:
                 return np.empty(0, np.int64)
-            out[seen - 1] = k
-    out[seen] = len(text)
+            out[found - 1] = k
+    out[found] = len(text)
     return out
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where each of many strings stands among them; of equal ones, the last.
+    """Index of many strings: the position of each, and of equal strings that of the last.
 
-    slot: uint64[2n + 2], open addressing: the upper half of the string's hash and its place + 1, or 0 for none.
+    slot: uint64[2n + 2], open addressing: upper half of the string's hash and its position + 1, or 0 if empty.
     """
 
     strings: Strings
@@ -195,25 +198,25 @@ class Places:
 
     @classmethod
     def of(cls, strings: Strings) -> Places:
-        """Made in a tenth of a microsecond a string."""
-        return cls(strings, _filled(strings.start, strings.text))
+        """Build the index; takes about 0.1 us per string."""
+        return cls(strings, _fill_slots(strings.start, strings.text))
 
     def find(self, strings: Iterable[str]) -> I32:
-        """int32: the place of each string, `-1` for one that is not among them."""
-        given = strings if isinstance(strings, list) else list(strings)
-        if not given:
+        """int32: the position of each string, `-1` if it is not in the index."""
+        queries = strings if isinstance(strings, list) else list(strings)
+        if not queries:
             return np.empty(0, np.int32)
-        joined = ("\0" + "\0".join(given)).encode("utf-8", "surrogatepass")
+        joined = ("\0" + "\0".join(queries)).encode("utf-8", "surrogatepass")
         text = np.frombuffer(joined, np.uint8)
-        end = _ends(text, len(given))
-        if len(end) != len(given):  # a string holds the separator itself
-            end = np.cumsum([1 + len(s.encode("utf-8", "surrogatepass")) for s in given])
+        end = _ends(text, len(queries))
+        if len(end) != len(queries):  # a string holds the separator itself
+            end = np.cumsum([1 + len(s.encode("utf-8", "surrogatepass")) for s in queries])
         return self.find_bytes(text, end, 1)
 
     def find_bytes(self, text: U8, end: I64, skip: int) -> I32:
-        """The same for strings in UTF-8 that stand in one text, each after `skip` bytes of something else.
+        """`find` for strings in UTF-8 that are stored in one array, each after `skip` other bytes.
 
         text: uint8[bytes], read-only. end: int64[n], ascending by at least `skip`: string i is
         `text[end[i - 1] + skip : end[i]]`, the first from 0.
         """
-        return _found(self.slot, self.strings.start, self.strings.text, text, end, skip)[0]
+        return _find_all(self.slot, self.strings.start, self.strings.text, text, end, skip)[0]

@@ -1,8 +1,8 @@
-"""Item vectors at one byte a dimension, and cosines that are exact in them.
+"""Item vectors quantised to one byte per dimension, with cosines that are exact for the quantised vectors.
 
-An integer dot product has one value whatever the order of its terms, so the cosine of a row is the same bit for bit in
-replay and in service, alone and among others, on any number of threads. It is also a quarter of the memory of float32,
-and faster than BLAS at the sizes of a request. Quantising moves a cosine by about 0.002.
+An integer dot product does not depend on the order of its terms, so the cosine of a row has the same bits in replay and
+in serving, alone or among others, on any number of threads. It also takes a quarter of the memory of float32, and is
+faster than BLAS at the sizes of a request. Quantising moves a cosine by about 0.002.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ I16Vector = NDArray[np.int16]
 
 @compiled
 def _dots(code: I8Matrix, rows: I32, other: I16Vector) -> I32:
-    """int32[rows]: the dot product of each with one vector."""
+    """int32[rows]: the dot product of each row with one vector."""
     out = np.empty(len(rows), np.int32)
     for i in range(len(rows)):
         a = code[rows[i]]
@@ -36,7 +36,7 @@ def _dots(code: I8Matrix, rows: I32, other: I16Vector) -> I32:
 
 @compiled
 def _quantise_directions(direction: F64) -> tuple[I16Matrix, F32]:
-    """Directions as `code * scale`: unit vectors whose largest coordinate is 32767; the scale of none is NaN."""
+    """Directions as `code * scale`, unit vectors whose largest coordinate is 32767; scale is NaN for a zero one."""
     count, d = direction.shape
     code, scale = np.zeros((count, d), np.int16), np.full(count, np.nan, np.float32)
     for j in range(count):
@@ -72,7 +72,7 @@ def _cosines(code: I8Matrix, scale: F32, rows: I32, others: I32, direction: F64)
 def text_similarity(cosines: F32, taste: F64, evidence: int) -> F32:
     """float32[6, c]: see `Moment.text_similarity`. cosines: float32[m + 2, c], as `Moment.interest`.
 
-    taste: float64[d]. evidence: impressions that it was made of.
+    taste: float64[d]. evidence: number of impressions that it is based on.
     """
     m, c = len(cosines) - 2, cosines.shape[1]
     out = np.full((6, c), np.nan, np.float32)
@@ -91,12 +91,13 @@ def text_similarity(cosines: F32, taste: F64, evidence: int) -> F32:
 
 @compiled
 def top_similarities(cosines: F32) -> F32:
-    """float32[2, c]: the largest cosine of each column and the mean of its 3 largest (of fewer, where there are fewer).
+    """float32[2, c]: the largest cosine of each column and the mean of its 3 largest (of all, if there are fewer).
 
-    cosines: float32[m, c]; NaN is no cosine, and a column of nothing else has NaN.
+    cosines: float32[m, c]; NaN is ignored, and a column of NaN gives NaN.
     """
     m, c = cosines.shape
-    # The three largest so far, by column: no branch, so that many columns are compared at once. NaN is above nothing.
+    # The three largest so far, by column, without branches, so that many columns are compared at once. NaN never
+    # compares as greater.
     first = np.full(c, -2.0, np.float32)
     second, third = first.copy(), first.copy()
     for j in range(m):
@@ -121,17 +122,17 @@ def top_similarities(cosines: F32) -> F32:
 
 
 @compiled
-def _pooled_pair(code: I8Matrix, scale: F32, rows: I32, weights: F64, others: I32, of_others: F64) -> F64:
+def _pooled_pair(code: I8Matrix, scale: F32, rows: I32, weights: F64, others: I32, other_weights: F64) -> F64:
     """See `Vectors.pooled_pair`."""
     out = np.zeros((2, code.shape[1]))
     _add_weighted(code, scale, rows, weights, out[0])
-    _add_weighted(code, scale, others, of_others, out[1])
+    _add_weighted(code, scale, others, other_weights, out[1])
     return out
 
 
 @compiled
 def _add_weighted(code: I8Matrix, scale: F32, rows: I32, weights: F64, out: F64) -> None:
-    """Adds these vectors, weighted, in the order given."""
+    """Add these vectors to `out`, weighted, in the order given."""
     for j in range(len(rows)):
         prefetch(code, rows[min(j + AHEAD, len(rows) - 1)])
         if not np.isnan(scale[rows[j]]):
@@ -146,7 +147,7 @@ class Vectors:
     """Unit vectors as `code * scale`.
 
     code: int8[n + 1, d], d at most 516 (so that int32 holds a dot product). scale: float32[n + 1], one over the
-    length of `code`; NaN for an item without vector, the unknown item in the last row among them.
+    length of `code`; NaN for an item without a vector, including the unknown item in the last row.
     """
 
     code: I8Matrix
@@ -154,9 +155,12 @@ class Vectors:
 
     @classmethod
     def quantise(cls, vectors: F32) -> Vectors:
-        """Each row scaled so that its largest coordinate is 127. vectors: float32[n + 1, d]; a NaN row is missing."""
+        """Scale each row so that its largest coordinate is 127. vectors: float32[n + 1, d]; a NaN row is missing.
+
+        Raises ValueError for more than 516 dimensions.
+        """
         if vectors.shape[1] > 516:
-            raise ValueError(f"vectors have {vectors.shape[1]} dimensions; at most 516 fit: project them down")
+            raise ValueError(f"vectors have {vectors.shape[1]} dimensions; the maximum is 516: project them to fewer")
         known = np.isfinite(vectors).all(axis=1) & (np.abs(vectors).max(axis=1, initial=0) > 0)
         peak = np.where(known, np.abs(vectors).max(axis=1, initial=0), 1)
         code = np.rint(np.where(known[:, None], vectors, 0) * (127 / peak)[:, None]).astype(np.int8)
@@ -164,9 +168,9 @@ class Vectors:
         return cls(code, np.where(known, 1 / np.maximum(length, 1), np.nan).astype(np.float32))
 
     def cosines(self, rows: I32, others: I32) -> F32:
-        """float32[rows, others], -1 to 1: cosine of each with each; NaN where either has no vector."""
+        """float32[rows, others], -1 to 1: cosine of each row with each other; NaN if either has no vector."""
         if len(others) == 1:
-            # Of a tile only one sum would be wanted: over a whole catalogue that is not worth it.
+            # A tile would be used for a single sum, which is too slow over a whole catalogue.
             dots = _dots(self.code, rows, self.code[others[0]].astype(np.int16))
             one: F32 = dots.astype(np.float32) * (self.scale[rows] * self.scale[others])
             return one[:, None]
@@ -175,23 +179,23 @@ class Vectors:
     def interest(self, rows: I32, others: I32, directions: F64) -> F32:
         """float32[others + directions, rows], -1 to 1: the cosines with items, then with directions, in one pass.
 
-        directions: float64[k, d]. Each cosine as `cosines` and `toward` have it: NaN where an item has no vector, or a
-        direction is none.
+        directions: float64[k, d]. The values are those of `cosines` and `toward`: NaN if an item has no vector or a
+        direction is zero.
         """
         return _cosines(self.code, self.scale, rows, others, directions)
 
     def pooled(self, rows: I32, weights: F64) -> F64:
-        """float64[d]: the weighted sum of the vectors of `rows`, those without one left out."""
+        """float64[d]: the weighted sum of the vectors of `rows`; rows without a vector are skipped."""
         out: F64 = self.pooled_pair(rows, weights, rows[:0], weights[:0])[0]
         return out
 
-    def pooled_pair(self, rows: I32, weights: F64, others: I32, of_others: F64) -> F64:
-        """float64[2, d]: `pooled` of `rows` by `weights`, and of `others` by `of_others`, in one call."""
-        return _pooled_pair(self.code, self.scale, rows, weights, others, of_others)
+    def pooled_pair(self, rows: I32, weights: F64, others: I32, other_weights: F64) -> F64:
+        """float64[2, d]: `pooled` of `rows` with `weights`, and of `others` with `other_weights`, in one call."""
+        return _pooled_pair(self.code, self.scale, rows, weights, others, other_weights)
 
     def toward(self, rows: I32, direction: F64) -> F32:
-        """float32[rows], -1 to 1: cosine of each with one direction; NaN where there is no vector or no direction."""
+        """float32[rows], -1 to 1: cosine of each row with a direction; NaN without a vector or for a zero direction."""
         code, scale = _quantise_directions(direction[None])
-        # Narrowed before it is scaled, as `interest` does: above 2^24 the two ways round apart.
+        # Convert to float32 before scaling, as `interest` does: above 2^24 the other order rounds differently.
         out: F32 = _dots(self.code, rows, code[0]).astype(np.float32) * (self.scale[rows] * scale[0])
         return out

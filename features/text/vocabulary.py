@@ -1,15 +1,13 @@
-"""The words of a catalogue: what a typed query means in vectors, and which items say it, without the text encoder.
+"""Vocabulary of a catalogue: the meaning of query words as vectors, and the items that contain them; no text encoder.
 
-A request cannot wait for an encoder, so every word gets a vector at night: the mean of the items that hold it. A query
-is the sum of its words, the rare ones weighing more. A word that no item has is taken for the words it is a slip of
-(Damerau-Levenshtein, with the distances Lucene allows) or the beginning of.
+A request cannot wait for an encoder, so the nightly run gives every word a vector: the mean of the items that contain
+it. A query is the sum of its words, weighted by rarity. A word that no item contains is replaced by the words that it
+may be a misspelling of (Damerau-Levenshtein, with the distances that Lucene allows) or a prefix of.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,39 +21,24 @@ from features.catalogue import Catalogue
 from features.kernels.compiled import compiled
 from features.kernels.dots import I8Matrix
 from features.kernels.strings import U8, Places, Strings
+from features.text.tokens import tokenize
 from features.text.vectors import Vectors
 
 MAX_QUERY_WORDS = 16
-"""Words of a query that are read; what follows them is left aside."""
-WORD_CHARACTERS = 40
-"""A longer word is cut here."""
-_MAX_SUGGESTIONS = 4
-"""Words that one unknown word is taken for, at most."""
-_MIN_CHARACTERS = 3
-"""Characters of an unknown word below which it is taken for no other."""
-
-_APOSTROPHES = re.compile("['’ʼ`]")
-_ACCENTS = re.compile("[̀-ͯ]")
-_WORD = re.compile(r"[^\W_]+")
-
-
-def tokenize(text: str) -> list[str]:
-    """The words of a text in their order: letters and digits, without case, accents and apostrophes.
-
-    "Kids' Café-crème" is kids, cafe, creme. Text without spaces between words is one word, up to the next sign.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", _ACCENTS.sub("", unicodedata.normalize("NFKD", text)))
-    return [word[:WORD_CHARACTERS] for word in _WORD.findall(_APOSTROPHES.sub("", text.casefold()))]
+"""Maximum number of words read from a query; the rest is ignored."""
+_MAX_REPLACEMENTS = 4
+"""Maximum number of known words that replace one unknown word."""
+_MIN_BYTES = 3
+"""An unknown word with fewer bytes than this is not replaced."""
 
 
 class Query(NamedTuple):
-    """A query in a catalogue's words.
+    """A query in the words of a catalogue.
 
-    weight: float64[t], what each of its words counts for; they add up to 1, and are empty where there is no word in it.
-    word, term, credit: int32[k], int32[k], float64[k]: words of the catalogue, which of the query's words each stands
-    for, and how well: 1 for itself, less for what it may be a slip of. direction: float64[d], the meaning of all, not
-    of unit length; all 0 where no word is known.
+    weight: float64[t], weight of each query word; they add up to 1, and are empty for a query without words.
+    word, term, credit: int32[k], int32[k], float64[k]: catalogue words, the query word that each one stands for, and
+    how well: 1 for the word itself, less for a replacement. direction: float64[d], the meaning of the whole query, not
+    normalised; all 0 if none of its words is known.
     """
 
     weight: F64
@@ -69,10 +52,11 @@ class Query(NamedTuple):
 class Vocabulary:
     """The words of a catalogue.
 
-    names: in ascending order of their bytes. rarity: float32[w], what holding the word tells, as BM25 has it (Robertson
-    and Zaragoza, 2009). vectors: of words, no row for the unknown. strength: float32[w], what each word's unit vector
-    counts for in a query's: how alike the items are that hold it, times `rarity`. start, word: the words of item i are
-    `word[start[i]:start[i + 1]]`, ascending, each once; int64[n + 2], the unknown item has none, and int32.
+    names: in ascending byte order. rarity: float32[w], inverse document frequency as in BM25 (Robertson and Zaragoza,
+    2009). vectors: of words, without a row for the unknown. strength: float32[w], weight of each word's unit vector in
+    the vector of a query: how similar the items with the word are, times `rarity`. start, word: int64[n + 2],
+    int32[...]; the words of item i are `word[start[i]:start[i + 1]]`, ascending and distinct; the unknown item has
+    none.
     """
 
     names: Strings
@@ -84,37 +68,37 @@ class Vocabulary:
 
     @classmethod
     def build(cls, catalogue: Catalogue, vectors: F32) -> Vocabulary:
-        """The words of titles, brands, categories and tags, and what they say of `vectors` (float32[n + 1, d])."""
+        """Vocabulary of titles, brands, categories and tags, with word vectors from `vectors` (float32[n + 1, d])."""
         return cls.spelt(catalogue).meaning(vectors)
 
     @classmethod
     def spelt(cls, catalogue: Catalogue) -> Vocabulary:
-        """The same words without a meaning: vectors have no dimension."""
+        """Vocabulary of a catalogue without word vectors: they have no dimension."""
         names, start, word = _index_words(_catalogue_words(catalogue))
-        held = np.bincount(word, minlength=len(names))
-        rarity = np.log1p((len(catalogue) - held + 0.5) / (held + 0.5)).astype(np.float32)
+        items_with = np.bincount(word, minlength=len(names))
+        rarity = np.log1p((len(catalogue) - items_with + 0.5) / (items_with + 0.5)).astype(np.float32)
         none = np.zeros(len(names), np.float32)
         return cls(names, rarity, Vectors(np.empty((len(names), 0), np.int8), none), none, start, word)
 
     def meaning(self, vectors: F32) -> Vocabulary:
-        """The same words with what they say of item vectors, float32[n + 1, d]."""
-        made = _word_vectors(self.start, self.word, len(self.names), np.ascontiguousarray(vectors))
-        strength = self.rarity * np.sqrt((made.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32)
-        return replace(self, vectors=Vectors.quantise(made), strength=strength)
+        """The same words, with word vectors based on item vectors (float32[n + 1, d])."""
+        word_vectors = _word_vectors(self.start, self.word, len(self.names), np.ascontiguousarray(vectors))
+        strength = self.rarity * np.sqrt((word_vectors.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32)
+        return replace(self, vectors=Vectors.quantise(word_vectors), strength=strength)
 
     def of(self, catalogue: Catalogue, rows: Sequence[int]) -> list[I32]:
-        """int32 for each of these items, ascending: the words of its texts as they are now; unknown ones left out."""
+        """int32 for each of these items, ascending: the known words in its current texts."""
         out = []
         for row in rows:
-            found = self._places.find(sorted(set(_item_words(catalogue, row))))
-            out.append(np.sort(found[found >= 0]))
+            words = self._places.find(sorted(set(_item_words(catalogue, row))))
+            out.append(np.sort(words[words >= 0]))
         return out
 
     def over(self, changed: Mapping[int, I32], added: Sequence[I32]) -> Vocabulary:
-        """The same words with those of some items replaced, and of others put before the unknown item."""
+        """A copy with the words of some items replaced, and those of added items inserted before the unknown item."""
         parts = [self.word[a:b] for a, b in pairwise(self.start[:-1].tolist())]
-        for row, mine in changed.items():
-            parts[row] = mine
+        for row, words in changed.items():
+            parts[row] = words
         parts += added
         start = np.zeros(len(parts) + 2, np.int64)
         np.cumsum([len(p) for p in parts], out=start[1:-1])
@@ -131,57 +115,56 @@ class Vocabulary:
 
     @cached_property
     def _by_initial(self) -> I64:
-        """int64[257]: where the words that begin with each byte begin."""
+        """int64[257]: index of the first word that starts with each byte or a later one."""
         initial = self.names.text[self.names.start[:-1]]
         return np.searchsorted(initial, np.arange(257)).astype(np.int64)
 
     def read(self, text: str) -> Query:
-        """What a query means; nothing in it is too odd to be read."""
+        """Parse a query; any text is accepted."""
         typed = list(dict.fromkeys(tokenize(text)[: 4 * MAX_QUERY_WORDS]))[:MAX_QUERY_WORDS]
-        # A word that no item has tells most of all: that what is sought is not here.
+        # A word that no item contains gets the largest weight: what is searched for is not in the catalogue.
         weight = np.full(len(typed), math.log1p(2 * len(self.start)))
         word: list[int] = []
         term: list[int] = []
         credit: list[float] = []
         for t, (known, name) in enumerate(zip(self._places.find(typed).tolist(), typed, strict=True)):
-            close, similar = ([known], [1.0]) if known >= 0 else self._close(name)
-            word += close
-            credit += similar
-            term += [t] * len(close)
-            if close:
-                weight[t] = self.rarity[close[0]]
+            matches, similarity = ([known], [1.0]) if known >= 0 else self._replacements(name)
+            word += matches
+            credit += similarity
+            term += [t] * len(matches)
+            if matches:
+                weight[t] = self.rarity[matches[0]]
         if len(weight):
             weight /= weight.sum()
         words, terms, credits = np.array(word, np.int32), np.array(term, np.int32), np.array(credit, np.float64)
         code, scale = self.vectors.code, self.vectors.scale
         return Query(weight, words, terms, credits, _query_vector(code, scale, self.strength, words, terms, credits))
 
-    def _close(self, name: str) -> tuple[list[int], list[float]]:
-        """The words that one which no item has may stand for, and how well each."""
+    def _replacements(self, name: str) -> tuple[list[int], list[float]]:
+        """The known words that an unknown word may stand for, and the credit of each."""
         given = np.frombuffer(name.encode("utf-8", "surrogatepass"), np.uint8)
-        if len(given) < _MIN_CHARACTERS:
+        if len(given) < _MIN_BYTES:
             return [], []
         low, high = self._by_initial[int(given[0])], self._by_initial[int(given[0]) + 1]
-        found, similar = _similar_words(self.names.start, self.names.text, self._letters, low, high, given)
-        # The commoner of two that are as close is likelier meant.
-        best = np.lexsort((found, self.rarity[found], -similar))[:_MAX_SUGGESTIONS]
-        return found[best].tolist(), similar[best].tolist()
+        found, similarity = _similar_words(self.names.start, self.names.text, self._letters, low, high, given)
+        # Of equally similar words, the more common one is more likely to be meant.
+        best = np.lexsort((found, self.rarity[found], -similarity))[:_MAX_REPLACEMENTS]
+        return found[best].tolist(), similarity[best].tolist()
 
     def holding(self, query: Query) -> I32:
-        """int32, ascending: the items that hold one of the words sought."""
-        first, row = self._holders
+        """int32, ascending: the items that contain any of the matched words."""
+        first, row = self._index
         found = [row[first[w] : first[w + 1]] for w in np.unique(query.word).tolist()]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int32)
 
     @cached_property
-    def _holders(self) -> tuple[I64, I32]:
+    def _index(self) -> tuple[I64, I32]:
         return _items_by_word(self.start, self.word, len(self.rarity))
 
     def match(self, query: Query, items: I32) -> F64:
-        """float64, like `items`, 0 to 1: the share of the query's weight that is found in each item's words.
+        """float64, like `items`, 0 to 1: the share of the query's weight that is found among each item's words.
 
-        items: int32[c] rows of the catalogue, `-1` unknown, which has no words. NaN throughout for a query without
-        words.
+        items: int32[c] catalogue rows, `-1` unknown, which has no words. All NaN for a query without words.
         """
         if not len(query.weight):
             return np.full(len(items), np.nan)
@@ -205,22 +188,22 @@ def _item_words(c: Catalogue, row: int) -> list[str]:
 
 
 def _index_words(texts: Iterator[list[str]]) -> tuple[Strings, I64, I32]:
-    """All words in order, then `start` and `word` of `Vocabulary`."""
+    """The distinct words in order, then `start` and `word` of `Vocabulary`."""
     number: dict[str, int] = {}
     of_item = [[number.setdefault(word, len(number)) for word in dict.fromkeys(words)] for words in texts]
     names = sorted(number, key=lambda word: word.encode("utf-8", "surrogatepass"))
-    place = np.empty(len(number), np.int32)
-    place[[number[name] for name in names]] = np.arange(len(names), dtype=np.int32)
+    rank = np.empty(len(number), np.int32)
+    rank[[number[name] for name in names]] = np.arange(len(names), dtype=np.int32)
     start = np.zeros(len(of_item) + 2, np.int64)
     np.cumsum([len(words) for words in of_item], out=start[1:-1])
     start[-1] = start[-2]
-    parts = [np.sort(place[words]) for words in of_item if words]
+    parts = [np.sort(rank[words]) for words in of_item if words]
     return Strings.of(names), start, np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
 @compiled
 def _word_vectors(start: I64, word: I32, n_words: int, vectors: F32) -> F32:
-    """float32[w, d]: the mean vector of the items that hold each word, less the mean of all; 0 where none has one."""
+    """float32[w, d]: mean vector of the items with each word minus the mean of all items; 0 if none has a vector."""
     d = vectors.shape[1]
     total, count = np.zeros((n_words, d)), np.zeros(n_words)
     mean, known = np.zeros(d), 0
@@ -244,7 +227,7 @@ def _word_vectors(start: I64, word: I32, n_words: int, vectors: F32) -> F32:
 
 @compiled
 def _items_by_word(start: I64, word: I32, n_words: int) -> tuple[I64, I32]:
-    """Where the items of each word begin, int64[w + 1], and those items, int32, ascending within a word."""
+    """int64[w + 1], int32[...]: start of each word's items, and the items themselves, ascending within a word."""
     first = np.zeros(n_words + 1, np.int64)
     for p in range(len(word)):
         first[word[p] + 1] += 1
@@ -260,7 +243,7 @@ def _items_by_word(start: I64, word: I32, n_words: int) -> tuple[I64, I32]:
 
 @compiled
 def _letter_bits(start: I64, text: U8) -> U64:
-    """uint64[w]: a bit for each byte that a word holds, up to 64 told apart."""
+    """uint64[w]: a bit mask of the bytes in each word, by their lowest 6 bits."""
     out = np.zeros(len(start) - 1, np.uint64)
     for w in range(len(out)):
         for p in range(start[w], start[w + 1]):
@@ -270,33 +253,33 @@ def _letter_bits(start: I64, text: U8) -> U64:
 
 @compiled
 def _similar_words(start: I64, text: U8, letters: U64, low: int, high: int, given: U8) -> tuple[I32, F64]:
-    """The words that a word may be a slip of or begins, and how well each does: 1 less slips per byte, or the share
-    of the word that was typed. int32[k] and float64[k].
+    """int32[k], float64[k]: the words that a word may be a misspelling or a prefix of, and the credit of each.
 
-    Slips are letters left out, put in, exchanged, and neighbours swapped; one is allowed to 5 bytes, two above, none in
-    the first byte: only words `low` to below `high` are looked at.
+    The credit is 1 minus edits per byte, or the share of the word that was typed. Edits are deletions, insertions,
+    substitutions and swaps of neighbouring bytes: one is allowed in up to 5 bytes, two in longer words, none in the
+    first byte, so that only the words from `low` to below `high` are compared.
     """
-    n, most = len(given), 1 if len(given) <= 5 else 2
-    mine = np.uint64(0)
+    n, max_edits = len(given), 1 if len(given) <= 5 else 2
+    given_bits = np.uint64(0)
     for p in range(n):
-        mine |= np.uint64(1) << np.uint64(given[p] & 63)
+        given_bits |= np.uint64(1) << np.uint64(given[p] & 63)
     word, credit = np.empty(high - low, np.int32), np.empty(high - low)
     count = 0
     for w in range(low, high):
         first, length = start[w], start[w + 1] - start[w]
-        share = 0.0
-        if length > n and (mine & ~letters[w]) == 0:
+        similarity = 0.0
+        if length > n and (given_bits & ~letters[w]) == 0:
             same = True
             for p in range(n):
                 same = same and text[first + p] == given[p]
-            share = n / length if same else 0.0
-        # A slip changes at most one letter on either side.
-        if abs(length - n) <= most and _popcount(mine ^ letters[w]) <= 2 * most:
-            slips = _edit_distance(text[first : first + length], given, most)
-            if slips <= most:
-                share = max(share, 1.0 - slips / max(length, n))
-        if share > 0.0:
-            word[count], credit[count] = w, share
+            similarity = n / length if same else 0.0
+        # An edit changes at most one byte on either side.
+        if abs(length - n) <= max_edits and _popcount(given_bits ^ letters[w]) <= 2 * max_edits:
+            edits = _edit_distance(text[first : first + length], given, max_edits)
+            if edits <= max_edits:
+                similarity = max(similarity, 1.0 - edits / max(length, n))
+        if similarity > 0.0:
+            word[count], credit[count] = w, similarity
             count += 1
     return word[:count].copy(), credit[:count].copy()
 
@@ -312,7 +295,7 @@ def _popcount(x: np.uint64) -> int:
 
 @compiled
 def _edit_distance(a: U8, b: U8, most: int) -> int:
-    """The restricted Damerau-Levenshtein distance of two words, or anything above `most`."""
+    """Restricted Damerau-Levenshtein distance of two words; any value above `most` if it is larger than `most`."""
     before, last, now = np.arange(len(b) + 1), np.arange(len(b) + 1), np.arange(len(b) + 1)
     for i in range(1, len(a) + 1):
         now[0] = i
@@ -332,39 +315,39 @@ def _edit_distance(a: U8, b: U8, most: int) -> int:
 
 @compiled
 def _query_vector(code: I8Matrix, scale: F32, strength: F32, word: I32, term: I32, credit: F64) -> F64:
-    """float64[d]: the sum of words; what one of the query's words may stand for counts as one word, by credit."""
+    """float64[d]: the weighted sum of word vectors; the replacements of one query word count as one word, by credit."""
     out = np.zeros(code.shape[1])
     for j in range(len(word)):
         if np.isnan(scale[word[j]]):
             continue
-        whole = 0.0
+        total = 0.0
         for i in range(len(word)):
             if term[i] == term[j]:
-                whole += credit[i]
-        far = credit[j] * credit[j] / whole * strength[word[j]] * scale[word[j]]
+                total += credit[i]
+        weight = credit[j] * credit[j] / total * strength[word[j]] * scale[word[j]]
         for k in range(len(out)):
-            out[k] += far * code[word[j], k]
+            out[k] += weight * code[word[j], k]
     return out
 
 
 @compiled
 def _match_share(
-    start: I64, word: I32, n_words: int, weight: F64, sought: I32, term: I32, credit: F64, items: I32
+    start: I64, word: I32, n_words: int, weight: F64, matched: I32, term: I32, credit: F64, items: I32
 ) -> F64:
-    """See `Vocabulary.match`. Each word of the query counts by the word of the item that stands for it best."""
-    place = np.full(n_words, -1, np.int32)
-    for j in range(len(sought)):
-        place[sought[j]] = j
-    # Two slips may mean the same word: of each, the words that stand for it.
+    """See `Vocabulary.match`. Each query word counts by the best match among the item's words."""
+    match_of = np.full(n_words, -1, np.int32)
+    for j in range(len(matched)):
+        match_of[matched[j]] = j
+    # Several query words may match the same catalogue word, so that all matches of a word are compared below.
     out = np.zeros(len(items))
     best = np.empty(len(weight))
     for c in range(len(items)):
         row = items[c] if items[c] >= 0 else len(start) - 2
         best[:] = 0.0
         for p in range(start[row], start[row + 1]):
-            if place[word[p]] >= 0:
-                for j in range(len(sought)):
-                    if sought[j] == word[p]:
+            if match_of[word[p]] >= 0:
+                for j in range(len(matched)):
+                    if matched[j] == word[p]:
                         best[term[j]] = max(best[term[j]], credit[j])
         for t in range(len(weight)):
             out[c] += weight[t] * best[t]

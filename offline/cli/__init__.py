@@ -1,4 +1,4 @@
-"""The command line: one file per group of commands; `app.py` lists them all."""
+"""The command line, one module per group of commands. `app.py` registers them all."""
 
 from __future__ import annotations
 

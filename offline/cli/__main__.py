@@ -1,4 +1,4 @@
-"""`python -m offline.cli` is the `shelfwise` command."""
+"""Runs `shelfwise` as `python -m offline.cli`."""
 
 from offline.cli import main
 

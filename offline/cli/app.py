@@ -1,7 +1,7 @@
-"""The command line: what each person does with Shelfwise, one command each.
+"""The `shelfwise` command line, with one command per task.
 
-Heavy imports stay inside the commands, so that `--help` is quick and `serve` never loads torch. The commands are in
-files beside this one; `--help` lists them in the order in which they are named here.
+Heavy imports stay inside the commands, so that `--help` is fast and `serve` never loads torch. `--help` lists the
+commands in the order in which they are registered here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Rank products for a shopper: learn by night from what was shown and chosen, answer by day in milliseconds."
-    "\n\nStart with `shelfwise demo`; with your own shop: `import`, `nightly`, `serve`.",
+    help="Rank products for every shopper: train nightly on what was shown and clicked, and serve in milliseconds."
+    "\n\nStart with `shelfwise demo`. For your own shop, run `import`, `nightly` and `serve`.",
 )
 
 app.command()(data.simulate)
@@ -48,22 +48,20 @@ app.command()(night.demo)
 
 
 def main() -> None:
-    """The console script. Errors a person can mend are one message; anything else keeps its traceback."""
+    """The console script. Prints expected errors as one message; any other error keeps its traceback."""
     try:
         app()
     except Exception as e:
         full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and not isinstance(e, _mendable()):
+        if not full and not isinstance(e, _expected_errors()):
             raise
-        hint = (
-            ": there is no room left on the disk; make some and start again, what is finished is kept" if full else ""
-        )
+        hint = ": the disk is full; free some space and run again, finished steps are kept" if full else ""
         console.print(Text(f"shelfwise: {printable(str(e))}{hint}", style="bold red"), soft_wrap=True)
         sys.exit(_DISK_FULL if full else getattr(e, "status", 1))
 
 
-def _mendable() -> tuple[type[Exception], ...]:
-    """The errors a person can mend. Imported once there is one: a page of help needs none of it."""
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message tells the user what to do. Imported only when an error occurs, to keep `--help` fast."""
     from features.custom import FeatureError
     from offline.config import ConfigError
     from offline.runtime import ApprovalNeeded, ChecksFailed, DataError, ReleaseKept
@@ -73,11 +71,11 @@ def _mendable() -> tuple[type[Exception], ...]:
     from serving.release import ReleaseError
     from serving.store import EmbeddedError
 
-    # Of the operating system's errors, those about a path a person named.
-    paths = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
-    night = (ChecksFailed, ReleaseKept, ApprovalNeeded, Locked)
-    service = (ClockError, EmbeddedError, KeysError, ReleaseError)
-    return (*night, *service, Failure, ConfigError, DataError, FeatureError, *paths)
+    # Of the operating system's errors, only those about a path that the user passed.
+    path_errors = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+    nightly_errors = (ChecksFailed, ReleaseKept, ApprovalNeeded, Locked)
+    service_errors = (ClockError, EmbeddedError, KeysError, ReleaseError)
+    return (*nightly_errors, *service_errors, Failure, ConfigError, DataError, FeatureError, *path_errors)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands that make a data set: a simulated shop, or an import."""
+"""Commands that create a data set: `simulate`, `import` and `validate`."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 def simulate(
     config: ConfigPath = None,
     workspace: Workspace = None,
-    items: Annotated[int | None, typer.Option(help="Products on the opening day.")] = None,
-    users: Annotated[int | None, typer.Option(help="Shoppers who may come.")] = None,
-    days: Annotated[int | None, typer.Option(help="Length of the log.")] = None,
-    searches: Annotated[float | None, typer.Option(help="Share of the lists that answer words typed.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
-    end: Annotated[str | None, typer.Option(help="End of the last day, as 2026-06-01; default today.")] = None,
+    items: Annotated[int | None, typer.Option(help="Number of products on the opening day.")] = None,
+    users: Annotated[int | None, typer.Option(help="Number of shoppers.")] = None,
+    days: Annotated[int | None, typer.Option(help="Length of the log in days.")] = None,
+    searches: Annotated[float | None, typer.Option(help="Share of lists that are search results, from 0 to 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the last day, such as 2026-06-01. Default: today.")] = None,
 ) -> None:
-    """Make a shop to try things on: a catalogue with real-sounding text, shoppers with hidden tastes, their log.
+    """Simulate a shop: a catalogue with realistic texts, shoppers with hidden tastes, and their log.
 
-    The same seed, sizes and end give the same bytes. `truth.parquet` holds the hidden utility, so that a report can say
-    how far a ranker is from the best possible order.
+    The same seed, sizes and end date give the same bytes. `truth.parquet` has the hidden utilities, so that a report
+    can compare a ranker with the best possible order.
     """
     from offline.simulation import simulate as run
 
     c = load_config(config, workspace)
     if end is None and "end" not in c.simulate.model_fields_set:
         end = today()
-    given = {
+    options = {
         "items": items,
         "users": users,
         "days": days,
@@ -44,7 +44,7 @@ def simulate(
         "seed": seed,
         "end": end and f"{end}T00:00:00Z",
     }
-    shop = {**c.simulate.model_dump(), **{k: v for k, v in given.items() if v is not None}}
+    shop = {**c.simulate.model_dump(), **{k: v for k, v in options.items() if v is not None}}
     with progress_bar("Simulating a shop") as on_progress:
         s = run(load_config(None, None, simulate=shop).simulate, c.data, on_progress)
     say(
@@ -54,20 +54,22 @@ def simulate(
 
 
 def import_(
-    source: Annotated[Path | None, typer.Argument(help="A folder in the layout, or a file; else the config's.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder or file to read. Default: the config's `import` section.")
+    ] = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
     suggest: Annotated[
-        bool, typer.Option("--suggest", help="Import nothing; print a first mapping for SOURCE, to read and save.")
+        bool, typer.Option("--suggest", help="Print a suggested mapping for SOURCE instead of importing it.")
     ] = False,
     engine: EngineName = "local",
     ray_address: RayAddress = None,
 ) -> None:
-    """Bring in items and events: Parquet, CSV, JSONL, Metarank's events or GA4's, through a column mapping.
+    """Import items and events from Parquet, CSV, JSONL, Metarank or GA4 files.
 
-    Every row is checked. Good rows go on; each bad one stands in `quarantine.parquet` with its file, row, column,
-    value, the reason and what to do. The mapping is the `import` section of the config (see docs/data.md);
-    `shelfwise import FILE --suggest > shop.yaml` guesses one.
+    Every row is checked. Valid rows are imported. Each rejected row is written to `quarantine.parquet` with its file,
+    row, column and value, the reason, and how to fix it. Columns are mapped by the `import` section of the config (see
+    docs/data.md); `shelfwise import FILE --suggest > shop.yaml` suggests one.
     """
     from offline.ingest import import_data
 
@@ -75,55 +77,63 @@ def import_(
         from offline.ingest import suggest as suggest_mapping
 
         if source is None:
-            raise Failure("--suggest looks at a file or folder: name one, as `shelfwise import orders.csv --suggest`")
+            raise Failure("--suggest needs a file or folder, for example `shelfwise import orders.csv --suggest`")
         say(suggest_mapping(source).removesuffix("\n"))
         return
     c = load_config(config, workspace)
-    with open_engine(engine, ray_address) as working, progress_bar("Importing") as on_progress:
-        summary = import_data(sources(c, source), c.data, datetime.now(UTC), on_progress, working)
+    with open_engine(engine, ray_address) as executor, progress_bar("Importing") as on_progress:
+        summary = import_data(sources(c, source), c.data, datetime.now(UTC), on_progress, executor)
     print_import(summary)
-    # The next command reads the same workspace, by the same settings.
+    # Repeat the options, so that the next command uses the same workspace and settings.
     options = [("--config", config), ("--workspace", workspace)]
-    named = "".join(f" {option} {shlex.quote(str(path))}" for option, path in options if path is not None)
-    say(f"The data set is in {c.data}; next: shelfwise nightly{named}")
+    repeated = "".join(f" {option} {shlex.quote(str(path))}" for option, path in options if path is not None)
+    say(f"The data set is in {c.data}; next: shelfwise nightly{repeated}")
 
 
 def validate(
-    source: Annotated[Path | None, typer.Argument(help="A folder in the layout, or a file; else the config's.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder or file to read. Default: the config's `import` section.")
+    ] = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
     engine: EngineName = "local",
     ray_address: RayAddress = None,
 ) -> None:
-    """The checks of `import`, writing nothing; exit status 1 where a row would be refused."""
+    """Check data like `import`, without writing anything.
+
+    Exit status 1 if any row would be rejected.
+    """
     from offline.ingest import validate as run
 
     c = load_config(config, workspace)
-    with open_engine(engine, ray_address) as working, progress_bar("Validating") as on_progress:
-        summary = run(sources(c, source), datetime.now(UTC), on_progress, working)
+    with open_engine(engine, ray_address) as executor, progress_bar("Validating") as on_progress:
+        summary = run(sources(c, source), datetime.now(UTC), on_progress, executor)
     print_import(summary)
     if any(s.quarantined for s in summary.sources):
         raise typer.Exit(1)
 
 
 def sources(config: Config, source: Path | None) -> Any:
-    """What to import: what is found in `source`, else the config's section. Raises Failure where there is neither."""
+    """Sources to import: the files found in `source`, else the config's `import` section.
+
+    Raises Failure if neither is given.
+    """
     from offline.ingest import detect
 
     if source is not None:
         return detect(source)
     if config.sources is None:
         raise Failure(
-            "nothing to import: name a folder or file (`shelfwise import DIR`), or give --config a YAML file "
-            "with an `import` section; `shelfwise import FILE --suggest > shop.yaml` writes a first one"
+            "nothing to import: pass a folder or file (`shelfwise import DIR`), or a --config file with an "
+            "`import` section; `shelfwise import FILE --suggest > shop.yaml` suggests one"
         )
     return config.sources
 
 
 def print_import(summary: Any) -> None:
-    """Print what happened to every row."""
-    rows = [[file, what, f"{n:,}"] for file, what, n in summary.table()]
-    print_table("What happened to every row", ["source", "", "rows"], rows, {2})
+    """Print the number of rows by source and outcome, the notes, and examples of rejected rows."""
+    rows = [[file, outcome, f"{n:,}"] for file, outcome, n in summary.table()]
+    print_table("Rows by outcome", ["source", "outcome", "rows"], rows, {2})
     for note in (*summary.notes, *(n for s in summary.sources for n in s.notes)):
         say(f"- {note}")
     for example in summary.examples:

@@ -1,4 +1,4 @@
-"""Commands that say how good the ranking is, and what would make it better."""
+"""Commands that measure ranking quality: `evaluate`, `tune`, `ablate` and `staleness`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def print_evaluation(path: Path) -> None:
-    """Print the systems of an `evaluation.json`, with intervals."""
+    """Print the metrics of an `evaluation.json` by system, with intervals."""
     import json
 
-    found = json.loads(path.read_text("utf-8"))
+    evaluation = json.loads(path.read_text("utf-8"))
     slices = ("all", "warm_users", "cold_users")
 
     def cell(system: str, name: str) -> str:
-        if name not in found["systems"][system]:
+        if name not in evaluation["systems"][system]:
             return "-"
-        low, high = found["intervals"][system][name]["ndcg@10"]
-        # One user alone says nothing about others: there is no interval.
+        low, high = evaluation["intervals"][system][name]["ndcg@10"]
+        # A single user gives no interval.
         interval = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
-        return f"{found['systems'][system][name]['ndcg@10']:.4f}{interval}"
+        return f"{evaluation['systems'][system][name]['ndcg@10']:.4f}{interval}"
 
-    lists = found["systems"]["ranker"]["all"]["lists"]
-    rows = [[system, *(cell(system, s) for s in slices)] for system in found["systems"]]
+    lists = evaluation["systems"]["ranker"]["all"]["lists"]
+    rows = [[system, *(cell(system, s) for s in slices)] for system in evaluation["systems"]]
     print_table(f"ndcg@10 on {lists:,} test lists, with 95% intervals", ["system", *slices], rows, {1, 2, 3})
 
 
@@ -40,51 +40,53 @@ def evaluate(
     config: ConfigPath = None,
     workspace: Workspace = None,
     data: Annotated[
-        Path | None, typer.Option(help="A data set to import and evaluate on; else the workspace's own.")
+        Path | None, typer.Option(help="Data to import and evaluate on. Default: the data set of the workspace.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write every number.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write all metrics to, as JSON.")] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="time-split, leave-last-out or given-lists; default by the data.")
+        str | None, typer.Option(help="time-split, leave-last-out or given-lists. Default: depends on the data.")
     ] = None,
     slices: Annotated[
         list[str] | None,
-        typer.Option("--slice", help="A column of items or events to report by, as category or device; repeatable."),
+        typer.Option("--slice", help="Column of items or events to report by, such as category or device. Repeatable."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="A folder for report.html and evaluation.json.")
+        Path | None, typer.Option("--report", help="Folder to write report.html and evaluation.json to.")
     ] = None,
     learning_curve: Annotated[
-        bool, typer.Option("--learning-curve", help="Train on an eighth, a quarter and half of the lists as well.")
+        bool, typer.Option("--learning-curve", help="Also train on an eighth, a quarter and half of the lists.")
     ] = False,
 ) -> None:
-    """How good the ranking is: the night's steps up to the report, without making or publishing a release.
+    """Measure ranking quality on the test lists.
 
-    With --data nothing needs to be set up: the folder is imported into a workspace of its own, gone afterwards unless
-    --workspace names it. Protocols: `time-split`, the last lists of the shop are the test; `leave-last-out`, each
-    user's last basket is and all items can be recommended, the default where only the order of events is known;
-    `given-lists`, the time split over lists that were logged.
+    Runs the nightly steps up to the report, without making or publishing a release. With --data, no setup is needed:
+    the data are imported into a temporary workspace, which is deleted afterwards unless --workspace is given.
+
+    Protocols: `time-split` tests on the latest lists of the shop; `leave-last-out` tests on each user's last basket and
+    ranks the whole catalogue, and is the default for data with only an order of events; `given-lists` is a time split
+    over logged lists.
     """
     from tempfile import TemporaryDirectory
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise Failure(f"--json {json_file}: there is no folder {json_file.absolute().parent}; make it first")
-    with TemporaryDirectory(prefix="shelfwise-") as spare:
-        own = workspace or (Path(spare) if data is not None else None)
-        columns = {"columns": list(dict.fromkeys(slices))} if slices else None
-        c = with_protocol(load_config(config, own, slices=columns), data, protocol)
+        raise Failure(f"--json {json_file}: no such folder: {json_file.absolute().parent}; create it first")
+    with TemporaryDirectory(prefix="shelfwise-") as temporary:
+        workspace_path = workspace or (Path(temporary) if data is not None else None)
+        slice_config = {"columns": list(dict.fromkeys(slices))} if slices else None
+        c = with_protocol(load_config(config, workspace_path, slices=slice_config), data, protocol)
         if data is not None:
             from offline.ingest import import_data
 
             with progress_bar("Importing") as on_progress:
                 summary = import_data(sources(c, data), c.data, datetime.now(UTC), on_progress)
             print_import(summary)
-        made = _evaluate(c, json_file, report, learning_curve)
-        if own != Path(spare) or report is not None:
-            say(f"report: {made}")
+        report_path = _evaluate(c, json_file, report, learning_curve)
+        if workspace_path != Path(temporary) or report is not None:
+            say(f"report: {report_path}")
 
 
 def with_protocol(config: Config, data: Path | None, protocol: str | None) -> Config:
-    """The configuration with a protocol, given or the one its data calls for, and what goes with it."""
+    """The configuration with the given protocol, or the default one for its data, and the settings that go with it."""
     from offline.config import PROTOCOLS
 
     windows, lists = config.windows.model_fields_set, config.lists.model_fields_set
@@ -108,7 +110,7 @@ def with_protocol(config: Config, data: Path | None, protocol: str | None) -> Co
 
 
 def _evaluate(config: Config, json_file: Path | None, report: Path | None, learning_curve: bool) -> Path:
-    """Do it; the path of the report."""
+    """Run the evaluation and print it. Returns the path of the report."""
     import json
     import shutil
 
@@ -116,15 +118,15 @@ def _evaluate(config: Config, json_file: Path | None, report: Path | None, learn
     from offline.runtime import write_json
 
     night = Night(config, learning_curve=learning_curve)
-    made = night.run_to("evaluate").file("evaluation.json")
-    print_evaluation(made)
-    found = json.loads(made.read_text("utf-8"))
+    evaluation_path = night.run_to("evaluate").file("evaluation.json")
+    print_evaluation(evaluation_path)
+    evaluation = json.loads(evaluation_path.read_text("utf-8"))
     if learning_curve:
-        rows = [[f"{p['lists']:,}", f"{p['ndcg@10']:.4f}"] for p in found["learning_curve"]]
-        print_table("ndcg@10 of the ranker by how many lists it learned from", ["lists", "ndcg@10"], rows, {0, 1})
+        rows = [[f"{p['lists']:,}", f"{p['ndcg@10']:.4f}"] for p in evaluation["learning_curve"]]
+        print_table("ndcg@10 of the ranker by number of training lists", ["lists", "ndcg@10"], rows, {0, 1})
     if json_file is not None:
-        write_json(json_file, found)
-        say(f"numbers: {json_file}")
+        write_json(json_file, evaluation)
+        say(f"metrics: {json_file}")
     if report is None:
         return night.run.file("report.html")
     report.mkdir(parents=True, exist_ok=True)
@@ -136,12 +138,12 @@ def _evaluate(config: Config, json_file: Path | None, report: Path | None, learn
 def tune(
     config: ConfigPath = None,
     workspace: Workspace = None,
-    budget: Annotated[str, typer.Option(help="Time to spend, as 90s, 10m or 1h30m.")] = "10m",
+    budget: Annotated[str, typer.Option(help="Time budget, such as 90s, 10m or 1h30m.")] = "10m",
 ) -> None:
-    """Better settings for the ranker, tried on validation lists within a time budget; the test lists stay unseen.
+    """Tune the ranker's settings on validation lists within a time budget.
 
-    Needs the night's rows and makes them if they are not there. Called again it goes on where it stopped. Prints a
-    `ranker:` section to paste into the config, and how sure it is that this is better.
+    The test lists are not used. Uses the feature rows of a nightly run and computes them if necessary. Run it again to
+    continue. Prints a `ranker:` section for the config, and how certain the improvement is.
     """
     from offline.cli.terminal import seconds
     from offline.nightly import Night, ranker_config
@@ -151,12 +153,14 @@ def tune(
     c = load_config(config, workspace)
     budget_s = seconds(budget)
     night = Night(c)
-    made = night.run_to("rows")
-    parts, features = make_folds(made)
+    artefacts = night.run_to("rows")
+    folds, features = make_folds(artefacts)
     columns = [f.name for f in features]
     with progress_bar("Tuning (seconds)") as on_progress:
-        found = run(parts, columns, ranker_config(made), night.run.directory, budget_s, c.seed, on_progress=on_progress)
-    best = sorted(found.trials, key=lambda t: -(t.ndcg or 0))[:10]
+        result = run(
+            folds, columns, ranker_config(artefacts), night.run.directory, budget_s, c.seed, on_progress=on_progress
+        )
+    best = sorted(result.trials, key=lambda t: -(t.ndcg or 0))[:10]
     rows = [
         [
             str(t.number),
@@ -167,23 +171,24 @@ def tune(
         for t in best
     ]
     print_table(
-        f"The best of {len(found.trials)} trials, by ndcg@10",
-        ["trial", "", "both folds", "validation", ""],
+        f"Best of {len(result.trials)} trials by ndcg@10",
+        ["trial", "state", "both folds", "validation", "settings"],
         rows,
         {0, 2, 3},
     )
-    say(fragment(found))
+    say(fragment(result))
     say(f"settings: {night.run.file(FRAGMENT)}")
 
 
 def ablate(
     config: ConfigPath = None,
     workspace: Workspace = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Rankers trained for each figure, which is their mean.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of rankers trained per figure; the mean is reported.")] = 3,
 ) -> None:
-    """What each group of features is worth: the ranker trained without it, and with the groups added one by one.
+    """Measure what each feature group contributes.
 
-    In ndcg@10 on validation lists, with 95% intervals. Needs the night's rows and makes them if they are not there.
+    Trains the ranker without each group, and with the groups added one by one. Reports ndcg@10 on validation lists,
+    with 95% intervals. Uses the feature rows of a nightly run and computes them if necessary.
     """
     from dataclasses import asdict
 
@@ -194,22 +199,22 @@ def ablate(
 
     c = load_config(config, workspace)
     night = Night(c)
-    made = night.run_to("rows")
-    parts, features = make_folds(made)
-    with progress_bar("Training without") as on_progress:
-        found = run(parts[-1], features, ranker_config(made), seeds, on_progress)
+    artefacts = night.run_to("rows")
+    folds, features = make_folds(artefacts)
+    with progress_bar("Training without each group") as on_progress:
+        result = run(folds[-1], features, ranker_config(artefacts), seeds, on_progress)
     rows = [
         [g.group, str(g.features), f"{g.left_out:.4f}", _interval(g.lost), f"{g.added:.4f}", _interval(g.gained)]
-        for g in found.groups
+        for g in result.groups
     ]
     print_table(
-        f"ndcg@10 on {found.lists:,} validation lists: {found.full:.4f} with all features",
-        ["group", "features", "without it", "so it is worth", "added", "so it adds"],
+        f"ndcg@10 on {result.lists:,} validation lists: {result.full:.4f} with all features",
+        ["group", "features", "without it", "loss", "added", "gain"],
         rows,
         {1, 2, 3, 4, 5},
     )
-    write_json(night.run.file("ablation.json"), asdict(found))
-    say(f"as JSON: {night.run.file('ablation.json')}")
+    write_json(night.run.file("ablation.json"), asdict(result))
+    say(f"JSON: {night.run.file('ablation.json')}")
 
 
 def _interval(d: Any) -> str:
@@ -219,12 +224,12 @@ def _interval(d: Any) -> str:
 def staleness(
     config: ConfigPath = None,
     workspace: Workspace = None,
-    days: Annotated[str, typer.Option(help="Ages of models, in days, with commas.")] = "1,3,7,14",
+    days: Annotated[str, typer.Option(help="Model ages in days, separated by commas.")] = "1,3,7,14",
 ) -> None:
-    """What is lost by a model some days old: each age is trained, and orders the same test lists.
+    """Measure how much quality older models lose.
 
-    Takes about a night for each age the first time, and finds what is made afterwards. The report is in
-    `workspace/staleness`, with a table and a plot.
+    Trains a model of each age and ranks the same test lists with it. Takes about as long as one nightly run per age;
+    models are reused later. Writes a report with a table and a plot to `workspace/staleness`.
     """
     import json
 
@@ -237,12 +242,12 @@ def staleness(
     except ValueError:
         ages = []
     if not ages or min(ages) < 1:
-        raise Failure(f"--days {days}: expected whole numbers from 1, with commas, as 1,3,7")
+        raise Failure(f"--days {days}: expected whole numbers of at least 1, separated by commas, such as 1,3,7")
     c = load_config(config, workspace)
     night = Night(c)
     night.run_to("evaluate")
     with progress_bar("Training aged models") as on_progress:
-        found = run(night, ages, on_progress)
+        points = run(night, ages, on_progress)
     rows = [
         [
             str(p["days"]),
@@ -250,8 +255,8 @@ def staleness(
             f"{p['ndcg@10']:.4f}",
             f"{p['lost']:+.4f} [{p['lost_low']:+.4f}, {p['lost_high']:+.4f}]",
         ]
-        for p in found
+        for p in points
     ]
-    print_table("What age costs", ["days old", "lists learnt from", "ndcg@10", "lost"], rows, {0, 1, 2, 3})
+    print_table("Quality lost by age", ["days old", "training lists", "ndcg@10", "lost"], rows, {0, 1, 2, 3})
     evaluation = json.loads(night.run.file("evaluation.json").read_text("utf-8"))
-    say(f"report: {report.write({**evaluation, 'staleness': found}, c.workspace / 'staleness')}")
+    say(f"report: {report.write({**evaluation, 'staleness': points}, c.workspace / 'staleness')}")

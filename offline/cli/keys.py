@@ -1,4 +1,4 @@
-"""Commands about API keys: who may ask the service what."""
+"""Commands for the API keys of the service."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="keys", no_args_is_help=True, help="Make API keys for the service.")
+app = typer.Typer(name="keys", no_args_is_help=True, help="Create API keys for the service.")
 
 
 @app.callback()
 def keys() -> None:
-    """Make API keys for the service."""
+    """Create API keys for the service."""
 
 
 @app.command()
 def new(
-    scope: Annotated[str, typer.Option(help="What it is good for: rank, events, items, admin, metrics; with commas.")],
-    name: Annotated[str, typer.Option(help="Whose it is; in logs and problem documents.")] = "storefront",
-    rate: Annotated[float | None, typer.Option(help="Requests a second that each worker takes from it.")] = None,
+    scope: Annotated[str, typer.Option(help="Scopes, separated by commas: rank, events, items, admin, metrics.")],
+    name: Annotated[str, typer.Option(help="Name of the key, shown in logs and error responses.")] = "storefront",
+    rate: Annotated[float | None, typer.Option(help="Maximum requests per second and worker.")] = None,
 ) -> None:
-    """Print a new key, once, and the line to keep in the file that `serving.keys_file` names."""
+    """Create an API key. Prints the key, and the line to add to the file of `serving.keys_file`."""
     from serving.http import new_key
 
     key, line = new_key(name, scope.split(","), rate)
-    typer.echo(f"key, shown this once: {key}")
-    typer.echo(f"line for the file:    {line}")
+    typer.echo(f"key (not shown again): {key}")
+    typer.echo(f"line for the key file: {line}")

@@ -1,4 +1,4 @@
-"""Commands that make a release: the night, and the demo that goes the whole way."""
+"""Commands that make a release: `nightly` and `demo`."""
 
 from __future__ import annotations
 
@@ -31,51 +31,54 @@ if TYPE_CHECKING:
 def nightly(
     config: ConfigPath = None,
     workspace: Workspace = None,
-    publish: Annotated[bool, typer.Option(help="Make the release live when it is done.")] = True,
+    publish: Annotated[bool, typer.Option(help="Publish the release if the gate allows it.")] = True,
     date: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Learn from the log up to the end of this day, UTC.")
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Train on the log up to the end of this day (UTC).")
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Leave out the log before this day, UTC.")
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Ignore the log before this day (UTC).")
     ] = None,
     accept: Annotated[
-        list[str] | None, typer.Option(help="A data check that warns and does not stop this night; repeatable.")
+        list[str] | None, typer.Option(help="Data check that only warns in this run. Repeatable.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time for the encoder, as 90s or 10m, over the config's `encoder.budget_s`.")
+        str | None, typer.Option(help="Time budget for the encoder, such as 90s or 10m; overrides `encoder.budget_s`.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
     engine: EngineName = "local",
     ray_address: RayAddress = None,
     ray_workers: Annotated[
-        int, typer.Option(min=1, max=1024, help="Workers that train together; more than one makes another model.")
+        int,
+        typer.Option(min=1, max=1024, help="Number of workers that train together; more than one changes the model."),
     ] = 1,
 ) -> None:
-    """The night: check the data, fine-tune, replay, train, evaluate, release, compare with the live release, publish.
+    """Train a new release and publish it if the gate allows it.
 
-    Killed anywhere and started again it goes on after the last finished step. Exit status: 0 published, or all was
-    done; 1 a mistake in the settings or a service that is away; 3 the gate kept the live release; 4 the data checks
-    stopped the night; 5 another run is at work; 6 the gate asks a person; 7 the disk is full. In all but 0 the live
-    release is the one it was.
+    Steps: check the data, fine-tune the encoder, replay the log, train and evaluate the ranker, write the release,
+    compare it with the live release, publish. If interrupted, run it again to continue after the last finished step.
+
+    Exit status: 0 success; 1 wrong settings, or a service is unavailable; 3 the gate kept the live release; 4 the data
+    checks failed; 5 another run is in progress; 6 the gate needs your approval; 7 the disk is full. The live release
+    changes only with status 0.
     """
     c = accept_checks(load_config(config, workspace), accept or [])
     if budget is not None:
         from offline.cli.terminal import seconds
 
         c = c.model_copy(update={"encoder": c.encoder.model_copy(update={"budget_s": seconds(budget)})})
-    until = (date + timedelta(days=1)).replace(tzinfo=UTC).timestamp() if date else None
-    begin = since.replace(tzinfo=UTC).timestamp() if since else None
+    until_s = (date + timedelta(days=1)).replace(tzinfo=UTC).timestamp() if date else None
+    since_s = since.replace(tzinfo=UTC).timestamp() if since else None
     if dry_run:
-        _print_plan(c, publish, begin, until)
+        _print_plan(c, publish, since_s, until_s)
         return
-    with open_engine(engine, ray_address, ray_workers, c.features.custom) as working:
-        made, report = run_night(c, publish, begin, until, working)
+    with open_engine(engine, ray_address, ray_workers, c.features.custom) as executor:
+        release, report = run_night(c, publish, since_s, until_s, executor)
     say(f"report: {report}")
-    say(f"release {made.id}: {made.path}")
+    say(f"release {release.id}: {release.path}")
 
 
 def accept_checks(config: Config, names: list[str]) -> Config:
-    """The configuration with more data checks that only warn."""
+    """The configuration with the named data checks reduced to warnings."""
     from offline.config import CHECKS
 
     if unknown := [n for n in names if n not in CHECKS]:
@@ -100,58 +103,69 @@ def _print_plan(config: Config, publish: bool, since: float | None, until: float
         ]
         for p in plan
     ]
-    print_table(f"Run {night.run.directory}", ["step", "", "", "last took", "peak memory"], rows, {3, 4})
-    left = [p for p in plan if not p.done]
-    known = sum(p.seconds for p in left if p.seconds is not None)
-    unknown = sum(p.seconds is None for p in left)
-    beside = f", and {unknown} steps that no run here has done yet" if unknown else ""
-    say(f"{len(left)} of {len(plan)} steps to do: {known:,.0f} s as last time{beside}")
+    print_table(
+        f"Run {night.run.directory}", ["step", "description", "state", "last duration", "peak memory"], rows, {3, 4}
+    )
+    remaining = [p for p in plan if not p.done]
+    known = sum(p.seconds for p in remaining if p.seconds is not None)
+    unknown = sum(p.seconds is None for p in remaining)
+    new_steps = f", not counting {unknown} that have not run yet" if unknown else ""
+    say(f"{len(remaining)} of {len(plan)} steps to do: {known:,.0f} s last time{new_steps}")
 
 
 def run_night(
     config: Config, publish: bool, since: float | None = None, until: float | None = None, engine: Engine | None = None
 ) -> tuple[Any, Path]:
-    """The release, and where its report is."""
+    """Run the nightly steps. Returns the release and the path of the report."""
     from offline.nightly import Night
     from offline.runtime import LOCAL
 
     with open_redis(config) as url:
         night = Night(config, url if publish else None, since=since, until=until, engine=engine or LOCAL)
         try:
-            made = night()
+            release = night()
         finally:
             _print_findings(night)
     print_evaluation(night.run.file("evaluation.json"))
-    return made, night.run.file("report.html")
+    return release, night.run.file("report.html")
 
 
 def _print_findings(night: Any) -> None:
-    """What the checks and the gate found, as tables, where there is anything to say."""
+    """Print the findings of the checks and the gate as tables, if there are any."""
     import json
 
     from offline.nightly import FINDINGS
 
-    found = [
+    findings = [
         f
         for name in FINDINGS
         if night.run.file(name).exists()
         for f in json.loads(night.run.file(name).read_text("utf-8"))["findings"]
     ]
-    if found:
-        print_table("Data checks", ["", "check", "finding"], [[f["level"], f["check"], f["message"]] for f in found])
+    if findings:
+        print_table(
+            "Data checks", ["level", "check", "finding"], [[f["level"], f["check"], f["message"]] for f in findings]
+        )
     if night.run.file("gate.json").exists():
         gate = json.loads(night.run.file("gate.json").read_text("utf-8"))
-        title = f"Gate: {gate['candidate']} against {gate['live'] or 'no live release'}: {gate['verdict']}"
-        print_table(title, ["", "rule", "reason"], [[verdict, rule, why] for rule, verdict, why in gate["reasons"]])
+        first = "First release: publishing." if gate["verdict"] == "promote" else f"First release: {gate['verdict']}"
+        compared = f"{gate['candidate']} compared with the live release {gate['live']}: {gate['verdict']}"
+        print_table(
+            f"Gate: {compared}" if gate["live"] else first,
+            ["verdict", "rule", "reason"],
+            [[verdict, rule, why] for rule, verdict, why in gate["reasons"]],
+        )
 
 
 def demo(
     config: ConfigPath = None,
-    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Where everything made is kept.")] = Path("demo"),
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder for data, runs and releases.")] = Path(
+        "demo"
+    ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8000,
-    stay: Annotated[bool | None, typer.Option(help="Keep serving afterwards; default only in a terminal.")] = None,
+    stay: Annotated[bool | None, typer.Option(help="Keep serving afterwards. Default: only in a terminal.")] = None,
 ) -> None:
-    """The whole way once: simulate a shop, run the night, serve it, and watch three clicks rearrange a list."""
+    """Simulate a shop, train a release, serve it, and see three clicks change a list."""
     from offline.cli.demo import ServiceDown, show
     from offline.simulation import simulate as run
 
@@ -160,8 +174,8 @@ def demo(
     with progress_bar("Simulating a shop") as on_progress:
         run(shop, c.data, on_progress)
     with open_redis(c) as url:
-        made, report = run_night(c, True)
+        release, report = run_night(c, True)
         try:
-            show(c, url, made.id, report, port, sys.stdout.isatty() if stay is None else stay)
+            show(c, url, release.id, report, port, sys.stdout.isatty() if stay is None else stay)
         except ServiceDown as e:
             raise Failure(str(e)) from e

@@ -1,4 +1,4 @@
-"""Commands about releases: which there are, which is live, and changing that."""
+"""Commands for releases: list and compare them, and change the live one."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ if TYPE_CHECKING:
     from serving.release import Manifest
 
 app = typer.Typer(name="releases", invoke_without_command=True)
-ReleaseId = Annotated[str, typer.Argument(help="As `shelfwise releases` lists it.")]
-Why = Annotated[str, typer.Option("--reason", help="For the audit.")]
+ReleaseId = Annotated[str, typer.Argument(help="Release ID, as listed by `shelfwise releases`.")]
+Why = Annotated[str, typer.Option("--reason", help="Reason, recorded in the audit log.")]
 
 
 @app.callback()
 def releases(context: typer.Context, config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """The releases there are, which is live, and changing that: list, diff, promote, rollback, pin,
-    unpin, shadow, unshadow, compare, audit."""
+    """List releases and change the live one."""
     if context.invoked_subcommand is None:
         list_(config, workspace)
 
 
 @app.command("list")
 def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """The releases there are, newest first: which is live, what its log covered, how well it ranked."""
+    """List releases, newest first, with their state, the end of their log, items and ndcg@10."""
     from serving.release import list_releases, previous_release
     from serving.store import BulkStore
 
@@ -40,7 +39,7 @@ def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
     state: dict[str | None, str] = {in_shadow.id: "in shadow"} if in_shadow else {}
     if pointer:
         state |= {
-            previous_release(c.releases, pointer.id): "before it",
+            previous_release(c.releases, pointer.id): "previous",
             pointer.id: "live, pinned" if pointer.pinned else "live",
         }
     rows = []
@@ -58,24 +57,24 @@ def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
                 f"{ndcg:.4f}" if isinstance(ndcg, float) else "-",
             ]
         )
-    print_table(f"Releases in {c.releases}", ["release", "", "log until (UTC)", "items", "ndcg@10"], rows, {3, 4})
+    print_table(f"Releases in {c.releases}", ["release", "state", "log until (UTC)", "items", "ndcg@10"], rows, {3, 4})
 
 
 @app.command()
 def diff(
     one: ReleaseId,
-    other: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
+    other: Annotated[str | None, typer.Argument(help="Release ID. Default: the live release.")] = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
 ) -> None:
-    """What differs between two releases: data, windows, metrics, features, encoder, size."""
+    """Show the differences between two releases: data, windows, metrics, features, encoder and size."""
     from serving.release import read_manifest
 
     c = load_config(config, workspace)
-    held = [read_manifest(c.releases / name) for name in (one, other or _live_id(c))]
-    a, b = (_facts(m) for m in held)
+    manifests = [read_manifest(c.releases / name) for name in (one, other or _live_id(c))]
+    a, b = (_facts(m) for m in manifests)
     rows = [[name, a.get(name, "-"), b.get(name, "-")] for name in {**a, **b} if a.get(name) != b.get(name)]
-    print_table("What differs", ["", held[0].id, held[1].id], rows, {1, 2})
+    print_table("Differences", ["", manifests[0].id, manifests[1].id], rows, {1, 2})
 
 
 def _facts(m: Manifest) -> dict[str, str]:
@@ -88,7 +87,7 @@ def _facts(m: Manifest) -> dict[str, str]:
         "parent": m.parent or "none",
         "encoder": m.encoder_fingerprint[:12],
         "dimensions": str(m.dimension),
-        "schema of features": m.schema_hash,
+        "feature schema": m.schema_hash,
         "size": f"{sum(f.bytes for f in m.files.values()) / 1e6:,.1f} MB",
     }
     for name, window in m.window.items():
@@ -101,106 +100,119 @@ def _facts(m: Manifest) -> dict[str, str]:
 def promote(
     release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None
 ) -> None:
-    """Make a release live: every worker answers from it within seconds, and no request fails."""
+    """Make a release live. All workers switch within seconds, and no request fails."""
     from serving.release import promote as run
 
-    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
-    say(f"live: {made.id}")
+    manifest = _apply(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
+    say(f"live: {manifest.id}")
 
 
 @app.command()
 def rollback(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """Make the release live again that was so before. A night does not publish the other one again."""
+    """Make the previous release live again. Nightly runs do not publish the rolled-back one again."""
     from serving.release import rollback as run
 
-    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason, custom))
-    say(f"live: {made.id}")
+    manifest = _apply(config, workspace, lambda c, store, custom: run(c.releases, store, reason, custom))
+    say(f"live: {manifest.id}")
 
 
 @app.command()
 def pin(
-    release: Annotated[str | None, typer.Argument(help="By default the live one.")] = None,
+    release: Annotated[str | None, typer.Argument(help="Release ID. Default: the live release.")] = None,
     reason: Why = "by hand",
     config: ConfigPath = None,
     workspace: Workspace = None,
 ) -> None:
-    """Make a release live and keep it so: nights make releases, and publish none, until it is unpinned."""
+    """Make a release live and pin it: nightly runs make releases but publish none until it is unpinned."""
     from serving.release import promote as run
 
-    made = _changed(
+    manifest = _apply(
         config, workspace, lambda c, store, custom: run(c.releases, store, release or _id(store), reason, custom, "pin")
     )
-    say(f"live and pinned: {made.id}")
+    say(f"live and pinned: {manifest.id}")
 
 
 @app.command()
 def unpin(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """Let nights replace the live release again."""
+    """Let nightly runs replace the live release again."""
     from serving.release import unpin as run
 
-    say(f"live: {_changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason)).id}")
+    say(f"live: {_apply(config, workspace, lambda c, store, custom: run(c.releases, store, reason)).id}")
 
 
 @app.command()
 def shadow(release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """Score a share of the lists by this release too, after each answer; `serving.shadow_share` says how many."""
+    """Also score a share of the lists with this release, after each response; see `serving.shadow_share`."""
     from serving.release import start_shadow as run
 
-    made = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
-    say(f"in shadow: {made.id}")
+    manifest = _apply(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
+    say(f"in shadow: {manifest.id}")
 
 
 @app.command()
 def unshadow(reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """End that."""
+    """Stop shadow scoring."""
     from serving.release import stop_shadow as run
 
-    found = _changed(config, workspace, lambda c, store, custom: run(c.releases, store, reason))
-    say(f"no longer in shadow: {found.id}")
+    manifest = _apply(config, workspace, lambda c, store, custom: run(c.releases, store, reason))
+    say(f"no longer in shadow: {manifest.id}")
 
 
 @app.command()
 def compare(
-    release: Annotated[str | None, typer.Argument(help="One that was in shadow; by default the last.")] = None,
+    release: Annotated[
+        str | None, typer.Argument(help="ID of a release that was in shadow. Default: the latest one.")
+    ] = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="File to write all figures to, as JSON.")] = None,
 ) -> None:
-    """A release in shadow against the live one, on what was answered: how alike, how fast, and which was right.
+    """Compare a shadow release with the live one on served lists: agreement, latency and quality.
 
-    Reads what `shelfwise collect` brought: run it first.
+    Uses data collected by `shelfwise collect`; run that first.
     """
     from offline.evaluation import SHADOW_METRIC, to_json
     from offline.evaluation import compare_shadow as run
     from offline.runtime import write_json
 
     c = load_config(config, workspace)
-    found = run(c.data, release, c.features.attributes, c.lists.attribution_s, c.log)
-    low, middle, high = found.correlation
+    comparison = run(c.data, release, c.features.attributes, c.lists.attribution_s, c.log)
+    low, middle, high = comparison.correlation
     rows = [
         ["correlation of scores, all candidates", f"{middle:.3f}", f"{low:.3f} to {high:.3f} in 90% of lists"],
-        ["first 10 in common", f"{found.overlap:.1%}", ""],
+        ["overlap of the first 10 items", f"{comparison.overlap:.1%}", ""],
     ]
-    for name, (half, most) in zip(("live", "in shadow"), found.ms, strict=True):
-        rows.append([f"ms to rank, {name}", f"{half:.2f}", f"95th percentile {most:.2f}"])
-    if found.quality is not None:
-        d = found.quality.difference
-        rows.append([f"{SHADOW_METRIC} on {d.lists:,} clicked lists, live", f"{found.quality.live:.4f}", ""])
+    for name, (median, p95) in zip(("live", "shadow"), comparison.ms, strict=True):
+        rows.append([f"ms to rank, {name}", f"{median:.2f}", f"95th percentile {p95:.2f}"])
+    if comparison.quality is not None:
+        d = comparison.quality.difference
+        rows.append([f"{SHADOW_METRIC} on {d.lists:,} clicked lists, live", f"{comparison.quality.live:.4f}", ""])
         rows.append(
-            ["the same, in shadow", f"{found.quality.shadow:.4f}", f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"]
+            [
+                f"{SHADOW_METRIC} on {d.lists:,} clicked lists, shadow",
+                f"{comparison.quality.shadow:.4f}",
+                f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]",
+            ]
         )
-    for name, e in found.worth.items():
-        rows.append([f"gain a list, from propensities, {name}", f"{e.value:.4f}", f"[{e.low:.4f}, {e.high:.4f}]"])
-    print_table(f"{found.release} in shadow of {', '.join(found.live)}: {found.lists:,} lists", ["", "", ""], rows, {1})
-    if found.quality is None:
-        say("no clicks of two shoppers have been collected on these lists yet")
+    for name, e in comparison.worth.items():
+        rows.append(
+            [f"estimated gain per list (from propensities), {name}", f"{e.value:.4f}", f"[{e.low:.4f}, {e.high:.4f}]"]
+        )
+    print_table(
+        f"Shadow release {comparison.release} compared with {', '.join(comparison.live)} on {comparison.lists:,} lists",
+        ["metric", "value", "range"],
+        rows,
+        {1},
+    )
+    if comparison.quality is None:
+        say("quality cannot be compared yet: these lists have no clicks from two or more shoppers")
     if json is not None:
-        write_json(json, to_json(found))
+        write_json(json, to_json(comparison))
 
 
 @app.command()
 def audit(config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """Every change of what is live, and every release removed: when, by whom, why."""
+    """Show every change of the live release and every removed release: when, by whom and why."""
     from serving.release import release_history
 
     c = load_config(config, workspace)
@@ -209,7 +221,7 @@ def audit(config: ConfigPath = None, workspace: Workspace = None) -> None:
     print_table(f"Audit of {c.releases}", columns, rows)
 
 
-def _changed(config: Path | None, workspace: Path | None, change: Any) -> Any:
+def _apply(config: Path | None, workspace: Path | None, change: Any) -> Any:
     from features.custom import load as load_features
     from serving.store import BulkStore
 
@@ -233,7 +245,7 @@ def _id(store: Any) -> str:
 
 
 def live_release(config: Config, url: str) -> Any:
-    """The live release."""
+    """The live release, loaded. Raises Failure if there is none."""
     from features.custom import load as load_features
     from serving.release import load_release as load_release
     from serving.store import BulkStore

@@ -1,4 +1,4 @@
-"""Commands that answer from a release: the service itself, and single questions at a terminal."""
+"""Commands that use a release: the service, its embedding worker, and single queries in the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from offline.cli.releases import live_release
 from offline.cli.terminal import ConfigPath, Workspace, load_config, open_redis, print_table, say
 from offline.runtime import Failure
 
-User = Annotated[str | None, typer.Argument(help="The shopper; leave out for one nobody knows.")]
+User = Annotated[str | None, typer.Argument(help="User ID. Leave out for a user without history.")]
 
 
 def serve(
@@ -20,38 +20,41 @@ def serve(
     workspace: Workspace = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
     as_of_data: Annotated[
-        bool, typer.Option("--as-of-data", help="Set the clock to the end of the release's log: for logs of the past.")
+        bool, typer.Option("--as-of-data", help="Set the clock to the end of the release's log, for historical data.")
     ] = False,
     storefront: Annotated[
-        bool | None, typer.Option("--storefront/--no-storefront", help="Serve the page to try it with, at /storefront.")
+        bool | None,
+        typer.Option("--storefront/--no-storefront", help="Serve a page for trying the release, at /storefront."),
     ] = None,
     operator: Annotated[
-        bool | None, typer.Option("--operator/--no-operator", help="Serve the page for operators, at /operator.")
+        bool | None, typer.Option("--operator/--no-operator", help="Serve a page for operators, at /operator.")
     ] = None,
 ) -> None:
-    """Answer POST /v1/rank and /v1/events from the live release; the API is described at /docs.
+    """Serve rankings from the live release over HTTP, and receive events.
 
-    Redis is the one REDIS_URL names, else a Valkey of its own that keeps its data in the workspace.
+    The API is described at /docs. Uses the Redis of REDIS_URL, else an embedded Valkey that stores its data in the
+    workspace.
     """
     from serving.app import serve as run
 
     c = load_config(config, workspace)
-    changes: dict[str, Any] = {} if port is None else {"port": port}
+    overrides: dict[str, Any] = {} if port is None else {"port": port}
     if storefront is not None:
-        changes["storefront"] = storefront
+        overrides["storefront"] = storefront
     if operator is not None:
-        changes["operator"] = operator
+        overrides["operator"] = operator
     with open_redis(c) as url:
         if as_of_data:
-            changes["clock_file"] = None
-            changes["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
-        run(c.serving.model_copy(update=changes), url, custom=c.features.custom)
+            overrides["clock_file"] = None
+            overrides["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
+        run(c.serving.model_copy(update=overrides), url, custom=c.features.custom)
 
 
 def embed(config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """Read the text of items as they are written by PUT /v1/items, so that the service ranks new ones in seconds.
+    """Encode the texts of new items, so that the service can rank them within seconds.
 
-    Runs beside the service until it is told to stop. Several may run: they share the work.
+    Reads the items written by PUT /v1/items. Run it alongside the service; stop it with Ctrl-C. Several workers can run
+    and share the load.
     """
     import os
     import socket
@@ -61,7 +64,7 @@ def embed(config: ConfigPath = None, workspace: Workspace = None) -> None:
 
     c = load_config(config, workspace)
     with open_redis(c) as url, BulkStore(url) as store:
-        say("reading items as they are written; stop with Ctrl-C")
+        say("encoding items as they are written; stop with Ctrl-C")
         with suppress(KeyboardInterrupt):
             Embedder(store, f"{socket.gethostname()}-{os.getpid()}").run()
 
@@ -70,14 +73,18 @@ def rank(
     user: User = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
-    candidate: Annotated[list[str] | None, typer.Option(help="An item to rank; may be given again.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
-    explain: Annotated[bool, typer.Option(help="Say what moved each item most.")] = False,
-    as_of_data: Annotated[bool, typer.Option("--as-of-data", help="At the end of the release's log, not now.")] = False,
-    device: Annotated[str | None, typer.Option(help="What the shopper looks at the shop with, as mobile.")] = None,
-    query: Annotated[str | None, typer.Option(help="What the shopper searches for.")] = None,
+    candidate: Annotated[
+        list[str] | None, typer.Option(help="ID of an item to rank. Repeatable. Default: all items.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of items to print.")] = 10,
+    explain: Annotated[bool, typer.Option(help="Show the main reasons for each score.")] = False,
+    as_of_data: Annotated[
+        bool, typer.Option("--as-of-data", help="Rank as of the end of the release's log, not now.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="Device of the user, such as mobile.")] = None,
+    query: Annotated[str | None, typer.Option(help="Search query of the user.")] = None,
 ) -> None:
-    """A ranked list for one shopper from the live release, as the service would answer it."""
+    """Rank items for a user with the live release, as the service would."""
     from features.context import Context
     from features.history import EMPTY
     from serving.ranking import Live
@@ -111,22 +118,22 @@ def rank(
             zip(ranking.item_ids, ranking.score.tolist(), reasons, strict=True), 1
         )
     ]
-    seen = f"{len(history.item)} engagements, {len(history.shown_item)} impressions known"
+    known = f"{len(history.item)} engagements and {len(history.shown_item)} impressions known"
     print_table(
-        f"For {user or 'somebody new'} ({seen}), release {release.id}",
-        ["", "item", "title", "score", "why"],
+        f"For {user or 'a new user'} ({known}), release {release.id}",
+        ["rank", "item", "title", "score", "reasons"],
         rows,
         {0, 3},
     )
 
 
 def similar(
-    item: Annotated[str, typer.Argument(help="An item of the catalogue.")],
+    item: Annotated[str, typer.Argument(help="Item ID.")],
     config: ConfigPath = None,
     workspace: Workspace = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Number of items to print.")] = 10,
 ) -> None:
-    """Items whose text is nearest to an item's, by the live release's encoder."""
+    """List the items with the most similar text, by the encoder of the live release."""
     from serving.ranking import Live
 
     c = load_config(config, workspace)
@@ -135,7 +142,7 @@ def similar(
     catalogue = release.items.catalogue
     row = int(catalogue.rows([item])[0])
     if row < 0:
-        raise Failure(f"{item!r} is not in release {release.id}: name an item of {c.data / 'items.parquet'}")
-    near = Live.of(release).similar(row, limit)
-    rows = [[catalogue.item_ids[r], catalogue.titles[r], f"{cosine:.3f}"] for r, cosine in near]
-    print_table(f"Like {catalogue.titles[row]}", ["item", "title", "cosine"], rows, {2})
+        raise Failure(f"item {item!r} is not in release {release.id}; use an item ID from {c.data / 'items.parquet'}")
+    neighbours = Live.of(release).similar(row, limit)
+    rows = [[catalogue.item_ids[r], catalogue.titles[r], f"{cosine:.3f}"] for r, cosine in neighbours]
+    print_table(f"Similar to {catalogue.titles[row]}", ["item", "title", "cosine"], rows, {2})

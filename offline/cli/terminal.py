@@ -1,6 +1,6 @@
-"""What every command shares: the options that name a configuration, Redis, and how things are said to a person.
+"""Helpers shared by all commands: common options, loading the configuration, opening Redis, and printing.
 
-Nothing heavy is imported here, so that `--help` is quick.
+Imports nothing heavy, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from offline.runtime import DataError, Failure
 if TYPE_CHECKING:
     from offline.config import Config
 
-ConfigPath = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; without it the defaults hold.")]
-Workspace = Annotated[Path | None, typer.Option("--workspace", "-w", help="Where everything made is kept.")]
+ConfigPath = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML configuration file. Default: built-in settings.")
+]
+Workspace = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="Folder for data, runs and releases; overrides the config.")
+]
 EngineName = Annotated[
-    str, typer.Option("--engine", help="Where the work is done: local, in this process; ray, on a Ray cluster.")
+    str, typer.Option("--engine", help="Where to run the work: `local` in this process, `ray` on a Ray cluster.")
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(help="The Ray cluster; auto: the one this machine belongs to. Default: this machine alone."),
+    typer.Option(help="Address of the Ray cluster; `auto`: the cluster of this machine. Default: only this machine."),
 ]
 
 _out = Console()
 
 
 def load_config(path: Path | None, workspace: Path | None, **changes: Any) -> Config:
-    """The configuration of a command: the file's, with the options a person gave over it. Raises ConfigError."""
+    """The configuration of a command: the file's, overridden by the command's options. Raises ConfigError."""
     from offline.config import load
 
     return load(path, workspace=workspace, **changes)
@@ -44,45 +48,46 @@ def load_config(path: Path | None, workspace: Path | None, **changes: Any) -> Co
 
 @contextmanager
 def open_redis(config: Config) -> Iterator[str]:
-    """The address of a Redis that answers, for as long as the block runs: REDIS_URL's, else the embedded one.
+    """The URL of a Redis that responds, for the duration of the block: REDIS_URL's, else the embedded one.
 
-    Raises Failure where it cannot be used, inside the block too.
+    Raises Failure if Redis cannot be used, also during the block.
     """
     from redis import RedisError
 
     from offline.config import redis_url
     from serving.store import Address, StoreAway, connect_url
 
-    named = redis_url()
+    url_from_environment = redis_url()
     try:
-        if named:
-            Address.of(named)
+        if url_from_environment:
+            Address.of(url_from_environment)
     except ValueError:
-        # The reason is left out: it can quote what the address holds, a password among it.
+        # Leave out the reason: it may quote the address with its password.
         raise Failure(
-            "REDIS_URL is no address of a Redis; expected redis://HOST:6379/0, rediss://..., unix:///path/to/socket, "
+            "REDIS_URL is not a Redis address; expected redis://HOST:6379/0, rediss://..., unix:///path/to/socket, "
             "or redis+cluster://HOST:6379 for a cluster"
         ) from None
     try:
-        with connect_url(named, config.redis) as url:
+        with connect_url(url_from_environment, config.redis) as url:
             yield url
     except (RedisError, StoreAway) as e:
-        where = "the one REDIS_URL names" if named else f"the embedded one in {config.redis}"
+        where = "from REDIS_URL" if url_from_environment else f"embedded, in {config.redis}"
         raise Failure(f"Redis ({where}) cannot be used: {e}") from e
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which could move the cursor or worse: titles come from anywhere."""
+    """Text with control characters replaced. Titles come from outside, and could otherwise control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def say(text: str, style: str = "") -> None:
-    """One remark, as it is: no markup, and no line break in the middle of a path."""
+    """Print a line as it is: no markup, and no line breaks within paths."""
     _out.print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], right: Set[int] = frozenset()) -> None:
-    # Text, not markup: a title may hold brackets.
+    # Text instead of markup, because a title may contain brackets.
+    """Print a table. right: numbers of the right-aligned columns."""
     table = Table(title=Text(printable(title)), title_justify="left", header_style="bold")
     for k, column in enumerate(columns):
         table.add_column(column, justify="right" if k in right else "left", overflow="fold")
@@ -92,13 +97,14 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], right: Se
 
 
 def today() -> str:
+    """The current date in UTC, as YYYY-MM-DD."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def seconds(budget: str) -> float:
-    """Seconds of a time such as `90s`, `10m`, `1h30m` or `90`. Raises DataError for anything else, and for none."""
-    found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?", budget.strip(), re.ASCII)
-    total = sum(int(part) * unit for part, unit in zip(found.groups("0"), (3600, 60, 1), strict=True)) if found else 0
+    """Seconds of a duration such as `90s`, `10m`, `1h30m` or `90`. Raises DataError for anything else, and for zero."""
+    match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?", budget.strip(), re.ASCII)
+    total = sum(int(part) * unit for part, unit in zip(match.groups("0"), (3600, 60, 1), strict=True)) if match else 0
     if total <= 0:
-        raise DataError(f"budget {budget[:50]!r} is no time; expected one such as 90s, 10m or 1h30m")
+        raise DataError(f"budget {budget[:50]!r} is not a duration; expected, for example, 90s, 10m or 1h30m")
     return float(total)

@@ -1,6 +1,7 @@
-"""Configuration: one frozen value, `Config`, read from a YAML file by `load`; a model for each section.
+"""Configuration: one frozen value, `Config`, which `load` reads from a YAML file. Each section is a model of its own.
 
-Each key carries its type, range, default and description. Imports nothing heavy: a host that only serves reads it too.
+Every key has a type, a range, a default and a description. The package imports nothing heavy, because hosts that only
+serve read the configuration too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which parts of the test lists are reported on their own."""
+"""Slices of the test lists with metrics of their own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SliceConfig(BaseModel):
-    """Parts of the test that are reported on their own, beyond those that every shop has."""
+    """Extra slices of the test lists, in addition to the built-in ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     columns: tuple[str, ...] = Field(
-        (), max_length=20, description="columns of items or events, as category, brand, device; each value is a slice"
+        (),
+        max_length=20,
+        description="Columns of items or events, such as category, brand or device. Each value is a slice.",
     )

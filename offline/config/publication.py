@@ -1,4 +1,4 @@
-"""What a release must show before it is published, and how long old ones are kept."""
+"""Publication gate for new releases, and retention of old ones."""
 
 from __future__ import annotations
 
@@ -8,35 +8,51 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class GateConfig(BaseModel):
-    """What a new release must show before it is published."""
+    """Limits that a new release must meet to be published."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["auto", "ask", "shadow"] = Field(
-        "auto", description="auto: publish what passes; ask: leave it to a person; shadow: score it beside the live one"
+        "auto",
+        description="auto: publish a release that passes the gate. ask: wait for approval. shadow: score it next to "
+        "the live release without publishing it.",
     )
-    margin: float = Field(0.005, ge=0, lt=1, description="ndcg@10 that may be lost without a person being asked")
-    slice_margin: float = Field(0.03, ge=0, lt=1, description="ndcg@10 that a slice may lose, beyond chance")
-    slice_lists: int = Field(100, ge=2, description="lists below which a slice is not judged")
+    margin: float = Field(
+        0.005, ge=0, lt=1, description="Loss in ndcg@10 that is accepted without asking for approval."
+    )
+    slice_margin: float = Field(
+        0.03, ge=0, lt=1, description="Loss in ndcg@10 on one slice, if significant, that blocks the release."
+    )
+    slice_lists: int = Field(100, ge=2, description="Minimum number of lists for a slice to be compared.")
     collapse: float = Field(
-        0.5, gt=0, lt=1, description="share of its lead over a random order that the live release must still have"
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of its original lead over a random order that the live release must keep on the test lists. "
+        "Below it, the labels are suspect and the live release stays.",
     )
-    calibration: float = Field(0.1, gt=0, le=1, description="mean error of click probabilities at most, else ask")
-    size_ratio: float = Field(2.0, gt=0, description="bytes of the release, of the live one's; more: ask")
-    latency_ratio: float = Field(1.5, gt=0, description="time to rank, of the live one's; more: keep")
-    candidates: int = Field(500, ge=1, le=5000, description="candidates of the requests that are timed")
+    calibration: float = Field(
+        0.1, gt=0, le=1, description="Mean error of click probabilities above which the gate asks for approval."
+    )
+    size_ratio: float = Field(
+        2.0, gt=0, description="Size relative to the live release above which the gate asks for approval."
+    )
+    latency_ratio: float = Field(
+        1.5, gt=0, description="Ranking time relative to the live release above which the live release stays."
+    )
+    candidates: int = Field(500, ge=1, le=5000, description="Candidates per request when ranking is timed.")
 
 
 class RetentionConfig(BaseModel):
-    """What a night removes when it is done. The live release and the one before it always stay."""
+    """What a nightly run removes at its end. The live release and the one before it always stay."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    releases: int = Field(5, ge=2, le=10_000, description="newest releases that are kept")
-    runs: int = Field(5, ge=1, le=10_000, description="newest run directories that are kept")
+    releases: int = Field(5, ge=2, le=10_000, description="Number of newest releases to keep.")
+    runs: int = Field(5, ge=1, le=10_000, description="Number of newest run directories to keep.")
     log_days: int | None = Field(
         None,
         ge=1,
         le=36_500,
-        description="days of collected log kept before the cut-off of the oldest release that is there; null: all",
+        description="Days of collected log to keep before the cut-off of the oldest release. null: keep all.",
     )

@@ -11,49 +11,57 @@ POSITION_BIAS = 0.3
 
 
 class SimulateConfig(BaseModel):
-    """Size, span and seed of a simulated shop. The same values give the same bytes."""
+    """Size, time span and seed of a simulated shop. The same values write the same bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = Field(17, ge=0, description="everything random follows from it")
-    items: int = Field(600, ge=2, le=1_000_000, description="products on the opening day")
-    users: int = Field(800, ge=1, le=1_000_000, description="shoppers who may come; those who never do leave no trace")
-    days: int = Field(21, ge=1, le=3650, description="length of the log in days")
-    lists_per_user_day: float = Field(0.22, gt=0, le=50, description="lists shown per shopper and day, on average")
-    list_length: int = Field(24, ge=2, le=240, description="items in a list; at most `items`")
-    ahead: int = Field(
-        0, ge=0, le=3650, description="days after the log that the shop is drawn for, not written: for whoever plays on"
+    seed: int = Field(17, ge=0, description="Seed of every random draw.")
+    items: int = Field(600, ge=2, le=1_000_000, description="Products on the first day.")
+    users: int = Field(
+        800, ge=1, le=1_000_000, description="Potential shoppers. Those who never visit are not in the data."
     )
-    new_items_per_day: float = Field(4, ge=0, le=100_000, description="products that arrive each day, on average")
+    days: int = Field(21, ge=1, le=3650, description="Length of the log in days.")
+    lists_per_user_day: float = Field(0.22, gt=0, le=50, description="Mean number of lists shown per shopper and day.")
+    list_length: int = Field(24, ge=2, le=240, description="Items in a list. At most `items`.")
+    ahead: int = Field(
+        0,
+        ge=0,
+        le=3650,
+        description="Days after the log that the shop can be simulated further. They are not written to the data.",
+    )
+    new_items_per_day: float = Field(4, ge=0, le=100_000, description="Mean number of products added per day.")
     explore: float = Field(
         0.0,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="share of the lists put in a random order, and their propensities logged; 0 logs none",
+        description="Share of the lists shown in random order. Above 0, propensities are logged.",
     )
     position_bias: float = Field(
         POSITION_BIAS,
         ge=0,
         le=5,
         allow_inf_nan=False,
-        description="place k, from 0, is looked at with chance (1 + k)^-position_bias; 0: every place always",
+        description="Exponent of position bias: a shopper examines position k, counted from 0, with probability "
+        "(1 + k)^-position_bias. 0: no bias.",
     )
     searches: float = Field(
         0.0,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="share of the lists that answer words a shopper typed, which are logged; 0 logs none",
+        description="Share of the lists that are search results, with the query logged. 0: no queries.",
     )
-    end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="end of the last day: midnight UTC")
+    end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="End of the last day, at midnight UTC.")
 
     @field_validator("end")
     @classmethod
     def _midnight(cls, end: datetime) -> datetime:
-        # The year first: moving year 1 or 9999 between zones overflows.
+        # Check the year first: converting year 1 or 9999 between time zones overflows.
         if not 2000 <= end.year <= 2200 or end.astimezone(UTC).time() != time.min:
-            raise ValueError(f"is {end.isoformat()}; must be midnight UTC of 2000 to 2200, as 2026-06-01T00:00:00Z")
+            raise ValueError(
+                f"is {end.isoformat()}; must be midnight UTC in 2000 to 2200, such as 2026-06-01T00:00:00Z"
+            )
         return end.astimezone(UTC)
 
     @model_validator(mode="after")
@@ -64,5 +72,5 @@ class SimulateConfig(BaseModel):
 
     @property
     def start(self) -> datetime:
-        """The beginning of the first day."""
+        """Start of the first day."""
         return self.end - timedelta(days=self.days)

@@ -1,4 +1,4 @@
-"""How the log is divided in time: what encoder and ranker learn from, and what they are judged on."""
+"""Time windows of the log: for encoder training, ranker training, validation and test."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
 
 class WindowConfig(BaseModel):
-    """Shares of the lists, in time order; they add up to 1."""
+    """Shares of the lists in each window, in time order. They add up to 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     protocol: Protocol = Field(
         "time-split",
-        description="time-split: the last lists of the shop are the test; leave-last-out: each user's last basket is, "
-        "the one before it validation, and `encoder` and `ranker` share the rest; given-lists: time-split, logged only",
+        description="time-split: test on the latest lists of the shop. leave-last-out: test on each user's last "
+        "basket, validate on the one before it, and split the rest between `encoder` and `ranker`. given-lists: like "
+        "time-split, with logged lists only.",
     )
-    encoder: float = Field(0.15, gt=0, lt=1, description="what the first text encoder learns from, and state warms by")
-    ranker: float = Field(0.55, gt=0, lt=1, description="what the ranker learns from")
-    validation: float = Field(0.1, gt=0, lt=1, description="what training is stopped and chosen by")
-    test: float = Field(0.2, gt=0, lt=1, description="what is reported, and never looked at before")
+    encoder: float = Field(
+        0.15, gt=0, lt=1, description="Share for training the first text encoder and warming up item state."
+    )
+    ranker: float = Field(0.55, gt=0, lt=1, description="Share for training the ranker.")
+    validation: float = Field(0.1, gt=0, lt=1, description="Share for early stopping and model selection.")
+    test: float = Field(
+        0.2, gt=0, lt=1, description="Share for the reported metrics. Not used in training or selection."
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> WindowConfig:

@@ -1,8 +1,8 @@
-"""Data: a data set on disk and in arrays.
+"""Data sets on disk and as arrays.
 
-`load_dataset` gives the catalogue and the log, `collect` moves what the service recorded into the data set,
-`query_groups` makes the lists that ranking learns from and is judged on, `Windows` divides them in time. A log is read
-in spans of time, whatever its length; `partitions` says how days are stored.
+`load_dataset` reads the catalogue and the log, `collect` moves records of the service into the data set, `query_groups`
+builds the lists for training and evaluation, and `Windows` splits them by time. Logs of any length are read in spans of
+time; `partitions` stores them by day.
 """
 
 from __future__ import annotations

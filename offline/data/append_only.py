@@ -1,6 +1,7 @@
-"""Arrays in files that grow at their ends and are then mapped: what a log becomes, a span of time after the other.
+"""Append-only arrays in temporary files, memory-mapped once complete, for loading a log one span of time at a time.
 
-Also the numbers that ids get on the way. What is held in memory is of the last days, whatever the length of the log.
+Also the encoding of IDs as numbers and the removal of duplicates. Memory use depends on the last days of the log only,
+not on its length.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ from features.kernels.strings import Strings, hashes
 from offline.data.partitions import DAY_US
 
 DUPLICATE_WINDOW_US = 2 * DAY_US
-"""What is told again within this time counts once, as at the service's own door."""
+"""Duplicates within this time are dropped, as the service does with incoming events."""
 ID_LIFETIME_US = 100 * DAY_US
-"""The id of a list or a visit that was not met for so long is another one's when it comes again."""
+"""After this time without an occurrence, the ID of a list or session counts as a new one."""
 
 
 class AppendOnlyArrays:
-    """Arrays that grow at their ends, in files without a name: they go with the arrays, or with a killed process."""
+    """Append-only arrays in unnamed temporary files, which disappear with the arrays or the process."""
 
     def __init__(self, scratch: Path, types: Mapping[str, type]) -> None:
-        """scratch: a directory on the disk that is to hold them. types: of each array by its name."""
+        """scratch: directory for the files. types: NumPy type of each array, by name."""
         self._types, self._stack = types, ExitStack()
         self._files = {n: self._stack.enter_context(tempfile.TemporaryFile(dir=scratch)) for n in types}  # noqa: SIM115
 
     def append(self, **arrays: NDArray[Any]) -> None:
-        """Rows at the end of each array named."""
+        """Append rows to each array given."""
         for name, array in arrays.items():
             self._files[name].write(np.ascontiguousarray(array, self._types[name]).data)
 
     def mapped(self) -> dict[str, NDArray[Any]]:
-        """The arrays, their files mapped, to be read also once this is closed; nothing can be added any more."""
+        """The arrays, memory-mapped. They outlive this object. Nothing can be appended after this call."""
         out: dict[str, NDArray[Any]] = {}
-        for name, kind in self._types.items():
+        for name, dtype in self._types.items():
             file = self._files[name]
             file.flush()
-            rows = file.tell() // np.dtype(kind).itemsize
-            # A plain view: what is sent to another process goes as numbers, not as a file.
-            out[name] = np.memmap(file, kind, "r", shape=(rows,)).view(np.ndarray) if rows else np.empty(0, kind)
+            rows = file.tell() // np.dtype(dtype).itemsize
+            # A plain ndarray is pickled as numbers; a memmap would be pickled as its file.
+            out[name] = np.memmap(file, dtype, "r", shape=(rows,)).view(np.ndarray) if rows else np.empty(0, dtype)
         return out
 
     def __enter__(self) -> AppendOnlyArrays:
@@ -59,7 +60,7 @@ class AppendOnlyArrays:
 
 
 class AppendOnlyStrings:
-    """Strings, as `features.kernels.strings.Strings` has them, that grow at their end: see `Growing`."""
+    """Append-only `features.kernels.strings.Strings` in temporary files. See `AppendOnlyArrays`."""
 
     def __init__(self, scratch: Path) -> None:
         self._arrays = AppendOnlyArrays(scratch, {"start": np.int64, "text": np.uint8})
@@ -67,10 +68,12 @@ class AppendOnlyStrings:
         self._end = 0
 
     def append(self, strings: Strings) -> None:
+        """Append strings."""
         self._arrays.append(start=self._end + strings.start[1:], text=strings.text)
         self._end += int(strings.start[-1])
 
     def mapped(self) -> Strings:
+        """The strings, memory-mapped. See `AppendOnlyArrays.mapped`."""
         return Strings(**self._arrays.mapped())
 
     def __enter__(self) -> AppendOnlyStrings:
@@ -81,22 +84,22 @@ class AppendOnlyStrings:
 
 
 def release_pages(*arrays: object) -> None:
-    """Have the pages of mapped files that were read leave this process's memory; the disk, or its cache, has them.
+    """Release the resident pages of memory-mapped arrays. They are read from disk again when accessed.
 
-    arrays: mapped or not, or objects whose attributes are.
+    arrays: arrays, or objects with arrays as attributes. Arrays that are not memory-mapped are ignored.
     """
     for array in arrays:
         if hasattr(array, "__dict__") and not isinstance(array, np.ndarray):
             release_pages(*vars(array).values())
-        held: Any = array
-        while held is not None and not isinstance(held, mmap.mmap):
-            held = getattr(held, "base", None)
-        if held is not None and hasattr(mmap, "MADV_DONTNEED"):
-            held.madvise(mmap.MADV_DONTNEED)
+        base: Any = array
+        while base is not None and not isinstance(base, mmap.mmap):
+            base = getattr(base, "base", None)
+        if base is not None and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def to_strings(array: pa.Array | pa.ChunkedArray) -> Strings:
-    """Texts of Arrow as ours; a null is an empty one."""
+    """Arrow strings as `Strings`. A null becomes an empty string."""
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     array = pc.fill_null(array.cast(pa.large_string()), "")
     if not len(array):
@@ -107,49 +110,55 @@ def to_strings(array: pa.Array | pa.ChunkedArray) -> Strings:
 
 
 class IdEncoder:
-    """Numbers for ids in order of first appearance, known by their hashes; those not met for long are forgotten."""
+    """Encodes IDs as numbers, in order of first appearance. IDs unseen for `ID_LIFETIME_US` get a new number.
+
+    Only hashes of the IDs are kept.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self._key, self._number, self._met = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int64)
+        self._key, self._number, self._last_seen = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int64)
 
-    def of(self, ids: pa.Array, at: int) -> tuple[I32, Strings]:
-        """int32: each id's number, `-1` for null; and the new ids, in the order of their numbers.
+    def encode(self, ids: pa.Array, at: int) -> tuple[I32, Strings]:
+        """int32: the number of each ID, `-1` for null. Also the new IDs, in the order of their numbers.
 
-        ids: text. at: Unix microseconds, not descending from call to call.
+        ids: strings. at: Unix microseconds; must not decrease from call to call.
         """
-        coded = ids.dictionary_encode()
-        key = hashes(to_strings(coded.dictionary))
-        place = np.searchsorted(self._key, key)
-        there = place < len(self._key)
-        there[there] = self._key[place[there]] == key[there]
+        encoded = ids.dictionary_encode()
+        key = hashes(to_strings(encoded.dictionary))
+        index = np.searchsorted(self._key, key)
+        known = index < len(self._key)
+        known[known] = self._key[index[known]] == key[known]
         number = np.full(len(key) + 1, -1, np.int32)
-        number[:-1][there] = self._number[place[there]]
-        fresh = np.flatnonzero(~there)
-        number[fresh] = np.arange(self.count, self.count + len(fresh), dtype=np.int32)
-        self.count += len(fresh)
-        self._met[place[there]] = at
-        self._take_in(key[fresh], number[fresh], at)
-        code = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
-        return number[code], to_strings(coded.dictionary.take(pa.array(fresh)))
+        number[:-1][known] = self._number[index[known]]
+        new = np.flatnonzero(~known)
+        number[new] = np.arange(self.count, self.count + len(new), dtype=np.int32)
+        self.count += len(new)
+        self._last_seen[index[known]] = at
+        self._add(key[new], number[new], at)
+        code = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+        return number[code], to_strings(encoded.dictionary.take(pa.array(new)))
 
-    def _take_in(self, key: U64, number: I32, at: int) -> None:
-        kept = self._met >= at - ID_LIFETIME_US
-        together = np.concatenate((self._key[kept], key))
-        order = np.argsort(together, kind="stable")
-        self._key = together[order]
+    def _add(self, key: U64, number: I32, at: int) -> None:
+        kept = self._last_seen >= at - ID_LIFETIME_US
+        keys = np.concatenate((self._key[kept], key))
+        order = np.argsort(keys, kind="stable")
+        self._key = keys[order]
         self._number = np.concatenate((self._number[kept], number))[order]
-        self._met = np.concatenate((self._met[kept], np.full(len(key), at)))[order]
+        self._last_seen = np.concatenate((self._last_seen[kept], np.full(len(key), at)))[order]
 
 
 class Deduplicator:
-    """Which rows of a log say for the first time what they say, within `ONCE_WITHIN_US`."""
+    """Finds the rows of a log that are not duplicates of a row within `DUPLICATE_WINDOW_US` before."""
 
     def __init__(self) -> None:
         self._key, self._at = np.empty(0, np.uint64), np.empty(0, np.int64)
 
-    def first(self, key: U64, at: I64) -> NDArray[np.bool_]:
-        """bool, like `key`: whether it is the first. at: Unix microseconds, ascending within and between calls."""
+    def is_first(self, key: U64, at: I64) -> NDArray[np.bool_]:
+        """bool, like `key`: True for the first occurrence of a key.
+
+        at: Unix microseconds, ascending within a call and from call to call.
+        """
         out = np.zeros(len(key), np.bool_)
         out[np.unique(key, return_index=True)[1]] = True
         if len(at):

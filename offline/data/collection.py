@@ -1,23 +1,23 @@
-"""Collect: what the services took in and answered moves from Redis to Parquet, exactly once; tomorrow's training data.
+"""Collection: moves accepted events and served lists from Redis to Parquet, exactly once.
 
     <log>/events/date=2026-01-31/part-<entry>.parquet    accepted events, as in events.parquet
-    <log>/served/date=2026-01-31/part-<entry>.parquet    answered lists
-    <log>/events/_mark, <log>/served/_mark               the last stream entry that is in the files
+    <log>/served/date=2026-01-31/part-<entry>.parquet    served lists
+    <log>/events/_mark, <log>/served/_mark               last stream entry that is in the files
     <data>/written_items.parquet                         items written through the service
-    <data>/erasures.parquet                              who asked to be forgotten
+    <data>/erasures.parquet                              tombstones of erased users
 
-The day is that of the event, so what comes late goes into a day that is there already. The entries that were taken at a
-time may be of several days: their files are named after the last entry, and then the mark moves on to it. Files beyond
-the mark are those of a run that was killed; the next one removes them and takes the same entries again. In a cluster a
-stream is in parts, and each has files and a mark of its own: `part-s<shard>-<entry>.parquet`, `_mark-s<shard>`.
+Rows are partitioned by the day of the event or list, so late events are added to an existing day.
+
+Entries are read in batches. The files of a batch, one per day, are named after its last entry; once they are written,
+the mark moves to that entry. Files with entries after the mark were left by a killed run: the next run deletes them and
+reads the entries again. In a cluster a stream has several shards, each with files and a mark of its own:
+`part-s<shard>-<entry>.parquet` and `_mark-s<shard>`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from offline.data.partitions import DAY_US, Storage, day_name, day_of, split_by_
 from offline.data.schema import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED_FORM, SERVED_SCHEMA, UTC_US
 from offline.data.schema import SERVED as SERVED_FOLDER
 from offline.runtime import OnProgress
+from serving.lock import locked
 from serving.records import Served, decode_served
 from serving.release import Listed, list_releases
 from serving.store import (
@@ -52,12 +53,12 @@ _BYTES = 256_000_000
 _MARK = "_mark"
 _NAME = re.compile(r"part-(?:s(\d+)-)?(\d+)-(\d+)\.parquet")
 _RELEASES = 5
-"""The newest releases: one of them may be served again, so what they read of Redis stays there."""
+"""Number of newest releases that may be served again. What they read from Redis is kept there."""
 
 
 class Collected(NamedTuple):
-    """How many events and lists were written down, erasures were new, entries left the event stream, and items were
-    written through the service and are now in the data set."""
+    """Counts of a collection: events and served lists written to files, new erasures, entries trimmed from the event
+    stream, and written items in the data set."""
 
     events: int
     served: int
@@ -67,12 +68,12 @@ class Collected(NamedTuple):
 
 
 class _Log(NamedTuple):
-    """One stream and its layout on disk. moment: the column of a row's time, for erasures."""
+    """A Redis stream and its folder on disk. table: decodes entries. time_column: the column with the time of a row."""
 
     stream: str
     field: bytes
     folder: str
-    moment: str
+    time_column: str
     batch: int
     table: Callable[[Sequence[bytes]], pa.Table]
 
@@ -85,61 +86,53 @@ def collect(
     log: Storage | Path | str | None = None,
     keep_days: int | None = None,
 ) -> Collected:
-    """Bring everything that waits in Redis into a data set, and forget whom we were asked to forget.
+    """Move all waiting records from Redis to a data set, and apply erasures.
 
-    releases: where releases are; events that each of them has in its own item state leave the stream, once collected.
-    on_progress: called with (entries done, entries there were). log: where the day partitions are, if not in the
-    directory. keep_days: days of them that stay before the cut-off of the oldest release that is there; all if None,
-    and without a release. Raises what redis-py raises, and StoreCorrupt.
+    releases: directory of the releases. Collected events that are part of the item state of every release are removed
+    from the stream. on_progress: called with (entries done, total entries). log: location of the day partitions, by
+    default `directory`. keep_days: days to keep before the cut-off of the oldest release; all if None or without a
+    release. Raises the exceptions of redis-py, and StoreCorrupt.
     """
     directory.mkdir(parents=True, exist_ok=True)
     home, storage = Storage.of(directory), Storage.of(directory if log is None else log)
-    with _single_collector(directory):
+    with locked(directory / ".collect.lock", wait=True):
         last_erased, since = store.erased()
-        before, gone = erasures.read_erasures(directory), erasures.merge_erasures(directory, since)
-        fresh = {user: at for user, at in gone.items() if before.get(user) != at}
-        if fresh:
-            home.write_table(erasures.FILE, erasures.to_table(gone))
+        before, erased = erasures.read_erasures(directory), erasures.merge_erasures(directory, since)
+        new_erasures = {user: at for user, at in erased.items() if before.get(user) != at}
+        if new_erasures:
+            home.write_table(erasures.FILE, erasures.to_table(erased))
         total, done, counts = sum(store.length(log.stream) for log in _LOGS), 0, []
         for log_ in _LOGS:
             count = 0
             for shard in _shards(store):
-                for taken, written in _move(log_, shard, storage, store, gone):
-                    done, count = done + taken, count + written
+                for read, written in _move(log_, shard, storage, store, erased):
+                    done, count = done + read, count + written
                     if on_progress:
                         on_progress(min(done, total), total)
             counts.append(count)
-        if fresh:
-            _erase_users(home, storage, store, fresh)
+        if new_erasures:
+            _erase_users(home, storage, store, new_erasures)
         store.trim_to(ERASED, last_erased)
-        items = _items(directory, store)
+        items = _collect_items(directory, store)
         kept = [r for r in list_releases(releases) if r.manifest][:_RELEASES] if releases else []
-        _prune(store, kept)
+        _drop_written_items(store, kept)
         trimmed = _trim(storage, store, kept)
         if keep_days is not None:
             _drop_old_days(storage, keep_days, releases)
-        return Collected(counts[0], counts[1], len(fresh), trimmed, items)
-
-
-@contextmanager
-def _single_collector(directory: Path) -> Iterator[None]:
-    """One run at a time: a second one waits."""
-    with (directory / ".collect.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        return Collected(counts[0], counts[1], len(new_erasures), trimmed, items)
 
 
 def _shards(store: BulkStore) -> Sequence[int | None]:
-    """The parts of a stream in a cluster; the one that is all of it elsewhere."""
+    """The shards of a stream in a cluster; a single None without a cluster."""
     return range(store.layout.shards) if store.layout.cluster else [None]
 
 
-def mark(storage: Storage, folder: str, shard: int | None = None) -> str:
-    """The id of the last stream entry that is in a folder of day partitions; the start of the stream where none is."""
-    said = storage.read(_mark_name(folder, shard))
-    if said is not None:
-        return said.decode("ascii")
-    # A log of before there was a mark: its newest name is one.
+def read_mark(storage: Storage, folder: str, shard: int | None = None) -> str:
+    """The ID of the last stream entry in the files of a folder; the start of the stream without files."""
+    content = storage.read(_mark_name(folder, shard))
+    if content is not None:
+        return content.decode("ascii")
+    # Logs written before marks existed: the newest file name has the last entry.
     last = max((entry for _, entry in _collected(storage, folder, shard)), default=None)
     return "{}-{}".format(*last) if last else START
 
@@ -149,43 +142,43 @@ def _mark_name(folder: str, shard: int | None) -> str:
 
 
 def _collected(storage: Storage, folder: str, shard: int | None) -> list[tuple[str, tuple[int, int]]]:
-    """The files of a part of a stream, and the last entry in each."""
-    found = [(name, _NAME.fullmatch(name.rpartition("/")[2])) for name in storage.parts(folder)]
+    """The files of a stream, or of one of its shards, with the last entry of each."""
+    matches = [(name, _NAME.fullmatch(name.rpartition("/")[2])) for name in storage.parts(folder)]
     own = None if shard is None else f"{shard:02d}"
-    return [(name, (int(n[2]), int(n[3]))) for name, n in found if n and n[1] == own]
+    return [(name, (int(m[2]), int(m[3]))) for name, m in matches if m and m[1] == own]
 
 
 def _move(
-    log: _Log, shard: int | None, storage: Storage, store: BulkStore, gone: Erasures
+    log: _Log, shard: int | None, storage: Storage, store: BulkStore, erased: Erasures
 ) -> Iterator[tuple[int, int]]:
-    """Write what waits, about `_ROWS` at a time; (entries taken, rows written) after each time."""
-    last, stream = mark(storage, log.folder, shard), store.layout.part(log.stream, shard or 0)
+    """Write waiting entries to files in batches of about `_ROWS`. Yields (entries read, rows written) per batch."""
+    last, stream = read_mark(storage, log.folder, shard), store.layout.part(log.stream, shard or 0)
     milliseconds, number = map(int, last.split("-"))
     for name, entry in _collected(storage, log.folder, shard):
         if entry > (milliseconds, number):
             storage.remove(name)
     storage.write(_mark_name(log.folder, shard), last.encode())
     part = "part" if shard is None else f"part-s{shard:02d}"
-    while entries := _next(log, stream, store, last):
+    while entries := _read_batch(log, stream, store, last):
         last = entries[-1][0]
-        table = erasures.without_erased(log.table([entry for _, entry in entries]), gone, log.moment)
+        table = erasures.without_erased(log.table([entry for _, entry in entries]), erased, log.time_column)
         milliseconds, number = map(int, last.split("-"))
-        for day, rows in split_by_day(table, log.moment):
+        for day, rows in split_by_day(table, log.time_column):
             storage.write_table(day_name(log.folder, day, f"{part}-{milliseconds:013d}-{number:06d}.parquet"), rows)
         storage.write(_mark_name(log.folder, shard), last.encode())
         yield len(entries), len(table)
 
 
-def _next(log: _Log, stream: str, store: BulkStore, last: str) -> list[tuple[str, bytes]]:
-    """The next entries, not too many."""
+def _read_batch(log: _Log, stream: str, store: BulkStore, last: str) -> list[tuple[str, bytes]]:
+    """The entries after `last`, up to about `_ROWS` entries or `_BYTES` bytes."""
     out: list[tuple[str, bytes]] = []
     size = 0
     while len(out) < _ROWS and size < _BYTES:
-        found = store.entries(stream, log.field, out[-1][0] if out else last, log.batch)
-        if not found:
+        entries = store.entries(stream, log.field, out[-1][0] if out else last, log.batch)
+        if not entries:
             break
-        out += found
-        size += sum(len(entry) for _, entry in found)
+        out += entries
+        size += sum(len(entry) for _, entry in entries)
     return out
 
 
@@ -198,8 +191,8 @@ def _events_table(entries: Sequence[bytes]) -> pa.Table:
 
 
 def _served_table(entries: Sequence[bytes]) -> pa.Table:
-    # A list that was written twice, after an answer of Redis that was lost, stands once.
-    lists: list[Served] = list({found.request_id: found for found in map(decode_served, entries)}.values())
+    # A list may be in the stream twice, if the first reply of Redis was lost and the service wrote it again.
+    lists: list[Served] = list({served.request_id: served for served in map(decode_served, entries)}.values())
     columns: dict[str, list[Any]] = {name: [getattr(s, name, None) for s in lists] for name in SERVED_SCHEMA.names}
     columns["at"] = [round(s.at * 1e6) for s in lists]
     columns["score"] = [s.scores for s in lists]
@@ -223,34 +216,34 @@ _LOGS = (
 )
 
 
-def _erase_users(home: Storage, storage: Storage, store: BulkStore, gone: Erasures) -> None:
-    """Take users out of every file of the log, and out of the stream."""
+def _erase_users(home: Storage, storage: Storage, store: BulkStore, erased: Erasures) -> None:
+    """Remove erased users from every file of the log and from the event stream."""
     if home.exists(EVENTS_FILE):
-        _rewrite(home, EVENTS_FILE, gone, EVENTS_FORM.moment)
+        _rewrite(home, EVENTS_FILE, erased, EVENTS_FORM.moment)
     for log in _LOGS:
         for name in storage.parts(log.folder):
-            _rewrite(storage, name, gone, log.moment)
-    store.drop_events(gone)
+            _rewrite(storage, name, erased, log.time_column)
+    store.drop_events(erased)
 
 
-def _rewrite(storage: Storage, name: str, gone: Erasures, moment: str) -> None:
-    """A file without the rows of users up to their erasure, a row group at a time; left alone where it has none."""
+def _rewrite(storage: Storage, name: str, erased: Erasures, time_column: str) -> None:
+    """Rewrite a file without the rows of erased users, one row group at a time. Does nothing if it has none."""
     with storage.parquet(name) as file:
-        columns = ["user_id", moment]
+        columns = ["user_id", time_column]
         groups = range(file.num_row_groups)
-        found = (file.read_row_group(k, columns) for k in groups)
-        if all(len(erasures.without_erased(table, gone, moment)) == len(table) for table in found):
+        tables = (file.read_row_group(k, columns) for k in groups)
+        if all(len(erasures.without_erased(table, erased, time_column)) == len(table) for table in tables):
             return
-        # As plain columns: a dictionary keeps the values of rows that went.
+        # Write plain columns, because a dictionary would keep the values of deleted rows.
         plain = pa.schema(
             [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in file.schema_arrow]
         )
-        kept = (erasures.without_erased(file.read_row_group(k).cast(plain), gone, moment) for k in groups)
+        kept = (erasures.without_erased(file.read_row_group(k).cast(plain), erased, time_column) for k in groups)
         storage.write_tables(name, plain, kept)
 
 
 def _drop_old_days(storage: Storage, keep_days: int, releases: Path | None) -> None:
-    """Remove days that no release that is there still needs: those so many days before the oldest cut-off."""
+    """Delete the days more than `keep_days` before the cut-off of the oldest release."""
     cut_offs = [r.manifest.cut_off for r in list_releases(releases) if r.manifest] if releases else []
     if not cut_offs:
         return
@@ -261,48 +254,55 @@ def _drop_old_days(storage: Storage, keep_days: int, releases: Path | None) -> N
                 storage.remove(name)
 
 
-def _items(directory: Path, store: BulkStore) -> int:
-    """Bring what was written of items into the data set, over what was brought before; how many those are."""
+def _collect_items(directory: Path, store: BulkStore) -> int:
+    """Merge the written items in Redis into those of the data set. Returns the number of items in Redis."""
     before = written_items.read_written_items(directory)
-    now = {i: decoded_fields(held) for i, held in _written(store) if held}
-    together = before | {
+    now = {i: decoded_fields(fields) for i, fields in _written_items(store) if fields}
+    merged = before | {
         i: ItemFields(new.at, (before[i].fields if i in before else {}) | new.fields) for i, new in now.items()
     }
-    if together != before:
-        Storage.of(directory).write_table(written_items.FILE, written_items.to_table(together))
+    if merged != before:
+        Storage.of(directory).write_table(written_items.FILE, written_items.to_table(merged))
     return len(now)
 
 
-def _written(store: BulkStore) -> list[tuple[str, dict[bytes, bytes]]]:
-    held = BulkWrittenItems(store)
-    ids = held.ids()
+def _written_items(store: BulkStore) -> list[tuple[str, dict[bytes, bytes]]]:
+    written = BulkWrittenItems(store)
+    ids = written.ids()
     parts = [ids[k : k + 1000] for k in range(0, len(ids), 1000)]
-    return [pair for part in parts for pair in zip(part, held.fields(part), strict=True)]
+    return [pair for part in parts for pair in zip(part, written.fields(part), strict=True)]
 
 
-def _prune(store: BulkStore, kept: Sequence[Listed]) -> None:
-    """Drop from Redis what no release reads there any more: it has the item, and is younger than the write."""
+def _drop_written_items(store: BulkStore, kept: Sequence[Listed]) -> None:
+    """Delete written items from Redis that no kept release needs: the oldest one has the item and is newer than the
+    write."""
     if not kept:
         return
     oldest = min(kept, key=lambda r: r.manifest.cut_off if r.manifest else 0)
     assert oldest.manifest is not None
     known = set(pq.read_table(oldest.path / "items.parquet", columns=["item_id"])["item_id"].to_pylist())
-    gone = []
-    for item_id, held in _written(store):
-        one = decoded_fields(held)
-        read_by_none = one.at < oldest.manifest.cut_off and item_id in known and one.available
-        if not held or read_by_none or (item_id not in known and not one.available):
-            gone.append(item_id)
-    BulkWrittenItems(store).drop(gone)
+    obsolete = []
+    for item_id, fields in _written_items(store):
+        written = decoded_fields(fields) if fields else None
+        if written is None or _is_in_releases(item_id in known, written, oldest.manifest.cut_off):
+            obsolete.append(item_id)
+    BulkWrittenItems(store).drop(obsolete)
+
+
+def _is_in_releases(is_known: bool, written: ItemFields, cut_off: float) -> bool:
+    """Whether every kept release has what was written, or needs not know it: an item that none has was withdrawn."""
+    if not is_known:
+        return not written.available
+    return written.available and written.at < cut_off
 
 
 def _trim(storage: Storage, store: BulkStore, kept: Sequence[Listed]) -> int:
-    """Take out of Redis what is on disk, and no release that may be served again needs from there."""
+    """Trim collected entries from the streams in Redis, except events that a kept release still needs."""
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     trimmed = 0
     for shard in _shards(store):
-        store.trim_to(store.layout.part(SERVED, shard or 0), mark(storage, SERVED_FOLDER, shard))
-        collected = int(mark(storage, EVENTS, shard).partition("-")[0]) / 1e3
-        # An hour covers clocks that disagree, as in `serving.ranking.live`.
+        store.trim_to(store.layout.part(SERVED, shard or 0), read_mark(storage, SERVED_FOLDER, shard))
+        collected = int(read_mark(storage, EVENTS, shard).partition("-")[0]) / 1e3
+        # The margin of one hour covers clock differences, as in `serving.ranking.live`.
         trimmed += store.trim(min(collected, min(cut_offs) - 3600), shard or 0) if cut_offs else 0
     return trimmed

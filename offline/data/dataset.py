@@ -1,4 +1,4 @@
-"""A data set in the layout, read from disk into the arrays everything else speaks."""
+"""Reading a data set from disk into arrays."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from offline.data.attributes import convert_attributes
 from offline.data.log import LogFiles
 from offline.data.log import load_log as load_log
 from offline.data.partitions import Storage
-from offline.data.schema import AGAIN
+from offline.data.schema import RECREATE
 from offline.runtime import DataError
 
 _ITEMS, _TRUTH, _PROPENSITIES = "items.parquet", "truth.parquet", "propensities.parquet"
-_NEEDED = {
+_REQUIRED = {
     _ITEMS: ("item_id", "title"),
     _TRUTH: ("request_id", "item_id", "utility"),
     _PROPENSITIES: ("request_id", "item_id", "position", "propensity"),
@@ -42,20 +42,20 @@ T = TypeVar("T")
 
 
 class ListAnnotations(Generic[T]):
-    """What is told of items of lists, a value by (request_id, item_id); looked up for lists that are asked about."""
+    """Values of the items of lists, by (request_id, item_id). The files are read at each lookup."""
 
-    def __init__(self, parts: Callable[[], Iterator[pa.Table]], read: Callable[[pa.Table], Iterator[T]]) -> None:
-        """parts: tables with `request_id` and `item_id`. read: the value of each row of one."""
-        self._parts, self._read = parts, read
+    def __init__(self, parts: Callable[[], Iterator[pa.Table]], values: Callable[[pa.Table], Iterator[T]]) -> None:
+        """parts: yields tables with `request_id` and `item_id`. values: the value of each row of a table."""
+        self._parts, self._values = parts, values
 
     def of(self, request_ids: Sequence[str]) -> dict[tuple[str, str], T]:
-        """What is told of the items of these lists."""
+        """The values of the items of these lists."""
         wanted = pa.array(request_ids, pa.string())
         out: dict[tuple[str, str], T] = {}
         for part in self._parts():
-            some = part.filter(pc.is_in(part["request_id"], wanted))
-            pairs = zip(some["request_id"].to_pylist(), some["item_id"].to_pylist(), strict=True)
-            out |= dict(zip(pairs, self._read(some), strict=True))
+            rows = part.filter(pc.is_in(part["request_id"], wanted))
+            pairs = zip(rows["request_id"].to_pylist(), rows["item_id"].to_pylist(), strict=True)
+            out |= dict(zip(pairs, self._values(rows), strict=True))
         return out
 
 
@@ -63,12 +63,12 @@ class ListAnnotations(Generic[T]):
 class Dataset:
     """A catalogue and its event log.
 
-    items: the table of `items.parquet`, rows in the catalogue's order. event_id, event_key (uint64): of each row of
-    `events`, and a hash of it. shown: `events`, and an impression for each place of an answered list of which no
-    impression was ever sent: for query groups alone, as what the service knows of users and items has none of them
-    either. truth: the simulator's hidden utility, None for real data and once there are collected lists. propensities:
-    (position, chance in (0, 1]): where the item stood in a list that was shown in a partly random order, and with what
-    chance it came to stand there; None where lists were not logged with it.
+    items: the table of `items.parquet`, rows in the order of the catalogue. event_id, event_key (uint64): the ID of
+    each row of `events`, and its hash. shown: `events`, plus one impression per position of every served list that has
+    no logged impression. Use it for query groups only: the state of users and items in the service does not include
+    these impressions either. truth: the hidden utility of the simulator; None for real data and if there are collected
+    lists. propensities: (position, propensity) of the items of lists shown in partly random order, where propensity in
+    (0, 1] is the probability of the item to be at that position; None if propensities were not logged.
     """
 
     items: pa.Table
@@ -87,50 +87,52 @@ def load_dataset(
     log: LogFiles | Storage | Path | str | None = None,
     scratch: Path | None = None,
 ) -> Dataset:
-    """The data set in a directory, its log as arrays in files of this process's own.
+    """Load the data set in a directory, with its log as arrays in temporary files.
 
-    log: its files, or where its day partitions are, if not in the directory. scratch: as in `offline.data.log.load`.
-    Raises FileNotFoundError naming the file that is missing, and DataError naming file, column and row of what is not
-    as the layout says; both say how to make it.
+    attributes: types of item attributes, as in `convert_attributes`. log: the log files, or the location of the day
+    partitions; by default `directory`. scratch: as in `load_log`. Raises FileNotFoundError for a missing file, and
+    DataError, with file, column and row, for invalid content. Both messages say how to fix it.
     """
     if not (directory / _ITEMS).is_file():
         raise _missing(directory / _ITEMS)
-    items = written_items.overlay_written(_table(directory / _ITEMS), written_items.read_written_items(directory))
+    items = convert_attributes(_table(directory / _ITEMS), attributes or {}, str(directory / _ITEMS))
+    items = written_items.overlay_written(items, written_items.read_written_items(directory))
     items = items.sort_by("item_id").combine_chunks()
-    items = convert_attributes(items, attributes or {}, str(directory / _ITEMS))
-    found = read_catalogue(items, str(directory / _ITEMS))
+    catalogue = read_catalogue(items, str(directory / _ITEMS))
     files = log if isinstance(log, LogFiles) else LogFiles.of(directory, log)
-    held = load_log(files, found, scratch)
+    arrays = load_log(files, catalogue, scratch)
     propensities = _propensities(directory / _PROPENSITIES) or _read_propensities(files)
-    # The simulator knows nothing of lists that were answered since.
+    # The simulator has no utility for lists that a service served later.
     truth = None if files.collected else _truth(directory / _TRUTH)
-    return Dataset(items, found, held.events, held.event_id, held.event_key, held.shown, truth, propensities)
+    return Dataset(
+        items, catalogue, arrays.events, arrays.event_id, arrays.event_key, arrays.shown, truth, propensities
+    )
 
 
 def annotation_table(path: Path) -> pa.Table:
-    """The table of a file of `BESIDE`: see `beside_parts`."""
+    """Read one of `ANNOTATION_FILES` as a table. See `iter_annotations`."""
     return pa.concat_tables(iter_annotations(path))
 
 
 def iter_annotations(path: Path) -> Iterator[pa.Table]:
-    """A file of `BESIDE` in parts, one at least, its columns alone: ids are text, positions int16, the others float64.
+    """Read the required columns of one of `ANNOTATION_FILES` as tables, at least one.
 
-    Raises DataError naming file, row and column of what is missing, not a number, or beyond what it may be: a utility
-    is finite, a propensity in (0, 1], a position from 0.
+    IDs are strings, positions int16, other columns float64. Raises DataError, naming file, row and column, for missing
+    values and for values of the wrong type or range: a utility must be finite, a propensity in (0, 1].
     """
     types = {"position": pa.int16(), "propensity": pa.float64(), "utility": pa.float64()}
     row = 0
-    for table in _tables(path, _NEEDED[path.name]):
+    for table in _tables(path, _REQUIRED[path.name]):
         try:
             part = pa.table({n: table[n].cast(types.get(n, pa.string())) for n in table.column_names})
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-            said = " ".join(str(e).split())[:200]
-            raise DataError(f"{path}: {said}; {', '.join(types)} are numbers, ids texts") from e
+            reason = " ".join(str(e).split())[:200]
+            raise DataError(f"{path}: {reason}; {', '.join(types)} must be numbers, and IDs strings") from e
         value = part.column_names[-1]
         numbers = part[value].to_numpy()
-        good = np.isfinite(numbers) if value == "utility" else (numbers > 0) & (numbers <= 1)
-        if not good.all():
-            wrong = int(np.flatnonzero(~good)[0])
+        valid = np.isfinite(numbers) if value == "utility" else (numbers > 0) & (numbers <= 1)
+        if not valid.all():
+            wrong = int(np.flatnonzero(~valid)[0])
             allowed = "a finite number" if value == "utility" else "above 0 and at most 1"
             raise DataError(f"{path}, row {row + wrong}, column {value!r}: is {numbers[wrong]}, expected {allowed}")
         yield part
@@ -138,47 +140,48 @@ def iter_annotations(path: Path) -> Iterator[pa.Table]:
 
 
 def _missing(path: Path) -> FileNotFoundError:
-    return FileNotFoundError(f"{path}: no such file; make it with `shelfwise import` or `shelfwise simulate`")
+    return FileNotFoundError(f"{path}: no such file; create it with `shelfwise import` or `shelfwise simulate`")
 
 
 def _table(path: Path) -> pa.Table:
-    """A file of the layout, checked to have the columns that are needed and no gap where none may be."""
+    """Read a file and check that it has the required columns, without nulls in columns that must not have any."""
     return pa.concat_tables(_tables(path))
 
 
 def _tables(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The same in parts, one at least."""
+    """Like `_table`, but batch by batch. The first table is empty. columns: to read, by default all."""
     row = 0
     with Storage.of(path.parent).parquet(path.name) as file:
-        for name in _NEEDED[path.name]:
+        for name in _REQUIRED[path.name]:
             if name not in file.schema_arrow.names:
-                raise DataError(f"{path}: has no column {name!r}; {AGAIN}")
+                raise DataError(f"{path}: has no column {name!r}; {RECREATE}")
         yield file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
         for batch in file.iter_batches(columns=columns):
             table = pa.Table.from_batches([batch])
             for name in _NEVER_NULL[path.name]:
                 if table[name].null_count:
                     wrong = row + int(np.flatnonzero(table[name].is_null().to_numpy(zero_copy_only=False))[0])
-                    raise DataError(f"{path}, row {wrong}, column {name!r}: is null, which it may not be; {AGAIN}")
+                    raise DataError(
+                        f"{path}, row {wrong}, column {name!r}: is null, but a value is required; {RECREATE}"
+                    )
             yield table
             row += len(table)
 
 
 def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
-    """The catalogue as arrays, from a table of items sorted by `item_id`.
+    """Convert a table of items, sorted by `item_id`, to arrays.
 
-    Attributes: integers, floats and booleans (0 and 1) are numbers, timestamps are numbers of years since 1970, texts
-    and lists of texts are tags. Raises DataError, naming `file` and the column, for any other type, and for an id that
-    stands twice.
+    Integer, float and boolean attributes become numbers, timestamps numbers of years since 1970, and strings and lists
+    of strings tags. Raises DataError, naming `file` and the column, for other types and for duplicate IDs.
     """
     ids = items["item_id"].to_pylist()
-    if twice := next((a for a, b in pairwise(ids) if a == b), None):
-        raise DataError(f"{file}, column 'item_id': {twice!r} stands twice; {AGAIN}")
+    if duplicate := next((a for a, b in pairwise(ids) if a == b), None):
+        raise DataError(f"{file}, column 'item_id': {duplicate!r} is not unique; {RECREATE}")
     category, category_names = _codes(items, "category")
     brand, brand_names = _codes(items, "brand")
     kinds = {f.name: _kind(f, file) for f in items.schema if f.name not in ITEM_COLUMNS}
     number_names, date_names, list_names, text_names = (
-        [name for name, found in kinds.items() if found == kind] for kind in ("number", "date", "list", "text")
+        [name for name, k in kinds.items() if k == kind] for kind in ("number", "date", "list", "text")
     )
     numbers = [_numbers(items, n) for n in number_names] + [_seconds(items, n) / (365.25 * 86400) for n in date_names]
     tag_start, tag, tag_names = _tags(items, list_names, text_names)
@@ -202,7 +205,7 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
 
 
 def _kind(field: pa.Field, file: str) -> str:
-    """What an attribute is: number, date, list, text, or, where no item has it, nothing."""
+    """The kind of an attribute: number, date, list or text; nothing if the column has no values."""
     kind = field.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -215,8 +218,8 @@ def _kind(field: pa.Field, file: str) -> str:
     if pa.types.is_null(kind):
         return "nothing"
     raise DataError(
-        f"{file}, column {field.name!r}: is {kind}; an attribute is a number, a text, a list of texts or a timestamp: "
-        "bring the file in with `shelfwise import`, or leave the column out"
+        f"{file}, column {field.name!r}: has type {kind}; an attribute must be a number, a string, a list of strings "
+        "or a timestamp: load the file with `shelfwise import`, or remove the column"
     )
 
 
@@ -228,7 +231,7 @@ def _numbers(items: pa.Table, name: str) -> F64:
     column = _column(items, name)
     if column is None:
         return np.full(len(items) + 1, np.nan)
-    # Not safely: an integer beyond 2^53 is rounded, as every number of a feature is.
+    # safe=False rounds integers above 2^53, as features do anyway.
     values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return np.append(np.where(np.isfinite(values), values, np.nan), np.nan)
 
@@ -242,7 +245,7 @@ def _seconds(items: pa.Table, name: str) -> F64:
 
 
 def _codes(items: pa.Table, name: str) -> tuple[I32, Sequence[str]]:
-    """Codes in the order of the sorted names; missing, and the unknown item, have the names' count."""
+    """Codes in the order of the sorted names. Missing values and the unknown item get the number of names."""
     column = _column(items, name)
     if column is None:
         return np.zeros(len(items) + 1, np.int32), []
@@ -253,7 +256,7 @@ def _codes(items: pa.Table, name: str) -> tuple[I32, Sequence[str]]:
 
 
 def _tags(items: pa.Table, list_names: Sequence[str], text_names: Sequence[str]) -> tuple[I64, I32, Sequence[str]]:
-    """All values of list and string attributes as `attribute=value`, in one ragged array."""
+    """All values of list and string attributes as `attribute=value`: offsets, codes and names of a ragged array."""
     owner, value = [np.empty(0, np.int64)], [pa.array([], pa.string())]
     for name in (*list_names, *text_names):
         column = items[name].combine_chunks()
@@ -268,7 +271,7 @@ def _tags(items: pa.Table, list_names: Sequence[str], text_names: Sequence[str])
     owners = np.concatenate(owner)
     encoded = pa.concat_arrays([pa.array(v, pa.string()) for v in value]).dictionary_encode()
     code = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    # A value that stands twice in an item's list is one value.
+    # Count duplicate values in the list of an item once.
     distinct = np.unique(owners << 32 | code)
     start = np.searchsorted(distinct >> 32, np.arange(len(items) + 1))
     return np.append(start, start[-1]), (distinct & 0xFFFFFFFF).astype(np.int32), encoded.dictionary.to_pylist()
@@ -279,37 +282,37 @@ def _truth(path: Path) -> ListAnnotations[float] | None:
 
 
 def _propensities(path: Path) -> ListAnnotations[tuple[int, float]] | None:
-    return ListAnnotations(_checked(path), _placed) if path.is_file() else None
+    return ListAnnotations(_checked(path), _positions_and_propensities) if path.is_file() else None
 
 
 def _checked(path: Path) -> Callable[[], Iterator[pa.Table]]:
-    """The parts of a file of `BESIDE`, looked through once now, so that what is wrong is said at the door."""
+    """The tables of one of `ANNOTATION_FILES`. The file is read once now, so that errors are raised early."""
     for _ in iter_annotations(path):
         pass
     return lambda: iter_annotations(path)
 
 
-def _placed(table: pa.Table) -> Iterator[tuple[int, float]]:
+def _positions_and_propensities(table: pa.Table) -> Iterator[tuple[int, float]]:
     return zip(table["position"].to_pylist(), table["propensity"].to_pylist(), strict=True)
 
 
 def _read_propensities(files: LogFiles) -> ListAnnotations[tuple[int, float]] | None:
-    """The same of answered lists, where some were shown with exploration on."""
+    """Propensities of collected lists; None if no list has any."""
     if not any(t["propensity"].null_count < len(t) for t in files.served_spans(("propensity",))):
         return None
 
     def parts() -> Iterator[pa.Table]:
         for table in files.served_spans(("request_id", "item_ids", "propensity")):
-            some = table.filter(pc.is_valid(table["propensity"])).combine_chunks()
-            lists = some["item_ids"].combine_chunks()
-            of = pc.list_parent_indices(lists)
+            explored = table.filter(pc.is_valid(table["propensity"])).combine_chunks()
+            lists = explored["item_ids"].combine_chunks()
+            parent = pc.list_parent_indices(lists)
             yield pa.table(
                 {
-                    "request_id": some["request_id"].take(of),
+                    "request_id": explored["request_id"].take(parent),
                     "item_id": pc.list_flatten(lists),
-                    "position": np.arange(len(of)) - np.searchsorted(of.to_numpy(), of.to_numpy()),
-                    "propensity": pc.list_flatten(some["propensity"].combine_chunks()),
+                    "position": np.arange(len(parent)) - np.searchsorted(parent.to_numpy(), parent.to_numpy()),
+                    "propensity": pc.list_flatten(explored["propensity"].combine_chunks()),
                 }
             )
 
-    return ListAnnotations(parts, _placed)
+    return ListAnnotations(parts, _positions_and_propensities)

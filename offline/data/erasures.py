@@ -1,7 +1,7 @@
-"""Erased users: who asked to be forgotten, until when, and their rows taken out of whatever is read.
+"""Erased users: their tombstones, and the removal of their rows from tables.
 
-A tombstone is a hash of the user's id (the id itself is what must go) and the moment of erasure: events up to that
-moment are left out of every night, later ones are those of somebody who came back.
+A tombstone is a hash of the user ID, because the ID itself must be deleted, and the time of the erasure. Events up to
+that time are excluded from every nightly run. Later events are kept: the user came back.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ Erasures = Mapping[str, float]
 
 
 def read_erasures(directory: Path) -> dict[str, float]:
-    """The erasures a data set knows of; none where it has no such file. Raises DataError where it cannot be read."""
+    """The erasures recorded in a data set; empty without a file. Raises DataError if the file cannot be read."""
     path = directory / FILE
     if not path.is_file():
         return {}
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as e:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(e).split())[:200]}); restore it from a copy") from e
+        raise DataError(f"{path}: cannot be read ({' '.join(str(e).split())[:200]}); restore it from a backup") from e
     return dict(zip(table["user"].to_pylist(), table["at"].to_pylist(), strict=True))
 
 
 def to_table(erasures: Erasures) -> pa.Table:
-    """The erasures as `erasures.parquet` holds them."""
+    """The erasures as the table of `erasures.parquet`."""
     users = sorted(erasures)
     return pa.table({"user": users, "at": [erasures[u] for u in users]}, SCHEMA)
 
 
 def merge_erasures(directory: Path, since: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Those of a data set, and those since that only Redis knows of: the second of what `BulkStore.erased` gives."""
+    """The erasures of a data set and newer ones from Redis: the second value that `BulkStore.erased` returns."""
     out = read_erasures(directory)
     for user, at in since:
         out[user] = max(at, out.get(user, at))
     return out
 
 
-def without_erased(rows: pa.Table, erasures: Erasures, moment: str) -> pa.Table:
-    """The rows without those of erased users up to their erasure. moment: the column with a row's time."""
+def without_erased(rows: pa.Table, erasures: Erasures, time_column: str) -> pa.Table:
+    """The rows that remain after the erasures. time_column: the column with the time of a row."""
     if not erasures or not len(rows):
         return rows
     users = rows["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
@@ -59,5 +59,5 @@ def without_erased(rows: pa.Table, erasures: Erasures, moment: str) -> pa.Table:
     bound = np.array([*until, -np.inf])[pc.fill_null(users.indices, len(until)).to_numpy(zero_copy_only=False)]
     if not np.isfinite(bound).any():
         return rows
-    at = rows[moment].cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.int64()).to_numpy() / 1e6
+    at = rows[time_column].cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.int64()).to_numpy() / 1e6
     return rows.filter(pa.array(at > bound))

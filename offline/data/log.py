@@ -1,7 +1,7 @@
-"""The log of a data set: its files read by span of time, erased users left out, and made into arrays.
+"""The log of a data set: reads its files in spans of time, without erased users, and converts them to arrays.
 
-Ids become numbers in the order in which they appear in time, and equal times have one order, so the arrays are the same
-however the log is cut into files, and in whatever order these were written.
+IDs are numbered by their first appearance in time, and rows with equal times have a fixed order. The arrays therefore
+do not depend on how the log is split into files or in which order the files were written.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ _LIST_COLUMNS = ("request_id", "at", "user_id", "device", "query", "item_ids")
 
 @dataclass(frozen=True)
 class LogFiles:
-    """The files of a data set's log. directory: of the data set. storage: where its day partitions are. begin, end: the
-    time that is read of it, from the one up to, not including, the other, Unix microseconds."""
+    """The files of a log, restricted to a time range.
+
+    directory: of the data set. storage: location of the day partitions. begin, end: time range to read, Unix
+    microseconds, end exclusive.
+    """
 
     directory: Path
     storage: Storage
@@ -74,50 +77,51 @@ class LogFiles:
         since: float | None = None,
         until: float | None = None,
     ) -> LogFiles:
-        """storage: as `Storage.of` takes it; None is the data set's own directory. since, until: Unix seconds."""
+        """storage: an argument of `Storage.of`, by default `directory`. since, until: time range, Unix seconds."""
         begin, end = (
-            otherwise if moment is None else round(moment * 1e6)
-            for moment, otherwise in ((since, EARLIEST), (until, LATEST))
+            default if time is None else round(time * 1e6) for time, default in ((since, EARLIEST), (until, LATEST))
         )
         return cls(directory, Storage.of(directory if storage is None else storage), begin, end)
 
     @cached_property
     def events(self) -> Partitions:
-        """`events.parquet`, day partitions, or both. Raises FileNotFoundError where there is neither."""
+        """The event files: `events.parquet`, day partitions, or both. Raises FileNotFoundError if there are none."""
         home = Storage.of(self.directory)
         single = [(home, EVENTS_FILE)] if home.exists(EVENTS_FILE) else []
         parts = [(self.storage, name) for name in self.storage.parts(EVENTS)]
         if not single and not parts:
             path = self.directory / EVENTS_FILE
-            raise FileNotFoundError(f"{path}: no such file; make it with `shelfwise import` or `shelfwise simulate`")
+            raise FileNotFoundError(f"{path}: no such file; create it with `shelfwise import` or `shelfwise simulate`")
         return Partitions([*single, *parts], EVENTS_FORM)
 
     @cached_property
     def served(self) -> Partitions:
-        """What was collected of answered lists; of no file where nothing was."""
+        """The files of collected lists; possibly none."""
         return Partitions([(self.storage, name) for name in self.storage.parts(SERVED)], SERVED_FORM)
 
     @property
     def collected(self) -> bool:
-        """Whether any of it came from a service."""
+        """Whether the log has data collected from a service."""
         return bool(self.storage.parts(EVENTS) or self.storage.parts(SERVED))
 
     @cached_property
-    def gone(self) -> erasures.Erasures:
-        """Who was erased."""
+    def erased(self) -> erasures.Erasures:
+        """The erasures recorded in the data set."""
         return erasures.read_erasures(self.directory)
 
     @property
     def event_columns(self) -> list[str]:
-        """The columns that a file of events has; none where there is no file."""
+        """Columns that exist in any event file; none without a file."""
         try:
             return self.events.columns
         except FileNotFoundError:
             return []
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 by name of the files that may hold a row of the time that is read. Of a log with a file that cannot
-        be read, of all of them; of no log, none."""
+        """SHA-256, by name, of the files that may have rows in the time range.
+
+        If a file cannot be read, those of all files; without files, none.
+        """
         try:
             files = self.events.files(self.begin, self.end) + self.served.files(self.begin, self.end)
         except FileNotFoundError:
@@ -129,26 +133,26 @@ class LogFiles:
         return {name: storage.checksum(name) for storage, name in files}
 
     def event_spans(self) -> Iterator[Span]:
-        """The events by span, equal times by id, each once, erased users left out.
+        """Read the events span by span, sorted by time and ID, without duplicates and erased users.
 
-        Raises DataError where there are some, but none of the time that is read.
+        Raises DataError if the log has events but none in the time range.
         """
-        once, bounds = Deduplicator(), self.events.bounds
+        deduplicator, bounds = Deduplicator(), self.events.bounds
         if bounds is not None and (bounds[0] >= self.end or bounds[1] < self.begin):
             first, last = (datetime.fromtimestamp(at / 1e6, UTC).isoformat() for at in bounds)
-            raise DataError(f"no event lies in the time asked for; the log is from {first} to {last}")
+            raise DataError(f"no event is in the requested time range; the log is from {first} to {last}")
         for table in self.events.spans(EVENTS_SCHEMA.names, self.begin, self.end):
             span = _span(
-                _complete(erasures.without_erased(table, self.gone, "timestamp"), EVENTS_SCHEMA),
+                _complete(erasures.without_erased(table, self.erased, "timestamp"), EVENTS_SCHEMA),
                 "timestamp",
                 "event_id",
             )
-            # The same id for another event is another event, and a check says so.
-            said = [span.key, *(hashes(to_strings(span.table[c])) for c in ("user_id", "item_id", "event"))]
+            # Different events with the same ID are both kept; a data check reports them.
+            parts = [span.key, *(hashes(to_strings(span.table[c])) for c in ("user_id", "item_id", "event"))]
             mixed = np.zeros(len(span.key), np.uint64)
-            for part in said:
-                mixed = (mixed ^ part) * np.uint64(0x9E3779B97F4A7C15)  # odd, so nothing is lost
-            span = span.only(once.first(mixed, span.at))
+            for part in parts:
+                mixed = (mixed ^ part) * np.uint64(0x9E3779B97F4A7C15)  # odd, so the product is invertible
+            span = span.filter(deduplicator.is_first(mixed, span.at))
             if len(span.at):
                 yield span
 
@@ -157,45 +161,45 @@ class LogFiles:
         columns: Sequence[str] = SERVED_SCHEMA.names,
         begin: int = EARLIEST,
         end: int = LATEST,
-        once: Deduplicator | None = None,
+        deduplicator: Deduplicator | None = None,
     ) -> Iterator[pa.Table]:
-        """The answered lists by span, each once, in order of time, erased users left out.
+        """Read the served lists span by span, sorted by time, without duplicates and erased users.
 
-        begin, end: Unix microseconds. once: what was read of them before, where this goes on.
+        begin, end: time range, Unix microseconds. deduplicator: pass the same one to continue an earlier read.
         """
-        once = once or Deduplicator()
-        needed = list(dict.fromkeys(("request_id", "at", "user_id", *columns)))
-        schema = pa.schema([SERVED_SCHEMA.field(name) for name in needed])
-        for table in self.served.spans(needed, max(begin, self.begin), min(end, self.end)):
-            span = _span(_complete(erasures.without_erased(table, self.gone, "at"), schema), "at", "request_id")
-            yield span.only(once.first(span.key, span.at)).table.select(list(columns))
+        deduplicator = deduplicator or Deduplicator()
+        required = list(dict.fromkeys(("request_id", "at", "user_id", *columns)))
+        schema = pa.schema([SERVED_SCHEMA.field(name) for name in required])
+        for table in self.served.spans(required, max(begin, self.begin), min(end, self.end)):
+            span = _span(_complete(erasures.without_erased(table, self.erased, "at"), schema), "at", "request_id")
+            yield span.filter(deduplicator.is_first(span.key, span.at)).table.select(list(columns))
 
     def read_served(self, columns: Sequence[str] = SERVED_SCHEMA.names) -> pa.Table:
-        """All answered lists; no rows where there are none."""
+        """All served lists as one table, possibly empty."""
         schema = pa.schema([SERVED_SCHEMA.field(name) for name in columns])
         return pa.concat_tables([schema.empty_table(), *self.served_spans(columns)])
 
 
 class Span(NamedTuple):
-    """Rows of a log in order of time, equal times by the hash of their id (key). at: int64, Unix microseconds."""
+    """Rows of a log, sorted by time and key. at: int64[n], Unix microseconds. key: uint64[n], hash of the row's ID."""
 
     table: pa.Table
     at: I64
     key: U64
 
-    def only(self, rows: Bool) -> Span:
-        """The rows of a mask."""
+    def filter(self, rows: Bool) -> Span:
+        """The rows where a mask is True."""
         return Span(self.table.filter(pa.array(rows)), self.at[rows], self.key[rows]) if not rows.all() else self
 
 
-def _span(table: pa.Table, moment: str, id_column: str) -> Span:
-    at, key = to_microseconds(table[moment]), hashes(to_strings(table[id_column]))
+def _span(table: pa.Table, time_column: str, id_column: str) -> Span:
+    at, key = to_microseconds(table[time_column]), hashes(to_strings(table[id_column]))
     order = np.lexsort((key, at))
     return Span(table.take(pa.array(order)), at[order], key[order])
 
 
 def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """All columns of a schema in its types, so that tables of different origin stand together."""
+    """The table with all columns of a schema, in its types, so that tables from different sources can be combined."""
     columns = [
         table[f.name].cast(f.type, safe=False) if f.name in table.column_names else pa.nulls(len(table), f.type)
         for f in schema
@@ -204,7 +208,7 @@ def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 class MappedEvents(Events):
-    """Events in mapped files: what was read of them leaves memory as they are gone through."""
+    """Events in memory-mapped files. Pages are released from memory while they are read part by part."""
 
     def parts(self, rows: int = PART_ROWS) -> Iterator[Events]:
         for part in super().parts(rows):
@@ -214,14 +218,14 @@ class MappedEvents(Events):
 
     def take(self, rows: Bool | I64 | slice) -> Events:
         out = super().take(rows)
-        # Rows from all over the log touch every page of it, and are copies.
+        # Rows selected from all over the log are copies, but reading them loads every page.
         if not isinstance(rows, slice) and len(self) > _RELEASE_EVERY:
             release_pages(self)
         return out
 
 
 class Log(NamedTuple):
-    """A log as arrays. events, event_id, event_key, shown: as in `offline.data.dataset.Dataset`."""
+    """A log as arrays. The fields are those of `offline.data.dataset.Dataset`."""
 
     events: Events
     event_id: Strings
@@ -230,44 +234,44 @@ class Log(NamedTuple):
 
 
 def load_log(files: LogFiles, catalogue: Catalogue, scratch: Path | None = None) -> Log:
-    """The log as arrays in files of this process's own.
+    """Load a log as arrays in temporary files.
 
-    scratch: a directory on the disk that is to hold them; the system's if None. Raises DataError and FileNotFoundError
-    as the files have it.
+    scratch: directory for the files, by default the system's. Raises DataError for invalid files and FileNotFoundError
+    if there are none.
     """
-    where = Path(tempfile.gettempdir()) if scratch is None else scratch
-    coder, answered = _EventEncoder(catalogue), _ServedLists.of(files)
+    directory = Path(tempfile.gettempdir()) if scratch is None else scratch
+    encoder, served = _EventEncoder(catalogue), _ServedLists.of(files)
     with ExitStack() as stack:
-        events, unsent = (stack.enter_context(AppendOnlyArrays(where, _TYPES)) for _ in range(2))
-        ids, requests = (stack.enter_context(AppendOnlyStrings(where)) for _ in range(2))
-        keys = stack.enter_context(AppendOnlyArrays(where, {"key": np.uint64}))
+        events, unsent = (stack.enter_context(AppendOnlyArrays(directory, _TYPES)) for _ in range(2))
+        ids, requests = (stack.enter_context(AppendOnlyStrings(directory)) for _ in range(2))
+        keys = stack.enter_context(AppendOnlyArrays(directory, {"key": np.uint64}))
 
-        def list_until(end: int) -> None:
-            for span in answered.unsent(end):
-                _, columns, fresh = coder.coded(span)
+        def append_unsent(end: int) -> None:
+            for span in served.unsent(end):
+                _, columns, new_requests = encoder.encode(span)
                 unsent.append(**columns)
-                requests.append(fresh)
+                requests.append(new_requests)
 
         for span in files.event_spans():
-            list_until(int(span.at[-1]) + 1)
-            order, columns, fresh = coder.coded(span)
+            append_unsent(int(span.at[-1]) + 1)
+            order, columns, new_requests = encoder.encode(span)
             events.append(**columns)
-            requests.append(fresh)
+            requests.append(new_requests)
             ids.append(to_strings(span.table["event_id"].take(pa.array(order))))
             keys.append(key=span.key[order])
-        list_until(LATEST)
-        users, told = list(coder.users), requests.mapped()
-        sent, more = events.mapped(), unsent.mapped()
-        queries = coder.queries
-        held = MappedEvents(**sent, user_ids=users, request_ids=told, queries=queries)
-        shown = held
-        if len(more["at"]):
-            shown = MappedEvents(**_merge_logs(sent, more, where), user_ids=users, request_ids=told, queries=queries)
-        return Log(held, ids.mapped(), keys.mapped()["key"], shown)
+        append_unsent(LATEST)
+        user_ids, request_ids, queries = list(encoder.users), requests.mapped(), encoder.queries
+        sent, added = events.mapped(), unsent.mapped()
+        log = MappedEvents(**sent, user_ids=user_ids, request_ids=request_ids, queries=queries)
+        shown = log
+        if len(added["at"]):
+            merged = _merge_logs(sent, added, directory)
+            shown = MappedEvents(**merged, user_ids=user_ids, request_ids=request_ids, queries=queries)
+        return Log(log, ids.mapped(), keys.mapped()["key"], shown)
 
 
 class _EventEncoder:
-    """Turns spans into arrays, giving out numbers. queries: as in `Events`, of what was turned so far."""
+    """Encodes spans as arrays. users, queries: numbers of users and queries of requests, as in `Events`, so far."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._items = Places.of(Strings.of(list(catalogue.item_ids)))
@@ -275,17 +279,17 @@ class _EventEncoder:
         self.queries: dict[int, str] = {}
         self._requests, self._sessions = IdEncoder(), IdEncoder()
 
-    def coded(self, span: Span) -> tuple[I64, dict[str, np.ndarray], Strings]:
-        """The order of the rows by time, kind and item; the arrays in that order; the new requests."""
+    def encode(self, span: Span) -> tuple[I64, dict[str, np.ndarray], Strings]:
+        """The order of the rows by time, kind and item, the arrays in that order, and the IDs of new requests."""
         table, at = span.table, span.at
         item = self._item(table)
         kind = pc.index_in(table["event"], pa.array(KINDS)).to_numpy().astype(np.int8)
         order = np.lexsort((span.key, item, kind, at))
         table = table.take(pa.array(order))
         begin = int(at[0]) if len(at) else 0
-        request, fresh = self._requests.of(table["request_id"].combine_chunks(), begin)
-        self._searched(table, request)
-        session, _ = self._sessions.of(table["session_id"].combine_chunks(), begin)
+        request, new_requests = self._requests.encode(table["request_id"].combine_chunks(), begin)
+        self._add_queries(table, request)
+        session, _ = self._sessions.encode(table["session_id"].combine_chunks(), begin)
         return (
             order,
             {
@@ -299,11 +303,11 @@ class _EventEncoder:
                 "session": session,
                 "device": _devices(table),
             },
-            fresh,
+            new_requests,
         )
 
-    def _searched(self, table: pa.Table, request: I32) -> None:
-        """Keep what was typed for each request: of its impressions, the first that says."""
+    def _add_queries(self, table: pa.Table, request: I32) -> None:
+        """Store the query of each request: that of its first impression with a query."""
         shown = pc.equal(table["event"], KINDS[Kind.IMPRESSION]).to_numpy()
         rows = np.flatnonzero(shown & pc.is_valid(table["query"]).to_numpy() & (request >= 0))
         for number, text in zip(request[rows].tolist(), table["query"].take(pa.array(rows)).to_pylist(), strict=True):
@@ -311,88 +315,88 @@ class _EventEncoder:
                 self.queries.setdefault(number, text)
 
     def _item(self, table: pa.Table) -> I32:
-        coded = table["item_id"].combine_chunks().dictionary_encode()
-        out: I32 = self._items.find(coded.dictionary.to_pylist())[coded.indices.to_numpy()]
+        encoded = table["item_id"].combine_chunks().dictionary_encode()
+        out: I32 = self._items.find(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
         return out
 
     def _user(self, table: pa.Table) -> I32:
-        coded = table["user_id"].combine_chunks().dictionary_encode()
-        number = [self.users.setdefault(user, len(self.users)) for user in coded.dictionary.to_pylist()]
-        out: I32 = np.array(number, np.int32)[coded.indices.to_numpy()]
+        encoded = table["user_id"].combine_chunks().dictionary_encode()
+        number = [self.users.setdefault(user, len(self.users)) for user in encoded.dictionary.to_pylist()]
+        out: I32 = np.array(number, np.int32)[encoded.indices.to_numpy()]
         return out
 
 
 def _devices(table: pa.Table) -> I8:
-    said = table["device"].combine_chunks().dictionary_encode()
-    code = np.array([*(device_code(name) for name in said.dictionary.to_pylist()), NO_DEVICE], np.int8)
-    out: I8 = code[pc.fill_null(said.indices, -1).to_numpy(zero_copy_only=False)]
+    encoded = table["device"].combine_chunks().dictionary_encode()
+    code = np.array([*(device_code(name) for name in encoded.dictionary.to_pylist()), NO_DEVICE], np.int8)
+    out: I8 = code[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)]
     return out
 
 
 class _ServedLists:
-    """Lists that were answered to somebody, and those of them of which no impression was ever sent."""
+    """Served lists with a user but without any logged impression."""
 
     def __init__(self, files: LogFiles, unsent: U64) -> None:
-        """unsent: hashes of the ids of those lists, ascending."""
+        """unsent: uint64, hashes of the IDs of these lists, ascending."""
         self._files, self._unsent = files, unsent
-        self._until, self._once = EARLIEST, Deduplicator()
+        self._until, self._deduplicator = EARLIEST, Deduplicator()
 
     @classmethod
     def of(cls, files: LogFiles) -> _ServedLists:
-        found = [
+        parts = [
             hashes(to_strings(t.filter(pc.is_valid(t["user_id"]))["request_id"]))
             for t in files.served_spans(("request_id", "user_id"))
         ]
-        key = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+        key = np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
         sent = np.zeros(len(key), np.bool_)
-        told_of = ("timestamp", "event", "request_id")
-        for table in files.events.spans(told_of, files.begin, files.end) if len(key) else ():
+        columns = ("timestamp", "event", "request_id")
+        for table in files.events.spans(columns, files.begin, files.end) if len(key) else ():
             shown = table.filter(pc.equal(table["event"].cast(pa.string()), KINDS[Kind.IMPRESSION]))["request_id"]
-            told = hashes(to_strings(shown.filter(pc.is_valid(shown)).unique()))
-            place = np.minimum(np.searchsorted(key, told), len(key) - 1)
-            sent[place[key[place] == told]] = True
+            logged = hashes(to_strings(shown.filter(pc.is_valid(shown)).unique()))
+            index = np.minimum(np.searchsorted(key, logged), len(key) - 1)
+            sent[index[key[index] == logged]] = True
         return cls(files, key[~sent])
 
     def unsent(self, end: int) -> Iterator[Span]:
-        """An impression for each place of the lists of which none was sent, from where the last call ended up to, not
-        including, `end` (Unix microseconds)."""
+        """One impression per position of these lists, from the `end` of the last call to `end` (exclusive, Unix
+        microseconds)."""
         if len(self._unsent):
-            for table in self._files.served_spans(_LIST_COLUMNS, self._until, end, self._once):
-                yield self._shown(table)
+            for table in self._files.served_spans(_LIST_COLUMNS, self._until, end, self._deduplicator):
+                yield self._impressions(table)
             self._until = end
 
-    def _shown(self, served: pa.Table) -> Span:
+    def _impressions(self, served: pa.Table) -> Span:
         served = served.filter(pc.is_valid(served["user_id"]))
         served = served.filter(pa.array(np.isin(hashes(to_strings(served["request_id"])), self._unsent)))
         lists = served.combine_chunks()["item_ids"].combine_chunks()
         parent = pc.list_parent_indices(lists)
-        place = np.arange(len(parent)) - np.searchsorted(parent.to_numpy(), parent.to_numpy())
+        position = np.arange(len(parent)) - np.searchsorted(parent.to_numpy(), parent.to_numpy())
         row = served.select(["request_id", "at", "user_id", "device", "query"]).take(parent)
-        number = pa.array(place).cast(pa.string())
-        given = {
+        number = pa.array(position).cast(pa.string())
+        columns = {
             "event_id": pc.binary_join_element_wise(row["request_id"], number, "#"),
             "event": pa.array([KINDS[Kind.IMPRESSION]] * len(parent), pa.string()),
             "user_id": row["user_id"],
             "item_id": pc.list_flatten(lists),
             "timestamp": row["at"],
             "request_id": row["request_id"],
-            "position": pa.array(place, pa.int16()),
+            "position": pa.array(position, pa.int16()),
             "device": row["device"],
             "query": row["query"],
         }
-        return _span(_complete(pa.table(given), EVENTS_SCHEMA), "timestamp", "event_id")
+        return _span(_complete(pa.table(columns), EVENTS_SCHEMA), "timestamp", "event_id")
 
 
 def _merge_logs(one: Arrays, other: Arrays, scratch: Path) -> Arrays:
-    """The rows of two sets of arrays in one, by time, kind and item."""
+    """Merge the rows of two logs, sorted by time, kind and item."""
     i = j = 0
     with AppendOnlyArrays(scratch, _TYPES) as out:
         while i < len(one["at"]) or j < len(other["at"]):
-            # Up to a moment of the first, or to the end: rows of one moment come together.
+            # Merge up to a time in the first log, or to the end. Rows with equal times are merged in the same step.
             until = one["at"][i + SPAN_ROWS] if i + SPAN_ROWS < len(one["at"]) else np.inf
-            k, m = (int(np.searchsorted(held["at"], until, "left")) for held in (one, other))
+            k, m = (int(np.searchsorted(log["at"], until, "left")) for log in (one, other))
             if (k, m) == (i, j):
-                k, m = (int(np.searchsorted(held["at"], until, "right")) for held in (one, other))
+                k, m = (int(np.searchsorted(log["at"], until, "right")) for log in (one, other))
             rows = {c: np.concatenate((one[c][i:k], other[c][j:m])) for c in _TYPES}
             order = np.lexsort((rows["item"], rows["kind"], rows["at"]))
             out.append(**{c: column[order] for c, column in rows.items()})
@@ -400,11 +404,11 @@ def _merge_logs(one: Arrays, other: Arrays, scratch: Path) -> Arrays:
         return out.mapped()
 
 
-_SEGMENT = {"row": np.int64, "item": np.int32, "kind": np.int8, "at": np.float64}
+_HISTORY_TYPES = {"row": np.int64, "item": np.int32, "kind": np.int8, "at": np.float64}
 
 
 def user_histories(events: Events, scratch: Path) -> Histories:
-    """Every user's lists at any moment, sorted by user in files of this process's own; scratch: as in `load`."""
+    """Sort the events by user, into temporary files. scratch: as in `load_log`."""
     count = np.zeros((2, events.n_users), np.int64)
     for part in events.parts():
         shown = part.kind == Kind.IMPRESSION
@@ -412,38 +416,38 @@ def user_histories(events: Events, scratch: Path) -> Histories:
             count[k] += np.bincount(part.user[rows], minlength=events.n_users)
     start = np.concatenate((np.zeros((2, 1), np.int64), np.cumsum(count, axis=1)), axis=1)
     with ExitStack() as stack:
-        held = [
+        columns = [
             {
                 n: _create_column(stack.enter_context(tempfile.TemporaryFile(dir=scratch)), t, int(s[-1]))
-                for n, t in _SEGMENT.items()
+                for n, t in _HISTORY_TYPES.items()
             }
             for s in start
         ]
-        following, first = start[:, :-1].copy(), 0
+        next_free, first = start[:, :-1].copy(), 0
         for part in events.parts():
             shown = part.kind == Kind.IMPRESSION
             for k, rows in enumerate((np.flatnonzero(~shown), np.flatnonzero(shown))):
-                _scatter(part, rows, first, following[k], held[k])
-                release_pages(*held[k].values())
+                _scatter(part, rows, first, next_free[k], columns[k])
+                release_pages(*columns[k].values())
             first += len(part)
-    return Histories(*(EventsByUser(s, **columns) for s, columns in zip(start, held, strict=True)))
+    return Histories(*(EventsByUser(s, **by_name) for s, by_name in zip(start, columns, strict=True)))
 
 
-def _create_column(file: IO[bytes], kind: type, rows: int) -> NDArray[Any]:
+def _create_column(file: IO[bytes], dtype: type, rows: int) -> NDArray[Any]:
     if not rows:
-        return np.empty(0, kind)
-    # A mapping that finds no room later would kill the process without a word.
+        return np.empty(0, dtype)
+    # Allocate the disk space now: writing to a mapping on a full disk would kill the process without a message.
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, rows * np.dtype(kind).itemsize)
-    return np.memmap(file, kind, "r+", shape=(rows,)).view(np.ndarray)
+        os.posix_fallocate(file.fileno(), 0, rows * np.dtype(dtype).itemsize)
+    return np.memmap(file, dtype, "r+", shape=(rows,)).view(np.ndarray)
 
 
-def _scatter(part: Events, rows: I64, first: int, following: I64, held: Arrays) -> None:
-    """Put rows of a part of the log, whose own first is row `first`, behind those that their users have already."""
+def _scatter(part: Events, rows: I64, first: int, next_free: I64, columns: Arrays) -> None:
+    """Write rows of a part of the log to the next free positions of their users. first: row number of the part."""
     rows = rows[np.argsort(part.user[rows], kind="stable")]
     user = part.user[rows]
-    place = following[user] + np.arange(len(user)) - np.searchsorted(user, user)
-    columns = {"row": first + rows, "item": part.item[rows], "kind": part.kind[rows], "at": part.at[rows]}
-    for name, column in columns.items():
-        held[name][place] = column
-    following += np.bincount(user, minlength=len(following))
+    position = next_free[user] + np.arange(len(user)) - np.searchsorted(user, user)
+    values = {"row": first + rows, "item": part.item[rows], "kind": part.kind[rows], "at": part.at[rows]}
+    for name, value in values.items():
+        columns[name][position] = value
+    next_free += np.bincount(user, minlength=len(next_free))

@@ -1,4 +1,4 @@
-"""Query groups: the lists that were shown, with the gain of what became of them; or, where none was logged, rebuilt."""
+"""Query groups: logged lists with the gain of each item, or rebuilt lists for a log without impressions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from features.arrays import F64, I8, I32, I64
 from features.context import NO_DEVICE
-from features.log import GAIN, PART_ROWS, Events, Kind, Lists
+from features.log import ATTRIBUTION_S, GAIN, PART_ROWS, Events, Kind, Lists
 from features.replay import Replay
 from features.retrieval import retrieve
 from offline.data.append_only import release_pages
@@ -29,26 +29,26 @@ NO_LISTS = Lists(
     np.empty(0, np.int8),
     [],
 )
-"""No list."""
-ATTRIBUTION_S = 86400.0
-"""An action this long after an impression is still the list's (one day)."""
+"""An empty set of lists."""
 
 
 def iter_logged_lists(events: Events, attribution_s: float, rows: int = PART_ROWS) -> Iterator[Lists]:
-    """The lists of `logged`, some at a time, one after the other: those that begin among about `rows` events, or within
-    the attribution time where that holds more."""
+    """The lists of `logged_lists` in blocks, in time order.
+
+    A block has the lists that start within about `rows` events, or within the attribution time if that is longer.
+    """
     begin = 0
     while begin < len(events):
         end = int(np.searchsorted(events.at, events.at[begin] + attribution_s, side="right"))
         end = max(end, begin + rows)
-        # A small rest goes along.
+        # A small remainder is added to the last block.
         until = float(events.at[end]) if end + rows // 2 < len(events) else np.inf
         since = float(events.at[begin])
-        seen = slice(
+        needed = slice(
             int(np.searchsorted(events.at, since - attribution_s)),
             int(np.searchsorted(events.at, until + attribution_s, side="right")),
         )
-        yield logged_lists(events.take(seen), attribution_s, since, until)
+        yield logged_lists(events.take(needed), attribution_s, since, until)
         release_pages(events)
         begin = int(np.searchsorted(events.at, until))
 
@@ -56,15 +56,16 @@ def iter_logged_lists(events: Events, attribution_s: float, rows: int = PART_ROW
 def logged_lists(
     events: Events, attribution_s: float = ATTRIBUTION_S, since: float = -np.inf, until: float = np.inf
 ) -> Lists:
-    """The lists in the log: impressions of one request, at the time of the first, candidates in shown order.
+    """The lists in the log. A list has the impressions of one request, in shown order, at the time of the first.
 
-    since, until: only lists from one moment up to, not including, the other; the events must hold those of the
-    attribution time before and after. Impressions that come later than that after a list's first are none of it.
+    since, until: time range of the lists, end exclusive. The events must also cover the attribution time before and
+    after the range. Impressions later than the attribution time after the first one of their list are ignored.
 
-    The gain of an item is its best action there: by request where the event names one, else by the same user on the
-    same item within `attribution_s` of the latest list that showed it. An item shown twice in a list stands once, at
-    its first position; an impression of an item outside the catalogue is left out. Device and query are the first that
-    an impression names: those of a click would tell which lists were clicked.
+    The gain of an item is that of the best action attributed to it. An action counts for the list of its request ID if
+    it has one, otherwise for the latest list within `attribution_s` that showed the item to the user. An item shown
+    twice in a list is kept once, at its first position. Impressions of items outside the catalogue are ignored. Device
+    and query are taken from the first impression that has one, never from clicks: that would reveal which lists were
+    clicked.
     """
     shown = events.take((events.kind == Kind.IMPRESSION) & (events.request >= 0) & (events.item >= 0))
     order = np.lexsort((shown.position, shown.at, shown.request))
@@ -87,18 +88,18 @@ def logged_lists(
 
 
 def _list_start(shown: Events) -> F64:
-    """float64[n]: when the list of each impression began; those of a list stand together."""
+    """float64[n]: start of the list of each impression. Impressions must be grouped by list."""
     start = np.flatnonzero(np.diff(shown.request, prepend=-1))
     at = np.minimum.reduceat(shown.at, start) if len(start) else np.empty(0)
     return np.repeat(at, np.diff(np.append(start, len(shown))))
 
 
 def _first_device(device: I8, bounds: I64) -> I8:
-    """int8[g]: the first device named between each two bounds, `NO_DEVICE` where none is."""
+    """int8[g]: the first known device in each range `bounds[g]:bounds[g + 1]`, `NO_DEVICE` if there is none."""
     out = np.full(len(bounds) - 1, NO_DEVICE, np.int8)
-    named = np.flatnonzero(device != NO_DEVICE)[::-1]
-    # Of several writes to one place the last stays: the first that is named.
-    out[np.searchsorted(bounds, named, side="right") - 1] = device[named]
+    known = np.flatnonzero(device != NO_DEVICE)[::-1]
+    # The indices are in reverse order and the last write wins, so each range gets its first known device.
+    out[np.searchsorted(bounds, known, side="right") - 1] = device[known]
     return out
 
 
@@ -107,7 +108,7 @@ def _pair(a: I32, b: I32) -> I64:
 
 
 def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: float) -> I8:
-    """One for each shown row: the best gain among the actions that are its."""
+    """int8[n]: the best gain of the actions attributed to each impression."""
     acts = events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0))
     rows = pd.DataFrame(
         {"at": shown_at, "request": shown.request, "user": shown.user, "item": shown.item, "row": np.arange(len(shown))}
@@ -115,9 +116,10 @@ def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: f
     acted = pd.DataFrame(
         {"at": acts.at, "request": acts.request, "user": acts.user, "item": acts.item, "gain": GAIN[acts.kind]}
     )
-    named = acted[acted.request >= 0].merge(rows, on=["request", "item"], suffixes=("", "_shown"))
-    named = named[(named["at"] >= named["at_shown"]) & (named["at"] - named["at_shown"] <= attribution_s)]
-    loose = pd.merge_asof(
+    by_request = acted[acted.request >= 0].merge(rows, on=["request", "item"], suffixes=("", "_shown"))
+    delay = by_request["at"] - by_request["at_shown"]
+    by_request = by_request[(by_request["at"] >= by_request["at_shown"]) & (delay <= attribution_s)]
+    by_user = pd.merge_asof(
         acted[acted.request < 0],
         rows.sort_values("at", kind="stable"),
         on="at",
@@ -125,56 +127,56 @@ def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: f
         tolerance=attribution_s,  # type: ignore[arg-type]  # seconds, as `at` is
     ).dropna(subset="row")
     gain = np.zeros(len(shown), np.int8)
-    for found in (named, loose):
-        np.maximum.at(gain, found["row"].to_numpy(np.int64), found["gain"].to_numpy(np.int8))
+    for matches in (by_request, by_user):
+        np.maximum.at(gain, matches["row"].to_numpy(np.int64), matches["gain"].to_numpy(np.int8))
     return gain
 
 
 class RebuildJob(NamedTuple):
-    """What is retrieved for: `size` candidates at most for each basket."""
+    """Baskets to retrieve candidates for, at most `size` each."""
 
     replay: Replay
     baskets: Lists
     size: int
 
 
-def _retrieve(asked: RebuildJob, part: range) -> Iterator[I32]:
-    """int32[candidates] for each basket of a run of neighbours: what retrieval would have offered at its moment."""
-    baskets = asked.baskets.take(np.arange(part.start, part.stop))
-    none = replace(baskets, start=np.zeros(len(baskets) + 1, np.int64), item=np.empty(0, np.int32))
-    for r in asked.replay.snapshots(none):
-        yield retrieve(r.items, r.history, r.at, asked.size, r.context).item
+def _retrieve(job: RebuildJob, part: range) -> Iterator[I32]:
+    """int32[candidates] for each basket in a range: the items that retrieval would have offered at its time."""
+    baskets = job.baskets.take(np.arange(part.start, part.stop))
+    empty = replace(baskets, start=np.zeros(len(baskets) + 1, np.int64), item=np.empty(0, np.int32))
+    for snapshot in job.replay.snapshots(empty):
+        yield retrieve(snapshot.items, snapshot.history, snapshot.at, job.size, snapshot.context).item
 
 
 def rebuild_lists(
     replay: Replay,
-    asked: Lists,
+    wanted: Lists,
     size: int,
     on_progress: Callable[[int, int], None] | None = None,
     engine: Engine = LOCAL,
 ) -> Lists:
-    """Lists for a log that holds none: for each basket, what retrieval would have offered that user at that moment.
+    """Rebuild lists for a log without impressions: the candidates that retrieval would have offered for each basket.
 
-    asked: of `baskets`, in time order; the items of a basket are the gain. What retrieval failed to offer is counted in
-    `missed`, and in the ideal of a metric. size: candidates at most.
+    wanted: baskets, as returned by `baskets`, in time order. Their items have the gain. Items that retrieval did not
+    offer are counted in `missed`, which adds them to the ideal order of a metric. size: maximum number of candidates.
     """
     starts, items, gains, missed = [0], [np.empty(0, np.int32)], [np.empty(0, np.int8)], []
-    parts = split_evenly(np.arange(len(asked) + 1), engine.parts)
-    for number, offered in enumerate(engine.map(_retrieve, RebuildJob(replay, asked, size), parts)):
-        of_basket = slice(asked.start[number], asked.start[number + 1])
-        wanted, worth = asked.item[of_basket], asked.gain[of_basket]
+    parts = split_evenly(np.arange(len(wanted) + 1), engine.parts)
+    for number, offered in enumerate(engine.map(_retrieve, RebuildJob(replay, wanted, size), parts)):
+        basket = slice(wanted.start[number], wanted.start[number + 1])
+        basket_item, basket_gain = wanted.item[basket], wanted.gain[basket]
         gain = np.zeros(len(offered), np.int8)
-        for item, g in zip(wanted, worth, strict=True):
+        for item, g in zip(basket_item, basket_gain, strict=True):
             gain[offered == item] = g
         items.append(offered)
         gains.append(gain)
-        missed.append(np.bincount(worth[~np.isin(wanted, offered)], minlength=4)[1:])
+        missed.append(np.bincount(basket_gain[~np.isin(basket_item, offered)], minlength=4)[1:])
         starts.append(starts[-1] + len(offered))
         if on_progress and number % 32 == 31:
-            on_progress(number + 1, len(asked))
+            on_progress(number + 1, len(wanted))
     item = np.concatenate(items)
     return replace(
-        asked,
+        wanted,
         start=np.array(starts, np.int64),
         item=item,
         position=np.full(len(item), -1, np.int16),
@@ -184,9 +186,9 @@ def rebuild_lists(
 
 
 class Targets(NamedTuple):
-    """What was engaged with, one row an item of a list, offered there or not: what an order is to find.
+    """The items a user engaged with, one row per list and item, whether or not the list offered them.
 
-    of: int64[t], ascending, the number of the list. item: int32[t], a row of the catalogue. gain: int8[t], 1 to 3.
+    of: int64[t], ascending, index of the list. item: int32[t], row of the catalogue. gain: int8[t], 1 to 3.
     """
 
     of: I64
@@ -194,44 +196,44 @@ class Targets(NamedTuple):
     gain: I8
 
 
-def find_targets(lists: Lists, asked: Lists) -> Targets:
-    """What was engaged with in each of `lists`.
+def find_targets(lists: Lists, wanted: Lists) -> Targets:
+    """The items a user engaged with in each of `lists`.
 
-    asked: the lists that hold it all, by the same ids: `lists` themselves where they were logged, else `baskets`.
-    Raises KeyError for a list that is not among them.
+    wanted: lists with all engagements, by the same request IDs: `lists` itself for logged lists, `baskets` for rebuilt
+    ones. Raises KeyError for a list that is not in `wanted`.
     """
-    number = {request: g for g, request in enumerate(asked.request_ids)}
-    found = asked.take(np.array([number[r] for r in lists.request_ids], np.int64))
-    some = found.gain > 0
-    return Targets(found.group[some].astype(np.int64), found.item[some], found.gain[some])
+    index = {request: g for g, request in enumerate(wanted.request_ids)}
+    baskets = wanted.take(np.array([index[r] for r in lists.request_ids], np.int64))
+    positive = baskets.gain > 0
+    return Targets(baskets.group[positive].astype(np.int64), baskets.item[positive], baskets.gain[positive])
 
 
 def concat(parts: Iterable[Lists]) -> Lists:
-    """Lists of which each part is later than the one before, as one."""
-    held = [NO_LISTS, *parts]
+    """Concatenate lists. The parts must be in time order."""
+    parts = [NO_LISTS, *parts]
     item, position, gain, missed, device = (
-        np.concatenate([getattr(p, name) for p in held]) for name in ("item", "position", "gain", "missed", "device")
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("item", "position", "gain", "missed", "device")
     )
-    start = np.cumsum([0, *(p.rows for p in held)])
+    start = np.cumsum([0, *(p.rows for p in parts)])
     return Lists(
-        np.concatenate([p.at for p in held]),
-        np.concatenate([p.user for p in held]),
-        [r for p in held for r in p.request_ids],
-        np.concatenate([[0], *(p.start[1:] + s for p, s in zip(held, start[:-1], strict=True))]).astype(np.int64),
+        np.concatenate([p.at for p in parts]),
+        np.concatenate([p.user for p in parts]),
+        [r for p in parts for r in p.request_ids],
+        np.concatenate([[0], *(p.start[1:] + s for p, s in zip(parts, start[:-1], strict=True))]).astype(np.int64),
         item,
         position,
         gain,
         missed,
         device,
-        [q for p in held for q in p.query],
+        [q for p in parts for q in p.query],
     )
 
 
 def keys(parts: Iterable[Lists]) -> Lists:
-    """When the lists were and whose, without what was in them or what they are called."""
-    each = [(p.at, p.user) for p in parts]
-    at = np.concatenate([NO_LISTS.at, *(a for a, _ in each)])
-    user = np.concatenate([NO_LISTS.user, *(u for _, u in each)])
+    """Time and user of the lists, with empty items and IDs."""
+    pairs = [(p.at, p.user) for p in parts]
+    at = np.concatenate([NO_LISTS.at, *(a for a, _ in pairs)])
+    user = np.concatenate([NO_LISTS.user, *(u for _, u in pairs)])
     n = len(at)
     return replace(
         NO_LISTS,
@@ -246,7 +248,7 @@ def keys(parts: Iterable[Lists]) -> Lists:
 
 
 def select(parts: Iterable[Lists], numbers: I64) -> Lists:
-    """The lists of these numbers, ascending, counted through all parts."""
+    """The lists with these indices, which are ascending and count through all parts."""
     out, first = [], 0
     for part in parts:
         low, high = np.searchsorted(numbers, (first, first + len(part)))
@@ -256,13 +258,13 @@ def select(parts: Iterable[Lists], numbers: I64) -> Lists:
 
 
 def iter_baskets(events: Events, begin: float) -> Iterator[Lists]:
-    """The lists of `baskets`, some at a time, one after the other."""
+    """The lists of `baskets` in blocks, in time order."""
     later = events.take(slice(int(np.searchsorted(events.at, begin)), len(events)))
     return (baskets(part, begin) for part in later.parts())
 
 
 def baskets(events: Events, begin: float) -> Lists:
-    """The engagements at or after `begin`, grouped by user and time, as lists of the engaged items alone."""
+    """Engagements from `begin` on, grouped by user and time, as lists that contain only the engaged items."""
     acts = events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0) & (events.at >= begin))
     order = np.lexsort((-GAIN[acts.kind], acts.item, acts.user, acts.at))
     acts = acts.take(order)
@@ -271,7 +273,7 @@ def baskets(events: Events, begin: float) -> Lists:
     distinct = new_basket | (np.diff(acts.item, prepend=-1) != 0)
     acts, basket = acts.take(distinct), basket[distinct]
     start = np.flatnonzero(np.diff(basket, prepend=-1))
-    # To the microsecond, as finely as times are stored: two baskets of a second are two lists.
+    # Timestamps have microseconds, so that two baskets of a user in the same second have different IDs.
     ids = [f"{events.user_ids[u]}@{at:.6f}" for u, at in zip(acts.user[start], acts.at[start], strict=True)]
     bounds = np.append(start, len(acts)).astype(np.int64)
     return Lists(

@@ -1,4 +1,4 @@
-"""The columns of a data set's files: what is imported, simulated, and collected from a running service."""
+"""Schemas of the files of a data set, whether imported, simulated or collected from a running service."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from features.log import KINDS
 
 @dataclass(frozen=True)
 class Form:
-    """What the files of a log must be like. moment: the column of a row's time. needed: columns that must be there.
-    never_null: those of which each row has a value. allowed: by column, its values."""
+    """Rules that the files of a log must follow.
+
+    moment: the column with the time of a row. required: columns that must exist. never_null: columns that must have a
+    value in every row. allowed: permitted values, by column. fix: how to repair a file, for error messages.
+    """
 
     moment: str
-    needed: Sequence[str]
+    required: Sequence[str]
     never_null: Sequence[str]
     allowed: Mapping[str, Sequence[str]]
-    again: str
+    fix: str
 
 
 UTC_US = pa.timestamp("us", "UTC")
@@ -38,9 +41,9 @@ CANONICAL = {
     "available_from": UTC_US,
 }
 
-AGAIN = "make the data set again with `shelfwise import` or `shelfwise simulate`"
+RECREATE = "recreate the data set with `shelfwise import` or `shelfwise simulate`"
 EVENTS_FILE, EVENTS, SERVED = "events.parquet", "events", "served"
-"""The log as one file; folders of day partitions: events, and answered lists."""
+"""The log as a single file, and the folders of day partitions of events and of served lists."""
 
 EVENTS_SCHEMA = pa.schema(
     [
@@ -85,6 +88,6 @@ EVENTS_FORM = Form(
     ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),
     ("event_id", "event", "user_id", "item_id", "timestamp"),
     {"event": KINDS},
-    AGAIN,
+    RECREATE,
 )
-SERVED_FORM = Form("at", ("request_id", "at"), ("request_id", "at"), {}, "restore it from a copy")
+SERVED_FORM = Form("at", ("request_id", "at"), ("request_id", "at"), {}, "restore it from a backup")

@@ -1,10 +1,10 @@
-"""What each part learns from and is judged on: encoder, ranker, validation, test.
+"""Time windows of the lists: encoder training, ranker training, validation and test.
 
-By time, one after the other over the whole shop (`time-split`, `given-lists`), or by each user's own last two baskets
-(`leave-last-out`, for comparisons with what is published). Either way the first encoder saw what
-happened before the first row the ranker learns from, and each later one (`offline.training.encoders`) what happened
-before the rows it scores, so the interest score is never a label it was told. Windows meet at moments,
-not at rows: what happened at one moment is never on both sides.
+`time-split` and `given-lists` split the lists of the whole shop by time. `leave-last-out` holds out the last two
+baskets of each user, for comparison with published results. In both cases the first encoder is trained only on events
+before the first training row of the ranker, and each later one (`offline.training.encoders`) only on events before the
+rows it scores, so that the interest score never contains a label. Windows are split between times, not rows: events
+with equal times are always in the same window.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from offline.runtime import DataError
 
 WINDOWS = ("encoder", "ranker", "validation", "test")
 HELD_OUT = 20_000
-"""Lists of validation, and of test, that are kept however few the ranker learns from."""
+"""Maximum number of validation lists, and of test lists, unless `most` is larger."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where each window begins, and where the log ends: Unix seconds.
+    """Start times of the windows, and end of the log, in Unix seconds.
 
-    By time, each is strictly after the last. With `leave-last-out` only `ranker` divides: validation and test are each
-    user's own last two lists, and `validation` and `test` the moments of their first.
+    When split by time, each start is after the previous one. With `leave-last-out` only `ranker` is a boundary in time:
+    validation and test are the last two lists of each user, and `validation` and `test` the times of their first lists.
     """
 
     begin: float
@@ -40,14 +40,14 @@ class Windows:
 
     @classmethod
     def split(cls, at: F64, user: I32, config: WindowConfig) -> Windows:
-        """Windows over lists at `at` (float64[n], any order) of `user` (int32[n]), by the protocol of `config`.
+        """Split lists into windows by the protocol of `config`, as close to the shares as distinct times allow.
 
-        As near to the shares as whole moments allow. Raises DataError where there are too few moments: nothing can then
-        be held back; and for a list without a time.
+        at: float64[n], in any order. user: int32[n]. Raises DataError for too few distinct times, and for a list
+        without a time.
         """
         if not np.isfinite(at).all():
             row = int(np.flatnonzero(~np.isfinite(at))[0])
-            raise DataError(f"list {row} is at {at[row]}: every list needs a time; import the log again")
+            raise DataError(f"list {row} has time {at[row]}; every list needs a time: import the log again")
         if config.protocol == "leave-last-out":
             return cls._by_user(at, user, config)
         begin, ranker, validation, test = _window_starts(at, [config.encoder, config.ranker, config.validation])
@@ -57,24 +57,27 @@ class Windows:
     def _by_user(cls, at: F64, user: I32, config: WindowConfig) -> Windows:
         nth = _nth_last(at, user)
         if not (nth == 1).any():
-            raise DataError("no user has two baskets: leave-last-out needs three or more of some; use time-split")
+            raise DataError(
+                "no user has two baskets, and leave-last-out needs users with three or more: use time-split"
+            )
         begin, ranker = _window_starts(at[nth > 1], [config.encoder / (config.encoder + config.ranker)])
         validation, test = (float(at[(nth == k) & (at >= ranker)].min(initial=np.inf)) for k in (1, 0))
         return cls(begin, ranker, validation, test, _after(at), config.protocol)
 
     def bounds(self, name: str) -> tuple[float, float]:
-        """Begin and end of a window by name; a moment is in it from the begin, inclusive, to the end, exclusive.
+        """Begin (inclusive) and end (exclusive) of a window, by name.
 
-        With leave-last-out those of the ranker, validation and test lie in one another: see `lists`.
+        With leave-last-out the windows of ranker, validation and test overlap: use `lists`.
         """
         edges = (self.begin, self.ranker, self.validation, self.test, self.end)
         k = WINDOWS.index(name)
         return edges[k], edges[k + 1] if k == 0 or self.protocol != "leave-last-out" else self.end
 
     def lists(self, name: str, lists: Lists) -> I64:
-        """int64, ascending: numbers of the lists in a window.
+        """int64, ascending: indices of the lists in a window.
 
-        With leave-last-out `lists` must hold every user's last two, as `kept` does: they are told by being last.
+        With leave-last-out `lists` must contain the last two lists of each user, because those are the test and the
+        validation list. A selection by `kept` does.
         """
         begin, end = self.bounds(name)
         if self.protocol == "leave-last-out":
@@ -84,15 +87,16 @@ class Windows:
         return np.flatnonzero((lists.at >= begin) & (lists.at < end))
 
     def kept(self, lists: Lists, most: int, seed: int) -> I64:
-        """int64, ascending: the lists that are kept of these: `most` of the ranker's, `HELD_OUT` of what is held back.
+        """int64, ascending: indices of a uniform sample of the lists, drawn with `seed`.
 
-        Drawn evenly by `seed` where there are more. Thinning what is judged would only widen its intervals.
+        At most `most` lists for the ranker, and at most `HELD_OUT`, or `most` if larger, for validation and for test.
+        Fewer held-out lists would widen the confidence intervals.
         """
         rng = np.random.default_rng(seed)
         held = max(most, HELD_OUT)
         numbers = np.arange(len(lists))
         if self.protocol == "leave-last-out":
-            # Whole users: without his last list a user's list before it would be taken for the last.
+            # Sample users, not lists: if a user's last list were dropped, the one before it would count as the last.
             numbers = np.flatnonzero(np.isin(lists.user, _sample(np.unique(lists.user), held, rng)))
         part = lists.take(numbers)
         return np.sort(
@@ -103,21 +107,21 @@ class Windows:
 
 
 def _window_starts(at: F64, shares: list[float]) -> list[float]:
-    """The first moment of each window, as near as whole moments come to the shares before it; the last has the rest."""
-    moments, count = np.unique(at, return_counts=True)
+    """Start of each window, as close to the cumulative shares as distinct times allow. The last window has the rest."""
+    times, count = np.unique(at, return_counts=True)
     windows = len(shares) + 1
-    if len(moments) < windows:
+    if len(times) < windows:
         raise DataError(
-            f"the lists fall on {len(moments)} different moments; {windows} windows need at least {windows}: "
+            f"the lists have {len(times)} distinct times, but {windows} windows need at least {windows}: "
             "import a longer log, or one with finer timestamps"
         )
     before = np.concatenate(([0], np.cumsum(count)[:-1])) / len(at)
     first = [0]
     for k, share in enumerate(np.cumsum(shares)):
         nearest = int(np.argmin(np.abs(before - share)))
-        # Each window keeps at least one moment: room is left for those still to come.
-        first.append(min(max(nearest, first[-1] + 1), len(moments) - (len(shares) - k)))
-    return [float(moments[f]) for f in first]
+        # Leave at least one time for this window and for each window that follows.
+        first.append(min(max(nearest, first[-1] + 1), len(times) - (len(shares) - k)))
+    return [float(times[f]) for f in first]
 
 
 def _after(at: F64) -> float:
@@ -125,16 +129,16 @@ def _after(at: F64) -> float:
 
 
 def _nth_last(at: F64, user: I32) -> I64:
-    """int64, like `at`: 0 for the last list of its user, 1 for the one before it, and so on."""
+    """int64, like `at`: 0 for the last list of each user, 1 for the one before it, and so on."""
     order = np.lexsort((at, user))[::-1]
-    of = user[order]
-    first = np.concatenate(([True], of[1:] != of[:-1]))[: len(of)]
-    place = np.arange(len(of))
-    out = np.empty(len(of), np.int64)
-    out[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+    owner = user[order]
+    first = np.concatenate(([True], owner[1:] != owner[:-1]))[: len(owner)]
+    index = np.arange(len(owner))
+    out = np.empty(len(owner), np.int64)
+    out[order] = index - np.maximum.accumulate(np.where(first, index, 0))
     return out
 
 
 def _sample(numbers: I64, most: int, rng: np.random.Generator) -> I64:
-    """The numbers, or `most` of them, in their order."""
+    """A uniform sample of at most `most` of the numbers, in their order."""
     return numbers if len(numbers) <= most else np.sort(rng.choice(numbers, most, replace=False))

@@ -1,7 +1,8 @@
-"""Evaluation: how good an order is, for whom, and why.
+"""Offline evaluation of the ranker and of simple baselines.
 
-`systems` compares orders on the same lists with paired intervals; `slices` says for whom; `off_policy` estimates what
-an order would have been worth; `explanation` what the ranker goes by; `report` writes it all as a page.
+`systems` compares rankings of the same lists, with paired intervals. `slices` splits the test by user, item and column.
+`off_policy` estimates the gain of rankings that were not shown. `explanation` measures feature importance. `report`
+writes the results as a page.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Dull orders to beat, each from what was known at the moment of the list, and each at its best.
+"""Simple baselines: rankings by counts, co-occurrence, EASE and text similarity, as of the time of each list.
 
-Counting (popularity, click rate), who engaged with what (co-occurrence, EASE) and text alone. A baseline that nobody
-would put up is no comparison: where people do not come back to what they had, no baseline offers it again, and EASE's
-penalty and memory are chosen on what came before the test.
+The baselines are tuned, because beating a weak one proves nothing: where users rarely buy an item again, no baseline
+recommends what the user already had, and the penalty and memory of EASE are selected on events before the test.
 """
 
 from __future__ import annotations
@@ -34,69 +33,69 @@ BASELINES = (
     "text",
 )
 DEPTH = 100
-"""Items of an order that are kept; what is deeper is in no metric."""
+"""Items kept of a ranking. No metric looks deeper."""
 
 REPEATS_ARE_RARE = 0.05
-"""Where fewer engagements than this share go to what the user had before, baselines rank what the user had last."""
+"""Repeat rate below which the baselines put items that the user already had at the end."""
 
 
 def own_history(history: History, candidates: I32) -> F64:
-    """float64, like `candidates`: in how many of the user's moments each was engaged with; the later first of equals.
+    """float64, like `candidates`: number of the user's visits with each candidate; ties go to the latest.
 
-    The frequency baseline of next-basket studies (Li et al., TOIS 2023), hard to beat where people buy again. NaN for
-    all where none of them was.
+    A visit is all engagements at one time. This is the frequency baseline of next-basket recommendation (Li et al.,
+    TOIS 2023), hard to beat where users buy items again. All NaN if the history has no candidate.
     """
     visit = np.cumsum(np.diff(history.at, prepend=history.at[:1]) != 0)
-    had, first, row = np.unique(history.item, return_index=True, return_inverse=True)
-    count = np.bincount(np.unique(np.stack((row, visit)), axis=1)[0], minlength=len(had))
-    # The list is newest first; less than one moment more, so that it only parts equals.
+    known, first, row = np.unique(history.item, return_index=True, return_inverse=True)
+    count = np.bincount(np.unique(np.stack((row, visit)), axis=1)[0], minlength=len(known))
+    # The history is newest first. The addend is below 1, so it only breaks ties.
     score = count + 1 / (2.0 + visit[first])
-    place = np.searchsorted(had, candidates)
-    there = (place < len(had)) & (candidates >= 0)
-    there[there] = had[place[there]] == candidates[there]
-    if not there.any():
+    place = np.searchsorted(known, candidates)
+    is_known = (place < len(known)) & (candidates >= 0)
+    is_known[is_known] = known[place[is_known]] == candidates[is_known]
+    if not is_known.any():
         return np.full(len(candidates), np.nan)
     out = np.zeros(len(candidates))
-    out[there] = score[place[there]]
+    out[is_known] = score[place[is_known]]
     return out
 
 
 class EngagementCounts:
-    """How often something had happened to an entity before a moment, for any entities and moments at once.
+    """Number of engagements of entities (users, items or pairs) before given times.
 
-    The log is read through for each question: what is held is as long as the question.
+    Each query reads the whole log once and needs memory for the query alone.
     """
 
     def __init__(self, events: Events, entity: Callable[[Events], I64]) -> None:
-        """events: those that count. entity: int64, of each of them, which it happened to; any numbers."""
+        """events: the log. entity: int64, the entity of each event, as any number."""
         self._events, self._entity = events, entity
 
     def before(self, entity: I64, at: F64 | float) -> F64:
-        """float64, like `entity`: engagements of it strictly before `at`; 0 for one that is not known."""
-        wanted, code = np.unique(entity, return_inverse=True)
-        moments, when = np.unique(np.broadcast_to(at, entity.shape), return_inverse=True)
-        asked = code.astype(np.int64) * (len(moments) + 1) + when
-        count = np.zeros(len(asked), np.int64)
-        for part in self._events.before(float(moments[-1]) if len(moments) else -np.inf).parts():
+        """float64, like `entity`: its engagements strictly before `at`; 0 for an unknown entity."""
+        entities, code = np.unique(entity, return_inverse=True)
+        times, when = np.unique(np.broadcast_to(at, entity.shape), return_inverse=True)
+        query = code.astype(np.int64) * (len(times) + 1) + when
+        count = np.zeros(len(query), np.int64)
+        for part in self._events.before(float(times[-1]) if len(times) else -np.inf).parts():
             acts = engagements(part)
-            found = self._entity(acts)
-            place = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
-            known = wanted[place] == found
-            # An event counts for moments after it: from the first of them on.
-            since = np.searchsorted(moments, acts.at[known], side="right")
-            key = np.sort(place[known].astype(np.int64) * (len(moments) + 1) + since)
-            count += np.searchsorted(key, asked, "right") - np.searchsorted(key, asked - when, "left")
+            event_entity = self._entity(acts)
+            place = np.minimum(np.searchsorted(entities, event_entity), len(entities) - 1)
+            known = entities[place] == event_entity
+            # An event counts from the first time after it.
+            since = np.searchsorted(times, acts.at[known], side="right")
+            key = np.sort(place[known].astype(np.int64) * (len(times) + 1) + since)
+            count += np.searchsorted(key, query, "right") - np.searchsorted(key, query - when, "left")
         return count.astype(np.float64)
 
 
 class RunningCounts:
-    """How often each item was engaged with before a moment that only moves on."""
+    """Number of engagements with each item before a time. Times must not decrease from call to call."""
 
     def __init__(self, events: Events, n_items: int) -> None:
         self._events, self._done, self._count = events, 0, np.zeros(n_items, np.int64)
 
     def before(self, item: I32, at: float) -> F64:
-        """float64, like `item` (of the catalogue): engagements with it strictly before `at`."""
+        """float64, like `item` (catalogue rows): engagements with it strictly before `at`."""
         end = int(np.searchsorted(self._events.at, at, side="left"))
         for part in self._events.take(slice(self._done, end)).parts():
             self._count += np.bincount(engagements(part).item, minlength=len(self._count))
@@ -105,9 +104,10 @@ class RunningCounts:
 
 
 def repeat_rate(events: Events) -> float:
-    """0 to 1: engagements, one a user, item and moment, that go to what their user had engaged with before; 0 for none.
+    """Share, 0 to 1, of engagements that go to an item their user had engaged with before; 0 without engagements.
 
-    0.39 in a shop of refills, 0 where people review what they own.
+    Engagements of one user with one item at one time count once. 0.39 in a shop of refills, 0 where users review what
+    they own.
     """
     acts = engagements(events)
     if not len(acts):
@@ -115,37 +115,38 @@ def repeat_rate(events: Events) -> float:
     key = pairs(acts.user, acts.item)
     order = np.lexsort((acts.at, key))
     key, at = key[order], acts.at[order]
-    same = np.diff(key, prepend=-1) == 0
+    same_pair = np.diff(key, prepend=-1) == 0
     later = np.diff(at, prepend=-np.inf) > 0
-    # One a user, item and moment: the rows that begin one, and of these those that are not their pair's first.
-    return float((same & later).sum() / (~same | later).sum())
+    # Repeats are the rows at a new time that are not the first of their pair.
+    return float((same_pair & later).sum() / (~same_pair | later).sum())
 
 
 class Baselines:
-    """The orders of `BASELINES` over lists read in time order."""
+    """Rankings by each of `BASELINES`, for lists read in time order."""
 
     def __init__(self, replay: Replay, lists: Lists, zero_shot: Vectors, seed: int, whole: bool) -> None:
-        """lists: those that will be read, of the log of `replay`. whole: each orders the whole catalogue, not the
-        candidates of a list.
+        """lists: the lists that will be read, from the log of `replay`. whole: rank the whole catalogue instead of the
+        candidates of each list.
 
-        EASE is fitted once, to what came before the first of the lists; with `whole`, where lists may be of any time,
-        up to four times, always to what came before: each user's newest engagements, as many as neighbours know.
+        EASE is fitted once, to events before the first list. With `whole`, lists may have any time, and EASE is fitted
+        up to four times. It always uses earlier events only: each user's newest engagements, as many as item neighbours
+        use.
         """
         self._n, self._zero_shot, self._seed, self._whole = len(replay.catalogue), zero_shot, seed, whole
         self._recent, self._count = replay.recent, RunningCounts(replay.events, self._n)
         begin = float(lists.at.min(initial=np.inf))
-        never_shown = not (lists.position >= 0).any()
-        self._new_only = never_shown and repeat_rate(replay.recent(begin)) < REPEATS_ARE_RARE
-        moments = np.quantile(lists.at, [0, 0.25, 0.5, 0.75], method="lower") if len(lists) else np.empty(0)
-        self._fit_at = np.unique(moments if whole else moments[:1]).tolist()
+        is_rebuilt = not (lists.position >= 0).any()
+        self._new_only = is_rebuilt and repeat_rate(replay.recent(begin)) < REPEATS_ARE_RARE
+        times = np.quantile(lists.at, [0, 0.25, 0.5, 0.75], method="lower") if len(lists) else np.empty(0)
+        self._fit_at = np.unique(times if whole else times[:1]).tolist()
         self._fit: Ease | None = None
 
-    def best(self, reading: Snapshot) -> I32:
-        """int32[BASELINES, DEPTH]: the items each would put first, best first; `-1` after the last.
+    def best(self, snapshot: Snapshot) -> I32:
+        """int32[BASELINES, DEPTH]: the top items of each baseline, best first; `-1` after the last.
 
-        All `-1` for one that has nothing to say here.
+        All `-1` for a baseline that can score no candidate.
         """
-        r = reading
+        r = snapshot
         if self._whole:
             n = self._n
             r = r._replace(candidates=np.flatnonzero(~(r.items.catalogue.available_from[:n] > r.at)).astype(np.int32))
@@ -157,21 +158,21 @@ class Baselines:
                 out[k] = order_of(score, r.candidates, start, ties)[0]
         return out
 
-    def scores(self, reading: Snapshot) -> F64:
-        """float64[candidates, BASELINES]: the score of each candidate by each, NaN where it has nothing to say.
+    def scores(self, snapshot: Snapshot) -> F64:
+        """float64[candidates, BASELINES]: the score of each candidate by each baseline; NaN where it has none.
 
-        item_click_rate shrinks toward the shop's rate, not toward a prediction: it stands for counting alone.
+        item_click_rate shrinks toward the shop's rate, not toward a prediction, so that it uses counts alone.
         """
-        r = reading
+        r = snapshot
         moment = Moment(r.items, r.history, r.candidates, r.at)
         clicks, shown = moment.counts[:, Kind.CLICK, LONGEST], moment.counts[:, Kind.IMPRESSION, LONGEST]
-        shop = moment.shop_rate(Kind.CLICK, Kind.IMPRESSION)
+        shop_rate = moment.shop_rate(Kind.CLICK, Kind.IMPRESSION)
         out = np.column_stack(
             [
                 np.random.default_rng((self._seed, r.number)).random(len(r.candidates)),
                 self._count.before(r.candidates, r.at),
                 recent_popularity(r.items, r.candidates, r.at),
-                (clicks + RATE_STRENGTH * shop) / (shown + RATE_STRENGTH),
+                (clicks + RATE_STRENGTH * shop_rate) / (shown + RATE_STRENGTH),
                 own_history(r.history, r.candidates),
                 moment.co_occurrence[0],
                 self._ease(r.at).scores(r.history, r.candidates),
@@ -180,22 +181,22 @@ class Baselines:
             ]
         )
         if self._new_only:
-            # It has nothing else to offer.
+            # own_history scores nothing but items that the user had before.
             out[:, BASELINES.index("own_history")] = np.nan
-            had = np.isin(r.candidates, r.history.item)
-            out[had] = np.where(np.isnan(out[had]), np.nan, -np.inf)
+            seen = np.isin(r.candidates, r.history.item)
+            out[seen] = np.where(np.isnan(out[seen]), np.nan, -np.inf)
         return out
 
     def _ease(self, at: float) -> Ease:
-        due = [moment for moment in self._fit_at if moment <= at]
+        due = [time for time in self._fit_at if time <= at]
         if due:
             self._fit_at = self._fit_at[len(due) :]
-            self._fit = Ease.chosen(self._recent(due[-1]), self._n, self._new_only, self._seed)
-        assert self._fit is not None, "lists are read in time order, from the first that was given"
+            self._fit = Ease.select(self._recent(due[-1]), self._n, self._new_only, self._seed)
+        assert self._fit is not None, "lists must be read in time order, starting with the first of those given"
         return self._fit
 
 
 def order_of(score: F64 | F32, item: I32, start: I64, ties: U64) -> I32:
-    """int32[lists, DEPTH]: the items of each list by falling score; `-1` after the last. ties: of `tie_break`."""
+    """int32[lists, DEPTH]: the items of each list by descending score; `-1` after the last. ties: from `tie_break`."""
     rows = top_k(score, start, ties, DEPTH)
     return np.where(rows >= 0, item[rows] if len(item) else -1, -1).astype(np.int32)

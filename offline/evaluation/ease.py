@@ -1,4 +1,4 @@
-"""EASE: item-item weights by ridge regression, the strongest of the linear baselines."""
+"""EASE: item-to-item weights by ridge regression, the strongest linear baseline."""
 
 from __future__ import annotations
 
@@ -14,34 +14,29 @@ from features.history import History
 from features.log import Events, Kind
 
 EASE_ITEMS = 5000
-"""Items EASE knows, the most engaged with: its one matrix is dense, 200 MB at this size and 10 seconds of one core."""
-
-
-_EASE_TRIED_ON = 1500
-
-
+"""Items in the model, those with most engagements. Its matrix is dense: 200 MB, and 10 seconds of one core to fit."""
+_SELECTION_ITEMS = 1500
+"""Items in the models that select the penalty and the memory."""
 _PENALTIES = (30.0, 100.0, 300.0)
-
-
 _MEMORIES = (2.0, 8.0)
 
 
 def engagements(events: Events) -> Events:
-    """The events with an item of the catalogue that are more than an impression."""
+    """The events other than impressions whose item is in the catalogue."""
     return events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0))
 
 
 def pairs(user: I32, item: I32) -> I64:
-    """int64: one number for each user and item."""
+    """int64: a unique number for each pair of user and item."""
     return user.astype(np.int64) << 32 | item.astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Ease:
-    """Item-item weights by ridge regression of each item on all others (EASE; Steck, WWW 2019), in closed form.
+    """Item-to-item weights by ridge regression of each item on all others, in closed form (EASE; Steck, WWW 2019).
 
-    item: int64[m], the rows of the catalogue it knows. weight: float32[m, m], from, to. memory: visits after which an
-    engagement counts half when a user is scored; latest visits say most.
+    item: int64[m], catalogue rows of the items in the model. weight: float32[m, m], from item, to item. memory:
+    half-life, in visits, of an engagement's weight when a user is scored; a visit is all engagements at one time.
     """
 
     item: I64
@@ -50,16 +45,16 @@ class Ease:
 
     @classmethod
     def fit(cls, events: Events, n_items: int, penalty: float, memory: float, most: int = EASE_ITEMS) -> Ease:
-        """Weights from every user's distinct engagements; at most the `most` engaged items are known."""
+        """Weights from each user's distinct engagements, for at most the `most` items with most engagements."""
         acts = engagements(events)
         user, item = np.divmod(np.unique(pairs(acts.user, acts.item)), 1 << 32)
         count = np.bincount(item, minlength=n_items)
         known = np.sort(np.argsort(-count, kind="stable")[: min(most, int((count > 0).sum()))])
         column = np.full(n_items, -1)
         column[known] = np.arange(len(known))
-        some = column[item] >= 0
+        is_known = column[item] >= 0
         x = scipy.sparse.csr_array(
-            (np.ones(int(some.sum())), (user[some], column[item[some]])), shape=(events.n_users, len(known))
+            (np.ones(int(is_known.sum())), (user[is_known], column[item[is_known]])), shape=(events.n_users, len(known))
         )
         gram = (x.T @ x).toarray() + penalty * np.eye(len(known))
         if not len(known):
@@ -70,55 +65,58 @@ class Ease:
         return cls(known, weight.astype(np.float32), memory)
 
     @classmethod
-    def chosen(cls, events: Events, n_items: int, new_only: bool, seed: int) -> Ease:
-        """The fit whose penalty and memory find most of what users engaged with last, of the events given.
+    def select(cls, events: Events, n_items: int, new_only: bool, seed: int) -> Ease:
+        """The model whose penalty and memory best predict the last engagements of each user.
 
-        Tried on the most engaged items and at most 1,000 users, fitted to what they did before; then fitted to all.
-        new_only: whether what a user had before is left out of his order.
+        Selection uses the items with most engagements and at most 1,000 users, and fits to the earlier engagements. The
+        selected model is then fitted to all events. new_only: leave items that a user had before out of their ranking.
         """
         acts = engagements(events)
         last = np.zeros(events.n_users)
         np.maximum.at(last, acts.user, acts.at)
         before = acts.take(acts.at < last[acts.user])
         users = np.random.default_rng(seed).permutation(np.unique(before.user).astype(np.int64))[:1000]
-        tried = list(product(_PENALTIES, _MEMORIES))
+        settings = list(product(_PENALTIES, _MEMORIES))
         if not len(users):
-            return cls.fit(events, n_items, *tried[0])
-        found = []
+            return cls.fit(events, n_items, *settings[0])
+        recall = []
         for penalty in _PENALTIES:
-            fit = cls.fit(before, n_items, penalty, 0.0, _EASE_TRIED_ON)
-            found += [replace(fit, memory=memory)._recall(acts, last, users, n_items, new_only) for memory in _MEMORIES]
-        return cls.fit(events, n_items, *tried[int(np.argmax(found))])
+            fit = cls.fit(before, n_items, penalty, 0.0, _SELECTION_ITEMS)
+            recall += [
+                replace(fit, memory=memory)._recall(acts, last, users, n_items, new_only) for memory in _MEMORIES
+            ]
+        return cls.fit(events, n_items, *settings[int(np.argmax(recall))])
 
     def scores(self, history: History, candidates: I32) -> F64:
-        """float64, like `candidates`: how much the user's list speaks for each; NaN where it says nothing of it."""
+        """float64, like `candidates`: the score of each for this history; NaN for items outside the model, and for all
+        candidates where no item of the history is in it."""
         known = np.searchsorted(self.item, history.item)
         known[known == len(self.item)] = 0
-        some = np.zeros(len(history.item), bool) if not len(self.item) else self.item[known] == history.item
+        is_known = np.zeros(len(history.item), bool) if not len(self.item) else self.item[known] == history.item
         out = np.full(len(candidates), np.nan)
-        if not some.any():
+        if not is_known.any():
             return out
-        # Newest first: each new moment is a visit further back.
-        visit = np.cumsum(np.diff(history.at, prepend=history.at[:1]) != 0)[some]
-        rows, first = np.unique(known[some], return_index=True)
+        # The history is newest first, and each new time is one visit further back.
+        visit = np.cumsum(np.diff(history.at, prepend=history.at[:1]) != 0)[is_known]
+        rows, first = np.unique(known[is_known], return_index=True)
         total = np.exp2(-visit[first] / self.memory) @ self.weight[rows]
-        place = np.minimum(np.searchsorted(self.item, candidates), len(self.item) - 1)
-        there = self.item[place] == candidates
-        out[there] = total[place[there]]
+        column = np.minimum(np.searchsorted(self.item, candidates), len(self.item) - 1)
+        in_model = self.item[column] == candidates
+        out[in_model] = total[column[in_model]]
         return out
 
     def _recall(self, acts: Events, last: F64, users: I64, n_items: int, new_only: bool) -> float:
-        """Mean share of each user's last engagements among the first ten of this order."""
+        """Mean recall@10 of each user's last engagements, predicted from the earlier ones."""
         order = np.lexsort((-acts.at, acts.user))
         start = np.searchsorted(acts.user[order], np.arange(len(last) + 1))
-        every, found = np.arange(n_items, dtype=np.int32), []
+        every, recall = np.arange(n_items, dtype=np.int32), []
         for u in users.tolist():
-            mine = order[start[u] : start[u + 1]]
-            old = mine[acts.at[mine] < last[u]][:100]
-            past = History(acts.item[old], acts.kind[old], acts.at[old], acts.item[:0], acts.at[:0])
-            score = np.nan_to_num(self.scores(past, every), nan=-np.inf)
+            rows = order[start[u] : start[u + 1]]
+            earlier = rows[acts.at[rows] < last[u]][:100]
+            history = History(acts.item[earlier], acts.kind[earlier], acts.at[earlier], acts.item[:0], acts.at[:0])
+            score = np.nan_to_num(self.scores(history, every), nan=-np.inf)
             if new_only:
-                score[past.item] = -np.inf
+                score[history.item] = -np.inf
             best = np.argpartition(-score, min(10, n_items - 1))[:10]
-            found.append(np.isin(acts.item[mine[acts.at[mine] == last[u]]], best).mean())
-        return float(np.mean(found))
+            recall.append(np.isin(acts.item[rows[acts.at[rows] == last[u]]], best).mean())
+        return float(np.mean(recall))

@@ -1,4 +1,4 @@
-"""Facts that stand beside the figures of an evaluation: what the data holds and lacks, and lists as people saw them."""
+"""Context for the metrics of an evaluation: contents of the data set, import results, and example lists."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from features.log import KINDS, Lists
 from offline.data import Dataset
 
 _GAIN_WORDS = ("", "clicked", "put in cart", "bought")
-"""By gain, in words."""
+"""Label of an item by its gain."""
 _EXAMPLES, _PLACES, _LIKED, _KNOWN = 3, 8, 6, 3
+"""Example users, items shown of a ranking and of a history, and engagements that a user must have."""
 
 
 def iso(at: float) -> str:
-    """A moment, Unix seconds, as ISO 8601 in UTC."""
+    """A time in Unix seconds as ISO 8601 in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def data_facts(data: Dataset) -> dict[str, Any]:
-    """What a data set holds: `items`, `events`, `users`, `from`, `to`; `kinds` of events; columns items have `filled`.
+    """Contents of a data set: counts of `items`, `events` and `users`, first and last event (`from`, `to`), events by
+    kind (`kinds`), and the share of items with a value by column (`filled`).
 
-    An event of an item outside the catalogue counts under `kinds` as `of unknown items` as well.
+    An event of an item outside the catalogue also counts in `kinds` as `of unknown items`.
     """
     events = data.events
     count = np.zeros(len(KINDS), np.int64)
@@ -54,15 +56,15 @@ def data_facts(data: Dataset) -> dict[str, Any]:
 
 
 def _empty(column: Any) -> int:
-    """Texts without a letter."""
+    """Number of texts that are empty or whitespace."""
     kind = str(column.type)
     return int(pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0) if kind == "string" else 0
 
 
 def import_facts(directory: Path) -> list[list[object]]:
-    """What happened to every row read: file, `accepted` or `quarantined`, reason, rows; empty if not imported."""
-    account = directory / "import.json"
-    sources = json.loads(account.read_text("utf-8"))["sources"] if account.exists() else []
+    """Import results: file, `accepted` or `quarantined`, reason, and number of rows. Empty if nothing was imported."""
+    summary = directory / "import.json"
+    sources = json.loads(summary.read_text("utf-8"))["sources"] if summary.exists() else []
     return [
         row
         for s in sources
@@ -76,16 +78,20 @@ def import_facts(directory: Path) -> list[list[object]]:
 def examples(
     data: Dataset, histories: Histories, tested: Lists, orders: Mapping[str, I32], warm: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The first test lists of people we know, one a person: what they liked, the popular order, and the ranker's."""
+    """The first test lists of users with a history, one per user, ranked by popularity and by the ranker.
+
+    Each has `user`, `liked` (titles of their latest items), and `before` and `after` (titles by popularity and by the
+    ranker, each with what the user did). Lists in which every item has gain are skipped.
+    """
     titles = data.catalogue.titles
     out: list[dict[str, Any]] = []
     shown: set[int] = set()
     for g in np.flatnonzero(warm).tolist():
-        user, at = int(tested.user[g]), slice(int(tested.start[g]), int(tested.start[g + 1]))
+        user, rows = int(tested.user[g]), slice(int(tested.start[g]), int(tested.start[g + 1]))
         history = histories.read(user, float(tested.at[g]))
-        if user in shown or len(history.item) < _KNOWN or tested.gain[at].min(initial=1) > 0:
+        if user in shown or len(history.item) < _KNOWN or tested.gain[rows].min(initial=1) > 0:
             continue
-        gain = dict(zip(tested.item[at].tolist(), tested.gain[at].tolist(), strict=True))
+        gain = dict(zip(tested.item[rows].tolist(), tested.gain[rows].tolist(), strict=True))
         before, after = (_with_titles(orders[system][g], gain, titles) for system in ("popularity", "ranker"))
         liked = [titles[i] for i in dict.fromkeys(history.item.tolist()) if i >= 0][:_LIKED]
         out.append({"user": data.events.user_ids[user], "liked": liked, "before": before, "after": after})
@@ -96,4 +102,5 @@ def examples(
 
 
 def _with_titles(order: I32, gain: Mapping[int, int], titles: Sequence[str]) -> list[list[str]]:
+    """[title, what the user did with it] of the first items of a ranking."""
     return [[titles[i], _GAIN_WORDS[gain.get(i, 0)]] for i in order[:_PLACES].tolist() if i >= 0]

@@ -1,7 +1,7 @@
-"""What each order would have been worth, had it been shown, from lists that were logged with their propensities.
+"""Off-policy value of each system's ranking, from lists that were logged with propensities.
 
-All lists of the test window count here, those without a gain too: choosing lists by what came of them would spoil the
-estimates. `ranker.offpolicy` has the estimators; this file brings lists and orders into the form they take.
+All lists of the test window count, also those without gain: selecting lists by their outcome would bias the estimates.
+`ranker.offpolicy` has the estimators; this module prepares their input.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from ranker.offpolicy import LoggedLists, doubly_robust, ips, places, snips
 from ranker.trees import Trees
 
 K = 10
-"""Places from the top whose gain is counted."""
+"""Positions whose gain is counted."""
 _STRENGTH = 20.0
-"""Impressions at the mean that a rank's gain is shrunk by."""
+"""Impressions at the mean gain that are added to each position when its gain is estimated."""
 
 MOST, MOST_EARLIER = 6000, 2000
-"""Lists that are valued, and earlier ones that gains are predicted from: read again, so they cost what rows cost."""
+"""Limits on the test lists and on the earlier lists that gains are predicted from. Each list has to be replayed."""
 
 Propensities = Mapping[tuple[str, str], tuple[int, float]]
+"""(request ID, item ID) -> (position, propensity)."""
 
 
 def estimate_values(
@@ -49,145 +50,147 @@ def estimate_values(
     level: float,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """What each order is worth on the test window of a log with propensities; empty where there are none.
+    """Value of each system's ranking on the test window; empty for a log without propensities.
 
-    logged: every list that was shown, in time order, some at a time. text: vectors of the encoder as it came. As
-    `values`, and `left_out`: test lists without a propensity for each place.
+    logged: every shown list in time order, in blocks. text: vectors of the pretrained encoder. The result is that of
+    `value_estimates`, and `left_out`, the number of test lists that lack a propensity for a position.
     """
     ids, every = data.catalogue.item_ids, keys(logged())
     tested = _thin(windows.lists("test", every), MOST)
     if data.propensities is None or not len(tested):
         return {}
     shown = select(logged(), tested)
-    numbers, chance = complete_lists(shown, data.propensities.of(shown.request_ids), ids)
+    numbers, propensity = complete_lists(shown, data.propensities.of(shown.request_ids), ids)
     if not len(numbers):
         return {}
-    before = select(logged(), _thin(windows.lists("validation", every), MOST_EARLIER))
-    judged, n = shown.take(numbers), len(before)
-    both = concat([before, judged])
-    dull, best = Baselines(replay, judged, text, seed, whole=False), []
+    earlier = select(logged(), _thin(windows.lists("validation", every), MOST_EARLIER))
+    evaluated, n = shown.take(numbers), len(earlier)
+    both = concat([earlier, evaluated])
+    baselines, best = Baselines(replay, evaluated, text, seed, whole=False), []
     score = np.empty(both.rows)
     for r in replay.snapshots(both):
         score[both.start[r.number] : both.start[r.number + 1]] = trees.score(
             rows(r.items, r.history, r.candidates, r.at, r.context)
         )
         if r.number >= n:
-            best.append(dull.best(r))
+            best.append(baselines.best(r))
         if on_progress and r.number % 64 == 63:
             on_progress(r.number + 1, len(both))
     cut = int(both.start[n])
-    truth = data.truth.of(judged.request_ids) if data.truth else None
-    orders = systems.orders(judged, np.array(best, np.int32), score[cut:], truth, ids)
-    before_ranker = order_of(score[:cut], before.item, before.start, tie_break(before.item, before.start))
-    found = value_estimates(judged, chance, orders, before, before_ranker, systems.utility(judged, truth, ids), level)
-    return found | {"left_out": len(tested) - len(numbers)}
+    truth = data.truth.of(evaluated.request_ids) if data.truth else None
+    orders = systems.orders(evaluated, np.array(best, np.int32), score[cut:], truth, ids)
+    earlier_ranker = order_of(score[:cut], earlier.item, earlier.start, tie_break(earlier.item, earlier.start))
+    utility = systems.utility(evaluated, truth, ids)
+    estimates = value_estimates(evaluated, propensity, orders, earlier, earlier_ranker, utility, level)
+    return estimates | {"left_out": len(tested) - len(numbers)}
 
 
 def _thin(numbers: I64, most: int) -> I64:
-    """The numbers, or `most` of them, evenly spread."""
+    """At most `most` of the numbers, evenly spaced."""
     return numbers if len(numbers) <= most else numbers[np.linspace(0, len(numbers) - 1, most).astype(np.int64)]
 
 
 def complete_lists(lists: Lists, propensities: Propensities, item_ids: Sequence[str]) -> tuple[I64, F64]:
-    """int64: numbers of the lists each of whose places has a propensity; float64[rows of these]: those.
+    """int64: numbers of the lists with a propensity for every position; float64: propensities of their rows.
 
     A list with an item outside the catalogue, or one that was logged in part, is left out whole. Raises DataError where
-    an item stood elsewhere than its propensity says: it is of another log.
+    an item has another position than its propensity says, which means that the propensities are of another log.
     """
     pairs = _pairs(lists, item_ids)
-    held = [propensities.get(pair) for pair in pairs]
-    wrong = [k for k, h in enumerate(held) if h is not None and h[0] != lists.position[k]]
+    logged = [propensities.get(pair) for pair in pairs]
+    wrong = [k for k, found in enumerate(logged) if found is not None and found[0] != lists.position[k]]
     if wrong:
         request, item = pairs[wrong[0]]
-        stood, said = int(lists.position[wrong[0]]), (held[wrong[0]] or (0,))[0]
+        actual, expected = int(lists.position[wrong[0]]), (logged[wrong[0]] or (0,))[0]
         raise DataError(
-            f"propensities.parquet: item {item!r} of list {request!r} has position {said}, the log has {stood} "
-            f"({len(wrong)} such rows); it is of another log: bring in the one that goes with these events"
+            f"propensities.parquet: item {item!r} of list {request!r} has position {expected}, but {actual} in the log "
+            f"({len(wrong)} such rows). The file is of another log: import the propensities of these events"
         )
-    chance = np.array([np.nan if h is None else h[1] for h in held], np.float64)
-    ranked = np.arange(lists.rows) - lists.start[lists.group]
-    by_place = np.lexsort((lists.position, lists.group))
-    good = np.ones(len(lists), np.bool_)
-    good[lists.group[np.isnan(chance)]] = False
-    good[lists.group[lists.position[by_place] != ranked]] = False
-    return np.flatnonzero(good), chance[good[lists.group]]
+    propensity = np.array([np.nan if found is None else found[1] for found in logged], np.float64)
+    rank = np.arange(lists.rows) - lists.start[lists.group]
+    by_position = np.lexsort((lists.position, lists.group))
+    complete = np.ones(len(lists), np.bool_)
+    complete[lists.group[np.isnan(propensity)]] = False
+    complete[lists.group[lists.position[by_position] != rank]] = False
+    return np.flatnonzero(complete), propensity[complete[lists.group]]
 
 
 def value_estimates(
     lists: Lists,
-    chance: F64,
+    propensity: F64,
     orders: Mapping[str, I32],
     earlier: Lists,
     earlier_ranker: I32,
     utility: F64 | None,
     level: float,
 ) -> dict[str, Any]:
-    """`k`, `lists`, and `systems`: by system `ips`, `snips` and `doubly_robust`, each an estimate, and `truth`.
+    """`k`, `lists`, and `systems`: for each system the estimates `ips`, `snips` and `doubly_robust`, and `truth`.
 
-    lists: whole ones; chance: float64[rows], their propensities. orders: int32[lists, depth] by system, items best
-    first, `-1` after the last. What was shown is no order that could be shown again, but what it gained is known, so
-    `shown_order` is a plain mean. earlier, earlier_ranker: lists before these, with the ranker's order of them: what
-    doubly robust predicts gains from. utility: float64[rows], what an item would gain where it is looked at, of a
-    simulated shop; else `truth` is None.
+    lists: complete lists. propensity: float64[rows]. orders: int32[lists, depth] by system, items best first, `-1`
+    after the last. earlier, earlier_ranker: earlier lists and the ranker's order of them, from which doubly robust
+    predicts gains. utility: float64[rows], the expected gain of an item that is examined, known for a simulated shop;
+    without it `truth` is None. The gain of `shown_order` was observed, so its estimates are plain means. `snips` is
+    missing where no item has the position that it was shown at.
     """
-    logged = _logged(lists, chance)
-    # Shown as it was, every place agrees and needs no weight.
-    as_shown = _logged(lists, np.ones(lists.rows))
-    by_place, lift = _gains(earlier, earlier_ranker)
-    rank = lift[np.minimum(_places(lists, orders["ranker"]), len(lift) - 1)]
+    logged = _logged(lists, propensity)
+    # The shown order agrees with the log at every position and needs no weights.
+    unweighted = _logged(lists, np.ones(lists.rows))
+    gain_at, lift = _gains(earlier, earlier_ranker)
+    rank_lift = lift[np.minimum(_places(lists, orders["ranker"]), len(lift) - 1)]
     out: dict[str, Any] = {}
     for name, order in orders.items():
-        own = name == "shown_order"
-        seen = as_shown if own else logged
-        place = logged.position.astype(np.int64) if own else _places(lists, order)
-        predicted = by_place[np.minimum(place, len(by_place) - 1)] * rank
-        found = {"ips": ips(seen, place, K, level=level)}
-        if found["ips"].matches:
-            found["snips"] = snips(seen, place, K, level=level)
-        found["doubly_robust"] = doubly_robust(seen, place, K, predicted, level=level)
+        is_shown = name == "shown_order"
+        log = unweighted if is_shown else logged
+        place = logged.position.astype(np.int64) if is_shown else _places(lists, order)
+        predicted = gain_at[np.minimum(place, len(gain_at) - 1)] * rank_lift
+        estimates = {"ips": ips(log, place, K, level=level)}
+        if estimates["ips"].matches:
+            estimates["snips"] = snips(log, place, K, level=level)
+        estimates["doubly_robust"] = doubly_robust(log, place, K, predicted, level=level)
         truth = None if utility is None else _truth(lists, place, utility)
-        out[name] = {k: asdict(e) for k, e in found.items()} | {"truth": truth}
+        out[name] = {k: asdict(e) for k, e in estimates.items()} | {"truth": truth}
     return {"k": K, "lists": len(lists), "systems": out}
 
 
 def _pairs(lists: Lists, item_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """(request ID, item ID) of each row."""
     requests = (lists.request_ids[g] for g in lists.group.tolist())
     return list(zip(requests, (item_ids[i] for i in lists.item.tolist()), strict=True))
 
 
-def _logged(lists: Lists, chance: F64) -> LoggedLists:
-    return LoggedLists(lists.start, lists.gain, lists.position.astype(np.int64), chance, lists.user)
+def _logged(lists: Lists, propensity: F64) -> LoggedLists:
+    return LoggedLists(lists.start, lists.gain, lists.position.astype(np.int64), propensity, lists.user)
 
 
 def _places(lists: Lists, order: I32) -> I64:
-    """int64[rows]: the place, from 0, of each row in the order of its list; what the order leaves out comes last."""
-    asked = np.arange(len(order), dtype=np.int64)[:, None] << 32 | order.astype(np.int64).clip(0)
-    listed = lists.group.astype(np.int64) << 32 | lists.item.astype(np.int64)
-    by_key = np.argsort(listed)
-    at = np.minimum(np.searchsorted(listed[by_key], asked), len(listed) - 1)
-    held = (listed[by_key][at] == asked) & (order >= 0)
+    """int64[rows]: position, from 0, of each row in the order of its list; items missing from the order come last."""
+    ordered_key = np.arange(len(order), dtype=np.int64)[:, None] << 32 | order.astype(np.int64).clip(0)
+    row_key = lists.group.astype(np.int64) << 32 | lists.item.astype(np.int64)
+    by_key = np.argsort(row_key)
+    at = np.minimum(np.searchsorted(row_key[by_key], ordered_key), len(row_key) - 1)
+    match = (row_key[by_key][at] == ordered_key) & (order >= 0)
     score = np.full(lists.rows, np.nan)
-    score[by_key[at[held]]] = -np.nonzero(held)[1].astype(np.float64)
+    score[by_key[at[match]]] = -np.nonzero(match)[1].astype(np.float64)
     return places(score, lists.start, tie_break(lists.item, lists.start))
 
 
 def _gains(lists: Lists, ranker: I32) -> tuple[F64, F64]:
-    """float64[places] each: mean gain by place shown; how many times that items gain, by the ranker's place."""
+    """float64[positions] each: mean gain by shown position, and the factor on it by the ranker's position."""
     gain, position = lists.gain.astype(np.float64), lists.position.astype(np.int64).clip(0)
     longest = int(np.diff(lists.start).max(initial=1))
     mean = float(gain.mean()) if len(gain) else 0.0
     if not mean:
         return np.zeros(longest), np.ones(longest)
     position = np.minimum(position, longest - 1)
-    by_place = (np.bincount(position, gain, longest) + _STRENGTH * mean) / (
+    gain_at = (np.bincount(position, gain, longest) + _STRENGTH * mean) / (
         np.bincount(position, minlength=longest) + _STRENGTH
     )
     rank = _places(lists, ranker)
-    expected = np.bincount(rank, by_place[position], longest)
-    return by_place, (np.bincount(rank, gain, longest) + _STRENGTH * mean) / (expected + _STRENGTH * mean)
+    expected = np.bincount(rank, gain_at[position], longest)
+    return gain_at, (np.bincount(rank, gain, longest) + _STRENGTH * mean) / (expected + _STRENGTH * mean)
 
 
 def _truth(lists: Lists, place: I64, utility: F64) -> float:
-    """The true value, in a shop where the chance that a place is looked at is known: the simulated one."""
-    seen = power_law(int(place.max(initial=0)) + 1, POSITION_BIAS)[place]
-    return float((utility * seen)[place < K].sum() / len(lists))
+    """The true value in a simulated shop, where the examination probability of each position is known."""
+    examination_probability = power_law(int(place.max(initial=0)) + 1, POSITION_BIAS)[place]
+    return float((utility * examination_probability)[place < K].sum() / len(lists))

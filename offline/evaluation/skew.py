@@ -1,8 +1,8 @@
-"""Skew: the feature rows a service scored, against rows made of the log alone for the same list and moment.
+"""Training-serving skew: feature rows that a service scored, compared with rows replayed from the log.
 
-The replay is training's way of knowing: a release's arrays as they are, item state from all events before the moment in
-order of time, users' lists from the log. What differs was known to one side only: an event that came late or was never
-collected, a service that fell behind its stream, a feature that is not the same function of the same things.
+The replay works as in training: the release's arrays, item state from all events before the list in time order, and
+user histories from the log. A difference means that one side knew something that the other did not: an event that
+arrived late or was never collected, a service that lagged behind its stream, or a feature computed in two ways.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from features.context import Context
 from features.decay import ItemState
 from features.history import EMPTY, Histories
 from features.table import Feature, names, rows
-from offline.data import LogFiles
-from offline.data import load_log as load_log
+from offline.data import LogFiles, load_log
 from offline.runtime import DataError, OnProgress
 from serving.release import MANIFEST, Release, load_release
 
-_DEGRADED = "answered without the user's history, as Redis was away"
-_GONE = "their release is not there any more"
-_OTHER = "their release has other features than the newest"
+_DEGRADED = "answered without the user's history because Redis was unavailable"
+_GONE = "their release has been removed"
+_OTHER = "their release has other features than the latest release"
 
 
 class FeatureSkew(NamedTuple):
-    """One feature: how many values were compared, the share that is not the same to the bit, the share that differs
-    by more than the tolerance or is missing on one side only, and the largest difference."""
+    """Differences of one feature.
+
+    values: number of values compared. differ: share of values that are not bit-identical. beyond: share of values that
+    differ by more than the tolerance, or are missing on one side only. largest: largest absolute difference.
+    """
 
     name: str
     values: int
@@ -43,13 +45,13 @@ class FeatureSkew(NamedTuple):
     largest: float
 
     def verdict(self, threshold: float) -> str:
-        """In a word."""
+        """ "SKEW", "equal" or "within tolerance". threshold: maximum share of values beyond the tolerance."""
         return "SKEW" if self.beyond > threshold else "equal" if not self.differ else "within tolerance"
 
 
 @dataclass(frozen=True)
 class Skew:
-    """What was compared, and what was not, by reason."""
+    """Differences by feature, and the number of lists and rows compared. left_out: reason -> lists not compared."""
 
     features: Sequence[FeatureSkew]
     lists: int
@@ -57,13 +59,13 @@ class Skew:
     left_out: Mapping[str, int]
 
     def as_json(self, threshold: float) -> dict[str, Any]:
-        """All figures, as JSON values."""
-        found = [f._asdict() | {"verdict": f.verdict(threshold)} for f in self.features]
-        return {"lists": self.lists, "rows": self.rows, "left_out": dict(self.left_out), "features": found}
+        """All values, as JSON values, with the verdict of each feature."""
+        features = [f._asdict() | {"verdict": f.verdict(threshold)} for f in self.features]
+        return {"lists": self.lists, "rows": self.rows, "left_out": dict(self.left_out), "features": features}
 
 
 class _Differences:
-    """Counts by feature, list after list."""
+    """Differences by feature, added up over lists."""
 
     def __init__(self, columns: Sequence[str], tolerance: float) -> None:
         self._tolerance = tolerance
@@ -73,19 +75,21 @@ class _Differences:
         self._largest = np.zeros(len(columns))
 
     def add(self, served: F32, replayed: F32) -> None:
-        one = np.isnan(served) != np.isnan(replayed)
-        both = np.isnan(served) & np.isnan(replayed)
-        with np.errstate(invalid="ignore"):  # infinity less infinity
+        """Add one list. served, replayed: float32[candidates, features]."""
+        one_missing = np.isnan(served) != np.isnan(replayed)
+        both_missing = np.isnan(served) & np.isnan(replayed)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
             gap = np.where(served == replayed, 0.0, np.abs(served.astype(np.float64) - replayed))
-        gap = np.where(one, np.inf, np.where(both, 0.0, gap))
+        gap = np.where(one_missing, np.inf, np.where(both_missing, 0.0, gap))
         scale = np.maximum(np.maximum(np.abs(np.nan_to_num(served)), np.abs(np.nan_to_num(replayed))), 1e-6)
         self.lists += 1
         self.rows += len(served)
-        self._differ += ((served.view(np.uint32) != replayed.view(np.uint32)) & ~both).sum(axis=0)
+        self._differ += ((served.view(np.uint32) != replayed.view(np.uint32)) & ~both_missing).sum(axis=0)
         self._beyond += (gap > self._tolerance * scale).sum(axis=0)
         self._largest = np.maximum(self._largest, gap.max(axis=0, initial=0))
 
     def features(self) -> list[FeatureSkew]:
+        """One entry per feature."""
         n = max(self.rows, 1)
         every = zip(self.columns, self._differ.tolist(), self._beyond.tolist(), self._largest.tolist(), strict=True)
         return [FeatureSkew(name, self.rows, d / n, b / n, largest) for name, d, b, largest in every]
@@ -100,10 +104,10 @@ def compare_rows(
     on_progress: OnProgress | None = None,
     log: str | None = None,
 ) -> Skew:
-    """The newest `limit` served lists with rows, each against its replay.
+    """Compare the newest `limit` served lists that have feature rows with their replay.
 
-    releases: where the releases are that answered. tolerance: relative difference that is none. log: as in
-    `dataset.load`. Raises DataError where no list was logged with rows, or none can be compared; ReleaseError where a
+    releases: directory of the releases that served. tolerance: relative differences up to this are ignored. log: as in
+    `dataset.load`. Raises DataError where no list was logged with rows or none can be compared, ReleaseError where a
     release cannot be loaded.
     """
     files = LogFiles.of(directory, log)
@@ -111,14 +115,14 @@ def compare_rows(
     served = served.filter(pc.is_valid(served["rows"]))
     if not len(served):
         raise DataError(
-            f"{directory / 'served'}: holds no list with feature rows; set `serving.log_rows_share` above 0, let the "
-            "service answer, and run `shelfwise collect`"
+            f"{directory / 'served'}: no list has feature rows. Set `serving.log_rows_share` above 0, let the service "
+            "answer requests, then run `shelfwise collect`"
         )
     served = served.sort_by("at").slice(max(0, len(served) - limit))
     left_out: Counter[str] = Counter()
     differences: _Differences | None = None
     done = 0
-    # The newest first: its columns are those that count.
+    # The newest release first: it defines which features are compared.
     for release_id in reversed(pc.unique(served["release"]).to_pylist()):
         lists = served.filter(pc.equal(served["release"], release_id))
         done += len(lists)
@@ -131,15 +135,15 @@ def compare_rows(
         if on_progress:
             on_progress(done, len(served))
     if differences is None or not differences.lists:
-        said = "; ".join(f"{n} lists: {reason}" for reason, n in left_out.items())
-        raise DataError(f"{directory / 'served'}: no list with rows can be compared ({said})")
+        reasons = "; ".join(f"{n} lists: {reason}" for reason, n in left_out.items())
+        raise DataError(f"{directory / 'served'}: no list with feature rows can be compared ({reasons})")
     return Skew(differences.features(), differences.lists, differences.rows, dict(left_out))
 
 
 def _compare(
     release: Release, lists: pa.Table, files: LogFiles, differences: _Differences, left_out: Counter[str]
 ) -> None:
-    """One release's lists, in order of time: read, then apply."""
+    """Compare the lists of one release in time order: replay each list before later events are applied."""
     catalogue = release.items.catalogue
     if names(release.items) != differences.columns:
         left_out[_OTHER] += len(lists)
@@ -159,6 +163,6 @@ def _compare(
         if row["degraded"]:
             left_out[_DEGRADED] += 1
             continue
-        found = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
+        scored = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
         context = Context.said(row["device"], row["query"])
-        differences.add(found, rows(items, history, candidates, at, context))
+        differences.add(scored, rows(items, history, candidates, at, context))

@@ -1,10 +1,11 @@
-"""Parts of a test that are reported on their own: which lists, or which of the items that were engaged with.
+"""Slices: parts of a test that are reported on their own, by list or by target.
 
-A slice of lists (people known and not, by how much) keeps whole lists. A slice of targets (new items and old, head and
-tail) asks how well an order finds *those*: other items engaged with in the same list are neither hits nor in the way,
-so a basket of old and new is judged on each (as repetition and exploration are in Li et al., TOIS 2023). Other
-candidates stay in the way: where people come back to what they had, that fills the top, and new items seem worse found
-than by chance. `new_only` therefore takes what the user had before out of the order too: a list of new items alone.
+A slice of lists (by how much is known of the user) keeps whole lists. A slice of targets (new or repeat items, head or
+tail) measures how well those targets are ranked: other targets of the same list are removed from the ranking, so that a
+basket of old and new items is evaluated on each (as repetition and exploration are in Li et al., TOIS 2023).
+
+Other candidates stay in the ranking. If users often return to items they had before, these fill the top, and new items
+can look worse than under a random order. Therefore `new_only` also removes the items that the user had before.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ from offline.runtime import DataError
 Mask = NDArray[np.bool_]
 
 BY_HISTORY = {"1_4": (1, 5), "5_19": (5, 20), "20_49": (20, 50), "50_plus": (50, np.inf)}
-"""Engagements of the user before the list: from, up to but not including."""
+"""Engagements of the user before the list: lower bound, exclusive upper bound."""
 BY_SEEN = {"1_4": (1, 5), "5_19": (5, 20), "20_plus": (20, np.inf)}
-"""Engagements of anyone with the item before the list."""
+"""Engagements of all users with the item before the list: lower bound, exclusive upper bound."""
 HEAD = 0.2
-"""The share of the catalogue, most engaged with first, that is the head."""
+"""Share of the catalogue, by most engagements, that is the head."""
 CATEGORIES = 5
+"""Categories with a slice of their own: those with most targets."""
 
 
 def list_slices(events: Events, lists: Lists, warm: Mask) -> dict[str, Mask]:
     """bool[lists] by name: `all`, `warm_users`, `cold_users`, `history_1_4` and so on.
 
-    warm: whether anything was known of the user. A user's history is counted in engagements; impressions are none.
+    warm: bool[lists], whether the user had a history. The `history` slices count engagements, not impressions.
     """
     known = EngagementCounts(events, lambda e: e.user.astype(np.int64)).before(lists.user.astype(np.int64), lists.at)
     out = {"all": np.ones(len(lists), bool), "warm_users": warm, "cold_users": ~warm}
@@ -50,10 +52,10 @@ def list_slices(events: Events, lists: Lists, warm: Mask) -> dict[str, Mask]:
 
 def target_slices(events: Events, lists: Lists, targets: Targets, catalogue: Catalogue, count: F64) -> dict[str, Mask]:
     """bool[targets] by name: `warm_items`, `cold_items`, `seen_1_4` and so on, `repeats`, `new_items`, `head`, `tail`,
-    and `category:NAME` of those most engaged with here.
+    and `category:NAME` for the categories with most targets.
 
-    Cold, seen and repeat are as of the list's moment: engaged with by nobody before, by so many, by this user. count:
-    float64[items], of `known_engagements`, for head and tail.
+    Engagements before the list decide: with the item by any user (warm, cold, seen), or by this user (repeats, new).
+    count: float64[items], from `known_engagements`, for head and tail.
     """
     at, item = lists.at[targets.of], targets.item.astype(np.int64)
     seen = EngagementCounts(events, lambda e: e.item.astype(np.int64)).before(item, at)
@@ -69,10 +71,10 @@ def target_slices(events: Events, lists: Lists, targets: Targets, catalogue: Cat
 
 
 def seen_before(events: Events, lists: Lists, order: I32) -> Mask:
-    """bool, like `order` (int32[lists, depth], `-1` for none): whether the list's user had engaged with it before."""
+    """bool, like `order` (int32[lists, depth], `-1` after the last): whether the list's user engaged with it before."""
     user, at = np.broadcast_to(lists.user[:, None], order.shape), np.broadcast_to(lists.at[:, None], order.shape)
-    some, out = order >= 0, np.zeros(order.shape, bool)
-    out[some] = EngagementCounts(events, _pairs).before(pairs(user[some], order[some]), at[some]) > 0
+    filled, out = order >= 0, np.zeros(order.shape, bool)
+    out[filled] = EngagementCounts(events, _pairs).before(pairs(user[filled], order[filled]), at[filled]) > 0
     return out
 
 
@@ -81,21 +83,19 @@ def _pairs(events: Events) -> I64:
 
 
 def known_engagements(events: Events, windows: Windows, targets: Targets, n_items: int) -> F64:
-    """float64[items]: engagements with each item that are no part of the test."""
+    """float64[items]: engagements with each item, without those of the test."""
     whole = windows.protocol == "leave-last-out"
     every = RunningCounts(events, n_items).before(np.arange(n_items, dtype=np.int32), np.inf if whole else windows.test)
     return (every - np.bincount(targets.item, minlength=n_items)).clip(0) if whole else every
 
 
 VALUES = 8
-"""Values of a column that are slices of their own: those of most lists or targets."""
-
-
+"""Values of a column with a slice of their own: those with most lists or targets."""
 MISSING, OTHER = "(none)", "(other)"
 
 
 def check_columns(directory: Path, event_columns: Sequence[str], columns: Sequence[str]) -> None:
-    """Raises DataError for a column that neither the items of the data set in `directory` nor its events have."""
+    """Raises DataError for a column that is neither in the items of the data set in `directory` nor in its events."""
     of_items = _columns(directory / "items.parquet")
     for name in columns:
         if name not in of_items and name not in event_columns:
@@ -106,7 +106,7 @@ def check_columns(directory: Path, event_columns: Sequence[str], columns: Sequen
 
 
 def item_column_slices(items: pa.Table, columns: Sequence[str], targets: Targets) -> dict[str, Mask]:
-    """bool[targets] by `column:value`, for the columns that `items` has; its rows are the catalogue's."""
+    """bool[targets] by `column:value`, for the columns in `items`, whose rows are those of the catalogue."""
     out: dict[str, Mask] = {}
     for name in columns:
         if name in items.column_names:
@@ -115,40 +115,41 @@ def item_column_slices(items: pa.Table, columns: Sequence[str], targets: Targets
 
 
 def event_column_slices(log: LogFiles, columns: Sequence[str], lists: Lists, but: Sequence[str]) -> dict[str, Mask]:
-    """bool[lists] by `column:value`, of the first impression of each list that fills the column.
+    """bool[lists] by `column:value`, from the first impression of each list with a value in the column.
 
-    but: columns left out, those of items. A list that was rebuilt has none of it. Only
-    impressions are asked: what a click says would tell which lists were clicked.
+    but: columns to skip, because items have them. A rebuilt list has no values. Only impressions are read: a value of a
+    click would reveal which lists were clicked.
     """
-    here = log.event_columns
-    asked = [name for name in columns if name in here and name not in but]
-    if not asked:
+    available = log.event_columns
+    names = [name for name in columns if name in available and name not in but]
+    if not names:
         return {}
-    wanted, parts = pa.array(lists.request_ids, pa.string()), []
-    for span in log.events.spans(list(dict.fromkeys(("timestamp", "request_id", "event", *asked)))):
-        listed = pc.and_(pc.is_in(span["request_id"], wanted), pc.equal(span["event"], "impression"))
+    requests, parts = pa.array(lists.request_ids, pa.string()), []
+    for span in log.events.spans(list(dict.fromkeys(("timestamp", "request_id", "event", *names)))):
+        listed = pc.and_(pc.is_in(span["request_id"], requests), pc.equal(span["event"], "impression"))
         parts.append(span.filter(listed).sort_by("timestamp"))
     if not parts:
         return {}
     shown = pa.concat_tables(parts, promote_options="permissive")
     out: dict[str, Mask] = {}
-    for name in asked:
+    for name in names:
         filled = shown.filter(pc.is_valid(shown[name]))
-        # The first of each: of several numbers written to one place the last stays.
-        row = pc.index_in(wanted, filled["request_id"].combine_chunks())
+        # `index_in` gives the first match, which is the earliest impression.
+        row = pc.index_in(requests, filled["request_id"].combine_chunks())
         out |= _slices(name, filled[name].take(row))
     return out
 
 
 def _columns(path: Path) -> list[str]:
+    """Column names of a Parquet file; none for a missing file."""
     try:
         return list(pq.read_schema(path).names) if path.is_file() else []
     except (pa.ArrowException, OSError) as e:
-        raise DataError(f"{path}: cannot be read as Parquet ({e}); bring it in again") from e
+        raise DataError(f"{path}: cannot be read as Parquet ({e}); import the data set again") from e
 
 
 def _slices(name: str, values: pa.ChunkedArray | pa.Array) -> dict[str, Mask]:
-    """bool[n] by `column:value`."""
+    """bool[n] by `column:value`: quarters for dates and for numbers with many values, else the most frequent values."""
     column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -158,21 +159,21 @@ def _slices(name: str, values: pa.ChunkedArray | pa.Array) -> dict[str, Mask]:
     if pa.types.is_temporal(value.type) or (_is_number(value.type) and pc.count_distinct(value).as_py() > VALUES):
         return _quarters(name, value, len(column))
     texts = pc.cast(value, pa.string()).to_pylist()
-    held = [(int(g), text) for g, text in zip(of.tolist(), texts, strict=True) if text]
-    number = {text: k for k, text in enumerate(sorted({text for _, text in held}))}
-    lists = np.array([g for g, _ in held], np.int64)
-    code = np.array([number[text] for _, text in held], np.int64)
+    filled = [(int(row), text) for row, text in zip(of.tolist(), texts, strict=True) if text]
+    number = {text: k for k, text in enumerate(sorted({text for _, text in filled}))}
+    rows = np.array([row for row, _ in filled], np.int64)
+    code = np.array([number[text] for _, text in filled], np.int64)
     most = np.argsort(-np.bincount(code, minlength=len(number)), kind="stable")[:VALUES].tolist()
     names, out = list(number), {}
     for k in most:
-        out[f"{name}:{names[k]}"] = _marked(lists[code == k], len(column))
-    rest = _marked(lists[~np.isin(code, most)], len(column))
+        out[f"{name}:{names[k]}"] = _mask(rows[code == k], len(column))
+    rest = _mask(rows[~np.isin(code, most)], len(column))
     out |= {f"{name}:{OTHER}": rest} if rest.any() else {}
-    return out | {f"{name}:{MISSING}": ~_marked(lists, len(column))}
+    return out | {f"{name}:{MISSING}": ~_mask(rows, len(column))}
 
 
 def _quarters(name: str, value: pa.Array, n: int) -> dict[str, Mask]:
-    """By quartiles of the values met; a moment is named by its day."""
+    """bool[n] by quarter of the values present. A quarter of times is named by its days."""
     days = pa.types.is_temporal(value.type)
     numbers = pc.cast(pc.cast(value, pa.timestamp("s")), pa.int64()) if days else value
     x = pc.cast(numbers, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
@@ -181,11 +182,11 @@ def _quarters(name: str, value: pa.Array, n: int) -> dict[str, Mask]:
         return {f"{name}:{MISSING}": np.ones(n, np.bool_)}
     ends = np.unique(np.quantile(x[known], (0, 0.25, 0.5, 0.75, 1), method="nearest"))
     quarter = np.searchsorted(ends[1:-1], x, side="left")
-    said = [str(np.datetime64(int(e), "s"))[:10] if days else f"{e:,.4g}" for e in ends]
+    labels = [str(np.datetime64(int(e), "s"))[:10] if days else f"{e:,.4g}" for e in ends]
     out = {
         f"{name}:{low} to {high}" if k == 0 else f"{name}:over {low} to {high}": known & (quarter == k)
-        for k, (low, high) in enumerate(pairwise(said))
-    } or {f"{name}:{said[0]}": known}
+        for k, (low, high) in enumerate(pairwise(labels))
+    } or {f"{name}:{labels[0]}": known}
     return out | {f"{name}:{MISSING}": ~known}
 
 
@@ -193,7 +194,8 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _marked(rows: np.ndarray, n: int) -> Mask:
+def _mask(rows: np.ndarray, n: int) -> Mask:
+    """bool[n], True at `rows`."""
     out = np.zeros(n, np.bool_)
     out[rows] = True
     return out

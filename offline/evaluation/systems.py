@@ -1,8 +1,8 @@
-"""How good is an order: systems compared on the same lists, with intervals, and on parts of them.
+"""Comparison of systems on the same lists: metrics with intervals, paired differences, and slices.
 
-A system is what it puts first: the items of each list, best first. So an order of a list's candidates and one of the
-whole catalogue are judged alike, against all that was engaged with, and so is what no metric of hits sees: how much of
-the catalogue is ever recommended, how popular it is, how unlike each other the items are.
+A system is represented by the items that it ranks first in each list. Therefore rankings of a list's candidates and of
+the whole catalogue are evaluated alike: against everything the user engaged with, and by the coverage, popularity and
+diversity of what they recommend.
 """
 
 from __future__ import annotations
@@ -33,28 +33,30 @@ from ranker.metrics import (
 
 METRICS = ("ndcg@10", "map@10", "mrr@10", "recall@10", "hit_rate@10", "precision@10")
 DEEP_METRICS = ("recall@50",)
-"""Where lists are longer than that."""
+"""For lists with more than 50 items."""
 WHOLE_METRICS = ("auc",)
-"""Where the whole list is known, not only its best `DEPTH`."""
+"""For lists of at most `DEPTH` items, whose whole ranking is known."""
 PRIMARY = METRICS[0]
+"""The metric of comparisons, learning curves and the gate."""
 LEVEL = 0.95
+"""Level of the intervals."""
 SHOWN = 10
-"""Items at the top of an order that coverage, novelty, popularity and diversity look at."""
+"""Top items that coverage, novelty, popularity and diversity use."""
 SMALL = 100
-"""A slice of fewer lists is marked: its intervals are wide, and too narrow for what they claim."""
+"""Slices with fewer lists are marked: their bootstrap intervals are wide, and still too narrow for their level."""
 
 Values = Mapping[str, Mapping[str, F64]]
-"""float64[lists] by system, by metric; NaN where the metric is undefined."""
+"""System -> metric -> float64[lists], NaN where the metric is undefined."""
 Mask = NDArray[np.bool_]
 
 
-def has_history(reading: Snapshot) -> bool:
-    """Whether anything was known of the user: an engagement or an earlier list."""
-    return bool(len(reading.history.item) or len(reading.history.shown_item))
+def has_history(snapshot: Snapshot) -> bool:
+    """True if the user had an engagement or an impression before the list."""
+    return bool(len(snapshot.history.item) or len(snapshot.history.shown_item))
 
 
 def lists_with_gain(lists: Lists) -> Mask:
-    """bool[lists]: whether anything in the list, or missed by it, has gain; a metric is undefined elsewhere."""
+    """bool[lists]: whether any item, in the list or missed by it, has gain. Without gain the metrics are undefined."""
     any_gain = np.zeros(len(lists), bool)
     any_gain[lists.group[lists.gain > 0]] = True
     return any_gain | lists.missed.any(axis=1)
@@ -63,28 +65,34 @@ def lists_with_gain(lists: Lists) -> Mask:
 def orders(
     lists: Lists, baselines: I32, ranker: F64, truth: Mapping[tuple[str, str], float] | None, item_ids: Sequence[str]
 ) -> dict[str, I32]:
-    """int32[lists, DEPTH] by system: the items it puts first, `-1` after the last.
+    """System -> int32[lists, DEPTH]: its top items, best first, `-1` after the last.
 
-    The baselines that have anything to say here, the shown order if there was one, the ranker, and the best if known.
-    Where a baseline has nothing to say of a list its order there is `random`. baselines: int32[lists, BASELINES, DEPTH]
-    of `Baselines.best`. ranker: float64[rows]. truth: the simulator's utility by (request, item); it knows the lists
-    that were shown, so for rebuilt ones there is no best possible. Raises DataError where it knows some and not others.
+    The systems are the baselines that can score anything here, the shown order for logged lists, the ranker, and the
+    best possible order if the true utility is known. In a list that a baseline cannot score it has the order of
+    `random`.
+
+    baselines: int32[lists, BASELINES, DEPTH], from `Baselines.best`. ranker: float64[rows], scores. truth: the
+    simulator's utility by (request ID, item ID). It covers the lists that were shown, so rebuilt lists have no best
+    possible order. Raises DataError where it covers some rows and not others.
     """
     ties = tie_break(lists.item, lists.start)
-    spoke: Mask = np.asarray((baselines >= 0).any(axis=2))
+    has_order: Mask = np.asarray((baselines >= 0).any(axis=2))
     out = {"random": baselines[:, BASELINES.index("random")]}
     if (lists.position >= 0).any():
         out["shown_order"] = order_of(-lists.position.astype(np.float64), lists.item, lists.start, ties)
     for k, name in enumerate(BASELINES):
-        if name != "random" and spoke[:, k].any():
-            out[name] = np.where(spoke[:, k, None], baselines[:, k], out["random"])
+        if name != "random" and has_order[:, k].any():
+            out[name] = np.where(has_order[:, k, None], baselines[:, k], out["random"])
     out["ranker"] = order_of(ranker, lists.item, lists.start, ties)
     best = utility(lists, truth, item_ids)
     return out if best is None else out | {"best_possible": order_of(best, lists.item, lists.start, ties)}
 
 
 def utility(lists: Lists, truth: Mapping[tuple[str, str], float] | None, item_ids: Sequence[str]) -> F64 | None:
-    """float64[rows]: the simulator's hidden utility of each candidate; None where it is not known. Raises DataError."""
+    """float64[rows]: the simulator's hidden utility of each candidate; None where it is unknown.
+
+    Raises DataError where it is known for some candidates and not for others.
+    """
     if truth is None:
         return None
     requests = (lists.request_ids[g] for g in lists.group.tolist())
@@ -93,86 +101,88 @@ def utility(lists: Lists, truth: Mapping[tuple[str, str], float] | None, item_id
     if unknown and len(unknown) < len(pairs):
         raise DataError(
             f"truth.parquet: no utility for item {unknown[0][1]!r} of list {unknown[0][0]!r} ({len(unknown)} such "
-            "rows); it is of another log: run `shelfwise simulate` again, or remove the file"
+            "rows). The file is of another log: run `shelfwise simulate` again, or remove the file"
         )
     return None if unknown else np.array([truth[pair] for pair in pairs])
 
 
 def metrics_for(lists: Lists) -> tuple[str, ...]:
-    """The metrics that mean something on these lists: more of them the longer, `auc` where `DEPTH` holds the whole."""
+    """Metrics that are meaningful for the length of these lists: `METRICS`, `DEEP_METRICS` and `WHOLE_METRICS`."""
     longest = int(np.diff(lists.start).max(initial=0))
     return METRICS + (DEEP_METRICS if longest > 50 else ()) + (WHOLE_METRICS if longest <= DEPTH else ())
 
 
 def per_list(order: I32, targets: Targets, metrics: Sequence[str], part: Mask | None = None) -> dict[str, F64]:
-    """float64[lists] by metric: how well one order finds the targets, or a part of them.
+    """Metric -> float64[lists]: how well one order ranks the targets, or a part of them.
 
-    order: int32[lists, depth], items best first, `-1` after the last. part: bool[targets]; the others are taken out of
-    the order. NaN for a list without a target, of the part. A target that the order does not hold counts as missed.
+    order: int32[lists, depth], items best first, `-1` after the last. part: bool[targets]; the other targets are
+    removed from the order. NaN for a list without a target, or without one of the part. A target that is not in the
+    order counts as missed.
     """
     of_part = np.ones(len(targets.of), bool) if part is None else part
     number = _match_targets(order, targets)
-    there, gain = np.append(of_part, False)[number], np.append(targets.gain, np.int8(0))[number]
-    gain = np.where(there, gain, np.int8(0))
-    kept = (order >= 0) & ((number < 0) | there)
+    hit, gain = np.append(of_part, False)[number], np.append(targets.gain, np.int8(0))[number]
+    gain = np.where(hit, gain, np.int8(0))
+    kept = (order >= 0) & ((number < 0) | hit)
     start = np.concatenate(([0], np.cumsum(kept.sum(axis=1))))
-    falling = np.broadcast_to(-np.arange(order.shape[1], dtype=np.float64), order.shape)[kept]
-    wanted = _count_by_gain(targets.of[of_part], targets.gain[of_part], len(order))
-    lists, _ = np.nonzero(there)
-    missed = wanted - _count_by_gain(lists, gain[there], len(order))
-    ties = np.zeros(len(falling), np.uint64)
-    return {m: score_lists(m, falling, gain[kept], start, ties, missed) for m in metrics}
+    score = np.broadcast_to(-np.arange(order.shape[1], dtype=np.float64), order.shape)[kept]
+    targets_by_gain = _count_by_gain(targets.of[of_part], targets.gain[of_part], len(order))
+    lists, _ = np.nonzero(hit)
+    missed = targets_by_gain - _count_by_gain(lists, gain[hit], len(order))
+    ties = np.zeros(len(score), np.uint64)
+    return {m: score_lists(m, score, gain[kept], start, ties, missed) for m in metrics}
 
 
 def ips_ndcg(order: I32, targets: Targets, examination_probability: F64, part: Mask | None = None) -> tuple[F64, F64]:
-    """(float64[lists], float64[lists]): ndcg@10 with what each target is worth over the chance that it was looked at
-    where it stood, and the weight of each list in a mean: the clicks that makes.
+    """(float64[lists], float64[lists]): inverse-propensity-scored ndcg@10, and the weight of each list in a mean.
 
-    What was shown on top is clicked more for standing there, so clicks as they are favour the order that was shown. The
-    weighted mean is, in expectation, that of the lists as they would have been clicked had everything been looked at
-    (Joachims et al., WSDM 2017). examination_probability: float64[targets] in (0, 1]; all 1 is the ndcg of
-    `per_list`. order, part, NaN: as there.
+    The value of each target is divided by the probability that it was examined at its position. Items at the top get
+    more clicks because of their position, so plain ndcg favours the shown order. The weighted mean is, in expectation,
+    that of clicks on lists in which every item is examined (Joachims et al., WSDM 2017).
+
+    examination_probability: float64[targets], in (0, 1]; with 1 throughout, the result is the ndcg of `per_list`.
+    order, part, NaN: as in `per_list`.
     """
     of_part = np.ones(len(targets.of), bool) if part is None else part
     number = _match_targets(order, targets)
-    there = np.append(of_part, False)[number]
-    due = (np.exp2(targets.gain.astype(np.float64)) - 1) / examination_probability
-    rank = np.cumsum((order >= 0) & ((number < 0) | there), axis=1) - 1
-    discount = np.where(there & (rank < SHOWN), 1 / np.log2(np.maximum(rank, 0) + 2.0), 0.0)
-    found = (np.append(due, 0.0)[number] * discount).sum(axis=1)
-    # The best order has the dearest targets on top.
-    of, worth = targets.of[of_part], due[of_part]
-    by_worth = np.lexsort((-worth, of))
-    of, worth = of[by_worth], worth[by_worth]
-    rank_best = np.arange(len(of)) - np.searchsorted(of, of)
-    discounted = np.where(rank_best < SHOWN, worth / np.log2(rank_best + 2.0), 0.0)
-    best = np.bincount(of, discounted, minlength=len(order))
-    value: F64 = np.divide(found, best, out=np.full(len(order), np.nan), where=best > 0)
+    hit = np.append(of_part, False)[number]
+    weighted_gain = (np.exp2(targets.gain.astype(np.float64)) - 1) / examination_probability
+    rank = np.cumsum((order >= 0) & ((number < 0) | hit), axis=1) - 1
+    discount = np.where(hit & (rank < SHOWN), 1 / np.log2(np.maximum(rank, 0) + 2.0), 0.0)
+    dcg = (np.append(weighted_gain, 0.0)[number] * discount).sum(axis=1)
+    # The ideal order has the targets by descending weighted gain.
+    of, ideal_gain = targets.of[of_part], weighted_gain[of_part]
+    by_gain = np.lexsort((-ideal_gain, of))
+    of, ideal_gain = of[by_gain], ideal_gain[by_gain]
+    ideal_rank = np.arange(len(of)) - np.searchsorted(of, of)
+    discounted = np.where(ideal_rank < SHOWN, ideal_gain / np.log2(ideal_rank + 2.0), 0.0)
+    ideal_dcg = np.bincount(of, discounted, minlength=len(order))
+    value: F64 = np.divide(dcg, ideal_dcg, out=np.full(len(order), np.nan), where=ideal_dcg > 0)
     weight = np.bincount(targets.of[of_part], 1 / examination_probability[of_part], minlength=len(order))
     return value, weight.astype(np.float64)
 
 
 def _match_targets(order: I32, targets: Targets) -> I64:
-    """int64, like `order`: which target of its list each item is, `-1` for none."""
+    """int64, like `order`: row of the target that each item is, `-1` for items that are not targets."""
     key = targets.of << 32 | targets.item.astype(np.int64)
     if not len(key):
         return np.full(order.shape, -1, np.int64)
     by_key = np.argsort(key)
-    asked = np.arange(len(order), dtype=np.int64)[:, None] << 32 | order.astype(np.int64).clip(0)
-    found = by_key[np.minimum(np.searchsorted(key[by_key], asked), len(key) - 1)]
-    return np.where((key[found] == asked) & (order >= 0), found, -1)
+    order_key = np.arange(len(order), dtype=np.int64)[:, None] << 32 | order.astype(np.int64).clip(0)
+    found = by_key[np.minimum(np.searchsorted(key[by_key], order_key), len(key) - 1)]
+    return np.where((key[found] == order_key) & (order >= 0), found, -1)
 
 
 def _count_by_gain(of: I64, gain: NDArray[np.int8], n: int) -> I64:
-    """int64[n, 3]: targets of each list by gain, 1 to 3."""
+    """int64[n, 3]: number of targets of each list by gain, 1 to 3."""
     return np.bincount(of * 3 + gain.astype(np.int64) - 1, minlength=3 * n).reshape(n, 3)
 
 
 def beyond_accuracy(order: I32, count: F64, vectors: F32) -> dict[str, F64]:
-    """float64[lists] by metric: novelty, popularity and diversity of the first ten items of each list.
+    """Metric -> float64[lists]: novelty, popularity and diversity of the first ten items of each list.
 
-    count: float64[items], engagements known before the test. vectors: float32[items, d] of the encoder as it came, so
-    that no system is measured by its own eye.
+    count: float64[items], engagements outside the test. vectors: float32[items, d], from the pretrained encoder, so
+    that no system is measured with the vectors that it ranks by.
     """
     top = order[:, :SHOWN].astype(np.int64)
     return {
@@ -193,15 +203,18 @@ def judge(
     seed: int,
     had: Mapping[str, Mask] | None = None,
 ) -> dict[str, Any]:
-    """`systems`, `intervals` and `comparisons` of an evaluation, and `shares` where the best possible order is known.
+    """`systems`, `intervals`, `comparisons` and `small_slices` of an evaluation; `shares` if the best order is known.
 
-    systems: by system, by slice: `lists`, how many have something to find, and the mean of each metric; coverage of
-    slice `all` is of the catalogue. intervals: by system, slice and metric: low and high. comparisons: `ranker` against
-    each other system, and `text` against `text_zero_shot`, by `PRIMARY` in every slice. All intervals are bootstraps
-    over whole users, and those of comparisons paired by list. shares: by slice of lists, how far of the way from
-    popularity to the best possible order the ranker goes: `share`, `low`, `high`, `lists`. of_lists: bool[lists],
-    of_targets: bool[targets]. had: like `orders`, what the user had before; then slice `new_only` is each order without
-    that, and the targets `new_items`.
+    - `systems`: system -> slice -> `lists`, the number of lists with a target, and the mean of each metric. Slice `all`
+      also has coverage, as a share of the catalogue.
+    - `intervals`: system -> slice -> metric -> [low, high].
+    - `comparisons`: `PRIMARY` in every slice, of `ranker` with each other system and of `text` with `text_zero_shot`.
+    - `shares`: slice of lists -> `share` of the gap between popularity and the best possible order that the ranker
+      closes, with `low`, `high` and `lists`.
+
+    All intervals are bootstraps over users; those of comparisons are paired by list. of_lists: slice -> bool[lists].
+    of_targets: slice -> bool[targets]. had: like `orders`, whether the user had the item before; with it, slice
+    `new_only` ranks the targets `new_items` in orders without such items.
     """
     metrics, counted = metrics_for(lists), lists_with_gain(lists)
     out: dict[str, Any] = {"systems": {s: {} for s in orders}, "intervals": {s: {} for s in orders}, "comparisons": []}
@@ -218,23 +231,23 @@ def judge(
         if "all" in out["systems"][system]:
             covered = coverage(order[:, :SHOWN].astype(np.int64), len(count))
             out["systems"][system]["all"][f"coverage@{SHOWN}"] = covered
-    found: dict[str, dict[str, Any]] = next(iter(out["systems"].values()), {})
-    out["small_slices"] = [name for name, by in found.items() if by["lists"] < SMALL]
+    first: dict[str, dict[str, Any]] = next(iter(out["systems"].values()), {})
+    out["small_slices"] = [name for name, by in first.items() if by["lists"] < SMALL]
     return out
 
 
 def _add_part(
     out: dict[str, Any], name: str, orders: Mapping[str, I32], lists: Lists, targets: Targets, part: Mask, seed: int
 ) -> None:
-    """Put how well a part of the targets is found into an evaluation, over the lists that hold one."""
+    """Add a slice of the targets to an evaluation, over the lists that have one of them."""
     values = {s: per_list(o, targets, METRICS, part) for s, o in orders.items()}
-    some = np.zeros(len(lists), bool)
-    some[targets.of[part]] = True
-    _add(out, name, values, lists.user, some, seed)
+    has_target = np.zeros(len(lists), bool)
+    has_target[targets.of[part]] = True
+    _add(out, name, values, lists.user, has_target, seed)
 
 
 def _add(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, seed: int) -> None:
-    """Put one slice into an evaluation; a slice of no list is left out."""
+    """Add a slice to an evaluation; a slice without lists is left out."""
     if not mask.any():
         return
     cells = [(s, m) for s, by_metric in values.items() for m in by_metric]
@@ -262,7 +275,7 @@ def _add(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, 
 
 
 def _add_share(out: dict[str, Any], name: str, values: Values, user: I32, mask: Mask, seed: int) -> None:
-    """Put the ranker's share of the way into an evaluation; where the best order is not known, or not better, none."""
+    """Add the share of the gap that the ranker closes, if the best order is known and better than popularity."""
     if not mask.any() or not {"ranker", "popularity", "best_possible"} <= set(values):
         return
     own, base, top = (values[s][PRIMARY][mask] for s in ("ranker", "popularity", "best_possible"))
@@ -272,18 +285,18 @@ def _add_share(out: dict[str, Any], name: str, values: Values, user: I32, mask: 
 
 
 def calibrate(valid_score: F64, valid_gain: NDArray[np.int8], score: F64, gain: NDArray[np.int8]) -> dict[str, Any]:
-    """How far click probabilities made of the ranker's scores are from clicks: bins, and their mean error.
+    """Calibration of click probabilities derived from the ranker's scores: `bins`, and their mean `error`.
 
-    The map from score to probability is fitted on validation rows and looked at on test rows; a ranker learns an order,
-    so its scores are no probabilities by themselves.
+    The map from score to probability is fitted on validation rows and evaluated on test rows. It is needed because a
+    ranker learns an order, not probabilities.
     """
     slope, intercept = click_probability(valid_score, valid_gain > 0)
-    found = calibration(0.5 * (1 + np.tanh((slope * score + intercept) / 2)), gain > 0)
+    result = calibration(0.5 * (1 + np.tanh((slope * score + intercept) / 2)), gain > 0)
     return {
-        "error": found.error,
+        "error": result.error,
         "bins": [
             {"predicted": p, "observed": o, "rows": n}
-            for p, o, n in zip(found.predicted.tolist(), found.observed.tolist(), found.rows.tolist(), strict=True)
+            for p, o, n in zip(result.predicted.tolist(), result.observed.tolist(), result.rows.tolist(), strict=True)
         ],
     }
 
@@ -296,15 +309,15 @@ def learning_curve(
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """`lists`, `ndcg@10`, `low`, `high` for an eighth, a quarter, a half and all of the ranker's training lists.
+    """`lists`, `ndcg@10`, `low` and `high` for an eighth, a quarter, a half and all of the ranker's training lists.
 
-    fit: trains on these numbers (ascending, of `n_lists`) and gives float64[rows], the score of the test rows. Smaller
-    parts are within larger ones, drawn by `seed`.
+    fit: trains on the lists with these numbers (ascending, below `n_lists`) and returns float64[rows], the scores of
+    the test rows. The sample is drawn with `seed`, and each smaller part is contained in the larger ones.
     """
     shuffled = np.random.default_rng(seed).permutation(n_lists)
     ties = tie_break(lists.item, lists.start)
     out: list[dict[str, Any]] = []
-    sizes = list(dict.fromkeys(max(1, n_lists // part) for part in (8, 4, 2, 1)))
+    sizes = list(dict.fromkeys(max(1, n_lists // divisor) for divisor in (8, 4, 2, 1)))
     for k, size in enumerate(sizes, 1):
         order = order_of(fit(np.sort(shuffled[:size])), lists.item, lists.start, ties)
         value = per_list(order, targets, (PRIMARY,))[PRIMARY]

@@ -1,7 +1,8 @@
-"""Ingest: files of others into a data set of ours.
+"""Ingest: imports external files into a data set.
 
-`import_data` reads the sources of an `ImportConfig`, checks every row, writes items and events and keeps refused rows
-with their reason; `validate` does all but the writing; `detect` recognises a known layout; `suggest` drafts a mapping.
+`import_data` reads the sources of an `ImportConfig`, checks every row, writes items and events, and keeps rejected rows
+with the reason. `validate` does the same without writing. `detect` recognises a known layout, and `suggest` drafts a
+column mapping.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One catalogue from all that describes items: files of items, Metarank's updates, and the rows of events."""
+"""Builds one catalogue from item files, Metarank's item updates, and the item columns of events."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _prices(rows: Rows, array: pa.Array, limits: Limits) -> pa.Array:
 def _attribute(
     rows: Rows, name: str, array: pa.Array, limits: Limits, how: Moments, config: ImportConfig, separator: str | None
 ) -> pa.Array | None:
-    """An attribute as number, text, text list or moment; `None` for a type that none of these hold."""
+    """An attribute as number, text, list of text or timestamp; None for an unsupported type."""
     kind = array.type
     if name in config.moment_attributes or pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _moment_column(rows, name, array, limits, how)
@@ -67,9 +67,10 @@ def item_columns(
     how: Moments,
     ignored: set[str],
 ) -> pa.Table:
-    """The items of a batch that nothing is wrong with, and their `#row`; attributes of unusable types go to `ignored`.
+    """The accepted items of a batch, with their `#row`. Attributes of unsupported types are added to `ignored`.
 
-    columns: by our name where there is one, else by the file's. `#updated` (int64 Unix us) orders Metarank's updates.
+    columns: by canonical name if there is one, else by the file's name. `#updated` (int64, Unix us) orders Metarank's
+    updates.
     """
     separators: Mapping[str, str] = getattr(source, "list_columns", {})
     out = {"#row": pa.array(rows.row)}
@@ -101,7 +102,7 @@ def _as_list(column: pa.Array) -> pa.Array:
 
 
 def _unify_types(arrays: Sequence[pa.Array]) -> Sequence[pa.Array]:
-    """The same columns in one type: of several, lists win over text and text over the others."""
+    """Cast the parts of a column to one type: a list of text if any part is a list, else text if the types differ."""
     kinds = {a.type for a in arrays if not pa.types.is_null(a.type)}
     if len(kinds) <= 1:
         kind = next(iter(kinds), pa.string())
@@ -112,7 +113,7 @@ def _unify_types(arrays: Sequence[pa.Array]) -> Sequence[pa.Array]:
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """Rows of all tables; a column that some lack is null there."""
+    """Concatenate tables. A column that a table lacks is null in its rows."""
     names = dict.fromkeys(name for t in tables for name in t.column_names)
     columns = {}
     for name in names:
@@ -122,7 +123,7 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def detect_numbers(items: pa.Table, keep_text: Sequence[str]) -> pa.Table:
-    """The table with those text attributes as float64 in which every cell is a finite number: CSV tells no types."""
+    """Convert text attributes to float64 if every cell is a finite number, since CSV has no types."""
     for i, name in enumerate(items.column_names):
         column = items[name]
         if name in keep_text or not pa.types.is_string(column.type) or column.null_count == len(column):
@@ -134,7 +135,7 @@ def detect_numbers(items: pa.Table, keep_text: Sequence[str]) -> pa.Table:
 
 
 def merge_updates(items: pa.Table) -> pa.Table:
-    """One row an item: each field as it was last told, in order of `#updated`."""
+    """One row per item, with the last value of each field in the order of `#updated`."""
     frame = items.to_pandas(types_mapper=pd.ArrowDtype).sort_values("#updated", kind="stable")
     last = frame.groupby("item_id", sort=True, as_index=False).last()
     columns = [
@@ -144,7 +145,7 @@ def merge_updates(items: pa.Table) -> pa.Table:
 
 
 def items_from_events(events: pa.Table) -> pa.Table:
-    """Items as the rows of events describe them: the most frequent text (of equals the first), the median price > 0."""
+    """Items from the item columns of events: most frequent text (ties: the first), median of the prices above 0."""
     texts = [name for name in ITEM_TEXTS if name in events.column_names]
     names = ["item_id", *texts, *(["price"] if "price" in events.column_names else [])]
     frame = events.select(names).to_pandas()
@@ -159,18 +160,18 @@ def items_from_events(events: pa.Table) -> pa.Table:
     return pa.table({n: pa.array(out[n].tolist(), CANONICAL[n], from_pandas=True) for n in out.columns})
 
 
-def catalogue_table(items: pa.Table, bare: pa.Array) -> pa.Table:
-    """The table of `items.parquet`: canonical columns, then attributes by name; `bare`: ids of which no more is known.
+def catalogue_table(items: pa.Table, id_only: pa.Array) -> pa.Table:
+    """The table of `items.parquet`: canonical columns, then attributes by name, sorted by ID.
 
-    Sorted by id; a title that is missing is empty, everything else that is missing is null.
+    id_only: IDs of items without a catalogue entry. A missing title is empty; any other missing value is null.
     """
-    items = concat_tables([items, pa.table({"item_id": bare.cast(pa.string())})]) if len(bare) else items
+    items = concat_tables([items, pa.table({"item_id": id_only.cast(pa.string())})]) if len(id_only) else items
     items = items.take(pc.sort_indices(items["item_id"]))
     columns = {
         name: items[name].cast(kind) if name in items.column_names else pa.nulls(len(items), kind)
         for name, kind in CANONICAL.items()
     }
     columns["title"] = pc.fill_null(columns["title"], "")
-    # By name, so that the same items from two formats are the same table.
+    # Sorted by name, so that the same items give the same table in every format.
     extra = sorted(n for n in items.column_names if n not in CANONICAL and not n.startswith("#"))
     return pa.table(columns | {name: items[name] for name in extra})

@@ -1,6 +1,6 @@
-"""Cells of a column as text, ids, numbers, flags and moments, whatever type their file gave them.
+"""Converts columns of any type to text, IDs, numbers, flags and timestamps.
 
-Each function takes a whole column, refuses the rows it cannot read and returns one of the same length.
+Each function takes a whole column, rejects the rows it cannot convert, and returns a column of the same length.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
 
 @dataclass(frozen=True)
 class Limits:
-    """What the whole import holds to: spellings of missing, and the first and last believable moment (Unix us)."""
+    """Settings of the whole import: spellings of missing values, and the accepted range of timestamps in Unix us."""
 
     missing: Sequence[str]
     earliest_us: int
@@ -36,7 +36,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Moments:
-    """How a source writes time. unit: `auto`, `s`, `ms`, `us`, `iso`; form: a `strptime` format; zone: if unsaid."""
+    """Timestamp format of a source.
+
+    unit: `auto`, `s`, `ms`, `us` or `iso`. form: a `strptime` format. zone: time zone of timestamps without an offset.
+    """
 
     unit: str
     form: str | None
@@ -44,19 +47,19 @@ class Moments:
 
 
 def decode_dictionary(array: pa.Array) -> pa.Array:
-    """One array, not of chunks nor of codes."""
+    """The column as one array, without chunks or dictionary encoding."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
 
 
 def null_mask(array: pa.Array) -> Mask:
-    """bool[n], null being False."""
+    """bool[n], with null as False."""
     return np.asarray(pc.fill_null(array, False))
 
 
 def _decoded(rows: Rows, column: str, array: pa.Array) -> pa.Array:
-    """Text of a column whose bytes may be no UTF-8; those cells are refused."""
+    """The column decoded from UTF-8; rejects cells that are not UTF-8."""
     raw = array.cast(pa.binary())
     try:
         return raw.cast(pa.string())
@@ -85,18 +88,18 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def is_text_list(kind: pa.DataType) -> bool:
-    """Lists whose elements text can be made of."""
+    """True for lists of elements that can be converted to text."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not pa.types.is_nested(kind.value_type)
 
 
 def is_numeric(kind: pa.DataType) -> bool:
-    """Integers, floats, decimals and booleans."""
+    """True for integers, floats, decimals and booleans."""
     types = pa.types
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind))
 
 
 def as_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Array:
-    """A column as trimmed text, null where missing; whole numbers lose their `.0` where the type says float."""
+    """Trimmed text, null for missing. Whole numbers in a float column lose their `.0`."""
     array = decode_dictionary(array)
     if _is_text(array.type):
         text = _decoded(rows, column, array)
@@ -119,7 +122,7 @@ def as_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Arra
 
 
 def as_id(rows: Rows, column: str, array: pa.Array, limits: Limits, missing: str | None = None) -> pa.Array:
-    """Ids as text. Refused: missing ones for the reason `missing` (`None`: may be), long ones, control characters."""
+    """IDs as text. Rejects long IDs, control characters and missing IDs (with reason `missing`; allowed if None)."""
     array = decode_dictionary(array)
     if pa.types.is_boolean(array.type) or pa.types.is_temporal(array.type) or pa.types.is_nested(array.type):
         rows.refuse(np.asarray(array.is_valid()), column, array, "wrong_type")
@@ -134,7 +137,7 @@ def as_id(rows: Rows, column: str, array: pa.Array, limits: Limits, missing: str
 
 
 def as_number(rows: Rows, column: str, array: pa.Array, limits: Limits) -> F64:
-    """float64, NaN where missing (NaN itself is how tables write missing). Refused: other text, infinities."""
+    """float64, NaN for missing (NaN in the file counts as missing). Rejects other text and infinities."""
     array = decode_dictionary(array)
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
@@ -149,7 +152,7 @@ def as_number(rows: Rows, column: str, array: pa.Array, limits: Limits) -> F64:
 
 
 def as_flag(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Array:
-    """Booleans, null where missing: true or false, 1 or 0, yes or no."""
+    """Booleans, null for missing. Accepts true or false, 1 or 0, yes or no."""
     array = decode_dictionary(array)
     if pa.types.is_boolean(array.type):
         return array
@@ -160,7 +163,7 @@ def as_flag(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Arra
 
 
 def bounded_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Array:
-    """Text of at most 100,000 bytes, more is refused; HTML's `&amp;` is `&`, line breaks and runs of spaces a space."""
+    """Text with HTML entities decoded and whitespace collapsed. Rejects more than 100,000 bytes."""
     text = as_text(rows, column, array, limits)
     escaped = null_mask(pc.match_substring_regex(text, r"&#?\w+;"))
     if escaped.any():
@@ -173,14 +176,14 @@ def bounded_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa
     return text
 
 
-# --- moments --------------------------------------------------------------------------------------------------------
+# --- timestamps -----------------------------------------------------------------------------------------------------
 
 _UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 NO_MOMENT = np.iinfo(np.int64).min
 
 
 def _from_numbers(number: F64, unit: str) -> I64:
-    """Unix time of a unit, or of the one its size tells: 1e11 s is the year 5138, 1e11 ms is 1973, and so on."""
+    """Unix us from Unix time in a unit, or in the unit that fits its size: 1e11 s is the year 5138, 1e11 ms is 1973."""
     size = np.abs(number)
     auto = np.select([size < 1e11, size < 1e14, size < 1e17], [1e6, 1e3, 1.0], 1e-3)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -196,7 +199,7 @@ def _us(series: Any) -> I64:
 
 
 def _localize(naive: Any, zone: ZoneInfo) -> Any:
-    # The hour that is there twice in autumn is read as the second (winter) one; the one missing in spring moves on.
+    # The hour repeated in autumn is read as the second (winter) one; times in the hour skipped in spring shift forward.
     return naive.dt.tz_localize(zone, ambiguous=np.zeros(len(naive), np.bool_), nonexistent="shift_forward")
 
 
@@ -219,7 +222,7 @@ def _from_text(text: pa.Array, how: Moments) -> I64:
 
 
 def as_moments(rows: Rows, column: str, array: pa.Array, limits: Limits, how: Moments, required: bool) -> I64:
-    """int64 microseconds since 1970 UTC, `NO_MOMENT` where missing. Refused: what is no moment."""
+    """int64 microseconds since 1970 UTC, `NO_MOMENT` for missing. Rejects values that are not timestamps."""
     array = decode_dictionary(array)
     kind = array.type
     if pa.types.is_date(kind):

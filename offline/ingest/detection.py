@@ -1,4 +1,4 @@
-"""Recognises files of a known layout, so that an import needs no configuration."""
+"""Recognises files in a known layout, which can be imported without configuration."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from offline.runtime import DataError
 
 
 def detect(path: Path) -> ImportConfig:
-    """The configuration of a folder or file in a known layout, with nothing to configure.
+    """Import configuration for a folder or file in a known layout.
 
-    A folder of `items`, `events` and perhaps `impressions` (Parquet, CSV or JSONL; a dataset of ours is one), or
-    one file of Metarank's or GA4's JSON lines, alone or as the only one of its folder.
-    Raises DataError where nothing of the kind is found.
+    Known layouts are a folder with `items`, `events` and optionally `impressions` (Parquet, CSV or JSONL), such as a
+    Shelfwise data set, and one JSON lines file from Metarank or GA4, given directly or as the only such file in its
+    folder. Raises DataError if nothing is recognised.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder.")
@@ -31,9 +31,9 @@ def detect(path: Path) -> ImportConfig:
         if len(alone) == 1:
             return _of_one_file(alone[0])
         raise DataError(
-            f"{path}: nothing to import is recognised here (found: {_listing(f.name for f in path.iterdir())})."
-            " Expected are items and events as .parquet, .csv or .jsonl, or one JSON lines file of Metarank or GA4;"
-            f" for anything else `shelfwise import {path} --suggest` writes a first mapping of the columns."
+            f"{path}: no known layout recognised (found: {_listing(f.name for f in path.iterdir())})."
+            " Expected items and events as .parquet, .csv or .jsonl, or one JSON lines file from Metarank or GA4."
+            f" For other files, `shelfwise import {path} --suggest` suggests a column mapping."
         )
     catalogue = (_item_file(items),) if items else ()
     beside = tuple(path / name for name in ANNOTATION_FILES if (path / name).is_file())
@@ -41,7 +41,7 @@ def detect(path: Path) -> ImportConfig:
 
 
 def source_format(source: Source) -> str:
-    """The format of a source: as configured, or recognised from the file where it is `auto`."""
+    """File format of a source: as configured, or detected from the file if it is `auto`."""
     return file_format(source.path) if source.format == "auto" else source.format
 
 
@@ -60,10 +60,10 @@ def _of_one_file(path: Path) -> ImportConfig:
     form = file_format(path)
     if form not in ("metarank", "ga4"):
         raise DataError(
-            f"{path.name}: what the columns of a {form} file mean has to be said. `shelfwise import {path} --suggest >"
-            " shop.yaml` writes a first mapping; read it, then `shelfwise import --config shop.yaml`."
+            f"{path.name}: this {form} file needs a column mapping. `shelfwise import {path} --suggest > shop.yaml`"
+            " suggests one. Review it, then run `shelfwise import --config shop.yaml`."
         )
-    source = EventSource(path=path, format=form, items_from_events=form == "ga4")  # type: ignore[arg-type]
+    source = EventSource(path=path, format=form, items_from_events=form == "ga4")
     return ImportConfig(events=(source,), unknown_items="keep")
 
 
@@ -108,9 +108,10 @@ def _all_null(path: Path, column: str) -> bool:
 def resolve_columns(
     source: Source, form: str, ours: Sequence[str], required: Sequence[str], others: bool = False
 ) -> Mapping[str, str]:
-    """Our columns to the file's, for those that the file has (of JSON lines, all); `others`: its own columns as well.
+    """Mapping from canonical columns to the file's columns, for those the file has (for JSON lines, all of them).
 
-    Raises DataError for a mapped or required column that the file lacks, naming those it has.
+    others: include the file's remaining columns under their own names. Raises DataError for a mapped or required column
+    that the file lacks; the message lists the columns it has.
     """
     out = {name: source.columns.get(name, name) for name in dict.fromkeys((*ours, *required))}
     names = column_names(source.path, form, source.encoding, source.delimiter)

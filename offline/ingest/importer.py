@@ -1,7 +1,7 @@
-"""Import: sources are read, every row is checked, good ones become a dataset and the others are kept with their reason.
+"""Imports source files: checks every row, writes the accepted ones as a data set, and quarantines the rejected ones.
 
-Rows are checked batch by batch; what passes is held in memory as columns until it is sorted and written. Nothing is
-written before everything is read, so a source that breaks off leaves no half dataset.
+Rows are checked batch by batch. Accepted rows stay in memory as columns until they are sorted and written. Nothing is
+written before everything is read, so a source that fails leaves no partial data set.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ Progress = Callable[[int, int], None]
 _ACCOUNT = "import.json"
 
 GA4_CLICK_US = 30 * 60 * 10**6
-"""A GA4 click belongs to the newest list of the last 30 minutes (GA4's own session timeout) that showed the item."""
+"""A GA4 click is assigned to the newest list of the last 30 minutes (GA4's session timeout) that showed the item."""
 
 
 def import_data(
     config: ImportConfig, directory: Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
 ) -> ImportSummary:
-    """Writes a dataset: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary, `import.json`.
+    """Write a data set: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary `import.json`.
 
-    Of users who asked the service to forget them, rows up to then are not written, though they count as accepted.
-    What a source folder holds of `BESIDE` is checked and written too, and removed where it holds none.
+    Rows of erased users up to their erasure are not written, although they count as accepted. Files named under
+    `beside` are checked and written too; any of `ANNOTATION_FILES` that is not among them is removed.
 
-    now: an aware moment; events beyond it and the configured tolerance are refused. on_progress: (done, total) bytes.
-    engine: where each source is read and its rows are checked one by one; then it must see the sources' files.
-    Raises DataError where a source cannot be read (nothing is written), where no event is left (only the quarantine
-    and the summary are), or where the directory holds a simulated shop.
+    now: timezone-aware; events later than it by more than the configured tolerance are rejected. on_progress: called
+    with the bytes done and in total. engine: reads the sources and checks rows one by one; it must be able to access
+    the files. Raises DataError if a source cannot be read (nothing is written), if no event is accepted (only the
+    quarantine and the summary are written), or if the directory contains a simulated shop.
     """
     if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
-        raise DataError(f"{directory}: holds a simulated shop (truth.parquet). Import into another directory.")
+        raise DataError(f"{directory}: contains a simulated shop (truth.parquet). Import into another directory.")
     found = _Import(config, now, engine).run(on_progress)
     events = erasures.without_erased(found.events, erasures.read_erasures(directory), EVENTS_FORM.moment)
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "quarantine.parquet", found.quarantine)
     _replace(directory / _ACCOUNT, lambda path: path.write_text(found.summary.to_json(), encoding="utf-8"))
     if not len(found.events):
-        raise DataError(f"{found.summary.why_nothing()} All refused rows are in {directory / 'quarantine.parquet'}.")
+        raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {directory / 'quarantine.parquet'}.")
     _write(directory / "items.parquet", found.items)
     (directory / written_items.FILE).unlink(missing_ok=True)
     _write(directory / EVENTS_FILE, events)
@@ -78,7 +78,7 @@ def import_data(
         if name in found.beside:
             _write(directory / name, found.beside[name])
         else:
-            # That of a log that was replaced would be taken for this one's.
+            # A file left over from an earlier import would not match this log.
             (directory / name).unlink(missing_ok=True)
     return found.summary
 
@@ -86,13 +86,13 @@ def import_data(
 def validate(
     source: ImportConfig | Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
 ) -> ImportSummary:
-    """What `import_data` would say of a configuration, or of a folder or file in a known layout; nothing is written."""
+    """Summary of an import without writing it. source: a configuration, or a folder or file in a known layout."""
     config = detect(source) if isinstance(source, Path) else source
     return _Import(config, now, engine).run(on_progress).summary
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """A file is there whole or not at all."""
+    """Write a file atomically."""
     new = path.with_name(path.name + ".new")
     write(new)
     new.replace(path)
@@ -106,7 +106,7 @@ def _midnight_us(day: date) -> int:
     return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e6)
 
 
-# --- all of them ----------------------------------------------------------------------------------------------------
+# --- import ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Imported:
 class _Import:
     def __init__(self, config: ImportConfig, now: datetime, engine: Engine) -> None:
         if now.tzinfo is None:
-            raise ValueError(f"now is {now.isoformat()}, without a zone; pass an aware datetime")
+            raise ValueError(f"now is {now.isoformat()}, without a time zone; pass a timezone-aware datetime")
         latest_us = round((now.timestamp() + config.future_tolerance_s) * 1e6)
         self.config, self.engine = config, engine
         self.limits = Limits(config.missing, _midnight_us(config.earliest), latest_us)
@@ -130,52 +130,54 @@ class _Import:
         plain = [s.path.name for s in sources]
         names = [n if plain.count(n) == 1 else f"{s.path.parent.name}/{n}" for s, n in zip(sources, plain, strict=True)]
         if twice := [n for n in names if names.count(n) > 1]:
-            raise DataError(f"two sources are called {twice[0]}. Rename one, so that messages tell them apart.")
+            raise DataError(f"two sources are called {twice[0]}. Rename one, so that messages can tell them apart.")
         self.files = [open_source(s, n) for s, n in zip(sources, names, strict=True)]
         self.notes: list[str] = []
 
     def run(self, on_progress: Progress | None) -> _Imported:
         self._read(on_progress)
         items = self._items()
-        events = self._checked_together(self._events())
+        events = self._check_across_rows(self._events())
         items, events = self._with_items(items, events)
         for i, file in enumerate(self.files):
             file.accepted += int((events["#source"].to_numpy() == i).sum())
         written = self._written(events)
-        known = self._beside()
+        known = self._annotations()
         return _Imported(items, written, self.quarantine.table(), self._summary(items, events, written), known)
 
     # Reading.
 
     def _read(self, on_progress: Progress | None) -> None:
         sizes = [f.source.path.stat().st_size for f in self.files]
-        # Wherever a file is read, this is not the directory that its path begins in.
+        # Workers may run in another directory, so paths must be absolute.
         there = [replace(f, source=f.source.model_copy(update={"path": f.source.path.absolute()})) for f in self.files]
-        asked = CheckJob(self.config, self.limits, tuple(there))
-        for found in self.engine.map(check_file, asked, range(len(self.files))):
+        job = CheckJob(self.config, self.limits, tuple(there))
+        for found in self.engine.map(check_file, job, range(len(self.files))):
             self.files[found.file].take(found)
             self.quarantine.extend(found.quarantine)
             if on_progress:
                 on_progress(sum(sizes[: found.file]) + min(found.read, sizes[found.file]), sum(sizes))
 
-    def _beside(self) -> Mapping[str, pa.Table]:
+    def _annotations(self) -> Mapping[str, pa.Table]:
         out = {}
         for path in self.config.beside:
             if path.name not in ANNOTATION_FILES or path.name in out:
-                raise DataError(f"{path}: expected one file each of {', '.join(ANNOTATION_FILES)} under `beside`")
+                raise DataError(
+                    f"{path}: not allowed under `beside`, which takes one file each of {', '.join(ANNOTATION_FILES)}"
+                )
             if not path.is_file():
                 raise DataError(f"{path}: there is no such file. Check `beside` of the configuration.")
             out[path.name] = annotation_table(path)
-            self.notes.append(f"{path.name}: {len(out[path.name])} rows about shown lists are brought along")
+            self.notes.append(f"{path.name}: {len(out[path.name])} rows about shown lists were imported")
         return out
 
-    # Rows together.
+    # Checks across rows.
 
     def _refuse(self, table: pa.Table, column: str, reason: str, bad: Callable[[pa.Table], Mask]) -> pa.Table:
         names, columns = [f.name for f in self.files], [f.names for f in self.files]
         return refuse_rows(table, bad(table), names, column, reason, self.quarantine, columns)
 
-    def _is_no_product(self, table: pa.Table) -> Mask:
+    def _not_products(self, table: pa.Table) -> Mask:
         flagged = sorted(set().union(*(f.not_products for f in self.files)))
         bad = np.asarray(pc.is_in(table["item_id"], pa.array(flagged, pa.string())))
         if self.config.not_products:
@@ -190,21 +192,21 @@ class _Import:
                 table = concat_tables(file.items)
                 tables.append(detect_numbers(table, ("item_id", *ITEM_TEXTS)) if file.form == "csv" else table)
             file.notes += [
-                f"column {name} is not used: it holds no text, number, moment or text list"
+                f"column {name} is ignored: its type is not text, number, timestamp or list of text"
                 for name in sorted(file.ignored)
             ]
         if not tables:
             return pa.table({"item_id": pa.array([], pa.string())})
-        items = self._refuse(concat_tables(tables), "item_id", "not_a_product", self._is_no_product)
-        told = "#updated" in items.column_names
-        if not told:
+        items = self._refuse(concat_tables(tables), "item_id", "not_a_product", self._not_products)
+        has_updates = "#updated" in items.column_names
+        if not has_updates:
             items = self._refuse(items, "item_id", "duplicate_item", lambda t: find_duplicates(codes(t["item_id"])))
         for i, file in enumerate(self.files):
             file.accepted += int((items["#source"].to_numpy() == i).sum())
-        again = int(find_duplicates(codes(items["item_id"])).sum())
-        if not again:
+        updates = int(find_duplicates(codes(items["item_id"])).sum())
+        if not updates:
             return items
-        self.notes.append(f"{again} rows tell again of an item: each field is the last one told")
+        self.notes.append(f"{updates} rows update an earlier item: the last value of each field is kept")
         return merge_updates(items)
 
     def _events(self) -> pa.Table:
@@ -217,17 +219,19 @@ class _Import:
                 day = file.source.order_last_day
                 table = validation.times_from_order(table, _midnight_us(day)).drop_columns("order")
                 file.notes.append(
-                    f"only the order is known ({file.source.order_column}): times are made up, one day apart, each"
-                    f" user's last on {day.isoformat()}"
+                    f"no timestamps, only an order ({file.source.order_column}): timestamps were generated one day"
+                    f" apart, the last of each user on {day.isoformat()}"
                 )
             tables.append(table)
         return concat_tables(tables) if tables else _no_events(self.limits)
 
-    def _checked_together(self, events: pa.Table) -> pa.Table:
-        events = self._refuse(events, "item_id", "not_a_product", self._is_no_product)
+    def _check_across_rows(self, events: pa.Table) -> pa.Table:
+        events = self._refuse(events, "item_id", "not_a_product", self._not_products)
         if ga4 := [i for i, f in enumerate(self.files) if f.form == "ga4"]:
             events, n = validation.make_lists_unique(events, GA4_CLICK_US, ga4)
-            self.notes.append(f"{n} GA4 events belong to the newest list of the last 30 minutes that showed the item")
+            self.notes.append(
+                f"{n} GA4 events were assigned to the newest list of the last 30 minutes that showed the item"
+            )
         events = self._refuse(events, "request_id", "list_of_another_user", validation.find_shared_lists)
         events, moved = validation.unify_list_times(events)
         if moved:
@@ -235,30 +239,31 @@ class _Import:
         events = events.set_column(events.schema.get_field_index("event_id"), "event_id", event_ids(events))
         events = self._refuse(events, "event_id", "duplicate_event", lambda t: find_duplicates(codes(t["event_id"])))
         events = self._refuse(events, "item_id", "item_twice_in_list", validation.find_repeated_items)
-        said, wrong = validation.find_click_conflicts(events)
-        if said:
+        flagged, wrong = validation.find_click_conflicts(events)
+        if flagged:
             self.notes.append(
-                f"`clicked` agrees with the click events for {said - wrong} of {said} impressions; the events count"
+                f"`clicked` agrees with the click events for {flagged - wrong} of {flagged} impressions; the events are"
+                " used"
             )
         return events
 
     def _with_items(self, items: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         if sources := [i for i, f in enumerate(self.files) if getattr(f.source, "items_from_events", False)]:
-            told = events.filter(pc.is_in(events["#source"], pa.array(sources, pa.int32())))
-            more = items_from_events(told.filter(pc.invert(pc.is_in(told["item_id"], pc.unique(items["item_id"])))))
-            self.notes.append(f"{len(more)} items are made from the events that name them")
+            rows = events.filter(pc.is_in(events["#source"], pa.array(sources, pa.int32())))
+            more = items_from_events(rows.filter(pc.invert(pc.is_in(rows["item_id"], pc.unique(items["item_id"])))))
+            self.notes.append(f"{len(more)} items were created from their events")
             items = concat_tables([items, more])
         known = pc.unique(items["item_id"])
-        bare = pa.array([], pa.string())
+        id_only = pa.array([], pa.string())
         if self.config.unknown_items == "keep":
             seen = pc.unique(events["item_id"])
-            bare = seen.filter(pc.invert(pc.is_in(seen, known)))
-            if len(bare):
-                self.notes.append(f"{len(bare)} items of the events are described nowhere: kept by their id alone")
+            id_only = seen.filter(pc.invert(pc.is_in(seen, known)))
+            if len(id_only):
+                self.notes.append(f"{len(id_only)} items have no catalogue entry; imported with their ID only")
         else:
             outside: Callable[[pa.Table], Mask] = lambda t: ~np.asarray(pc.is_in(t["item_id"], known))  # noqa: E731
             events = self._refuse(events, "item_id", "unknown_item", outside)
-        return catalogue_table(items, bare), events
+        return catalogue_table(items, id_only), events
 
     def _written(self, events: pa.Table) -> pa.Table:
         kind = pa.array(KINDS).take(events["kind"].combine_chunks().cast(pa.int32()))
@@ -267,7 +272,7 @@ class _Import:
         order = [(name, "ascending") for name in ("timestamp", "event", "item_id", "user_id", "request_id", "position")]
         return events.select(EVENTS_SCHEMA.names).cast(EVENTS_SCHEMA).sort_by(order)
 
-    # The account.
+    # Summary.
 
     def _summary(self, items: pa.Table, events: pa.Table, written: pa.Table) -> ImportSummary:
         sources = []
@@ -276,7 +281,7 @@ class _Import:
             assert file.read == file.accepted + sum(quarantined.values()), f"{file.name}: rows were lost"
             lines = file.lines if file.form in ("metarank", "ga4") else None
             if lines not in (None, file.read):
-                file.notes.append(f"{lines} lines are {file.read} rows: a list of n items is n impressions")
+                file.notes.append(f"{lines} lines gave {file.read} rows: each list item counts as one impression")
             sources.append(SourceSummary(file.name, file.read, lines, file.accepted, quarantined, tuple(file.notes)))
         kinds = np.bincount(events["kind"].to_numpy(), minlength=len(Kind)).tolist()
         at = written["timestamp"]
@@ -297,7 +302,7 @@ class _Import:
 
 
 def _no_events(limits: Limits) -> pa.Table:
-    """An empty table of events, from the one place that knows its columns."""
+    """An empty event table, built by `event_columns` so that its columns match."""
     none = {n: pa.array([], pa.string()) for n in ("user_id", "item_id", "timestamp")}
     rules = EventRules("view", {}, Moments("auto", None, ZoneInfo("UTC")), False, 0, ())
     table = event_columns(Rows("", np.empty(0, np.int64), {}, Quarantine()), none, rules, limits)

@@ -1,7 +1,7 @@
-"""Source files as a stream of batches: Parquet, CSV, JSON lines, Metarank's events and GA4's; gzip where found.
+"""Reads source files in batches: Parquet, CSV, JSON lines, Metarank and GA4 events, each optionally with gzip.
 
-Readers know formats, not meanings: whether a cell is a good price is `validation`'s business. What cannot be read at
-all ends in a `DataError`; a row that cannot be read ends among the batch's refused ones.
+Readers only parse formats; `validation` checks the values. A file that cannot be read raises `DataError`. A row that
+cannot be read is added to the rejected rows of its batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_LINE = 16 * 2**20
 
 
 class RefusedCell(NamedTuple):
-    """A row that could not be read; `row` as in `Batch.row`."""
+    """A row that could not be parsed. row: as in `Batch.row`."""
 
     row: int
     column: str | None
@@ -41,12 +41,13 @@ class RefusedCell(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a file.
+    """A batch of rows of a file.
 
-    columns: arrow arrays of one length, by the file's own column names (Metarank and GA4: by canonical names).
-    row: int64, where each row stands in the file, from 1: the record of a CSV with its header as 1 (blank lines are
-    not counted, a cell with line breaks is one record), the row of a Parquet file, the line of a JSONL file (a line
-    may hold several rows). read: bytes of the file behind us. items: these rows describe items, not events.
+    columns: arrow arrays of equal length, by the file's column names (for Metarank and GA4, by canonical names). row:
+    int64, the position of each row in the file, from 1. For CSV it is the record, with the header as 1; blank lines do
+    not count, and a cell with line breaks is one record. For Parquet it is the row, for JSONL the line, which may hold
+    several rows. read: bytes of the file read so far. refused: rows that could not be parsed. items: True if the rows
+    are items, False if they are events. lines: number of parsed lines, for formats with several rows per line.
     """
 
     columns: dict[str, pa.Array]
@@ -59,7 +60,7 @@ class Batch:
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The file's bytes, unpacked where they are gzip, and the packed file (its `tell` is the progress)."""
+    """The file's bytes, decompressed if it is gzip, and the raw file, whose `tell` gives the progress."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
@@ -68,20 +69,21 @@ def open_binary(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file. Check `path` of this source.") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: is a directory. Name a file in `path` of this source.") from None
+        raise DataError(f"{path}: is a directory. Set `path` of this source to a file.") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{path.name}: the gzip data is cut short or damaged ({error}). Nothing was imported; fetch the file again."
+            f"{path.name}: the gzip data is truncated or corrupt ({error})."
+            " Nothing was imported; download the file again."
         ) from None
 
 
 def file_format(path: Path) -> str:
-    """`parquet`, `csv`, `jsonl`, `metarank` or `ga4`, by the file's name and, for JSON lines, its first line."""
+    """`parquet`, `csv`, `jsonl`, `metarank` or `ga4`, from the file name and, for JSON lines, the first line."""
     name = path.name.lower().removesuffix(".gz")
     for ending, known in ((".parquet", "parquet"), (".csv", "csv"), (".tsv", "csv"), (".jsonl", "jsonl")):
         if name.endswith(ending):
             return _json_dialect(path) if known == "jsonl" else known
-    raise DataError(f"{path.name}: the format cannot be told from the name. Set `format` of this source.")
+    raise DataError(f"{path.name}: cannot detect the format from the file name. Set `format` of this source.")
 
 
 def _json_dialect(path: Path) -> str:
@@ -108,7 +110,7 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file. Check `path` of this source.") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path.name}: cannot be read as Parquet ({error}). Write the file again.") from None
+        raise DataError(f"{path.name}: cannot be read as Parquet ({error}). Export the file again.") from None
 
 
 def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
@@ -120,20 +122,20 @@ def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
 
 
 def column_names(path: Path, form: str, encoding: str = "utf-8", delimiter: str = ",") -> list[str] | None:
-    """The columns of a Parquet or CSV file; of JSON lines `None`, since each line may hold others."""
+    """Column names of a Parquet or CSV file; None for JSON lines, whose keys may differ from line to line."""
     if form == "parquet":
         with _parquet(path) as file:
             return list(file.schema_arrow.names)
     if form == "csv":
         names = _header(path, encoding, delimiter)
         if not names:
-            raise DataError(f"{path.name}: is empty. A CSV file begins with a line of column names.")
+            raise DataError(f"{path.name}: is empty. A CSV file must start with a header line.")
         return names
     return None
 
 
 def read_parquet(path: Path, wanted: Sequence[str]) -> Iterator[Batch]:
-    """The wanted columns of a Parquet file."""
+    """Read the columns `wanted` of a Parquet file in batches."""
     with _parquet(path) as file:
         size, total, done = path.stat().st_size, max(1, file.metadata.num_rows), 0
         for part in file.iter_batches(ROWS, columns=list(wanted)):
@@ -143,7 +145,7 @@ def read_parquet(path: Path, wanted: Sequence[str]) -> Iterator[Batch]:
 
 
 def read_csv(path: Path, wanted: Sequence[str], encoding: str = "utf-8", delimiter: str = ",") -> Iterator[Batch]:
-    """The wanted columns of a CSV file as bytes (text, where `encoding` is not UTF-8); an empty cell is empty."""
+    """Read the columns `wanted` of a CSV file as bytes, or text if `encoding` is not UTF-8. Empty cells stay empty."""
     bad: list[pa.csv.InvalidRow] = []
 
     def skip(row: pa.csv.InvalidRow) -> str:
@@ -168,7 +170,7 @@ def read_csv(path: Path, wanted: Sequence[str], encoding: str = "utf-8", delimit
         except (pa.ArrowException, UnicodeError, LookupError) as error:
             raise DataError(
                 f"{path.name}: cannot be read as CSV ({error}). Check `encoding` and `delimiter` of this source, and"
-                " for a quote that is never closed."
+                " look for an unclosed quote."
             ) from None
 
 
@@ -236,7 +238,7 @@ def _cell(value: Any) -> str:
 
 
 def _json_column(values: list[Any], lists: bool) -> tuple[pa.Array, list[int]]:
-    """One column of JSON values, and the places of those that fit no column. Mixed scalars become text."""
+    """A column of JSON values, and the indices of values with an unsupported type. Mixed scalars become text."""
     kinds = {type(v) for v in values} - {type(None)}
     bad = [i for i, v in enumerate(values) if isinstance(v, dict) or (isinstance(v, list) and not lists)]
     if list in kinds and lists:
@@ -256,7 +258,7 @@ def _json_column(values: list[Any], lists: bool) -> tuple[pa.Array, list[int]]:
         try:
             return pa.array(values, pa.float64() if float in kinds else pa.int64()), bad
         except (pa.ArrowException, OverflowError):
-            pass  # a number beyond 64 bits: kept as text, so that a check may refuse it by name
+            pass  # a number beyond 64 bits: kept as text, so that a later check can reject it with a reason
     return pa.array([v if v is None else _cell(v) for v in values], pa.string()), bad
 
 
@@ -281,7 +283,7 @@ def _batch(
 
 
 def read_jsonl(path: Path, wanted: Sequence[str] | None, scalars: frozenset[str]) -> Iterator[Batch]:
-    """Columns of one object a line; `wanted=None` takes every key. Columns in `scalars` may hold no list."""
+    """Read JSON lines with one object per line. wanted: keys to read, None for all. scalars: keys that reject lists."""
     for chunk in _chunks(path):
         names = wanted if wanted is not None else list(dict.fromkeys(k for _, o in chunk.objects for k in o))
         columns = {name: [o.get(name) for _, o in chunk.objects] for name in names}
@@ -306,7 +308,7 @@ ITEM_KEYS = ("title", "description", "category", "brand", "price")
 
 
 class _Records:
-    """Rows gathered from lines that hold several, column by column."""
+    """Rows collected from lines that hold several rows each."""
 
     def __init__(self, chunk: _Chunk) -> None:
         self.row: list[int] = []
@@ -362,10 +364,11 @@ def _metarank_line(row: int, line: dict[str, Any], events: _Records, items: _Rec
 
 
 def read_metarank(path: Path) -> Iterator[Batch]:
-    """Metarank's format: an `item` line is an item, a `ranking` one impression an item, an `interaction` an event.
+    """Read Metarank's format.
 
-    Of the fields of the latter two, `device` and `query` are the shopper's; `value` or `quantity` is an
-    interaction's amount.
+    An `item` line is an item, a `ranking` line is one impression per item, and an `interaction` line is an event. Their
+    fields `device` and `query` apply to rankings and interactions; `value` or `quantity` is the amount of an
+    interaction.
     """
     return _read_records(path, _metarank_line)
 
@@ -382,7 +385,7 @@ _GA4_ITEM = {
 
 
 def _parameter(line: dict[str, Any], name: str) -> Any:
-    """A parameter of the event, at the top or in BigQuery's `event_params`."""
+    """A parameter of the event, from the top level or from BigQuery's `event_params`."""
     if name in line:
         return line[name]
     entries = line.get("event_params")
@@ -423,10 +426,10 @@ def _ga4_line(row: int, line: dict[str, Any], events: _Records, items: _Records)
 
 
 def read_ga4(path: Path) -> Iterator[Batch]:
-    """GA4 e-commerce events with their `items` (BigQuery's export): one row an item.
+    """Read GA4 e-commerce events with their `items`, as exported to BigQuery: one row per item.
 
-    An impression without `request_id` gets one from user, time and list, so a list is one event. value: the quantity.
-    device: its `category` (mobile, tablet, desktop). query: `search_term`.
+    An impression without `request_id` gets one built from user, time and list, so the items of an event form one list.
+    value: the quantity. device: its `category` (mobile, tablet, desktop). query: `search_term`.
     """
     return _read_records(path, _ga4_line)
 

@@ -1,7 +1,7 @@
-"""The first pass over the sources of an import: a file is read batch by batch, and each row is checked by itself.
+"""First pass of an import: reads each file in batches and checks each row on its own.
 
-A file is a part of its own (see `offline/runtime/engine.py`): a log that comes as a file a day is checked by many
-machines at once. What rows must be together is checked by `offline/ingest/importer.py`, once all are there.
+Each file is a part for the engine (see `offline/runtime/engine.py`), so a log with one file per day is checked by many
+machines in parallel. Checks across rows follow in `offline/ingest/importer.py`, once all files are read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from offline.runtime import DataError
 
 @dataclass
 class SourceFile:
-    """A source while it is read. names: our columns to the file's. accepted: rows still good after all checks."""
+    """A source while it is read.
+
+    names: mapping from canonical columns to the file's columns. accepted: number of rows that pass all checks.
+    """
 
     source: ItemSource | EventSource
     name: str
@@ -45,17 +48,17 @@ class SourceFile:
 
     @property
     def moments(self) -> Moments:
-        """How its moments are written."""
+        """Timestamp format of the source."""
         s = self.source
         return Moments(s.timestamp_unit, s.timestamp_format, ZoneInfo(s.timezone))
 
     @property
     def item_names(self) -> Mapping[str, str]:
-        """The file's columns to our names for those of an item."""
+        """Mapping from the file's item columns to canonical columns."""
         return {self.source.columns.get(name, name): name for name in ITEM_COLUMNS}
 
     def take(self, found: CheckedBatch) -> None:
-        """Take in a batch of it that has been checked."""
+        """Add a checked batch."""
         self.read += found.rows
         self.lines += found.lines
         self.ignored |= found.ignored
@@ -64,7 +67,7 @@ class SourceFile:
             (self.items if found.items else self.events).append(found.table)
 
     def batches(self) -> Iterator[Batch]:
-        """What the file holds, some rows at a time. Raises DataError where it cannot be read."""
+        """The rows of the file in batches. Raises DataError if the file cannot be read."""
         s, form = self.source, self.form
         if form in ("metarank", "ga4"):
             return read_metarank(s.path) if form == "metarank" else read_ga4(s.path)
@@ -77,14 +80,14 @@ class SourceFile:
 
 
 def open_source(source: ItemSource | EventSource, name: str) -> SourceFile:
-    """A source before it is read. Raises DataError where there is no such file or a column is missing."""
+    """A source that has not been read yet. Raises DataError if the file or a column is missing."""
     if not source.path.is_file():
         raise DataError(f"{source.path}: there is no such file. Check `path` of this source.")
     form = source_format(source)
     if isinstance(source, ItemSource):
         if form in ("metarank", "ga4"):
             raise DataError(
-                f"{name}: a {form} file holds events too. Name it under `events`; items are read from there."
+                f"{name}: a {form} file contains events too. List it under `events`; its items are read from there."
             )
         required = ["item_id", *([source.product_column] if source.product_column else [])]
         return SourceFile(source, name, form, resolve_columns(source, form, ITEM_COLUMNS, required, others=True))
@@ -104,7 +107,7 @@ def _event_rules(file: SourceFile, source: EventSource) -> EventRules:
 
 
 class CheckJob(NamedTuple):
-    """What the files share."""
+    """Input shared by the parts. limits: as in `Limits`. files: one part each."""
 
     config: ImportConfig
     limits: Limits
@@ -112,11 +115,11 @@ class CheckJob(NamedTuple):
 
 
 class CheckedBatch(NamedTuple):
-    """A batch of file number `file`, checked row by row.
+    """A batch of file number `file` after the row-by-row checks.
 
-    read: bytes of the file behind us. rows, lines: read in this batch. table: the good rows as canonical columns, and
-    their `#source`; None where there was none. items: they describe items, not events. ignored: columns of no use.
-    not_products: ids that the file says are no products.
+    read: bytes of the file read so far. rows, lines: number read in this batch. table: accepted rows as canonical
+    columns with their `#source`, None for an empty batch. items: True if the rows are items, False if they are events.
+    ignored: columns of an unsupported type. not_products: IDs that the file marks as not being products.
     """
 
     file: int
@@ -130,14 +133,14 @@ class CheckedBatch(NamedTuple):
     not_products: frozenset[str]
 
 
-def check_file(asked: CheckJob, number: int) -> Iterator[CheckedBatch]:
-    """The batches of a file. Raises DataError where it cannot be read."""
-    file = asked.files[number]
+def check_file(job: CheckJob, number: int) -> Iterator[CheckedBatch]:
+    """The checked batches of file `number`. Raises DataError if the file cannot be read."""
+    file = job.files[number]
     for batch in file.batches():
-        yield _check_batch(asked, number, file, batch)
+        yield _check_batch(job, number, file, batch)
 
 
-def _check_batch(asked: CheckJob, number: int, file: SourceFile, batch: Batch) -> CheckedBatch:
+def _check_batch(job: CheckJob, number: int, file: SourceFile, batch: Batch) -> CheckedBatch:
     quarantine, ignored, not_products = Quarantine(), set[str](), set[str]()
     for (column, reason), same in groupby(batch.refused, key=lambda r: (r.column, r.reason)):
         refused: list[RefusedCell] = list(same)
@@ -147,10 +150,10 @@ def _check_batch(asked: CheckJob, number: int, file: SourceFile, batch: Batch) -
     if len(batch.row):
         rows = Rows(file.name, batch.row, file.names, quarantine)
         if items or not isinstance(file.source, EventSource):
-            table = _item_rows(asked, file, batch, rows, ignored, not_products)
+            table = _item_rows(job, file, batch, rows, ignored, not_products)
         else:
             columns = {ours: batch.columns[theirs] for ours, theirs in file.names.items() if theirs in batch.columns}
-            table = event_columns(rows, columns, _event_rules(file, file.source), asked.limits)
+            table = event_columns(rows, columns, _event_rules(file, file.source), job.limits)
         table = table.append_column("#source", pa.array(np.full(len(table), number, np.int32)))
     return CheckedBatch(
         number,
@@ -166,7 +169,7 @@ def _check_batch(asked: CheckJob, number: int, file: SourceFile, batch: Batch) -
 
 
 def _item_rows(
-    asked: CheckJob, file: SourceFile, batch: Batch, rows: Rows, ignored: set[str], not_products: set[str]
+    job: CheckJob, file: SourceFile, batch: Batch, rows: Rows, ignored: set[str], not_products: set[str]
 ) -> pa.Table:
     flag = file.source.product_column if isinstance(file.source, ItemSource) else None
     ours = file.item_names
@@ -174,8 +177,8 @@ def _item_rows(
     columns.setdefault("item_id", pa.nulls(len(rows.row), pa.string()))
     product = columns.pop(flag, None) if flag else None
     if product is not None and flag is not None:
-        no = np.asarray(pc.fill_null(pc.invert(as_flag(rows, flag, product, asked.limits)), False))
-        ids = as_text(rows, "item_id", columns["item_id"], asked.limits)
+        no = np.asarray(pc.fill_null(pc.invert(as_flag(rows, flag, product, job.limits)), False))
+        ids = as_text(rows, "item_id", columns["item_id"], job.limits)
         not_products.update(t for t in ids.filter(pa.array(no)).to_pylist() if t)
         rows.refuse(no, "item_id", columns["item_id"], "not_a_product")
-    return item_columns(rows, columns, asked.config, file.source, asked.limits, file.moments, ignored)
+    return item_columns(rows, columns, job.config, file.source, job.limits, file.moments, ignored)

@@ -1,7 +1,6 @@
-"""A first mapping for files that nobody has described yet, guessed from column names and a sample of rows.
+"""Drafts a column mapping for files in an unknown layout, from column names and a sample of rows.
 
-It is a start for a person to read: whatever may be wrong carries a remark that says so. Nothing is imported by a guess
-that nobody has seen.
+The draft is for a person to review: every uncertain entry has a comment that says so. It is never imported unseen.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from offline.ingest.readers import Batch, column_names, file_format, open_binary
 from offline.runtime import DataError
 
 SAMPLE = 200_000
-"""Rows looked at: enough to meet what is rare, and read in seconds."""
+"""Maximum number of sampled rows: enough to include rare values, and read in seconds."""
 
 _ENDINGS = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
 _DELIMITERS = (",", ";", "\t", "|")
 _MOST_KINDS = 30
-"""A column of more words than this says something else than what was done."""
+"""A column with more distinct values than this is not an event kind."""
 _MOST_ODD = 30
 
-_SHOPPER_AND_TIME: Mapping[str, str] = {
+_USER_AND_TIME: Mapping[str, str] = {
     "user_id": "userid customerid visitorid shopperid clientid buyerid memberid accountid personid reviewerid uid"
     " userpseudoid customerno customernumber customer user visitor shopper client buyer member",
     "timestamp": "timestamp eventtime eventtimestamp datetime invoicedate orderdate purchasedate transactiondate"
@@ -56,7 +55,7 @@ _ITEM: Mapping[str, str] = {
     "brand": "brand manufacturer vendor",
     "price": "price unitprice listprice saleprice",
 }
-"""Our columns and what others call them, letters and digits only; the first that a file has is taken."""
+"""Canonical columns and their common names, letters and digits only. The first name that a file has is used."""
 
 _WORDS: Mapping[str, str] = {
     **{kind: kind for kind in KINDS},
@@ -83,7 +82,7 @@ _WORDS: Mapping[str, str] = {
     "refund": DROP,
     "return": DROP,
 }
-"""What others call a kind of event."""
+"""Common names of event kinds."""
 
 _FORMS = tuple(
     f"{day} {clock}".strip()
@@ -94,7 +93,7 @@ _FORMS = tuple(
 
 @dataclass(frozen=True)
 class _Sample:
-    """The first rows of a file as text, `""` where a cell is empty, and how it has to be read."""
+    """The first rows of a file as text, `""` for an empty cell, with the encoding and delimiter of the file."""
 
     path: Path
     columns: Mapping[str, list[str]]
@@ -104,16 +103,16 @@ class _Sample:
     @property
     def how(self) -> Iterator[str]:
         if self.encoding != "utf-8":
-            yield f"encoding: {self.encoding}  # not UTF-8; look for broken letters in the titles"
+            yield f"encoding: {self.encoding}  # not UTF-8; check that the titles look right"
         if self.delimiter != ",":
             yield f"delimiter: {_scalar(self.delimiter)}"
 
 
 def suggest(source: Path) -> str:
-    """The YAML of an `import` section for a file, or for the tables of a folder, with remarks where it is a guess.
+    """Draft of an `import` section, as YAML, for a file or for the files of a folder, with comments on guesses.
 
-    Relative paths stay as they were given. Raises DataError for what cannot be read, and where no column looks like an
-    item's id or no file like events, naming what there is.
+    Relative paths are kept. Raises DataError if a file cannot be read, if no column looks like an item ID, or if no
+    file looks like events. The message lists the columns or files that were found.
     """
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder.")
@@ -123,7 +122,7 @@ def suggest(source: Path) -> str:
     samples: list[tuple[_Sample, dict[str, str]]] = []
     for path in paths:
         if (form := file_format(path)) in ("metarank", "ga4"):
-            events += [f"- path: {_scalar(str(path))}  # {form}'s events: they need no mapping"]
+            events += [f"- path: {_scalar(str(path))}  # {form} events need no mapping"]
         else:
             samples.append((sample := _read_sample(path, form), _map_columns(sample)))
     described = any("user_id" not in columns for _, columns in samples)
@@ -134,12 +133,12 @@ def suggest(source: Path) -> str:
             items += _entry([*_common(sample), *_column_lines(sample, columns)])
     if not events:
         raise DataError(
-            f"{source}: no file with a column of shoppers is here, so there are no events"
-            f" (looked at: {', '.join(p.name for p in paths) or 'nothing'}). {_BY_HAND}"
+            f"{source}: no customer ID column found, so there are no events."
+            f" Skipped: {', '.join(p.name for p in paths) or 'no files'}. {_BY_HAND}"
         )
     known = "" if described or any("items_from_events" in e for e in events) or not samples else "  unknown_items: keep"
     lines = [
-        "# What each column means, ours on the left. Guessed from names and rows: read it first.",
+        "# Column mapping, canonical columns on the left. Guessed from column names and sample rows: review it first.",
         "import:",
         known,
         *(_not_products(sample, columns) for sample, columns in samples),
@@ -150,7 +149,7 @@ def suggest(source: Path) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
-_BY_HAND = "Write the `import` section by hand: docs/data.md has every key."
+_BY_HAND = "Write the `import` section by hand; docs/data.md describes every key."
 
 
 def _read_sample(path: Path, form: str) -> _Sample:
@@ -170,7 +169,7 @@ def _read_sample(path: Path, form: str) -> _Sample:
             columns.setdefault(name, [""] * rows).extend(_cells(array))
         rows += len(batch.row)
         for cells in columns.values():
-            # Of JSON lines, each batch has the columns that its lines name.
+            # In JSON lines, each batch has only the keys of its own lines.
             cells += [""] * (rows - len(cells))
         if rows >= SAMPLE:
             break
@@ -181,7 +180,7 @@ def _encoding(path: Path) -> str:
     with open_binary(path) as (stream, _):
         start = stream.read(4 * 2**20)
     try:
-        # The last letter may be cut in two.
+        # The last character may be cut in two.
         start[: start.rfind(b"\n") + 1].decode("utf-8")
     except UnicodeDecodeError:
         return "cp1252"
@@ -196,16 +195,16 @@ def _cells(array: pa.Array) -> list[str]:
 
 
 def _map_columns(sample: _Sample) -> dict[str, str]:
-    """Our columns to the file's. Raises DataError where nothing looks like an item's id."""
+    """Mapping from canonical columns to the file's columns. Raises DataError if none looks like an item ID."""
     plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(list(sample.columns))}
 
     def found(known: Mapping[str, str]) -> dict[str, str]:
         first = {ours: next((plain[n] for n in names.split() if n in plain), None) for ours, names in known.items()}
         return {ours: theirs for ours, theirs in first.items() if theirs is not None}
 
-    whose = found(_SHOPPER_AND_TIME)
-    # A catalogue has columns, as type or rating, that would mean something else of an event.
-    out = {**whose, **found(_EVENT)} if "user_id" in whose else {}
+    user_and_time = found(_USER_AND_TIME)
+    # In a catalogue, columns such as type or rating mean something else than in an event file.
+    out = {**user_and_time, **found(_EVENT)} if "user_id" in user_and_time else {}
     out |= found(_ITEM)
     if "item_id" not in out and "user_id" not in out:
         out |= next(({"item_id": plain[n]} for n in ("id", "handle") if n in plain), {})
@@ -215,8 +214,7 @@ def _map_columns(sample: _Sample) -> dict[str, str]:
         name for name in ("item_id", "timestamp") if name not in out and ("user_id" in out or name == "item_id")
     ]:
         raise DataError(
-            f"{sample.path.name}: no column looks like our {lacking[0]}."
-            f" It has: {', '.join(sample.columns)}. {_BY_HAND}"
+            f"{sample.path.name}: no column looks like {lacking[0]}. It has: {', '.join(sample.columns)}. {_BY_HAND}"
         )
     return out
 
@@ -227,11 +225,11 @@ def _event_lines(sample: _Sample, columns: Mapping[str, str], described: bool) -
     if "event" in columns:
         yield from _kinds(sample.columns[columns["event"]])
     else:
-        yield "event: purchase  # every row is one; or view, click, cart, impression"
+        yield "event: purchase  # kind of every row; or view, click, cart, impression"
     if not described and {"title", "price"} & set(columns):
-        yield "items_from_events: true  # no file of products: each is made from its rows"
+        yield "items_from_events: true  # no item file: items are created from their events"
     elif described:
-        # What a product is called is the catalogue's to say.
+        # Item texts come from the item file.
         kept = {ours: theirs for ours, theirs in kept.items() if ours == "item_id" or ours not in _ITEM}
     yield from _time(sample.columns[columns["timestamp"]])
     floats = [ours for ours in ("user_id", "item_id") if _is_float(sample.columns[columns[ours]])]
@@ -255,28 +253,28 @@ def _column_lines(sample: _Sample, columns: Mapping[str, str]) -> Iterator[str]:
         empty = sum(not c for c in cells) / max(1, len(cells))
         needed = empty >= 0.001 and ours in ("user_id", "item_id", "timestamp")
         yield f"  {ours}: {_scalar(theirs)}" + (
-            f"  # empty in {empty:.1%} of the rows, which are refused" if needed else ""
+            f"  # empty in {empty:.1%} of the rows, which are rejected" if needed else ""
         )
 
 
 def _kinds(cells: Sequence[str]) -> Iterator[str]:
-    """How the file's words for what was done are read."""
+    """YAML lines that map the file's event names to event kinds."""
     words = [w for w, _ in Counter(c for c in cells if c).most_common()]
     if len(words) > _MOST_KINDS:
         raise DataError(
-            f"the column taken for the kind of event holds {len(words)} different values, as {words[0]!r}. {_BY_HAND}"
+            f"the column that looks like the event kind has {len(words)} values, such as {words[0]!r}. {_BY_HAND}"
         )
     if all(w.lower() in KINDS or w.lower() in GA4 for w in words):
         return
     yield "event_values:"
     for word in words:
         kind = _WORDS.get(word.lower().replace(" ", "_").replace("-", "_"))
-        unsure = "" if kind else f"  # not understood: one of {', '.join(KINDS)}, or {DROP}"
+        unsure = "" if kind else f"  # unknown: use one of {', '.join(KINDS)}, or {DROP}"
         yield f"  {_scalar(word)}: {kind or DROP}{unsure}"
 
 
 def _time(cells: Sequence[str]) -> Iterator[str]:
-    """How moments are written, where it is not plain."""
+    """YAML lines for the timestamp format and time zone, if they cannot be detected on import."""
     seen = pd.Series(list(dict.fromkeys(c for c in cells if c))[:5000], dtype=object)
     if not len(seen) or seen.str.fullmatch(r"[+-]?\d+(\.\d*)?").all():
         return
@@ -288,12 +286,14 @@ def _time(cells: Sequence[str]) -> Iterator[str]:
         shares = {form: share(form) for form in _FORMS}
         best = max(shares, key=lambda form: shares[form])
         if shares[best] < 0.5:
-            yield f"# timestamp_format: ...  # {seen[0]!r} is not ISO 8601: write its strptime format"
+            yield f"# timestamp_format: ...  # {seen[0]!r} is not ISO 8601: set its strptime format"
             return
         also = next((f for f in _FORMS if f != best and shares[f] == shares[best]), None)
-        yield f"timestamp_format: {_scalar(best)}" + (f"  # or {also}: no row tells day from month" if also else "")
+        yield f"timestamp_format: {_scalar(best)}" + (
+            f"  # or {also}: the rows do not show whether day or month is first" if also else ""
+        )
     if not seen.str.contains(r"(?:[Zz]|[+-]\d{2}:?\d{2})$").all():
-        yield "timezone: UTC  # the times name none: write your shop's, as Europe/London"
+        yield "timezone: UTC  # timestamps have no offset: set your shop's time zone, such as Europe/London"
 
 
 def _is_float(cells: Sequence[str]) -> bool:
@@ -302,7 +302,7 @@ def _is_float(cells: Sequence[str]) -> bool:
 
 
 def _not_products(sample: _Sample, columns: Mapping[str, str]) -> str:
-    """A line that leaves out ids such as POST: where nearly all ids hold a digit, those without are seldom products."""
+    """A line that excludes IDs such as POST: if nearly all IDs have a digit, those without are rarely products."""
     cells = sample.columns[columns["item_id"]]
     ids = Counter(c for c in cells if c)
     odd = [i for i, _ in ids.most_common() if not any(c.isdigit() for c in i)][:_MOST_ODD]
@@ -311,22 +311,22 @@ def _not_products(sample: _Sample, columns: Mapping[str, str]) -> str:
     titles = sample.columns[columns["title"]] if "title" in columns else []
     title = {i: t for i, t in zip(reversed(cells), reversed(titles), strict=False) if t}
     called = [_remark(f"{i} ({title[i][:40]})" if i in title else i) for i in odd]
-    said = [f"  #   {', '.join(called[k : k + 4])}," for k in range(0, len(called), 4)]
+    listing = [f"  #   {', '.join(called[k : k + 4])}," for k in range(0, len(called), 4)]
     pattern = "|".join(re.escape(i).replace(r"\ ", " ") for i in odd)
-    remark = "  # Ids without a digit: postage, fees, tests? Take what is a product out of the pattern:"
-    return "\n".join([remark, *said, f"  not_products: {_scalar(pattern)}"])
+    remark = "  # IDs without a digit: postage, fees, tests? Remove actual products from the pattern:"
+    return "\n".join([remark, *listing, f"  not_products: {_scalar(pattern)}"])
 
 
 def _entry(lines: Sequence[str]) -> list[str]:
-    """Lines as one entry of a YAML list."""
+    """Lines indented as one entry of a YAML list."""
     return [*(f"{'- ' if k == 0 else '  '}{line}" for k, line in enumerate(lines))]
 
 
 def _remark(text: str) -> str:
-    """What a cell holds, in one line of what YAML can hold."""
+    """Cell text on one line, with characters that YAML cannot hold replaced."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML writes it in one line."""
+    """A value as one line of YAML."""
     return yaml.safe_dump(value, width=10**9, allow_unicode=True).removesuffix("\n").removesuffix("\n...")

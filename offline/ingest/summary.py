@@ -1,4 +1,4 @@
-"""The account of an import: what happened to every row of every file."""
+"""Summary of an import: accepted and rejected rows of every file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What happened to a file: read = accepted + quarantined, always.
+    """Row counts of one file. Always read = accepted + quarantined.
 
-    read: rows; lines: of a file where one line may be several rows, else None. quarantined: rows by reason.
+    read: rows. lines: lines of a file in which a line may be several rows, else None. quarantined: rows by reason.
     """
 
     file: str
@@ -24,10 +24,10 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What an import made, or would make.
+    """Summary of an import, or of its validation.
 
-    events: accepted ones by kind. first, last: ISO 8601 moments of the events, None without events.
-    examples: sentences for the first few refused rows of every file and reason.
+    events: accepted events by kind. first, last: ISO 8601 timestamps of the events, None without events. examples:
+    messages about the first rejected row of every file and reason.
     """
 
     sources: Sequence[SourceSummary]
@@ -41,7 +41,7 @@ class ImportSummary:
     examples: Sequence[str]
 
     def table(self) -> list[tuple[str, str, int]]:
-        """(file, `read` or `accepted` or the reason of a refusal, rows), in the order of the sources."""
+        """(file, `read`, `accepted` or a rejection reason, rows), in the order of the sources."""
         rows = []
         for s in self.sources:
             rows += [(s.file, "read", s.read), (s.file, "accepted", s.accepted)]
@@ -53,9 +53,9 @@ class ImportSummary:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def why_nothing(self) -> str:
-        """Why no event was accepted: the commonest reason."""
+        """Message for an import without events, with the most common rejection reason."""
         refused = [(n, reason, s.file) for s in self.sources for reason, n in s.quarantined.items()]
         if not refused:
-            return "No event was found in the sources."
+            return "No events were found in the sources."
         n, reason, file = max(refused)
-        return f"No event was accepted. Most rows were refused for {reason} ({n} of {file})."
+        return f"No event was accepted. Most common reason: {reason} ({n} rows of {file})."

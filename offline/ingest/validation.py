@@ -1,7 +1,7 @@
-"""Checks at the door: a batch as its file had it becomes canonical columns, and each row that cannot is refused.
+"""Converts the batches of a file to canonical columns, and rejects invalid rows.
 
-Two passes. The first looks at one row at a time (types, ids, moments, numbers) and is vectorised over a batch. The
-second looks at rows together (duplicates, lists, items that exist) once all sources are read.
+There are two passes. The first checks each row on its own (types, IDs, timestamps, numbers), vectorised over a batch.
+The second checks across rows (duplicates, lists, unknown items), once all sources are read.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ DAY_US = 86400 * 10**6
 _WITHOUT_AMOUNT = (Kind.IMPRESSION, Kind.VIEW, Kind.CLICK)
 
 
-# --- one row at a time ----------------------------------------------------------------------------------------------
+# --- single rows ----------------------------------------------------------------------------------------------------
 
 
 def _kinds(rows: Rows, array: pa.Array, limits: Limits, values: Mapping[str, str]) -> I64:
-    """int64 `Kind` of each row; 0 where refused."""
+    """int64 `Kind` of each row, 0 for rejected rows."""
     text = as_text(rows, "event", array, limits)
     rows.refuse(np.asarray(text.is_null()), "event", array, "missing_event")
     coded = text.dictionary_encode()
@@ -86,7 +86,7 @@ def _positions(rows: Rows, array: pa.Array, limits: Limits, base: int) -> pa.Arr
 
 @dataclass(frozen=True)
 class EventRules:
-    """How one source's events are read; as in the configuration."""
+    """Settings for the events of one source, as in the configuration. ordered: it has an order, but no timestamps."""
 
     event: str | None
     event_values: Mapping[str, str]
@@ -97,11 +97,11 @@ class EventRules:
 
 
 def event_columns(rows: Rows, columns: Mapping[str, pa.Array], rules: EventRules, limits: Limits) -> pa.Table:
-    """The rows of a batch that nothing is wrong with, as canonical columns and their `#row`.
+    """The accepted rows of a batch as canonical columns, with their `#row`.
 
-    Columns: kind int8, user_id, item_id, request_id, session_id, event_id, device, query string; timestamp int64 (Unix
-    us, 0 where the source has an order only, which is then in `order`); position int16; value float64; and where the
-    source has them price, clicked and the texts of the item.
+    Columns: kind int8; user_id, item_id, request_id, session_id, event_id, device and query string; timestamp int64
+    (Unix us, or 0 for a source with only an order, which is then in `order`); position int16; value float64. If the
+    source has them: price, clicked and the item texts.
     """
     n = len(rows.row)
     nulls = pa.nulls(n, pa.string())
@@ -143,11 +143,11 @@ def event_columns(rows: Rows, columns: Mapping[str, pa.Array], rules: EventRules
     return pa.table(out).filter(pa.array(rows.good))
 
 
-# --- rows together --------------------------------------------------------------------------------------------------
+# --- across rows ----------------------------------------------------------------------------------------------------
 
 
 def codes(*columns: pa.ChunkedArray) -> I64:
-    """int64: equal where the rows are equal in all the columns, null being a value of its own."""
+    """int64[n]: codes that are equal for rows with equal values in all columns. Null counts as a value."""
     out: I64 = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         coded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
@@ -157,7 +157,7 @@ def codes(*columns: pa.ChunkedArray) -> I64:
 
 
 def find_duplicates(code: I64) -> Mask:
-    """Marks every row but the first of each code."""
+    """bool[n]: every row except the first of each code."""
     out = np.ones(len(code), np.bool_)
     out[np.unique(code, return_index=True)[1]] = False
     return out
@@ -172,7 +172,7 @@ def refuse_rows(
     quarantine: Quarantine,
     names: Sequence[Mapping[str, str]],
 ) -> pa.Table:
-    """The table without its bad rows, which go to the quarantine under their file and row."""
+    """The table without its bad rows, which are added to the quarantine with their file and row."""
     if not bad.any():
         return events
     refused = events.select(["#source", "#row", column]).filter(pa.array(bad))
@@ -185,9 +185,10 @@ def refuse_rows(
 
 
 def times_from_order(events: pa.Table, last_us: int) -> pa.Table:
-    """Moments for rows of which only an order is known: one day apart, each user's last on the same day.
+    """Generate timestamps for rows with only an order: one day apart, the last of each user on the same day.
 
-    Aligned at the end, so that a split by time leaves each user's last event out. Equal places are equal moments.
+    Users are aligned at the end, so that a split by time holds out each user's last event. Rows with equal order get
+    equal timestamps.
     """
     order = events["order"].to_numpy()
     user = codes(events["user_id"])
@@ -201,9 +202,10 @@ def times_from_order(events: pa.Table, last_us: int) -> pa.Table:
 
 
 def event_ids(events: pa.Table) -> pa.Array:
-    """Ids of events: their own, else derived from what they say, so that the same event told twice has one id.
+    """Event IDs: the event's own, or else a hash of its content, so that duplicates of an event get the same ID.
 
-    BLAKE2b, 128 bit, over user, item, kind, time (us) and list; the position of an impression; the value of the others.
+    The hash is 128-bit BLAKE2b over user, item, kind, time (us) and list, with the position for impressions and the
+    value for other events.
     """
     kind = events["kind"].to_numpy()
     shown = pa.array(kind == Kind.IMPRESSION)
@@ -227,9 +229,9 @@ def event_ids(events: pa.Table) -> pa.Array:
 
 
 def make_lists_unique(events: pa.Table, within_us: int, sources: Sequence[int]) -> tuple[pa.Table, int]:
-    """Rows of these sources that name no list joined to the user's newest list that showed the item; how many were.
+    """Assign rows of these sources without a list to the user's newest list that showed the item; also their number.
 
-    For GA4, whose clicks carry no list: the list must be no later than the row and at most `within_us` older.
+    For GA4, whose clicks name no list. The list must not be later than the row, and at most `within_us` older.
     """
     kind, at = events["kind"].to_numpy(), events["timestamp"].to_numpy()
     request = events["request_id"].combine_chunks()
@@ -254,17 +256,17 @@ def make_lists_unique(events: pa.Table, within_us: int, sources: Sequence[int]) 
 
 
 def find_shared_lists(events: pa.Table) -> Mask:
-    """Marks rows of a list that was first shown to another user."""
+    """bool[n]: rows of a list that was first shown to another user."""
     request, user = codes(events["request_id"]), codes(events["user_id"])
     listed = (events["kind"].to_numpy() == Kind.IMPRESSION) & np.asarray(events["request_id"].is_valid())
     owner = np.full(request.max(initial=-1) + 1, -1)
     first = np.flatnonzero(listed)[::-1]
-    owner[request[first]] = user[first]  # of several writes to one place the last stays: the first row
+    owner[request[first]] = user[first]  # reversed, so that the first row is written last and stays
     return np.asarray((owner[request] >= 0) & (owner[request] != user))
 
 
 def unify_list_times(events: pa.Table) -> tuple[pa.Table, int]:
-    """Impressions at the earliest time of their list; how many were moved."""
+    """Set impressions to the earliest time of their list; also returns how many were moved."""
     at = events["timestamp"].to_numpy().copy()
     listed = (events["kind"].to_numpy() == Kind.IMPRESSION) & np.asarray(events["request_id"].is_valid())
     request = codes(events["request_id"])
@@ -276,7 +278,7 @@ def unify_list_times(events: pa.Table) -> tuple[pa.Table, int]:
 
 
 def find_repeated_items(events: pa.Table) -> Mask:
-    """Marks impressions of an item that its list has already."""
+    """bool[n]: impressions of an item that is already in its list."""
     out = np.zeros(len(events), np.bool_)
     shown = np.flatnonzero((events["kind"].to_numpy() == Kind.IMPRESSION) & np.asarray(events["request_id"].is_valid()))
     of_lists = events.take(pa.array(shown))
@@ -285,11 +287,11 @@ def find_repeated_items(events: pa.Table) -> Mask:
 
 
 def find_click_conflicts(events: pa.Table) -> tuple[int, int]:
-    """Impressions that say whether they were clicked, and how many of them the click events contradict."""
+    """Number of impressions with a `clicked` flag, and how many of the flags contradict the click events."""
     if "clicked" not in events.column_names:
         return 0, 0
     pair = codes(events["request_id"], events["item_id"])
     clicked = pair[events["kind"].to_numpy() == Kind.CLICK]
-    said = np.asarray(events["clicked"].is_valid())
-    found = np.isin(pair[said], clicked)
-    return int(said.sum()), int((found != null_mask(events["clicked"].combine_chunks())[said]).sum())
+    flagged = np.asarray(events["clicked"].is_valid())
+    found = np.isin(pair[flagged], clicked)
+    return int(flagged.sum()), int((found != null_mask(events["clicked"].combine_chunks())[flagged]).sum())

@@ -1,7 +1,7 @@
-"""The nightly run: its plan, its artefacts, the data checks, the gate, publication and retention.
+"""The nightly run: plan, artefacts, data checks, gate, publication and retention.
 
-`Night` plans the steps over one run directory; each is a function of artefacts. Killed anywhere and started again, it
-ends with the same bytes.
+`Night` plans the steps over one run directory; each step is a function of artefacts. A run that is killed at any point
+and started again produces the same bytes.
 """
 
 from __future__ import annotations

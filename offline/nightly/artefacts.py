@@ -1,4 +1,4 @@
-"""Artefacts of a nightly run: the files of its directory, typed, and what is derived from them."""
+"""Typed access to the files of a run directory, and values derived from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ranker.trees import Trees
 
 
 class Artefacts:
-    """What one run has made so far. Files are read when first asked for; a step may ask only for what it declares."""
+    """Artefacts of one run. Files are read on first access; a step may access only the files it declares."""
 
     def __init__(self, inputs: Inputs, run: Run) -> None:
         self.inputs, self.run = inputs, run
@@ -34,32 +34,33 @@ class Artefacts:
 
     def json(self, name: str) -> dict[str, Any]:
         """The contents of a JSON file."""
-        found: dict[str, Any] = json.loads(self.file(name).read_text("utf-8"))
-        return found
+        value: dict[str, Any] = json.loads(self.file(name).read_text("utf-8"))
+        return value
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         write_json(self.file(name), value)
 
     def array(self, name: str, mapped: bool = False) -> np.ndarray:
-        """An array of the run. mapped: read from the disk page by page, read-only."""
-        found: np.ndarray = np.load(self.file(name), mmap_mode="r" if mapped else None, allow_pickle=False)
-        return found
+        """Load an array. mapped: memory-map it read-only."""
+        array: np.ndarray = np.load(self.file(name), mmap_mode="r" if mapped else None, allow_pickle=False)
+        return array
 
     def create_array(self, name: str, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
-        """float32[shape], memory-mapped and zero: a new file whose place on the disk is taken at once.
+        """Create a zeroed, memory-mapped float32 array whose disk space is reserved at once.
 
-        Raises OSError where there is no room; a mapping that finds none later would kill the process without a word.
+        Raises OSError if the disk is full. Without the reservation, a later write to the mapping would kill the process
+        without an error message.
         """
         path = self.file(name)
-        made = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
         with path.open("r+b") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
-        return made
+        return array
 
     def save(self, name: str, array: np.ndarray) -> None:
-        """Write an array."""
+        """Save an array."""
         np.save(self.file(name), array, allow_pickle=False)
 
     @cached_property
@@ -69,9 +70,9 @@ class Artefacts:
 
     @cached_property
     def lists(self) -> Lists:
-        """Query groups with gain, from the ranker's window on."""
-        held = np.load(self.file("lists.npz"), allow_pickle=False)
-        return Lists(**{f.name: held[f.name] for f in fields(Lists)})
+        """Query groups with gain, from the start of the ranker window."""
+        arrays = np.load(self.file("lists.npz"), allow_pickle=False)
+        return Lists(**{f.name: arrays[f.name] for f in fields(Lists)})
 
     def save_lists(self, lists: Lists) -> None:
         """Write the query groups."""
@@ -80,17 +81,17 @@ class Artefacts:
 
     @property
     def zero_shot(self) -> F32:
-        """float32[n, d]: item vectors of the encoder before fine-tuning, NaN without text."""
+        """float32[n, d]: item vectors of the encoder before fine-tuning; NaN for items without text."""
         return self.array("zero_shot.npy")
 
     @property
     def vectors(self) -> F32:
-        """float32[n, d]: item vectors of the last encoder, the one that is served."""
+        """float32[n, d]: item vectors of the last encoder, which is the one served."""
         return np.array(self.array("vectors.npy", mapped=True)[-1])
 
     @cached_property
     def replay(self) -> Replay:
-        """The log, ready to be replayed with the vectors of each encoder."""
+        """The log as a `Replay`, with the item vectors of each encoder."""
         return make_replay(
             self.inputs.data,
             self.windows,
@@ -102,56 +103,56 @@ class Artefacts:
         )
 
     def release_pages(self) -> None:
-        """Let pages of the mapped log leave this process's memory."""
+        """Drop the pages of the mapped log from this process's memory."""
         histories = self.replay.histories
         release_pages(self.inputs.data.events, self.inputs.data.shown, histories.engagements, histories.shown)
 
     def window_rows(self, *windows: str, among: I64 | None = None) -> WindowRows:
-        """Rows and lists of some windows; only lists whose numbers are in `among`, if given.
+        """Feature rows and lists of some windows, restricted to the list numbers in `among` if given.
 
-        Raises DataError for a window without a list.
+        Raises DataError if a window has no lists.
         """
-        each = {window: self.windows.lists(window, self.lists) for window in windows}
-        for window, numbers in each.items():
+        by_window = {window: self.windows.lists(window, self.lists) for window in windows}
+        for window, numbers in by_window.items():
             if not len(numbers):
                 raise DataError(
-                    f"no list with a click or purchase falls into the {window} window: "
+                    f"the {window} window has no list with a click or purchase; "
                     "give it a larger share in `windows`, or import a longer log"
                 )
-        which: I64 = np.sort(np.concatenate(list(each.values())))
+        selected: I64 = np.sort(np.concatenate(list(by_window.values())))
         if among is not None:
-            which = np.intersect1d(which, among)
-        inside = np.isin(np.arange(len(self.lists)), which)[self.lists.group]
-        return WindowRows(self.array("rows.npy", mapped=True)[inside], self.lists.take(which), which)
+            selected = np.intersect1d(selected, among)
+        is_selected = np.isin(np.arange(len(self.lists)), selected)[self.lists.group]
+        return WindowRows(self.array("rows.npy", mapped=True)[is_selected], self.lists.take(selected), selected)
 
     @property
     def baselines(self) -> I32:
-        """int32[test lists, BASELINES, DEPTH]: the items each baseline puts first."""
+        """int32[test lists, BASELINES, DEPTH]: top items of each baseline."""
         return self.array("baselines.npy")
 
     @property
     def warm(self) -> Bool:
-        """bool[lists]: whether anything was known of the user."""
+        """bool[lists]: whether the user had engaged with an item or seen a list before."""
         return self.array("warm.npy")
 
     @property
     def valid_score(self) -> F64:
-        """float64[validation rows]: scores by the ranker that had not seen validation."""
+        """float64[validation rows]: scores of the ranker trained without the validation window."""
         return self.array("valid_score.npy")
 
     @property
     def model_text(self) -> str:
-        """The ranker, as LightGBM writes it."""
+        """The ranker in LightGBM's text format."""
         return self.file("ranker.txt").read_text("utf-8")
 
     @property
     def trees(self) -> Trees:
-        """The ranker."""
+        """The ranker, parsed."""
         return Trees.parse(self.model_text)
 
     @property
     def release_id(self) -> str:
-        """The id of the release."""
+        """The ID of the release."""
         return str(self.json("release.json")["id"])
 
     @property

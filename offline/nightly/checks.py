@@ -1,7 +1,7 @@
-"""Checks of a night's data before anything is learnt from them: each holds a number against its history and a limit.
+"""Data checks before training. Each compares a number with its history and a limit.
 
-A check that fails stops the night; the live release stays. The findings are written as JSON and printed as a table,
-each with its cause in a sentence. A check without enough history says nothing: a first night has none.
+A failed check stops the nightly run, and the live release stays. The findings are written as JSON and printed as a
+table, each with its likely cause. Checks without enough history are skipped, as in a first run.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from offline.config import CheckConfig
 from offline.runtime import ChecksFailed, write_json
 
 STOP, WARN = "stop", "warn"
+FAILED = "the data checks failed; nothing was published, and the live release stays"
 
 
 class Finding(NamedTuple):
-    """What a check found. level: `stop` or `warn`. value and limit: the number and what it was held against."""
+    """A result of a check. level: `stop` or `warn`.
+
+    value, limit: the number and the limit it was compared with.
+    """
 
     check: str
     level: str
@@ -34,28 +38,28 @@ class Finding(NamedTuple):
 def check_statistics(
     now: Mapping[str, Any], before: Mapping[str, Any] | None, config: CheckConfig, clock: float
 ) -> list[Finding]:
-    """What is wrong with statistics (`statistics.of`), given last night's, or None for a first night.
+    """Findings in the statistics of a data set (`statistics.data_statistics`); those that stop the run come first.
 
-    clock: Unix seconds. Failures come first; those of `accept` are warnings.
+    before: statistics of the previous run, None for a first run. clock: Unix seconds. Checks in `accept` only warn.
     """
-    found = [
+    findings = [
         *_time(now, config, clock),
         *_volumes(now, config),
         *_keys(now, config),
         *_bot(now, config),
         *_inputs(now, config),
-        *(_against(now, before, config) if before is not None else ()),
+        *(_compare_with_previous(now, before, config) if before is not None else ()),
     ]
-    return sorted((accept(f, config) for f in found), key=lambda f: f.level != STOP)
+    return sorted((accept(f, config) for f in findings), key=lambda f: f.level != STOP)
 
 
 def accept(finding: Finding, config: CheckConfig) -> Finding:
-    """The finding, a warning where the configuration accepts it."""
+    """The finding, as a warning if its check is in the configured `accept`."""
     return finding._replace(level=WARN) if finding.check in config.accept else finding
 
 
 def check_disk(directory: Path, last_bytes: int, config: CheckConfig) -> list[Finding]:
-    """Whether there is room for a night like the last."""
+    """A finding if there is too little space for a run as large as the last one."""
     free = shutil.disk_usage(directory).free
     if free >= config.free_disk * last_bytes:
         return []
@@ -64,8 +68,8 @@ def check_disk(directory: Path, last_bytes: int, config: CheckConfig) -> list[Fi
             Finding(
                 "disk",
                 STOP,
-                f"{free / 1e6:,.0f} MB are free in {directory}, the last night took {last_bytes / 1e6:,.0f} MB: "
-                "make room",
+                f"only {free / 1e6:,.0f} MB are free in {directory}; the last run took {last_bytes / 1e6:,.0f} MB: "
+                "free some disk space",
                 free,
                 config.free_disk * last_bytes,
             ),
@@ -75,20 +79,20 @@ def check_disk(directory: Path, last_bytes: int, config: CheckConfig) -> list[Fi
 
 
 def check_drift(drift: Mapping[str, float], config: CheckConfig) -> list[Finding]:
-    """What is wrong with the features' drift (`statistics.feature_drift`)."""
+    """A finding if features drifted (`statistics.feature_drift`)."""
     beyond = sorted((n for n, value in drift.items() if value > config.feature_drift), key=lambda n: -drift[n])
     if not beyond:
         return []
     share = len(beyond) / len(drift)
-    most = ", ".join(f"{n} {drift[n]:.1f}" for n in beyond[:3])
+    examples = ", ".join(f"{n} {drift[n]:.1f}" for n in beyond[:3])
     level = STOP if share > config.drifted_features else WARN
     return [
         accept(
             Finding(
                 "feature_drift",
                 level,
-                f"{len(beyond)} of {len(drift)} features of the test lists differ from those learnt "
-                f"from (PSI: {most}): did the meaning of a column change?",
+                f"{len(beyond)} of {len(drift)} features drifted between the training and the test lists "
+                f"(PSI: {examples}): did the meaning of a column change?",
                 share,
                 config.drifted_features,
             ),
@@ -98,32 +102,35 @@ def check_drift(drift: Mapping[str, float], config: CheckConfig) -> list[Finding
 
 
 def raise_if_stopped(findings: Sequence[Finding], report: Path) -> None:
-    """Raises ChecksFailed with every cause where any of the findings stops the night."""
+    """Raise ChecksFailed with all causes if any finding stops the run."""
     causes = [f"  {f.check}: {f.message}" for f in findings if f.level == STOP]
     if causes:
         names = " ".join(f"--accept {name}" for name in dict.fromkeys(f.check for f in findings if f.level == STOP))
         raise ChecksFailed(
-            "the data checks stopped the night; the live release stays\n"
+            f"{FAILED}\n"
             + "\n".join(causes)
-            + f"\nall findings: {report}. Mend the data and start again; if they are right as they are: {names}"
+            + f"\nall findings: {report}. Fix the data and run again; if the data are correct, add {names}"
         )
 
 
 def last_statistics(directory: Path, run: str, until: float) -> dict[str, Any] | None:
-    """Statistics of the latest night that passed its checks, other than run `run`, up to `until`; None for none."""
-    kept = []
+    """Statistics of the latest run that passed its checks and ended by `until`; None if there is none.
+
+    run: name of the current run, which is skipped.
+    """
+    candidates = []
     for path in directory.glob("*.json"):
         try:
-            found = json.loads(path.read_text("utf-8"))
+            statistics = json.loads(path.read_text("utf-8"))
         except ValueError:
             continue
-        if isinstance(found, dict) and found.get("run") != run and found.get("until", np.inf) <= until:
-            kept.append((found["until"], path.stat().st_mtime, path.name, found))
-    return dict(max(kept, key=lambda k: k[:3])[3]) if kept else None
+        if isinstance(statistics, dict) and statistics.get("run") != run and statistics.get("until", np.inf) <= until:
+            candidates.append((statistics["until"], path.stat().st_mtime, path.name, statistics))
+    return dict(max(candidates, key=lambda k: k[:3])[3]) if candidates else None
 
 
 def keep_statistics(directory: Path, run: str, statistics: Mapping[str, Any], most: int = 60) -> None:
-    """Put a night's statistics where later ones find them; the oldest beyond `most` are removed."""
+    """Save the statistics of a run for later ones. Only the newest `most` files are kept."""
     directory.mkdir(parents=True, exist_ok=True)
     date = datetime.fromtimestamp(float(statistics["until"]), UTC).strftime("%Y%m%d")
     write_json(directory / f"{date}-{run}.json", {"run": run, **statistics})
@@ -136,23 +143,27 @@ def _time(now: Mapping[str, Any], config: CheckConfig, clock: float) -> Iterator
         yield Finding(
             "future",
             STOP,
-            f"{now['future']:,} events lie in the future, the latest {now['latest'] - clock:,.0f} s "
-            "ahead of this clock: a clock or a time zone is wrong where they were logged",
+            f"{now['future']:,} events are in the future, the latest by {now['latest'] - clock:,.0f} s: "
+            "check the clock and the time zone of the system that logs them",
             now["future"],
             0,
         )
     age = clock - now["latest"]
     if config.max_age_s is not None and age > config.max_age_s:
         yield Finding(
-            "age", STOP, f"the newest event is {age / 3600:,.1f} hours old: no new events arrive", age, config.max_age_s
+            "age",
+            STOP,
+            f"the newest event is {age / 3600:,.1f} hours old: no new events are arriving",
+            age,
+            config.max_age_s,
         )
     early = now["keys"]["actions before their list"]
     if early > config.before_list:
         yield Finding(
             "clock",
             STOP,
-            f"{early:.0%} of the last day's clicks and purchases come before the list they belong to: "
-            "the clocks of what logs lists and what logs actions disagree",
+            f"{early:.0%} of the last day's actions are earlier than the list they belong to: "
+            "lists and actions are logged with different clocks",
             early,
             config.before_list,
         )
@@ -162,7 +173,7 @@ def _volumes(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
     days = min(now["span_days"] - 1, 14)
     if days - 1 < config.history_days:
         return
-    # The first day of a log is seldom a whole one.
+    # The first day of a log is usually incomplete, so it is left out.
     for kind, counts in now["per_day"].items():
         today, before = counts[0], counts[1:days]
         low, high = min(before), max(before)
@@ -172,8 +183,8 @@ def _volumes(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
             yield Finding(
                 "volume",
                 STOP,
-                f"{today:,} {kind} on the last day; the {len(before)} days before had {low:,} to "
-                f"{high:,}: part of the log is missing or there twice",
+                f"{kind}: {today:,} on the last day, {low:,} to {high:,} on each of the {len(before)} days before: "
+                "part of the log is missing or duplicated",
                 today,
                 config.volume_low * low,
             )
@@ -191,8 +202,8 @@ def _click_rate(per_day: Mapping[str, list[int]], days: int, config: CheckConfig
         yield Finding(
             "click_rate",
             STOP,
-            f"{rate:.2%} of what was shown on the last day was clicked, {usual:.2%} before: clicks "
-            "are lost, logged twice, or made by a machine",
+            f"{rate:.2%} of the last day's impressions were clicked, {usual:.2%} before: clicks are lost, logged twice "
+            "or made by a bot",
             rate / usual,
             config.click_rate,
         )
@@ -204,8 +215,8 @@ def _keys(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
         yield Finding(
             "keys",
             STOP,
-            f"{keys['repeated event ids']:,.0f} event ids stand in the log more than once: a file was "
-            "brought in twice, or ids are made up again",
+            f"{keys['repeated event ids']:,.0f} event IDs occur in the log more than once: a file was imported twice, "
+            "or IDs are reused",
             keys["repeated event ids"],
             0,
         )
@@ -213,9 +224,9 @@ def _keys(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
         yield Finding(
             "duplicates",
             STOP,
-            f"{repeated['share']:.0%} of the {repeated['rows']:,} events of the day "
-            f"{repeated['days_ago']} before the last stand in the log again, same user, item and time of day: a day "
-            "was brought in twice",
+            f"{repeated['share']:.0%} of the {repeated['rows']:,} events of one day ({repeated['days_ago']} days "
+            "before the last) occur in the log again, with the same user, item and time of day: "
+            "a day was imported twice",
             repeated["share"],
             config.repeated,
         )
@@ -223,8 +234,7 @@ def _keys(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
         yield Finding(
             "keys",
             STOP,
-            f"{keys['lists of several users']:.0%} of lists have events of more than one user: request "
-            "ids are used again",
+            f"{keys['lists of several users']:.0%} of lists have events of more than one user: request IDs are reused",
             keys["lists of several users"],
             config.several_users,
         )
@@ -233,8 +243,8 @@ def _keys(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
         yield Finding(
             "keys",
             STOP,
-            f"{unknown:.0%} of events are of items that the catalogue does not hold: it is another "
-            "shop's, or lacks a part",
+            f"{unknown:.0%} of events have an item that is not in the catalogue: "
+            "the catalogue is incomplete or from another shop",
             unknown,
             config.unknown_items,
         )
@@ -246,51 +256,55 @@ def _bot(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
         yield Finding(
             "bot",
             STOP,
-            f"user {top['user']!r} made {top['actions']:,} of the last day's clicks and purchases, "
-            f"{top['share']:.0%}: a bot? Take that user's events out",
+            f"user {top['user']!r} made {top['actions']:,} of the last day's actions, {top['share']:.0%}: "
+            "if this is a bot, remove its events",
             top["share"],
             config.bot_share,
         )
 
 
 def _inputs(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
-    for name, held in now["inputs"].items():
-        if held["psi"] <= max(0.25, 2 * held["psi_before"]) or sum(held["now"]) < 100 or sum(held["usual"]) < 100:
+    for name, histogram in now["inputs"].items():
+        if (
+            histogram["psi"] <= max(0.25, 2 * histogram["psi_before"])
+            or sum(histogram["now"]) < 100
+            or sum(histogram["usual"]) < 100
+        ):
             continue
-        level = STOP if held["psi"] > config.input_drift else WARN
-        share = [np.array(held[k], np.float64) / max(sum(held[k]), 1) for k in ("usual", "now")]
-        most = int(np.argmax(np.abs(share[1] - share[0])))
+        level = STOP if histogram["psi"] > config.input_drift else WARN
+        share = [np.array(histogram[k], np.float64) / max(sum(histogram[k]), 1) for k in ("usual", "now")]
+        bin_changed = int(np.argmax(np.abs(share[1] - share[0])))
         yield Finding(
             "input_drift",
             level,
-            f"{name}: {held['bins'][most]} is {share[1][most]:.0%} of the last day, "
-            f"{share[0][most]:.0%} of the week before (PSI {held['psi']:.2f})",
-            held["psi"],
+            f"{name}: the share of {histogram['bins'][bin_changed]} is {share[1][bin_changed]:.0%} on the last day, "
+            f"{share[0][bin_changed]:.0%} in the week before (PSI {histogram['psi']:.2f})",
+            histogram["psi"],
             config.input_drift,
         )
 
 
-def _against(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
-    """What only last night's statistics can tell."""
+def _compare_with_previous(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
+    """Findings that need the statistics of the previous run."""
     for name, share in now["null"].items():
-        was = before["null"].get(name, share)
-        if share - was > config.null_rise:
+        previous_share = before["null"].get(name, share)
+        if share - previous_share > config.null_rise:
             yield Finding(
                 "nulls",
                 STOP,
-                f"{name} is missing or empty in {share:.0%} of rows, last night in {was:.0%}: an export "
-                "lost a column's values",
-                share - was,
+                f"{name} is missing or empty in {share:.0%} of rows, in the last run in {previous_share:.0%}: "
+                "an export lost the values of a column",
+                share - previous_share,
                 config.null_rise,
             )
-    if gone := [n for n in before["null"] if n not in now["null"]]:
-        yield Finding("schema", STOP, f"column {gone[0]} was there last night and is not now", len(gone), 0)
+    if missing := [n for n in before["null"] if n not in now["null"]]:
+        yield Finding("schema", STOP, f"column {missing[0]} is missing; the last run had it", len(missing), 0)
     if not config.items_low <= now["items"] / max(before["items"], 1) <= config.items_high:
         yield Finding(
             "catalogue",
             STOP,
-            f"the catalogue holds {now['items']:,} items, last night {before['items']:,}: part of "
-            "it is missing, or another shop's was added",
+            f"the catalogue has {now['items']:,} items, in the last run {before['items']:,}: "
+            "part of it is missing, or another shop's was added",
             now["items"] / max(before["items"], 1),
             config.items_low,
         )
@@ -300,8 +314,8 @@ def _against(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckCon
             yield Finding(
                 "catalogue",
                 STOP,
-                f"{name}s have {a['mean_length'].get(name, 0.0):.0f} characters on average, last "
-                f"night {length:.0f}: they were emptied or cut",
+                f"{name}s have {a['mean_length'].get(name, 0.0):.0f} characters on average, in the last run "
+                f"{length:.0f}: they were emptied or truncated",
                 a["mean_length"].get(name, 0.0) / length,
                 config.text_low,
             )
@@ -311,7 +325,7 @@ def _against(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckCon
             yield Finding(
                 "categories",
                 STOP,
-                f"category {name!r} has {left:,} items, last night {count:,}: its items are missing or were renamed",
+                f"category {name!r} has {left:,} items, in the last run {count:,}: items are missing or it was renamed",
                 left / count,
                 config.category_low,
             )
@@ -325,13 +339,14 @@ def _prices(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckConf
         for n, price in before["median_price_by_category"].items()
         if before["categories"].get(n, 0) >= config.category_items
     ]
-    for name, price, was in pairs:
-        if price and was and not 1 / config.price_factor < price / was < config.price_factor:
+    for name, price, previous in pairs:
+        if price and previous and not 1 / config.price_factor < price / previous < config.price_factor:
             yield Finding(
                 "prices",
                 STOP,
-                f"the median price of {name} is {price:,.2f}, last night {was:,.2f}: another unit (cents?) or currency",
-                price / was,
+                f"the median price of {name} is {price:,.2f}, in the last run {previous:,.2f}: "
+                "the unit (cents?) or the currency changed",
+                price / previous,
                 config.price_factor,
             )
             return

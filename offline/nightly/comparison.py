@@ -1,4 +1,4 @@
-"""Two releases compared on the same held-out lists: scores, ndcg@10 by slice, and what each costs."""
+"""Comparison of two releases on the same held-out lists: scores, and ndcg@10 by slice."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ Mask = NDArray[np.bool_]
 
 
 class HeldOut(NamedTuple):
-    """Held-out lists as the gate reads them. random: float64[lists], ndcg@10 of a random order. of_lists: bool[lists]
-    and of_targets: bool[targets] by slice. examination_probability: float64[targets], the chance that
-    each was looked at in its place."""
+    """Held-out lists and what the gate needs to compare releases on them.
+
+    random: float64[lists], ndcg@10 of a random order. of_lists, of_targets: bool[lists] and bool[targets], membership
+    in each slice. examination_probability: float64[targets], at the position of each target.
+    """
 
     lists: Lists
     targets: Targets
@@ -39,16 +41,18 @@ class HeldOut(NamedTuple):
 
 
 def score_with_live(live: Release, replay: Replay, lists: Lists) -> F64:
-    """float64[rows]: what the live release gives each candidate of these lists, each list at its moment."""
-    of_live = live.items.catalogue.rows(list(replay.catalogue.item_ids))  # -1, the unknown item, has no vector
+    """float64[rows]: scores of the live release for the candidates of these lists, at the time of each list."""
+    live_row = live.items.catalogue.rows(list(replay.catalogue.item_ids))  # -1 is the unknown item, which has no vector
     vectors = live.items.vectors
-    held: F32 = (vectors.code[of_live].astype(np.float32) * vectors.scale[of_live, None]).astype(np.float32)
-    return score_with_vectors(live.trees, held, replay, lists)
+    live_vectors: F32 = (vectors.code[live_row].astype(np.float32) * vectors.scale[live_row, None]).astype(np.float32)
+    return score_with_vectors(live.trees, live_vectors, replay, lists)
 
 
 def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay, lists: Lists) -> F64:
-    """float64[rows]: the score by these trees on rows of these vectors (float32[n, d], NaN for an item without), all
-    else as of each list's moment."""
+    """float64[rows]: scores of the trees on rows computed with the given item vectors.
+
+    vectors: float32[n, d], NaN for an item without one. Everything else is as of the time of each list.
+    """
     unknown = np.full((1, vectors.shape[1]), np.nan, np.float32)
     own = Replay(
         replay.catalogue,
@@ -64,7 +68,7 @@ def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay
 
 
 def score_by_name(trees: Trees | BoosterTrees, columns: Sequence[str], rows: F32) -> F64:
-    """float64[n]: the score of rows whose columns are matched by name; a feature that is not among them is missing."""
+    """float64[n]: scores of rows whose columns are matched to features by name; a feature without a column is NaN."""
     at = {name.replace(" ", "_"): k for k, name in enumerate(columns)}
     matched = np.full((len(rows), len(trees.names)), np.nan, np.float32)
     for column, name in enumerate(trees.names):
@@ -73,31 +77,32 @@ def score_by_name(trees: Trees | BoosterTrees, columns: Sequence[str], rows: F32
     return trees.score(matched)
 
 
-def ndcg_by_slice(new: F64, old: F64, judged: HeldOut, fair: Mask) -> dict[str, tuple[F64, F64]]:
-    """float64[lists] of both scores (float64[rows]) by slice, whose means are ndcg@10; NaN for a list outside it.
+def ndcg_by_slice(new: F64, old: F64, held_out: HeldOut, comparable: Mask) -> dict[str, tuple[F64, F64]]:
+    """ndcg@10 of two scores by slice, weighted by inverse propensity: float64[lists] of each, NaN outside the slice.
 
-    By what was clicked over the chance of a look: the live release put what it likes on top, where it is clicked more.
-    fair: bool[lists], those to compare on.
+    The mean over the lists of a slice is its ndcg@10. Clicks are divided by their examination probability, because the
+    live release decided the positions, and clicks at the top would count in its favour. new, old: float64[rows].
+    comparable: bool[lists], the lists to compare on.
     """
-    orders = [_order(score, judged.lists) for score in (new, old)]
+    orders = [_order(score, held_out.lists) for score in (new, old)]
 
     def both(of_lists: Mask, part: Mask | None = None) -> tuple[F64, F64]:
-        values = [systems.ips_ndcg(o, judged.targets, judged.examination_probability, part) for o in orders]
+        values = [systems.ips_ndcg(o, held_out.targets, held_out.examination_probability, part) for o in orders]
         (a, weight), (b, _) = values
-        used = fair & of_lists & ~np.isnan(a)
-        share = np.where(used, weight, np.nan) / (weight[used].mean() if used.any() else 1.0)
-        return a * share, b * share
+        used = comparable & of_lists & ~np.isnan(a)
+        scaled_weight = np.where(used, weight, np.nan) / (weight[used].mean() if used.any() else 1.0)
+        return a * scaled_weight, b * scaled_weight
 
-    every = np.ones(len(judged.lists), bool)
+    all_lists = np.ones(len(held_out.lists), bool)
     return (
-        {"all": both(every)}
-        | {name: both(mask) for name, mask in judged.of_lists.items()}
-        | {name: both(every, part) for name, part in judged.of_targets.items()}
+        {"all": both(all_lists)}
+        | {name: both(mask) for name, mask in held_out.of_lists.items()}
+        | {name: both(all_lists, part) for name, part in held_out.of_targets.items()}
     )
 
 
 def ndcg(score: F64, lists: Lists, targets: Targets) -> F64:
-    """float64[lists]: ndcg@10 of a score (float64[rows])."""
+    """float64[lists]: ndcg@10 of a score, float64[rows]."""
     return systems.per_list(_order(score, lists), targets, (systems.PRIMARY,))[systems.PRIMARY]
 
 
@@ -106,21 +111,21 @@ def _order(score: F64, lists: Lists) -> Any:
 
 
 def comparable_lists(lists: Lists, live: Release) -> I64:
-    """int64: numbers of the lists that the live release cannot have learnt from, by the windows it was made with."""
+    """int64: numbers of the lists that the live release cannot have been trained on, by the windows in its manifest."""
     begin = live.manifest.window.get("test", {}).get("from")
     since = datetime.fromisoformat(begin).timestamp() if begin else live.manifest.cut_off
     return np.flatnonzero(lists.at >= since)
 
 
-def write_scores(path: Path, judged: Lists, item_ids: Sequence[str], new: F64, live: F64 | None) -> None:
-    """Both releases' scores of every candidate of the test lists, side by side, as Parquet."""
+def write_scores(path: Path, lists: Lists, item_ids: Sequence[str], new: F64, live: F64 | None) -> None:
+    """Write both releases' scores of every candidate of the test lists as Parquet."""
     missing = np.full(len(new), np.nan)
     pq.write_table(
         pa.table(
             {
-                "request_id": [judged.request_ids[g] for g in judged.group.tolist()],
-                "item_id": [item_ids[i] for i in judged.item.tolist()],
-                "gain": judged.gain,
+                "request_id": [lists.request_ids[g] for g in lists.group.tolist()],
+                "item_id": [item_ids[i] for i in lists.item.tolist()],
+                "gain": lists.gain,
                 "new": new,
                 "live": missing if live is None else live,
             }

@@ -1,4 +1,4 @@
-"""Evaluation of a run: every system on the test lists, and the facts around it, as JSON and as a report."""
+"""Evaluation of a run: metrics of every system on the test lists and facts about the run, as JSON and as a report."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ranker.trees import Trees
 
 def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     """Write `evaluation.json` and `report.html`."""
-    inputs, (x, tested, which) = a.inputs, a.window_rows("test")
+    inputs, (rows, tested, numbers) = a.inputs, a.window_rows("test")
     valid = a.lists.take(a.windows.lists("validation", a.lists))
-    warm, trees = a.warm[which], a.trees
-    score, data, seed = trees.score(x), inputs.data, inputs.config.seed
+    warm, trees = a.warm[numbers], a.trees
+    score, data, seed = trees.score(rows), inputs.data, inputs.config.seed
     events, catalogue, items = data.events, data.catalogue, data.items
     targets, columns = inputs.targets(tested), inputs.config.slices.columns
-    of_items = slices.item_column_slices(items, columns, targets)
-    of_events = slices.event_column_slices(inputs.log_files, columns, tested, items.column_names)
+    item_slices = slices.item_column_slices(items, columns, targets)
+    event_slices = slices.event_column_slices(inputs.log_files, columns, tested, items.column_names)
     known = slices.known_engagements(events, a.windows, targets, len(catalogue))
     truth = data.truth.of(tested.request_ids) if data.truth else None
     orders = systems.orders(tested, a.baselines, score, truth, catalogue.item_ids)
-    found = systems.judge(
+    results = systems.judge(
         orders,
         tested,
         targets,
-        slices.list_slices(events, tested, warm) | of_events,
-        slices.target_slices(events, tested, targets, catalogue, known) | of_items,
+        slices.list_slices(events, tested, warm) | event_slices,
+        slices.target_slices(events, tested, targets, catalogue, known) | item_slices,
         known,
         a.zero_shot,
         seed,
@@ -52,10 +52,10 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "windows": window_facts(a),
         "encoder": a.json("encoder.json"),
         "ranker": a.json("ranker.json"),
-        **found,
+        **results,
         "examples": facts.examples(data, a.replay.histories, tested, orders, warm),
         "calibration": systems.calibrate(a.valid_score, valid.gain, score, tested.gain),
-        "explanation": explanation.explain_model(a.model_text, x, a.replay.features, seed),
+        "explanation": explanation.explain_model(a.model_text, rows, a.replay.features, seed),
         "off_policy": _off_policy(a, trees, on_progress),
         "asked": _options(a),
         "learning_curve": _learning_curve(a, on_progress) if inputs.learning_curve else None,
@@ -66,12 +66,12 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def is_current(a: Artefacts) -> bool:
-    """Whether the evaluation holds what this configuration and run ask for."""
+    """True if the evaluation was written with the current options."""
     return bool(a.json("evaluation.json").get("asked") == _options(a))
 
 
 def _options(a: Artefacts) -> dict[str, Any]:
-    """What an evaluation holds beyond the usual."""
+    """Options that add optional parts to the evaluation."""
     return {"slices": list(a.inputs.config.slices.columns), "learning_curve": a.inputs.learning_curve}
 
 
@@ -87,9 +87,9 @@ def _off_policy(a: Artefacts, trees: Trees, on_progress: OnProgress) -> dict[str
 
 
 def _learning_curve(a: Artefacts, on_progress: OnProgress) -> list[dict[str, Any]]:
-    """Quality on the test lists of rankers that learn from fewer lists.
+    """Test metrics of rankers trained on fewer lists.
 
-    Lists are of the ranker's window; a refit gets the same share of those of validation, evenly spread.
+    The lists are from the ranker window. A refit also uses the same share of the validation lists, evenly spaced.
     """
     inputs, (x_test, tested, _) = a.inputs, a.window_rows("test")
     learn, valid = a.window_rows("ranker"), a.window_rows("validation")
@@ -111,19 +111,19 @@ def _learning_curve(a: Artefacts, on_progress: OnProgress) -> list[dict[str, Any
 def _data_facts(a: Artefacts) -> dict[str, Any]:
     inputs = a.inputs
     size = inputs.config.lists.size
-    notes = [] if inputs.is_logged else [f"Lists were rebuilt: at each basket, retrieval offered up to {size} items."]
+    notes = [] if inputs.is_logged else [f"Lists were rebuilt: up to {size} retrieved items for each basket."]
     if a.windows.protocol == "leave-last-out":
         users = len(np.unique(query_groups.keys(inputs.lists()).user))
         early = users - len(a.windows.lists("test", a.lists))
-        notes.append("Each user's last basket is the test; every baseline orders the whole catalogue.")
-        notes += [f"{early:,} users left before the ranker's first list and are not tested."] if early else []
-    shown, without = len(a.lists), 0
+        notes.append("Each user's last basket is the test; baselines rank the whole catalogue.")
+        notes += [f"{early:,} users whose last basket is before the ranker window are not tested."] if early else []
+    shown, without_gain = len(a.lists), 0
     if inputs.is_logged:
         counts = [(len(block), int((~systems.lists_with_gain(block)).sum())) for block in inputs.lists()]
-        shown, without = (sum(c[k] for c in counts) for k in (0, 1))
+        shown, without_gain = (sum(c[k] for c in counts) for k in (0, 1))
     return facts.data_facts(inputs.data) | {
         "lists": shown,
         "lists_source": "logged" if inputs.is_logged else "rebuilt",
-        "lists_without_gain": without,
+        "lists_without_gain": without_gain,
         "notes": notes,
     }

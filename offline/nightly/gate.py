@@ -1,8 +1,9 @@
-"""The gate: may a new release take the place of the live one? Both order the same held-out lists, and rules decide.
+"""The gate: rules that decide whether a new release may replace the live one. Both rank the same held-out lists.
 
-The live release is scored as it would answer: its own trees on rows made of its own vectors, with item state and users'
-lists replayed to the moment of each list. Items it does not hold have no vector. Only lists after what the live release
-learnt from count. `promote` publishes; `keep` leaves the live release; `ask` leaves it too, for a person to decide.
+The live release is scored as it would have served: its own trees on rows with its own item vectors, with item state
+and user histories replayed to the time of each list. Items that it lacks have no vector. Only lists later than the live
+release's training data count. Verdicts: `promote` publishes the new release, `keep` keeps the live one, and `ask` keeps
+it until a person decides.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ _REPEATS = 15
 _LEAST_LISTS = 20
 
 
-def judge_alone(ndcg: F64, judged: HeldOut, evaluation: Mapping[str, Any], config: GateConfig) -> list[Reason]:
-    """Rules that need no live release. ndcg: float64[lists] of the new one."""
+def judge_alone(ndcg: F64, held_out: HeldOut, evaluation: Mapping[str, Any], config: GateConfig) -> list[Reason]:
+    """Reasons by the rules that need no live release. ndcg: float64[lists] of the new release."""
     out = []
-    if (systems.lists_with_gain(judged.lists)).sum() >= _LEAST_LISTS:
-        d = paired_difference(ndcg, judged.random, judged.lists.user)
+    if (systems.lists_with_gain(held_out.lists)).sum() >= _LEAST_LISTS:
+        d = paired_difference(ndcg, held_out.random, held_out.lists.user)
         ok = d.low > 0
         out.append(
             Reason(
                 "floor",
                 PROMOTE if ok else KEEP,
-                f"ndcg@10 {np.nanmean(ndcg):.4f} against {np.nanmean(judged.random):.4f} "
-                f"of a random order [{d.low:+.4f}, {d.high:+.4f}]"
+                f"ndcg@10 {np.nanmean(ndcg):.4f}, random order {np.nanmean(held_out.random):.4f}: "
+                f"95% interval of the difference [{d.low:+.4f}, {d.high:+.4f}]"
                 + (
                     ""
                     if ok
-                    else ": it learnt nothing that the test "
-                    "lists confirm; were the labels shuffled, or clicks joined to the wrong lists?"
+                    else ". No better than random on the test lists. "
+                    "Check for shuffled labels, or clicks joined to the wrong lists."
                 ),
             )
         )
@@ -59,16 +60,16 @@ def judge_alone(ndcg: F64, judged: HeldOut, evaluation: Mapping[str, Any], confi
     if error is not None:
         verdict = PROMOTE if error <= config.calibration else ASK
         out.append(Reason("calibration", verdict, f"click probabilities are off by {error:.3f} on average"))
-    worth = (evaluation.get("off_policy") or {}).get("systems", {})
-    if {"ranker", "shown_order"} <= set(worth):
-        own, shown = worth["ranker"]["doubly_robust"], worth["shown_order"]["doubly_robust"]
+    values = (evaluation.get("off_policy") or {}).get("systems", {})
+    if {"ranker", "shown_order"} <= set(values):
+        own, shown = values["ranker"]["doubly_robust"], values["shown_order"]["doubly_robust"]
         worse = own["high"] is not None and own["high"] < shown["value"]
         out.append(
             Reason(
                 "off_policy",
                 KEEP if worse else PROMOTE,
-                f"worth {own['value']:.4f} gain a list as estimated from logged "
-                f"propensities, what was shown gained {shown['value']:.4f}",
+                f"estimated gain per list {own['value']:.4f} (from logged propensities), "
+                f"shown order {shown['value']:.4f}",
             )
         )
     return out
@@ -77,40 +78,47 @@ def judge_alone(ndcg: F64, judged: HeldOut, evaluation: Mapping[str, Any], confi
 def judge_against(
     ndcg: tuple[F64, F64],
     by_slice: Mapping[str, tuple[F64, F64]],
-    plain: F64,
-    judged: HeldOut,
+    unweighted: F64,
+    held_out: HeldOut,
     live: Release,
     config: GateConfig,
 ) -> tuple[list[Reason], dict[str, Any]]:
-    """Rules that compare with the live release, and the figures they compared.
+    """Reasons by the rules that compare with the live release, and the figures they used.
 
-    ndcg: float64[lists] of the new and the live release. by_slice: the same for each slice, NaN outside it. plain:
-    float64[lists], the live release's by clicks as they are, as its own metrics were when it was made.
+    ndcg: float64[lists] of the new and the live release, weighted by inverse propensity. by_slice: the same for each
+    slice, NaN outside it. unweighted: float64[lists], ndcg of the live release from raw clicks, as in its manifest.
     """
     new, old = ndcg
-    d = paired_difference(new, old, judged.lists.user)
+    d = paired_difference(new, old, held_out.lists.user)
     figures: dict[str, Any] = {"all": asdict(d)}
-    said = f"ndcg@10 {np.nanmean(new):.4f}, the live release {np.nanmean(old):.4f}: {_signed(d)} on {d.lists:,} lists"
+    summary = f"ndcg@10 {np.nanmean(new):.4f}, live release {np.nanmean(old):.4f}: {_signed(d)} on {d.lists:,} lists"
     if d.high < 0:
-        out = [Reason("quality", KEEP, f"{said}: worse")]
+        out = [Reason("quality", KEEP, f"{summary}: worse")]
     elif d.difference < -config.margin:
-        out = [Reason("quality", ASK, f"{said}: perhaps worse, by more than the margin of {config.margin}")]
+        out = [Reason("quality", ASK, f"{summary}: may be worse, by more than the margin of {config.margin}")]
     else:
-        out = [Reason("quality", PROMOTE, f"{said}: not worse")]
-    out += _label_collapse(plain, judged, live, config)
-    enough = {
+        out = [Reason("quality", PROMOTE, f"{summary}: not worse")]
+    out += _label_collapse(unweighted, held_out, live, config)
+    large_slices = {
         name: (a, b)
         for name, (a, b) in by_slice.items()
-        if (known := ~np.isnan(a)).sum() >= config.slice_lists and len(np.unique(judged.lists.user[known])) > 1
+        if (in_slice := ~np.isnan(a)).sum() >= config.slice_lists and len(np.unique(held_out.lists.user[in_slice])) > 1
     }
-    for name, (a, b) in enough.items():
-        # As many looks as there are slices: each is held to a stricter level, so that all together keep theirs.
-        s = paired_difference(a, b, judged.lists.user, level=1 - 0.05 / len(enough))
+    for name, (a, b) in large_slices.items():
+        # Bonferroni correction for the number of slices.
+        s = paired_difference(a, b, held_out.lists.user, level=1 - 0.05 / len(large_slices))
         figures[name] = asdict(s)
         if s.high < 0 and s.difference < -config.slice_margin:
-            out.append(Reason("slice", KEEP, f"{name}: {_signed(s)} on {s.lists:,} lists: beyond the guardrail"))
+            out.append(
+                Reason(
+                    "slice",
+                    KEEP,
+                    f"{name}: {_signed(s)} on {s.lists:,} lists: worse than the slice margin of {config.slice_margin}",
+                )
+            )
     if not any(r.rule == "slice" for r in out):
-        out.append(Reason("slice", PROMOTE, f"none of {len(enough)} slices falls beyond {config.slice_margin}"))
+        within = f"All {len(large_slices)} slices tested are within the margin of {config.slice_margin}."
+        out.append(Reason("slice", PROMOTE, within if large_slices else "No slice is large enough to test."))
     return out, figures
 
 
@@ -118,45 +126,47 @@ def _signed(d: Any) -> str:
     return f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
 
 
-def _label_collapse(old: F64, judged: HeldOut, live: Release, config: GateConfig) -> list[Reason]:
-    """Whether the live release does on these lists what it did when it was made; else the lists are suspect."""
-    was = live.manifest.metrics
-    if not {"ranker", "random"} <= set(was):
+def _label_collapse(unweighted: F64, held_out: HeldOut, live: Release, config: GateConfig) -> list[Reason]:
+    """A reason to keep the live release if it does much worse on these lists than when it was made.
+
+    In that case the labels of the lists are suspect, not the release.
+    """
+    then = live.manifest.metrics
+    if not {"ranker", "random"} <= set(then):
         return []
-    lead, now = was["ranker"] - was["random"], float(np.nanmean(old) - np.nanmean(judged.random))
+    lead, now = (then["ranker"] - then["random"], float(np.nanmean(unweighted) - np.nanmean(held_out.random)))
     if lead <= 0 or now >= config.collapse * lead:
         return []
     return [
         Reason(
             "labels",
             KEEP,
-            f"the live release led a random order by {lead:.4f} when it was made, by {now:.4f} on these "
-            "lists: not the release but the lists changed; were the labels shuffled, or clicks joined to the wrong "
-            "lists?",
+            f"The test lists look different: the live release was {lead:.4f} better than a random order when it was "
+            f"made, but {now:.4f} on these lists. Check for shuffled labels, or clicks joined to the wrong lists.",
         )
     ]
 
 
 def compare_cost(new: Release, live: Release, config: GateConfig) -> list[Reason]:
-    """Size and time of a request, as ratios to the live release's; timed in turns, on the same machine."""
+    """Size and request latency relative to the live release's. Both are timed in turn on the same machine."""
     a, b = (sum(f.bytes for f in r.manifest.files.values()) for r in (new, live))
     verdict = PROMOTE if a <= config.size_ratio * b else ASK
-    out = [Reason("size", verdict, f"{a / 1e6:.1f} MB, the live release {b / 1e6:.1f} MB")]
-    lives = [Live.of(new), Live.of(live)]
-    took: list[list[float]] = [[], []]
+    out = [Reason("size", verdict, f"{a / 1e6:.1f} MB, live release {b / 1e6:.1f} MB")]
+    rankers = [Live.of(new), Live.of(live)]
+    seconds: list[list[float]] = [[], []]
     for _ in range(_REPEATS + 1):
-        for k, each in enumerate(lives):
-            ids = list(each.items.catalogue.item_ids[: config.candidates])
-            begun = time.process_time()
-            each.rank(EMPTY, ids, each.release.manifest.cut_off, None)
-            took[k].append(time.process_time() - begun)
-    # The first compiles and reads pages; of the others the least, as what else runs only ever adds.
-    ms = [1000 * min(t[1:]) for t in took]
+        for k, ranker in enumerate(rankers):
+            ids = list(ranker.items.catalogue.item_ids[: config.candidates])
+            start = time.process_time()
+            ranker.rank(EMPTY, ids, ranker.release.manifest.cut_off, None)
+            seconds[k].append(time.process_time() - start)
+    # Skip the first run, which compiles and loads pages. Take the minimum of the others: other load only adds time.
+    ms = [1000 * min(t[1:]) for t in seconds]
     ratio = ms[0] / max(ms[1], 1e-9)
     verdict = PROMOTE if ratio <= config.latency_ratio else KEEP
-    counted = min(config.candidates, len(lives[0].items.catalogue))
-    said = f"{ms[0]:.2f} ms to rank {counted:,} candidates, the live release {ms[1]:.2f} ms: {ratio:.2f} times"
-    return [*out, Reason("latency", verdict, said)]
+    candidates = min(config.candidates, len(rankers[0].items.catalogue))
+    message = f"{ms[0]:.2f} ms to rank {candidates:,} candidates, live release {ms[1]:.2f} ms: ratio {ratio:.2f}"
+    return [*out, Reason("latency", verdict, message)]
 
 
 PROMOTE, ASK, KEEP = "promote", "ask", "keep"
@@ -166,7 +176,7 @@ _SEVERITY = (PROMOTE, ASK, KEEP)
 
 
 class Reason(NamedTuple):
-    """What one rule says: its name, its verdict, and why."""
+    """The result of one rule: its name, its verdict and a message."""
 
     rule: str
     verdict: str
@@ -174,32 +184,36 @@ class Reason(NamedTuple):
 
 
 def decide(reasons: Sequence[Reason], config: GateConfig) -> tuple[str, list[Reason]]:
-    """The sternest of the reasons' verdicts, and the reasons, those that decided first."""
+    """The strictest verdict of all rules, and the reasons with the deciding ones first."""
     out = list(reasons)
     if config.mode == "ask":
-        out.append(Reason("mode", ASK, "the configuration leaves every release to a person (gate.mode: ask)"))
+        out.append(Reason("mode", ASK, "every release needs approval (gate.mode: ask)"))
     if config.mode == "shadow":
-        out.append(Reason("mode", KEEP, "only scored beside the live release (gate.mode: shadow), see shadow.parquet"))
+        out.append(Reason("mode", KEEP, "releases are only scored in shadow (gate.mode: shadow); see shadow.parquet"))
     out.sort(key=lambda r: -_SEVERITY.index(r.verdict))
     return (out[0].verdict if out else PROMOTE), out
 
 
-def raise_unless_promoted(found: Mapping[str, Any]) -> None:
-    """Raises Kept or Asked, with every reason that led to it, for what the gate wrote."""
-    if found["verdict"] == PROMOTE:
+def raise_unless_promoted(judgement: Mapping[str, Any]) -> None:
+    """Raise ReleaseKept or ApprovalNeeded with the deciding reasons, unless the verdict in `gate.json` is `promote`."""
+    if judgement["verdict"] == PROMOTE:
         return
-    causes = "\n".join(f"  {rule}: {why}" for rule, verdict, why in found["reasons"] if verdict == found["verdict"])
-    how = f"shelfwise releases diff {found['live'] or ''} {found['candidate']}".replace("  ", " ")
-    if found["verdict"] == KEEP:
-        raise ReleaseKept(f"the gate keeps the live release {found['live'] or '(none)'}\n{causes}\ncompare: {how}")
+    causes = "\n".join(
+        f"  {rule}: {why}" for rule, verdict, why in judgement["reasons"] if verdict == judgement["verdict"]
+    )
+    how = f"shelfwise releases diff {judgement['live'] or ''} {judgement['candidate']}".replace("  ", " ")
+    if judgement["verdict"] == KEEP:
+        kept = f"the gate keeps the live release {judgement['live']}"
+        rejected = f"the gate rejected {judgement['candidate']}; no release is live"
+        raise ReleaseKept(f"{kept if judgement['live'] else rejected}\n{causes}\ncompare: {how}")
     raise ApprovalNeeded(
-        f"the gate asks whether {found['candidate']} may replace {found['live'] or 'no release'}\n{causes}\n"
-        f"compare: {how}; then: shelfwise releases promote {found['candidate']}"
+        f"the gate needs your approval to publish {judgement['candidate']} (live: {judgement['live'] or 'none'})\n"
+        f"{causes}\ncompare: {how}\napprove: shelfwise releases promote {judgement['candidate']}"
     )
 
 
 def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write `gate.json`, the verdict with its reasons and figures, and `shadow.parquet`, both releases' scores."""
+    """Write `gate.json` with the verdict, reasons and figures, and `shadow.parquet` with both releases' scores."""
     inputs, config, pointer = a.inputs, a.inputs.config.gate, a.inputs.pointer()
     new = load_release(a.release_path, custom=inputs.custom)
     test = a.window_rows("test")
@@ -213,15 +227,15 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
         try:
             live = load_release(Path(pointer.path), custom=inputs.custom)
         except ReleaseError as e:
-            reasons.append(Reason("quality", ASK, f"the live release cannot be compared with: {e}"))
+            reasons.append(Reason("quality", ASK, f"the live release cannot be loaded for comparison: {e}"))
         else:
             live_score = comparison.score_with_live(live, a.replay, test.lists)
-            more, figures = _compare(score, live_score, held_out, live, config)
-            reasons += [*more, *compare_cost(new, live, config)]
+            compared, figures = _compare(score, live_score, held_out, live, config)
+            reasons += [*compared, *compare_cost(new, live, config)]
     verdict, reasons = decide(reasons, config)
     item_ids = inputs.data.catalogue.item_ids
     comparison.write_scores(a.file("shadow.parquet"), test.lists, item_ids, score, live_score)
-    found = {
+    judgement = {
         "verdict": verdict,
         "candidate": new.id,
         "live": live_id,
@@ -229,16 +243,19 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
         "figures": figures,
         "asked": config.model_dump(mode="json"),
     }
-    write_judgement(inputs.config.releases, found, evaluation, a.json("drift.json").get("drift", {}), time.time())
-    a.write_json("gate.json", found)
+    write_judgement(inputs.config.releases, judgement, evaluation, a.json("drift.json").get("drift", {}), time.time())
+    a.write_json("gate.json", judgement)
 
 
 def is_current(a: Artefacts) -> bool:
-    """Whether the verdict was reached by this configuration, and against the release that is live, or is live."""
-    found, live = a.json("gate.json"), a.inputs.live
-    return found["asked"] == a.inputs.config.gate.model_dump(mode="json") and live in (
-        found["live"],
-        found["candidate"],
+    """True if the gate settings are unchanged and no other release has gone live since the verdict.
+
+    The candidate itself may have gone live.
+    """
+    judgement, live = a.json("gate.json"), a.inputs.live
+    return judgement["asked"] == a.inputs.config.gate.model_dump(mode="json") and live in (
+        judgement["live"],
+        judgement["candidate"],
     )
 
 
@@ -258,7 +275,7 @@ def _held_out(a: Artefacts, test: WindowRows) -> HeldOut:
 
 
 def _examination(a: Artefacts, lists: Lists, targets: Targets) -> F64:
-    """float64[targets]: the chance that each was looked at where it stood; 1 where lists have no positions."""
+    """float64[targets]: examination probability at the position of each target; 1 without position debiasing."""
     if not (a.inputs.is_logged and a.inputs.config.ranker.position_debias):
         return np.ones(len(targets.of))
     learned, names = a.window_rows("ranker"), [f.name for f in a.replay.features]
@@ -269,34 +286,37 @@ def _examination(a: Artefacts, lists: Lists, targets: Targets) -> F64:
 def _compare(
     score: F64, live_score: F64, held_out: HeldOut, live: Release, config: GateConfig
 ) -> tuple[list[Reason], dict[str, Any]]:
-    """Comparison on the lists that the live release cannot have learned from."""
-    fair = np.isin(np.arange(len(held_out.lists)), comparison.comparable_lists(held_out.lists, live))
-    by_slice = comparison.ndcg_by_slice(score, live_score, held_out, fair)
+    """Compare both releases on the lists that the live one cannot have been trained on."""
+    comparable = np.isin(np.arange(len(held_out.lists)), comparison.comparable_lists(held_out.lists, live))
+    by_slice = comparison.ndcg_by_slice(score, live_score, held_out, comparable)
     a, b = by_slice.pop("all")
-    plain = np.where(fair, comparison.ndcg(live_score, held_out.lists, held_out.targets), np.nan)
+    unweighted = np.where(comparable, comparison.ndcg(live_score, held_out.lists, held_out.targets), np.nan)
     if (~np.isnan(a)).sum() < 2:
-        why = "the live release learnt from every test list, so nothing is left to compare on: is this an older night?"
-        return [Reason("quality", ASK, why)], {}
-    return judge_against((a, b), by_slice, plain, held_out, live, config)
+        message = (
+            "fewer than 2 test lists are later than the live release's training data, so the releases cannot be "
+            "compared; is this run older than the live release?"
+        )
+        return [Reason("quality", ASK, message)], {}
+    return judge_against((a, b), by_slice, unweighted, held_out, live, config)
 
 
 def wants_shadow(a: Artefacts) -> bool:
-    """Whether the configuration wants a release that passed everything else scored beside the live release."""
-    against = [rule for rule, verdict, _ in a.json("gate.json")["reasons"] if verdict != PROMOTE]
-    return a.inputs.config.gate.mode == "shadow" and against == ["mode"] and a.inputs.live is not None
+    """True if gate.mode is shadow, no other rule objects to the release, and another release is live."""
+    objections = [rule for rule, verdict, _ in a.json("gate.json")["reasons"] if verdict != PROMOTE]
+    return a.inputs.config.gate.mode == "shadow" and objections == ["mode"] and a.inputs.live is not None
 
 
 def raise_unless_allowed(a: Artefacts, pointer: Pointer | None) -> None:
-    """Raises ReleaseKept or ApprovalNeeded by the verdict, and ReleaseKept for a pin or a release rolled back."""
+    """Raise ReleaseKept if the live release is pinned or this one was rolled back; else see `raise_unless_promoted`."""
     release_id = a.release_id
     if pointer is not None and pointer.pinned:
         raise ReleaseKept(
-            f"the live release {pointer.id} is pinned, so {release_id} was not published: `shelfwise releases unpin` "
-            "lets nights replace it again"
+            f"{release_id} was not published, because the live release {pointer.id} is pinned; "
+            "`shelfwise releases unpin` lets nightly runs replace it again"
         )
     if line := registry.last_rollback(a.inputs.config.releases, release_id):
         raise ReleaseKept(
-            f"{release_id} was rolled back by {line.get('by')} at {line.get('at')} ({line.get('reason')}), so it was "
-            f"not published again: `shelfwise releases promote {release_id}` does"
+            f"{release_id} was not published, because {line.get('by')} rolled it back at {line.get('at')} "
+            f"({line.get('reason')}); `shelfwise releases promote {release_id}` publishes it anyway"
         )
     raise_unless_promoted(a.json("gate.json"))

@@ -1,4 +1,4 @@
-"""Inputs of a nightly run: the configuration, the data set with its log, and where the work is done."""
+"""Inputs of a nightly run: the configuration, the data set with its log, and the engine."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _FILES = ("items.parquet", "written_items.parquet", "erasures.parquet", *ANNOTAT
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the steps of one nightly run read. What several of them need is loaded once, when first asked for.
+    """Inputs shared by the steps of one nightly run, loaded on first use and cached.
 
-    redis_url: where to publish; None makes the release and leaves the pointer alone. custom: features of the user's
-    own. since, until: only the log from one moment up to, not including, the other, Unix seconds; None is all of it.
-    learning_curve: train on parts of the lists as well when evaluating. clock: Unix seconds. engine: where parts of the
-    work are done; the result is the same.
+    redis_url: Redis to publish to; None makes the release without publishing it. custom: user-defined features. since,
+    until: use only events with since <= time < until, in Unix seconds; None is unbounded. learning_curve: also evaluate
+    rankers trained on fractions of the lists. clock: returns the current time in Unix seconds. engine: runs the heavy
+    parts of the work; the result depends only on its number of workers.
     """
 
     config: Config
@@ -43,10 +43,10 @@ class Inputs:
 
     @classmethod
     def of(cls, config: Config, redis_url: str | None = None, **options: Any) -> Inputs:
-        """Inputs by configuration; options as the fields above.
+        """Inputs from a configuration; options are the fields above.
 
-        Raises FeatureError for a custom feature that cannot be loaded, and DataError for a slice by a column that the
-        data set, where it exists already, does not have.
+        Raises FeatureError if a custom feature cannot be loaded, and DataError if an existing data set lacks the column
+        of a configured slice.
         """
         out = cls(config, redis_url, load_features(config.features.custom), **options)
         if config.slices.columns and (config.data / "items.parquet").is_file():
@@ -66,51 +66,56 @@ class Inputs:
             "own": [f.origin for f in self.custom],
             "since": self.since,
             "until": self.until,
-            # Several workers train another model on the same data; which engine they run on changes nothing.
+            # The number of workers changes the trained model; the kind of engine does not.
             **({"workers": self.engine.workers} if self.engine.workers > 1 else {}),
         }
 
     @cached_property
     def log_files(self) -> LogFiles:
-        """Where the log is."""
+        """The files of the log."""
         return LogFiles.of(self.config.data, self.config.log, self.since, self.until)
 
     @cached_property
     def data(self) -> Dataset:
-        """The data set, the log from `since` to `until`."""
+        """The data set, with the events from `since` to `until`."""
         c = self.config
         return load_dataset(c.data, c.features.attributes, self.log_files, c.workspace)
 
     @cached_property
     def is_logged(self) -> bool:
-        """Whether query groups come from logged lists; otherwise they are rebuilt."""
+        """True if query groups are logged lists, False if they are rebuilt."""
         shown, source = self.data.shown, self.config.lists.source
         if source != "auto":
             return source == "logged"
         return any(bool(((p.kind == Kind.IMPRESSION) & (p.request >= 0) & (p.item >= 0)).any()) for p in shown.parts())
 
     def lists(self) -> Iterator[Lists]:
-        """Every logged list, or every basket for which a list is rebuilt; in blocks, in order of time."""
+        """All logged lists, or all baskets to rebuild lists for; in blocks, in time order."""
         if self.is_logged:
             return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
         return query_groups.iter_baskets(self.data.events, -np.inf)
 
     def targets(self, tested: Lists) -> Targets:
-        """What users engaged with in some test lists, offered there or not."""
+        """Items that users engaged with in the test lists, whether they were listed or not."""
         if self.is_logged:
             return query_groups.find_targets(tested, tested)
-        names = set(tested.request_ids)
+        requests = set(tested.request_ids)
         blocks = query_groups.iter_baskets(self.data.events, float(tested.at.min()))
-        kept = (b.take(np.array([g for g, r in enumerate(b.request_ids) if r in names], np.int64)) for b in blocks)
-        return query_groups.find_targets(tested, query_groups.concat(kept))
+        baskets = (
+            b.take(np.array([g for g, r in enumerate(b.request_ids) if r in requests], np.int64)) for b in blocks
+        )
+        return query_groups.find_targets(tested, query_groups.concat(baskets))
 
     @property
     def cut_off(self) -> float:
-        """Just after the last event of the log: the release's item state holds everything before it."""
+        """Time just after the last event of the log, in Unix seconds.
+
+        The item state of the release includes all events before it.
+        """
         return float(np.nextafter(self.data.events.at[-1], np.inf))
 
     def pointer(self) -> Pointer | None:
-        """The pointer to the live release; None where there is none or Redis is not part of this run."""
+        """The pointer to the live release; None if no release is live or Redis is not part of this run."""
         if self.redis_url is None:
             return None
         with BulkStore(self.redis_url) as store:
@@ -118,6 +123,6 @@ class Inputs:
 
     @property
     def live(self) -> str | None:
-        """The id of the live release."""
+        """The ID of the live release, or None."""
         pointer = self.pointer()
         return pointer.id if pointer else None

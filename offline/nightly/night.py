@@ -2,8 +2,8 @@
 
     checks -> windows -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release -> gate -> publish -> tidy
 
-Each step reads and writes files of one run directory. The pointer moves in `publish`; until then nothing a shopper sees
-has changed. `docs/nights.md` says what each step checks, how a run ends, and what to do then.
+Each step reads and writes files of one run directory. Shoppers see no change until `publish` moves the pointer to the
+live release. `docs/nights.md` describes the checks and the gate, `docs/operations.md` the exit statuses.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _RANKED = (*_REPLAYED, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt")
 
 
 class Night:
-    """One nightly run over one data set: its plan, and the artefacts it has made."""
+    """One nightly run over one data set: its plan and its artefacts."""
 
     def __init__(self, config: Config, redis_url: str | None = None, **options: Any) -> None:
-        """redis_url, options: as in `Inputs.of`, which also says what is raised."""
+        """redis_url, options: see `Inputs.of`, also for the errors raised."""
         self.inputs = Inputs.of(config, redis_url, **options)
         self.run = Run(config.runs, self.inputs.digest)
         self.artefacts = Artefacts(self.inputs, self.run)
 
     def __call__(self) -> Release:
-        """Do the steps that are left; returns the release. Raises what a step raises, its files so far kept."""
+        """Run the unfinished steps and return the release. If a step raises, the files of finished steps are kept."""
         self.run.do(self.steps)
         return load_release(self.artefacts.release_path, custom=self.inputs.custom)
 
     @property
     def steps(self) -> list[Step]:
-        """The plan, in order."""
+        """All steps, in order."""
         plan = [
             self._step(
                 "checks",
@@ -59,13 +59,17 @@ class Night:
                 steps.encode_items,
                 ["windows.json"],
             ),
-            self._step("lists", "Making query groups", ["lists.npz"], steps.make_query_groups, _LOG),
+            self._step("lists", "Building query groups", ["lists.npz"], steps.make_query_groups, _LOG),
             self._step(
-                "rows", "Replaying into rows", ["rows.npy", "baselines.npy", "warm.npy"], steps.replay_rows, _REPLAYED
+                "rows",
+                "Computing feature rows",
+                ["rows.npy", "baselines.npy", "warm.npy"],
+                steps.replay_rows,
+                _REPLAYED,
             ),
             self._step(
                 "drift",
-                "Comparing features",
+                "Checking feature drift",
                 ["drift.json"],
                 quality.check_features,
                 [*_REPLAYED, "rows.npy"],
@@ -88,7 +92,7 @@ class Night:
             ),
             self._step(
                 "release",
-                "Making the release",
+                "Writing the release",
                 ["release.json"],
                 steps.make_release,
                 [*_REPLAYED, "encoder", "ranker.txt", "ranker.json", "evaluation.json"],
@@ -99,7 +103,7 @@ class Night:
             plan += [
                 self._step(
                     "gate",
-                    "Comparing with the live one",
+                    "Comparing with the live release",
                     ["gate.json", "shadow.parquet"],
                     gate.judge_release,
                     [*_RANKED, "evaluation.json", "release.json", "drift.json"],
@@ -115,7 +119,7 @@ class Night:
                 ),
                 self._step(
                     "tidy",
-                    "Removing what is old",
+                    "Removing old releases and runs",
                     ["removed.json"],
                     publish.tidy,
                     ["published.json", "statistics.json"],
@@ -136,7 +140,10 @@ class Night:
         return Step(name, title, makes, partial(work, self.artefacts), done, reads)
 
     def run_to(self, last: str) -> Artefacts:
-        """Do what is left up to a step, without those that only guard publication: what a study needs."""
+        """Run the unfinished steps up to `last`, which is what a study needs.
+
+        Skips the data checks, which only guard publication.
+        """
         plan = [s for s in self.steps if s.name not in ("checks", "drift")]
         self.run.do(plan[: [s.name for s in plan].index(last) + 1])
         return self.artefacts

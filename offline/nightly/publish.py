@@ -1,4 +1,4 @@
-"""Publication: the release goes live, users' histories are completed in Redis, and what is old is removed."""
+"""Publication: make the release live, add missing user history to Redis, and remove old releases and runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from serving.release import read_manifest, registry
 from serving.store import DUPLICATES_S, BulkStore, user_hash
 
 _USERS = 1000
-"""Users whose histories are completed at a time."""
+"""Users per batch when seeding histories."""
 
 
 def publish(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write vectors to Redis, then what users' histories lack, then the pointer; and `published.json`.
+    """Write item vectors, missing user history and then the pointer to Redis; write `published.json`.
 
-    Raises ReleaseKept or ApprovalNeeded where the gate, a pin or a rollback says no; a release that is live already is
-    completed.
+    Raises ReleaseKept or ApprovalNeeded if the gate, a pin or an earlier rollback forbids it. These checks are skipped
+    for a release that is live already; its vectors and histories are completed.
     """
     config, release_id = a.inputs.config, a.release_id
     with _store(a) as store:
         if a.inputs.live != release_id:
             if gate.wants_shadow(a):
-                by = "the night's gate (gate.mode: shadow)"
-                registry.start_shadow(config.releases, store, release_id, by, a.inputs.custom)
+                reason = "passed the gate (gate.mode: shadow)"
+                registry.start_shadow(config.releases, store, release_id, reason, a.inputs.custom)
             gate.raise_unless_allowed(a, a.inputs.pointer())
         vectors = a.vectors
         known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
@@ -43,7 +43,7 @@ def publish(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def is_live(a: Artefacts) -> bool:
-    """Whether the release of this run is live."""
+    """True if the release of this run is live."""
     return a.inputs.live == a.release_id
 
 
@@ -53,43 +53,47 @@ def _store(a: Artefacts) -> BulkStore:
 
 
 def _seed_histories(a: Artefacts, store: BulkStore, on_progress: OnProgress) -> int:
-    """Put what users' lists lack into Redis, some users at a time; how many records that were."""
+    """Add missing user history to Redis, a batch of users at a time. Returns the number of records added."""
     data, histories, erased = a.inputs.data, a.replay.histories, _erased_until(a, store)
     events, ids, users, added, now = data.events, data.catalogue.item_ids, data.events.user_ids, 0, time.time()
     for first in range(0, len(users), _USERS):
-        some = range(first, min(first + _USERS, len(users)))
+        batch = range(first, min(first + _USERS, len(users)))
         rows = [
-            held.row[_rows_to_seed(held, u, cap, now)]
-            for u in some
-            for held, cap in ((histories.engagements, 2 * ENGAGEMENTS), (histories.shown, 2 * SHOWN))
+            events_by_user.row[_rows_to_seed(events_by_user, u, cap, now)]
+            for u in batch
+            for events_by_user, cap in ((histories.engagements, 2 * ENGAGEMENTS), (histories.shown, 2 * SHOWN))
         ]
         row = np.concatenate(rows)
-        user = np.repeat(np.array(some), [len(a) + len(b) for a, b in zip(rows[::2], rows[1::2], strict=True)])
-        # An event of an item outside the catalogue has lost its id on the way here.
+        user = np.repeat(
+            np.array(batch), [len(engaged) + len(shown) for engaged, shown in zip(rows[::2], rows[1::2], strict=True)]
+        )
+        # The data set has no ID for items outside the catalogue.
         kept = (events.item[row] >= 0) & (events.at[row] > erased[user])
         row, user = row[kept], user[kept]
         added += store.seed(
-            users[first : some.stop],
-            np.searchsorted(user, np.arange(first, some.stop + 1)),
+            users[first : batch.stop],
+            np.searchsorted(user, np.arange(first, batch.stop + 1)),
             events.at[row],
             events.kind[row],
             [ids[i] for i in events.item[row].tolist()],
             [data.event_id[r] for r in row.tolist()],
             now,
         )
-        on_progress(some.stop, len(users))
+        on_progress(batch.stop, len(users))
     return added
 
 
-def _rows_to_seed(held: EventsByUser, user: int, cap: int, now: float) -> slice:
-    """A user's newest rows, and all of the days in which an event that is sent again is known by its id."""
-    newest = held.newest(user, np.inf, cap)
-    recent = held.start[user] + int(np.searchsorted(held.at[held.start[user] : newest.stop], now - DUPLICATES_S))
+def _rows_to_seed(history: EventsByUser, user: int, cap: int, now: float) -> slice:
+    """A user's newest `cap` rows, and all rows recent enough for a resent event to be recognised by its ID."""
+    newest = history.newest(user, np.inf, cap)
+    recent = history.start[user] + int(
+        np.searchsorted(history.at[history.start[user] : newest.stop], now - DUPLICATES_S)
+    )
     return slice(min(newest.start, recent), newest.stop)
 
 
 def tidy(a: Artefacts, on_progress: OnProgress) -> None:
-    """Keep this data set's statistics for later nights, and remove old releases and runs; writes `removed.json`."""
+    """Save the statistics for later runs, remove old releases and runs, and write `removed.json`."""
     config = a.inputs.config
     checks.keep_statistics(config.statistics, a.run.directory.name, a.json("statistics.json"))
     with _store(a) as store:
@@ -99,6 +103,9 @@ def tidy(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def _erased_until(a: Artefacts, store: BulkStore) -> F64:
-    """float64[users]: until when a user was erased since the log was read, so that no history is brought back."""
+    """float64[users]: time up to which a user's events were erased, -inf if never.
+
+    Includes erasures after the log was read, so that seeding does not restore erased events.
+    """
     gone = erasures.merge_erasures(a.inputs.config.data, store.erased()[1])
     return np.array([gone.get(user_hash(u), -np.inf) for u in a.inputs.data.events.user_ids], np.float64)

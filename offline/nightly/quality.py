@@ -1,4 +1,4 @@
-"""Data quality of a run: the steps that check the data before anything is learned, and the features before training."""
+"""Data quality steps of a run: checks of the data before training, and of feature drift."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ FINDINGS = ("checks.json", "drift.json")
 
 
 def check_data(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write `statistics.json` and `checks.json`. Raises ChecksFailed; the files are written all the same."""
+    """Write `statistics.json` and `checks.json`.
+
+    Raises ChecksFailed if a check fails; `checks.json` is written in any case.
+    """
     inputs, config = a.inputs, a.inputs.config
     now = inputs.until if inputs.until is not None else inputs.clock()
     try:
         events = inputs.data.events
         if not len(events):
-            raise DataError(f"{config.data / 'events.parquet'}: holds no event; import a log")
+            raise DataError(f"{config.data / 'events.parquet'}: no events; import a log")
     except DataError as e:
         _write(a, "checks.json", [Finding("schema", checks.STOP, str(e))])
-        raise ChecksFailed(f"the data checks stopped the night; the live release stays\n  schema: {e}") from e
+        raise ChecksFailed(f"{checks.FAILED}\n  schema: {e}") from e
     until = inputs.until if inputs.until is not None else float(np.nextafter(events.at[-1], np.inf))
-    found = statistics.data_statistics(inputs.data, until, now + config.checks.future_s)
-    before = checks.last_statistics(config.statistics, a.run.directory.name, until)
+    counts = statistics.data_statistics(inputs.data, until, now + config.checks.future_s)
+    previous = checks.last_statistics(config.statistics, a.run.directory.name, until)
     findings = checks.check_disk(a.run.directory, _last_bytes(a.run.directory), config.checks)
-    findings += checks.check_statistics(found, before, config.checks, now)
-    a.write_json("statistics.json", found)
+    findings += checks.check_statistics(counts, previous, config.checks, now)
+    a.write_json("statistics.json", counts)
     _write(a, "checks.json", findings)
     checks.raise_if_stopped(findings, a.file("checks.json"))
 
 
 def check_features(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write `drift.json`: features of the test lists against those learned from. Raises ChecksFailed."""
+    """Write `drift.json`: the drift of each feature between the training and the test lists.
+
+    Raises ChecksFailed if too many features drifted; the file is written in any case.
+    """
     learned, tested = a.window_rows("ranker").rows, a.window_rows("test").rows
     drift = statistics.feature_drift(learned, tested, [f.name for f in a.replay.features])
     findings = checks.check_drift(drift, a.inputs.config.checks)
@@ -45,7 +51,7 @@ def check_features(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def is_current(a: Artefacts, name: str) -> bool:
-    """Whether the findings in a file of `FINDINGS` were made with the limits of this configuration."""
+    """True if a findings file, one of `FINDINGS`, was written with the limits of this configuration."""
     return bool(a.json(name)["limits"] == a.inputs.config.checks.model_dump(mode="json"))
 
 
@@ -61,7 +67,7 @@ def _write(a: Artefacts, name: str, findings: list[Finding], drift: dict[str, fl
 
 
 def _last_bytes(directory: Path) -> int:
-    """Bytes on disk of the largest other run, less what this one has already."""
+    """Size of the largest other run minus the size of this one, in bytes."""
 
     def size(path: Path) -> int:
         return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

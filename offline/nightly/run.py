@@ -1,8 +1,8 @@
-"""A run directory: named steps, each with the files it made; killed anywhere, it goes on after the last finished step.
+"""A run directory: named steps and the files they make. A killed run continues after the last finished step.
 
-The directory's name is a digest of everything the result depends on, so the same data and configuration always meet
-the same directory, and other ones never do. Within it a step is done again when its files are not what it made, or what
-it reads is not what it read. One run at a time under one root: a lock, given back by whoever is killed.
+The directory is named by a digest of everything the result depends on, so the same data and configuration always use
+the same directory. A step runs again if its files are not what it wrote, or if its inputs are not what it read. A lock
+allows one run at a time under a root; the system releases it when the process dies.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from serving.lock import locked
 class Step(NamedTuple):
     """One step: `work` reads `reads` and writes `makes`, file or directory names in the run.
 
-    holds: whether what it brought about outside the run is still so; a finished step of which that is not true is done
-    again. reads: None for all that earlier steps make.
+    holds: returns False if the effects of the step outside the run are gone; the finished step then runs again. reads:
+    None for everything that earlier steps make.
     """
 
     name: str
@@ -37,8 +37,10 @@ class Step(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A step of a plan. done: nothing is left to do. seconds, peak_mb: what it took last time, here or in the newest
-    run that has done it; None where none has."""
+    """A step of a plan. done: True if nothing is left to do.
+
+    seconds, peak_mb: cost of the step in this run, else in the newest run that finished it; None if there is none.
+    """
 
     name: str
     title: str
@@ -48,7 +50,7 @@ class Planned(NamedTuple):
 
 
 class Run:
-    """The record of one run: which steps are finished, what they made, how long they took, how much memory."""
+    """The record of one run: finished steps with their files, durations and peak memory."""
 
     def __init__(self, root: Path, inputs: Mapping[str, Any]) -> None:
         """inputs: everything the result depends on, as JSON values; its digest names the directory under `root`."""
@@ -63,31 +65,31 @@ class Run:
         return self.directory / name
 
     def do(self, steps: Sequence[Step]) -> None:
-        """Run the steps in order, leaving out those that are finished: see `Step`.
+        """Run the steps in order, skipping finished ones as described in `Step`.
 
-        Raises Locked while another process is at work under the same root, what a step raises, and RuntimeError where
-        a step did not make what it was to make.
+        Raises Locked while another process runs under the same root, RuntimeError if a step does not make its files,
+        and whatever a step raises.
         """
         with locked(self._root / "lock"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            for half in self.directory.glob(".*"):  # what a killed run was about to write
-                half.unlink()
-            self.finished = _read(self._record, said=True)
+            for partial_file in self.directory.glob(".*"):  # left by a killed run
+                partial_file.unlink()
+            self.finished = _read(self._record, warn=True)
             sums: dict[str, str] = {}
             for step in resolve_reads(steps):
                 if not self._is_finished(step, sums):
                     self._do(step, sums)
 
     def _do(self, step: Step, sums: dict[str, str]) -> None:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         _reset_peak_memory()
         with progress_bar(step.title) as on_progress:
             step.work(on_progress)
         if missing := [name for name in step.makes if not self.file(name).exists()]:
-            raise RuntimeError(f"step {step.name!r} is over, but {self.file(missing[0])} is not there")
+            raise RuntimeError(f"step {step.name!r} finished without writing {self.file(missing[0])}")
         sums |= {name: checksum(self.file(name)) for name in step.makes}
         facts = {
-            "seconds": time.perf_counter() - begun,
+            "seconds": time.perf_counter() - start,
             "peak_mb": _peak_memory_mb(),
             "read": {name: self._sum(name, sums) for name in step.reads or ()},
             "made": {name: sums[name] for name in step.makes},
@@ -96,7 +98,7 @@ class Run:
         write_json(self._record, self.finished)
 
     def plan(self, steps: Sequence[Step]) -> list[Planned]:
-        """What `do` would do now, in order. Changes nothing, and takes no lock."""
+        """The steps in order, and what `do` would run now. Changes nothing, and takes no lock."""
         last = self._last_records()
         out: list[Planned] = []
         stale: set[str] = set()
@@ -114,58 +116,58 @@ class Run:
         return [_read(p) for p in sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)]
 
     def _sum(self, name: str, sums: dict[str, str]) -> str:
-        """The checksum of a file of the run, computed once; empty where there is none."""
+        """Checksum of a file of the run, computed once; empty if the file does not exist."""
         if name not in sums:
             sums[name] = checksum(self.file(name)) if self.file(name).exists() else ""
         return sums[name]
 
     def _is_finished(self, step: Step, sums: dict[str, str]) -> bool:
         facts = self.finished.get(step.name, {})
-        made, read = facts.get("made"), facts.get("read")
-        if not isinstance(made, dict) or set(made) != set(step.makes):
+        written, read = facts.get("made"), facts.get("read")
+        if not isinstance(written, dict) or set(written) != set(step.makes):
             return False
         if not isinstance(read, dict) or set(read) != set(step.reads or ()):
             return False
-        return all(self._sum(name, sums) == found for name, found in {**made, **read}.items()) and step.holds()
+        return all(self._sum(name, sums) == recorded for name, recorded in {**written, **read}.items()) and step.holds()
 
 
 def resolve_reads(steps: Sequence[Step]) -> list[Step]:
-    """The steps with what each reads named. Raises ValueError for one that reads what none before it makes."""
+    """The steps with `reads` filled in. Raises ValueError for a step that reads what no earlier step makes."""
     out: list[Step] = []
-    made: list[str] = []
+    available: list[str] = []
     for step in steps:
-        reads = tuple(made) if step.reads is None else tuple(step.reads)
-        if unmade := [name for name in reads if name not in made]:
-            raise ValueError(f"step {step.name!r} reads {unmade[0]!r}, which no step before it makes")
+        reads = tuple(available) if step.reads is None else tuple(step.reads)
+        if missing := [name for name in reads if name not in available]:
+            raise ValueError(f"step {step.name!r} reads {missing[0]!r}, which no earlier step makes")
         out.append(step._replace(reads=reads))
-        made += step.makes
+        available += step.makes
     return out
 
 
 def _reset_peak_memory() -> None:
-    """Have the system count this process's peak memory from here on, where it can (Linux)."""
+    """Reset the peak memory counter of this process, where the system supports it (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory_mb() -> float:
-    """Peak resident memory in MB since `_forget_peak`, or of the whole process where that is all that is known."""
+    """Peak resident memory in MB since `_reset_peak_memory`, or of the whole process without that support."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
 
 
-def _read(record: Path, said: bool = False) -> dict[str, dict[str, Any]]:
-    """What a record holds; nothing where there is none, or where it is damaged, which is said if asked for."""
+def _read(record: Path, warn: bool = False) -> dict[str, dict[str, Any]]:
+    """The contents of a record; empty if it is missing or damaged. warn: print a warning if it is damaged."""
     if not record.exists():
         return {}
     try:
-        found = json.loads(record.read_bytes())
-        if isinstance(found, dict) and all(isinstance(step, dict) for step in found.values()):
-            return found
+        steps = json.loads(record.read_bytes())
+        if isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values()):
+            return steps
     except ValueError:
         pass
-    if said:
-        console.print(f"{record} is damaged: every step of the run is done again", markup=False, soft_wrap=True)
+    if warn:
+        console.print(f"{record} is damaged; all steps run again", markup=False, soft_wrap=True)
     return {}

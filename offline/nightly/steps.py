@@ -1,13 +1,13 @@
 """Steps of a nightly run: functions that read artefacts of earlier steps and write their own.
 
-Checks, gate and publication have files of their own; what a step computes lies in the rooms below.
+Checks, gate and publication have modules of their own. The computations are in `offline.data`, `offline.training` and
+`offline.evaluation`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +23,49 @@ from offline.training import RowsJob, build_inverted_lists, encoders, fit_ranker
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
 from text_encoder.encoder import load
-from text_encoder.text import attributes, item_texts
+from text_encoder.text import catalogue_texts
 
 _PARENT = "parent.json"
 
 
 def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write `windows.json`. Raises DataError where the protocol does not fit the lists, or there are none."""
+    """Write `windows.json`. Raises DataError if the log has no lists, or if the protocol does not fit their source."""
     inputs, protocol = a.inputs, a.inputs.config.windows.protocol
     if protocol == "leave-last-out" and inputs.is_logged:
-        raise DataError("protocol leave-last-out ranks what retrieval offers: set lists.source to rebuilt")
+        raise DataError("protocol leave-last-out needs rebuilt lists; set lists.source to rebuilt")
     if protocol == "given-lists" and not inputs.is_logged:
-        raise DataError("protocol given-lists takes lists that were shown: set lists.source to logged")
-    found = query_groups.keys(inputs.lists())
-    if inputs.is_logged and not len(found):
-        raise DataError("no list was logged, only what people did: set lists.source to rebuilt, or to auto")
-    a.write_json("windows.json", vars(Windows.split(found.at, found.user, inputs.config.windows)))
+        raise DataError("protocol given-lists needs logged lists; set lists.source to logged")
+    groups = query_groups.keys(inputs.lists())
+    if inputs.is_logged and not len(groups):
+        raise DataError("the log has no lists, only user actions; set lists.source to rebuilt or auto")
+    a.write_json("windows.json", vars(Windows.split(groups.at, groups.user, inputs.config.windows)))
 
 
 def encode_items(a: Artefacts, on_progress: OnProgress) -> None:
     """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `zero_shot.npy`, `encoder.json`."""
     inputs, config = a.inputs, a.inputs.config.encoder
     encoder = load(config.model, template=config.template, max_tokens=config.max_tokens)
-    texts = _texts(a)
+    texts = catalogue_texts(config.template, inputs.data.items)
     encoder = encoder.capped(texts, config.token_percentile)
     events = inputs.data.events
-    at = encoders.refresh_moments(events, a.windows, config.refreshes)
-    found = encoders.train_encoders(
-        encoder, texts, events, at, config, a.file("checkpoints"), on_progress, inputs.engine
+    moments = encoders.refresh_moments(events, a.windows, config.refreshes)
+    trained = encoders.train_encoders(
+        encoder, texts, events, moments, config, a.file("checkpoints"), on_progress, inputs.engine
     )
-    found.encoder.save(a.file("encoder"))
-    a.save("vectors.npy", found.vectors)
-    a.save("zero_shot.npy", found.zero_shot)
-    a.write_json("encoder.json", found.facts)
-
-
-def _texts(a: Artefacts) -> list[str]:
-    """The text of each item, by the configured template."""
-    table, template = a.inputs.data.items, a.inputs.config.encoder.template
-    missing: list[object] = [None] * len(table)
-    names = (*table.column_names, *attributes(template))
-    columns = {n: table[n].to_pylist() if n in table.column_names else missing for n in names}
-    return item_texts(template, columns | {"attributes": _attribute_words(a)})
-
-
-def _attribute_words(a: Artefacts) -> list[str | None]:
-    """Each item's tags and texts beyond the standard columns: what `{attributes}` in a template stands for."""
-    c = a.inputs.data.catalogue
-    words = [c.tag_names[t].split("=", 1)[1] for t in c.tag.tolist()]
-    return [", ".join(words[first:last]) or None for first, last in pairwise(c.tag_start[: len(c) + 1].tolist())]
+    trained.encoder.save(a.file("encoder"))
+    a.save("vectors.npy", trained.vectors)
+    a.save("zero_shot.npy", trained.zero_shot)
+    a.write_json("encoder.json", trained.facts)
 
 
 def make_query_groups(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write `lists.npz`: the lists with gain from the ranker's window on, logged or rebuilt."""
+    """Write `lists.npz`: the lists with gain from the start of the ranker window, logged or rebuilt."""
     inputs, config = a.inputs, a.inputs.config.lists
     numbers = a.windows.kept(query_groups.keys(_lists_with_gain(a)), config.most, inputs.config.seed)
-    found = query_groups.select(_lists_with_gain(a), numbers)
+    groups = query_groups.select(_lists_with_gain(a), numbers)
     if not inputs.is_logged:
-        found = query_groups.rebuild_lists(a.replay, found, config.size, on_progress, inputs.engine)
-    a.save_lists(found)
+        groups = query_groups.rebuild_lists(a.replay, groups, config.size, on_progress, inputs.engine)
+    a.save_lists(groups)
 
 
 def _lists_with_gain(a: Artefacts) -> Iterator[Lists]:
@@ -94,23 +78,23 @@ def replay_rows(a: Artefacts, on_progress: OnProgress) -> None:
     lists, n, inputs = a.lists, len(a.lists), a.inputs
     rows = a.create_array("rows.npy", (lists.rows, len(a.replay.features)))
     tested, warm = a.windows.lists("test", lists), np.empty(n, bool)
-    whole = a.windows.protocol == "leave-last-out"
-    job = RowsJob(a.replay, lists, tested, with_unknown(a.zero_shot), inputs.config.seed, whole)
-    best = [np.empty((0, len(BASELINES), DEPTH), np.int32)]
+    whole_catalogue = a.windows.protocol == "leave-last-out"
+    job = RowsJob(a.replay, lists, tested, with_unknown(a.zero_shot), inputs.config.seed, whole_catalogue)
+    baselines = [np.empty((0, len(BASELINES), DEPTH), np.int32)]
     for block in inputs.engine.map(make_rows, job, split_evenly(lists.start, inputs.engine.parts)):
         end = block.first + len(block.warm)
         rows[lists.start[block.first] : lists.start[end]] = block.rows
         warm[block.first : end] = block.warm
-        best.append(block.best)
+        baselines.append(block.best)
         a.release_pages()
         on_progress(end, n)
     rows.flush()
-    a.save("baselines.npy", np.concatenate(best))
+    a.save("baselines.npy", np.concatenate(baselines))
     a.save("warm.npy", warm)
 
 
 def ranker_config(a: Artefacts) -> RankerConfig:
-    """The ranker's settings as this run can use them: nobody saw rebuilt lists, so they carry no position bias."""
+    """The ranker settings of this run. Position debiasing is off for rebuilt lists, which no user saw."""
     config = a.inputs.config.ranker
     return config if a.inputs.is_logged else config.model_copy(update={"position_debias": False})
 
@@ -145,8 +129,8 @@ def train_ranker(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def make_release(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write the release beside the others, and `release.json`."""
-    inputs, encoder, judged, vectors = a.inputs, a.json("encoder.json"), a.json("evaluation.json"), a.vectors
+    """Write the release directory and `release.json`."""
+    inputs, encoder, evaluation, vectors = a.inputs, a.json("encoder.json"), a.json("evaluation.json"), a.vectors
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     inverted = build_inverted_lists(with_unknown(vectors), inputs.config.seed)
     path = write_release(
@@ -157,9 +141,9 @@ def make_release(a: Artefacts, on_progress: OnProgress) -> None:
         encoder_dir=a.file("encoder"),
         cut_off=inputs.cut_off,
         window=window_facts(a),
-        metrics={s: by["all"][systems.PRIMARY] for s, by in judged["systems"].items()},
+        metrics={s: by["all"][systems.PRIMARY] for s, by in evaluation["systems"].items()},
         parent=_parent(a),
-        # The moment of the data, not of the clock: made again from the same data, it is the same to the byte.
+        # The time of the data, not of the clock, so that the same data give the same bytes.
         created_at=inputs.cut_off,
         encoder_fingerprint=encoder["fingerprint"],
     )
@@ -167,25 +151,25 @@ def make_release(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def is_released(a: Artefacts) -> bool:
-    """Whether the release of this run is still there."""
+    """True if the release of this run still exists."""
     return (a.release_path / MANIFEST).is_file()
 
 
 def _parent(a: Artefacts) -> str | None:
-    """The release that was live when this run's was first made.
+    """The release that was live when this run first made its own.
 
-    Remembered, so that the release made again, after it went live itself, is still the same to the byte.
+    Stored in a file, so that making the release again after it went live gives the same bytes.
     """
     path: Path = a.file(_PARENT)
     if not path.exists():
         a.write_json(_PARENT, {"parent": a.inputs.live})
-    found: str | None = a.json(_PARENT)["parent"]
-    return found
+    parent: str | None = a.json(_PARENT)["parent"]
+    return parent
 
 
 def window_facts(a: Artefacts) -> dict[str, Any]:
-    """For each window `from`, `to` (ISO 8601) and `lists`."""
-    # The last encoder, and a ranker that is refit, learn from more than their windows: from all before the test.
+    """Start (`from`) and end (`to`) of each window, ISO 8601, and its number of lists (`lists`)."""
+    # The last encoder and a refit ranker are trained on all data before the test window, not only on their own.
     until = {"encoder": a.json("encoder.json")["moments"][-1]}
     if a.inputs.config.ranker.refit:
         until["ranker"] = a.windows.bounds("validation")[1]

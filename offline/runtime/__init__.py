@@ -1,7 +1,7 @@
-"""Runtime: where work is done and what it needs everywhere: engines, progress, errors, files written whole.
+"""Runtime: execution engines, progress bars, user-facing errors and atomic file writes.
 
-Imports no other room. `Engine` is the contract of `LOCAL` and of a Ray cluster (`open_engine`), which give the same
-bytes. Errors a person can mend are printed without a traceback by the command line.
+Imports no other package under `offline`. `Engine` is the interface of both `LOCAL` and a Ray cluster (`open_engine`),
+which produce the same bytes. The command line prints user-facing errors without a traceback.
 """
 
 from __future__ import annotations

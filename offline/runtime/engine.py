@@ -1,9 +1,9 @@
-"""Engines: where the parts of a step are worked on, in this process or on a Ray cluster, with the same bits either way.
+"""Engines run the parts of a step in this process or on a Ray cluster, with bit-identical results.
 
-A step that can be parted is a pure function of what its parts share and of one part, and yields blocks; an engine gives
-the blocks of all parts in the order of the parts. So how many parts there are, who works on them, and how often one is
-begun again because a machine died, is in no result. What is shared must not be written to: on Ray it is mapped from one
-memory for all workers of a machine, and read-only.
+A step that can be split is a pure function of one part and of data shared by all parts, and yields blocks. An engine
+returns the blocks of all parts in the order of the parts. The number of parts, the workers that run them and restarts
+after a machine failure therefore do not change the result. The function must not write to the shared data: on Ray it is
+read-only memory, mapped by all workers of a machine.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Library = Literal["torch", "lightgbm"]
 
 
 class EngineError(Failure):
-    """An engine cannot be used; the message says what is missing and what to do."""
+    """An engine cannot be used. The message says what is missing and how to fix it."""
 
 
 class WorkerGroup(NamedTuple):
-    """What a worker of a training knows of the others: it is number `rank` of `size`.
+    """The place of a training worker in its group: worker `rank`, from 0, of `size`.
 
-    network: LightGBM's parameters by which it finds them, for a training with LightGBM; empty where it is alone.
+    network: LightGBM's network parameters for reaching the other workers. Empty for other libraries and for one worker.
     """
 
     rank: int = 0
@@ -43,22 +43,23 @@ class WorkerGroup(NamedTuple):
 
 
 class Engine(Protocol):
-    """Where parts are worked on, and models trained."""
+    """Runs the parts of a step and trains models."""
 
     @property
     def workers(self) -> int:
-        """Workers of a training. What several of them make is not, to the bit, what one would."""
+        """Number of workers that train a model. Several workers do not train bit for bit the same model as one."""
 
     @property
     def parts(self) -> int:
-        """Into how many parts a step is best cut."""
+        """Recommended number of parts to split a step into."""
 
     def map(
         self, function: Callable[[Shared, Part], Iterable[Block]], shared: Shared, parts: Sequence[Part]
     ) -> Generator[Block, None, None]:
-        """What `function(shared, part)` yields, part after part, in their order.
+        """Yield the blocks of `function(shared, part)` for each part, in the order of the parts.
 
-        function: of a module, not a closure; it may be called more than once with the same part. Raises what it raises.
+        function: a module-level function, not a closure. It may be called more than once with the same part. Exceptions
+        it raises are raised here.
         """
 
     def train(
@@ -68,15 +69,15 @@ class Engine(Protocol):
         shared: Shared,
         on_progress: OnProgress,
     ) -> Result:
-        """What `function` returns to the first worker; all workers call it.
+        """Call `function` on all workers and return the result of the first.
 
-        library: by which the workers speak with one another. function: as in `map`. on_progress: called where the
-        function is worked on in this process.
+        library: the library that connects the workers. function: as in `map`. on_progress: called only if the function
+        runs in this process.
         """
 
 
 class Local:
-    """This process, one part after the other, blocks handed on as they come."""
+    """Runs in this process, one part after the other, and yields blocks as they come."""
 
     parts, workers = 1, 1
 
@@ -94,7 +95,7 @@ class Local:
         shared: Shared,
         on_progress: OnProgress,
     ) -> Result:
-        """See `Engine`: one worker."""
+        """See `Engine`. There is one worker."""
         return function(shared, WorkerGroup(), on_progress)
 
 
@@ -102,9 +103,9 @@ LOCAL = Local()
 
 
 def split_evenly(start: Sequence[int] | I64, parts: int) -> list[range]:
-    """At most `parts` runs of consecutive units that hold about as much each; none is empty.
+    """Split units into at most `parts` non-empty ranges of consecutive units, of about equal total size.
 
-    start: n + 1 rising numbers: unit u holds `start[u]:start[u + 1]`.
+    start: n + 1 ascending offsets; unit u covers `start[u]:start[u + 1]`.
     """
     first, last, units = int(start[0]), int(start[-1]), len(start) - 1
     inner = [bisect_left(start, first + (last - first) * k / parts) for k in range(1, parts)]

@@ -1,29 +1,29 @@
-"""Errors that a person can mend: printed without a traceback."""
+"""User-facing errors. The command line prints them without a traceback."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """A source or a dataset that cannot be read at all: the message names the file, the fault and the remedy."""
+    """A source or data set cannot be read. The message names the file, the problem and the fix."""
 
 
 class Failure(Exception):
-    """What a person can mend: printed without a traceback, exit status 1."""
+    """An error that the user can fix. Printed without a traceback; exit status 1."""
 
 
 class ReleaseKept(Exception):
-    """The gate kept the live release; the message says why. Exit status 3."""
+    """The gate kept the live release. The message gives the reasons. Exit status 3."""
 
     status = 3
 
 
 class ApprovalNeeded(Exception):
-    """The gate leaves it to a person; the message says why, and how to decide. Exit status 6."""
+    """The gate asks for approval. The message gives the reasons and the commands to decide. Exit status 6."""
 
     status = 6
 
 
 class ChecksFailed(Exception):
-    """The data are not fit to learn from; the message names each cause. Exit status 4."""
+    """The data checks failed. The message names each cause. Exit status 4."""
 
     status = 4

@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, checksummed, reserved."""
+"""Checksums and atomic writes of the files of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, or of a directory's file names and contents."""
+    """SHA-256 of a file, or of the file names and contents of a directory."""
     digest = hashlib.sha256()
     for p in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]:
         with p.open("rb") as f:
@@ -18,20 +18,20 @@ def checksum(path: Path) -> str:
 
 
 def source_digest() -> str:
-    """SHA-256 of our own source: another version may make other things of the same data."""
-    here = Path(__file__).parent.parent
-    rooms = ("features", "text_encoder", "ranker", "serving", "offline")
+    """SHA-256 of the source of Shelfwise. Another version may produce other results from the same data."""
+    root = Path(__file__).parent.parent
+    packages = ("features", "text_encoder", "ranker", "serving", "offline")
     digest = hashlib.sha256()
-    for path in sorted(p for room in rooms for p in (here / room).rglob("*.py")):
+    for path in sorted(p for package in packages for p in (root / package).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a JSON file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(value, indent=1), "utf-8")
-        aside.replace(path)
+        temporary.write_text(json.dumps(value, indent=1), "utf-8")
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

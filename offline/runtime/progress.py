@@ -1,4 +1,4 @@
-"""Bars with an ETA for whatever takes more than a moment; silent where nobody watches."""
+"""Progress bars with an ETA for long-running steps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.progress import TimeRemainingColumn as Remaining
 OnProgress = Callable[[int, int], None]
 
 console = Console(stderr=True, force_jupyter=False)
-"""Where progress and remarks go: standard error, so that results can be piped. In a notebook too, as plain lines: rich
-would ask for ipywidgets there, and warn at each bar."""
+"""Console for progress and messages: standard error, so that results can be piped. Notebooks get plain lines too,
+because rich needs ipywidgets for more and warns at each bar without them."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """For where nobody watches."""
+    """Ignore progress."""
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[OnProgress]:
-    """A function to call with (done, total) while the block runs; draws one line with an ETA."""
+    """Show a progress bar with an ETA during the block. Yields a function to call with (done, total)."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<26}"),
@@ -39,5 +39,5 @@ def progress_bar(title: str) -> Iterator[OnProgress]:
             progress.update(task, completed=done, total=total)
 
         yield on_progress
-        # What cannot be counted is one thing, and it is done.
+        # A step that reported no total counts as one unit, now complete.
         progress.update(task, total=progress.tasks[task].total or 1, completed=progress.tasks[task].total or 1)

@@ -1,4 +1,4 @@
-"""Simulation: a shop in which the right answer is known, to show and to test everything else by.
+"""Simulation of a shop whose true user preferences are known, for demonstrations and tests.
 
 `simulate` writes a data set: products with hidden attributes, shoppers with hidden tastes, searches, lists and clicks.
 """

@@ -1,10 +1,10 @@
-"""The simulated shop: a data set in which the right answer is known, to show and to test everything else by.
+"""Writes the data set of a simulated shop whose true user preferences are known.
 
-Shoppers with hidden tastes see lists made by a mediocre shop, and click, cart and buy by what they see and like. What
-is written is what a real shop would have logged, plus `truth.parquet`: the hidden utility of every shown item, the
-order no ranker can be expected to beat. A shop that explores also logs `propensities.parquet`.
+Shoppers with hidden tastes see lists in a mediocre order, and click, add to the cart and buy depending on position and
+taste. The files contain what a real shop would log, plus `truth.parquet`: the hidden utility of every shown item. No
+ranker can be expected to beat the order by utility. With exploration, `propensities.parquet` is written as well.
 
-Days are drawn one after the other and written as they come, so memory is a day's worth however long the log.
+Days are simulated and written one at a time, so that memory use does not depend on the length of the log.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _EVENTS = pa.schema(
         ("device", pa.string()),
     ]
 )
-_SEARCHED = _EVENTS.append(pa.field("query", pa.string()))
-"""Of a shop in which people search."""
+_EVENTS_WITH_QUERY = _EVENTS.append(pa.field("query", pa.string()))
+"""Schema of the events of a shop with searches."""
 _TRUTH = pa.schema(
     [
         pa.field("request_id", pa.string(), nullable=False),
@@ -64,7 +64,7 @@ _PROPENSITIES = pa.schema(
 
 @dataclass(frozen=True)
 class SimulationSummary:
-    """What was written, and over what span. `items` and `users` count what is in the files, `events` rows by name."""
+    """Counts and time span of the files written. events: rows by event kind."""
 
     items: int
     users: int
@@ -76,7 +76,7 @@ class SimulationSummary:
 
     @property
     def click_rate(self) -> float:
-        """Clicks per impression, NaN where nothing was shown."""
+        """Clicks per impression; NaN without impressions."""
         shown = self.events["impression"]
         return self.events["click"] / shown if shown else float("nan")
 
@@ -84,38 +84,38 @@ class SimulationSummary:
 def simulate(
     config: SimulateConfig, directory: Path, on_progress: Callable[[int, int], None] | None = None
 ) -> SimulationSummary:
-    """Write `items.parquet`, `events.parquet` and `truth.parquet` into a directory, made if it is not there.
+    """Simulate a shop and write `items.parquet`, `events.parquet` and `truth.parquet` to a directory.
 
-    With `explore` above 0 also `propensities.parquet`: request_id, item_id, position and propensity of every
-    impression, the chance in (0, 1] that the item came to stand there given the list's items and the shop's own order.
+    If `explore` is above 0, also `propensities.parquet`: request_id, item_id, position and propensity of every
+    impression. The propensity, in (0, 1], is the probability of the item to be at its position, given the items of the
+    list and the order by the shop.
 
-    Files of these names are replaced, each when it is complete; propensities of an earlier log, and `import.json`, the
-    account of one that was imported, are removed; others are left alone. Progress counts days, and the catalogue as one
-    more. Raises NotADirectoryError where `directory` is a file.
+    The directory is created if needed. Existing files of these names are replaced once all new ones are complete.
+    Propensities of an earlier log and `import.json`, the report of an import, are deleted. Other files are not touched.
+    Progress counts days, plus one for the catalogue. Raises NotADirectoryError if `directory` is a file.
     """
     if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} is a file; give a directory to write into")
+        raise NotADirectoryError(f"{directory} is a file; give a directory to write to")
     directory.mkdir(parents=True, exist_ok=True)
     report = on_progress or no_progress
     shop = open_shop(config)
     report(1, config.days + 1)
-    book = LogWriter(shop.stock, config.users, shop.searches.texts if config.searches else None)
-    items = _write(directory, shop, book, config, report)
+    writer = LogWriter(shop.stock, config.users, shop.searches.texts if config.searches else None)
+    items = _write(directory, shop, writer, config, report)
     return SimulationSummary(
         items=items,
-        users=len(book.seen),
-        lists=book.lists,
-        lists_with_click=book.lists_with_click,
-        events=dict(zip(KINDS, book.count.tolist(), strict=True)),
+        users=len(writer.seen),
+        lists=writer.lists,
+        lists_with_click=writer.lists_with_click,
+        events=dict(zip(KINDS, writer.count.tolist(), strict=True)),
         first_at=config.start,
         last_at=config.end,
     )
 
 
 def open_shop(config: SimulateConfig) -> Shop:
-    """The shop on the morning of its first day, with all that will arrive: its days are those of the log, and then
-    `ahead` more."""
-    # A stream of its own for each part: more shoppers leave the catalogue as it was.
+    """The shop at the start of its first day, with the products that arrive on all days of the log and `ahead` more."""
+    # One random stream per component, so that for example more shoppers do not change the catalogue.
     rngs = [np.random.default_rng([config.seed, part]) for part in range(8)]
     days = config.days + config.ahead
     arrivals = rngs[0].poisson(config.new_items_per_day, days).astype(np.int64)
@@ -138,32 +138,32 @@ def open_shop(config: SimulateConfig) -> Shop:
 
 
 def _write(
-    directory: Path, shop: Shop, book: LogWriter, config: SimulateConfig, report: Callable[[int, int], None]
+    directory: Path, shop: Shop, writer: LogWriter, config: SimulateConfig, report: Callable[[int, int], None]
 ) -> int:
-    """The files, under another name until all are complete; returns how many items there are."""
-    events = _EVENTS if book.texts is None else _SEARCHED
-    daily = {"events": (events, book.events_table), "truth": (_TRUTH, book.truth_table)}
+    """Write the files, under temporary names until all are complete. Returns the number of items written."""
+    events = _EVENTS if writer.texts is None else _EVENTS_WITH_QUERY
+    daily = {"events": (events, writer.events_table), "truth": (_TRUTH, writer.truth_table)}
     if shop.explore > 0:
-        daily["propensities"] = (_PROPENSITIES, book.propensities_table)
+        daily["propensities"] = (_PROPENSITIES, writer.propensities_table)
     paths = {name: directory / f"{name}.parquet" for name in ("items", *daily)}
-    part = {name: path.with_suffix(".parquet.part") for name, path in paths.items()}
-    # What arrives later stands behind what is there.
+    temporary = {name: path.with_suffix(".parquet.part") for name, path in paths.items()}
+    # Items that arrive after the log are the last rows.
     items = shop.stock.table.slice(0, int((shop.stock.available_us < config.end.timestamp() * 1e6).sum()))
-    pq.write_table(items, part["items"], compression="zstd")
+    pq.write_table(items, temporary["items"], compression="zstd")
     with ExitStack() as files:
         writers = {
-            name: files.enter_context(pq.ParquetWriter(part[name], schema, compression="zstd"))
+            name: files.enter_context(pq.ParquetWriter(temporary[name], schema, compression="zstd"))
             for name, (schema, _) in daily.items()
         }
         for day in range(config.days):
             log = shop.day(day)
-            book.add(log)
+            writer.add(log)
             for name, (_, table) in daily.items():
                 writers[name].write_table(table(log))
             report(day + 2, config.days + 1)
     for name, path in paths.items():
-        part[name].replace(path)
-    # What is of the log that was replaced would be taken for this one's.
+        temporary[name].replace(path)
+    # These files of a previous log would be taken for files of this one.
     (directory / "import.json").unlink(missing_ok=True)
     if "propensities" not in paths:
         (directory / "propensities.parquet").unlink(missing_ok=True)
@@ -172,7 +172,10 @@ def _write(
 
 @dataclass
 class LogWriter:
-    """Puts days into the layout on disk, and keeps the tally. texts: what was typed so far, None where nobody may."""
+    """Converts days to tables of the data set and keeps the counts.
+
+    texts: queries so far; None without searches. seen: users with events.
+    """
 
     stock: Products
     shoppers: int
@@ -184,7 +187,7 @@ class LogWriter:
     seen: set[int] = field(default_factory=set)
 
     def add(self, log: DayLog) -> None:
-        """Count one day, before it is written."""
+        """Add a day to the counts. Call this before `events_table`."""
         self.rows += len(log.kind)
         self.count += np.bincount(log.kind, minlength=len(KINDS))
         self.lists += len(np.unique(log.request[log.kind == Kind.IMPRESSION]))
@@ -192,33 +195,33 @@ class LogWriter:
         self.seen.update(np.unique(log.user).tolist())
 
     def user_ids(self, user: I32) -> pa.Array:
-        """Shoppers' ids, as strings."""
+        """User IDs as strings."""
         return _ids("u", user, max(5, len(str(self.shoppers))))
 
     def events_table(self, log: DayLog) -> pa.Table:
-        """A day's events in the layout of `events.parquet`."""
+        """The events of a day as a table of `events.parquet`."""
         item_ids = self.stock.table.column("item_id").combine_chunks()
         first = self.rows - len(log.kind)
-        none = log.request < 0
+        no_request = log.request < 0
         columns = [
             _ids("e", np.arange(first, self.rows), 8),
             pa.DictionaryArray.from_arrays(log.kind, list(KINDS)).dictionary_decode(),
             self.user_ids(log.user),
             item_ids.take(pa.array(log.item)),
             pa.array(log.at_us).cast(pa.timestamp("us", tz="UTC")),
-            pc.if_else(pa.array(none), None, _ids("r", np.maximum(log.request, 0), 7)),
-            pa.array(log.position, mask=none),
+            pc.if_else(pa.array(no_request), None, _ids("r", np.maximum(log.request, 0), 7)),
+            pa.array(log.position, mask=no_request),
             pa.array(log.value, mask=np.isnan(log.value)),
             _ids("s", log.visit, 7),
             pa.array(DEVICES_IN_USE, pa.string()).take(pa.array(log.device, mask=log.device < 0)),
         ]
         if self.texts is None:
             return pa.Table.from_arrays(columns, schema=_EVENTS)
-        typed = pa.array(self.texts, pa.string()).take(pa.array(log.query, mask=log.query < 0))
-        return pa.Table.from_arrays([*columns, typed], schema=_SEARCHED)
+        query = pa.array(self.texts, pa.string()).take(pa.array(log.query, mask=log.query < 0))
+        return pa.Table.from_arrays([*columns, query], schema=_EVENTS_WITH_QUERY)
 
     def truth_table(self, log: DayLog) -> pa.Table:
-        """A day's impressions, in their order, in the layout of `truth.parquet`."""
+        """The impressions of a day as a table of `truth.parquet`."""
         shown = np.flatnonzero(log.kind == Kind.IMPRESSION)
         item_ids = self.stock.table.column("item_id").combine_chunks()
         columns = [
@@ -229,7 +232,7 @@ class LogWriter:
         return pa.Table.from_arrays(columns, schema=_TRUTH)
 
     def propensities_table(self, log: DayLog) -> pa.Table:
-        """A day's impressions, in their order, in the layout of `propensities.parquet`."""
+        """The impressions of a day as a table of `propensities.parquet`."""
         shown = np.flatnonzero(log.kind == Kind.IMPRESSION)
         item_ids = self.stock.table.column("item_id").combine_chunks()
         columns = [
@@ -242,6 +245,6 @@ class LogWriter:
 
 
 def _ids(prefix: str, number: NDArray[np.integer], width: int) -> pa.Array:
-    """Ids such as `u00042`."""
+    """IDs such as `u00042`."""
     digits = pc.utf8_lpad(pc.cast(pa.array(number), pa.string()), width, "0")
     return pc.binary_join_element_wise(prefix, digits, "")

@@ -1,7 +1,7 @@
-"""The simulated shop's catalogue: latent attributes first, then the product text that tells most of them.
+"""Catalogue of the simulated shop: products with latent attributes, and product texts that mention most of them.
 
-An item's latent vector and its text come from the same attributes, so taste over the vectors can be read from the
-words; but not all of it, since the writer leaves some attributes out and says the rest in changing words.
+The latent vector and the text of an item come from the same attributes, so a user's taste over the vectors can be
+learned from texts. It cannot be learned completely: texts leave out some attributes and use varying words for the rest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from features.arrays import F32, F64, I32, I64
 from offline.simulation.vocabulary import (
     ATTRIBUTES,
     BRANDS,
-    CIRCLES,
     DEPARTMENTS,
     FACETS,
     FACTS,
+    LIFESTYLES,
     LINES,
     MIDDLES,
     OPENERS,
@@ -33,8 +33,8 @@ T = TypeVar("T")
 DAY_US = 86_400_000_000
 _FACET_ROWS = {f: np.array([k for k, a in enumerate(ATTRIBUTES) if a.facet == f]) for f in FACETS}
 _ROW = {a.name: k for k, a in enumerate(ATTRIBUTES)}
-_TOLD = 0.9
-"""Chance that the text mentions an attribute that the item has."""
+_MENTION_PROBABILITY = 0.9
+"""Probability that the text of an item mentions one of its attributes."""
 
 _SCHEMA = pa.schema(
     [
@@ -54,13 +54,13 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Products:
-    """The catalogue as it truly is, hidden part included; row order is id order.
+    """The full catalogue, including hidden columns. Rows are sorted by ID.
 
-    latent: float32[n, attributes], 0 where an item lacks the attribute, else 0.8 to 1.2. appeal: float64[n], what
-    everyone likes or not about an item, in log-odds, mean 0, long right tail. price: float64[n], never missing.
-    price_level: float64[n], log of price over its department's median. department: int32[n] into
-    `vocabulary.DEPARTMENTS`. noun: what each is, in a word or two. available_us: int64[n], Unix microseconds. table:
-    what the shop itself knows, with gaps.
+    latent: float32[n, attributes], 0 if the item does not have the attribute, else 0.8 to 1.2. appeal: float64[n],
+    effect on the log-odds of a click by any user, mean 0, with a long right tail. price: float64[n], never missing.
+    price_level: float64[n], log of the price relative to the median of its department. department: int32[n], index into
+    `vocabulary.DEPARTMENTS`. noun: the kind of product. available_us: int64[n], Unix microseconds. table: the columns
+    that the shop knows, with missing values.
     """
 
     latent: F32
@@ -78,9 +78,9 @@ class Products:
 
 @dataclass(frozen=True)
 class _Brands:
-    """Each brand's leaning to attributes (a weight to draw by), price level and appeal; each department's brands."""
+    """Brands: sampling weight of each attribute, price level and appeal, and the brands of each department."""
 
-    lean: F64
+    attribute_weight: F64
     price_level: F64
     appeal: F64
     of_department: Sequence[I64]
@@ -88,18 +88,18 @@ class _Brands:
     @classmethod
     def invent(cls, rng: np.random.Generator) -> _Brands:
         n = len(BRANDS)
-        lean = np.ones((n, len(ATTRIBUTES)))
-        for brand, circle in enumerate(rng.permutation(np.arange(n) % len(CIRCLES)).tolist()):
-            lean[brand, [_ROW[name] for name in CIRCLES[circle].likes]] = 6.0
-            lean[brand, rng.choice(len(ATTRIBUTES), 3, replace=False)] = 4.0
-        sells = [np.sort(rng.choice(n, 8, replace=False)) for _ in DEPARTMENTS]
-        return cls(lean, rng.normal(0, 0.35, n), rng.normal(0, 0.25, n), sells)
+        weight = np.ones((n, len(ATTRIBUTES)))
+        for brand, lifestyle in enumerate(rng.permutation(np.arange(n) % len(LIFESTYLES)).tolist()):
+            weight[brand, [_ROW[name] for name in LIFESTYLES[lifestyle].likes]] = 6.0
+            weight[brand, rng.choice(len(ATTRIBUTES), 3, replace=False)] = 4.0
+        of_department = [np.sort(rng.choice(n, 8, replace=False)) for _ in DEPARTMENTS]
+        return cls(weight, rng.normal(0, 0.35, n), rng.normal(0, 0.25, n), of_department)
 
 
 def make_products(rng: np.random.Generator, opening: int, arrivals: I64, opening_us: int) -> Products:
-    """The catalogue: `opening` items of the years before, then `arrivals[d]` new ones during day `d`.
+    """Draw a catalogue with `opening` items from the two years before day 0, and `arrivals[d]` new ones on day d.
 
-    opening_us: Unix microseconds at which day 0 begins. Items that arrive become available within their day.
+    opening_us: start of day 0, Unix microseconds. New items become available at a random time of their day.
     """
     n = opening + int(arrivals.sum())
     share = rng.dirichlet(np.full(len(DEPARTMENTS), 12.0))
@@ -107,19 +107,19 @@ def make_products(rng: np.random.Generator, opening: int, arrivals: I64, opening
     brands = _Brands.invent(rng)
     popularity = rng.gamma(2.0, 0.5, len(ATTRIBUTES)) + 0.2
     brand = np.array([rng.choice(brands.of_department[d]) for d in department.tolist()])
-    has = [
-        _draw_attributes(rng, DEPARTMENTS[d], popularity * brands.lean[b])
+    attributes = [
+        _draw_attributes(rng, DEPARTMENTS[d], popularity * brands.attribute_weight[b])
         for d, b in zip(department, brand, strict=True)
     ]
     latent = np.zeros((n, len(ATTRIBUTES)), np.float32)
-    for i, attributes in enumerate(has):
-        latent[i, attributes] = rng.uniform(0.8, 1.2, len(attributes))
+    for i, rows in enumerate(attributes):
+        latent[i, rows] = rng.uniform(0.8, 1.2, len(rows))
     appeal = brands.appeal[brand] + latent @ rng.normal(0, 0.12, len(ATTRIBUTES)) + 0.6 * (rng.gamma(1.0, 1.0, n) - 1)
     appeal -= appeal.mean()
     level = brands.price_level[brand] + latent @ _price_of_attributes() + rng.normal(0, 0.35, n)
     price = np.round(np.array([d.price for d in DEPARTMENTS])[department] * np.exp(level), 2)
     available = _available(rng, opening, arrivals, opening_us)
-    table, noun = _table(rng, department, brand, has, appeal, np.maximum(price, 0.5), available)
+    table, noun = _table(rng, department, brand, attributes, appeal, np.maximum(price, 0.5), available)
     return Products(latent, appeal, np.maximum(price, 0.5), level, department, noun, available, table)
 
 
@@ -137,21 +137,24 @@ def _price_of_attributes() -> F64:
 
 
 def _draw_attributes(rng: np.random.Generator, department: Department, weight: F64) -> list[int]:
-    """Rows of the attributes of one item, by facet: one or two of most, an audience for some."""
+    """Draw the attributes of one item: one or two per facet, one colour, and an audience for half of the items.
+
+    weight: float64[attributes]. Returns rows of `ATTRIBUTES`.
+    """
     out: list[int] = []
     for facet, rows in _FACET_ROWS.items():
-        sensible = {"material": department.materials, "use": department.uses}.get(facet)
-        if sensible is not None:
-            rows = np.array([_ROW[name] for name in sensible])
-        more = {"style": 0.2, "colour": 0.0, "audience": -0.5}.get(facet, 0.35)
-        count = int(1 + (rng.random() < more)) if more >= 0 else int(rng.random() < -more)
+        allowed = {"material": department.materials, "use": department.uses}.get(facet)
+        if allowed is not None:
+            rows = np.array([_ROW[name] for name in allowed])
+        second = {"style": 0.2, "colour": 0.0, "audience": -0.5}.get(facet, 0.35)
+        count = int(1 + (rng.random() < second)) if second >= 0 else int(rng.random() < -second)
         p = weight[rows] / weight[rows].sum()
         out.extend(rng.choice(rows, count, replace=False, p=p).tolist())
     return out
 
 
 def _available(rng: np.random.Generator, opening: int, arrivals: I64, opening_us: int) -> I64:
-    """int64[n] microseconds: opening stock over two years before, new items at some minute of their day."""
+    """int64[n], Unix microseconds: opening items over the two years before day 0, new ones at a minute of their day."""
     minute = DAY_US // 1440
     before = opening_us - rng.integers(1440, 730 * 1440, opening) * minute
     day = np.repeat(np.arange(len(arrivals)), arrivals)
@@ -160,16 +163,22 @@ def _available(rng: np.random.Generator, opening: int, arrivals: I64, opening_us
 
 
 def _table(
-    rng: np.random.Generator, department: I32, brand: I64, has: list[list[int]], appeal: F64, price: F64, available: I64
+    rng: np.random.Generator,
+    department: I32,
+    brand: I64,
+    attributes: list[list[int]],
+    appeal: F64,
+    price: F64,
+    available: I64,
 ) -> tuple[pa.Table, list[str]]:
-    """What the shop knows: text, tags and numbers, each missing here and there; and what each product is."""
+    """The table of items, with some values missing, and the noun of each product."""
     n = len(price)
     titles, descriptions, tags, nouns = [], [], [], []
-    for i, attributes in enumerate(has):
-        writer = _Writer(rng, DEPARTMENTS[department[i]], BRANDS[brand[i]], [ATTRIBUTES[k] for k in attributes])
+    for i, rows in enumerate(attributes):
+        writer = _Writer(rng, DEPARTMENTS[department[i]], BRANDS[brand[i]], [ATTRIBUTES[k] for k in rows])
         titles.append(writer.title())
         descriptions.append(writer.description())
-        tags.append(_tags(rng, attributes))
+        tags.append(_tags(rng, rows))
         nouns.append(writer.noun)
     newest = available > np.quantile(available, 0.97)
     rating = np.round(np.clip(3.9 + 0.35 * appeal + rng.normal(0, 0.35, n), 1.0, 5.0), 1)
@@ -191,7 +200,7 @@ def _table(
 
 
 def _tags(rng: np.random.Generator, attributes: list[int]) -> list[str]:
-    """Half of an item's attributes, and now and then a wrong one."""
+    """About half of the attributes of an item as tags, sometimes with a random one added."""
     rows = [k for k in attributes if rng.random() < 0.5]
     if rng.random() < 0.15:
         rows.append(int(rng.integers(len(ATTRIBUTES))))
@@ -199,7 +208,7 @@ def _tags(rng: np.random.Generator, attributes: list[int]) -> list[str]:
 
 
 class _Writer:
-    """Writes up one product. What the title told, the description may tell again in other words."""
+    """Writes the texts of one product. The description may mention attributes of the title again, in other words."""
 
     def __init__(
         self, rng: np.random.Generator, department: Department, brand: str, attributes: list[Attribute]
@@ -208,13 +217,13 @@ class _Writer:
         self.noun = self._pick(department.nouns)
         self.brand = brand
         self.line = self._pick(LINES)
-        self.told = [a for a in attributes if rng.random() < _TOLD] or attributes[:1]
+        self.mentioned = [a for a in attributes if rng.random() < _MENTION_PROBABILITY] or attributes[:1]
 
     def title(self) -> str:
-        """For example `Norrfell Alder Weathered Olive Oak Armchair, large`; 2 to 9 words or so."""
-        some = self._sample(self.told, 2 + int(self.rng.integers(3)))
-        some.sort(key=lambda a: FACETS.index(a.facet))
-        words = [*dict.fromkeys(self._pick(a.modifiers) for a in some), self.noun]
+        """A title of about 2 to 9 words, such as `Norrfell Alder Weathered Olive Oak Armchair, large`."""
+        attributes = self._sample(self.mentioned, 2 + int(self.rng.integers(3)))
+        attributes.sort(key=lambda a: FACETS.index(a.facet))
+        words = [*dict.fromkeys(self._pick(a.modifiers) for a in attributes), self.noun]
         if self.rng.random() < 0.35:
             words.insert(0, self.line)
         if self.rng.random() < 0.6:
@@ -223,27 +232,27 @@ class _Writer:
         return " ".join(_capitalised(word) for word in " ".join(words).split()) + suffix
 
     def description(self) -> str:
-        """An opening and more sentences, 25 to 60 words, now and then a fact that says nothing of taste."""
+        """A description of 25 to 60 words, sometimes with facts that are unrelated to the attributes."""
         predicates = self._predicates()
         sentences = [self._sentence(self._pick(OPENERS), predicates)]
-        while _words(sentences) < 25 or (len(sentences) < 4 and self.rng.random() < 0.6):
+        while _word_count(sentences) < 25 or (len(sentences) < 4 and self.rng.random() < 0.6):
             fact = len(sentences) > 1 and self.rng.random() < 0.25
             frame = self._pick(FACTS) if fact else self._pick(MIDDLES)
             sentence = self._sentence(frame, predicates)
-            if sentence not in sentences and _words([*sentences, sentence]) <= 60:
+            if sentence not in sentences and _word_count([*sentences, sentence]) <= 60:
                 sentences.append(sentence)
         return " ".join(sentences)
 
     def _predicates(self) -> Iterator[str]:
-        """Ways of telling the attributes, each attribute once before any twice; never one wording twice in a row."""
+        """Predicates of the mentioned attributes, all attributes in turn, without direct repetitions."""
         last = ""
         while True:
-            for attribute in self._sample(self.told, len(self.told)):
+            for attribute in self._sample(self.mentioned, len(self.mentioned)):
                 last = self._pick([p for p in attribute.predicates if p != last])
                 yield last
 
     def _sentence(self, frame: str, predicates: Iterator[str]) -> str:
-        mod = self._pick(self._pick(self.told).modifiers)
+        mod = self._pick(self._pick(self.mentioned).modifiers)
         text = frame.format(
             a=_article(mod),
             A=_article(mod).capitalize(),
@@ -273,5 +282,5 @@ def _capitalised(word: str) -> str:
     return word[0].upper() + word[1:]
 
 
-def _words(sentences: list[str]) -> int:
+def _word_count(sentences: list[str]) -> int:
     return sum(len(s.split()) for s in sentences)

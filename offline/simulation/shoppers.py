@@ -1,4 +1,4 @@
-"""The simulated shop's people: hidden tastes, budgets and moods, and what these make them do with what they see."""
+"""Shoppers of the simulated shop: hidden tastes, budgets and moods, and the click model based on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.arrays import F32, F64, I32
 from offline.simulation.products import Products
-from offline.simulation.vocabulary import ATTRIBUTES, CIRCLES, DEPARTMENTS, FACETS
+from offline.simulation.vocabulary import ATTRIBUTES, DEPARTMENTS, FACETS, LIFESTYLES
 
 _USES = np.array([k for k, a in enumerate(ATTRIBUTES) if a.facet == FACETS[-1]], np.int32)
 
@@ -19,19 +19,20 @@ _APPEAL = 0.9
 _DEPARTMENT = 0.5
 _MOOD_DEPARTMENT = 0.7
 _MOOD_USE = 1.0
-_TOO_DEAR = 0.9
+_TOO_EXPENSIVE = 0.9
 _TOO_CHEAP = 0.3
 _OWNED = -3.0
-"""Log-odds of a click on an examined item, by what causes it; taste and fashion carry their own scale."""
+"""Coefficients of the log-odds of a click on an examined item. Taste and trends are already in log-odds."""
 
 
 @dataclass(frozen=True)
 class Shoppers:
-    """Everyone who may come, hidden part included; row u is the user with id `u...` of that number.
+    """All potential shoppers with their hidden properties. Row u is the user with number u in their ID.
 
-    taste: float32[u, attributes] in log-odds, mostly 0. department: float32[u, departments], standardised liking.
-    budget: float64[u], the price level (log of price over the department's median) a shopper is used to.
-    tolerance: float64[u], how far above it they go. eagerness: float64[u], log-odds. visits: float64[u], mean 1.
+    taste: float32[u, attributes], log-odds, mostly 0. department: float32[u, departments], standardised preference.
+    budget: float64[u], usual price level (log of the price relative to the median of the department). tolerance:
+    float64[u], price level above the budget without a penalty. eagerness: float64[u], log-odds. visits: float64[u],
+    relative number of sessions, mean 1.
     """
 
     taste: F32
@@ -46,12 +47,12 @@ class Shoppers:
 
     @classmethod
     def invent(cls, rng: np.random.Generator, n: int) -> Shoppers:
-        """n shoppers. Each shares the taste of one circle, a little of a second, and has whims of their own."""
-        circle = _circles()
-        first, second = rng.integers(0, len(circle), (2, n))
-        taste = circle[first] + 0.5 * circle[second] + 0.8 * _whims(rng, n, likes=3, dislikes=2)
-        circle_department = rng.normal(0, 1, (len(circle), len(DEPARTMENTS)))
-        department = 0.6 * circle_department[first] + 0.8 * rng.normal(0, 1, (n, len(DEPARTMENTS)))
+        """Draw n shoppers. A taste combines one lifestyle, half of a second one, and individual likes and dislikes."""
+        lifestyle = _lifestyle_tastes()
+        first, second = rng.integers(0, len(lifestyle), (2, n))
+        taste = lifestyle[first] + 0.5 * lifestyle[second] + 0.8 * _individual_tastes(rng, n, likes=3, dislikes=2)
+        lifestyle_department = rng.normal(0, 1, (len(lifestyle), len(DEPARTMENTS)))
+        department = 0.6 * lifestyle_department[first] + 0.8 * rng.normal(0, 1, (n, len(DEPARTMENTS)))
         visits = rng.lognormal(-0.5, 1.0, n)
         return cls(
             taste=(1.4 * taste).astype(np.float32),
@@ -63,18 +64,18 @@ class Shoppers:
         )
 
 
-def _circles() -> F32:
-    """float32[circles, attributes]: +1 what a circle likes, -1 what it does not, 0 elsewhere."""
-    row = {a.name: k for k, a in enumerate(ATTRIBUTES)}
-    out = np.zeros((len(CIRCLES), len(ATTRIBUTES)), np.float32)
-    for c, circle in enumerate(CIRCLES):
-        out[c, [row[name] for name in circle.likes]] = 1
-        out[c, [row[name] for name in circle.dislikes]] = -1
+def _lifestyle_tastes() -> F32:
+    """float32[lifestyles, attributes]: +1 for liked attributes, -1 for disliked ones, 0 for others."""
+    row = {a.name: i for i, a in enumerate(ATTRIBUTES)}
+    out = np.zeros((len(LIFESTYLES), len(ATTRIBUTES)), np.float32)
+    for k, lifestyle in enumerate(LIFESTYLES):
+        out[k, [row[name] for name in lifestyle.likes]] = 1
+        out[k, [row[name] for name in lifestyle.dislikes]] = -1
     return out
 
 
-def _whims(rng: np.random.Generator, n: int, likes: int, dislikes: int) -> F32:
-    """float32[n, attributes]: a few likes around +1 and dislikes around -1 a row, 0 elsewhere."""
+def _individual_tastes(rng: np.random.Generator, n: int, likes: int, dislikes: int) -> F32:
+    """float32[n, attributes]: per row some likes around +1 and dislikes around -1, 0 for other attributes."""
     order = np.argsort(rng.random((n, len(ATTRIBUTES)), np.float32), axis=1)
     out = np.zeros((n, len(ATTRIBUTES)), np.float32)
     strength = rng.uniform(0.6, 1.4, (n, likes + dislikes)).astype(np.float32)
@@ -84,22 +85,22 @@ def _whims(rng: np.random.Generator, n: int, likes: int, dislikes: int) -> F32:
 
 
 class Mood(NamedTuple):
-    """What a visit is about: a department (`-1` none) and a use (`-1` none, else a row of `ATTRIBUTES`), int32[n]."""
+    """Interest of a session, int32[n] each. department: `-1` for none. use: row of `ATTRIBUTES`, `-1` for none."""
 
     department: I32
     use: I32
 
     @classmethod
     def draw(cls, rng: np.random.Generator, shoppers: Shoppers, user: I32) -> Mood:
-        """A mood for each visit: two in three have a department in mind, one in two a use."""
-        liking = shoppers.department[user] * 0.8 + rng.gumbel(size=(len(user), len(DEPARTMENTS)))
-        department = np.where(rng.random(len(user)) < 0.65, liking.argmax(1), -1)
+        """Draw a mood for each session: two in three have a department, one in two has a use."""
+        preference = shoppers.department[user] * 0.8 + rng.gumbel(size=(len(user), len(DEPARTMENTS)))
+        department = np.where(rng.random(len(user)) < 0.65, preference.argmax(1), -1)
         use = np.where(rng.random(len(user)) < 0.5, rng.choice(_USES, len(user)), -1)
         return cls(department.astype(np.int32), use.astype(np.int32))
 
 
 class Response(NamedTuple):
-    """Chances of each act on items that are looked at: float64[n, items]; cart given click, purchase given cart."""
+    """float64[n, items]: P(click) of examined items, P(cart | click) and P(purchase | cart)."""
 
     click: F64
     cart: F64
@@ -107,7 +108,7 @@ class Response(NamedTuple):
 
     @property
     def expected_gain(self) -> F64:
-        """Expected gain of the best act (click 1, cart 2, purchase 3): a cart follows a click, a purchase a cart."""
+        """Expected gain of the best action: click 1, cart 2, purchase 3."""
         out: F64 = self.click * (1 + self.cart * (1 + self.purchase))
         return out
 
@@ -120,24 +121,24 @@ def response(
     item: I32,
     fashion: F64,
     owned: NDArray[np.bool_],
-    sought: F64 | float = 0.0,
+    search_log_odds: F64 | float = 0.0,
 ) -> Response:
-    """What shoppers would do with products, whatever the place these are shown at.
+    """Probabilities of actions on items that users examine, independent of position.
 
-    user: int32[n], a mood each. item: int32[n, m]. fashion: float64[attributes], the day's log-odds. owned: bool[n, m].
-    sought: float64[n, m], the log-odds that items gain, or lose, by being what was searched for, or not.
+    user: int32[n], with one mood each. item: int32[n, m]. fashion: float64[attributes], trends of the day in log-odds.
+    owned: bool[n, m]. search_log_odds: float64[n, m], effect of a search, see `Searches.odds`.
     """
     latent = products.latent[item]
-    wish = shoppers.taste[user] + fashion.astype(np.float32)
-    liking = np.einsum("nk,nmk->nm", wish, latent).astype(np.float64)
+    taste = shoppers.taste[user] + fashion.astype(np.float32)
+    liking = np.einsum("nk,nmk->nm", taste, latent).astype(np.float64)
     department = products.department[item]
     liking += _DEPARTMENT * np.take_along_axis(shoppers.department[user], department, axis=1)
     liking += _MOOD_DEPARTMENT * (department == mood.department[:, None])
-    wanted = np.take_along_axis(latent, np.maximum(mood.use, 0)[:, None, None], axis=2)[:, :, 0]
-    liking += _MOOD_USE * wanted * (mood.use >= 0)[:, None]
-    dearer = products.price_level[item] - shoppers.budget[user][:, None]
-    too_dear = np.maximum(dearer - shoppers.tolerance[user][:, None], 0)
-    price = -_TOO_DEAR * too_dear - _TOO_CHEAP * np.maximum(-dearer - 0.5, 0)
+    useful = np.take_along_axis(latent, np.maximum(mood.use, 0)[:, None, None], axis=2)[:, :, 0]
+    liking += _MOOD_USE * useful * (mood.use >= 0)[:, None]
+    excess = products.price_level[item] - shoppers.budget[user][:, None]
+    too_expensive = np.maximum(excess - shoppers.tolerance[user][:, None], 0)
+    price = -_TOO_EXPENSIVE * too_expensive - _TOO_CHEAP * np.maximum(-excess - 0.5, 0)
     click = (
         _BASE
         + shoppers.eagerness[user][:, None]
@@ -145,7 +146,7 @@ def response(
         + liking
         + price
         + _OWNED * owned
-        + sought
+        + search_log_odds
     )
     return Response(
         click=_sigmoid(click),
@@ -155,7 +156,7 @@ def response(
 
 
 def fashions(rng: np.random.Generator, days: int) -> F64:
-    """float64[days, attributes] in log-odds: a mean-reverting walk of each attribute's appeal, with spread 0.3."""
+    """Draw trends: float64[days, attributes], log-odds. Each is a mean-reverting walk with standard deviation 0.3."""
     keep = 0.95
     out = np.empty((days, len(ATTRIBUTES)))
     now = rng.normal(0, 0.3, len(ATTRIBUTES))

@@ -1,8 +1,8 @@
-"""The words of the simulated shop: what its products are, and the many ways of saying what they are like.
+"""Vocabulary of the simulated shop: kinds of products, their attributes, and phrases that express the attributes.
 
-An `Attribute` is one latent direction of taste ("rustic", "for camping"). Every way of saying it stands here, so that
-the same taste reads differently from one product to the next, as it does in life, and can be learned from text but
-hardly from any one word. All names of brands and product lines are invented.
+An `Attribute` is one latent dimension of taste ("rustic", "for camping"). It has many phrases, so that its description
+differs between products, as in a real shop: taste can be learned from the text as a whole, but hardly from any single
+word. All brands and product lines are fictional.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Attribute(NamedTuple):
-    """A latent attribute: its facet, its name (the tag), words that go before a noun, and what "it" does or is."""
+    """A latent attribute. name: also its tag. modifiers: words before a noun. predicates: phrases after "it"."""
 
     facet: str
     name: str
@@ -20,7 +20,7 @@ class Attribute(NamedTuple):
 
 
 class Department(NamedTuple):
-    """A category: what it sells, at what median price and weight, and the materials and uses that make sense there."""
+    """A category. nouns: kinds of products. price, weight_kg: medians. materials, uses: attributes that make sense."""
 
     name: str
     nouns: tuple[str, ...]
@@ -31,7 +31,7 @@ class Department(NamedTuple):
 
 
 def _attributes(facet: str, lines: str) -> tuple[Attribute, ...]:
-    """Parse `name | modifier, modifier | predicate; predicate`, one attribute a line."""
+    """Parse `name | modifier, modifier | predicate; predicate`, one attribute per line."""
     out = []
     for line in lines.strip().splitlines():
         name, modifiers, predicates = (part.strip() for part in line.split("|"))
@@ -40,7 +40,7 @@ def _attributes(facet: str, lines: str) -> tuple[Attribute, ...]:
 
 
 FACETS = ("quality", "style", "colour", "material", "audience", "use")
-"""In the order in which English puts them before a noun."""
+"""Facets in the usual order of English adjectives before a noun."""
 
 # ruff: noqa: E501 - one attribute a line keeps the table a table
 ATTRIBUTES: tuple[Attribute, ...] = (
@@ -239,54 +239,60 @@ DEPARTMENTS: tuple[Department, ...] = (
 )
 
 
-class Circle(NamedTuple):
-    """A way of life: what its people like and what they do not, by names of attributes. Brands are made for one too."""
+class Lifestyle(NamedTuple):
+    """A taste shared by a group of shoppers, by names of attributes. Each brand is designed for one."""
 
     likes: tuple[str, ...]
     dislikes: tuple[str, ...]
 
 
-def _circle(likes: str, dislikes: str) -> Circle:
-    return Circle(tuple(likes.split(", ")), tuple(dislikes.split(", ")))
+def _lifestyle(likes: str, dislikes: str) -> Lifestyle:
+    return Lifestyle(tuple(likes.split(", ")), tuple(dislikes.split(", ")))
 
 
-CIRCLES: tuple[Circle, ...] = (
-    _circle(
+LIFESTYLES: tuple[Lifestyle, ...] = (
+    _lifestyle(
         "rustic, wood, handmade, earth tones, gardening, ceramic, older people",
         "smart, black, industrial, recycled plastic",
     ),
-    _circle("minimalist, neutral, linen, sustainable, wood, relaxing, home office", "playful, bright, gothic, gold"),
-    _circle(
+    _lifestyle("minimalist, neutral, linen, sustainable, wood, relaxing, home office", "playful, bright, gothic, gold"),
+    _lifestyle(
         "vintage, collectors, brass, leather, gold, entertaining, older people",
         "recycled plastic, sporty, smart, neutral",
     ),
-    _circle(
+    _lifestyle(
         "bohemian, rattan, earth tones, handmade, cotton, travel, crafting", "steel, industrial, professionals, black"
     ),
-    _circle("industrial, steel, black, rugged, leather, commuting, professionals", "pastel, bohemian, playful, gentle"),
-    _circle("playful, bright, children, play, cotton, gifts, affordable", "luxurious, gothic, leather, professionals"),
-    _circle(
+    _lifestyle(
+        "industrial, steel, black, rugged, leather, commuting, professionals", "pastel, bohemian, playful, gentle"
+    ),
+    _lifestyle(
+        "playful, bright, children, play, cotton, gifts, affordable", "luxurious, gothic, leather, professionals"
+    ),
+    _lifestyle(
         "elegant, luxurious, gold, glass, stone, entertaining, gifts", "affordable, rugged, recycled plastic, camping"
     ),
-    _circle("coastal, blue, linen, rattan, relaxing, travel, lightweight", "gothic, industrial, black, stone"),
-    _circle("gothic, black, glass, collectors, brass, crafting, handmade", "pastel, coastal, children, sporty"),
-    _circle(
+    _lifestyle("coastal, blue, linen, rattan, relaxing, travel, lightweight", "gothic, industrial, black, stone"),
+    _lifestyle("gothic, black, glass, collectors, brass, crafting, handmade", "pastel, coastal, children, sporty"),
+    _lifestyle(
         "sporty, fitness, lightweight, bright, recycled plastic, smart, commuting",
         "vintage, ceramic, rustic, older people",
     ),
-    _circle("camping, rugged, green, steel, wool, lightweight, travel", "elegant, luxurious, glass, pastel"),
-    _circle("gentle, pastel, new parents, cotton, bamboo, relaxing, children", "gothic, black, rugged, steel"),
-    _circle(
+    _lifestyle("camping, rugged, green, steel, wool, lightweight, travel", "elegant, luxurious, glass, pastel"),
+    _lifestyle("gentle, pastel, new parents, cotton, bamboo, relaxing, children", "gothic, black, rugged, steel"),
+    _lifestyle(
         "smart, minimalist, home office, professionals, black, steel, lightweight", "bohemian, rattan, rustic, handmade"
     ),
-    _circle(
+    _lifestyle(
         "sustainable, green, bamboo, recycled plastic, gardening, beginners, wool", "luxurious, leather, gold, black"
     ),
-    _circle(
+    _lifestyle(
         "students, affordable, bright, beginners, play, commuting, recycled plastic",
         "luxurious, elegant, stone, collectors",
     ),
-    _circle("crafting, pastel, vintage, wool, beginners, gifts, handmade", "smart, industrial, sporty, professionals"),
+    _lifestyle(
+        "crafting, pastel, vintage, wool, beginners, gifts, handmade", "smart, industrial, sporty, professionals"
+    ),
 )
 
 
@@ -363,4 +369,4 @@ FACTS = (
     "Store in a dry place.",
     "Instructions are printed inside the box.",
 )
-"""Sentences that say nothing about taste: what an encoder has to learn to overlook."""
+"""Sentences unrelated to taste. An encoder has to learn to ignore them."""

@@ -1,7 +1,7 @@
-"""Studies: changes tried on the rows of a night, without publishing anything.
+"""Studies: changes tried on the rows of a nightly run, without publishing anything.
 
-`tune` searches the ranker's settings, `ablate` measures groups of features, `measure_staleness` the age of a model;
-`study` is for notebooks.
+`tune` searches the ranker's settings, `ablate` measures feature groups, and `measure_staleness` measures how quality
+falls with the age of a model. `study` is for notebooks.
 """
 
 from __future__ import annotations

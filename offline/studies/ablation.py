@@ -1,7 +1,8 @@
-"""What each group of features is worth: the ranker trained without it, and with it added to those before it.
+"""Feature-group ablation: the ranker trained without each group, and with the groups added one after the other.
 
-So that what does not help can be removed. The two questions differ: without a group, others may stand in for it; added
-early, it may only do what a later one does better. A group that is worth nothing either way is a candidate to go.
+It shows which features can be removed. The two measurements differ. Without a group, others may stand in for it; and a
+group that is added early may only do what a later one does better. A group that scores nothing in either measurement
+is a candidate for removal.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from ranker.metrics import Difference, paired_difference
 from ranker.train import RankerConfig
 
 if TYPE_CHECKING:
-    # The night groups features as well, and tune knows the night.
+    # Only for annotations: `tuning` imports the nightly run, which ablation does not need.
     from offline.studies.tuning import Fold
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What one group is worth, in ndcg@10 on validation lists.
+class GroupImportance:
+    """Contribution of one feature group to ndcg@10 on validation lists.
 
-    features: how many it has. left_out: ndcg of the ranker trained on all others; what is set within the list from one
-    of the group is left out with it, or the group would be there by another name. lost: full minus left_out. added:
-    ndcg with this group and those before it. gained: added minus what it was before. Intervals are of the lists, for
-    the mean over seeds: how much chance in training adds is not in them.
+    features: number of features in the group. left_out: ndcg of the ranker trained on all other groups. Within-list
+    features that are computed from the group are left out too, since they carry the same information. lost: full minus
+    left_out. added: ndcg with this group and the groups before it. gained: added minus the ndcg without this group.
+    The intervals are over lists, for the mean over seeds; they do not include the variance of training.
     """
 
     group: str
@@ -44,28 +45,28 @@ class Worth:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The ndcg@10 of all features on validation, and the worth of each group that this table has features of."""
+    """Validation ndcg@10 with all features, and the importance of each feature group in the table."""
 
     full: float
     lists: int
     seeds: int
-    groups: tuple[Worth, ...]
+    groups: tuple[GroupImportance, ...]
 
 
 def ablate(
     fold: Fold, features: Sequence[Feature], config: RankerConfig, seeds: int = 3, on_progress: OnProgress | None = None
 ) -> Ablation:
-    """Train without each group, and with the groups one after the other; each `seeds` times, the ndcg averaged.
+    """Train without each group, and with the groups added one by one. Each ndcg is a mean over `seeds` rankers.
 
-    fold: rows to train on and later ones to judge by. features: of its columns, in order. on_progress: called with
-    rankers trained and to train.
+    fold: rows to train on, and later ones to evaluate on. features: of its columns, in order. on_progress: called with
+    the number of rankers trained and the total.
     """
-    of, present, columns = np.array([f.group for f in features]), groups(features), [f.name for f in features]
+    group_of, present, columns = np.array([f.group for f in features]), groups(features), [f.name for f in features]
     trained, total = 0, (2 * len(present)) * seeds
 
     def ndcg(kept: NDArray[np.bool_]) -> F64:
         nonlocal trained
-        out = np.zeros(len(fold.judged))
+        out = np.zeros(len(fold.held_out))
         for s in range(seeds):
             seeded = config.model_copy(update={"seed": config.seed + s})
             out += fold.ndcg(seeded, columns, np.flatnonzero(kept)) / seeds
@@ -74,20 +75,20 @@ def ablate(
                 on_progress(trained, total)
         return out
 
-    # Before anything is known there is chance. The last step of the row is the full table.
-    chance = fold.judge(np.zeros(fold.judged.rows))
-    steps = [chance, *(ndcg(np.isin(of, present[: k + 1])) for k in range(len(present)))]
-    full, user = steps[-1], fold.judged.user
+    # The steps go from a random order to all features.
+    chance = fold.ndcg_of(np.zeros(fold.held_out.rows))
+    steps = [chance, *(ndcg(np.isin(group_of, present[: k + 1])) for k in range(len(present)))]
+    full, user = steps[-1], fold.held_out.user
     out = []
     for k, group in enumerate(present):
-        # Alone it has nothing to be left out of.
-        left = ndcg(~in_group(features, group)) if len(present) > 1 else chance
+        # Without the only group there are no features to train on.
+        left_out = ndcg(~in_group(features, group)) if len(present) > 1 else chance
         out.append(
-            Worth(
+            GroupImportance(
                 group,
-                int((of == group).sum()),
-                float(left.mean()),
-                paired_difference(full, left, user),
+                int((group_of == group).sum()),
+                float(left_out.mean()),
+                paired_difference(full, left_out, user),
                 float(steps[k + 1].mean()),
                 paired_difference(steps[k + 1], steps[k], user),
             )

@@ -1,7 +1,7 @@
-"""What age costs: models made of logs that end some days earlier order tonight's test lists, as those would be served.
+"""Cost of model age: models trained on logs that end some days earlier rank the test lists of tonight's run.
 
-An aged model keeps its trees and its item vectors; item state and users' lists are up to date for all, as they are in
-service. Its windows end as many days before the test begins as it is old, so it also learnt from a shorter log.
+An aged model is evaluated as it would be served: its trees and item vectors are old, while item state and user
+histories are up to date. All its windows end as many days earlier as its age, so it also learned from a shorter log.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ DAY_S = 86400.0
 
 
 def measure_staleness(base: Night, days: Sequence[int], on_progress: OnProgress | None = None) -> list[dict[str, Any]]:
-    """Quality by age, for age 0 and each of `days`, on the same test lists.
+    """Quality on the same test lists for model age 0 and each age in `days`.
 
-    Each row: `days`, `lists` it learned from, `ndcg@10` with `low` and `high`, and `lost` against age 0 with `lost_low`
-    and `lost_high`, paired by list. base: a night that is evaluated. Makes, or finds, a run for each age. Raises
-    DataError where the log is too short.
+    Each result has `days`, the number of `lists` the model learned from, `ndcg@10` with the interval `low` to `high`,
+    and `lost`, the loss compared with age 0, paired by list, with `lost_low` to `lost_high`. base: an evaluated nightly
+    run. Makes a run for each age, or reuses it if it exists. Raises DataError if the log is too short.
     """
     tested = base.artefacts.window_rows("test").lists
     targets, ages = base.inputs.targets(tested), (0, *sorted(set(days)))
@@ -57,11 +57,11 @@ def measure_staleness(base: Night, days: Sequence[int], on_progress: OnProgress 
 
 
 def _aged_night(base: Night, age: int) -> Night:
-    """The night whose test begins `age` days before that of `base`: everything it learns from is that much older."""
+    """A nightly run whose test window starts `age` days before that of `base`, so all its training data is older."""
     inputs = base.inputs
     at = np.sort(query_groups.keys(inputs.lists()).at)
     before = int(np.searchsorted(at, base.artefacts.windows.test - age * DAY_S))
     until = min(len(at) - 1, int(before / (1 - inputs.config.windows.test)))
     if before < 10:
-        raise DataError(f"the log has {before} lists before a model of {age} days would begin: ask for fewer --days")
+        raise DataError(f"the log has only {before} lists to train a model {age} days old: use smaller ages in --days")
     return Night(inputs.config, since=inputs.since, until=float(at[until]))

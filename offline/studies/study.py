@@ -1,7 +1,7 @@
-"""Changes to a night's ranker, tried on its own rows: which setting, which features, and how sure one may be.
+"""Tries changes to the settings and features of a nightly run's ranker, on the rows of that run.
 
-For notebooks and scripts. Nothing is published, and neither log nor texts are read again. Try things on `validation`,
-and look at `test` once, with what you have chosen: of many tries the best one looks better there than it is.
+For notebooks and scripts. Nothing is published, and neither the log nor the item texts are read again. Try changes on
+`validation`, and evaluate only the change you choose on `test`: the best of many tries is biased upwards.
 """
 
 from __future__ import annotations
@@ -26,43 +26,45 @@ Window = Literal["validation", "test"]
 
 
 class Study:
-    """A night's ranker under changes. Each figure is `ndcg@10` of every list of a window, so that they can be paired.
+    """Variants of a nightly run's ranker, each measured by `ndcg@10` of every list of a window.
 
-    night: its rows are made where they are not there yet.
+    Since all variants are measured on the same lists, their figures can be compared as pairs.
     """
 
     def __init__(self, night: Night) -> None:
+        """night: runs up to its feature rows, if it has not yet."""
         self._artefacts = night.run_to("rows")
         self.ranker = ranker_config(self._artefacts)
-        """The settings that the night trains with: `study.ranker.model_copy(update={"leaves": 15})` changes one."""
-        parts, self._features = make_folds(self._artefacts)
+        """The run's ranker settings. To change one: `study.ranker.model_copy(update={"leaves": 15})`."""
+        folds, self._features = make_folds(self._artefacts)
         self.columns = tuple(f.name for f in self._features)
-        """Names of the features, in the order of the rows."""
-        self._validation = parts[-1]
+        """Feature names, in column order."""
+        self._validation = folds[-1]
 
     @property
     def groups(self) -> list[str]:
-        """Groups of features that these rows have, as `without` takes them."""
+        """Feature groups of the rows: the valid values of `without`."""
         return groups(self._features)
 
     def lists(self, window: Window) -> Lists:
-        """The lists that a window's figures are of, in order."""
-        return self._validation.judged if window == "validation" else self._artefacts.window_rows("test").lists
+        """The lists of a window, in the order of the figures."""
+        return self._validation.held_out if window == "validation" else self._artefacts.window_rows("test").lists
 
     def ndcg(
         self, window: Window = "validation", ranker: RankerConfig | None = None, without: Sequence[str] = ()
     ) -> F64:
-        """float64[lists of the window]: ndcg@10 of the ranker trained with these settings, the night's if None.
+        """float64[lists of the window]: ndcg@10 of a ranker trained with these settings.
 
-        without: groups of features it may not read; what is set within the list from one of them goes with it. On
-        validation training also stops early by these lists, which flatters all changes alike; on test it stops by
-        validation and is grown anew on both, as a night's is. Raises KeyError for a group that these rows lack.
+        ranker: the run's settings if None. without: feature groups to leave out, together with the within-list features
+        computed from them. For `validation`, early stopping uses the same lists, which biases all variants upwards
+        alike. For `test`, early stopping uses validation and the ranker is refit on both windows, as in a nightly run.
+        Raises KeyError for an unknown group.
         """
-        kept = self._kept(without)
+        kept = self._columns_without(without)
         if window == "validation":
             return self._validation.ndcg(ranker or self.ranker, self.columns, kept)
         a, config = self._artefacts, ranker or self.ranker
-        made, _ = fit_ranker(
+        trained, _ = fit_ranker(
             a.window_rows("ranker"),
             a.window_rows("validation"),
             a.window_rows("ranker", "validation") if config.refit else None,
@@ -71,24 +73,24 @@ class Study:
             kept,
         )
         x, tested, _ = a.window_rows("test")
-        score = Trees.parse(made.model_text).score(np.ascontiguousarray(x[:, kept]))
+        score = Trees.parse(trained.model_text).score(np.ascontiguousarray(x[:, kept]))
         return score_lists(
             PRIMARY, score, tested.gain, tested.start, tie_break(tested.item, tested.start), tested.missed
         )
 
     def difference(self, changed: F64, base: F64, window: Window = "validation", seed: int = 0) -> Difference:
-        """Mean of changed minus base, paired by list, with the 95% interval of a bootstrap over whole users."""
+        """Mean of `changed - base`, paired by list, with a 95% interval from a bootstrap over users."""
         return paired_difference(changed, base, self.users(window), seed=seed)
 
     def users(self, window: Window = "validation") -> I32:
-        """int32[lists of the window]: whose list each is; intervals draw users, with all their lists."""
+        """int32[lists of the window]: the user of each list. Intervals resample users, with all their lists."""
         return self.lists(window).user
 
-    def _kept(self, groups: Sequence[str]) -> I64:
-        """int64: numbers of the columns that remain."""
+    def _columns_without(self, groups: Sequence[str]) -> I64:
+        """int64: indices of the columns outside these groups."""
         if unknown := [g for g in groups if g not in self.groups]:
-            raise KeyError(f"{unknown[0]!r} is no group of these rows; known: {', '.join(self.groups)}")
-        gone = np.zeros(len(self.columns), np.bool_)
+            raise KeyError(f"unknown feature group {unknown[0]!r}; expected one of: {', '.join(self.groups)}")
+        left_out = np.zeros(len(self.columns), np.bool_)
         for group in groups:
-            gone |= in_group(self._features, group)
-        return np.flatnonzero(~gone)
+            left_out |= in_group(self._features, group)
+        return np.flatnonzero(~left_out)

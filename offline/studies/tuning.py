@@ -1,8 +1,9 @@
-"""Tunes the ranker's settings by what they do on later lists: never on the test window, and never believed too soon.
+"""Hyperparameter search for the ranker. Settings are evaluated on later lists, never on the test window.
 
-A trial is a draw of settings, trained and judged twice: on the first part of the ranker's window, judged on the rest of
-it; then on all of it, judged on the validation window. The first is also what a trial is given up by. Two folds choose
-better than one, since validation alone holds few lists and many trials will find some setting that flatters it.
+A trial samples settings, then trains and evaluates two rankers. The first is trained on the early part of the ranker's
+window and evaluated on the rest of it; this result also decides whether the trial is pruned. The second is trained on
+the whole window and evaluated on validation. Two folds select better than validation alone: it has few lists, so with
+many trials some settings look good on it by chance. For the same reason the gain is reported cross-fitted as well.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ LABEL_GAINS: dict[str, tuple[float, ...]] = {
     "0 1 1.5 2": (0, 1, 1.5, 2),
     "0 1 5 20": (0, 1, 5, 20),
 }
-"""What gains may be worth in training; all are judged by the metric's own, 2^gain - 1."""
+"""Candidate `label_gain` values for training. The metric always uses its own, 2^gain - 1."""
 
 _EARLIER = 0.6
-"""Share of the ranker's window that the first fold learns from."""
+"""Share of the ranker's window that the first fold trains on."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Lists to learn from and later ones to judge by. x: float32[rows, features], of each."""
+    """Lists to train on and later lists to evaluate on. x, x_held_out: float32[rows, features] of each."""
 
     x: F32
-    learnt: Lists
-    x_judged: F32
-    judged: Lists
+    training: Lists
+    x_held_out: F32
+    held_out: Lists
 
     def ndcg(
         self,
@@ -62,37 +63,40 @@ class Fold:
         kept: NDArray[np.intp] | None = None,
         on_tree: Callable[[int, int], None] | None = None,
     ) -> F64:
-        """float64[judged lists]: ndcg@10 of a ranker trained with these settings.
+        """float64[held-out lists]: ndcg@10 of a ranker trained with these settings.
 
-        columns: names of the features. kept: numbers of those that are used, all if None. Training stops early by the
-        judged lists, as the night's does, which flatters all settings alike.
+        columns: names of the features. kept: indices of the features to use, or None for all. Early stopping uses the
+        held-out lists, as in a nightly run, which biases all settings upwards alike.
         """
         use = np.arange(len(columns)) if kept is None else kept
-        x_judged = np.ascontiguousarray(self.x_judged[:, use])
-        made = train(
+        x_held_out = np.ascontiguousarray(self.x_held_out[:, use])
+        trained = train(
             np.ascontiguousarray(self.x[:, use]),
-            self.learnt.gain,
-            self.learnt.start,
-            x_judged,
-            self.judged.gain,
-            self.judged.start,
+            self.training.gain,
+            self.training.start,
+            x_held_out,
+            self.held_out.gain,
+            self.held_out.start,
             [columns[c] for c in use],
             config,
-            self.learnt.position if config.position_debias else None,
+            self.training.position if config.position_debias else None,
             on_progress=on_tree,
         )
-        return self.judge(Trees.parse(made.model_text).score(x_judged))
+        return self.ndcg_of(Trees.parse(trained.model_text).score(x_held_out))
 
-    def judge(self, score: F64) -> F64:
-        """float64[judged lists]: ndcg@10 of a score of their rows."""
-        lists = self.judged
+    def ndcg_of(self, score: F64) -> F64:
+        """float64[held-out lists]: ndcg@10 of `score`, float64[held-out rows]."""
+        lists = self.held_out
         return score_lists(PRIMARY, score, lists.gain, lists.start, tie_break(lists.item, lists.start), lists.missed)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One draw of settings. state: complete, pruned or fail (cut off). ndcg: mean over the lists of both folds;
-    validation: over those of the last; None where it did not come so far."""
+    """One sample of settings and its result.
+
+    state: complete, pruned or fail (interrupted). ndcg: mean over the lists of both folds. validation: mean over the
+    validation lists. Both are None unless the trial is complete.
+    """
 
     number: int
     state: str
@@ -103,13 +107,15 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What tuning found.
+class TuningResult:
+    """Result of tuning.
 
-    config: the best settings, those it began with if none was better. changed: the tuned ones among them. gain: their
-    ndcg@10 above the first settings' on the validation lists, which also chose them, so that it flatters. fair: the
-    same with each half of the users judging what the other half's lists would have chosen, an honest figure for tuning
-    as such. trials: in the order they ran, those of earlier calls included.
+    config: the best settings, or the initial ones if none was better. changed: the sampled settings of `config`, empty
+    if none was better. gain: ndcg@10 on the validation lists minus that of the initial settings. It is biased upwards,
+    because these lists also helped to select the settings. fair: the same difference, cross-fitted: the lists of each
+    half of the users are scored with the settings selected on the other half. It is an unbiased estimate of what tuning
+    gains. before: ndcg@10 of the initial settings on the validation lists. trials: in the order they ran,
+    including those of earlier calls.
     """
 
     config: RankerConfig
@@ -121,23 +127,23 @@ class Tuned:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the honest interval excludes zero."""
+        """True if the interval of `fair` lies above zero."""
         return bool(self.fair.low > 0)
 
 
 def make_folds(a: Artefacts) -> tuple[tuple[Fold, ...], tuple[Feature, ...]]:
-    """The folds of a night, earliest first, and its features in column order."""
-    (x, learnt, _), (x_judged, judged, _) = a.window_rows("ranker"), a.window_rows("validation")
-    first = int(np.searchsorted(learnt.at, learnt.at[int(_EARLIER * len(learnt))], side="left"))
+    """Folds of a nightly run, earliest first, and its features in column order. Raises DataError for too few lists."""
+    (x, training, _), (x_held_out, held_out, _) = a.window_rows("ranker"), a.window_rows("validation")
+    first = int(np.searchsorted(training.at, training.at[int(_EARLIER * len(training))], side="left"))
     if first == 0:
-        raise DataError(f"the ranker window holds {len(learnt)} lists, too few to tune by: import a longer log")
-    row = int(learnt.start[first])
-    early, late = learnt.take(np.arange(first)), learnt.take(np.arange(first, len(learnt)))
-    return (Fold(x[:row], early, x[row:], late), Fold(x, learnt, x_judged, judged)), a.replay.features
+        raise DataError(f"too few lists for tuning: the ranker window has {len(training)}. Import a longer log.")
+    row = int(training.start[first])
+    early, late = training.take(np.arange(first)), training.take(np.arange(first, len(training)))
+    return (Fold(x[:row], early, x[row:], late), Fold(x, training, x_held_out, held_out)), a.replay.features
 
 
 def tune(
-    parts: Sequence[Fold],
+    folds: Sequence[Fold],
     columns: Sequence[str],
     base: RankerConfig,
     directory: Path,
@@ -145,83 +151,84 @@ def tune(
     seed: int = 0,
     most: int | None = None,
     on_progress: OnProgress | None = None,
-) -> Tuned:
-    """Draw settings around `base` for `budget_s` seconds; goes on where an earlier call in this directory stopped.
+) -> TuningResult:
+    """Search the ranker's settings for `budget_s` seconds, resuming the study of an earlier call in this directory.
 
-    parts: folds, earliest first; the last is validation. columns: names of the features. directory: holds the study
-    (`tune.db`, SQLite) and gets the results: `tuned.yaml`, a `ranker:` section to paste into the configuration, and
-    `tune.json`, the trials. The study must be of the same folds and `base`, as that of a run's directory is, and used
-    by one call at a time: another's unfinished trials are taken for those of a call that was killed. most: trials in
-    all, None for as many as there is time for. on_progress: called with seconds passed and `budget_s`.
+    folds: earliest first; the last evaluates on validation. columns: names of the features. base: the initial settings;
+    they are always evaluated, however short the budget. directory: holds the study (`tune.db`, SQLite) and receives the
+    results: `tuned.yaml`, a `ranker:` section to paste into the configuration, and `tune.json` with the trials. The
+    study must be of the same folds and the same `base`, as in a run's directory. Only one call may use it at a time,
+    because unfinished trials are attributed to a killed call and marked as failed. most: maximum number of trials over
+    all calls, None for no limit. on_progress: called with the seconds passed and `budget_s`.
 
-    Whether to set positions aside is judged by gains that were had in the shown order, which favours not doing so where
-    that order was biased: `position_debias: false` should be checked on lists shown in a random order.
+    The settings of a trial depend only on `seed` and the trials before it, so a killed study resumes unchanged. Raises
+    DataError if the study was started from other settings.
 
-    A trial's settings follow from `seed` and the trials before it, so a study that was killed goes on as it would have.
-    The first settings are always judged, however short the time. Raises DataError for a study of other settings.
+    `position_debias` is evaluated on gains from the order that was shown. If that order was biased, this favours
+    `position_debias: false`, which should then be confirmed on lists shown in random order.
     """
-    tuning = _Tuning(parts, columns, base, directory, budget_s, on_progress)
+    tuning = _Tuning(folds, columns, base, directory, budget_s, on_progress)
     try:
         tuning.run(seed, most)
-        found = tuning.found(seed)
+        result = tuning.result(seed)
     finally:
         tuning.close()
-    directory.joinpath(FRAGMENT).write_text(fragment(found), "utf-8")
+    directory.joinpath(FRAGMENT).write_text(fragment(result), "utf-8")
     write_json(
         directory / REPORT,
         {
-            "best": found.changed,
-            "before": found.before,
-            "gain": asdict(found.gain),
-            "fair": asdict(found.fair),
-            "trials": [asdict(trial) for trial in found.trials],
+            "best": result.changed,
+            "before": result.before,
+            "gain": asdict(result.gain),
+            "fair": asdict(result.fair),
+            "trials": [asdict(trial) for trial in result.trials],
         },
     )
-    return found
+    return result
 
 
-def fragment(found: Tuned) -> str:
-    """The best settings as YAML, with what is known of their worth in front."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in found.changed.items()}
-    return f"# {summarize(found)}\n{yaml.safe_dump({'ranker': plain}, sort_keys=False)}"
+def fragment(result: TuningResult) -> str:
+    """The best settings as a YAML `ranker:` section, with a summary of their gain as a comment above it."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in result.changed.items()}
+    return f"# {summarize(result)}\n{yaml.safe_dump({'ranker': plain}, sort_keys=False)}"
 
 
-def summarize(found: Tuned) -> str:
-    """One sentence: how much was gained, and whether to believe it."""
-    if not found.changed:
-        return f"No setting out of {len(found.trials)} trials was better than the first ones."
-    g, f = found.gain, found.fair
-    said = (
-        f"{PRIMARY} on {g.lists} validation lists: {g.difference:+.4f} [{g.low:+.4f}, {g.high:+.4f}] over the first "
-        f"settings' {found.before:.4f}; chosen by one half of the users and judged by the other: {f.difference:+.4f} "
-        f"[{f.low:+.4f}, {f.high:+.4f}]"
+def summarize(result: TuningResult) -> str:
+    """The gain with its interval, and whether it is significant, in one line."""
+    if not result.changed:
+        return f"No better settings found in {len(result.trials)} trials. Keep the initial ones."
+    g, f = result.gain, result.fair
+    figures = (
+        f"{PRIMARY} on {g.lists} validation lists: {g.difference:+.4f} [{g.low:+.4f}, {g.high:+.4f}] compared with "
+        f"{result.before:.4f} for the initial settings; cross-fitted over two halves of the users: {f.difference:+.4f} "
+        f"[{f.low:+.4f}, {f.high:+.4f}]."
     )
-    return f"{said}: {'better' if found.is_sure else 'not surely better, keep the first settings'}."
+    return f"{figures} {'Better.' if result.is_sure else 'No clear gain: keep the initial settings.'}"
 
 
 class _OutOfTime(Exception):
-    """The budget is spent in the middle of a trial."""
+    """The budget ran out during a trial."""
 
 
 class _Tuning:
-    """A study on disk, the folds it judges by, and the time there is."""
+    """A study on disk, the folds it evaluates on, and the remaining time."""
 
     def __init__(
         self,
-        parts: Sequence[Fold],
+        folds: Sequence[Fold],
         columns: Sequence[str],
         base: RankerConfig,
         directory: Path,
         budget_s: float,
         on_progress: OnProgress | None,
     ) -> None:
-        self._parts, self._columns, self._base = parts, columns, base
-        self._begun, self._budget_s = time.monotonic(), budget_s
+        self._folds, self._columns, self._base = folds, columns, base
+        self._started, self._budget_s = time.monotonic(), budget_s
         self._report = on_progress or no_progress
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # The file is opened here, since an address cannot hold every path: `?` begins its options.
-        opened = {"creator": lambda: sqlite3.connect(directory / STUDY, timeout=60)}
-        self._storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=opened)
+        # The file is opened here, because a database URL cannot hold every path: `?` starts its options.
+        engine = {"creator": lambda: sqlite3.connect(directory / STUDY, timeout=60)}
+        self._storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=engine)
         self._study = optuna.create_study(
             storage=self._storage,
             study_name="ranker",
@@ -232,70 +239,75 @@ class _Tuning:
         self._check_base(directory)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the database file."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
     def run(self, seed: int, most: int | None) -> None:
-        """Trials until the time or the number is up."""
+        """Run trials until the budget is spent or there are `most` trials."""
         if "before" not in self._study.user_attrs:
-            self._study.set_user_attr("before", [fold.tolist() for fold in self._judged(self._base, lambda *_: None)])
-        for cut_off in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            # Of a call that was killed.
-            self._study.tell(cut_off.number, state=TrialState.FAIL)
+            self._study.set_user_attr("before", [fold.tolist() for fold in self._evaluate(self._base, lambda *_: None)])
+        for interrupted in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            # Left by a call that was killed.
+            self._study.tell(interrupted.number, state=TrialState.FAIL)
         while self._left() > 0 and (most is None or self._ended() < most):
-            # A sampler of its own for each trial: where the study goes on does not depend on where it was stopped.
+            # Seeded by the number of finished trials, so that a resumed study draws the same settings.
             self._study.sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + self._ended()) % 2**32)
             self._try(self._study.ask())
 
     def _try(self, trial: optuna.Trial) -> None:
         try:
-            made = self._judged(self._drawn(trial), self._on_tree, trial)
+            ndcg = self._evaluate(self._sample(trial), self._on_tree, trial)
         except optuna.TrialPruned:
             self._study.tell(trial, state=TrialState.PRUNED)
         except _OutOfTime:
             self._study.tell(trial, state=TrialState.FAIL)
         else:
-            trial.set_user_attr("ndcg", [fold.tolist() for fold in made])
-            self._study.tell(trial, float(np.concatenate(made).mean()))
+            trial.set_user_attr("ndcg", [fold.tolist() for fold in ndcg])
+            self._study.tell(trial, float(np.concatenate(ndcg).mean()))
 
-    def _judged(
+    def _evaluate(
         self, config: RankerConfig, on_tree: Callable[[int, int], None], trial: optuna.Trial | None = None
     ) -> list[F64]:
-        """For each fold, float64[judged lists]."""
-        made: list[F64] = []
-        for step, fold in enumerate(self._parts):
-            made.append(fold.ndcg(config, self._columns, on_tree=on_tree))
-            if trial is not None and step < len(self._parts) - 1:
-                trial.report(float(np.concatenate(made).mean()), step)
+        """ndcg@10 for each fold, float64[held-out lists]. Raises TrialPruned below the median of earlier trials."""
+        ndcg: list[F64] = []
+        for step, fold in enumerate(self._folds):
+            ndcg.append(fold.ndcg(config, self._columns, on_tree=on_tree))
+            if trial is not None and step < len(self._folds) - 1:
+                trial.report(float(np.concatenate(ndcg).mean()), step)
                 if trial.should_prune():
                     raise optuna.TrialPruned
-        return made
+        return ndcg
 
-    def _on_tree(self, grown: int, most: int) -> None:
-        self._report(int(min(time.monotonic() - self._begun, self._budget_s)), int(self._budget_s))
+    def _on_tree(self, done: int, total: int) -> None:
+        self._report(int(min(time.monotonic() - self._started, self._budget_s)), int(self._budget_s))
         if self._left() <= 0:
             raise _OutOfTime
 
     def _left(self) -> float:
-        return self._begun + self._budget_s - time.monotonic()
+        return self._started + self._budget_s - time.monotonic()
 
     def _ended(self) -> int:
         return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
     def _check_base(self, directory: Path) -> None:
-        """The study's first settings must be these, or its figures say nothing of them."""
-        mine = json.loads(self._base.model_dump_json(exclude={"threads"}))
-        held = self._study.user_attrs.get("base", mine)
-        odd = [f"{name} {held.get(name)} is now {value}" for name, value in mine.items() if held.get(name) != value]
-        if odd:
+        """Raise DataError if the study was started from other settings."""
+        base = json.loads(self._base.model_dump_json(exclude={"threads"}))
+        stored = self._study.user_attrs.get("base", base)
+        changes = [
+            f"{name} was {stored.get(name)}, is {value}" for name, value in base.items() if stored.get(name) != value
+        ]
+        if changes:
             self.close()
-            raise DataError(f"{directory / STUDY} is a study of other settings ({odd[0]}): remove it to begin anew")
-        self._study.set_user_attr("base", mine)
+            raise DataError(
+                f"{directory / STUDY}: this study was started from other settings ({changes[0]})."
+                " Delete the file to start a new study."
+            )
+        self._study.set_user_attr("base", base)
 
-    def _drawn(self, trial: optuna.Trial) -> RankerConfig:
-        """Settings: ranges wide enough that the best lies within, not at the edge."""
-        drawn: dict[str, Any] = {
+    def _sample(self, trial: optuna.Trial) -> RankerConfig:
+        """Sample settings from ranges wide enough that the optimum is not at an edge."""
+        settings: dict[str, Any] = {
             "leaves": trial.suggest_int("leaves", 2, 127, log=True),
             "learning_rate": trial.suggest_float("learning_rate", 0.015, 0.2, log=True),
             "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 10, 500, log=True),
@@ -303,29 +315,29 @@ class _Tuning:
             "lambda_l2": trial.suggest_float("lambda_l2", 0.01, 100.0, log=True),
             "truncation_level": trial.suggest_int("truncation_level", 5, 60, log=True),
         }
-        learnt = self._parts[-1].learnt
-        # Where only clicks were logged, or no positions, these change nothing.
-        if learnt.gain.max() > 1:
-            drawn["label_gain"] = LABEL_GAINS[trial.suggest_categorical("label_gain", list(LABEL_GAINS))]
-        if self._base.position_debias and (learnt.position >= 0).any():
-            drawn["position_debias"] = trial.suggest_categorical("position_debias", [True, False])
-        return RankerConfig.model_validate({**self._base.model_dump(), **drawn})
+        training = self._folds[-1].training
+        # Without graded gains, or without positions, these settings have no effect.
+        if training.gain.max() > 1:
+            settings["label_gain"] = LABEL_GAINS[trial.suggest_categorical("label_gain", list(LABEL_GAINS))]
+        if self._base.position_debias and (training.position >= 0).any():
+            settings["position_debias"] = trial.suggest_categorical("position_debias", [True, False])
+        return RankerConfig.model_validate({**self._base.model_dump(), **settings})
 
-    def found(self, seed: int) -> Tuned:
-        """The best of what was judged to the end."""
+    def result(self, seed: int) -> TuningResult:
+        """The best of the initial settings and the complete trials."""
         before = [np.array(fold) for fold in self._study.user_attrs["before"]]
         done = [t for t in self._study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
-        judged = [before] + [[np.array(fold) for fold in t.user_attrs["ndcg"]] for t in done]
-        every = np.stack([np.concatenate(j) for j in judged])
+        evaluated = [before] + [[np.array(fold) for fold in t.user_attrs["ndcg"]] for t in done]
+        every = np.stack([np.concatenate(folds) for folds in evaluated])
         best = int(every.mean(axis=1).argmax())
         changed = _settings(done[best - 1]) if best else {}
-        last = np.stack([j[-1] for j in judged])
-        user = np.concatenate([fold.judged.user for fold in self._parts])
-        return Tuned(
+        last = np.stack([folds[-1] for folds in evaluated])
+        user = np.concatenate([fold.held_out.user for fold in self._folds])
+        return TuningResult(
             config=RankerConfig.model_validate({**self._base.model_dump(), **changed}),
             changed=changed,
-            gain=paired_difference(last[best], last[0], self._parts[-1].judged.user, seed=seed),
-            fair=_fair(every, last, user, self._parts[-1].judged.user, seed),
+            gain=paired_difference(last[best], last[0], self._folds[-1].held_out.user, seed=seed),
+            fair=_cross_fitted_gain(every, last, user, self._folds[-1].held_out.user, seed),
             before=float(last[0].mean()),
             trials=tuple(map(self._trial, self._study.get_trials(deepcopy=False))),
         )
@@ -344,22 +356,25 @@ class _Tuning:
 
 
 def _settings(trial: FrozenTrial) -> dict[str, Any]:
-    held = dict(trial.params)
-    if "label_gain" in held:
-        held["label_gain"] = LABEL_GAINS[held["label_gain"]]
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in held.items()}
+    settings = dict(trial.params)
+    if "label_gain" in settings:
+        settings["label_gain"] = LABEL_GAINS[settings["label_gain"]]
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in settings.items()}
 
 
-def _fair(every: F64, last: F64, user: NDArray[np.int32], last_user: NDArray[np.int32], seed: int) -> Difference:
-    """Gain over the first settings, each half of the users judging what the other half's lists chose.
+def _cross_fitted_gain(
+    every: F64, last: F64, user: NDArray[np.int32], last_user: NDArray[np.int32], seed: int
+) -> Difference:
+    """Gain over the initial settings, each half of the users scored with settings selected on the other half's lists.
 
-    every: float64[settings, lists of all folds], last: [settings, lists of the last]; row 0 the first settings.
+    every: float64[settings, lists of all folds]. last: float64[settings, lists of the last fold]. Row 0 holds the
+    initial settings. user, last_user: int32, the user of each list.
     """
     users = np.random.default_rng(seed).permutation(np.unique(user))
     half, last_half = (np.isin(u, users[: len(users) // 2]) for u in (user, last_user))
-    chosen = last[0].copy()
+    selected = last[0].copy()
     for side in (False, True):
         others = every[:, half != side]
         best = int(others.mean(axis=1).argmax()) if others.shape[1] else 0
-        chosen[last_half == side] = last[best, last_half == side]
-    return paired_difference(chosen, last[0], last_user, seed=seed)
+        selected[last_half == side] = last[best, last_half == side]
+    return paired_difference(selected, last[0], last_user, seed=seed)

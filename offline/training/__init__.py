@@ -1,7 +1,7 @@
-"""Training: encoders through the log, feature rows, the ranker, position effects.
+"""Training: fine-tunes text encoders, computes feature rows, and fits the ranker and the position effects.
 
-`encoders.train_encoders` fine-tunes, `make_rows` replays, `fit_ranker` trains on the rows: functions of arrays,
-without files. `Embedder` reads the texts of items written since the release.
+`encoders.train_encoders` fine-tunes, `make_rows` replays the log into feature rows, and `fit_ranker` trains on those
+rows: functions of arrays, not of data files. `Embedder` encodes the texts of items written since the release.
 """
 
 from __future__ import annotations

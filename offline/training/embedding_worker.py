@@ -1,42 +1,43 @@
-"""The embedding worker: reads the text of items as they are written, so that the service ranks them by it in seconds.
+"""The embedding worker: encodes item texts as they are written, so that the service ranks by them within seconds.
 
-A process beside the service, as torch is here and not there. Writes come by a consumer group on the stream of changes,
-so that several workers share them and one that dies leaves its own to the others. A vector is made by the encoder of
-the live release; when another release goes live, what was written since is read anew by its encoder.
+It is a process of its own, because the service runs without torch. Workers read the stream of changes as a consumer
+group: they share the writes, and the others take over from a worker that dies. Vectors are computed by the encoder of
+the live release. When another release goes live, its encoder encodes the written items again. An item whose text is
+the same as in the release keeps the release's vector.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.arrays import F32
-from offline.config import ITEM_COLUMNS
+from offline.data import written_items
 from serving.release import read_manifest
 from serving.store import BulkStore, BulkWrittenItems, ItemFields, Pointer, decoded_fields
 from text_encoder.encoder import Encoder, load
-from text_encoder.text import attributes, item_texts
+from text_encoder.text import catalogue_texts
 
 log = logging.getLogger(__name__)
 
 _BATCH = 64
 _ORPHANED_MS = 30_000
-"""A write that its worker has not finished after so long is another's."""
+"""A write that a worker has not finished after this many milliseconds goes to another worker."""
 
 
 class Embedder:
-    """One worker. encoded: texts read so far."""
+    """One embedding worker. encoded: number of texts encoded so far."""
 
     def __init__(self, store: BulkStore, name: str) -> None:
-        """name: of this worker in the group, its own."""
+        """name: unique name of this worker within the group."""
         self._store, self._name = store, name
         self._written = BulkWrittenItems(store)
         self._pointer: Pointer | None = None
@@ -44,12 +45,12 @@ class Embedder:
         self.encoded = 0
 
     def run(self, stop: Callable[[], bool] = lambda: False, wait_s: float = 0.5) -> None:
-        """Work until told to stop. wait_s: longest wait for something to do."""
+        """Process writes until `stop` returns True. wait_s: longest wait for a write, in seconds."""
         while not stop():
             self.step(wait_s)
 
     def step(self, wait_s: float = 0.0) -> int:
-        """Take in a new release, if there is one, and some writes; returns how many texts were read."""
+        """Switch to a new release if there is one, encode a batch of writes, and return the number of texts encoded."""
         before = self.encoded
         pointer = self._store.pointer()
         if pointer is None:
@@ -58,64 +59,75 @@ class Embedder:
         if pointer != self._pointer:
             self._encoder = load(str(Path(pointer.path) / "encoder"))
             self._pointer = pointer
-            self._read_missing()
+            self._encode_missing()
         entries = self._written.take(self._name, _BATCH, wait_s, _ORPHANED_MS)
-        self._read([item for _, item, what in entries if what == "put"])
+        self._encode([item for _, item, change in entries if change == "put"])
         self._written.took([entry for entry, _, _ in entries])
         return self.encoded - before
 
     @property
     def fingerprint(self) -> str:
-        """Of the live release's encoder."""
+        """Fingerprint of the live release's encoder."""
         assert self._pointer is not None
         return read_manifest(Path(self._pointer.path)).encoder_fingerprint
 
-    def _read_missing(self) -> None:
-        """Vectors by this encoder for what was written before it."""
+    def _encode_missing(self) -> None:
+        """Encode written items without a vector, and those with changed text that still have the release's vector."""
         assert self._encoder is not None
         ids = self._written.ids()
         for first in range(0, len(ids), _BATCH):
-            part = ids[first : first + _BATCH]
-            held = self._store.read_vectors(self.fingerprint, part, self._encoder.dimension)
-            self._read([i for i, vector in zip(part, held, strict=True) if not np.isfinite(vector).all()])
+            batch = ids[first : first + _BATCH]
+            vectors = self._store.read_vectors(self.fingerprint, batch, self._encoder.dimension)
+            known = np.asarray(np.isfinite(vectors).all(axis=1))
+            stored = dict(zip(batch, vectors, strict=True))
+            self._encode([i for i, is_known in zip(batch, known, strict=True) if not is_known])
+            self._encode([i for i, is_known in zip(batch, known, strict=True) if is_known], stored)
 
-    def _read(self, item_ids: Sequence[str]) -> None:
-        """Encode the texts of items as they are now, write the vectors, and tell."""
+    def _encode(self, item_ids: Sequence[str], stored: Mapping[str, F32] | None = None) -> None:
+        """Encode the current texts of items, write the vectors to the store, and announce them.
+
+        stored: vectors of these items in the store. If given, only items whose stored vector is the release's are
+        encoded. Items whose text is the same as in the release are always skipped.
+        """
         ids = list(dict.fromkeys(item_ids))
         if not ids or self._encoder is None or self._pointer is None:
             return
         written = dict(zip(ids, map(decoded_fields, self._written.fields(ids)), strict=True))
         texts = texts_of(self._encoder.template, written, Path(self._pointer.path) / "items.parquet")
-        made: F32 = self._encoder.encode(texts)
-        known = np.flatnonzero(np.isfinite(made).all(axis=1))
-        good = [ids[k] for k in known.tolist()]
-        self._store.write_vectors(self.fingerprint, good, made[known])
+        changed = [i for i in ids if texts.now[i] != texts.released.get(i)]
+        if stored is not None:
+            changed = [i for i in changed if i in texts.vectors and np.array_equal(texts.vectors[i], stored[i])]
+        vectors: F32 = self._encoder.encode([texts.now[i] for i in changed])
+        known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+        good = [changed[k] for k in known.tolist()]
+        self._store.write_vectors(self.fingerprint, good, vectors[known])
         self._written.tell_vectors(good)
         self.encoded += len(good)
 
 
-def texts_of(template: str, written: Mapping[str, ItemFields], release_items: Path) -> list[str]:
-    """The text of each item: what was written over what the release has, filled into the encoder's template."""
-    ids = list(written)
-    table = pq.read_table(release_items, filters=[("item_id", "in", ids)]) if release_items.is_file() else None
-    of_release: dict[str, dict[str, Any]] = {}
-    if table is not None:
-        of_release = {row["item_id"]: row for row in table.drop_columns(_heavy(table)).to_pylist()}
-    rows = []
-    for item_id, held in written.items():
-        row = of_release.get(item_id, {"item_id": item_id})
-        written_now = {k: v for k, v in held.fields.items() if not k.startswith("a:")} | held.attributes
-        row = {**row, **written_now}
-        more = [v for k, v in sorted(row.items()) if k not in ITEM_COLUMNS and k != "available"]
-        words = [w for v in more for w in (v if isinstance(v, list) else [v]) if isinstance(w, str) and w]
-        rows.append({**row, "attributes": ", ".join(words) or None})
-    names = (*dict.fromkeys(k for row in rows for k in row), *attributes(template))
-    return item_texts(template, {name: [_plain(row.get(name)) for row in rows] for name in names})
+class ItemTexts(NamedTuple):
+    """Current and released texts of written items, and their released vectors, by item id."""
+
+    now: dict[str, str]
+    released: dict[str, str]
+    vectors: dict[str, F32]
 
 
-def _heavy(table: pa.Table) -> list[str]:
-    return [name for name in ("embedding",) if name in table.column_names]
+def texts_of(template: str, written: Mapping[str, ItemFields], release_items: Path) -> ItemTexts:
+    """Texts of written items, built as in the nightly run.
 
+    release_items: the release's `items.parquet`, whose column types decide how written values are parsed.
+    """
+    released = pq.read_table(release_items, filters=pc.field("item_id").isin(pa.array(list(written), pa.string())))
+    vectors: dict[str, F32] = {}
+    if "embedding" in released.column_names:
+        ids = released["item_id"].to_pylist()
+        flat = released["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors = dict(zip(ids, flat.reshape(len(ids), -1).astype(np.float32), strict=True)) if ids else {}
+        released = released.drop_columns(["embedding"])
+    now = written_items.overlay_written(released, written)
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    def texts(table: pa.Table) -> dict[str, str]:
+        return dict(zip(table["item_id"].to_pylist(), catalogue_texts(template, table), strict=True))
+
+    return ItemTexts(texts(now), texts(released), vectors)

@@ -1,8 +1,9 @@
-"""The text encoders of a night: one for each stretch of the log, each fine-tuned on what came before its stretch.
+"""Text encoders of a nightly run, one per refresh moment, each fine-tuned on the events before its moment.
 
-An interest score must not be a label the encoder was told, yet an encoder that stops learning where the ranker begins
-knows a fraction of what there is to know. So it is made anew at a few moments, as neighbours and priors are: a row is
-scored by the last one made before it, and the last of all, made before the test, is judged there and served.
+An encoder must not be trained on the label that its interest score helps to predict. But an encoder whose training
+stops where the ranker's window begins misses most of the evidence in the log. So the encoder is refit at a few moments,
+as the neighbours and priors are, and each row is scored by the last encoder trained before it. The last encoder is
+trained on everything before the test; it is evaluated on the test lists, and it is the one that is served.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ from text_encoder.texts import BudgetSpent, EncodedTexts, encode_texts
 from text_encoder.train import FineTuned, fine_tune
 from text_encoder.trainer import Clock
 
-_TRUSTED = 10.0
-"""Examples with an item as their target at which its tuned vector counts for half. 3 to 10 did alike on two shops; the
-rarest items are served best by 10."""
+_HALF_WEIGHT_EXAMPLES = 10.0
+"""Training examples at which an item's tuned vector gets half the weight. Values from 3 to 10 performed alike on two
+shops; 10 is best for the rarest items."""
 
 
 class Encoders(NamedTuple):
-    """What came of it. encoder: the last. vectors: float32[k, n, d], the items by each, NaN without text; zero_shot:
-    float32[n, d] likewise, by the encoder as it came. facts: for the report, moments among them."""
+    """Encoders of a nightly run, as returned by `train_encoders`.
+
+    encoder: the last one. vectors: float32[k, n, d], item vectors by each of the k encoders, NaN for an item without
+    text. zero_shot: float32[n, d], item vectors before fine-tuning, NaN likewise. facts: for the report, including the
+    moments.
+    """
 
     encoder: Encoder
     vectors: F32
@@ -43,9 +48,11 @@ class Encoders(NamedTuple):
 
 
 def refresh_moments(events: Events, windows: Windows, refreshes: int) -> list[float]:
-    """Ascending: the beginning of the ranker's window, and `refreshes` later ones, the last where the test begins.
+    """Moments at which an encoder is trained: Unix seconds, ascending.
 
-    Evenly by events. With leave-last-out, where tests lie at all times, up to the end of the log.
+    The first is the start of the ranker's window. `refreshes` later ones follow, with equal numbers of events between
+    them; the last is the start of the test. With leave-last-out, where test lists lie throughout the log, they are
+    spread up to the end of the log, and the start of the test is added. Equal moments are merged.
     """
     if not refreshes:
         return [windows.ranker]
@@ -65,89 +72,95 @@ def train_encoders(
     on_progress: OnProgress,
     engine: Engine = LOCAL,
 ) -> Encoders:
-    """An encoder for each moment, fine-tuned from `encoder` on the events strictly before it; its vectors `shrunk`.
+    """Fine-tune `encoder` once for each moment `at`, on the events strictly before it.
 
-    texts: one an item of the catalogue. directory: of checkpoints, from which a killed night goes on. The budget is for
-    all: the catalogue is read once, and what time is left is shared by numbers of examples. Raises DataError where
-    reading alone takes longer.
+    texts: one per item of the catalogue. directory: for checkpoints, from which a killed nightly run resumes. The
+    vectors are shrunk by `shrink_by_count`. `config.budget_s` covers all encoders: the catalogue is encoded once, and
+    the remaining time is divided in proportion to the numbers of examples. Raises DataError if encoding the catalogue
+    alone takes longer than the budget.
     """
-    begun = time.monotonic()
-    # Frozen, all are the same.
-    moments_learnt = at[-1:] if config.mode == "frozen" else at
-    learnt = [examples(events, moment, most=config.most_examples) for moment in moments_learnt]
+    started = time.monotonic()
+    # A frozen encoder is the same at every moment.
+    moments = at[-1:] if config.mode == "frozen" else at
+    example_sets = [examples(events, moment, most=config.most_examples) for moment in moments]
     try:
-        reading = encode_texts(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)
-        left_s = max(config.budget_s - (time.monotonic() - begun), 1.0)
-        asked = EncoderJob(encoder, texts, learnt, config, directory, reading, left_s)
-        found = engine.train("torch", _fine_tune, asked, on_progress)
+        encoded = encode_texts(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)
+        left_s = max(config.budget_s - (time.monotonic() - started), 1.0)
+        job = EncoderJob(encoder, texts, example_sets, config, directory, encoded, left_s)
+        tuned = engine.train("torch", _fine_tune, job, on_progress)
     except BudgetSpent as e:
         raise DataError(str(e)) from e
     vectors = np.stack(
-        [shrink_by_count(f.vectors, f.zero_shot, part.target) for f, part in zip(found, learnt, strict=True)]
+        [shrink_by_count(t.vectors, t.zero_shot, part.target) for t, part in zip(tuned, example_sets, strict=True)]
     )
-    if len(found) < len(at):
+    if len(tuned) < len(at):
         vectors = np.repeat(vectors, len(at), axis=0)
-    return Encoders(found[-1].encoder, vectors, found[-1].zero_shot, _facts(found, learnt, at, config))
+    return Encoders(tuned[-1].encoder, vectors, tuned[-1].zero_shot, _facts(tuned, example_sets, at, config))
 
 
 class EncoderJob(NamedTuple):
-    """What the workers of a training share: as in `made`; what was read of the texts, and the seconds that are left."""
+    """Input shared by the training workers.
+
+    example_sets: one for each encoder. encoded: vectors of the catalogue by `encoder`. left_s: seconds left of the
+    budget. The rest as in `train_encoders`.
+    """
 
     encoder: Encoder
     texts: Sequence[str]
-    learnt: Sequence[Examples]
+    example_sets: Sequence[Examples]
     config: EncoderConfig
     directory: Path
-    reading: EncodedTexts
+    encoded: EncodedTexts
     left_s: float
 
 
-def _fine_tune(asked: EncoderJob, mates: WorkerGroup, on_progress: OnProgress) -> list[FineTuned]:
-    """One for each of `asked.learnt`; all but the last without their encoder, which nobody needs."""
-    begun, found = time.monotonic(), []
-    group = Workers() if mates.size > 1 else ALONE
-    for k, part in enumerate(asked.learnt):
-        left_s = max(asked.left_s - (time.monotonic() - begun), 1.0)
-        share = (len(part) + 1) / sum(len(later) + 1 for later in asked.learnt[k:])
-        step = asked.config.model_copy(update={"budget_s": left_s * share})
+def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -> list[FineTuned]:
+    """One result for each of `job.example_sets`. Only the last carries its own encoder; no other one is needed."""
+    started, tuned = time.monotonic(), []
+    group = Workers() if workers.size > 1 else ALONE
+    for k, part in enumerate(job.example_sets):
+        left_s = max(job.left_s - (time.monotonic() - started), 1.0)
+        share = (len(part) + 1) / sum(len(later) + 1 for later in job.example_sets[k:])
+        config = job.config.model_copy(update={"budget_s": left_s * share})
 
         def advance(done: int, total: int, k: int = k) -> None:
-            on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(asked.learnt))
+            on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(job.example_sets))
 
-        found.append(fine_tune(asked.encoder, asked.texts, part, step, asked.directory, advance, asked.reading, group))
-    return [*(replace(f, encoder=asked.encoder) for f in found[:-1]), found[-1]]
+        tuned.append(fine_tune(job.encoder, job.texts, part, config, job.directory, advance, job.encoded, group))
+    return [*(replace(t, encoder=job.encoder) for t in tuned[:-1]), tuned[-1]]
 
 
 def shrink_by_count(tuned: F32, zero_shot: F32, target: I32) -> F32:
-    """float32[n, d], unit length: tuned vectors drawn back to how they came, the more the less was learnt of the item.
+    """float32[n, d], unit length: tuned vectors shrunk towards the zero-shot vectors by example count.
 
-    `normalise((1 - s) * zero_shot + s * tuned)` with s = k / (k + `_TRUSTED`), k the examples with the item as their
-    target: what a tuned map says of items it never saw chosen is a guess. tuned, zero_shot: float32[n, d], unit length,
-    NaN without text, which stays. target: int32[examples], rows of the two.
+    `normalise((1 - s) * zero_shot + s * tuned)` with s = k / (k + `_HALF_WEIGHT_EXAMPLES`), where k is the number of
+    examples that have the item as their target: for an item that was never a target, the tuned vector is a guess.
+    tuned, zero_shot: float32[n, d], unit length, NaN for an item without text, which stays NaN. target:
+    int32[examples], row numbers of the two.
     """
     count = np.bincount(target, minlength=len(tuned)).astype(np.float32)[:, None]
-    mixed = zero_shot + (tuned - zero_shot) * (count / (count + np.float32(_TRUSTED)))
+    mixed = zero_shot + (tuned - zero_shot) * (count / (count + np.float32(_HALF_WEIGHT_EXAMPLES)))
     length = np.linalg.norm(mixed, axis=1, keepdims=True)
-    # Opposite vectors may cancel; then there is no middle, and the tuned one stands.
+    # Opposite vectors may cancel out. The mixture then has no direction, and the tuned vector is used.
     out: F32 = np.where(length == 0, tuned, mixed / np.where(length == 0, 1, length)).astype(np.float32)
     return out
 
 
 def _facts(
-    found: Sequence[FineTuned], learnt: Sequence[Examples], at: Sequence[float], config: EncoderConfig
+    tuned: Sequence[FineTuned], example_sets: Sequence[Examples], at: Sequence[float], config: EncoderConfig
 ) -> dict[str, Any]:
-    last = found[-1]
+    last = tuned[-1]
     return {
         "model": config.model,
         "mode": config.mode,
         "stopped_by": last.stopped_by,
-        "examples": len(learnt[-1]),
+        "examples": len(example_sets[-1]),
         "fingerprint": last.encoder.fingerprint,
         "best_epoch": last.best_epoch,
         "moments": list(at),
         "made": [
-            {"examples": len(part), "best_epoch": f.best_epoch, "stopped_by": f.stopped_by}
-            for part, f in zip(learnt, found, strict=True)
+            {"examples": len(part), "best_epoch": t.best_epoch, "stopped_by": t.stopped_by}
+            for part, t in zip(example_sets, tuned, strict=True)
         ],
         "curve": [
             {"epoch": e.epoch, "loss": e.loss, "recall@50": e.recall_at_50, "ndcg@10": e.ndcg_at_10}

@@ -1,4 +1,4 @@
-"""Position effects: how likely each place of a list was looked at, estimated from the ranker's own lists."""
+"""Position effects: the examination probability of each position, estimated from the lists the ranker learns from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ranker.examination import fit_examination
 
 
 def examination_probability(rows: F32, learned: Lists, lists: Lists, names: Sequence[str]) -> F64:
-    """float64[rows of `lists`], in (0, 1]: the chance that each row was looked at where it stood.
+    """float64[rows of `lists`], in (0, 1]: examination probability of each row at the position where it was shown.
 
-    rows: float32, of `learned`, the lists it is estimated from: their clicks are compared with those that item and
-    taste make expect. names: of the features. A row that was not shown counts like the place looked at least, as in
-    training.
+    It is estimated from the lists `learned`, by comparing their clicks with the clicks expected from item and taste.
+    rows: float32[rows of `learned`, features]. names: of the features. A row that was not shown gets the probability
+    of the deepest position, as in training.
     """
     logit = rows[:, names.index("taste_click_logit")].astype(np.float64)
-    seen = fit_examination(learned.position, learned.gain > 0, 1.0 / (1.0 + np.exp(-logit)))
-    last = len(seen) - 1
-    return seen[np.where(lists.position < 0, last, np.minimum(lists.position, last))]
+    examined = fit_examination(learned.position, learned.gain > 0, 1.0 / (1.0 + np.exp(-logit)))
+    last = len(examined) - 1
+    return examined[np.where(lists.position < 0, last, np.minimum(lists.position, last))]

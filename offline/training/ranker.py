@@ -1,4 +1,4 @@
-"""`fit_ranker`: the ranker of a run from its rows, chosen on validation and refit on both windows."""
+"""Trains the ranker of a run on its feature rows: early stopping on validation, then a refit on both windows."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from ranker.trees import Trees
 
 
 class WindowRows(NamedTuple):
-    """Rows of the lists of a window. rows: float32[rows, features]. numbers: int64[lists], among all of the run."""
+    """Feature rows and lists of a window.
+
+    rows: float32[rows, features]. numbers: int64[lists], the number of each list among all lists of the run.
+    """
 
     rows: F32
     lists: Lists
     numbers: I64
 
     def take(self, lists: I64) -> WindowRows:
-        """Some of the lists, by their place here, ascending."""
-        inside = np.isin(np.arange(len(self.lists)), lists)[self.lists.group]
-        return WindowRows(self.rows[inside], self.lists.take(lists), self.numbers[lists])
+        """Select lists by index, ascending."""
+        selected = np.isin(np.arange(len(self.lists)), lists)[self.lists.group]
+        return WindowRows(self.rows[selected], self.lists.take(lists), self.numbers[lists])
 
 
 def fit_ranker(
@@ -39,37 +42,38 @@ def fit_ranker(
     engine: Engine = LOCAL,
     on_progress: OnProgress | None = None,
 ) -> tuple[Trained, F64]:
-    """The ranker, and float64[validation rows]: scores by the model before refitting, which had not seen them.
+    """Train the ranker. Returns it with float64[validation rows], the scores of the model before the refit.
 
-    refit_on: the rows of both windows, on which the model is trained again with as many trees; None leaves it out.
-    names: of the features. columns: numbers of the features it may read, ascending; all if None, else the model counts
-    among these. Positions are set aside where `config.position_debias` says so and lists have any.
+    The scores are out-of-sample; the refit trains on the validation rows too. learn, valid: rows to train on, and later
+    ones for early stopping. refit_on: the rows of both windows, for a refit with the same number of trees; None skips
+    it. names: of the features. columns: indices of the features to use, ascending, or None for all; the model's feature
+    numbers then index `columns`. Position bias is removed if `config.position_debias` is set and lists have positions.
     """
     use = np.arange(len(names)) if columns is None else columns
-    searched = sum(map(bool, learn.lists.query))
-    x, x_valid = (query_prior.hide_query(w.rows, names, searched) for w in (learn, valid))
-    seen = None
+    query_lists = sum(map(bool, learn.lists.query))
+    x, x_valid = (query_prior.hide_query(w.rows, names, query_lists) for w in (learn, valid))
+    examination = None
     if config.position_debias:
-        seen = examination_probability(x, learn.lists, valid.lists, names)
-    x_valid = _some(x_valid, columns)
-    watched = on_progress or no_progress
-    job = _job(_some(x, columns), learn.lists, [names[k] for k in use], config) | {
+        examination = examination_probability(x, learn.lists, valid.lists, names)
+    x_valid = _select_columns(x_valid, columns)
+    report = on_progress or no_progress
+    job = _job(_select_columns(x, columns), learn.lists, [names[k] for k in use], config) | {
         "valid_rows": x_valid,
         "valid_gain": valid.lists.gain,
         "valid_start": valid.lists.start,
-        "valid_examination": seen,
+        "valid_examination": examination,
     }
-    chosen = engine.train("lightgbm", _train, job, watched)
-    valid_score = Trees.parse(chosen.model_text).score(x_valid)
+    trained = engine.train("lightgbm", _train, job, report)
+    valid_score = Trees.parse(trained.model_text).score(x_valid)
     if refit_on is None:
-        return chosen, valid_score
+        return trained, valid_score
     del x, x_valid, job
-    rows = _some(query_prior.hide_query(refit_on.rows, names, searched), columns)
-    job = _job(rows, refit_on.lists, [names[k] for k in use], config) | {"trained": chosen}
-    return engine.train("lightgbm", _refit, job, watched), valid_score
+    rows = _select_columns(query_prior.hide_query(refit_on.rows, names, query_lists), columns)
+    job = _job(rows, refit_on.lists, [names[k] for k in use], config) | {"trained": trained}
+    return engine.train("lightgbm", _refit, job, report), valid_score
 
 
-def _some(rows: F32, columns: I64 | None) -> F32:
+def _select_columns(rows: F32, columns: I64 | None) -> F32:
     return rows if columns is None else rows[:, columns]
 
 
@@ -85,10 +89,10 @@ def _job(rows: F32, lists: Lists, names: Sequence[str], config: RankerConfig) ->
 
 
 def _train(job: dict[str, Any], group: WorkerGroup, on_progress: OnProgress) -> Trained:
-    """`train` by one worker of a group."""
+    """Run `train` as one worker of a group."""
     return train(**job, on_progress=on_progress, worker=group.rank, network=group.network)
 
 
 def _refit(job: dict[str, Any], group: WorkerGroup, on_progress: OnProgress) -> Trained:
-    """`refit` by one worker of a group."""
+    """Run `refit` as one worker of a group."""
     return refit(**job, worker=group.rank, network=group.network)

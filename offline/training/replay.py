@@ -1,4 +1,4 @@
-"""The replay of a run: the log, the vectors of each encoder, and the moments at which statistics are refit."""
+"""Builds the replay of a run: the log, the vectors of each encoder, and the moments at which statistics are refit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def make_replay(
     config: Config,
     custom: tuple[Feature, ...] = (),
 ) -> Replay:
-    """The log of a data set, ready to be replayed.
+    """The replay of a data set's log.
 
-    vectors: float32[k, n, d], of the encoders of `moments` (Unix seconds); zero_shot: float32[n, d], before any of
-    them. Neighbours, prior and taste factors are refit `lists.refreshes` times, evenly over the events from the
-    ranker's window on, and with each encoder.
+    vectors: float32[k, n, d], item vectors by the encoders trained at `moments` (Unix seconds). zero_shot:
+    float32[n, d], used before the first of them. Neighbours, prior and taste factors are refit at each of `moments`,
+    and `config.lists.refreshes` times at equal numbers of events from the start of the ranker's window. custom: the
+    user's own features.
     """
     at, refreshes = data.events.at, config.lists.refreshes
     first, last = np.searchsorted(at, (windows.ranker, windows.end))
@@ -43,15 +44,16 @@ def make_replay(
         tuple(zip(moments, map(with_unknown, vectors), strict=True)),
         _title_and_description_words(data),
         user_histories(data.events, config.workspace),
+        config.lists.attribution_s,
     )
 
 
 def with_unknown(vectors: F32) -> F32:
-    """float32[n + 1, d]: vectors, and a row of NaN for the unknown item."""
+    """float32[n + 1, d]: the vectors and a last row of NaN for the unknown item."""
     return np.vstack([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)])
 
 
 def _title_and_description_words(data: Dataset) -> ItemWords:
-    """Words of titles and descriptions alone: words of tags would only repeat the tags that they are to imply."""
+    """Words of titles and descriptions. Words of tags are left out: they would only repeat the tags to be implied."""
     columns = {n: data.items[n].to_pylist() for n in ("title", "description") if n in data.items.column_names}
     return ItemWords.of(item_texts(" ".join(f"{{{n}}}" for n in columns), columns))

@@ -1,6 +1,6 @@
-"""The API's language: requests, answers, events, items and problems, as the structs that decode, encode and document.
+"""API schemas: the structs that decode, encode and document requests, responses, events, items and problem documents.
 
-Knows nothing of routes or rankings.
+This room does not depend on routes or on ranking.
 """
 
 from __future__ import annotations

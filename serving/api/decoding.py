@@ -1,4 +1,4 @@
-"""Decoding of request bodies: JSON, arrays and JSON lines, with errors that name the field."""
+"""Decoding of request bodies (a JSON object, an array or JSON lines), with errors that name the field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from serving.api.problem import Problem
 from serving.config import ID_CHARACTERS
 
 PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
-"""Documented, and checked by us: checked by msgspec, each id of a request would cost a search."""
+"""JSON schema of a text without control characters. Documentation only: msgspec would search every id of a request
+separately, so `_check_request_texts` checks them together."""
 
 
 Id = Annotated[
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 class Refusal(Exception):
-    """Why one event is not taken: the field at fault, and a message."""
+    """Raised for one invalid event or item. field: the invalid field, None for the whole. message: the reason."""
 
     def __init__(self, field: str | None, message: str) -> None:
         super().__init__(message)
@@ -54,11 +55,11 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def _check_request_texts(body: bytes, **texts: list[str]) -> None:
-    # In JSON a control character stands behind a backslash, but for the last, DEL: two looks tell nearly all.
+    # JSON escapes every control character with a backslash, except DEL. These two checks clear almost every body.
     if b"\\" not in body and b"\x7f" not in body:
         return
     for field, ids in texts.items():
-        # Once over all of them: a search for each would cost more than the decoding.
+        # One search over all of them: a search per id would cost more than decoding.
         if _CONTROL.search("".join(ids)):
             at = next(n for n, i in enumerate(ids) if _CONTROL.search(i))
             where = f"{field}[{at}]" if field == "candidates" else field
@@ -66,18 +67,18 @@ def _check_request_texts(body: bytes, **texts: list[str]) -> None:
 
 
 def check_no_control(name: str, text: str) -> None:
-    """Raises Refusal where a text contains a control character."""
+    """Raise Refusal if a text contains a control character."""
     if _CONTROL.search(text):
         raise Refusal(name, f"{_short(text)} contains a control character")
 
 
 def to_refusal(error: Exception) -> Refusal:
-    """What a decoder's error means for the caller."""
+    """A decoding error as a Refusal that names the field."""
     return Refusal(*_where(error))
 
 
 def check_id(name: str, given: str) -> str:
-    """An id from a path. Raises Problem where it cannot be one."""
+    """Return an id from a path. Raises Problem (422) if it is not a valid id."""
     if not 1 <= len(given) <= ID_CHARACTERS:
         raise _invalid(name, f"Expected 1 to {ID_CHARACTERS} characters, got {len(given)}")
     if _CONTROL.search(given):
@@ -86,15 +87,16 @@ def check_id(name: str, given: str) -> str:
 
 
 def split_body(body: bytes, most: int, content_type: str = "", what: str = "events") -> list[msgspec.Raw]:
-    """The parts of a body that is one object, an array, or JSON lines, each still to be decoded. Raises Problem.
+    """Split a body (one object, an array or JSON lines) into undecoded parts. Raises Problem (400, 413).
 
-    Lines where the content type says so, or where the first line is an object by itself and others follow. An array or
-    an object is JSON as a whole or refused as a whole; of lines each stands alone.
+    The body is read as JSON lines if the content type says so, or if its first line is a complete object and more lines
+    follow. An object or array that is not valid JSON is refused as a whole; JSON lines are accepted or rejected one by
+    one. most: maximum number of parts. what: their name in messages.
     """
     text = body.strip(b" \t\r\n")
     if text.startswith(b"["):
         parts = decode(_LIST, body)
-    elif any(said in content_type for said in ("ndjson", "jsonl", "json-lines", "jsonlines")) or _is_lines(text):
+    elif any(name in content_type for name in ("ndjson", "jsonl", "json-lines", "jsonlines")) or _is_lines(text):
         parts = [msgspec.Raw(line) for line in _ENDS.split(text, most + 1) if line.strip()]
     else:
         parts = [msgspec.Raw(body)] if decode(msgspec.json.Decoder(msgspec.Raw), body) else []
@@ -103,14 +105,14 @@ def split_body(body: bytes, most: int, content_type: str = "", what: str = "even
 
 
 def check_count(count: int, most: int, what: str) -> None:
-    """Raises Problem (413) where a request holds more of something than is taken."""
+    """Raise Problem (413) if a request has more than `most` of something. what: its plural, for the message."""
     if count > most:
         raise Problem(
             413,
             f"too-many-{what}",
             f"Too many {what}",
-            f"{count} {what} in one request, at most {most} are taken",
-            "Send them in several requests.",
+            f"{count} {what} in one request; the maximum is {most}",
+            "Split them over several requests.",
         )
 
 
@@ -126,7 +128,7 @@ def _is_lines(text: bytes) -> bool:
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """A body in its form. Raises Problem (400, 422) naming the field."""
+    """Decode a body. Raises Problem (400 or 422) naming the field."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as e:
@@ -138,17 +140,17 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
             "not-json",
             "Not JSON",
             _where(e)[1],
-            "Send JSON in UTF-8; NaN and Infinity are not JSON: leave such a value out.",
+            "Send valid JSON in UTF-8. NaN and Infinity are not JSON: leave such values out.",
         ) from e
 
 
 def _invalid(field: str | None, message: str) -> Problem:
     remedy = "See /docs for the fields and their types."
-    return Problem(422, "invalid-field", "A field is not as it must be", message, remedy, field)
+    return Problem(422, "invalid-field", "Invalid field", message, remedy, field)
 
 
 def _where(error: Exception) -> tuple[str | None, str]:
-    """The field that a decoder's message is about, if any, and the message without it."""
+    """The field a decoding error refers to (None if none), and its message without the field."""
     message = str(error)
     if isinstance(error, RecursionError):
         message = "nested too deeply"
@@ -169,7 +171,7 @@ Device = Annotated[
     Meta(
         min_length=1,
         max_length=DEVICE_CHARACTERS,
-        description="mobile, tablet, desktop, app, or any other text.",
+        description="mobile, tablet, desktop, app or any other text.",
         extra_json_schema=PLAIN,
     ),
 ]
@@ -179,7 +181,7 @@ Query = Annotated[
     str,
     Meta(
         max_length=QUERY_CHARACTERS,
-        description="What the shopper typed to search; blank is nothing.",
+        description="The shopper's search query. Blank means no query.",
         extra_json_schema=PLAIN,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Events as storefronts send them, and how one is accepted."""
+"""Events as storefronts send them, and their validation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from serving.api import ga4
 from serving.api.decoding import Device, Id, Query, Refusal, _short, _where, check_no_control
 from serving.store import Event
 
-KIND_OF = {name: Kind(KINDS.index(ours)) for name, ours in ({k: k for k in KINDS} | GA4).items()}
-"""Our names of events, and those of Google Analytics 4 (`purchase` is both)."""
+KIND_OF = {name: Kind(KINDS.index(kind)) for name, kind in ({k: k for k in KINDS} | GA4).items()}
+"""Event kind by name: Shelfwise's names and those of Google Analytics 4 (`purchase` is in both)."""
 
 
 class EventIn(Struct, forbid_unknown_fields=True):
-    """Something a shopper did with an item; a body of GA4's Measurement Protocol may stand in its place.
+    """One interaction of a shopper with an item. A GA4 Measurement Protocol body is accepted in its place.
 
     event: impression, view, click, cart, purchase or rating; or view_item_list, select_item, view_item, add_to_cart.
-    event_id: makes a retry harmless. Without it, it is derived from all other fields; without a timestamp either, a
-    retry counts again. timestamp: Unix seconds, milliseconds or microseconds, or ISO 8601 (UTC where it names no
-    zone); now where missing, and where it is a little ahead of the service's clock.
-    request_id, position: the shown list it belongs to, and the place in it from 0. device: what the shopper looks at
-    the shop with. query: what was searched for, where the list answers it.
+    event_id: makes retries idempotent. If omitted, it is derived from all other fields; if timestamp is omitted as
+    well, a retry is counted again. timestamp: Unix seconds, milliseconds or microseconds, or ISO 8601 (UTC if it has no
+    time zone). Defaults to now, as does a timestamp slightly ahead of the service's clock.
+    request_id, position: the list that was shown, and the item's position in it, from 0. device: the shopper's device.
+    query: the search query that the list answers.
     """
 
     event: Annotated[str, Meta(extra_json_schema={"enum": list(KIND_OF)})]
@@ -43,7 +43,7 @@ class EventIn(Struct, forbid_unknown_fields=True):
 
 
 class Rejected(Struct):
-    """An event that was not taken: its place in the request, the field at fault, and why."""
+    """A rejected event or item. index: its position in the request. field: the invalid field. message: the reason."""
 
     index: int
     field: str | None
@@ -51,14 +51,15 @@ class Rejected(Struct):
 
 
 class Derived(Struct):
-    """The id given to an event that came without one."""
+    """The id derived for an event that was sent without one. index: the event's position in the request."""
 
     index: int
     event_id: str
 
 
 class EventsAnswer(Struct):
-    """accepted: new and from now on known. duplicates: known before. Each rejected event stands alone."""
+    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events; the others
+    in the request are unaffected."""
 
     accepted: int
     duplicates: int
@@ -67,23 +68,23 @@ class EventsAnswer(Struct):
 
 
 class ErasureAnswer(Struct):
-    """The user's lists are gone from this moment on; `shelfwise collect` takes the user out of the log.
+    """The user's history has been deleted; the next `shelfwise collect` also removes the user from the log.
 
-    at: Unix seconds; what the user does after it is kept again.
+    at: Unix seconds. Events after this time are stored again.
     """
 
     at: float
 
 
 class Accepted(NamedTuple):
-    """An event to be stored, and whether its id was derived."""
+    """A valid event to store. derived: whether its id was derived from its fields."""
 
     event: Event
     derived: bool
 
 
 class Refused(NamedTuple):
-    """An event that is not taken: the field at fault, and why."""
+    """An invalid event. field: the invalid field, None for the event as a whole. message: the reason."""
 
     field: str | None
     message: str
@@ -96,11 +97,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 _SCALES = ((1e9, 1e10, 1e6), (1e12, 1e13, 1e3), (1e15, 1e16, 1.0))
-"""From, below, microseconds in one: seconds, milliseconds and microseconds between 2001 and 2286."""
+"""(low, high, microseconds per unit) for timestamps in seconds, milliseconds and microseconds, from 2001 to 2286."""
 
 
 def accept(raw: msgspec.Raw, now: float, future_s: float) -> list[Accepted | Refused]:
-    """What becomes of one part of a body: one event of ours, or those of a body of GA4's. now: Unix seconds."""
+    """Validate one part of a body: a single event, or every event of a GA4 body.
+
+    now: Unix seconds. future_s: how far ahead of `now` a timestamp may be, in seconds.
+    """
     try:
         return [_accepted(_EVENT.decode(raw), now, future_s)]
     except Refusal as e:
@@ -128,18 +132,18 @@ def _of_ga4(raw: msgspec.Raw, now: float, future_s: float) -> list[Accepted | Re
 
 
 def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
-    """The event to store. Raises Refusal naming the field and the reason."""
+    """The validated event. Raises Refusal naming the field and the reason."""
     if given.event not in KIND_OF:
-        raise Refusal("event", f"{_short(given.event)} is none of {', '.join(KIND_OF)}")
+        raise Refusal("event", f"{_short(given.event)} is not one of {', '.join(KIND_OF)}")
     for name in ("user_id", "item_id", "event_id", "request_id", "session_id", "device", "query"):
         check_no_control(name, getattr(given, name) or "")
-    known, said = int(now * 1e6), None if given.timestamp is None else microseconds(given.timestamp)
-    if said is not None and said > known + future_s * 1e6:
-        ahead = (said - known) / 1e6
-        raise Refusal("timestamp", f"{ahead:.0f} s ahead of the service's clock, at most {future_s:g} s are allowed")
-    # What a clock a little ahead stamps has happened by now; left in the future, the next ranking would not know it.
-    at = (known if said is None else min(said, known)) / 1e6
-    event_id = given.event_id or _derived_id(given, known if said is None else said)
+    now_us, sent_us = int(now * 1e6), None if given.timestamp is None else microseconds(given.timestamp)
+    if sent_us is not None and sent_us > now_us + future_s * 1e6:
+        ahead = (sent_us - now_us) / 1e6
+        raise Refusal("timestamp", f"{ahead:.0f} s ahead of the service's clock; the maximum is {future_s:g} s")
+    # An event stamped by a clock slightly ahead has already happened. Left in the future, the next ranking misses it.
+    at = (now_us if sent_us is None else min(sent_us, now_us)) / 1e6
+    event_id = given.event_id or _derived_id(given, now_us if sent_us is None else sent_us)
     event = Event(
         event_id,
         int(KIND_OF[given.event]),
@@ -173,14 +177,14 @@ def _derived_id(given: EventIn, microseconds: int) -> str:
 
 
 def microseconds(timestamp: float | str, field: str = "timestamp") -> int:
-    """Whole microseconds since 1970, UTC. Raises Refusal."""
+    """A timestamp as whole microseconds since 1970, UTC. Raises Refusal naming `field`."""
     if isinstance(timestamp, str):
         try:
             when = datetime.fromisoformat(timestamp)
         except ValueError:
-            raise Refusal(field, f"{_short(timestamp)} is not ISO 8601, as 2025-01-31T12:00:00Z") from None
+            raise Refusal(field, f"{_short(timestamp)} is not ISO 8601, such as 2025-01-31T12:00:00Z") from None
         return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
     for low, high, scale in _SCALES:
         if low <= timestamp < high:
             return round(timestamp * scale)
-    raise Refusal(field, f"{timestamp:g} is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286")
+    raise Refusal(field, f"{timestamp:g} is not Unix seconds, milliseconds or microseconds between 2001 and 2286")

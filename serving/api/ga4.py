@@ -1,7 +1,7 @@
-"""Google Analytics 4's e-commerce events as a storefront sends them (the Measurement Protocol), as events of ours.
+"""Conversion of Google Analytics 4 e-commerce events (the Measurement Protocol) to Shelfwise events.
 
-One body holds several events and each several items; every item is one event here. What analytics alone needs is left
-aside, so fields that are not named here are no error. Files of GA4 (BigQuery's export) are read by
+A body holds several events, and each event several items; every item becomes one event. Fields that only analytics
+needs are ignored, so unknown fields are not an error. GA4 files (the BigQuery export) are read by
 `offline.ingest.readers`.
 """
 
@@ -14,13 +14,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 _ITEMS = 200
-"""Most items that Google takes in one event."""
+"""Maximum number of items in one event, as in GA4."""
 _EVENTS = 25
-"""Most events that Google takes in one body."""
+"""Maximum number of events in one body, as in GA4."""
 
 
 class Ga4Item(Struct):
-    """One item of an event. index: its place in the list."""
+    """One item of an event. index: its position in the list."""
 
     item_id: str
     index: int | None = None
@@ -29,8 +29,8 @@ class Ga4Item(Struct):
 
 
 class Ga4Parameters(Struct):
-    """What is known of an event. request_id: ours, of the ranking that was shown, as a custom parameter; search_term:
-    what that list answers, as Google's `view_search_results` has it."""
+    """Parameters of an event. request_id: a custom parameter with the request id of the ranking shown. search_term: the
+    search query that the list answers, as in GA4's `view_search_results`."""
 
     items: Annotated[list[Ga4Item], Meta(min_length=1, max_length=_ITEMS)]
     session_id: str | int | None = None
@@ -49,13 +49,13 @@ class Ga4Event(Struct):
 
 
 class Ga4Device(Struct):
-    """category: mobile, tablet, desktop."""
+    """The shopper's device. category: mobile, tablet or desktop."""
 
     category: str | None = None
 
 
 class Ga4Body(Struct):
-    """Events in the shape of GA4's Measurement Protocol; user_id, or else client_id, is the shopper."""
+    """A GA4 Measurement Protocol body. The shopper is user_id, or client_id if user_id is missing."""
 
     events: Annotated[list[Ga4Event], Meta(min_length=1, max_length=_EVENTS)]
     user_id: str | None = None
@@ -68,10 +68,10 @@ _BODY = msgspec.json.Decoder(Ga4Body)
 
 
 def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, the fields of an `EventIn`) for each item of each event.
+    """Yield (path in the body, fields of an `EventIn`) for each item of each event.
 
-    An impression that names no request gets one from shopper, time and list, so that a list is one list. now: Unix
-    seconds, for a body without time. Raises what msgspec raises where the body is not of this shape.
+    An impression without a request_id gets one derived from shopper, time and list, so that all impressions of a list
+    share it. now: Unix seconds, for a body without a timestamp. Raises msgspec's errors if the body is not in GA4 form.
     """
     body = _BODY.decode(raw)
     user = body.user_id or body.client_id
@@ -79,12 +79,12 @@ def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[
         at = event.timestamp_micros or body.timestamp_micros
         impression = event.name == "view_item_list"
         for k, item in enumerate(event.params.items):
-            listed = item.item_list_id or event.params.item_list_id or ""
+            list_id = item.item_list_id or event.params.item_list_id or ""
             request = event.params.request_id
             if request is None and impression:
-                request = f"{user}:{at or int(now * 1e6)}:{listed}"
+                request = f"{user}:{at or int(now * 1e6)}:{list_id}"
             session, order = event.params.session_id, event.params.transaction_id
-            given = {
+            fields = {
                 "event": event.name,
                 "user_id": user,
                 "item_id": item.item_id,
@@ -95,7 +95,7 @@ def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[
                 "value": item.quantity,
                 "device": body.device.category if body.device else None,
                 "query": event.params.search_term,
-                # A shop's own number of an order makes the order count once, however often it is sent.
+                # The shop's order number as id: the order counts once, however often it is sent.
                 "event_id": f"{order}:{item.item_id}" if order and event.name == "purchase" else None,
             }
-            yield f"events[{n}].params.items[{k}]", {name: v for name, v in given.items() if v is not None}
+            yield f"events[{n}].params.items[{k}]", {name: v for name, v in fields.items() if v is not None}

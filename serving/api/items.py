@@ -1,4 +1,4 @@
-"""An item as a storefront writes it, and how it is accepted; what is stored is a field each, so that writes merge."""
+"""Items as storefronts write them, and their validation. Each field is stored separately, so that writes merge."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _VALUE = bool | float | Text | Annotated[list[Text], Meta(max_length=100)] | Non
 
 
 class ItemIn(Struct, forbid_unknown_fields=True):
-    """An item, new or known. What is left out stays as it is; null takes a value away.
+    """A new item, or changes to an existing one. Omitted fields stay unchanged; null clears a field.
 
-    available: false takes the item out of every answer, true brings it back. available_from: ISO 8601 or Unix seconds;
-    of a new item, now where it is missing. attributes: by the names of the catalogue's columns: a number, a text, a
-    list of texts, or true or false.
+    available: false removes the item from all results, true restores it. available_from: ISO 8601 or Unix seconds;
+    defaults to now for a new item. attributes: values by catalogue column name, each a number, a text, a list of texts
+    or a boolean.
     """
 
     item_id: Id
@@ -36,17 +36,18 @@ class ItemIn(Struct, forbid_unknown_fields=True):
 
 
 class ItemsAnswer(Struct):
-    """accepted: items that were written. Each rejected one stands alone."""
+    """accepted: number of items written. rejected: invalid items; the others in the request are unaffected."""
 
     accepted: int
     rejected: list[Rejected]
 
 
 class ItemAnswer(Struct):
-    """What is known of an item.
+    """Current state of an item.
 
-    in_release: the live release has it. live: this worker ranks it. vector: its text has been read by the encoder.
-    changed_at: Unix seconds of the last write, null where it comes from the release alone.
+    in_release: whether it is in the live release. live: whether this worker can rank it. available: whether it may
+    appear in results. vector: whether its text has been encoded. changed_at: Unix seconds of the last write, null if
+    it has not been written since the release.
     """
 
     item_id: str
@@ -64,7 +65,7 @@ TEXTS = ("title", "description", "category", "brand")
 
 
 def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
-    """The id and, as JSON by name, the fields that a write sets. Raises Refusal naming the field and the reason."""
+    """The item's id, and the fields to write as JSON by name. Raises Refusal naming the field and the reason."""
     try:
         given = _ITEM.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
@@ -75,12 +76,12 @@ def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
         if (value := getattr(given, name)) is not UNSET:
             fields[name] = value
     if given.available_from is not UNSET:
-        fields["available_from"] = given.available_from if given.available_from is None else _moment(given)
+        fields["available_from"] = given.available_from if given.available_from is None else _available_from(given)
     if given.attributes is not UNSET:
         fields |= {f"a:{name}": value for name, value in given.attributes.items()}
     return given.item_id, {name: msgspec.json.encode(value) for name, value in fields.items()}
 
 
-def _moment(given: ItemIn) -> float:
+def _available_from(given: ItemIn) -> float:
     assert isinstance(given.available_from, float | str)
     return microseconds(given.available_from, "available_from") / 1e6

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): every error the service answers."""
+"""Problem documents (RFC 9457), the form of every error response."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from msgspec import Struct
 
 
 class Problem(Exception):
-    """An answer that is an error, as a problem document (RFC 9457).
+    """An error response, as a problem document (RFC 9457).
 
-    slug: kind of problem, the end of its `type`. detail: what is wrong. remedy: what to do. field: where, if anywhere.
+    slug: kind of problem, the last part of its `type`. detail: what is wrong. remedy: how to fix it. field: the invalid
+    field, if any. headers: added to the response. more: additional members of the document.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Problem(Exception):
 
 
 class ProblemDocument(Struct):
-    """An error (RFC 9457): what is wrong, where, and what to do."""
+    """An error (RFC 9457): what is wrong, where, and how to fix it."""
 
     type: str
     title: str

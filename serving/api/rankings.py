@@ -1,6 +1,6 @@
-"""What requests and answers look like, and how an event is accepted. The same structs decode, encode and document.
+"""Requests and responses of the ranking routes. The same structs decode, encode and document them.
 
-msgspec rather than pydantic on these routes: 311 against 551 us of CPU a request (500 ids in, 50 scores out).
+These routes use msgspec instead of pydantic: 311 versus 551 us of CPU per request (500 ids in, 50 scores out).
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ from serving.rules import Applied, Removed, Rules
 
 
 class RankRequest(Struct, forbid_unknown_fields=True):
-    """Candidates to put in order for a user.
+    """Candidates to rank for a user.
 
-    A candidate named twice is ranked once; one that the catalogue does not know is ranked too, by what is known of
-    unknown items. Without `candidates` the whole catalogue is ranked, where it is small enough. device: as in events.
-    query: what was searched for; candidates that match it come first, those that do not are ranked too.
+    Duplicate candidates are ranked once. Candidates that are not in the catalogue are ranked as unknown items. Without
+    `candidates`, the whole catalogue is ranked if it is small enough. device: as in events. query: the search query;
+    candidates that match it come first, and the others follow.
     """
 
     user_id: Id | None = None
     candidates: list[Id] | None = None
-    limit: Annotated[int, Meta(ge=1, le=5000, description="How many to answer, best first; all by default.")] | None = (
-        None
-    )
+    limit: Annotated[int, Meta(ge=1, le=5000, description="Maximum number of items; all by default.")] | None = None
     explain: bool = False
     device: Device | None = None
     query: Query | None = None
@@ -34,14 +32,14 @@ class RankRequest(Struct, forbid_unknown_fields=True):
 
 
 class RecommendRequest(Struct, forbid_unknown_fields=True):
-    """A list for a user out of the whole catalogue: retrieved, ranked, and the shop's rules applied.
+    """Recommendations for a user from the whole catalogue: candidates are retrieved and ranked, then rules are applied.
 
-    A filter and an exclusion hold before anything is retrieved, so they leave as many as there are. query: what was
-    searched for; what matches it is retrieved besides the rest, and comes first.
+    Filters and exclusions are applied before retrieval, so they do not shorten the list while enough items remain.
+    query: the search query; items that match it are retrieved in addition to the others, and come first.
     """
 
     user_id: Id | None = None
-    limit: Annotated[int, Meta(ge=1, le=500, description="How many to answer, best first.")] = 10
+    limit: Annotated[int, Meta(ge=1, le=500, description="Maximum number of items to return.")] = 10
     device: Device | None = None
     query: Query | None = None
     rules: Rules | None = None
@@ -49,7 +47,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
 
 
 class Reason(Struct):
-    """What a feature, with others of its family, added to an item's score, in words for people."""
+    """Contribution of a feature and related features to an item's score. text: the same in plain words."""
 
     feature: str
     contribution: float
@@ -57,7 +55,8 @@ class Reason(Struct):
 
 
 class Because(Struct):
-    """The most similar item of the user's history. event: the latest with it, as view or purchase."""
+    """The item of the user's history most similar to this one. event: the user's latest event with it, such as view or
+    purchase."""
 
     item_id: str
     title: str
@@ -66,10 +65,10 @@ class Because(Struct):
 
 
 class RankedItem(Struct, omit_defaults=True):
-    """One item of the answer. All but id, score and sources only where `explain` was asked and there are any.
+    """One ranked item. Fields other than item_id, score and sources are present only with `explain` and if not empty.
 
-    score: of the ranker, moved by boosts and buries; it is `base` and what `reasons`, `others` (all features not named
-    in them, together) and `rules` added. sources: where a recommendation was retrieved from.
+    score: the ranker's score after boosts and buries. It is the sum of `base`, the contributions in `reasons`, `others`
+    (all features not in `reasons`, together) and what `rules` added. sources: where an item was retrieved from.
     """
 
     item_id: str
@@ -83,9 +82,9 @@ class RankedItem(Struct, omit_defaults=True):
 
 
 class RankAnswer(Struct):
-    """Items best first, equal scores by item id, but for what rules of diversity and place say otherwise.
+    """Items best first, with equal scores ordered by item id, unless diversity, cap or pin rules moved them.
 
-    degraded: the user's history could not be read in time. removed: where `explain` was asked, what each rule took out.
+    degraded: the user's history could not be read in time. removed: with `explain`, the items that each rule removed.
     """
 
     request_id: str
@@ -97,7 +96,7 @@ class RankAnswer(Struct):
 
 
 class SimilarItem(Struct):
-    """An item and the cosine of its text with the one asked about."""
+    """A similar item. cosine: similarity of its text to that of the requested item."""
 
     item_id: str
     title: str
@@ -105,7 +104,7 @@ class SimilarItem(Struct):
 
 
 class SimilarAnswer(Struct):
-    """Items whose texts are nearest, best first."""
+    """Items with the most similar texts, best first."""
 
     item_id: str
     release: str
@@ -113,9 +112,10 @@ class SimilarAnswer(Struct):
 
 
 class ServiceState(Struct):
-    """Whether the service answers, and for /health/ready from which release, whether Redis is there, and if not, why.
+    """State of the service. /health/ready also reports the live release, Redis and, if not ready, the reason.
 
-    degraded: rankings answered without the user's history. slow: those scored by LightGBM. Of this worker alone.
+    degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM. Both
+    count this worker only.
     """
 
     status: str
@@ -131,7 +131,7 @@ _RECOMMEND = msgspec.json.Decoder(RecommendRequest)
 
 
 def rank_request(body: bytes) -> RankRequest:
-    """The request in a body. Raises Problem naming the field, the reason and the remedy."""
+    """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RANK, body)
     _check_request_texts(
         body,
@@ -144,7 +144,7 @@ def rank_request(body: bytes) -> RankRequest:
 
 
 def recommend_request(body: bytes) -> RecommendRequest:
-    """The request in a body. Raises Problem naming the field, the reason and the remedy."""
+    """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RECOMMEND, body)
     _check_request_texts(
         body, user_id=[request.user_id or ""], device=[request.device or ""], query=[request.query or ""]

@@ -1,4 +1,4 @@
-"""The id of the request that is being answered: in the answer, its headers, problem documents and the log alike."""
+"""The id of the current request, used in its response, headers, problem documents and log lines."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ _current: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def begin() -> str:
-    """Give this task's request an id, 32 hexadecimal digits, ours and never the caller's: clicks are joined by it."""
+    """Set and return a new id for the current task's request: 32 hexadecimal digits.
+
+    It is never taken from the caller, because clicks are joined to lists by it.
+    """
     given = uuid.uuid4().hex
     _current.set(given)
     return given
 
 
 def current() -> str:
-    """The id that `begin` gave, or a new one outside of any request."""
+    """The id set by `begin`, or a new one outside a request."""
     return _current.get() or uuid.uuid4().hex

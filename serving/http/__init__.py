@@ -1,6 +1,6 @@
 """HTTP: routes, guard, admission, keys, connections, the request log and the OpenAPI document.
 
-The only room that knows HTTP; what a route does is decided below it.
+This is the only room that depends on HTTP; the work of a route is done in the rooms below.
 """
 
 from __future__ import annotations

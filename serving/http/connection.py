@@ -1,6 +1,6 @@
-"""One HTTP connection: uvicorn's, with bounds on who says nothing, or says it too slowly, and on how many there are.
+"""uvicorn's HTTP connection, with limits on idle and slow clients and on the number of connections.
 
-uvicorn bounds the pause between two requests of a connection, not the time that the head of one may take.
+uvicorn limits the pause between two requests of a connection, but not the time that the head of a request may take.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _HEAD_BYTES = 64 * 1024
 _FULL = (
     b'{"type":"urn:shelfwise:problem:busy","title":"Too many connections","status":503,'
-    b'"detail":"this worker has as many connections as it may","remedy":"Keep connections open and use them again."}'
+    b'"detail":"this worker has reached its connection limit","remedy":"Keep connections open and reuse them."}'
 )
 
 
 class Connection(HttpToolsProtocol):
-    """A head must be whole within `timeout_keep_alive`, be it a connection's first; more than `limit_concurrency`
-    connections are closed with 503."""
+    """A connection whose request heads must each be complete within `timeout_keep_alive`, including the first.
+
+    Connections beyond `limit_concurrency` are closed with 503.
+    """
 
     _head: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A caller is there."""
+        """A client has connected: refuse the connection, or wait for the head of a request."""
         super().connection_made(transport)
         most = self.config.limit_concurrency
         if most is not None and len(self.connections) >= most:
@@ -35,38 +37,38 @@ class Connection(HttpToolsProtocol):
             )
             transport.close()
             return
-        self._expect_head()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Part of a request."""
+        """Data has arrived: parse it, and limit the size of the head."""
         if self.transport.is_closing():
             return
         super().data_received(data)
         if self._head is not None and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > _HEAD_BYTES:
-                self.send_400_response("The head of the request is too large.")
+                self.send_400_response("The request head is too large.")
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A request head begins: start its timer."""
         super().on_message_begin()
-        self._expect_head()
+        self._start_timer()
 
     def on_headers_complete(self) -> None:
-        """A head is whole."""
-        self._forget_head()
+        """A request head is complete: stop its timer."""
+        self._stop_timer()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The caller is gone."""
-        self._forget_head()
+        """The client has disconnected: stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _expect_head(self) -> None:
-        self._forget_head()
+    def _start_timer(self) -> None:
+        self._stop_timer()
         self._head = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
 
-    def _forget_head(self) -> None:
+    def _stop_timer(self) -> None:
         if self._head is not None:
             self._head.cancel()
         self._head, self._head_bytes = None, 0

@@ -1,7 +1,7 @@
-"""What every request passes before a route sees it: key, allowance, body, admission, deadline; then it is counted.
+"""Middleware in front of every route: API key, rate limit, body limits, admission, deadline, and metrics.
 
-One ASGI class around everything else, so that whatever answers a path (FastAPI or something quicker) is guarded alike.
-A route says beside itself which scope it needs, as `security` in its documentation; the table here is read from that.
+It is one ASGI class around everything else, so every path is guarded the same way, whatever answers it. Each route
+declares the scope it needs as `security` in its OpenAPI documentation; the rules here are built from that.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from serving.http.request_log import log_request
 from serving.records import Metrics
 
 _BUFFERED_BYTES = 64_000_000
-"""Bodies being read at the same time, by one worker."""
+"""Maximum total size of the bodies one worker reads at the same time."""
 _GATES = {"rank": "rank", "events": "write", "items": "write", "admin": "write"}
-"""Two queues, so that a flood of events does not keep rankings out; reading metrics waits in neither."""
+"""Queue by scope. There are two, so that a flood of events does not block rankings; /metrics uses neither."""
 _GONE = 499
-"""What is counted where the caller went away before there was an answer."""
+"""Status recorded in metrics when the client disconnected before there was a response."""
 
 
 class Rule(NamedTuple):
-    """How a route is guarded. scope: what a key must be good for; None where no key is asked for."""
+    """Guard rule of a route. scope: the scope a key needs, None if no key is needed."""
 
     methods: frozenset[str]
     pattern: re.Pattern[str]
@@ -46,48 +46,49 @@ _UNKNOWN = Rule(frozenset(), re.compile(""), "unknown", None)
 
 
 def needs(scope: str | None) -> dict[str, Any]:
-    """The part of a route's documentation that says which scope a key must have; None for a route open to all."""
+    """OpenAPI `security` of a route: the scope its key needs, or None for a public route."""
     if scope is not None and scope not in SCOPES:
-        raise ValueError(f"no such scope: {scope}; there are {', '.join(SCOPES)}")
+        raise ValueError(f"unknown scope {scope!r}; use one of {', '.join(SCOPES)}")
     return {"security": [] if scope is None else [{"key": [scope]}]}
 
 
 def caller(request: Request) -> str | None:
-    """Whose key a request brought, None where none was asked for."""
+    """Name of the key a request was sent with, None if no key was needed."""
     return getattr(request.state, "caller", None)
 
 
 def rules_of(routes: Iterable[BaseRoute]) -> list[Rule]:
-    """How routes are guarded. Raises ValueError for one under /v1 that does not say which scope it needs.
+    """Build the rules of the routes.
 
-    And for what is no plain route, a mounted application or an included router: what lies below it would be open.
+    Raises ValueError for a route under /v1 that declares no scope, and for a mounted application or included router,
+    since the routes below it would be unguarded.
     """
     rules = []
     for route in routes:
         if not isinstance(route, Route):
             raise ValueError(
-                f"{route!r} is no plain route and cannot be guarded: declare its routes on the application"
+                f"{route!r} is not a plain route and cannot be guarded: declare its routes on the application"
             )
         security = (getattr(route, "openapi_extra", None) or {}).get("security")
         if security is None and route.path.startswith("/v1"):
-            raise ValueError(f"{route.path} does not say which scope it needs: pass openapi_extra=needs(...)")
+            raise ValueError(f"{route.path} does not declare the scope it needs: pass openapi_extra=needs(...)")
         scope = security[0]["key"][0] if security else None
         rules.append(Rule(frozenset(route.methods or ()), route.path_regex, route.path, scope))
     return rules
 
 
 def problem_answer(error: Problem) -> Response:
-    """A problem document, which names the request."""
+    """The response for a problem: its document, with the request id as `instance`."""
     document = error.document | {"instance": f"urn:shelfwise:request:{request_id.current()}"}
     return Response(msgspec.json.encode(document), error.status, error.headers, media_type="application/problem+json")
 
 
 class _Gone(Exception):
-    """The caller went away."""
+    """Raised when the client has disconnected."""
 
 
 class Guard:
-    """ASGI middleware. keys: those that are good now; may be replaced while requests come."""
+    """ASGI middleware. keys: the valid keys; may be replaced while requests are served."""
 
     def __init__(
         self, app: ASGIApp, routes: Sequence[BaseRoute], config: ServiceConfig, keys: Keys, metrics: Metrics
@@ -102,7 +103,7 @@ class Guard:
         self._buffered = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or see to it that it is answered."""
+        """Guard one request and pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -122,27 +123,27 @@ class Guard:
             request.count()
 
     def rule(self, method: str, path: str) -> Rule:
-        """How a path is guarded: as the route that will answer it."""
-        if (found := self._exact.get((method, path))) is not None:
-            return found
+        """The rule of the route that will answer a path."""
+        if (exact := self._exact.get((method, path))) is not None:
+            return exact
         for rule in self._rules:
             if method in rule.methods and rule.pattern.match(path):
                 return rule
         return _UNKNOWN
 
     def key(self, rule: Rule, headers: Iterable[tuple[bytes, bytes]]) -> Key | None:
-        """The caller's key, None where none is asked for. Raises Problem (401, 403)."""
+        """The caller's key, None if no key is needed. Raises Problem (401, 403)."""
         if not self.keys or rule.scope is None:
             return None
         given = [value for name, value in headers if name == b"authorization"]
         key = self.keys.of(given[0].decode("latin-1")) if len(given) == 1 else None
         if key is None:
-            said = "the key is none of ours" if given else "no key was sent"
+            detail = "the key is not valid" if given else "no key was sent"
             raise Problem(
                 401,
                 "no-key",
-                "A key is needed",
-                said,
+                "API key required",
+                detail,
                 "Send `Authorization: Bearer <key>`.",
                 headers={"WWW-Authenticate": 'Bearer realm="shelfwise"', "Connection": "close"},
             )
@@ -150,15 +151,15 @@ class Guard:
             raise Problem(
                 403,
                 "scope",
-                "The key is not good for this",
-                f"key {key.name!r} has no scope {rule.scope!r}",
-                f"Use a key with the scope {rule.scope!r}.",
+                "Key lacks the required scope",
+                f"key {key.name!r} does not have scope {rule.scope!r}",
+                f"Use a key with scope {rule.scope!r}.",
                 headers={"Connection": "close"},
             )
         return key
 
     def allow(self, key: Key | None) -> dict[str, str]:
-        """Headers that say what is left of a key's allowance, after this request. Raises Problem (429)."""
+        """Count a request against a key's rate limit. Returns the rate limit headers. Raises Problem (429)."""
         rate = self._config.key_rate if key is None or key.rate is None else key.rate
         if key is None or rate is None:
             return {}
@@ -167,9 +168,9 @@ class Guard:
         if allowance is None or allowance.rate != rate:
             allowance = self._allowances[key.name] = Allowance(rate, now)
         wait = allowance.take(now)
-        whole = int(allowance.most)
+        quota = int(allowance.most)
         headers = {
-            "ratelimit-policy": f'"key";q={whole};w={max(1, round(whole / rate))}',
+            "ratelimit-policy": f'"key";q={quota};w={max(1, round(quota / rate))}',
             "ratelimit": f'"key";r={allowance.left};t={int(wait) + 1}',
         }
         if wait:
@@ -177,18 +178,18 @@ class Guard:
                 429,
                 "rate",
                 "Too many requests",
-                f"key {key.name!r} is allowed {rate:g} requests a second",
-                "Wait as long as Retry-After says; send several events in one request.",
+                f"key {key.name!r} is limited to {rate:g} requests per second",
+                "Wait for the time in Retry-After. Send several events in one request.",
                 headers=headers | {"Retry-After": str(int(wait) + 1)},
             )
         return headers
 
     def gate(self, rule: Rule) -> Gate | None:
-        """The queue a request waits in, None for one that waits in none."""
+        """The queue a request waits in, None if it does not queue."""
         return None if rule.scope not in _GATES else self._gates[_GATES[rule.scope]]
 
     async def body(self, receive: Receive) -> bytes:
-        """The whole body, within its bounds of size and time. Raises Problem (408, 413, 503), _Gone."""
+        """Read the whole body, within the limits on size and time. Raises Problem (408, 413, 503) and _Gone."""
         most, parts, size = self._config.max_body_bytes, [], 0
         try:
             async with asyncio.timeout(self._config.body_s):
@@ -203,17 +204,17 @@ class Guard:
                         raise _closing(
                             413,
                             "body-too-large",
-                            "The body is too large",
-                            f"more than {most} bytes",
-                            "Send less in one request.",
+                            "Body too large",
+                            f"the body is larger than {most} bytes",
+                            "Split it over several requests.",
                         )
                     if self._buffered > _BUFFERED_BYTES:
                         raise _closing(
                             503,
                             "busy",
-                            "Too much to do",
-                            "too many bodies are being read",
-                            "Send it again after a second.",
+                            "Service busy",
+                            "this worker is already reading too many request bodies",
+                            "Retry after a second.",
                         )
                     parts.append(part)
                     if not message.get("more_body", False):
@@ -222,22 +223,22 @@ class Guard:
             raise _closing(
                 408,
                 "body-too-slow",
-                "The body came too slowly",
-                f"not whole after {self._config.body_s:g} s",
-                "Send it again.",
+                "Body too slow",
+                f"the body was not complete after {self._config.body_s:g} s",
+                "Send the request again.",
             ) from None
         finally:
             self._buffered -= size
 
 
 def _closing(status: int, slug: str, title: str, detail: str, remedy: str) -> Problem:
-    """A problem after which the connection closes: the rest of the body is not waited for."""
+    """A problem that closes the connection instead of waiting for the rest of the body."""
     more = {"Retry-After": "1"} if status == 503 else {}
     return Problem(status, slug, title, detail, remedy, headers={"Connection": "close"} | more)
 
 
 class _Request:
-    """One request on its way through. status: of its answer, 0 before there is one."""
+    """One request in progress. status: status code of its response, 0 before there is one."""
 
     def __init__(self, guard: Guard, scope: Scope, send: Send) -> None:
         self._guard, self._scope, self._send = guard, scope, send
@@ -249,7 +250,7 @@ class _Request:
         self.status = 0
 
     async def answer(self, receive: Receive) -> None:
-        """Check, then let the application answer. Raises Problem, _Gone."""
+        """Check the request, then pass it to the application. Raises Problem and _Gone."""
         guard, rule = self._guard, self._rule
         self._key = guard.key(rule, self._scope["headers"])
         if self._key is not None:
@@ -260,14 +261,14 @@ class _Request:
             await guard._app(self._scope, receive, self.send)
             return
         if self._scope["method"] != "GET":
-            receive = _again(await guard.body(receive), receive)
+            receive = _replay_body(await guard.body(receive), receive)
         before, entered = gate.enter(), time.perf_counter()
         try:
-            await self._in_time(gate, receive)
+            await self._within_deadline(gate, receive)
         finally:
             gate.leave(before, time.perf_counter() - entered)
 
-    async def _in_time(self, gate: Gate, receive: Receive) -> None:
+    async def _within_deadline(self, gate: Gate, receive: Receive) -> None:
         seconds = self._guard._config.deadline_s
         try:
             async with asyncio.timeout(seconds) as limit, gate.turn:
@@ -278,29 +279,29 @@ class _Request:
             raise Problem(
                 503,
                 "deadline",
-                "It took too long",
-                f"no answer after {seconds:g} s",
-                "Send it again after a second; an event with an event_id counts once.",
+                "Deadline exceeded",
+                f"no response after {seconds:g} s",
+                "Retry after a second. An event with an event_id is counted once.",
                 headers={"Retry-After": "1"},
             ) from None
 
     async def send(self, message: Message) -> None:
-        """Pass an answer on, with the request's id and what is left of the allowance."""
+        """Send a message of the response, adding the request id and the rate limit headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            ours = [(name.encode(), value.encode()) for name, value in self._headers.items()]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *ours]
+            added = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *added]
         await self._send(message)
 
     def count(self) -> None:
-        """Count the request, and log it where that is asked for."""
+        """Record the request in the metrics, and log it if requests are logged."""
         took, status = time.perf_counter() - self._started, self.status or _GONE
         self._guard._metrics.request(self._rule.route, status, took)
         log_request(self.id, self._rule.route, status, took, self._key.name if self._key else None)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A channel that brings a body already read, and then whatever comes."""
+def _replay_body(body: bytes, receive: Receive) -> Receive:
+    """An ASGI receive channel that returns a body already read, then whatever `receive` returns."""
     left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def channel() -> Message:

@@ -1,13 +1,13 @@
-"""Who may ask what: API keys with scopes, hashed at rest, and how often each may ask.
+"""API keys: their scopes, their storage as hashes, and their rate limits.
 
-A key is `swk_<name>_<secret>`; the secret is 256 random bits. What is kept is one line a key:
+A key is `swk_<name>_<secret>`; the secret is 256 random bits. One line is stored per key:
 
     storefront rank,events 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae rate=500
 
-that is, name, scopes, SHA-256 of the whole key and, where there is one, the requests a second a worker takes from it.
-A slow hash (bcrypt, Argon2) protects passwords, which can be guessed; nobody guesses 256 random bits, so a fast one is
-as safe and costs a request microseconds instead of a tenth of a second. The name finds the line, so that no secret is
-ever looked up in a table, and the hashes are compared in constant time.
+that is, name, scopes, SHA-256 of the whole key and, optionally, the maximum requests per second for each worker.
+A slow hash (bcrypt, Argon2) protects passwords, which can be guessed. 256 random bits cannot be guessed, so a fast hash
+is as safe and costs a request microseconds instead of a tenth of a second. Lines are looked up by name, never by
+secret, and hashes are compared in constant time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SCOPES = ("rank", "events", "items", "admin", "metrics")
-"""rank: rankings, recommendations, items alike. events: to send them. items: to write the catalogue. admin: to erase
-users. metrics: to read /metrics; apart from admin, so that whoever watches the service cannot erase anybody."""
+"""rank: rankings, recommendations, similar items. events: send events. items: write the catalogue. admin: erase users,
+and use the operator's page. metrics: read /metrics; separate from admin, so that monitoring cannot erase users."""
 
 KEYS_VARIABLE = "SHELFWISE_KEYS"
-"""The variable of the environment that may hold such lines instead of a file."""
+"""Environment variable that may hold the lines instead of a file."""
 
 _NAME = re.compile(r"[A-Za-z0-9-]{1,40}")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -38,12 +38,12 @@ _NONE = sha256(b"").hexdigest()
 
 
 class KeysError(Exception):
-    """Keys cannot be read, or the service would be open to everybody; the message says where, why, and what to do."""
+    """Invalid keys, or a service that would be open to everyone. The message says where, why and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """One who may ask. rate: requests a second of each worker process, None for no limit of its own."""
+    """One API key. rate: maximum requests per second for each worker process, None for the configured default."""
 
     name: str
     scopes: frozenset[str]
@@ -52,7 +52,8 @@ class Key:
 
 
 def new_key(name: str, scopes: Iterable[str], rate: float | None = None) -> tuple[str, str]:
-    """(the key, to be shown once; the line to be kept). Raises KeysError for a name, scope or rate that cannot be."""
+    """Create a key. Returns (the key, to show once; the line to store). Raises KeysError for an invalid name, scope or
+    rate."""
     key = f"swk_{name}_{secrets.token_urlsafe(32)}"
     limit = "" if rate is None else f" rate={rate:f}".rstrip("0").rstrip(".")
     line = f"{name} {','.join(scopes)} {_hash(key)}{limit}"
@@ -66,7 +67,7 @@ def _hash(key: str) -> str:
 
 def _key(line: str, where: str) -> Key:
     name, *rest = line.split()
-    # What is wrong is not quoted: somebody may have put the key itself in its place.
+    # The invalid value is not quoted: it may be the key itself, put there by mistake.
     if not _NAME.fullmatch(name):
         raise KeysError(
             f"{where}: the name is not 1 to 40 letters, digits and hyphens; expected `name scopes sha256 [rate=N]`, as "
@@ -79,19 +80,19 @@ def _key(line: str, where: str) -> Key:
     scopes = frozenset(rest[0].split(","))
     if not scopes <= set(SCOPES):
         unknown = ", ".join(sorted(scopes - set(SCOPES)))
-        raise KeysError(f"{where}, key {name!r}: no such scope: {unknown}; there are {', '.join(SCOPES)}")
+        raise KeysError(f"{where}, key {name!r}: unknown scope {unknown}; use {', '.join(SCOPES)}")
     rate = None
     if len(rest) == 3:
-        said = re.fullmatch(r"rate=(\d+(?:\.\d+)?)", rest[2])
-        if said is None or not 0.01 <= (rate := float(said[1])) <= 1e6:
-            raise KeysError(f"{where}, key {name!r}: expected rate=N with N between 0.01 and 1000000 requests a second")
+        match = re.fullmatch(r"rate=(\d+(?:\.\d+)?)", rest[2])
+        if match is None or not 0.01 <= (rate := float(match[1])) <= 1e6:
+            raise KeysError(f"{where}, key {name!r}: expected rate=N, N requests per second from 0.01 to 1000000")
     return Key(name, scopes, rest[1], rate)
 
 
 def parse(text: str, where: str) -> dict[str, Key]:
-    """Keys by name, from lines as above; empty lines and what follows a # are passed over.
+    """Parse key lines into keys by name, ignoring empty lines and comments (from # on).
 
-    where: named in errors, a file or a variable. Raises KeysError naming the line, also where there is no key at all:
+    where: the file or variable, for messages. Raises KeysError naming the line. Text without any key is also an error:
     a file emptied by mistake must not open the service.
     """
     keys: dict[str, Key] = {}
@@ -99,20 +100,20 @@ def parse(text: str, where: str) -> dict[str, Key]:
         if content := line.split("#")[0].strip():
             key = _key(content, f"{where}, line {number}")
             if key.name in keys:
-                raise KeysError(f"{where}, line {number}: the name {key.name!r} is taken by a line before it")
+                raise KeysError(f"{where}, line {number}: duplicate key name {key.name!r}")
             keys[key.name] = key
     if not keys:
-        raise KeysError(f"{where} holds no key: make one with `shelfwise keys new`")
+        raise KeysError(f"{where} contains no keys: create one with `shelfwise keys new`")
     return keys
 
 
 class Keys:
-    """The keys that are good now. Truthy where there are any; without any, whoever reaches the service may ask all."""
+    """The valid keys. Truthy if there are any; without keys, anyone who can reach the service may call every route."""
 
     def __init__(self, file: Path | None = None, lines: str = "") -> None:
-        """Keys of a file, or of lines that some variable held; not of both. Raises KeysError."""
+        """Load keys from a file, or from lines taken from a variable, but not both. Raises KeysError."""
         if file is not None and lines:
-            raise KeysError(f"{KEYS_VARIABLE} is set and serving.keys_file is {str(file)!r}: keep keys in one of them")
+            raise KeysError(f"{KEYS_VARIABLE} and serving.keys_file ({str(file)!r}) are both set: use only one")
         self._file, self._of, self._read = file, parse(lines, KEYS_VARIABLE) if lines else {}, (0, 0)
         if file is not None:
             self._read_file(file)
@@ -121,27 +122,27 @@ class Keys:
         return bool(self._of)
 
     def look(self) -> None:
-        """Read the file again if it has changed; what cannot be read is logged, and the keys from before stay good."""
+        """Reload the file if it has changed. If it cannot be read, log the error and keep the previous keys."""
         if self._file is None:
             return
         try:
             self._read_file(self._file)
         except KeysError as e:
-            log.error("the keys stay as they were: %s", e)
+            log.error("keys not reloaded, the previous keys stay valid: %s", e)
 
     def _read_file(self, file: Path) -> None:
         try:
-            said = file.stat()
-            stamp = said.st_mtime_ns, said.st_size
+            status = file.stat()
+            stamp = status.st_mtime_ns, status.st_size
             if stamp == self._read:
                 return
             self._read, text = stamp, file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
-            raise KeysError(f"the keys in {str(file)!r} cannot be read: {e}") from e
+            raise KeysError(f"cannot read the keys in {str(file)!r}: {e}") from e
         self._of = parse(text, str(file))
 
     def of(self, authorization: str) -> Key | None:
-        """The key that an `Authorization` header brings, None where it brings none of ours."""
+        """The key in an `Authorization` header, None if it is not a valid key."""
         scheme, _, given = authorization.partition(" ")
         prefix, _, rest = given.strip().partition("_")
         name, _, secret = rest.partition("_")
@@ -153,19 +154,19 @@ class Keys:
 
 
 class Allowance:
-    """A token bucket: `rate` requests a second, and as many at once after a second of rest, at least one.
+    """A token bucket: `rate` requests per second, with bursts of up to max(1, rate) requests.
 
-    It lives in the worker process and not in Redis: a limit must hold when Redis is away, and must not cost each
-    request a round trip. So a key with connections to several workers may ask each of them at its rate.
+    It is kept in the worker process and not in Redis: the limit must hold while Redis is unavailable, and must not cost
+    each request a round trip. So a key with connections to several workers may use its full rate at each of them.
     """
 
     def __init__(self, rate: float, now: float) -> None:
-        """rate: requests a second. now: seconds of any clock that only goes forward."""
+        """rate: requests per second. now: seconds of a monotonic clock."""
         self.rate, self.most = rate, max(1.0, rate)
         self._left, self._at = self.most, now
 
     def take(self, now: float) -> float:
-        """0 where one more is allowed, and it is counted; else seconds until one will be, and it is not."""
+        """Count a request and return 0 if it is allowed; otherwise return the seconds to wait, and do not count it."""
         self._left, self._at = min(self.most, self._left + (now - self._at) * self.rate), now
         if self._left >= 1:
             self._left -= 1
@@ -174,18 +175,18 @@ class Allowance:
 
     @property
     def left(self) -> int:
-        """Whole requests that would be allowed at once."""
+        """Number of requests that would be allowed right now."""
         return int(self._left)
 
 
 def check_exposure(host: str, keys: Keys, insecure: bool) -> None:
-    """Raises KeysError where a service without keys would listen to more than its own machine."""
+    """Raise KeysError if a service without keys would listen beyond its own machine."""
     if keys or insecure or _loopback(host):
         return
     raise KeysError(
         f"serving.host is {host!r} and there are no keys: anyone who reaches it could read rankings and write events. "
-        "Make keys (`shelfwise keys new`) and name their file as serving.keys_file, listen on 127.0.0.1, "
-        "or set serving.insecure: true where something else guards it"
+        "Create keys (`shelfwise keys new`) and set serving.keys_file to their file, listen on 127.0.0.1, "
+        "or set serving.insecure: true if something else guards the service"
     )
 
 

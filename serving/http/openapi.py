@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's routes, with schemas of the msgspec structs that decode and encode their bodies."""
+"""The OpenAPI document: FastAPI's routes, with the schemas of the msgspec structs for their bodies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from serving.api import items as item_forms
 from serving.config import ID_CHARACTERS
 
 PathId = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_CHARACTERS, **decoding.PLAIN})]
-"""An id in a path: documented here, and checked by `schema.checked_id`."""
+"""An id in a path: documented here, and checked by `decoding.check_id`."""
 
 
-_KEY = "A key made by `shelfwise keys new`, with the scope that a route names; none where the service has no keys."
+_KEY = "A key created by `shelfwise keys new`, with the scope of the route. Not needed if the service has no keys."
 
 
 def _reference(form: type) -> dict[str, str]:
@@ -24,7 +24,10 @@ def _reference(form: type) -> dict[str, str]:
 
 
 def operation(body: type | None, answer: type, status: int = 200, several: bool = False) -> dict[str, Any]:
-    """The part of a route's documentation that FastAPI cannot know, as it does not decode or encode these bodies."""
+    """OpenAPI request body and responses of a route, which FastAPI cannot know as it does not handle these bodies.
+
+    several: whether the body may also be an array or JSON lines.
+    """
     out: dict[str, Any] = {
         "responses": {
             str(status): _answer(answer),
@@ -36,7 +39,7 @@ def operation(body: type | None, answer: type, status: int = 200, several: bool 
         form = {"oneOf": [one, {"type": "array", "items": one}]} if several else one
         content = {"application/json": {"schema": form}}
         if several:
-            content["application/x-ndjson"] = {"schema": {"type": "string", "description": "One object a line."}}
+            content["application/x-ndjson"] = {"schema": {"type": "string", "description": "One object per line."}}
         out["requestBody"] = {"required": True, "content": content}
     return out
 
@@ -46,16 +49,18 @@ def _answer(answer: type) -> dict[str, Any]:
 
 
 def problem_responses(*statuses: str) -> dict[str, Any]:
+    """OpenAPI responses of these statuses with a problem document."""
     content = {"application/problem+json": {"schema": _reference(problem.ProblemDocument)}}
     return {status: {"description": "A problem document.", "content": content} for status in statuses}
 
 
 def state_responses(*statuses: int) -> dict[str, Any]:
+    """OpenAPI responses of these statuses with the state of the service."""
     return {"responses": {str(status): _answer(rankings.ServiceState) for status in statuses}}
 
 
 def add_schemas(app: FastAPI) -> None:
-    """Put the forms into the OpenAPI schema, from the very structs that decode and encode."""
+    """Add the schemas of the structs that decode and encode bodies to the OpenAPI document of an application."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -75,12 +80,12 @@ def add_schemas(app: FastAPI) -> None:
                 rankings.ServiceState,
             )
             _, components = msgspec.json.schema_components(forms, ref_template="#/components/schemas/{name}")
-            ours = plain().setdefault("components", {})
-            ours.setdefault("schemas", {}).update(components)
+            merged = plain().setdefault("components", {})
+            merged.setdefault("schemas", {}).update(components)
             for operation in (o for methods in plain()["paths"].values() for o in methods.values()):
-                # FastAPI's own form of an error, which it adds where there are parameters, and which is never answered.
+                # FastAPI adds its own error schema to routes with parameters, but it is never returned.
                 operation["responses"].get("422", {}).get("content", {}).pop("application/json", None)
-            ours["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEY}}
+            merged["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEY}}
         return plain()
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
-"""What the service writes down of itself: lines of text, or JSON, one object a line. Nothing about shoppers.
+"""The service's log: plain text, or JSON with one object per line. It contains nothing about shoppers.
 
-A path may hold the id of a user or an item, so a request is logged by its route; no id of either and no address of a
-client is logged anywhere.
+A path may contain the id of a user or an item, so requests are logged by route. User ids, item ids and client addresses
+are never logged.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 REQUESTS = logging.getLogger("serving.requests")
-"""One line a request, at INFO; those the service failed at WARNING, but not those it refused: these are counted."""
+"""One line per request at INFO, or at WARNING for status 500. Refused requests are no failures: metrics count them."""
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and the fields of a request."""
+    """Formats a record as one JSON object: time (ISO 8601, UTC), level, logger, message, and the request's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line, without a line break."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
         line |= getattr(record, "request", {})
@@ -29,17 +29,17 @@ class JsonLines(logging.Formatter):
 
 
 def log_request(request_id: str, route: str, status: int, took_s: float, key: str | None) -> None:
-    """Log a request. route: the template, as /v1/similar/{item_id}. key: the name of the caller's key."""
+    """Log a request. route: the template, such as /v1/similar/{item_id}. key: name of the caller's key."""
     level = logging.WARNING if status == 500 else logging.INFO
     if not REQUESTS.isEnabledFor(level):
         return
     fields = {"request_id": request_id, "route": route, "status": status, "ms": round(took_s * 1e3, 2), "key": key}
-    said = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
-    REQUESTS.log(level, "request %s", said, extra={"request": fields})
+    text = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+    REQUESTS.log(level, "request %s", text, extra={"request": fields})
 
 
 def log_config(form: Literal["text", "json"], requests: bool) -> dict[str, Any]:
-    """Settings for `logging.config.dictConfig`. requests: whether every request is a line, not only failed ones."""
+    """Settings for `logging.config.dictConfig`. requests: whether to log every request instead of only failed ones."""
     formatters: dict[str, dict[str, Any]] = {
         "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
         "json": {"()": "serving.http.request_log.JsonLines"},

@@ -1,4 +1,4 @@
-"""The routes of the API and the error handlers: HTTP to the service's calls and back."""
+"""Routes and error handlers of the API: from HTTP requests to calls of the service, and back."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from serving.records import metrics
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes of the API to an application."""
     _for_shoppers(app, service)
     _for_data(app, service)
     _for_operators(app, service)
@@ -47,7 +48,7 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/recommend",
         openapi_extra=operation(RecommendRequest, RankAnswer) | needs("rank"),
-        summary="Retrieve for a user, and rank",
+        summary="Recommend items to a user",
     )
     async def recommend(request: Request) -> Response:
         return json_response(await service.recommend(rankings.recommend_request(await request.body())))
@@ -55,7 +56,7 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/events",
         status_code=202,
-        summary="Take in what shoppers do: one event, an array, or JSON lines",
+        summary="Store events: one event, an array, or JSON lines",
         openapi_extra=operation(EventIn, EventsAnswer, 202, several=True) | needs("events"),
     )
     async def events(request: Request) -> Response:
@@ -64,7 +65,7 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/similar/{item_id:path}",
         openapi_extra=operation(None, rankings.SimilarAnswer) | needs("rank"),
-        summary="Items alike by text",
+        summary="List items with similar text",
     )
     async def similar(item_id: str, limit: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
         return json_response(await service.similar(item_id, limit))
@@ -74,7 +75,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
     @app.put(
         "/v1/items",
         status_code=202,
-        summary="Write items: one, an array, or JSON lines",
+        summary="Write items: one item, an array, or JSON lines",
         openapi_extra=operation(item_forms.ItemIn, item_forms.ItemsAnswer, 202, several=True) | needs("items"),
     )
     async def items(request: Request) -> Response:
@@ -85,7 +86,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
     @app.get(
         "/v1/items/{item_id:path}",
         openapi_extra=operation(None, item_forms.ItemAnswer) | needs("items"),
-        summary="What is known of an item",
+        summary="Get the current state of an item",
     )
     async def known(item_id: PathId) -> Response:
         return json_response(await service.item(item_id))
@@ -93,7 +94,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
     @app.delete(
         "/v1/items/{item_id:path}",
         status_code=202,
-        summary="Take an item out of every answer",
+        summary="Remove an item from all results",
         openapi_extra=operation(None, item_forms.ItemsAnswer, 202) | needs("items"),
     )
     async def withdraw(item_id: PathId) -> Response:
@@ -113,27 +114,31 @@ def _for_operators(app: FastAPI, service: Service) -> None:
     @app.get(
         "/metrics",
         openapi_extra={"responses": problem_responses("401", "403", "429", "503")} | needs("metrics"),
-        summary="What all workers counted of themselves, for Prometheus",
+        summary="Metrics of all workers, for Prometheus",
         response_class=PlainTextResponse,
     )
     async def exposition() -> Response:
         counted = await asyncio.to_thread(service.metrics.exposition)
         return Response(counted, media_type=metrics.CONTENT_TYPE)
 
-    @app.get("/health/live", openapi_extra=state_responses(200) | needs(None), summary="The process answers")
+    @app.get(
+        "/health/live", openapi_extra=state_responses(200) | needs(None), summary="Check that the process responds"
+    )
     async def live() -> Response:
         return json_response({"status": "live"})
 
     @app.get(
         "/health/ready",
         openapi_extra=state_responses(200, 503) | needs(None),
-        summary="A release is loaded; 503 with the reason where none is",
+        summary="Check that a release is loaded; 503 with the reason if not",
     )
     async def ready() -> Response:
         return json_response(service.state(), 200 if service.follower.live else 503)
 
 
 def add_error_handlers(app: FastAPI) -> None:
+    """Make an application answer every error with a problem document."""
+
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> Response:
         return problem_answer(error)
@@ -142,9 +147,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         field, remedy = ".".join(map(str, first["loc"][1:])), "See /docs for the fields and their types."
-        return problem_answer(
-            Problem(422, "invalid-field", "A field is not as it must be", first["msg"], remedy, field)
-        )
+        return problem_answer(Problem(422, "invalid-field", "Invalid field", first["msg"], remedy, field))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
@@ -154,11 +157,12 @@ def add_error_handlers(app: FastAPI) -> None:
         )
 
     @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> Response:
-        title, remedy = "The service failed", "The service's log says more; the same request may be sent again."
+    async def unexpected(_: Request, error: Exception) -> Response:
+        title, remedy = "Internal error", "See the service's log for details. The same request may be sent again."
         headers = {"X-Request-ID": request_id.current()}
         return problem_answer(Problem(500, "failed", title, type(error).__name__, remedy, headers=headers))
 
 
 def json_response(answer: Any, status: int = 200) -> Response:
+    """A response with the answer encoded as JSON by msgspec."""
     return Response(msgspec.json.encode(answer), status, media_type="application/json")

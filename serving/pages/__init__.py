@@ -1,5 +1,5 @@
-"""Pages: the storefront to try a release with, and the operator's page to watch and change it. Both are off by
-default."""
+"""Web pages: the storefront, to try out a release, and the operator's page, to monitor the service and change the live
+release. Both are off by default."""
 
 from __future__ import annotations
 

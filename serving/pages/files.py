@@ -1,4 +1,4 @@
-"""Files of a page over HTTP, under a policy that lets in nothing from elsewhere."""
+"""Serving a page's files, under a content security policy that allows nothing from other origins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""Nothing from elsewhere, no script or style in the page, and no text ever read as markup."""
+"""Content security policy: nothing from other origins, no inline scripts or styles, and no text parsed as markup."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -29,9 +29,9 @@ _TYPES = {
 
 
 def add_files(app: FastAPI, path: str, files: Mapping[str, Path]) -> None:
-    """Answer these files, by their names, below `path`, and `index.html` at `path` itself; no other file is answered.
+    """Add routes for these files, by name, below `path`; `index.html` is at `path` itself.
 
-    No key is asked for: what a page shows comes from routes that ask.
+    They need no key: what a page shows comes from routes that do.
     """
     for name, file in files.items():
         content, kind = file.read_bytes(), _TYPES[file.suffix]

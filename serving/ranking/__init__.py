@@ -1,7 +1,7 @@
 """Ranking: from a request to a list.
 
-`Follower` keeps the live release up to date, `Live` ranks with it, `Service` answers requests: history, retrieval,
-ranking, rules, exploration, explanation, record.
+`Follower` keeps the live release up to date, `Live` ranks with it, and `Service` answers requests: history, retrieval,
+ranking, rules, exploration, explanation, and the log of served lists.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Explanation of a score: what it is made of, in the words of `features.table`, and the item of the history it is near.
+"""Explanations of scores: feature contributions in the words of `features.table`, and similar items of the history.
 
-Each family of features (the same reasons: one rate over several half-lives, say) gives at most one reason a row, by the
-sign of its sum, so that no row states a thing and its opposite.
+Features that share their reason texts form a family (a rate over several half-lives, for example). Each family gives at
+most one reason per item, with the sign of its total contribution, so that an explanation never contradicts itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from serving.ranking.ranking import Ranking
 
 
 class Reason(NamedTuple):
-    """Part of a score. feature: the strongest of its family. contribution: of the whole family. text: for people."""
+    """One reason for a score.
+
+    feature: the strongest feature of its family. contribution: of the whole family. text: the reason in plain words.
+    """
 
     feature: str
     contribution: float
@@ -29,7 +32,7 @@ class Reason(NamedTuple):
 
 
 class ScoreParts(NamedTuple):
-    """A score taken apart: base + contributions of the reasons + others. reasons: strongest first."""
+    """Additive parts of a score: base + contributions of the reasons + others. reasons: largest magnitude first."""
 
     base: float
     reasons: list[Reason]
@@ -37,7 +40,7 @@ class ScoreParts(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The item of a user's history most similar to another. row: of the catalogue. event: how the user met it last."""
+    """The most similar item of a user's history. row: its catalogue row. event: the user's latest event with it."""
 
     row: int
     cosine: float
@@ -45,50 +48,50 @@ class Nearest(NamedTuple):
 
 
 class Explainer:
-    """Reasons for the scores of one release's features."""
+    """Explains the scores of a model with these features."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self._features = tuple(features)
         families: dict[object, int] = {}
-        # All of a query is one family: two texts about the same search would be one reason too many.
+        # All query features form one family: two reasons about the same search would be redundant.
         keys = ["query" if f.group == "query" else f.reasons for f in features]
         self._family = np.array(
             [-1 if key is None else families.setdefault(key, len(families)) for key in keys], np.int64
         )
-        self._families = len(families)
+        self._n_families = len(families)
         self._personal = personal(features)
 
     def explain(
         self, ranking: Ranking, contributions: F64, history: History, most: int, context: Context = NO_CONTEXT
     ) -> list[ScoreParts]:
-        """The parts of each score of a ranking, with at most `most` reasons.
+        """The parts of each score of a ranking, with at most `most` reasons each.
 
-        contributions: float64[k, features + 1], SHAP values and the base, of `ranking.rows`. A feature whose value is
-        missing is no reason, nor is one about the user for somebody without history; both count among `others`.
+        contributions: float64[k, features + 1], SHAP values of `ranking.rows` and the base. Features with a missing
+        value are never reasons, nor are user features for a user without history; both count towards `others`.
         """
         is_guest = not (len(history.item) or len(history.shown_item))
-        listed = (self._family >= 0) & ~(self._personal & is_guest)
+        eligible = (self._family >= 0) & ~(self._personal & is_guest)
         return [
-            self._parts(row, share, float(bonus), listed, most, context)
+            self._parts(row, share, float(bonus), eligible, most, context)
             for row, share, bonus in zip(ranking.rows, contributions, ranking.query_bonus, strict=True)
         ]
 
-    def _parts(self, row: F32, share: F64, bonus: float, listed: Bool, most: int, context: Context) -> ScoreParts:
-        used = np.flatnonzero(listed & ~np.isnan(row) & (share[:-1] != 0))
-        total = np.bincount(self._family[used], share[used], minlength=self._families)
+    def _parts(self, row: F32, share: F64, bonus: float, eligible: Bool, most: int, context: Context) -> ScoreParts:
+        used = np.flatnonzero(eligible & ~np.isnan(row) & (share[:-1] != 0))
+        family_sum = np.bincount(self._family[used], share[used], minlength=self._n_families)
         reasons = [
-            self._reason(f, float(row[f]), float(total[self._family[f]]), context)
+            self._reason(f, float(row[f]), float(family_sum[self._family[f]]), context)
             for f in self._strongest(used, share)
-            if total[self._family[f]] != 0
+            if family_sum[self._family[f]] != 0
         ]
         if bonus:
             reasons.append(Reason("query", bonus, _matches(bonus, context.query)))
         reasons = sorted(reasons, key=lambda r: -abs(r.contribution))[:most]
-        said = sum(r.contribution for r in reasons)
-        return ScoreParts(float(share[-1]), reasons, float(share[:-1].sum()) + bonus - said)
+        explained = sum(r.contribution for r in reasons)
+        return ScoreParts(float(share[-1]), reasons, float(share[:-1].sum()) + bonus - explained)
 
     def _strongest(self, used: I64, share: F64) -> list[int]:
-        """Of each family, the feature that contributes most."""
+        """The feature with the largest contribution of each family."""
         strongest: dict[int, int] = {}
         for f in used[np.argsort(-np.abs(share[used]), kind="stable")].tolist():
             strongest.setdefault(int(self._family[f]), f)
@@ -107,9 +110,9 @@ def _matches(contribution: float, query: str) -> str:
 
 
 def nearest_engaged(vectors: Vectors, ranking: Ranking, history: History) -> list[Nearest | None]:
-    """For each item of a ranking the most similar other item of the user's history; None where there is none."""
+    """For each item of a ranking, the most similar other item of the user's history; None if there is none."""
     known = history.item >= 0
-    # The first of equals is the newest engagement, as histories are newest first.
+    # Histories are newest first, so the first occurrence of an item is the latest engagement with it.
     engaged, first = np.unique(history.item[known], return_index=True)
     if not len(engaged):
         return [None] * len(ranking.item)
@@ -117,5 +120,5 @@ def nearest_engaged(vectors: Vectors, ranking: Ranking, history: History) -> lis
     cosine = vectors.cosines(ranking.item, engaged)
     cosine[np.isnan(cosine) | (ranking.item[:, None] == engaged)] = -np.inf
     best = cosine.argmax(axis=1)
-    found = zip(best.tolist(), cosine[np.arange(len(best)), best].tolist(), strict=True)
-    return [Nearest(int(engaged[k]), c, KINDS[kind[k]]) if c > -np.inf else None for k, c in found]
+    nearest = zip(best.tolist(), cosine[np.arange(len(best)), best].tolist(), strict=True)
+    return [Nearest(int(engaged[k]), c, KINDS[kind[k]]) if c > -np.inf else None for k, c in nearest]

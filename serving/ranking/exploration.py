@@ -1,6 +1,7 @@
-"""Exploration: neighbours in a list change places by chance, with the chance known, so that other orders can be judged.
+"""Exploration: random swaps of neighbouring items with known propensities, for off-policy evaluation.
 
-Small on purpose: nobody's list is shuffled, an item moves by one place. `ranker.offpolicy` reads the propensities.
+It is small on purpose: lists are not shuffled, and an item moves by at most one position. `ranker.offpolicy` uses the
+propensities.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from features.arrays import F64, I64
 
 
 def explore(length: int, share: float, rng: np.random.Generator) -> tuple[I64, F64]:
-    """(order, propensity): which place of the ranker's list stands at each place, and the chance that it would.
+    """Draw the order in which to show a ranked list. Returns (order, propensity).
 
-    order: int64[length]. propensity: float64[length] in (0, 1], over lists that explore and lists that do not. With
-    probability `share` a list explores: it is cut into pairs from its first or from its second place on, each as
-    likely, and each pair changes places with probability 1/2. So an item stands one place up with probability share/4,
-    one down likewise, and else where it was; at the ends there is one neighbour only.
+    order: int64[length], the ranker's position of the item shown at each position. propensity: float64[length] in
+    (0, 1], the probability of that item at that position, over all lists. With probability `share` a list explores: it
+    is cut into pairs starting at its first or second position (equally likely), and each pair is swapped with
+    probability 1/2. So an item moves one position up with probability share/4, one down with share/4, and otherwise
+    stays; items at the ends have only one neighbour.
     """
     order = np.arange(length)
     if rng.random() < share:

@@ -1,4 +1,4 @@
-"""Keeps the live release up to date: follows the event stream and the release pointer."""
+"""Follower: keeps the live release up to date with the event stream, written items and the release pointer."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from serving.store import END, Pointer, Store, StoreAway, WrittenItems, decoded_
 log = logging.getLogger(__name__)
 
 _ITEMS = 500
-"""Items read from Redis in one go."""
+"""Number of items read from Redis at once."""
 
 
 class Follower:
-    """Keeps `live` up to date: events of the stream within a poll, a new release when the pointer moves.
+    """Keeps `live` up to date: applies new events at every poll, and loads a new release when the pointer changes.
 
-    Of the service there is one, and one more (`of_shadow`) for the release in shadow, which counts nothing.
+    The service has one, and a second one (`of_shadow`) for the shadow release, which records no metrics.
 
-    reason: why there is no release yet, or why the next one is not live; empty where all is well.
-    redis: "ok", or how it is away.
+    reason: why no release is loaded, or why the next one is not live; empty if all is well.
+    redis: "ok", or why it is unavailable.
     """
 
     def __init__(
@@ -43,26 +43,26 @@ class Follower:
         metrics: Metrics | None = None,
         shadow: bool = False,
     ) -> None:
-        """release: a directory to answer from until the pointer says otherwise, and while Redis is away."""
+        """release: directory to serve until the pointer names another release, and while Redis is unavailable."""
         self._custom, self._metrics, self._shadow = custom, metrics, shadow
         self.live: Live | None = None
         self.reason = "starting"
-        self.redis = "not asked yet"
-        self._config, self._store, self._first = config, store, release
+        self.redis = "not checked yet"
+        self._config, self._store, self._initial = config, store, release
         self._failed: tuple[Pointer, float] | None = None
-        self._rested = 0.0
+        self._next_written_at = 0.0
         self._written = WrittenItems(store)
         self._loading: asyncio.Task[None] | None = None
 
     def of_shadow(self) -> Follower:
-        """One like it that follows the release in shadow."""
+        """A follower with the same settings for the shadow release."""
         return Follower(self._config, self._store, None, self._custom, shadow=True)
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Follow the pointer and the stream until cancelled."""
         try:
-            if self._first is not None:
-                await self._load(Pointer("", str(self._first)))
+            if self._initial is not None:
+                await self._load(Pointer("", str(self._initial)))
             while True:
                 caught_up = await self.step()
                 await asyncio.sleep(0 if not caught_up else self._config.poll_s)
@@ -70,29 +70,29 @@ class Follower:
             await self.stop()
 
     async def stop(self) -> None:
-        """Load nothing more."""
+        """Cancel a load in progress."""
         if self._loading is not None:
             self._loading.cancel()
             with suppress(asyncio.CancelledError):
                 await self._loading
 
     async def step(self) -> bool:
-        """One look at pointer and stream; True where nothing is left to read."""
+        """Poll the pointer and the stream once. Returns True if the stream has been read to its end."""
         live = self.live
         try:
             pointer, tail, away, shadow = await self._store.poll(live.last if live else END)
         except StoreAway as e:
-            self._say_redis(str(e))
+            self._set_redis(str(e))
             if live is None and not self.reason.startswith("release"):
                 self.reason = f"no release is loaded, and its pointer cannot be read: {e}"
             return True
-        self._say_redis(away or "ok")
+        self._set_redis(away or "ok")
         if live is not None:
             live.apply(tail)
             if tail.item_ids and self._metrics:
                 self._metrics.fresh(time.time() - tail.since)
-            with suppress(StoreAway):  # the next look reads it
-                await self._lay_over(live)
+            with suppress(StoreAway):  # the next poll reads them
+                await self._apply_written(live)
         named = shadow if self._shadow else pointer
         if named is not None or not away:
             self._consider(named)
@@ -100,45 +100,45 @@ class Follower:
             self.reason = f"no release is loaded, and its pointer cannot be read: {away}"
         return live is None or not tail.item_ids
 
-    async def _written_since(self, live: Live) -> Live:
-        """A release just loaded, with all that was written of items since it was made."""
+    async def _with_all_written(self, live: Live) -> Live:
+        """A release just loaded, with every item written since its cut-off."""
         live = replace(live, changes=await self._written.end())
-        return await self._with(live, await self._written.ids())
+        return await self._with_written(live, await self._written.ids())
 
-    async def _lay_over(self, live: Live) -> None:
-        """Take in what was written of items since the last look."""
+    async def _apply_written(self, live: Live) -> None:
+        """Apply the items written since the last poll."""
         loop = asyncio.get_running_loop()
-        if loop.time() < self._rested:
+        if loop.time() < self._next_written_at:
             return
         last, ids = await self._written.changed(live.changes)
         if not ids:
             return
         began = loop.time()
         try:
-            changed = replace(await self._with(live, ids), changes=last)
+            changed = replace(await self._with_written(live, ids), changes=last)
         except StoreAway:
             raise
-        except Exception:  # whatever is wrong with what was written, the release goes on
-            log.exception("%d written items cannot be taken in", len(ids))
+        except Exception:  # a problem with written items must not stop the release from being served
+            log.exception("%d written items cannot be applied", len(ids))
             changed = replace(live, changes=last)
-        # Of a large catalogue it takes some time: no more than a tenth of this worker's, however items come.
-        self._rested = loop.time() + 9 * (loop.time() - began)
-        if self.live is live:  # else another release by now, which read all
+        # A large catalogue takes a while: limit this to a tenth of the worker's time, however many items are written.
+        self._next_written_at = loop.time() + 9 * (loop.time() - began)
+        if self.live is live:  # otherwise a new release went live meanwhile, and has read every written item
             self.live = changed
 
-    async def _with(self, live: Live, item_ids: list[str]) -> Live:
-        """A release with these items as Redis holds them now, besides those it had."""
+    async def _with_written(self, live: Live, item_ids: list[str]) -> Live:
+        """A release with these items as currently stored in Redis, added to its overlay."""
         written, vectors = dict(live.overlay.written), dict(live.overlay.vectors)
         manifest = live.release.manifest
         for first in range(0, len(item_ids), _ITEMS):
             ids = item_ids[first : first + _ITEMS]
-            held = await self._written.fields(ids)
-            found = await self._written.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
+            stored = await self._written.fields(ids)
+            encoded = await self._written.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
             in_release = live.release.items.catalogue.rows(ids) >= 0
-            for item_id, fields, vector, known in zip(ids, held, found, in_release.tolist(), strict=True):
-                one = decoded_fields(fields)
-                if fields and (not known or one.at > manifest.cut_off or not one.available):
-                    written[item_id] = one
+            for item_id, fields, vector, known in zip(ids, stored, encoded, in_release.tolist(), strict=True):
+                item = decoded_fields(fields)
+                if fields and (not known or item.at > manifest.cut_off or not item.available):
+                    written[item_id] = item
                     if np.isfinite(vector).all():
                         vectors[item_id] = vector
         if not written:
@@ -146,7 +146,7 @@ class Follower:
         near = {} if live.overlay is NO_OVERLAY else live.overlay.near
         return await asyncio.to_thread(live.with_overlay, Overlay(written, vectors, near), self._config.rules)
 
-    def _say_redis(self, state: str) -> None:
+    def _set_redis(self, state: str) -> None:
         if state != self.redis and not self._shadow:
             (log.info if state == "ok" else log.warning)("redis: %s", state)
         self.redis = state
@@ -154,12 +154,12 @@ class Follower:
             self._metrics.redis(state == "ok")
 
     def _consider(self, pointer: Pointer | None) -> None:
-        """Begin to load the release that the pointer names, if it is not the live one and did not fail just now."""
+        """Start loading the release the pointer names, unless it is live already or failed to load recently."""
         if pointer is None:
             if self._shadow:
                 self.live, self.reason = None, ""
             elif self.live is None:
-                self.reason = "no release is published yet: run `shelfwise nightly`, or promote one"
+                self.reason = "no release has been published yet: run `shelfwise nightly`, or promote a release"
             return
         if self.live is not None and self.live.release.id == pointer.id:
             self.reason = ""
@@ -172,21 +172,21 @@ class Follower:
         self._loading = asyncio.create_task(self._load(pointer))
 
     async def _load(self, pointer: Pointer) -> None:
-        """Load, warm, bring up to the end of the stream, and only then answer from it."""
+        """Load and warm a release, catch up with the stream, and only then serve it."""
         try:
             live = await asyncio.to_thread(
                 prepare, Path(pointer.path), pointer.id or None, self._custom, self._config.rules
             )
-        except Exception as e:  # whatever is wrong with the next release, the live one goes on
+        except Exception as e:  # a problem with the next release must not stop the live one
             self.reason = f"release {pointer.id or pointer.path} cannot be loaded: {e}"
             self._failed = (pointer, asyncio.get_running_loop().time())
             log.error("%s", self.reason, exc_info=None if isinstance(e, ReleaseError) else e)
             return
-        with suppress(StoreAway):  # whatever is not read now, the next polls read
-            live = await self._written_since(live)
+        with suppress(StoreAway):  # the next polls read the rest
+            live = await self._with_all_written(live)
             while (tail := (await self._store.poll(live.last)).tail).item_ids:
                 live.apply(tail)
         self.live, self.reason, self._failed = live, "", None
         if self._metrics:
             self._metrics.release(live.release.id)
-        log.info("%s release %s", "scoring in shadow by" if self._shadow else "answering from", live.release.id)
+        log.info("%s release %s", "shadow scoring with" if self._shadow else "serving", live.release.id)

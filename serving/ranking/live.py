@@ -1,8 +1,8 @@
-"""The release a worker answers from: its arrays, this worker's item state, and how both move on while requests come.
+"""The release a worker serves: its arrays and this worker's item state, both updated while requests are served.
 
-Everything that touches item state runs in the event loop, one thing at a time, so nothing is locked. A request takes
-`Follower.live` once and stays with it; the next release is loaded and warmed in a thread beside it and put in its place
-by one assignment, so that no answer mixes two.
+Everything that touches item state runs in the event loop, one step at a time, so there are no locks. A request reads
+`Follower.live` once and uses it throughout. The next release is loaded and warmed in a thread and becomes live with one
+assignment, so no response mixes two releases.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Live:
-    """A release with the item state of this moment.
+    """A release with current item state.
 
-    last, changes: the entries of the event stream and of the stream of items' changes up to which it has come.
-    standing: the configuration's rules, made ready for it. overlay: what was written of items since.
+    last, changes: the last entries applied of the event stream and of the stream of item changes.
+    standing: the configuration's rules, compiled for this release. overlay: items written since the release.
     """
 
     release: Release
@@ -52,27 +52,27 @@ class Live:
 
     @classmethod
     def of(cls, release: Release) -> Live:
-        """The release as of its cut-off, with item state of its own to move on."""
-        # Entries are numbered by arrival, in milliseconds. An hour covers clocks that disagree.
+        """The release as of its cut-off, with its own copy of the item state to update."""
+        # Entry ids are arrival times in milliseconds. The extra hour allows for clocks that disagree.
         first = f"{max(0, int((release.manifest.cut_off - 3600) * 1000))}-0"
         items = replace(release.items, state=release.items.state.copy())
         return cls(release, items, features(release.items), first)
 
     def with_overlay(self, overlay: Overlay, rules: Rules | None = None) -> Live:
-        """The same release and item state with what was written of items; this one stays as it is.
+        """A copy with the same release and item state, and these written items.
 
-        rules: that stand for every list, made ready for the items as they are then.
+        rules: the configuration's rules, compiled for the items with the overlay.
         """
         live = replace(self, items=overlay.over(self.release.items, self.items.state), overlay=overlay)
         live.standing = Plan.of(rules or Rules(), live.attributes, "serving.rules")
-        # What is made when it is first asked for is made now, while nobody waits.
+        # Compute lazily created values now, while no request waits for them.
         at = self.release.manifest.cut_off
         live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1)
         retrieve(live.items, EMPTY, at, 1, Context(query="a"))
         return live
 
     def apply(self, tail: Tail) -> None:
-        """Take in events of the stream; those before the cut-off are in the release's state already."""
+        """Apply events of the stream. Events before the cut-off are skipped: the release's state includes them."""
         new = tail.at >= self.release.manifest.cut_off
         self.items.state.apply(self.items.catalogue.rows(tail.item_ids)[new], tail.kind[new], tail.at[new])
         self.last = tail.last
@@ -80,9 +80,9 @@ class Live:
     def rank(
         self, history: History, item_ids: list[str] | None, at: float, limit: int | None, context: Context = NO_CONTEXT
     ) -> Ranking:
-        """At most `limit` of the candidates in order, each once; the whole catalogue where `item_ids` is None."""
-        # In the order of ids, a stable sort by score leaves equal scores in it.
-        ids, place, item = self._each_once(item_ids)
+        """Rank candidates and return the best `limit`, each once. item_ids: the whole catalogue if None."""
+        # Candidates are sorted by id, so a stable sort by score orders equal scores by id.
+        ids, index, item = self._unique_candidates(item_ids)
         if not len(item):
             return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32), np.empty(0))
         table = rows(self.items, history, item, at, context)
@@ -92,58 +92,58 @@ class Live:
             bonus = query_prior.query_bonus(table, self.release.trees.names, score)
             score = score + bonus
         best = np.argsort(-score, kind="stable")[:limit]
-        return Ranking([ids[i] for i in place[best].tolist()], item[best], score[best], table[best], bonus[best])
+        return Ranking([ids[i] for i in index[best].tolist()], item[best], score[best], table[best], bonus[best])
 
-    def _each_once(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
-        """Ids, and of each candidate once, in the order of ids: its place among them, and its row."""
+    def _unique_candidates(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
+        """Candidates in id order, without duplicates and withdrawn items: (ids, index into ids, catalogue row)."""
         catalogue = self.items.catalogue
-        if self.overlay.written:  # rows that were added are not in the order of ids, and some are in no answer
+        if self.overlay.written:  # added rows are not in id order, and withdrawn items are left out
             item_ids = sorted(set(catalogue.item_ids if item_ids is None else item_ids) - self.overlay.withdrawn)
             return item_ids, np.arange(len(item_ids)), catalogue.rows(item_ids)
         if item_ids is None:
-            every = np.arange(len(catalogue))
-            return catalogue.item_ids, every, every.astype(np.int32)
+            rows_in_order = np.arange(len(catalogue))
+            return catalogue.item_ids, rows_in_order, rows_in_order.astype(np.int32)
         item = catalogue.rows(item_ids)
-        if (item < 0).any():  # an unknown item has no row to stand by
+        if (item < 0).any():  # unknown items have no row to sort by
             item_ids = sorted(set(item_ids))
             return item_ids, np.arange(len(item_ids)), catalogue.rows(item_ids)
-        item, place = np.unique(item, return_index=True)  # rows are in the order of ids
-        return item_ids, place, item
+        item, index = np.unique(item, return_index=True)  # rows are in id order
+        return item_ids, index, item
 
     @cached_property
     def attributes(self) -> Attributes:
-        """The catalogue's attributes, as rules name them."""
+        """The attributes that rules may use."""
         return Attributes(self.items)
 
     @cached_property
     def retriever(self) -> CandidateRetriever:
-        """Retrieval over this release."""
+        """Candidate retrieval from this release."""
         return CandidateRetriever(self.items)
 
     def plan(self, rules: Rules | None) -> Plan | None:
-        """The rules of a request after those that stand; None where there are none. Raises RuleError."""
-        asked = None if rules is None else Plan.of(rules, self.attributes, "rules")
-        return asked if self.standing is None else self.standing.then(asked)
+        """The configuration's rules followed by those of a request; None if there are none. Raises RuleError."""
+        requested = None if rules is None else Plan.of(rules, self.attributes, "rules")
+        return requested if self.standing is None else self.standing.then(requested)
 
     @cached_property
     def explainer(self) -> Explainer:
-        """Reasons for scores by this release."""
+        """Explainer of this release's scores."""
         return Explainer(self.features)
 
     def explain(self, ranking: Ranking, history: History, most: int, context: Context = NO_CONTEXT) -> list[ScoreParts]:
-        """For each item what its score is made of, with the `most` strongest reasons. context: of the request."""
+        """The parts of each item's score, with the `most` strongest reasons. context: the context of the request."""
         if not len(ranking.rows):
             return []
         return self.explainer.explain(ranking, self.release.trees.contributions(ranking.rows), history, most, context)
 
     def nearest_engaged(self, ranking: Ranking, history: History) -> list[Nearest | None]:
-        """For each item the most similar other item of the user's history."""
+        """For each item, the most similar other item of the user's history; None if there is none."""
         return nearest_engaged(self.items.vectors, ranking, history)
 
     def similar(self, row: int, limit: int) -> list[tuple[int, float]]:
-        """Other items nearest by text, best first, as (row, cosine), equal cosines by id.
+        """The items with the most similar text as (row, cosine), best first, with equal cosines in id order.
 
-        Every item is compared, but where the catalogue has inverted lists: those of the nearest.
+        All items are compared, unless the catalogue has inverted lists: then only those of the nearest lists.
         """
         one = np.array([row], np.int32)
         others = search_space(self.items, self.items.vectors.pooled(one, np.ones(1)))
@@ -157,47 +157,48 @@ class Live:
         return list(zip(others[best].tolist(), cosine[best].tolist(), strict=True))
 
     def warm(self) -> None:
-        """Rank and explain once, so that everything compiled is compiled and pages are read before anyone waits."""
+        """Rank and explain once, so that kernels are compiled and pages are loaded before the first request."""
         n = len(self.items.catalogue)
         item = np.arange(min(n, 100), dtype=np.int32)
         at = self.release.manifest.cut_off
-        seen = History(
+        history = History(
             item, np.full(len(item), Kind.CLICK, np.int8), np.full(len(item), at - 1), item, np.full(len(item), at - 2)
         )
-        asked = Context(query=self.items.catalogue.titles[0] + " xyzzy" if n else "")
-        for history, context in ((EMPTY, NO_CONTEXT), (seen, NO_CONTEXT), (seen, asked)):
-            ranking = self.rank(history, list(self.items.catalogue.item_ids[:500]), at, None, context)
-            self.explain(ranking, history, 1, context)
-            self.nearest_engaged(ranking, history)
-        self._warm_rules(ranking, seen, at, asked)
+        search = Context(query=self.items.catalogue.titles[0] + " xyzzy" if n else "")
+        for user, context in ((EMPTY, NO_CONTEXT), (history, NO_CONTEXT), (history, search)):
+            ranking = self.rank(user, list(self.items.catalogue.item_ids[:500]), at, None, context)
+            self.explain(ranking, user, 1, context)
+            self.nearest_engaged(ranking, user)
+        self._warm_rules(ranking, history, at, search)
         Live.of(self.release).apply(Tail(START, ["warm"], np.zeros(1, np.int8), np.full(1, at)))
 
-    def _warm_rules(self, ranking: Ranking, history: History, at: float, asked: Context) -> None:
-        """Every rule once, and retrieval, whose first passes compile."""
+    def _warm_rules(self, ranking: Ranking, history: History, at: float, context: Context) -> None:
+        """Apply every kind of rule once, and retrieve once, to compile their kernels."""
         anything = Condition(attribute="category", in_=["", *self.items.catalogue.category_names[:1]])
         rules = Rules(filter=Condition(not_=anything), cap=[Cap("category", 1)], diversity=Diversity(0.5))
         plan = Plan.of(rules, self.attributes, "rules")
         assert plan is not None
         plan.apply(Ranked(ranking.item_ids, ranking.item, ranking.score), self.items.vectors, history, at, 1)
-        retrieve(self.items, history, at, 1, asked)
+        retrieve(self.items, history, at, 1, context)
 
 
 def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), rules: Rules | None = None) -> Live:
-    """A release loaded, verified and warmed. Raises ReleaseError, also where its id is not the one expected.
+    """Load, verify and warm a release. Raises ReleaseError, also if its id is not `expected`.
 
-    rules: that stand for every list; a release whose catalogue cannot obey them is refused, rather than served without.
-
-    custom: features of the user's own, as in `release.load`.
+    rules: the configuration's rules. A release whose catalogue lacks what they need is refused.
+    custom: custom features, as in `serving.release.load_release`.
     """
     release = load_release(path, custom=custom)
     if expected is not None and release.id != expected:
-        raise ReleaseError(f"{path} holds release {release.id}, the pointer says {expected}: promote it again")
+        raise ReleaseError(
+            f"{path} holds release {release.id}, but the pointer names {expected}: promote {expected} again"
+        )
     if isinstance(release.trees, BoosterTrees):
-        log.warning("release %s is scored by LightGBM, several times slower: %s", release.id, release.trees.why)
+        log.warning("release %s is scored by LightGBM (several times slower): %s", release.id, release.trees.why)
     live = Live.of(release)
     try:
         live.standing = Plan.of(rules or Rules(), live.attributes, "serving.rules")
     except RuleError as e:
-        raise ReleaseError(f"{path}: the configuration's {e.path}: {e}: mend the rule, or release what it names") from e
+        raise ReleaseError(f"{path}: the configuration's {e.path}: {e}: fix the rule or the release") from e
     live.warm()
     return live

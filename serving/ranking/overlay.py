@@ -1,7 +1,7 @@
-"""What was written of items since the release, laid over its arrays: new rows behind its own, changed cells in copies.
+"""Overlay: items written since the release, applied to copies of its arrays. New items are appended as new rows.
 
-Rows of the release keep their numbers, so whatever a request under way has looked up stays right. The price is memory:
-a worker that has any new item holds arrays of its own instead of those all workers share, some 800 bytes an item.
+Rows of the release keep their numbers, so what a request in progress has looked up stays valid. The cost is memory: a
+worker with any written item has its own copy of arrays that workers otherwise share, about 800 bytes per item.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from serving.api import TEXTS
 from serving.store import ItemFields, to_years
 
 _NEAREST = 10
-"""Items alike by text whose click rates and factors stand for what is not known of a new one."""
+"""Number of items with similar text whose mean click rates and factors a new item gets."""
 _COMPARED = 4096
-"""Of a larger catalogue, so many items evenly drawn are compared: written items come by the thousand."""
+"""Maximum number of items compared, evenly spaced over a larger catalogue: items may be written by the thousand."""
 
 
-class _Joined(Texts):
-    """Strings of the release, some replaced, then others; nothing is copied."""
+class _OverlaidTexts(Texts):
+    """The release's strings, some of them replaced, followed by added ones; nothing is copied."""
 
     def __init__(self, base: Sequence[str], changed: Mapping[int, str], added: Sequence[str]) -> None:
         self._base, self._changed, self._added = base, changed, added
@@ -53,10 +53,10 @@ class _Joined(Texts):
 
 @dataclass(frozen=True)
 class Overlay:
-    """What is laid over a release.
+    """Items written since a release.
 
-    written: by item id, in the order in which rows are added. vectors: float32[d] of those whose text was read. near:
-    what was found alike, by vector, to be handed on to the next overlay of the same release.
+    written: fields by item id, in the order in which rows are added. vectors: float32[d] by item id, for items whose
+    text has been encoded. near: cache of nearest items by vector, passed on to the next overlay of the same release.
     """
 
     written: Mapping[str, ItemFields]
@@ -65,14 +65,14 @@ class Overlay:
 
     @property
     def withdrawn(self) -> frozenset[str]:
-        """Items that may be in no answer."""
-        return frozenset(i for i, held in self.written.items() if not held.available)
+        """Ids of items that must not appear in results."""
+        return frozenset(i for i, item in self.written.items() if not item.available)
 
     def over(self, base: Items, state: ItemState) -> Items:
-        """The release's items with what was written. state: as it is now, of the release or of an earlier overlay.
+        """The release's items with the written ones. state: current item state, of the release or an earlier overlay.
 
-        What the release has no code for (a category, brand or tag nobody had) is missing until the next night. A new
-        item's rates are those of the items nearest by text; neighbours it has none.
+        A category, brand or tag that the release has no code for is missing until the next nightly run. A new item gets
+        the mean rates of the items with the most similar text, and no neighbours.
         """
         known = base.catalogue.rows(list(self.written))
         ids = list(self.written)
@@ -97,57 +97,57 @@ class Overlay:
             factors=_extend(factors, _mean(factors, near)) if factors.size else factors,
         )
         if base.words is not None:
-            said = base.words.of(catalogue, [*changed, *range(n, n + k)])
+            words = base.words.of(catalogue, [*changed, *range(n, n + k)])
             items = replace(
                 items,
-                words=base.words.over(dict(zip(changed, said[: len(changed)], strict=True)), said[len(changed) :]),
+                words=base.words.over(dict(zip(changed, words[: len(changed)], strict=True)), words[len(changed) :]),
             )
-        # At the release's own mean and deviation: a new item must not move every other item's numbers.
+        # Standardised with the release's mean and deviation: a new item must not shift every other item's numbers.
         items.__dict__["numbers"] = _extend(base.numbers, _standardised(base, catalogue.numbers[n : n + k]))
         return items
 
     def _vectors(self, base: Items, changed: Mapping[int, ItemFields], added: Sequence[str]) -> Vectors:
         d = base.vectors.code.shape[1]
-        none = np.full(d, np.nan, np.float32)
+        missing = np.full(d, np.nan, np.float32)
         rows = [
             row
-            for row, held in changed.items()
-            if base.catalogue.item_ids[row] in self.vectors and _is_text(held, base.catalogue.number_names)
+            for row, item in changed.items()
+            if base.catalogue.item_ids[row] in self.vectors and _changes_text(item, base.catalogue.number_names)
         ]
         ids = [*(base.catalogue.item_ids[row] for row in rows), *added]
-        new = Vectors.quantise(np.array([self.vectors.get(i, none) for i in ids], np.float32).reshape(len(ids), d))
+        new = Vectors.quantise(np.array([self.vectors.get(i, missing) for i in ids], np.float32).reshape(len(ids), d))
         code = _extend(base.vectors.code, new.code[len(rows) :])
         scale = _extend(base.vectors.scale, new.scale[len(rows) :])
         code[rows], scale[rows] = new.code[: len(rows)], new.scale[: len(rows)]
         return Vectors(code, scale)
 
     def _nearest(self, vectors: Vectors, n: int, k: int) -> I32:
-        """int32[k, <= _NEAREST]: rows of the release nearest by text to each new one; `-1` where it has no vector."""
-        every = np.arange(0, n, max(1, -(-n // _COMPARED)), dtype=np.int32)
-        m = min(_NEAREST, len(every))
+        """int32[k, <= _NEAREST]: the release's rows with text most similar to each new item; -1 if it has no vector."""
+        sample = np.arange(0, n, max(1, -(-n // _COMPARED)), dtype=np.int32)
+        m = min(_NEAREST, len(sample))
         out = np.full((k, m), -1, np.int32)
         for j in np.flatnonzero(vectors.scale[n : n + k] > 0).tolist():
             code = vectors.code[n + j].tobytes()
             if (best := self.near.get(code)) is None:
-                cosine = vectors.cosines(every, np.array([n + j], np.int32))[:, 0]
+                cosine = vectors.cosines(sample, np.array([n + j], np.int32))[:, 0]
                 cosine[np.isnan(cosine)] = -np.inf
                 first = np.argpartition(-cosine, m - 1)[:m]
-                best = self.near[code] = np.where(cosine[first] > -np.inf, every[first], -1).astype(np.int32)
+                best = self.near[code] = np.where(cosine[first] > -np.inf, sample[first], -1).astype(np.int32)
             out[j] = best
         return out
 
 
 NO_OVERLAY = Overlay({}, {})
-"""Of a release of which nothing was written since."""
+"""The overlay of a release without written items."""
 
 
-def _is_text(held: ItemFields, number_names: Sequence[str]) -> bool:
-    """Whether what was written may change what the encoder reads."""
-    return any(name in TEXTS for name in held.fields) or any(name not in number_names for name in held.attributes)
+def _changes_text(item: ItemFields, number_names: Sequence[str]) -> bool:
+    """Whether the written fields may change the text that is encoded."""
+    return any(name in TEXTS for name in item.fields) or any(name not in number_names for name in item.attributes)
 
 
 def _extend(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """A copy with rows put before the last one, which is the unknown item's."""
+    """A copy with rows inserted before the last one, which is the unknown item's."""
     return np.concatenate([array[:-1], rows.astype(array.dtype, copy=False), array[-1:]])
 
 
@@ -158,14 +158,14 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
     category = _extend(base.category, np.full(k, len(base.category_names), np.int32))
     brand = _extend(base.brand, np.full(k, len(base.brand_names), np.int32))
     numbers = _extend(base.numbers, np.full((k, base.numbers.shape[1]), np.nan))
-    born[n : n + k] = [held.at for held in added.values()]
+    born[n : n + k] = [item.at for item in added.values()]
     code_of = {
         name: {value: code for code, value in enumerate(names)}
         for name, names in (("category", base.category_names), ("brand", base.brand_names))
     }
     rows = {**changed, **dict(zip(range(n, n + k), added.values(), strict=True))}
-    for row, held in rows.items():
-        fields = held.fields
+    for row, item in rows.items():
+        fields = item.fields
         if "price" in fields:
             price[row] = np.nan if fields["price"] is None else fields["price"]
         if fields.get("available_from") is not None:
@@ -173,32 +173,32 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
         for name, codes, names in (("category", category, base.category_names), ("brand", brand, base.brand_names)):
             if name in fields:
                 codes[row] = code_of[name].get(fields[name], len(names))
-        for name, value in held.attributes.items():
+        for name, value in item.attributes.items():
             if name in base.number_names:
                 numbers[row, list(base.number_names).index(name)] = _number(value, name in base.date_names)
-        if not held.available:
-            born[row] = np.inf  # to retrieval, an item not yet on sale
+        if not item.available:
+            born[row] = np.inf  # retrieval treats it as not yet on sale
     tags = _tags(base, list(added.values()))
     start = np.concatenate(
         [base.tag_start[:-1], base.tag_start[-2] + np.cumsum([len(t) for t in tags], dtype=np.int64)]
     )
-    every = [t for of_item in tags for t in of_item]
+    flat_tags = [t for item_tags in tags for t in item_tags]
     return replace(
         base,
-        item_ids=_extend_neighbours(base.item_ids, list(added)),
-        titles=_Joined(base.titles, titles, [h.fields.get("title") or i for i, h in added.items()]),
+        item_ids=_extend_ids(base.item_ids, list(added)),
+        titles=_OverlaidTexts(base.titles, titles, [h.fields.get("title") or i for i, h in added.items()]),
         price=price,
         category=category,
         brand=brand,
         available_from=born,
         numbers=numbers,
         tag_start=np.append(start, start[-1]),
-        tag=np.concatenate([base.tag[: base.tag_start[-2]], np.array(every, np.int32)]),
+        tag=np.concatenate([base.tag[: base.tag_start[-2]], np.array(flat_tags, np.int32)]),
     )
 
 
-def _extend_neighbours(base: Sequence[str], added: Sequence[str]) -> Strings:
-    """The release's ids, then the new ones, without a Python string for any of the release's."""
+def _extend_ids(base: Sequence[str], added: Sequence[str]) -> Strings:
+    """The release's ids followed by the new ones, without creating Python strings for the release's."""
     first, more = base if isinstance(base, Strings) else Strings.of(base), Strings.of(added)
     return Strings(
         np.concatenate([first.start, first.start[-1] + more.start[1:]]), np.concatenate([first.text, more.text])
@@ -212,31 +212,34 @@ def _number(value: object, is_date: bool) -> float:
 
 
 def _tags(base: Catalogue, added: Sequence[ItemFields]) -> list[list[int]]:
-    """Of each new item the tags that the release knows."""
+    """For each new item, the codes of its tags that the release knows."""
     if not added:
         return []
     code = {name: c for c, name in enumerate(base.tag_names)}
     out = []
-    for held in added:
+    for item in added:
         values = (
-            (a, v) for a, given in held.attributes.items() for v in (given if isinstance(given, list) else [given])
+            (a, v) for a, value in item.attributes.items() for v in (value if isinstance(value, list) else [value])
         )
         out.append(sorted({code[f"{a}={v}"] for a, v in values if f"{a}={v}" in code}))
     return out
 
 
 def _mean(values: F32, near: I32) -> F32:
-    """The mean over each new item's nearest, NaN where there are none or none has a value."""
-    # The unknown item, at -1, has NaN.
-    found = values[near].astype(np.float64)
-    known = ~np.isnan(found)
+    """The mean over each new item's nearest items; NaN if there are no values."""
+    # Row -1 is the unknown item, whose values are NaN.
+    nearest = values[near].astype(np.float64)
+    known = ~np.isnan(nearest)
     count = known.sum(axis=1)
-    total = np.where(known, found, 0).sum(axis=1)
+    total = np.where(known, nearest, 0).sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def _standardised(base: Items, numbers: F64) -> F64:
-    """New items' numbers in the units in which the release has its own, which are linear; missing as it has them."""
+    """New items' numbers, standardised like the release's. Missing numbers get the release's value for missing.
+
+    The release's standardisation is linear, so it follows from its lowest and highest raw numbers.
+    """
     out = np.broadcast_to(base.numbers[-1], numbers.shape).copy()
     for c in range(numbers.shape[1]):
         raw = base.catalogue.numbers[:-1, c]
@@ -246,15 +249,15 @@ def _standardised(base: Items, numbers: F64) -> F64:
         low, high = known[raw[known].argmin()], known[raw[known].argmax()]
         span = raw[high] - raw[low]
         slope = (base.numbers[high, c] - base.numbers[low, c]) / span if span > 0 else 0.0
-        mine = np.isfinite(numbers[:, c])
-        out[mine, c] = base.numbers[low, c] + (numbers[mine, c] - raw[low]) * slope
+        given = np.isfinite(numbers[:, c])
+        out[given, c] = base.numbers[low, c] + (numbers[given, c] - raw[low]) * slope
     return out
 
 
 def _state(state: ItemState, catalogue: Catalogue, n: int, k: int) -> ItemState:
-    """The sums so far, those of items added before kept, with rows for the new ones."""
-    had = len(state.category) - 1
-    rows = n + k - had
-    value = np.concatenate([state.value[:had], np.zeros((rows, *state.value.shape[1:])), state.value[had:]])
-    latest = np.concatenate([state.latest[:had], np.zeros(rows), state.latest[had:]])
+    """The current sums, including those of items added earlier, with rows for newly added items."""
+    old = len(state.category) - 1
+    rows = n + k - old
+    value = np.concatenate([state.value[:old], np.zeros((rows, *state.value.shape[1:])), state.value[old:]])
+    latest = np.concatenate([state.latest[:old], np.zeros(rows), state.latest[old:]])
     return ItemState(value, latest, catalogue.category, state.n_categories)

@@ -1,4 +1,4 @@
-"""A ranking: candidates in order with their scores, before it becomes an answer."""
+"""A ranking: ordered candidates with scores and feature rows, before it becomes a response."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from features.arrays import F32, F64, I32, I64
 
 
 class Ranking(NamedTuple):
-    """Items best first, equal scores by id. item: int32[k]. score: float64[k]. rows: float32[k, features].
+    """Items best first, equal scores by item id.
 
-    query_bonus: float64[k], what of the score is there for matching a query of which the ranker has learned nothing.
+    item: int32[k], catalogue rows. score: float64[k]. rows: float32[k, features]. query_bonus: float64[k], the part of
+    the score for matching the query, added if the ranker was trained without queries.
     """
 
     item_ids: list[str]
@@ -32,7 +33,7 @@ class Ranking(NamedTuple):
         )
 
     def first(self, limit: int | None) -> Ranking:
-        """At most `limit` of them; all where it is None."""
+        """The first `limit` items; all if it is None."""
         if limit is None or limit >= len(self.item_ids):
             return self
         return self.take(np.arange(limit))

@@ -1,8 +1,8 @@
-"""Candidates for a recommendation, by the same sources as a rebuilt list offline, at the price of a request.
+"""Candidate retrieval for a recommendation, from the same sources as rebuilt lists offline, fast enough for a request.
 
-What is offered to everybody is computed once for all requests of two seconds. Filters and text neighbours, which go
-over the catalogue, are looked for in a thread, since what they read never changes; the rest is small enough for the
-event loop, which alone reads item state.
+Candidates that do not depend on the user are shared by all requests of two seconds. Filters and text similarity scan
+the catalogue in a thread, because they read only data that never changes. The rest is cheap enough for the event loop,
+which is the only reader of item state.
 """
 
 from __future__ import annotations
@@ -28,58 +28,59 @@ from features.retrieval import (
 )
 from serving.rules import Plan
 
-_SHELVES_S = 2.0
-"""How old popularity and novelty may be: a pass over 100,000 items takes some milliseconds."""
+_GLOBAL_CANDIDATES_S = 2.0
+"""Maximum age of the popular and new items: a pass over 100,000 items takes a few milliseconds."""
 
 
 class CandidateRetriever:
-    """Retrieval over one release and its item state as it moves."""
+    """Candidate retrieval from one release and its current item state."""
 
     def __init__(self, items: Items) -> None:
         self._items = items
-        self._shelves: tuple[int, GlobalCandidates] | None = None
+        self._global: tuple[int, GlobalCandidates] | None = None
 
     async def candidates(
         self, history: History, at: float, size: int, plan: Plan | None, context: Context = NO_CONTEXT
     ) -> Retrieved:
-        """At most `size` candidates that the plan's filters and exclusions admit, as `features.retrieval.retrieve`.
+        """At most `size` candidates allowed by the plan's filters and exclusions, as `features.retrieval.retrieve`.
 
-        Shelves may be up to two seconds old.
+        Popular and new items may be up to two seconds old.
         """
         items = self._items
-        admitted, found = await asyncio.to_thread(_static_candidates, items, history, at, size, plan, context)
-        offered = self._now(at, size)
+        admitted, by_text = await asyncio.to_thread(_static_candidates, items, history, at, size, plan, context)
+        shared = self._global_candidates(at, size)
         if admitted is not None:
-            offered = restrict(items, offered, admitted, at, size)
-        return merge(items, history, at, size, offered, found, admitted)
+            shared = restrict(items, shared, admitted, at, size)
+        return merge(items, history, at, size, shared, by_text, admitted)
 
-    def _now(self, at: float, size: int) -> GlobalCandidates:
-        if self._shelves is None or self._shelves[0] < size or not 0 <= at - self._shelves[1].at <= _SHELVES_S:
-            self._shelves = size, global_candidates(self._items, at, size)
-        return self._shelves[1]
+    def _global_candidates(self, at: float, size: int) -> GlobalCandidates:
+        if self._global is None or self._global[0] < size or not 0 <= at - self._global[1].at <= _GLOBAL_CANDIDATES_S:
+            self._global = size, global_candidates(self._items, at, size)
+        return self._global[1]
 
 
 def _static_candidates(
     items: Items, history: History, at: float, size: int, plan: Plan | None, context: Context
 ) -> tuple[Bool | None, TextCandidates]:
-    """What of a retrieval reads nothing that events change: which items are admitted, and what is near by text."""
+    """The parts of retrieval that do not read item state: (mask of admitted items, candidates by text)."""
     admitted = None
     if plan is not None and plan.takes_out:
         admitted = plan.admits(np.arange(len(items.catalogue), dtype=np.int32), history, at)
     return admitted, text_candidates(items, history, at, size, context, admitted)
 
 
-def with_pinned(found: I32, items: Items, plan: Plan | None, history: History, at: float) -> I32:
-    """The candidates, then the items that the plan pins, where the catalogue has and the plan admits them."""
+def with_pinned(candidates: I32, items: Items, plan: Plan | None, history: History, at: float) -> I32:
+    """The candidates followed by the plan's pinned items, if the catalogue has them and the plan admits them."""
     if plan is None or not plan.pins:
-        return found
+        return candidates
     pinned = items.catalogue.rows(pin.item_id for _, pin in plan.pins)
     pinned = pinned[pinned >= 0]
-    pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, found)]
-    return np.concatenate([found, pinned])
+    pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, candidates)]
+    return np.concatenate([candidates, pinned])
 
 
-def sources_of(found: Retrieved, item_ids: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the sources that offered each item, in their order."""
-    names = {bits: [s for k, s in enumerate(SOURCES) if bits >> k & 1] for bits in set(found.offered.tolist())}
-    return {item_ids[row]: names[bits] for row, bits in zip(found.item.tolist(), found.offered.tolist(), strict=True)}
+def sources_of(retrieved: Retrieved, item_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the sources that retrieved each item, in the order of `SOURCES`."""
+    names = {bits: [s for k, s in enumerate(SOURCES) if bits >> k & 1] for bits in set(retrieved.offered.tolist())}
+    pairs = zip(retrieved.item.tolist(), retrieved.offered.tolist(), strict=True)
+    return {item_ids[row]: names[bits] for row, bits in pairs}

@@ -1,4 +1,7 @@
-"""What the routes do, apart from HTTP: rankings, events, items alike. Ranking itself is in `live`, bytes in `store`."""
+"""The operations behind the routes, without HTTP: rankings, events, written items, similar items and erasure.
+
+Ranking itself is in `live`, storage in `serving.store`.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +55,10 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """What the routes do, apart from HTTP.
+    """The operations behind the routes.
 
-    degraded: rankings answered so far without the user's history. slow: rankings scored by LightGBM, for a release
-    whose model our own scorer does not cover.
+    degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM,
+    because the compiled scorer does not support the release's model.
     """
 
     def __init__(
@@ -76,37 +79,40 @@ class Service:
         self.slow = 0
 
     def moment(self) -> float:
-        """Now, at the next whole microsecond: what the log can hold, and after any event that was accepted before."""
+        """Now, rounded up to a whole microsecond: the log's resolution, and later than any event already accepted."""
         return math.ceil(self.clock() * 1e6) / 1e6
 
     def live(self) -> Live:
-        """The release of this request, to be taken once. Raises Problem where none is loaded."""
+        """The live release; read it once per request. Raises Problem (503) if none is loaded."""
         if self.follower.live is None:
             raise Problem(
                 503,
                 "not-ready",
                 "No release is loaded",
                 self.follower.reason,
-                "Try again shortly; /health/ready says when it is.",
+                "Retry shortly; /health/ready reports when a release is loaded.",
                 headers={"Retry-After": "1"},
             )
         return self.follower.live
 
     async def known_of(self, user_id: str | None, live: Live, at: float) -> tuple[History, bool]:
-        """A user's history, and whether the answer is degraded for want of it: decided and counted here alone."""
+        """A user's history, and whether it is missing because Redis is unavailable.
+
+        Degraded responses are decided and counted only here.
+        """
         if user_id is None:
             return EMPTY, False
         try:
             return await self.store.read(user_id, live.items.catalogue, at), False
         except StoreAway as e:
             self.degraded += 1
-            log.debug("ranking without history: %s", type(e).__name__)  # its text may name the user
+            log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
             return EMPTY, True
 
     async def rank(self, request: RankRequest) -> RankAnswer:
-        """Candidates in order for a user. Raises Problem."""
+        """Rank candidates for a user. Raises Problem."""
         started, at, live = time.perf_counter(), self.moment(), self.live()
-        self._bound(request, live)
+        self._check_size(request, live)
         history, degraded = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live)
         answer = self._answer(request, live, history, degraded, request.candidates, at, plan)
@@ -114,7 +120,7 @@ class Service:
         return answer
 
     async def recommend(self, request: RecommendRequest) -> RankAnswer:
-        """Items for a user out of the whole catalogue, in order, each with its sources. Raises Problem."""
+        """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem."""
         started, at, live = time.perf_counter(), self.moment(), self.live()
         history, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
@@ -140,30 +146,30 @@ class Service:
         at: float,
         plan: Plan | None,
     ) -> RankAnswer:
-        """Candidates ranked, the rules applied, and explained where that is asked."""
+        """Rank candidates, apply the rules, explore, log the list, and explain it if requested."""
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
         context = Context.said(request.device, request.query)
         sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
         shadowed = self.shadow.wants(live)
-        every = sampled or shadowed or plan is not None
+        rank_all = sampled or shadowed or plan is not None
         began = time.perf_counter()
-        whole = live.rank(history, candidates, at, None if every else request.limit, context)
+        whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
         live_ms = _ms_since(began)
-        ranking, ruled = _ruled(live, whole, plan, history, at, request.limit)
-        ranking, propensity = self._explored(ranking.first(request.limit)) if ruled is None else (ranking, None)
+        ranking, ruled = _apply_rules(live, whole, plan, history, at, request.limit)
+        ranking, propensity = self._explore(ranking.first(request.limit)) if ruled is None else (ranking, None)
         record = self._record(request, live, at, degraded, ranking, propensity, whole if sampled else None)
         if shadowed:
             self.shadow.put(record, whole, context, live_ms)
         elif self.config.log_served:
             self.served.put(record)
-        items = self._explained(live, ranking, history, ruled, context) if request.explain else _plain(ranking)
+        items = self._explain(live, ranking, history, ruled, context) if request.explain else _ranked_items(ranking)
         removed = ruled.removed if ruled is not None and request.explain else UNSET
         return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
 
-    def _explored(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
-        """The ranking as it is shown, and the chance of each place where exploration is on."""
+    def _explore(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
+        """The ranking as shown, and the propensity of each position; None if exploration is off."""
         if not self.config.explore:
             return ranking, None
         order, propensity = explore(len(ranking.item_ids), self.config.explore, self._rng)
@@ -179,7 +185,7 @@ class Service:
         propensity: F64 | None,
         whole: Ranking | None,
     ) -> Served:
-        """What is shown, for the log; whole: all candidates and their rows, of a list that is sampled."""
+        """The log record of a list. whole: the ranking of all candidates, if their feature rows are to be logged."""
         route = "rank" if isinstance(request, RankRequest) else "recommend"
         return Served(
             request_id.current(),
@@ -197,7 +203,7 @@ class Service:
             query=request.query or None,
         )
 
-    def _bound(self, request: RankRequest, live: Live) -> None:
+    def _check_size(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
         if given > self.config.max_candidates:
             whole = "the whole catalogue, " if request.candidates is None else ""
@@ -205,15 +211,15 @@ class Service:
                 422,
                 "too-many-candidates",
                 "Too many candidates",
-                f"{whole}{given} candidates, at most {self.config.max_candidates} are ranked in one request",
-                "Name fewer `candidates`.",
+                f"{whole}{given} candidates in one request; the maximum is {self.config.max_candidates}",
+                "Send fewer `candidates`.",
                 "candidates",
             )
 
-    def _explained(
+    def _explain(
         self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None, context: Context
     ) -> list[RankedItem]:
-        items = _plain(ranking)
+        items = _ranked_items(ranking)
         catalogue = live.items.catalogue
         for item, parts in zip(items, live.explain(ranking, history, self.config.reasons, context), strict=True):
             item.base, item.others = parts.base, parts.others
@@ -227,23 +233,26 @@ class Service:
         return items
 
     async def take(self, body: bytes, content_type: str = "") -> EventsAnswer:
-        """Events of a body into users' lists, each by itself. Raises Problem where none is good or Redis is away."""
+        """Validate the events of a body one by one, and store the valid ones.
+
+        Raises Problem if no event is valid (422) or Redis is unavailable (503).
+        """
         now, most = self.clock(), self.config.max_events
         accepted: list[tuple[int, Accepted]] = []
         rejected: list[Rejected] = []
         for index, one in enumerate(decoding.split_body(body, most, content_type)):
-            for found in events.accept(one, now, self.config.future_s):
-                if isinstance(found, Accepted):
-                    accepted.append((index, found))
+            for event in events.accept(one, now, self.config.future_s):
+                if isinstance(event, Accepted):
+                    accepted.append((index, event))
                 else:
-                    rejected.append(Rejected(index, found.field, found.message))
+                    rejected.append(Rejected(index, event.field, event.message))
             decoding.check_count(len(accepted) + len(rejected), most, "events")
         self.metrics.rejected(rejected)
         if rejected and not accepted:
             raise Problem(
                 422,
                 "no-event-taken",
-                "No event was taken",
+                "No valid event",
                 rejected[0].message,
                 "See /docs for the fields and their types.",
                 rejected[0].field,
@@ -255,9 +264,12 @@ class Service:
         return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
 
     async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
-        """Items of a body, new or changed, each by itself. Raises Problem where none is good or Redis is away."""
+        """Validate the items of a body one by one, and store the valid ones, new or changed.
+
+        Raises Problem if no item is valid (422) or Redis is unavailable (503).
+        """
         now = self.moment()
-        good: dict[str, dict[str, bytes]] = {}
+        valid: dict[str, dict[str, bytes]] = {}
         rejected: list[Rejected] = []
         parts = decoding.split_body(body, self.config.max_items, content_type, "items")
         for index, one in enumerate(parts):
@@ -266,46 +278,46 @@ class Service:
             except Refusal as e:
                 rejected.append(Rejected(index, e.field, e.message))
             else:
-                good[item_id] = good.get(item_id, {}) | fields
-        if rejected and not good:
+                valid[item_id] = valid.get(item_id, {}) | fields
+        if rejected and not valid:
             raise Problem(
                 422,
                 "no-item-taken",
-                "No item was taken",
+                "No valid item",
                 rejected[0].message,
                 "See /docs for the fields and their types.",
                 rejected[0].field,
                 rejected=msgspec.to_builtins(rejected),
             )
-        await self._write_items(good, now)
+        await self._write_items(valid, now)
         return ItemsAnswer(len(parts) - len(rejected), rejected)
 
     async def withdraw(self, item_id: str) -> ItemsAnswer:
-        """Take an item out of every answer; twice is once. Raises Problem."""
+        """Remove an item from all results. Idempotent. Raises Problem."""
         now = self.moment()
-        given = {"at": msgspec.json.encode(now), "available": b"false"}
-        await self._write_items({decoding.check_id("item_id", item_id): given}, now)
+        fields = {"at": msgspec.json.encode(now), "available": b"false"}
+        await self._write_items({decoding.check_id("item_id", item_id): fields}, now)
         return ItemsAnswer(1, [])
 
     async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> None:
-        with _away("Items cannot be written now", "Send the same items again after a second."):
+        with _redis_required("Items cannot be written", "Retry after a second."):
             room = await self.written.write(fields, now, self.config.written_items)
         if not room:
             raise Problem(
                 503,
                 "too-many-written-items",
-                "No room for more items",
-                f"{self.config.written_items} items written since the release are kept at a time",
-                "Bring the catalogue in with `shelfwise import` and run the night, or raise `written_items`.",
+                "Too many written items",
+                f"the limit of {self.config.written_items} items written since the release is reached",
+                "Import the catalogue with `shelfwise import` and run `shelfwise nightly`, or raise `written_items`.",
                 headers={"Retry-After": "30"},
             )
 
     async def item(self, item_id: str) -> ItemAnswer:
-        """What is known of an item. Raises Problem where that is nothing."""
+        """The current state of an item. Raises Problem (404) if it is unknown."""
         live, item_id = self.live(), decoding.check_id("item_id", item_id)
-        with _away("What was written cannot be read now", "Send the same request again after a second."):
-            (held,) = await self.written.fields([item_id])
-        written = decoded_fields(held) if held else None
+        with _redis_required("Written items cannot be read", "Retry after a second."):
+            (stored,) = await self.written.fields([item_id])
+        written = decoded_fields(stored) if stored else None
         row = int(live.items.catalogue.rows([item_id])[0])
         in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0
         if row < 0 and written is None:
@@ -314,7 +326,7 @@ class Service:
                 "no-such-item",
                 "No such item",
                 f"{item_id!r} is not in release {live.release.id}",
-                "Ask for an item of the catalogue, or write it with PUT /v1/items.",
+                "Use an item of the catalogue, or write it with PUT /v1/items.",
                 "item_id",
             )
         fields = written.fields if written else {}
@@ -332,19 +344,19 @@ class Service:
         )
 
     async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
-        again = "Send the same events again after a second; with an event_id, one that was stored counts once."
-        with _away("Events cannot be stored now", again):
+        remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
+        with _redis_required("Events cannot be stored", remedy):
             return await self.store.write([a.event for a in accepted], now)
 
     async def erase(self, user_id: str) -> events.ErasureAnswer:
-        """Forget a user, now here and with the next `collect` in the log; twice is once. Raises Problem."""
+        """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""
         at = self.moment()
-        with _away("The user cannot be erased now", "Send the same request again after a second."):
+        with _redis_required("The user cannot be erased", "Retry after a second."):
             await self.store.erase(decoding.check_id("user_id", user_id), at)
         return events.ErasureAnswer(at)
 
     async def similar(self, item_id: str, limit: int) -> rankings.SimilarAnswer:
-        """Items nearest to one by text. Raises Problem where it is unknown or has no text."""
+        """Items with text similar to an item's. Raises Problem (404) if it is unknown or has no text."""
         live = self.live()
         catalogue = live.items.catalogue
         row = int(catalogue.rows([item_id])[0])
@@ -352,15 +364,15 @@ class Service:
             why = (
                 f"{item_id!r} is not in release {live.release.id}" if row < 0 else f"{item_id!r} has no text to compare"
             )
-            raise Problem(404, "no-such-item", "No such item", why, "Ask for an item of the catalogue.", "item_id")
-        gone = live.overlay.withdrawn
-        near = await asyncio.to_thread(live.similar, row, limit + len(gone))
-        near = [(r, c) for r, c in near if catalogue.item_ids[r] not in gone][:limit]
+            raise Problem(404, "no-such-item", "No such item", why, "Use an item of the catalogue.", "item_id")
+        withdrawn = live.overlay.withdrawn
+        near = await asyncio.to_thread(live.similar, row, limit + len(withdrawn))
+        near = [(r, c) for r, c in near if catalogue.item_ids[r] not in withdrawn][:limit]
         items = [rankings.SimilarItem(catalogue.item_ids[r], catalogue.titles[r], c) for r, c in near]
         return rankings.SimilarAnswer(item_id, live.release.id, items)
 
     def state(self) -> dict[str, Any]:
-        """What an operator asks first: whether rankings are answered, from which release, and if not, why."""
+        """State of the service: whether it is ready, the live release, and the reason if it is not ready."""
         live = self.follower.live
         return {
             "status": "ready" if live else "not ready",
@@ -378,15 +390,15 @@ def _finite(value: float) -> float | None:
 
 
 @contextmanager
-def _away(title: str, remedy: str) -> Iterator[None]:
-    """Raises Problem (503) where what is inside cannot reach Redis."""
+def _redis_required(title: str, remedy: str) -> Iterator[None]:
+    """Raise Problem (503) if Redis is unavailable inside the block."""
     try:
         yield
     except StoreAway as e:
         raise Problem(503, "store-away", title, str(e), remedy, headers={"Retry-After": "1"}) from e
 
 
-def _plain(ranking: Ranking) -> list[RankedItem]:
+def _ranked_items(ranking: Ranking) -> list[RankedItem]:
     return [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
 
 
@@ -395,19 +407,17 @@ def _ms_since(started: float) -> float:
 
 
 def plan_of(rules: Rules | None, live: Live) -> Plan | None:
-    """The rules of a request and those that stand. Raises Problem naming the rule, what is wrong and what there is."""
+    """The configuration's rules and a request's, compiled. Raises Problem (422) naming the rule and the reason."""
     try:
         return live.plan(rules)
     except RuleError as e:
-        raise Problem(
-            422, "invalid-rule", "A rule is not as it must be", str(e), "See docs/rules.md for the grammar.", e.path
-        ) from e
+        raise Problem(422, "invalid-rule", "Invalid rule", str(e), "See docs/rules.md for the grammar.", e.path) from e
 
 
-def _ruled(
+def _apply_rules(
     live: Live, ranking: Ranking, plan: Plan | None, history: History, at: float, limit: int | None
 ) -> tuple[Ranking, Ruled | None]:
-    """The ranking as the rules want it, and what they did; itself where there are none."""
+    """Apply the rules to a ranking. Returns (ranking, effects of the rules), or (ranking, None) without rules."""
     if plan is None:
         return ranking, None
     ranked = Ranked(ranking.item_ids, ranking.item, ranking.score)

@@ -1,8 +1,8 @@
-"""A release in shadow: scored beside the live one, on the same candidates, after the answer has gone.
+"""Shadow scoring: a second release scores the same candidates as the live one, after the response has been sent.
 
-One task does it, a list at a time, in turn with following the release and its stream, so that nothing is locked; the
-scoring itself is in a thread. It takes a tenth of its time at most, whatever share of the lists is chosen, and what
-does not fit in a short queue is logged without: no answer waits for it, and none fails by it.
+One task scores one list at a time and also follows the shadow release and the event stream, so there are no locks; the
+scoring itself runs in a thread. It takes at most a tenth of the time, whatever the configured share of lists. If its
+short queue is full, lists are logged without shadow scores. No response waits for it or fails because of it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from serving.store import Store, StoreAway
 log = logging.getLogger(__name__)
 
 TOP = 10
-"""First places that are held against each other."""
+"""Number of top positions whose overlap is measured."""
 _WAITING = 32
 _REST = 9
-"""After a list, as many times what it took."""
-_LOOK_S = 0.02
+"""Pause after scoring a list, as a multiple of the time it took."""
+_IDLE_S = 0.02
 
 
 class ShadowJob(NamedTuple):
-    """One list: what is logged of it, and the live release's ranking of all candidates."""
+    """A list to score: its log record, and the live release's ranking of all candidates."""
 
     record: Served
     ranking: Ranking
@@ -47,28 +47,28 @@ class ShadowJob(NamedTuple):
 
 
 class Shadow:
-    """A worker's release in shadow, where one is. Lists given to it are logged by it."""
+    """A worker's shadow release, if there is one. It scores and logs the lists passed to `put`."""
 
     def __init__(
         self, config: ServiceConfig, store: Store, follower: Follower, served: ServedLog, metrics: Metrics
     ) -> None:
-        """follower: of the release in shadow."""
+        """follower: follower of the shadow release."""
         self._config, self._store, self._follower = config, store, follower
         self._served, self._metrics = served, metrics
         self._queue: deque[ShadowJob] = deque()
         self._rng = np.random.default_rng()
 
     def wants(self, live: Live) -> bool:
-        """Whether a list that the live release is about to rank is to be scored too."""
-        own = self._follower.live
-        if own is None or own.release.id == live.release.id or not self._config.log_served:
+        """Decide whether to shadow-score a list that the live release is about to rank."""
+        shadow = self._follower.live
+        if shadow is None or shadow.release.id == live.release.id or not self._config.log_served:
             return False
         return bool(self._rng.random() < self._config.shadow_share)
 
     def put(self, record: Served, ranking: Ranking, context: Context, live_ms: float) -> None:
-        """Score a list when there is time, and log it; at once, and without, where too many wait.
+        """Queue a list to be scored and logged. If the queue is full, log it at once without shadow scores.
 
-        ranking: all candidates, as the live release ranks them before any rule. live_ms: what that took.
+        ranking: the live release's ranking of all candidates, before rules. live_ms: milliseconds that ranking took.
         """
         if len(self._queue) < _WAITING:
             self._queue.append(ShadowJob(record, ranking, context, live_ms))
@@ -77,73 +77,73 @@ class Shadow:
             self._metrics.shadow("dropped")
 
     def state(self) -> str | None:
-        """The id of the release in shadow, why it is not loaded, or None where there is none."""
+        """The shadow release's id, or the reason it is not loaded; None without a shadow release."""
         live = self._follower.live
         if live is not None:
             return live.release.id
         return self._follower.reason if self._follower.reason.startswith("release") else None
 
     async def run(self) -> None:
-        """Follow and score until cancelled; what waits then is logged without."""
+        """Follow the shadow release and score lists until cancelled. Lists still queued are logged without scores."""
         loop = asyncio.get_running_loop()
-        look = rested = 0.0
+        next_poll = next_score = 0.0
         try:
             while True:
                 live = self._follower.live
-                if loop.time() >= look and (self._store.shadow or live):
+                if loop.time() >= next_poll and (self._store.shadow or live):
                     caught_up = await self._follower.step()
-                    look = loop.time() + (self._config.poll_s if caught_up else 0.0)
-                if self._queue and loop.time() >= rested:
+                    next_poll = loop.time() + (self._config.poll_s if caught_up else 0.0)
+                if self._queue and loop.time() >= next_score:
                     began = loop.time()
                     await self._next()
-                    rested = loop.time() + _REST * (loop.time() - began)
-                await asyncio.sleep(_LOOK_S if live else self._config.poll_s)
+                    next_score = loop.time() + _REST * (loop.time() - began)
+                await asyncio.sleep(_IDLE_S if live else self._config.poll_s)
         finally:
             await self._follower.stop()
-            for asked in self._queue:
-                self._served.put(asked.record)
+            for job in self._queue:
+                self._served.put(job.record)
 
     async def _next(self) -> None:
-        asked, live, record = self._queue[0], self._follower.live, self._queue[0].record
+        job, live, record = self._queue[0], self._follower.live, self._queue[0].record
         try:
             if live is not None:
-                record = msgspec.structs.replace(record, shadow=await self._scored(live, asked))
+                record = msgspec.structs.replace(record, shadow=await self._scored(live, job))
                 self._metrics.shadow("scored")
         except StoreAway:
             self._metrics.shadow("failed")
-        except Exception as e:  # whatever is wrong with the release in shadow, the live one goes on
+        except Exception as e:  # a problem with the shadow release must not affect the live one
             self._metrics.shadow("failed")
-            log.error("release %s in shadow cannot score: %s", live.release.id if live else "", type(e).__name__)
-            log.debug("the list it failed on", exc_info=True)  # may name a shopper
+            log.error("shadow release %s cannot score: %s", live.release.id if live else "", type(e).__name__)
+            log.debug("the list it failed on", exc_info=True)  # debug level: the traceback may contain a user id
         self._queue.popleft()
         self._served.put(record)
 
-    async def _scored(self, live: Live, asked: ShadowJob) -> ShadowScores:
-        record, history = asked.record, EMPTY
+    async def _scored(self, live: Live, job: ShadowJob) -> ShadowScores:
+        record, history = job.record, EMPTY
         if record.user_id is not None and not record.degraded:
-            # Rows of items are of one release: the lists are read again, strictly before the same moment.
+            # Item rows differ between releases, so the history is read again, strictly before the same time.
             history = await self._store.read(record.user_id, live.items.catalogue, record.at)
-        score, ms = await asyncio.to_thread(_score, live, history, asked)
-        of = dict(zip(asked.ranking.item_ids, score.tolist(), strict=True))
-        shown = np.array([of[i] for i in record.item_ids], np.float64)
-        correlation, overlap = agreement(asked.ranking.score, score)
-        return ShadowScores(live.release.id, shown.tobytes(), correlation, overlap, asked.live_ms, round(ms, 3))
+        score, ms = await asyncio.to_thread(_score, live, history, job)
+        score_of = dict(zip(job.ranking.item_ids, score.tolist(), strict=True))
+        shown = np.array([score_of[i] for i in record.item_ids], np.float64)
+        correlation, overlap = agreement(job.ranking.score, score)
+        return ShadowScores(live.release.id, shown.tobytes(), correlation, overlap, job.live_ms, round(ms, 3))
 
 
-def _score(live: Live, history: History, asked: ShadowJob) -> tuple[F64, float]:
-    """float64[candidates], in the order of the live release's ranking, NaN for what is withdrawn; and milliseconds."""
+def _score(live: Live, history: History, job: ShadowJob) -> tuple[F64, float]:
+    """(float64[candidates] in the order of the live release's ranking, NaN for withdrawn items; milliseconds)."""
     began = time.perf_counter()
-    found = live.rank(history, asked.ranking.item_ids, asked.record.at, None, asked.context)
+    ranking = live.rank(history, job.ranking.item_ids, job.record.at, None, job.context)
     ms = (time.perf_counter() - began) * 1e3
-    of = dict(zip(found.item_ids, found.score.tolist(), strict=True))
-    return np.array([of.get(i, math.nan) for i in asked.ranking.item_ids], np.float64), ms
+    score_of = dict(zip(ranking.item_ids, ranking.score.tolist(), strict=True))
+    return np.array([score_of.get(i, math.nan) for i in job.ranking.item_ids], np.float64), ms
 
 
 def agreement(live: F64, shadow: F64) -> tuple[float | None, float]:
-    """Spearman's correlation of two scores of the same items, and the share of the first 10 that both have there.
+    """(Spearman correlation, overlap at 10) of two releases' scores of the same items.
 
-    NaN ranks after everything in the second, and is left out of the correlation, which is None where either score is
-    the same for all.
+    overlap: share of the top 10 items in common. Items whose shadow score is NaN rank last and are left out of the
+    correlation, which is None if either score is constant.
     """
     first = min(TOP, len(live))
     top = [set(np.argsort(-score, kind="stable")[:first].tolist()) for score in (live, shadow)]
@@ -156,6 +156,6 @@ def agreement(live: F64, shadow: F64) -> tuple[float | None, float]:
 
 
 def _ranks(score: F64) -> F64:
-    """Ranks from 0, equal scores at their mean."""
-    _, which, count = np.unique(score, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count + 1) / 2)[which]
+    """Ranks from 0; equal scores share their mean rank."""
+    _, inverse, count = np.unique(score, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count + 1) / 2)[inverse]

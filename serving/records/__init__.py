@@ -1,6 +1,6 @@
-"""Records: what the service answered and counted, for the night and for operators.
+"""Records of what the service served and counted, for the nightly run and for operators.
 
-Served lists with shadow scores, Prometheus metrics, and counts by the minute.
+They are served lists with shadow scores, Prometheus metrics, and counts per minute.
 """
 
 from __future__ import annotations

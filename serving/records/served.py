@@ -1,8 +1,9 @@
-"""The served-list log: what each ranking answered, kept for the next night, without a request waiting for it.
+"""The served-list log: the list returned by each ranking, kept for the next nightly run. No request waits for it.
 
-A request puts a record into a bounded queue in memory; a task writes it to the Redis stream `sw:served`, field `l`:
-MessagePack of a `Served`. What does not fit, and what is still in the queue of a worker that is killed, is lost and was
-never acknowledged to anybody: it is a log, not an event. Dropped records are counted.
+A request puts a record into a bounded queue in memory, and a task writes it to the Redis stream `sw:served`: field `l`
+is the MessagePack of a `Served`. Records that do not fit are dropped and counted. Records still in the queue of a
+worker that is killed are lost. Both are acceptable, because a log record, unlike an event, is never acknowledged to a
+client.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _BATCH = 200
 
 
 class ShadowScores(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the release in shadow says of the same request, scored after the answer had gone.
+    """Scores of the shadow release for the same request, computed after the response was sent.
 
-    score: float64[k], of the items as they were shown, little-endian bytes, NaN for one it has withdrawn. Over all
-    candidates, before rules: correlation, of both releases' scores (Spearman), None where one gives all the same;
-    overlap, the share of the live release's first 10 that are among its own first 10. live_ms, ms: time that each took
-    to rank them.
+    score: float64[k] as little-endian bytes, of the items in the order shown; NaN for an item withdrawn in that
+    release. correlation: Spearman correlation of the two releases' scores; None if either scores all candidates
+    equally. overlap: share of the live release's top 10 that is also in the shadow release's top 10. Both cover all
+    candidates, before rules. live_ms, ms: time the live and the shadow release took to rank them.
     """
 
     release: str
@@ -44,13 +45,13 @@ class ShadowScores(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Served(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One answered list, best first as it was shown: the place in `item_ids` is the position.
+    """One served list in the order shown: the index in `item_ids` is the position.
 
-    at: the moment of the ranking, Unix seconds. score: float64[k], of the ranker, little-endian bytes. propensity:
-    likewise, the chance of each item to stand at its place; only where exploration is on. candidates, rows: of a
-    sampled share, every candidate that was ranked and float32[candidates, features], the very rows that were scored.
-    degraded: ranked without the user's history. shadow: of a share of the lists while a release is in shadow.
-    query: what was searched for.
+    at: time of the ranking, Unix seconds. score: the ranker's scores, float64[k] as little-endian bytes. propensity:
+    the probability of each item at its position, in the same form; only with exploration. candidates, rows: all ranked
+    candidates and the feature rows that were scored, float32[candidates, features]; only for a sampled share of the
+    lists. degraded: ranked without the user's history. shadow: for a share of the lists while a release is in shadow.
+    query: the search query.
     """
 
     request_id: str
@@ -70,17 +71,17 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def scores(self) -> F64:
-        """float64[k]."""
+        """The ranker's scores, float64[k]."""
         return np.frombuffer(self.score, "<f8").astype(np.float64)
 
     @property
     def propensities(self) -> F64 | None:
-        """float64[k], None where nothing was left to chance."""
+        """The probability of each item at its position, float64[k]; None without exploration."""
         return None if self.propensity is None else np.frombuffer(self.propensity, "<f8").astype(np.float64)
 
     @property
     def table(self) -> F32 | None:
-        """float32[candidates, features], None of a list that was not sampled."""
+        """The feature rows, float32[candidates, features]; None for a list that was not sampled."""
         if self.rows is None or not self.candidates:
             return None
         return np.frombuffer(self.rows, "<f4").astype(np.float32).reshape(len(self.candidates), -1)
@@ -90,15 +91,15 @@ _DECODE = msgspec.msgpack.Decoder(Served)
 
 
 def decode_served(entry: bytes) -> Served:
-    """A record as it stands in the stream. Raises what msgspec raises where it is none of ours."""
+    """Decode a record of the stream. Raises the errors of msgspec if it is not a valid `Served`."""
     return _DECODE.decode(entry)
 
 
 class ServedLog:
-    """A worker's queue of records, and the task that writes them. dropped: how many were lost for want of room."""
+    """A worker's queue of records and the task that writes them. dropped: number of records that did not fit."""
 
     def __init__(self, store: Store, metrics: Metrics, most: int) -> None:
-        """most: entries of the stream beyond which nothing is added until `shelfwise collect` has taken some away."""
+        """most: length of the stream at which writing stops until `shelfwise collect` has removed entries."""
         self._store, self._metrics, self._most = store, metrics, most
         self._queue: deque[bytes] = deque()
         self._bytes = 0
@@ -106,7 +107,7 @@ class ServedLog:
         self.dropped = 0
 
     def put(self, record: Served) -> None:
-        """Keep a record for the log; takes microseconds and never waits."""
+        """Add a record to the queue; takes microseconds and never blocks."""
         entry = msgspec.msgpack.encode(record)
         if len(self._queue) >= _RECORDS or self._bytes + len(entry) > _BYTES:
             self._drop(1)
@@ -115,22 +116,22 @@ class ServedLog:
         self._bytes += len(entry)
 
     async def run(self) -> None:
-        """Write until cancelled; what is left then is written by `flush`."""
+        """Write the queue until cancelled; call `flush` then to write the rest."""
         while True:
             await asyncio.sleep(_PAUSE_S)
             await self.flush()
 
     async def flush(self) -> None:
-        """Write all that is in the queue; where Redis is away, leave it there."""
+        """Write the whole queue; records stay queued while Redis is unavailable."""
         while self._queue:
             full = self._length >= self._most
             batch = [] if full else [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
             try:
                 self._length = await self._store.append(SERVED, batch)
             except StoreAway as e:
-                # Perhaps some were written, and are written twice then: `collect` keeps one of each request.
+                # Some may have been written and will be written twice: `collect` keeps one record per request.
                 self._queue.extendleft(reversed(batch))
-                log.debug("the served lists wait: %s", type(e).__name__)
+                log.debug("served lists stay queued: %s", type(e).__name__)
                 return
             except asyncio.CancelledError:
                 self._queue.extendleft(reversed(batch))

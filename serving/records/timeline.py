@@ -1,11 +1,12 @@
-"""What the service did minute by minute, kept in Redis for three days, so that its page can draw more than this moment.
+"""Per-minute counts of the service, kept in Redis for three days for the charts of the operator's page.
 
-    sw:timeline                      stream, field `l`: one JSON record a minute and service, at most KEPT
-    sw:timeline:<service>:<minute>   who of a service's workers writes that minute's record
+    sw:timeline                      stream, field `l`: one JSON record per minute and service, at most KEPT
+    sw:timeline:<service>:<minute>   lock: the worker that sets it writes the service's record of that minute
 
-Prometheus does this better and for longer, and is what alerts stand on (`deploy/`). This is for a shop that has none
-yet, and for a page that works with nothing installed. A record holds what was counted since the service started, as
-Prometheus would read it, so a minute that was missed loses detail and no count; what is drawn are differences.
+Prometheus does this better, keeps data longer, and is the basis of the alerts (`deploy/`). The timeline is for shops
+that do not have it yet and for a page that works without installing anything. A record holds cumulative counts since
+the service started, as Prometheus would scrape them, so a missed minute loses detail but no counts. The charts show
+differences between records.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ _Count = Annotated[float, Meta(ge=0)]
 
 
 class Record(Struct, frozen=True):
-    """What one service had counted by `at` (Unix seconds), over all its workers, since it started.
+    """Cumulative counts of one service, all workers together, from its start until `at` (Unix seconds).
 
-    latency: rankings by bucket of `metrics.LATENCY_S`, the last beyond all; freshness: likewise of `FRESHNESS_S`.
+    latency: rankings by bucket of `metrics.LATENCY_S`, then those above the last bound. freshness: polls in the same
+    way by bucket of `FRESHNESS_S`.
     """
 
     at: float
@@ -50,10 +52,10 @@ class Record(Struct, frozen=True):
 
 
 class Minute(Struct, frozen=True):
-    """One stretch between records, all services together. at: its end, Unix seconds; span_s: its length.
+    """Counts of one interval between records, all services together. at: its end, Unix seconds; span_s: its length.
 
-    Shares are of rankings, 0 to 1, null where nothing was asked; latencies in milliseconds, freshness in seconds, null
-    likewise, and at most the largest bucket.
+    degraded, failed: shares of the rankings, 0 to 1. Latencies are in milliseconds and freshness in seconds, at most
+    the largest bucket. All of these are null if there is nothing to compute them from.
     """
 
     at: float
@@ -68,13 +70,13 @@ class Minute(Struct, frozen=True):
 
 
 def service_name() -> str:
-    """Names this service among those on one Redis: workers that count together have one name."""
-    together = os.environ.get(DIRECTORY)
-    return f"{socket.gethostname()}-{Path(together).name if together else os.getpid()}"
+    """The name of this service among those that share a Redis; workers that share their metrics have the same name."""
+    shared = os.environ.get(DIRECTORY)
+    return f"{socket.gethostname()}-{Path(shared).name if shared else os.getpid()}"
 
 
-def counted(metrics: Metrics, service: str, at: float) -> Record:
-    """A record of this moment."""
+def current_record(metrics: Metrics, service: str, at: float) -> Record:
+    """The record of the current metrics. at: Unix seconds."""
     latency, freshness = [0.0] * (len(LATENCY_S) + 1), [0.0] * (len(FRESHNESS_S) + 1)
     rankings = degraded = events = failed = 0.0
     for name, labels, value in metrics.samples():
@@ -90,48 +92,49 @@ def counted(metrics: Metrics, service: str, at: float) -> Record:
             degraded += value
         elif name == "shelfwise_events_total" and labels["outcome"] == "accepted":
             events += value
-    return Record(at, service, rankings, degraded, events, failed, _apart(latency), _apart(freshness))
+    return Record(at, service, rankings, degraded, events, failed, _per_bucket(latency), _per_bucket(freshness))
 
 
 def _bucket(bounds: Sequence[float], le: str) -> int:
     return len(bounds) if le == "+Inf" else bounds.index(float(le))
 
 
-def _apart(cumulative: Sequence[float]) -> list[float]:
-    """Counts of each bucket alone, from counts of each and those below."""
+def _per_bucket(cumulative: Sequence[float]) -> list[float]:
+    """Counts of each bucket, from cumulative counts."""
     return [max(0.0, b - a) for a, b in zip([0.0, *cumulative], cumulative, strict=False)]
 
 
 class Timeline:
-    """Writes a record each minute, by one of the workers, and reads them back."""
+    """Writes one record per minute and service, from any one of its workers, and reads the records back."""
 
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.time, every_s: float = 60.0):
-        """clock: Unix seconds. every_s: between records."""
+        """clock: returns Unix seconds. every_s: seconds between records."""
         self._store, self._metrics, self._clock, self._every_s = store, metrics, clock, every_s
         self._name = service_name()
 
     async def run(self) -> None:
-        """Write until cancelled. A minute in which Redis is away goes unwritten; the next record makes up for it."""
+        """Write until cancelled. While Redis is unavailable, minutes are skipped; the next record includes their
+        counts."""
         while True:
             await asyncio.sleep(self._every_s - self._clock() % self._every_s)
             try:
                 await self.write()
             except StoreAway as e:
-                log.debug("a minute of the timeline was not written: %s", e)
+                log.debug("skipped a minute of the timeline: %s", e)
 
     async def write(self) -> bool:
-        """Write this minute's record; False where another worker of this service has. Raises StoreAway."""
+        """Write this minute's record; False if another worker of this service already has. Raises StoreAway."""
         at = self._clock()
-        turn = f"{TIMELINE}:{self._name}:{int(at // self._every_s)}"
-        taken = (await self._store.run([["SET", turn, "1", "NX", "EX", max(2, int(5 * self._every_s))]]))[0]
-        if not taken:
+        lock = f"{TIMELINE}:{self._name}:{int(at // self._every_s)}"
+        acquired = (await self._store.run([["SET", lock, "1", "NX", "EX", max(2, int(5 * self._every_s))]]))[0]
+        if not acquired:
             return False
-        record = await asyncio.to_thread(counted, self._metrics, self._name, at)
+        record = await asyncio.to_thread(current_record, self._metrics, self._name, at)
         await self._store.run([["XADD", TIMELINE, "MAXLEN", "~", KEPT, "*", "l", msgspec.json.encode(record)]])
         return True
 
     async def read(self, since: float) -> list[Minute]:
-        """What was done since a moment (Unix seconds), oldest first. Raises StoreAway."""
+        """The minutes after `since` (Unix seconds), oldest first. Raises StoreAway."""
         entries = (await self._store.run([["XREVRANGE", TIMELINE, "+", "-", "COUNT", KEPT]]))[0]
         return minutes(
             [r for _, fields in reversed(entries) if (r := _record(fields)) is not None], since, self._every_s
@@ -142,34 +145,34 @@ def _record(fields: Mapping[bytes, bytes]) -> Record | None:
     try:
         return msgspec.json.decode(fields[b"l"], type=Record)
     except (KeyError, msgspec.MsgspecError):
-        return None  # of another version
+        return None  # written by another version
 
 
 def minutes(records: Sequence[Record], since: float, every_s: float = 60.0) -> list[Minute]:
-    """Differences of records (in the order of time), the services of a stretch added up.
+    """Differences between consecutive records, given in time order, summed over the services of each interval.
 
-    A service's first record is all it ever counted, so only what follows one is drawn; counts that fell, because a name
-    was used again, are taken from zero.
+    The first record of a service only serves as the base of the next one. If counts fall because a restarted service
+    has the same name, the new count is the difference.
     """
     last: dict[str, Record] = {}
-    stretches: dict[int, list[tuple[Record, Record]]] = {}
+    intervals: dict[int, list[tuple[Record, Record]]] = {}
     for r in records:
         if (before := last.get(r.service)) is not None and r.at > max(since, before.at):
-            stretches.setdefault(int(r.at // every_s), []).append((before, r))
+            intervals.setdefault(int(r.at // every_s), []).append((before, r))
         last[r.service] = r
-    return [_minute(pairs) for _, pairs in sorted(stretches.items())]
+    return [_minute(pairs) for _, pairs in sorted(intervals.items())]
 
 
 def _minute(pairs: Sequence[tuple[Record, Record]]) -> Minute:
-    def rise(a: float, b: float) -> float:
+    def increase(a: float, b: float) -> float:
         return b - a if b >= a else b
 
     def total(field: str) -> float:
-        return sum(rise(getattr(a, field), getattr(b, field)) for a, b in pairs)
+        return sum(increase(getattr(a, field), getattr(b, field)) for a, b in pairs)
 
     def buckets(field: str, n: int) -> list[float]:
-        held = [(getattr(a, field), getattr(b, field)) for a, b in pairs]
-        return [sum(rise(a[k], b[k]) for a, b in held if len(a) == len(b) == n) for k in range(n)]
+        counts = [(getattr(a, field), getattr(b, field)) for a, b in pairs]
+        return [sum(increase(a[k], b[k]) for a, b in counts if len(a) == len(b) == n) for k in range(n)]
 
     rankings, latency = total("rankings"), buckets("latency", len(LATENCY_S) + 1)
     p50, p99 = (quantile(LATENCY_S, latency, q) for q in (0.5, 0.99))
@@ -187,17 +190,17 @@ def _minute(pairs: Sequence[tuple[Record, Record]]) -> Minute:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[float], q: float) -> float | None:
-    """The q-quantile of counts by bucket, taken as even within each; None of nothing.
+    """The q-quantile of a histogram, interpolated linearly within a bucket; None if all counts are 0.
 
-    bounds: upper ends, rising; counts: one more than bounds, the last beyond all, which is taken for the last bound.
-    As `histogram_quantile` of Prometheus does.
+    bounds: upper bounds of the buckets, ascending. counts: one more than bounds; the last counts the values above them
+    all, for which the last bound is returned. The same as `histogram_quantile` of Prometheus.
     """
     total = sum(counts)
     if total <= 0:
         return None
-    due, below, lower = q * total, 0.0, 0.0
+    target, below, lower = q * total, 0.0, 0.0
     for upper, count in zip(bounds, counts, strict=False):
-        if count and below + count >= due:
-            return lower + (upper - lower) * max(0.0, due - below) / count
+        if count and below + count >= target:
+            return lower + (upper - lower) * max(0.0, target - below) / count
         below, lower = below + count, upper
     return bounds[-1]

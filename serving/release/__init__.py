@@ -1,7 +1,7 @@
-"""Releases: the artefact a worker answers from, and which one is live.
+"""Releases: the artefact that workers serve, and the choice of the live one.
 
-`write_release` and `load_release` are its two sides; every change of the pointer goes through `registry` and leaves a
-line in the audit log.
+`write_release` and `load_release` write and read the artefact. `registry` makes every change of the release pointer and
+records it in the audit log.
 """
 
 from __future__ import annotations

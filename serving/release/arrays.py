@@ -1,4 +1,4 @@
-"""Items as arrays on disk, `arrays/*.npy` of a release, memory-mapped by every worker."""
+"""Item arrays of a release, `arrays/*.npy`, memory-mapped by every worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serving.release.manifest import MANIFEST, Manifest, ReleaseError
 
 
 def arrays_of(items: Items) -> dict[str, NDArray[Any]]:
-    """All that is known of items, but for features of the user's own, by the name of its file."""
+    """The arrays of `items` by file name, without custom features."""
     c = items.catalogue
     out: dict[str, NDArray[Any]] = {
         "price": c.price,
@@ -67,56 +67,56 @@ def arrays_of(items: Items) -> dict[str, NDArray[Any]]:
 
 
 class Arrays:
-    """The arrays of a release by name, each held to a type and a shape (None: any extent)."""
+    """Reads the arrays of a release by name and checks their dtype and shape (None: any size)."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
 
     def __call__(self, name: str, dtype: type, *shape: int | None) -> NDArray[Any]:
-        """The array of that name, read-only."""
+        """The array `name`, read-only. Raises ReleaseError if it is missing or has another dtype or shape."""
         file = f"arrays/{name}.npy"
         if file not in self.manifest.files:
-            raise ReleaseError(f"{self.path / MANIFEST}: names no {file}; make the release again")
+            raise ReleaseError(f"{self.path / MANIFEST}: does not list {file}; rebuild the release")
         try:
-            # A plain view: numba and numpy treat `memmap` as a type of its own, slowly.
+            # A plain view, because numba and numpy treat `memmap` as a separate, slower type.
             array: NDArray[Any] = np.asarray(np.load(self.path / file, mmap_mode="r", allow_pickle=False))
         except (ValueError, OSError, EOFError) as e:
-            raise ReleaseError(f"{self.path / file} is no array: {e}") from e
-        wanted = tuple(found if want is None else want for found, want in zip(array.shape, shape, strict=False))
-        if array.dtype != dtype or len(array.shape) != len(shape) or array.shape != wanted:
+            raise ReleaseError(f"{self.path / file} is not a valid array: {e}") from e
+        expected = tuple(size if want is None else want for size, want in zip(array.shape, shape, strict=False))
+        if array.dtype != dtype or len(array.shape) != len(shape) or array.shape != expected:
             raise ReleaseError(
                 f"{self.path / file}: {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}"
-                f"{['any' if s is None else s for s in shape]}: make the release again"
+                f"{['any' if s is None else s for s in shape]}: rebuild the release"
             )
         return array
 
     def has(self, name: str) -> bool:
-        """Whether the release has such an array."""
+        """Whether the release has an array of this name."""
         return f"arrays/{name}.npy" in self.manifest.files
 
     def within(self, name: str, array: NDArray[Any], low: int, high: int) -> NDArray[Any]:
-        """The array, all of whose values are from `low` to below `high`: compiled code reads where they point."""
+        """Return `array` if all values are in [low, high), else raise: compiled code uses them as indices unchecked."""
         if array.size and not (low <= array.min() and array.max() < high):
             raise ReleaseError(
                 f"{self.path}/arrays/{name}.npy: holds {array.min()} to {array.max()}, expected {low} to {high - 1}: "
-                "make the release again"
+                "rebuild the release"
             )
         return array
 
     def strings(self, name: str, count: int | None) -> Strings:
-        """Texts, kept as bytes and where each begins. count: how many there must be; None for any number."""
+        """Strings stored as bytes and start offsets. count: the expected number of strings; None for any number."""
         start = self(f"{name}_start", np.int64, None if count is None else count + 1)
         text = self(f"{name}_text", np.uint8, None)
         return Strings(self._ascending(f"{name}_start", start, len(text)), text)
 
     def _ascending(self, name: str, start: NDArray[Any], end: int) -> NDArray[Any]:
         if not len(start) or start[0] != 0 or start[-1] != end or (np.diff(start) < 0).any():
-            raise ReleaseError(f"{self.path}/arrays/{name}.npy: does not go up from 0 to {end}: make the release again")
+            raise ReleaseError(f"{self.path}/arrays/{name}.npy: is not ascending from 0 to {end}: rebuild the release")
         return start
 
 
 def items_of(read: Arrays) -> Items:
-    """The items that `arrays_of` was given. Raises ReleaseError for an array that is missing or not as it must be."""
+    """Items read from their arrays; inverse of `arrays_of`. Raises ReleaseError for a missing or invalid array."""
     n, d = read.manifest.items, read.manifest.dimension
     category_names, brand_names = list(read.strings("category_names", None)), list(read.strings("brand_names", None))
     number_names, tag_names = list(read.strings("number_names", None)), list(read.strings("tag_names", None))
@@ -152,12 +152,12 @@ def items_of(read: Arrays) -> Items:
     if rates.size and rates.shape != (n + 1, len(catalogue.by_attribute)):
         raise ReleaseError(
             f"{read.path}/arrays/attribute_rates.npy: {list(rates.shape)}, expected "
-            f"{[n + 1, len(catalogue.by_attribute)]}: make the release again"
+            f"{[n + 1, len(catalogue.by_attribute)]}: rebuild the release"
         )
     factors = read("factors", np.float32, None, None)
     if factors.size and len(factors) != n + 1:
         raise ReleaseError(
-            f"{read.path}/arrays/factors.npy: {len(factors)} rows, expected {n + 1}: make the release again"
+            f"{read.path}/arrays/factors.npy: {len(factors)} rows, expected {n + 1}: rebuild the release"
         )
     prior = read("prior", np.float32, n + 1)
     return Items(
@@ -175,7 +175,7 @@ def items_of(read: Arrays) -> Items:
 
 
 def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:
-    """The catalogue's words, of a release that reads queries."""
+    """The vocabulary; None for a release without query features."""
     if not read.has("word_rarity"):
         return None
     rarity = read("word_rarity", np.float32, None)
@@ -192,26 +192,26 @@ def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:
 
 
 def _segments(read: Arrays, factors: F32) -> Segments:
-    """Those of the release; none in one whose ranker never saw any."""
+    """The segments; empty for a release whose ranker was trained without them."""
     if not read.has("segment_centre"):
         return Segments.none()
     centre = read("segment_centre", np.float32, None, None)
     if len(centre) and centre.shape[1] != factors.shape[1]:
         raise ReleaseError(
             f"{read.path}/arrays/segment_centre.npy: {centre.shape[1]} columns, expected {factors.shape[1]} as "
-            "factors.npy has: make the release again"
+            "in factors.npy: rebuild the release"
         )
     return Segments(centre, read("segment_log_share", np.float32, len(centre)))
 
 
 def _inverted(read: Arrays, n: int, d: int) -> InvertedLists | None:
-    """The inverted lists of a release that has them: one that is small enough has none."""
+    """The inverted lists; None for a release with few enough items to need none."""
     if not read.has("list_start"):
         return None
     row = read.within("list_row", read("list_row", np.int32, None), 0, n)
     start = read._ascending("list_start", read("list_start", np.int64, None), len(row))
     if len(start) < 2:
-        raise ReleaseError(f"{read.path}/arrays/list_start.npy: holds no list: make the release again")
+        raise ReleaseError(f"{read.path}/arrays/list_start.npy: holds no list: rebuild the release")
     centre = Vectors(
         read("list_centre_code", np.int8, len(start) - 1, d), read("list_centre_scale", np.float32, len(start) - 1)
     )

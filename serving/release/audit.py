@@ -16,14 +16,14 @@ from serving.store import BulkStore
 def record_change(
     root: Path, store: BulkStore, action: str, release_id: str, before: str | None, reason: str, by: str | None = None
 ) -> None:
-    """Write down a change that was made, or is about to be: on disk for good, and in Redis for whoever looks."""
+    """Append a change of the release pointer to `audit.jsonl` and to the recent changes in Redis."""
     line = json.dumps(
         {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "action": action,
             "release": release_id,
             "before": before,
-            "by": f"{by or _who()}@{socket.gethostname()}",
+            "by": f"{by or _user()}@{socket.gethostname()}",
             "reason": reason,
         }
     )
@@ -31,7 +31,7 @@ def record_change(
     store.audit(line)
 
 
-def _who() -> str:
+def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user may have no name

@@ -1,4 +1,4 @@
-"""A file of JSON lines that is only ever added to: what was written is on disk, and a damaged line spoils no other."""
+"""Append-only JSON Lines files: appended lines are synced to disk, and a damaged line does not affect the others."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a file, on disk when this returns; after one that was cut short a new one begins."""
+    """Append a line and sync it to disk. If the last line was cut off, start a new one first."""
     with file.open("ab+") as f:
-        cut = f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n"
-        f.write(b"\n" * bool(cut) + line.encode() + b"\n")
+        cut_off = f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n"
+        f.write(b"\n" * bool(cut_off) + line.encode() + b"\n")
         f.flush()
         os.fsync(f.fileno())
 
 
 def read_lines(file: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
-    """The lines of a file that are objects with these fields, in their order; damaged ones are left out."""
-    out, needed = [], set(fields)
+    """The lines that are objects with these fields, in file order; other lines are skipped."""
+    out, required = [], set(fields)
     for line in file.read_text("utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and needed <= set(found):
-            out.append(found)
+        if isinstance(record, dict) and required <= set(record):
+            out.append(record)
     return out

@@ -1,7 +1,7 @@
-"""What the gate said of each night's release: one line a night beside the releases, for whoever decides after it.
+"""The gate's decisions: one JSON line per nightly run, stored with the releases.
 
-The gate writes, in the nightly job; the operator's page reads. A night that is judged again leaves another line, and
-the last one counts.
+The gate of the nightly run writes them and the operator's page reads them. Evaluating a run again appends another line;
+the last line of a candidate counts.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FILE = "judgements.jsonl"
 def write_judgement(
     root: Path, gate: Mapping[str, Any], evaluation: Mapping[str, Any], drift: Mapping[str, float], at: float
 ) -> None:
-    """Add what the gate said (`gate.json`), how well the candidate ranked, and how its features drifted.
+    """Append the gate's decision, the candidate's ranking quality and the drift of its features.
 
-    root: the directory of the releases. evaluation: `evaluation.json`. drift: PSI by feature, test lists against those
-    learnt from. at: Unix seconds.
+    root: the directory of the releases. gate: content of `gate.json`. evaluation: content of `evaluation.json`.
+    drift: PSI per feature between the test and the training lists, NaN if unknown. at: Unix seconds.
     """
     known = sorted(((name, psi) for name, psi in drift.items() if not math.isnan(psi)), key=lambda pair: -pair[1])
     quality = {
@@ -55,14 +55,14 @@ def write_judgement(
 
 
 _FEATURES = 5
-"""Features of the largest drift that a line names."""
+"""Number of features in a line, those with the largest drift."""
 
 
 def read_judgements(root: Path) -> list[dict[str, Any]]:
-    """What the gate said, oldest first, of each candidate the last time.
+    """The gate's last decision on each candidate, oldest first.
 
-    `at`, `candidate`, `live`, `verdict`, `reasons` (rule, verdict, message), `figures`, `quality` (by system: ndcg@10,
-    low, high), `drift`, `drift_median`.
+    Fields: `at`, `candidate`, `live`, `verdict`, `reasons` (rule, verdict, message), `figures`, `quality` (by system:
+    ndcg@10, low, high), `drift`, `drift_median`.
     """
     last = {line["candidate"]: line for line in read_lines(root / FILE, {"at", "candidate", "verdict"})}
     return sorted(last.values(), key=lambda line: str(line["at"]))

@@ -1,4 +1,4 @@
-"""What a release says of itself: `manifest.json`, with the size and SHA-256 of every file of its directory."""
+"""The manifest of a release, `manifest.json`: its metadata, and the size and SHA-256 of every file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 16 << 20
 
 
 class ReleaseError(ValueError):
-    """A release cannot be written or used; the message says which file or field, both values, and what to do."""
+    """A release cannot be written or used; the message names the file or field, both values, and the fix."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -27,11 +27,12 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a release says of itself. Times are Unix seconds, UTC.
+    """Metadata of a release. Times are Unix seconds, UTC.
 
-    cut_off: item state holds the events before it. window: what was trained and tested on which stretch of time.
-    metrics: of the evaluation that let it pass. parent: id of the release that was live when it was made.
-    files: by path inside the directory, with `/`. custom: the user's own features: where their code is.
+    cut_off: item state includes the events before this time. window: the time ranges of training and testing.
+    metrics: results of the evaluation that passed the gate. parent: ID of the release that was live at creation.
+    files: by path relative to the directory, with `/`. attribution_s: as in `features.moment.Items`. custom: where the
+    code of each custom feature is.
     """
 
     id: str
@@ -46,13 +47,14 @@ class Manifest(msgspec.Struct, frozen=True):
     items: int
     schema_hash: str
     feature_names: list[str]
+    attribution_s: Annotated[float, msgspec.Meta(gt=0)]
     files: dict[str, FileEntry]
     custom: list[str] = []
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A directory that looks like a release: its manifest, or the problem with it."""
+    """A directory under the releases: its manifest, or the reason why it cannot be read."""
 
     path: Path
     manifest: Manifest | None
@@ -60,32 +62,33 @@ class Listed:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What the release in a directory says of itself, checked against its id; its files are not looked at."""
+    """The manifest of the release in `path`, checked against its ID; other files are not checked. Raises
+    ReleaseError."""
     file = path / MANIFEST
     if not file.is_file():
-        raise ReleaseError(f"{path} is no release: it has no {MANIFEST}")
+        raise ReleaseError(f"{path} is not a release: it has no {MANIFEST}")
     if (size := file.stat().st_size) > _MANIFEST_BYTES:
-        raise ReleaseError(f"{file} has {size} bytes; a manifest has at most {_MANIFEST_BYTES}")
+        raise ReleaseError(f"{file} has {size} bytes; the maximum for a manifest is {_MANIFEST_BYTES}")
     content = file.read_bytes()
     try:
-        written_as = msgspec.json.decode(content, type=dict[str, Any]).get("format")
-        if written_as != FORMAT:
+        format_ = msgspec.json.decode(content, type=dict[str, Any]).get("format")
+        if format_ != FORMAT:
             raise ReleaseError(
-                f"{file}: format {written_as!r}, this version reads {FORMAT}: serve it with the version that made it"
+                f"{file}: format {format_!r}, this version reads {FORMAT}: serve it with the version that wrote it"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
-        found = release_id(manifest)
+        expected = release_id(manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise ReleaseError(f"{file} is not a manifest: {e}; copy or make the release again") from e
-    if found != manifest.id:
+        raise ReleaseError(f"{file} is not a valid manifest: {e}; copy the release again or rebuild it") from e
+    if expected != manifest.id:
         raise ReleaseError(
-            f"{file}: id {manifest.id!r}, but its content makes {found!r}: it was changed; copy it again"
+            f"{file}: ID {manifest.id!r} does not match the content, whose ID is {expected!r}: copy the release again"
         )
     return manifest
 
 
 def list_releases(root: Path) -> list[Listed]:
-    """Every release under `root`, newest first, those that cannot be read at the end with their problem."""
+    """Every release under `root`, newest first; those that cannot be read come last, with the reason."""
     good, bad = [], []
     for path in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []:
         try:
@@ -98,12 +101,12 @@ def list_releases(root: Path) -> list[Listed]:
 
 
 def release_id(manifest: Manifest) -> str:
-    """Date, and the beginning of the SHA-256 of the manifest without its id."""
+    """Date and first 10 hex digits of the SHA-256 of the manifest without its ID."""
     date = datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y%m%d")
     return f"{date}-{hashlib.sha256(as_json(msgspec.structs.replace(manifest, id=''))).hexdigest()[:10]}"
 
 
 def as_json(manifest: Manifest) -> bytes:
-    """The bytes of `manifest.json`, the same for the same manifest."""
-    # Metrics tend to be numpy's numbers.
+    """The bytes of `manifest.json`; equal manifests give equal bytes."""
+    # Metrics may be NumPy scalars.
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted", enc_hook=lambda x: x.item()), indent=1)

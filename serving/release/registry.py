@@ -1,7 +1,7 @@
-"""Which release is live, who made it so, and which ones are kept: every change of the pointer goes through here.
+"""Changes of the live and the shadow release: publish, promote, pin, roll back. All of them go through this module.
 
-Each change leaves a line in `audit.jsonl` beside the releases and in Redis. The lines are the history that a rollback
-goes back along: publishing and promoting go a step on, a rollback goes one back.
+Each change appends a line to `audit.jsonl` in the directory of the releases and to Redis. These lines are the history
+used by rollbacks: publishing and promoting add a step, and a rollback removes one.
 """
 
 from __future__ import annotations
@@ -20,56 +20,57 @@ from serving.release.manifest import Manifest, ReleaseError, list_releases
 from serving.release.release import Release, load_release
 from serving.store import BulkStore, Pointer
 
-_STEPS_ON = ("publish", "promote", "pin")
+_FORWARD = ("publish", "promote", "pin")
+"""Actions that add a step to the history."""
 
 
 def release_history(root: Path) -> list[dict[str, Any]]:
-    """The audit, oldest first: `at`, `action`, `release`, `before`, `by`, `reason`. A damaged line is left out."""
+    """The audit log, oldest first: `at`, `action`, `release`, `before`, `by`, `reason`. Damaged lines are skipped."""
     return read_lines(root / "audit.jsonl", {"action", "release"})
 
 
 def lineage(root: Path) -> list[str]:
-    """Ids of the releases that were live, oldest first, the live one last; those rolled back from are left out."""
+    """IDs of the releases that were live, oldest first, ending with the live one; without those rolled back."""
     out: list[str] = []
     for line in release_history(root):
         if line["action"] == "rollback":
             while out and out[-1] != line["release"]:
                 out.pop()
             out = out or [line["release"]]
-        elif line["action"] in _STEPS_ON and (not out or out[-1] != line["release"]):
+        elif line["action"] in _FORWARD and (not out or out[-1] != line["release"]):
             out.append(line["release"])
     return out
 
 
 def previous_release(root: Path, live: str) -> str | None:
-    """The release that was live before this one and is still there: by the audit, else the one it names as parent."""
-    there = {r.manifest.id: r.manifest for r in list_releases(root) if r.manifest}
+    """The release to roll back to: the last one before `live` in the audit log, else its parent; must still exist."""
+    existing = {r.manifest.id: r.manifest for r in list_releases(root) if r.manifest}
     before = lineage(root)
     before = before[: len(before) - 1 - before[::-1].index(live)] if live in before else before
-    known = [i for i in before if i in there and i != live]
+    known = [i for i in before if i in existing and i != live]
     if known:
         return known[-1]
-    parent = there[live].parent if live in there else None
-    return parent if parent in there and parent != live else None
+    parent = existing[live].parent if live in existing else None
+    return parent if parent in existing and parent != live else None
 
 
 def last_rollback(root: Path, release: str) -> dict[str, Any] | None:
-    """The audit line of the rollback away from a release, where nobody has promoted it since; None otherwise."""
-    found = None
+    """The audit line of the last rollback from a release; None if there is none or it was promoted again since."""
+    last = None
     for line in release_history(root):
         if line["action"] == "rollback" and line.get("before") == release:
-            found = line
+            last = line
         elif line["release"] == release and line["action"] in ("promote", "pin"):
-            found = None
-    return found
+            last = None
+    return last
 
 
 def publish(root: Path, store: BulkStore, release: Manifest, path: Path) -> None:
-    """Make a night's release live; nothing is said of it where it is already."""
+    """Make the release of a nightly run live; does nothing, and logs nothing, if it already is."""
     with locked(root / "lock", wait=True):
         pointer = store.pointer()
         if pointer is None or pointer.id != release.id:
-            _point(root, store, "publish", release.id, path, "the night's gate let it pass")
+            _point(root, store, "publish", release.id, path, "passed the nightly gate")
 
 
 def promote(
@@ -81,10 +82,10 @@ def promote(
     action: str = "promote",
     by: str | None = None,
 ) -> Release:
-    """Make any release live that is there and whole, its vectors in Redis. Raises ReleaseError where it is not.
+    """Make any existing release live and write its vectors to Redis. Raises ReleaseError if it is missing or damaged.
 
-    action: as the audit calls it; `pin` also keeps nights from replacing it, until it is unpinned. by: who wants it,
-    for the audit; None is this process's user.
+    action: recorded in the audit log; `pin` also prevents nightly runs from replacing the release until it is unpinned.
+    by: user recorded in the audit log; None for the user of this process.
     """
     with locked(root / "lock", wait=True):
         release = load_release(root / release_id, custom=custom)
@@ -96,16 +97,18 @@ def promote(
 def rollback(
     root: Path, store: BulkStore, reason: str, custom: tuple[Feature, ...] = (), by: str | None = None
 ) -> Release:
-    """Make the release live that was so before. Raises ReleaseError where there is none."""
+    """Make the previously live release live again. Raises ReleaseError if there is none."""
     pointer = store.pointer()
     before = previous_release(root, pointer.id) if pointer else None
     if before is None:
-        raise ReleaseError("there is no release to go back to: see `shelfwise releases`, and promote one by its id")
+        raise ReleaseError(
+            "there is no release to roll back to: list them with `shelfwise releases` and promote one by its ID"
+        )
     return promote(root, store, before, reason, custom, "rollback", by)
 
 
 def unpin(root: Path, store: BulkStore, reason: str) -> Pointer:
-    """Let nights replace the live release again. Raises ReleaseError where none is live."""
+    """Let nightly runs replace the live release again. Raises ReleaseError if none is live."""
     with locked(root / "lock", wait=True):
         pointer = store.pointer()
         if pointer is None:
@@ -117,12 +120,12 @@ def unpin(root: Path, store: BulkStore, reason: str) -> Pointer:
 def start_shadow(
     root: Path, store: BulkStore, release_id: str, reason: str, custom: tuple[Feature, ...] = ()
 ) -> Release:
-    """Have every worker score a share of its lists by this release too. Raises ReleaseError where it is not whole or
-    live already."""
+    """Make every worker also score a share of its lists with this release. Raises ReleaseError if it is missing,
+    damaged or live."""
     with locked(root / "lock", wait=True):
         pointer = store.pointer()
         if pointer is not None and pointer.id == release_id:
-            raise ReleaseError(f"release {release_id} is live: a release in shadow is another one")
+            raise ReleaseError(f"release {release_id} is live: choose another one for shadow scoring")
         release = load_release(root / release_id, custom=custom)
         before = store.shadow()
         record_change(root, store, "shadow", release.id, before.id if before else None, reason)
@@ -131,19 +134,19 @@ def start_shadow(
 
 
 def stop_shadow(root: Path, store: BulkStore, reason: str) -> Pointer:
-    """End that. Raises ReleaseError where no release is in shadow."""
+    """Stop shadow scoring. Raises ReleaseError if no release is in shadow."""
     with locked(root / "lock", wait=True):
         before = store.shadow()
         if before is None:
-            raise ReleaseError("no release is in shadow: `shelfwise releases shadow ID` puts one there")
+            raise ReleaseError("no release is in shadow: start one with `shelfwise releases shadow ID`")
         record_change(root, store, "unshadow", before.id, before.id, reason)
         store.cast(None)
     return before
 
 
 def _restore_vectors(store: BulkStore, release: Release) -> None:
-    """Put a release's item vectors into Redis, from its own file."""
-    import pyarrow.parquet as pq  # 40 ms that no request should wait for
+    """Write the item vectors from the release's files to Redis."""
+    import pyarrow.parquet as pq  # imported here because it takes 40 ms
 
     table = pq.read_table(release.path / "items.parquet", columns=["item_id", "embedding"])
     vectors = np.array(table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False), np.float32)
@@ -156,7 +159,8 @@ def _restore_vectors(store: BulkStore, release: Release) -> None:
 def _point(
     root: Path, store: BulkStore, action: str, release_id: str, path: Path, reason: str, by: str | None = None
 ) -> None:
-    """The line first: killed in between, a change is announced that did not come, never one made without a trace."""
+    """Set the live release. The audit line comes first, so that a change cut short is logged rather than never
+    recorded."""
     pointer = store.pointer()
     record_change(root, store, action, release_id, pointer.id if pointer else None, reason, by)
     if (in_shadow := store.shadow()) and in_shadow.id == release_id:

@@ -1,14 +1,14 @@
-"""The artefact: everything a worker answers from, in one directory that is made whole, checksummed and never changed.
+"""The release artefact: an immutable, checksummed directory with everything a worker needs to serve.
 
-    manifest.json      a `Manifest`: what is in here, made from what, with the size and SHA-256 of every file
-    items.parquet      the catalogue with embeddings, for people and other programs; the service does not read it
-    ranker.txt         the trees, as LightGBM's model text
+    manifest.json      a `Manifest`: the contents, their origin, and the size and SHA-256 of every file
+    items.parquet      the catalogue with embeddings, for people and other programs; workers do not read it
+    ranker.txt         the trees, as LightGBM model text
     arrays/*.npy       the catalogue, vectors, prior, factors, neighbours and item state, memory-mapped by every worker
     encoder/           the text encoder, safetensors only
 
-The id is the date and the beginning of the SHA-256 of the manifest without its id. The manifest holds the checksum of
-every file, so the same inputs make the same id and the same bytes, and no byte can change without the id disagreeing.
-Loading runs no code from a release: no pickle, no Python, nothing but arrays, text and JSON.
+The ID is the date and the first 10 hex digits of the SHA-256 of the manifest without its ID. The manifest contains the
+checksum of every file. Therefore equal inputs give the same ID and the same bytes, and any change of a byte is
+detected. Loading a release runs no code from it: it contains no pickles and no Python, only arrays, text and JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _MODEL = "ranker.txt"
 _CODE = frozenset({".py", ".pyc", ".so", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".h5"})
-"""What an encoder's directory may not hold: code, or formats whose loading may run some."""
+"""File types not allowed in an encoder directory: code, and formats that can run code when loaded."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Release:
 
     @cached_property
     def knows_queries(self) -> bool:
-        """Whether the ranker has learned what a query is worth."""
+        """Whether the trees use any query feature."""
         return not {self.trees.names[k] for k in query_prior.query_columns(self.trees.names)}.isdisjoint(
             self.trees.asked
         )
 
     @property
     def id(self) -> str:
-        """Date and checksum, as `20250131-0123456789`."""
+        """Date and checksum, such as `20250131-0123456789`."""
         return self.manifest.id
 
 
@@ -89,25 +89,27 @@ def write_release(
     created_at: float,
     encoder_fingerprint: str,
 ) -> Path:
-    """The directory of a new release under `root`, whole and on disk; the same inputs give the same one.
+    """Write a release under `root`, synced to disk, and return its directory. Equal inputs give the same directory.
 
     items: with item state as of `cut_off`. item_columns: the catalogue, embeddings as fixed_size_list<float32>[d].
-    encoder_dir: copied into the release; None where there was no encoder. Times are Unix seconds.
-    Nothing is left behind where it fails. Raises ReleaseError where model and features disagree, where the encoder's
-    directory holds code or a format that may run some, or a directory of the same id holds something else.
+    encoder_dir: copied into the release; None if there is no encoder. Times are Unix seconds.
+    A failed write leaves nothing behind. Raises ReleaseError if model and features do not match, if the encoder
+    directory contains code or a format that can run code, or if the directory of this ID exists with other content.
     """
-    _check_features(items, _trees(model_text, "the model given"), "the model given")
+    _check_features(items, _trees(model_text, "the given model"), "the given model")
     if any(a >= b for a, b in pairwise(items.catalogue.item_ids)):
-        raise ReleaseError("the catalogue's item ids are not in ascending order, each once: sort it by item_id")
+        raise ReleaseError(
+            "the catalogue's item IDs are not unique and ascending: sort by item_id and remove duplicates"
+        )
     root.mkdir(parents=True, exist_ok=True)
-    with _temporary(root) as making:
-        (making / _MODEL).write_text(model_text, encoding="utf-8", newline="")
-        _write_parquet(item_columns, making / "items.parquet", encoder_fingerprint)
-        (making / "arrays").mkdir()
+    with _temporary(root) as staging:
+        (staging / _MODEL).write_text(model_text, encoding="utf-8", newline="")
+        _write_parquet(item_columns, staging / "items.parquet", encoder_fingerprint)
+        (staging / "arrays").mkdir()
         for name, array in arrays_of(items).items():
-            np.save(making / "arrays" / f"{name}.npy", array, allow_pickle=False)
+            np.save(staging / "arrays" / f"{name}.npy", array, allow_pickle=False)
         if encoder_dir is not None:
-            _copy_encoder(encoder_dir, making / "encoder")
+            _copy_encoder(encoder_dir, staging / "encoder")
         manifest = Manifest(
             id="",
             format=FORMAT,
@@ -121,42 +123,45 @@ def write_release(
             items=len(items.catalogue),
             schema_hash=schema_hash(items),
             feature_names=list(names(items)),
+            attribution_s=items.attribution_s,
             custom=[f.origin for f in items.custom],
-            files={p.relative_to(making).as_posix(): _entry(p) for p in _files(making)},
+            files={p.relative_to(staging).as_posix(): _entry(p) for p in _files(staging)},
         )
-        # As it will be read: a whole number given for a float, say, must not make another id.
+        # Round trip through JSON, so that the ID is of the values as they will be read: an int for a float, for
+        # example.
         manifest = msgspec.json.decode(as_json(manifest), type=Manifest)
         manifest = msgspec.structs.replace(manifest, id=release_id(manifest))
-        (making / MANIFEST).write_bytes(as_json(manifest))
-        load_release(making, verify=False, custom=items.custom)
-        return _finalize(making, root / manifest.id)
+        (staging / MANIFEST).write_bytes(as_json(manifest))
+        load_release(staging, verify=False, custom=items.custom)
+        return _finalize(staging, root / manifest.id)
 
 
 def load_release(path: Path, verify: bool = True, custom: tuple[Feature, ...] = ()) -> Release:
-    """The release in a directory, its arrays memory-mapped.
+    """Load the release in a directory, with memory-mapped arrays.
 
-    verify: read every file once and compare its checksum; sizes are compared in any case. Raises ReleaseError where
-    anything is missing or disagrees: format, id, size, checksum, shape, type, feature schema, or model. custom: the
-    features of the user's own that the configuration names; a release names its own but never brings their code.
+    verify: also read every file and compare its checksum; sizes are always compared. custom: the custom features of the
+    configuration; a release names those it was built with but does not contain their code. Raises ReleaseError if
+    anything is missing or does not match: format, ID, size, checksum, shape, dtype, feature schema, model or custom
+    features.
     """
     manifest = read_manifest(path)
-    if (ours := [f.origin for f in custom]) != manifest.custom:
+    if (configured := [f.origin for f in custom]) != manifest.custom:
         raise ReleaseError(
-            f"{path}: was made with features {manifest.custom or 'none'} of the user's own, here are {ours or 'none'}: "
-            "name the same in `features.custom`, with the same code, or make a new release"
+            f"{path}: was built with custom features {manifest.custom or 'none'}, but {configured or 'none'} are "
+            "configured: set the same in `features.custom`, with the same code, or make a new release"
         )
     for name, entry in manifest.files.items():
         _check_file(path, name, entry, verify)
-    items = replace(items_of(Arrays(path, manifest)), custom=custom)
-    if (found := schema_hash(items)) != manifest.schema_hash:
+    items = replace(items_of(Arrays(path, manifest)), custom=custom, attribution_s=manifest.attribution_s)
+    if (schema := schema_hash(items)) != manifest.schema_hash:
         differ = [f"{a} / {b}" for a, b in zip(manifest.feature_names, names(items), strict=False) if a != b]
         raise ReleaseError(
-            f"{path}: its rows have schema {manifest.schema_hash} ({len(manifest.feature_names)} features), "
-            f"this version makes {found} ({len(names(items))}){', first at ' + differ[0] if differ else ''}: "
-            "serve it with the version that made it, or make a new release"
+            f"{path}: its feature schema is {manifest.schema_hash} ({len(manifest.feature_names)} features), that of "
+            f"this version is {schema} ({len(names(items))}){', first difference ' + differ[0] if differ else ''}: "
+            "serve it with the version that built it, or make a new release"
         )
     if _MODEL not in manifest.files:
-        raise ReleaseError(f"{path / MANIFEST}: names no {_MODEL}; make the release again")
+        raise ReleaseError(f"{path / MANIFEST}: does not list {_MODEL}; rebuild the release")
     trees = _trees((path / _MODEL).read_text(encoding="utf-8"), str(path / _MODEL))
     _check_features(items, trees, str(path / _MODEL))
     return Release(path, manifest, items, trees)
@@ -164,12 +169,13 @@ def load_release(path: Path, verify: bool = True, custom: tuple[Feature, ...] = 
 
 def _check_features(items: Items, trees: Trees | BoosterTrees, where: str) -> None:
     # LightGBM writes a space in a name as an underscore.
-    ours = [n.replace(" ", "_") for n in names(items)]
-    for column, (theirs, our) in enumerate(zip_longest(trees.names, ours)):
-        if theirs != our:
+    expected = [n.replace(" ", "_") for n in names(items)]
+    for column, (of_model, of_rows) in enumerate(zip_longest(trees.names, expected)):
+        if of_model != of_rows:
             raise ReleaseError(
-                f"{where} was trained on {len(trees.names)} features, the rows have {len(ours)}; at column {column} "
-                f"the model has {theirs!r}, the rows {our!r}: train on the features of this version and catalogue"
+                f"{where} was trained on {len(trees.names)} features, the rows have {len(expected)}; column {column} "
+                f"is {of_model!r} in the model, {of_rows!r} in the rows: train on the features of this version and "
+                "catalogue"
             )
 
 
@@ -191,24 +197,24 @@ def _files(root: Path) -> list[Path]:
 
 @contextmanager
 def _temporary(root: Path) -> Iterator[Path]:
-    """A directory that is not yet a release and is gone after the block, unless it was renamed."""
-    making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+    """A temporary directory under `root`, deleted after the block unless it was renamed."""
+    staging = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
     try:
-        yield making
+        yield staging
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _finalize(making: Path, target: Path) -> Path:
-    """Everything on disk, then the name, then the name on disk: after a power cut it is whole or not there."""
+def _finalize(staging: Path, target: Path) -> Path:
+    """Sync all files, rename, sync the rename: after a power failure the release is complete or absent."""
     if target.exists():
-        if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == (making / MANIFEST).read_bytes():
+        if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == (staging / MANIFEST).read_bytes():
             return target
-        raise ReleaseError(f"{target} exists and is not this release: move it away")
-    making.chmod(0o755)
-    for path in [*_files(making), *(p for p in making.rglob("*") if p.is_dir()), making]:
+        raise ReleaseError(f"{target} exists with other content: move it away")
+    staging.chmod(0o755)
+    for path in [*_files(staging), *(p for p in staging.rglob("*") if p.is_dir()), staging]:
         _sync(path)
-    making.rename(target)
+    staging.rename(target)
     _sync(target.parent)
     return target
 
@@ -222,7 +228,7 @@ def _sync(path: Path) -> None:
 
 
 def _write_parquet(table: pa.Table, path: Path, fingerprint: str) -> None:
-    import pyarrow.parquet as pq  # only the night writes, and it is 60 MB in a worker that never does
+    import pyarrow.parquet as pq  # imported here because workers never write, and it takes 60 MB
 
     metadata = {**(table.schema.metadata or {}), b"encoder_fingerprint": fingerprint.encode()}
     pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
@@ -231,20 +237,22 @@ def _write_parquet(table: pa.Table, path: Path, fingerprint: str) -> None:
 def _copy_encoder(source: Path, target: Path) -> None:
     for path in _files(source):
         if path.suffix.lower() in _CODE:
-            raise ReleaseError(f"{path}: an encoder in a release may hold safetensors, JSON and text only; save it so")
+            raise ReleaseError(
+                f"{path}: an encoder in a release may only contain safetensors, JSON and text: save it in that form"
+            )
     shutil.copytree(source, target)
 
 
 def _check_file(path: Path, name: str, entry: FileEntry, verify: bool) -> None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not name:
-        raise ReleaseError(f"{path / MANIFEST}: {name!r} leads out of the release; refused")
+        raise ReleaseError(f"{path / MANIFEST}: the path {name!r} is outside the release; refused")
     file = path / pure
     if not file.is_file():
         raise ReleaseError(f"{file} is missing: copy the release again")
     if not file.resolve().is_relative_to(path.resolve()):
-        raise ReleaseError(f"{file} is a link out of the release; refused")
+        raise ReleaseError(f"{file} is a link to a file outside the release; refused")
     if (size := file.stat().st_size) != entry.bytes:
         raise ReleaseError(f"{file} has {size} bytes, the manifest says {entry.bytes}: copy the release again")
-    if verify and (found := _entry(file).sha256) != entry.sha256:
-        raise ReleaseError(f"{file} has SHA-256 {found}, the manifest says {entry.sha256}: copy the release again")
+    if verify and (checksum := _entry(file).sha256) != entry.sha256:
+        raise ReleaseError(f"{file} has SHA-256 {checksum}, the manifest says {entry.sha256}: copy the release again")

@@ -1,4 +1,4 @@
-"""Rules: conditions on items, and the rules of a shop over a ranked list, checked against the catalogue, never code."""
+"""Rules of a shop for ranked lists, and the conditions on items that they use. Both are data, never code."""
 
 from __future__ import annotations
 

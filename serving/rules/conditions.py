@@ -1,10 +1,10 @@
-"""The grammar of conditions on an item's attributes: JSON that is checked against the catalogue, never code.
+"""Conditions on item attributes, written in JSON and checked against the catalogue. They are data, never code.
 
     {"all": [{"attribute": "price", "lte": 50}, {"attribute": "category", "in": ["Dresses"]},
              {"not": {"attribute": "tags", "has": "linen"}}, {"attribute": "available_from", "gt": "now-30d"}]}
 
-A condition is decoded into a `Condition`, and made into a function from rows to true and false for one catalogue. What
-an item lacks makes a comparison false; `missing` asks for it.
+A condition is decoded into a `Condition`, then compiled for one catalogue into a function from rows to a boolean mask.
+Comparisons with a missing attribute are false; `missing` tests for it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ _NOW = re.compile(r"now(?:([+-])(\d{1,6})([smhd]))?")
 Text = Annotated[str, Meta(max_length=_TEXT)]
 Value = float | Text
 Mask = Callable[[I32, float], Bool]
-"""bool, like its first argument, int32 rows of the catalogue (`-1` unknown), at a moment in Unix seconds."""
+"""Function from int32 catalogue rows (-1 unknown) and a time in Unix seconds to a bool array of the same shape."""
 
 
 class Condition(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
-    """What an item is to be: `all` or `any` of several conditions, `not` one, or an `attribute` compared.
+    """A condition on items: `all` or `any` of several conditions, `not` one, or comparisons of an `attribute`.
 
-    Of one attribute, every comparison given has to hold. On an attribute with several values, `eq`, `in` and `has`
-    hold where one of the values is meant. `lt`, `lte`, `gt` and `gte` are for numbers and dates; a date is ISO 8601,
-    Unix seconds, or `now`, `now-30d`, `now+12h`. What an item lacks makes every comparison false but `missing`.
+    If there are several comparisons of an attribute, all must hold. For an attribute with several values, `eq`, `in`
+    and `has` hold if any of the values matches. `lt`, `lte`, `gt` and `gte` are for numbers and dates. A date is ISO
+    8601, Unix seconds, or relative, such as `now`, `now-30d`, `now+12h`. If an item lacks the attribute, all
+    comparisons except `missing` are false.
     """
 
     all: Annotated[list[Condition], Meta(min_length=1, max_length=MOST_CONDITIONS)] | None = None
@@ -60,7 +61,7 @@ class Condition(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=T
 
 
 class RuleError(ValueError):
-    """A rule cannot be used. path: where in the request or the configuration; the message says what and the remedy."""
+    """A rule is invalid. path: its place in the request or configuration. The message gives the problem and the fix."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message)
@@ -68,103 +69,110 @@ class RuleError(ValueError):
 
 
 @dataclass
-class Allowance:
-    """What is left, for all conditions of a request together, so that no request costs much more than another."""
+class Budget:
+    """Remaining conditions and `in` values allowed over all rules of a request, which bounds the cost of a request."""
 
     conditions: int = MOST_CONDITIONS
     values: int = MOST_VALUES
 
 
 @dataclass(frozen=True)
-class _Number:
-    """A numeric attribute. value: float64[n + 1], NaN missing. second: what one second is in its unit, None where it
-    is no date."""
+class _NumberAttribute:
+    """A numeric attribute. value: float64[n + 1], NaN if missing. second: one second in the unit of the attribute; None
+    if it is not a date."""
 
     value: F64
     second: float | None = None
 
 
 @dataclass(frozen=True)
-class Named:
-    """A text attribute: the tags of each item, and the code of each value by its name."""
+class TextAttribute:
+    """A text attribute. tags: the values of each item, as codes. code: the code of each value."""
 
     tags: Tags
     code: Mapping[str, int]
 
 
 class Attributes:
-    """The attributes of a catalogue by name, as conditions and caps ask for them: made once a release."""
+    """The attributes of a catalogue by name, for conditions and caps; built once per release."""
 
     def __init__(self, items: Items) -> None:
         c = items.catalogue
-        self._item_ids = c
-        self._by_name: dict[str, _Number | Named] = {
-            **{name: Named(tags, _codes(c, name)) for name, tags in c.by_attribute.items()},
+        self._catalogue = c
+        self._by_name: dict[str, _NumberAttribute | TextAttribute] = {
+            **{name: TextAttribute(tags, _codes(c, name)) for name, tags in c.by_attribute.items()},
             **{
-                name: _Number(c.numbers[:, k], 1.0 / _YEAR_S if name in c.date_names else None)
+                name: _NumberAttribute(c.numbers[:, k], 1.0 / _YEAR_S if name in c.date_names else None)
                 for k, name in enumerate(c.number_names)
             },
-            "category": Named(_tags(items.category), {name: k for k, name in enumerate(c.category_names)}),
-            "brand": Named(_tags(items.brand), {name: k for k, name in enumerate(c.brand_names)}),
-            "price": _Number(c.price),
-            "available_from": _Number(c.available_from, 1.0),
+            "category": TextAttribute(_tags(items.category), {name: k for k, name in enumerate(c.category_names)}),
+            "brand": TextAttribute(_tags(items.brand), {name: k for k, name in enumerate(c.brand_names)}),
+            "price": _NumberAttribute(c.price),
+            "available_from": _NumberAttribute(c.available_from, 1.0),
         }
 
-    def named(self, name: str, path: str) -> Named:
-        """A text attribute. Raises RuleError for an unknown one, or a number."""
-        found = self._of(name, path)
-        if not isinstance(found, Named):
-            raise RuleError(path, f"{name!r} is a number; name an attribute of text: {self._names(Named)}")
-        return found
+    def text_attribute(self, name: str, path: str) -> TextAttribute:
+        """The text attribute of this name. Raises RuleError if it is unknown or a number."""
+        attribute = self._attribute(name, path)
+        if not isinstance(attribute, TextAttribute):
+            raise RuleError(path, f"{name!r} is a number; use a text attribute: {self._names(TextAttribute)}")
+        return attribute
 
-    def mask(self, condition: Condition, path: str, left: Allowance) -> Mask:
-        """The condition as a function of rows. Raises RuleError naming what is wrong in it, by its path."""
-        return self._mask(condition, path, MOST_DEPTH, left)
+    def mask(self, condition: Condition, path: str, budget: Budget) -> Mask:
+        """Compile a condition. path: its path, for errors. Raises RuleError with the path of the invalid part."""
+        return self._mask(condition, path, MOST_DEPTH, budget)
 
-    def _of(self, name: str, path: str) -> _Number | Named:
+    def _attribute(self, name: str, path: str) -> _NumberAttribute | TextAttribute:
         if name not in self._by_name:
-            raise RuleError(path, f"{_short(name)} is no attribute; there are item_id, {', '.join(self._by_name)}")
+            raise RuleError(
+                path, f"unknown attribute {_short(name)}; the attributes are item_id, {', '.join(self._by_name)}"
+            )
         return self._by_name[name]
 
     def _names(self, kind: type) -> str:
         return ", ".join(name for name, a in self._by_name.items() if isinstance(a, kind))
 
-    def _mask(self, c: Condition, path: str, depth: int, left: Allowance) -> Mask:
-        left.conditions -= 1
-        left.values -= len(c.in_ or ())
-        for beyond, bound in (
-            (depth == 0, f"{MOST_DEPTH} deep"),
-            (left.conditions < 0, f"{MOST_CONDITIONS} conditions in all rules"),
-            (left.values < 0, f"{MOST_VALUES} values of `in` in all rules"),
+    def _mask(self, c: Condition, path: str, depth: int, budget: Budget) -> Mask:
+        budget.conditions -= 1
+        budget.values -= len(c.in_ or ())
+        for exceeded, bound in (
+            (depth == 0, f"{MOST_DEPTH} levels deep"),
+            (budget.conditions < 0, f"{MOST_CONDITIONS} conditions in all rules"),
+            (budget.values < 0, f"{MOST_VALUES} values of `in` in all rules"),
         ):
-            if beyond:
-                raise RuleError(path, f"more than {bound}: say it with fewer")
+            if exceeded:
+                raise RuleError(path, f"more than {bound}: use fewer")
         given = [
             n for n, v in (("all", c.all), ("any", c.any), ("not", c.not_), ("attribute", c.attribute)) if v is not None
         ]
         if len(given) != 1:
-            raise RuleError(path, f"has {', '.join(given) or 'none'} of all, any, not, attribute; give exactly one")
-        compared = [op for op in _COMPARISONS if getattr(c, _FIELD.get(op, op)) is not None]
-        if c.attribute is None and compared:
-            raise RuleError(f"{path}.{compared[0]}", f"{compared[0]} without an attribute; add `attribute`")
+            raise RuleError(path, f"needs exactly one of all, any, not, attribute; has {', '.join(given) or 'none'}")
+        comparisons = [op for op in _COMPARISONS if getattr(c, _FIELD.get(op, op)) is not None]
+        if c.attribute is None and comparisons:
+            raise RuleError(f"{path}.{comparisons[0]}", f"{comparisons[0]} without an attribute; add `attribute`")
         if c.not_ is not None:
-            return _negated(self._mask(c.not_, f"{path}.not", depth - 1, left))
+            return _negated(self._mask(c.not_, f"{path}.not", depth - 1, budget))
         if c.attribute is not None:
-            return self._comparisons(c, c.attribute, compared, path)
-        several = [
-            self._mask(one, f"{path}.{given[0]}[{k}]", depth - 1, left) for k, one in enumerate(c.all or c.any or [])
+            return self._comparisons(c, c.attribute, comparisons, path)
+        masks = [
+            self._mask(part, f"{path}.{given[0]}[{k}]", depth - 1, budget)
+            for k, part in enumerate(c.all or c.any or [])
         ]
-        return _combine(several, np.logical_and if c.all is not None else np.logical_or)
+        return _combine(masks, np.logical_and if c.all is not None else np.logical_or)
 
-    def _comparisons(self, c: Condition, name: str, compared: list[str], path: str) -> Mask:
-        if not compared:
-            raise RuleError(path, f"compares {_short(name)} with nothing; add one of {', '.join(_COMPARISONS)}")
+    def _comparisons(self, c: Condition, name: str, comparisons: list[str], path: str) -> Mask:
+        if not comparisons:
+            raise RuleError(path, f"{_short(name)} has no comparison; add one of {', '.join(_COMPARISONS)}")
         if name == "item_id":
-            return _combine([_is_item(self._item_ids, c, op, f"{path}.{op}") for op in compared], np.logical_and)
-        attribute = self._of(name, f"{path}.attribute")
-        if isinstance(attribute, _Number):
-            return _combine([_of_number(attribute, name, c, op, f"{path}.{op}") for op in compared], np.logical_and)
-        return _combine([_of_text(attribute, name, c, op, f"{path}.{op}") for op in compared], np.logical_and)
+            return _combine(
+                [_item_id_mask(self._catalogue, c, op, f"{path}.{op}") for op in comparisons], np.logical_and
+            )
+        attribute = self._attribute(name, f"{path}.attribute")
+        if isinstance(attribute, _NumberAttribute):
+            return _combine(
+                [_number_mask(attribute, name, c, op, f"{path}.{op}") for op in comparisons], np.logical_and
+            )
+        return _combine([_text_mask(attribute, name, c, op, f"{path}.{op}") for op in comparisons], np.logical_and)
 
 
 _FIELD = {"in": "in_", "not": "not_"}
@@ -173,66 +181,68 @@ _COMPARISONS = ("eq", "in", "has", *_ORDER, "missing")
 
 
 def _codes(c: Catalogue, name: str) -> dict[str, int]:
-    """The codes of one attribute's values, as `Catalogue.by_attribute` numbers them."""
+    """The codes of the values of an attribute, numbered as in `Catalogue.by_attribute`."""
     values = [value for attribute, _, value in (t.partition("=") for t in c.tag_names) if attribute == name]
     return {value: code for code, value in enumerate(values)}
 
 
 def _tags(codes: Codes) -> Tags:
-    """An attribute with at most one value, as one with any number of them."""
+    """An attribute with at most one value per item, in the form for several values."""
     known = codes.code != codes.missing
     return Tags(np.concatenate(([0], np.cumsum(known))), codes.code[known], codes.missing)
 
 
-def _of_text(attribute: Named, name: str, c: Condition, op: str, path: str) -> Mask:
+def _text_mask(attribute: TextAttribute, name: str, c: Condition, op: str, path: str) -> Mask:
     tags = attribute.tags
     if op in _ORDER:
-        raise RuleError(path, f"{name!r} is text, which {op} cannot order; use eq, in, has or missing")
+        raise RuleError(path, f"{name!r} is text and has no order for {op}; use eq, in, has or missing")
     if op == "missing":
-        some = np.diff(tags.start) > 0
-        return lambda rows, at: some[rows] != c.missing
+        present = np.diff(tags.start) > 0
+        return lambda rows, at: present[rows] != c.missing
     wanted = np.zeros(tags.n_tags, np.bool_)
     for k, value in enumerate(_values(c, op)):
         if not isinstance(value, str):
-            raise RuleError(f"{path}[{k}]" if op == "in" else path, f"{name!r} is text; {value:g} is a number")
+            raise RuleError(f"{path}[{k}]" if op == "in" else path, f"{name!r} is text, but {value:g} is a number")
         if value in attribute.code:
             wanted[attribute.code[value]] = True
     return lambda rows, at: tags.any_of(wanted, rows)
 
 
-def _of_number(attribute: _Number, name: str, c: Condition, op: str, path: str) -> Mask:
+def _number_mask(attribute: _NumberAttribute, name: str, c: Condition, op: str, path: str) -> Mask:
     value = attribute.value
     if op == "has":
-        raise RuleError(path, f"{name!r} is a number, which has no values in it; use eq, in, lt, lte, gt or gte")
+        raise RuleError(path, f"{name!r} is a number and has no list of values; use eq, in, lt, lte, gt or gte")
     if op == "missing":
         return lambda rows, at: np.isnan(value[rows]) == c.missing
-    asked = [_amount(v, attribute, name, f"{path}[{k}]" if op == "in" else path) for k, v in enumerate(_values(c, op))]
+    operands = [
+        _operand(v, attribute, name, f"{path}[{k}]" if op == "in" else path) for k, v in enumerate(_values(c, op))
+    ]
     if op in _ORDER:
-        return lambda rows, at: _ORDER[op](value[rows], asked[0](at))
-    return lambda rows, at: np.isin(value[rows], [amount(at) for amount in asked])
+        return lambda rows, at: _ORDER[op](value[rows], operands[0](at))
+    return lambda rows, at: np.isin(value[rows], [operand(at) for operand in operands])
 
 
-def _is_item(catalogue: Catalogue, c: Condition, op: str, path: str) -> Mask:
+def _item_id_mask(catalogue: Catalogue, c: Condition, op: str, path: str) -> Mask:
     if op not in ("eq", "in"):
-        raise RuleError(path, f"an item_id is compared by eq and in, not by {op}")
+        raise RuleError(path, f"item_id cannot be compared by {op}; use eq or in")
     ids = _values(c, op)
-    if wrong := [v for v in ids if not isinstance(v, str)]:
-        raise RuleError(path, f"an item_id is text; {wrong[0]:g} is a number")
+    if numbers := [v for v in ids if not isinstance(v, str)]:
+        raise RuleError(path, f"item_id is text, but {numbers[0]:g} is a number")
     wanted = catalogue.rows(map(str, ids))
     wanted = wanted[wanted >= 0]
     return lambda rows, at: np.isin(rows, wanted)
 
 
 def _values(c: Condition, op: str) -> Sequence[Value]:
-    found: Value | list[Value] = getattr(c, _FIELD.get(op, op))
-    return found if isinstance(found, list) else [found]
+    values: Value | list[Value] = getattr(c, _FIELD.get(op, op))
+    return values if isinstance(values, list) else [values]
 
 
-def _amount(value: Value, attribute: _Number, name: str, path: str) -> Callable[[float], float]:
-    """What a number is compared with at a moment, in the unit of the attribute."""
+def _operand(value: Value, attribute: _NumberAttribute, name: str, path: str) -> Callable[[float], float]:
+    """The value to compare with, in the unit of the attribute, as a function of the time (Unix seconds)."""
     if attribute.second is None:
         if isinstance(value, str):
-            raise RuleError(path, f"{name!r} is a number; {_short(value)} is text")
+            raise RuleError(path, f"{name!r} is a number, but {_short(value)} is text")
         number = value
         return lambda at: number
     second = attribute.second
@@ -241,15 +251,15 @@ def _amount(value: Value, attribute: _Number, name: str, path: str) -> Callable[
         shift = 0.0 if count is None else (1 if sign == "+" else -1) * int(count) * _UNIT_S[unit]
         return lambda at: (at + shift) * second
     try:
-        moment = _moment(value) if isinstance(value, str) else value
+        time = _unix_seconds(value) if isinstance(value, str) else value
     except ValueError:
         raise RuleError(
-            path, f"{name!r} is a date; {_short(value)} is neither ISO 8601, as 2025-01-31, nor now, now-30d, now+12h"
+            path, f"{name!r} is a date, but {_short(value)} is not; use ISO 8601 (2025-01-31), now, now-30d or now+12h"
         ) from None
-    return lambda at: moment * second
+    return lambda at: time * second
 
 
-def _moment(value: str) -> float:
+def _unix_seconds(value: str) -> float:
     when = datetime.fromisoformat(value)
     try:
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

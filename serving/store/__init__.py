@@ -1,7 +1,7 @@
-"""Store: the bytes in Redis and everything that reads or writes them.
+"""The data in Redis: users' histories, the event stream, the release pointer, item vectors and written items.
 
-`Store` is the service's side (asyncio, deadlines), `BulkStore` the offline side; users' histories, the event stream,
-the release pointer, item vectors and written items. No other room knows a key.
+`Store` is for the service (asyncio, with timeouts), `BulkStore` for offline jobs. Only this package knows the Redis
+keys.
 """
 
 from __future__ import annotations

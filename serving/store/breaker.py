@@ -1,4 +1,4 @@
-"""Whether Redis is worth asking: after some failures in a row it is left alone for a while, so that nobody waits."""
+"""Circuit breaker: after several consecutive failures, Redis is not called for a while, so that no request waits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 class Breaker:
-    """Open after `failures` calls in a row that failed; then one call every `pause_s` is let through, to look.
+    """Opens after `failures` consecutive failures; while open, one call per `pause_s` is let through as a probe.
 
-    Whoever looks anyway (the follower polls all the time) need not ask `allows`, and its success closes the breaker.
+    The follower polls all the time and does not need `allows`; its success also closes the breaker.
     """
 
     def __init__(self, failures: int, pause_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -19,11 +19,11 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """True while calls are refused without being tried."""
+        """Whether calls are refused without being tried."""
         return self._failures >= self._most
 
     def allows(self) -> bool:
-        """True where the next call should be tried."""
+        """Whether to try the next call."""
         if not self.open:
             return True
         now = self._clock()
@@ -33,11 +33,11 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """To be called after a call that was answered, be it with an error: what answers is there."""
+        """Record an answered call. An error reply also counts: it shows that the server is reachable."""
         self._failures = 0
 
     def failed(self, reason: str) -> None:
-        """To be called after a call that was not answered."""
+        """Record a call that was not answered. reason: shown for the calls refused from now on."""
         self._failures += 1
         self._until = self._clock() + self._pause_s
         self.reason = reason

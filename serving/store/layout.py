@@ -1,15 +1,16 @@
-"""Names of keys: those of one server, and those of a cluster, which say what is kept on one node.
+"""Names of Redis keys, for a single server and for a cluster, where a name determines the node.
 
-A cluster puts keys with the same text between braces into one slot, and a script may touch one slot alone. An event
-goes into its user's lists and into the event stream in one script, so in a cluster both are in one of SHARDS shards,
-the user's, and the stream is cut into as many:
+A cluster puts all keys with the same hash tag (the text between braces) into one slot, and a script may only use keys
+of one slot. One script writes an event both to its user's lists and to the event stream. Therefore users are divided
+into SHARDS shards in a cluster, and the streams are divided into as many parts:
 
     sw:{<tag>}:u:<user>:e, :s, :d:<period>    a user of this shard
     sw:{<tag>}:events, sw:{<tag>}:served      the shard's part of the streams
-    sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items: few, and told of in order
+    sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items, all on one node
 
-What is read alone keeps its name, and vectors are spread by theirs. Readers take in all parts of a stream: what is made
-of events does not depend on their order, and their own times say when they were.
+Keys that are used on their own have the same name in both, which also spreads vectors over the nodes. Readers of a
+stream read all parts. The order between parts does not matter: each event has its own time, and no result depends on
+the order in which events are read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hashlib import blake2b
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 SHARDS = 64
-"""As many nodes may share the users of a cluster. Another number is another place for most users: it stays."""
+"""Maximum number of nodes that can share the users. Never change it: most users would be looked up elsewhere."""
 
 STREAM = "sw:events"
 SERVED = "sw:served"
@@ -32,7 +33,7 @@ _ITEMS = "items"
 
 
 class Layout:
-    """Names of keys. shards: how many parts users and streams are cut into, 1 of one server."""
+    """Names of keys. shards: number of parts that users and streams are divided into; 1 for a single server."""
 
     def __init__(self, cluster: bool) -> None:
         self._tags = _tags() if cluster else ()
@@ -42,30 +43,30 @@ class Layout:
 
     @property
     def cluster(self) -> bool:
-        """Whether keys are on many nodes."""
+        """Whether the names are for a cluster."""
         return bool(self._tags)
 
     def shard(self, user_id: str) -> int:
-        """Which part a user is in, and so are the user's events."""
+        """The shard of a user and of the user's events."""
         if not self._tags:
             return 0
         return int.from_bytes(blake2b(user_id.encode(), digest_size=8).digest(), "little") % SHARDS
 
     def user(self, user_id: str, suffix: str) -> str:
-        """A key of a user."""
+        """The key of a user with this suffix."""
         if self._tags:
             return f"sw:{{{self._tags[self.shard(user_id)]}}}:u:{user_id}:{suffix}"
-        # Braces mark what a cluster hashes; one in the id would end it early.
+        # Braces enclose the hash tag; a closing brace in the ID would end it early.
         return f"sw:{{{user_id.replace('%', '%25').replace('}', '%7D')}}}:{suffix}"
 
     def user_of(self, key: bytes) -> str:
-        """The user of a key that `user` made with a suffix of one letter."""
+        """The user of a key; inverse of `user` for suffixes of one letter."""
         if self._tags:
             return key.decode().partition("}:u:")[2][:-2]
         return key.decode().partition("{")[2].rpartition("}")[0].replace("%7D", "}").replace("%25", "%")
 
     def users(self, suffix: str) -> str:
-        """A pattern that such keys match."""
+        """A glob pattern for the keys of all users with this suffix."""
         return f"sw:{{*}}:u:*:{suffix}" if self._tags else f"sw:{{*}}:{suffix}"
 
     def part(self, stream: str, shard: int) -> str:
@@ -73,21 +74,23 @@ class Layout:
         return stream.replace("sw:", f"sw:{{{self._tags[shard]}}}:", 1) if self._tags else stream
 
     def parts(self, stream: str) -> list[str]:
-        """The keys of all parts, by shard."""
+        """The keys of all parts of a stream, in the order of shards."""
         return [self.part(stream, shard) for shard in range(self.shards)]
 
     def item(self, item_id: str) -> str:
-        """The key of what was written of an item."""
+        """The key of the written fields of an item."""
         return self._item + item_id
 
 
 @cache
 def _tags() -> tuple[str, ...]:
-    """For each shard the smallest number whose slot is in its share of all slots: who has as many slots has as many
-    shards, which tags by chance would not give."""
-    found: dict[int, str] = {}
+    """The hash tag of each shard: the smallest number whose slot is in the shard's 1/SHARDS of all slots.
+
+    Nodes with equal numbers of slots then have equal numbers of shards, unlike with arbitrary tags.
+    """
+    tags: dict[int, str] = {}
     number = 0
-    while len(found) < SHARDS:
-        found.setdefault(key_slot(b"%d" % number) * SHARDS // REDIS_CLUSTER_HASH_SLOTS, str(number))
+    while len(tags) < SHARDS:
+        tags.setdefault(key_slot(b"%d" % number) * SHARDS // REDIS_CLUSTER_HASH_SLOTS, str(number))
         number += 1
-    return tuple(found[shard] for shard in range(SHARDS))
+    return tuple(tags[shard] for shard in range(SHARDS))

@@ -1,6 +1,6 @@
--- A record is float64 at (8 bytes, little-endian), kind (1), hash of the event id (8), item id: see serving/store/users.py.
--- Newer means greater by (at, kind, item id, hash). Bytes are compared one by one because `<` on strings follows the
--- server's locale.
+-- A record is float64 at (8 bytes, little-endian), kind (1), hash of the event id (8), item id: see
+-- serving/store/users.py. Newer means greater by (at, kind, item id, hash). Bytes are compared one by one, because `<`
+-- on strings depends on the locale of the server.
 local function newer(a, b)
   local at_a, at_b = struct.unpack('<d', a), struct.unpack('<d', b)
   if at_a ~= at_b then return at_a > at_b end

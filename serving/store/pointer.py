@@ -1,4 +1,4 @@
-"""Which release is live, and which is in shadow, as Redis holds it."""
+"""The pointers in Redis to the live release and to the release in shadow."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from serving.store.errors import StoreCorrupt
 from serving.store.layout import POINTER
 
 AUDITED = 1000
-"""Lines of the audit that Redis keeps; the file beside the releases keeps all."""
+"""Number of audit lines kept in Redis; `audit.jsonl` in the directory of the releases keeps all."""
 
 
 class Pointer(msgspec.Struct, frozen=True):
-    """A release that is live or in shadow. path: its directory, as every worker sees it. pinned: no night may replace
-    it."""
+    """A release that is live or in shadow. path: its directory, the same on every worker. pinned: not replaced by
+    nightly runs."""
 
     id: str
     path: str
@@ -21,10 +21,10 @@ class Pointer(msgspec.Struct, frozen=True):
 
 
 def decode_pointer(reply: bytes | None, key: str = POINTER) -> Pointer | None:
-    """None where nothing is there. Raises StoreCorrupt."""
+    """Decode a pointer; None if the key is not set. Raises StoreCorrupt if it is not valid."""
     if reply is None:
         return None
     try:
         return msgspec.json.decode(reply, type=Pointer)
     except msgspec.MsgspecError as e:
-        raise StoreCorrupt(f"{key} does not hold the JSON of a release pointer ({e}): promote a release anew") from e
+        raise StoreCorrupt(f"{key} is not valid JSON of a release pointer ({e}): promote a release again") from e

@@ -1,8 +1,8 @@
-"""Accepted events in order of arrival: an entry of the stream, and how far a reader has come.
+"""The event stream: accepted events in order of arrival, and the positions of readers in it.
 
-A place in the stream is an entry's id. In a cluster the stream is in parts, and a place is an id of each, by shard,
-with commas between; one id stands for itself in every part, so that a moment is a place in either. Ids begin with the
-time of arrival in milliseconds, by the clock of the node.
+A position is the ID of the last entry read. In a cluster the stream has one part per shard, and a position is the
+comma-separated list of one ID per part; a single ID applies to every part. IDs begin with the time of arrival in
+milliseconds, by the clock of the node, so a time can be used as a position in both cases.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from serving.store.layout import STREAM, Layout
 
 START = "0-0"
 END = f"{2**63 - 1}-0"
-"""Where a reader of the stream begins, and a place after every entry."""
+"""The positions before the first entry and after every entry of the stream."""
 
-_LEAST = 100
-"""Entries of a part read at a time at least, so that one part far behind catches up."""
+_MIN_PER_PART = 100
+"""Minimum number of entries read from a part at a time, so that a part that is far behind catches up."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One accepted event. at: Unix seconds, a whole number of microseconds. Missing is None."""
+    """One accepted event. at: Unix seconds, a whole number of microseconds. Missing fields are None."""
 
     event_id: str
     kind: Annotated[int, msgspec.Meta(ge=0, lt=len(Kind))]
@@ -44,10 +44,10 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Tail(NamedTuple):
-    """Events of the stream after some place, in order of arrival. kind: int8[n]. at: float64[n], Unix seconds.
+    """Events of the stream after a position, in order of arrival. kind: int8[n]. at: float64[n], Unix seconds.
 
-    last: the place of the last entry, to go on from. since: when the first came, Unix seconds by Redis' clock; NaN
-    where there is none.
+    last: position of the last entry, to continue from. since: arrival time of the first entry, Unix seconds by the
+    clock of Redis; NaN if there are no entries.
     """
 
     last: str
@@ -61,32 +61,32 @@ _DECODE_EVENT = msgspec.json.Decoder(Event)
 
 
 def encode_event(event: Event) -> bytes:
-    """An event as an entry of the stream."""
+    """Encode an event as an entry of the stream."""
     return msgspec.json.encode(event)
 
 
 def decode_event(entry: bytes) -> Event:
-    """An entry of the event stream. Raises StoreCorrupt where it is none of ours."""
+    """Decode an entry of the event stream. Raises StoreCorrupt if it is not a valid event."""
     try:
         return _DECODE_EVENT.decode(entry)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        raise StoreCorrupt(f"{STREAM} holds an entry that is none of ours ({e}): delete it") from e
+        raise StoreCorrupt(f"{STREAM} has an entry that is not a valid event ({e}): delete it") from e
 
 
 def tail_commands(layout: Layout, last: str, count: int) -> list[list[Any]]:
-    """One for each part: about `count` entries in all after a place."""
-    each = count if layout.shards == 1 else max(_LEAST, count // layout.shards)
+    """Commands, one per part, that read about `count` entries in all after position `last`."""
+    per_part = count if layout.shards == 1 else max(_MIN_PER_PART, count // layout.shards)
     return [
-        ["XRANGE", part, f"({place}", "+", "COUNT", each]
-        for part, place in zip(layout.parts(STREAM), _places(layout, last), strict=True)
+        ["XRANGE", part, f"({position}", "+", "COUNT", per_part]
+        for part, position in zip(layout.parts(STREAM), _positions(layout, last), strict=True)
     ]
 
 
 def decode_tail(layout: Layout, parts: Sequence[Any], last: str) -> Tail:
-    """What `tail_commands` gave. Raises StoreCorrupt."""
+    """Decode the replies to `tail_commands`. Raises StoreCorrupt."""
     events = decode_events(parts)
     return Tail(
-        reached(layout, parts, last),
+        last_position(layout, parts, last),
         [e.item_id for e in events],
         np.array([e.kind for e in events], np.int8),
         np.array([e.at for e in events], np.float64),
@@ -94,14 +94,16 @@ def decode_tail(layout: Layout, parts: Sequence[Any], last: str) -> Tail:
     )
 
 
-def reached(layout: Layout, parts: Sequence[Any], last: str) -> str:
-    """The place after these entries."""
-    places = _places(layout, last)
-    return ",".join(entries[-1][0].decode() if entries else place for entries, place in zip(parts, places, strict=True))
+def last_position(layout: Layout, parts: Sequence[Any], last: str) -> str:
+    """The position of the last of these entries; `last` for a part without entries."""
+    positions = _positions(layout, last)
+    return ",".join(
+        entries[-1][0].decode() if entries else position for entries, position in zip(parts, positions, strict=True)
+    )
 
 
 def decode_events(parts: Sequence[Any]) -> list[Event]:
-    """The events of all parts; of several in order of their time. Raises StoreCorrupt."""
+    """The events of all parts; sorted by time if there are several parts. Raises StoreCorrupt."""
     events = [event for entries in parts for event in _decode_part(entries)]
     return events if len(parts) == 1 else sorted(events, key=lambda e: e.at)
 
@@ -112,10 +114,10 @@ def _decode_part(entries: Any) -> list[Event]:
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as e:
         first, end = entries[0][0].decode(), entries[-1][0].decode()
         raise StoreCorrupt(
-            f"{STREAM} holds an entry between {first} and {end} that is none of ours ({e}): delete it"
+            f"{STREAM} has an entry between {first} and {end} that is not a valid event ({e}): delete it"
         ) from e
 
 
-def _places(layout: Layout, last: str) -> list[str]:
-    places = last.split(",")
-    return places * layout.shards if len(places) == 1 else places
+def _positions(layout: Layout, last: str) -> list[str]:
+    positions = last.split(",")
+    return positions * layout.shards if len(positions) == 1 else positions

@@ -1,9 +1,9 @@
-"""A user in Redis: two lists of packed records, and the ids of recent events, against duplicates.
+"""User state in Redis: two lists of packed records, and sets of recent event IDs for deduplication.
 
-A record is float64 at, uint8 kind, uint64 hash of the event id, all little-endian, then the item id in UTF-8. Records
-stand in the order of (at, kind, item id, hash), descending, so a list is the newest L of the ordered, de-duplicated
-log whatever the order in which events arrive. A user is written by one Lua script: atomic, and the same event twice is
-the same as once. Ids are remembered for one to two periods of DUPLICATES_S after they came.
+A record is float64 at, uint8 kind, uint64 hash of the event ID, all little-endian, then the item ID in UTF-8. Records
+are sorted by (at, kind, item ID, hash), descending. A list therefore holds the newest L events of the sorted,
+deduplicated log, regardless of the order of arrival. One Lua script writes all of a user's events: it is atomic and
+idempotent. Event IDs are kept for one to two periods of DUPLICATES_S after they arrive.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ WRITE, SEED = _LUA["order"] + _LUA["write"], _LUA["order"] + _LUA["seed"]
 
 
 def event_hash(event_id: str) -> int:
-    """int64: what stands for an event id in records and in the sets against duplicates (BLAKE2b, 8 bytes)."""
+    """The int64 hash of an event ID in records and in the deduplication sets (BLAKE2b, 8 bytes)."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def user_hash(user_id: str) -> str:
-    """What stands for a user who was erased (BLAKE2b, 16 bytes as hexadecimal digits)."""
+    """The hash that identifies an erased user (BLAKE2b, 16 bytes as hexadecimal digits)."""
     return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def record(at: float, kind: int, event_id: str, item_id: str) -> bytes:
-    """One event as the lists hold it. Raises ValueError where `at` is not finite or `kind` not a `Kind`."""
+    """The packed record of an event. Raises ValueError if `at` is not finite or `kind` is not a `Kind`."""
     if not math.isfinite(at):
-        raise ValueError(f"event {event_id!r} is at {at}: give Unix seconds")
+        raise ValueError(f"event {event_id!r} has time {at}: pass Unix seconds")
     return _PACK.pack(at, Kind(kind), event_hash(event_id)) + item_id.encode()
 
 
-def scripted(script: str, calls: Sequence[list[Any]], shards: Sequence[int]) -> list[list[Any]]:
-    """Commands that run a script with each `[number of keys, keys, arguments]`, in the shard of its keys.
+def script_commands(script: str, calls: Sequence[list[Any]], shards: Sequence[int]) -> list[list[Any]]:
+    """Commands that run a script, one per call. calls: `[number of keys, keys, arguments]`. shards: of the keys.
 
-    The first of each shard brings the script's text, so that the others find it by its hash whatever the server has
-    forgotten.
+    The first command of each shard contains the text of the script and the others only its hash, so they also work on a
+    server that has lost its cached scripts.
     """
     digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
-    told = set[int]()
+    loaded = set[int]()
     out = []
     for call, shard in zip(calls, shards, strict=True):
-        out.append(["EVALSHA", digest, *call] if shard in told else ["EVAL", script, *call])
-        told.add(shard)
+        out.append(["EVALSHA", digest, *call] if shard in loaded else ["EVAL", script, *call])
+        loaded.add(shard)
     return out
 
 
 def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple[list[list[Any]], list[list[int]]]:
-    """A run of the script for each user, and which of the events it holds. now: Unix seconds."""
+    """One script command per user, and the indices of the events in each. now: Unix seconds."""
     of_user: dict[str, list[int]] = {}
     for n, event in enumerate(events):
         of_user.setdefault(event.user_id, []).append(n)
@@ -87,11 +87,11 @@ def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple
             e = events[n]
             call += (event_hash(e.event_id), record(e.at, e.kind, e.event_id, e.item_id), encode_event(e))
         calls.append(call)
-    return scripted(WRITE, calls, shards), list(of_user.values())
+    return script_commands(WRITE, calls, shards), list(of_user.values())
 
 
 def flags(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) -> list[bool]:
-    """Of each event whether it was new, as the script said it user by user."""
+    """Whether each event was new, from the replies per user."""
     out = [False] * count
     for reply, numbers in zip(replies, members, strict=True):
         for flag, n in zip(reply, numbers, strict=True):
@@ -99,8 +99,8 @@ def flags(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) 
     return out
 
 
-def forget_command(layout: Layout, user_id: str, at: float) -> list[Any]:
-    """A user's lists and ids go."""
+def erase_command(layout: Layout, user_id: str, at: float) -> list[Any]:
+    """The command that deletes a user's lists and event IDs."""
     period = _period(at)
     return ["UNLINK", *(layout.user(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}"))]
 
@@ -115,7 +115,7 @@ def seed_command(
     rows: I64,
     now: float,
 ) -> list[Any]:
-    """Arguments of SEED for these rows of the log, which are one user's, in any order."""
+    """The arguments of SEED for these rows of the log: all of one user, in any order."""
     shown = kind[rows] == Kind.IMPRESSION
     first = _seed_records(at, kind, item_ids, event_ids, rows[~shown], ENGAGEMENTS)
     second = _seed_records(at, kind, item_ids, event_ids, rows[shown], SHOWN)
@@ -126,8 +126,8 @@ def seed_command(
 
 
 def read_commands(layout: Layout, user_id: str) -> list[list[Any]]:
-    """A user's two lists."""
-    # Zero to the end, not to the cap: an old worker with a smaller cap and a new one may write the same list.
+    """The commands that read a user's two lists."""
+    # Read up to the cap only: a worker of a version with a larger cap may write the same list.
     return [
         ["LRANGE", layout.user(user_id, "e"), 0, ENGAGEMENTS - 1],
         ["LRANGE", layout.user(user_id, "s"), 0, SHOWN - 1],
@@ -135,7 +135,7 @@ def read_commands(layout: Layout, user_id: str) -> list[list[Any]]:
 
 
 def decode_history(layout: Layout, replies: Sequence[Any], user_id: str, catalogue: Catalogue, at: float) -> History:
-    """What `read_commands` gave, strictly before a moment. Raises StoreCorrupt."""
+    """Decode the replies to `read_commands`, keeping events strictly before `at`. Raises StoreCorrupt."""
     item, kind, when = _decode_list(replies[0], catalogue, at, layout.user(user_id, "e"))
     shown, _, shown_at = _decode_list(replies[1], catalogue, at, layout.user(user_id, "s"))
     return History(item, kind, when, shown, shown_at)
@@ -146,7 +146,7 @@ def _period(now: float) -> int:
 
 
 def _newest(at: F64, cap: int) -> I64:
-    """Row numbers of the newest `cap`, and of whatever is exactly as old as the oldest of them."""
+    """Indices of the newest `cap` events and of any others of the same time as the oldest of these."""
     oldest = -np.inf if len(at) <= cap else np.partition(at, len(at) - cap)[len(at) - cap]
     return np.flatnonzero(at >= oldest)
 
@@ -159,33 +159,33 @@ def _order(record: bytes) -> tuple[float, int, bytes, bytes]:
 def _seed_records(
     at: F64, kind: I8, item_ids: Sequence[str], event_ids: Sequence[str], rows: I64, cap: int
 ) -> list[bytes]:
-    """Distinct records of the newest `cap` of these rows, newest first."""
+    """Records of the newest `cap` distinct events of these rows, newest first."""
     once = {event_ids[n]: n for n in reversed(rows[_newest(at[rows], cap)].tolist())}
     records = [record(float(at[n]), int(kind[n]), i, item_ids[n]) for i, n in once.items()]
     return sorted(records, key=_order, reverse=True)[:cap]
 
 
 def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key: str) -> tuple[I32, I8, F64]:
-    """Item rows, kinds and times of a list strictly before a moment, newest first, contiguous."""
+    """Item rows, kinds and times of a list strictly before `at`, newest first, as contiguous arrays."""
     size = _HEADER.itemsize
     text = np.frombuffer(b"".join(records), np.uint8)
     end = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
     start = end - np.diff(end, prepend=0)
     if (end - start < size).any():
         raise StoreCorrupt(
-            f"{key} holds a record that is none of ours, under {size} bytes: delete the key, or mend what wrote it"
+            f"{key} has a record of less than {size} bytes, too short for an event: delete the key or fix its writer"
         )
     header = text[start[:, None] + np.arange(size)].view(_HEADER)[:, 0]
     if len(header) and header["kind"].max() >= len(Kind):
         raise StoreCorrupt(
-            f"{key} holds a record with a kind this version does not know (0 to {len(Kind) - 1}): upgrade"
+            f"{key} has a record with an event kind unknown to this version (0 to {len(Kind) - 1}): upgrade"
         )
     items = catalogue.places.find_bytes(text, end, size)
     when, kind = header["at"].astype(np.float64), header["kind"].astype(np.int8)
     past = int(np.searchsorted(-when, -at, side="right"))
     items, kind, when = items[past:], kind[past:], when[past:]
     if (items < 0).any():
-        # Here equal times stand by item id, in replay by row, which differs for ids outside the catalogue.
+        # Records of equal time are sorted by item ID here but by row in replay, which differs for unknown items.
         order = np.lexsort((items, kind, when))[::-1]
         items, kind, when = items[order], kind[order], when[order]
     return items, kind, when

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m tests.bench.NAME` prints a table, and as its last line one JSON object of ratios."""
+"""Benchmarks: `python -m tests.bench.NAME` prints a table, then one JSON object of figures as the last line."""

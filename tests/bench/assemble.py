@@ -1,11 +1,11 @@
-"""What one request's rows cost: `python -m tests.bench.assemble`, one thread, beside the trees that score them.
+"""Cost of the feature rows of one request, compared with scoring them: `python -m tests.bench.assemble`, one thread.
 
-A made-up shop of 100,000 items with 384-d int8 vectors and 50 neighbours each; a user with full lists (100 engagements,
-240 impressions) and one with 10 engagements. The model is 500 trees of 31 leaves, trained here on such rows. Assembling
-(`features.table.rows`) and our scorer take turns, every repeat with a user and candidates of its own, so that no cache
-is warmer than in service; `Booster.predict` scores the same rows afterwards. Times are of the processor: another job on
-the machine delays a request, but is none of its cost, though it takes the caches. Then the same request by part: what
-features share, and each group of features after that.
+A synthetic shop of 100,000 items with 384-d int8 vectors and 50 neighbours each; users with full lists (100
+engagements, 240 impressions), with 10 engagements, and others. The model has 500 trees of 31 leaves, trained here on
+such rows. Building rows (`features.table.rows`) and our scorer alternate, each time with another user and other
+candidates, so that caches are no warmer than in service; `Booster.predict` scores the same rows afterwards. Times are
+processor times, so other jobs on the machine matter only through the caches. Then the same request by part: values
+shared by features, and each group of features after that.
 """
 
 from __future__ import annotations
@@ -34,62 +34,67 @@ PER_LIST = 24
 
 
 class Request(NamedTuple):
-    """The arguments of `rows`, less the items."""
+    """The arguments of `rows`, without the items."""
 
     history: History
     candidates: I32
 
 
 def made_up_request(rng: np.random.Generator, n: int, candidates: int, engagements: int, shown: int) -> Request:
-    """A user of the last weeks. A third of the engagements are with what was shown, so skips and clicks are told."""
+    """A user of the last weeks. A third of the engagements are with listed items, to give clicks and skips."""
     shown_item = skewed(rng, n, shown)
     shown_at = np.sort(AT - rng.uniform(0, 14 * DAY, -(-shown // PER_LIST)).repeat(PER_LIST)[:shown])[::-1].copy()
     item, at = skewed(rng, n, engagements), AT - rng.uniform(0, 28 * DAY, engagements)
-    told = rng.permutation(engagements)[: min(engagements // 3, shown)]
-    from_list = rng.permutation(shown)[: len(told)]
-    item[told], at[told] = shown_item[from_list], shown_at[from_list] + 60.0
+    clicked = rng.permutation(engagements)[: min(engagements // 3, shown)]
+    from_list = rng.permutation(shown)[: len(clicked)]
+    item[clicked], at[clicked] = shown_item[from_list], shown_at[from_list] + 60.0
     order = np.argsort(-at)
     kind = rng.choice([Kind.VIEW, Kind.CLICK, Kind.CART, Kind.PURCHASE], engagements).astype(np.int8)
-    # The service asks for each item once, in the order of ids.
-    asked = np.unique(skewed(rng, n, 8 * candidates))
-    asked = np.sort(rng.choice(asked, min(candidates, len(asked)), replace=False)).astype(np.int32)
-    return Request(History(item[order], kind[order], at[order], shown_item, shown_at), asked)
+    # The service ranks each item once, in the order of IDs.
+    candidate_rows = np.unique(skewed(rng, n, 8 * candidates))
+    candidate_rows = np.sort(rng.choice(candidate_rows, min(candidates, len(candidate_rows)), replace=False)).astype(
+        np.int32
+    )
+    return Request(History(item[order], kind[order], at[order], shown_item, shown_at), candidate_rows)
 
 
-def grown(items: Items, n: int, trees: int, lists: int) -> str:
-    """The text of a lambdarank model over real feature rows, whose gain rises with a mixture of them."""
+def train_model(items: Items, n: int, trees: int, lists: int) -> str:
+    """A lambdarank model in text format, trained on real feature rows with gains from a mixture of them."""
     rng = np.random.default_rng(0)
-    made = []
+    tables = []
     for _ in range(lists):
         engagements, shown = int(rng.integers(0, ENGAGEMENTS + 1)), int(rng.integers(0, SHOWN + 1))
         request = made_up_request(rng, n, 50, engagements, shown)
-        made.append(rows(items, request.history, request.candidates, AT))
-    size, table = [len(m) for m in made], np.vstack(made)
+        tables.append(rows(items, request.history, request.candidates, AT))
+    sizes, table = [len(m) for m in tables], np.vstack(tables)
     filled = np.nan_to_num(table.astype(np.float64))
     spread = (filled - filled.mean(axis=0)) / np.maximum(filled.std(axis=0), 1e-6)
     utility = spread @ rng.normal(size=table.shape[1]) + 3 * np.sin(spread[:, 16] * spread[:, 25])
     gain = np.digitize(utility + rng.normal(size=len(utility)), np.quantile(utility, [0.8, 0.93, 0.98]))
-    data = lgb.Dataset(table, gain, group=size, feature_name=list(names(items)))
+    data = lgb.Dataset(table, gain, group=sizes, feature_name=list(names(items)))
     settings = {"objective": "lambdarank", "num_leaves": 31, "learning_rate": 0.05, "feature_fraction": 0.5}
     return lgb.train(settings | {"verbosity": -1, "num_threads": 1}, data, trees).model_to_string()
 
 
-def compare(items: Items, text: str, asked: list[Request]) -> np.ndarray:
-    """ms[requests, 3]: rows and our trees, turn about, then `Booster.predict`. Raises where the two scores differ."""
+def compare(items: Items, text: str, requests: list[Request]) -> np.ndarray:
+    """ms[requests, 3]: building rows and our trees, alternating, then `Booster.predict`.
+
+    Raises SystemExit if the scores differ.
+    """
     trees, booster = Trees.parse(text), lgb.Booster(model_str=text)
-    out = np.empty((len(asked), 3))
-    trees.score(rows(items, asked[0].history, asked[0].candidates, AT))
-    made = []
-    for n, request in enumerate(asked):
+    out = np.empty((len(requests), 3))
+    trees.score(rows(items, requests[0].history, requests[0].candidates, AT))
+    scored = []
+    for n, request in enumerate(requests):
         times = [time.thread_time()]
         table = rows(items, request.history, request.candidates, AT)
         times.append(time.thread_time())
         score = trees.score(table)
         times.append(time.thread_time())
         out[n, :2] = 1000 * np.diff(times)
-        made.append((table, score))
-    # Apart: no request of the service follows on 16 ms of LightGBM, which leave the caches empty.
-    for n, (table, score) in enumerate(made):
+        scored.append((table, score))
+    # In a separate loop: in service, no request follows 16 ms of LightGBM, which evict the caches.
+    for n, (table, score) in enumerate(scored):
         before = time.thread_time()
         expected = booster.predict(table, raw_score=True, num_threads=1)
         out[n, 2] = 1000 * (time.thread_time() - before)
@@ -98,11 +103,11 @@ def compare(items: Items, text: str, asked: list[Request]) -> np.ndarray:
     return out
 
 
-def by_part(items: Items, asked: list[Request]) -> dict[str, float]:
-    """Median us of each shared part of a moment, then of each group of features over those, dearest first."""
-    found: dict[str, list[float]] = defaultdict(list)
+def by_part(items: Items, requests: list[Request]) -> dict[str, float]:
+    """Median us of each shared value of a moment, then of each group of features using them, most expensive first."""
+    times: dict[str, list[float]] = defaultdict(list)
     shared = [name for name, value in vars(Moment).items() if isinstance(value, cached_property)]
-    for request in asked:
+    for request in requests:
         spent: dict[str, float] = defaultdict(float)
         before = time.thread_time()
         moment = Moment(items, request.history, request.candidates, AT)
@@ -114,21 +119,21 @@ def by_part(items: Items, asked: list[Request]) -> dict[str, float]:
         columns: dict[str, np.ndarray] = {}
         moment.columns = columns
         for compute, group in groupby(features(items), lambda f: f.compute):
-            together = tuple(group)
+            features_of_group = tuple(group)
             before = time.thread_time()
-            block = np.empty((len(together), len(request.candidates)), np.float32)
+            block = np.empty((len(features_of_group), len(request.candidates)), np.float32)
             block[:] = compute(moment)
-            spent[_group(together[0].name)] += time.thread_time() - before
-            columns.update(zip((f.name for f in together), block, strict=True))
+            spent[_group(features_of_group[0].name)] += time.thread_time() - before
+            columns.update(zip((f.name for f in features_of_group), block, strict=True))
         for part, seconds in spent.items():
-            found[part].append(1e6 * seconds)
-    medians = {part: float(np.median(us)) for part, us in found.items()}
+            times[part].append(1e6 * seconds)
+    medians = {part: float(np.median(us)) for part, us in times.items()}
     return dict(sorted(medians.items(), key=lambda pair: -pair[1]))
 
 
 def _group(name: str) -> str:
     if name.endswith(("_rank", "_over_mean")):
-        return "against the list: *" + name[name.rindex("_rank" if name.endswith("_rank") else "_over_mean") :]
+        return "relative to the list: *" + name[name.rindex("_rank" if name.endswith("_rank") else "_over_mean") :]
     if name.endswith(("_share", "_residual", "_since", "_slope")):
         return "*" + name[name.rindex("_") :]
     return name.split("_")[0] + "_*"
@@ -141,15 +146,15 @@ def spread(ms: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=101, help="requests for each line of the table")
-    parser.add_argument("--items", type=int, default=100_000, help="of the catalogue")
-    parser.add_argument("--events", type=int, default=1_000_000, help="of the log behind item state")
-    parser.add_argument("--trees", type=int, default=500, help="of the model, 31 leaves each")
-    parser.add_argument("--lists", type=int, default=300, help="training lists of 50 rows behind the model")
+    parser.add_argument("--repeats", type=int, default=101, help="requests per line of the table")
+    parser.add_argument("--items", type=int, default=100_000, help="items in the catalogue")
+    parser.add_argument("--events", type=int, default=1_000_000, help="events in the log of the item state")
+    parser.add_argument("--trees", type=int, default=500, help="trees of the model, 31 leaves each")
+    parser.add_argument("--lists", type=int, default=300, help="training lists of the model, 50 rows each")
     options = parser.parse_args()
     rng = np.random.default_rng(1)
     items = made_up_items(rng, options.items, options.events)
-    text = grown(items, options.items, options.trees, options.lists)
+    text = train_model(items, options.items, options.trees, options.lists)
     print(
         f"{platform.processor() or platform.machine()}, {len(names(items))} features, {options.trees} trees x 31, "
         "one thread, ms: median (p10-p90)"
@@ -162,17 +167,17 @@ def main() -> None:
     shapes += [(500, ENGAGEMENTS, 0), (500, 10, 24), (500, 0, 0)]
     medians: dict[tuple[int, int, int], np.ndarray] = {}
     for candidates, engaged, shown in shapes:
-        asked = [made_up_request(rng, options.items, candidates, engaged, shown) for _ in range(options.repeats)]
-        ms = compare(items, text, asked)
-        medians[candidates, engaged, shown] = middle = np.median(ms, axis=0)
+        requests = [made_up_request(rng, options.items, candidates, engaged, shown) for _ in range(options.repeats)]
+        ms = compare(items, text, requests)
+        medians[candidates, engaged, shown] = median = np.median(ms, axis=0)
         print(
             f"{candidates:10} {engaged:7} {shown:5} {spread(ms[:, 0]):>19} {spread(ms[:, 1]):>19} "
-            f"{spread(ms[:, 2]):>21} {middle[0] / middle[1]:7.2f} {middle[0] / middle[2]:8.3f}",
+            f"{spread(ms[:, 2]):>21} {median[0] / median[1]:7.2f} {median[0] / median[2]:8.3f}",
             flush=True,
         )
-    asked = [made_up_request(rng, options.items, 500, ENGAGEMENTS, SHOWN) for _ in range(options.repeats)]
-    print(f"by part, us: median of {options.repeats} requests of 500 candidates, {ENGAGEMENTS} engagements")
-    for part, us in by_part(items, asked).items():
+    requests = [made_up_request(rng, options.items, 500, ENGAGEMENTS, SHOWN) for _ in range(options.repeats)]
+    print(f"by part, us: median of {options.repeats} requests with 500 candidates and {ENGAGEMENTS} engagements")
+    for part, us in by_part(items, requests).items():
         print(f"{us:8.1f}  {part}")
     assembled, scored, predicted = medians[shapes[0]]
     print(

@@ -1,9 +1,8 @@
-"""What it costs a request to be guarded: `python -m tests.bench.guard`, in one process, without a network.
+"""Cost of guarding a request: `python -m tests.bench.guard`, in one process, without a network.
 
-The same POST with 500 candidates' worth of body goes to an empty FastAPI route as it is, and through the guard with a
-key, its rate, the queue, the deadline, the counts and a log that says nothing; turn about, in processor time. Beside
-it, what counting alone costs of that, and how long a ranking of the same process waits in line when more come than can
-be answered: with the queue bounded, and with a queue as long as it gets.
+The same POST with a body of 500 candidates goes to an empty FastAPI route directly, and through the guard with API key,
+rate limit, queue, deadline, metrics and a silent log; alternating, in processor time. Also measured: the cost of the
+metrics alone, and how long a ranking waits in the queue under overload, with a bounded and with an unbounded queue.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def made_up_scope(key: str) -> dict[str, Any]:
 
 
 async def ask(app: ASGIApp, key: str, body: bytes) -> int:
-    """Send one request and read its answer; the status."""
+    """Send one request and read its response; returns the status."""
     status = 0
 
     async def receive() -> Message:
@@ -71,7 +70,7 @@ async def ask(app: ASGIApp, key: str, body: bytes) -> int:
 
 
 def empty() -> FastAPI:
-    """An application whose one route reads the body and says {}."""
+    """An application whose only route reads the body and returns {}."""
     app = FastAPI()
 
     @app.post(ROUTE, openapi_extra=needs("rank"))
@@ -83,15 +82,15 @@ def empty() -> FastAPI:
 
 
 async def cpu_us(do: Callable[[], Awaitable[object]], times: int) -> float:
-    """Processor microseconds of one."""
-    began = time.process_time()
+    """Processor microseconds per call."""
+    start = time.process_time()
     for _ in range(times):
         await do()
-    return (time.process_time() - began) / times * 1e6
+    return (time.process_time() - start) / times * 1e6
 
 
-async def guarded(repeats: int, times: int) -> np.ndarray:
-    """us[repeats, 3]: of a bare request, of a guarded one, of its counts alone."""
+async def measure_guard(repeats: int, times: int) -> np.ndarray:
+    """us[repeats, 3]: of a bare request, of a guarded one, and of its metrics alone."""
     key, line = new_key("storefront", ["rank"], 1e6)
     body = json.dumps({"user_id": "u", "candidates": [f"sku-{n:08d}" for n in range(500)]}).encode()
     bare, inner, counts = empty(), empty(), Metrics()
@@ -110,14 +109,16 @@ async def guarded(repeats: int, times: int) -> np.ndarray:
     return out
 
 
-async def crowd(most: int, each_s: float, per_second: float, seconds: float) -> tuple[list[float], float, int]:
-    """(seconds until each answer, answers a second, how many were refused) where more come than can be answered."""
+async def measure_overload(
+    most: int, each_s: float, per_second: float, seconds: float
+) -> tuple[list[float], float, int]:
+    """(seconds until each response, responses per second, number of refused requests) under overload."""
     app = FastAPI()
-    answered: list[float] = []
+    latencies: list[float] = []
 
     @app.post(ROUTE, openapi_extra=needs("rank"))
     async def rank(request: Request) -> Response:
-        await asyncio.sleep(0)  # as a read of the user's history lets others begin
+        await asyncio.sleep(0)  # yield, as reading the user's history does
         end = time.perf_counter() + each_s
         while time.perf_counter() < end:
             pass
@@ -130,48 +131,47 @@ async def crowd(most: int, each_s: float, per_second: float, seconds: float) -> 
     async def one(due: float) -> None:
         nonlocal refused
         if await ask(guard, "", b"{}") == 200:
-            answered.append(time.perf_counter() - due)
+            latencies.append(time.perf_counter() - due)
         else:
             refused += 1
 
-    began, tasks = time.perf_counter(), []
+    start, tasks = time.perf_counter(), []
     for n in range(int(per_second * seconds)):
-        due = began + n / per_second
-        if (ahead := due - time.perf_counter()) > 0:  # all that came meanwhile are there at once, as from sockets
+        due = start + n / per_second
+        if (ahead := due - time.perf_counter()) > 0:  # requests due in the meantime all start at once, as from sockets
             await asyncio.sleep(ahead)
         tasks.append(asyncio.create_task(one(due)))
     await asyncio.gather(*tasks)
-    return answered, len(answered) / (time.perf_counter() - began), refused
+    return latencies, len(latencies) / (time.perf_counter() - start), refused
 
 
 def main() -> None:
     """Measure, print a table, and end with one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--times", type=int, default=500, help="requests of one measurement")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of the crowd, each way")
+    parser.add_argument("--times", type=int, default=500, help="requests per measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of overload per queue")
     options = parser.parse_args()
     print(platform.processor() or platform.machine(), flush=True)
-    us = uvloop.run(guarded(options.repeats, options.times))
-    bare, whole, counts = np.median(us, axis=0)
-    print(
-        f"an empty FastAPI route {bare:.0f} us, guarded {whole:.0f} us, of which counting {counts:.1f} us", flush=True
-    )
-    found = {}
+    us = uvloop.run(measure_guard(options.repeats, options.times))
+    bare, guarded, counts = np.median(us, axis=0)
+    print(f"empty FastAPI route {bare:.0f} us, guarded {guarded:.0f} us, of which metrics {counts:.1f} us", flush=True)
+    percentiles = {}
     for name, most in (("bounded", 128), ("unbounded", 10_000)):
-        answered, rate, refused = uvloop.run(crowd(most, 0.005, 300, options.seconds))
-        found[name] = np.percentile(np.array(answered) * 1e3, [50, 99])
+        latencies, rate, refused = uvloop.run(measure_overload(most, 0.005, 300, options.seconds))
+        percentiles[name] = np.percentile(np.array(latencies) * 1e3, [50, 99])
         print(
-            f"300 a second where 200 can be answered, {name}: "
-            f"p50 {found[name][0]:.0f} ms, p99 {found[name][1]:.0f} ms, {rate:.0f} answered a second, {refused} refused"
+            f"300 requests/s for a capacity of 200/s, {name} queue: "
+            f"p50 {percentiles[name][0]:.0f} ms, p99 {percentiles[name][1]:.0f} ms, {rate:.0f} responses/s, "
+            f"{refused} refused"
         )
-    ratios = {
+    figures = {
         "guard_us": round(float(np.median(us[:, 1] - us[:, 0])), 1),
         "metrics_us": round(float(counts), 2),
         "guard_ratio_to_route": round(float(np.median(us[:, 1] / us[:, 0])), 3),
-        "crowd_p99_bounded_to_unbounded": round(float(found["bounded"][1] / found["unbounded"][1]), 4),
+        "crowd_p99_bounded_to_unbounded": round(float(percentiles["bounded"][1] / percentiles["unbounded"][1]), 4),
     }
-    print(json.dumps(ratios))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

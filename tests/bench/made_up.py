@@ -1,7 +1,7 @@
-"""A made-up shop in the shape of a real one, straight as arrays: what the benchmarks of speed and memory run on.
+"""A synthetic shop with realistic sizes and skew, built directly as arrays, for benchmarks of speed and memory.
 
-Not `offline.simulation.dataset`: that one is about taste that can be learned and makes text, users and utilities on
-the way; here only sizes, skew and the mixture of kinds matter, and ten million events must be there within seconds.
+`offline.simulation` is not used: it models taste that can be learned, and generates texts, users and utilities. Here
+only sizes, skew and the mix of event kinds matter, and ten million events have to be ready within seconds.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ START = 1_700_000_000.0
 DAY = 86400.0
 DAYS = 90
 AT = START + DAYS * DAY
-"""When the log ends."""
+"""End of the log, Unix seconds."""
 SHOWN = 24
-"""Items of a logged list."""
+"""Items per logged list."""
 DIMENSIONS = 384
 _AFTER = ((Kind.CLICK, 0.08, 60.0), (Kind.CART, 0.2, 120.0), (Kind.PURCHASE, 0.4, 600.0))
-"""Each kind, the share of the kind before it that comes to it, and after how many seconds on average."""
+"""Event kind, share of the previous kind that leads to it, and mean delay in seconds."""
 
 
 def skewed(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """int32[size] rows below n, drawn by Zipf's law with exponent 1: the first tenth is most of what happens."""
-    # The inverse of the cumulative 1/k, in the continuum: k = (n + 1)^u.
+    """int32[size]: rows below n, drawn by Zipf's law with exponent 1. The first tenth gets most of the draws."""
+    # Inverse of the continuous cumulative distribution of 1/k: k = (n + 1)^u.
     rank = ((n + 1.0) ** rng.random(size)).astype(np.int64) - 1
-    # Popularity must not go with the row, or the cache would be kinder than life.
+    # Popularity must not depend on the row, or caches would work better than in practice.
     return np.random.default_rng(0).permutation(n)[np.clip(rank, 0, n - 1)].astype(np.int32)
 
 
 def made_up_catalogue(rng: np.random.Generator, items: int) -> Catalogue:
-    """Items in 200 categories and 1,000 brands, 5 tags of 500 each, two numbers, a tenth of each attribute missing."""
+    """Items in 200 categories and 1,000 brands, with 5 of 500 tags each and two numbers.
 
-    def some(names: int) -> np.ndarray:
+    A tenth of each attribute is missing.
+    """
+
+    def codes(names: int) -> np.ndarray:
         drawn = np.where(rng.random(items + 1) < 0.1, names, rng.integers(0, names, items + 1))
         drawn[items] = names
         return drawn.astype(np.int32)
@@ -53,9 +56,9 @@ def made_up_catalogue(rng: np.random.Generator, items: int) -> Catalogue:
         [f"sku-{k:08d}" for k in range(items)],
         [""] * items,
         numbers(rng.lognormal(3, 1, items + 1)),
-        some(200),
+        codes(200),
         [f"c{k}" for k in range(200)],
-        some(1000),
+        codes(1000),
         [f"b{k}" for k in range(1000)],
         numbers(START - rng.uniform(0, 365, items + 1) * DAY),
         numbers(rng.normal(size=(items + 1, 2))),
@@ -67,7 +70,7 @@ def made_up_catalogue(rng: np.random.Generator, items: int) -> Catalogue:
 
 
 def made_up_vectors(rng: np.random.Generator, items: int, dimensions: int = DIMENSIONS) -> np.ndarray:
-    """float32[items + 1, dimensions] unit vectors around 50 directions; the unknown item has none."""
+    """float32[items + 1, dimensions]: unit vectors around 50 directions; NaN for the unknown item."""
     topic = rng.normal(size=(50, dimensions)).astype(np.float32)
     out = rng.standard_normal((items + 1, dimensions), np.float32)
     out += topic[rng.integers(0, 50, items + 1)]
@@ -77,13 +80,13 @@ def made_up_vectors(rng: np.random.Generator, items: int, dimensions: int = DIME
 
 
 def made_up_events(rng: np.random.Generator, count: int, users: int, items: int) -> Events:
-    """`count` events over 90 days: lists of 24 shown, and the clicks, carts and purchases that follow on them."""
-    of_kind, of_before = [], 1.0
+    """`count` events over 90 days: lists of 24 impressions, and the clicks, carts and purchases that follow."""
+    rates, rate = [], 1.0
     for _, share, _ in _AFTER:
-        of_before *= share
-        of_kind.append(of_before)
-    lists = max(1, int(count / SHOWN / (1 + sum(of_kind))))
-    # A list is as likely at any time of any day; a user comes back as the skew has it.
+        rate *= share
+        rates.append(rate)
+    lists = max(1, int(count / SHOWN / (1 + sum(rates))))
+    # Lists are uniform in time; users are drawn by the skewed distribution.
     list_at = START + np.floor(rng.uniform(0, DAYS * DAY, lists))
     list_user = skewed(rng, users, lists)
     at, user = np.repeat(list_at, SHOWN), np.repeat(list_user, SHOWN)
@@ -91,9 +94,9 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
     parts = [(at, user, item, np.zeros(len(at), np.int8), request)]
     for kind, share, after_s in _AFTER:
         at, user, item, _, request = parts[-1]
-        went = rng.random(len(at)) < share
-        later = np.floor(at[went] + 1 + rng.exponential(after_s, int(went.sum())))
-        parts.append((later, user[went], item[went], np.full(len(later), kind, np.int8), request[went]))
+        follows = rng.random(len(at)) < share
+        later = np.floor(at[follows] + 1 + rng.exponential(after_s, int(follows.sum())))
+        parts.append((later, user[follows], item[follows], np.full(len(later), kind, np.int8), request[follows]))
     at, user, item, kinds, request = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((item, kinds, at))
     n = len(order)
@@ -113,7 +116,10 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
 
 
 def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:
-    """A shop at the end of a log. Neighbours and prior are drawn: what they cost does not depend on what they say."""
+    """Items with the state at the end of a log.
+
+    Neighbours and prior are random, because their cost does not depend on their values.
+    """
     catalogue, log = made_up_catalogue(rng, n), made_up_events(rng, events, n // 2, n)
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
     state.apply(log.item, log.kind, log.at)

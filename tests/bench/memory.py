@@ -1,9 +1,9 @@
-"""What users and items cost in memory: `python -m tests.bench.memory`, in a real Valkey and in a real worker.
+"""Memory of users and items: `python -m tests.bench.memory`, in a real Valkey and in a real worker.
 
-Users are written through `serving.store`, with lists of several lengths; bytes are `MEMORY USAGE` of every key of a
-sample of them, and the growth of `used_memory` over all of them, which counts the server's own tables too. A formula is
-fitted to what was found. Items: their vectors in Redis, and a release of many and of few items loaded by a process of
-its own, whose memory the kernel tells apart into private and shared (`smaps_rollup`).
+Users are written through `serving.store`, with lists of several lengths. Bytes are `MEMORY USAGE` of every key of a
+sample of users, and the growth of `used_memory` over all users, which includes the server's own tables. A formula is
+fitted to these. Items: their vectors in Redis, and a release with many and one with few items, each loaded by its own
+process, whose memory the kernel splits into private and shared (`smaps_rollup`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from serving.store.embedded import connect_url
 from tests.bench.made_up import AT, DIMENSIONS, made_up_items, skewed
 
 SHAPES = ((10, 24), (50, 120), (100, 240), (100, 24), (10, 240), (0, 240), (100, 0), (1, 0))
-"""(engagements, impressions) of the users of one line of the table."""
+"""(engagements, impressions) per user, for each line of the table."""
 ID_BYTES = 12
-"""Of an item id: `sku-00000000`."""
+"""Length of an item ID: `sku-00000000`."""
 _SAMPLE = 200
 
 
 class User(NamedTuple):
-    """Bytes a user: by MEMORY USAGE of both lists, and by the growth of the server. No event of the last two days."""
+    """Bytes per user: MEMORY USAGE of both lists, and growth of the server. No event is from the last two days."""
 
     engagements: int
     shown: int
@@ -44,80 +44,83 @@ class User(NamedTuple):
     server: float
 
 
-def used(url: str) -> int:
-    """Bytes the server uses. Asked on a connection of its own, and after others have gone: their buffers count too."""
+def used_bytes(url: str) -> int:
+    """Bytes the server uses. Measured on a new connection after others have closed: their buffers count too."""
     time.sleep(0.1)
     with redis.Redis.from_url(url) as client:
-        found: dict[str, Any] = client.info("memory")
-        return int(found["used_memory"])
+        memory: dict[str, Any] = client.info("memory")
+        return int(memory["used_memory"])
 
 
-def emptied(url: str) -> int:
-    """Empty the server; bytes it uses then."""
+def empty_server(url: str) -> int:
+    """Empty the server and return the bytes it still uses."""
     with redis.Redis.from_url(url) as client:
-        client.execute_command("FLUSHALL", "SYNC")  # without SYNC, memory is given back behind one's back
-    return used(url)
+        client.execute_command("FLUSHALL", "SYNC")  # without SYNC, memory is freed later in the background
+    return used_bytes(url)
 
 
-def of_users(url: str, users: int, items: int) -> list[User]:
-    """One line for each of `SHAPES`, the server emptied before each."""
+def measure_users(url: str, users: int, items: int) -> list[User]:
+    """One result for each of `SHAPES`. The server is emptied before each."""
     out, rng = [], np.random.default_rng(1)
     for engagements, shown in SHAPES:
-        before = emptied(url)
+        before = empty_server(url)
         with BulkStore(url) as store:
             write_users(store, rng, users, engagements, shown, items)
-        grown = used(url) - before
+        growth = used_bytes(url) - before
         with redis.Redis.from_url(url) as client:
             keys = [f"sw:{{user-{u:08d}}}:{suffix}" for u in range(min(users, _SAMPLE)) for suffix in "es"]
             sizes = [client.memory_usage(key, samples=0) or 0 for key in keys]
-        out.append(User(engagements, shown, 2 * float(np.mean(sizes)), grown / users))
-        print(f"  users with {engagements} and {shown} written", file=sys.stderr, flush=True)
+        out.append(User(engagements, shown, 2 * float(np.mean(sizes)), growth / users))
+        print(f"  wrote users with {engagements} engagements and {shown} impressions", file=sys.stderr, flush=True)
     return out
 
 
 def write_users(
     store: BulkStore, rng: np.random.Generator, users: int, engagements: int, shown: int, items: int
 ) -> None:
-    """Users with full lists, as a first release seeds them: old events, so no ids are kept against duplicates."""
-    each, kinds = engagements + shown, [int(k) for k in Kind if k != Kind.IMPRESSION]
+    """Write users with full lists, as a first release seeds them. Old events need no IDs for deduplication."""
+    events_per_user, kinds = engagements + shown, [int(k) for k in Kind if k != Kind.IMPRESSION]
     for first in range(0, users, 2000):
         count = min(2000, users - first)
         kind = np.tile(np.repeat([kinds[1], Kind.IMPRESSION], [engagements, shown]), count).astype(np.int8)
         store.seed(
             [f"user-{u:08d}" for u in range(first, first + count)],
-            np.arange(count + 1) * each,
-            AT - np.floor(rng.uniform(3e5, 5e6, count * each)),
+            np.arange(count + 1) * events_per_user,
+            AT - np.floor(rng.uniform(3e5, 5e6, count * events_per_user)),
             kind,
-            [f"sku-{i:08d}" for i in skewed(rng, items, count * each).tolist()],
-            [f"event-{first}-{n}" for n in range(count * each)],
+            [f"sku-{i:08d}" for i in skewed(rng, items, count * events_per_user).tolist()],
+            [f"event-{first}-{n}" for n in range(count * events_per_user)],
             AT,
         )
 
 
-def fitted(found: list[User]) -> tuple[float, float, float]:
-    """Bytes of a user with any list, of an engagement, of an impression: least squares over the table, relative."""
-    x = np.array([[1.0, u.engagements, u.shown] for u in found])
-    y = np.array([u.server for u in found])
+def fit_user_bytes(users: list[User]) -> tuple[float, float, float]:
+    """Bytes per user with any list, per engagement and per impression.
+
+    Least squares over the table, with relative errors.
+    """
+    x = np.array([[1.0, u.engagements, u.shown] for u in users])
+    y = np.array([u.server for u in users])
     a, b, c = np.linalg.lstsq(x / y[:, None], np.ones(len(y)), rcond=None)[0]
     return float(a), float(b), float(c)
 
 
-def of_duplicates(url: str, events: int) -> float:
-    """Bytes that one id takes in the set that guards against duplicates, for a user with this many in two days."""
+def measure_duplicates(url: str, events: int) -> float:
+    """Bytes per ID in the deduplication set of a user with this many events in two days."""
     from serving.store import Event
 
-    emptied(url)
+    empty_server(url)
     with redis.Redis.from_url(url) as client, BulkStore(url) as store:
         store.write([Event(f"e{n}", int(Kind.CLICK), "u", f"sku-{n:08d}", AT - n) for n in range(events)], AT)
         sizes = [client.memory_usage(k, samples=0) or 0 for k in client.scan_iter(match="*:d:*")]
         return sum(sizes) / events
 
 
-def of_stream(url: str, events: int) -> float:
-    """Bytes of an event in the stream, until it is trimmed."""
+def measure_stream(url: str, events: int) -> float:
+    """Bytes per event in the stream, until it is trimmed."""
     from serving.store import STREAM, Event
 
-    emptied(url)
+    empty_server(url)
     with redis.Redis.from_url(url) as client, BulkStore(url) as store:
         for first in range(0, events, 500):
             store.write(
@@ -138,33 +141,33 @@ def of_stream(url: str, events: int) -> float:
         return float(client.memory_usage(STREAM, samples=0) or 0) / events
 
 
-def of_vectors(url: str, items: int) -> float:
-    """Bytes of an item's vector in Redis, key and the server's tables included."""
+def measure_vectors(url: str, items: int) -> float:
+    """Bytes per item vector in Redis, including its key and the server's tables."""
     rng = np.random.default_rng(2)
     vectors = rng.normal(size=(items, DIMENSIONS)).astype(np.float32)
-    before = emptied(url)
+    before = empty_server(url)
     with BulkStore(url) as store:
         store.write_vectors("0123456789abcdef", [f"sku-{i:08d}" for i in range(items)], vectors)
-    return (used(url) - before) / items
+    return (used_bytes(url) - before) / items
 
 
 class Worker(NamedTuple):
-    """Bytes of a process: private to it, and shared with others that map the same release."""
+    """Bytes of a process: private, and shared with other processes that map the same release."""
 
     private: int
     shared: int
 
 
 def rollup() -> Worker:
-    """What the kernel says of this process. File pages count as shared although only one worker may map them now."""
+    """Memory of this process. Pages of files count as shared even if only one worker maps them."""
     text = Path("/proc/self/smaps_rollup").read_text("ascii")
     field = {name: int(kb) * 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", text)}
-    # Anonymous pages are this process's own; all else is pages of files, one copy for all workers of a machine.
+    # Anonymous pages are private. All others are pages of files, of which all workers of a machine share one copy.
     return Worker(field["Anonymous"], field["Rss"] - field["Anonymous"])
 
 
 def measure_worker(release: Path | None) -> Worker:
-    """A worker with a release, warmed, every array read; or without one, for what Python itself takes."""
+    """Memory of a worker with a release, warmed up and with every array read; without a release, of Python alone."""
     from serving.ranking.live import Live
     from serving.release.release import load_release
 
@@ -175,11 +178,11 @@ def measure_worker(release: Path | None) -> Worker:
     items = live.items
     every = np.arange(len(items.catalogue), dtype=np.int32)
     for first in range(0, len(every), 1000):
-        live.rank(_someone(every), list(items.catalogue.item_ids[first : first + 1000]), AT, 10)
+        live.rank(_full_history(every), list(items.catalogue.item_ids[first : first + 1000]), AT, 10)
     return rollup()
 
 
-def _someone(items: np.ndarray) -> Any:
+def _full_history(items: np.ndarray) -> Any:
     from features.history import History
 
     item = items[: min(len(items), ENGAGEMENTS)]
@@ -194,22 +197,24 @@ def _someone(items: np.ndarray) -> Any:
 
 
 def write_release(root: Path, items: int, events: int) -> Path:
-    """A release of this many items with a small model."""
+    """Write a release with this many items and a small model."""
     import lightgbm as lgb
 
     from features.history import EMPTY
     from features.table import names, rows
 
     rng = np.random.default_rng(3)
-    made = made_up_items(rng, items, events)
-    table = rows(made, EMPTY, np.arange(min(items, 500), dtype=np.int32), AT)
-    data = lgb.Dataset(table, rng.integers(0, 3, len(table)), group=[len(table)], feature_name=list(names(made)))
+    catalogue_items = made_up_items(rng, items, events)
+    table = rows(catalogue_items, EMPTY, np.arange(min(items, 500), dtype=np.int32), AT)
+    data = lgb.Dataset(
+        table, rng.integers(0, 3, len(table)), group=[len(table)], feature_name=list(names(catalogue_items))
+    )
     settings = {"objective": "lambdarank", "num_leaves": 31, "verbosity": -1, "num_threads": 1, "min_data_in_leaf": 1}
-    return published(root, made, lgb.train(settings, data, 20).model_to_string(), AT)
+    return write_release_with(root, catalogue_items, lgb.train(settings, data, 20).model_to_string(), AT)
 
 
-def published(root: Path, items: Items, model_text: str, created_at: float) -> Path:
-    """A release of these items, without an encoder; vectors are in the arrays alone."""
+def write_release_with(root: Path, items: Items, model_text: str, created_at: float) -> Path:
+    """Write a release with these items and no encoder; the vectors are only in the arrays."""
     import pyarrow as pa
 
     from serving.release.release import write_release
@@ -232,26 +237,28 @@ def published(root: Path, items: Items, model_text: str, created_at: float) -> P
     )
 
 
-def in_its_own_process(release: Path | None) -> Worker:
+def measure_in_process(release: Path | None) -> Worker:
     command = [sys.executable, "-m", "tests.bench.memory", "--worker", str(release or "none")]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return Worker(*json.loads(found.splitlines()[-1]))
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Worker(*json.loads(output.splitlines()[-1]))
 
 
-def of_workers(many: int, few: int, events: int) -> tuple[Worker, Worker, Worker]:
-    """A worker without a release, with one of few items and with one of many."""
+def measure_workers(many: int, few: int, events: int) -> tuple[Worker, Worker, Worker]:
+    """Memory of a worker without a release, with few items and with many."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [write_release(Path(folder) / str(n), n, events) for n in (few, many)]
-        in_its_own_process(paths[0])  # whoever comes first may have to compile, which takes memory of its own
-        return in_its_own_process(None), in_its_own_process(paths[0]), in_its_own_process(paths[1])
+        measure_in_process(paths[0])  # the first process may have to compile, which takes memory
+        return measure_in_process(None), measure_in_process(paths[0]), measure_in_process(paths[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=20_000, help="of each line of the table")
-    parser.add_argument("--items", type=int, default=100_000, help="of the release, against one of a tenth")
+    parser.add_argument("--users", type=int, default=20_000, help="users per line of the table")
     parser.add_argument(
-        "--events", type=int, default=200_000, help="behind the release's item state, and in the stream"
+        "--items", type=int, default=100_000, help="items of the larger release; the smaller has a tenth"
+    )
+    parser.add_argument(
+        "--events", type=int, default=200_000, help="events in the item state of the release, and in the stream"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -259,27 +266,28 @@ def main() -> None:
         print(json.dumps(measure_worker(None if options.worker == "none" else Path(options.worker))))
         return
     with tempfile.TemporaryDirectory() as folder, connect_url(None, Path(folder)) as url:
-        users = of_users(url, options.users, options.items)
-        duplicate, stream = of_duplicates(url, 1000), of_stream(url, min(options.events, 20_000))
-        vector = of_vectors(url, min(options.items, 20_000))
-    base, few, many = of_workers(options.items, options.items // 10, options.events)
-    print(f"Redis, bytes a user, {options.users:,} users, item ids of {ID_BYTES} bytes")
-    print(f"{'engagements':>11} {'impressions':>11} {'MEMORY USAGE':>13} {'server grew by':>15} {'formula':>9}")
-    a, b, c = fitted(users)
+        users = measure_users(url, options.users, options.items)
+        duplicate, stream = measure_duplicates(url, 1000), measure_stream(url, min(options.events, 20_000))
+        vector = measure_vectors(url, min(options.items, 20_000))
+    base, few, many = measure_workers(options.items, options.items // 10, options.events)
+    print(f"Redis, bytes per user, {options.users:,} users, item IDs of {ID_BYTES} bytes")
+    print(f"{'engagements':>11} {'impressions':>11} {'MEMORY USAGE':>13} {'server growth':>15} {'formula':>9}")
+    a, b, c = fit_user_bytes(users)
     for u in users:
         formula = a + b * u.engagements + c * u.shown
         print(f"{u.engagements:11} {u.shown:11} {u.keys:13,.0f} {u.server:15,.0f} {formula:9,.0f}")
     print(f"formula: {a:.0f} + {b:.1f} x engagements + {c:.1f} x impressions")
     print(
-        f"and {duplicate:.1f} an event of the last two to four days, {stream:.0f} an event in the stream until trimmed"
+        f"plus {duplicate:.1f} per event of the last two to four days, and {stream:.0f} per event in the stream "
+        "until trimmed"
     )
-    print(f"an item's vector in Redis: {vector:.0f} bytes ({DIMENSIONS} dimensions)")
+    print(f"item vector in Redis: {vector:.0f} bytes ({DIMENSIONS} dimensions)")
     items = options.items - options.items // 10
     private, shared = (many.private - few.private) / items, (many.shared - few.shared) / items
     print(f"worker without a release: {base.private / 1e6:.0f} MB private, {base.shared / 1e6:.0f} MB shared")
     for n, worker in ((options.items // 10, few), (options.items, many)):
         print(f"with {n:,} items: {worker.private / 1e6:.0f} MB private, {worker.shared / 1e6:.0f} MB shared")
-    print(f"an item in a worker: {private:.0f} bytes private, {shared:.0f} shared between the workers of a machine")
+    print(f"item in a worker: {private:.0f} bytes private, {shared:.0f} shared by the workers of a machine")
     full = next(u for u in users if (u.engagements, u.shown) == (ENGAGEMENTS, SHOWN))
     print(
         json.dumps(

@@ -1,15 +1,15 @@
-"""Which library finds text neighbours: `python -m tests.bench.neighbours`, one thread, each side in its own process.
+"""Comparison of libraries for nearest text neighbours: `python -m tests.bench.neighbours`, one thread, a process each.
 
-Sides: `exact` (our int8 vectors, every item compared), `inverted` (the same cosines in the lists of scikit-learn's
-k-means), FAISS (inverted lists, and a graph), USearch and hnswlib (graphs). For each: seconds to build, megabytes on
-disk (of `inverted`, which reads the vectors of `exact`, the lists alone), whether building twice gives the same bytes,
-memory of a process that answers from it (private, and shared between workers that map the same file), milliseconds of a
-query for the nearest 500 (of the processor, so that another job on the machine does not count) and the recall of it.
-The libraries are no dependency of ours: `pip install` those to be compared; one that is not there is left out.
+Sides: `exact` (our int8 vectors, compared with every item), `inverted` (the same cosines, in inverted lists from
+scikit-learn's k-means), FAISS (inverted lists, and a graph), USearch and hnswlib (graphs). Reported for each: seconds
+to build; megabytes on disk (for `inverted`, which uses the vectors of `exact`, of the lists alone); whether a second
+build gives the same bytes; memory of a process that answers queries (private, and shared between workers that map the
+same file); milliseconds per query for the nearest 500, in processor time; and the recall. The libraries are not
+dependencies: `pip install` those to compare; missing ones are skipped.
 
-Vectors are made up in the shape that sentence embeddings of products have: a tree of topics, coordinates whose
-variances fall off (about 60 directions hold nearly all), and queries that are the weighted mean of a few items of one
-or two topics, as an interest vector is. `--vectors FILE.npy` takes real ones instead.
+The vectors are synthetic, but shaped like sentence embeddings of products: a tree of topics, coordinates with
+decreasing variances (about 60 directions hold nearly all of it), and queries that are the weighted mean of a few items
+of one or two topics, like an interest vector. `--vectors FILE.npy` uses real ones instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Search = Callable[[np.ndarray], np.ndarray]
 
 
 def made_up(items: int, seed: int = 0) -> np.ndarray:
-    """float32[items, 384] unit vectors: 40 departments, each of 25 topics, and a common direction as encoders have."""
+    """float32[items, 384] unit vectors: 40 departments of 25 topics, and a common direction, as encoders have."""
     rng = np.random.default_rng(seed)
     spread = (1.0 / np.sqrt(1.0 + np.arange(DIMENSIONS) / 8.0)).astype(np.float32)
     department = rng.standard_normal((40, DIMENSIONS), np.float32) * spread
@@ -55,7 +55,7 @@ def made_up(items: int, seed: int = 0) -> np.ndarray:
     return out
 
 
-def queries_of(vectors: np.ndarray, count: int) -> np.ndarray:
+def make_queries(vectors: np.ndarray, count: int) -> np.ndarray:
     """float32[count, d]: each the mean of five items near one item and two near another, weighted by recency."""
     rng = np.random.default_rng(1)
     sample = vectors[rng.choice(len(vectors), min(len(vectors), 20_000), replace=False)]
@@ -69,15 +69,15 @@ def queries_of(vectors: np.ndarray, count: int) -> np.ndarray:
 
 def exact(path: Path, vectors: np.ndarray | None, _: dict[str, int]) -> Search | None:
     if vectors is not None:
-        held = Vectors.quantise(vectors)
-        np.save(path.with_suffix(".scale.npy"), held.scale)
-        np.save(path, held.code)
+        quantised = Vectors.quantise(vectors)
+        np.save(path.with_suffix(".scale.npy"), quantised.scale)
+        np.save(path, quantised.code)
         return None
-    held = Vectors(np.asarray(np.load(path, mmap_mode="r")), np.load(path.with_suffix(".scale.npy")))
-    every = np.arange(len(held.scale), dtype=np.int32)
+    quantised = Vectors(np.asarray(np.load(path, mmap_mode="r")), np.load(path.with_suffix(".scale.npy")))
+    all_rows = np.arange(len(quantised.scale), dtype=np.int32)
 
     def search(query: np.ndarray) -> np.ndarray:
-        cosine = held.toward(every, query.astype(np.float64))
+        cosine = quantised.toward(all_rows, query.astype(np.float64))
         best = np.argpartition(-cosine, K)[:K]
         return best[np.argsort(-cosine[best], kind="stable")]
 
@@ -93,18 +93,18 @@ def inverted(path: Path, vectors: np.ndarray | None, s: dict[str, int]) -> Searc
         np.save(parts["start"], lists.start)
         np.save(parts["centre"], lists.centre.code)
         np.save(parts["centre_scale"], lists.centre.scale)
-        held = Vectors.quantise(vectors)
-        np.save(path.with_suffix(".code.npy"), held.code)
-        np.save(parts["scale"], held.scale)
+        quantised = Vectors.quantise(vectors)
+        np.save(path.with_suffix(".code.npy"), quantised.code)
+        np.save(parts["scale"], quantised.scale)
         return None
-    read = {name: np.load(file) for name, file in parts.items() if name != "row"}
-    lists = InvertedLists(Vectors(read["centre"], read["centre_scale"]), read["start"], np.load(path))
-    held = Vectors(np.asarray(np.load(path.with_suffix(".code.npy"), mmap_mode="r")), read["scale"])
+    arrays = {name: np.load(file) for name, file in parts.items() if name != "row"}
+    lists = InvertedLists(Vectors(arrays["centre"], arrays["centre_scale"]), arrays["start"], np.load(path))
+    quantised = Vectors(np.asarray(np.load(path.with_suffix(".code.npy"), mmap_mode="r")), arrays["scale"])
 
     def search(query: np.ndarray) -> np.ndarray:
         direction = query.astype(np.float64)
         rows = lists.near(direction, look_at=s["look"])
-        cosine = held.toward(rows, direction)
+        cosine = quantised.toward(rows, direction)
         best = np.argpartition(-cosine, min(K, len(rows) - 1))[:K]
         return np.pad(rows[best[np.argsort(-cosine[best], kind="stable")]], (0, K - len(best)), constant_values=-1)
 
@@ -179,7 +179,7 @@ SIDES: dict[str, tuple[Callable[[Path, np.ndarray | None, dict[str, int]], Searc
     "usearch": (usearch, "usearch", [500, 1000]),
     "hnswlib": (hnswlib, "hnswlib", [500, 1000]),
 }
-"""Each side: how it builds (given vectors) or opens (given none), the library, and the values of its knob `look`."""
+"""For each side: its function, which builds if given vectors and else opens; its library; and its values of `look`."""
 
 
 def settings(items: int, look: int) -> dict[str, int]:
@@ -187,13 +187,13 @@ def settings(items: int, look: int) -> dict[str, int]:
 
 
 def private_and_shared_mb() -> tuple[float, float]:
-    """Pages of this process alone, and pages of files, which workers of one machine share."""
+    """Private pages of this process, and pages of files, which the workers of a machine share."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(status["RssAnon"].split()[0]) / 1024, int(status["RssFile"].split()[0]) / 1024
 
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
-    """What one side does in a process of its own: build, or answer."""
+    """The work of one side in its own process: build, or answer queries."""
     side, path = SIDES[job["side"]][0], Path(job["path"])
     if job["do"] == "build":
         vectors = np.load(job["vectors"])
@@ -211,17 +211,17 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     search = side(path, None, settings(job["items"], job["look"]))
     assert search is not None
     first = search(queries[0])
-    opened = time.perf_counter() - started
-    ms, found = np.empty(len(queries)), np.empty((len(queries), K), np.int64)
+    open_s = time.perf_counter() - started
+    ms, neighbours = np.empty(len(queries)), np.empty((len(queries), K), np.int64)
     for q, query in enumerate(queries):
         started = time.process_time()
-        found[q] = search(query)
+        neighbours[q] = search(query)
         ms[q] = 1000 * (time.process_time() - started)
-    assert (found[0] == first).all()
+    assert (neighbours[0] == first).all()
     after = private_and_shared_mb()
-    np.save(job["found"], found)
+    np.save(job["found"], neighbours)
     return {
-        "open_s": opened,
+        "open_s": open_s,
         "p50_ms": np.median(ms),
         "p99_ms": np.percentile(ms, 99),
         "private_mb": after[0] - before[0],
@@ -229,35 +229,35 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def asked(job: dict[str, Any]) -> dict[str, Any]:
-    """The answer of a child process, one thread whatever the library."""
+def run_child(job: dict[str, Any]) -> dict[str, Any]:
+    """The result of a child process, limited to one thread for every library."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [sys.executable, "-m", "tests.bench.neighbours", "--child", json.dumps(job)]
-    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{job['side']}: {done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(f"{job['side']}: {process.stderr}")
+    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return answer
 
 
-def truth_of(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """int64[queries, 500]: the nearest by float32, a block of items at a time."""
+def exact_neighbours(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """int64[queries, 500]: the nearest by float32, computed in blocks of items."""
     score = np.concatenate([queries @ vectors[b : b + 100_000].T for b in range(0, len(vectors), 100_000)], axis=1)
     best: np.ndarray = np.argpartition(-score, K, axis=1)[:, :K]
     return best
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([len(set(f) & set(t)) / K for f, t in zip(found.tolist(), truth.tolist(), strict=True)]))
+def recall(neighbours: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([len(set(f) & set(t)) / K for f, t in zip(neighbours.tolist(), truth.tolist(), strict=True)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--vectors", type=Path, help="float32[n, 384] unit vectors to take instead of made-up ones")
+    parser.add_argument("--vectors", type=Path, help="float32[n, 384] unit vectors to use instead of synthetic ones")
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=list(SIDES))
-    parser.add_argument("--looks", nargs="*", type=int, help="of each side, only these values of its knob")
+    parser.add_argument("--looks", nargs="*", type=int, help="use only these values of each side's search parameter")
     parser.add_argument("--once", action="store_true", help="do not build a second time to compare the bytes")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -270,10 +270,10 @@ def main() -> None:
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     vectors = np.load(options.vectors) if options.vectors else made_up(options.items)
-    queries = queries_of(vectors, options.queries)
+    queries = make_queries(vectors, options.queries)
     np.save(folder / "vectors.npy", vectors)
     np.save(folder / "queries.npy", queries)
-    truth, items = truth_of(vectors, queries), len(vectors)
+    truth, items = exact_neighbours(vectors, queries), len(vectors)
     del vectors
     print(f"{items} items, {len(queries)} queries of {K}, one thread")
     print(
@@ -293,12 +293,12 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "items": items,
         }
         job |= {"queries": str(folder / "queries.npy"), "found": str(folder / "found.npy")}
-        built = [asked(job | {"do": "build"}) for _ in range(1 if options.once else 2)]
-        same = "" if options.once else str(built[0]["sha256"] == built[1]["sha256"])
+        builds = [run_child(job | {"do": "build"}) for _ in range(1 if options.once else 2)]
+        same = "" if options.once else str(builds[0]["sha256"] == builds[1]["sha256"])
         for look in [k for k in looks if not options.looks or k in options.looks]:
-            answer = asked(job | {"do": "answer", "look": look})
-            answer |= {"recall": recall(np.load(job["found"]), truth), "build_s": built[0]["build_s"]}
-            answer |= {"mb": built[0]["mb"], "same_bytes": same}
+            answer = run_child(job | {"do": "answer", "look": look})
+            answer |= {"recall": recall(np.load(job["found"]), truth), "build_s": builds[0]["build_s"]}
+            answer |= {"mb": builds[0]["mb"], "same_bytes": same}
             print(
                 f"{side:>11} {look:5} {answer['build_s']:8.1f} {answer['mb']:6.0f} {same:>10} "
                 f"{answer['open_s']:7.2f} {answer['p50_ms']:7.2f} {answer['p99_ms']:7.2f} "

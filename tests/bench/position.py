@@ -1,10 +1,10 @@
-"""What setting position aside is worth where clicks are biased by it, judged by the hidden truth of a simulated shop.
+"""Value of position debiasing when clicks are biased, measured by the hidden truth of a simulated shop.
 
     python -m tests.bench.position [--users 2000] [--bias 1.0] [--explore 0.3] [--seeds 3]
 
-The same rows are learned from twice: with clicks as they were logged, and with `position_debias` and validation by
-clicks over the chance that their place was looked at. Both orders of the test lists are judged by the expected gain of
-every item shown, wherever it stood. Texts are bags of words, so that nothing has to be trained before.
+Rankers are trained on the same rows twice: on the clicks as logged, and with `position_debias` and validation on clicks
+weighted by inverse examination probability. Both are evaluated on the test lists by the expected gain of every item
+shown, at any position. Texts are bags of words, so that no encoder has to be trained.
 """
 
 from __future__ import annotations
@@ -36,69 +36,69 @@ _DIMENSIONS = 128
 
 
 def main() -> None:
-    """Make the shop, learn twice, print both and their difference; the last line is JSON."""
+    """Simulate the shop, train both, and print them with their difference; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=2000)
-    parser.add_argument("--bias", type=float, default=1.0, help="place k is looked at with chance (1 + k)^-bias")
+    parser.add_argument("--bias", type=float, default=1.0, help="position k is examined with probability (1 + k)^-bias")
     parser.add_argument("--explore", type=float, default=0.3, help="share of lists in a random order")
-    parser.add_argument("--seeds", type=int, default=3, help="rankers trained for each side; scores are added")
+    parser.add_argument("--seeds", type=int, default=3, help="rankers trained per variant; their scores are added")
     options = parser.parse_args()
     with TemporaryDirectory() as directory:
-        print(json.dumps(measured(Path(directory), options.users, options.bias, options.explore, options.seeds)))
+        print(json.dumps(measure(Path(directory), options.users, options.bias, options.explore, options.seeds)))
 
 
-def measured(directory: Path, users: int, bias: float, explore: float, seeds: int) -> dict[str, float]:
-    """ndcg@10 of expected gain without and with, the difference and its interval over users."""
+def measure(directory: Path, users: int, bias: float, explore: float, seeds: int) -> dict[str, float]:
+    """ndcg@10 of expected gain without and with debiasing, and the difference with its interval over users."""
     simulate(SimulateConfig(users=users, position_bias=bias, explore=explore), directory)
     data = dataset.load_dataset(directory)
     shown = query_groups.logged_lists(data.events)
     shown = shown.take(np.flatnonzero(lists_with_gain(shown)))
     windows = Windows.split(shown.at, shown.user, WindowConfig())
     refresh = np.quantile(shown.at[shown.at >= windows.ranker], np.linspace(0, 1, 6, endpoint=False))
-    replay = Replay(data.catalogue, _words(data.catalogue.titles), data.events, refresh)
+    replay = Replay(data.catalogue, _bag_of_words(data.catalogue.titles), data.events, refresh)
     columns = names(replay.items_at(-np.inf))
-    parts = {w: shown.take(windows.lists(w, shown)) for w in ("ranker", "validation", "test")}
-    x = {w: replay.rows(part) for w, part in parts.items()}
-    learnt, valid, tested = (parts[w] for w in ("ranker", "validation", "test"))
+    lists_of = {w: shown.take(windows.lists(w, shown)) for w in ("ranker", "validation", "test")}
+    x = {w: replay.rows(part) for w, part in lists_of.items()}
+    train_lists, valid, tested = (lists_of[w] for w in ("ranker", "validation", "test"))
     assert data.truth is not None
     ids = data.catalogue.item_ids
     pairs = zip((tested.request_ids[g] for g in tested.group.tolist()), tested.item.tolist(), strict=True)
-    told = data.truth.of(shown.request_ids)
-    worth = np.array([told[request, ids[item]] for request, item in pairs])
+    utilities = data.truth.of(shown.request_ids)
+    expected_gain = np.array([utilities[request, ids[item]] for request, item in pairs])
 
     def ndcg(debias: bool) -> F64:
         score = np.zeros(tested.rows)
-        seen = examination_probability(x["ranker"], learnt, valid, columns) if debias else None
+        examination = examination_probability(x["ranker"], train_lists, valid, columns) if debias else None
         for seed in range(seeds):
-            made = train(
+            trained = train(
                 x["ranker"],
-                learnt.gain,
-                learnt.start,
+                train_lists.gain,
+                train_lists.start,
                 x["validation"],
                 valid.gain,
                 valid.start,
                 columns,
                 RankerConfig(position_debias=debias, seed=seed),
-                learnt.position,
-                valid_examination=seen,
+                train_lists.position,
+                valid_examination=examination,
             )
-            score += Trees.parse(made.model_text).score(x["test"])
-        return _ndcg(score, worth, len(tested))
+            score += Trees.parse(trained.model_text).score(x["test"])
+        return _ndcg(score, expected_gain, len(tested))
 
     without, with_ = ndcg(False), ndcg(True)
-    found = paired_difference(with_, without, tested.user)
+    difference = paired_difference(with_, without, tested.user)
     return {
         "without": float(without.mean()),
         "with": float(with_.mean()),
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
+        "difference": difference.difference,
+        "low": difference.low,
+        "high": difference.high,
         "lists": len(tested),
     }
 
 
-def _words(titles: object) -> F32:
-    """float32[n + 1, d]: each word a direction of its own, drawn by its letters."""
+def _bag_of_words(titles: object) -> F32:
+    """float32[n + 1, d]: sum of a random direction for each word of the title, normalised."""
     texts = list(titles)  # type: ignore[call-overload]
     out = np.full((len(texts) + 1, _DIMENSIONS), np.nan, np.float32)
     for i, text in enumerate(texts):
@@ -108,12 +108,12 @@ def _words(titles: object) -> F32:
     return out
 
 
-def _ndcg(score: F64, worth: F64, count: int) -> F64:
-    """float64[lists]: ndcg@10 with expected gains as they are; all lists of a simulated shop are equally long."""
-    score, worth = score.reshape(count, -1), worth.reshape(count, -1)
+def _ndcg(score: F64, expected_gain: F64, count: int) -> F64:
+    """float64[lists]: ndcg@10 with expected gains. All lists of a simulated shop have the same length."""
+    score, expected_gain = score.reshape(count, -1), expected_gain.reshape(count, -1)
     discount = 1 / np.log2(np.arange(2, 12))
-    top = np.take_along_axis(worth, np.argsort(-score, axis=1, kind="stable")[:, :10], axis=1)
-    out: F64 = (top @ discount) / (-np.sort(-worth, axis=1)[:, :10] @ discount)
+    top = np.take_along_axis(expected_gain, np.argsort(-score, axis=1, kind="stable")[:, :10], axis=1)
+    out: F64 = (top @ discount) / (-np.sort(-expected_gain, axis=1)[:, :10] @ discount)
     return out
 
 

@@ -1,12 +1,12 @@
-"""How well vectors of words stand in for the text encoder's own vector of a query.
+"""Comparison of word-vector approximations with the text encoder's own vector of a query.
 
-    python -m tests.bench.query WORKSPACE        a simulated shop whose night has come as far as its encoder
-    python -m tests.bench.query --films FOLDER   RankLens' items, by the encoder as it came
-    python -m tests.bench.query --cost [ITEMS]   what a query adds to a request, of a made-up shop
+    python -m tests.bench.query WORKSPACE        a simulated shop with a nightly run up to its encoder
+    python -m tests.bench.query --films FOLDER   the items of RankLens, with the encoder not fine-tuned
+    python -m tests.bench.query --cost [ITEMS]   cost of a query in a request, for a synthetic shop
 
-Each way of making a query's vector orders the catalogue. Said of each: the share of the encoder's own nearest 10 and 50
-that are among its own; how much of what was sought the first 10 have (the shop), or how often they hold the film that
-the words are of; and the time of one query. Queries are typed as simulated shoppers type, slips included.
+Each method makes a vector from a query, which orders the catalogue. Reported for each: the share of the encoder's
+nearest 10 and 50 that it finds; the share of the wanted properties that its first 10 have (shop), or how often they
+include the film that the words are from; and the time per query. Queries have typos, as from simulated shoppers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ QUERIES, FILMS = 300, 700
 
 @dataclass(frozen=True)
 class World:
-    """A catalogue, its vectors by an encoder (float32[n + 1, d]), queries, and the worth of an order's first 10."""
+    """A catalogue, its vectors by an encoder (float32[n + 1, d]), queries, and the value of an order's first 10."""
 
     catalogue: Catalogue
     vectors: F32
@@ -53,33 +53,33 @@ class World:
 
 
 def shop(workspace: Path) -> World:
-    """The shop that `shelfwise simulate` makes by default, and the encoder of its night."""
+    """The shop that `shelfwise simulate` makes by default, with the encoder of its nightly run."""
     (run,) = (p.parent for p in (workspace / "runs").glob("*/encoder.json"))
     catalogue, stock = dataset.load_dataset(workspace / "data").catalogue, open_shop(SimulateConfig()).stock
     rng = np.random.default_rng(1)
     assert stock.table["item_id"].to_pylist() == list(catalogue.item_ids), "simulate with the defaults"
     searches = Searches(stock, rng)
-    wishes = [searches.wish(i) for i in rng.integers(0, len(catalogue), QUERIES).tolist()]
-    every = np.arange(len(catalogue), dtype=np.int32)
-    odds = np.array([searches.odds(wish, every) for wish in wishes])  # from nothing to all of what was sought
+    intents = [searches.wish(i) for i in rng.integers(0, len(catalogue), QUERIES).tolist()]
+    all_rows = np.arange(len(catalogue), dtype=np.int32)
+    odds = np.array([searches.odds(wish, all_rows) for wish in intents])  # from none to all of the wanted properties
     share = (odds - odds.min()) / (odds.max() - odds.min())
     return World(
         catalogue,
-        _and_unknown(np.load(run / "vectors.npy")[-1]),
+        _with_unknown(np.load(run / "vectors.npy")[-1]),
         load(str(run / "encoder")),
-        [searches.typed(w) for w in wishes],
+        [searches.typed(w) for w in intents],
         lambda order: float(np.take_along_axis(share, order[:, :10].astype(np.int64), axis=1).mean()),
     )
 
 
 def film_shop(folder: Path) -> World:
-    """Films, each sought by two or three words of its title, genres, tags and actors."""
+    """Films, each searched for by two or three words of its title, genres, tags and actors."""
     films = pq.read_table(folder / "items.parquet").sort_by("item_id").slice(0, FILMS).to_pylist()
     rng = np.random.default_rng(1)
-    listed = [[*(r["genres"] or ()), *(r["tags"] or ()), *(r["actors"] or ())] for r in films]
-    names = sorted({f"tags={v}" for values in listed for v in values})
+    properties = [[*(r["genres"] or ()), *(r["tags"] or ()), *(r["actors"] or ())] for r in films]
+    names = sorted({f"tags={v}" for values in properties for v in values})
     code = {name: k for k, name in enumerate(names)}
-    tags = [sorted({code[f"tags={v}"] for v in values}) for values in listed]
+    tags = [sorted({code[f"tags={v}"] for v in values}) for values in properties]
     n, none = len(films), np.zeros(len(films) + 1, np.int32)
     start = np.append(np.cumsum([0, *map(len, tags)]), sum(map(len, tags)))
     catalogue = Catalogue(
@@ -99,52 +99,52 @@ def film_shop(folder: Path) -> World:
     )
     encoder = load("minilm", max_tokens=64)
     texts = [f"{r['title']}. {', '.join(r['genres'] or ())}. {r['description'] or ''}" for r in films]
-    sought = rng.integers(0, n, QUERIES)
-    slips = Searches(make_products(rng, 2, np.zeros(1, np.int64), 0), rng)
+    target = rng.integers(0, n, QUERIES)
+    typist = Searches(make_products(rng, 2, np.zeros(1, np.int64), 0), rng)
     queries = []
-    for i in sought.tolist():
-        words = list(dict.fromkeys(" ".join([films[i]["title"], *listed[i]]).lower().split()))
+    for i in target.tolist():
+        words = list(dict.fromkeys(" ".join([films[i]["title"], *properties[i]]).lower().split()))
         picked = sorted(rng.choice(len(words), min(len(words), 2 + int(rng.integers(2))), replace=False))
-        queries.append(" ".join(slips.slipped(words[k]) for k in picked))
+        queries.append(" ".join(typist.slipped(words[k]) for k in picked))
     return World(
         catalogue,
-        _and_unknown(encoder.encode(texts)),
+        _with_unknown(encoder.encode(texts)),
         encoder,
         queries,
-        lambda order: float((order[:, :10] == sought[:, None]).any(axis=1).mean()),
+        lambda order: float((order[:, :10] == target[:, None]).any(axis=1).mean()),
     )
 
 
-def _and_unknown(vectors: F32) -> F32:
+def _with_unknown(vectors: F32) -> F32:
     return np.vstack([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)]).astype(np.float32)
 
 
-def ways(world: World) -> dict[str, Callable[[str], F64]]:
-    """The vector of a query, in each of the ways that are compared."""
+def methods(world: World) -> dict[str, Callable[[str], F64]]:
+    """Functions from a query to its vector, by method."""
     words, known = Vocabulary.build(world.catalogue, world.vectors), np.isfinite(world.vectors[:-1]).all(axis=1)
-    names, of = list(words.names), np.repeat(np.arange(len(world.catalogue)), np.diff(words.start[:-1]))
-    held = np.zeros((len(world.catalogue), len(names)), np.float32)
-    held[of, words.word] = 1.0
-    held, target = held[known], world.vectors[:-1][known]
+    names, item = list(words.names), np.repeat(np.arange(len(world.catalogue)), np.diff(words.start[:-1]))
+    has_word = np.zeros((len(world.catalogue), len(names)), np.float32)
+    has_word[item, words.word] = 1.0
+    has_word, target = has_word[known], world.vectors[:-1][known]
     ridge = np.linalg.solve(
-        held.T @ held + np.eye(len(names), dtype=np.float32), held.T @ (target - target.mean(axis=0))
+        has_word.T @ has_word + np.eye(len(names), dtype=np.float32), has_word.T @ (target - target.mean(axis=0))
     )
-    alone = world.encoder.encode(names)
+    word_vectors = world.encoder.encode(names)
 
-    def exactly(text: str) -> F64:
+    def without_typos(text: str) -> F64:
         return words.read(" ".join(w for w in tokenize(text) if w in names)).direction
 
     return {
         "mean of the items that hold a word": lambda text: words.read(text).direction,
-        "the same, slips unread": exactly,
-        "ridge of items on their words": _by(words, ridge),
-        "words by the encoder": _by(words, alone),
-        "the same less their mean": _by(words, alone - alone.mean(axis=0)),
+        "the same, slips unread": without_typos,
+        "ridge of items on their words": _with_word_vectors(words, ridge),
+        "words by the encoder": _with_word_vectors(words, word_vectors),
+        "the same less their mean": _with_word_vectors(words, word_vectors - word_vectors.mean(axis=0)),
     }
 
 
-def _by(words: Vocabulary, vectors: F32) -> Callable[[str], F64]:
-    """Queries as `words` reads them, with other vectors of words, float32[w, d]."""
+def _with_word_vectors(words: Vocabulary, vectors: F32) -> Callable[[str], F64]:
+    """Queries as `words` parses them, with other word vectors, float32[w, d]."""
     strength = words.rarity * np.linalg.norm(vectors, axis=1).astype(np.float32)
     other = replace(words, vectors=Vectors.quantise(vectors), strength=strength)
     return lambda text: other.read(text).direction
@@ -153,30 +153,30 @@ def _by(words: Vocabulary, vectors: F32) -> Callable[[str], F64]:
 def main(world: World) -> None:
     """Print the table, and the same as JSON."""
     items = Vectors.quantise(world.vectors)
-    every = np.arange(len(world.catalogue), dtype=np.int32)
+    all_rows = np.arange(len(world.catalogue), dtype=np.int32)
 
     def order(directions: Sequence[F64]) -> I32:
-        found = [np.argsort(-np.nan_to_num(items.toward(every, d)), kind="stable")[:50] for d in directions]
-        return np.array(found, np.int32)
+        rows = [np.argsort(-np.nan_to_num(items.toward(all_rows, d)), kind="stable")[:50] for d in directions]
+        return np.array(rows, np.int32)
 
-    began = time.perf_counter()
-    own = [v.astype(np.float64) for v in world.encoder.encode(list(world.queries))]
-    took = {"the encoder itself": (time.perf_counter() - began) / QUERIES}
-    found = {"the encoder itself": order(own)}
-    for name, way in ways(world).items():
-        way(world.queries[0])
-        began = time.perf_counter()
-        directions = [way(q) for q in world.queries]
-        took[name] = (time.perf_counter() - began) / QUERIES
-        found[name] = order(directions)
-    best = found["the encoder itself"]
+    start = time.perf_counter()
+    encoded = [v.astype(np.float64) for v in world.encoder.encode(list(world.queries))]
+    seconds = {"the encoder itself": (time.perf_counter() - start) / QUERIES}
+    orders = {"the encoder itself": order(encoded)}
+    for name, method in methods(world).items():
+        method(world.queries[0])
+        start = time.perf_counter()
+        directions = [method(q) for q in world.queries]
+        seconds[name] = (time.perf_counter() - start) / QUERIES
+        orders[name] = order(directions)
+    reference = orders["the encoder itself"]
     table = {
         name: {
-            **{f"@{k}": _overlap(best[:, :k], mine[:, :k]) for k in (10, 50)},
-            "sought": world.worth(mine),
-            "ms": 1e3 * took[name],
+            **{f"@{k}": _overlap(reference[:, :k], own_order[:, :k]) for k in (10, 50)},
+            "sought": world.worth(own_order),
+            "ms": 1e3 * seconds[name],
         }
-        for name, mine in found.items()
+        for name, own_order in orders.items()
     }
     for name, row in table.items():
         print(f"{name:45s}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
@@ -188,11 +188,13 @@ def _overlap(a: I32, b: I32) -> float:
 
 
 def cost(n: int, repeats: int = 101) -> None:
-    """Rows of 500 candidates and retrieval, each without and with a query, turn about; ms of the processor."""
+    """Processor ms of rows for 500 candidates and of retrieval, each without and with a query, alternating."""
     rng = np.random.default_rng(1)
     items = made_up_items(rng, n, 10 * n)
-    spelt = ["".join(rng.choice(list("aeioubcdfglmnprst"), int(rng.integers(4, 10)))) for _ in range(20_000)]
-    titles = [" ".join(spelt[k] for k in row) for row in skewed(rng, len(spelt), 7 * n).reshape(n, 7).tolist()]
+    vocabulary = ["".join(rng.choice(list("aeioubcdfglmnprst"), int(rng.integers(4, 10)))) for _ in range(20_000)]
+    titles = [
+        " ".join(vocabulary[k] for k in row) for row in skewed(rng, len(vocabulary), 7 * n).reshape(n, 7).tolist()
+    ]
     catalogue = replace(items.catalogue, titles=titles)
     vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
     items = replace(items, catalogue=catalogue, words=Vocabulary.build(catalogue, vectors))
@@ -200,30 +202,30 @@ def cost(n: int, repeats: int = 101) -> None:
     ms: dict[str, list[float]] = {}
     for number in range(-3, repeats):
         request = made_up_request(rng, n, 500, ENGAGEMENTS, SHOWN)
-        said = titles[int(rng.integers(n))].split()[:3]
-        said[2] = said[2][:1] + said[2][2:]  # a slip, which is looked for among all words
-        typed = Context(query=" ".join(said))
+        typed_words = titles[int(rng.integers(n))].split()[:3]
+        typed_words[2] = typed_words[2][:1] + typed_words[2][2:]  # a typo, which is searched for among all words
+        context = Context(query=" ".join(typed_words))
         for name, work in {
-            "reading the query": lambda typed=typed: items.words.read(typed.query),
+            "parsing the query": lambda context=context: items.words.read(context.query),
             "rows": lambda r=request: rows(items, r.history, r.candidates, AT),
-            "rows with it": lambda r=request, c=typed: rows(items, r.history, r.candidates, AT, c),
-            "near by text": lambda r=request: text_candidates(items, r.history, AT, 500, NO_CONTEXT),
-            "near by text with it": lambda r=request, c=typed: text_candidates(items, r.history, AT, 500, c),
+            "rows with query": lambda r=request, c=context: rows(items, r.history, r.candidates, AT, c),
+            "text candidates": lambda r=request: text_candidates(items, r.history, AT, 500, NO_CONTEXT),
+            "text candidates with query": lambda r=request, c=context: text_candidates(items, r.history, AT, 500, c),
         }.items():
-            began = time.thread_time()
+            start = time.thread_time()
             work()
             if number >= 0:
-                ms.setdefault(name, []).append(1e3 * (time.thread_time() - began))
+                ms.setdefault(name, []).append(1e3 * (time.thread_time() - start))
     for name, spent in ms.items():
-        low, middle, high = np.percentile(spent, [10, 50, 90])
-        print(f"{name:25s}{middle:8.3f} ({low:.3f}-{high:.3f})")
-    middle_of = {name: float(np.median(spent)) for name, spent in ms.items()}
+        low, p50, high = np.percentile(spent, [10, 50, 90])
+        print(f"{name:25s}{p50:8.3f} ({low:.3f}-{high:.3f})")
+    median = {name: float(np.median(spent)) for name, spent in ms.items()}
     print(
         json.dumps(
             {
-                "rows_ratio": middle_of["rows with it"] / middle_of["rows"],
-                "retrieval_ratio": middle_of["near by text with it"] / middle_of["near by text"],
-                "read_ms": middle_of["reading the query"],
+                "rows_ratio": median["rows with query"] / median["rows"],
+                "retrieval_ratio": median["text candidates with query"] / median["text candidates"],
+                "read_ms": median["parsing the query"],
                 "words": len(items.words.names),
             }
         )

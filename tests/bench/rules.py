@@ -1,9 +1,9 @@
-"""What rules and retrieval add to a request: `python -m tests.bench.rules`, one thread, beside the list's feature rows.
+"""Cost of rules and retrieval in a request: `python -m tests.bench.rules`, one thread, compared with the feature rows.
 
-A made-up shop of 100,000 items, a user with full lists, 500 candidates. In turn, each repeat with a user of its own:
-the feature rows of the list (what a request mostly is), each rule alone and all together, reading rules into a plan,
-and the retrieval of 500 candidates: of all items, of those that a filter admits, and through inverted lists. Times are
-of the processor.
+A synthetic shop of 100,000 items, a user with full lists, 500 candidates. Each repeat uses another user and times in
+turn: the feature rows of the list (most of a request), each rule alone and all together, parsing rules into a plan, and
+retrieving 500 candidates: from all items, from those that a filter admits, and through inverted lists. Times are
+processor times.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=300_000)
     parser.add_argument("--repeats", type=int, default=51)
     options = parser.parse_args()
-    # One event loop and its threads throughout, as a worker has.
-    ms = asyncio.run(measured(options.items, options.events, options.repeats))
+    # One event loop with its threads, as in a worker.
+    ms = asyncio.run(measure(options.items, options.events, options.repeats))
     medians = {name: float(np.median(m)) for name, m in ms.items()}
     print(f"{options.items} items, ms: median (p10-p90) of {options.repeats}")
     for name, m in ms.items():
@@ -62,14 +62,14 @@ def main() -> None:
     print(json.dumps({"rules_to_rows": ratio["rule: all"], "retrieve_to_rows": ratio["retrieve 500"], "ratio": ratio}))
 
 
-async def measured(count: int, events: int, repeats: int) -> dict[str, list[float]]:
+async def measure(count: int, events: int, repeats: int) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
     items = made_up_items(rng, count, events)
     vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
-    listed = CandidateRetriever(replace(items, inverted=build_inverted_lists(vectors, 0, above=0)))
-    every, attributes = CandidateRetriever(items), Attributes(items)
-    decoded = {name: msgspec.convert(given, Rules) for name, given in RULES.items()}
-    plans = {name: Plan.of(given, attributes, "rules") for name, given in decoded.items()}
+    inverted_retriever = CandidateRetriever(replace(items, inverted=build_inverted_lists(vectors, 0, above=0)))
+    retriever, attributes = CandidateRetriever(items), Attributes(items)
+    decoded = {name: msgspec.convert(rules, Rules) for name, rules in RULES.items()}
+    plans = {name: Plan.of(rules, attributes, "rules") for name, rules in decoded.items()}
     ms: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats + 1):
         history, candidates = made_up_request(rng, count, 500, ENGAGEMENTS, SHOWN)
@@ -83,19 +83,23 @@ async def measured(count: int, events: int, repeats: int) -> dict[str, list[floa
             assert plan is not None
             with timed(ms[f"rule: {name}"]):
                 plan.apply(ranked, items.vectors, history, AT, 50)
-        retrievals = (("", every, None), (", filter", every, plans["filter"]), (", inverted lists", listed, None))
-        for name, offers, plan in retrievals:
+        retrievals = (
+            ("", retriever, None),
+            (", filter", retriever, plans["filter"]),
+            (", inverted lists", inverted_retriever, None),
+        )
+        for name, candidate_retriever, plan in retrievals:
             with timed(ms[f"retrieve 500{name}"]):
-                await offers.candidates(history, AT, 500, plan)
-    # The first repeat compiles.
+                await candidate_retriever.candidates(history, AT, 500, plan)
+    # Skip the first repeat, which compiles.
     return {name: m[1:] for name, m in ms.items()}
 
 
 @contextmanager
 def timed(into: list[float]) -> Iterator[None]:
-    began = time.process_time()
+    start = time.process_time()
     yield
-    into.append(1000 * (time.process_time() - began))
+    into.append(1000 * (time.process_time() - start))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The service as a storefront meets it: `python -m tests.bench.serve`, over HTTP, one worker, with a real Valkey.
+"""The service under load: `python -m tests.bench.serve`, over HTTP, one worker, with a real Valkey.
 
-A made-up shop of 100,000 items, 384-d vectors and a model of 500 trees of 31 leaves is written as two releases; 1,000
-users have full lists (100 engagements, 240 impressions). The service runs in a process of its own under uvicorn, the
-clients in this one. A request names a user and 500 candidates and asks for the best 50.
+A synthetic shop of 100,000 items, with 384-d vectors and a model of 500 trees of 31 leaves, is written as two releases;
+1,000 users have full lists (100 engagements, 240 impressions). The service runs in its own process under uvicorn, the
+clients in this one. A request has a user and 500 candidates and gets the best 50.
 
-1. Processor time of the service a request (all its threads, by the kernel's account), beside `Booster.predict` on the
-   very rows of those requests, turn about.
+1. Processor time of the service per request (all threads, as counted by the kernel), compared with `Booster.predict` on
+   the rows of the same requests, alternating.
 2. Latency by number of candidates, one client.
-3. Requests a second and latency by number of clients: undisturbed, while releases are swapped, and beside a stream of
-   500 events a second (posts of ten, as a page's impressions come).
+3. Requests per second and latency by number of clients: undisturbed, while releases are swapped, and with a stream of
+   500 events per second (ten per request, like the impressions of a page).
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from serving.config import ServiceConfig
 from serving.release.release import Release, load_release
 from serving.store import BulkStore, Pointer
 from serving.store.embedded import connect_url
-from tests.bench.assemble import grown
+from tests.bench.assemble import train_model
 from tests.bench.clients import Load, closed_loop, posted, stream
 from tests.bench.made_up import AT, made_up_items, skewed
-from tests.bench.memory import published, write_users
+from tests.bench.memory import write_release_with, write_users
 
 LIMIT = 50
 CANDIDATES = (100, 200, 300, 500, 1000)
 CLIENTS = (1, 8, 32)
 USERS = 1000
 POST = 10
-"""Events of one post of the stream."""
+"""Events per request of the stream."""
 
 
 class Question(NamedTuple):
-    """A request for a ranking: who asks, about what, and the bytes."""
+    """A ranking request: its user, its candidates, and its bytes."""
 
     user_id: str
     item_ids: list[str]
@@ -61,11 +61,11 @@ class Question(NamedTuple):
 
 
 def made_up_questions(rng: np.random.Generator, items: int, users: int, candidates: int, count: int) -> list[Question]:
-    """Requests of users drawn alike, for candidates drawn by popularity, in no order."""
+    """Requests of uniformly drawn users, for candidates drawn by popularity, in random order."""
     out = []
     for _ in range(count):
-        drawn = np.unique(skewed(rng, items, 12 * candidates))
-        ids = [f"sku-{i:08d}" for i in rng.permutation(drawn)[:candidates].tolist()]
+        rows_drawn = np.unique(skewed(rng, items, 12 * candidates))
+        ids = [f"sku-{i:08d}" for i in rng.permutation(rows_drawn)[:candidates].tolist()]
         user = f"user-{int(rng.integers(users)):08d}"
         body = json.dumps({"user_id": user, "candidates": ids, "limit": LIMIT}, separators=(",", ":"))
         out.append(Question(user, ids, posted("/v1/rank", body.encode())))
@@ -73,13 +73,13 @@ def made_up_questions(rng: np.random.Generator, items: int, users: int, candidat
 
 
 def made_up_posts(rng: np.random.Generator, items: int, users: int, count: int) -> list[bytes]:
-    """Posts of ten events each: mostly impressions, and a click in ten. Without ids, so that each is new."""
+    """Requests with ten events each: impressions, and one click. Without IDs, so that each event is new."""
     out = []
     for _ in range(count):
-        user, seen = f"user-{int(rng.integers(users)):08d}", skewed(rng, items, POST).tolist()
+        user, items_seen = f"user-{int(rng.integers(users)):08d}", skewed(rng, items, POST).tolist()
         events = [
             {"event": "impression" if n else "click", "user_id": user, "item_id": f"sku-{i:08d}"}
-            for n, i in enumerate(seen)
+            for n, i in enumerate(items_seen)
         ]
         out.append(posted("/v1/events", json.dumps(events).encode()))
     return out
@@ -87,9 +87,9 @@ def made_up_posts(rng: np.random.Generator, items: int, users: int, count: int) 
 
 @contextmanager
 def service(url: str, release: Path, at: float | None = AT) -> Iterator[tuple[int, int]]:
-    """(process id, port) of a service with one worker that answers from this release.
+    """(process id, port) of a service with one worker that serves this release.
 
-    at: what its clock says now, None for the time it is.
+    at: the time that its clock shows now; None for the current time.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -114,7 +114,7 @@ def service(url: str, release: Path, at: float | None = AT) -> Iterator[tuple[in
 
 
 def _wait(port: int, release: str, seconds: float = 120) -> None:
-    """Until the service is ready, with this release if one is named."""
+    """Wait until the service is ready, with this release if given."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -128,37 +128,37 @@ def _wait(port: int, release: str, seconds: float = 120) -> None:
 
 
 def cpu_s(process: int) -> float:
-    """Processor seconds that the threads of a process have had, to the nanosecond."""
+    """Processor seconds used by the threads of a process."""
     tasks = Path(f"/proc/{process}/task").glob("*/schedstat")
     return sum(int(t.read_text("ascii").split()[0]) for t in tasks) / 1e9
 
 
-def cpu_beside_predict(
-    process: int, port: int, url: str, release: Release, questions: list[Question], rounds: int, each: int
+def measure_cpu(
+    process: int, port: int, url: str, release: Release, questions: list[Question], rounds: int, per_round: int
 ) -> np.ndarray:
-    """ms[rounds, 2]: of the service for a request, of `Booster.predict` on the rows of the same requests."""
+    """ms[rounds, 2]: of the service per request, and of `Booster.predict` on the rows of the same requests."""
     booster = lgb.Booster(model_file=str(release.path / "ranker.txt"))
     out, items = np.empty((rounds, 2)), release.items
     with BulkStore(url) as store:
         for r in range(rounds):
-            asked = [questions[(r * each + n) % len(questions)] for n in range(each)]
+            requests = [questions[(r * per_round + n) % len(questions)] for n in range(per_round)]
             before = cpu_s(process)
-            load = uvloop.run(closed_loop(port, [q.bytes for q in asked], 1, total=each))
-            out[r, 0] = (cpu_s(process) - before) * 1e3 / each
+            load = uvloop.run(closed_loop(port, [q.bytes for q in requests], 1, total=per_round))
+            out[r, 0] = (cpu_s(process) - before) * 1e3 / per_round
             if load.errors or load.degraded:
                 raise SystemExit(f"{load.errors} errors, {load.degraded} degraded: {load.first_error}")
             tables = [
                 rows(items, store.read(q.user_id, items.catalogue, AT), items.catalogue.rows(sorted(q.item_ids)), AT)
-                for q in asked
+                for q in requests
             ]
             started = time.thread_time()
             for table in tables:
                 booster.predict(table, raw_score=True, num_threads=1)
-            out[r, 1] = (time.thread_time() - started) * 1e3 / each
+            out[r, 1] = (time.thread_time() - started) * 1e3 / per_round
     return out
 
 
-async def disturbed(
+async def measure_disturbed(
     port: int,
     url: str,
     questions: list[bytes],
@@ -168,7 +168,7 @@ async def disturbed(
     posts: list[bytes],
     per_second: float,
 ) -> tuple[Load, Load]:
-    """What clients see while releases are swapped, where any are named, and events stream in, where there are any."""
+    """What clients see while `releases` are swapped and `posts` are streamed; either may be empty."""
     done = asyncio.Event()
 
     async def swaps() -> None:
@@ -186,13 +186,13 @@ async def disturbed(
     await swapping
     events = await streaming if streaming else Load()
     if len(swapped) != len(releases):
-        raise SystemExit(f"{len(swapped)} of {len(releases)} releases were swapped to in {seconds} s")
+        raise SystemExit(f"only {len(swapped)} of {len(releases)} releases were swapped in {seconds} s")
     return load, events
 
 
-def line(name: str, load: Load) -> dict[str, float]:
-    """Print one line of the table; the same as numbers."""
-    found = {
+def print_line(name: str, load: Load) -> dict[str, float]:
+    """Print one line of the table and return its numbers."""
+    figures = {
         "per_second": load.per_second,
         "p50": load.at(50),
         "p99": load.at(99),
@@ -200,24 +200,26 @@ def line(name: str, load: Load) -> dict[str, float]:
         "max": load.at(100),
     }
     print(
-        f"{name:>34} {load.per_second:8.0f} {found['p50']:8.2f} {found['p99']:8.2f} {found['p99.9']:8.2f} "
-        f"{found['max']:8.2f} {load.errors + load.degraded:6}",
+        f"{name:>34} {load.per_second:8.0f} {figures['p50']:8.2f} {figures['p99']:8.2f} {figures['p99.9']:8.2f} "
+        f"{figures['max']:8.2f} {load.errors + load.degraded:6}",
         flush=True,
     )
     if load.first_error:
         print(f"first error: {load.first_error}")
-    return {k: round(v, 2) for k, v in found.items()} | {"errors": load.errors + load.degraded}
+    return {k: round(v, 2) for k, v in figures.items()} | {"errors": load.errors + load.degraded}
 
 
-def parsed() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     """The options; `--quick` makes everything small."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="so small that it only shows that it runs")
-    parser.add_argument("--items", type=int, default=100_000, help="of the catalogue")
-    parser.add_argument("--trees", type=int, default=500, help="of the model, 31 leaves each")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each line with clients")
-    parser.add_argument("--requests", type=int, default=1000, help="of each line with one client by candidates")
-    parser.add_argument("--rounds", type=int, default=15, help="of 20 requests and their predictions, turn about")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to show that it runs")
+    parser.add_argument("--items", type=int, default=100_000, help="items in the catalogue")
+    parser.add_argument("--trees", type=int, default=500, help="trees of the model, 31 leaves each")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds per line with several clients")
+    parser.add_argument("--requests", type=int, default=1000, help="requests per line by candidates")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds of 20 requests and their predictions, alternating"
+    )
     options = parser.parse_args()
     if options.quick:
         options.items, options.trees, options.seconds, options.requests, options.rounds = 3000, 5, 0.5, 20, 2
@@ -225,13 +227,13 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parsed()
+    options = parse_options()
     rng = np.random.default_rng(1)
     users = min(USERS, options.items // 10)
     items = made_up_items(rng, options.items, 10 * options.items)
-    text = grown(items, options.items, options.trees, 30 if options.quick else 300)
+    text = train_model(items, options.items, options.trees, 30 if options.quick else 300)
     with tempfile.TemporaryDirectory() as folder, connect_url(None, Path(folder) / "valkey") as url:
-        releases = [published(Path(folder), items, text, AT + n) for n in range(2)]
+        releases = [write_release_with(Path(folder), items, text, AT + n) for n in range(2)]
         with BulkStore(url) as store:
             write_users(store, rng, users, ENGAGEMENTS, SHOWN, options.items)
             store.point(Pointer(releases[0].name, str(releases[0])))
@@ -240,10 +242,10 @@ def main() -> None:
         with service(url, releases[0]) as (process, port):
             machine = platform.processor() or platform.machine()
             print(f"{machine}, {options.items:,} items, {features} features, {options.trees} trees x 31", flush=True)
-            print(json.dumps(measured(options, rng, process, port, url, releases, users)))
+            print(json.dumps(measure(options, rng, process, port, url, releases, users)))
 
 
-def measured(
+def measure(
     options: argparse.Namespace,
     rng: np.random.Generator,
     process: int,
@@ -252,37 +254,43 @@ def measured(
     releases: list[Path],
     users: int,
 ) -> dict[str, Any]:
-    """Every table, printed, and the numbers of them."""
-    asked = {c: made_up_questions(rng, options.items, users, c, 40 if options.quick else 400) for c in CANDIDATES}
-    questions = [q.bytes for q in asked[500]]
-    uvloop.run(closed_loop(port, questions, 1, total=10 if options.quick else 200))  # pages are read, code is warm
-    cpu = cpu_beside_predict(process, port, url, load_release(releases[0]), asked[500], options.rounds, 20)
+    """Print every table and return the numbers."""
+    questions_by_size = {
+        c: made_up_questions(rng, options.items, users, c, 40 if options.quick else 400) for c in CANDIDATES
+    }
+    questions = [q.bytes for q in questions_by_size[500]]
+    uvloop.run(closed_loop(port, questions, 1, total=10 if options.quick else 200))  # warm up pages and code
+    cpu = measure_cpu(process, port, url, load_release(releases[0]), questions_by_size[500], options.rounds, 20)
     ratio = cpu[:, 0] / cpu[:, 1]
-    ours, predict = np.median(cpu, axis=0)
+    service_ms, predict_ms = np.median(cpu, axis=0)
     print(
-        f"500 candidates, CPU ms: the whole request {ours:.2f}, Booster.predict {predict:.2f}; "
+        f"500 candidates, CPU ms: the whole request {service_ms:.2f}, Booster.predict {predict_ms:.2f}; "
         f"ratio {np.median(ratio):.3f} (p10-p90 {np.quantile(ratio, 0.1):.3f}-{np.quantile(ratio, 0.9):.3f})"
     )
-    print(f"{'':>34} {'a second':>8} {'p50 ms':>8} {'p99':>8} {'p99.9':>8} {'max':>8} {'errors':>6}")
+    print(f"{'':>34} {'per s':>8} {'p50 ms':>8} {'p99':>8} {'p99.9':>8} {'max':>8} {'errors':>6}")
     lines: dict[str, dict[str, float]] = {}
     for c in CANDIDATES:
-        found = uvloop.run(closed_loop(port, [q.bytes for q in asked[c]], 1, total=options.requests))
-        lines[f"{c} candidates"] = line(f"{c} candidates, 1 client", found)
-    posts, pace = made_up_posts(rng, options.items, users, 500), 50 if options.quick else 500
-    for words, swaps, stream_of in (("", [], []), ("swap", [releases[1], releases[0]], []), ("events", [], posts)):
+        load = uvloop.run(closed_loop(port, [q.bytes for q in questions_by_size[c]], 1, total=options.requests))
+        lines[f"{c} candidates"] = print_line(f"{c} candidates, 1 client", load)
+    posts, events_per_second = made_up_posts(rng, options.items, users, 500), 50 if options.quick else 500
+    for disturbance, swaps, stream_of in (
+        ("", [], []),
+        ("swap", [releases[1], releases[0]], []),
+        ("events", [], posts),
+    ):
         for clients in CLIENTS:
-            name = f"{clients} client{'s' * (clients > 1)}{', ' * bool(words)}{words}"
-            found, events = uvloop.run(
-                disturbed(port, url, questions, clients, options.seconds, swaps, stream_of, pace)
+            name = f"{clients} client{'s' * (clients > 1)}{', ' * bool(disturbance)}{disturbance}"
+            load, events = uvloop.run(
+                measure_disturbed(port, url, questions, clients, options.seconds, swaps, stream_of, events_per_second)
             )
-            lines[name] = line(name, found)
+            lines[name] = print_line(name, load)
             if stream_of:
-                lines[f"{name}: posts"] = line("the posts themselves", events)
+                lines[f"{name}: posts"] = print_line("requests with events", events)
     return {
         "cpu_ratio_vs_predict": round(float(np.median(ratio)), 4),
-        "cpu_ms": round(float(ours), 3),
-        "predict_ms": round(float(predict), 3),
-        "errors": sum(found["errors"] for found in lines.values()),
+        "cpu_ms": round(float(service_ms), 3),
+        "predict_ms": round(float(predict_ms), 3),
+        "errors": sum(load["errors"] for load in lines.values()),
         **{f"p50_ms_{c}": lines[f"{c} candidates"]["p50"] for c in CANDIDATES},
         **{f"p99_ms_{c}": lines[f"{c} candidates"]["p99"] for c in CANDIDATES},
         "lines": lines,

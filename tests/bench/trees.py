@@ -1,9 +1,10 @@
-"""How fast trees are scored: `python -m tests.bench.trees`, one thread, against `Booster.predict` in the same run.
+"""Speed of scoring trees: `python -m tests.bench.trees`, one thread, compared with `Booster.predict` in the same run.
 
-Models are trained here with lambdarank on made-up lists of a realistic shape: 60 features, 16 of them equal for all
-rows of a list (user and context), 8 with missing values, 8 heavy-tailed, one a category. The two scorers take turns, on
-rows no repeat has seen before, so that neither profits from a warm branch predictor or cache; every repeat's answers
-are compared. Speed is also measured with no feature equal within the list, as nothing can then be folded.
+Models are trained with lambdarank on synthetic lists of a realistic shape: 60 features, of which 16 are equal for all
+rows of a list (user and context), 8 have missing values, 8 are heavy-tailed and one is a category. The two scorers
+alternate on rows that no repeat has used before, so that neither profits from a warm branch predictor or cache. The
+scores of every repeat are compared. Speed is also measured with no feature equal within a list, when nothing can be
+folded.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def made_up_rows(rng: np.random.Generator, lists: int, size: int, constant: int 
     return flat
 
 
-def grown(trees: int, leaves: int, lists: int) -> str:
-    """The text of a lambdarank model whose gain rises with a mixture of the features."""
+def train_model(trees: int, leaves: int, lists: int) -> str:
+    """A lambdarank model in text format, trained with gains from a mixture of the features."""
     rng = np.random.default_rng(0)
     rows = made_up_rows(rng, lists, LIST)
     filled = np.nan_to_num(rows)
@@ -54,15 +55,15 @@ def timed_ms(call: object, rows: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def compare(text: str, rows: int, repeats: int, constant: int) -> tuple[np.ndarray, np.ndarray]:
-    """ms[repeats] of `Booster.predict` and of `Trees.score`, turn about. Raises when an answer differs by a bit."""
+    """ms[repeats] of `Booster.predict` and of `Trees.score`, alternating. Raises SystemExit if any score differs."""
     booster, trees = lgb.Booster(model_str=text), Trees.parse(text)
     rng = np.random.default_rng(rows)
     slow, fast = np.empty(repeats), np.empty(repeats)
     trees.score(made_up_rows(rng, 1, rows, constant))
     for repeat in range(repeats):
-        asked = made_up_rows(rng, 1, rows, constant)
-        slow[repeat], expected = timed_ms(lambda x: booster.predict(x, raw_score=True, num_threads=1), asked)
-        fast[repeat], score = timed_ms(trees.score, asked)
+        batch = made_up_rows(rng, 1, rows, constant)
+        slow[repeat], expected = timed_ms(lambda x: booster.predict(x, raw_score=True, num_threads=1), batch)
+        fast[repeat], score = timed_ms(trees.score, batch)
         if not np.array_equal(score, expected):
             raise SystemExit(f"{rows} rows: scores differ from Booster.predict by {np.abs(score - expected).max()}")
     return slow, fast
@@ -75,8 +76,8 @@ def spread(ms: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=31, help="timings for each line of the table")
-    parser.add_argument("--lists", type=int, default=400, help="training lists of 50 rows behind each model")
+    parser.add_argument("--repeats", type=int, default=31, help="timings per line of the table")
+    parser.add_argument("--lists", type=int, default=400, help="training lists per model, 50 rows each")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, LightGBM {lgb.__version__}, one thread, ms: median (p10-p90)")
     print(
@@ -88,7 +89,7 @@ def main() -> None:
     ratios: dict[str, float] = {}
     for rows, trees, leaves, constant in shapes:
         if (trees, leaves) not in texts:
-            texts[trees, leaves] = grown(trees, leaves, options.lists)
+            texts[trees, leaves] = train_model(trees, leaves, options.lists)
         slow, fast = compare(texts[trees, leaves], rows, options.repeats, constant)
         ratio = float(np.median(slow) / np.median(fast))
         ratios[f"{rows}x{trees}x{leaves}" + ("" if constant else "_nothing_equal")] = round(ratio, 2)

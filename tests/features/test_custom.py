@@ -1,4 +1,4 @@
-"""Features of the user's own: named in the configuration, held to the table's contract, never carried by a release."""
+"""Custom features: named in the configuration, checked against the contract of the table, not stored in a release."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def plain(m):
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module of the user's, in the working directory."""
+    """A user's module in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_features", raising=False)
     (tmp_path / "my_features.py").write_text(GOOD, "utf-8")
     return tmp_path / "my_features.py"
 
 
-def test_a_feature_is_found_by_name_and_stands_last_in_the_table(module: Path) -> None:
-    """`my_features:round_price` is a column like any other."""
+def test_a_custom_feature_is_loaded_by_name_and_is_the_last_column(module: Path) -> None:
+    """`my_features:round_price` becomes a column like any other."""
     own = load(["my_features:round_price"])
     items = replace(ITEMS, custom=own)
     items.catalogue.price[[0, 3]] = [5.0, 5.5]
@@ -62,38 +62,38 @@ def test_a_feature_is_found_by_name_and_stands_last_in_the_table(module: Path) -
 
 
 @pytest.mark.parametrize(
-    ("named", "why"),
+    ("reference", "reason"),
     [
-        ("round_price", "name a feature as module:function, e.g. my_features:headroom"),
+        ("round_price", "not of the form module:function, such as my_features:headroom"),
         ("no_such:thing", "no_such cannot be imported: ModuleNotFoundError: No module named 'no_such'"),
         ("my_features:nothing", "my_features has no feature 'nothing'; put @feature(...) before the function"),
         ("my_features:plain", "my_features has no feature 'plain'; put @feature(...) before the function"),
     ],
 )
-def test_a_feature_that_cannot_be_loaded_says_why(module: Path, named: str, why: str) -> None:
-    """What was named, what is wrong, what to do."""
+def test_loading_an_invalid_feature_reports_the_reason(module: Path, reference: str, reason: str) -> None:
+    """The message contains the name, the problem and the fix."""
     with pytest.raises(FeatureError) as error:
-        load([named])
-    assert str(error.value) == f"{named!r}: {why}"
+        load([reference])
+    assert str(error.value) == f"{reference!r}: {reason}"
 
 
 def infinite(m: Moment) -> F64:
     return np.full(len(m.candidates), np.inf)
 
 
-def by_chance(m: Moment) -> F64:
+def random(m: Moment) -> F64:
     return np.full(len(m.candidates), float(next(COUNTER)))
 
 
-def by_order(m: Moment) -> F64:
+def order_dependent(m: Moment) -> F64:
     return np.arange(len(m.candidates), dtype=np.float64)
 
 
-def too_many(m: Moment) -> F64:
+def wrong_length(m: Moment) -> F64:
     return np.zeros(len(m.candidates) + 1)
 
 
-def careless(m: Moment) -> float:
+def modifies_inputs(m: Moment) -> float:
     m.items.catalogue.price[0] = next(COUNTER)
     return 0.0
 
@@ -106,51 +106,53 @@ COUNTER = itertools.count()
 
 
 @pytest.mark.parametrize(
-    ("compute", "why"),
+    ("compute", "reason"),
     [
-        (infinite, "is infinite; use NaN for what is missing"),
-        (by_chance, "gives another value when computed again"),
-        (by_order, "depends on the order of the candidates"),
-        (too_many, "raises ValueError: could not broadcast"),
-        (careless, "changes what it was given; copy before you write"),
-        (needs_history, "a user nobody knows, a list: raises IndexError"),
+        (infinite, "is infinite; use NaN for missing values"),
+        (random, "returns other values when computed again"),
+        (order_dependent, "depends on the order of the candidates"),
+        (wrong_length, "raises ValueError: could not broadcast"),
+        (modifies_inputs, "changes its inputs; copy an array before writing to it"),
+        (needs_history, "an unknown user, a list: raises IndexError"),
     ],
 )
-def test_each_way_to_break_the_contract_is_told(compute: object, why: str) -> None:
-    """Finite or NaN, repeatable, blind to order, one value a candidate, inputs untouched, anybody answered."""
-    bad = feature("bad", "none", "never")(compute)  # type: ignore[arg-type]
-    assert any(why in said for said in violations(bad, ITEMS, HISTORY, EVERY, AT))
+def test_every_contract_violation_is_reported(compute: object, reason: str) -> None:
+    """Finite or NaN, repeatable, independent of order, one value per candidate, no changed inputs, any user."""
+    invalid = feature("invalid", "none", "never")(compute)  # type: ignore[arg-type]
+    assert any(reason in message for message in violations(invalid, ITEMS, HISTORY, EVERY, AT))
 
 
-def test_a_name_that_is_taken_is_refused() -> None:
-    """Columns are known by name."""
-    taken = feature("x", "x", "x")(infinite)._replace(name="text_pooled")
-    assert violations(taken, ITEMS, HISTORY, EVERY, AT) == ["text_pooled: there is a feature of this name already"]
+def test_a_duplicate_feature_name_is_rejected() -> None:
+    """Columns are identified by name."""
+    duplicate = feature("x", "x", "x")(infinite)._replace(name="text_pooled")
+    assert violations(duplicate, ITEMS, HISTORY, EVERY, AT) == [
+        "text_pooled: a feature of this name already exists; choose another name"
+    ]
 
 
-def test_the_tables_own_features_keep_the_same_contract() -> None:
-    """What is asked of users is kept at home: each feature under another name, as if it were theirs."""
+def test_built_in_features_satisfy_the_same_contract() -> None:
+    """Each built-in feature is checked under another name, as if it were custom."""
     for own in features(ITEMS):
-        compute = one_of(own)
-        if not own.name.endswith(("_rank", "_over_mean")):  # those compare with columns by name
+        compute = single_column(own)
+        if not own.name.endswith(("_rank", "_over_mean")):  # these read other columns by name
             assert violations(own._replace(name=f"my_{own.name}", compute=compute), ITEMS, HISTORY, EVERY, AT) == []
 
 
-def one_of(own: Feature) -> Callable[[Moment], F64]:
-    """What a feature computes by itself, where it shares a function with its neighbours."""
-    together = [f.name for f in features(ITEMS) if f.compute is own.compute]
-    return lambda m: np.reshape(own.compute(m), (len(together), -1))[together.index(own.name)]
+def single_column(own: Feature) -> Callable[[Moment], F64]:
+    """The function that computes one feature of a group that shares a function."""
+    group = [f.name for f in features(ITEMS) if f.compute is own.compute]
+    return lambda m: np.reshape(own.compute(m), (len(group), -1))[group.index(own.name)]
 
 
-def test_a_release_is_loaded_with_the_same_features_or_not_at_all(module: Path, tmp_path: Path) -> None:
-    """It names its features and their code's checksum; without them, or with other code, it stops with both values."""
+def test_a_release_loads_only_with_the_same_custom_features(module: Path, tmp_path: Path) -> None:
+    """A release stores the names of its features and a checksum of their code, and compares both on loading."""
     own = load(["my_features:round_price"])
     items = replace(planted_items(), custom=own)
-    made = publish(tmp_path / "releases", items, model_text=planted_model(items))
-    assert names(load_release(made, custom=own).items)[-1] == "round_price"
-    with pytest.raises(ReleaseError, match=r"my_features:round_price sha256:\w+.*here are none"):
-        load_release(made)
+    path = publish(tmp_path / "releases", items, model_text=planted_model(items))
+    assert names(load_release(path, custom=own).items)[-1] == "round_price"
+    with pytest.raises(ReleaseError, match=r"my_features:round_price sha256:\w+.*but none are configured"):
+        load_release(path)
     module.write_text(GOOD + "\n# changed\n", "utf-8")
     del sys.modules["my_features"]
     with pytest.raises(ReleaseError, match="with the same code, or make a new release"):
-        load_release(made, custom=load(["my_features:round_price"]))
+        load_release(path, custom=load(["my_features:round_price"]))

@@ -1,4 +1,4 @@
-"""The feature table: one contract every feature keeps, generated from the table, and values worked out by hand."""
+"""The feature table: one contract for every feature, generated from the table, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def table(history=HISTORY, candidates=ALL, items=ITEMS, at=START + 9.5 * DAY) ->
 
 @pytest.mark.parametrize("name", COLUMNS)
 class TestEveryFeature:
-    """What holds for each feature of the table; a new one is covered by being declared."""
+    """Rules for every feature of the table; a new feature is covered once it is declared."""
 
     def test_is_finite_or_nan_for_known_unknown_and_textless_items(self, name: str) -> None:
-        """No infinity ever, float32, whatever is missing."""
+        """Values are float32 and never infinite, whatever is missing."""
         column = table()[name]
         assert column.dtype == np.float32
         assert not np.isinf(column).any()
 
-    def test_answers_for_a_user_nobody_knows(self, name: str) -> None:
-        """A cold user gets a row; infinities and errors are not an answer."""
+    def test_is_defined_for_an_unknown_user(self, name: str) -> None:
+        """A cold user gets a row, without errors or infinities."""
         assert not np.isinf(table(EMPTY)[name]).any()
 
-    def test_answers_before_anything_happened(self, name: str) -> None:
-        """A shop that opens today: empty state, no prior, no neighbours."""
+    def test_is_defined_before_the_first_event(self, name: str) -> None:
+        """A shop that opens today has an empty state, no prior and no neighbours."""
         catalogue = make_catalogue()
         state = ItemState.empty(catalogue.category, len(catalogue.category_names))
         prior = np.full(N + 1, np.nan, np.float32)
@@ -57,37 +57,37 @@ class TestEveryFeature:
 
     def test_does_not_depend_on_the_order_of_candidates(self, name: str) -> None:
         """Each row is a function of the set of candidates, to the last bit."""
-        there, back = table()[name], table(candidates=ALL[::-1].copy())[name]
-        np.testing.assert_array_equal(there, back[::-1])
+        forward, backward = table()[name], table(candidates=ALL[::-1].copy())[name]
+        np.testing.assert_array_equal(forward, backward[::-1])
 
-    def test_is_never_missing_where_it_says_never(self, name: str) -> None:
-        """`missing` tells the truth: "never" means a number for every candidate and user."""
+    def test_is_never_missing_if_declared_so(self, name: str) -> None:
+        """A feature whose `missing` is "never" has a number for every candidate and user."""
         declared = next(f for f in features(ITEMS) if f.name == name)
         if declared.missing.startswith("never"):
             for history in (HISTORY, EMPTY):
                 assert not np.isnan(table(history)[name]).any()
 
-    def test_says_what_it_is(self, name: str) -> None:
-        """Name, meaning, unit and the rule of missing stand in the declaration."""
+    def test_has_a_complete_declaration(self, name: str) -> None:
+        """Description, unit and missing rule are all declared."""
         declared = next(f for f in features(ITEMS) if f.name == name)
         assert all((declared.about, declared.unit, declared.missing))
 
 
-def test_inputs_are_left_as_they_were() -> None:
-    """Computing rows changes nothing it was given."""
+def test_computing_rows_does_not_change_the_inputs() -> None:
+    """Histories, candidates, state and vectors are the same before and after."""
     before = [a.copy() for a in (*HISTORY, ALL, ITEMS.state.value, ITEMS.vectors.code)]
     table()
     after = (*HISTORY, ALL, ITEMS.state.value, ITEMS.vectors.code)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_no_candidates_make_no_rows() -> None:
-    """An empty list is a list."""
+def test_no_candidates_give_no_rows() -> None:
+    """An empty list is allowed."""
     assert rows(ITEMS, HISTORY, np.empty(0, np.int32), START).shape == (0, len(COLUMNS))
 
 
-def test_feature_names_are_distinct_and_hashed() -> None:
-    """The schema hash is that of names, units and missing rules."""
+def test_feature_names_are_distinct_and_the_schema_hash_is_stable() -> None:
+    """The schema hash covers names, units and missing rules."""
     assert len(set(COLUMNS)) == len(COLUMNS)
     assert schema_hash(ITEMS) == schema_hash(make_replay(PLANTED).items_at(START))
 
@@ -114,15 +114,15 @@ def test_text_interest_is_the_cosine_with_the_weighted_mean() -> None:
 
 
 def test_affinity_is_the_share_of_weighted_engagement() -> None:
-    """A purchase (weight 3) in category 0 and a click (weight 1) in category 1 just now: 3/4, 1/4, 0."""
+    """A new purchase (weight 3) in category 0 and a new click (weight 1) in category 1: 3/4, 1/4, 0."""
     events = make_events([(0.0, 0, 0, Kind.PURCHASE, -1), (0.0, 0, 4, Kind.CLICK, -1)], 1)
     items = make_replay(events, ()).items_at(START + 1e-3)
     found = table(Histories.of(events).read(0, START + 1e-3), np.array([3, 4, 5, -1], np.int32), items, START + 1e-3)
     np.testing.assert_allclose(found["category_share"], [3 / 4, 1 / 4, 0, np.nan], rtol=1e-6)
 
 
-def test_skips_are_evidence() -> None:
-    """Shown items of category 0 clicked, of category 1 skipped: residual is above 0 here, below there."""
+def test_clicks_raise_and_skips_lower_the_residual() -> None:
+    """Shown items of category 0 were clicked and those of category 1 skipped: residuals are above and below 0."""
     shown = [(0.0, 0, i, Kind.IMPRESSION, 0) for i in (0, 3, 6, 1, 4, 7)] + [(5.0, 0, i, Kind.CLICK, 0) for i in (0, 3)]
     events = make_events(shown, 1)
     items = make_replay(events, ()).items_at(START + 10)
@@ -131,10 +131,10 @@ def test_skips_are_evidence() -> None:
     assert found["category_residual"][2] == 0
 
 
-def test_eagerness_is_no_taste() -> None:
-    """Somebody who clicks all he is shown likes nothing in particular: no residual exceeds that of one click in one.
+def test_eagerness_is_not_taken_for_taste() -> None:
+    """A user who clicks everything has no particular taste: all residuals stay small.
 
-    The chances add up to the clicks, less the prior's pull: sum(clicked) - eagerness = sum(chance).
+    The click probabilities add up to the clicks minus the pull of the prior: sum(clicked) - eagerness = sum(chance).
     """
     shown = [(0.0, 0, i, Kind.IMPRESSION, 0) for i in range(12)] + [(5.0, 0, i, Kind.CLICK, 0) for i in range(12)]
     events = make_events(shown, 1)
@@ -146,7 +146,7 @@ def test_eagerness_is_no_taste() -> None:
 
 
 def test_rank_in_list_counts_ties_half() -> None:
-    """Prices 1 < 2 = 2 < 3 stand at (0 + 1)/8, (1 + 3)/8 twice, (3 + 4)/8."""
+    """Prices 1 < 2 = 2 < 3 have the ranks (0 + 1)/8, (1 + 3)/8 twice, and (3 + 4)/8."""
     catalogue = make_catalogue()
     catalogue.price[[0, 3, 4, 5]] = [1, 2, 2, 3]
     items = Items(catalogue, ITEMS.vectors, ITEMS.prior, ITEMS.neighbours, ITEMS.state)
@@ -158,7 +158,7 @@ def test_rank_in_list_counts_ties_half() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "code"),
+    ("name", "code"),
     [
         ("mobile", 0),
         (" Tablet\n", 1),
@@ -171,13 +171,13 @@ def test_rank_in_list_counts_ties_half() -> None:
         (None, NO_DEVICE),
     ],
 )
-def test_a_device_is_one_of_five_whatever_its_case_or_none(said: str | None, code: int) -> None:
-    """A closed set: what is not listed is OTHER, what is blank is missing."""
-    assert device_code(said) == code
+def test_a_device_is_one_of_five_or_missing_and_its_case_is_ignored(name: str | None, code: int) -> None:
+    """Names that are not listed are OTHER, blank ones are missing."""
+    assert device_code(name) == code
 
 
-def test_the_device_of_a_request_is_a_feature() -> None:
-    """The code for every candidate, and nothing else of the row differs."""
+def test_the_device_of_a_request_changes_only_its_own_column() -> None:
+    """Its code stands in every row, and all other columns are unchanged."""
     known, unknown = (rows(ITEMS, HISTORY, ALL, START, Context(d)) for d in (Device.DESKTOP, NO_DEVICE))
     column = COLUMNS.index("device")
     assert (known[:, column] == 2).all()
@@ -185,14 +185,14 @@ def test_the_device_of_a_request_is_a_feature() -> None:
     np.testing.assert_array_equal(np.delete(known, column, axis=1), np.delete(unknown, column, axis=1))
 
 
-def test_a_visit_goes_back_to_the_newest_idle_half_hour() -> None:
-    """Now 10,000 s: a click 100 s ago, a list 1,800 s before it, a click 1,801 s before that is of the visit before."""
+def test_a_session_starts_after_the_newest_idle_half_hour() -> None:
+    """At 10,000 s: a click 100 s ago, a list 1,800 s earlier, and a click 1,801 s before that, in another session."""
     clicked, shown = np.array([9900.0, 6299.0]), np.array([8100.0, 8100.0])
     assert session(clicked, shown, 10_000.0) == (1, 2, 8100.0)
     assert session(clicked, shown, 9900 + SESSION_S + 1) == (0, 0, 9900 + SESSION_S + 1)
 
 
-def test_the_features_of_a_visit_show_their_arithmetic() -> None:
+def test_session_features_are_counts_and_the_log_of_the_age() -> None:
     """Two items shown 600 s ago, one clicked 500 s ago, another click two hours before: 1, 2 and log(601)."""
     rows_ = [
         (0.0, 0, 5, Kind.CLICK, -1),
@@ -208,8 +208,8 @@ def test_the_features_of_a_visit_show_their_arithmetic() -> None:
 
 @given(st.lists(st.integers(0, 9000), max_size=12), st.lists(st.integers(0, 9000), max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_a_visit_is_what_a_walk_back_in_time_finds(clicked: list[int], shown: list[int]) -> None:
-    """Event by event, both lists together, until a gap of more than half an hour."""
+def test_a_session_equals_a_walk_back_in_time(clicked: list[int], shown: list[int]) -> None:
+    """Event by event through both lists, until a gap of more than half an hour."""
     both, began = sorted([*((at, 0) for at in clicked), *((at, 1) for at in shown)], reverse=True), 9000
     counts = [0, 0]
     for at, which in both:
@@ -223,7 +223,7 @@ def test_a_visit_is_what_a_walk_back_in_time_finds(clicked: list[int], shown: li
 @given(logs(), logs())
 @settings(max_examples=25, deadline=None)
 def test_no_feature_sees_its_own_future(past: list[tuple], other: list[tuple]) -> None:
-    """Whatever happens at or after a moment, the row at that moment is the same to the bit."""
+    """Events at or after a time do not change the row at that time by a single bit."""
     at = START + 5 * DAY
     before = [r for r in past if START + r[0] < at]
     found = []
@@ -235,12 +235,12 @@ def test_no_feature_sees_its_own_future(past: list[tuple], other: list[tuple]) -
 
 
 class TestVectors:
-    """Vectors at one byte a dimension."""
+    """Vectors at one byte per dimension."""
 
     @given(st.integers(0, 2**32 - 1))
     @settings(max_examples=20, deadline=None)
-    def test_cosines_are_those_of_the_originals_to_a_hundredth(self, seed: int) -> None:
-        """Quantising a unit vector moves a cosine little."""
+    def test_cosines_match_those_of_the_originals_to_a_hundredth(self, seed: int) -> None:
+        """Quantising a unit vector changes cosines little."""
         v = np.random.default_rng(seed).normal(size=(6, 384)).astype(np.float32)
         v /= np.linalg.norm(v, axis=1, keepdims=True)
         every = np.arange(6, dtype=np.int32)
@@ -249,7 +249,7 @@ class TestVectors:
     @given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(0, 5), st.integers(1, 40))
     @settings(max_examples=40, deadline=None)
     def test_dot_products_of_the_codes_are_exact_at_every_size(self, seed: int, a: int, b: int, d: int) -> None:
-        """Odd and even counts, none, one dimension: what numpy's 64-bit integers say, times the two scales."""
+        """Odd, even and zero counts and one dimension agree with 64-bit integers in numpy, times the two scales."""
         rng = np.random.default_rng(seed)
         v = Vectors.quantise(rng.normal(size=(9, d)).astype(np.float32))
         rows_, others = rng.integers(0, 9, a).astype(np.int32), rng.integers(0, 9, b).astype(np.int32)
@@ -258,20 +258,20 @@ class TestVectors:
         np.testing.assert_array_equal(v.cosines(rows_, others), expected)
 
     def test_missing_zero_and_infinite_vectors_have_no_cosine(self) -> None:
-        """NaN, all zero and infinity are missing, and stay missing."""
+        """NaN, zero and infinite vectors are missing and stay missing."""
         v = np.array([[1, 0], [np.nan, 0], [0, 0], [np.inf, 1]], np.float32)
         found = Vectors.quantise(v).cosines(np.arange(4, dtype=np.int32), np.array([0], np.int32))[:, 0]
         assert found[0] == pytest.approx(1)
         assert np.isnan(found[1:]).all()
 
-    def test_no_direction_has_no_cosine(self) -> None:
-        """A user who pooled to nothing has no interest, not an interest of 0."""
+    def test_a_zero_direction_has_no_cosine(self) -> None:
+        """A user whose vectors cancel out has no interest, which differs from an interest of 0."""
         v = Vectors.quantise(np.eye(2, dtype=np.float32))
         assert np.isnan(v.toward(np.array([0, 1], np.int32), np.zeros(2))).all()
 
-    def test_too_many_dimensions_are_refused(self) -> None:
-        """int32 holds a dot product up to 516 dimensions."""
-        with pytest.raises(ValueError, match="600 dimensions; at most 516 fit"):
+    def test_too_many_dimensions_are_rejected(self) -> None:
+        """int32 holds a dot product of up to 516 dimensions."""
+        with pytest.raises(ValueError, match="600 dimensions; the maximum is 516"):
             Vectors.quantise(np.ones((1, 600), np.float32))
 
 
@@ -279,34 +279,34 @@ class TestNeighbours:
     """Co-occurrence."""
 
     def test_items_of_the_same_users_are_neighbours(self) -> None:
-        """The checkerboard: even users take even items, odd users odd ones; no neighbour crosses over."""
+        """A checkerboard: even users take even items, odd users odd ones, and no neighbours are of different parity."""
         rows_ = [(float(u), u, i, Kind.CLICK, -1) for u in range(6) for i in range(12) if u % 2 == i % 2]
         found = Neighbours.build(make_events(rows_, 6), 12, START + DAY, k=5)
         for item in range(12):
             assert all(n % 2 == item % 2 for n in found.item[item])
         assert (found.item[12] == -1).all()
 
-    def test_items_of_one_shown_list_are_no_pair(self) -> None:
-        """Clicks in the same list compete there; the same clicks in two lists do count."""
+    def test_items_of_one_shown_list_are_not_paired(self) -> None:
+        """Two clicks in one list do not make a pair; the same clicks in two lists do."""
         same = [(0.0, 0, 0, Kind.CLICK, 7), (1.0, 0, 1, Kind.CLICK, 7)]
         other = [(0.0, 0, 0, Kind.CLICK, 7), (1.0, 0, 1, Kind.CLICK, 8)]
         assert (Neighbours.build(make_events(same, 1), 12, START + DAY).item == -1).all()
         assert Neighbours.build(make_events(other, 1), 12, START + DAY).item[0, 0] == 1
 
-    def test_the_cosine_shows_its_arithmetic(self) -> None:
-        """Two users take both items, one only the first, all weight w: 2 w w / (sqrt(3) w sqrt(2) w + 1)."""
+    def test_the_weight_is_a_shrunk_cosine(self) -> None:
+        """Two users take both items and one only the first, all with weight w: 2 w w / (sqrt(3) w sqrt(2) w + 1)."""
         rows_ = [(0.0, u, i, Kind.CLICK, -1) for u, i in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]
         found = Neighbours.build(make_events(rows_, 3), 12, START)
-        assert (found.item == -1).all()  # strictly before
+        assert (found.item == -1).all()  # only events strictly before `at` count
         at = START + 14 * DAY  # one half-life: every weight is 1/2
         found = Neighbours.build(make_events(rows_, 3), 12, at, session_weight=0)
         assert found.weight[0, 0] == pytest.approx(2 / 4 / (math.sqrt(3) / 2 * math.sqrt(2) / 2 + 1))
 
-    def test_pairs_in_a_visit_add_to_pairs_of_a_user(self) -> None:
-        """Item 0 with 1 in one visit, with 2 in another of the same user; all weights 1/2, session_weight 0.5.
+    def test_pairs_in_a_session_add_to_pairs_of_a_user(self) -> None:
+        """One user has items 0 and 1 in a session and 0 and 2 in another; all weights are 1/2, session_weight is 0.5.
 
-        A visit adds 0.5/4 to the pair and to both squared lengths: item 1 has 1/4 + 0.5/4 and item 0, in two visits of
-        two items, 1/4 + 2 * 0.5/4. Items 1 and 2 are a pair of the user alone: 1/4.
+        A session adds 0.5/4 to the pair and to both squared norms: item 1 has 1/4 + 0.5/4, and item 0, which is in both
+        sessions, has 1/4 + 2 * 0.5/4. Items 1 and 2 are only a pair of the user: 1/4.
         """
         rows_ = [
             (0.0, 0, 0, Kind.CLICK, -1),
@@ -316,13 +316,13 @@ class TestNeighbours:
         ]
         events = make_events(rows_, 1, sessions=[7, 7, 8, 8])
         found = Neighbours.build(events, 12, START + 14 * DAY, session_weight=0.5)
-        length = math.sqrt(1 / 4 + 2 * 0.5 / 4), math.sqrt(1 / 4 + 0.5 / 4)
+        norm = math.sqrt(1 / 4 + 2 * 0.5 / 4), math.sqrt(1 / 4 + 0.5 / 4)
         assert found.item[0, :3].tolist() == [1, 2, -1]
-        assert found.weight[0, 0] == pytest.approx((1 / 4 + 0.5 / 4) / (length[0] * length[1] + 1))
-        assert found.weight[1, 1] == pytest.approx((1 / 4) / (length[1] * length[1] + 1))
+        assert found.weight[0, 0] == pytest.approx((1 / 4 + 0.5 / 4) / (norm[0] * norm[1] + 1))
+        assert found.weight[1, 1] == pytest.approx((1 / 4) / (norm[1] * norm[1] + 1))
 
-    def test_a_log_of_visits_of_one_item_has_the_neighbours_of_its_users(self) -> None:
-        """Engagements hours apart, no session logged: nothing is a visit, and the session's weight says nothing."""
+    def test_sessions_of_one_item_have_no_effect_on_neighbours(self) -> None:
+        """Engagements hours apart without logged sessions give the same neighbours for every session_weight."""
         rows_ = [(u + 7200.0 * i, u, i, Kind.CLICK, -1) for u in range(3) for i in range(u, u + 4)]
         found = [
             Neighbours.build(make_events(rows_, 3), 12, START + DAY, session_weight=weight) for weight in (0.0, 9.0)
@@ -330,8 +330,8 @@ class TestNeighbours:
         np.testing.assert_array_equal(found[0].item, found[1].item)
         np.testing.assert_array_equal(found[0].weight, found[1].weight)
 
-    def test_a_visit_is_logged_or_ends_by_an_idle_half_hour_and_is_never_of_two_users(self) -> None:
-        """User 0: 1,800 s apart is one visit, 1,801 s is two; a session id joins what is hours apart; 1's are his."""
+    def test_a_session_is_logged_or_ends_after_an_idle_half_hour_and_has_one_user(self) -> None:
+        """A gap of 1,800 s continues a session and 1,801 s ends it; a session id joins events hours apart, per user."""
         rows_ = [
             (0.0, 0, 0, Kind.VIEW, -1),
             (1800.0, 0, 1, Kind.VIEW, -1),
@@ -346,23 +346,23 @@ class TestNeighbours:
         assert e == f
         assert len({a, c, d, e, g}) == 5
 
-    def test_clicks_of_one_shown_list_are_no_pair_in_a_visit_either(self) -> None:
-        """The same visit, the same list: nothing; two lists of one visit: a pair."""
+    def test_items_of_one_shown_list_are_not_paired_in_a_session(self) -> None:
+        """In one session, two clicks in the same list do not make a pair, and two clicks in different lists do."""
         for lists, paired in (((7, 7), False), ((7, 8), True)):
             rows_ = [(float(k), 0, k, Kind.CLICK, lists[k]) for k in range(2)]
             found = Neighbours.build(make_events(rows_, 1, sessions=[4, 4]), 12, START + DAY)
             assert bool((found.item[0] == 1).any()) == paired
 
-    def test_only_the_newest_items_of_a_user_and_of_a_visit_pair(self) -> None:
-        """PER_GROUP + 10 items in one visit: the ten oldest have no neighbour, all others each other."""
+    def test_only_the_newest_items_of_a_user_and_of_a_session_are_paired(self) -> None:
+        """Of PER_GROUP + 10 items in one session, the ten oldest have no neighbours and all others have each other."""
         n = PER_GROUP + 10
         rows_ = [(float(k), 0, k, Kind.CLICK, -1) for k in range(n)]
         for session_weight in (0.0, 0.5):
             found = Neighbours.build(make_events(rows_, 1), n, START + DAY, k=n, session_weight=session_weight)
             assert (found.item >= 0).sum(axis=1).tolist() == [0] * 10 + [PER_GROUP - 1] * PER_GROUP + [0]
 
-    def test_the_newest_engagements_of_a_user_count_in_visits(self) -> None:
-        """Two items once in a visit, then IN_VISITS engagements with others: a pair of the user alone, if that."""
+    def test_only_the_newest_engagements_of_a_user_count_in_sessions(self) -> None:
+        """A pair in an early session counts only while both are among the newest MAX_PER_USER engagements."""
         early = [(0.0, 0, 0, Kind.CLICK, -1), (1.0, 0, 1, Kind.CLICK, -1)]
         for later, counted in ((MAX_PER_USER - 2, 1), (MAX_PER_USER - 1, 0)):
             rows_ = early + [(1e5 + k, 0, 2 + k % 3, Kind.CLICK, -1) for k in range(later)]
@@ -373,22 +373,24 @@ class TestNeighbours:
 
     @given(logs(), st.data())
     @settings(max_examples=30, deadline=None)
-    def test_the_order_in_which_events_are_told_changes_nothing(self, log: list[tuple], data: st.DataObject) -> None:
-        """Any arrival order of the same log: the same neighbours, and weights to rounding."""
+    def test_the_order_of_events_does_not_change_neighbours(self, log: list[tuple], data: st.DataObject) -> None:
+        """Any arrival order of the same log gives the same neighbours, and the same weights up to rounding."""
         log = list({row[:4]: row for row in log}.values())
         sessions = [row[4] for row in log]
         order = data.draw(st.permutations(range(len(log))))
-        one = Neighbours.build(make_events(log, 3, sessions=sessions), 12, START + 9 * DAY)
-        again = [log[k] for k in order], [sessions[k] for k in order]
-        other = Neighbours.build(make_events(again[0], 3, sessions=again[1]), 12, START + 9 * DAY)
+        original = Neighbours.build(make_events(log, 3, sessions=sessions), 12, START + 9 * DAY)
+        shuffled = [log[k] for k in order], [sessions[k] for k in order]
+        from_shuffled = Neighbours.build(make_events(shuffled[0], 3, sessions=shuffled[1]), 12, START + 9 * DAY)
         for i in range(12):
-            found, expected = (dict(zip(n.item[i].tolist(), n.weight[i].tolist(), strict=True)) for n in (one, other))
+            found, expected = (
+                dict(zip(n.item[i].tolist(), n.weight[i].tolist(), strict=True)) for n in (original, from_shuffled)
+            )
             assert found == pytest.approx(expected, rel=1e-5)
 
     @given(logs())
     @settings(max_examples=30, deadline=None)
     def test_neighbours_are_the_best_of_all_pairs(self, log: list[tuple]) -> None:
-        """With k below the number of items: the first k of those with k above it, best first, each once, in (0, 1]."""
+        """With small k, the neighbours are the first k of those with large k: best first, distinct, in (0, 1]."""
         events = make_events(log, 3)
         few, all_ = (Neighbours.build(events, 12, START + 9 * DAY, k=k) for k in (3, 12))
         np.testing.assert_array_equal(few.item, all_.item[:, :3])
@@ -398,8 +400,8 @@ class TestNeighbours:
             assert len(set(all_.item[i][known].tolist())) == known.sum()
             assert ((all_.weight[i][known] > 0) & (all_.weight[i][known] <= 1)).all()
 
-    def test_scores_add_up_over_the_users_list(self) -> None:
-        """Two listed items that are neighbours of the candidate: the sum and the larger."""
+    def test_scores_are_the_sum_and_the_maximum_over_the_users_list(self) -> None:
+        """Two listed items are neighbours of the candidate."""
         near = Neighbours(
             np.array([[1, 2], [-1, -1], [-1, -1], [-1, -1]], np.int32),
             np.array([[0.5, 0.25], [0, 0], [0, 0], [0, 0]], np.float32),
@@ -410,10 +412,10 @@ class TestNeighbours:
 
 
 class TestPrior:
-    """The click rate that text and attributes predict."""
+    """The click rate predicted from text and attributes."""
 
-    def test_a_rate_that_follows_the_text_is_learnt_for_an_item_never_shown(self) -> None:
-        """Items toward one side are clicked, others not; an unshown item on that side is expected above the mean."""
+    def test_the_prior_predicts_unshown_items_from_their_text(self) -> None:
+        """Items on one side of the vector space are clicked: unshown items on that side get a rate above the mean."""
         n, d = 200, 8
         rng = np.random.default_rng(0)
         v = rng.normal(size=(n + 1, d)).astype(np.float32)
@@ -429,8 +431,8 @@ class TestPrior:
         unseen = np.arange(10)
         assert prior[unseen][v[unseen, 0] > 0.2].mean() > 2 * prior[unseen][v[unseen, 0] < -0.2].mean()
 
-    def test_without_impressions_there_is_no_rate_to_predict(self) -> None:
-        """A purchase log has no click rate: missing, not zero."""
+    def test_without_impressions_the_prior_is_missing(self) -> None:
+        """A log of purchases has no click rate, which is missing and not zero."""
         catalogue = make_catalogue()
         assert np.isnan(
             click_rate_prior(catalogue, make_vectors(), ItemState.empty(catalogue.category, 3), START)

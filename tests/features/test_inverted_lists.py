@@ -1,4 +1,4 @@
-"""Inverted lists: what a search by text looks at in a large catalogue, and that nothing else changes by them."""
+"""Inverted lists: what a text search compares in a large catalogue, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.serving.test_rules import history
 
 
 def topics(n: int, count: int = 8, seed: int = 0) -> np.ndarray:
-    """float32[n + 1, 16] unit vectors around `count` directions in turn; every seventh and the last have none."""
+    """float32[n + 1, 16] unit vectors around `count` directions in turn; every seventh and the last are missing."""
     rng = np.random.default_rng(seed)
     centre = np.linalg.qr(rng.normal(size=(16, 16)))[0][:count]
     out = (centre[np.arange(n + 1) % count] + 0.05 * rng.normal(size=(n + 1, 16))).astype(np.float32)
@@ -35,14 +35,14 @@ def topics(n: int, count: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def with_lists(items: Items) -> Items:
-    """The planted shop with two lists: of the blue ones, and of the red ones."""
+    """The planted shop with two lists: one of blue and one of red items."""
     vectors = items.vectors.code * items.vectors.scale[:, None]
     return replace(items, inverted=InvertedLists.assigned(vectors.astype(np.float32), np.eye(16, dtype=np.float32)[:2]))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(0, 99))
-def test_every_item_with_text_is_in_one_list_and_all_lists_hold_all(n: int, count: int, seed: int) -> None:
+def test_every_item_with_text_is_in_exactly_one_list(n: int, count: int, seed: int) -> None:
     vectors = topics(n, seed=seed)
     lists = InvertedLists.assigned(vectors, np.random.default_rng(seed).normal(size=(count, 16)).astype(np.float32))
     known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
@@ -58,11 +58,11 @@ def test_an_item_is_in_the_list_of_its_nearest_centre() -> None:
     assert lists.row.tolist() == [1, 0, 2]
     assert lists.near(np.array([1.0, 0.1]), look_at=1).tolist() == [0, 2]
     assert lists.near(np.array([1.0, 0.1]), np.array([False, True, True, True]), look_at=1).tolist() == [2]
-    assert lists.near(np.zeros(2), look_at=1).shape[0] > 0, "without a direction some list is as good as another"
+    assert lists.near(np.zeros(2), look_at=1).shape[0] > 0, "any list may be returned for a zero direction"
 
 
-def test_clustering_finds_the_topics_and_the_same_again() -> None:
-    """2,000 items of 8 topics: the lists looked at hold all of the topic asked for, and little else."""
+def test_clustering_finds_the_topics_and_is_deterministic() -> None:
+    """For 2,000 items of 8 topics, the nearest lists contain all items of the queried topic and few others."""
     vectors = topics(2000)
     lists = build_inverted_lists(vectors, seed=17, above=100)
     assert lists is not None
@@ -77,14 +77,14 @@ def test_clustering_finds_the_topics_and_the_same_again() -> None:
     assert len(found) < 2000 // 2
 
 
-def test_a_small_catalogue_has_none() -> None:
+def test_a_small_catalogue_gets_no_inverted_lists() -> None:
     assert build_inverted_lists(topics(200), seed=0) is None
-    assert build_inverted_lists(topics(200), seed=0, above=172) is None, "200 less 29 without text are 171"
+    assert build_inverted_lists(topics(200), seed=0, above=172) is None, "200 minus 29 without text are 171"
     assert build_inverted_lists(np.full((301, 16), np.nan, np.float32), seed=0, above=0) is None
 
 
-def test_retrieval_looks_into_the_lists_and_finds_what_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two lists one is looked at: a user of red things is offered red ones by text, in the order of all cosines."""
+def test_retrieval_compares_only_the_nearest_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one of two lists searched, a user of red items gets red ones by text, in the order of an exact search."""
     monkeypatch.setattr(retrieval, "EXACT_UP_TO", 5)
     monkeypatch.setattr("features.text.inverted_lists.InvertedLists.near.__defaults__", (None, 1))
     items = planted_items()
@@ -98,30 +98,30 @@ def test_retrieval_looks_into_the_lists_and_finds_what_is_near(monkeypatch: pyte
     few[:4] = True
     assert nearest_by_text(with_lists(items), direction, CUT_OFF, 20, few).tolist() == [
         r for r in every.tolist() if few[r]
-    ], "where a filter leaves few, every one of them is compared"
+    ], "if a filter leaves few items, all of them are compared"
     assert len(retrieve(with_lists(items), known, CUT_OFF, 20).item) > 0
 
 
-def test_similar_items_come_from_the_lists_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similar_items_also_use_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "EXACT_UP_TO", 5)
     monkeypatch.setattr("features.text.inverted_lists.InvertedLists.near.__defaults__", (None, 1))
     items = planted_items()
     exact, lists = Live(None, items, (), ""), Live(None, with_lists(items), (), "")  # type: ignore[arg-type]
     assert lists.similar(3, 5) == exact.similar(3, 5)
-    assert len(lists.similar(3, 50)) == 9, "the others of its colour"
+    assert len(lists.similar(3, 50)) == 9, "the other items of its colour"
     assert len(exact.similar(3, 50)) == 19
 
 
-def test_a_release_carries_its_lists_and_one_without_has_none(tmp_path: Path) -> None:
+def test_a_release_stores_its_inverted_lists(tmp_path: Path) -> None:
     items = planted_items()
     model = planted_model(items)
     plain = load_release(publish(tmp_path, items=items, model_text=model))
     assert plain.items.inverted is None
     path = publish(tmp_path, items=with_lists(items), model_text=model)
-    found, given_ = load_release(path).items.inverted, with_lists(items).inverted
-    assert found is not None
-    assert given_ is not None
-    for a, b in zip(lists_of(found), lists_of(given_), strict=True):
+    loaded, original = load_release(path).items.inverted, with_lists(items).inverted
+    assert loaded is not None
+    assert original is not None
+    for a, b in zip(arrays_of(loaded), arrays_of(original), strict=True):
         assert a.tobytes() == b.tobytes()
     damaged = Path(shutil.copytree(path, tmp_path / "damaged"))
     rows = np.load(damaged / "arrays/list_row.npy")
@@ -131,11 +131,11 @@ def test_a_release_carries_its_lists_and_one_without_has_none(tmp_path: Path) ->
         load_release(damaged, verify=False)
 
 
-def lists_of(lists: InvertedLists) -> tuple[np.ndarray, ...]:
+def arrays_of(lists: InvertedLists) -> tuple[np.ndarray, ...]:
     return lists.row, lists.start, lists.centre.code, lists.centre.scale
 
 
-def test_a_centre_is_a_direction_whatever_its_length() -> None:
+def test_the_length_of_a_centre_does_not_matter() -> None:
     vectors = topics(50)
     centres = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
     one, other = InvertedLists.assigned(vectors, centres), InvertedLists.assigned(vectors, centres * 7)

@@ -1,4 +1,4 @@
-"""State: decayed sums of items, and the two short lists of a user."""
+"""State: decayed sums of items, and the two short lists of each user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Kind
 from tests.worlds import START, logs, make_events
 
-CATEGORY = np.array([0, 0, 1, 2], np.int32)  # three items in two categories; the unknown item in none
+CATEGORY = np.array([0, 0, 1, 2], np.int32)  # three items in two categories; the unknown item has none
 
 
 def state_of(rows: list[tuple[int, int, float]]) -> ItemState:
@@ -23,7 +23,7 @@ def state_of(rows: list[tuple[int, int, float]]) -> ItemState:
 
 
 def test_a_sum_halves_in_one_half_life() -> None:
-    """Two clicks now and one an hour ago are 2 + 1/2 at one hour's half-life, and less an hour later."""
+    """Two clicks now and one an hour ago are 2 + 1/2 at a half-life of one hour, and half of that an hour later."""
     hour = HALF_LIVES_S[0]
     state = state_of([(0, Kind.CLICK, START - hour), (0, Kind.CLICK, START), (0, Kind.CLICK, START)])
     item = np.array([0], np.int32)
@@ -32,7 +32,7 @@ def test_a_sum_halves_in_one_half_life() -> None:
 
 
 def test_an_event_counts_for_its_item_its_category_and_the_shop() -> None:
-    """Items 0 and 1 share a category: it and the shop count both, each item its own."""
+    """Items 0 and 1 share a category, which counts both, as does the shop; each item counts its own."""
     state = state_of([(0, Kind.VIEW, START), (1, Kind.VIEW, START), (2, Kind.VIEW, START)])
     items = np.array([0, 1, 2], np.int32)
     assert state.of_items(items, START)[:, Kind.VIEW, 3].tolist() == [1, 1, 1]
@@ -41,7 +41,7 @@ def test_an_event_counts_for_its_item_its_category_and_the_shop() -> None:
 
 
 def test_an_item_outside_the_catalogue_counts_for_the_unknown_item() -> None:
-    """Row -1 is a row like any other, so a shop's total is right whatever it was sent."""
+    """Row -1 is an ordinary row, so that the total of the shop includes events on unknown items."""
     state = state_of([(-1, Kind.CLICK, START)])
     assert state.of_items(np.array([-1], np.int32), START)[0, Kind.CLICK, 3] == 1
     assert state.of_items(np.array([0, 1, 2], np.int32), START)[:, Kind.CLICK, 3].sum() == 0
@@ -51,7 +51,7 @@ def test_an_item_outside_the_catalogue_counts_for_the_unknown_item() -> None:
 @given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 5), st.integers(0, 10**6)), max_size=30), st.randoms())
 @settings(max_examples=50, deadline=None)
 def test_the_order_of_arrival_does_not_matter(rows: list[tuple[int, int, int]], random: object) -> None:
-    """A decayed sum is linear: late events count for what they are worth, to rounding."""
+    """A decayed sum is linear: late events are decayed correctly, up to rounding."""
     shuffled = list(rows)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     a = state_of([(i, k, START + t) for i, k, t in sorted(rows, key=lambda r: r[2])])
@@ -61,35 +61,35 @@ def test_the_order_of_arrival_does_not_matter(rows: list[tuple[int, int, int]], 
     np.testing.assert_allclose(a.of_shop(at), b.of_shop(at), rtol=1e-9, atol=1e-300)
 
 
-def test_years_at_an_hours_half_life_neither_overflow_nor_warn() -> None:
-    """Ten years are 87,600 half-lives: the sum fades to nothing, and a new event counts one."""
+def test_ten_years_at_a_half_life_of_an_hour_do_not_overflow() -> None:
+    """After 87,600 half-lives the old sum is 0, without warnings, and a new event counts 1."""
     state = state_of([(0, Kind.CLICK, START - 10 * 365 * 86400), (0, Kind.CLICK, START)])
     assert state.of_items(np.array([0], np.int32), START)[0, Kind.CLICK].tolist() == pytest.approx([1, 1, 1, 1])
 
 
 def test_a_copy_is_independent() -> None:
-    """A worker applies events to its own copy; the release's snapshot stays."""
+    """A worker applies events to its own copy and leaves the release's snapshot unchanged."""
     state = state_of([(0, Kind.CLICK, START)])
-    mine = state.copy()
-    mine.apply(np.array([0], np.int32), np.array([Kind.CLICK], np.int8), np.array([START]))
+    copy = state.copy()
+    copy.apply(np.array([0], np.int32), np.array([Kind.CLICK], np.int8), np.array([START]))
     assert state.of_shop(START)[Kind.CLICK, 3] == 1
-    assert mine.of_shop(START)[Kind.CLICK, 3] == 2
+    assert copy.of_shop(START)[Kind.CLICK, 3] == 2
 
 
 @given(logs(), st.integers(0, 60), st.integers(0, 2))
 @settings(max_examples=50, deadline=None)
-def test_a_history_is_the_users_newest_events_strictly_before(rows: list[tuple], sixth: int, user: int) -> None:
-    """Against the plain definition: filter, sort by (time, kind, item) descending, cut."""
+def test_a_history_is_the_users_newest_events_strictly_before_a_time(rows: list[tuple], sixth: int, user: int) -> None:
+    """Compared with the plain definition: filter, sort by (time, kind, item) descending, truncate."""
     at = START + sixth * 86400 / 6
     found = Histories.of(make_events(rows, 3)).read(user, at)
-    mine = sorted((START + t, k, i) for t, u, i, k, _ in rows if u == user and START + t < at)[::-1]
-    engaged, shown = ([e for e in mine if (e[1] == Kind.IMPRESSION) == s] for s in (False, True))
+    expected = sorted((START + t, k, i) for t, u, i, k, _ in rows if u == user and START + t < at)[::-1]
+    engaged, shown = ([e for e in expected if (e[1] == Kind.IMPRESSION) == s] for s in (False, True))
     assert list(zip(found.at, found.kind, found.item, strict=True)) == engaged[:ENGAGEMENTS]
     assert list(zip(found.shown_at, found.shown_item, strict=True)) == [(t, i) for t, _, i in shown[:SHOWN]]
 
 
-def test_lists_are_capped_at_the_newest() -> None:
-    """Of 110 clicks the newest 100 are kept."""
+def test_lists_keep_only_the_newest_events() -> None:
+    """Of 110 clicks, the newest 100 are kept."""
     events = make_events([(float(t), 0, t % 12, Kind.CLICK, -1) for t in range(110)], 1)
     found = Histories.of(events).read(0, START + 1000)
     assert found.at.tolist() == [START + t for t in range(109, 9, -1)]

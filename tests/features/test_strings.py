@@ -1,4 +1,4 @@
-"""Strings as arrays, and where each stands."""
+"""Strings stored as arrays, and the lookup of their positions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ any_text = st.text(st.characters(), max_size=20) | st.sampled_from(["", "\0", "a
 
 @settings(deadline=None)
 @given(st.lists(any_text))
-def test_strings_come_back_as_they_went_in(strings: list[str]) -> None:
-    """Empty ones, separators, lone surrogates and all; by number, from the end and by slice."""
+def test_strings_are_decoded_as_they_were_encoded(strings: list[str]) -> None:
+    """Includes empty strings, separators and lone surrogates; by index, from the end and by slice."""
     packed = Strings.of(strings)
     assert list(packed) == strings
     assert [packed[i] for i in range(len(packed))] == strings
@@ -26,19 +26,19 @@ def test_strings_come_back_as_they_went_in(strings: list[str]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(any_text), st.lists(any_text))
-def test_a_place_is_what_a_dict_would_say(strings: list[str], others: list[str]) -> None:
-    """Of equal strings the last, `-1` for one that is not there, whatever is in them."""
-    place = dict(zip(strings, range(len(strings)), strict=True))
-    asked = others + strings
-    found = Places.of(Strings.of(strings)).find(iter(asked))
+def test_find_agrees_with_a_dict(strings: list[str], others: list[str]) -> None:
+    """Of equal strings the last position is found, and `-1` for a string that is not in the index."""
+    position = dict(zip(strings, range(len(strings)), strict=True))
+    queries = others + strings
+    found = Places.of(Strings.of(strings)).find(iter(queries))
     assert found.dtype == np.int32
-    assert found.tolist() == [place.get(s, -1) for s in asked]
+    assert found.tolist() == [position.get(s, -1) for s in queries]
 
 
 @settings(deadline=None)
 @given(st.lists(any_text), st.integers(0, 20))
-def test_strings_are_found_in_one_text_behind_other_bytes(strings: list[str], skip: int) -> None:
-    """As records of Redis hold them: a header of `skip` bytes, then the string."""
+def test_strings_are_found_in_one_array_after_other_bytes(strings: list[str], skip: int) -> None:
+    """Redis records have this form: a header of `skip` bytes, then the string."""
     records = [bytes(skip) + s.encode("utf-8", "surrogatepass") for s in strings]
     end = np.cumsum([len(r) for r in records], dtype=np.int64)
     places = Places.of(Strings.of(strings))
@@ -46,13 +46,14 @@ def test_strings_are_found_in_one_text_behind_other_bytes(strings: list[str], sk
     np.testing.assert_array_equal(found, places.find(strings))
 
 
-def test_many_that_differ_in_one_place_are_told_apart() -> None:
-    """Numbered ids are what hashes are worst at: 200,002 slots hold each once."""
+def test_many_similar_ids_are_distinguished_with_short_probes() -> None:
+    """Numbered ids are the worst case for hashes; each takes one of 200,002 slots."""
     ids = [f"sku-{k:08d}" for k in range(100_000)]
     places = Places.of(Strings.of(ids))
     np.testing.assert_array_equal(places.find(ids), np.arange(len(ids)))
     assert (places.find([f"{i}x" for i in ids[:1000]]) == -1).all()
-    # Half full, and spread: a run of full slots is short. A run of 60 has a chance of about 1e-6 with a perfect hash.
+    # The table is half full and probes are short. A run of 60 full slots has a probability of about 1e-6 with a perfect
+    # hash.
     empty = np.flatnonzero(places.slot == 0)
     assert len(empty) == len(ids) + 2
     assert np.diff(empty).max() <= 60

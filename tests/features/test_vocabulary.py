@@ -1,4 +1,4 @@
-"""Reading a query: which words it holds, what they mean in item vectors, and which items say them."""
+"""Reading a query: the words in it, their meaning as item vectors, and the items that contain them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from features.moment import Items
 from features.replay import Replay
 from features.retrieval import SOURCES, retrieve
 from features.table import names, rows
-from features.text.vocabulary import MAX_QUERY_WORDS, WORD_CHARACTERS, Vocabulary, tokenize
+from features.text.tokens import WORD_CHARACTERS, tokenize
+from features.text.vocabulary import MAX_QUERY_WORDS, Vocabulary
 from tests.worlds import START, make_catalogue, make_events, make_lists, make_replay, make_vectors
 
 TITLES = [
@@ -36,14 +37,14 @@ N = len(TITLES)
 
 
 def items() -> Items:
-    """Things whose vectors say what their titles say: one direction each for wood, birds, and metal."""
+    """Items whose vectors follow from their titles: one direction each for wood, birds and metal."""
     base = make_replay(make_events([], 1)).items_at(START)
     wood, bird, metal = np.eye(8, dtype=np.float32)[:3]
-    told = {"walnut": wood, "oak": wood, "bird": bird, "steel": metal}
+    direction_of = {"walnut": wood, "oak": wood, "bird": bird, "steel": metal}
     vectors = np.full((N + 1, 8), np.nan, np.float32)
     for k, title in enumerate(TITLES):
-        found = [told[w] for w in tokenize(title) if w in told]
-        vectors[k] = np.sum(found, axis=0) if found else np.nan
+        directions = [direction_of[w] for w in tokenize(title) if w in direction_of]
+        vectors[k] = np.sum(directions, axis=0) if directions else np.nan
     none = np.zeros(N + 2, np.int64)
     catalogue = replace(
         base.catalogue,
@@ -67,8 +68,8 @@ def holding(text: str) -> list[str]:
     return [TITLES[k] for k in WORDS.holding(WORDS.read(text)).tolist()]
 
 
-def first(text: str) -> list[str]:
-    """Titles by the cosine with a query, best first, those above 0."""
+def titles_by_meaning(text: str) -> list[str]:
+    """Titles by cosine with a query, best first, only those above 0."""
     cosine = np.nan_to_num(ITEMS.vectors.toward(EVERY, WORDS.read(text).direction))
     return [TITLES[k] for k in np.argsort(-cosine, kind="stable").tolist() if cosine[k] > 0]
 
@@ -91,14 +92,14 @@ def test_words_are_letters_and_digits_without_case_accents_and_apostrophes(text:
     assert tokenize(text) == found
 
 
-def test_a_query_is_found_by_its_words_in_title_category_brand_and_tags() -> None:
+def test_a_query_matches_words_in_title_category_brand_and_tags() -> None:
     assert holding("lamp") == ["Steel Lamp", "Kids' Café Lamp"]
     planted = Vocabulary.build(make_catalogue(), make_vectors())
     assert {"item", "a", "b", "c", "x", "y", "0", "1"} <= set(planted.names)
 
 
-def test_what_items_hold_of_a_query_is_its_share_by_rarity() -> None:
-    """walnut is held by 3 of 12: log(1 + 9.5 / 3.5) = 1.312; feeder by 2: log(1 + 10.5 / 2.5) = 1.649."""
+def test_the_match_is_the_share_of_query_words_weighted_by_rarity() -> None:
+    """3 of 12 items contain walnut: log(1 + 9.5 / 3.5) = 1.312; 2 contain feeder: log(1 + 10.5 / 2.5) = 1.649."""
     walnut, feeder = np.log1p(9.5 / 3.5), np.log1p(10.5 / 2.5)
     found = WORDS.match(WORDS.read("walnut feeder"), np.array([0, 1, 2, 3, -1], np.int32))
     share = walnut / (walnut + feeder)
@@ -106,7 +107,7 @@ def test_what_items_hold_of_a_query_is_its_share_by_rarity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slip", "meant"),
+    ("typed", "meant"),
     [
         ("feder", "feeder"),
         ("feedre", "feeder"),
@@ -119,15 +120,15 @@ def test_what_items_hold_of_a_query_is_its_share_by_rarity() -> None:
         ("LANTERM", "lantern"),
     ],
 )
-def test_a_word_that_no_item_has_stands_for_those_it_is_a_slip_or_the_beginning_of(slip: str, meant: str) -> None:
-    assert holding(slip) == holding(meant) != []
-    # Less sure than the word itself, and no less weighty.
-    exact, guessed = (WORDS.match(WORDS.read(w), EVERY) for w in (meant, slip))
+def test_an_unknown_word_is_replaced_by_words_it_misspells_or_begins(typed: str, meant: str) -> None:
+    assert holding(typed) == holding(meant) != []
+    # Less certain than the word itself, but with the same weight.
+    exact, guessed = (WORDS.match(WORDS.read(w), EVERY) for w in (meant, typed))
     assert 0.5 <= guessed.max() < exact.max() == 1.0
 
 
 @pytest.mark.parametrize("other", ["xyzzy", "be", "reeder", "lantana", "walnutwood", "deskjets"])
-def test_what_is_too_far_from_every_word_is_found_nowhere_and_weighs_all_the_same(other: str) -> None:
+def test_a_word_that_is_unlike_every_word_matches_nothing_but_has_weight(other: str) -> None:
     assert holding(other) == []
     query = WORDS.read(f"walnut {other}")
     assert len(query.weight) == 2
@@ -135,18 +136,18 @@ def test_what_is_too_far_from_every_word_is_found_nowhere_and_weighs_all_the_sam
     assert not WORDS.read(other).direction.any()
 
 
-def test_a_query_means_what_the_items_with_its_words_are() -> None:
-    assert set(first("walnut")) >= {"Walnut Desk", "Oak Desk"}
-    assert "Steel Desk" not in first("walnut")
-    assert set(first("bird walnut")[:3]) == {"Walnut Bird Feeder", "Walnut Bird Bath", "Bird"}
-    # No text of an oak thing holds walnut, and both are wood.
-    assert "Oak Feeder" in first("walnut")
+def test_a_query_means_what_the_items_with_its_words_have_in_common() -> None:
+    assert set(titles_by_meaning("walnut")) >= {"Walnut Desk", "Oak Desk"}
+    assert "Steel Desk" not in titles_by_meaning("walnut")
+    assert set(titles_by_meaning("bird walnut")[:3]) == {"Walnut Bird Feeder", "Walnut Bird Bath", "Bird"}
+    # Oak items do not contain walnut, but both are wood.
+    assert "Oak Feeder" in titles_by_meaning("walnut")
 
 
 @given(st.text(max_size=300))
 @example("\ud800\0' ﷺ" * 40)
 @example("a " * 300)
-def test_any_text_is_read_within_bounds(text: str) -> None:
+def test_any_text_gives_a_valid_query(text: str) -> None:
     query = WORDS.read(text)
     assert len(query.weight) <= MAX_QUERY_WORDS
     assert len(query.weight) == 0 or query.weight.sum() == pytest.approx(1)
@@ -155,37 +156,37 @@ def test_any_text_is_read_within_bounds(text: str) -> None:
     assert np.isnan(match).all() if not len(query.weight) else ((match >= 0) & (match <= 1 + 1e-12)).all()
 
 
-def test_without_a_query_or_a_word_in_it_its_features_are_missing() -> None:
+def test_query_features_are_missing_without_a_query_or_without_words() -> None:
     column = [names(ITEMS).index(name) for name in ("query_cosine", "query_match")]
     for query in ("", "?!"):
         assert np.isnan(rows(ITEMS, EMPTY, EVERY, START, Context(query=query))[:, column]).all()
     assert np.isnan(rows(replace(ITEMS, words=None), EMPTY, EVERY, START, Context(query="oak"))[:, column]).all()
     cosine, match = rows(ITEMS, EMPTY, np.append(EVERY, np.int32(-1)), START, Context(query="oak xyzzy"))[:, column].T
-    assert np.isnan(cosine[[10, 12]]).all()  # an item without text, and the unknown
+    assert np.isnan(cosine[[10, 12]]).all()  # an item without text, and the unknown item
     assert match[10] == match[12] == 0
-    # A query of unknown words says nothing by meaning, and that nothing holds it.
+    # For a query of unknown words the cosine is missing and the match is 0.
     cosine, match = rows(ITEMS, EMPTY, EVERY, START, Context(query="xyzzy"))[:, column].T
     assert np.isnan(cosine).all()
     assert (match == 0).all()
 
 
-def test_a_list_is_replayed_with_the_query_it_answered() -> None:
-    """The first list searched for nothing, the second for something: as `rows` has it of the same moment."""
+def test_a_list_is_replayed_with_its_query() -> None:
+    """The first list has no query and the second has one; its rows equal those of `rows` at the same time."""
     replay = Replay(ITEMS.catalogue, ITEMS.words and _vectors(), make_events([], 2), np.array([START]))
     lists = make_lists([10.0, 20.0], [0, 0], [list(range(N))] * 2, queries=["", "walnut feedre"])
-    made = replay.rows(lists).reshape(2, N, -1)
+    replayed = replay.rows(lists).reshape(2, N, -1)
     column = names(ITEMS).index("query_match")
-    assert np.isnan(made[0, :, column]).all()
+    assert np.isnan(replayed[0, :, column]).all()
     expected = rows(replay.items_at(START), EMPTY, EVERY, START + 20.0, Context(query="walnut feedre"))
-    np.testing.assert_array_equal(made[1, :, column], expected[:, column])
-    np.testing.assert_array_equal(made[1, :, column - 1], expected[:, column - 1])
+    np.testing.assert_array_equal(replayed[1, :, column], expected[:, column])
+    np.testing.assert_array_equal(replayed[1, :, column - 1], expected[:, column - 1])
 
 
 def _vectors() -> np.ndarray:
     return (ITEMS.vectors.code * ITEMS.vectors.scale[:, None]).astype(np.float32)
 
 
-def test_retrieval_offers_what_a_query_means_and_what_holds_its_words() -> None:
+def test_retrieval_uses_both_the_meaning_and_the_words_of_a_query() -> None:
     found = retrieve(ITEMS, EMPTY, START, N, Context(query="oak"))
     sources = {
         TITLES[row]: {s for k, s in enumerate(SOURCES) if bits >> k & 1}
@@ -196,7 +197,7 @@ def test_retrieval_offers_what_a_query_means_and_what_holds_its_words() -> None:
     assert "query_words" not in sources["Walnut Desk"]
 
 
-def test_the_words_of_changed_and_added_items_are_read_and_others_stay() -> None:
+def test_changed_and_added_items_get_new_words_and_others_keep_theirs() -> None:
     over = WORDS.over({3: WORDS.read("oak kettle").word}, [np.sort(WORDS.read("walnut lantern").word)])
     match = over.match(over.read("kettle"), np.arange(N + 1, dtype=np.int32))
     assert [k for k in range(N + 1) if match[k] == 1] == [3, TITLES.index("Steel Kettle")]

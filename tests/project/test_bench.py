@@ -1,4 +1,4 @@
-"""Each benchmark runs, at a size too small to say anything of speed, and ends with the numbers it promises."""
+"""Every benchmark runs at a tiny size, too small to measure speed, and ends with the promised figures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from features.log import Kind
 from tests import ROOT
 from tests.bench.made_up import SHOWN, made_up_events
-from tests.bench.memory import User, fitted
-from tests.bench.replay import Sums, differing, ours, pandas_sums, read_log, write_log
+from tests.bench.memory import User, fit_user_bytes
+from tests.bench.replay import Sums, find_difference, ours, pandas_sums, read_log, write_log
 
 TINY = {
     "replay": (
@@ -67,35 +67,35 @@ TINY = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
-def test_a_benchmark_ends_with_one_json_object_of_its_ratios(name: str) -> None:
-    """The last line of standard output holds the promised keys, each a finite number; remarks go elsewhere."""
+def test_a_benchmark_prints_its_figures_as_one_json_object_last(name: str) -> None:
+    """The last line of standard output has the promised keys, each a finite number. Other output goes elsewhere."""
     options, keys = TINY[name]
     command = [sys.executable, "-W", "error", "-m", f"tests.bench.{name}", *options]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert found.returncode == 0, found.stderr
-    ratios = json.loads(found.stdout.splitlines()[-1])
-    assert keys <= set(ratios)
-    assert all(np.isfinite(ratios[key]) and ratios[key] != 0 for key in keys)
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert process.returncode == 0, process.stderr
+    figures = json.loads(process.stdout.splitlines()[-1])
+    assert keys <= set(figures)
+    assert all(np.isfinite(figures[key]) and figures[key] != 0 for key in keys)
 
 
-def test_item_state_agrees_with_pandas_over_months_at_an_hours_half_life(tmp_path: Path) -> None:
-    """Two implementations that share nothing read the same sums before each list, and a wrong one is found out."""
+def test_item_state_agrees_with_pandas_over_months_with_a_half_life_of_an_hour(tmp_path: Path) -> None:
+    """Two independent implementations give the same sums before each list, and an incorrect value is detected."""
     write_log(tmp_path, 20_000, 60, items=50, users=20)
     log = read_log(tmp_path)
-    mine, theirs = Sums.none(60), Sums.none(60)
+    mine, theirs = Sums.zeros(60), Sums.zeros(60)
     ours(log, mine)
     pandas_sums(log, theirs)
     for side, sums in (("ours", mine), ("pandas", theirs)):
         for name, values in sums.items():
             np.save(tmp_path / f"{side}_{name}.npy", values)
-    assert differing(tmp_path) == ""
+    assert find_difference(tmp_path) == ""
     assert mine["item"][..., Kind.CLICK, 0].max() > 0
     np.save(tmp_path / "ours_item.npy", mine["item"] * np.float32(1.00001))
-    assert differing(tmp_path).startswith("item at (")
+    assert find_difference(tmp_path).startswith("item at (")
 
 
-def test_the_made_up_log_is_in_order_and_of_the_size_asked_for() -> None:
-    """Sorted by (time, kind, item), as `Events` promises; one list's impressions share its time."""
+def test_the_synthetic_log_is_sorted_and_has_the_requested_size() -> None:
+    """Sorted by (time, kind, item), as `Events` requires; the impressions of a list share its time."""
     log = made_up_events(np.random.default_rng(0), 5000, users=50, items=100)
     assert abs(len(log) - 5000) < 250
     assert (np.lexsort((log.item, log.kind, log.at)) == np.arange(len(log))).all()
@@ -104,7 +104,7 @@ def test_the_made_up_log_is_in_order_and_of_the_size_asked_for() -> None:
     assert ((log.item >= 0) & (log.item < 100) & (log.user >= 0) & (log.user < 50)).all()
 
 
-def test_the_formula_of_a_users_bytes_is_found_again() -> None:
-    """Users that cost exactly 200 + 30 x engagements + 40 x impressions give these three numbers."""
+def test_the_fit_recovers_the_bytes_per_user() -> None:
+    """Users of exactly 200 + 30 x engagements + 40 x impressions bytes give these three coefficients."""
     users = [User(e, s, 0.0, 200 + 30 * e + 40 * s) for e, s in ((0, 240), (100, 0), (10, 24), (100, 240))]
-    assert fitted(users) == pytest.approx((200, 30, 40))
+    assert fit_user_bytes(users) == pytest.approx((200, 30, 40))

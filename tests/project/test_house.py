@@ -1,4 +1,4 @@
-"""The house: which room may import which, through which face, and what the service never loads."""
+"""Import rules: which room may import which, and through which `__init__`; and what the service never loads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OFFLINE: dict[str, set[str]] = {
     "studies": _BELOW_TRAINING | {"training", "nightly"},
     "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "simulation", "ingest"},
 }
-"""Rooms of `offline/`, and those each may import."""
+"""Rooms of `offline/`, and the rooms each may import."""
 SERVING: dict[str, set[str]] = {
     "clock": set(),
     "lock": set(),
@@ -48,16 +48,16 @@ SERVING: dict[str, set[str]] = {
     "pages": {"api", "config", "http", "ranking", "records", "release", "rules", "store"},
     "app": {"api", "clock", "config", "http", "pages", "ranking", "records", "store"},
 }
-"""Rooms of `serving/`, and the files beside them."""
+"""Rooms of `serving/` and files outside rooms, and what each may import."""
 FEATURES: dict[str, set[str]] = {"kernels": {"arrays"}, "text": {"arrays", "catalogue", "kernels"}}
-"""Rooms of `features/`; files of its own may import both."""
+"""Rooms of `features/`, and what each may import. Files outside rooms may import both."""
 ROOMS = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}
 HEAVY = {"torch", "transformers", "sentence_transformers", "pandas", "lightgbm"}
 MOST_FILES, FEW_FILES = 20, 12
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of everything a file imports, wherever in it; the name is empty for `import module`."""
+    """(module, name) of every import in a file, at any level. The name is empty for `import module`."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -66,17 +66,17 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def files(top: str) -> list[Path]:
-    """The files of a top-level package; clients are packages of their own."""
+    """The files of a top-level package, without the clients, which are separate packages."""
     return [p for p in sorted((ROOT / top).rglob("*.py")) if "clients" not in p.parts]
 
 
 def room_of(top: str, path: Path) -> str:
-    """The room, or the file beside rooms, that a path belongs to."""
+    """The room of a path, or the name of a file outside rooms."""
     return path.relative_to(ROOT / top).parts[0].removesuffix(".py")
 
 
 def imported_rooms(top: str, path: Path) -> Iterator[tuple[str, str, str]]:
-    """(room, module, name) of what a file imports from other rooms of its top-level package."""
+    """(room, module, name) of a file's imports from other rooms of its top-level package."""
     own = room_of(top, path)
     for module, name in imports(path):
         parts = module.split(".")
@@ -89,64 +89,63 @@ def imported_rooms(top: str, path: Path) -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("top", TOP)
 def test_a_top_level_package_imports_only_what_it_may(top: str) -> None:
-    """features and ranker import nothing of ours, text_encoder features, serving both; offline all."""
+    """features and ranker import no other package, text_encoder imports features, serving both, and offline all."""
     for path in files(top):
-        ours = {m.split(".")[0] for m, _ in imports(path)} & set(TOP) - {top}
-        assert ours <= TOP[top], f"{path.relative_to(ROOT)} imports {ours - TOP[top]}"
+        imported = {m.split(".")[0] for m, _ in imports(path)} & set(TOP) - {top}
+        assert imported <= TOP[top], f"{path.relative_to(ROOT)} imports {imported - TOP[top]}"
 
 
 @pytest.mark.parametrize("top", ROOMS)
 def test_a_room_imports_only_the_rooms_below_it(top: str) -> None:
-    """The arrows of docs/architecture.md; a file that is in no room is named there too."""
+    """These are the arrows of docs/architecture.md; files outside rooms are listed there too."""
     for path in files(top):
         own = room_of(top, path)
         if own == "__init__" or (top == "features" and own not in FEATURES):
             continue
-        found = {room for room, _, _ in imported_rooms(top, path)}
+        imported = {room for room, _, _ in imported_rooms(top, path)}
         assert own in ROOMS[top], f"{path.relative_to(ROOT)} is in no room"
-        assert found <= ROOMS[top][own], f"{path.relative_to(ROOT)} imports {found - ROOMS[top][own]}"
+        assert imported <= ROOMS[top][own], f"{path.relative_to(ROOT)} imports {imported - ROOMS[top][own]}"
 
 
 @pytest.mark.parametrize("rooms", ROOMS.values(), ids=ROOMS)
-def test_no_room_is_above_itself(rooms: dict[str, set[str]]) -> None:
-    """Raises CycleError for a circle."""
+def test_rooms_have_no_import_cycle(rooms: dict[str, set[str]]) -> None:
+    """Raises CycleError for a cycle."""
     assert set(TopologicalSorter(rooms).static_order()) >= set(rooms)
 
 
 @pytest.mark.parametrize("top", TOP)
-def test_no_file_imports_itself_through_others(top: str) -> None:
-    """Files have no circle either; imports for type checkers alone count."""
+def test_files_have_no_import_cycle(top: str) -> None:
+    """There are no import cycles between files, including imports for type checkers."""
     known = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files(top)}
     graph = {}
     for module, path in known.items():
         named = {m if f"{m}.{n}" not in known else f"{m}.{n}" for m, n in imports(path)}
-        # A face imports its room, whose files may import one another past it.
+        # A room's __init__ imports its files, which may import one another directly.
         graph[module] = {m for m in named if m in known and m != module and not module.startswith(f"{m}.")}
     list(TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("top", ["offline", "serving"])
-def test_rooms_are_entered_by_their_face(top: str) -> None:
-    """What another room imports is in `__all__` of the room's `__init__`; everything else is private to it."""
+def test_other_rooms_import_only_exported_names(top: str) -> None:
+    """Other rooms may import only names in `__all__` of a room's `__init__`."""
     for path in files(top):
         for room, module, name in imported_rooms(top, path):
-            face = ROOT / top / room / "__init__.py"
-            # Ray is imported where it is asked for, by the engine alone.
-            if face.is_file():
-                assert module == f"{top}.{room}", f"{path.relative_to(ROOT)} imports {module}, past its face"
-                assert name in public(face), f"{path.relative_to(ROOT)}: {top}.{room} does not export {name}"
+            init = ROOT / top / room / "__init__.py"
+            if init.is_file():
+                assert module == f"{top}.{room}", f"{path.relative_to(ROOT)} imports {module}, not through its __init__"
+                assert name in public(init), f"{path.relative_to(ROOT)}: {top}.{room} does not export {name}"
 
 
-def public(face: Path) -> set[str]:
-    """Names in `__all__` of a room."""
-    for node in ast.parse(face.read_text("utf-8")).body:
+def public(init: Path) -> set[str]:
+    """The names in `__all__` of a room."""
+    for node in ast.parse(init.read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
 
 
-def test_a_room_is_a_room_and_not_a_street() -> None:
-    """No room has more than 20 files, and few have more than 12."""
+def test_rooms_are_small() -> None:
+    """No room has more than 20 files, and at most 4 have more than 12."""
     count = {
         folder.relative_to(ROOT): len([p for p in folder.glob("*.py") if p.name != "__init__.py"])
         for top in TOP
@@ -157,19 +156,19 @@ def test_a_room_is_a_room_and_not_a_street() -> None:
 
 
 @pytest.mark.parametrize("top", ["offline", "serving"])
-def test_every_room_says_what_it_is_for(top: str) -> None:
-    """Its face opens with a docstring of a sentence at least, and twenty lines at most."""
+def test_every_room_has_a_docstring(top: str) -> None:
+    """The `__init__` of every room has a docstring of more than 40 characters and at most 20 lines."""
     for room in ROOMS[top]:
-        face = ROOT / top / room / "__init__.py"
-        if face.is_file():
-            said = ast.get_docstring(ast.parse(face.read_text("utf-8"))) or ""
-            assert len(said) > 40, room
-            assert len(said.splitlines()) <= 20, room
+        init = ROOT / top / room / "__init__.py"
+        if init.is_file():
+            docstring = ast.get_docstring(ast.parse(init.read_text("utf-8"))) or ""
+            assert len(docstring) > 40, room
+            assert len(docstring.splitlines()) <= 20, room
 
 
 @pytest.mark.parametrize("top", ["features", "ranker", "serving"])
-def test_what_serves_names_nothing_heavy(top: str) -> None:
-    """No torch, transformers, pandas or LightGBM in what serves; but to train, and for a model we cannot score."""
+def test_serving_code_imports_nothing_heavy(top: str) -> None:
+    """Except train.py, and booster.py for models that our own trees cannot score."""
     for path in files(top):
         heavy = HEAVY & {m.split(".")[0] for m, _ in imports(path)}
         assert not heavy or path.name in ("train.py", "booster.py"), f"{path.relative_to(ROOT)} imports {heavy}"
@@ -177,7 +176,7 @@ def test_what_serves_names_nothing_heavy(top: str) -> None:
 
 @pytest.mark.parametrize("module", ["serving.app", "serving.ranking", "offline.cli", "offline.config"])
 def test_importing_the_service_loads_nothing_heavy(module: str) -> None:
-    """A worker's memory and start are free of torch, transformers, pandas and LightGBM."""
+    """Workers start without torch, transformers, pandas and LightGBM."""
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert found.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert process.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Notebooks run from top to bottom on a simulated shop, and say what they are committed with."""
+"""Notebooks run from top to bottom on a simulated shop, and are committed with their output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICK = "encoder: {max_tokens: 16, refreshes: 0, epochs: 2}\nranker: {trees: 60,
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory whose workspace holds a night."""
+    """A directory whose workspace has a nightly run."""
     directory = tmp_path_factory.mktemp("notebooks")
     (directory / "quick.yaml").write_text(QUICK, "utf-8")
     shelfwise = str(Path(sys.executable).parent / "shelfwise")
@@ -33,24 +33,24 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path: Path, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a kernel of its own, every cell; a plot for each that is committed, and a verdict at the end."""
+    """Every cell runs in a new kernel and gives as many plots as are committed; there are at least three."""
     from nbclient import NotebookClient
 
     monkeypatch.setenv("SHELFWISE_CONFIG", str(shop / "quick.yaml"))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
-    held = nbformat.read(path, as_version=4)
-    committed = [pictures(cell) for cell in held.cells]
-    ran = NotebookClient(held, timeout=600, resources={"metadata": {"path": str(shop)}}).execute()
-    assert [pictures(cell) for cell in ran.cells] == committed
+    notebook = nbformat.read(path, as_version=4)
+    committed = [count_plots(cell) for cell in notebook.cells]
+    executed = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(shop)}}).execute()
+    assert [count_plots(cell) for cell in executed.cells] == committed
     assert sum(committed) >= 3
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_is_committed_whole_and_without_a_trace_of_where_it_ran(path: Path) -> None:
-    """Every code cell has run, in order and without error; no path of the machine is in it."""
-    held = nbformat.read(path, as_version=4)
-    code = [c for c in held.cells if c.cell_type == "code"]
+def test_a_notebook_is_committed_with_all_output_and_no_local_paths(path: Path) -> None:
+    """Every code cell has run, in order and without error, and the output has no path of the machine."""
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
     assert not [o for c in code for o in c.outputs if o.output_type == "error"]
     text = path.read_text("utf-8")
@@ -58,6 +58,6 @@ def test_a_notebook_is_committed_whole_and_without_a_trace_of_where_it_ran(path:
     assert str(ROOT) not in text
 
 
-def pictures(cell: nbformat.NotebookNode) -> int:
-    """How many plots a cell shows."""
+def count_plots(cell: nbformat.NotebookNode) -> int:
+    """Number of plots in the output of a cell."""
     return sum("image/png" in o.get("data", {}) for o in cell.get("outputs", []))

@@ -1,4 +1,4 @@
-"""The README is true of the tree; that its commands run is held with all pages, in `tests/project/test_docs.py`."""
+"""The README matches the repository. `tests/project/test_docs.py` runs its commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_first_screen_names_make_targets_that_exist() -> None:
 
 
 def test_files_named_in_the_tree_exist() -> None:
-    """The project layout names packages, rooms and files that are there, and every room of the two large packages."""
+    """The project layout lists existing packages, rooms and files, and every room of offline and serving."""
     tree = README.split("## Project layout")[1].split("```")[1]
     package, rooms = "", set()
     for line in tree.splitlines():
@@ -35,9 +35,9 @@ def test_files_named_in_the_tree_exist() -> None:
 
 
 def test_the_mapping_in_the_docs_is_a_configuration() -> None:
-    """The example's mapping, and the excerpt shown of it, are accepted."""
+    """The mapping of the example is valid, and the excerpt in the docs matches it."""
     excerpt = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/data.md").read_text("utf-8"), re.DOTALL)[0]
-    whole = load(ROOT / "docs/examples/online_retail.yaml")
-    assert whole.sources is not None
-    shown = whole.sources.events[0].columns
-    assert all(f"{ours}: {theirs}" in excerpt for ours, theirs in shown.items())
+    config = load(ROOT / "docs/examples/online_retail.yaml")
+    assert config.sources is not None
+    columns = config.sources.events[0].columns
+    assert all(f"{canonical}: {source}" in excerpt for canonical, source in columns.items())

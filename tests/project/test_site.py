@@ -1,4 +1,4 @@
-"""The site of the pages to read: whole, in the nav, of the service's own API, and fetching nothing from elsewhere."""
+"""The documentation site: complete, with the service's own API, and without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built strictly: a broken link, an anchor that is not there or a page outside the nav ends it."""
-    made = tmp_path_factory.mktemp("site") / "site"
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(made)],
+    """The site, built in strict mode, which fails for broken links or anchors and for pages outside the nav."""
+    path = tmp_path_factory.mktemp("site") / "site"
+    process = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return made
+    assert process.returncode == 0, process.stdout + process.stderr
+    return path
 
 
-class _Fetched(html.parser.HTMLParser):
-    """Addresses that a page makes a browser fetch: not links, which a reader follows."""
+class _FetchedUrls(html.parser.HTMLParser):
+    """Collects addresses that a page makes a browser fetch. Links do not count, because a reader follows them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        of = dict(attrs)
+        attributes = dict(attrs)
         if tag in ("script", "img", "iframe", "source", "video"):
-            self.found.append(of.get("src") or "")
-        if tag == "link" and of.get("rel") != "canonical":
-            self.found.append(of.get("href") or "")
+            self.found.append(attributes.get("src") or "")
+        if tag == "link" and attributes.get("rel") != "canonical":
+            self.found.append(attributes.get("href") or "")
 
 
 def pages(site: Path) -> Iterator[Path]:
     yield from site.rglob("*.html")
 
 
-def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
-    """No font, script, style or picture of another host: who reads is nobody's business."""
+def test_no_page_fetches_anything_from_other_hosts(site: Path) -> None:
+    """For privacy, no font, script, style or image comes from another host."""
     for path in pages(site):
-        parser = _Fetched()
+        parser = _FetchedUrls()
         parser.feed(path.read_text("utf-8"))
         assert parser.found, path
         assert [a for a in parser.found if re.match(r"(https?:)?//", a)] == [], path
@@ -76,8 +76,8 @@ def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
         assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", style.read_text("utf-8")), style
 
 
-def test_every_page_is_in_the_nav_and_can_be_found(site: Path) -> None:
-    """Each Markdown file and notebook of docs, and the API, is a page that search knows."""
+def test_every_page_is_in_the_search_index(site: Path) -> None:
+    """Each Markdown file and notebook of docs, and the API page, is in the search index."""
     index = json.loads((site / "search" / "search_index.json").read_text("utf-8"))
     known = {entry["location"].split("#")[0] or "index.html" for entry in index["docs"]}
     files = [p.relative_to(ROOT / "docs") for p in (ROOT / "docs").rglob("*") if p.suffix in (".md", ".ipynb")]
@@ -86,8 +86,8 @@ def test_every_page_is_in_the_nav_and_can_be_found(site: Path) -> None:
     assert "api.html" in known
 
 
-def test_the_api_page_has_every_route_and_form_of_the_service(site: Path) -> None:
-    """It is written from the service's own OpenAPI while the site is built."""
+def test_the_api_page_has_every_route_and_schema_of_the_service(site: Path) -> None:
+    """The page is generated from the service's OpenAPI schema when the site is built."""
     spec = create_app(ServiceConfig(), "redis://127.0.0.1:1").openapi()
     assert json.loads((site / "openapi.json").read_text("utf-8")) == spec
     page = re.sub(r"<[^>]+>", "", (site / "api.html").read_text("utf-8"))
@@ -99,18 +99,18 @@ def test_the_api_page_has_every_route_and_form_of_the_service(site: Path) -> Non
     assert all(f in page for f in fields)
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Files, without a line for each."""
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without logging requests."""
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here: apt-get install chromium")
-def test_the_site_reads_well_in_a_browser_and_asks_nobody_else(site: Path, browser: Browser) -> None:
-    """Served as it lies there: every request goes to its own host, search finds, a phone need not scroll sideways."""
-    handler = functools.partial(Quiet, directory=str(site))
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+def test_the_site_works_in_a_browser_without_other_hosts(site: Path, browser: Browser) -> None:
+    """Every request goes to the site's host, search works, and no page is wider than a phone."""
+    handler = functools.partial(QuietHandler, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         home = f"http://127.0.0.1:{server.server_port}/"
@@ -127,7 +127,7 @@ def test_the_site_reads_well_in_a_browser_and_asks_nobody_else(site: Path, brows
         page.goto(home)
         page.get_by_role("textbox", name="Search").first.click()
         page.keyboard.type("metarank", delay=20)
-        # By its text: what search marks in a heading is of another name to a browser.
+        # Locate by text, because search highlights words in the heading, which changes its accessible name.
         page.locator(".md-search-result__link", has_text="Moving from Metarank").first.click()
         page.wait_for_url(re.compile(r"/metarank\.html"))
         context.close()

@@ -1,4 +1,4 @@
-"""A model beyond our own scorer is scored by LightGBM, and the service says and counts it."""
+"""Models that `Trees` does not support are scored by LightGBM; the service logs and counts this."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.serving.test_service import ready, served
 
 
 def forest(**settings: object) -> tuple[lightgbm.Booster, np.ndarray]:
-    """A small model on planted features, of a kind the settings say."""
+    """A small model on planted features, trained with the given LightGBM settings, and some rows."""
     rng = np.random.default_rng(0)
     columns = [n.replace(" ", "_") for n in names(planted_items())]
     x = rng.normal(size=(200, len(columns)))
@@ -29,39 +29,41 @@ def forest(**settings: object) -> tuple[lightgbm.Booster, np.ndarray]:
     return lightgbm.train(plain | settings, data, 5), x[:50]
 
 
-AVERAGED = {"boosting": "rf", "bagging_fraction": 0.5, "bagging_freq": 1}
+RANDOM_FOREST = {"boosting": "rf", "bagging_fraction": 0.5, "bagging_freq": 1}
 
 
-@pytest.mark.parametrize(("settings", "why"), [(AVERAGED, "average_output"), ({"linear_tree": True}, "is_linear=1")])
-def test_an_uncovered_model_scores_as_lightgbm_does(settings: dict[str, object], why: str) -> None:
-    """The same numbers, slower; contributions add up to the score."""
+@pytest.mark.parametrize(
+    ("settings", "why"), [(RANDOM_FOREST, "average_output"), ({"linear_tree": True}, "is_linear=1")]
+)
+def test_an_unsupported_model_gets_the_scores_of_lightgbm(settings: dict[str, object], why: str) -> None:
+    """The scores are equal, and the contributions add up to the score."""
     booster, x = forest(**settings)
-    found = scorer(booster.model_to_string())
-    assert isinstance(found, BoosterTrees)
-    assert why in found.why
+    trees = scorer(booster.model_to_string())
+    assert isinstance(trees, BoosterTrees)
+    assert why in trees.why
     expected = booster.predict(x, raw_score=True)
-    np.testing.assert_array_equal(found.score(x), expected)
-    np.testing.assert_allclose(found.contributions(x).sum(axis=1), expected, rtol=1e-9)
+    np.testing.assert_array_equal(trees.score(x), expected)
+    np.testing.assert_allclose(trees.contributions(x).sum(axis=1), expected, rtol=1e-9)
 
 
-def test_a_covered_model_is_ours() -> None:
-    """LightGBM is the exception."""
+def test_a_supported_model_is_scored_by_trees() -> None:
+    """LightGBM is only used for other models."""
     assert isinstance(scorer(planted_model(planted_items())), Trees)
 
 
-def test_a_damaged_model_is_refused_not_tried_elsewhere() -> None:
-    """A cut text is no uncovered model."""
+def test_a_damaged_model_is_rejected_and_not_passed_to_lightgbm() -> None:
+    """A text that was cut off is damaged, not unsupported."""
     with pytest.raises(ModelTextError, match="cut off"):
         scorer(planted_model(planted_items())[:500])
 
 
 def test_the_service_warns_once_and_counts_each_ranking(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A release with such a model answers; the log says why it is slow, /health/ready how often."""
-    made = publish(tmp_path / "releases", model_text=forest(**AVERAGED)[0].model_to_string())
+    """A release with such a model works. The log gives the reason, and /health/ready the number of slow rankings."""
+    release = publish(tmp_path / "releases", model_text=forest(**RANDOM_FOREST)[0].model_to_string())
     with (
         caplog.at_level(logging.WARNING),
         connect_url(None, tmp_path / "redis") as url,
-        served(url, release=made, clock=time.time) as client,
+        served(url, release=release, clock=time.time) as client,
     ):
         ready(client)
         for _ in range(2):

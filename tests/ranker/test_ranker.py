@@ -1,4 +1,4 @@
-"""Training the ranker: it learns a planted order, sees through position, stops in time, repeats itself."""
+"""Ranker training: learns a planted order, removes position bias, stops early, and is reproducible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = RankerConfig(trees=30, leaves=7, min_data_in_leaf=10, early_stopping_rou
 
 
 def world(seed: int, lists: int = 120) -> dict[str, Any]:
-    """Lists in which gain rises with `taste` and falls with a missing `price`; `noise` and `kind` say nothing."""
+    """Lists in which gain increases with `taste` and decreases if `price` is missing; `noise` and `kind` are noise."""
     rng = np.random.default_rng(seed)
     n = lists * SIZE
     rows = rng.normal(size=(n, 4)).astype(np.float32)
@@ -38,8 +38,8 @@ def trained(config: RankerConfig = SMALL, seed: int = 0, **changes: Any) -> Trai
     return train(**(arrays | {"names": NAMES, "config": config} | changes))
 
 
-def test_a_refitted_model_is_the_chosen_number_of_trees_grown_on_the_new_lists() -> None:
-    """On the lists it was chosen on it is the model that was chosen; on more it is another, of as many trees."""
+def test_refit_trains_the_chosen_number_of_trees_on_the_given_lists() -> None:
+    """On the original lists it gives the original model; on more lists another model with the same number of trees."""
     chosen, fit, valid = trained(), world(0), world(1)
     same = refit(chosen, fit["rows"], fit["gain"], fit["start"], NAMES, SMALL)
     assert Trees.parse(same.model_text).score(valid["rows"]).tolist() == pytest.approx(
@@ -54,14 +54,14 @@ def test_a_refitted_model_is_the_chosen_number_of_trees_grown_on_the_new_lists()
     assert more.model_text != chosen.model_text
 
 
-def test_a_refit_with_debiasing_needs_positions() -> None:
+def test_refit_with_debiasing_needs_positions() -> None:
     fit, debiased = world(0), SMALL.model_copy(update={"position_debias": True})
-    with pytest.raises(ValueError, match="position_debias is set and position is missing"):
+    with pytest.raises(ValueError, match="position_debias is set but position is missing"):
         refit(trained(), fit["rows"], fit["gain"], fit["start"], NAMES, debiased)
 
 
-def test_the_model_orders_lists_it_has_never_seen_by_the_planted_taste() -> None:
-    """ndcg@10 above 0.9 where a random order has about 0.4, importance on the two features that matter."""
+def test_the_model_ranks_unseen_lists_by_the_planted_taste() -> None:
+    """ndcg@10 is above 0.9 (about 0.4 for a random order), and the two planted features are the most important."""
     result, new = trained(), world(99)
     scores = Trees.parse(result.model_text).score(new["rows"])
     ties = tie_break(np.arange(len(scores)), new["start"])
@@ -71,7 +71,7 @@ def test_the_model_orders_lists_it_has_never_seen_by_the_planted_taste() -> None
 
 
 def test_validation_decides_how_many_trees_are_kept() -> None:
-    """The text holds the trees up to the best point of the curve and none of those grown after."""
+    """The text contains the trees up to the maximum of the validation curve."""
     result = trained(SMALL.model_copy(update={"trees": 200, "learning_rate": 0.5, "early_stopping_rounds": 5}))
     assert result.best_iteration == 1 + int(np.argmax(result.valid_curve))
     assert result.model_text.count("\nTree=") == result.best_iteration
@@ -79,12 +79,12 @@ def test_validation_decides_how_many_trees_are_kept() -> None:
 
 
 def test_the_validation_curve_is_the_ndcg_of_the_served_scores() -> None:
-    """LightGBM's ndcg@10 at the best tree equals ours on the scores of the text, gains 2^g - 1, no ties."""
+    """LightGBM's ndcg@10 at the best tree equals that of `score_lists` on the scores of the text, with few ties."""
     result, valid = trained(), world(1)
     scores = Trees.parse(result.model_text).score(valid["rows"])
     ties = tie_break(np.arange(len(scores)), valid["start"])
-    ours = np.nanmean(score_lists("ndcg@10", scores, valid["gain"], valid["start"], ties))
-    assert result.valid_curve[result.best_iteration - 1] == pytest.approx(ours, abs=5e-3)
+    expected = np.nanmean(score_lists("ndcg@10", scores, valid["gain"], valid["start"], ties))
+    assert result.valid_curve[result.best_iteration - 1] == pytest.approx(expected, abs=5e-3)
 
 
 def test_the_same_input_gives_the_same_text_and_threads_do_not_change_the_trees() -> None:
@@ -96,7 +96,7 @@ def test_the_same_input_gives_the_same_text_and_threads_do_not_change_the_trees(
     assert trained(SMALL.model_copy(update={"seed": 5})).model_text != first.model_text
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_training_does_not_modify_its_inputs() -> None:
     fit = world(0)
     before = {key: value.copy() for key, value in fit.items()}
     trained(rows=fit["rows"], gain=fit["gain"], start=fit["start"])
@@ -105,57 +105,60 @@ def test_inputs_are_left_as_they_were() -> None:
 
 
 def test_lists_without_gain_are_left_out_and_counted() -> None:
-    """Dropping them changes no tree: they hold no pair to learn from."""
+    """Leaving them out does not change the trees, because they contain no pairs to train on."""
     fit = world(0)
-    silent = np.vstack([fit["rows"], np.full((3 * SIZE, 4), 1e6, np.float32)])
+    rows = np.vstack([fit["rows"], np.full((3 * SIZE, 4), 1e6, np.float32)])
     gain = np.concatenate([fit["gain"], np.zeros(3 * SIZE, np.int8)])
     start = np.arange(0, len(gain) + 1, SIZE)
-    with_silent, without = trained(rows=silent, gain=gain, start=start), trained()
-    assert with_silent.lists_without_gain == without.lists_without_gain + 3
-    assert with_silent.lists == without.lists == 120 - without.lists_without_gain
-    assert with_silent.model_text == without.model_text
+    extended, original = trained(rows=rows, gain=gain, start=start), trained()
+    assert extended.lists_without_gain == original.lists_without_gain + 3
+    assert extended.lists == original.lists == 120 - original.lists_without_gain
+    assert extended.model_text == original.model_text
 
 
-def shown(seed: int, lists: int, dear_first: float) -> dict[str, Any]:
-    """Clicks on what is looked at and liked; the shop shows high `price` on top, which shoppers like a little less."""
+def biased_lists(seed: int, lists: int, price_first: float) -> dict[str, Any]:
+    """Clicks on items that are examined and liked. The shop ranks by `price`, which users like slightly less.
+
+    price_first: how strongly the shown order depends on price; 0 is a random order.
+    """
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(lists, SIZE, 4)).astype(np.float32)
-    order = np.argsort(-(dear_first * rows[:, :, 2] + 0.5 * rng.normal(size=(lists, SIZE))), axis=1)
+    order = np.argsort(-(price_first * rows[:, :, 2] + 0.5 * rng.normal(size=(lists, SIZE))), axis=1)
     position = np.argsort(order, axis=1).astype(np.int16)
     utility = rows[:, :, 1] - 0.5 * rows[:, :, 2]
     liked = rng.random((lists, SIZE)) < 1 / (1 + np.exp(-2 * utility))
-    looked = rng.random((lists, SIZE)) < 1 / (1 + position)
-    gain = (liked & looked).astype(np.int8).ravel()
+    examined = rng.random((lists, SIZE)) < 1 / (1 + position)
+    gain = (liked & examined).astype(np.int8).ravel()
     flat = {"rows": rows.reshape(-1, 4), "gain": gain, "start": np.arange(0, lists * SIZE + 1, SIZE)}
     return flat | {"position": position.ravel(), "utility": utility.ravel()}
 
 
-def test_position_debiasing_finds_what_is_liked_behind_what_is_shown_first() -> None:
-    """High prices are clicked because they stand on top; with positions the order comes nearer to the true utility.
+def test_position_debiasing_brings_scores_closer_to_the_true_utility() -> None:
+    """Expensive items are clicked because they are on top. With positions, this is not mistaken for utility.
 
-    Validation lists were shown at random: early stopping would else be led by the same positions.
+    The validation lists were shown in random order. Early stopping would otherwise be affected by the same bias.
     """
-    fit, valid, new = shown(0, 800, 1.0), shown(1, 300, 0.0), shown(2, 200, 1.0)
-    found = {}
+    fit, valid, new = biased_lists(0, 800, 1.0), biased_lists(1, 300, 0.0), biased_lists(2, 200, 1.0)
+    correlation = {}
     for debias in (False, True):
         config = RankerConfig(trees=60, leaves=7, early_stopping_rounds=60, position_debias=debias, learning_rate=0.1)
-        parts = [fit["rows"], fit["gain"], fit["start"], valid["rows"], valid["gain"], valid["start"]]
-        text = train(*parts, NAMES, config, position=fit["position"]).model_text
-        found[debias] = np.corrcoef(Trees.parse(text).score(new["rows"]), new["utility"])[0, 1]
-    assert found[True] > found[False] + 0.05
+        arrays = [fit["rows"], fit["gain"], fit["start"], valid["rows"], valid["gain"], valid["start"]]
+        text = train(*arrays, NAMES, config, position=fit["position"]).model_text
+        correlation[debias] = np.corrcoef(Trees.parse(text).score(new["rows"]), new["utility"])[0, 1]
+    assert correlation[True] > correlation[False] + 0.05
 
 
-def test_rows_that_were_not_shown_may_be_trained_on_with_positions() -> None:
-    """A negative position means not shown and counts as the deepest one."""
-    place = np.tile(np.arange(SIZE, dtype=np.int16), 120)
-    unshown = np.where(place >= SIZE - 5, np.int16(-1), place)
-    deepest = np.where(place >= SIZE - 5, np.int16(SIZE - 6), place)
+def test_rows_that_were_not_shown_get_the_deepest_position() -> None:
+    """A negative position means that the row was not shown."""
+    position = np.tile(np.arange(SIZE, dtype=np.int16), 120)
+    not_shown = np.where(position >= SIZE - 5, np.int16(-1), position)
+    deepest = np.where(position >= SIZE - 5, np.int16(SIZE - 6), position)
     config = SMALL.model_copy(update={"position_debias": True})
-    assert trained(config, position=unshown).model_text == trained(config, position=deepest).model_text
+    assert trained(config, position=not_shown).model_text == trained(config, position=deepest).model_text
 
 
-def test_hostile_values_are_trained_on_and_scored() -> None:
-    """Infinities, a constant column, a column of nothing but NaN, and a category."""
+def test_infinite_and_missing_values_can_be_trained_on_and_scored() -> None:
+    """Infinities, a column of NaN only, and a category."""
     fit = world(0)
     rows = fit["rows"].copy()
     rows[::7, 1], rows[::11, 1] = np.inf, -np.inf
@@ -164,7 +167,7 @@ def test_hostile_values_are_trained_on_and_scored() -> None:
     assert np.isfinite(Trees.parse(result.model_text).score(rows)).all()
 
 
-def test_progress_is_told_after_each_tree() -> None:
+def test_progress_is_reported_after_each_tree() -> None:
     calls: list[tuple[int, int]] = []
     result = trained(on_progress=lambda done, total: calls.append((done, total)))
     assert calls == [(n + 1, 30) for n in range(len(result.valid_curve))]
@@ -175,34 +178,34 @@ def test_progress_is_told_after_each_tree() -> None:
     [
         ({"rows": np.zeros((2400, 4))}, r"^rows are float64\[2400, 4\], expected float32\[n, 4\]"),
         ({"valid_rows": np.zeros((5, 3), np.float32)}, r"^valid_rows are float32\[5, 3\]"),
-        ({"start": np.array([0, 5])}, "^start must rise from 0 to the 2400 rows"),
-        ({"start": np.array([0.0, 2400.0])}, "^start must rise"),
-        ({"gain": np.zeros(2400, np.int8)}, "^gain: none of 120 lists holds a gain"),
-        ({"valid_gain": np.zeros(2400, np.int8)}, "^valid_gain: none of 120 lists"),
-        ({"gain": np.full(2400, 4, np.int8)}, r"^gain\[0\] is 4, label_gain knows 0 to 3"),
+        ({"start": np.array([0, 5])}, r"^start is \[0 5\]..., expected integers rising from 0 to 2400"),
+        ({"start": np.array([0.0, 2400.0])}, "^start is .* expected integers rising"),
+        ({"gain": np.zeros(2400, np.int8)}, "^gain: no list of 120 contains a gain"),
+        ({"valid_gain": np.zeros(2400, np.int8)}, "^valid_gain: no list of 120"),
+        ({"gain": np.full(2400, 4, np.int8)}, r"^gain\[0\] is 4, expected 0 to 3 \(label_gain\)"),
         ({"gain": np.full(2400, -1, np.int8)}, r"^gain\[0\] is -1"),
         ({"gain": np.zeros(2400)}, "^gain is float64"),
         ({"names": ("a", "a", "b", "c")}, "'a' occurs twice"),
-        ({"names": ("a b", "c", "d", "e")}, "'a b': expected no blanks"),
-        ({"names": ('a"', "c", "d", "e")}, "expected no blanks and none of"),
+        ({"names": ("a b", "c", "d", "e")}, "'a b': must not be empty or contain white space"),
+        ({"names": ('a"', "c", "d", "e")}, "must not be empty or contain white space or any of"),
         ({"names": ("", "c", "d", "e")}, "feature name ''"),
-        ({"categorical": ("colour",)}, "categorical names 'colour', which is no feature"),
-        ({"config": RankerConfig()}, "position_debias is set and position is missing"),
+        ({"categorical": ("colour",)}, "categorical contains 'colour', which is not a feature"),
+        ({"config": RankerConfig()}, "position_debias is set but position is missing"),
         (
             {"config": RankerConfig(), "position": np.zeros(3, np.int16)},
             r"position is int16\[3\], expected int16\[2400\]",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], sentence: str) -> None:
+def test_invalid_arguments_are_rejected_by_name(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         trained(**changes)
 
 
-def test_a_list_too_long_for_lightgbm_is_refused_with_its_number() -> None:
+def test_a_list_too_long_for_lightgbm_is_rejected_with_its_number() -> None:
     rows = np.zeros((10_021, 4), np.float32)
     gain = np.ones(10_021, np.int8)
-    with pytest.raises(ValueError, match="list 1 has 10001 rows, LightGBM takes 10000"):
+    with pytest.raises(ValueError, match="list 1 has 10001 rows, but LightGBM allows 10000"):
         trained(rows=rows, gain=gain, start=np.array([0, 20, 10_021]))
 
 
@@ -218,12 +221,12 @@ def test_a_list_too_long_for_lightgbm_is_refused_with_its_number() -> None:
     ],
     ids=str,
 )
-def test_impossible_settings_are_refused_with_their_name(setting: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(setting))):
         RankerConfig(**setting)
 
 
-def test_lightgbm_is_imported_when_training_begins_and_not_before() -> None:
+def test_lightgbm_is_only_imported_when_training_starts() -> None:
     code = "import sys, ranker.train; print('lightgbm' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

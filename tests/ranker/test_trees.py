@@ -1,4 +1,4 @@
-"""The tree scorer against LightGBM: the same leaf for every input and the same sum, to the last bit."""
+"""The tree scorer is bit-identical to LightGBM: same leaf for every input, and same sum."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEATURES = 5
 Z = float(np.float32(1e-35))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-# Where a comparison can go wrong: around zero as LightGBM sees it, at the ends of float32, and at float64's own.
+# Values at which a comparison can go wrong: near LightGBM's zero, and at the limits of float32 and float64.
 THRESHOLDS = [0.0, -0.0, Z, -Z, Z / 2, -Z / 2, 1e-300, FLOAT32_MAX, -FLOAT32_MAX, 1e300, -1e300, np.inf, -np.inf]
 THRESHOLDS += [0.1, 1.0, -1.0, 16777217.0, 1.0 + 2**-40, float(np.float32(0.1)), 1e-40]
 VALUES = [np.nan, np.inf, -np.inf, 0.0, -0.0, Z, -Z, Z / 2, -Z / 2, 2 * Z, -2 * Z, 1e-40, 1e-300, FLOAT32_MAX, 1e301]
@@ -28,7 +28,7 @@ VALUES += [0.1, float(np.float32(0.1)), 1.0, -1.0, -0.5, 0.5, 3.9, 31.0, 32.0, 6
 
 
 def model_text(trees: list[str], features: int = FEATURES, **header: object) -> str:
-    """A model of these trees in LightGBM's own format; `header` replaces fields."""
+    """LightGBM's model text of the given trees; `header` replaces fields of the header."""
     fields: dict[str, object] = {
         "version": "v4",
         "num_class": 1,
@@ -53,7 +53,7 @@ def tree_text(number: int, leaves: int, **fields: Any) -> str:
 
 
 def random_tree(rng: np.random.Generator, number: int, leaves: int) -> str:
-    """A tree grown as LightGBM grows one (a random leaf splits), with decisions of every kind."""
+    """A random tree, grown by splitting random leaves, with splits of every kind."""
     nodes = leaves - 1
     left, right, parent_of = np.zeros(nodes, int), np.zeros(nodes, int), {0: None}
     for node in range(nodes):
@@ -94,22 +94,22 @@ def random_model(seed: int, leaves: list[int]) -> str:
     return model_text([random_tree(rng, number, count) for number, count in enumerate(leaves)])
 
 
-def hostile_rows(seed: int, n: int, dtype: type, text: str) -> np.ndarray:
-    """Rows of special values, of the model's own thresholds and their neighbours, and of plain numbers."""
+def edge_case_rows(seed: int, n: int, dtype: type, text: str) -> np.ndarray:
+    """Rows of special values, of the model's thresholds and the floats next to them, and of ordinary numbers."""
     rng = np.random.default_rng(seed)
-    own = [float(t) for line in re.findall(r"^threshold=(.*)$", text, re.M) for t in line.split()]
+    thresholds = [float(t) for line in re.findall(r"^threshold=(.*)$", text, re.M) for t in line.split()]
     with np.errstate(over="ignore", under="ignore"):
-        near = np.array([*VALUES, *own]).astype(dtype)
+        near = np.array([*VALUES, *thresholds]).astype(dtype)
         near = np.concatenate([near, np.nextafter(near, dtype(np.inf)), np.nextafter(near, dtype(-np.inf))])
         rows = rng.choice(near, (n, FEATURES))
         rows = np.where(rng.random(rows.shape) < 0.3, rng.normal(size=rows.shape).astype(dtype), rows)
-    if rng.random() < 0.5:  # a feature on which all rows of a request agree
+    if rng.random() < 0.5:  # a feature with the same value in all rows
         rows[:, rng.integers(FEATURES)] = rng.choice(near)
     return rows.astype(dtype)
 
 
 def predicted(text: str, rows: np.ndarray) -> np.ndarray:
-    """What LightGBM answers."""
+    """Scores of LightGBM itself."""
     return np.asarray(lgb.Booster(model_str=text).predict(rows, raw_score=True, num_threads=1))
 
 
@@ -120,10 +120,10 @@ def predicted(text: str, rows: np.ndarray) -> np.ndarray:
     n=st.sampled_from([1, 7, 31, 32, 33, 100]),
     dtype=st.sampled_from([np.float32, np.float64]),
 )
-def test_every_input_reaches_lightgbms_leaf_and_sum(seed: int, leaves: list[int], n: int, dtype: type) -> None:
-    """Bit for bit, with every kind of decision, missing type, default direction and hostile value."""
+def test_scores_are_bit_identical_to_lightgbm(seed: int, leaves: list[int], n: int, dtype: type) -> None:
+    """With every kind of split, missing type, default direction and special value."""
     text = random_model(seed, leaves)
-    rows = hostile_rows(seed, n, dtype, text)
+    rows = edge_case_rows(seed, n, dtype, text)
     trees, expected = Trees.parse(text), predicted(text, rows)
     np.testing.assert_array_equal(trees.traverse(rows), expected)
     np.testing.assert_array_equal(trees.score(rows), expected)
@@ -131,9 +131,9 @@ def test_every_input_reaches_lightgbms_leaf_and_sum(seed: int, leaves: list[int]
 
 @pytest.mark.parametrize("leaves", [[255] * 8, [128, 129, 256, 257], [4] * 3000, [1] * 50, [1, 31, 1, 2]])
 def test_large_and_small_trees_are_exact(leaves: list[int]) -> None:
-    """255 leaves, thousands of trees, and forests of single leaves."""
+    """Trees of 255 leaves, thousands of trees, and trees of a single leaf."""
     text = random_model(1, leaves)
-    rows = hostile_rows(2, 64, np.float32, text)
+    rows = edge_case_rows(2, 64, np.float32, text)
     np.testing.assert_array_equal(Trees.parse(text).score(rows), predicted(text, rows))
 
 
@@ -164,8 +164,8 @@ def training_data(seed: int, n: int = 1500) -> tuple[np.ndarray, np.ndarray]:
     ],
     ids=str,
 )
-def test_trained_models_score_as_lightgbm_scores_them(options: dict[str, Any]) -> None:
-    """Models LightGBM itself trained, with NaN and a categorical feature, agree to the last bit and in order."""
+def test_models_trained_by_lightgbm_get_its_scores(options: dict[str, Any]) -> None:
+    """Bit-identical scores and the same order, with NaN and a categorical feature."""
     rows, gain = training_data(3)
     settings_ = {
         "objective": "lambdarank",
@@ -185,8 +185,8 @@ def test_trained_models_score_as_lightgbm_scores_them(options: dict[str, Any]) -
 
 
 def stump(**fields: Any) -> str:
-    """One node on feature 0: left 1.0 for x <= 0.5, else 2.0; NaN goes right (decision_type 8)."""
-    parts: dict[str, Any] = {
+    """A tree with one node: 1.0 if feature 0 <= 0.5, else 2.0. NaN goes right (decision_type 8)."""
+    node: dict[str, Any] = {
         "split_feature": [0],
         "threshold": [0.5],
         "decision_type": [8],
@@ -195,7 +195,7 @@ def stump(**fields: Any) -> str:
         "leaf_value": [1.0, 2.0],
         "internal_value": [1.75],
     }
-    return tree_text(0, 2, **(parts | fields))
+    return tree_text(0, 2, **(node | fields))
 
 
 def column(*values: float, dtype: type = np.float32) -> np.ndarray:
@@ -205,59 +205,59 @@ def column(*values: float, dtype: type = np.float32) -> np.ndarray:
 
 
 def test_a_row_equal_to_the_threshold_goes_left() -> None:
-    """0.5 <= 0.5 is left, the next float up is right, NaN follows the node's default."""
+    """0.5 <= 0.5 goes left, the next larger float right, and NaN in the node's default direction."""
     trees = Trees.parse(model_text([stump()]))
     assert trees.score(column(0.5, np.nextafter(np.float32(0.5), np.float32(1)), np.nan)).tolist() == [1.0, 2.0, 2.0]
 
 
 def test_a_float32_row_is_compared_with_the_float64_threshold() -> None:
-    """float32(0.1) is above the double 0.1, so it goes right, as a double just above would."""
+    """float32(0.1) is greater than the float64 0.1, so it goes right."""
     trees = Trees.parse(model_text([stump(threshold=[0.1])]))
     assert float(np.float32(0.1)) > 0.1
     assert trees.score(column(0.1)).tolist() == [2.0]
     assert trees.score(column(0.1, dtype=np.float64)).tolist() == [1.0]
 
 
-def test_no_rows_and_no_trees_are_answered() -> None:
-    """No rows give no scores; a model before its first tree gives 0."""
+def test_scoring_works_without_rows_and_without_trees() -> None:
+    """Without rows there are no scores. Without trees all scores are 0."""
     assert Trees.parse(model_text([stump()])).score(column()).shape == (0,)
     assert Trees.parse(model_text([])).score(column(1, 2)).tolist() == [0.0, 0.0]
     assert Trees.parse(model_text([])).contributions(column(1)).tolist() == [[0.0] * (FEATURES + 1)]
 
 
-def test_a_rows_score_does_not_depend_on_the_rows_beside_it() -> None:
-    """Alone, among others, in another order, in another memory layout or read-only: the same bits, inputs untouched."""
+def test_the_score_of_a_row_does_not_depend_on_other_rows() -> None:
+    """Single rows, other orders, other memory layouts and read-only arrays give the same bits and are not modified."""
     text = random_model(9, [31, 63, 8, 100])
-    trees, rows = Trees.parse(text), hostile_rows(9, 77, np.float32, random_model(9, [31, 63, 8, 100]))
-    before, whole = rows.copy(), trees.score(rows)
-    alone = np.concatenate([trees.score(rows[n : n + 1]) for n in range(len(rows))])
-    np.testing.assert_array_equal(alone, whole)
-    np.testing.assert_array_equal(trees.score(rows[::-1]), whole[::-1])
-    np.testing.assert_array_equal(trees.score(np.asfortranarray(rows)), whole)
+    trees, rows = Trees.parse(text), edge_case_rows(9, 77, np.float32, random_model(9, [31, 63, 8, 100]))
+    before, scores = rows.copy(), trees.score(rows)
+    single = np.concatenate([trees.score(rows[n : n + 1]) for n in range(len(rows))])
+    np.testing.assert_array_equal(single, scores)
+    np.testing.assert_array_equal(trees.score(rows[::-1]), scores[::-1])
+    np.testing.assert_array_equal(trees.score(np.asfortranarray(rows)), scores)
     rows.flags.writeable = False
-    np.testing.assert_array_equal(trees.score(rows), whole)
+    np.testing.assert_array_equal(trees.score(rows), scores)
     np.testing.assert_array_equal(rows, before)
 
 
-def test_many_rows_are_scored_in_chunks_without_a_seam() -> None:
-    """More rows than a chunk holds, with category columns, equal the plain walk."""
+def test_scoring_in_several_chunks_gives_the_scores_of_traverse() -> None:
+    """More rows than fit into one chunk, with category columns."""
     text = random_model(5, [31] * 40)
-    rows = np.tile(hostile_rows(5, 1000, np.float32, text), (4, 1))
+    rows = np.tile(edge_case_rows(5, 1000, np.float32, text), (4, 1))
     trees = Trees.parse(text)
     np.testing.assert_array_equal(trees.score(rows), trees.traverse(rows))
 
 
-def test_a_contribution_is_the_move_of_the_expected_value_at_each_step() -> None:
-    """At the root 1.75 is expected; going left to 1.0 moves it by 1.0 - 1.75, all of it feature 0's."""
-    share = Trees.parse(model_text([stump()])).contributions(column(0.0))
-    assert share.tolist() == [[1.0 - 1.75, 0.0, 0.0, 0.0, 0.0, 1.75]]
+def test_a_contribution_is_the_change_of_the_expected_value_at_each_step() -> None:
+    """The expected value at the root is 1.75. Going left to 1.0 changes it by 1.0 - 1.75, due to feature 0."""
+    contributions = Trees.parse(model_text([stump()])).contributions(column(0.0))
+    assert contributions.tolist() == [[1.0 - 1.75, 0.0, 0.0, 0.0, 0.0, 1.75]]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.lists(st.sampled_from([1, 2, 31, 70]), min_size=1, max_size=5))
 def test_contributions_add_up_to_the_score(seed: int, leaves: list[int]) -> None:
     text = random_model(seed, leaves)
-    trees, rows = Trees.parse(text), hostile_rows(seed, 20, np.float32, text)
+    trees, rows = Trees.parse(text), edge_case_rows(seed, 20, np.float32, text)
     np.testing.assert_allclose(trees.contributions(rows).sum(axis=1), trees.score(rows), atol=1e-9)
 
 
@@ -272,7 +272,7 @@ def test_contributions_add_up_to_the_score(seed: int, leaves: list[int]) -> None
         (np.full((2, 5), "x", object), "object, expected float32 or float64"),
     ],
 )
-def test_rows_of_another_shape_or_type_are_refused(rows: Any, sentence: str) -> None:
+def test_rows_of_the_wrong_shape_or_type_are_rejected(rows: Any, sentence: str) -> None:
     trees = Trees.parse(model_text([stump()]))
     for method in (trees.score, trees.traverse, trees.contributions):
         with pytest.raises(ValueError, match=sentence):
@@ -283,22 +283,22 @@ def test_rows_of_another_shape_or_type_are_refused(rows: Any, sentence: str) -> 
     ("text", "sentence"),
     [
         ("", "begins with ''"),
-        ("<html>", "begins with '<html>', where 'tree' is expected"),
+        ("<html>", "begins with '<html>', expected 'tree'"),
         (model_text([stump()]).replace("end of trees", ""), "cut off"),
         (model_text([stump()], version="v9"), "version=v9"),
         (model_text([stump()], num_class=3), "num_class=3: only models with one output"),
         (model_text([stump()], num_tree_per_iteration=2), "num_tree_per_iteration=2"),
         (model_text([stump()], average_output=""), "boosting=rf"),
-        (model_text([stump(is_linear=1)]), "tree 0: is_linear=1: linear leaves are not covered"),
-        (model_text([stump()], tree_sizes="1 2"), "announces 2 trees .*holds 1"),
+        (model_text([stump(is_linear=1)]), "tree 0: is_linear=1: linear leaves are not supported"),
+        (model_text([stump()], tree_sizes="1 2"), "tree_sizes lists 2 trees, but the text contains 1"),
         (model_text([stump()], feature_names="a b"), "2 feature_names for max_feature_idx=4"),
         (model_text([stump(split_feature=[7])]), "split_feature 7 is outside the model's 5 features"),
         (model_text([stump(split_feature=[-1])]), "split_feature -1 is outside"),
         (model_text([stump(left_child=[5])]), "left_child points outside its 1 nodes and 2 leaves"),
         (model_text([stump(left_child=[0])]), "do not form one tree"),
         (model_text([stump(left_child=[-2])]), "do not form one tree"),
-        (model_text([stump(threshold=["nan"])]).replace("'", ""), "threshold holds nan"),
-        (model_text([stump(leaf_value=["inf", 1])]).replace("'", ""), "leaf_value holds inf"),
+        (model_text([stump(threshold=["nan"])]).replace("'", ""), "threshold contains nan"),
+        (model_text([stump(leaf_value=["inf", 1])]).replace("'", ""), "leaf_value contains inf"),
         (model_text([stump(leaf_value=[1.0])]), "leaf_value has 1 values, expected 2"),
         (model_text([stump(threshold=["0,5"])]), "tree 0: threshold: could not convert"),
         (model_text([stump(decision_type=[12])]), "decision_type 12 is unknown"),
@@ -309,7 +309,7 @@ def test_rows_of_another_shape_or_type_are_refused(rows: Any, sentence: str) -> 
             model_text(
                 [stump(decision_type=[1], num_cat=1, cat_boundaries=[0, 1], cat_threshold=[3], threshold=[4.0])]
             ),
-            "names a set outside its num_cat=1",
+            "refers to a set outside num_cat=1",
         ),
         (
             model_text([stump(decision_type=[1], num_cat=1, cat_boundaries=[1, 1], cat_threshold=[3])]),
@@ -317,13 +317,13 @@ def test_rows_of_another_shape_or_type_are_refused(rows: Any, sentence: str) -> 
         ),
     ],
 )
-def test_a_text_that_cannot_be_scored_is_refused_with_the_place_of_its_fault(text: str, sentence: str) -> None:
+def test_an_invalid_text_is_rejected_with_the_tree_and_field(text: str, sentence: str) -> None:
     with pytest.raises(ModelTextError, match=sentence):
         Trees.parse(text)
 
 
-def test_forests_lightgbm_trains_but_the_scorer_does_not_cover_are_named() -> None:
-    """boosting=rf, linear trees and several classes, as LightGBM writes them."""
+def test_unsupported_kinds_of_lightgbm_models_are_rejected_by_name() -> None:
+    """boosting=rf, linear trees and several classes, as written by LightGBM."""
     rows, gain = training_data(1, 400)
     rows = np.nan_to_num(rows)
     quiet = {"verbosity": -1, "num_threads": 1}
@@ -340,12 +340,12 @@ def test_forests_lightgbm_trains_but_the_scorer_does_not_cover_are_named() -> No
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 20), st.integers(0, 10**6), st.integers(0, 30), st.text("0123456789-=. \nainf", max_size=6))
-def test_a_damaged_text_is_refused_or_scored_but_never_crashes(seed: int, at: int, cut: int, put: str) -> None:
-    """Any characters cut out or put in anywhere end in a refusal or in a model whose walks agree."""
+def test_a_damaged_text_is_rejected_or_scored_but_never_crashes(seed: int, at: int, cut: int, inserted: str) -> None:
+    """After removing and inserting any characters, the text is rejected or `score` and `traverse` agree."""
     text = random_model(seed, [3, 9, 40])
     at %= len(text)
-    damaged = text[:at] + put + text[at + cut :]
-    rows = hostile_rows(seed, 5, np.float32, text)
+    damaged = text[:at] + inserted + text[at + cut :]
+    rows = edge_case_rows(seed, 5, np.float32, text)
     try:
         trees = Trees.parse(damaged)
     except ModelTextError:
@@ -355,16 +355,16 @@ def test_a_damaged_text_is_refused_or_scored_but_never_crashes(seed: int, at: in
 
 
 def test_scoring_needs_neither_lightgbm_nor_pandas() -> None:
-    """The service imports `ranker.trees` and must not pay for the trainer's packages."""
+    """The service imports `ranker.trees`, which must not import the packages used in training."""
     code = "import sys, ranker.trees; print([m for m in ('lightgbm', 'pandas', 'sklearn') if m in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leaves", [31, 63, 255])
-def test_models_of_served_size_are_exact(leaves: int) -> None:
-    """A thousand trees, five hundred rows."""
+def test_models_of_production_size_are_exact(leaves: int) -> None:
+    """1,000 trees, 500 rows."""
     text = random_model(leaves, [leaves] * 1000)
-    rows = hostile_rows(7, 500, np.float32, text)
+    rows = edge_case_rows(7, 500, np.float32, text)
     np.testing.assert_array_equal(Trees.parse(text).score(rows), predicted(text, rows))

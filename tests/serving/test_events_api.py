@@ -1,4 +1,4 @@
-"""How events may come: one, an array, JSON lines, or GA4's bodies; each taken or rejected on its own."""
+"""Forms of event bodies: one event, an array, JSON lines, or GA4; each event is accepted or rejected individually."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def lines(*events: Any) -> bytes:
     return b"\n".join(e if isinstance(e, bytes) else json.dumps(e).encode() for e in events)
 
 
-def test_json_lines_are_known_by_their_type_or_by_their_look(client: httpx.Client) -> None:
-    """Blank lines and either kind of line end are no events."""
+def test_json_lines_are_detected_by_content_type_or_form(client: httpx.Client) -> None:
+    """Blank lines and both kinds of line ends are allowed."""
     for n, headers in enumerate((LINES, {}, {"Content-Type": "application/jsonl; charset=utf-8"})):
         body = lines(click(event_id=f"{n}a"), b"", click(event_id=f"{n}b")) + b"\r\n\r\n"
         answer = client.post("/v1/events", content=body, headers=headers)
@@ -36,10 +36,10 @@ def test_json_lines_are_known_by_their_type_or_by_their_look(client: httpx.Clien
     one = client.post("/v1/events", content=lines(click(event_id="alone")), headers=LINES).json()
     assert one["accepted"] == 1
     pretty = client.post("/v1/events", content=json.dumps(click(), indent=1)).json()
-    assert pretty["accepted"] == 1, "an object over several lines is one object"
+    assert pretty["accepted"] == 1, "an object spread over several lines is one event"
 
 
-def test_a_broken_line_costs_itself_alone(client: httpx.Client) -> None:
+def test_an_invalid_line_does_not_affect_the_others(client: httpx.Client) -> None:
     body = lines(click(), b'{"event": "click", "user', click(7), click("red-03"))
     answer = client.post("/v1/events", content=body, headers=LINES).json()
     assert answer["accepted"] == 2
@@ -49,9 +49,9 @@ def test_a_broken_line_costs_itself_alone(client: httpx.Client) -> None:
     ]
 
 
-def test_more_lines_than_are_taken_are_refused_whole(client: httpx.Client) -> None:
+def test_a_body_with_too_many_lines_is_refused_as_a_whole(client: httpx.Client) -> None:
     document = refused(client.post("/v1/events", content=lines(*[click()] * 1001), headers=LINES), 413)
-    assert document["detail"] == "1001 events in one request, at most 1000 are taken"
+    assert document["detail"] == "1001 events in one request; the maximum is 1000"
 
 
 GA4 = {
@@ -76,25 +76,25 @@ GA4 = {
 }
 
 
-def test_a_body_of_ga4_is_one_event_an_item(client: httpx.Client, url: str) -> None:
-    """The list's request is told by shopper, time and list; positions are its index, or the place in `items`."""
+def test_each_item_of_a_ga4_body_is_an_event(client: httpx.Client, url: str) -> None:
+    """The request id is built from shopper, time and list; the position is `index`, or the position in `items`."""
     answer = client.post("/v1/events", json=GA4).json()
     assert (answer["accepted"], answer["rejected"]) == (3, [])
     with BulkStore(url) as store:
-        found = store.events()[1]
+        events = store.events()[1]
     at, request = 1_700_000_000.0, "u:1700000000000000:home"
     shown = [("red-01", 4), ("blue-00", 1)]
-    for event, (item, position) in zip(found, shown, strict=False):
+    for event, (item, position) in zip(events, shown, strict=False):
         assert event == Event(
             event.event_id, Kind.IMPRESSION, "u", item, at, request, position, None, "7", "mobile", "red"
         )
-    assert found[2] == Event("T1:red-01", Kind.PURCHASE, "u", "red-01", at, None, None, 2.0, None, "mobile")
+    assert events[2] == Event("T1:red-01", Kind.PURCHASE, "u", "red-01", at, None, None, 2.0, None, "mobile")
     again = client.post("/v1/events", json=[GA4, click()]).json()
     assert (again["accepted"], again["duplicates"]) == (1, 3)
 
 
-def test_an_item_of_ga4_is_rejected_by_its_place(client: httpx.Client) -> None:
-    """The index names the part of the request, the field the place in it."""
+def test_a_rejected_ga4_item_is_named_by_its_path(client: httpx.Client) -> None:
+    """`index` is the part of the request, `field` the path within it."""
     events = [
         {"name": "select_item", "params": {"items": [{"item_id": "red-01"}, {"item_id": ""}]}},
         {"name": "scroll", "params": {"items": [{"item_id": "red-01"}]}},
@@ -109,10 +109,10 @@ def test_an_item_of_ga4_is_rejected_by_its_place(client: httpx.Client) -> None:
     assert document["field"] == "events[0].params.items"
 
 
-def test_items_of_ga4_count_toward_the_bound(client: httpx.Client) -> None:
+def test_ga4_items_count_towards_the_limit(client: httpx.Client) -> None:
     many = {"name": "view_item", "params": {"items": [{"item_id": "red-01"}] * 200}}
     document = refused(client.post("/v1/events", json=GA4 | {"events": [many] * 6}), 413)
-    assert document["detail"] == "1200 events in one request, at most 1000 are taken"
+    assert document["detail"] == "1200 events in one request; the maximum is 1000"
 
 
 @settings(max_examples=80, deadline=None)
@@ -127,7 +127,7 @@ def test_items_of_ga4_count_toward_the_bound(client: httpx.Client) -> None:
         max_leaves=12,
     ).map(lambda v: json.dumps(v).encode())
 )
-def test_whatever_the_body_it_is_taken_or_refused_with_a_reason(body: bytes) -> None:
+def test_any_body_is_accepted_or_refused_with_a_reason(body: bytes) -> None:
     for content_type in ("", "application/x-ndjson"):
         with contextlib.suppress(Problem):
             for part in split_body(body, 1000, content_type):
@@ -135,6 +135,6 @@ def test_whatever_the_body_it_is_taken_or_refused_with_a_reason(body: bytes) -> 
 
 
 @pytest.mark.parametrize("body", [b"", b" \n ", b"\n"])
-def test_an_empty_body_of_lines_holds_no_event(client: httpx.Client, body: bytes) -> None:
+def test_an_empty_body_of_json_lines_has_no_events(client: httpx.Client, body: bytes) -> None:
     answer = client.post("/v1/events", content=body, headers=LINES)
     assert (answer.status_code, answer.json()["accepted"]) == (202, 0)

@@ -1,4 +1,4 @@
-"""What stands between a caller and a route: bounds, queues, deadlines, counts, and what is written down."""
+"""The guard in front of the routes: limits, queues, deadlines, metrics and logs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.serving.test_service import FAST, click, ready, refused, releases, se
 __all__ = ["releases", "url"]
 
 
-def test_after_some_failures_in_a_row_nobody_asks_until_a_pause_is_over() -> None:
+def test_after_several_failures_in_a_row_no_call_is_made_until_a_pause_is_over() -> None:
     now = [0.0]
     breaker = Breaker(3, 1.0, lambda: now[0])
     for _ in range(2):
@@ -43,25 +43,27 @@ def test_after_some_failures_in_a_row_nobody_asks_until_a_pause_is_over() -> Non
     assert breaker.allows()
     breaker.succeeded()
     for _ in range(3):
-        assert breaker.allows(), "a success in between begins the count anew"
+        assert breaker.allows(), "a success in between resets the count"
         breaker.failed("away")
     assert breaker.open
     assert [breaker.allows() for _ in range(3)] == [False] * 3
     now[0] = 1.0
-    assert [breaker.allows() for _ in range(3)] == [True, False, False], "one looks, the others do not wait for it"
+    assert [breaker.allows() for _ in range(3)] == [True, False, False], (
+        "one call tests the connection, the others do not wait for it"
+    )
     now[0] = 1.5
     breaker.failed("still away")
     now[0] = 2.4
-    assert not breaker.allows(), "a pause from the failure on"
+    assert not breaker.allows(), "the pause starts at the failure"
     breaker.succeeded()
     assert breaker.allows()
     assert not breaker.open
 
 
-def test_a_queue_takes_in_no_more_than_it_may_and_says_when_to_come_back() -> None:
+def test_a_full_queue_refuses_requests_with_retry_after() -> None:
     gate = Gate(2, 2, 10.0)
     inside = [gate.enter(), gate.enter()]
-    with pytest.raises(Problem, match="2 requests are being answered") as refusal:
+    with pytest.raises(Problem, match="already has 2 requests in flight") as refusal:
         gate.enter()
     assert (refusal.value.status, refusal.value.headers) == (503, {"Retry-After": "1"})
     gate.leave(inside[0], 0.1)
@@ -69,8 +71,8 @@ def test_a_queue_takes_in_no_more_than_it_may_and_says_when_to_come_back() -> No
     assert (gate.in_flight, gate.refused) == (2, 1)
 
 
-def test_a_queue_refuses_who_would_wait_too_long_but_never_when_it_is_short() -> None:
-    """Each took 1 s of the worker, so that the ninth of nine would wait about 9 s: past 5 s."""
+def test_requests_that_would_wait_too_long_are_refused_unless_the_queue_is_short() -> None:
+    """Each request takes 1 s of the worker, so the ninth would take about 9 s, which is more than 5 s."""
     gate = Gate(1000, 16, 5.0)
     for _ in range(100):
         gate.leave(gate.enter(), 1.0)
@@ -79,14 +81,14 @@ def test_a_queue_refuses_who_would_wait_too_long_but_never_when_it_is_short() ->
     with pytest.raises(Problem) as refusal:
         gate.enter()
     assert refusal.value.headers == {"Retry-After": "9"}
-    for before in range(8):  # the k-th of a queue takes k times as long as one alone
+    for before in range(8):  # the k-th request of a queue takes k times as long as one alone
         gate.leave(before, 0.1 * (before + 1))
     old, new = 0.95**8 * (1 - 0.95**100), sum(0.05 * 0.95 ** (8 - k) * k for k in range(1, 9))
     assert gate.expected_s == pytest.approx((1.0 * old + 0.1 * new) / (old + new))
 
 
-def test_one_that_was_alone_while_the_worker_stood_still_turns_nobody_away() -> None:
-    """A queue of 20 at 5 ms each; then one takes half a second with nobody before it, as when a release is loaded."""
+def test_one_slow_request_without_a_queue_does_not_cause_refusals() -> None:
+    """A queue of 20 requests of 5 ms each; then one alone takes half a second, as while a release is loaded."""
     gate = Gate(1000, 16, 0.3)
     for _ in range(20):
         inside = [gate.enter() for _ in range(20)]
@@ -100,7 +102,7 @@ def test_one_that_was_alone_while_the_worker_stood_still_turns_nobody_away() -> 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=80), st.integers(1, 20))
 @settings(max_examples=100, deadline=None)
-def test_a_queue_never_loses_count(steps: list[tuple[bool, float]], most: int) -> None:
+def test_a_queue_always_knows_the_number_in_flight(steps: list[tuple[bool, float]], most: int) -> None:
     gate, inside = Gate(most, 16, 1.0), []
     for enter, took in steps:
         if enter:
@@ -113,15 +115,15 @@ def test_a_queue_never_loses_count(steps: list[tuple[bool, float]], most: int) -
 
 
 @contextlib.contextmanager
-def speaking(client: httpx.Client, said: bytes) -> Iterator[socket.socket]:
-    """A connection on which something has been said already."""
+def connected(client: httpx.Client, data: bytes) -> Iterator[socket.socket]:
+    """A connection on which some data has been sent."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=10) as connection:
-        connection.sendall(said)
+        connection.sendall(data)
         yield connection
 
 
-def everything(connection: socket.socket) -> bytes:
-    """What comes until the other side closes; a reset is an end too."""
+def received(connection: socket.socket) -> bytes:
+    """All data received until the other side closes or resets the connection."""
     parts = []
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(65536):
@@ -132,49 +134,49 @@ def everything(connection: socket.socket) -> bytes:
 RANK = b"POST /v1/rank HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
 
 
-def test_who_is_slow_is_not_waited_for(url: str) -> None:
-    """The head of a request, a connection's first or a later one, and a body that does not come to an end."""
+def test_slow_clients_are_disconnected(url: str) -> None:
+    """Clients that do not complete the head of a request, the first or a later one, or a body."""
     with served(url, FAST.model_copy(update={"idle_s": 1, "body_s": 0.3})) as client:
         alive = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
-        for said in (b"", b"POST /v1/rank HT", b"POST /v1/rank HTTP/1.1\r\nHost: h\r\n"):
-            with speaking(client, said) as connection:
-                assert everything(connection) == b""
-        with speaking(client, alive) as connection:
+        for head in (b"", b"POST /v1/rank HT", b"POST /v1/rank HTTP/1.1\r\nHost: h\r\n"):
+            with connected(client, head) as connection:
+                assert received(connection) == b""
+        with connected(client, alive) as connection:
             assert b'{"status":"live"}' in connection.recv(65536)
             connection.sendall(b"GET /health")
-            assert everything(connection) == b""
-        with speaking(client, RANK + b'{"limit"') as connection:
-            answer = everything(connection)
+            assert received(connection) == b""
+        with connected(client, RANK + b'{"limit"') as connection:
+            answer = received(connection)
             assert answer.startswith(b"HTTP/1.1 408")
-            assert b'"detail":"not whole after 0.3 s"' in answer
+            assert b'"detail":"the body was not complete after 0.3 s"' in answer
 
 
-def test_a_head_without_end_is_refused(url: str) -> None:
+def test_a_request_head_that_does_not_end_is_refused(url: str) -> None:
     patient = FAST.model_copy(update={"idle_s": 600})
-    with served(url, patient) as client, speaking(client, b"GET /health/live HTTP/1.1\r\nX: ") as connection:
+    with served(url, patient) as client, connected(client, b"GET /health/live HTTP/1.1\r\nX: ") as connection:
         with contextlib.suppress(ConnectionError):
             for _ in range(100):
                 connection.sendall(b"a" * 10_000)
-        assert b"HTTP/1.1 2" not in everything(connection), "it ends, and not for want of patience"
+        assert b"HTTP/1.1 2" not in received(connection), "it is refused before the timeout"
         assert client.get("/health/live").status_code == 200
 
 
-def test_more_connections_than_may_be_are_refused_at_once(url: str) -> None:
+def test_connections_beyond_the_limit_are_refused_at_once(url: str) -> None:
     with served(url, FAST.model_copy(update={"max_connections": 3, "idle_s": 5})) as client:
         assert client.get("/health/live").status_code == 200  # the first of three, kept open
-        with speaking(client, b""), speaking(client, b""):
+        with connected(client, b""), connected(client, b""):
             time.sleep(0.1)
-            with speaking(client, b"") as fourth:
-                head, _, body = everything(fourth).partition(b"\r\n\r\n")
+            with connected(client, b"") as fourth:
+                head, _, body = received(fourth).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503")
             assert json.loads(body)["title"] == "Too many connections"
-            assert client.get("/health/live").status_code == 200, "who is in stays in"
+            assert client.get("/health/live").status_code == 200, "open connections are kept"
         until(lambda: httpx.get(f"{client.base_url}/health/live").status_code == 200)
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[str]:
-    """The address of a Redis that takes connections and says nothing."""
+def silent_redis() -> Iterator[str]:
+    """The address of a Redis that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=200) as silent:
         yield f"redis://127.0.0.1:{silent.getsockname()[1]}"
 
@@ -187,58 +189,58 @@ def statuses(client: httpx.Client, method: str, path: str, json: Any, times: int
         return list(pool.map(lambda _: client.request(method, path, json=json), range(times)))
 
 
-def test_more_than_can_be_done_is_turned_away_at_once_and_counted(releases: list[Path]) -> None:
-    """Each ranking waits for Redis; two wait, the others need not. Events wait in another queue."""
-    with silence() as away, served(away, PATIENT, releases[0]) as client:
+def test_requests_beyond_the_limit_are_refused_at_once_and_counted(releases: list[Path]) -> None:
+    """Each ranking waits for Redis; two are in flight and the others are refused. Events have another queue."""
+    with silent_redis() as away, served(away, PATIENT, releases[0]) as client:
         ready(client)
         answers = statuses(client, "POST", "/v1/rank", {"user_id": "u", "limit": 1}, 8)
         assert sorted(a.status_code for a in answers) == [200] * 2 + [503] * 6
         busy = [a for a in answers if a.status_code == 503]
         assert all(refused(a, 503)["type"] == "urn:shelfwise:problem:busy" for a in busy)
         assert all(1 <= int(a.headers["retry-after"]) <= 30 for a in busy)
-        held = threading.Thread(target=statuses, args=(client, "POST", "/v1/events", click(), 2))
-        held.start()
+        events = threading.Thread(target=statuses, args=(client, "POST", "/v1/events", click(), 2))
+        events.start()
         time.sleep(0.3)
         assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
-        held.join()
+        events.join()
         assert counted(client)["shelfwise_refused_total", "busy"] == 6
 
 
 def test_no_request_takes_longer_than_its_deadline(releases: list[Path]) -> None:
-    with silence() as away, served(away, PATIENT.model_copy(update={"deadline_s": 0.3}), releases[0]) as client:
+    with silent_redis() as away, served(away, PATIENT.model_copy(update={"deadline_s": 0.3}), releases[0]) as client:
         ready(client)
         answer = client.post("/v1/rank", json={"user_id": "u", "limit": 1})
-        assert refused(answer, 503)["detail"] == "no answer after 0.3 s"
+        assert refused(answer, 503)["detail"] == "no response after 0.3 s"
         assert answer.headers["retry-after"] == "1"
         assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
 
 
-def test_who_runs_out_of_time_gives_his_turn_back(releases: list[Path]) -> None:
-    """One is worked on at a time, and none comes to an end in time; then one that need not wait is answered."""
+def test_a_request_past_its_deadline_frees_its_turn(releases: list[Path]) -> None:
+    """One request is in progress at a time, and all exceed their deadline; then one that does not wait is answered."""
     config = PATIENT.model_copy(update={"deadline_s": 0.3, "max_in_flight": 8, "max_at_once": 1})
-    with silence() as away, served(away, config, releases[0]) as client:
+    with silent_redis() as away, served(away, config, releases[0]) as client:
         ready(client)
         answers = statuses(client, "POST", "/v1/rank", {"user_id": "u", "limit": 1}, 5)
         assert {refused(a, 503)["type"] for a in answers} == {"urn:shelfwise:problem:deadline"}
         assert client.post("/v1/rank", json={"limit": 1}).status_code == 200
 
 
-def test_while_redis_is_away_nobody_waits_for_it(releases: list[Path]) -> None:
-    """Three waits of 0.3 s open the breaker; then neither rankings nor events ask, and the follower looks."""
+def test_while_redis_is_unavailable_requests_do_not_wait_for_it(releases: list[Path]) -> None:
+    """Three timeouts of 0.3 s open the breaker; then rankings and events do not call Redis, only the follower does."""
     config = FAST.model_copy(update={"redis_timeout_s": 0.3})
-    with silence() as away, served(away, config, releases[0]) as client:
+    with silent_redis() as away, served(away, config, releases[0]) as client:
         ready(client)
         until(lambda: client.post("/v1/rank", json={"user_id": "u", "limit": 1}).json()["took_ms"] < 250)
         answers = [client.post("/v1/rank", json={"user_id": "u", "limit": 1}).json() for _ in range(20)]
         assert all(a["degraded"] for a in answers)
-        assert sum(a["took_ms"] >= 250 for a in answers) <= 10, "but one look in each pause"
+        assert sum(a["took_ms"] >= 250 for a in answers) <= 10, "only one call per pause waits"
         refusals = [client.post("/v1/events", json=click()) for _ in range(5)]
         assert all(refused(a, 503)["detail"] == "Redis did not answer within 0.3 s" for a in refusals)
         assert counted(client)["shelfwise_redis_up", ""] == 0
 
 
 def counted(client: httpx.Client) -> dict[tuple[str, str], float]:
-    """Samples by name and the values of their labels."""
+    """Metric samples by (name, label values)."""
     text = client.get("/metrics")
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
     return {
@@ -248,7 +250,7 @@ def counted(client: httpx.Client) -> dict[tuple[str, str], float]:
     }
 
 
-def test_everything_worth_watching_is_counted(url: str, releases: list[Path]) -> None:
+def test_requests_events_and_state_are_in_the_metrics(url: str, releases: list[Path]) -> None:
     with redis.Redis.from_url(url) as raw, served(url, FAST, releases[0]) as client:
         raw.flushall()
         ready(client)
@@ -259,23 +261,23 @@ def test_everything_worth_watching_is_counted(url: str, releases: list[Path]) ->
         client.get("/nowhere/at/all")
         client.post("/v1/events", json=[click(event_id="1"), click(event_id="1"), click(""), click(bad=1), 7])
         until(lambda: counted(client)["shelfwise_freshness_seconds_count", ""] >= 1)
-        found = counted(client)
-    assert found["shelfwise_requests_total", "/v1/rank 200"] == 1
-    assert found["shelfwise_requests_total", "/v1/rank 400"] == 1
-    assert found["shelfwise_requests_total", "/v1/similar/{item_id:path} 200"] == 1
-    assert found["shelfwise_requests_total", "/v1/similar/{item_id:path} 404"] == 1
-    assert found["shelfwise_requests_total", "unknown 404"] == 1
-    assert found["shelfwise_request_seconds_count", "/v1/rank"] == 2
-    assert (found["shelfwise_candidates_sum", ""], found["shelfwise_candidates_count", ""]) == (3, 1)
-    assert [found["shelfwise_events_total", o] for o in ("accepted", "duplicate")] == [1, 1]
-    assert [found["shelfwise_events_rejected_total", f] for f in ("item_id", "unknown", "none")] == [1, 1, 1]
-    assert found["shelfwise_freshness_seconds_bucket", "1.0"] == found["shelfwise_freshness_seconds_count", ""]
-    assert found["shelfwise_release_info", releases[0].name] == 1
-    assert found["shelfwise_redis_up", ""] == 1
-    assert found["shelfwise_degraded_total", ""] == 0
+        samples = counted(client)
+    assert samples["shelfwise_requests_total", "/v1/rank 200"] == 1
+    assert samples["shelfwise_requests_total", "/v1/rank 400"] == 1
+    assert samples["shelfwise_requests_total", "/v1/similar/{item_id:path} 200"] == 1
+    assert samples["shelfwise_requests_total", "/v1/similar/{item_id:path} 404"] == 1
+    assert samples["shelfwise_requests_total", "unknown 404"] == 1
+    assert samples["shelfwise_request_seconds_count", "/v1/rank"] == 2
+    assert (samples["shelfwise_candidates_sum", ""], samples["shelfwise_candidates_count", ""]) == (3, 1)
+    assert [samples["shelfwise_events_total", o] for o in ("accepted", "duplicate")] == [1, 1]
+    assert [samples["shelfwise_events_rejected_total", f] for f in ("item_id", "unknown", "none")] == [1, 1, 1]
+    assert samples["shelfwise_freshness_seconds_bucket", "1.0"] == samples["shelfwise_freshness_seconds_count", ""]
+    assert samples["shelfwise_release_info", releases[0].name] == 1
+    assert samples["shelfwise_redis_up", ""] == 1
+    assert samples["shelfwise_degraded_total", ""] == 0
 
 
-def test_a_swap_leaves_one_release_named() -> None:
+def test_after_a_swap_the_metrics_name_only_the_new_release() -> None:
     metrics = Metrics()
     metrics.release("one")
     metrics.release("two")
@@ -286,7 +288,7 @@ def test_a_swap_leaves_one_release_named() -> None:
 
 @given(st.lists(st.text(max_size=20) | st.none(), max_size=20))
 @settings(max_examples=50, deadline=None)
-def test_labels_stay_few_whatever_is_sent(fields: list[str | None]) -> None:
+def test_the_number_of_labels_is_bounded_for_any_input(fields: list[str | None]) -> None:
     metrics = Metrics()
     metrics.rejected([Rejected(n, field, "why") for n, field in enumerate(fields)])
     families = text_string_to_metric_families(metrics.exposition().decode())
@@ -295,8 +297,8 @@ def test_labels_stay_few_whatever_is_sent(fields: list[str | None]) -> None:
 
 
 @contextlib.contextmanager
-def written(*names: str) -> Iterator[io.StringIO]:
-    """What is logged under these names at every level, as JSON lines."""
+def logged(*names: str) -> Iterator[io.StringIO]:
+    """Log output of these loggers at every level, as JSON lines."""
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(JsonLines())
@@ -312,10 +314,10 @@ def written(*names: str) -> Iterator[io.StringIO]:
             logging.getLogger(name).setLevel(level)
 
 
-def test_nothing_about_shoppers_is_written_down(url: str, releases: list[Path]) -> None:
-    """Not even at the lowest level, nor where something is wrong with what is kept of one."""
+def test_nothing_about_shoppers_is_logged(url: str, releases: list[Path]) -> None:
+    """Not even at debug level, or when a shopper's stored history is invalid."""
     with (
-        written("serving", "uvicorn") as out,
+        logged("serving", "uvicorn") as out,
         redis.Redis.from_url(url) as raw,
         served(url, FAST, releases[0]) as client,
     ):
@@ -331,13 +333,13 @@ def test_nothing_about_shoppers_is_written_down(url: str, releases: list[Path]) 
     assert "ann" not in out.getvalue()
     assert "hat" not in out.getvalue()
     assert "127.0.0.1" not in out.getvalue()
-    asked = [line for line in lines if line["logger"] == "serving.requests" and line["route"] == "/v1/rank"]
-    assert [line["status"] for line in asked] == [200, 422]
-    assert all(len(line["request_id"]) == 32 and line["ms"] > 0 for line in asked)
+    requests = [line for line in lines if line["logger"] == "serving.requests" and line["route"] == "/v1/rank"]
+    assert [line["status"] for line in requests] == [200, 422]
+    assert all(len(line["request_id"]) == 32 and line["ms"] > 0 for line in requests)
 
 
-def test_a_line_of_the_log_is_one_json_object_whatever_it_says() -> None:
-    with written("serving.requests") as out:
+def test_each_log_record_is_one_line_of_json() -> None:
+    with logged("serving.requests") as out:
         log_request("r", "/v1/rank", 200, 0.0123, "shop")
         logging.getLogger("serving.requests").warning("two\nlines and a %s", '"quote"')
         try:
@@ -357,13 +359,13 @@ def test_a_line_of_the_log_is_one_json_object_whatever_it_says() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_in_flight", 0), ("deadline_s", 0), ("log", "xml"), ("key_rate", 0)])
-def test_an_impossible_bound_is_refused_by_name(key: str, value: Any) -> None:
+def test_an_invalid_setting_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=key):
         ServiceConfig.model_validate({key: value})
 
 
-def test_the_guide_names_settings_and_metrics_that_exist_and_their_defaults() -> None:
-    """docs/serving.md: every key of its table of bounds with the default it has, every metric and no other."""
+def test_the_guide_has_the_actual_settings_defaults_and_metrics() -> None:
+    """docs/serving.md: its table of limits has settings that exist, with their defaults, and it lists all metrics."""
     guide = (ROOT / "docs/serving.md").read_text("utf-8")
     fields = ServiceConfig.model_fields
     bounds = guide.split("## Bounds")[1].split("## ")[0]
@@ -376,6 +378,6 @@ def test_the_guide_names_settings_and_metrics_that_exist_and_their_defaults() ->
     assert named == {name for name in families if not name.endswith("_created")}
 
 
-def default_values(said: str) -> list[float]:
-    """Numbers of a cell: `2,000,000` is one, `128, 1.0` are two."""
-    return [float(number.replace(",", "")) for number in said.split(", ")]
+def default_values(cell: str) -> list[float]:
+    """The numbers in a table cell: `2,000,000` is one, `128, 1.0` are two."""
+    return [float(number.replace(",", "")) for number in cell.split(", ")]

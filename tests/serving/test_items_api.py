@@ -1,4 +1,4 @@
-"""Items as they are written: new ones ranked by their text before any click, changes at once, withdrawn ones out."""
+"""Written items: new ones are ranked by text before any click, changes apply at once, withdrawn ones are left out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ D = 16
 
 
 class ColourEncoder:
-    """Reads one thing of a text: whether it says red or blue. Texts that say neither have no vector."""
+    """Encodes only whether a text contains red or blue. Texts that contain neither have no vector."""
 
     template, dimension = "{title}. {category}. {attributes}", D
 
@@ -75,7 +75,7 @@ def store(client: httpx.Client, url: str) -> Iterator[BulkStore]:
 
 @pytest.fixture
 def embedder(store: BulkStore, monkeypatch: pytest.MonkeyPatch) -> Embedder:
-    """An embedding worker whose encoder is small."""
+    """An embedding worker with a `ColourEncoder`."""
     monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
     return Embedder(store, "worker")
 
@@ -91,13 +91,13 @@ def known(client: httpx.Client, item: str) -> dict[str, Any]:
 
 
 def read(client: httpx.Client, embedder: Embedder, item: str) -> None:
-    """Wait until the worker has read the item and the service knows."""
+    """Wait until the worker has encoded the item and the service knows it."""
     until(lambda: embedder.step() or known(client, item).get("vector"))
     until(lambda: known(client, item).get("vector"))
 
 
 def test_a_new_item_is_ranked_by_its_text_before_any_click(client: httpx.Client, embedder: Embedder) -> None:
-    """Who clicked red things finds the new red one among them and the new blue one behind."""
+    """For a user who clicked red items, the new red item ranks above the new blue one."""
     put(client, {"item_id": "new-a", "title": "A Red cap"}, {"item_id": "new-b", "title": "A Blue cap"})
     read(client, embedder, "new-b")
     client.post("/v1/events", json=[click("red-01"), click("red-03")])
@@ -109,7 +109,7 @@ def test_a_new_item_is_ranked_by_its_text_before_any_click(client: httpx.Client,
     assert sorted(ranked(client)) == sorted([*EVERY, "new-a", "new-b"])
 
 
-def test_what_is_known_of_an_item_is_said(client: httpx.Client, embedder: Embedder) -> None:
+def test_the_current_state_of_an_item_is_returned(client: httpx.Client, embedder: Embedder) -> None:
     assert refused(client.get("/v1/items/new"), 404)["field"] == "item_id"
     assert known(client, "red-01")["in_release"]
     put(client, {"item_id": "new", "title": "Red", "price": 3})
@@ -120,7 +120,7 @@ def test_what_is_known_of_an_item_is_said(client: httpx.Client, embedder: Embedd
     assert abs(known(client, "new")["changed_at"] - time.time()) < 60
 
 
-def test_a_click_on_a_new_item_counts_for_it(client: httpx.Client, embedder: Embedder, url: str) -> None:
+def test_clicks_on_a_new_item_are_kept_after_later_writes(client: httpx.Client, embedder: Embedder, url: str) -> None:
     put(client, {"item_id": "new", "title": "Red"})
     read(client, embedder, "new")
     client.post("/v1/events", json=[click("new", user=f"u{n}") for n in range(30)])
@@ -130,10 +130,10 @@ def test_a_click_on_a_new_item_counts_for_it(client: httpx.Client, embedder: Emb
     until(lambda: known(client, "newer").get("live"))
     after = client.post("/v1/rank", json={"candidates": ["new", "blue-00"], "explain": True}).json()["items"]
     scores = [{i["item_id"]: i["score"] for i in items} for items in (before, after)]
-    assert scores[0] == pytest.approx(scores[1], abs=0.05), "a later write keeps the counts"
+    assert scores[0] == pytest.approx(scores[1], abs=0.05), "a later write must keep the counts"
 
 
-def test_a_withdrawn_item_is_in_no_answer_until_it_is_brought_back(client: httpx.Client) -> None:
+def test_a_withdrawn_item_is_in_no_result_until_it_is_restored(client: httpx.Client) -> None:
     for item, back in (("red-01", {"available": True}), ("blue-00", {"available": True, "price": 2})):
         assert client.delete(f"/v1/items/{item}").status_code == 202
         assert client.delete(f"/v1/items/{item}").status_code == 202
@@ -146,7 +146,7 @@ def test_a_withdrawn_item_is_in_no_answer_until_it_is_brought_back(client: httpx
         until(lambda item=item: item in ranked(client))
 
 
-def test_a_change_takes_effect_and_leaves_what_it_does_not_name(client: httpx.Client) -> None:
+def test_a_change_takes_effect_and_keeps_the_other_fields(client: httpx.Client) -> None:
     put(client, {"item_id": "red-01", "price": 123.5})
     until(lambda: known(client, "red-01")["price"] == 123.5)
     put(client, {"item_id": "red-01", "title": "Renamed"})
@@ -156,7 +156,7 @@ def test_a_change_takes_effect_and_leaves_what_it_does_not_name(client: httpx.Cl
     until(lambda: known(client, "red-01")["price"] is None)
 
 
-def test_a_restarted_worker_and_the_next_release_know_what_was_written(
+def test_a_restarted_worker_and_the_next_release_have_the_written_items(
     client: httpx.Client, embedder: Embedder, url: str, store: BulkStore, releases: list[Path]
 ) -> None:
     put(client, {"item_id": "new", "title": "Red"}, {"item_id": "red-01", "available": False})
@@ -170,7 +170,7 @@ def test_a_restarted_worker_and_the_next_release_know_what_was_written(
     assert known(client, "new")["vector"]
 
 
-def test_another_encoder_reads_again_what_was_written_before_it(
+def test_a_new_encoder_encodes_earlier_written_items_again(
     client: httpx.Client, embedder: Embedder, store: BulkStore, tmp_path: Path
 ) -> None:
     put(client, {"item_id": "new", "title": "Red"})
@@ -181,12 +181,12 @@ def test_another_encoder_reads_again_what_was_written_before_it(
     assert np.isfinite(store.read_vectors("cafe", ["new"], D)).all()
 
 
-def test_a_write_that_a_worker_took_and_never_finished_is_anothers(
+def test_a_write_left_unfinished_by_one_worker_is_taken_over_by_another(
     client: httpx.Client, store: BulkStore, monkeypatch: pytest.MonkeyPatch, embedder: Embedder
 ) -> None:
     put(client, {"item_id": "new", "title": "Red"})
     assert [c[1:] for c in BulkWrittenItems(store).take("dead", 10, 0, 10_000)] == [("new", "put")]
-    assert embedder.step() == 1, "a new worker reads what has no vector"
+    assert embedder.step() == 1, "a new worker encodes items without a vector"
     put(client, {"item_id": "newer", "title": "Red"})
     assert [c[1] for c in BulkWrittenItems(store).take("dead", 10, 0, 10_000) if c[2] == "put"] == ["newer"]
     assert embedder.step() == 0
@@ -201,7 +201,11 @@ BAD: list[tuple[Any, str | None, str]] = [
     ({"item_id": "a\u0000"}, "item_id", r"'a\x00' contains a control character"),
     ({"item_id": "i", "price": -1}, "price", "Expected `float` >= 0.0"),
     ({"item_id": "i", "title": "t" * 1001}, "title", "Expected `str` of length <= 1000"),
-    ({"item_id": "i", "available_from": "soon"}, "available_from", "'soon' is not ISO 8601, as 2025-01-31T12:00:00Z"),
+    (
+        {"item_id": "i", "available_from": "soon"},
+        "available_from",
+        "'soon' is not ISO 8601, such as 2025-01-31T12:00:00Z",
+    ),
     ({"item_id": "i", "colour": "red"}, "colour", "Object contains unknown field `colour`"),
     (
         {"item_id": "i", "attributes": {"x": {}}},
@@ -212,7 +216,7 @@ BAD: list[tuple[Any, str | None, str]] = [
 ]
 
 
-def test_each_bad_item_is_rejected_on_its_own(client: httpx.Client) -> None:
+def test_invalid_items_are_rejected_individually(client: httpx.Client) -> None:
     body = b"\n".join(json.dumps(i).encode() for i in [{"item_id": "red-01"}, *(bad for bad, _, _ in BAD), "{"])
     answer = client.put("/v1/items", content=body, headers={"Content-Type": "application/x-ndjson"}).json()
     assert answer["accepted"] == 1
@@ -221,7 +225,7 @@ def test_each_bad_item_is_rejected_on_its_own(client: httpx.Client) -> None:
     assert refused(client.put("/v1/items", json=[{"title": "t"}]), 422)["detail"] == BAD[0][2]
 
 
-def test_written_items_are_bounded(url: str, releases: list[Path]) -> None:
+def test_the_number_of_written_items_is_limited(url: str, releases: list[Path]) -> None:
     with redis.Redis.from_url(url) as raw:
         raw.flushall()
         with served(url, FAST.model_copy(update={"written_items": 2, "max_items": 3}), releases[0]) as one:
@@ -230,11 +234,11 @@ def test_written_items_are_bounded(url: str, releases: list[Path]) -> None:
             put(one, {"item_id": "a", "price": 1})
             assert refused(one.put("/v1/items", json={"item_id": "c"}), 503)["type"].endswith("too-many-written-items")
             document = refused(one.put("/v1/items", json=[{"item_id": "c"}] * 4), 413)
-            assert document["detail"] == "4 items in one request, at most 3 are taken"
+            assert document["detail"] == "4 items in one request; the maximum is 3"
 
 
-def test_an_overlay_of_nothing_new_changes_no_row() -> None:
-    """Rows of the release's own items are the same to the bit, with new items beside them or not."""
+def test_an_overlay_of_new_items_does_not_change_rows_of_the_release() -> None:
+    """Rows of the release's items are bit-identical with and without new items."""
     base = planted_items()
     written = {
         "x": ItemFields(CUT_OFF, {"category": "red", "price": 3.0, "a:net weight": 0.5, "a:hue": "red"}),
@@ -262,10 +266,10 @@ def test_an_overlay_of_nothing_new_changes_no_row() -> None:
         items.numbers[20, 0], (0.5 - base.catalogue.numbers[:20].mean()) / base.catalogue.numbers[:20].std()
     )
     assert np.isfinite(items.prior[20])
-    assert np.isnan(items.prior[21]), "without text nothing says what is like it"
+    assert np.isnan(items.prior[21]), "without a vector it has no similar items"
 
 
-def test_counts_stay_with_their_items_when_others_come() -> None:
+def test_counts_stay_with_their_items_when_items_are_added() -> None:
     base = planted_items()
     one = Overlay({"x": ItemFields(CUT_OFF, {})}, {}).over(base, base.state)
     one.state.apply(np.array([20, 3, -1], np.int32), np.full(3, Kind.CLICK, np.int8), np.full(3, CUT_OFF))
@@ -279,7 +283,7 @@ def test_counts_stay_with_their_items_when_others_come() -> None:
     np.testing.assert_array_equal(two.state.of_shop(CUT_OFF), one.state.of_shop(CUT_OFF))
 
 
-def test_the_text_of_an_item_is_what_was_written_over_what_the_release_has(tmp_path: Path) -> None:
+def test_the_text_of_an_item_uses_written_fields_over_those_of_the_catalogue(tmp_path: Path) -> None:
     path = tmp_path / "items.parquet"
     pq.write_table(
         pa.table(
@@ -299,7 +303,9 @@ def test_the_text_of_an_item_is_what_was_written_over_what_the_release_has(tmp_p
         "bare": ItemFields(0, {}),
     }
     found = texts_of("{title}. {category}. {attributes}", written, path)
-    assert found == ["Hat. Sun. wide", "Sock. warm, long", ""]
+    assert found.now == {"b": "Hat. Sun. wide", "new": "Sock. long, warm", "bare": ""}
+    assert found.released == {"b": "Hat. wide"}
+    assert {i: v.tolist() for i, v in found.vectors.items()} == {"b": [2.0]}
 
 
 values = st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.lists(st.text(max_size=3), max_size=3)
@@ -315,7 +321,7 @@ values = st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.list
         ),
     )
 )
-def test_whatever_is_written_is_taken_or_refused_and_can_be_laid_over(given_: dict[str, Any]) -> None:
+def test_any_written_item_is_refused_or_can_be_added_to_an_overlay(given_: dict[str, Any]) -> None:
     base = planted_items()
     for part in split_body(json.dumps(given_, allow_nan=False, default=str).encode() if _is_json(given_) else b"{}", 9):
         with contextlib.suppress(Refusal):
@@ -334,7 +340,7 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def test_the_overlay_of_a_release_that_is_mapped_read_only_is_made_of_copies(releases: list[Path]) -> None:
+def test_an_overlay_copies_the_read_only_arrays_of_a_release(releases: list[Path]) -> None:
     release = load_release(releases[0])
     state = release.items.state.copy()
     over = Overlay({"red-01": ItemFields(CUT_OFF, {"price": 1.0})}, {}).over(release.items, state)
@@ -343,7 +349,7 @@ def test_the_overlay_of_a_release_that_is_mapped_read_only_is_made_of_copies(rel
     assert release.items.catalogue.price[int(release.items.catalogue.rows(["red-01"])[0])] != 1.0
 
 
-def test_a_recommendation_holds_new_items_and_none_that_was_withdrawn(client: httpx.Client, embedder: Embedder) -> None:
+def test_recommendations_include_new_items_but_not_withdrawn_ones(client: httpx.Client, embedder: Embedder) -> None:
     put(client, {"item_id": "new", "title": "Red"})
     read(client, embedder, "new")
     client.delete("/v1/items/red-01")
@@ -356,7 +362,7 @@ def test_a_recommendation_holds_new_items_and_none_that_was_withdrawn(client: ht
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data set of two items and no log."""
+    """A data set with two items and an empty log."""
     table = pa.table(
         {
             "item_id": ["a", "b"],
@@ -372,8 +378,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_next_nights_catalogue_has_what_was_written(client: httpx.Client, store: BulkStore, data: Path) -> None:
-    """Changed cells, new rows; a value that its column cannot hold, and a column nobody has, are left out."""
+def test_the_collected_catalogue_has_the_written_items(client: httpx.Client, store: BulkStore, data: Path) -> None:
+    """Changed values and new rows; values that do not fit their column, and unknown columns, are left out."""
     put(client, {"item_id": "b", "price": 9, "attributes": {"style": "tall", "size": 2.5, "weight": 3}})
     put(client, {"item_id": "c", "title": "Sock", "available_from": 1_700_000_000, "attributes": {"size": 7}})
     assert collect(data, store).items == 2
@@ -391,10 +397,10 @@ def test_the_next_nights_catalogue_has_what_was_written(client: httpx.Client, st
     assert rows_["c"]["available_from"].timestamp() == 1_700_000_000
 
 
-def test_writes_that_every_release_has_leave_redis(
+def test_writes_that_every_release_includes_are_deleted_from_redis(
     client: httpx.Client, store: BulkStore, data: Path, tmp_path: Path
 ) -> None:
-    """A release made after the write has the item: it leaves; a withdrawn item stays withdrawn, a new one stays."""
+    """A later release includes the changed item, so its write is deleted; a withdrawn and a new item are kept."""
     put(client, {"item_id": "red-01", "price": 2}, {"item_id": "red-03", "available": False}, {"item_id": "new"})
     later = time.time() + 60
     publish(tmp_path / "releases", cut_off=later, created_at=later, model_text=planted_model(planted_items()))

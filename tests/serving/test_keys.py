@@ -1,4 +1,4 @@
-"""Who may ask what, and how often."""
+"""API keys: scopes, storage, reloading and rate limits."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def test_a_new_key_is_good_for_its_scopes_and_its_line_does_not_hold_it() -> None:
+def test_a_new_key_has_its_scopes_and_its_line_does_not_contain_it() -> None:
     key, line = new_key("shop-1", ["rank", "events"], 50)
-    assert re.fullmatch(r"swk_shop-1_[\w-]{43}", key), "32 random bytes are 43 digits of base 64"
+    assert re.fullmatch(r"swk_shop-1_[\w-]{43}", key), "32 random bytes are 43 base64 characters"
     assert key not in line
     assert line == f"shop-1 rank,events {sha256(key.encode()).hexdigest()} rate=50"
     found = Keys(lines=line).of(f"Bearer {key}")
     assert found is not None
     assert (found.name, found.scopes, found.rate) == ("shop-1", {"rank", "events"}, 50)
     assert new_key("shop-1", ["rank"])[0] != key
-    for rate, said in ((1e6, "rate=1000000"), (0.015, "rate=0.015")):
-        assert new_key("a", ["rank"], rate)[1].endswith(said)
+    for rate, text in ((1e6, "rate=1000000"), (0.015, "rate=0.015")):
+        assert new_key("a", ["rank"], rate)[1].endswith(text)
     for rate in (0.0, -1.0, float("nan"), float("inf"), 2e6):
         with pytest.raises(KeysError, match="expected rate=N"):
             new_key("a", ["rank"], rate)
@@ -46,11 +46,11 @@ def test_a_new_key_is_good_for_its_scopes_and_its_line_does_not_hold_it() -> Non
 
 @given(st.text() | st.from_regex(r"(Bearer|bearer|Basic) swk_[a-z]{0,3}_[\w-]{40,45}", fullmatch=True))
 @settings(max_examples=60, deadline=None)
-def test_what_is_no_key_of_ours_opens_nothing(header: str) -> None:
+def test_an_unknown_key_is_not_accepted(header: str) -> None:
     assert Keys(lines=new_key("a", ["rank"])[1]).of(header) is None
 
 
-def test_a_key_is_good_under_its_own_name_alone() -> None:
+def test_a_key_is_valid_only_under_its_own_name() -> None:
     (key, line), (_, other) = new_key("a", ["rank"]), new_key("b", ["admin"])
     keys = Keys(lines=f"{line}\n{other}")
     assert keys.of(f"bearer {key}") is not None, "the scheme's case does not matter"
@@ -61,27 +61,27 @@ def test_a_key_is_good_under_its_own_name_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "here holds no key: make one with `shelfwise keys new`"),
-        ("# nothing\n\n", "here holds no key"),
-        (f"a rank {HASH}\na rank {HASH}", "here, line 2: the name 'a' is taken by a line before it"),
-        (f"a rank,all {HASH}", "here, line 1, key 'a': no such scope: all; there are rank, events, items"),
+        ("", "here contains no keys: create one with `shelfwise keys new`"),
+        ("# nothing\n\n", "here contains no keys"),
+        (f"a rank {HASH}\na rank {HASH}", "here, line 2: duplicate key name 'a'"),
+        (f"a rank,all {HASH}", "here, line 1, key 'a': unknown scope all; use rank, events, items"),
         ("a rank", "here, line 1, key 'a': expected `name scopes sha256"),
         ("a rank swk_a_secret", "here, line 1, key 'a': expected `name scopes sha256"),
         (f"ä rank {HASH}", "here, line 1: the name is not 1 to 40 letters, digits and hyphens; expected `name scopes"),
         ("swk_a_secret", "here, line 1: the name is not 1 to 40 letters, digits and hyphens"),
-        (f"a rank {HASH} rate=0", "expected rate=N with N between 0.01 and 1000000"),
+        (f"a rank {HASH} rate=0", "expected rate=N, N requests per second from 0.01 to 1000000"),
         (f"a rank {HASH} rate=nan", "expected rate=N"),
         (f"a rank {HASH} fast", "expected rate=N"),
     ],
 )
-def test_a_line_that_is_none_is_named_with_the_remedy_and_never_quoted(text: str, why: str) -> None:
-    """Somebody may have put the key itself where its hash belongs."""
+def test_an_invalid_line_is_named_with_the_remedy_and_never_quoted(text: str, why: str) -> None:
+    """The line may contain the key itself instead of its hash."""
     with pytest.raises(KeysError, match=re.escape(why)) as e:
         parse(text, "here")
     assert "secret" not in str(e.value)
 
 
-def test_a_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+def test_a_file_is_reloaded_when_it_changes_and_an_invalid_one_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     (one, line_one), (two, line_two) = new_key("one", ["rank"]), new_key("two", ["rank"])
     file.write_text(line_one)
@@ -99,16 +99,16 @@ def test_a_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(t
     file.unlink()
     keys.look()
     assert keys.of(f"Bearer {one}") is not None
-    with pytest.raises(KeysError, match="cannot be read"):
+    with pytest.raises(KeysError, match="cannot read the keys"):
         Keys(file)
-    with pytest.raises(KeysError, match="keep keys in one of them"):
+    with pytest.raises(KeysError, match="are both set: use only one"):
         Keys(file, line_one)
 
 
 @given(rate=st.floats(0.01, 1e4), steps=st.lists(st.floats(0, 3), max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_no_more_is_ever_allowed_than_a_seconds_worth_and_the_rate(rate: float, steps: list[float]) -> None:
-    """Over any time, at most max(1, rate) at once and `rate` a second; who waits as long as told is allowed."""
+def test_a_rate_limit_allows_at_most_a_burst_plus_the_rate(rate: float, steps: list[float]) -> None:
+    """In any period, at most max(1, rate) plus `rate` per second; after the given wait, a request is allowed."""
     now = allowed = 0.0
     bucket = Allowance(rate, now)
     for step in steps:
@@ -123,8 +123,8 @@ def test_no_more_is_ever_allowed_than_a_seconds_worth_and_the_rate(rate: float, 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "shop.test", ""])
-def test_without_keys_the_service_listens_to_its_own_machine_alone(host: str) -> None:
-    """Unless somebody says that something else guards it."""
+def test_without_keys_the_service_listens_only_to_its_own_machine(host: str) -> None:
+    """Unless `insecure` is set."""
     with pytest.raises(KeysError, match=re.escape(f"serving.host is {host!r} and there are no keys")):
         check_exposure(host, Keys(), insecure=False)
     check_exposure(host, Keys(), insecure=True)
@@ -132,13 +132,13 @@ def test_without_keys_the_service_listens_to_its_own_machine_alone(host: str) ->
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_on_its_own_machine_no_key_is_needed(host: str) -> None:
+def test_on_its_own_machine_the_service_needs_no_keys(host: str) -> None:
     check_exposure(host, Keys(), insecure=False)
 
 
-def test_each_route_asks_for_its_scope_and_an_open_one_for_none(url: str) -> None:
-    made = {scope: new_key(scope, [scope]) for scope in SCOPES}
-    good = Keys(lines="\n".join(line for _, line in made.values()))
+def test_each_route_needs_its_scope_and_public_routes_need_none(url: str) -> None:
+    keys = {scope: new_key(scope, [scope]) for scope in SCOPES}
+    good = Keys(lines="\n".join(line for _, line in keys.values()))
     wanted = {
         ("POST", "/v1/rank"): "rank",
         ("GET", "/v1/similar/x"): "rank",
@@ -147,19 +147,19 @@ def test_each_route_asks_for_its_scope_and_an_open_one_for_none(url: str) -> Non
     }
     with served(url, good=good) as client:
         for (method, path), needed in wanted.items():
-            nobody = client.request(method, path)
-            assert refused(nobody, 401)["detail"] == "no key was sent"
-            assert nobody.headers["www-authenticate"] == 'Bearer realm="shelfwise"'
-            for scope, (key, _) in made.items():
+            anonymous = client.request(method, path)
+            assert refused(anonymous, 401)["detail"] == "no key was sent"
+            assert anonymous.headers["www-authenticate"] == 'Bearer realm="shelfwise"'
+            for scope, (key, _) in keys.items():
                 answer = client.request(method, path, headers=bearer(key))
                 assert (answer.status_code != 403) is (scope == needed)
                 if scope != needed:
-                    assert refused(answer, 403)["detail"] == f"key {scope!r} has no scope {needed!r}"
+                    assert refused(answer, 403)["detail"] == f"key {scope!r} does not have scope {needed!r}"
                 else:
                     assert answer.status_code in (200, 400, 503), "a route answered"
-        wrong = client.post("/v1/rank", headers=bearer(made["rank"][0][:-1] + "!"))
-        assert refused(wrong, 401)["detail"] == "the key is none of ours"
-        twice = client.post("/v1/rank", headers=[("Authorization", f"Bearer {made['rank'][0]}")] * 2)
+        wrong = client.post("/v1/rank", headers=bearer(keys["rank"][0][:-1] + "!"))
+        assert refused(wrong, 401)["detail"] == "the key is not valid"
+        twice = client.post("/v1/rank", headers=[("Authorization", f"Bearer {keys['rank'][0]}")] * 2)
         refused(twice, 401)
         for path in ("/health/live", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200
@@ -176,45 +176,45 @@ def test_the_documentation_names_the_scope_of_every_route() -> None:
             assert named or path.startswith("/health")
 
 
-def test_a_route_that_names_no_scope_or_none_there_is_does_not_start() -> None:
+def test_a_route_without_a_valid_scope_is_refused_at_startup() -> None:
     service = create_app(AWAY, "unix:///nowhere")
     service.get("/v1/new")(lambda: None)
-    with pytest.raises(ValueError, match="/v1/new does not say which scope it needs"):
+    with pytest.raises(ValueError, match="/v1/new does not declare the scope it needs"):
         rules_of(service.routes)
     mounted = create_app(AWAY, "unix:///nowhere")
     mounted.mount("/files", create_app(AWAY, "unix:///nowhere"))
-    with pytest.raises(ValueError, match="is no plain route and cannot be guarded"):
+    with pytest.raises(ValueError, match="is not a plain route and cannot be guarded"):
         rules_of(mounted.routes)
-    with pytest.raises(ValueError, match="no such scope: root; there are rank"):
+    with pytest.raises(ValueError, match="unknown scope 'root'; use one of rank"):
         needs("root")
 
 
-def test_a_key_is_held_to_its_rate_and_told_what_is_left(url: str) -> None:
+def test_a_key_is_limited_to_its_rate_and_responses_say_what_is_left(url: str) -> None:
     (slow, line), (other, more) = new_key("slow", ["rank"], 3), new_key("other", ["rank"])
     with served(url, good=Keys(lines=f"{line}\n{more}")) as client:
         answers = [client.post("/v1/rank", content=b"{", headers=bearer(slow)) for _ in range(5)]
         over = [a for a in answers if a.status_code == 429]
-        assert over, "three at once and three a second"
+        assert over, "a burst of three, then three per second"
         assert [a.status_code for a in answers[:3]] == [400] * 3
         assert [a.headers["ratelimit"] for a in answers[:2]] == ['"key";r=2;t=1', '"key";r=1;t=1']
         assert answers[0].headers["ratelimit-policy"] == '"key";q=3;w=1'
-        assert refused(over[0], 429)["detail"] == "key 'slow' is allowed 3 requests a second"
+        assert refused(over[0], 429)["detail"] == "key 'slow' is limited to 3 requests per second"
         assert over[0].headers["retry-after"] == "1"
         free = client.post("/v1/rank", content=b"{", headers=bearer(other))
         assert (free.status_code, "ratelimit" in free.headers) == (400, False)
 
 
-def test_a_page_named_in_the_configuration_may_call_from_a_browser_and_no_other(url: str) -> None:
+def test_only_configured_origins_may_call_from_a_browser(url: str) -> None:
     config = AWAY.model_copy(update={"cors_origins": ("https://shop.test",)})
     key, line = new_key("page", ["rank"])
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     with served(url, config, good=Keys(lines=line)) as client:
         for origin, allowed in (("https://shop.test", "https://shop.test"), ("https://evil.test", None)):
-            before = client.options("/v1/rank", headers=asked | {"Origin": origin})
+            before = client.options("/v1/rank", headers=preflight | {"Origin": origin})
             answer = client.post("/v1/rank", content=b"{", headers=bearer(key) | {"Origin": origin})
             assert before.headers.get("access-control-allow-origin") == allowed
             assert answer.headers.get("access-control-allow-origin") == allowed
-        assert answer.status_code == 400, "a browser keeps the page from reading it; the key is good all the same"
+        assert answer.status_code == 400, "the key is valid, but a browser does not let the page read the response"
     with served(url) as client:
         assert (
             "access-control-allow-origin"
@@ -225,15 +225,15 @@ def test_a_page_named_in_the_configuration_may_call_from_a_browser_and_no_other(
 def test_the_command_prints_a_key_and_its_line() -> None:
     command = ["keys", "new", "--name", "shop", "--scope"]
     lines = CliRunner().invoke(app, [*command, "rank,events"]).output.splitlines()
-    key, line = (said.split(":", 1)[1].strip() for said in lines)
+    key, line = (text.split(":", 1)[1].strip() for text in lines)
     found = Keys(lines=line).of(f"Bearer {key}")
     assert found is not None
     assert found.scopes == {"rank", "events"}
-    with pytest.raises(KeysError, match="no such scope: all"):
+    with pytest.raises(KeysError, match="unknown scope all"):
         CliRunner().invoke(app, [*command, "all"], catch_exceptions=False)
 
 
-def test_the_command_to_serve_refuses_to_be_open_to_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_serve_command_refuses_to_be_open_to_everyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.yaml").write_text("serving: {host: 0.0.0.0}\n")
     monkeypatch.delenv(KEYS_VARIABLE, raising=False)
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
@@ -241,7 +241,7 @@ def test_the_command_to_serve_refuses_to_be_open_to_everybody(tmp_path: Path, mo
         CliRunner().invoke(app, ["serve", "-c", str(tmp_path / "c.yaml"), "-w", str(tmp_path)], catch_exceptions=False)
 
 
-def test_a_problem_names_the_request_that_its_header_names(url: str) -> None:
+def test_a_problem_has_the_request_id_of_its_header(url: str) -> None:
     with served(url) as client:
         answer: httpx.Response = client.post("/v1/rank", content=b"{")
         assert refused(answer, 400)["instance"] == f"urn:shelfwise:request:{answer.headers['x-request-id']}"

@@ -1,4 +1,4 @@
-"""What the operator's page is told and may do, over real HTTP and a real Valkey."""
+"""The API of the operator's page, over real HTTP and a real Valkey."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def root(url: str, tmp_path: Path) -> Path:
-    """Two releases; the first was published, then the second, which is live. The gate passed both."""
+    """Two releases, published one after the other; the second is live. The gate passed both."""
     items = planted_items()
     two = [publish(tmp_path, model_text=planted_model(items, sign=sign)) for sign in (1.0, -1.0)]
     with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
@@ -79,20 +79,20 @@ def lineage(root: Path) -> list[str]:
     return registry.lineage(root)
 
 
-def done(client: httpx.Client) -> dict[str, Any]:
-    """The board once the change asked for has ended."""
+def after_change(client: httpx.Client) -> dict[str, Any]:
+    """The board once the requested change has ended."""
     until(lambda: board(client)["change"]["state"] != "running")
     return board(client)
 
 
-def test_there_is_no_page_unless_asked_for(url: str, root: Path) -> None:
+def test_the_page_is_off_by_default(url: str, root: Path) -> None:
     with served(url, FAST) as client:
         assert client.get("/operator").status_code == 404
         assert client.get("/v1/operator/board").status_code == 404
 
 
-def test_the_files_need_no_key_and_what_they_ask_needs_one_for_admin(url: str, root: Path) -> None:
-    """A key for rankings is refused with 403, none with 401; promoting likewise."""
+def test_the_files_need_no_key_but_the_api_needs_scope_admin(url: str, root: Path) -> None:
+    """Without a key the status is 401, with a key for other scopes 403; for promotion as well."""
     (admin, one), (rank, other) = new_key("boss", ["admin"]), new_key("shop", ["rank", "events", "metrics"])
     with served(url, PAGE, good=Keys(lines=f"{one}\n{other}")) as client:
         ready(client)
@@ -107,73 +107,75 @@ def test_the_files_need_no_key_and_what_they_ask_needs_one_for_admin(url: str, r
         client.headers["Authorization"] = f"Bearer {admin}"
         live, before = lineage(root)[-1], lineage(root)[0]
         client.post("/v1/operator/rollback", json={"live": live, "reason": "prices are wrong"}).raise_for_status()
-        assert done(client)["change"]["state"] == "done"
+        assert after_change(client)["change"]["state"] == "done"
         line = registry.release_history(root)[-1]
         assert (line["action"], line["release"], line["reason"]) == ("rollback", before, "prices are wrong")
-        assert line["by"].startswith("boss@"), "the audit names whose key it was"
+        assert line["by"].startswith("boss@"), "the audit log has the name of the key"
 
 
-def test_the_board_names_each_release_its_quality_and_what_the_gate_said(client: httpx.Client, root: Path) -> None:
+def test_the_board_has_each_release_with_its_quality_and_gate_verdict(client: httpx.Client, root: Path) -> None:
     before, live = lineage(root)
-    found = board(client)
-    assert (found["live"], found["here"], found["degraded"]) == (live, live, "")
-    rows = {r["release"]: r for r in found["releases"]}
+    page = board(client)
+    assert (page["live"], page["here"], page["degraded"]) == (live, live, "")
+    rows = {r["release"]: r for r in page["releases"]}
     assert (rows[live]["state"], rows[before]["state"]) == ("live", "previous")
     night = rows[live]["night"]
     assert night["verdict"] == "promote"
     assert night["reasons"] == [["quality", "promote", "not worse"]]
     assert night["quality"] == {"ranker": [0.45, 0.43, 0.47], "popularity": [0.35]}
     assert night["difference"] == [0.01, -0.01, 0.03]
-    assert night["drift"] == {"f9": 9.0, "f8": 8.0, "f7": 7.0, "f6": 6.0, "f5": 5.0}, "the five that drifted most"
+    assert night["drift"] == {"f9": 9.0, "f8": 8.0, "f7": 7.0, "f6": 6.0, "f5": 5.0}, (
+        "the five features with the most drift"
+    )
     assert night["drift_median"] == (4 + 5) / 2
-    assert rows[before]["night"]["difference"] is None, "the first had none to be compared with"
-    assert [a["release"] for a in found["audit"]] == [live, before], "newest first"
+    assert rows[before]["night"]["difference"] is None, "there was no release to compare the first with"
+    assert [a["release"] for a in page["audit"]] == [live, before], "newest first"
 
 
-def test_a_promotion_goes_live_here_and_is_in_the_audit(client: httpx.Client, root: Path) -> None:
+def test_a_promotion_goes_live_and_is_in_the_audit_log(client: httpx.Client, root: Path) -> None:
     before, live = lineage(root)
-    asked = {"live": live, "release": before, "reason": "it sold more"}
-    answer = client.post("/v1/operator/promote", json=asked)
+    body = {"live": live, "release": before, "reason": "it sold more"}
+    answer = client.post("/v1/operator/promote", json=body)
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
-    found = done(client)
-    assert (found["live"], found["change"]["state"], found["change"]["error"]) == (before, "done", "")
+    page = after_change(client)
+    assert (page["live"], page["change"]["state"], page["change"]["error"]) == (before, "done", "")
     until(lambda: client.get("/health/ready").json()["release"] == before)
-    assert found["audit"][0]["action"] == "promote"
-    assert found["audit"][0]["reason"] == "it sold more"
+    assert page["audit"][0]["action"] == "promote"
+    assert page["audit"][0]["reason"] == "it sold more"
 
 
-def test_a_rollback_goes_to_the_release_before_and_only_there(client: httpx.Client, root: Path) -> None:
+def test_a_rollback_goes_only_to_the_previous_release(client: httpx.Client, root: Path) -> None:
     before, live = lineage(root)
     wrong = client.post("/v1/operator/rollback", json={"live": live, "release": live, "reason": "?"})
     assert wrong.status_code == 409
     assert before in wrong.json()["detail"]
     client.post("/v1/operator/rollback", json={"live": live, "release": before, "reason": "worse"}).raise_for_status()
-    assert done(client)["live"] == before
+    assert after_change(client)["live"] == before
     nothing = client.post("/v1/operator/rollback", json={"live": before, "reason": "further"})
-    assert nothing.status_code == 409, "there is none before the first"
+    assert nothing.status_code == 409, "there is no release before the first"
 
 
-def test_who_saw_another_release_live_is_told_to_look_again(client: httpx.Client, root: Path) -> None:
-    """Two operators, one button each: the second must not undo what he never saw."""
+def test_a_change_based_on_an_outdated_board_is_refused(client: httpx.Client, root: Path) -> None:
+    """Of two operators acting at the same time, the second must not undo a change they have not seen."""
     before, live = lineage(root)
     answer = client.post("/v1/operator/promote", json={"live": before, "release": before, "reason": "x"})
     assert (answer.status_code, answer.json()["field"]) == (409, "live")
-    assert lineage(root) == [before, live], "nothing was changed"
+    assert lineage(root) == [before, live], "nothing must change"
 
 
-def test_one_change_at_a_time_until_its_worker_must_be_dead(client: httpx.Client, url: str, root: Path) -> None:
+def test_a_running_change_blocks_others_until_it_is_considered_dead(client: httpx.Client, url: str, root: Path) -> None:
     before, live = lineage(root)
-    asked = {"live": live, "release": before, "reason": "x"}
+    body = {"live": live, "release": before, "reason": "x"}
     with redis.Redis.from_url(url) as raw:
         for age, status in ((10.0, 409), (700.0, 202)):
             change = {"action": "promote", "release": live, "by": "y", "at": time.time() - age, "state": "running"}
             raw.set(CHANGE, json.dumps(change))
-            assert client.post("/v1/operator/promote", json=asked).status_code == status
-    assert done(client)["live"] == before
+            assert client.post("/v1/operator/promote", json=body).status_code == status
+    assert after_change(client)["live"] == before
 
 
 @pytest.mark.parametrize(
-    ("asked", "status"),
+    ("change", "status"),
     [
         ({"release": "20200101-0000000000"}, 404),
         ({"release": "../secrets"}, 404),
@@ -185,51 +187,51 @@ def test_one_change_at_a_time_until_its_worker_must_be_dead(client: httpx.Client
         ({"residual": 1}, 422),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(
-    client: httpx.Client, root: Path, asked: dict[str, Any], status: int
+def test_an_invalid_change_is_refused_and_changes_nothing(
+    client: httpx.Client, root: Path, change: dict[str, Any], status: int
 ) -> None:
     before, live = lineage(root)
-    answer = client.post("/v1/operator/promote", json={"live": live, "release": before, "reason": "x"} | asked)
+    answer = client.post("/v1/operator/promote", json={"live": live, "release": before, "reason": "x"} | change)
     assert answer.status_code == status, answer.text
     assert answer.json()["remedy"]
     assert lineage(root) == [before, live]
 
 
-def test_a_page_elsewhere_cannot_change_anything_through_an_operators_browser(client: httpx.Client, root: Path) -> None:
+def test_a_page_of_another_site_cannot_change_anything(client: httpx.Client, root: Path) -> None:
     before, live = lineage(root)
-    asked = {"live": live, "release": before, "reason": "x"}
+    body = {"live": live, "release": before, "reason": "x"}
     for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 202)):
-        answer = client.post("/v1/operator/promote", json=asked, headers={"Sec-Fetch-Site": site})
+        answer = client.post("/v1/operator/promote", json=body, headers={"Sec-Fetch-Site": site})
         assert answer.status_code == status, site
-    done(client)
+    after_change(client)
 
 
-def test_a_damaged_release_fails_to_be_promoted_and_the_board_says_why(client: httpx.Client, root: Path) -> None:
+def test_promotion_of_a_damaged_release_fails_and_the_board_says_why(client: httpx.Client, root: Path) -> None:
     before, live = lineage(root)
     file = root / before / "ranker.txt"
     file.chmod(0o644)
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     client.post("/v1/operator/promote", json={"live": live, "release": before, "reason": "x"}).raise_for_status()
-    found = done(client)
-    assert found["change"]["state"] == "failed"
-    assert "ranker.txt" in found["change"]["error"]
-    assert found["live"] == live, "the live one stays"
+    page = after_change(client)
+    assert page["change"]["state"] == "failed"
+    assert "ranker.txt" in page["change"]["error"]
+    assert page["live"] == live, "the live release must not change"
 
 
-def test_without_redis_the_board_is_what_the_disk_says_and_nothing_can_be_changed(tmp_path: Path) -> None:
+def test_without_redis_the_board_is_read_from_disk_and_nothing_can_be_changed(tmp_path: Path) -> None:
     release = publish(tmp_path)
     write_judgement(tmp_path, gate(release.name, None), EVALUATION, DRIFT, AT)
     with served("redis://127.0.0.1:1", PAGE, release) as client:
         ready(client)
-        found = board(client)
-        assert found["degraded"]
-        assert [r["release"] for r in found["releases"]] == [release.name]
+        page = board(client)
+        assert page["degraded"]
+        assert [r["release"] for r in page["releases"]] == [release.name]
         assert client.get("/v1/operator/timeline").status_code == 503
         answer = client.post("/v1/operator/rollback", json={"live": release.name, "reason": "x"})
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
-def test_a_release_that_cannot_be_used_is_listed_with_its_problem(client: httpx.Client, root: Path) -> None:
+def test_an_unusable_release_is_listed_with_its_problem(client: httpx.Client, root: Path) -> None:
     bad = root / "20990101-0123456789"
     bad.mkdir()
     (bad / "manifest.json").write_text("{")
@@ -237,7 +239,7 @@ def test_a_release_that_cannot_be_used_is_listed_with_its_problem(client: httpx.
     assert "manifest.json" in rows[bad.name]["problem"]
 
 
-def test_a_night_judged_again_counts_as_it_was_judged_last_and_a_damaged_line_spoils_none(tmp_path: Path) -> None:
+def test_the_last_judgement_of_a_release_counts_and_a_damaged_line_is_ignored(tmp_path: Path) -> None:
     write_judgement(tmp_path, gate("a", None, "ask"), EVALUATION, {}, AT)
     with (tmp_path / FILE).open("a") as file:
         file.write('{"candidate": "b", "at"')
@@ -245,6 +247,6 @@ def test_a_night_judged_again_counts_as_it_was_judged_last_and_a_damaged_line_sp
     assert [(line["candidate"], line["verdict"]) for line in read_judgements(tmp_path)] == [("a", "keep")]
 
 
-def test_what_is_no_number_is_null(client: httpx.Client, root: Path) -> None:
+def test_numbers_that_are_not_finite_are_null(client: httpx.Client, root: Path) -> None:
     write_judgement(root, gate("z", None), EVALUATION, {"f": float("nan"), "g": float("inf")}, AT + 1)
-    assert board(client)["nights"][-1]["drift"] == {"g": None}, "and none at all is left out"
+    assert board(client)["nights"][-1]["drift"] == {"g": None}, "infinity is null, and NaN is left out"

@@ -1,4 +1,4 @@
-"""What operators see and do on their page, in a real Chromium without a screen, against a real service and Valkey."""
+"""The operator's page in headless Chromium, against a real service and Valkey."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ KEY, LINE = new_key("boss", ["admin"])
 
 @pytest.fixture
 def root(url: str, tmp_path: Path) -> Path:
-    """Three releases: two went live one after the other, the third the gate kept back with a hostile reason."""
+    """Three releases: two were published one after the other; the gate kept the third back, with a hostile reason."""
     items = planted_items()
     three = [publish(tmp_path, model_text=planted_model(items, sign=sign)).name for sign in (1.0, -1.0, 2.0)]
     with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
         raw.flushall()
         for k, release in enumerate(three):
             verdict, message = ("keep", f"worse {HOSTILE}") if k == 2 else ("promote", "not worse")
-            said = gate(release, three[k - 1] if k else None, verdict, message)
-            write_judgement(tmp_path, said, EVALUATION, DRIFT, AT + k * 86400.0)
+            judgement = gate(release, three[k - 1] if k else None, verdict, message)
+            write_judgement(tmp_path, judgement, EVALUATION, DRIFT, AT + k * 86400.0)
         for release in three[:2]:
             registry.promote(tmp_path, store, release, "the night's gate let it pass", action="publish")
     return tmp_path
@@ -58,7 +58,7 @@ def address(url: str, root: Path) -> Iterator[str]:
 
 
 def fill(url: str, now: float) -> None:
-    """Ninety minutes of 600 rankings each at 1 to 2 ms; of one minute's rankings a quarter were degraded."""
+    """Ninety minutes of 600 rankings each at 1 to 2 ms; in one minute, a quarter of the rankings were degraded."""
     with redis.Redis.from_url(url) as raw:
         for k in range(90):
             latency = [0.0, 600.0 * k] + [0.0] * (N_LATENCY - 2)
@@ -69,15 +69,15 @@ def fill(url: str, now: float) -> None:
 
 
 @contextmanager
-def opened(browser: Browser, address: str, complaints: list[str] | None = None, **how: Any) -> Iterator[Page]:
-    """The page once a key was given and the board is there."""
+def opened(browser: Browser, address: str, errors: list[str] | None = None, **how: Any) -> Iterator[Page]:
+    """The page with a key entered and the board shown."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 1000}} | how))
     page = context.new_page()
-    if complaints is not None:
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+    if errors is not None:
+        page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{address}/operator")
     page.get_by_label("This page needs a key").fill(KEY)
-    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("button", name="Use key").click()
     expect(page.locator("article.release")).to_have_count(3)
     yield page
     context.close()
@@ -85,79 +85,79 @@ def opened(browser: Browser, address: str, complaints: list[str] | None = None, 
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    complaints: list[str] = []
-    with opened(browser, address, complaints) as page:
+    errors: list[str] = []
+    with opened(browser, address, errors) as page:
         yield page
-    assert complaints == []
+    assert errors == []
 
 
 def test_without_a_key_nothing_is_shown(browser: Browser, address: str) -> None:
     page = browser.new_page()
     page.goto(f"{address}/operator")
     expect(page.get_by_label("This page needs a key")).to_be_visible()
-    expect(page.locator("#notice")).to_contain_text("A key is needed")
+    expect(page.locator("#notice")).to_contain_text("API key required")
     expect(page.locator("#board")).to_be_hidden()
     page.get_by_label("This page needs a key").fill("swk_boss_wrong")
-    page.get_by_role("button", name="Use it").click()
-    expect(page.locator("#notice")).to_contain_text("none of ours")
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#notice")).to_contain_text("the key is not valid")
     expect(page.locator("#board")).to_be_hidden()
     page.context.close()
 
 
-def test_each_release_stands_with_its_quality_interval_and_what_the_gate_said(page: Page, root: Path) -> None:
+def test_each_release_is_shown_with_its_quality_interval_and_gate_verdict(page: Page, root: Path) -> None:
     before, live = registry.lineage(root)
     article = page.locator("article.release", has=page.locator(".state.live"))
     expect(article).to_have_count(1)
     expect(article.locator("h3")).to_have_text(f"{live} live")
     expect(article).to_contain_text("ndcg@10 0.4500 [0.4300, 0.4700]")
-    expect(article).to_contain_text(f"+0.0100 [−0.0100, +0.0300] against {before}")
-    article.get_by_text("The gate passed").click()
-    expect(article.locator("li")).to_have_text(["quality passes not worse"])
+    expect(article).to_contain_text(f"+0.0100 [−0.0100, +0.0300] compared with {before}")
+    article.get_by_text("The gate passed it").click()
+    expect(article.locator("li")).to_have_text(["quality passed not worse"])
     expect(page.locator("article.release", has=page.locator(".state.previous")).locator("h3")).to_contain_text(before)
 
 
-def test_hostile_text_is_text(page: Page) -> None:
-    page.get_by_text("The gate kept the live one").click()
+def test_hostile_text_is_shown_as_text(page: Page) -> None:
+    page.get_by_text("The gate kept the live release").click()
     expect(page.locator("li.keep")).to_contain_text(HOSTILE)
     assert page.evaluate("window.hacked") is None
 
 
-def test_latency_freshness_degraded_share_quality_and_drift_are_drawn(page: Page) -> None:
-    """600 rankings between 1 and 2 ms each minute: the median 1.5 ms; 10 a second; of one minute 150 / 600 degraded."""
+def test_latency_freshness_degraded_share_quality_and_drift_are_plotted(page: Page) -> None:
+    """600 rankings of 1 to 2 ms per minute: median 1.5 ms, 10 per second; in one minute 150 of 600 are degraded."""
     for title in (
         "Latency of rankings",
         "Rankings and events",
-        "Degraded and failed",
+        "Degraded and failed rankings",
         "Freshness",
         "Quality of each night's release",
-        "Against the release then live",
-        "Drift of features",
+        "Compared with the release that was live",
+        "Feature drift",
     ):
         expect(page.locator("figure.plot", has_text=title).locator("svg polyline").first).to_be_attached()
     latency = page.locator("figure.plot", has_text="Latency of rankings")
     expect(latency.locator(".latest")).to_have_text("p99 2.0 ms · median 1.5 ms")
-    asked = page.locator("figure.plot", has_text="Rankings and events")
-    expect(asked.locator(".latest")).to_contain_text("rankings 10")
-    degraded = page.locator("figure.plot", has_text="Degraded and failed")
-    assert "from 0% to 25%" in (degraded.locator("svg").get_attribute("aria-label") or "")
-    drift = page.locator("figure.plot", has_text="Drift of features")
-    expect(drift.locator(".latest")).to_have_text("most 9.00 · median 4.50")
-    latency.get_by_text("As a table").click()
+    rates = page.locator("figure.plot", has_text="Rankings and events")
+    expect(rates.locator(".latest")).to_contain_text("rankings 10")
+    degraded = page.locator("figure.plot", has_text="Degraded and failed rankings")
+    assert "range from 0% to 25%" in (degraded.locator("svg").get_attribute("aria-label") or "")
+    drift = page.locator("figure.plot", has_text="Feature drift")
+    expect(drift.locator(".latest")).to_have_text("maximum 9.00 · median 4.50")
+    latency.get_by_text("Show as table").click()
     expect(latency.locator("tr").nth(1)).to_contain_text("1.5 ms")
 
 
-def test_a_rollback_is_asked_for_twice_and_then_live(page: Page, root: Path) -> None:
-    """The button opens a question that says what would happen; without a reason, or left, nothing does."""
+def test_a_rollback_needs_a_confirmation_with_a_reason(page: Page, root: Path) -> None:
+    """The button opens a dialog that says what will happen; cancelled or without a reason, nothing changes."""
     before, live = registry.lineage(root)
     page.get_by_role("button", name="Roll back").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text(f"Every worker answers from {before} within seconds, and no longer from {live}")
-    dialog.get_by_role("button", name="Leave it").click()
+    expect(dialog).to_contain_text(f"All workers switch from {live} to {before} within seconds")
+    dialog.get_by_role("button", name="Cancel").click()
     assert registry.lineage(root) == [before, live]
     page.get_by_role("button", name="Roll back").click()
     dialog.get_by_role("button", name="Roll back").click()
-    expect(dialog).to_be_visible()  # a reason is needed
-    dialog.get_by_label("Why, for the audit").fill("prices were wrong")
+    expect(dialog).to_be_visible()  # a reason is required
+    dialog.get_by_label("Reason for the audit log").fill("prices were wrong")
     dialog.get_by_role("button", name="Roll back").click()
     expect(page.locator("#now")).to_contain_text(f"Live: {before}")
     expect(page.locator("#change")).to_contain_text("is done")
@@ -165,20 +165,18 @@ def test_a_rollback_is_asked_for_twice_and_then_live(page: Page, root: Path) -> 
     expect(page.locator("#audit tr").first).to_contain_text("boss@")
 
 
-def test_a_release_that_the_gate_kept_back_is_promoted_by_keyboard_alone_and_the_question_says_so(
-    page: Page, root: Path
-) -> None:
+def test_a_release_the_gate_kept_back_can_be_promoted_by_keyboard_after_a_warning(page: Page, root: Path) -> None:
     kept = next(r.name for r in root.iterdir() if r.is_dir() and r.name not in registry.lineage(root))
     button = page.get_by_role("button", name=f"Promote {kept}")
     button.focus()
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("The gate did not let it pass")
+    expect(dialog).to_contain_text("The gate did not pass it")
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(button).to_be_focused()
     page.keyboard.press("Enter")
-    page.keyboard.type("sure of it")
+    page.keyboard.type("checked by hand")
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -187,16 +185,16 @@ def test_a_release_that_the_gate_kept_back_is_promoted_by_keyboard_alone_and_the
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_no_serious_violation_and_nothing_is_wider_than_the_screen(
+def test_axe_finds_no_serious_violation_and_the_page_fits_the_screen(
     browser: Browser, address: str, scheme: str, width: int
 ) -> None:
     how: dict[str, Any] = {"color_scheme": scheme, "viewport": {"width": width, "height": 844}, "bypass_csp": True}
     with opened(browser, address, **how) as page:
-        page.get_by_text("The gate passed").first.click()
-        page.get_by_text("As a table").first.click()
+        page.get_by_text("The gate passed it").first.click()
+        page.get_by_text("Show as table").first.click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        found = Axe().run(page).response["violations"]
+        violations = Axe().run(page).response["violations"]
         page.get_by_role("button", name="Roll back").click()
-        found += Axe().run(page).response["violations"]
-    serious = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
+        violations += Axe().run(page).response["violations"]
+    serious = [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
     assert serious == []

@@ -1,4 +1,4 @@
-"""Recommendations over HTTP: from which sources, under which rules, and how they are explained."""
+"""Recommendations over HTTP: their sources, rules and explanations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IDS = list(planted_items().catalogue.item_ids)
 
 
 def shop() -> Items:
-    """Ten blue and ten red items in two brands. red-01 and red-03 are chosen together; blue-18 is on sale tomorrow."""
+    """Ten blue and ten red items of two brands. red-01 and red-03 co-occur; blue-18 is on sale from tomorrow."""
     items = planted_items()
     n = len(items.catalogue)
     brand = np.append(np.arange(n) // 2 % 2, 2).astype(np.int32)
@@ -84,10 +84,10 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [i["item_id"] for i in answer["items"]]
 
 
-def test_a_recommendation_is_ranked_and_names_the_sources_of_each_item(client: httpx.Client) -> None:
+def test_recommendations_are_ranked_and_have_the_sources_of_each_item(client: httpx.Client) -> None:
     answer = recommended(client, user_id="u", limit=19)
     assert [i.split("-")[0] for i in ids(answer)] == ["red"] * 10 + ["blue"] * 9
-    assert "blue-18" not in ids(answer), "what is on sale from tomorrow is not offered"
+    assert "blue-18" not in ids(answer), "an item on sale from tomorrow is not recommended"
     sources = {i["item_id"]: i["sources"] for i in answer["items"]}
     assert all(s and set(s) <= set(SOURCES) for s in sources.values())
     assert {"again", "text", "popular_in_category"} <= set(sources["red-01"])
@@ -99,54 +99,56 @@ def test_a_recommendation_is_ranked_and_names_the_sources_of_each_item(client: h
     assert "removed" not in answer
 
 
-def test_it_is_the_ranking_of_what_retrieval_offers_offline(client: httpx.Client, url: str, released: Path) -> None:
-    """The same candidates as a rebuilt list would have at that moment, and the scores of /v1/rank for them."""
+def test_recommendations_are_the_ranking_of_the_candidates_retrieved_offline(
+    client: httpx.Client, url: str, released: Path
+) -> None:
+    """The same candidates as a list rebuilt offline for that time, with the scores of /v1/rank."""
     live = Live.of(load_release(released))
     with BulkStore(url) as store:
         while (tail := store.tail(live.last)).item_ids:
             live.apply(tail)
-        known = store.read("u", live.items.catalogue, AT)
-    offline = retrieve(live.items, known, AT, FAST.retrieved)
+        user_history = store.read("u", live.items.catalogue, AT)
+    offline = retrieve(live.items, user_history, AT, FAST.retrieved)
     answer = recommended(client, user_id="u", limit=500)
     assert sorted(ids(answer)) == sorted(live.items.catalogue.item_ids[r] for r in offline.item.tolist())
     again = recommended(client, route="rank", user_id="u", candidates=ids(answer))
     assert [(i["item_id"], i["score"]) for i in again["items"]] == [(i["item_id"], i["score"]) for i in answer["items"]]
 
 
-def test_retrieval_in_service_is_retrieval_offline(released: Path) -> None:
-    """For any size, user, and moment: items, order, first source and all sources."""
+def test_retrieval_in_the_service_equals_retrieval_offline(released: Path) -> None:
+    """For several sizes, users and times: items, order, first source and all sources."""
     items = load_release(released).items
-    offers = CandidateRetriever(items)
-    for size, known, at in ((3, EMPTY, AT), (20, history((1, Kind.CLICK, 0)), AT + 2 * DAY), (7, history(), AT)):
-        mine = asyncio.run(offers.candidates(known, at, size, None))
-        theirs = retrieve(items, known, at, size)
-        assert [a.tolist() for a in mine] == [a.tolist() for a in theirs]
+    retriever = CandidateRetriever(items)
+    for size, user_history, at in ((3, EMPTY, AT), (20, history((1, Kind.CLICK, 0)), AT + 2 * DAY), (7, history(), AT)):
+        served_candidates = asyncio.run(retriever.candidates(user_history, at, size, None))
+        expected = retrieve(items, user_history, at, size)
+        assert [a.tolist() for a in served_candidates] == [a.tolist() for a in expected]
 
 
-def test_what_becomes_popular_is_offered_within_two_seconds(released: Path) -> None:
-    """A hundred clicks on red-19: at once the shelves are those of before, three seconds later it stands first."""
+def test_an_item_that_becomes_popular_is_retrieved_within_two_seconds(released: Path) -> None:
+    """After a hundred clicks on red-19, the candidates are still the old ones; three seconds later it is the first."""
     items = load_release(released).items
     items = replace(items, state=items.state.copy())
-    offers = CandidateRetriever(items)
-    before = asyncio.run(offers.candidates(EMPTY, AT, 1, None)).item.tolist()
+    retriever = CandidateRetriever(items)
+    before = asyncio.run(retriever.candidates(EMPTY, AT, 1, None)).item.tolist()
     row = IDS.index("red-19")
     assert before != [row]
     items.state.apply(np.full(100, row, np.int32), np.full(100, Kind.CLICK, np.int8), np.full(100, AT))
-    assert asyncio.run(offers.candidates(EMPTY, AT + 1, 1, None)).item.tolist() == before
-    assert asyncio.run(offers.candidates(EMPTY, AT + 3, 1, None)).item.tolist() == [row]
+    assert asyncio.run(retriever.candidates(EMPTY, AT + 1, 1, None)).item.tolist() == before
+    assert asyncio.run(retriever.candidates(EMPTY, AT + 3, 1, None)).item.tolist() == [row]
 
 
-def test_what_matches_a_query_is_retrieved_comes_first_and_says_so(client: httpx.Client) -> None:
-    """To `u`, who likes red things; the model was trained on a log without searches."""
+def test_items_that_match_a_query_are_retrieved_rank_first_and_say_so(client: httpx.Client) -> None:
+    """For `u`, who likes red items; the model was trained on a log without queries."""
     answer = recommended(client, user_id="u", limit=12, explain=True, query="bleu thing")
     assert [i.split("-")[0] for i in ids(answer)] == ["blue"] * 9 + ["red"] * 3
     for item in answer["items"]:
         parts = item["base"] + sum(r["contribution"] for r in item["reasons"]) + item["others"]
         assert parts == pytest.approx(item["score"], abs=1e-9)
-        (of_query,) = [r for r in item["reasons"] if r["feature"] == "query"]
+        (reason,) = [r for r in item["reasons"] if r["feature"] == "query"]
         matches = item["item_id"].startswith("blue")
-        assert (of_query["contribution"] > 0) == (of_query["text"] == 'matches "bleu thing"')
-        assert not matches or (of_query["contribution"] > 0 and "query_words" in item["sources"])
+        assert (reason["contribution"] > 0) == (reason["text"] == 'matches "bleu thing"')
+        assert not matches or (reason["contribution"] > 0 and "query_words" in item["sources"])
     ranked = recommended(client, route="rank", user_id="u", limit=12, query="bleu thing")
     assert [i.split("-")[0] for i in ids(ranked)] == ["blue"] * 10 + ["red"] * 2
     assert (
@@ -155,24 +157,27 @@ def test_what_matches_a_query_is_retrieved_comes_first_and_says_so(client: httpx
     )
 
 
-def test_a_query_is_bounded_and_without_control_characters(client: httpx.Client) -> None:
+def test_a_query_is_limited_in_length_and_may_not_contain_control_characters(client: httpx.Client) -> None:
     for route in ("recommend", "rank"):
-        for query, said in (("q" * 201, "Expected `str` of length <= 200"), ("a\u0000", "'a\\x00' contains a control")):
+        for query, message in (
+            ("q" * 201, "Expected `str` of length <= 200"),
+            ("a\u0000", "'a\\x00' contains a control"),
+        ):
             document = refused(client.post(f"/v1/{route}", json={"query": query}), 422)
             assert document["field"] == "query"
-            assert said in document["detail"]
+            assert message in document["detail"]
         for query in ("q" * 200, "</script>'\";DROP TABLE", "\u202e\ufdfa" * 100, "%00{}", "  "):
             assert client.post(f"/v1/{route}", json={"query": query, "explain": True}).status_code == 200
 
 
-def test_a_filter_holds_before_a_query_retrieves(client: httpx.Client) -> None:
+def test_a_filter_is_applied_before_retrieval_by_query(client: httpx.Client) -> None:
     only = {"filter": {"attribute": "category", "eq": "red"}}
     answer = recommended(client, limit=20, query="blue", rules=only)
     assert len(ids(answer)) == 10
     assert all(i.startswith("red") for i in ids(answer))
 
 
-def test_somebody_unknown_is_offered_what_is_popular_and_new(client: httpx.Client) -> None:
+def test_an_unknown_user_gets_popular_and_new_items(client: httpx.Client) -> None:
     for request in ({}, {"user_id": "nobody knows"}):
         answer = recommended(client, **request)
         assert len(answer["items"]) == 10
@@ -180,7 +185,7 @@ def test_somebody_unknown_is_offered_what_is_popular_and_new(client: httpx.Clien
         assert answer["degraded"] is False
 
 
-def test_without_redis_recommendations_are_of_what_the_release_knows_and_say_so(released: Path) -> None:
+def test_without_redis_recommendations_use_only_the_release_and_are_degraded(released: Path) -> None:
     with served("redis://127.0.0.1:1", release=released, clock=lambda: AT) as client:
         ready(client)
         answer = recommended(client, user_id="u", rules={"exclude": [{"events": ["purchase"]}]})
@@ -189,8 +194,8 @@ def test_without_redis_recommendations_are_of_what_the_release_knows_and_say_so(
         assert {s for i in answer["items"] for s in i["sources"]} <= {"popular", "new"}
 
 
-def test_a_filter_holds_before_retrieval_so_the_list_is_as_long_as_asked(client: httpx.Client) -> None:
-    """The user's neighbours are red; of blue ones there are nine on sale, and nine are answered."""
+def test_a_filter_is_applied_before_retrieval_so_the_list_is_full(client: httpx.Client) -> None:
+    """Items similar to the user's are red, but with a filter for blue, all nine blue items on sale are returned."""
     answer = recommended(client, user_id="u", limit=9, rules={"filter": {"attribute": "category", "eq": "blue"}})
     assert [i.split("-")[0] for i in ids(answer)] == ["blue"] * 9
     small = recommended(
@@ -199,15 +204,15 @@ def test_a_filter_holds_before_retrieval_so_the_list_is_as_long_as_asked(client:
     assert ids(small) == ["blue-00"]
 
 
-def test_what_was_bought_is_left_out_where_the_rules_say_so(client: httpx.Client) -> None:
+def test_purchased_items_are_excluded_by_a_rule(client: httpx.Client) -> None:
     rule = {"exclude": [{"events": ["purchase"]}]}
     assert "red-07" in ids(recommended(client, user_id="u", limit=19))
     assert "red-07" not in ids(recommended(client, user_id="u", limit=19, rules=rule))
     assert "red-07" not in ids(recommended(client, route="rank", user_id="u", rules=rule))
 
 
-def test_a_pinned_item_is_there_even_where_nothing_offers_it(client: httpx.Client) -> None:
-    """blue-18 is on sale tomorrow, yet pinned; a pinned item that the filter refuses stays out."""
+def test_a_pinned_item_is_included_even_if_no_source_retrieves_it(client: httpx.Client) -> None:
+    """blue-18 is not on sale yet but pinned; a pinned item that the filter rejects is left out."""
     pins = [{"item_id": "blue-18", "position": 1}, {"item_id": "unheard of", "position": 0}]
     answer = recommended(client, user_id="u", limit=4, rules={"pin": pins})
     assert ids(answer)[1] == "blue-18"
@@ -216,8 +221,8 @@ def test_a_pinned_item_is_there_even_where_nothing_offers_it(client: httpx.Clien
     assert "blue-18" not in ids(recommended(client, user_id="u", limit=4, rules=only_red))
 
 
-def test_what_explains_a_score_adds_up_to_it(client: httpx.Client) -> None:
-    """base + the named features + all others + what rules added is the score, to 1e-9, on both routes."""
+def test_the_parts_of_an_explanation_add_up_to_the_score(client: httpx.Client) -> None:
+    """base + reasons + others + what rules added is the score, to 1e-9, on both routes."""
     some = {
         "boost": [{"when": {"attribute": "category", "eq": "blue"}, "by": 0.5}],
         "bury": [{"when": {"attribute": "price", "gt": 5}, "by": 0.25}],
@@ -234,7 +239,7 @@ def test_what_explains_a_score_adds_up_to_it(client: httpx.Client) -> None:
             assert any("rules" in i for i in answer["items"]) == (given is not None)
 
 
-def test_every_rule_that_did_something_is_said(client: httpx.Client) -> None:
+def test_every_rule_that_had_an_effect_is_explained(client: httpx.Client) -> None:
     given = {
         "filter": {"not": {"attribute": "item_id", "eq": "red-09"}},
         "cap": [{"attribute": "brand", "most": 3}],
@@ -248,8 +253,8 @@ def test_every_rule_that_did_something_is_said(client: httpx.Client) -> None:
     assert len(answer["items"]) == 20 - 1 - 13
     first = answer["items"][0]
     assert (first["item_id"], first["rules"][-1]["rule"]) == ("red-01", "rules.pin[0]")
-    said = {r["rule"] for i in answer["items"] for r in i.get("rules", [])}
-    assert said >= {"rules.boost[0]", "rules.pin[0]"}
+    applied = {r["rule"] for i in answer["items"] for r in i.get("rules", [])}
+    assert applied >= {"rules.boost[0]", "rules.pin[0]"}
     plain = recommended(client, route="rank", user_id="u", rules=given)
     assert ids(plain) == ids(answer)
     assert "removed" not in plain
@@ -261,13 +266,14 @@ BAD: list[tuple[Any, int, str | None, str]] = [
         {"filter": {"attribute": "colour", "eq": "red"}},
         422,
         "rules.filter.attribute",
-        "'colour' is no attribute; there are item_id, hue, net weight, category, brand, price, available_from",
+        "unknown attribute 'colour'; the attributes are "
+        "item_id, hue, net weight, category, brand, price, available_from",
     ),
     (
         {"filter": {"attribute": "price", "lte": "cheap"}},
         422,
         "rules.filter.lte",
-        "'price' is a number; 'cheap' is text",
+        "'price' is a number, but 'cheap' is text",
     ),
     ({"filter": {"attribute": "price", "like": "x"}}, 422, "rules.filter.like", "Object contains unknown field `like`"),
     (
@@ -289,7 +295,7 @@ BAD: list[tuple[Any, int, str | None, str]] = [
         {"cap": [{"attribute": "price", "most": 2}]},
         422,
         "rules.cap[0].attribute",
-        "'price' is a number; name an attribute of text: hue, category, brand",
+        "'price' is a number; use a text attribute: hue, category, brand",
     ),
     ({"cap": [{"attribute": "brand", "most": 1}] * 9}, 422, "rules.cap", "Expected `array` of length <= 8"),
     ({"exclude": [{"events": ["bought"]}]}, 422, "rules.exclude[0].events[0]", "Invalid enum value 'bought'"),
@@ -301,7 +307,7 @@ BAD: list[tuple[Any, int, str | None, str]] = [
 
 @pytest.mark.parametrize(("bad", "status", "field", "why"), BAD)
 @pytest.mark.parametrize("route", ["rank", "recommend"])
-def test_a_bad_rule_is_refused_by_its_path(
+def test_an_invalid_rule_is_refused_by_its_path(
     client: httpx.Client, route: str, bad: Any, status: int, field: str | None, why: str
 ) -> None:
     answer = client.post(f"/v1/{route}", content=json.dumps({"rules": bad}))
@@ -319,11 +325,11 @@ def test_a_bad_rule_is_refused_by_its_path(
         ({"rules": []}, "rules"),
     ],
 )
-def test_a_bad_field_of_a_recommendation_is_named(client: httpx.Client, body: Any, field: str) -> None:
+def test_an_invalid_field_of_a_recommendation_is_named(client: httpx.Client, body: Any, field: str) -> None:
     assert refused(client.post("/v1/recommend", json=body), 422)["field"] == field
 
 
-def test_conditions_nested_without_end_are_refused(client: httpx.Client) -> None:
+def test_conditions_nested_too_deeply_are_refused(client: httpx.Client) -> None:
     for depth in (9, 200, 50_000):
         body = '{"rules": {"filter": ' + '{"not": ' * depth + '{"attribute": "price", "lt": 1}' + "}" * (depth + 2)
         for route in ("rank", "recommend"):
@@ -332,7 +338,7 @@ def test_conditions_nested_without_end_are_refused(client: httpx.Client) -> None
             assert "deep" in answer.json()["detail"]
 
 
-def test_rules_of_the_configuration_hold_for_every_list(url: str, released: Path) -> None:
+def test_configured_rules_apply_to_every_list(url: str, released: Path) -> None:
     config = ServiceConfig.model_validate(
         FAST.model_dump()
         | {"rules": {"filter": {"attribute": "hue", "has": "blue"}, "cap": [{"attribute": "brand", "most": 2}]}}
@@ -341,20 +347,20 @@ def test_rules_of_the_configuration_hold_for_every_list(url: str, released: Path
         ready(client)
         for route in ("rank", "recommend"):
             answer = recommended(client, route=route, user_id="u", explain=True)
-            assert len(answer["items"]) == 4, "two of each of two brands"
+            assert len(answer["items"]) == 4, "two brands, two items each"
             assert all(i.startswith("blue") for i in ids(answer))
             assert {r["rule"] for r in answer["removed"]} == {"serving.rules.filter", "serving.rules.cap[0]"}
 
 
-def test_a_release_that_cannot_obey_the_standing_rules_is_not_served(released: Path) -> None:
+def test_a_release_that_does_not_support_the_configured_rules_is_not_served(released: Path) -> None:
     with pytest.raises(
-        ReleaseError, match=r"the configuration's serving\.rules\.filter\.attribute: 'style' is no attri"
+        ReleaseError, match=r"the configuration's serving\.rules\.filter\.attribute: unknown attribute 'style'"
     ):
         prepare(released, None, rules=rules(filter={"attribute": "style", "has": "1"}))
     assert prepare(released, None, rules=Rules()).standing is None
 
 
-def test_the_documentation_describes_rules_as_they_decode(client: httpx.Client) -> None:
+def test_the_openapi_document_describes_rules_as_they_are_decoded(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     forms = schema["components"]["schemas"]
     assert set(forms["Rules"]["properties"]) == {"filter", "exclude", "boost", "bury", "cap", "diversity", "pin"}

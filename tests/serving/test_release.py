@@ -1,4 +1,4 @@
-"""What a release promises: the same inputs make the same bytes, and nothing that disagrees is ever loaded."""
+"""Releases: equal inputs give equal bytes, and a release that is damaged or does not match is never loaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLOURS = ("blue", "red")
 
 
 def planted_items(n: int = 20) -> Items:
-    """Items of two colours in turn: `blue-00, blue-02, ..` look alike, and so do `red-01, red-03, ..`."""
+    """Items of two alternating colours: `blue-00, blue-02, ..` have similar vectors, and so do `red-01, red-03, ..`."""
     rng = np.random.default_rng(3)
     colour = np.arange(n) % 2
     ids = sorted(f"{COLOURS[c]}-{i:02d}" for i, c in enumerate(colour))
@@ -78,7 +78,7 @@ def planted_items(n: int = 20) -> Items:
 
 
 def planted_model(items: Items, seed: int = 0, sign: float = 1.0) -> str:
-    """Trees that like what has the colour of what the user looked at (with sign -1: what has not)."""
+    """Trees that prefer items of the colour the user clicked; with sign -1, items of another colour."""
     rng = np.random.default_rng(seed)
     n = len(items.catalogue)
     every, table, label = np.arange(n, dtype=np.int32), [], []
@@ -98,11 +98,12 @@ def planted_model(items: Items, seed: int = 0, sign: float = 1.0) -> str:
 def columns(items: Items) -> pa.Table:
     ids = list(items.catalogue.item_ids)
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(16 * len(ids), np.float32)), 16)
-    return pa.table({"item_id": ids, "embedding": embedding})
+    texts = {name: pa.nulls(len(ids), pa.string()) for name in ("title", "description", "category", "brand")}
+    return pa.table({"item_id": ids, **texts, "embedding": embedding})
 
 
 def publish(root: Path, items: Items | None = None, **changed: Any) -> Path:
-    """A planted release under `root`."""
+    """Write a planted release under `root`."""
     items = items or planted_items()
     given: dict[str, Any] = {
         "items": items,
@@ -125,17 +126,17 @@ def model() -> str:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     return publish(tmp_path_factory.mktemp("releases"), model_text=model)
 
 
 @pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / made.name))
+def copy(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / written.name))
 
 
-def test_a_loaded_release_gives_the_very_rows_and_scores_it_was_made_of(made: Path, model: str) -> None:
-    items, release = planted_items(), load_release(made)
+def test_a_loaded_release_reproduces_rows_and_scores_exactly(written: Path, model: str) -> None:
+    items, release = planted_items(), load_release(written)
     history = History(
         np.array([3, -1], np.int32),
         np.array([2, 4], np.int8),
@@ -145,48 +146,50 @@ def test_a_loaded_release_gives_the_very_rows_and_scores_it_was_made_of(made: Pa
     )
     candidates = np.array([0, 5, -1, 19], np.int32)
     expected = rows(items, history, candidates, CUT_OFF + 10)
-    found = rows(release.items, history, candidates, CUT_OFF + 10)
-    assert found.tobytes() == expected.tobytes()
+    loaded = rows(release.items, history, candidates, CUT_OFF + 10)
+    assert loaded.tobytes() == expected.tobytes()
     booster = lightgbm.Booster(model_str=model)
-    np.testing.assert_array_equal(booster.predict(expected, raw_score=True), release.trees.score(found))
+    np.testing.assert_array_equal(booster.predict(expected, raw_score=True), release.trees.score(loaded))
     assert list(release.items.catalogue.titles) == list(items.catalogue.titles)
 
 
-def test_the_manifest_says_what_it_was_made_of(made: Path) -> None:
-    manifest = read_manifest(made)
-    assert manifest.id == made.name
+def test_the_manifest_describes_the_release(written: Path) -> None:
+    manifest = read_manifest(written)
+    assert manifest.id == written.name
     assert manifest.id.startswith("20231114-")  # the UTC date of 1700000060
     assert len(manifest.id) == len("20231114-") + 10
     assert (manifest.items, manifest.dimension, manifest.cut_off) == (20, 16, CUT_OFF)
     assert manifest.metrics == {"ndcg@10": 0.5, "lists": 7, "cold": None}
     assert manifest.feature_names == list(names(planted_items()))
-    on_disk = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
+    on_disk = {p.relative_to(written).as_posix() for p in written.rglob("*") if p.is_file()}
     assert set(manifest.files) == on_disk - {"manifest.json"}
 
 
-def test_the_items_file_names_its_encoder(made: Path) -> None:
-    table = pq.read_table(made / "items.parquet")
+def test_the_items_file_names_its_encoder(written: Path) -> None:
+    table = pq.read_table(written / "items.parquet")
     assert table.schema.metadata[b"encoder_fingerprint"] == b"f00d"
     assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
 
 
-def test_the_same_inputs_make_the_same_release(made: Path, tmp_path: Path, model: str) -> None:
+def test_equal_inputs_give_the_same_release(written: Path, tmp_path: Path, model: str) -> None:
     again = publish(tmp_path, model_text=model)
-    assert again.name == made.name
-    for path in made.rglob("*"):
+    assert again.name == written.name
+    for path in written.rglob("*"):
         if path.is_file():
-            assert (again / path.relative_to(made)).read_bytes() == path.read_bytes()
-    assert publish(tmp_path, model_text=model) == again, "made twice in one place is made once"
+            assert (again / path.relative_to(written)).read_bytes() == path.read_bytes()
+    assert publish(tmp_path, model_text=model) == again, "writing it again in the same place adds nothing"
     assert [p.name for p in tmp_path.iterdir()] == [again.name]
 
 
 @pytest.mark.parametrize("change", [{"cut_off": CUT_OFF - 1}, {"parent": "20231113-0000000000"}, {"metrics": {}}])
-def test_anything_else_makes_another(made: Path, tmp_path: Path, model: str, change: dict[str, Any]) -> None:
-    assert publish(tmp_path, model_text=model, **change).name != made.name
+def test_any_other_input_gives_another_release(
+    written: Path, tmp_path: Path, model: str, change: dict[str, Any]
+) -> None:
+    assert publish(tmp_path, model_text=model, **change).name != written.name
 
 
-def test_arrays_are_mapped_and_cannot_be_written(made: Path) -> None:
-    items = load_release(made).items
+def test_arrays_are_memory_mapped_and_read_only(written: Path) -> None:
+    items = load_release(written).items
     for array in (items.vectors.code, items.prior, items.catalogue.price, items.state.value):
         assert type(array) is np.ndarray
         assert not array.flags.writeable
@@ -194,35 +197,35 @@ def test_arrays_are_mapped_and_cannot_be_written(made: Path) -> None:
     items.state.copy().apply(np.zeros(1, np.int32), np.ones(1, np.int8), np.full(1, CUT_OFF))
 
 
-def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     items = planted_items()
     other = replace(items, catalogue=replace(items.catalogue, number_names=["length"]))
     with pytest.raises(
         ReleaseError,
-        match=r"the model given was trained on \d+ features, the rows have \d+; at column \d+ the model has "
-        r"'item_length', the rows 'item_net_weight': train on the features of this version and catalogue",
+        match=r"the given model was trained on \d+ features, the rows have \d+; column \d+ is 'item_length' in the "
+        r"model, 'item_net_weight' in the rows: train on the features of this version and catalogue",
     ):
         publish(tmp_path, model_text=planted_model(other))
-    with pytest.raises(ReleaseError, match="the model given: "):
+    with pytest.raises(ReleaseError, match="the given model: "):
         publish(tmp_path, model_text="no model")
     unsorted = replace(items, catalogue=replace(items.catalogue, item_ids=list(items.catalogue.item_ids)[::-1]))
-    with pytest.raises(ReleaseError, match="item ids are not in ascending order, each once: sort it by item_id"):
+    with pytest.raises(ReleaseError, match="item IDs are not unique and ascending: sort by item_id and remove"):
         publish(tmp_path, unsorted)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_encoder_is_carried_but_nothing_that_could_run(tmp_path: Path, model: str) -> None:
+def test_an_encoder_is_copied_but_code_in_it_is_refused(tmp_path: Path, model: str) -> None:
     encoder = tmp_path / "encoder"
     (encoder / "1_Pooling").mkdir(parents=True)
     (encoder / "model.safetensors").write_bytes(b"weights")
     (encoder / "1_Pooling" / "config.json").write_text("{}")
-    made = publish(tmp_path / "good", model_text=model, encoder_dir=encoder)
-    assert (made / "encoder" / "1_Pooling" / "config.json").read_text() == "{}"
-    assert "encoder/model.safetensors" in load_release(made).manifest.files
+    written = publish(tmp_path / "good", model_text=model, encoder_dir=encoder)
+    assert (written / "encoder" / "1_Pooling" / "config.json").read_text() == "{}"
+    assert "encoder/model.safetensors" in load_release(written).manifest.files
     for name in ("pytorch_model.bin", "modeling.py", "x.PKL"):
         (encoder / name).write_bytes(b"")
         with pytest.raises(
-            ReleaseError, match=f"{name}: an encoder in a release may hold safetensors, JSON and text only"
+            ReleaseError, match=f"{name}: an encoder in a release may only contain safetensors, JSON and text"
         ):
             publish(tmp_path / "bad", model_text=model, encoder_dir=encoder)
         (encoder / name).unlink()
@@ -236,7 +239,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ranker.txt", "items.parquet", "arrays/vector_code.npy"])
-def test_a_changed_byte_stops_with_both_checksums(copy: Path, name: str) -> None:
+def test_a_changed_byte_is_reported_with_both_checksums(copy: Path, name: str) -> None:
     flip(copy / name)
     with pytest.raises(
         ReleaseError, match=rf"{name} has SHA-256 [0-9a-f]{{64}}, the manifest says [0-9a-f]{{64}}: copy"
@@ -244,7 +247,7 @@ def test_a_changed_byte_stops_with_both_checksums(copy: Path, name: str) -> None
         load_release(copy)
 
 
-def test_a_short_file_stops_with_both_sizes_even_unverified(copy: Path) -> None:
+def test_a_truncated_file_is_reported_with_both_sizes_even_unverified(copy: Path) -> None:
     size = (copy / "ranker.txt").stat().st_size
     os.truncate(copy / "ranker.txt", 10)
     with pytest.raises(ReleaseError, match=f"ranker.txt has 10 bytes, the manifest says {size}: copy"):
@@ -257,20 +260,20 @@ def test_a_missing_file_is_named(copy: Path) -> None:
         load_release(copy)
 
 
-def test_a_directory_without_manifest_is_no_release(tmp_path: Path) -> None:
-    with pytest.raises(ReleaseError, match=r"is no release: it has no manifest\.json"):
+def test_a_directory_without_a_manifest_is_not_a_release(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match=r"is not a release: it has no manifest\.json"):
         load_release(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe", b"[" * 100_000])
-def test_a_broken_manifest_is_said_so(copy: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}', b"\xff\xfe", b"[" * 100_000])
+def test_an_invalid_manifest_is_reported(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
-    with pytest.raises(ReleaseError, match=r"manifest\.json is not a manifest: .*; copy or make the release again"):
+    with pytest.raises(ReleaseError, match=r"manifest\.json is not a valid manifest: .*; copy the release again or"):
         load_release(copy)
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Change the manifest as somebody would who also knows how the id is made."""
+    """Change the manifest and recompute its ID, as an attacker could."""
     import msgspec
 
     from serving.release.manifest import Manifest
@@ -283,42 +286,44 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return path
 
 
-def test_an_edited_manifest_disagrees_with_its_id(copy: Path) -> None:
+def test_an_edited_manifest_does_not_match_its_id(copy: Path) -> None:
     text = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(text.replace('"ndcg@10": 0.5', '"ndcg@10": 0.9'))
-    with pytest.raises(ReleaseError, match=r"id '20231114-\w{10}', but its content makes '20231114-\w{10}'"):
-        load_release(copy)
-
-
-def test_another_format_is_named_before_anything_else(copy: Path) -> None:
-    (copy / "manifest.json").write_text('{"format": 2, "everything": "different"}')
-    with pytest.raises(ReleaseError, match="format 2, this version reads 1: serve it with the version that made it"):
-        load_release(copy)
-
-
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "arrays/../../outside", "a\\b", ""])
-def test_a_path_out_of_the_release_is_refused(copy: Path, name: str) -> None:
-    rewrite(copy, lambda m: m["files"].update({name: m["files"]["ranker.txt"]}))
-    with pytest.raises(ReleaseError, match="leads out of the release; refused"):
-        load_release(copy)
-
-
-def test_a_link_out_of_the_release_is_refused(copy: Path, tmp_path: Path) -> None:
-    (copy / "ranker.txt").rename(tmp_path / "ranker.txt")
-    (copy / "ranker.txt").symlink_to(tmp_path / "ranker.txt")
-    with pytest.raises(ReleaseError, match="is a link out of the release; refused"):
-        load_release(copy)
-
-
-def test_another_schema_stops_with_both_values(copy: Path) -> None:
-    rewrite(copy, lambda m: m.update(schema_hash="0" * 64))
     with pytest.raises(
-        ReleaseError, match=r"its rows have schema 0{64} \(\d+ features\), this version makes [0-9a-f]{64} "
+        ReleaseError, match=r"ID '20231114-\w{10}' does not match the content, whose ID is '20231114-\w{10}'"
     ):
         load_release(copy)
 
 
-def test_an_array_of_another_shape_stops_with_both(copy: Path) -> None:
+def test_another_format_is_reported_before_anything_else(copy: Path) -> None:
+    (copy / "manifest.json").write_text('{"format": 3, "everything": "different"}')
+    with pytest.raises(ReleaseError, match="format 3, this version reads 2: serve it with the version that wrote it"):
+        load_release(copy)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "arrays/../../outside", "a\\b", ""])
+def test_a_path_outside_the_release_is_refused(copy: Path, name: str) -> None:
+    rewrite(copy, lambda m: m["files"].update({name: m["files"]["ranker.txt"]}))
+    with pytest.raises(ReleaseError, match="is outside the release; refused"):
+        load_release(copy)
+
+
+def test_a_link_to_a_file_outside_the_release_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "ranker.txt").rename(tmp_path / "ranker.txt")
+    (copy / "ranker.txt").symlink_to(tmp_path / "ranker.txt")
+    with pytest.raises(ReleaseError, match="is a link to a file outside the release; refused"):
+        load_release(copy)
+
+
+def test_another_schema_is_reported_with_both_values(copy: Path) -> None:
+    rewrite(copy, lambda m: m.update(schema_hash="0" * 64))
+    with pytest.raises(
+        ReleaseError, match=r"its feature schema is 0{64} \(\d+ features\), that of this version is [0-9a-f]{64} "
+    ):
+        load_release(copy)
+
+
+def test_an_array_of_another_shape_is_reported_with_both_shapes(copy: Path) -> None:
     rewrite(copy, lambda m: m.update(dimension=8))
     with pytest.raises(ReleaseError, match=r"vector_code\.npy: int8\[21, 16\], expected int8\[21, 8\]"):
         load_release(copy)
@@ -333,39 +338,39 @@ def resave(path: Path, name: str, array: np.ndarray, allow_pickle: bool = False)
     rewrite(path, lambda m: m["files"].update({f"arrays/{name}.npy": {"bytes": entry.bytes, "sha256": entry.sha256}}))
 
 
-def test_an_array_that_points_nowhere_is_refused(copy: Path) -> None:
-    """Compiled code would read whatever lies there."""
+def test_an_array_with_indices_out_of_range_is_refused(copy: Path) -> None:
+    """Compiled code would read out of bounds."""
     category = np.load(copy / "arrays" / "category.npy")
     category[0] = 99
     resave(copy, "category", category)
-    with pytest.raises(ReleaseError, match=r"category\.npy: holds 0 to 99, expected 0 to 2: make the release again"):
+    with pytest.raises(ReleaseError, match=r"category\.npy: holds 0 to 99, expected 0 to 2: rebuild the release"):
         load_release(copy)
 
 
-def test_segments_of_other_factors_are_refused(copy: Path) -> None:
+def test_segments_with_another_number_of_factors_are_refused(copy: Path) -> None:
     resave(copy, "segment_centre", np.zeros((3, 5), np.float32))
-    with pytest.raises(ReleaseError, match=r"segment_centre\.npy: 5 columns, expected 4 as factors\.npy has: make the"):
+    with pytest.raises(ReleaseError, match=r"segment_centre\.npy: 5 columns, expected 4 as in factors\.npy: rebuild"):
         load_release(copy)
 
 
-def test_a_release_from_before_there_were_segments_has_none(copy: Path) -> None:
-    """Its ranker never saw any."""
+def test_a_release_written_before_segments_existed_has_none(copy: Path) -> None:
+    """Its ranker was trained without them."""
     rewrite(copy, lambda m: [m["files"].pop(f"arrays/segment_{part}.npy") for part in ("centre", "log_share")])
     assert len(load_release(copy).items.segments.centre) == 0
 
 
-def test_a_pickled_array_is_refused_unread(copy: Path) -> None:
+def test_a_pickled_array_is_refused_without_loading_it(copy: Path) -> None:
     resave(copy, "prior", np.array([print], object), allow_pickle=True)
-    with pytest.raises(ReleaseError, match=r"prior\.npy is no array: .*[Oo]bject"):
+    with pytest.raises(ReleaseError, match=r"prior\.npy is not a valid array: .*[Oo]bject"):
         load_release(copy)
 
 
-def test_releases_are_listed_newest_first_and_broken_ones_with_their_problem(tmp_path: Path, model: str) -> None:
+def test_releases_are_listed_newest_first_and_broken_ones_last_with_the_reason(tmp_path: Path, model: str) -> None:
     old = publish(tmp_path, model_text=model)
     new = publish(tmp_path, model_text=model, created_at=CUT_OFF + 86400)
     (tmp_path / "broken").mkdir()
     (tmp_path / ".making-x").mkdir()
     listed = list_releases(tmp_path)
     assert [r.path for r in listed] == [new, old, tmp_path / "broken"]
-    assert "is no release" in listed[2].problem
+    assert "is not a release" in listed[2].problem
     assert list_releases(tmp_path / "nowhere") == []

@@ -1,4 +1,4 @@
-"""Which release is live, and who made it so: promote, roll back, pin, audit, and what is removed when."""
+"""The live release: promote, roll back, pin, the audit log, and the removal of old releases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(url: str) -> Iterator[BulkStore]:
 
 @pytest.fixture
 def three(tmp_path: Path, store: BulkStore) -> list[str]:
-    """Ids of three releases, published one after the other; the third is live."""
+    """IDs of three releases, published one after another; the third is live."""
     items = planted_items()
     paths = [publish(tmp_path, model_text=planted_model(items, sign=sign)) for sign in (1.0, -1.0, 2.0)]
     for path in paths:
@@ -51,20 +51,22 @@ def live(store: BulkStore) -> str | None:
     return pointer.id if pointer else None
 
 
-def test_a_rollback_goes_back_along_what_was_live_one_step_each_time(
+def test_each_rollback_goes_one_step_back_in_the_history_of_live_releases(
     tmp_path: Path, store: BulkStore, three: list[str]
 ) -> None:
-    """Published 1, 2, 3: back to 2, back to 1, and then there is nothing to go back to."""
+    """Published 1, 2, 3: the rollbacks go to 2, then to 1, then fail."""
     assert live(store) == three[2]
     assert registry.rollback(tmp_path, store, "worse").id == three[1]
     assert registry.rollback(tmp_path, store, "worse").id == three[0] == live(store)
-    with pytest.raises(ReleaseError, match="there is no release to go back to"):
+    with pytest.raises(ReleaseError, match="there is no release to roll back to"):
         registry.rollback(tmp_path, store, "worse")
     assert registry.promote(tmp_path, store, three[2], "better after all").id == three[2]
-    assert registry.previous_release(tmp_path, three[2]) == three[0], "where it came from, not where it once stood"
+    assert registry.previous_release(tmp_path, three[2]) == three[0], (
+        "the release it replaced last, not the one before its first publication"
+    )
 
 
-def test_every_change_leaves_a_line_beside_the_releases_and_in_redis(
+def test_every_change_is_recorded_in_the_audit_file_and_in_redis(
     tmp_path: Path, store: BulkStore, three: list[str]
 ) -> None:
     registry.rollback(tmp_path, store, "clicks fell")
@@ -81,10 +83,10 @@ def test_every_change_leaves_a_line_beside_the_releases_and_in_redis(
     with (tmp_path / "audit.jsonl").open("a") as file:
         file.write('{"half of a line')
     registry.unpin(tmp_path, store, "")
-    assert len(registry.release_history(tmp_path)) == 5, "one that was cut short spoils none after it"
+    assert len(registry.release_history(tmp_path)) == 5, "a line that was cut off does not affect later ones"
 
 
-def test_what_was_rolled_back_is_known_until_a_person_promotes_it(
+def test_a_rollback_is_reported_until_the_release_is_promoted_again(
     tmp_path: Path, store: BulkStore, three: list[str]
 ) -> None:
     assert registry.last_rollback(tmp_path, three[2]) is None
@@ -96,7 +98,7 @@ def test_what_was_rolled_back_is_known_until_a_person_promotes_it(
     assert registry.last_rollback(tmp_path, three[2]) is None
 
 
-def test_pinned_and_unpinned_the_same_release_stays_live(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
+def test_pinning_and_unpinning_keep_the_same_release_live(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
     registry.promote(tmp_path, store, three[0], "known good", action="pin")
     pinned = store.pointer()
     assert pinned == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=True)
@@ -109,15 +111,15 @@ def test_a_damaged_or_unknown_release_is_not_promoted(tmp_path: Path, store: Bul
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ReleaseError, match=r"price\.npy has SHA-256 .* copy the release again"):
         registry.promote(tmp_path, store, three[0], "")
-    with pytest.raises(ReleaseError, match="is no release"):
+    with pytest.raises(ReleaseError, match="is not a release"):
         registry.promote(tmp_path, store, "20200101-0000000000", "")
     assert live(store) == three[2]
 
 
-def test_old_releases_go_with_their_vectors_but_never_the_live_one_or_the_one_before_it(
+def test_old_releases_are_removed_with_their_vectors_except_the_live_and_the_previous_one(
     tmp_path: Path, store: BulkStore, three: list[str]
 ) -> None:
-    """Two are kept. With 1 live and 2 before it, 3 is among the newest or not: 1 and 2 stay in any case."""
+    """Two are kept. 1 is live and 2 was live before it, so both stay, whether or not they are among the newest two."""
     items = planted_items()
     other = publish(tmp_path, model_text=planted_model(items, sign=3.0), encoder_fingerprint="other")
     d = read_manifest(other).dimension
@@ -130,25 +132,27 @@ def test_old_releases_go_with_their_vectors_but_never_the_live_one_or_the_one_be
     retention.remove_old(tmp_path, store, KEPT)
     left = {p.name for p in tmp_path.iterdir()}
     assert {three[0], three[1]} <= left
-    assert not [name for name in left if name.startswith(".")], "nor is anything half made or half removed left"
+    assert not [name for name in left if name.startswith(".")], "nothing incomplete or partly removed is left"
     assert np.isfinite(store.read_vectors(fingerprint, ["i000"], d)).all()
-    held = store.read_vectors("other", ["i000"], d)
-    assert np.isfinite(held).all() == (other.name in left), "vectors go with the last release that has them"
+    vectors = store.read_vectors("other", ["i000"], d)
+    assert np.isfinite(vectors).all() == (other.name in left), (
+        "vectors are removed with the last release that uses them"
+    )
     assert retention.remove_old(tmp_path, store, KEPT) == []
 
 
-def test_a_removal_that_was_killed_is_completed(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
-    """Renamed, but its vectors still in Redis and its files still there."""
-    gone = publish(tmp_path, model_text=planted_model(planted_items(), sign=3.0), encoder_fingerprint="other")
-    d = read_manifest(gone).dimension
+def test_an_interrupted_removal_is_completed(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
+    """The release is already renamed, but its vectors and its files still exist."""
+    removed = publish(tmp_path, model_text=planted_model(planted_items(), sign=3.0), encoder_fingerprint="other")
+    d = read_manifest(removed).dimension
     store.write_vectors("other", ["i000"], np.ones((1, d), np.float32))
-    gone.rename(tmp_path / f".removed-{gone.name}")
+    removed.rename(tmp_path / f".removed-{removed.name}")
     retention.remove_old(tmp_path, store, RetentionConfig(releases=10))
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert np.isnan(store.read_vectors("other", ["i000"], d)).all()
 
 
-def test_old_runs_go_and_this_nights_own_stays(tmp_path: Path) -> None:
+def test_old_runs_are_removed_but_not_the_current_one(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "own"):
         (tmp_path / name).mkdir()
         time.sleep(0.01)
@@ -157,10 +161,10 @@ def test_old_runs_go_and_this_nights_own_stays(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"c", "own", "lock"}
 
 
-def test_a_rollback_reaches_every_worker_within_five_seconds_and_no_request_fails(
+def test_a_rollback_reaches_every_worker_within_five_seconds_without_a_failed_request(
     tmp_path: Path, store: BulkStore, url: str, three: list[str]
 ) -> None:
-    def of(client: httpx.Client) -> str:
+    def release_of(client: httpx.Client) -> str:
         answer = client.post("/v1/rank", json={"user_id": "u", "candidates": ["i000", "i001"]})
         assert answer.status_code == 200
         return str(answer.json()["release"])
@@ -168,9 +172,9 @@ def test_a_rollback_reaches_every_worker_within_five_seconds_and_no_request_fail
     with served(url, FAST) as one, served(url, FAST) as two:
         ready(one)
         ready(two)
-        assert of(one) == of(two) == three[2]
+        assert release_of(one) == release_of(two) == three[2]
         registry.rollback(tmp_path, store, "worse")
         end = time.monotonic() + 5
-        while {of(one), of(two)} != {three[1]}:
+        while {release_of(one), release_of(two)} != {three[1]}:
             assert time.monotonic() < end
             time.sleep(0.02)

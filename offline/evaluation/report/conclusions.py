@@ -1,4 +1,4 @@
-"""What the figures say, in sentences: whether the ranker is better, than what, by how much, and how sure that is."""
+"""Conclusions in sentences: whether the ranker beats the baselines, by how much, and with what certainty."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from offline.evaluation.report.content import CEILING, DRAWN, HEADLINE, RANKER, value_of
-from offline.evaluation.report.formatting import count, decimal, display_name, finite, gain
+from offline.evaluation.report.formatting import count, decimal, difference, display_name, finite, slice_name
 
-PHRASES = {
-    "better": ("better than", "the interval excludes zero"),
-    "worse": ("worse than", "the interval excludes zero"),
-    "undecided": ("not to be told from", "the interval does not exclude zero"),
+_PHRASES = {
+    "better": ("The ranker is better than", "better than", "excludes"),
+    "worse": ("The ranker is worse than", "worse than", "excludes"),
+    "undecided": ("No clear difference between the ranker and", "no clear difference from", "does not exclude"),
 }
+"""By outcome: the start of the verdict, the same in a remark, and what the interval does with zero."""
 
 
 def significant(comparison: Mapping[str, object]) -> bool:
-    """Whether the interval of a comparison excludes zero, on either side.
+    """True if the interval of a comparison excludes zero, on either side.
 
-    comparison: `low` and `high`, the ends of the paired bootstrap interval of the difference. An end that is missing or
-    not finite says nothing, so False; an end at zero does not exclude it. Raises ValueError when low is above high.
+    comparison: `low` and `high`, the ends of the paired bootstrap interval of the difference. False where an end is
+    missing, not finite or zero. Raises ValueError when low is above high.
     """
     low, high = finite(comparison.get("low")), finite(comparison.get("high"))
     if low is None or high is None:
@@ -32,8 +33,8 @@ def significant(comparison: Mapping[str, object]) -> bool:
     return low > 0 or high < 0
 
 
-def standing(comparison: Mapping[str, Any]) -> str:
-    """ "better", "worse" or "undecided": which side of zero the whole interval is on."""
+def outcome(comparison: Mapping[str, Any]) -> str:
+    """ "better" or "worse" where the whole interval is above or below zero, else "undecided"."""
     if not significant(comparison):
         return "undecided"
     return "better" if comparison["low"] > 0 else "worse"
@@ -41,67 +42,65 @@ def standing(comparison: Mapping[str, Any]) -> str:
 
 def rivals(page: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
     """The headline comparisons of the ranker in a slice, the strongest baseline first."""
-    found = [
+    comparisons = [
         c
         for c in page["comparisons"]
         if (c.get("a"), c.get("metric"), c.get("slice")) == (RANKER, HEADLINE, part)
         and c.get("b") != CEILING
         and finite(c.get("difference")) is not None
     ]
-    return sorted(found, key=lambda c: (c["difference"], str(c.get("b"))))
+    return sorted(comparisons, key=lambda c: (c["difference"], str(c.get("b"))))
 
 
 def verdict(page: Mapping[str, Any]) -> tuple[str, str]:
-    """Standing against the strongest baseline, and the sentence that says it."""
-    own = value_of(page, RANKER, "all").get("value")
-    against = rivals(page, "all")
+    """The outcome against the strongest baseline, and a sentence with it."""
+    own, comparisons = decimal(value_of(page, RANKER, "all").get("value")), rivals(page, "all")
     if RANKER not in page["systems"]:
-        return "undecided", "No ranker was evaluated: the figures are those of the baselines alone."
-    if not against:
-        return (
-            "undecided",
-            f"The ranker reaches {HEADLINE} {decimal(own)}; it was compared with nothing, so no more is claimed.",
-        )
-    first = against[0]
-    found, name = standing(first), display_name(first.get("b"))
-    which = f", the strongest of the {len(against)} baselines it was compared with" if len(against) > 1 else ""
-    saying, reading = PHRASES[found]
-    return found, (
-        f"The ranker is {saying} {name}{which}: {HEADLINE} {decimal(own)} against "
-        f"{decimal(value_of(page, str(first.get('b')), 'all').get('value'))}, a difference of "
-        f"{gain(first)} over {count(first.get('lists'))} lists; {reading}."
+        return "undecided", "No ranker was evaluated: the metrics are those of the baselines alone."
+    if not comparisons:
+        return "undecided", f"The ranker reaches {HEADLINE} {own}. It was not compared with any baseline."
+    first = comparisons[0]
+    result, rival = outcome(first), str(first.get("b"))
+    start, _, reading = _PHRASES[result]
+    which = f", the strongest of {len(comparisons)} baselines" if len(comparisons) > 1 else ""
+    return result, (
+        f"{start} {display_name(rival)}{which}: {HEADLINE} {own} against "
+        f"{decimal(value_of(page, rival, 'all').get('value'))}, a difference of {difference(first)} over "
+        f"{count(first.get('lists'))} lists. The interval {reading} zero."
     )
 
 
 def remarks(page: Mapping[str, Any]) -> list[str]:
-    """What belongs beside the verdict: the other baselines, the other slices, what was not compared, the ceiling."""
-    said, against = [], rivals(page, "all")
-    for side, (saying, _) in PHRASES.items():
-        names = [display_name(c.get("b")) for c in against[1:] if standing(c) == side]
+    """Sentences after the verdict: the other baselines, the other slices, systems not compared, and the ceiling."""
+    sentences, comparisons = [], rivals(page, "all")
+    for result, (_, phrase, _) in _PHRASES.items():
+        names = [display_name(c.get("b")) for c in comparisons[1:] if outcome(c) == result]
         if names:
-            said.append(f"Overall: {saying} {', '.join(names)}.")
+            sentences.append(f"Overall: {phrase} {', '.join(names)}.")
     for part in DRAWN:
-        if part != "all" and (found := rivals(page, part)):
-            first = found[0]
-            said.append(
-                f"{display_name(part).capitalize()}: {PHRASES[standing(first)][0]} {display_name(first.get('b'))}, the "
-                f"strongest there, {gain(first)}, {count(first.get('lists'))} lists."
+        if part != "all" and (in_slice := rivals(page, part)):
+            first = in_slice[0]
+            sentences.append(
+                f"{slice_name(part).capitalize()}: {_PHRASES[outcome(first)][1]} {display_name(first.get('b'))}, the "
+                f"strongest baseline there: {difference(first)}, {count(first.get('lists'))} lists."
             )
-    own, compared = finite(value_of(page, RANKER, "all").get("value")), {c.get("b") for c in against}
+    own, compared = finite(value_of(page, RANKER, "all").get("value")), {c.get("b") for c in comparisons}
     for name in page["systems"]:
         value = finite(value_of(page, name, "all").get("value"))
         if own is not None and value is not None and value > own and name not in {RANKER, CEILING} | compared:
-            said.append(f"{display_name(name)} scores higher ({decimal(value)}) and was not compared with the ranker.")
-    for base, share in shares(page, "all").items():
-        if share is not None:
-            said.append(
-                f"From {display_name(base)} to the best possible order, the ranker goes {share:.0%} of the way."
+            sentences.append(
+                f"{display_name(name)} scores higher ({decimal(value)}) but was not compared with the ranker."
             )
-    return said
+    sentences += [
+        f"The ranker closes {share:.0%} of the gap between {display_name(base)} and the best possible order."
+        for base, share in gap_shares(page, "all").items()
+        if share is not None
+    ]
+    return sentences
 
 
-def shares(page: Mapping[str, Any], part: str) -> dict[str, float | None]:
-    """baseline -> (ranker - baseline) / (best possible - baseline); None where that has no meaning."""
+def gap_shares(page: Mapping[str, Any], part: str) -> dict[str, float | None]:
+    """baseline -> (ranker - baseline) / (best possible - baseline); None where the baseline is at the ceiling."""
     top, own = (finite(value_of(page, name, part).get("value")) for name in (CEILING, RANKER))
     out: dict[str, float | None] = {}
     for base in ("popularity", "item_click_rate"):

@@ -1,4 +1,4 @@
-"""What a report is made of: the sections of an evaluation, held to their types, each number beside its interval."""
+"""Sections of an evaluation: their types, and their values with the interval of each."""
 
 from __future__ import annotations
 
@@ -12,30 +12,16 @@ import numpy as np
 SCHEMA = 2
 HEADLINE = "ndcg@10"
 DRAWN = ("all", "warm_users", "cold_users")
-"""Slices with plots and remarks of their own; every slice is in the tables."""
+"""Slices with their own plots and remarks; the tables have every slice."""
 RANKER, CEILING = "ranker", "best_possible"
-SECTIONS = {
-    "data": dict,
-    "windows": dict,
-    "encoder": dict,
-    "ranker": dict,
-    "systems": dict,
-    "intervals": dict,
-    "comparisons": list,
-    "examples": list,
-    "quality": list,
-    "steps": list,
-    "calibration": dict,
-    "learning_curve": list,
-    "explanation": dict,
-    "off_policy": dict,
-    "small_slices": list,
-    "staleness": list,
-}
+_DICTS = "data windows encoder ranker systems intervals calibration explanation off_policy"
+_LISTS = "comparisons examples quality steps learning_curve small_slices staleness"
+SECTIONS = dict.fromkeys(_DICTS.split(), dict) | dict.fromkeys(_LISTS.split(), list)
+"""Name of a section -> its type."""
 
 
 def plain(value: object, where: str = "evaluation") -> Any:
-    """The value as JSON can hold it: numpy gone, dates as ISO 8601, not finite as None, lone surrogates replaced."""
+    """The value as JSON values: dates as ISO 8601, numbers that are not finite as None, lone surrogates replaced."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, str):
@@ -47,9 +33,9 @@ def plain(value: object, where: str = "evaluation") -> Any:
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Mapping):
-        odd = [key for key in value if not isinstance(key, str)]
-        if odd:
-            raise TypeError(f"{where}: key {odd[0]!r} is a {type(odd[0]).__name__}, expected str")
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise TypeError(f"{where}: key {wrong[0]!r} is a {type(wrong[0]).__name__}, expected str")
         return {plain(key): plain(inner, f"{where}[{key!r}]") for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [plain(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
@@ -57,13 +43,13 @@ def plain(value: object, where: str = "evaluation") -> Any:
 
 
 def validate(evaluation: Mapping[str, object]) -> dict[str, Any]:
-    """A copy of the evaluation as plain values, every section there and of its type.
+    """A copy of the evaluation as plain values, with every section present and of its type.
 
-    Raises ValueError for another schema or no system, TypeError naming the place of a value of the wrong type.
+    Raises ValueError for another schema or without systems, TypeError naming the place of a value of the wrong type.
     """
     page: dict[str, Any] = plain(evaluation)
     if page.get("schema", SCHEMA) != SCHEMA:
-        raise ValueError(f"schema {page['schema']!r}: this report reads schema {SCHEMA}; evaluate again")
+        raise ValueError(f"schema {page['schema']!r}: this report reads schema {SCHEMA}; run the evaluation again")
     for name, kind in SECTIONS.items():
         if page.get(name) is None:
             page[name] = kind()
@@ -77,21 +63,23 @@ def validate(evaluation: Mapping[str, object]) -> dict[str, Any]:
             _expect(entry, dict, f"evaluation['systems'][{name!r}][{part!r}]")
             parts[part] = _with_intervals(entry, page["intervals"], name, part)
     if not page["systems"]:
-        raise ValueError("evaluation['systems'] is missing or empty: there is nothing to report; evaluate first")
+        raise ValueError(
+            "evaluation['systems'] is missing or empty: there is nothing to report; run the evaluation first"
+        )
     return page
 
 
 def _with_intervals(entry: dict[str, Any], intervals: Any, name: str, part: str) -> dict[str, Any]:
-    """One slice of one system with each number beside its interval, as the page's sections read it."""
+    """One slice of one system, each metric as `value`, `low` and `high`."""
     ends = intervals
     for key in (name, part):
         ends = ends.get(key) or {}
         _expect(ends, dict, f"evaluation['intervals'][{name!r}]")
     out: dict[str, Any] = {}
     for metric, value in entry.items():
-        held = ends.get(metric) or []
-        _expect(held, list, f"evaluation['intervals'][{name!r}][{part!r}][{metric!r}]")
-        low, high = [*held, None, None][:2]
+        interval = ends.get(metric) or []
+        _expect(interval, list, f"evaluation['intervals'][{name!r}][{part!r}][{metric!r}]")
+        low, high = [*interval, None, None][:2]
         out[metric] = value if metric == "lists" else {"value": value, "low": low, "high": high}
     return out
 
@@ -102,7 +90,7 @@ def _expect(value: object, kind: type, where: str) -> None:
 
 
 def value_of(page: Mapping[str, Any], system: str, part: str, metric: str = HEADLINE) -> dict[str, Any]:
-    """`value`, `low` and `high` of a metric; empty where it was not measured."""
+    """`value`, `low` and `high` of a metric; empty where it is missing."""
     entry = page["systems"].get(system, {}).get(part, {}).get(metric)
     return entry if isinstance(entry, dict) else {}
 
@@ -114,11 +102,11 @@ def slices(page: Mapping[str, Any]) -> list[str]:
 
 
 def entries(rows: object) -> list[dict[str, Any]]:
-    """The mappings of a list; none for what is no list."""
+    """The mappings in a list; empty for any other value."""
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def level(page: Mapping[str, Any]) -> str:
-    """The level of the intervals, as "95% "; empty where it is not told."""
-    found = page.get("level")
-    return f"{100 * found:g}% " if isinstance(found, float) and 0 < found < 1 else ""
+    """The level of the intervals, as "95% "; empty where it is missing."""
+    value = page.get("level")
+    return f"{100 * value:g}% " if isinstance(value, float) and 0 < value < 1 else ""

@@ -1,6 +1,6 @@
 /**
- * Google Analytics 4's e-commerce events, as a shop pushes them into `dataLayer`, as events of ours: one for each item.
- * Both ways of pushing are read: `{event: "add_to_cart", ecommerce: {items}}`, and gtag's `("event", name, {items})`.
+ * Conversion of Google Analytics 4 e-commerce events in a shop's `dataLayer` to Shelfwise events, one per item.
+ * Supports both forms: `{event: "add_to_cart", ecommerce: {items}}`, and gtag's `("event", name, {items})`.
  */
 
 import { newId } from "./identity.js";
@@ -16,10 +16,10 @@ const LONGEST_ID = 256;
 const patched = new WeakSet();
 
 /**
- * Track what is in a dataLayer already, and all that is pushed from now on. Answers how to stop.
+ * Track the events already in a dataLayer, and all events pushed from now on. Returns a function that stops tracking.
  * @param {unknown[]} layer
  * @param {(event: Tracked) => unknown} track
- * @param {KeyValue | null} storage where it is kept, for the pages of this tab, in which list an item was chosen
+ * @param {KeyValue | null} storage remembers, for the pages of this tab, from which list an item was chosen
  */
 export function bridge(layer, track, storage) {
   if (patched.has(layer)) return () => undefined;
@@ -29,7 +29,7 @@ export function bridge(layer, track, storage) {
     try {
       for (const event of eventsOf(pushed, storage)) track(event);
     } catch (error) {
-      console.error("shelfwise: dataLayer", error); // never the shop's own analytics' trouble
+      console.error("shelfwise: dataLayer", error); // an error here must not break the shop's own analytics
     }
   };
   layer.forEach(take);
@@ -47,7 +47,7 @@ export function bridge(layer, track, storage) {
 }
 
 /**
- * The events of ours that something pushed into a dataLayer stands for.
+ * Convert an entry pushed into a dataLayer to Shelfwise events. Empty if it is not a supported event.
  * @param {any} pushed
  * @param {KeyValue | null} storage
  * @returns {Tracked[]}
@@ -57,7 +57,7 @@ export function eventsOf(pushed, storage) {
   const name = gtag ? pushed[1] : pushed?.event;
   const given = gtag ? pushed[2] : (pushed?.ecommerce ?? pushed);
   if (!NAMES.has(name) || !Array.isArray(given?.items)) return [];
-  const listed = new Listed(storage);
+  const lists = new ListMemory(storage);
   const shown = name === "view_item_list" ? text(given.request_id) ?? newId() : null;
   /** @type {Tracked[]} */
   const out = [];
@@ -70,23 +70,23 @@ export function eventsOf(pushed, storage) {
     if (shown !== null) {
       event.request_id = shown;
       event.position = Number.isInteger(item.index) && item.index >= 0 ? item.index : k;
-      listed.show(list, id, shown);
+      lists.show(list, id, shown);
     } else {
-      const request = text(given.request_id) ?? (name === "select_item" ? listed.choose(list, id) : listed.chosen(id));
+      const request = text(given.request_id) ?? (name === "select_item" ? lists.choose(list, id) : lists.chosen(id));
       if (request !== null) event.request_id = request;
     }
     if (typeof item.quantity === "number" && Number.isFinite(item.quantity)) event.value = item.quantity;
     const order = name === "purchase" ? text(given.transaction_id) : null;
-    // A shop's own number of an order makes the order count once, however often its page is opened.
+    // The order number as id: the order counts once, however often its page is opened.
     if (order !== null && order.length + id.length < LONGEST_ID) event.event_id = `${order}:${id}`;
     out.push(event);
   });
-  listed.keep();
+  lists.keep();
   return out;
 }
 
-/** In which list an item was shown last, and in which it was chosen, so that a purchase two pages on finds its list. */
-class Listed {
+/** The request ids of the lists in which items were shown and chosen, so that a purchase on a later page finds its list. */
+class ListMemory {
   #storage;
   /** @type {Map<string, string>} */
   #request;
@@ -98,7 +98,7 @@ class Listed {
     try {
       this.#request = new Map(JSON.parse(storage?.getItem(LISTED) ?? "[]"));
     } catch {
-      // Not ours: as if there were none.
+      // Not valid: start empty.
     }
   }
 
@@ -129,7 +129,7 @@ class Listed {
     try {
       this.#storage?.setItem(LISTED, JSON.stringify([...this.#request].slice(-MOST_LISTED)));
     } catch {
-      // Full: later pages do not know the list.
+      // Storage is full: later pages will not know the list.
     }
   }
 }

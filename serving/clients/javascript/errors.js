@@ -1,4 +1,4 @@
-/** What can go wrong, with what the service said of it. */
+/** Errors of the client, with the details the service returned. */
 
 /** @typedef {import("./types.js").Rejected} Rejected */
 
@@ -27,14 +27,14 @@ export class ShelfwiseError extends Error {
     return this.status === 0 || [408, 425, 429, 500, 502, 503, 504].includes(this.status);
   }
 
-  /** Whether the request was surely not carried out, nor any part of it. */
+  /** Whether the request was certainly not carried out, not even in part. */
   get surelyNotDone() {
     return this.status === 429 || (this.status === 503 && (this.code === "busy" || this.code === "not-ready"));
   }
 }
 
 /**
- * The error in an answer, whatever answered it.
+ * The error in a response, from the service or from something in between, such as a proxy.
  * @param {Response} response
  * @returns {Promise<ShelfwiseError>}
  */
@@ -43,23 +43,23 @@ export async function errorOf(response) {
   const retryAfterMs = retryAfter(response.headers.get("retry-after"), Date.now());
   const text = await response.text().catch(() => "");
   /** @type {any} */
-  let said = null;
+  let problem = null;
   try {
-    said = JSON.parse(text);
+    problem = JSON.parse(text);
   } catch {
-    // Not from the service: a proxy's page, perhaps.
+    // Not from the service: probably a proxy's error page.
   }
-  if (typeof said?.type !== "string") {
+  if (typeof problem?.type !== "string") {
     return new ShelfwiseError(response.status, null, `${response.status}: ${text.slice(0, 200)}`, { requestId, retryAfterMs });
   }
-  const where = said.field ? ` (${said.field})` : "";
-  const message = `${response.status} ${said.title}${where}: ${said.detail} ${said.remedy}`;
-  const { remedy, field, rejected } = said;
-  return new ShelfwiseError(response.status, said.type.split(":").pop(), message, { remedy, field, rejected, requestId, retryAfterMs });
+  const where = problem.field ? ` (${problem.field})` : "";
+  const message = `${response.status} ${problem.title}${where}: ${problem.detail} ${problem.remedy}`;
+  const { remedy, field, rejected } = problem;
+  return new ShelfwiseError(response.status, problem.type.split(":").pop(), message, { remedy, field, rejected, requestId, retryAfterMs });
 }
 
 /**
- * Milliseconds that a Retry-After header asks for, 0 where it says nothing that can be read.
+ * Milliseconds to wait according to a Retry-After header; 0 if it is missing or cannot be parsed.
  * @param {string | null} header
  * @param {number} now
  */

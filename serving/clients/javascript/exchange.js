@@ -1,4 +1,4 @@
-/** Requests to the service: deadlines, attempts, and its clock. */
+/** Requests to the service: deadlines, retries, and the service's clock. */
 
 import { ShelfwiseError, errorOf } from "./errors.js";
 
@@ -14,18 +14,18 @@ export class Exchange {
    * @param {number} attempts
    */
   constructor(url, key, deadlineMs, attempts) {
-    const address = new URL(url); // throws a TypeError for what is none
-    if (!/^https?:$/.test(address.protocol)) throw new TypeError(`url is ${url}: give an address of http or https`);
+    const address = new URL(url); // throws a TypeError if it is not a URL
+    if (!/^https?:$/.test(address.protocol)) throw new TypeError(`url ${url} is not valid: use an http or https address`);
     this.url = url.replace(/\/+$/, "");
     this.key = key;
     this.deadlineMs = deadlineMs;
     this.attempts = attempts;
-    /** What the service's clock is ahead of this one's, in milliseconds; null before any answer said. */
+    /** Offset of the service's clock from this one's, in milliseconds; null before the first response. */
     this.clockMs = /** @type {number | null} */ (null);
   }
 
   /**
-   * The answer to what may be asked twice, within a deadline. Rejects with ShelfwiseError.
+   * Call an idempotent route, with retries, within a deadline. Rejects with ShelfwiseError.
    * @param {string} method
    * @param {string} path
    * @param {unknown} [body]
@@ -47,12 +47,12 @@ export class Exchange {
   }
 
   /**
-   * One attempt. Rejects with ShelfwiseError.
+   * A single attempt. Rejects with ShelfwiseError.
    * @param {string} method
    * @param {string} path
    * @param {string | undefined} body
    * @param {number} limitMs
-   * @param {boolean} [keepalive] the request outlives the page
+   * @param {boolean} [keepalive] whether the request continues after the page is closed
    * @returns {Promise<any>}
    */
   async once(method, path, body, limitMs, keepalive = false) {
@@ -63,7 +63,7 @@ export class Exchange {
         method, body, keepalive, headers: this.headers(body !== undefined), signal: stop.signal,
         credentials: "omit", cache: "no-store", redirect: "error",
       });
-      this.#look(response);
+      this.#readClock(response);
       if (!response.ok) throw await errorOf(response);
       return await response.json();
     } catch (error) {
@@ -76,7 +76,7 @@ export class Exchange {
   }
 
   /**
-   * Without a key a body goes as text, so that the browser asks no leave first and a beacon may carry it.
+   * Headers of a request. Without a key, a body is sent as text, so that no CORS preflight is needed and beacons work.
    * @param {boolean} body
    */
   headers(body) {
@@ -88,10 +88,10 @@ export class Exchange {
   }
 
   /**
-   * Learn the service's clock, to the second: shoppers' clocks are often wrong, and an event of the future is refused.
+   * Read the service's clock, to the second. Shoppers' clocks are often wrong, and events in the future are rejected.
    * @param {Response} response
    */
-  #look(response) {
+  #readClock(response) {
     const at = Date.parse(response.headers.get("date") ?? "");
     if (Number.isNaN(at)) return;
     const ahead = at + 500 - Date.now();
@@ -100,8 +100,8 @@ export class Exchange {
 }
 
 /**
- * Milliseconds before the next attempt: drawn up to a bound that doubles, after what the service asked for.
- * @param {number} attempt how many there were
+ * Milliseconds before the next attempt: Retry-After, plus a random pause up to a bound that doubles with each attempt.
+ * @param {number} attempt number of attempts so far
  * @param {number} retryAfterMs
  * @param {number} firstMs
  * @param {number} mostMs

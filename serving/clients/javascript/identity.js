@@ -1,17 +1,17 @@
-/** Who acts: the shopper, the visit, the tab and the device, as far as a browser knows. */
+/** Identity of the shopper, the session, the tab and the device, as far as a browser knows it. */
 
 /** @typedef {import("./types.js").KeyValue} KeyValue */
 
-const VISIT_ENDS_MS = 30 * 60 * 1000;
+const SESSION_TIMEOUT_MS = 30 * 60 * 1000;
 
-/** 32 hexadecimal digits that nobody else draws. */
+/** A random unique id of 32 hexadecimal digits. */
 export function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
 }
 
 /**
- * A storage that works here, or null: pages may be denied one, and then even naming it throws.
+ * A storage that works in this page, or null. If storage is denied, merely accessing it throws.
  * @param {"localStorage" | "sessionStorage"} name
  * @returns {KeyValue | null}
  */
@@ -27,21 +27,21 @@ export function storageOf(name) {
 }
 
 /**
- * What is kept under a name, made where there is nothing yet.
+ * The value stored under a name, created and stored if there is none.
  * @param {KeyValue | null} storage
  * @param {string} name
- * @param {() => string} make
+ * @param {() => string} create
  */
-export function kept(storage, name, make) {
-  const held = storage?.getItem(name);
-  if (held) return held;
-  const made = make();
+export function storedOrNew(storage, name, create) {
+  const stored = storage?.getItem(name);
+  if (stored) return stored;
+  const created = create();
   try {
-    storage?.setItem(name, made);
+    storage?.setItem(name, created);
   } catch {
-    // Full: it lives as long as the page.
+    // Storage is full: the value lasts only as long as the page.
   }
-  return made;
+  return created;
 }
 
 export class Identity {
@@ -54,27 +54,27 @@ export class Identity {
    */
   constructor(storage, user, device) {
     this.#storage = storage;
-    this.user = user ?? kept(storage, "shelfwise user", () => `anon-${newId()}`);
+    this.user = user ?? storedOrNew(storage, "shelfwise user", () => `anon-${newId()}`);
     this.device = device ?? deviceOf();
   }
 
   /**
-   * The visit, which ends after half an hour in which nothing happened.
+   * The session id. A session ends after 30 minutes without an event.
    * @param {number} now
    */
   session(now) {
     const [id, last] = (this.#storage?.getItem("shelfwise visit") ?? "").split(" ");
-    const session = id && now - Number(last) < VISIT_ENDS_MS ? id : newId();
+    const session = id && now - Number(last) < SESSION_TIMEOUT_MS ? id : newId();
     try {
       this.#storage?.setItem("shelfwise visit", `${session} ${now}`);
     } catch {
-      // Full: the next event begins another visit.
+      // Storage is full: the next event starts another session.
     }
     return session;
   }
 }
 
-/** mobile, tablet or desktop, by what the browser says of its screen and pointer; null outside of a browser. */
+/** mobile, tablet or desktop, according to the browser's pointer and screen; null outside a browser. */
 export function deviceOf() {
   if (typeof matchMedia !== "function") return null;
   if (!matchMedia("(pointer: coarse)").matches) return "desktop";

@@ -1,4 +1,4 @@
-/** What a shopper has seen of a list: half of an item for a second, once for each list and place. */
+/** Impressions: an item counts as seen once half of it is visible for a second, once per list and position. */
 
 /** @typedef {(item: {item_id: string, request_id: string, position: number}) => void} Seen */
 
@@ -8,16 +8,16 @@ const STEPS = Array.from({ length: 21 }, (_, n) => n / 20);
 
 export class Impressions {
   /** @type {Set<string>} */
-  #told = new Set();
+  #reported = new Set();
   #seen;
 
-  /** @param {Seen} seen told once of each */
+  /** @param {Seen} seen called once for each impression */
   constructor(seen) {
     this.#seen = seen;
   }
 
   /**
-   * Look at the items of a list, also at those that come into it later. Answers how to stop.
+   * Observe the items of a list, including items added later. Returns a function that stops observing.
    * @param {Element} list
    * @param {string} requestId
    * @param {string} selector
@@ -28,38 +28,38 @@ export class Impressions {
     /** @type {Set<Element>} */
     const inSight = new Set();
     /** @param {Element} element */
-    const forget = (element) => {
+    const cancel = (element) => {
       clearTimeout(timers.get(element));
       timers.delete(element);
     };
     /** @param {Element} element */
     const begin = (element) => {
       if (timers.has(element) || document.visibilityState === "hidden") return;
-      timers.set(element, setTimeout(() => this.#tell(list, requestId, selector, element), SEEN_MS));
+      timers.set(element, setTimeout(() => this.#report(list, requestId, selector, element), SEEN_MS));
     };
-    const looking = new IntersectionObserver((entries) => {
+    const observer = new IntersectionObserver((entries) => {
       for (const entry of entries) {
         if (visible(entry)) {
           inSight.add(entry.target);
           begin(entry.target);
         } else {
           inSight.delete(entry.target);
-          forget(entry.target);
+          cancel(entry.target);
         }
       }
     }, { threshold: STEPS });
-    const add = () => list.querySelectorAll(selector).forEach((element) => looking.observe(element));
+    const add = () => list.querySelectorAll(selector).forEach((element) => observer.observe(element));
     const changes = new MutationObserver(add);
-    // In a tab behind others nothing is seen; a second begins anew when it comes back.
-    const turn = () => (document.visibilityState === "hidden" ? [...timers.keys()].forEach(forget) : inSight.forEach(begin));
+    // Nothing is seen in a hidden tab. The second starts again when the tab becomes visible.
+    const visibilityChanged = () => (document.visibilityState === "hidden" ? [...timers.keys()].forEach(cancel) : inSight.forEach(begin));
     add();
     changes.observe(list, { childList: true, subtree: true });
-    document.addEventListener("visibilitychange", turn);
+    document.addEventListener("visibilitychange", visibilityChanged);
     return () => {
-      looking.disconnect();
+      observer.disconnect();
       changes.disconnect();
-      document.removeEventListener("visibilitychange", turn);
-      [...timers.keys()].forEach(forget);
+      document.removeEventListener("visibilitychange", visibilityChanged);
+      [...timers.keys()].forEach(cancel);
     };
   }
 
@@ -69,18 +69,18 @@ export class Impressions {
    * @param {string} selector
    * @param {Element} element
    */
-  #tell(list, requestId, selector, element) {
+  #report(list, requestId, selector, element) {
     const item = placed(list, selector, element);
     if (!item) return;
     const key = JSON.stringify([requestId, item.item_id, item.position]);
-    if (this.#told.has(key)) return;
-    this.#told.add(key);
+    if (this.#reported.has(key)) return;
+    this.#reported.add(key);
     this.#seen({ ...item, request_id: requestId });
   }
 }
 
 /**
- * The item an element stands for, and its place in the list from 0: `data-position`, or by its order. Null for none.
+ * The item of an element, and its position in the list from 0 (`data-position`, or by order). Null if it has no item.
  * @param {Element} list
  * @param {string} selector
  * @param {Element} element
@@ -93,11 +93,11 @@ export function placed(list, selector, element) {
 }
 
 /**
- * Whether half of an element is in view, or it fills half of the window, being larger than that.
+ * Whether half of an element is visible, or it covers half of the window.
  * @param {IntersectionObserverEntry} entry
  */
 function visible(entry) {
   if (entry.intersectionRatio >= SHARE) return true;
-  const [seen, all] = [entry.intersectionRect, entry.rootBounds];
-  return all !== null && entry.isIntersecting && seen.width * seen.height >= SHARE * all.width * all.height;
+  const [visibleRect, rootRect] = [entry.intersectionRect, entry.rootBounds];
+  return rootRect !== null && entry.isIntersecting && visibleRect.width * visibleRect.height >= SHARE * rootRect.width * rootRect.height;
 }

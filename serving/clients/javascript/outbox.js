@@ -1,6 +1,7 @@
 /**
- * Events from `track` until the service has them: each under its own key in a storage that outlives the page, sent in
- * batches, again and again with the same id. What a closed tab left is sent by the next page.
+ * The queue of tracked events. Each event is stored under its own key in a storage that outlives the page, and is sent
+ * in batches, with retries under the same id, until the service has it. Events left by a closed tab are sent by the
+ * next page.
  */
 
 import { ShelfwiseError } from "./errors.js";
@@ -12,17 +13,17 @@ import { pauseMs } from "./exchange.js";
 /** @typedef {import("./types.js").Rejected} Rejected */
 /** @typedef {import("./exchange.js").Exchange} Exchange */
 /**
- * at: when it happened, by this browser's clock in milliseconds. tried: when it was first sent and may have arrived,
- * 0 for never. clockMs: by how much its time was corrected when it was last sent.
+ * at: time of the event by this browser's clock, in milliseconds. tried: time of the first attempt that may have
+ * reached the service, 0 for none. clockMs: correction of its time when it was last sent.
  * @typedef {{event: EventIn, at: number, tab: string, tried: number, clockMs?: number}} Waiting
  */
 
 const ROUTE = "/v1/events";
-/** A browser lets 64 KiB be on their way when a page ends, all requests together. */
+/** Browsers allow 64 KiB in flight when a page is closed, in all requests together. */
 const MOST_BYTES = 60_000;
-/** The service surely knows an id again for two days. */
+/** The service recognises a repeated event id for two days. */
 const REMEMBERED_MS = 47 * 3600_000;
-/** How old an event of another tab is when that tab is surely not just about to send it. */
+/** Age from which an event of another tab is taken over, as that tab is not just about to send it. */
 const LEFT_BEHIND_MS = 30_000;
 const ATTEMPT_MS = 10_000;
 const FIRST_PAUSE_MS = 500;
@@ -36,19 +37,19 @@ export class Outbox {
   #storage;
   #prefix;
   #tab;
-  #how;
+  #options;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** @type {Promise<boolean> | null} */
   #sending = null;
-  /** How many events, the oldest, are on their way. */
-  #flying = 0;
+  /** Number of events, counted from the oldest, that are in flight. */
+  #inFlight = 0;
   /**
-   * What was handed to the browser while the page is hidden: being hidden and being left come one after the other.
+   * Ids already handed to the browser since the page was hidden: a page is hidden first and closed later.
    * @type {Set<string>}
    */
-  #handed = new Set();
-  #failed = 0;
+  #handedOver = new Set();
+  #failures = 0;
   #notBefore = 0;
   #batch;
   #counts = { accepted: 0, duplicates: 0, rejected: 0, expired: 0, turnedAway: 0 };
@@ -58,15 +59,15 @@ export class Outbox {
    * @param {KeyValue | null} storage
    * @param {string} tab
    * @param {{everyMs: number, batch: number, queue: number,
-   *          onRefused: (event: EventIn, field: string | null, why: string) => void}} how
+   *          onRefused: (event: EventIn, field: string | null, why: string) => void}} options
    */
-  constructor(exchange, storage, tab, how) {
+  constructor(exchange, storage, tab, options) {
     this.#exchange = exchange;
     this.#storage = storage;
     this.#prefix = `shelfwise ${exchange.url} `;
     this.#tab = tab;
-    this.#how = how;
-    this.#batch = how.batch;
+    this.#options = options;
+    this.#batch = options.batch;
   }
 
   get counts() {
@@ -74,36 +75,36 @@ export class Outbox {
   }
 
   /**
-   * Queue an event; false where there is no room for it.
+   * Queue an event. Returns false if the queue is full.
    * @param {EventIn & {event_id: string}} event
    * @param {number} now
    */
   put(event, now) {
-    if (this.#waiting.size >= this.#how.queue) {
+    if (this.#waiting.size >= this.#options.queue) {
       this.#counts.turnedAway++;
-      this.#tell(event, null, `${this.#waiting.size} events wait already: is the service away?`);
+      this.#refuse(event, null, `the event queue is full (${this.#waiting.size} events): check that the service is reachable`);
       return false;
     }
-    this.#keep(event.event_id, { event, at: now, tab: this.#tab, tried: 0 });
-    this.#plan(this.#waiting.size >= this.#batch ? 0 : this.#how.everyMs);
+    this.#store(event.event_id, { event, at: now, tab: this.#tab, tried: 0 });
+    this.#schedule(this.#waiting.size >= this.#batch ? 0 : this.#options.everyMs);
     return true;
   }
 
   /**
-   * Take over what earlier pages left: those of this tab at once, those of others when they are old.
+   * Take over events left by earlier pages: those of this tab at once, those of other tabs when they are old enough.
    * @param {number} now
    */
   adopt(now) {
-    this.#handed.clear();
+    this.#handedOver.clear();
     for (const key of this.#keys()) {
       const id = key.slice(this.#prefix.length);
-      const left = this.#waiting.has(id) ? null : parsed(this.#storage?.getItem(key));
+      const left = this.#waiting.has(id) ? null : parseEntry(this.#storage?.getItem(key));
       if (left && (left.tab === this.#tab || now - left.at > LEFT_BEHIND_MS)) this.#waiting.set(id, left);
     }
-    if (this.#waiting.size) this.#plan(0);
+    if (this.#waiting.size) this.#schedule(0);
   }
 
-  /** Send what waits now; whether all that waited is delivered. */
+  /** Send all queued events now. Resolves to true if all are delivered. */
   async flush() {
     this.#notBefore = 0;
     while (this.#waiting.size) {
@@ -113,19 +114,20 @@ export class Outbox {
   }
 
   /**
-   * The page is going: hand to the browser all that waits and is not on its way. It delivers that though nobody may be
-   * left to hear the answer; so what is not known to be delivered stays in the storage, and the next page sends it again.
+   * Hand all events that are not in flight to the browser, because the page is about to close. The browser delivers
+   * them, but there may be no page left to read the response. So they stay in the storage, and the next page sends them
+   * again.
    */
   leave() {
     const now = Date.now();
-    for (let batch; (batch = this.#take(now, this.#flying, this.#handed)).length; ) {
-      this.#mark(batch, now);
-      batch.forEach((id) => this.#handed.add(id));
+    for (let batch; (batch = this.#nextBatch(now, this.#inFlight, this.#handedOver)).length; ) {
+      this.#markTried(batch, now);
+      batch.forEach((id) => this.#handedOver.add(id));
       const body = this.#body(batch);
       if (this.#exchange.key === null && beacon(this.#exchange.url + ROUTE, body)) continue;
-      // A beacon carries no key. Where too much is on its way already, the browser refuses: the next page sends it.
+      // A beacon cannot carry a key. If too much is in flight, the browser refuses, and the next page sends the events.
       this.#exchange.once("POST", ROUTE, body, ATTEMPT_MS, true).then(
-        (answer) => this.#taken(batch, answer),
+        (answer) => this.#settle(batch, answer),
         () => undefined,
       );
     }
@@ -137,7 +139,7 @@ export class Outbox {
   }
 
   /** @param {number} ms */
-  #plan(ms) {
+  #schedule(ms) {
     const wait = Math.max(ms, this.#notBefore - Date.now());
     if (this.#timer !== undefined && ms > 0) return;
     clearTimeout(this.#timer);
@@ -147,48 +149,48 @@ export class Outbox {
     }, wait);
   }
 
-  /** One batch, one at a time; whether it came to something. */
+  /** Send one batch, unless one is being sent. Resolves to false if the attempt failed. */
   #send() {
     this.#sending ??= this.#attempt().finally(() => {
       this.#sending = null;
-      if (this.#waiting.size) this.#plan(this.#waiting.size >= this.#batch ? 0 : this.#how.everyMs);
+      if (this.#waiting.size) this.#schedule(this.#waiting.size >= this.#batch ? 0 : this.#options.everyMs);
     });
     return this.#sending;
   }
 
   async #attempt() {
     const now = Date.now();
-    const batch = this.#take(now);
+    const batch = this.#nextBatch(now);
     if (!batch.length) return true;
-    const fresh = this.#mark(batch, now);
-    this.#flying = batch.length;
+    const fresh = this.#markTried(batch, now);
+    this.#inFlight = batch.length;
     try {
-      // It goes on though the page ends; what is longer than a browser takes then was cut off by `#take`.
-      this.#taken(batch, await this.#exchange.once("POST", ROUTE, this.#body(batch), ATTEMPT_MS, true));
+      // keepalive: the request continues after the page is closed. `#nextBatch` keeps it within the browser's limit.
+      this.#settle(batch, await this.#exchange.once("POST", ROUTE, this.#body(batch), ATTEMPT_MS, true));
       return true;
     } catch (error) {
       if (!(error instanceof ShelfwiseError)) throw error;
-      return this.#missed(batch, fresh, error);
+      return this.#handleError(batch, fresh, error);
     } finally {
-      this.#flying = 0;
+      this.#inFlight = 0;
     }
   }
 
   /**
-   * The oldest events, as many as one request holds, but for the `first` so many and those `without`.
+   * Ids of the oldest events, as many as fit in one request, skipping the `first` ones and those in `without`.
    * @param {number} now
    * @param {number} [first]
    * @param {Set<string>} [without]
    */
-  #take(now, first = 0, without = new Set()) {
+  #nextBatch(now, first = 0, without = new Set()) {
     const out = [];
     let size = 2;
     for (const [id, waiting] of [...this.#waiting].slice(first)) {
       if (without.has(id)) continue;
       if (waiting.tried && now - waiting.tried > REMEMBERED_MS) {
-        this.#forget(id);
+        this.#remove(id);
         this.#counts.expired++;
-        this.#tell(waiting.event, null, "not known for 47 hours whether it counted: not sent again, lest it count twice");
+        this.#refuse(waiting.event, null, "expired: first sent over 47 hours ago without a response, and not resent as it could be counted twice");
         continue;
       }
       size += bytes.encode(JSON.stringify(waiting.event)).length + 40;
@@ -199,16 +201,16 @@ export class Outbox {
   }
 
   /**
-   * Note that events are being sent; those that were not before.
+   * Record that events are being sent. Returns the ids of those that had not been sent before.
    * @param {string[]} batch
    * @param {number} now
    */
-  #mark(batch, now) {
+  #markTried(batch, now) {
     const fresh = [];
     for (const id of batch) {
       const waiting = this.#waiting.get(id);
       if (waiting && !waiting.tried) {
-        this.#keep(id, { ...waiting, tried: now });
+        this.#store(id, { ...waiting, tried: now });
         fresh.push(id);
       }
     }
@@ -232,82 +234,82 @@ export class Outbox {
    * @param {string[]} batch
    * @param {EventsAnswer} answer
    */
-  #taken(batch, answer) {
-    this.#failed = this.#notBefore = 0;
-    if (batch.length === this.#batch) this.#batch = Math.min(this.#how.batch, this.#batch * 2);
+  #settle(batch, answer) {
+    this.#failures = this.#notBefore = 0;
+    if (batch.length === this.#batch) this.#batch = Math.min(this.#options.batch, this.#batch * 2);
     this.#counts.accepted += answer.accepted;
     this.#counts.duplicates += answer.duplicates;
     const rejected = new Map(answer.rejected.map((r) => [r.index, r]));
     batch.forEach((id, index) => {
       const waiting = this.#waiting.get(id);
       const why = rejected.get(index);
-      if (waiting && why && this.#wasTheClock(waiting, why)) return; // goes again, with the right time
-      this.#forget(id);
+      if (waiting && why && this.#isClockError(waiting, why)) return; // it will be sent again with the corrected time
+      this.#remove(id);
       if (waiting && why) {
         this.#counts.rejected++;
-        this.#tell(waiting.event, why.field, why.message);
+        this.#refuse(waiting.event, why.field, why.message);
       }
     });
   }
 
   /**
-   * Whether an event was refused for its time, and the service's clock has been learnt since it was stamped.
+   * Whether an event was rejected for its timestamp, and the service's clock has become known since it was sent.
    * @param {Waiting} waiting
    * @param {Rejected} why
    */
-  #wasTheClock(waiting, why) {
+  #isClockError(waiting, why) {
     const off = Math.abs((this.#exchange.clockMs ?? 0) - (waiting.clockMs ?? 0));
     return why.field === "timestamp" && waiting.event.timestamp == null && off > 1000;
   }
 
   /**
-   * A batch was not taken; whether something came of it all the same.
+   * Handle a failed batch. Returns true if it still made progress.
    * @param {string[]} batch
    * @param {string[]} fresh
    * @param {ShelfwiseError} error
    */
-  #missed(batch, fresh, error) {
+  #handleError(batch, fresh, error) {
     if (error.rejected.length) {
-      this.#taken(batch, { accepted: 0, duplicates: 0, rejected: error.rejected, derived: [] });
+      this.#settle(batch, { accepted: 0, duplicates: 0, rejected: error.rejected, derived: [] });
       return true;
     }
     if ([400, 413, 422].includes(error.status)) {
-      // Refused for what it holds: in halves, until the one at fault stands alone.
+      // Refused for its content: halve batches until the event at fault is alone, and reject it.
       if (batch.length > 1) this.#batch = Math.ceil(batch.length / 2);
-      else this.#taken(batch, { accepted: 0, duplicates: 0, derived: [], rejected: [{ index: 0, field: error.field, message: error.message }] });
+      else this.#settle(batch, { accepted: 0, duplicates: 0, derived: [], rejected: [{ index: 0, field: error.field, message: error.message }] });
       return true;
     }
-    if (error.surelyNotDone) for (const id of fresh) this.#unmark(id);
-    this.#failed++;
-    if (!error.mayPass && this.#failed === 1) console.error(`shelfwise: events wait: ${error.message}`);
-    const pause = error.mayPass ? pauseMs(this.#failed, error.retryAfterMs, FIRST_PAUSE_MS, MOST_PAUSE_MS) : MOST_PAUSE_MS;
+    if (error.surelyNotDone) for (const id of fresh) this.#unmarkTried(id);
+    this.#failures++;
+    if (!error.mayPass && this.#failures === 1) console.error(`shelfwise: events cannot be delivered: ${error.message}`);
+    const pause = error.mayPass ? pauseMs(this.#failures, error.retryAfterMs, FIRST_PAUSE_MS, MOST_PAUSE_MS) : MOST_PAUSE_MS;
     this.#notBefore = Date.now() + pause;
     return false;
   }
 
   /** @param {string} id */
-  #unmark(id) {
+  #unmarkTried(id) {
     const waiting = this.#waiting.get(id);
-    if (waiting) this.#keep(id, { ...waiting, tried: 0 });
+    if (waiting) this.#store(id, { ...waiting, tried: 0 });
   }
 
   /**
    * @param {string} id
    * @param {Waiting} waiting
    */
-  #keep(id, waiting) {
+  #store(id, waiting) {
     this.#waiting.set(id, waiting);
     try {
       this.#storage?.setItem(this.#prefix + id, JSON.stringify(waiting));
     } catch {
-      // Full: it waits in this page alone.
+      // Storage is full: the event is queued only in this page.
     }
   }
 
   /** @param {string} id */
-  #forget(id) {
+  #remove(id) {
     this.#waiting.delete(id);
-    this.#handed.delete(id);
+    this.#handedOver.delete(id);
     this.#storage?.removeItem(this.#prefix + id);
   }
 
@@ -325,9 +327,9 @@ export class Outbox {
    * @param {string | null} field
    * @param {string} why
    */
-  #tell(event, field, why) {
+  #refuse(event, field, why) {
     try {
-      this.#how.onRefused(event, field, why);
+      this.#options.onRefused(event, field, why);
     } catch (error) {
       console.error("shelfwise: onRefused failed", error);
     }
@@ -335,21 +337,21 @@ export class Outbox {
 }
 
 /**
- * Something that a page left, or null where it is none of ours.
+ * Parse an entry that a page left in the storage; null if it is not valid.
  * @param {string | null | undefined} text
  * @returns {Waiting | null}
  */
-function parsed(text) {
+function parseEntry(text) {
   try {
-    const left = JSON.parse(text ?? "null");
-    return typeof left?.event?.event_id === "string" && Number.isFinite(left.at) ? left : null;
+    const entry = JSON.parse(text ?? "null");
+    return typeof entry?.event?.event_id === "string" && Number.isFinite(entry.at) ? entry : null;
   } catch {
     return null;
   }
 }
 
 /**
- * Whether the browser took a body to deliver. As text, it needs no leave from the service first.
+ * Pass a body to the browser to deliver. Returns false if it refuses. As text, it needs no CORS preflight.
  * @param {string} url
  * @param {string} body
  */

@@ -1,18 +1,18 @@
 /**
- * Rankings from Shelfwise and events to it, from a web page.
+ * Client for the Shelfwise ranking service in web pages.
  *
  *     import { Shelfwise } from "./shelfwise.js";
  *     const shop = new Shelfwise({ url: "https://rank.shop.example", key: "swk_..." });
  *     const shelf = await shop.recommend({ limit: 12 });
  *     shop.observe(document.querySelector("#shelf"), shelf, { clicks: true });
  *
- * What it takes and answers is in `types.d.ts`.
+ * Arguments and results are documented in `types.d.ts`.
  */
 
 import { bridge } from "./datalayer.js";
 import { ShelfwiseError } from "./errors.js";
 import { Exchange } from "./exchange.js";
-import { Identity, kept, newId, storageOf } from "./identity.js";
+import { Identity, storedOrNew, newId, storageOf } from "./identity.js";
 import { Impressions, placed } from "./impressions.js";
 import { Outbox } from "./outbox.js";
 
@@ -23,7 +23,7 @@ export { ShelfwiseError };
 /** @typedef {import("./types.js").RankAnswer} RankAnswer */
 /** @typedef {import("./types.js").SimilarAnswer} SimilarAnswer */
 
-const LOOK_MS = 30_000;
+const ADOPT_MS = 30_000;
 
 export class Shelfwise {
   #exchange;
@@ -41,12 +41,12 @@ export class Shelfwise {
     url, key = null, user = null, device = null, deadlineMs = 3000, attempts = 3, everyMs = 2000, batch = 100,
     queue = 1000, onRefused, storage = storageOf("localStorage"),
   }) {
-    this.#onRefused = onRefused ?? ((event, field, why) => console.warn("shelfwise: refused", event, field, why));
+    this.#onRefused = onRefused ?? ((event, field, why) => console.warn("shelfwise: event refused", event, field, why));
     this.#session = storage === null ? null : storageOf("sessionStorage");
     this.#exchange = new Exchange(url, key, deadlineMs, attempts);
     this.#identity = new Identity(storage, user, device);
     this.#impressions = new Impressions((item) => this.track({ event: "impression", ...item }));
-    const tab = kept(this.#session, "shelfwise tab", newId);
+    const tab = storedOrNew(this.#session, "shelfwise tab", newId);
     this.#outbox = new Outbox(this.#exchange, storage, tab, { everyMs, batch, queue, onRefused: this.#onRefused });
     this.#listen();
     this.#outbox.adopt(Date.now());
@@ -71,7 +71,7 @@ export class Shelfwise {
    * @returns {Promise<RankAnswer>}
    */
   rank(request, { deadlineMs } = {}) {
-    return this.#exchange.ask("POST", "/v1/rank", this.#asked(request), deadlineMs);
+    return this.#exchange.ask("POST", "/v1/rank", this.#withIdentity(request), deadlineMs);
   }
 
   /**
@@ -80,7 +80,7 @@ export class Shelfwise {
    * @returns {Promise<RankAnswer>}
    */
   recommend(request = {}, { deadlineMs } = {}) {
-    return this.#exchange.ask("POST", "/v1/recommend", this.#asked(request), deadlineMs);
+    return this.#exchange.ask("POST", "/v1/recommend", this.#withIdentity(request), deadlineMs);
   }
 
   /**
@@ -89,7 +89,7 @@ export class Shelfwise {
    * @returns {Promise<SimilarAnswer>}
    */
   async similar(itemId, { limit = 10, deadlineMs } = {}) {
-    if (["", ".", ".."].includes(itemId)) throw new TypeError(`"${itemId}" cannot stand in a path: give an item's id`);
+    if (["", ".", ".."].includes(itemId)) throw new TypeError(`item id "${itemId}" cannot be used in a path: pass an item's id`);
     return this.#exchange.ask("GET", `/v1/similar/${encodeURIComponent(itemId)}?limit=${limit}`, undefined, deadlineMs);
   }
 
@@ -128,7 +128,7 @@ export class Shelfwise {
       if (item) this.track({ event: "click", request_id, ...item });
     };
     if (clicks) list.addEventListener("click", clicked);
-    return this.#until(() => {
+    return this.#onClose(() => {
       stop();
       list.removeEventListener("click", clicked);
     });
@@ -136,9 +136,9 @@ export class Shelfwise {
 
   /** @param {unknown[]} [layer] */
   dataLayer(layer) {
-    const pushed = /** @type {any} */ (globalThis);
-    pushed.dataLayer ??= [];
-    return this.#until(bridge(layer ?? pushed.dataLayer, (event) => this.track(event), this.#session));
+    const page = /** @type {any} */ (globalThis);
+    page.dataLayer ??= [];
+    return this.#onClose(bridge(layer ?? page.dataLayer, (event) => this.track(event), this.#session));
   }
 
   close() {
@@ -150,34 +150,34 @@ export class Shelfwise {
   }
 
   /** @param {object} request */
-  #asked(request) {
+  #withIdentity(request) {
     const { user, device } = this.#identity;
     return { user_id: user, ...(device === null ? {} : { device }), ...request };
   }
 
   #listen() {
-    const look = setInterval(() => this.#outbox.adopt(Date.now()), LOOK_MS);
-    this.#until(() => clearInterval(look));
+    const timer = setInterval(() => this.#outbox.adopt(Date.now()), ADOPT_MS);
+    this.#onClose(() => clearInterval(timer));
     if (typeof document === "undefined") return;
     const leave = () => this.#outbox.leave();
-    const back = () => this.#outbox.adopt(Date.now());
-    const turn = () => (document.visibilityState === "hidden" ? leave() : back());
+    const resume = () => this.#outbox.adopt(Date.now());
+    const visibilityChanged = () => (document.visibilityState === "hidden" ? leave() : resume());
     const online = () => void this.#outbox.flush();
     /** @type {[EventTarget, string, () => void][]} */
-    const heard = [[document, "visibilitychange", turn], [window, "pagehide", leave], [window, "pageshow", back], [window, "online", online]];
-    for (const [target, name, then] of heard) target.addEventListener(name, then);
-    this.#until(() => heard.forEach(([target, name, then]) => target.removeEventListener(name, then)));
+    const listeners = [[document, "visibilitychange", visibilityChanged], [window, "pagehide", leave], [window, "pageshow", resume], [window, "online", online]];
+    for (const [target, name, then] of listeners) target.addEventListener(name, then);
+    this.#onClose(() => listeners.forEach(([target, name, then]) => target.removeEventListener(name, then)));
   }
 
   /**
-   * To be done once: now, or when the client is closed.
+   * Run `end` once: when the returned function is called, or when the client is closed.
    * @param {() => void} end
    */
-  #until(end) {
+  #onClose(end) {
     this.#ends.push(end);
     return () => {
-      const held = this.#ends.indexOf(end);
-      if (held >= 0) this.#ends.splice(held, 1)[0]?.();
+      const index = this.#ends.indexOf(end);
+      if (index >= 0) this.#ends.splice(index, 1)[0]?.();
     };
   }
 }

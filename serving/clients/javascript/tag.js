@@ -1,9 +1,9 @@
 /**
- * One line for a shop that has GA4 already:
+ * The client as one line, for a shop that already uses GA4:
  *
  *     <script type="module" src="/shelfwise/tag.js" data-shelfwise="https://rank.shop.example" data-key="swk_..."></script>
  *
- * It reads the page's dataLayer from its beginning, and leaves the client as `window.shelfwise`.
+ * It tracks the page's dataLayer from its first entry, and makes the client available as `window.shelfwise`.
  */
 
 import { Shelfwise } from "./shelfwise.js";
@@ -15,5 +15,5 @@ if (tag?.dataset.shelfwise) {
   shop.dataLayer();
   Object.assign(window, { shelfwise: shop });
 } else {
-  console.error('shelfwise: no script tag names the service: data-shelfwise="https://..."');
+  console.error('shelfwise: no script tag with the service address; add data-shelfwise="https://..."');
 }

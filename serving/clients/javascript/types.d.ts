@@ -1,9 +1,9 @@
-/** What the JavaScript client takes and answers. Fields are those of the service's OpenAPI schema; a test holds them to it. */
+/** Types of the JavaScript client. A test compares their fields with the service's OpenAPI schema. */
 
 export type EventName = "impression" | "view" | "click" | "cart" | "purchase" | "rating";
 export type SentEventName = EventName | "view_item_list" | "select_item" | "view_item" | "add_to_cart";
 
-/** Something a shopper did with an item, as it is sent. position: the place in the list from 0. */
+/** One interaction of a shopper with an item, as sent. position: position in the list, from 0. */
 export interface EventIn {
   event: SentEventName;
   user_id: string;
@@ -18,7 +18,7 @@ export interface EventIn {
   query?: string | null;
 }
 
-/** As given to `track`: the client adds shopper, session, device, time and an id. */
+/** An event for `track`; the client adds shopper, session, device, time and an id. */
 export type Tracked = Omit<EventIn, "user_id"> & { user_id?: string };
 
 export type Value = string | number | boolean;
@@ -63,7 +63,7 @@ export interface Pin {
   position: number;
 }
 
-/** What a shop wants of a list beyond the scores: docs/rules.md. */
+/** The shop's rules for a list, applied after scoring. See docs/rules.md. */
 export interface Rules {
   filter?: Condition | null;
   exclude?: Exclude[];
@@ -74,7 +74,7 @@ export interface Rules {
   pin?: Pin[];
 }
 
-/** Candidates to put in order. user_id, device: the client's own where they are left out. */
+/** Candidates to rank. user_id, device: default to the client's own. */
 export interface RankRequest {
   user_id?: string | null;
   candidates?: string[] | null;
@@ -85,7 +85,7 @@ export interface RankRequest {
   rules?: Rules | null;
 }
 
-/** A list out of the whole catalogue. */
+/** Request for recommendations from the whole catalogue. */
 export interface RecommendRequest {
   user_id?: string | null;
   limit?: number;
@@ -131,7 +131,7 @@ export interface Removed {
   item_ids: string[];
 }
 
-/** Items best first. request_id: goes with what the shopper does in this list. degraded: the list is not personal. */
+/** Items best first. request_id: send it with the shopper's events on this list. degraded: the list is not personalised. */
 export interface RankAnswer {
   request_id: string;
   release: string;
@@ -171,7 +171,7 @@ export interface EventsAnswer {
   derived: Derived[];
 }
 
-/** What the service says is wrong (RFC 9457). */
+/** A problem document (RFC 9457). */
 export interface ProblemDocument {
   type: string;
   title: string;
@@ -183,8 +183,8 @@ export interface ProblemDocument {
 }
 
 /**
- * Something went wrong. status: of HTTP, 0 where there was no answer. code: kind of problem (`rate`, `invalid-field`),
- * or `unreachable`, `deadline`. requestId: what the service's log names.
+ * An error of the client. status: HTTP status code, 0 if there was no response. code: kind of problem (`rate`,
+ * `invalid-field`), or `unreachable` or `deadline`. requestId: id of the request in the service's log.
  */
 export class ShelfwiseError extends Error {
   constructor(status: number, code: string | null, message: string, more?: Partial<ShelfwiseError>);
@@ -197,7 +197,7 @@ export class ShelfwiseError extends Error {
   readonly retryAfterMs: number;
 }
 
-/** Where events are kept until they are delivered; `localStorage` and `sessionStorage` are of this form. */
+/** Storage for events until they are delivered, such as `localStorage` or `sessionStorage`. */
 export interface KeyValue {
   readonly length: number;
   key(index: number): string | null;
@@ -209,29 +209,29 @@ export interface KeyValue {
 export interface Options {
   /** The service's address: https://rank.shop.example */
   url: string;
-  /** A key with the scopes `rank,events` alone, and a rate: everybody who opens the page can read it. */
+  /** A key with only the scopes `rank,events`, and a rate limit: everyone who opens the page can read it. */
   key?: string | null;
-  /** The shopper; a random id that this browser keeps where left out. */
+  /** The shopper's id; defaults to a random id stored in this browser. */
   user?: string | null;
-  /** mobile, tablet, desktop or app; found out where left out. */
+  /** mobile, tablet, desktop or app; detected by default. */
   device?: string | null;
-  /** In which a ranking is answered or fails; 3000. */
+  /** Maximum time of a ranking request, with retries, in milliseconds; 3000 by default. */
   deadlineMs?: number;
-  /** Of a ranking, in all; 3. */
+  /** Maximum attempts for a ranking request; 3 by default. */
   attempts?: number;
-  /** How long an event waits for others; 2000. */
+  /** Maximum time an event waits for others, in milliseconds; 2000 by default. */
   everyMs?: number;
-  /** Most events of one request; 100. */
+  /** Maximum events per request; 100 by default. */
   batch?: number;
-  /** Most events that wait; 1000. */
+  /** Maximum events queued; 1000 by default. */
   queue?: number;
-  /** Told of an event that will not be delivered, and why; `console.warn` where left out. */
+  /** Called with an event that will not be delivered, and the reason; `console.warn` by default. */
   onRefused?: (event: Tracked, field: string | null, why: string) => void;
-  /** Where events outlive the page; `localStorage` where left out, null for nowhere. */
+  /** Storage that keeps events after the page is closed; `localStorage` by default, null for none. */
   storage?: KeyValue | null;
 }
 
-/** waiting + accepted + duplicates + rejected + expired is all that was queued; turnedAway found no room, and was told. */
+/** The queued events are waiting + accepted + duplicates + rejected + expired. turnedAway: refused, as the queue was full. */
 export interface Counts {
   waiting: number;
   accepted: number;
@@ -242,9 +242,9 @@ export interface Counts {
 }
 
 export interface ObserveOptions {
-  /** The items within the list; `[data-item-id]`. */
+  /** Selector of the items within the list; `[data-item-id]` by default. */
   selector?: string;
-  /** Track a click on an item, too; false, for shops that say so themselves. */
+  /** Whether to track clicks on items as well; false by default, for shops that track clicks themselves. */
   clicks?: boolean;
 }
 
@@ -252,19 +252,25 @@ export class Shelfwise {
   constructor(options: Options);
   readonly user: string;
   readonly counts: Counts;
-  /** From now on the shopper is this one, after a login for example. */
+  /** Set the shopper from now on, for example after a login. */
   identify(user: string): void;
+  /** Rank candidates for the shopper. Rejects with ShelfwiseError. */
   rank(request: RankRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
+  /** Recommend items of the whole catalogue to the shopper. Rejects with ShelfwiseError. */
   recommend(request?: RecommendRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
+  /** List items with similar text. Rejects with ShelfwiseError. */
   similar(itemId: string, how?: { limit?: number; deadlineMs?: number }): Promise<SimilarAnswer>;
-  /** Queue an event; its id, or null where there was no room (`onRefused` is told). */
+  /** Queue an event. Returns its id, or null if the queue is full (`onRefused` is called). */
   track(event: Tracked): string | null;
-  /** Send what waits now; true once all that waited is delivered, false where an attempt failed (it goes on by itself). */
+  /** Send queued events now. Resolves to true if all are delivered, to false if an attempt failed (it will be retried). */
   flush(): Promise<boolean>;
-  /** Track impressions of a list: half of an item visible for a second, once for each place. Answers how to stop. */
+  /**
+   * Track impressions of a list: half of an item visible for a second, once per position. Returns a function that stops
+   * tracking.
+   */
   observe(list: Element, answer: { request_id: string }, how?: ObserveOptions): () => void;
-  /** Take over what the shop pushes into GA4's dataLayer, from the beginning of the page. Answers how to stop. */
+  /** Track GA4 events in the page's dataLayer, from its first entry. Returns a function that stops tracking. */
   dataLayer(layer?: unknown[]): () => void;
-  /** Send what waits, and stop listening; what is not delivered waits for the next page. */
+  /** Send queued events, and stop tracking. Events that are not delivered are left for the next page. */
   close(): void;
 }

@@ -1,2 +1,2 @@
-"""The operator's page: releases, what the gate said of them, how the service does; promote and roll back. Off unless
-`serving.operator` is true, and behind a key for `admin`."""
+"""The operator's page: service metrics, releases and their gate verdicts, promotion and rollback. Off unless
+`serving.operator` is true; needs a key with scope `admin`."""

@@ -1,4 +1,4 @@
-"""What the operator's page shows: the releases with their quality, what the gate said, and who changed what."""
+"""Data of the operator's page: releases with their quality and gate verdicts, and the audit log."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _NIGHTS = 60
 
 
 class Night(Struct):
-    """What the gate said of one night's release. at: ISO 8601, UTC. reasons: rule, verdict, message, sternest first.
+    """Gate verdict on the release of one nightly run. at: ISO 8601, UTC.
 
-    quality: by system: ndcg@10 on the night's test lists, its low and high. difference: of the live release then, with
-    low and high, null where there was none. drift: the features that differ most between test lists and those learnt
-    from, by PSI; drift_median: over all features, null where none was compared.
+    reasons: (rule, verdict, message), strictest first. quality: [ndcg@10 on the night's test lists, low, high] by
+    system. difference: [difference from the release that was live, low, high], null if there was none. drift: PSI
+    between test and training lists, for the features that differ most. drift_median: median PSI over all features, null
+    if none was compared.
     """
 
     at: str
@@ -36,9 +37,9 @@ class Night(Struct):
 
 
 class ReleaseRow(Struct):
-    """One release. state: live, pinned (and live), previous, or nothing. cut_off: Unix seconds, what its log covers.
+    """One release. state: live, pinned (live and pinned), previous, or empty. cut_off: end of its data, Unix seconds.
 
-    problem: why it cannot be used, else empty. night: its part in `Board.nights`, null where no gate judged it.
+    problem: why it cannot be used, empty if it can. night: its entry in `Board.nights`, null if no gate judged it.
     """
 
     release: str
@@ -52,7 +53,7 @@ class ReleaseRow(Struct):
 
 
 class Change(Struct):
-    """A promotion or rollback that was asked for. state: running, done or failed; error: why it failed, else empty."""
+    """A requested promotion or rollback. state: running, done or failed. error: why it failed, empty otherwise."""
 
     action: str
     release: str
@@ -63,11 +64,11 @@ class Change(Struct):
 
 
 class Board(Struct):
-    """Everything of the page but the timeline. at: Unix seconds, the service's clock.
+    """All data of the page except the timeline. at: the service's clock, Unix seconds.
 
-    live: by Redis. here: what this worker answers from. degraded: why Redis could not be asked, else empty.
-    audit: changes of the live release, newest first, as `releases audit` prints them. change: the promotion or rollback
-    asked for last, of whichever worker.
+    live: the live release according to Redis. here: the release this worker serves. degraded: why Redis is unavailable,
+    empty otherwise. audit: changes of the live release, newest first, as `releases audit` prints them. change: the
+    latest promotion or rollback requested from any worker.
     """
 
     at: float
@@ -81,7 +82,7 @@ class Board(Struct):
 
 
 class Shown(Struct):
-    """The minutes that were kept, oldest first."""
+    """The stored minutes of the timeline, oldest first."""
 
     minutes: list[Minute]
 
@@ -89,9 +90,10 @@ class Shown(Struct):
 def board(
     root: Path | None, pointer: Pointer | None, here: str | None, at: float, degraded: str, change: Change | None
 ) -> Board:
-    """The board as of now. root: the directory of the releases, None where none was ever loaded.
+    """Build the board. root: directory of the releases, None if no release has been loaded.
 
-    pointer: the live release, None where Redis names none or is away. here: what this worker answers from.
+    pointer: the live release, None if there is none or Redis is unavailable. here: the release this worker serves. at:
+    Unix seconds.
     """
     if root is None:
         return Board(at, None, here, degraded, [], [], [], change)
@@ -142,5 +144,5 @@ def _night(line: dict[str, Any]) -> Night:
 
 
 def encoded(answer: Board | Shown | Change) -> bytes:
-    """JSON; what is not a finite number is null."""
+    """Encode as JSON. Numbers that are not finite become null."""
     return msgspec.json.encode(answer)

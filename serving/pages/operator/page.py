@@ -1,7 +1,7 @@
-"""The page's files over HTTP, and what it asks and does under /v1/operator with a key for `admin`.
+"""Routes of the operator's page: its files, and its API under /v1/operator, which needs a key with scope `admin`.
 
-Promoting checks a release byte by byte and puts its vectors into Redis, which may take longer than a request may. So it
-is begun, and the board says how it goes: whichever worker is asked, since that is kept in Redis.
+Promotion verifies every byte of a release and writes its vectors to Redis, which may take longer than a request may. So
+a request only starts it, and the board reports its progress, from any worker, as its state is kept in Redis.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".
     name: FOLDER.parent / "storefront" / file
     for name, file in (("api.js", "api.js"), ("icon.svg", "icon.svg"), ("base.css", "style.css"))
 }
-"""The files of the page, some of them the storefront's."""
+"""Files of the page by name, including some of the storefront's."""
 CHANGE = "sw:change"
+"""Redis key of the latest change, as JSON."""
 _CHANGE_KEPT_S = 3600
 _HOURS = 72
 _STALE_S = 600
-"""After which a change that never told its end is taken for dead with its worker."""
+"""Seconds after which a change still marked as running is considered dead, as its worker must have stopped."""
 
 
 class ChangeRequest(Struct, forbid_unknown_fields=True):
-    """What to make live, and why. live: the release the asker saw live; another means somebody was quicker."""
+    """A promotion or rollback to start, and the reason. live: the release that was live when the page was read. If it
+    is not live any more, someone else has changed it meanwhile."""
 
     live: Annotated[str, Meta(min_length=1, max_length=64)]
     reason: Annotated[str, Meta(min_length=1, max_length=500)]
@@ -55,46 +57,46 @@ _CHANGE_REQUEST = msgspec.json.Decoder(ChangeRequest)
 def add_operator(
     app: FastAPI, service: Service, timeline: Timeline, redis_url: str, custom: tuple[Feature, ...] = ()
 ) -> None:
-    """Answer the page at /operator, and what it asks and does under /v1/operator."""
+    """Add the page at /operator and its API under /v1/operator."""
     add_files(app, PATH, FILES)
     guarded: dict[str, Any] = {"openapi_extra": needs("admin"), "include_in_schema": False}
     changes = Changes(service, redis_url, custom)
 
     @app.get("/v1/operator/board", **guarded)
-    async def the_board() -> Response:
+    async def read_board() -> Response:
         return _json(await changes.board())
 
     @app.get("/v1/operator/timeline", **guarded)
-    async def the_timeline(hours: Annotated[float, Query(gt=0, le=_HOURS)] = 6.0) -> Response:
+    async def read_timeline(hours: Annotated[float, Query(gt=0, le=_HOURS)] = 6.0) -> Response:
         try:
             return _json(Shown(await timeline.read(service.clock() - 3600 * hours)))
         except StoreAway as e:
-            raise _away(e) from e
+            raise _redis_away(e) from e
 
     @app.post("/v1/operator/promote", **guarded)
     async def promote(request: Request) -> Response:
-        return _json(await changes.begin("promote", await _asked(request), caller(request)), 202)
+        return _json(await changes.begin("promote", await _change_request(request), caller(request)), 202)
 
     @app.post("/v1/operator/rollback", **guarded)
     async def rollback(request: Request) -> Response:
-        return _json(await changes.begin("rollback", await _asked(request), caller(request)), 202)
+        return _json(await changes.begin("rollback", await _change_request(request), caller(request)), 202)
 
 
-async def _asked(request: Request) -> ChangeRequest:
-    # A page elsewhere may make a browser post here, and where there are no keys nothing else would stop it.
+async def _change_request(request: Request) -> ChangeRequest:
+    # A page on another site can make a browser post here. Without keys, nothing else would prevent that.
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         raise Problem(
             403,
             "elsewhere",
-            "Asked from another page",
-            "the browser says that another site sent this",
-            "Use the page at /operator, or a program.",
+            "Cross-site request",
+            "the request was sent by another site's page (Sec-Fetch-Site)",
+            "Use the page at /operator, or an HTTP client other than a browser.",
         )
     return decoding.decode(_CHANGE_REQUEST, await request.body())
 
 
 class Changes:
-    """Promotions and rollbacks, one at a time, begun here and told to every worker through Redis."""
+    """Promotions and rollbacks, one at a time, run by this worker and reported to all workers through Redis."""
 
     def __init__(self, service: Service, redis_url: str, custom: tuple[Feature, ...]) -> None:
         self._service, self._redis_url, self._custom = service, redis_url, custom
@@ -106,7 +108,7 @@ class Changes:
         return None if live is None else live.release.path.parent
 
     async def board(self) -> Board:
-        """All that the page shows but the timeline; without Redis what the disk says, and why."""
+        """The data of the page except the timeline. Without Redis, it is read from disk only, and `degraded` is set."""
         pointer, change, degraded, live = None, None, "", self._service.follower.live
         try:
             pointer = await self._service.store.pointer()
@@ -116,91 +118,101 @@ class Changes:
         here = live.release.id if live else None
         return await asyncio.to_thread(board, self._root, pointer, here, self._service.clock(), degraded, change)
 
-    async def begin(self, action: str, asked: ChangeRequest, by: str | None) -> Change:
-        """Begin a change; the board tells how it ends. Raises Problem: 404 no such release, 409 another is live than
-        the asker saw, or a change is under way, 503 Redis is away or no release is loaded."""
+    async def begin(self, action: str, request: ChangeRequest, by: str | None) -> Change:
+        """Start a change; the board reports its result.
+
+        Raises Problem: 404 if the release is unknown; 409 if `request.live` is not live any more, if a change is in
+        progress, or if the previous release is unknown; 503 if Redis is unavailable or no release is loaded.
+        """
         root = self._service.live().release.path.parent
         try:
             pointer, last = await self._service.store.pointer(), await self._last()
         except StoreAway as e:
-            raise _away(e) from e
+            raise _redis_away(e) from e
         live = pointer.id if pointer else None
-        if live != asked.live:
+        if live != request.live:
             raise Problem(
                 409,
                 "moved",
-                "Another release is live by now",
-                f"{live}, and not {asked.live}",
-                "Look at the board again.",
+                "The live release has changed",
+                f"{live} is live now, not {request.live}",
+                "Reload the board and try again.",
                 "live",
             )
         if last is not None and last.state == "running" and self._service.clock() - last.at < _STALE_S:
             raise Problem(
                 409,
                 "busy",
-                "A change is under way",
-                f"{last.action} of {last.release}, by {last.by}",
-                "Wait until the board says that it is done.",
+                "Another change is in progress",
+                f"{last.action} of {last.release}, requested by {last.by}",
+                "Wait until the board shows that it is done.",
             )
-        target = await asyncio.to_thread(_target, root, action, asked.release, live)
-        change = Change(action, target, by or "whoever reaches the service", self._service.clock(), "running")
-        await self._tell(change)
-        task = asyncio.create_task(self._make(root, change, asked.reason))
+        target = await asyncio.to_thread(_target, root, action, request.release, live)
+        change = Change(action, target, by or "anonymous", self._service.clock(), "running")
+        await self._save(change)
+        task = asyncio.create_task(self._run(root, change, request.reason))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return change
 
-    async def _make(self, root: Path, change: Change, reason: str) -> None:
+    async def _run(self, root: Path, change: Change, reason: str) -> None:
         try:
-            await asyncio.to_thread(self._point, root, change, reason)
+            await asyncio.to_thread(self._promote, root, change, reason)
             change.state = "done"
-        except Exception as e:  # whatever it was, the operator is waiting to hear of it
+        except Exception as e:  # report any error to the operator
             log.error("%s of %s failed", change.action, change.release, exc_info=e)
             change.state, change.error = "failed", f"{type(e).__name__}: {e}"
         try:
-            await self._tell(change)
+            await self._save(change)
         except StoreAway as e:
-            log.error("how %s of %s ended could not be written: %s", change.action, change.release, e)
+            log.error("the result of %s of %s could not be written to Redis: %s", change.action, change.release, e)
 
-    def _point(self, root: Path, change: Change, reason: str) -> None:
+    def _promote(self, root: Path, change: Change, reason: str) -> None:
         with BulkStore(self._redis_url) as store:
             registry.promote(root, store, change.release, reason, self._custom, change.action, change.by)
 
     async def _last(self) -> Change | None:
-        found = (await self._service.store.run([["GET", CHANGE]]))[0]
+        stored = (await self._service.store.run([["GET", CHANGE]]))[0]
         try:
-            return None if found is None else msgspec.json.decode(found, type=Change)
+            return None if stored is None else msgspec.json.decode(stored, type=Change)
         except msgspec.MsgspecError:
-            return None  # of another version
+            return None  # written by another version
 
-    async def _tell(self, change: Change) -> None:
+    async def _save(self, change: Change) -> None:
         await self._service.store.run([["SET", CHANGE, msgspec.json.encode(change), "EX", _CHANGE_KEPT_S]])
 
 
 def _target(root: Path, action: str, release: str | None, live: str | None) -> str:
-    """The release that will be live. Raises Problem where there is none such."""
+    """The release to make live. Raises Problem (404, 409) if there is no such release."""
     if action == "rollback":
         before = registry.previous_release(root, live) if live else None
         if before is None or release not in (None, before):
             raise Problem(
                 409,
                 "no-previous",
-                "There is no such release to go back to",
-                f"{before or 'none'} was live before {live}",
-                "Promote one of the board instead.",
+                "No such release to roll back to",
+                f"{before or 'no release'} was live before {live}",
+                "Promote a release from the board instead.",
                 "release",
             )
         return before
-    good = {r.manifest.id for r in list_releases(root) if r.manifest}
-    if release is None or release not in good:  # also keeps a path out of what is loaded
+    usable = {r.manifest.id for r in list_releases(root) if r.manifest}
+    if release is None or release not in usable:  # this also prevents loading from an arbitrary path
         raise Problem(
-            404, "no-release", "There is no such release", str(release)[:64], "Name one of the board.", "release"
+            404,
+            "no-release",
+            "No such release",
+            f"{str(release)[:64]} is not a usable release",
+            "Use a release listed on the board.",
+            "release",
         )
     return release
 
 
-def _away(error: StoreAway) -> Problem:
-    return Problem(503, "store-away", "Redis is away", str(error), "Try again shortly.", headers={"Retry-After": "1"})
+def _redis_away(error: StoreAway) -> Problem:
+    return Problem(
+        503, "store-away", "Redis is unavailable", str(error), "Retry shortly.", headers={"Retry-After": "1"}
+    )
 
 
 def _json(answer: Any, status: int = 200) -> Response:

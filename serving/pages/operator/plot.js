@@ -1,4 +1,4 @@
-// A small line plot as SVG: one quantity over time, with an interval where there is one, and a table that says the same.
+// A small SVG line plot of quantities over time, with intervals if there are any, and a table of the same values.
 
 const NS = "http://www.w3.org/2000/svg";
 const WIDE = 360, HIGH = 130, LEFT = 54, RIGHT = 8, TOP = 8, BOTTOM = 22;
@@ -19,26 +19,26 @@ function html(name, className, text) {
 
 const time = (at) => new Date(at * 1000).toISOString();
 
-/** What an axis of time is labelled with: the hour within a day, else the day. */
+/** A label of the time axis: the time of day if the plot spans less than a day, otherwise the date. */
 function label(at, span) {
   return span < 86400 ? time(at).slice(11, 16) : time(at).slice(5, 10);
 }
 
-/** A round number at least as large. */
+/** The smallest round number that is not less than the value. */
 function above(value) {
   if (!(value > 0)) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
   return [1, 1.5, 2, 3, 5, 7, 10].map((k) => k * unit).find((k) => k >= value * 0.999999) ?? value;
 }
 
-/** The points in runs without a gap: a null, or a stretch thrice the usual, ends a line. */
+/** Split points into runs without gaps. A null, or an interval over three times the median, ends a run. */
 function runs(points) {
   const gaps = points.slice(1).map((p, k) => p.at - points[k].at).sort((a, b) => a - b);
-  const usual = gaps[Math.floor(gaps.length / 2)] ?? 0;
+  const median = gaps[Math.floor(gaps.length / 2)] ?? 0;
   const out = [[]];
   let last = null;
   for (const p of points) {
-    if (p.value === null || (last !== null && p.at - last > 3 * usual)) out.push([]);
+    if (p.value === null || (last !== null && p.at - last > 3 * median)) out.push([]);
     if (p.value !== null) out.at(-1).push(p);
     last = p.at;
   }
@@ -46,18 +46,18 @@ function runs(points) {
 }
 
 /**
- * A figure with heading, plot and table.
- * lines: [{name, points: [{at, value, low, high}]}], oldest first, value null where nothing is known. say: (value) => text.
- * from: "zero", or "data" for an axis that begins near the least value. marks: [{at, name}] are drawn upright.
+ * A figure with a heading, a plot and a table.
+ * lines: [{name, points: [{at, value, low, high}]}], oldest first, value null if unknown. format: (value) => text.
+ * from: "zero", or "data" for an axis that starts near the lowest value. marks: [{at, name}], drawn as vertical lines.
  */
-export function plot({ title, unit, lines, say, from = "zero", marks = [] }) {
+export function plot({ title, unit, lines, format, from = "zero", marks = [] }) {
   const figure = html("figure", "plot");
   const known = lines.flatMap((line) => line.points.filter((p) => p.value !== null));
   const caption = html("figcaption");
   caption.append(html("b", "", title), html("span", "unit", unit));
   figure.append(caption);
   if (!known.length) {
-    figure.append(html("p", "quiet", "Nothing to draw."));
+    figure.append(html("p", "quiet", "No data."));
     return figure;
   }
   const newest = lines.map((l) => [l.name, l.points.findLast((p) => p.value !== null)]).filter(([, p]) => p);
@@ -67,7 +67,7 @@ export function plot({ title, unit, lines, say, from = "zero", marks = [] }) {
     if (!p) return;
     if (latest.childNodes.length) latest.append(" · ");
     if (lines.length > 1) latest.append(html("span", `key s${k}`, line.name), " ");
-    latest.append(say(p.value));
+    latest.append(format(p.value));
   });
   figure.append(latest);
   const first = Math.min(...known.map((p) => p.at)), end = Math.max(...known.map((p) => p.at)), span = Math.max(end - first, 1);
@@ -76,11 +76,11 @@ export function plot({ title, unit, lines, say, from = "zero", marks = [] }) {
   const base = least < 0 ? -above(-least) : from === "data" ? Math.max(0, Math.floor((least - (top - least) * 0.2) * 20) / 20) : 0;
   const x = (at) => LEFT + ((at - first) / span) * (WIDE - LEFT - RIGHT);
   const y = (value) => TOP + (1 - (value - base) / Math.max(top - base, 1e-12)) * (HIGH - TOP - BOTTOM);
-  const words = `${title}, ${unit}: ${newest.map(([name, p]) => `${name} ${say(p.value)} at the end`).join(", ")}, from ${say(least)} to ${say(most)}.`;
+  const words = `${title}, ${unit}: latest ${newest.map(([name, p]) => `${name} ${format(p.value)}`).join(", ")}; range from ${format(least)} to ${format(most)}.`;
   const root = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": words });
   for (const value of [base, (base + top) / 2, top]) {
     root.append(svg("line", { class: "grid", x1: LEFT, x2: WIDE - RIGHT, y1: y(value), y2: y(value) }));
-    root.append(svg("text", { class: "axis", x: LEFT - 5, y: y(value) + 3.5, "text-anchor": "end" }, say(value)));
+    root.append(svg("text", { class: "axis", x: LEFT - 5, y: y(value) + 3.5, "text-anchor": "end" }, format(value)));
   }
   if (base < 0) root.append(svg("line", { class: "zero", x1: LEFT, x2: WIDE - RIGHT, y1: y(0), y2: y(0) }));
   for (const [at, anchor] of end - first > 0 ? [[first, "start"], [end, "end"]] : [[first, "start"]]) {
@@ -102,20 +102,20 @@ export function plot({ title, unit, lines, say, from = "zero", marks = [] }) {
       if (line.points.length < 40) for (const p of run) root.append(svg("circle", { class: `dot s${k}`, cx: x(p.at), cy: y(p.value), r: 2.2 }));
     }
   });
-  figure.append(root, table(title, lines, say));
+  figure.append(root, table(title, lines, format));
   return figure;
 }
 
 const ROWS = 60;
 
-function table(title, lines, say) {
+function table(title, lines, format) {
   const details = html("details"), all = html("table"), head = html("tr"), scroll = html("div", "rows");
   scroll.tabIndex = 0;
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", `${title}, as a table`);
   scroll.append(all);
-  details.append(html("summary", "", "As a table"), scroll);
-  head.append(html("th", "", "at (UTC)"), ...lines.map((line) => html("th", "", line.name)));
+  details.append(html("summary", "", "Show as table"), scroll);
+  head.append(html("th", "", "Time (UTC)"), ...lines.map((line) => html("th", "", line.name)));
   all.append(head);
   const ats = [...new Set(lines.flatMap((line) => line.points.map((p) => p.at)))].sort((a, b) => b - a).slice(0, ROWS);
   const by = lines.map((line) => new Map(line.points.map((p) => [p.at, p])));
@@ -123,8 +123,8 @@ function table(title, lines, say) {
     const row = html("tr");
     row.append(html("td", "", time(at).slice(0, 16).replace("T", " ")), ...by.map((of) => {
       const p = of.get(at);
-      const interval = p?.low !== undefined && p?.low !== null ? ` [${say(p.low)}, ${say(p.high)}]` : "";
-      return html("td", "", p && p.value !== null ? `${say(p.value)}${interval}` : "–");
+      const interval = p?.low !== undefined && p?.low !== null ? ` [${format(p.low)}, ${format(p.high)}]` : "";
+      return html("td", "", p && p.value !== null ? `${format(p.value)}${interval}` : "–");
     }));
     all.append(row);
   }

@@ -1,1 +1,1 @@
-"""The storefront page: a shelf to try a release with. Off unless `serving.storefront` is true."""
+"""The storefront page: a demo shop for trying out a release. Off unless `serving.storefront` is true."""

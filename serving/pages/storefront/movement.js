@@ -1,6 +1,6 @@
-// A list of cards whose order changes: what moves is seen to move, and the keyboard's focus goes with it.
+// A list of cards whose order changes. Moves are animated, and keyboard focus follows the product.
 
-const still = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Shelf {
   constructor(root) {
@@ -9,13 +9,14 @@ export class Shelf {
     this.far = new Map();
   }
 
+  /** Position of each card from 1, by item id. */
   places() {
     return new Map([...this.cards.keys()].map((id, k) => [id, this.far.get(id) ?? k + 1]));
   }
 
   /**
-   * Show these cards, by item id, in this order. before: of `places`, empty where movement is not to be marked.
-   * far: the places of cards that stand at the end for want of room.
+   * Show these cards, by item id, in this order. before: the previous `places`; empty to mark no movement.
+   * far: real positions of the cards at the end, which rank below the shelf's length.
    */
   show(cards, before, far = new Map()) {
     this.far = far;
@@ -23,11 +24,12 @@ export class Shelf {
     const from = new Map([...this.cards].map(([id, card]) => [id, card.element.getBoundingClientRect()]));
     this.cards = cards;
     this.root.replaceChildren(...[...cards.values()].map((card) => card.element));
-    for (const [id, place] of this.places()) cards.get(id).stand(place, before.size ? before.get(id) ?? 0 : undefined);
-    if (before.size && !still.matches) this.glide(from);
+    for (const [id, place] of this.places()) cards.get(id).setPlace(place, before.size ? before.get(id) ?? 0 : undefined);
+    if (before.size && !reducedMotion.matches) this.glide(from);
     if (focus) this.refocus(focus);
   }
 
+  /** Animate the cards from their previous rectangles. */
   glide(from) {
     const timing = { duration: 550, easing: "cubic-bezier(.2,.7,.2,1)" };
     const to = [...this.cards].map(([id, card]) => [id, card.element, card.element.getBoundingClientRect()]);
@@ -40,14 +42,14 @@ export class Shelf {
     }
   }
 
-  /** Where the focus is, if in this shelf: a card's id, its place, and the class of what in it has the focus. */
+  /** The focus, if it is in this shelf: its card's id and position, the focused element, and whether focus is visible. */
   focused() {
     const active = document.activeElement, card = active?.closest?.("li.card");
     if (!card || !this.root.contains(card)) return null;
     return { id: card.dataset.item, place: [...this.root.children].indexOf(card), active, seen: active.matches(":focus-visible") };
   }
 
-  /** A product that moved keeps the focus; one that left leaves it to what stands at its place now. */
+  /** Restore the focus: to the same product if it is still shown, otherwise to the one now at its position. */
   refocus({ id, place, active, seen }) {
     const stayed = this.cards.get(id);
     const next = stayed ? active : this.root.children[Math.min(place, this.root.children.length - 1)]?.querySelector("button");

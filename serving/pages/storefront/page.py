@@ -1,7 +1,7 @@
-"""The page's files over HTTP, and the routes beside the API that a shop would answer from its own database.
+"""Routes of the storefront page: its files, and data that a real shop would take from its own database.
 
-Rankings and events go through the public routes, as any shop's would. What a page needs and the API rightly lacks
-stands here: how products look, who there is to shop as, what sells most, which titles hold a word.
+Rankings and events use the public routes, as any shop would. The routes here add what a page needs but the API does not
+offer: product details, known shoppers, the most popular items, and a title search.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from serving.ranking import Service
 PATH = "/storefront"
 FOLDER = Path(__file__).parent
 FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".css", ".svg", ".js")}
-"""The files of the page."""
+"""Files of the page by name."""
 
 
 def add_storefront(app: FastAPI, service: Service) -> None:
-    """Answer the page at /storefront, and what it asks under /v1/storefront with a key for `rank`."""
+    """Add the page at /storefront and its API under /v1/storefront, which needs a key with scope `rank`."""
     add_files(app, PATH, FILES)
     writes = any(getattr(r, "path", "") == "/v1/items" and "PUT" in (r.methods or ()) for r in app.routes)  # type: ignore[attr-defined]
     guarded: dict[str, Any] = {"openapi_extra": needs("rank"), "include_in_schema": False}
 
-    async def asked(request: Request) -> rankings.RankRequest:
-        wanted = rankings.rank_request(await request.body())
-        decoding.check_count(len(wanted.candidates or ()), service.config.max_candidates, "candidates")
-        return wanted
+    async def decoded(request: Request) -> rankings.RankRequest:
+        rank_request = rankings.rank_request(await request.body())
+        decoding.check_count(len(rank_request.candidates or ()), service.config.max_candidates, "candidates")
+        return rank_request
 
     @app.get("/v1/storefront/shop", **guarded)
-    async def the_shop() -> Response:
+    async def read_shop() -> Response:
         return _json(await shop.shop(service, writes))
 
     @app.post("/v1/storefront/products", **guarded)
     async def products(request: Request) -> Response:
-        return _json(shop.products(service.live(), (await asked(request)).candidates or []))
+        return _json(shop.products(service.live(), (await decoded(request)).candidates or []))
 
     @app.get("/v1/storefront/search", **guarded)
     async def search(words: str = "") -> Response:
@@ -50,7 +50,7 @@ def add_storefront(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/storefront/popular", **guarded)
     async def popular(request: Request) -> Response:
-        return _json(shop.popular(service, await asked(request)))
+        return _json(shop.popular(service, await decoded(request)))
 
 
 def _json(answer: Any) -> Response:

@@ -1,8 +1,8 @@
-// A product's picture, drawn from its attributes: the category gives the shape, the brand the colours, the id the cloth.
+// A product picture drawn from attributes: category sets the shape, title or brand the colour, id the background.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// Each shape stands in a box of 100 by 100: [colour number, path]. 0 is the main colour, 1 darker, 2 an accent.
+// [category words, [colour number, path] in a box of 100 by 100]. Colours: 0 is the main one, 1 is darker, 2 an accent.
 const SHAPES = [
   ["furniture chair sofa home", [[1, "M32 58h6v30h-6zM62 58h6v30h-6z"], [0, "M30 16h40a4 4 0 0 1 4 4v28H26V20a4 4 0 0 1 4-4z"], [2, "M24 48h52a4 4 0 0 1 4 4v8H20v-8a4 4 0 0 1 4-4z"]]],
   ["kitchen dining food grocery cup mug", [[1, "M68 40h8a12 12 0 0 1 0 26h-9v-7h8a5 5 0 0 0 0-12h-7z"], [0, "M24 34h46v36a12 12 0 0 1-12 12H36a12 12 0 0 1-12-12z"], [2, "M24 44h46v8H24zM38 14q-6 7 0 14M52 14q-6 7 0 14"]]],
@@ -20,7 +20,7 @@ const SHAPES = [
 
 const HUES = { red: 4, orange: 26, amber: 38, mustard: 46, yellow: 50, moss: 95, green: 130, teal: 178, blue: 215, navy: 228, indigo: 245, purple: 280, plum: 310, pink: 338 };
 
-/** 32 bits that depend on every character (FNV-1a). */
+/** 32-bit FNV-1a hash of a text's code points. */
 export function hash(text) {
   let h = 0x811c9dc5;
   for (const c of text) h = Math.imul(h ^ c.codePointAt(0), 0x01000193) >>> 0;
@@ -39,13 +39,13 @@ function hueOf(product) {
 }
 
 function draw(parent, tag, attributes) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  parent.append(made);
-  return made;
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  parent.append(element);
+  return element;
 }
 
-/** An SVG element; said by the title beside it, so hidden from a screen reader. */
+/** The picture as an SVG element, hidden from screen readers because the title is next to it. */
 export function picture(product) {
   const hue = hueOf(product), bits = hash(product.item_id);
   const colours = [`hsl(${hue} 48% 52%)`, `hsl(${hue} 46% 34%)`, `hsl(${(hue + 150) % 360} 58% 70%)`];
@@ -54,7 +54,7 @@ export function picture(product) {
   svg.setAttribute("preserveAspectRatio", "xMidYMid slice");
   svg.setAttribute("aria-hidden", "true");
   draw(svg, "rect", { width: 160, height: 100, fill: `hsl(${(hue + 20) % 360} 38% 90%)` });
-  for (let k = 0; k < 4; k++) {  // what stands behind it: discs or bars, where the id says
+  for (let k = 0; k < 4; k++) {  // background: discs or bars, placed by the id's hash
     const x = (bits >>> (k * 7)) % 160, y = (bits >>> (k * 5 + 3)) % 100, fill = `hsl(${(hue + 20) % 360} 42% 84%)`;
     if (bits & 1) draw(svg, "circle", { cx: x, cy: y, r: 9 + ((bits >>> k) % 16), fill });
     else draw(svg, "rect", { x, y: 0, width: 5 + ((bits >>> k) % 14), height: 100, fill });

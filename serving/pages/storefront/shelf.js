@@ -1,6 +1,6 @@
-// The page: who shops, what is asked for, and what is done when a button is pressed.
+// The storefront page: the shopper, the request for a list, and what the buttons do.
 
-import { call, freshId, Refused, useKey } from "./api.js";
+import { ApiError, call, newId, useKey } from "./api.js";
 import { Card, make } from "./card.js";
 import { Shelf } from "./movement.js";
 
@@ -9,15 +9,16 @@ const $ = (id) => document.getElementById(id);
 const own = new Shelf($("own")), popular = new Shelf($("popular"));
 const products = new Map();
 const pins = [], added = [], cart = [];
-let shopper, turn = 0, later, among, shown = null;
+let shopper, turn = 0, timer, total, shown = null;
 
-function say(words) {
-  $("said").textContent = words;
+/** Announce a message to screen readers. */
+function announce(message) {
+  $("said").textContent = message;
 }
 
-function notice(words) {
-  $("notice").textContent = words;
-  $("notice").hidden = !words;
+function notice(message) {
+  $("notice").textContent = message;
+  $("notice").hidden = !message;
 }
 
 function ordinal(n) {
@@ -27,12 +28,12 @@ function ordinal(n) {
 
 const title = (id) => products.get(id)?.title || id;
 
-/** Whatever goes wrong is said where people look; a key is asked for where one is needed. */
+/** Do some work; show an error on the page, and the key form if a key is needed. */
 async function guarded(work) {
   try {
     await work();
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
+    if (!(error instanceof ApiError)) throw error;
     $("key").hidden = error.status !== 401;
     notice(error.message);
   }
@@ -49,27 +50,28 @@ function rules() {
   return out;
 }
 
-/** What was typed to search, empty for nothing: no more than a request takes, and no sign that it refuses. */
+/** The search query, empty if there is none, without control characters, which a request may not contain. */
 function typed() {
   return $("words").value.replace(/[\s\u0000-\u001f\u007f]+/g, " ").trim();
 }
 
-/** The shopper's own list out of the whole shop; query: what was searched for, empty for nothing. */
+/** Recommendations for the shopper. query: empty if there is none. */
 async function personal(query) {
-  const asked = { user_id: shopper, limit: SHOWN, explain: true, rules: rules(), ...(query ? { query } : {}) };
-  const answer = await call("POST", "v1/recommend", asked);
+  const request = { user_id: shopper, limit: SHOWN, explain: true, rules: rules(), ...(query ? { query } : {}) };
+  const answer = await call("POST", "v1/recommend", request);
   const ids = answer.items.map((item) => item.item_id);
   if (added.every((id) => ids.includes(id))) return answer;
-  // What was just added is shown though it is not among the first, and at its place among many: a score depends on
-  // what else is in the list, so among the few that are shown it would be another.
-  const many = await call("POST", "v1/recommend", { ...asked, limit: MANY, explain: false });
+  // Products just added are shown even if they do not rank high enough, with their position among many candidates:
+  // scores depend on the other candidates, so their position among the few shown would be different.
+  const many = await call("POST", "v1/recommend", { ...request, limit: MANY, explain: false });
   const candidates = [...new Set([...many.items.map((item) => item.item_id), ...added])];
-  const all = await call("POST", "v1/rank", { ...asked, candidates, limit: candidates.length });
+  const all = await call("POST", "v1/rank", { ...request, candidates, limit: candidates.length });
   const far = new Map(all.items.map((item, k) => [item.item_id, k + 1]).filter(([id, k]) => k > SHOWN && added.includes(id)));
   return { ...all, far, of: all.items.length, items: all.items.filter((item, k) => k < SHOWN || far.has(item.item_id)) };
 }
 
-async function know(ids) {
+/** Load the details of products that are not loaded yet. */
+async function loadProducts(ids) {
   const unknown = ids.filter((id) => !products.has(id));
   if (!unknown.length) return;
   for (const product of await call("POST", "v1/storefront/products", { candidates: unknown })) products.set(product.item_id, product);
@@ -78,32 +80,32 @@ async function know(ids) {
   }
 }
 
-/** Ask and show. did: what the shopper did, to be told with what moved; none where another list is asked for. */
+/** Request a list and show it. did: the shopper's action, announced with what moved; undefined for a different list. */
 async function load(did) {
-  const mine = ++turn, started = performance.now(), query = typed();
+  const ownTurn = ++turn, started = performance.now(), query = typed();
   $("clear").hidden = !$("words").value;
-  clearTimeout(later);
-  const [answer, sold] = await Promise.all([personal(query), $("beside").checked ? bestSellers(query) : null]);
-  await know([...answer.items, ...(sold?.items ?? [])].map((item) => item.item_id));
-  if (mine !== turn) return;  // somebody was quicker
+  clearTimeout(timer);
+  const [answer, best] = await Promise.all([personal(query), $("compare").checked ? bestSellers(query) : null]);
+  await loadProducts([...answer.items, ...(best?.items ?? [])].map((item) => item.item_id));
+  if (ownTurn !== turn) return;  // a newer request has been made
   notice("");
-  show(answer, sold, did, query);
+  show(answer, best, did, query);
   state(answer, performance.now() - started);
   $("own").setAttribute("aria-busy", "false");
   if (!answer.degraded) impressions(answer, query);
 }
 
-/** What a shop without rankings would show: titles that hold the words, by sales. */
+/** The list of a shop without a ranker: the most popular items, among those whose title contains the query's words. */
 async function bestSellers(query) {
-  const most = { limit: SHOWN, rules: rules() };
-  if (query) most.candidates = await call("GET", `v1/storefront/search?words=${encodeURIComponent(query)}`);
-  return call("POST", "v1/storefront/popular", most);
+  const request = { limit: SHOWN, rules: rules() };
+  if (query) request.candidates = await call("GET", `v1/storefront/search?words=${encodeURIComponent(query)}`);
+  return call("POST", "v1/storefront/popular", request);
 }
 
-/** Whether anything shown holds a word of the query, or one it may be a slip of. */
-const holds = (answer) => answer.items.some((item) => item.sources?.includes("query_words"));
+/** Whether any item shown contains a word of the query, allowing for typos. */
+const matchesWords = (answer) => answer.items.some((item) => item.sources?.includes("query_words"));
 
-function show(answer, sold, did, query) {
+function show(answer, best, did, query) {
   const before = did ? own.places() : new Map();
   const cards = new Map(answer.items.map((item) => {
     const card = own.cards.get(item.item_id) ?? new Card(products.get(item.item_id), act);
@@ -112,56 +114,57 @@ function show(answer, sold, did, query) {
   }));
   shown = answer.request_id;
   own.show(cards, before, answer.far);
-  among = answer.of ?? cards.size;
+  total = answer.of ?? cards.size;
   $("empty").hidden = cards.size > 0;
-  $("other").hidden = !sold;
-  $("shelves").classList.toggle("two", Boolean(sold));
-  if (sold) {
-    const plain = sold.items.map(({ item_id: id }) => [id, popular.cards.get(id) ?? new Card(products.get(id), act, true)]);
+  $("other").hidden = !best;
+  $("shelves").classList.toggle("two", Boolean(best));
+  if (best) {
+    const plain = best.items.map(({ item_id: id }) => [id, popular.cards.get(id) ?? new Card(products.get(id), act, true)]);
     popular.show(new Map(plain), did ? popular.places() : new Map());
   }
-  const none = query && !holds(answer) ? `No product holds a word of “${query}”; this is what comes nearest.` : "";
+  const noMatch = query && !matchesWords(answer) ? `No product contains a word of “${query}”. Showing the closest products.` : "";
   $("searched").hidden = !query;
-  $("searched").textContent = none || `What matches “${query}” comes first, in your order.`;
+  $("searched").textContent = noMatch || `Products that match “${query}” come first, ranked for you.`;
   const first = cards.size ? `, first ${title(cards.keys().next().value)}` : "";
-  if (did) say(`${did} ${moved(before, own.places())}`);
-  else if (query) say(none || `${cards.size} products for “${query}”${first}.`);
-  else say(`${cards.size} products for ${$("shopper").selectedOptions[0]?.text ?? "you"}.`);
+  if (did) announce(`${did} ${moves(before, own.places())}`);
+  else if (query) announce(noMatch || `${cards.size} products for “${query}”${first}.`);
+  else announce(`${cards.size} products for ${$("shopper").selectedOptions[0]?.text ?? "you"}.`);
 }
 
-function moved(before, now) {
+/** The largest moves between two orders, as text. */
+function moves(before, now) {
   const up = [...now].filter(([id, place]) => before.get(id) > place).sort(([a, p], [b, q]) => before.get(b) - q - (before.get(a) - p));
-  const come = [...now.keys()].filter((id) => !before.has(id));
-  const said = up.slice(0, 2).map(([id, place]) => `${title(id)} is up ${before.get(id) - place} to ${ordinal(place)}`);
-  if (come.length) said.push(`${come.length} new here, first of them ${title(come[0])}, ${ordinal(now.get(come[0]))}`);
-  return said.length ? `${said.join("; ")}.` : "The order stays.";
+  const added = [...now.keys()].filter((id) => !before.has(id));
+  const parts = up.slice(0, 2).map(([id, place]) => `${title(id)} moved up ${before.get(id) - place} to ${ordinal(place)}`);
+  if (added.length) parts.push(`${added.length} new, the first is ${title(added[0])}, ${ordinal(now.get(added[0]))}`);
+  return parts.length ? `${parts.join("; ")}.` : "The order is unchanged.";
 }
 
 function state(answer, waited) {
   $("release").textContent = answer.release;
   $("took").textContent = `${answer.took_ms.toFixed(1)} ms`;
   $("waited").textContent = `${Math.round(waited)} ms`;
-  $("state").textContent = answer.degraded ? "away" : "read";
+  $("state").textContent = answer.degraded ? "unavailable" : "used";
   $("banner").hidden = !answer.degraded;
   $("banner").textContent = answer.degraded
-    ? "Degraded: Redis is away. The shelf is ranked without what this shopper did, and nothing new is taken in."
+    ? "Degraded: Redis is unavailable. The list is ranked without this shopper's history, and no events are stored."
     : "";
-  if (answer.degraded) later = setTimeout(() => guarded(() => load()), 3000);
+  if (answer.degraded) timer = setTimeout(() => guarded(() => load()), 3000);
 }
 
 function event(kind, item_id, position) {
-  return { event: kind, user_id: shopper, item_id, event_id: freshId(), request_id: shown, ...(position === undefined ? {} : { position }) };
+  return { event: kind, user_id: shopper, item_id, event_id: newId(), request_id: shown, ...(position === undefined ? {} : { position }) };
 }
 
-/** That these were seen is evidence too: of what was passed over. A shop would send each as it scrolls into view. */
+/** Send impressions, which also show what was skipped. A real shop would send each one as it scrolls into view. */
 function impressions(answer, query) {
-  const seen = answer.items.map((item, k) => ({ ...event("impression", item.item_id, k), ...(query ? { query } : {}) }));
-  if (seen.length) call("POST", "v1/events", seen).catch(() => {});
+  const events = answer.items.map((item, k) => ({ ...event("impression", item.item_id, k), ...(query ? { query } : {}) }));
+  if (events.length) call("POST", "v1/events", events).catch(() => {});
 }
 
-const DONE = { click: "Viewed", cart: "In the cart:", purchase: "Bought" };
+const DONE = { click: "Viewed", cart: "Added to cart:", purchase: "Bought" };
 
-/** A button of a card. What people call viewing is the event `click`: a product chosen from a shown list. */
+/** Handle a card's button. The View button sends the event `click`: a product chosen from a list. */
 async function act(kind, card) {
   const id = card.product.item_id;
   await guarded(async () => {
@@ -175,12 +178,12 @@ async function act(kind, card) {
       await call("POST", "v1/events", event(kind, id, own.places().get(id) - 1));
     } catch (error) {
       if (error.status !== 503) throw error;
-      await load();  // the shelf goes on, and says how it does
+      await load();  // the list still works, and shows that it is degraded
       throw error;
     }
     if (kind !== "click") cart.push(kind);
     const count = (k) => cart.filter((c) => c === k).length;
-    $("done").textContent = cart.length ? `${count("cart")} in the cart, ${count("purchase")} bought` : "";
+    $("done").textContent = cart.length ? `${count("cart")} in cart, ${count("purchase")} bought` : "";
     return load(`${DONE[kind]} ${title(id)}.`);
   });
 }
@@ -193,55 +196,55 @@ function choose(id) {
 }
 
 function newShopper() {
-  const id = `guest-${freshId().slice(0, 8)}`;
+  const id = `guest-${newId().slice(0, 8)}`;
   $("shopper").prepend(new Option(`new shopper ${id.slice(6, 10)}`, id));
   choose(id);
 }
 
-/** Write a product, wait until the service ranks it by its text, and show it. */
+/** Write a product, wait until its text is encoded and the service can rank it, and show it. */
 async function add(form) {
   const given = Object.fromEntries([...new FormData(form)].filter(([, value]) => value !== ""));
-  const item_id = `new-${freshId().slice(0, 10)}`, started = performance.now();
+  const item_id = `new-${newId().slice(0, 10)}`, started = performance.now();
   if (given.price) given.price = Number(given.price);
   await call("PUT", "v1/items", { item_id, ...given });
-  const words = (said) => ($("added").textContent = said);
-  words("Written. Its text is being read …");
-  let known = {};
-  while (!(known.live && known.vector) && performance.now() - started < 30000) {
+  const status = (message) => ($("added").textContent = message);
+  status("Saved. Encoding its text …");
+  let state = {};
+  while (!(state.live && state.vector) && performance.now() - started < 30000) {
     await new Promise((done) => setTimeout(done, 300));
-    known = await call("GET", `v1/items/${item_id}`);
+    state = await call("GET", `v1/items/${item_id}`);
   }
   added.push(item_id);
   await load(`Added ${given.title}.`);
   const place = own.places().get(item_id), seconds = ((performance.now() - started) / 1000).toFixed(1);
-  const text = known.vector ? "by its text" : "without its text, which no embedding worker has read";
-  words(place ? `${ordinal(place)} of ${among} after ${seconds} s, ${text}.` : `Written; the filters keep it off the shelf.`);
+  const basis = state.vector ? "ranked by its text" : "ranked without its text, because no embedding worker has encoded it";
+  status(place ? `${ordinal(place)} of ${total} after ${seconds} s, ${basis}.` : "Saved, but the current filters hide it.");
   own.cards.get(item_id)?.element.classList.add("just");
   form.reset();
 }
 
 function listen() {
   let wait;
-  const again = () => guarded(() => load());
-  const cleared = () => {
+  const reload = () => guarded(() => load());
+  const clear = () => {
     clearTimeout(wait);
     $("words").value = "";
     $("words").focus();
-    again();
+    reload();
   };
-  $("controls").addEventListener("submit", (e) => (e.preventDefault(), clearTimeout(wait), again()));
-  $("clear").addEventListener("click", cleared);
+  $("controls").addEventListener("submit", (e) => (e.preventDefault(), clearTimeout(wait), reload()));
+  $("clear").addEventListener("click", clear);
   $("words").addEventListener("keydown", (e) => {
     if (e.key !== "Escape" || !$("words").value) return;
     e.preventDefault();
-    cleared();
+    clear();
   });
   $("controls").addEventListener("input", () => {
     clearTimeout(wait);
-    wait = setTimeout(again, 200);
+    wait = setTimeout(reload, 200);
   });
-  $("shopper").addEventListener("change", () => (choose($("shopper").value), again()));
-  $("fresh").addEventListener("click", () => (newShopper(), again()));
+  $("shopper").addEventListener("change", () => (choose($("shopper").value), reload()));
+  $("fresh").addEventListener("click", () => (newShopper(), reload()));
   $("product").addEventListener("submit", (e) => (e.preventDefault(), guarded(() => add(e.target))));
   $("key").addEventListener("submit", (e) => {
     e.preventDefault();
@@ -254,11 +257,11 @@ function listen() {
 async function begin() {
   const shop = await call("GET", "v1/storefront/shop");
   $("shopper").replaceChildren(...shop.shoppers.map(({ user_id: id, engagements, likes }) =>
-    new Option(`${id} (${engagements} things done${likes.length ? `; ${likes.join(", ")}` : ""})`, id)));
+    new Option(`${id} (${engagements} interactions${likes.length ? `; ${likes.join(", ")}` : ""})`, id)));
   $("category").replaceChildren(new Option("All", ""), ...shop.categories.map((name) => new Option(name, name)));
   $("categories").replaceChildren(...shop.categories.map((name) => make("option", "", name)));
   $("adding").hidden = !shop.writes;
-  if (shop.price) $("price").placeholder = `any, to ${Math.ceil(shop.price[1])}`;
+  if (shop.price) $("price").placeholder = `any, up to ${Math.ceil(shop.price[1])}`;
   newShopper();
   await load();
 }

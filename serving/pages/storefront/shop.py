@@ -1,4 +1,4 @@
-"""What the storefront page shows beside a ranking: products, known shoppers, the order by popularity, titles found."""
+"""Data of the storefront page apart from rankings: products, known shoppers, popular items and a title search."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from serving.rules import Ranked
 from serving.store import StoreAway
 
 _SHOPPERS = 8
+"""Maximum number of known shoppers listed."""
 _WORDS = 8
+"""Maximum number of words used of a title search."""
 
 
 class Product(Struct):
-    """How a product looks; null where the catalogue lacks something."""
+    """Product details; null if missing from the catalogue."""
 
     item_id: str
     title: str
@@ -30,7 +32,7 @@ class Product(Struct):
 
 
 class Shopper(Struct):
-    """A shopper the log knows. engagements: in his list. likes: the categories that hold most of them, most first."""
+    """A known shopper. engagements: number of stored engagements. likes: the most frequent categories among them."""
 
     user_id: str
     engagements: int
@@ -38,7 +40,8 @@ class Shopper(Struct):
 
 
 class Shop(Struct):
-    """What a page asks once. price: lowest and highest, null where nothing has one. writes: items can be written."""
+    """Data the page loads once. price: (lowest, highest), null if no item has a price. writes: whether items can be
+    written."""
 
     release: str
     categories: list[str]
@@ -48,7 +51,7 @@ class Shop(Struct):
 
 
 async def shop(service: Service, writes: bool) -> Shop:
-    """The shop as a whole. Raises Problem where no release is loaded. No shoppers where Redis is away."""
+    """Data of the shop, without shoppers if Redis is unavailable. Raises Problem (503) if no release is loaded."""
     live = service.live()
     price = live.items.catalogue.price
     known = price[np.isfinite(price)]
@@ -62,15 +65,15 @@ async def shop(service: Service, writes: bool) -> Shop:
 
 
 async def _shoppers(service: Service, live: Live) -> list[Shopper]:
-    """Some whose list is in Redis, most engaged first: neither all nor the same ones for ever."""
-    at, found = service.clock(), []
+    """A sample of the users stored in Redis, those with the most engagements first."""
+    at, shoppers = service.clock(), []
     try:
         for user_id in await service.store.some_users(_SHOPPERS):
             history = await service.store.read(user_id, live.items.catalogue, at)
-            found.append(Shopper(user_id, len(history.item), _likes(live, history.item)))
-    except StoreAway:  # the page goes on with a new shopper, and says itself that the service is degraded
+            shoppers.append(Shopper(user_id, len(history.item), _likes(live, history.item)))
+    except StoreAway:  # the page works with a new shopper, and shows that the service is degraded
         return []
-    return sorted(found, key=lambda s: (-s.engagements, s.user_id))
+    return sorted(shoppers, key=lambda s: (-s.engagements, s.user_id))
 
 
 def _likes(live: Live, item: np.ndarray[tuple[int], np.dtype[np.int32]]) -> list[str]:
@@ -81,7 +84,7 @@ def _likes(live: Live, item: np.ndarray[tuple[int], np.dtype[np.int32]]) -> list
 
 
 def products(live: Live, item_ids: list[str]) -> list[Product]:
-    """The products of these ids that the catalogue knows, in their order."""
+    """The products with these ids, in the same order. Ids that are not in the catalogue are left out."""
     c = live.items.catalogue
     out = []
     for item_id, row in zip(item_ids, c.rows(item_ids).tolist(), strict=True):
@@ -100,34 +103,34 @@ def products(live: Live, item_ids: list[str]) -> list[Product]:
 
 
 def search(live: Live, words: str, most: int) -> list[str]:
-    """Ids of items whose title holds every word, in the order of ids, at most so many; all where no word is given."""
-    wanted, found, c, gone = words.casefold().split()[:_WORDS], [], live.items.catalogue, live.overlay.withdrawn
+    """Ids of items whose title contains every word, in id order, at most `most`. Without words, all items match."""
+    terms, matches, c, withdrawn = words.casefold().split()[:_WORDS], [], live.items.catalogue, live.overlay.withdrawn
     for row in range(len(c)):
         title = c.titles[row].casefold()
-        if all(word in title for word in wanted) and c.item_ids[row] not in gone:
-            found.append(c.item_ids[row])
-            if len(found) == most:
+        if all(term in title for term in terms) and c.item_ids[row] not in withdrawn:
+            matches.append(c.item_ids[row])
+            if len(matches) == most:
                 break
-    return found
+    return matches
 
 
 def popular(service: Service, request: RankRequest) -> RankAnswer:
-    """Candidates, or the whole catalogue, by engagements of late under the same rules; score: the engagements.
+    """Rank the candidates, or the whole catalogue, by recent popularity under the same rules.
 
-    Nothing of the user is read, so nothing is degraded. Raises Problem.
+    The score is the decayed sum of engagements. No user data is read, so the result is never degraded. Raises Problem.
     """
     at, live = service.clock(), service.live()
     c, plan = live.items.catalogue, plan_of(request.rules, live)
     rows = (
         np.arange(len(c), dtype=np.int32) if request.candidates is None else c.rows(dict.fromkeys(request.candidates))
     )
-    gone = c.rows(live.overlay.withdrawn)
-    rows = np.setdiff1d(rows[rows >= 0], gone)
+    withdrawn = c.rows(live.overlay.withdrawn)
+    rows = np.setdiff1d(rows[rows >= 0], withdrawn)
     rows = rows[~(c.available_from[rows] > at)]
     if plan is not None:
         rows = rows[plan.admits(rows, EMPTY, at)]
     score = recent_popularity(live.items, rows, at)
-    # Of more than a page could show, rules move the best alone: they go item by item.
+    # Rules work item by item, so they are applied only to the best items, more than a page can show.
     best = np.argsort(-score, kind="stable")[: service.config.max_candidates]
     ids, rows, score = [c.item_ids[row] for row in rows[best].tolist()], rows[best], score[best]
     if plan is not None:

@@ -1,4 +1,4 @@
-"""`shelfwise evaluate`: a folder in, every number out, by the protocol its data calls for."""
+"""`shelfwise evaluate`: evaluates a folder by the protocol that fits its data, and writes all metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USERS = 40
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with lists that were shown."""
+    """A folder with logged lists."""
     folder = tmp_path_factory.mktemp("shown") / "data"
     simulate(SHOP, folder)
     return folder
@@ -33,7 +33,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `amazon_scientific` is: reviews of which only the order is known. Taste: items of one parity."""
+    """A folder like `amazon_scientific`: reviews of which only the order is known.
+
+    Each user only likes items of one parity.
+    """
     folder = tmp_path_factory.mktemp("ordered")
     rng = np.random.default_rng(0)
     rows = [
@@ -55,7 +58,7 @@ def quick(tmp_path: Path) -> Path:
     return tmp_path / "quick.yaml"
 
 
-def said(
+def run_cli(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str | Path
 ) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of `shelfwise evaluate`, run in this process."""
@@ -68,26 +71,26 @@ def said(
 
 
 def _runs(workspace: Path) -> list[Path]:
-    """The run directories of a workspace; the lock beside them is a file."""
+    """The run directories of a workspace, without the lock file."""
     return [p for p in (workspace / "runs").iterdir() if p.is_dir()]
 
 
-def test_a_folder_is_evaluated_without_anything_set_up_or_left_behind(
+def test_a_folder_is_evaluated_without_setup_and_leaves_nothing_behind(
     shown: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every system, slice and metric a number, its interval at the same place beside it; and a learning curve."""
-    spare = tmp_path / "spare"
-    spare.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(spare))
+    """Every system has every metric by slice, each with an interval at the same key; and there is a learning curve."""
+    temporary = tmp_path / "spare"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     file = tmp_path / "found.json"
-    more = ("--learning-curve", "--slice", "brand", "--slice", "position", "--report", tmp_path / "report")
-    code, out, err = said(monkeypatch, capfd, "--data", shown, "--json", file, "--config", quick, *more)
+    options = ("--learning-curve", "--slice", "brand", "--slice", "position", "--report", tmp_path / "report")
+    code, out, err = run_cli(monkeypatch, capfd, "--data", shown, "--json", file, "--config", quick, *options)
     assert code == 0, err
     assert f"report: {tmp_path / 'report' / 'report.html'}" in out
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["evaluation.json", "report.html"]
-    assert not list(spare.glob("shelfwise-*"))
-    found: Any = json.loads(file.read_text("utf-8"))
-    assert found["protocol"] == "time-split"
+    assert not list(temporary.glob("shelfwise-*"))
+    evaluation: Any = json.loads(file.read_text("utf-8"))
+    assert evaluation["protocol"] == "time-split"
     assert {
         "best_possible",
         "random",
@@ -101,95 +104,95 @@ def test_a_folder_is_evaluated_without_anything_set_up_or_left_behind(
         "text_zero_shot",
         "text",
         "ranker",
-    } == set(found["systems"])
-    assert {"all", "warm_users"} <= set(found["systems"]["ranker"])
-    for system, by_slice in found["systems"].items():
+    } == set(evaluation["systems"])
+    assert {"all", "warm_users"} <= set(evaluation["systems"]["ranker"])
+    for system, by_slice in evaluation["systems"].items():
         for name, by_metric in by_slice.items():
             for metric, value in by_metric.items():
                 if metric not in ("lists", "coverage@10"):
                     assert value is None or isinstance(value, float), (system, name, metric)
-                    assert len(found["intervals"][system][name][metric]) == 2
-    compared = {(c["a"], c["b"]) for c in found["comparisons"] if (c["metric"], c["slice"]) == ("ndcg@10", "all")}
+                    assert len(evaluation["intervals"][system][name][metric]) == 2
+    compared = {(c["a"], c["b"]) for c in evaluation["comparisons"] if (c["metric"], c["slice"]) == ("ndcg@10", "all")}
     assert compared >= {("ranker", "item_click_rate"), ("text", "text_zero_shot")}
-    assert {"difference", "low", "high"} <= set(found["comparisons"][0])
-    parts = set(found["systems"]["ranker"])
-    assert {name.split(":")[0] for name in parts if ":" in name} == {"category", "brand", "position"}
-    assert set(found["small_slices"]) <= parts
-    assert found["explanation"]["features"][0]["mean_abs"] > 0
-    worth = found["off_policy"]["systems"]
-    assert {"ranker", "shown_order", "best_possible"} <= set(worth)
-    assert worth["best_possible"]["truth"] == max(w["truth"] for w in worth.values()) > 0
-    sizes = [p["lists"] for p in found["learning_curve"]]
+    assert {"difference", "low", "high"} <= set(evaluation["comparisons"][0])
+    all_slices = set(evaluation["systems"]["ranker"])
+    assert {name.split(":")[0] for name in all_slices if ":" in name} == {"category", "brand", "position"}
+    assert set(evaluation["small_slices"]) <= all_slices
+    assert evaluation["explanation"]["features"][0]["mean_abs"] > 0
+    estimates = evaluation["off_policy"]["systems"]
+    assert {"ranker", "shown_order", "best_possible"} <= set(estimates)
+    assert estimates["best_possible"]["truth"] == max(w["truth"] for w in estimates.values()) > 0
+    sizes = [p["lists"] for p in evaluation["learning_curve"]]
     assert sizes == sorted(sizes)
-    assert sizes[-1] == found["windows"]["ranker"]["lists"]
-    # The same lists' values, whose mean is added up in another order.
-    whole = found["systems"]["ranker"]["all"]["ndcg@10"]
-    assert found["learning_curve"][-1]["ndcg@10"] == pytest.approx(whole, rel=1e-12)
+    assert sizes[-1] == evaluation["windows"]["ranker"]["lists"]
+    # Equal up to rounding, because the mean is summed in another order.
+    ndcg = evaluation["systems"]["ranker"]["all"]["ndcg@10"]
+    assert evaluation["learning_curve"][-1]["ndcg@10"] == pytest.approx(ndcg, rel=1e-12)
 
 
 @pytest.mark.slow
-def test_asked_again_for_another_slice_only_the_evaluation_is_made_anew(
+def test_another_slice_only_repeats_the_evaluation(
     shown: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The workspace keeps its run: the ranker's file is not touched, the slice is there, and a wrong one is refused."""
-    asked = ("--config", quick, "-w", tmp_path / "w")
-    assert said(monkeypatch, capfd, "--data", shown, *asked)[0] == 0
+    """The run is reused: the ranker's file is untouched, the slice is added, and an unknown slice is refused."""
+    options = ("--config", quick, "-w", tmp_path / "w")
+    assert run_cli(monkeypatch, capfd, "--data", shown, *options)[0] == 0
     (run,) = _runs(tmp_path / "w")
     before = (run / "ranker.txt").stat().st_mtime_ns
-    assert said(monkeypatch, capfd, *asked, "--slice", "brand")[0] == 0
+    assert run_cli(monkeypatch, capfd, *options, "--slice", "brand")[0] == 0
     assert _runs(tmp_path / "w") == [run]
     assert (run / "ranker.txt").stat().st_mtime_ns == before
     sliced = json.loads((run / "evaluation.json").read_text("utf-8"))
     assert sliced["asked"] == {"slices": ["brand"], "learning_curve": False}
     assert any(name.startswith("brand:") for name in sliced["systems"]["ranker"])
-    code, _, err = said(monkeypatch, capfd, *asked, "--slice", "colour")
+    code, _, err = run_cli(monkeypatch, capfd, *options, "--slice", "colour")
     assert code == 1
     assert "shelfwise: slice 'colour': no such column; items have item_id, title," in err
 
 
-def test_where_only_the_order_is_known_every_users_last_event_is_the_test(
+def test_data_with_only_an_order_are_tested_on_each_users_last_event(
     ordered: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """All 40 users, nobody thinned out; each baseline orders the whole catalogue and none what the user had."""
+    """All 40 users are tested, and the baselines rank the whole catalogue."""
     file, w = tmp_path / "found.json", tmp_path / "w"
-    code, out, err = said(monkeypatch, capfd, "--data", ordered, "--json", file, "--config", quick, "-w", w)
+    code, out, err = run_cli(monkeypatch, capfd, "--data", ordered, "--json", file, "--config", quick, "-w", w)
     assert code == 0, err
     assert f"report: {w / 'runs'}" in out
-    found: Any = json.loads(file.read_text("utf-8"))
-    assert found["protocol"] == "leave-last-out"
-    assert {name: part["lists"] for name, part in found["windows"].items() if name != "encoder"} == {
-        "ranker": found["windows"]["ranker"]["lists"],
+    evaluation: Any = json.loads(file.read_text("utf-8"))
+    assert evaluation["protocol"] == "leave-last-out"
+    assert {name: part["lists"] for name, part in evaluation["windows"].items() if name != "encoder"} == {
+        "ranker": evaluation["windows"]["ranker"]["lists"],
         "validation": USERS,
         "test": USERS,
     }
-    assert {by["all"]["lists"] for by in found["systems"].values()} == {USERS}
-    assert "new_items" in found["systems"]["ranker"]
-    assert "repeats" not in found["systems"]["ranker"]
+    assert {by["all"]["lists"] for by in evaluation["systems"].values()} == {USERS}
+    assert "new_items" in evaluation["systems"]["ranker"]
+    assert "repeats" not in evaluation["systems"]["ranker"]
     (run,) = _runs(w)
     best = np.load(run / "baselines.npy")
     assert best.shape[0] == USERS
-    held = best[:, 1] >= 0
-    assert (held.sum(axis=1) == 30).all(), "the whole catalogue"
-    assert found["systems"]["ease"]["all"]["ndcg@10"] > found["systems"]["random"]["all"]["ndcg@10"]
+    ranked = best[:, 1] >= 0
+    assert (ranked.sum(axis=1) == 30).all(), "the whole catalogue"
+    assert evaluation["systems"]["ease"]["all"]["ndcg@10"] > evaluation["systems"]["random"]["all"]["ndcg@10"]
 
 
-def test_lists_that_were_never_shown_are_not_given(
+def test_given_lists_needs_logged_lists(
     ordered: Path, quick: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = said(monkeypatch, capfd, "--data", ordered, "--config", quick, "--protocol", "given-lists")
+    code, _, err = run_cli(monkeypatch, capfd, "--data", ordered, "--config", quick, "--protocol", "given-lists")
     assert code == 1
-    assert "shelfwise: no list was logged, only what people did: set lists.source to rebuilt, or to auto" in err
+    assert "shelfwise: the log has no lists, only user actions; set lists.source to rebuilt or auto" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--protocol", "random"], "--protocol random: expected one of time-split, leave-last-out, given-lists"),
-        (["--json", "nowhere/found.json"], "--json nowhere/found.json: there is no folder"),
+        (["--json", "nowhere/found.json"], "--json nowhere/found.json: no such folder: "),
         (["--data", "nowhere"], "nowhere: there is no such file or folder."),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_begun(
+def test_invalid_options_are_refused_before_anything_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -197,21 +200,21 @@ def test_what_cannot_be_done_is_said_before_anything_is_begun(
     expected: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = said(monkeypatch, capfd, *arguments, "-w", "w")
+    code, out, err = run_cli(monkeypatch, capfd, *arguments, "-w", "w")
     assert (code, out) == (1, "")
     assert f"shelfwise: {expected}" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_protocol_brings_what_goes_with_it_and_the_config_goes_over_it(ordered: Path, shown: Path) -> None:
-    """Leave-last-out rebuilds lists of 300 unless the config says how many; a protocol in the config is kept."""
-    plain = load(None)
-    found = evaluation.with_protocol(plain, ordered, None)
-    assert (found.windows.protocol, found.lists.source, found.lists.size) == ("leave-last-out", "rebuilt", 300)
+def test_a_protocol_sets_its_list_settings_unless_the_config_does(ordered: Path, shown: Path) -> None:
+    """Leave-last-out rebuilds lists of 300 unless the config sets a size; a protocol in the config is kept."""
+    defaults = load(None)
+    changed = evaluation.with_protocol(defaults, ordered, None)
+    assert (changed.windows.protocol, changed.lists.source, changed.lists.size) == ("leave-last-out", "rebuilt", 300)
     sized = evaluation.with_protocol(load(None, lists={"size": 50}), ordered, None)
     assert (sized.windows.protocol, sized.lists.size) == ("leave-last-out", 50)
     fixed = evaluation.with_protocol(load(None, windows={"protocol": "time-split"}), ordered, None)
-    assert (fixed.windows.protocol, fixed.lists) == ("time-split", plain.lists)
-    given = evaluation.with_protocol(plain, shown, "given-lists")
+    assert (fixed.windows.protocol, fixed.lists) == ("time-split", defaults.lists)
+    given = evaluation.with_protocol(defaults, shown, "given-lists")
     assert (given.windows.protocol, given.lists.source) == ("given-lists", "logged")
-    assert evaluation.with_protocol(plain, shown, None) == plain == evaluation.with_protocol(plain, None, None)
+    assert evaluation.with_protocol(defaults, shown, None) == defaults == evaluation.with_protocol(defaults, None, None)

@@ -1,4 +1,4 @@
-"""A data set read from disk: codes, gaps, attributes of every type, order of equal times, and files that are wrong."""
+"""Loading a data set: codes, missing values, attribute types, order of equal times, and invalid files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW_YEAR = datetime(1971, 1, 1, tzinfo=UTC)
 
 
 def items(n: int = 3, **columns: pa.Array | list[Any]) -> pa.Table:
-    """n items, A, B, C and so on, with these columns over or beside the usual ones."""
+    """n items A, B, C, ... with default columns. columns: replace default columns or are added."""
     ids = [chr(65 + k) for k in range(n)]
     table = {
         "item_id": pa.array(ids),
@@ -44,7 +44,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def events(rows: list[dict[str, Any]] = ROWS) -> pa.Table:
-    """Events from dicts; a user u, a time in Unix seconds, and no request, position or value where none is given."""
+    """Events from dicts, with `at` in Unix seconds. The default user is u; request, position and value may be null."""
     return pa.table(
         {
             "event_id": pa.array([r.get("event_id", f"e{k}") for k, r in enumerate(rows)], pa.string()),
@@ -60,24 +60,25 @@ def events(rows: list[dict[str, Any]] = ROWS) -> pa.Table:
     )
 
 
-def written(directory: Path, items_: pa.Table | None = None, events_: pa.Table | None = None) -> Path:
+def write_dataset(directory: Path, items_: pa.Table | None = None, events_: pa.Table | None = None) -> Path:
+    """Write a data set, by default `items()` and `events()`, and return its directory."""
     pq.write_table(items() if items_ is None else items_, directory / "items.parquet")
     pq.write_table(events() if events_ is None else events_, directory / "events.parquet")
     return directory
 
 
-def tags(found: Catalogue) -> list[list[str]]:
-    """The tags of every row, the unknown item's last."""
+def tags(catalogue: Catalogue) -> list[list[str]]:
+    """The tags of every row. The last row is the unknown item."""
     return [
-        [found.tag_names[t] for t in found.tag[a:b]]
-        for a, b in zip(found.tag_start[:-1], found.tag_start[1:], strict=True)
+        [catalogue.tag_names[t] for t in catalogue.tag[a:b]]
+        for a, b in zip(catalogue.tag_start[:-1], catalogue.tag_start[1:], strict=True)
     ]
 
 
-def test_events_become_numbers_in_time_order_with_the_gaps_marked(tmp_path: Path) -> None:
-    """Equal times stand by kind, then item. No request is -1, no position -1, no value NaN, an unknown item -1."""
-    found = load_dataset(written(tmp_path))
-    e = found.events
+def test_events_are_sorted_and_encoded_with_missing_values_marked(tmp_path: Path) -> None:
+    """Equal times are sorted by kind, then item. Missing request: -1, position: -1, value: NaN, unknown item: -1."""
+    dataset = load_dataset(write_dataset(tmp_path))
+    e = dataset.events
     assert e.at.tolist() == [10, 10, 20, 30]
     assert e.item.tolist() == [0, 1, 0, -1]
     assert e.kind.tolist() == [Kind.IMPRESSION, Kind.IMPRESSION, Kind.CLICK, Kind.PURCHASE]
@@ -85,43 +86,44 @@ def test_events_become_numbers_in_time_order_with_the_gaps_marked(tmp_path: Path
     assert [e.request_ids[r] if r >= 0 else None for r in e.request] == ["r1", "r1", None, None]
     assert e.position.tolist() == [0, 1, -1, -1]
     np.testing.assert_array_equal(e.value, [np.nan, np.nan, np.nan, 9.5])
-    assert list(found.event_id) == ["e2", "e1", "e0", "e3"]
+    assert list(dataset.event_id) == ["e2", "e1", "e0", "e3"]
     dtypes = [a.dtype for a in (e.at, e.user, e.item, e.kind, e.request, e.position, e.value)]
     assert dtypes == [np.float64, np.int32, np.int32, np.int8, np.int32, np.int16, np.float64]
 
 
-def test_the_order_of_rows_in_the_file_does_not_matter(tmp_path: Path) -> None:
-    """Of the codes of users and requests either: they stand for the same ids."""
+def test_the_order_of_rows_in_the_files_does_not_matter(tmp_path: Path) -> None:
+    """The arrays are the same; codes of users may differ, but decode to the same IDs."""
     (tmp_path / "back").mkdir()
-    a, b = load_dataset(written(tmp_path)), load_dataset(written(tmp_path / "back", items()[::-1], events(ROWS[::-1])))
+    a = load_dataset(write_dataset(tmp_path))
+    b = load_dataset(write_dataset(tmp_path / "back", items()[::-1], events(ROWS[::-1])))
     assert a.catalogue.item_ids == b.catalogue.item_ids
     for name in ("at", "item", "kind", "position", "value"):
         np.testing.assert_array_equal(getattr(a.events, name), getattr(b.events, name))
     assert [a.events.user_ids[u] for u in a.events.user] == [b.events.user_ids[u] for u in b.events.user]
 
 
-def test_a_time_keeps_its_microseconds(tmp_path: Path) -> None:
+def test_timestamps_keep_fractions_of_a_second(tmp_path: Path) -> None:
     rows = [{"event": "click", "item_id": "A", "at": t} for t in (1_700_000_000.25, 1_700_000_000.125)]
-    assert load_dataset(written(tmp_path, None, events(rows))).events.at.tolist() == [
+    assert load_dataset(write_dataset(tmp_path, None, events(rows))).events.at.tolist() == [
         1_700_000_000.125,
         1_700_000_000.25,
     ]
 
 
-def test_an_empty_log_is_empty(tmp_path: Path) -> None:
-    found = load_dataset(written(tmp_path, None, events([])))
+def test_an_empty_log_can_be_loaded(tmp_path: Path) -> None:
+    found = load_dataset(write_dataset(tmp_path, None, events([])))
     assert len(found.events) == found.events.n_users == len(found.event_id) == 0
     assert found.truth is None
 
 
-def test_an_empty_catalogue_has_the_unknown_item_alone(tmp_path: Path) -> None:
-    found = load_dataset(written(tmp_path, items(0)))
+def test_an_empty_catalogue_has_only_the_unknown_item(tmp_path: Path) -> None:
+    found = load_dataset(write_dataset(tmp_path, items(0)))
     assert len(found.catalogue) == 0
     assert len(found.catalogue.price) == 1
     assert found.events.item.tolist() == [-1] * 4
 
 
-def test_categories_and_brands_are_codes_and_missing_ones_have_the_names_count() -> None:
+def test_missing_categories_and_brands_have_the_number_of_names_as_code() -> None:
     found = read_catalogue(items(category=["b", None, "a"], brand=["", "x", "x"]))
     assert found.category_names == ["a", "b"]
     assert found.category.tolist() == [1, 2, 0, 2]
@@ -129,19 +131,19 @@ def test_categories_and_brands_are_codes_and_missing_ones_have_the_names_count()
     assert found.brand.tolist() == [1, 0, 0, 1]
 
 
-def test_a_price_that_is_missing_or_infinite_is_nan_and_the_unknown_item_has_none() -> None:
+def test_missing_and_infinite_prices_are_nan() -> None:
     np.testing.assert_array_equal(
         read_catalogue(items(price=pa.array([1.5, None, np.inf]))).price, [1.5, np.nan, np.nan, np.nan]
     )
 
 
-def test_a_date_is_unix_seconds_and_a_missing_one_nan() -> None:
+def test_dates_are_unix_seconds_and_missing_ones_nan() -> None:
     found = read_catalogue(items(available_from=pa.array([NEW_YEAR, None, None], MOMENT)))
     np.testing.assert_array_equal(found.available_from, [365 * 86400, np.nan, np.nan, np.nan])
 
 
 def test_numbers_booleans_and_dates_are_numeric_attributes() -> None:
-    """An integer is itself, true is 1, and a moment is in years since 1970: 365 days are 365 / 365.25 of one."""
+    """True is 1, and a date is in years since 1970: 365 days are 365 / 365.25 years."""
     found = read_catalogue(
         items(
             stars=pa.array([4.5, None, np.nan]),
@@ -157,8 +159,8 @@ def test_numbers_booleans_and_dates_are_numeric_attributes() -> None:
     )
 
 
-def test_texts_and_lists_of_texts_are_tags_and_empty_ones_none() -> None:
-    """A tag says its attribute; a null list, an empty one, a null in a list and an empty text are no tags."""
+def test_strings_and_lists_of_strings_are_tags() -> None:
+    """A tag is `attribute=value`. Null lists, empty lists, nulls in lists and empty strings give no tags."""
     found = read_catalogue(
         items(4, styles=pa.array([["mod", "pop"], None, [], [None, "", "pop"]]), colour=["red", None, "", "red"])
     )
@@ -166,24 +168,24 @@ def test_texts_and_lists_of_texts_are_tags_and_empty_ones_none() -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.large_list(pa.large_string())])
-def test_large_types_are_read_like_their_small_ones(kind: pa.DataType) -> None:
+def test_large_arrow_types_are_read_like_small_ones(kind: pa.DataType) -> None:
     value = "red" if pa.types.is_large_string(kind) else ["red"]
     assert tags(read_catalogue(items(1, colour=pa.array([value], kind)))) == [["colour=red"], []]
 
 
-def test_a_slice_of_a_table_is_read_as_what_it_shows() -> None:
-    """Lists of a slice keep the offsets of the whole."""
+def test_a_slice_of_a_table_is_read_without_the_rows_outside_it() -> None:
+    """The list array of a slice keeps the offsets of the whole table."""
     whole = items(3, styles=pa.array([["a"], ["b", "c"], ["d"]]))
     assert tags(read_catalogue(whole[1:])) == [["styles=b", "styles=c"], ["styles=d"], []]
 
 
-def test_without_attributes_there_are_no_numbers_and_no_tags() -> None:
+def test_a_catalogue_without_attributes_has_no_numbers_and_tags() -> None:
     found = read_catalogue(items())
     assert found.numbers.shape == (4, 0)
     assert tags(found) == [[]] * 4
 
 
-def test_an_attribute_that_no_item_has_is_no_attribute() -> None:
+def test_a_column_of_nulls_is_ignored() -> None:
     found = read_catalogue(items(nothing=pa.nulls(3)))
     assert list(found.number_names) == []
     assert tags(found) == [[]] * 4
@@ -199,45 +201,45 @@ def test_an_attribute_that_no_item_has_is_no_attribute() -> None:
         (pa.array([[("k", "v")]] * 3, pa.map_(pa.string(), pa.string())), "map<string, string"),
     ],
 )
-def test_an_attribute_that_is_neither_is_refused_by_name(tmp_path: Path, column: pa.Array, kind: str) -> None:
-    with pytest.raises(DataError) as refused:
-        load_dataset(written(tmp_path, items(odd=column)))
-    said = str(refused.value)
-    assert said.startswith(f"{tmp_path / 'items.parquet'}, column 'odd': is {kind}")
-    assert said.endswith(
-        "; an attribute is a number, a text, a list of texts or a timestamp: bring the file in with "
-        "`shelfwise import`, or leave the column out"
+def test_an_attribute_of_another_type_is_an_error(tmp_path: Path, column: pa.Array, kind: str) -> None:
+    with pytest.raises(DataError) as error:
+        load_dataset(write_dataset(tmp_path, items(odd=column)))
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'items.parquet'}, column 'odd': has type {kind}")
+    assert message.endswith(
+        "; an attribute must be a number, a string, a list of strings or a timestamp: load the file with "
+        "`shelfwise import`, or remove the column"
     )
 
 
-def test_an_item_without_a_title_is_called_by_its_id() -> None:
+def test_the_title_of_an_item_without_one_is_its_id() -> None:
     assert read_catalogue(items(title=pa.array(["Chair", None, ""]))).titles == ["Chair", "B", "C"]
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "events.parquet"])
-def test_a_file_that_is_missing_is_named_with_the_way_to_make_it(tmp_path: Path, name: str) -> None:
-    (written(tmp_path) / name).unlink()
-    with pytest.raises(FileNotFoundError) as missing:
+def test_the_error_for_a_missing_file_says_how_to_create_it(tmp_path: Path, name: str) -> None:
+    (write_dataset(tmp_path) / name).unlink()
+    with pytest.raises(FileNotFoundError) as error:
         load_dataset(tmp_path)
-    assert str(missing.value) == (
-        f"{tmp_path / name}: no such file; make it with `shelfwise import` or `shelfwise simulate`"
+    assert str(error.value) == (
+        f"{tmp_path / name}: no such file; create it with `shelfwise import` or `shelfwise simulate`"
     )
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
-    (written(tmp_path) / "events.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DataError, match=r"events\.parquet: cannot be read as Parquet \(.*\); make the data set again"):
+def test_a_file_that_is_not_parquet_is_an_error(tmp_path: Path) -> None:
+    (write_dataset(tmp_path) / "events.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"events\.parquet: cannot be read as Parquet \(.*\); recreate the data set"):
         load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["event_id", "user_id", "timestamp", "request_id"])
-def test_a_column_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"events\.parquet: has no column '{name}'; make the data set again"):
-        load_dataset(written(tmp_path, None, events().drop_columns(name)))
+def test_a_missing_column_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"events\.parquet: has no column '{name}'; recreate the data set"):
+        load_dataset(write_dataset(tmp_path, None, events().drop_columns(name)))
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         (
             {"event": "wishlist"},
@@ -249,29 +251,29 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
         ({"item_id": None}, "column 'item_id': is null"),
     ],
 )
-def test_a_cell_that_cannot_be_is_named_with_its_row(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+def test_an_invalid_cell_is_an_error_with_its_row(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     wrong = events([*ROWS, {"event": "click", "item_id": "A", "at": 40} | row])
-    with pytest.raises(DataError) as refused:
-        load_dataset(written(tmp_path, None, wrong))
-    assert str(refused.value).startswith(f"{tmp_path / 'events.parquet'}, row 4, {says}")
+    with pytest.raises(DataError) as error:
+        load_dataset(write_dataset(tmp_path, None, wrong))
+    assert str(error.value).startswith(f"{tmp_path / 'events.parquet'}, row 4, {message}")
 
 
-def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"items\.parquet, column 'item_id': 'A' stands twice"):
-        load_dataset(written(tmp_path, items(item_id=["B", "A", "A"])))
+def test_a_duplicate_id_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"items\.parquet, column 'item_id': 'A' is not unique"):
+        load_dataset(write_dataset(tmp_path, items(item_id=["B", "A", "A"])))
 
 
-def test_truth_is_the_utility_by_request_and_item(tmp_path: Path) -> None:
+def test_truth_gives_the_utility_by_request_and_item(tmp_path: Path) -> None:
     truth = pa.table({"request_id": ["r1", "r1"], "item_id": ["A", "B"], "utility": [0.5, 0.25]})
     pq.write_table(truth, tmp_path / "truth.parquet")
-    found = load_dataset(written(tmp_path)).truth
+    found = load_dataset(write_dataset(tmp_path)).truth
     assert found
     assert found.of(["r1"]) == {("r1", "A"): 0.5, ("r1", "B"): 0.25}
     assert found.of(["r2"]) == {}
 
 
-def test_ids_of_any_script_are_sorted_as_python_sorts_them(tmp_path: Path) -> None:
-    """Rows are in id order for everyone: Arrow sorts by UTF-8 bytes, Python by code points, which is the same order."""
+def test_ids_in_any_script_are_sorted_as_in_python(tmp_path: Path) -> None:
+    """Arrow sorts by UTF-8 bytes and Python by code points, which gives the same order."""
     ids = ["é", "Z", "a", "\U0001f600", "\uffee", "中", " ", "10", "9"]
-    found = load_dataset(written(tmp_path, items(len(ids), item_id=ids)))
+    found = load_dataset(write_dataset(tmp_path, items(len(ids), item_id=ids)))
     assert list(found.catalogue.item_ids) == sorted(ids)

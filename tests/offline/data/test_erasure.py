@@ -1,4 +1,4 @@
-"""Erasure: a user who was erased is nowhere: not in Redis, not in the log, not in the next night, nor brought back."""
+"""Erasure: an erased user is removed from Redis and the log, and excluded from nightly runs and later imports."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def store(client: httpx.Client, url: str) -> Iterator[BulkStore]:
         yield store
 
 
-def shopped(client: httpx.Client, store: BulkStore, *users: str) -> None:
-    """Each looks at a list and clicks, and both are in the log."""
+def shop(client: httpx.Client, store: BulkStore, *users: str) -> None:
+    """Each user gets a list and sends two clicks. Waits until the lists are in the stream."""
     lists = store.length(SERVED)
     for user in users:
         ranked(client, user_id=user, limit=2)
@@ -58,12 +58,13 @@ def shopped(client: httpx.Client, store: BulkStore, *users: str) -> None:
 
 
 def erase(client: httpx.Client, user: str) -> None:
+    """Erase a user through the API."""
     answer = client.delete(f"/v1/users/{quote(user, safe='')}")
     assert (answer.status_code, set(answer.json())) == (202, {"at"})
 
 
-def everywhere(url: str, data: Path) -> bytes:
-    """All that Redis and the collected files hold."""
+def all_stored_bytes(url: str, data: Path) -> bytes:
+    """The contents of Redis and of the collected files."""
     with redis.Redis.from_url(url) as raw:
         out = list(raw.scan_iter())
         for key in list(out):
@@ -79,17 +80,17 @@ def everywhere(url: str, data: Path) -> bytes:
 
 
 @pytest.mark.parametrize("user", ["someone", HOSTILE])
-def test_an_erased_user_is_nowhere_and_nobody_else_is_touched(
+def test_an_erased_user_is_removed_everywhere_and_other_users_are_kept(
     client: httpx.Client, store: BulkStore, data: Path, url: str, user: str
 ) -> None:
-    """Part of the log was collected before, part waits; a shopper with a similar id keeps everything."""
+    """Part of the log is already collected, part is still in Redis. A user with a similar ID keeps everything."""
     other = user + "2"
-    shopped(client, store, user, other)
+    shop(client, store, user, other)
     collect(data, store)
-    shopped(client, store, user, other)
-    found = everywhere(url, data)
+    shop(client, store, user, other)
+    stored = all_stored_bytes(url, data)
     needle = b"someone" if user == "someone" else b"%257D?#"
-    assert needle in found
+    assert needle in stored
     erase(client, user)
     erase(client, user)
     assert not store.read(user, load_dataset(data).catalogue, time.time() + 1).item.size
@@ -97,7 +98,7 @@ def test_an_erased_user_is_nowhere_and_nobody_else_is_touched(
     assert load_dataset(data).events.user_ids == [other]
     assert set(LogFiles.of(data).read_served()["user_id"].to_pylist()) == {other}
     assert len(load_dataset(data).events) == 4
-    left = everywhere(url, data).replace(other.encode(), b"").replace(_key(other), b"")
+    left = all_stored_bytes(url, data).replace(other.encode(), b"").replace(_key(other), b"")
     assert user.encode() not in left
     assert _key(user) not in left
     assert store.read(other, load_dataset(data).catalogue, time.time() + 1).item.size == 4
@@ -107,19 +108,19 @@ def _key(user: str) -> bytes:
     return user.replace("%", "%25").replace("}", "%7D").encode()
 
 
-def test_whoever_comes_back_is_known_from_then_on(client: httpx.Client, store: BulkStore, data: Path) -> None:
-    shopped(client, store, "u")
+def test_events_after_the_erasure_are_kept(client: httpx.Client, store: BulkStore, data: Path) -> None:
+    shop(client, store, "u")
     erase(client, "u")
-    shopped(client, store, "u")
+    shop(client, store, "u")
     collect(data, store)
     assert len(load_dataset(data).events) == 2
     assert store.read("u", load_dataset(data).catalogue, time.time() + 1).item.size == 2
 
 
-def test_events_that_were_imported_are_left_out_too(
+def test_imported_events_of_an_erased_user_are_removed(
     client: httpx.Client, store: BulkStore, data: Path, url: str
 ) -> None:
-    shopped(client, store, "u", "v")
+    shop(client, store, "u", "v")
     collect(data, store)
     (part,) = (data / "events").glob("date=*/*.parquet")
     table = pq.read_table(part, partitioning=None)
@@ -133,11 +134,11 @@ def test_events_that_were_imported_are_left_out_too(
     collect(data, store)
     assert load_dataset(data).events.user_ids == ["v"]
     written = pq.read_table(data / "events.parquet", read_dictionary=["user_id"])["user_id"].combine_chunks()
-    assert written.dictionary.to_pylist() == ["v"], "the file is written anew, and no dictionary remembers"
+    assert written.dictionary.to_pylist() == ["v"], "the rewritten file has no dictionary that still contains the ID"
 
 
-def test_a_log_imported_later_does_not_bring_them_back(tmp_path: Path) -> None:
-    """Of two purchases of u the one after the erasure is written; v keeps both."""
+def test_a_later_import_does_not_restore_an_erased_user(tmp_path: Path) -> None:
+    """Only the purchase of u after the erasure is imported, and both purchases of v."""
     source, data = tmp_path / "source", tmp_path / "data"
     source.mkdir()
     data.mkdir()
@@ -149,26 +150,26 @@ def test_a_log_imported_later_does_not_bring_them_back(tmp_path: Path) -> None:
     assert sorted(pq.read_table(data / "events.parquet")["user_id"].to_pylist()) == ["u", "v", "v"]
 
 
-def test_a_tombstone_names_nobody(client: httpx.Client, store: BulkStore, data: Path) -> None:
-    """A hash, which says whose it is only to whoever has the id already."""
+def test_a_tombstone_does_not_contain_the_user_id(client: httpx.Client, store: BulkStore, data: Path) -> None:
+    """It has a hash of the ID."""
     erase(client, "someone")
     collect(data, store)
     assert set(erasures.read_erasures(data)) == {user_hash("someone")}
     assert b"someone" not in (data / erasures.FILE).read_bytes()
 
 
-def test_a_user_nobody_knows_is_erased_without_complaint(client: httpx.Client) -> None:
+def test_erasing_an_unknown_user_succeeds(client: httpx.Client) -> None:
     erase(client, "never seen")
 
 
-@pytest.mark.parametrize(("path", "says"), [("%00", "contains a control character"), ("x" * 257, "got 257")])
-def test_what_is_no_id_is_refused(client: httpx.Client, path: str, says: str) -> None:
+@pytest.mark.parametrize(("path", "message"), [("%00", "contains a control character"), ("x" * 257, "got 257")])
+def test_an_invalid_user_id_is_an_error(client: httpx.Client, path: str, message: str) -> None:
     document = refused(client.delete(f"/v1/users/{path}"), 422)
     assert document["field"] == "user_id"
-    assert says in document["detail"]
+    assert message in document["detail"]
 
 
-def test_while_redis_is_away_nothing_is_promised(releases: list[Path], tmp_path: Path) -> None:
+def test_erasure_fails_with_503_while_redis_is_unreachable(releases: list[Path], tmp_path: Path) -> None:
     with served(f"unix://{tmp_path}/none.sock", FAST, releases[0]) as away:
         ready(away)
         answer = away.delete("/v1/users/u")
@@ -181,12 +182,14 @@ def test_while_redis_is_away_nothing_is_promised(releases: list[Path], tmp_path:
     st.dictionaries(st.sampled_from("abc"), st.floats(0, 9)),
     st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9))),
 )
-def test_rows_up_to_the_erasure_go_and_later_ones_stay(gone: dict[str, float], rows: list[tuple[str, int]]) -> None:
+def test_rows_up_to_the_erasure_are_removed_and_later_ones_kept(
+    erased: dict[str, float], rows: list[tuple[str, int]]
+) -> None:
     table = pa.table(
         {
             "user_id": pa.array([u for u, _ in rows], pa.string()),
             "at": pa.array([at * 10**6 for _, at in rows], pa.int64()).cast(pa.timestamp("us", "UTC")),
         }
     )
-    left = erasures.without_erased(table, {user_hash(u): at for u, at in gone.items()}, "at")
-    assert left["user_id"].to_pylist() == [u for u, at in rows if at > gone.get(u, -1)]
+    left = erasures.without_erased(table, {user_hash(u): at for u, at in erased.items()}, "at")
+    assert left["user_id"].to_pylist() == [u for u, at in rows if at > erased.get(u, -1)]

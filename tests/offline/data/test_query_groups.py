@@ -1,4 +1,4 @@
-"""Query groups: which action is a list's, what it is worth, and lists rebuilt where none was logged."""
+"""Query groups: attribution of actions to lists, gains, and rebuilt lists for a log without impressions."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Row = tuple[float, int, int, Kind, int]
 
 
 def log(*rows: Row) -> Events:
-    """Events from (seconds after START, user, item, kind, request), `-1` for no request."""
+    """Events from rows (seconds after START, user, item, kind, request). Request -1: none."""
     return make_events(list(rows), n_users=4)
 
 
-def rebuilt_of(replay: Replay, size: int) -> Lists:
-    """Lists rebuilt for every basket of a log."""
+def rebuild(replay: Replay, size: int) -> Lists:
+    """Rebuild a list for every basket of a log."""
     return rebuild_lists(replay, baskets(replay.events, 0.0), size)
 
 
 def gains(lists: Lists) -> dict[str, dict[int, int]]:
-    """Gain by item, by request."""
+    """Request ID -> item -> gain."""
     return {
         lists.request_ids[g]: dict(zip(lists.item[a:b].tolist(), lists.gain[a:b].tolist(), strict=True))
         for g, (a, b) in enumerate(zip(lists.start[:-1].tolist(), lists.start[1:].tolist(), strict=True))
@@ -52,7 +52,7 @@ LIST = tuple((10.0, 0, item, SHOWN, 3) for item in (1, 2, 3))
 
 
 def test_gain_is_the_best_action() -> None:
-    """Item 1 was clicked, put in the cart and bought: 3. Item 2 was put in the cart, then viewed: 2. Item 3: 0."""
+    """Item 1 was clicked, added to the cart and bought: 3. Item 2 was added to the cart, then viewed: 2. Item 3: 0."""
     found = logged_lists(
         log(
             *LIST,
@@ -66,41 +66,43 @@ def test_gain_is_the_best_action() -> None:
     assert gains(found) == {"r3": {1: 3, 2: 2, 3: 0}}
 
 
-@pytest.mark.parametrize(("kind", "worth"), [(VIEW, 1), (CLICK, 1), (CART, 2), (BOUGHT, 3), (RATED, 1)])
+@pytest.mark.parametrize(("kind", "gain"), [(VIEW, 1), (CLICK, 1), (CART, 2), (BOUGHT, 3), (RATED, 1)])
 @pytest.mark.parametrize("request_", [3, -1])
-def test_an_action_is_worth_the_same_by_request_and_by_user_and_time(kind: Kind, worth: int, request_: int) -> None:
-    assert gains(logged_lists(log(*LIST, (20, 0, 2, kind, request_))))["r3"] == {1: 0, 2: worth, 3: 0}
+def test_the_gain_of_an_action_does_not_depend_on_how_it_is_attributed(kind: Kind, gain: int, request_: int) -> None:
+    assert gains(logged_lists(log(*LIST, (20, 0, 2, kind, request_))))["r3"] == {1: 0, 2: gain, 3: 0}
 
 
-def test_an_action_that_names_its_list_is_that_lists_and_no_others() -> None:
-    """A click on request 3 counts there, though request 4 showed the item later."""
+def test_an_action_with_a_request_is_attributed_to_its_list_only() -> None:
+    """A click on request 3 counts there, although request 4 showed the item later."""
     found = logged_lists(log(*LIST, (15, 0, 1, SHOWN, 4), (20, 0, 1, CLICK, 3)))
     assert gains(found) == {"r3": {1: 1, 2: 0, 3: 0}, "r4": {1: 0}}
 
 
-def test_an_action_that_names_no_list_is_the_latest_that_showed_the_item() -> None:
-    """The latest list of all, request 5, did not hold item 1; request 4 did."""
+def test_an_action_without_a_request_is_attributed_to_the_latest_list_with_the_item() -> None:
+    """The latest list, request 5, did not contain item 1; request 4 did."""
     found = logged_lists(log(*LIST, (15, 0, 1, SHOWN, 4), (18, 0, 2, SHOWN, 5), (20, 0, 1, CLICK, -1)))
     assert gains(found) == {"r3": {1: 0, 2: 0, 3: 0}, "r4": {1: 1}, "r5": {2: 0}}
 
 
-def test_somebody_elses_action_is_not_this_lists() -> None:
+def test_an_action_of_another_user_is_not_attributed() -> None:
     assert gains(logged_lists(log(*LIST, (20, 1, 1, CLICK, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
 
 
 @pytest.mark.parametrize("request_", [3, -1])
 @pytest.mark.parametrize(("after", "counts"), [(-1, 0), (0, 1), (60, 1), (61, 0)])
-def test_an_action_counts_from_its_list_until_the_attribution_time(request_: int, after: float, counts: int) -> None:
-    """The list is at 10 s and attribution lasts 60 s: an action at 9 s or 71 s is nobody's, one at 10 s or 70 s is."""
+def test_an_action_counts_from_the_time_of_its_list_to_the_attribution_time(
+    request_: int, after: float, counts: int
+) -> None:
+    """With a list at 10 s and attribution for 60 s, actions at 10 s and 70 s count, those at 9 s and 71 s do not."""
     found = logged_lists(log(*LIST, (10 + after, 0, 1, CLICK, request_)), attribution_s=60)
     assert gains(found)["r3"][1] == counts
 
 
-def test_an_action_on_what_its_list_did_not_show_counts_nothing() -> None:
+def test_an_action_on_an_item_that_its_list_did_not_show_is_ignored() -> None:
     assert gains(logged_lists(log(*LIST, (20, 0, 7, BOUGHT, 3), (20, 0, 7, BOUGHT, -1))))["r3"] == {1: 0, 2: 0, 3: 0}
 
 
-def test_an_item_shown_twice_in_a_list_stands_once_at_its_first_place() -> None:
+def test_an_item_shown_twice_in_a_list_is_kept_once_at_its_first_position() -> None:
     events = log((10, 0, 1, SHOWN, 3), (10, 0, 1, SHOWN, 3), (10, 0, 2, SHOWN, 3), (20, 0, 1, CLICK, 3))
     found = logged_lists(replace(events, position=np.array([5, 0, 2, -1], np.int16)))
     assert found.item.tolist() == [1, 2]
@@ -108,19 +110,19 @@ def test_an_item_shown_twice_in_a_list_stands_once_at_its_first_place() -> None:
     assert found.gain.tolist() == [1, 0]
 
 
-def test_candidates_stand_in_shown_order_and_the_list_is_at_its_first_impression() -> None:
+def test_candidates_are_in_shown_order_and_the_list_has_the_time_of_its_first_impression() -> None:
     events = log((10, 0, 1, SHOWN, 3), (10, 0, 2, SHOWN, 3), (12, 0, 3, SHOWN, 3))
     found = logged_lists(replace(events, position=np.array([1, 0, 2], np.int16)))
     assert found.item.tolist() == [2, 1, 3]
     assert found.at.tolist() == [START + 10]
 
 
-def test_an_impression_outside_the_catalogue_or_of_no_list_is_left_out() -> None:
+def test_impressions_of_unknown_items_or_without_a_request_are_ignored() -> None:
     found = logged_lists(log(*LIST, (10, 0, -1, SHOWN, 3), (10, 0, 5, SHOWN, -1), (12, 0, -1, CLICK, 3)))
     assert gains(found) == {"r3": {1: 0, 2: 0, 3: 0}}
 
 
-def test_two_lists_at_one_time_stay_two_in_the_order_of_their_ids() -> None:
+def test_lists_with_equal_times_are_sorted_by_id() -> None:
     found = logged_lists(log((10, 1, 1, SHOWN, 7), (10, 0, 1, SHOWN, 2), (5, 2, 4, SHOWN, 9)))
     assert list(found.request_ids) == ["r9", "r2", "r7"]
     assert found.user.tolist() == [2, 0, 1]
@@ -132,8 +134,8 @@ def test_the_query_of_a_list_is_that_of_its_request() -> None:
     assert found.take(np.array([1, 0])).query == ["", "oak"]
 
 
-def test_the_device_of_a_list_is_that_of_its_impressions_and_never_that_of_its_clicks() -> None:
-    """Else a device would be known of clicked lists alone, and say which they are. The first that is named counts."""
+def test_the_device_of_a_list_comes_from_its_impressions_and_never_from_its_clicks() -> None:
+    """A device from clicks would reveal which lists were clicked. The first impression with a device counts."""
     shown = [(10.0, 0, 1, SHOWN, 3), (10.0, 0, 2, SHOWN, 3), (11.0, 0, 1, SHOWN, 4), (12.0, 0, 3, SHOWN, 5)]
     events = log(*shown, (13.0, 0, 3, CLICK, 5))
     device = np.array([NO_DEVICE, Device.APP, Device.MOBILE, NO_DEVICE, Device.TABLET], np.int8)
@@ -143,17 +145,17 @@ def test_the_device_of_a_list_is_that_of_its_impressions_and_never_that_of_its_c
     assert baskets(replace(events, device=device), 0.0).device.tolist() == [Device.TABLET]
 
 
-def test_a_log_without_lists_has_none() -> None:
+def test_a_log_without_impressions_or_engagements_has_no_lists() -> None:
     for events in (log(), log((10, 0, 1, CLICK, -1)), log((10, 0, -1, SHOWN, 3))):
         assert len(logged_lists(events)) == logged_lists(events).rows == 0
     assert len(baskets(log(), -np.inf)) == 0
-    assert len(rebuilt_of(make_replay(log()), size=5)) == 0
+    assert len(rebuild(make_replay(log()), size=5)) == 0
 
 
 @settings(max_examples=50, deadline=None)
 @given(logs(), st.sampled_from([DAY / 6, DAY, 30 * DAY]))
-def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row], attribution_s: float) -> None:
-    """Checked by going through the log action by action; a gain never comes from before its list or from afterwards."""
+def test_every_gain_has_an_action_and_every_list_its_impressions(rows: list[Row], attribution_s: float) -> None:
+    """Compared with a direct search of the log. No gain comes from before its list or after the attribution time."""
     found = logged_lists(make_events(rows, 3), attribution_s)
     assert (np.diff(found.at) >= 0).all()
     for g in range(len(found)):
@@ -162,9 +164,11 @@ def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row
         shown = [r for r in rows if r[3] == SHOWN and r[4] == request and r[2] >= 0]
         assert found.at[g] == START + min(r[0] for r in shown)
         in_time = {r[2] for r in shown if START + r[0] - found.at[g] <= attribution_s}
-        assert sorted(found.item[part].tolist()) == sorted(in_time), "what came later is none of it"
+        assert sorted(found.item[part].tolist()) == sorted(in_time), (
+            "impressions after the attribution time are ignored"
+        )
         for item, gain in zip(found.item[part].tolist(), found.gain[part].tolist(), strict=True):
-            within = [
+            possible = [
                 GAIN[r[3]]
                 for r in rows
                 if r[3] != SHOWN
@@ -172,7 +176,7 @@ def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row
                 and r[4] in (request, -1)
                 and 0 <= START + r[0] - found.at[g] <= attribution_s
             ]
-            named = [
+            by_request = [
                 GAIN[r[3]]
                 for r in rows
                 if r[3] != SHOWN
@@ -180,11 +184,11 @@ def test_every_gain_has_its_action_and_every_list_its_impressions(rows: list[Row
                 and r[4] == request
                 and 0 <= START + r[0] - found.at[g] <= attribution_s
             ]
-            assert max(named, default=0) <= gain <= max(within, default=0)
+            assert max(by_request, default=0) <= gain <= max(possible, default=0)
 
 
-def test_a_basket_is_one_users_engagements_at_one_time_each_item_once_at_its_best() -> None:
-    """User 0 at 20 s bought item 1, which was also in the cart, and clicked 2; user 1 then, and user 0 later, apart."""
+def test_a_basket_has_the_engagements_of_a_user_at_one_time_with_their_best_gain() -> None:
+    """User 0 at 20 s: item 1 in the cart and bought, item 2 clicked. User 1 at 20 s and user 0 at 30 s are separate."""
     found = baskets(
         log(
             (20, 0, 1, CART, -1),
@@ -203,36 +207,36 @@ def test_a_basket_is_one_users_engagements_at_one_time_each_item_once_at_its_bes
     assert found.position.tolist() == [-1] * 4
 
 
-def test_two_baskets_of_one_second_are_told_apart() -> None:
-    """Times are stored to the microsecond, and so are the names of baskets."""
+def test_two_baskets_in_the_same_second_have_different_ids() -> None:
+    """IDs of baskets contain the time in microseconds."""
     found = baskets(log((20.25, 0, 1, CLICK, -1), (20.75, 0, 2, CLICK, -1)), 0.0)
     assert list(found.request_ids) == ["u0@1700000020.250000", "u0@1700000020.750000"]
 
 
-def test_what_retrieval_did_not_offer_is_counted_by_gain() -> None:
-    """Item 1 has no date, nobody engaged with it and the user has no past: no source offers it. All else is new."""
+def test_items_that_retrieval_did_not_offer_are_counted_by_gain() -> None:
+    """Item 1 has no date and no engagements, and the user no history: no retrieval source offers it. Others are new."""
     replay = make_replay(log((20, 0, 1, BOUGHT, -1), (20, 0, 3, CART, -1), (20, 0, 4, CLICK, -1)))
-    found = rebuilt_of(replay, size=12)
+    found = rebuild(replay, size=12)
     assert found.missed.tolist() == [[0, 0, 1]]
     assert {i: g for i, g in gains(found)["u0@1700000020.000000"].items() if g} == {3: 2, 4: 1}
     assert 1 not in found.item
     assert (found.position == -1).all()
 
 
-def test_progress_of_rebuilding_is_told_on_the_way() -> None:
-    told: list[tuple[int, int]] = []
+def test_rebuilding_reports_progress() -> None:
+    calls: list[tuple[int, int]] = []
     replay = make_replay(log(*((20.0 + k, 0, 3, CLICK, -1) for k in range(70))))
-    rebuild_lists(replay, baskets(replay.events, 0.0), 3, lambda done, total: told.append((done, total)))
-    assert told == [(32, 70), (64, 70)]
+    rebuild_lists(replay, baskets(replay.events, 0.0), 3, lambda done, total: calls.append((done, total)))
+    assert calls == [(32, 70), (64, 70)]
 
 
 @settings(max_examples=25, deadline=None)
 @given(logs(), st.integers(1, 9) | st.just(60))
-def test_nothing_from_the_future_is_retrieved(rows: list[Row], k: int) -> None:
-    """Lists before a moment are the same, to the last candidate, whether or not the log goes on after it."""
+def test_retrieval_does_not_use_the_future(rows: list[Row], k: int) -> None:
+    """The lists before a time are identical with and without the events after it."""
     cut = k * DAY / 6
-    whole = rebuilt_of(make_replay(make_events(rows, 3)), size=4)
-    past = rebuilt_of(make_replay(make_events([r for r in rows if r[0] < cut], 3)), size=4)
+    whole = rebuild(make_replay(make_events(rows, 3)), size=4)
+    past = rebuild(make_replay(make_events([r for r in rows if r[0] < cut], 3)), size=4)
     before = whole.take(np.flatnonzero(whole.at < START + cut))
     assert list(before.request_ids) == list(past.request_ids)
     for a, b in zip(vars(before).values(), vars(past).values(), strict=True):
@@ -241,10 +245,10 @@ def test_nothing_from_the_future_is_retrieved(rows: list[Row], k: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(logs())
-def test_a_rebuilt_list_holds_or_misses_every_item_of_its_basket(rows: list[Row]) -> None:
-    """Items of each gain, offered and missed together, are those of the basket; no candidate stands twice."""
+def test_a_rebuilt_list_offers_or_misses_every_item_of_its_basket(rows: list[Row]) -> None:
+    """For each gain, offered and missed items add up to those of the basket. No candidate occurs twice."""
     events = make_events(rows, 3)
-    wanted, found = baskets(events, 0.0), rebuilt_of(make_replay(events), size=4)
+    wanted, found = baskets(events, 0.0), rebuild(make_replay(events), size=4)
     for g in range(len(found)):
         offered = found.gain[found.start[g] : found.start[g + 1]]
         basket = wanted.gain[wanted.start[g] : wanted.start[g + 1]]
@@ -254,11 +258,11 @@ def test_a_rebuilt_list_holds_or_misses_every_item_of_its_basket(rows: list[Row]
         assert len(set(found.item[found.start[g] : found.start[g + 1]].tolist())) == len(offered)
 
 
-def test_targets_are_what_was_engaged_with_offered_or_not() -> None:
-    """The basket of 20 s held items 1, 3 and 4, of which no source offers 1; by the list alone it would be unknown."""
+def test_targets_include_items_that_were_not_offered() -> None:
+    """The basket at 20 s has items 1, 3 and 4. Retrieval does not offer item 1, so the list alone does not have it."""
     replay = make_replay(log((20, 0, 1, BOUGHT, -1), (20, 0, 3, CART, -1), (20, 0, 4, CLICK, -1), (9, 1, 5, CLICK, -1)))
-    asked = baskets(replay.events, 0.0)
-    found = find_targets(rebuild_lists(replay, asked, 12).take(np.array([1])), asked)
+    wanted = baskets(replay.events, 0.0)
+    found = find_targets(rebuild_lists(replay, wanted, 12).take(np.array([1])), wanted)
     assert found.of.tolist() == [0, 0, 0]
     assert dict(zip(found.item.tolist(), found.gain.tolist(), strict=True)) == {1: 3, 3: 2, 4: 1}
 
@@ -272,13 +276,14 @@ def test_targets_of_logged_lists_are_their_items_with_gain() -> None:
     ]
 
 
-def test_a_list_without_its_basket_is_refused() -> None:
+def test_a_list_without_its_basket_is_an_error() -> None:
     found = logged_lists(log(*LIST))
     with pytest.raises(KeyError, match="r3"):
         find_targets(found, baskets(log((10, 0, 1, CLICK, -1)), 0.0))
 
 
-def same(a: Lists, b: Lists) -> None:
+def assert_same(a: Lists, b: Lists) -> None:
+    """Assert that two sets of lists are equal."""
     for name in ("at", "user", "start", "item", "position", "gain", "missed", "device"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
     assert list(a.request_ids) == list(b.request_ids)
@@ -286,35 +291,35 @@ def same(a: Lists, b: Lists) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.integers(0, 5)), max_size=12), logs(), st.data())
-def test_lists_made_some_at_a_time_are_the_lists_made_at_once(
-    shown: list[tuple[int, int, int]], acted: list[Row], data: st.DataObject
+def test_lists_built_in_blocks_equal_those_built_at_once(
+    shown: list[tuple[int, int, int]], actions: list[Row], data: st.DataObject
 ) -> None:
-    """Lists of three at quarters of a day, actions by request and without at any time, parts of one event and more."""
+    """Lists of three items every quarter of a day, actions with and without a request, and blocks of any size."""
     rows: list[Row] = [
         (quarter * DAY / 4, user, (item + k) % 12, SHOWN, request)
         for request, (quarter, user, item) in enumerate(shown)
         for k in range(3)
     ]
-    rows += [(t, u, i, k, min(r, len(shown) - 1)) for t, u, i, k, r in acted if k != SHOWN]
-    events, at_once = make_events(rows, n_users=4), data.draw(st.integers(1, 30))
+    rows += [(t, u, i, k, min(r, len(shown) - 1)) for t, u, i, k, r in actions if k != SHOWN]
+    events, block_rows = make_events(rows, n_users=4), data.draw(st.integers(1, 30))
     for attribution_s in (3600.0, DAY):
-        same(concat(iter_logged_lists(events, attribution_s, at_once)), logged_lists(events, attribution_s))
+        assert_same(concat(iter_logged_lists(events, attribution_s, block_rows)), logged_lists(events, attribution_s))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Events.parts, "__defaults__", (at_once,))
-        same(concat(iter_baskets(events, START + DAY)), baskets(events, START + DAY))
+        patch.setattr(Events.parts, "__defaults__", (block_rows,))
+        assert_same(concat(iter_baskets(events, START + DAY)), baskets(events, START + DAY))
 
 
-def test_of_lists_that_come_some_at_a_time_those_chosen_are_taken() -> None:
+def test_select_and_keys_read_lists_in_blocks() -> None:
     whole = baskets(log(*((day * DAY, day % 4, day, CLICK, -1) for day in range(7))), 0.0)
     parts = [whole.take(np.arange(a, b)) for a, b in ((0, 3), (3, 3), (3, 7))]
     numbers = np.array([0, 2, 3, 6])
-    same(select(parts, numbers), whole.take(numbers))
+    assert_same(select(parts, numbers), whole.take(numbers))
     found = keys(parts)
     assert (found.at.tolist(), found.user.tolist()) == (whole.at.tolist(), whole.user.tolist())
     assert len(concat([])) == len(keys([])) == len(select([], numbers[:0])) == 0
 
 
-def test_an_impression_long_after_its_list_began_is_none_of_it() -> None:
-    """An hour's attribution: item 2 comes within it, item 3 a second after."""
+def test_an_impression_after_the_attribution_time_of_its_list_is_ignored() -> None:
+    """The attribution time is an hour. Item 2 is shown at its end, item 3 a second later."""
     found = logged_lists(log((0, 0, 1, SHOWN, 3), (3600, 0, 2, SHOWN, 3), (3601, 0, 3, SHOWN, 3)), 3600.0)
     assert found.item.tolist() == [1, 2]

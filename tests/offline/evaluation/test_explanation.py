@@ -1,4 +1,4 @@
-"""SHAP values: exact, by feature and by family, with what is missing told apart."""
+"""SHAP values: exact, by feature and by feature group, with missing values marked."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ PRICE, OTHER = NAMES.index("item_price"), NAMES.index("price_to_habit")
 
 @pytest.fixture(scope="module")
 def shop() -> tuple[str, np.ndarray]:
-    """A model of 300 lists of 10 in which the cheap is clicked, and its rows; a fifth of the prices are missing."""
+    """A model and its rows: 300 lists of 10, cheap items are clicked, and a fifth of the prices are missing."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(3000, len(COLUMNS))).astype(np.float32)
     gain = (rows[:, PRICE] < -0.8).astype(np.int8)
     rows[rng.random(3000) < 0.2, PRICE] = np.nan
     start = np.arange(0, 3001, 10)
     config = RankerConfig(trees=20, leaves=4, position_debias=False)
-    made = train(rows, gain, start, rows, gain, start, NAMES, config)
-    return made.model_text, rows
+    model = train(rows, gain, start, rows, gain, start, NAMES, config)
+    return model.model_text, rows
 
 
 @pytest.fixture(scope="module")
-def found(shop: tuple[str, np.ndarray]) -> dict[str, Any]:
+def explanation(shop: tuple[str, np.ndarray]) -> dict[str, Any]:
     return explain_model(*shop, COLUMNS, seed=1)
 
 
-def test_what_decides_stands_first_and_by_how_much(found: dict[str, Any], shop: tuple[str, np.ndarray]) -> None:
-    assert found["features"][0]["name"] == "item_price"
-    assert len(found["features"]) == len(COLUMNS)
-    sizes = [f["mean_abs"] for f in found["features"]]
+def test_features_are_sorted_by_mean_absolute_value(explanation: dict[str, Any], shop: tuple[str, np.ndarray]) -> None:
+    assert explanation["features"][0]["name"] == "item_price"
+    assert len(explanation["features"]) == len(COLUMNS)
+    sizes = [f["mean_abs"] for f in explanation["features"]]
     assert sizes == sorted(sizes, reverse=True)
-    assert found["rows"] == ROWS < len(shop[1])
+    assert explanation["rows"] == ROWS < len(shop[1])
 
 
-def test_the_values_are_lightgbms_and_add_up_to_the_score(shop: tuple[str, np.ndarray]) -> None:
-    """All rows are looked at when they are few: the mean is that of Booster.predict(pred_contrib=True)."""
+def test_the_values_equal_lightgbms_and_add_up_to_the_score(shop: tuple[str, np.ndarray]) -> None:
+    """Few rows are all used, so the mean is that of Booster.predict(pred_contrib=True)."""
     text, rows = shop
     few = rows[:50]
     found = explain_model(text, few, COLUMNS, seed=1)
     booster = lightgbm.Booster(model_str=text)
     shap = booster.predict(few, pred_contrib=True)
-    size = next(f["mean_abs"] for f in found["features"] if f["name"] == "item_price")
-    assert size == pytest.approx(np.abs(shap[:, PRICE]).mean())
+    mean_abs = next(f["mean_abs"] for f in found["features"] if f["name"] == "item_price")
+    assert mean_abs == pytest.approx(np.abs(shap[:, PRICE]).mean())
     assert shap.sum(axis=1) == pytest.approx(booster.predict(few, raw_score=True))
     assert shap == pytest.approx(BoosterTrees(text, "").contributions(few))
 
 
-def test_a_family_counts_what_its_features_add_up_to_row_by_row(shop: tuple[str, np.ndarray]) -> None:
-    """`price` is item_price and price_to_habit: mean of |a + b|, not of |a| + |b|."""
+def test_the_values_of_a_group_are_added_up_per_row_before_averaging(shop: tuple[str, np.ndarray]) -> None:
+    """Group `price` is item_price and price_to_habit: the mean of |a + b|, not of |a| + |b|."""
     text, rows = shop
     found = explain_model(text, rows[:50], COLUMNS, seed=1)
     shap = BoosterTrees(text, "").contributions(rows[:50])
@@ -71,23 +71,23 @@ def test_a_family_counts_what_its_features_add_up_to_row_by_row(shop: tuple[str,
     assert "own" in {g["group"] for g in found["groups"]}
 
 
-def test_points_are_values_by_rank_and_none_where_they_are_missing(found: dict[str, Any]) -> None:
-    drawn = [f for f in found["features"] if "points" in f]
+def test_points_have_the_rank_of_the_value_and_none_for_a_missing_one(explanation: dict[str, Any]) -> None:
+    drawn = [f for f in explanation["features"] if "points" in f]
     assert (len(drawn), len(drawn[0]["points"])) == (DRAWN, POINTS)
     points = drawn[0]["points"]
     missing = sum(rank is None for _, rank in points)
     assert 0.1 < missing / POINTS < 0.3
     known = [(shap, rank) for shap, rank in points if rank is not None]
     assert all(0 <= rank <= 1 for _, rank in known)
-    # The cheap is raised, the dear is lowered.
+    # Low prices raise the score, high prices lower it.
     assert min(s for s, r in known if r < 0.15) > max(s for s, r in known if r > 0.5)
 
 
-def test_the_same_seed_gives_the_same_explanation(shop: tuple[str, np.ndarray], found: dict[str, Any]) -> None:
-    assert explain_model(*shop, COLUMNS, seed=1) == found
+def test_the_same_seed_gives_the_same_explanation(shop: tuple[str, np.ndarray], explanation: dict[str, Any]) -> None:
+    assert explain_model(*shop, COLUMNS, seed=1) == explanation
 
 
-def test_a_column_that_is_missing_throughout_has_no_ranks(shop: tuple[str, np.ndarray]) -> None:
+def test_a_column_without_values_has_no_ranks(shop: tuple[str, np.ndarray]) -> None:
     text, rows = shop
     blank = rows[:30].copy()
     blank[:, PRICE] = np.nan

@@ -1,4 +1,4 @@
-"""What the report says, and that nothing from the data can break the page or the JSON beside it."""
+"""The report: its sentences and sections, and that no text or number of the data breaks the page or its JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offline.evaluation import report
-from offline.evaluation.report import data, models, off_policy, plots, results
+from offline.evaluation.report import formatting, plots
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect"}
 HOSTILE = (
@@ -26,7 +26,7 @@ HOSTILE = (
 
 
 def scored(systems: dict[str, dict[str, dict[str, Any]]], half: float = 0.01) -> dict[str, Any]:
-    """`systems` as they are, and `intervals` around every number of theirs."""
+    """`systems` as given, and `intervals` of `half` on both sides of each of their metrics."""
     intervals = {
         s: {p: {m: [v - half, v + half] for m, v in e.items() if m != "lists"} for p, e in parts.items()}
         for s, parts in systems.items()
@@ -40,11 +40,12 @@ def compared(b: str, difference: float, half: float, part: str = "all", a: str =
 
 
 def small() -> dict[str, Any]:
-    """The least there can be: one system, one slice, one metric."""
+    """The smallest evaluation: one system, one slice, one metric."""
     return scored({"ranker": {"all": {"lists": 40, "ndcg@10": 0.6}}})
 
 
 def full() -> dict[str, Any]:
+    """An evaluation with every section."""
     means = {"popularity": 0.5, "item_click_rate": 0.55, "text": 0.52, "ranker": 0.6, "best_possible": 0.75}
     estimate = {"value": 1.0, "low": 0.9, "high": 1.1, "matches": 5000, "weight": 1.01}
     window = {"from": "2026-01-01T00:00:00+00:00", "to": "2026-01-20T00:00:00+00:00", "lists": 1568}
@@ -132,7 +133,7 @@ def full() -> dict[str, Any]:
 
 
 class Page(HTMLParser):
-    """The tags of a page and its visible text; fails on a tag closed out of turn or an id given twice."""
+    """The tags of a page, and its text with single spaces; fails on a tag closed out of order or a repeated id."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -141,6 +142,7 @@ class Page(HTMLParser):
         self.words = ""
         self.feed(page)
         self.close()
+        self.words = " ".join(self.words.split())
         ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
         assert self.open == []
         assert len(ids) == len(set(ids))
@@ -172,9 +174,8 @@ def page() -> str:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots left empty, for rules about words alone: drawing is most of the time."""
-    for module in (plots, data, models, off_policy, results):
-        monkeypatch.setattr(module, "plot", lambda _, caption, *__: f"<figure>{caption}</figure>")
+    """Empty plots, for tests of the words alone: drawing takes most of the time."""
+    monkeypatch.setattr(plots, "_draw", lambda *_: '<svg viewBox="0 0 1 1"></svg>')
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
@@ -202,7 +203,7 @@ def test_significant_means_that_the_interval_excludes_zero(low: object, high: ob
     assert report.significant({"low": low, "high": high}) is expected
 
 
-def test_an_interval_with_its_ends_swapped_is_refused() -> None:
+def test_an_interval_with_swapped_ends_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"'ranker' with 'text': low 0.2 is above high 0.1; swap them"):
         report.significant({"a": "ranker", "b": "text", "low": 0.2, "high": 0.1})
 
@@ -210,30 +211,31 @@ def test_an_interval_with_its_ends_swapped_is_refused() -> None:
 def test_the_verdict_comes_first_and_is_about_the_strongest_baseline(page: str) -> None:
     """item_click_rate is the strongest: the ranker gains 0.60 - 0.55 = 0.05 on it, and 0.10 and 0.08 on the others."""
     expected = (
-        "The ranker is better than item click rate, the strongest of the 3 baselines it was compared with: ndcg@10 "
-        "0.600 against 0.550, a difference of +0.0500 [+0.0400, +0.0600] over 1,568 lists; the interval excludes zero."
+        "The ranker is better than item click rate, the strongest of 3 baselines: ndcg@10 0.600 against 0.550, a "
+        "difference of +0.0500 [+0.0400, +0.0600] over 1,568 lists. The interval excludes zero."
     )
     words = Page(page).words
     assert expected in words
-    assert words.index(expected) < words.index("How good each order is")
+    assert words.index(expected) < words.index("Ranking quality")
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_an_interval_across_zero_is_never_called_better() -> None:
     evaluation = {**full(), "comparisons": [compared("text", 0.01, 0.02)]}
-    expected = "undecided: The ranker is not to be told from text"
-    assert verdict(evaluation).startswith(expected)
+    found = verdict(evaluation)
+    assert found.startswith("undecided: No clear difference between the ranker and text: ")
+    assert found.endswith("The interval does not exclude zero.")
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_loss_is_called_worse() -> None:
     evaluation = {**full(), "comparisons": [compared("text", -0.05, 0.02), compared("popularity", 0.1, 0.01)]}
-    assert verdict(evaluation).startswith("worse: The ranker is worse than text, the strongest of the 2 baselines")
+    assert verdict(evaluation).startswith("worse: The ranker is worse than text, the strongest of 2 baselines: ")
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_without_a_comparison_nothing_is_claimed() -> None:
-    expected = "undecided: The ranker reaches ndcg@10 0.600; it was compared with nothing, so no more is claimed."
+    expected = "undecided: The ranker reaches ndcg@10 0.600. It was not compared with any baseline."
     assert verdict(small()) == expected
 
 
@@ -244,44 +246,47 @@ def test_without_a_ranker_the_verdict_says_so() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_ceiling_and_other_slices_and_metrics_do_not_make_the_verdict() -> None:
+def test_the_verdict_ignores_the_ceiling_other_slices_and_other_metrics() -> None:
     others = [compared("best_possible", -0.15, 0.01), compared("text", -0.2, 0.01, "cold_users")]
     others.append({**compared("text", -0.3, 0.01), "metric": "mrr"})
     evaluation = {**full(), "comparisons": [*others, compared("popularity", 0.1, 0.01)]}
     assert verdict(evaluation).startswith("better: The ranker is better than popularity: ")
 
 
-def test_every_other_baseline_and_slice_is_remarked_on(page: str) -> None:
+def test_every_other_baseline_and_slice_has_a_remark(page: str) -> None:
     words = Page(page).words
     assert "Overall: better than popularity." in words
-    assert "Overall: not to be told from text." in words
-    assert "Cold users: not to be told from popularity, the strongest there, +0.0300 [−0.0100, +0.0700]" in words
+    assert "Overall: no clear difference from text." in words
+    expected = (
+        "Cold users: no clear difference from popularity, the strongest baseline there: +0.0300 [−0.0100, +0.0700]"
+    )
+    assert expected in words
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_system_that_scores_higher_and_was_not_compared_is_named() -> None:
     evaluation = full()
     evaluation["systems"]["cooccurrence"] = {"all": {"lists": 1, "ndcg@10": 0.65}}
-    said = "cooccurrence scores higher (0.650) and was not compared with the ranker."
-    assert said in Page(report.render(evaluation)).words
+    expected = "co-occurrence scores higher (0.650) but was not compared with the ranker."
+    assert expected in Page(report.render(evaluation)).words
 
 
-def test_the_share_of_the_way_to_the_best_possible_order(page: str) -> None:
+def test_the_share_of_the_gap_to_the_best_possible_order(page: str) -> None:
     """(0.60 - 0.50) / (0.75 - 0.50) = 40%, and (0.60 - 0.55) / (0.75 - 0.55) = 25%."""
     words = Page(page).words
-    assert "From popularity to the best possible order, the ranker goes 40% of the way." in words
-    assert "From item click rate to the best possible order, the ranker goes 25% of the way." in words
+    assert "The ranker closes 40% of the gap between popularity and the best possible order." in words
+    assert "The ranker closes 25% of the gap between item click rate and the best possible order." in words
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_there_is_no_share_where_the_baseline_is_at_the_ceiling() -> None:
     evaluation = full()
     evaluation["systems"]["best_possible"]["all"]["ndcg@10"] = 0.5
-    assert "From popularity" not in Page(report.render(evaluation)).words
+    assert "gap between popularity" not in Page(report.render(evaluation)).words
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_rebuilt_lists_are_said_before_any_plot() -> None:
+def test_the_page_says_that_lists_were_rebuilt_before_any_plot() -> None:
     evaluation = full()
     evaluation["data"]["lists_source"] = "rebuilt"
     text = report.render(evaluation)
@@ -292,7 +297,7 @@ def test_logged_lists_are_not_called_rebuilt(page: str) -> None:
     assert "rebuilt" not in Page(page).words
 
 
-def test_the_page_needs_nothing_from_outside_itself(page: str) -> None:
+def test_the_page_is_self_contained(page: str) -> None:
     tags = Page(page).tags
     assert {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "a"} == set()
     links = [
@@ -302,16 +307,16 @@ def test_the_page_needs_nothing_from_outside_itself(page: str) -> None:
     assert re.findall(r"url\((?!#)|@import", page) == []
 
 
-def test_plots_take_their_colours_from_the_page_so_that_both_themes_are_readable(page: str) -> None:
-    plots = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
-    assert re.findall(r"#[0-9a-f]{6}\b(?=[;\"])", plots) == []
-    assert "var(--accent)" in plots
+def test_plots_use_the_colours_of_the_page_in_both_themes(page: str) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert re.findall(r"#[0-9a-f]{6}\b(?=[;\"])", drawn) == []
+    assert "var(--accent)" in drawn
     assert "prefers-color-scheme: dark" in page
 
 
-def test_every_plot_has_a_caption_and_a_name_for_those_who_cannot_see_it(page: str) -> None:
-    """2 of quality (slices), 2 of gain, 1 of policies, 3 of SHAP values, 2 of the ranker, 2 of trust, 2 of the encoder,
-    1 of time = 15."""
+def test_every_plot_has_a_caption_and_a_text_alternative(page: str) -> None:
+    """2 of quality, 2 of improvement, 1 off-policy, 3 of SHAP values, 2 of the ranker, 2 diagnostics, 1 of model age, 2
+    of the encoder, 1 of time = 16."""
     parsed = Page(page)
     named = [attributes for tag, attributes in parsed.tags if tag == "svg" and attributes.get("aria-label")]
     assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (16, 16, 16)
@@ -324,7 +329,7 @@ def test_every_table_has_a_caption_and_every_header_a_scope(page: str) -> None:
 
 
 def test_the_twenty_strongest_features_are_drawn_and_all_are_listed(page: str) -> None:
-    plot = next(p for p in re.findall(r"<figure>.*?</figure>", page, re.DOTALL) if "<b>Features</b>" in p)
+    plot = next(p for p in re.findall(r"<figure>.*?</figure>", page, re.DOTALL) if "<b>Split gain.</b>" in p)
     assert plot.count(">feature_") == 20
     assert "meaning 24" in page
 
@@ -333,30 +338,46 @@ def test_the_twenty_strongest_features_are_drawn_and_all_are_listed(page: str) -
 @pytest.mark.parametrize("missing", [name for name in report.SECTIONS if name not in ("systems", "intervals")])
 @pytest.mark.parametrize("how", ["absent", "none", "empty"])
 def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
-    heads = {
-        "comparisons": "What is gained",
+    words = {
+        "comparisons": "Improvement over the baselines",
         "encoder": "Text encoder",
-        "ranker": "Ranker",
-        "examples": "Lists before",
-        "steps": "The run",
-        "data": "lists without a gain",
-        "windows": "Windows",
-        "quality": "every row read",
+        "ranker": "Training curve",
+        "examples": "Example lists",
+        "steps": "Time and memory",
+        "data": "lists without gain",
+        "windows": "Windows for training",
+        "quality": "Import result of every row",
         "calibration": "Calibration",
         "learning_curve": "Learning curve",
-        "explanation": "What the ranker goes by",
-        "off_policy": "What it would be worth if shown",
-        "small_slices": "Slices with a star",
-        "staleness": "What age costs",
+        "explanation": "Feature importance",
+        "off_policy": "Off-policy estimates",
+        "small_slices": "Slices marked *",
+        "staleness": "Model age",
     }
     evaluation = full()
-    assert heads[missing] in Page(report.render(evaluation)).words
+    assert words[missing] in Page(report.render(evaluation)).words
     if how == "absent":
         del evaluation[missing]
     else:
         evaluation[missing] = None if how == "none" else type(evaluation[missing])()
-    assert re.search(rf"(^|\n){heads[missing]}|{heads[missing]}$", Page(report.render(evaluation)).words) is None
-    assert f"<h2>{heads[missing]}" not in report.render(evaluation)
+    page = report.render(evaluation)
+    assert words[missing] not in Page(page).words
+    assert re.findall(r"<h2>[^<]*</h2>\s*</section>|<(ul|p|ol|div|tbody)[^>]*>\s*</\1>", page) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "expected"),
+    [
+        (-3.5494e-05, True, "0.0000"),
+        (0.00005001, True, "+0.0001"),
+        (-0.25, False, "−0.2500"),
+        (2.5e6, False, "2.5000e+06"),
+        (float("nan"), False, "-"),
+        ("3", False, "-"),
+    ],
+)
+def test_a_number_that_rounds_to_zero_has_no_sign_and_no_exponent(value: object, signed: bool, expected: str) -> None:
+    assert formatting.decimal(value, 4, signed) == expected
 
 
 def test_without_intervals_the_numbers_stand_alone() -> None:
@@ -364,19 +385,20 @@ def test_without_intervals_the_numbers_stand_alone() -> None:
     assert "0.600 [-, -]" in Page(report.render(evaluation)).words
 
 
-def test_systems_alone_make_a_page() -> None:
+def test_systems_alone_are_enough_for_a_page() -> None:
     parsed = Page(report.render(small()))
     assert parsed.count("h2") == 2
     assert parsed.count("figure") == 1
 
 
 def everywhere(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with every leaf changed."""
     if isinstance(value, dict):
         return {key: everywhere(inner, change) for key, inner in value.items()}
     return [everywhere(inner, change) for inner in value] if isinstance(value, list) else change(value)
 
 
-def test_hostile_text_anywhere_stays_text() -> None:
+def test_hostile_text_is_escaped_everywhere() -> None:
     """Every string of the evaluation is hostile, names of systems, slices, metrics and features too."""
     evaluation = everywhere(full(), lambda v: HOSTILE if isinstance(v, str) else v)
     evaluation["systems"][HOSTILE] = {"all": {HOSTILE: 0.2}, HOSTILE: {"ndcg@10": 0.1}}
@@ -395,19 +417,23 @@ def test_hostile_text_anywhere_stays_text() -> None:
     assert "\x00" not in text
 
 
-@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), None, 1e300, -1e300, 10**400, "many", True])
-def test_odd_numbers_anywhere_do_not_break_the_page(odd: object) -> None:
-    changed = everywhere(full(), lambda v: odd if isinstance(v, float | int) else v)
+@pytest.mark.parametrize(
+    "number", [float("nan"), float("inf"), -float("inf"), None, 1e300, -1e300, 10**400, "many", True]
+)
+def test_unusual_numbers_anywhere_do_not_break_the_page(number: object) -> None:
+    changed = everywhere(full(), lambda v: number if isinstance(v, float | int) else v)
     changed["schema"] = 2
     Page(report.render(changed))
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("odd", [float("nan"), float("inf"), None])
-def test_a_number_that_is_not_finite_is_a_dash_on_the_page_and_null_in_the_json(odd: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", [float("nan"), float("inf"), None])
+def test_a_number_that_is_not_finite_is_a_dash_on_the_page_and_null_in_the_json(
+    missing: object, tmp_path: Path
+) -> None:
     evaluation = small()
-    evaluation["systems"]["ranker"]["all"]["mrr"] = odd
-    evaluation["intervals"]["ranker"]["all"]["mrr"] = [odd, odd]
+    evaluation["systems"]["ranker"]["all"]["mrr"] = missing
+    evaluation["intervals"]["ranker"]["all"]["mrr"] = [missing, missing]
     page = report.write(evaluation, tmp_path).read_text("utf-8")
     assert '<td class="number">- [-, -]</td>' in page
     found = json.loads((tmp_path / "evaluation.json").read_text("utf-8"))
@@ -416,13 +442,13 @@ def test_a_number_that_is_not_finite_is_a_dash_on_the_page_and_null_in_the_json(
 
 
 def test_one_user_has_a_dot_without_an_interval() -> None:
-    """With one cluster there is no bootstrap: the ends are NaN, the value is not."""
+    """With one cluster there is no bootstrap: the ends are NaN, but the value is finite."""
     evaluation = small()
     evaluation["intervals"]["ranker"]["all"]["ndcg@10"] = [float("nan"), float("nan")]
     assert Page(report.render(evaluation)).count("figure") == 1
 
 
-def test_the_same_evaluation_gives_the_same_bytes_whatever_was_set_or_drawn_before(page: str) -> None:
+def test_the_same_evaluation_gives_the_same_bytes_under_any_matplotlib_settings(page: str) -> None:
     import matplotlib
 
     with matplotlib.rc_context(
@@ -433,16 +459,16 @@ def test_the_same_evaluation_gives_the_same_bytes_whatever_was_set_or_drawn_befo
         assert dict(matplotlib.rcParams) == before
 
 
-def test_the_evaluation_is_left_as_it_was() -> None:
+def test_rendering_does_not_change_the_evaluation() -> None:
     evaluation = full()
-    kept = copy.deepcopy(evaluation)
+    original = copy.deepcopy(evaluation)
     report.render(evaluation)
-    assert evaluation == kept
+    assert evaluation == original
 
 
-def test_the_json_makes_the_same_page_as_the_evaluation_it_came_from(tmp_path: Path, page: str) -> None:
-    path = report.write(full(), tmp_path / "made" / "for it")
-    assert path == tmp_path / "made" / "for it" / "report.html"
+def test_the_json_renders_to_the_same_page_as_the_evaluation(tmp_path: Path, page: str) -> None:
+    path = report.write(full(), tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "report.html"
     assert path.read_text("utf-8") == page
     assert report.render(json.loads((path.parent / "evaluation.json").read_text("utf-8"))) == page
 
@@ -459,7 +485,7 @@ def test_numpy_values_are_written_as_plain_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_writing_leaves_two_files_and_nothing_beside_them(tmp_path: Path) -> None:
+def test_writing_leaves_exactly_two_files(tmp_path: Path) -> None:
     report.write(small(), tmp_path)
     report.write(small(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "report.html"]
@@ -467,7 +493,7 @@ def test_writing_leaves_two_files_and_nothing_beside_them(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_evaluation_that_cannot_be_rendered_leaves_the_old_report(tmp_path: Path) -> None:
+def test_an_evaluation_that_cannot_be_rendered_leaves_the_old_report_in_place(tmp_path: Path) -> None:
     old = report.write(small(), tmp_path).read_bytes()
     with pytest.raises(ValueError, match="nothing to report"):
         report.write({"systems": {}}, tmp_path)
@@ -489,9 +515,9 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_whole(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
-        ({"schema": 1}, ValueError, r"schema 1: this report reads schema 2; evaluate again"),
+        ({"schema": 1}, ValueError, r"schema 1: this report reads schema 2; run the evaluation again"),
         ({"systems": None}, ValueError, r"evaluation\['systems'\] is missing or empty"),
         ({"systems": ["ranker"]}, TypeError, r"evaluation\['systems'\] is a list, expected a dict"),
         (
@@ -514,8 +540,8 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_whole(tmp_path: Path, mo
         ({"data": {3: "x"}}, TypeError, r"evaluation\['data'\]: key 3 is a int, expected str"),
     ],
 )
-def test_a_wrong_shape_is_refused_with_its_place(change: dict[str, Any], error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
+def test_a_wrong_type_is_rejected_with_its_place(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         report.render({**small(), **change})
 
 
@@ -540,5 +566,5 @@ names = st.one_of(st.sampled_from(["ranker", "popularity", "best_possible"]), te
 def test_any_texts_and_numbers_make_a_page_that_parses(
     systems: Any, intervals: Any, title: str, importance: Any
 ) -> None:
-    ours = {"systems": systems, "intervals": intervals, "title": title, "ranker": {"importance": importance}}
-    Page(report.render(ours))
+    evaluation = {"systems": systems, "intervals": intervals, "title": title, "ranker": {"importance": importance}}
+    Page(report.render(evaluation))

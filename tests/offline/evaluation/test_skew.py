@@ -1,4 +1,4 @@
-"""Skew: rows that were served equal rows replayed from the log, and a row that does not is found out by its feature."""
+"""Skew: served feature rows equal replayed ones, and a planted difference is reported for its feature."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ __all__ = ["data", "url"]
 LOGGED = FAST.model_copy(update={"log_rows_share": 1.0})
 
 
-def log_of_before() -> list[Event]:
-    """What shoppers did before the release, in order of time; events at one moment by kind, then item."""
+def earlier_events() -> list[Event]:
+    """Events before the release, in time order."""
     rng, items = np.random.default_rng(5), planted_items().catalogue.item_ids
     at = np.sort(CUT_OFF - rng.uniform(1, 9e5, 150)).round(6)
     return [
@@ -45,6 +45,7 @@ def log_of_before() -> list[Event]:
 
 
 def items_after(events: list[Event]) -> Items:
+    """The items with the state after these events."""
     items = planted_items()
     state = ItemState.empty(items.catalogue.category, 2)
     state.apply(
@@ -55,7 +56,8 @@ def items_after(events: list[Event]) -> Items:
     return replace(items, state=state)
 
 
-def written(events: list[Event], path: Path) -> None:
+def write_events(events: list[Event], path: Path) -> None:
+    """Write events as a Parquet file of a data set."""
     missing = [None] * len(events)
     pq.write_table(
         pa.table(
@@ -76,18 +78,18 @@ def written(events: list[Event], path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(tmp_path_factory.mktemp("releases"), items_after(log_of_before()))
+    return publish(tmp_path_factory.mktemp("releases"), items_after(earlier_events()))
 
 
 @pytest.fixture
 def shop(url: str, release: Path, data: Path) -> Iterator[tuple[httpx.Client, BulkStore, Path]]:
-    """A service that keeps every row, with users' lists seeded from the log, and the data set of that log."""
-    before = log_of_before()
-    written(before, data / "events.parquet")
+    """A service that logs every feature row, its store with histories from the log, and the data set of that log."""
+    earlier = earlier_events()
+    write_events(earlier, data / "events.parquet")
     with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
         raw.flushall()
-        store.write(before, CUT_OFF)
-        raw.delete(STREAM)  # of before the release: in its item state already
+        store.write(earlier, CUT_OFF)
+        raw.delete(STREAM)  # events before the release are in its item state already
         store.point(Pointer(release.name, str(release)))
         clock = iter(range(10**6))
         with served(url, LOGGED, release, clock=lambda: CUT_OFF + 100 + 0.125 * next(clock)) as client:
@@ -95,8 +97,8 @@ def shop(url: str, release: Path, data: Path) -> Iterator[tuple[httpx.Client, Bu
             yield client, store, data
 
 
-def shopped(client: httpx.Client, store: BulkStore) -> None:
-    """A few users look, click and look again; each event is in the item state before the next list."""
+def shop_around(client: httpx.Client, store: BulkStore) -> None:
+    """Six lists with a view and a click each; each event is in the item state before the next list."""
     for n in range(6):
         user = f"u{n % 5}"
         assert client.post("/v1/rank", json={"user_id": user, "limit": 4, "device": "app"}).status_code == 200
@@ -109,9 +111,9 @@ def shopped(client: httpx.Client, store: BulkStore) -> None:
     until(lambda: store.length(SERVED) == 6)
 
 
-def test_a_clean_run_has_no_skew_to_the_bit(shop: tuple[httpx.Client, BulkStore, Path], release: Path) -> None:
+def test_a_clean_run_is_bit_identical(shop: tuple[httpx.Client, BulkStore, Path], release: Path) -> None:
     client, store, data = shop
-    shopped(client, store)
+    shop_around(client, store)
     collect(data, store)
     found = compare_rows(data, release.parent)
     assert (found.lists, found.rows, dict(found.left_out)) == (6, 6 * 20, {})
@@ -120,12 +122,12 @@ def test_a_clean_run_has_no_skew_to_the_bit(shop: tuple[httpx.Client, BulkStore,
     assert {f.verdict(0) for f in found.features} == {"equal"}
 
 
-def test_a_planted_skew_is_found_by_its_feature_and_fails_the_command(
+def test_a_planted_skew_is_reported_for_its_feature_and_fails_the_command(
     shop: tuple[httpx.Client, BulkStore, Path], release: Path, tmp_path: Path
 ) -> None:
-    """Somebody makes prices whole numbers on their way to the log's side; and one shopper's clicks never got there."""
+    """Prices are rounded in the served rows."""
     client, store, data = shop
-    shopped(client, store)
+    shop_around(client, store)
     collect(data, store)
     (part,) = (data / "served").glob("date=*/*.parquet")
     table = pq.read_table(part, partitioning=None)
@@ -133,14 +135,14 @@ def test_a_planted_skew_is_found_by_its_feature_and_fails_the_command(
     price = names.index("item_price")
     changed = []
     for row in table["rows"].to_pylist():
-        held = np.frombuffer(row, "<f4").reshape(20, -1).copy()
-        held[:, price] = held[:, price].round()
-        changed.append(held.tobytes())
+        values = np.frombuffer(row, "<f4").reshape(20, -1).copy()
+        values[:, price] = values[:, price].round()
+        changed.append(values.tobytes())
     pq.write_table(table.set_column(table.column_names.index("rows"), "rows", pa.array(changed, pa.binary())), part)
     found = {f.name: f for f in compare_rows(data, release.parent).features}
     assert found["item_price"].verdict(0.01) == "SKEW"
     assert found["item_price"].beyond == 1.0
-    assert 0 < found["item_price"].largest <= 0.5, "rounding moves by at most a half"
+    assert 0 < found["item_price"].largest <= 0.5, "rounding changes a price by at most a half"
     assert {name for name, f in found.items() if f.differ} == {"item_price"}
 
     config = tmp_path / "shop.yaml"
@@ -149,18 +151,18 @@ def test_a_planted_skew_is_found_by_its_feature_and_fails_the_command(
     (workspace / "data").symlink_to(data, target_is_directory=True)
     (workspace / "releases").symlink_to(release.parent, target_is_directory=True)
     config.write_text(yaml.safe_dump({"workspace": str(workspace)}))
-    said = CliRunner().invoke(app, ["skew", "--config", str(config), "--json", str(tmp_path / "skew.json")])
-    assert said.exit_code == 1
-    written_ = json.loads((tmp_path / "skew.json").read_text())
-    assert {f["name"]: f["verdict"] for f in written_["features"]}["item_price"] == "SKEW"
+    result = CliRunner().invoke(app, ["skew", "--config", str(config), "--json", str(tmp_path / "skew.json")])
+    assert result.exit_code == 1
+    output = json.loads((tmp_path / "skew.json").read_text())
+    assert {f["name"]: f["verdict"] for f in output["features"]}["item_price"] == "SKEW"
     assert CliRunner().invoke(app, ["skew", "--config", str(config), "--threshold", "1"]).exit_code == 0
 
 
-def test_events_that_never_reached_the_log_are_a_skew_of_what_counts_them(
+def test_events_missing_from_the_log_skew_the_features_that_count_them(
     shop: tuple[httpx.Client, BulkStore, Path], release: Path
 ) -> None:
     client, store, data = shop
-    shopped(client, store)
+    shop_around(client, store)
     collect(data, store)
     for part in (data / "events").glob("date=*/*.parquet"):
         part.unlink()
@@ -169,12 +171,14 @@ def test_events_that_never_reached_the_log_are_a_skew_of_what_counts_them(
     assert skewed.isdisjoint({"item_price", "item_age", "item_prior", "hour", "device"})
 
 
-def test_lists_that_cannot_be_compared_are_said_so(shop: tuple[httpx.Client, BulkStore, Path], release: Path) -> None:
+def test_lists_that_cannot_be_compared_are_reported_with_the_reason(
+    shop: tuple[httpx.Client, BulkStore, Path], release: Path
+) -> None:
     client, store, data = shop
-    with pytest.raises(DataError, match="holds no list with feature rows"):
+    with pytest.raises(DataError, match="no list has feature rows"):
         compare_rows(data, release.parent)
     client.post("/v1/rank", json={"user_id": "u1"})
     until(lambda: store.length(SERVED) == 1)
     collect(data, store)
-    with pytest.raises(DataError, match="1 lists: their release is not there any more"):
+    with pytest.raises(DataError, match="1 lists: their release has been removed"):
         compare_rows(data, data)

@@ -1,4 +1,4 @@
-"""Import: every format gives the same dataset, a broken source gives none, and real data goes through as it comes."""
+"""Import: every format gives the same data set, a broken source gives none, and real data imports unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DATA = SHARED / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the real data of ../shared/data is not here")
 
-# One small shop: a list of two, a click on its second item, a purchase outside any list.
+# A small shop: a list of two items, a click on the second, and a purchase outside any list.
 T0, T1, T2 = 1_760_000_000, 1_760_000_005, 1_760_000_100
 EVENTS: list[dict[str, Any]] = [
     {"event": "impression", "user_id": "u1", "item_id": "b", "timestamp": T0, "request_id": "r1", "position": 0},
@@ -78,7 +78,7 @@ def as_csv(folder: Path) -> ImportConfig:
 
 
 def as_mapped_jsonl(folder: Path) -> ImportConfig:
-    """Other names, other words for the kinds, positions from 1, milliseconds as text."""
+    """Other column names, other event names, positions from 1, milliseconds as text."""
     (folder / "products.jsonl").write_text("\n".join(json.dumps(i) for i in ITEMS))
     words = {"impression": "seen", "click": "select_item", "purchase": "Purchase"}
     lines = []
@@ -163,7 +163,7 @@ FORMATS = [as_parquet, as_csv, as_mapped_jsonl, as_metarank]
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_every_format_gives_the_same_dataset(tmp_path: Path, write: Any) -> None:
+def test_every_format_gives_the_same_data_set(tmp_path: Path, write: Any) -> None:
     items, events, summary = run(write(tmp_path), tmp_path / "out")
     assert items == [
         {
@@ -191,14 +191,14 @@ def test_every_format_gives_the_same_dataset(tmp_path: Path, write: Any) -> None
     ]
     assert len({e.pop("event_id") for e in events}) == 4
     empty = {"value": None, "session_id": None, "device": None, "query": None}
-    sorted_events = [EVENTS[1], EVENTS[0], EVENTS[2], EVENTS[3]]  # equal times by kind, then item
+    sorted_events = [EVENTS[1], EVENTS[0], EVENTS[2], EVENTS[3]]  # rows with equal times are sorted by kind, then item
     expected = [empty | e | {"timestamp": datetime.fromtimestamp(e["timestamp"], UTC)} for e in sorted_events]
     assert events == expected
     assert (summary.users, summary.items, summary.lists) == (1, 2, 1)
     assert summary.table()[-1][1:] in (("accepted", 4), ("accepted", 8))
 
 
-def test_event_ids_are_derived_from_content_so_they_agree_between_formats(tmp_path: Path) -> None:
+def test_generated_event_ids_are_the_same_for_every_format(tmp_path: Path) -> None:
     ids = []
     for write in FORMATS:
         folder = tmp_path / write.__name__
@@ -208,9 +208,9 @@ def test_event_ids_are_derived_from_content_so_they_agree_between_formats(tmp_pa
     assert ids == [ids[0]] * len(FORMATS)
 
 
-def test_a_device_is_kept_as_it_was_written_and_a_blank_one_is_missing(tmp_path: Path) -> None:
+def test_a_device_is_kept_unchanged_and_a_blank_one_is_missing(tmp_path: Path) -> None:
     rows = [("Mobile", "2026-05-01"), ("", "2026-05-02"), ("(not set)", "2026-05-03"), ("iPad", "2026-05-04")]
-    lines = "".join(f"click,u,a,{day},{said}\n" for said, day in rows)
+    lines = "".join(f"click,u,a,{day},{device}\n" for device, day in rows)
     (tmp_path / "log.csv").write_text("event,user_id,item_id,timestamp,platform\n" + lines)
     source = EventSource(path=tmp_path / "log.csv", columns={"device": "platform"})
     _, events, _ = run(ImportConfig(events=(source,), unknown_items="keep"), tmp_path / "out")
@@ -218,7 +218,7 @@ def test_a_device_is_kept_as_it_was_written_and_a_blank_one_is_missing(tmp_path:
     assert load_dataset(tmp_path / "out").events.device.tolist() == [Device.MOBILE, NO_DEVICE, NO_DEVICE, Device.OTHER]
 
 
-def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_refused(tmp_path: Path) -> None:
+def test_a_query_is_taken_from_impressions_a_blank_one_is_missing_and_a_long_one_rejected(tmp_path: Path) -> None:
     rows = [
         ("impression", "r1", " Walnut "),
         ("impression", "r2", ""),
@@ -227,7 +227,7 @@ def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_r
         ("impression", "r1", "oak"),
     ]
     lines = "".join(
-        f"{kind},u,i{n},2026-05-0{n + 1},{request},{said}\n" for n, (kind, request, said) in enumerate(rows)
+        f"{kind},u,i{n},2026-05-0{n + 1},{request},{query}\n" for n, (kind, request, query) in enumerate(rows)
     )
     (tmp_path / "log.csv").write_text("event,user_id,item_id,timestamp,request_id,search_term\n" + lines)
     source = EventSource(path=tmp_path / "log.csv", columns={"query": "search_term"})
@@ -243,20 +243,20 @@ def test_a_query_is_that_of_the_impressions_a_blank_one_is_none_and_a_long_one_r
     assert {found.request_ids[r]: words for r, words in found.queries.items()} == {"r1": "Walnut"}
 
 
-def test_metaranks_fields_device_and_query_are_those_of_lists_and_interactions(tmp_path: Path) -> None:
+def test_metarank_fields_device_and_query_apply_to_rankings_and_interactions(tmp_path: Path) -> None:
     config = as_metarank(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metarank.jsonl").read_text().splitlines()]
     for line in lines:
         if line["event"] != "item":
-            said = [{"name": "device", "value": "tablet"}, {"name": "query", "value": "rug"}]
-            line["fields"] = [*line.get("fields", []), *said]
+            fields = [{"name": "device", "value": "tablet"}, {"name": "query", "value": "rug"}]
+            line["fields"] = [*line.get("fields", []), *fields]
     (tmp_path / "metarank.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     items, events, _ = run(config, tmp_path / "out")
     assert [(e["device"], e["query"]) for e in events] == [("tablet", "rug")] * 4
     assert "device" not in items[0]
 
 
-def test_a_dataset_imports_into_itself_byte_for_byte(tmp_path: Path) -> None:
+def test_importing_a_data_set_reproduces_it_byte_for_byte(tmp_path: Path) -> None:
     import_data(as_metarank(tmp_path), tmp_path / "one", NOW)
     import_data(detect(tmp_path / "one"), tmp_path / "two", NOW)
     for name in ("items.parquet", "events.parquet"):
@@ -264,7 +264,7 @@ def test_a_dataset_imports_into_itself_byte_for_byte(tmp_path: Path) -> None:
     assert validate(tmp_path / "one", NOW).events == validate(tmp_path / "two", NOW).events
 
 
-def test_the_layout_on_disk_is_as_promised(tmp_path: Path) -> None:
+def test_the_files_have_the_documented_layout(tmp_path: Path) -> None:
     import_data(as_parquet(tmp_path), tmp_path / "out", NOW)
     assert pq.read_schema(tmp_path / "out/events.parquet") == EVENTS_SCHEMA
     summary = json.loads((tmp_path / "out/import.json").read_text())
@@ -279,7 +279,7 @@ def test_the_layout_on_disk_is_as_promised(tmp_path: Path) -> None:
     assert len(pq.read_table(tmp_path / "out/quarantine.parquet")) == 0
 
 
-def test_metarank_lines_that_cannot_be_used_are_refused_and_counted(tmp_path: Path) -> None:
+def test_unusable_metarank_lines_are_rejected_and_counted(tmp_path: Path) -> None:
     config = as_metarank(tmp_path)
     with (tmp_path / "metarank.jsonl").open("a") as file:
         file.write('\n{"event": "user", "user": "u1", "timestamp": "1", "fields": []}')
@@ -297,9 +297,9 @@ def test_metarank_lines_that_cannot_be_used_are_refused_and_counted(tmp_path: Pa
     }
     assert (
         "metarank.jsonl, row 8, column event: 'user' describes a user (user_attributes)."
-        " Nothing to do: no attribute of a user is kept." in summary.examples
+        " No action needed: user attributes are not imported." in summary.examples
     )
-    assert "2 rows tell again of an item: each field is the last one told" in summary.notes
+    assert "2 rows update an earlier item: the last value of each field is kept" in summary.notes
 
 
 def ga4(name: str, at: int, items: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -347,7 +347,7 @@ def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
     ] == [
         ("impression", "p1", "a", listed, 1, None, "77", "mobile", "red rug"),
         ("impression", "p1", "b", listed, 0, None, "77", "mobile", "red rug"),
-        ("click", "p1", "a", listed, None, None, None, None, None),  # GA4 names no list with a click: it is found again
+        ("click", "p1", "a", listed, None, None, None, None, None),  # GA4 clicks name no list; it is looked up
         ("purchase", "u1", "a", None, None, 2.0, None, None, None),
     ]
     assert dict(summary.sources[0].quarantined) == {"empty_list": 1}
@@ -367,7 +367,7 @@ GA4_KEYS = ("event_name", "event_timestamp", "user_id", "items", "item_list_id",
 @pytest.mark.parametrize(("form", "keys"), [("metarank", METARANK_KEYS), ("ga4", GA4_KEYS)])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_lines_of_any_shape_are_accounted_for(
+def test_lines_of_any_shape_are_accepted_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, form: Any, keys: tuple[str, ...], data: st.DataObject
 ) -> None:
     lines = data.draw(st.lists(st.dictionaries(st.sampled_from(keys), ANYTHING), min_size=1, max_size=8))
@@ -377,7 +377,7 @@ def test_lines_of_any_shape_are_accounted_for(
     assert source.read == source.accepted + sum(source.quarantined.values()) >= len(lines)
 
 
-def test_items_made_from_events_take_the_commonest_title_and_the_median_price(tmp_path: Path) -> None:
+def test_items_from_events_get_the_most_frequent_title_and_the_median_price(tmp_path: Path) -> None:
     rows = [("a", "LAMP", 2), ("a", "lamp?", 3), ("a", "LAMP", 10), ("a", "", 0), ("b", "B2", 1), ("b", "B1", 1)]
     lines = "".join(f"{n}.0,{i},2026-05-{n + 1:02d},{t},{p}\n" for n, (i, t, p) in enumerate(rows))
     (tmp_path / "sales.csv").write_text("Customer ID,StockCode,InvoiceDate,Description,Price\n" + lines)
@@ -392,12 +392,12 @@ def test_items_made_from_events_take_the_commonest_title_and_the_median_price(tm
         path=tmp_path / "sales.csv", event="purchase", columns=columns, items_from_events=True, float_ids=("user_id",)
     )
     items, events, _ = run(ImportConfig(events=(source,)), tmp_path / "out")
-    # a: LAMP twice, lamp? once; median of 2, 3, 10 (0 is no price). b: a tie goes to the first in order.
+    # a: LAMP twice, lamp? once; median of 2, 3, 10 (a price of 0 is ignored). b: a tie goes to the first in order.
     assert [(i["item_id"], i["title"], i["price"]) for i in items] == [("a", "LAMP", 3.0), ("b", "B1", 1.0)]
     assert [e["user_id"] for e in events] == ["0", "1", "2", "3", "4", "5"]
 
 
-def test_order_only_rows_get_times_a_day_apart_that_end_together(tmp_path: Path) -> None:
+def test_rows_with_only_an_order_get_timestamps_a_day_apart_that_end_on_one_day(tmp_path: Path) -> None:
     table = pa.table(
         {
             "user_id": ["u", "u", "u", "v"],
@@ -416,30 +416,33 @@ def test_order_only_rows_get_times_a_day_apart_that_end_together(tmp_path: Path)
         ("u", "c", "purchase", "2020-01-01"),
     ]
     assert summary.sources[0].notes == (
-        "only the order is known (seq): times are made up, one day apart, each user's last on 2020-01-01",
+        "no timestamps, only an order (seq): timestamps were generated one day apart, the last of each user on"
+        " 2020-01-01",
     )
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("uvw"), st.integers(0, 5)), min_size=1, max_size=20))
-def test_times_from_order_keep_each_users_order_and_end_on_the_last_day(rows: list[tuple[str, int]]) -> None:
+def test_generated_timestamps_keep_each_users_order_and_end_on_the_last_day(rows: list[tuple[str, int]]) -> None:
     users, order = [u for u, _ in rows], [float(o) for _, o in rows]
     table = pa.table({"user_id": users, "order": order, "timestamp": [0] * len(rows)})
     at = times_from_order(table, 1000 * DAY_US)["timestamp"].to_pylist()
     for user in set(users):
-        mine = sorted((o, t) for u, o, t in zip(users, order, at, strict=True) if u == user)
-        steps = sorted({o for o, _ in mine})
-        assert [t // DAY_US for _, t in mine] == [1000 - (len(steps) - 1 - steps.index(o)) for o, _ in mine]
+        rows_of_user = sorted((o, t) for u, o, t in zip(users, order, at, strict=True) if u == user)
+        steps = sorted({o for o, _ in rows_of_user})
+        assert [t // DAY_US for _, t in rows_of_user] == [
+            1000 - (len(steps) - 1 - steps.index(o)) for o, _ in rows_of_user
+        ]
 
 
-def test_text_of_items_loses_entities_and_stray_spaces_but_no_words(tmp_path: Path) -> None:
+def test_item_texts_have_entities_decoded_and_whitespace_collapsed(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text('item_id,title,description\na,Salt &amp; Pepper,"two\n  lines &lt;b&gt;"\n')
     (tmp_path / "events.csv").write_text("event,user_id,item_id,timestamp\nclick,u,a,2026-05-01\n")
     ((item,), _, _) = run(detect(tmp_path), tmp_path / "out")
     assert (item["title"], item["description"]) == ("Salt & Pepper", "two lines <b>")
 
 
-def test_clicked_of_shown_lists_is_compared_with_the_clicks(tmp_path: Path) -> None:
+def test_the_clicked_column_is_compared_with_click_events(tmp_path: Path) -> None:
     shown = pa.table(
         {
             "impression_id": ["r1"] * 2,
@@ -456,7 +459,7 @@ def test_clicked_of_shown_lists_is_compared_with_the_clicks(tmp_path: Path) -> N
     )
     pq.write_table(clicks, tmp_path / "events.parquet")
     summary = validate(tmp_path, NOW)
-    assert summary.notes[0] == "`clicked` agrees with the click events for 1 of 2 impressions; the events count"
+    assert summary.notes[0] == "`clicked` agrees with the click events for 1 of 2 impressions; the events are used"
     assert (summary.lists, summary.events["impression"], summary.events["click"]) == (1, 2, 1)
 
 
@@ -466,48 +469,48 @@ def broken_gzip(folder: Path) -> Path:
     return folder / "events.csv.gz"
 
 
-def refused(config: ImportConfig, folder: Path) -> str:
+def import_error(config: ImportConfig, folder: Path) -> str:
     with pytest.raises(DataError) as error:
         import_data(config, folder / "out", NOW)
-    assert not (folder / "out").exists(), "a source that cannot be read leaves nothing behind"
+    assert not (folder / "out").exists(), "a source that cannot be read leaves no files"
     return str(error.value)
 
 
-def test_a_gzip_file_that_breaks_off_is_refused_whole(tmp_path: Path) -> None:
+def test_a_truncated_gzip_file_is_rejected_as_a_whole(tmp_path: Path) -> None:
     config = ImportConfig(events=(EventSource(path=broken_gzip(tmp_path)),), unknown_items="keep")
-    assert refused(config, tmp_path) == (
-        "events.csv.gz: the gzip data is cut short or damaged (Compressed file ended before the end-of-stream marker"
-        " was reached). Nothing was imported; fetch the file again."
+    assert import_error(config, tmp_path) == (
+        "events.csv.gz: the gzip data is truncated or corrupt (Compressed file ended before the end-of-stream marker"
+        " was reached). Nothing was imported; download the file again."
     )
     jsonl = tmp_path / "log.jsonl.gz"
     jsonl.write_bytes(gzip.compress(b'{"event": "click"}\n' * 100_000)[:-30])
     config = ImportConfig(events=(EventSource(path=jsonl),), unknown_items="keep")
-    assert refused(config, tmp_path).startswith("log.jsonl.gz: the gzip data is cut short or damaged")
+    assert import_error(config, tmp_path).startswith("log.jsonl.gz: the gzip data is truncated or corrupt")
 
 
-def test_a_missing_column_is_named_with_those_there_are_and_how_to_map_them(tmp_path: Path) -> None:
+def test_a_missing_column_raises_with_the_existing_columns_and_how_to_map_them(tmp_path: Path) -> None:
     path = tmp_path / "sales.csv"
     path.write_text("Customer ID,StockCode,event,timestamp\n1,2,click,2026-05-01\n")
     config = ImportConfig(events=(EventSource(path=path, columns={"item_id": "StockCode"}),), unknown_items="keep")
-    assert refused(config, tmp_path) == (
+    assert import_error(config, tmp_path) == (
         "sales.csv: no column 'user_id'. It has: Customer ID, StockCode, event, timestamp."
         " Map one of them in the configuration: columns: {user_id: <column>}."
     )
     wrong = EventSource(path=path, columns={"item_id": "StockCode", "user_id": "Customer"})
-    assert refused(ImportConfig(events=(wrong,), unknown_items="keep"), tmp_path).startswith(
+    assert import_error(ImportConfig(events=(wrong,), unknown_items="keep"), tmp_path).startswith(
         "sales.csv: no column 'Customer' for user_id. It has: Customer ID,"
     )
 
 
-def test_files_that_are_not_what_they_say_are_refused_by_name(tmp_path: Path) -> None:
+def test_unreadable_files_raise_with_the_file_name(tmp_path: Path) -> None:
     def one(name: str, content: bytes, **source: Any) -> str:
         (tmp_path / name).write_bytes(content)
         config = ImportConfig(events=(EventSource(path=tmp_path / name, **source),), unknown_items="keep")
-        return refused(config, tmp_path)
+        return import_error(config, tmp_path)
 
     assert one("e.parquet", b"not parquet").startswith("e.parquet: cannot be read as Parquet (")
-    assert one("e.csv", b"") == "e.csv: is empty. A CSV file begins with a line of column names."
-    assert one("e.xlsx", b"") == "e.xlsx: the format cannot be told from the name. Set `format` of this source."
+    assert one("e.csv", b"") == "e.csv: is empty. A CSV file must start with a header line."
+    assert one("e.xlsx", b"") == "e.xlsx: cannot detect the format from the file name. Set `format` of this source."
     head = b"event,user_id,item_id,timestamp\n"
     assert one("open.csv", head + b'click,u,i,"2026-05-01\n' + b"click,u,i,2026-05-01\n" * 500_000).startswith(
         "open.csv: cannot be read as CSV ("
@@ -515,24 +518,22 @@ def test_files_that_are_not_what_they_say_are_refused_by_name(tmp_path: Path) ->
     twice = one("twice.csv", b"event,user_id,user_id,item_id,timestamp\nclick,u,u,i,2026-05-01\n")
     assert twice == "twice.csv: two columns are called 'user_id'. Rename one of them."
     missing = ImportConfig(events=(EventSource(path=tmp_path / "no.csv"),), unknown_items="keep")
-    assert refused(missing, tmp_path).endswith("no.csv: there is no such file. Check `path` of this source.")
+    assert import_error(missing, tmp_path).endswith("no.csv: there is no such file. Check `path` of this source.")
 
 
-def test_what_is_not_recognised_is_said_with_what_is_there(tmp_path: Path) -> None:
+def test_an_unknown_layout_raises_with_the_files_found(tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text("a,b\n")
-    with pytest.raises(
-        DataError, match=r"nothing to import is recognised here \(found: sales.csv\)\. Expected are items"
-    ):
+    with pytest.raises(DataError, match=r"no known layout recognised \(found: sales.csv\)\. Expected items"):
         detect(tmp_path)
-    with pytest.raises(DataError, match=r"sales.csv: what the columns of a csv file mean has to be said.*--suggest > "):
+    with pytest.raises(DataError, match=r"sales.csv: this csv file needs a column mapping.*--suggest > "):
         detect(tmp_path / "sales.csv")
     with pytest.raises(DataError, match="there is no such file or folder"):
         detect(tmp_path / "nowhere")
 
 
-def test_a_simulated_shop_is_not_written_over(tmp_path: Path) -> None:
+def test_a_simulated_shop_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "truth.parquet").touch()
-    with pytest.raises(DataError, match=r"holds a simulated shop \(truth.parquet\)\. Import into another directory"):
+    with pytest.raises(DataError, match=r"contains a simulated shop \(truth.parquet\)\. Import into another directory"):
         import_data(as_parquet(tmp_path), tmp_path, NOW)
 
 
@@ -547,7 +548,7 @@ def test_progress_reaches_its_total(tmp_path: Path) -> None:
 
 
 @real
-def test_both_forms_of_ranklens_are_the_same_events_and_items(tmp_path: Path) -> None:
+def test_both_formats_of_ranklens_give_the_same_events_and_items(tmp_path: Path) -> None:
     folder = DATA / "ranklens"
     tables = {}
     for name, path in (("parquet", folder), ("metarank", folder / "events.metarank.jsonl.gz")):
@@ -556,12 +557,12 @@ def test_both_forms_of_ranklens_are_the_same_events_and_items(tmp_path: Path) ->
         assert all(not s.quarantined for s in summary.sources)
         tables[name] = [pq.read_table(tmp_path / name / f"{t}.parquet") for t in ("items", "events")]
     (items, events), (other_items, other_events) = tables["parquet"], tables["metarank"]
-    # Metarank's form names the session as well, which is the user here.
+    # The Metarank file also has the session, which here is the user.
     assert events.drop_columns("session_id").equals(other_events.drop_columns("session_id"))
     shared = [c for c in items.column_names if c in other_items.column_names and c != "category"]
     assert {"title", "description", "genres", "tags", "actors", "director", "release_date", "budget"} <= set(shared)
     assert items.select(shared).equals(other_items.select(shared))
-    assert len(items) == 2512 + 8  # eight that were shown are described nowhere
+    assert len(items) == 2512 + 8  # eight of the items shown have no catalogue entry
 
 
 RETAIL = {
@@ -576,7 +577,7 @@ RETAIL = {
 
 
 @real
-def test_a_raw_shop_export_imports_by_a_mapping_alone(tmp_path: Path) -> None:
+def test_a_raw_shop_export_imports_with_only_a_mapping(tmp_path: Path) -> None:
     source = EventSource(
         path=DATA / "online_retail/raw_2009_2010.csv.gz",
         event="purchase",
@@ -600,7 +601,7 @@ def test_a_raw_shop_export_imports_by_a_mapping_alone(tmp_path: Path) -> None:
 
 
 @real
-def test_retail_and_order_only_folders_import_with_no_configuration(tmp_path: Path) -> None:
+def test_retail_and_order_only_folders_import_without_configuration(tmp_path: Path) -> None:
     retail = import_data(detect(DATA / "online_retail"), tmp_path / "retail", NOW)
     assert dict(retail.sources[0].quarantined) == {"not_a_product": 13}
     assert set(retail.sources[1].quarantined) == {"dropped_event", "duplicate_event", "not_a_product"}
@@ -608,10 +609,10 @@ def test_retail_and_order_only_folders_import_with_no_configuration(tmp_path: Pa
     assert amazon.events["purchase"] == 50_175
     at = pq.read_table(tmp_path / "amazon/events.parquet")["timestamp"].to_pylist()
     last = [t for t in at if t.date() == date(2020, 1, 1)]
-    assert len(last) == amazon.users == 8317, "splitting off the last day leaves out each user's last event"
+    assert len(last) == amazon.users == 8317, "splitting off the last day holds out each user's last event"
 
 
-# --- what is brought along beside the events ---
+# --- annotation files ---
 
 
 def shop_with_truth(folder: Path) -> Path:
@@ -627,10 +628,10 @@ def shop_with_truth(folder: Path) -> Path:
     return folder
 
 
-def test_truth_and_propensities_of_a_folder_come_along_and_go_with_the_next_import(tmp_path: Path) -> None:
+def test_truth_and_propensities_are_imported_and_removed_by_the_next_import_without_them(tmp_path: Path) -> None:
     source = shop_with_truth(tmp_path / "source")
     summary = import_data(detect(source), tmp_path / "data", NOW)
-    assert "truth.parquet: 2 rows about shown lists are brought along" in summary.notes
+    assert "truth.parquet: 2 rows about shown lists were imported" in summary.notes
     found = load_dataset(tmp_path / "data")
     assert found.truth
     assert found.truth.of(["r", "other"]) == {("r", "A"): 0.5, ("r", "B"): 1.0}
@@ -644,22 +645,22 @@ def test_truth_and_propensities_of_a_folder_come_along_and_go_with_the_next_impo
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "values", "said"),
+    ("name", "column", "values", "message"),
     [
         ("propensities", "propensity", [0.5, 0.0], r"row 1, column 'propensity': is 0.0, expected above 0"),
         ("propensities", "propensity", [float("nan"), 1.0], r"row 0, column 'propensity': is nan"),
         ("truth", "utility", [1.0, float("inf")], r"row 1, column 'utility': is inf, expected a finite number"),
-        ("truth", "utility", ["high", "low"], r"truth\.parquet: .*numbers, ids texts"),
+        ("truth", "utility", ["high", "low"], r"truth\.parquet: .*must be numbers, and IDs strings"),
         ("truth", "item_id", ["A", None], r"row 1, column 'item_id': is null"),
     ],
 )
-def test_what_cannot_be_a_utility_or_a_propensity_is_refused_with_its_place(
-    tmp_path: Path, name: str, column: str, values: list[object], said: str
+def test_an_invalid_utility_or_propensity_is_rejected_with_row_and_column(
+    tmp_path: Path, name: str, column: str, values: list[object], message: str
 ) -> None:
     source = shop_with_truth(tmp_path / "source")
     table = pq.read_table(source / f"{name}.parquet")
     number = table.column_names.index(column)
     pq.write_table(table.set_column(number, column, pa.array(values)), source / f"{name}.parquet")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         import_data(detect(source), tmp_path / "data", NOW)
     assert not (tmp_path / "data").exists()

@@ -1,4 +1,4 @@
-"""`shelfwise import FILE --suggest`: a first mapping, guessed from names and rows, that can be read and imported."""
+"""`shelfwise import FILE --suggest`: a column mapping guessed from names and rows, which can be imported."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 RAW = SHARED / "data" / "online_retail" / "raw_2009_2010.csv.gz"
 
 
-def read(text: str) -> ImportConfig:
-    """The suggestion as the importer would take it."""
+def parse(text: str) -> ImportConfig:
+    """The suggestion, parsed as an import configuration."""
     return ImportConfig.model_validate(yaml.safe_load(text)["import"])
 
 
@@ -38,11 +38,11 @@ def table(path: Path, rows: list[dict[str, Any]], delimiter: str = ",", encoding
 
 def imported(source: Path) -> tuple[str, ImportSummary]:
     text = suggest(source)
-    return text, validate(read(text), NOW)
+    return text, validate(parse(text), NOW)
 
 
-def test_invoices_of_a_shop_are_mapped_whole_and_what_is_doubtful_is_said(tmp_path: Path) -> None:
-    """Names unlike ours, ids as floats, no file of products, no kind of event, postage: all found, with remarks."""
+def test_an_invoice_file_is_fully_mapped_and_guesses_are_commented(tmp_path: Path) -> None:
+    """Other column names, float IDs, no item file, no event kind, postage: all are handled, with comments."""
     invoices.write(tmp_path / "raw.csv.gz")
     text, summary = imported(tmp_path / "raw.csv.gz")
     section = yaml.safe_load(text)["import"]
@@ -65,8 +65,8 @@ def test_invoices_of_a_shop_are_mapped_whole_and_what_is_doubtful_is_said(tmp_pa
         }
     ]
     assert set(section["not_products"].split("|")) == {"POST", "M"}
-    assert "event: purchase  # every row is one; or view, click, cart, impression" in text
-    assert "timezone: UTC  # the times name none: write your shop's, as Europe/London" in text
+    assert "event: purchase  # kind of every row; or view, click, cart, impression" in text
+    assert "timezone: UTC  # timestamps have no offset: set your shop's time zone, such as Europe/London" in text
     assert "user_id: Customer ID  # empty in " in text
     assert summary.items == 60
     assert summary.users == 80
@@ -74,17 +74,21 @@ def test_invoices_of_a_shop_are_mapped_whole_and_what_is_doubtful_is_said(tmp_pa
 
 
 @pytest.mark.skipif(not RAW.is_file(), reason="the real data of ../shared/data is not here")
-def test_a_real_export_is_mapped_as_a_person_mapped_it() -> None:
-    """The columns of the suggestion are those of docs/examples/online_retail.yaml."""
-    mine = yaml.safe_load(suggest(RAW))["import"]["events"][0]
-    theirs = yaml.safe_load((ROOT / "docs/examples/online_retail.yaml").read_text())
-    theirs = theirs["import"]["events"][0]
-    assert mine["columns"] == theirs["columns"]
-    assert (mine["float_ids"], mine["event"], mine["items_from_events"]) == (["user_id"], "purchase", True)
+def test_a_real_export_is_mapped_as_in_the_example() -> None:
+    """The suggested columns equal those of docs/examples/online_retail.yaml."""
+    suggested = yaml.safe_load(suggest(RAW))["import"]["events"][0]
+    example = yaml.safe_load((ROOT / "docs/examples/online_retail.yaml").read_text())
+    example = example["import"]["events"][0]
+    assert suggested["columns"] == example["columns"]
+    assert (suggested["float_ids"], suggested["event"], suggested["items_from_events"]) == (
+        ["user_id"],
+        "purchase",
+        True,
+    )
 
 
-def test_words_for_what_was_done_are_read_and_unknown_ones_dropped_with_a_remark(tmp_path: Path) -> None:
-    """`addtocart` is a cart and `transaction` a purchase; `compare` waits for a person."""
+def test_known_event_names_are_mapped_and_unknown_ones_dropped_with_a_comment(tmp_path: Path) -> None:
+    """`addtocart` is a cart and `transaction` a purchase; `compare` is left to the user."""
     words = ["view", "addtocart", "transaction", "compare"]
     rows = [
         {
@@ -104,14 +108,14 @@ def test_words_for_what_was_done_are_read_and_unknown_ones_dropped_with_a_remark
         "transaction": "purchase",
         "compare": "drop",
     }
-    assert "compare: drop  # not understood: one of impression, view, click, cart, purchase, rating, or drop" in text
-    assert section["unknown_items"] == "keep", "no file describes products"
+    assert "compare: drop  # unknown: use one of impression, view, click, cart, purchase, rating, or drop" in text
+    assert section["unknown_items"] == "keep", "there is no item file"
     assert summary.events == {"impression": 0, "view": 10, "click": 0, "cart": 10, "purchase": 10, "rating": 0}
     assert summary.sources[0].quarantined == {"dropped_event": 10}
 
 
-def test_a_folder_of_products_and_orders_in_semicolons_and_latin_letters(tmp_path: Path) -> None:
-    """Delimiter, encoding and the day before the month are found; titles come from the products."""
+def test_a_folder_of_products_and_orders_with_semicolons_and_latin_1(tmp_path: Path) -> None:
+    """Delimiter, encoding and day-first dates are detected; titles come from the products."""
     products = [{"SKU": f"A{k}", "Name": f"Stühlchen {k}", "Brand": "Möbel", "Price": k + 0.5} for k in range(4)]
     orders = [
         {
@@ -140,19 +144,23 @@ def test_a_folder_of_products_and_orders_in_semicolons_and_latin_letters(tmp_pat
     [
         (("13/02/2024", "01/02/2024"), "%d/%m/%Y", ""),
         (("02/13/2024", "02/01/2024"), "%m/%d/%Y", ""),
-        (("01/02/2024", "02/03/2024"), "%d/%m/%Y", "  # or %m/%d/%Y: no row tells day from month"),
+        (
+            ("01/02/2024", "02/03/2024"),
+            "%d/%m/%Y",
+            "  # or %m/%d/%Y: the rows do not show whether day or month is first",
+        ),
     ],
 )
-def test_whether_day_or_month_comes_first_is_told_by_the_rows_or_asked(
+def test_day_or_month_first_is_detected_from_the_rows_or_left_to_the_user(
     tmp_path: Path, days: tuple[str, str], form: str, remark: str
 ) -> None:
-    """A 13 cannot be a month; where there is none, both are named."""
+    """13 cannot be a month. Without such a value, the comment names both formats."""
     rows = [{"user": "u", "item": "i", "date": day} for day in days]
     assert f"timestamp_format: '{form}'{remark}\n" in suggest(table(tmp_path / "e.csv", rows))
 
 
-def test_json_lines_and_metarank_files_are_looked_at_too(tmp_path: Path) -> None:
-    """JSON lines by their keys; Metarank's events need no mapping, and that is said."""
+def test_json_lines_and_metarank_files_are_supported(tmp_path: Path) -> None:
+    """JSON lines are mapped by their keys. Metarank events need no mapping, and a comment says so."""
     line = {"customer": "u1", "sku": "a", "ts": 1_700_000_000, "action": "click"}
     (tmp_path / "clicks.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, "sku": "b"}) + "\n")
     assert yaml.safe_load(suggest(tmp_path / "clicks.jsonl"))["import"]["events"][0]["columns"] == {
@@ -163,22 +171,22 @@ def test_json_lines_and_metarank_files_are_looked_at_too(tmp_path: Path) -> None
     }
     (tmp_path / "m.jsonl").write_text('{"event": "item", "id": "1", "timestamp": "1700000000000", "item": "a"}\n')
     text = suggest(tmp_path / "m.jsonl")
-    assert "metarank's events: they need no mapping" in text
-    assert read(text).events[0].path == tmp_path / "m.jsonl"
+    assert "metarank events need no mapping" in text
+    assert parse(text).events[0].path == tmp_path / "m.jsonl"
 
 
-def test_what_cannot_be_guessed_is_said_with_what_there_is(tmp_path: Path) -> None:
-    """No item, no time, no shopper: the columns there are, and where to read on."""
-    with pytest.raises(DataError, match=r"a.csv: no column looks like our item_id. It has: x, y. Write the `import`"):
+def test_a_failed_guess_raises_with_the_columns_found(tmp_path: Path) -> None:
+    """Without an item, time or customer column, the message lists the columns and points to the documentation."""
+    with pytest.raises(DataError, match=r"a.csv: no column looks like item_id. It has: x, y. Write the `import`"):
         suggest(table(tmp_path / "a.csv", [{"x": 1, "y": 2}]))
-    with pytest.raises(DataError, match=r"b.csv: no column looks like our timestamp. It has: user, item"):
+    with pytest.raises(DataError, match=r"b.csv: no column looks like timestamp. It has: user, item"):
         suggest(table(tmp_path / "b.csv", [{"user": 1, "item": 2}]))
-    with pytest.raises(DataError, match=r"no file with a column of shoppers is here.*looked at: c.csv"):
+    with pytest.raises(DataError, match=r"no customer ID column found.*Skipped: c.csv"):
         suggest(table(tmp_path / "c.csv", [{"sku": 1, "title": 2}]))
     with pytest.raises(DataError, match="there is no such file or folder"):
         suggest(tmp_path / "nowhere.csv")
     many = [{"user": 1, "item": 2, "time": 3, "type": f"kind {k}"} for k in range(31)]
-    with pytest.raises(DataError, match="taken for the kind of event holds 31 different values, as 'kind 0'"):
+    with pytest.raises(DataError, match="the column that looks like the event kind has 31 values, such as 'kind 0'"):
         suggest(table(tmp_path / "d.csv", many))
 
 
@@ -189,10 +197,10 @@ def test_what_cannot_be_guessed_is_said_with_what_there_is(tmp_path: Path) -> No
     cell=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
 )
 @settings(max_examples=50, deadline=None)
-def test_a_suggestion_is_always_a_mapping_the_importer_takes(
+def test_a_suggestion_is_always_a_valid_configuration(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], cell: str
 ) -> None:
-    """Whatever other columns are called and hold: quotes, colons, hashes, emoji."""
+    """Whatever the names and cells of other columns: quotes, colons, hashes, emoji."""
     names = [n for n in names if n.strip()]
     rows = [
         {"Customer": cell or "u", "SKU": cell or "i", "When?": cell, "date": "2024-01-01", **dict.fromkeys(names, cell)}
@@ -202,28 +210,28 @@ def test_a_suggestion_is_always_a_mapping_the_importer_takes(
         text = suggest(path)
     except DataError:
         return  # a file that cannot be read as CSV
-    assert read(text).events[0].path == path
+    assert parse(text).events[0].path == path
 
 
-def test_the_command_prints_what_can_be_saved_as_it_is(
+def test_the_command_prints_yaml_that_can_be_saved_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Standard output is the YAML and nothing else; the error of a bare import names the command."""
+    """Standard output is only the YAML. The error of an import without a mapping names the command."""
     monkeypatch.chdir(tmp_path)
     invoices.write(tmp_path / "raw.csv.gz", baskets=30)
 
-    def said(*arguments: str) -> tuple[str, str]:
+    def run_command(*arguments: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["shelfwise", *arguments])
         with pytest.raises(SystemExit):
             app.main()
         return capfd.readouterr()
 
-    out, _ = said("import", "raw.csv.gz", "--suggest")
-    assert read(out).events[0].path == Path("raw.csv.gz")
-    _, err = said("import", "raw.csv.gz")
-    assert "`shelfwise import raw.csv.gz --suggest > shop.yaml` writes a first mapping" in err
-    _, err = said("import", "--suggest")
-    assert "--suggest looks at a file or folder: name one" in err
+    out, _ = run_command("import", "raw.csv.gz", "--suggest")
+    assert parse(out).events[0].path == Path("raw.csv.gz")
+    _, err = run_command("import", "raw.csv.gz")
+    assert "`shelfwise import raw.csv.gz --suggest > shop.yaml` suggests one" in err
+    _, err = run_command("import", "--suggest")
+    assert "--suggest needs a file or folder" in err
     (tmp_path / "shop.yaml").write_text(out)
-    out, _ = said("import", "--config", "shop.yaml")
+    out, _ = run_command("import", "--config", "shop.yaml")
     assert "next: shelfwise nightly --config shop.yaml" in out

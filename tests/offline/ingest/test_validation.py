@@ -1,4 +1,4 @@
-"""Every kind of bad row is refused for its own reason, with a sentence that says where, what and what to do."""
+"""Every kind of bad row is rejected with its own reason and a message with place, problem and remedy."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ HEADER = "event,user_id,item_id,timestamp,request_id,position,value,price"
 GOOD = "click,u1,i1,2026-05-01T10:00:00Z,,,,"
 
 
-def of_csv(folder: Path, *lines: str | bytes, header: str = HEADER, **source: Any) -> ImportConfig:
+def csv_config(folder: Path, *lines: str | bytes, header: str = HEADER, **source: Any) -> ImportConfig:
     folder.mkdir(exist_ok=True)
     raw = [header, *lines]
     (folder / "events.csv").write_bytes(b"\n".join(r.encode() if isinstance(r, str) else r for r in raw) + b"\n")
     return ImportConfig(events=(EventSource(path=folder / "events.csv", **source),), unknown_items="keep")
 
 
-def of_jsonl(folder: Path, *rows: Any, **source: Any) -> ImportConfig:
+def jsonl_config(folder: Path, *rows: Any, **source: Any) -> ImportConfig:
     text = "\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows)
     (folder / "events.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
     return ImportConfig(events=(EventSource(path=folder / "events.jsonl", **source),), unknown_items="keep")
@@ -48,105 +48,106 @@ LONG = "u" * 257
 CASES = {
     "missing_user": (
         "click,,i1,2026-05-01,,,,",
-        "events.csv, row 3, column user_id: the row names no user (missing_user)."
-        " Log the shopper's id, or an anonymous visitor's, with every event.",
+        "events.csv, row 3, column user_id: the row does not identify a user (missing_user)."
+        " Log the ID of the customer or anonymous visitor with every event.",
     ),
     "missing_item": (
         "click,u1,null,2026-05-01,,,,",
-        "events.csv, row 3, column item_id: 'null' names no item (missing_item). Log the item's id with every row.",
+        "events.csv, row 3, column item_id: 'null' does not identify an item (missing_item)."
+        " Log the item ID with every row.",
     ),
     "id_too_long": (
         f"click,{LONG},i1,2026-05-01,,,,",
         f"events.csv, row 3, column user_id: '{'u' * 200}' is longer than 256 bytes (id_too_long)."
-        " Map a column that holds ids; shorten those that are longer.",
+        " Map a column that contains IDs, or shorten the IDs.",
     ),
     "control_character": (
         "click,u\x001,i1,2026-05-01,,,,",
-        "events.csv, row 3, column user_id: 'u\\x001' holds a control character (control_character)."
-        " Remove control characters (tab, newline, NUL) from ids at the source.",
+        "events.csv, row 3, column user_id: 'u\\x001' contains a control character (control_character)."
+        " Remove control characters (tab, newline, NUL) from the IDs at the source.",
     ),
     "bad_encoding": (
         b"click,caf\xe9,i1,2026-05-01,,,,",
         "events.csv, row 3, column user_id: 'caf\\\\xe9' is not UTF-8 (bad_encoding)."
-        " Set `encoding` of this source (often latin-1 or cp1252), or export UTF-8.",
+        " Set `encoding` of this source (often latin-1 or cp1252), or export as UTF-8.",
     ),
     "missing_timestamp": (
         "click,u1,i1,,,,,",
-        "events.csv, row 3, column timestamp: the row gives no time (missing_timestamp)."
-        " Log the moment of every event; set `order_column` where only the order is known.",
+        "events.csv, row 3, column timestamp: the row does not contain a timestamp (missing_timestamp)."
+        " Log a timestamp with every event, or set `order_column` if only the order is known.",
     ),
     "bad_timestamp": (
         "click,u1,i1,yesterday,,,,",
-        "events.csv, row 3, column timestamp: 'yesterday' is no moment (bad_timestamp)."
+        "events.csv, row 3, column timestamp: 'yesterday' is not a recognised timestamp (bad_timestamp)."
         " Use ISO 8601 or Unix time, or set `timestamp_unit` or `timestamp_format` of this source.",
     ),
     "timestamp_too_old": (
         "click,u1,i1,0,,,,",
-        "events.csv, row 3, column timestamp: '0' lies before `earliest` (timestamp_too_old)."
-        " Check `timestamp_unit` of this source; lower `earliest` if the event is that old.",
+        "events.csv, row 3, column timestamp: '0' is before `earliest` (timestamp_too_old)."
+        " Check `timestamp_unit` of this source, or lower `earliest` if the event really is that old.",
     ),
     "future_event": (
         "click,u1,i1,2026-06-01T00:10:01Z,,,,",
-        "events.csv, row 3, column timestamp: '2026-06-01T00:10:01Z' lies in the future (future_event)."
+        "events.csv, row 3, column timestamp: '2026-06-01T00:10:01Z' is in the future (future_event)."
         " Check the clock, `timezone` and `timestamp_unit` of this source, then import it again.",
     ),
     "missing_event": (
         ",u1,i1,2026-05-01,,,,",
-        "events.csv, row 3, column event: the row names no event kind (missing_event)."
-        " Fill the column, or set `event` where all rows are of one kind.",
+        "events.csv, row 3, column event: the row does not name an event kind (missing_event)."
+        " Fill in the column, or set `event` if all rows are of one kind.",
     ),
     "unknown_event": (
         "stare,u1,i1,2026-05-01,,,,",
-        "events.csv, row 3, column event: 'stare' is no known event kind (unknown_event)."
-        " Use impression, view, click, cart, purchase or rating or a GA4 name, or map it in `event_values`.",
+        "events.csv, row 3, column event: 'stare' is not a known event kind (unknown_event)."
+        " Use impression, view, click, cart, purchase, rating or a GA4 event name, or map it in `event_values`.",
     ),
     "dropped_event": (
         "refund,u1,i1,2026-05-01,,,,",
         "events.csv, row 3, column event: 'refund' is dropped by `event_values` (dropped_event)."
-        " Nothing to do, unless you want this kind of event.",
+        " No action needed, unless you want events of this kind.",
     ),
     "not_a_number": (
         'purchase,u1,i1,2026-05-01,,,"6,95",',
-        "events.csv, row 3, column value: '6,95' is no number (not_a_number)."
-        " Write plain decimals (6.95): no currency, no thousands separator.",
+        "events.csv, row 3, column value: '6,95' is not a number (not_a_number)."
+        " Write plain decimals such as 6.95, without currency or thousands separators.",
     ),
     "not_finite": (
         "purchase,u1,i1,2026-05-01,,,-inf,",
         "events.csv, row 3, column value: '-inf' is infinite (not_finite)."
-        " Write a finite number, or leave the cell empty for missing.",
+        " Write a finite number, or leave the cell empty if the value is missing.",
     ),
     "negative_value": (
         "purchase,u1,i1,2026-05-01,,,-2,",
         "events.csv, row 3, column value: '-2' is a negative amount (negative_value)."
-        " Returns and corrections are no purchases: map them to `drop`, or correct the sign.",
+        " Returns and corrections are not purchases: map them to `drop`, or correct the sign.",
     ),
     "negative_price": (
         "purchase,u1,i1,2026-05-01,,,2,-0.5",
         "events.csv, row 3, column price: '-0.5' is a negative price (negative_price)."
-        " Correct the sign, or leave the cell empty for missing.",
+        " Correct the sign, or leave the cell empty if the price is missing.",
     ),
     "bad_position": (
         "impression,u1,i1,2026-05-01,r1,-1,,",
-        "events.csv, row 3, column position: '-1' is no place in a list (bad_position)."
-        " Use whole numbers from `position_base` on, at most 32767, or leave it empty.",
+        "events.csv, row 3, column position: '-1' is not a list position (bad_position)."
+        " Use whole numbers starting at `position_base`, at most 32767, or leave the cell empty.",
     ),
     "wrong_number_of_columns": (
         "click,u1,i1",
-        "events.csv, row 3: 'click,u1,i1' does not have the header's number of columns (wrong_number_of_columns)."
-        " Quote cells that hold the delimiter, or set `delimiter`.",
+        "events.csv, row 3: 'click,u1,i1' does not have the same number of columns as the header"
+        " (wrong_number_of_columns). Quote cells that contain the delimiter, or set `delimiter`.",
     ),
     "duplicate_event": (
         GOOD,
-        "events.csv, row 3, column event_id: '{id}' was there before (duplicate_event)."
-        " Nothing to do: the first is kept. Retries should keep `event_id`.",
+        "events.csv, row 3, column event_id: '{id}' is a duplicate (duplicate_event)."
+        " No action needed: the first event is kept. Retries should send the same `event_id`.",
     ),
 }
 
 
 @pytest.mark.parametrize("reason", CASES)
-def test_a_bad_row_of_a_csv_is_refused_for_its_reason_in_these_words(tmp_path: Path, reason: str) -> None:
+def test_a_bad_csv_row_is_rejected_with_its_reason_and_message(tmp_path: Path, reason: str) -> None:
     line, expected = CASES[reason]
-    config = of_csv(tmp_path, GOOD, line, event_values={"refund": "drop"})
+    config = csv_config(tmp_path, GOOD, line, event_values={"refund": "drop"})
     summary = import_data(config, tmp_path / "out", NOW)
     (source,) = summary.sources
     assert (source.read, source.accepted, dict(source.quarantined)) == (2, 1, {reason: 1})
@@ -156,14 +157,14 @@ def test_a_bad_row_of_a_csv_is_refused_for_its_reason_in_these_words(tmp_path: P
     assert (row["file"], row["row"], row["reason"], row["remedy"]) == ("events.csv", 3, reason, REASONS[reason].remedy)
 
 
-def test_a_device_of_64_characters_is_taken_and_one_of_65_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_device_of_64_characters_is_accepted_and_one_of_65_rejected(tmp_path: Path) -> None:
     header = "event,user_id,item_id,timestamp,device"
     lines = [f"click,u1,i1,2026-05-01,{'é' * 64}", f"click,u1,i2,2026-05-01,{'d' * 65}"]
-    summary = validate(of_csv(tmp_path, *lines, header=header), NOW)
+    summary = validate(csv_config(tmp_path, *lines, header=header), NOW)
     assert summary.sources[0].accepted == 1
     assert summary.examples == (
         f"events.csv, row 3, column device: '{'d' * 65}' is longer than 64 characters (device_too_long)."
-        " Map the kind of device (mobile, tablet, desktop, app), not the user agent.",
+        " Map the device type (mobile, tablet, desktop, app), not the user agent.",
     )
 
 
@@ -185,9 +186,9 @@ JSON_CASES = {
 
 
 @pytest.mark.parametrize("reason", JSON_CASES)
-def test_a_bad_line_of_json_is_refused_with_its_line_number(tmp_path: Path, reason: str) -> None:
+def test_a_bad_json_line_is_rejected_with_its_line_number(tmp_path: Path, reason: str) -> None:
     good = {"event": "click", "user_id": "u1", "item_id": "i1", "timestamp": 1.7e9}
-    config = of_jsonl(tmp_path, good, *JSON_CASES[reason])
+    config = jsonl_config(tmp_path, good, *JSON_CASES[reason])
     (source,) = import_data(config, tmp_path / "out", NOW).sources
     n = len(JSON_CASES[reason])
     assert (source.read, source.accepted, dict(source.quarantined)) == (n + 1, 1, {reason: n})
@@ -195,7 +196,7 @@ def test_a_bad_line_of_json_is_refused_with_its_line_number(tmp_path: Path, reas
     assert refused["row"].to_pylist() == list(range(2, n + 2))
 
 
-def test_every_reason_has_a_clause_and_a_remedy_that_is_a_sentence() -> None:
+def test_every_reason_has_a_clause_and_a_remedy_sentence() -> None:
     for code, reason in REASONS.items():
         assert code == code.lower()
         assert reason.remedy.endswith("."), code
@@ -212,30 +213,30 @@ TIMES = {
     "2023-11-14T22:13:20.123456+05:30": "2023-11-14T16:43:20.123456+00:00",
     "2023-11-14T22:13-0800": "2023-11-15T06:13:00+00:00",
     "20231114T221320Z": "2023-11-14T22:13:20+00:00",
-    "2023-11-14 22:13:20": "2023-11-14T21:13:20+00:00",  # Paris is an hour ahead of UTC in winter
+    "2023-11-14 22:13:20": "2023-11-14T21:13:20+00:00",  # Paris is one hour ahead of UTC in winter
     "2023-07-14": "2023-07-13T22:00:00+00:00",  # and two in summer
-    "2023-10-29 02:30": "2023-10-29T01:30:00+00:00",  # this half hour is there twice: the second is read
-    "2023-03-26 02:30": "2023-03-26T01:00:00+00:00",  # and this one never: the clock goes on at 3
+    "2023-10-29 02:30": "2023-10-29T01:30:00+00:00",  # this time occurs twice: the second is used
+    "2023-03-26 02:30": "2023-03-26T01:00:00+00:00",  # this time does not exist: it shifts forward to 3:00
 }
 
 
 @pytest.mark.parametrize("written", TIMES)
-def test_a_moment_is_read_in_any_common_form_and_zone(tmp_path: Path, written: str) -> None:
-    config = of_csv(tmp_path, f"click,u1,i1,{written},,,,", timezone="Europe/Paris")
+def test_a_timestamp_is_parsed_in_common_formats_and_zones(tmp_path: Path, written: str) -> None:
+    config = csv_config(tmp_path, f"click,u1,i1,{written},,,,", timezone="Europe/Paris")
     assert stamps(config, tmp_path) == [TIMES[written]]
 
 
-def test_all_forms_of_a_moment_may_stand_in_one_column(tmp_path: Path) -> None:
+def test_timestamp_formats_may_be_mixed_in_one_column(tmp_path: Path) -> None:
     lines = [f"click,u{n},i1,{written},,,," for n, written in enumerate(TIMES)]
-    assert stamps(of_csv(tmp_path, *lines, timezone="Europe/Paris"), tmp_path) == sorted(TIMES.values())
+    assert stamps(csv_config(tmp_path, *lines, timezone="Europe/Paris"), tmp_path) == sorted(TIMES.values())
 
 
-def test_a_declared_unit_or_format_is_not_guessed_again(tmp_path: Path) -> None:
-    seconds_as_us = of_csv(tmp_path, GOOD, "click,u2,i1,1700000000,,,,", timestamp_unit="us")
+def test_a_configured_unit_or_format_is_not_detected(tmp_path: Path) -> None:
+    seconds_as_us = csv_config(tmp_path, GOOD, "click,u2,i1,1700000000,,,,", timestamp_unit="us")
     assert validate(seconds_as_us, NOW).table()[2] == ("events.csv", "timestamp_too_old", 1)
-    american = of_csv(tmp_path, "click,u1,i1,12/1/2010 8:26,,,,", timestamp_format="%m/%d/%Y %H:%M")
+    american = csv_config(tmp_path, "click,u1,i1,12/1/2010 8:26,,,,", timestamp_format="%m/%d/%Y %H:%M")
     assert stamps(american, tmp_path) == ["2010-12-01T08:26:00+00:00"]
-    compact = of_csv(tmp_path, "click,u1,i1,20101201,,,,", timestamp_unit="iso")
+    compact = csv_config(tmp_path, "click,u1,i1,20101201,,,,", timestamp_unit="iso")
     assert stamps(compact, tmp_path) == ["2010-12-01T00:00:00+00:00"]
 
 
@@ -257,8 +258,8 @@ ABSURD = (
 
 
 @pytest.mark.parametrize("written", ABSURD)
-def test_an_absurd_moment_is_refused_and_breaks_nothing(tmp_path: Path, written: str) -> None:
-    (source,) = validate(of_csv(tmp_path, GOOD, f"click,u1,i1,{written},,,,"), NOW).sources
+def test_an_absurd_timestamp_is_rejected(tmp_path: Path, written: str) -> None:
+    (source,) = validate(csv_config(tmp_path, GOOD, f"click,u1,i1,{written},,,,"), NOW).sources
     assert source.accepted == 1
     assert set(source.quarantined) <= {"bad_timestamp", "future_event", "timestamp_too_old"}
 
@@ -271,7 +272,7 @@ def parquet_times(folder: Path, times: pa.Array, **source: Any) -> list[str]:
     return stamps(config, folder)
 
 
-def test_timestamps_of_parquet_are_read_in_every_type(tmp_path: Path) -> None:
+def test_parquet_timestamps_of_every_type_are_supported(tmp_path: Path) -> None:
     at = datetime(2023, 7, 14, 12)
     for kind in (pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("ns")):
         assert parquet_times(tmp_path, pa.array([at], kind)) == ["2023-07-14T12:00:00+00:00"]
@@ -282,7 +283,7 @@ def test_timestamps_of_parquet_are_read_in_every_type(tmp_path: Path) -> None:
     assert parquet_times(tmp_path, pa.array([date(2023, 7, 14)])) == ["2023-07-14T00:00:00+00:00"]
 
 
-def test_an_odd_type_where_an_id_belongs_is_refused_row_by_row(tmp_path: Path) -> None:
+def test_an_id_column_of_an_unsupported_type_is_rejected_row_by_row(tmp_path: Path) -> None:
     for ids in (
         pa.array([True, False]),
         pa.array([{"a": 1}, None]),
@@ -298,7 +299,7 @@ def test_an_odd_type_where_an_id_belongs_is_refused_row_by_row(tmp_path: Path) -
         assert set(source.quarantined) <= {"wrong_type", "missing_user"}
 
 
-def test_whole_numbers_and_dictionaries_are_fine_ids(tmp_path: Path) -> None:
+def test_ids_may_be_whole_floats_or_dictionary_encoded(tmp_path: Path) -> None:
     table = pa.table(
         {
             "user_id": pa.array(["u", "u"]).dictionary_encode(),
@@ -312,8 +313,8 @@ def test_whole_numbers_and_dictionaries_are_fine_ids(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out/events.parquet")["item_id"].to_pylist() == ["7", "8"]
 
 
-def test_bytes_that_are_not_utf8_are_read_where_the_encoding_is_named(tmp_path: Path) -> None:
-    config = of_csv(tmp_path, "click,café,i1,2026-05-01,,,,".encode("latin-1"), encoding="latin-1")
+def test_a_configured_encoding_is_used_for_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    config = csv_config(tmp_path, "click,café,i1,2026-05-01,,,,".encode("latin-1"), encoding="latin-1")
     import_data(config, tmp_path / "out", NOW)
     assert pq.read_table(tmp_path / "out/events.parquet")["user_id"].to_pylist() == ["café"]
 
@@ -328,37 +329,38 @@ def items_file(folder: Path, *lines: str) -> ImportConfig:
 ITEM_CASES = {
     "missing_item": (
         ",A,1,1,true",
-        "items.csv, row 3, column item_id: the row names no item (missing_item). Log the item's id with every row.",
+        "items.csv, row 3, column item_id: the row does not identify an item (missing_item)."
+        " Log the item ID with every row.",
     ),
     "negative_price": (
         "i2,A,-1,1,true",
         "items.csv, row 3, column price: '-1' is a negative price (negative_price)."
-        " Correct the sign, or leave the cell empty for missing.",
+        " Correct the sign, or leave the cell empty if the price is missing.",
     ),
     "not_finite": (
         "i2,A,inf,1,true",
         "items.csv, row 3, column price: 'inf' is infinite (not_finite)."
-        " Write a finite number, or leave the cell empty for missing.",
+        " Write a finite number, or leave the cell empty if the value is missing.",
     ),
     "not_a_number": (
         "i2,A,£2,1,true",
-        "items.csv, row 3, column price: '£2' is no number (not_a_number)."
-        " Write plain decimals (6.95): no currency, no thousands separator.",
+        "items.csv, row 3, column price: '£2' is not a number (not_a_number)."
+        " Write plain decimals such as 6.95, without currency or thousands separators.",
     ),
     "duplicate_item": (
         "i1,B,1,1,true",
-        "items.csv, row 3, column item_id: 'i1' was there before (duplicate_item)."
-        " Nothing to do: the first is kept. Give each item one row.",
+        "items.csv, row 3, column item_id: 'i1' is a duplicate (duplicate_item)."
+        " The first row is kept. Give each item one row.",
     ),
     "not_a_product": (
         "post,P,1,1,false",
-        "items.csv, row 3, column item_id: 'post' is no product (not_a_product)."
-        " Nothing to do, unless `not_products` or `product_column` is too wide.",
+        "items.csv, row 3, column item_id: 'post' is not a product (not_a_product)."
+        " No action needed, unless `not_products` or `product_column` excludes too much.",
     ),
     "wrong_type": (
         "i2,A,1,1,perhaps",
         "items.csv, row 3, column ok: 'perhaps' has the wrong type (wrong_type)."
-        " Use a string, a number or null here; attributes may be string lists.",
+        " Use a string, a number or null. Attributes may also be lists of strings.",
     ),
     "text_too_long": (
         f"i2,{'x' * 100_001},1,1,true",
@@ -369,7 +371,7 @@ ITEM_CASES = {
 
 
 @pytest.mark.parametrize("reason", ITEM_CASES)
-def test_a_bad_item_is_refused_for_its_reason_in_these_words(tmp_path: Path, reason: str) -> None:
+def test_a_bad_item_is_rejected_with_its_reason_and_message(tmp_path: Path, reason: str) -> None:
     line, expected = ITEM_CASES[reason]
     summary = import_data(items_file(tmp_path, "i1,A,1,2.5,true", line), tmp_path / "out", NOW)
     assert summary.table()[:3] == [("items.csv", "read", 2), ("items.csv", "accepted", 1), ("items.csv", reason, 1)]
@@ -378,39 +380,39 @@ def test_a_bad_item_is_refused_for_its_reason_in_these_words(tmp_path: Path, rea
     assert (item["title"], item["price"], item["weight"]) == ("A", 1.0, 2.5)
 
 
-def test_a_missing_price_is_missing_and_not_zero(tmp_path: Path) -> None:
+def test_a_missing_price_is_null_not_zero(tmp_path: Path) -> None:
     import_data(items_file(tmp_path, "i1,,,,", "i2,B,nan,1,"), tmp_path / "out", NOW)
     items = pq.read_table(tmp_path / "out/items.parquet")
     assert items["price"].to_pylist() == [None, None]
     assert items["title"].to_pylist() == ["", "B"]
 
 
-def test_an_event_of_an_unknown_item_is_refused_or_kept_as_configured(tmp_path: Path) -> None:
+def test_an_event_of_an_unknown_item_is_rejected_or_kept_as_configured(tmp_path: Path) -> None:
     config = items_file(tmp_path, "i9,A,1,1,true")
     assert validate(config, NOW).examples == (
         "events.csv, row 2, column item_id: 'i1' is not in the catalogue (unknown_item)."
-        " Add the item, or set `unknown_items: keep` to accept it by its id alone.",
+        " Add the item, or set `unknown_items: keep` to import it with its ID only.",
     )
     keep = config.model_copy(update={"unknown_items": "keep"})
     summary = import_data(keep, tmp_path / "out", NOW)
-    assert "1 items of the events are described nowhere: kept by their id alone" in summary.notes
+    assert "1 items have no catalogue entry; imported with their ID only" in summary.notes
     assert pq.read_table(tmp_path / "out/items.parquet")["item_id"].to_pylist() == ["i1", "i9"]
 
 
-def test_events_of_what_is_no_product_go_with_it(tmp_path: Path) -> None:
-    config = of_csv(tmp_path, GOOD, "click,u1,POST,2026-05-01,,,,", "click,u1,POSTER,2026-05-01,,,,")
+def test_events_of_excluded_products_are_rejected(tmp_path: Path) -> None:
+    config = csv_config(tmp_path, GOOD, "click,u1,POST,2026-05-01,,,,", "click,u1,POSTER,2026-05-01,,,,")
     summary = validate(config.model_copy(update={"not_products": "POST|FEE"}), NOW)
     assert summary.table()[1:] == [("events.csv", "accepted", 2), ("events.csv", "not_a_product", 1)]
 
 
-def test_lists_are_checked_row_against_row(tmp_path: Path) -> None:
-    config = of_csv(
+def test_lists_are_checked_across_rows(tmp_path: Path) -> None:
+    config = csv_config(
         tmp_path,
         "impression,u1,i1,2026-05-01T10:00:00Z,r1,0,,",
         "impression,u1,i2,2026-05-01T10:00:02Z,r1,1,,",  # logged late: moved to the time of its list
-        "impression,u1,i1,2026-05-01T10:00:00Z,r1,2,,",  # again, further down
-        "impression,u1,i1,2026-05-01T10:00:00Z,r1,0,,",  # the very same row
-        "impression,u2,i1,2026-05-01T10:00:00Z,r1,0,,",  # somebody else's
+        "impression,u1,i1,2026-05-01T10:00:00Z,r1,2,,",  # the same item at a lower position
+        "impression,u1,i1,2026-05-01T10:00:00Z,r1,0,,",  # an exact duplicate
+        "impression,u2,i1,2026-05-01T10:00:00Z,r1,0,,",  # another user's
         "click,u2,i1,2026-05-01T10:00:09Z,r1,,,",
         "click,u1,i1,2026-05-01T10:00:09Z,r1,,1,",
     )
@@ -423,7 +425,7 @@ def test_lists_are_checked_row_against_row(tmp_path: Path) -> None:
     assert summary.notes[0] == "1 impressions were moved to the earliest time of their list"
     assert (
         "events.csv, row 4, column item_id: 'i1' is in the same list twice (item_twice_in_list)."
-        " The first place is kept; log a new `request_id` for every list shown." in summary.examples
+        " The first position is kept. Log a new `request_id` for every list shown." in summary.examples
     )
     assert (
         "events.csv, row 6, column request_id: 'r1' is a list shown to another user (list_of_another_user)."
@@ -438,58 +440,66 @@ def test_lists_are_checked_row_against_row(tmp_path: Path) -> None:
     assert {e["timestamp"].second for e in events[:2]} == {0}
 
 
-def test_of_events_with_one_id_the_first_is_kept_whatever_the_others_say(tmp_path: Path) -> None:
+def test_the_first_of_several_events_with_the_same_id_is_kept(tmp_path: Path) -> None:
     header = "event_id,event,user_id,item_id,timestamp"
-    config = of_csv(
+    config = csv_config(
         tmp_path, "e1,click,u1,i1,2026-05-02", "e1,purchase,u2,i2,2026-05-01", ",click,u1,i1,2026-05-02", header=header
     )
     import_data(config, tmp_path / "out", NOW)
     events = pq.read_table(tmp_path / "out/events.parquet").to_pylist()
-    # The row without an id gets one of its own: it cannot be known to be e1.
+    # The row without an ID gets a generated one: nothing shows that it is e1.
     assert [(e["event"], e["user_id"]) for e in events] == [("click", "u1")] * 2
 
 
-def test_a_purchase_of_two_amounts_is_two_purchases_and_a_rating_may_be_negative(tmp_path: Path) -> None:
-    config = of_csv(
+def test_purchases_with_different_amounts_are_distinct_and_ratings_may_be_negative(tmp_path: Path) -> None:
+    config = csv_config(
         tmp_path, *[f"purchase,u1,i1,2026-05-01,,,{v}," for v in (1, 2, 1)], "rating,u1,i1,2026-05-01,,,-1,"
     )
     (source,) = validate(config, NOW).sources
     assert (source.accepted, dict(source.quarantined)) == (3, {"duplicate_event": 1})
 
 
-def test_what_cannot_be_configured_is_refused_with_the_allowed_values(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_rejected_with_the_allowed_values(tmp_path: Path) -> None:
     path = tmp_path / "e.csv"
     for wrong, words in (
         (
             {"columns": {"customer": "c"}},
-            "'customer' is no column of ours; the left-hand side is one of event_id, event,",
+            "'customer' is not a canonical column; the left-hand side must be one of event_id, event,",
         ),
-        ({"event": "stare"}, "'stare' is no event kind; use one of impression, view, click, cart, purchase, rating"),
-        ({"event_values": {"a": "b"}}, "'b' is no event kind; the right-hand side is one of impression, view, click,"),
-        ({"timezone": "Mars/Olympus"}, "'Mars/Olympus' is no time zone; use an IANA name such as Europe/London"),
-        ({"encoding": "utf-9"}, "'utf-9' is no text encoding; use utf-8, latin-1, cp1252, ..."),
+        (
+            {"event": "stare"},
+            "'stare' is not an event kind; use one of impression, view, click, cart, purchase, rating",
+        ),
+        (
+            {"event_values": {"a": "b"}},
+            "'b' is not an event kind; the right-hand side must be one of impression, view,",
+        ),
+        ({"timezone": "Mars/Olympus"}, "'Mars/Olympus' is not a time zone; use an IANA name such as Europe/London"),
+        ({"encoding": "utf-9"}, "'utf-9' is not a text encoding; use utf-8, latin-1, cp1252, ..."),
         ({"colums": {}}, "Extra inputs are not permitted"),
         ({"position_base": 2}, "Input should be 0 or 1"),
     ):
         with pytest.raises(ValidationError) as error:
             EventSource(path=path, **wrong)  # type: ignore[arg-type]
         assert words in str(error.value)
-    with pytest.raises(ValidationError, match="no source describes items, so every event would be refused"):
+    with pytest.raises(ValidationError, match="no source describes items, so every event would be rejected"):
         ImportConfig(events=(EventSource(path=path, format="csv"),))
-    with pytest.raises(ValidationError, match="is no regular expression"):
+    with pytest.raises(ValidationError, match="is not a regular expression"):
         ImportConfig(events=(EventSource(path=path),), not_products="(")
 
 
-def test_a_clock_without_zone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="now is 2026-06-01T00:00:00, without a zone; pass an aware datetime"):
-        validate(of_csv(tmp_path, GOOD), datetime(2026, 6, 1))
-
-
-def test_nothing_accepted_is_an_error_that_keeps_the_reasons(tmp_path: Path) -> None:
+def test_now_without_a_time_zone_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"No event was accepted. Most rows were refused for missing_user \(2 of events"
+        ValueError, match="now is 2026-06-01T00:00:00, without a time zone; pass a timezone-aware datetime"
     ):
-        import_data(of_csv(tmp_path, "click,,i1,1,,,,", "click,,i1,2,,,,", "stare,u,i,3,,,,"), tmp_path / "out", NOW)
+        validate(csv_config(tmp_path, GOOD), datetime(2026, 6, 1))
+
+
+def test_an_import_without_accepted_events_raises_and_keeps_the_quarantine(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No event was accepted. Most common reason: missing_user \(2 rows of events"):
+        import_data(
+            csv_config(tmp_path, "click,,i1,1,,,,", "click,,i1,2,,,,", "stare,u,i,3,,,,"), tmp_path / "out", NOW
+        )
     assert len(pq.read_table(tmp_path / "out/quarantine.parquet")) == 3
     assert not (tmp_path / "out/events.parquet").exists()
 
@@ -545,7 +555,7 @@ JSON_CELL = st.one_of(
 JSON_ROW = st.dictionaries(st.sampled_from(HEADER.split(",")), JSON_CELL)
 
 
-def check_account(config: ImportConfig, folder: Path, rows: int) -> None:
+def check_counts(config: ImportConfig, folder: Path, rows: int) -> None:
     out = folder / "out"
     try:
         summary = import_data(config, out, NOW)
@@ -557,7 +567,7 @@ def check_account(config: ImportConfig, folder: Path, rows: int) -> None:
     assert sum(summary.events.values()) == source.accepted
     refused = pq.read_table(out / "quarantine.parquet")
     assert dict(Counter(refused["reason"].to_pylist())) == dict(source.quarantined)
-    assert refused.group_by(["file", "row"]).aggregate([]).num_rows == len(refused), "a row is refused once"
+    assert refused.group_by(["file", "row"]).aggregate([]).num_rows == len(refused), "a row is rejected once"
     if source.accepted:
         events = pq.read_table(out / "events.parquet").to_pylist()
         assert len({e["event_id"] for e in events}) == len(events) == source.accepted
@@ -568,19 +578,19 @@ def check_account(config: ImportConfig, folder: Path, rows: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.one_of(LIKELY, ROW), min_size=1, max_size=12))
-def test_every_row_of_a_dirty_csv_is_accepted_or_refused_once(
+def test_every_row_of_a_dirty_csv_is_accepted_or_rejected_once(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("dirty")
     cells = [[c.replace('"', '""') for c in row.values()] for row in rows]
-    config = of_csv(folder, *[",".join(f'"{c}"' for c in row).encode("utf-8", "replace") for row in cells])
-    check_account(config, folder, len(rows))
+    config = csv_config(folder, *[",".join(f'"{c}"' for c in row).encode("utf-8", "replace") for row in cells])
+    check_counts(config, folder, len(rows))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.one_of(LIKELY, JSON_ROW), min_size=1, max_size=12))
-def test_every_line_of_dirty_json_is_accepted_or_refused_once(
+def test_every_line_of_dirty_json_is_accepted_or_rejected_once(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
 ) -> None:
     folder = tmp_path_factory.mktemp("dirty")
-    check_account(of_jsonl(folder, *rows, format="jsonl"), folder, len(rows))
+    check_counts(jsonl_config(folder, *rows, format="jsonl"), folder, len(rows))

@@ -1,4 +1,4 @@
-"""The night, whole and with its real parts on a tiny simulated shop: what it makes, resumes, publishes, and serves."""
+"""The nightly run with its real parts on a tiny simulated shop: results, resumption, publication and serving."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHOP = SimulateConfig(items=120, users=150, days=10, new_items_per_day=1, end=da
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A workspace with a simulated log, and settings that suit so small a shop."""
+    """A workspace with a simulated log, and settings for so small a shop."""
     workspace = tmp_path_factory.mktemp("shop")
     simulate(SHOP, workspace / "data")
     return load(
@@ -57,29 +57,31 @@ def url(config: Config) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def made(config: Config, url: str) -> release.Release:
+def new_release(config: Config, url: str) -> release.Release:
     return Night(config, url)()
 
 
 @pytest.fixture(scope="module")
-def night(config: Config, url: str, made: release.Release) -> Night:
-    """The finished night, to be read."""
+def night(config: Config, url: str, new_release: release.Release) -> Night:
+    """The finished run, read-only."""
     return Night(config, url)
 
 
-def test_the_pointer_names_the_release_that_was_made(made: release.Release, url: str) -> None:
-    """Published means that Redis says so; nothing else does."""
+def test_the_pointer_names_the_new_release(new_release: release.Release, url: str) -> None:
+    """A release is published when the pointer in Redis names it."""
     with BulkStore(url) as store:
         pointer = store.pointer()
     assert pointer is not None
-    assert (pointer.id, Path(pointer.path)) == (made.id, made.path)
+    assert (pointer.id, Path(pointer.path)) == (new_release.id, new_release.path)
 
 
-def test_vectors_are_in_parquet_and_in_redis_under_the_encoders_fingerprint(made: release.Release, url: str) -> None:
-    """A fixed-size list a row, the fingerprint in the file's metadata, the same vector in Redis as float16."""
-    table = pq.read_table(made.path / "items.parquet")
+def test_vectors_are_in_parquet_and_in_redis_under_the_encoders_fingerprint(
+    new_release: release.Release, url: str
+) -> None:
+    """Parquet has a fixed-size list per row and the fingerprint as metadata; Redis has the same vectors in float16."""
+    table = pq.read_table(new_release.path / "items.parquet")
     fingerprint = table.schema.metadata[b"encoder_fingerprint"].decode()
-    assert fingerprint == made.manifest.encoder_fingerprint
+    assert fingerprint == new_release.manifest.encoder_fingerprint
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[384]"
     ids = table["item_id"].to_pylist()[:5]
     stored = np.stack(table["embedding"].to_pylist()[:5])
@@ -87,48 +89,56 @@ def test_vectors_are_in_parquet_and_in_redis_under_the_encoders_fingerprint(made
         np.testing.assert_allclose(store.read_vectors(fingerprint, ids, 384), stored, atol=1e-3)
 
 
-def test_users_lists_are_seeded_from_the_log(night: Night, made: release.Release, url: str) -> None:
-    """Right after the first release a known shopper is known: Redis holds what the log says."""
+def test_user_histories_are_seeded_from_the_log(night: Night, new_release: release.Release, url: str) -> None:
+    """Right after the first release, Redis holds the histories of the log."""
     data = night.inputs.data
     user = int(np.bincount(data.events.user).argmax())
     with BulkStore(url) as store:
-        held = store.read(data.events.user_ids[user], made.items.catalogue, night.inputs.cut_off)
+        stored = store.read(data.events.user_ids[user], new_release.items.catalogue, night.inputs.cut_off)
     logged = Histories.of(data.events).read(user, night.inputs.cut_off)
-    for a, b in zip(held, logged, strict=True):
-        np.testing.assert_array_equal(a, b)
+    for actual, expected in zip(stored, logged, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_each_encoder_learns_from_nothing_at_or_after_the_rows_it_scores(night: Night) -> None:
-    """Four encoders: the first before the ranker's first list, the last before the first test list, which it scores."""
+def test_each_encoder_is_trained_only_on_events_before_the_rows_it_scores(night: Night) -> None:
+    """Four encoders: the first is trained before the ranker's first list, the last before the first test list.
+
+    The last one scores the test lists.
+    """
     facts = json.loads(night.run.file("encoder.json").read_text())
-    learnt = [examples(night.inputs.data.events, at) for at in facts["moments"]]
-    assert [made["examples"] for made in facts["made"]] == [len(part) for part in learnt]
-    assert facts["examples"] == len(learnt[-1]) > len(learnt[0]) > 0
-    assert all(part.at.max() < at for part, at in zip(learnt, facts["moments"], strict=True))
+    used = [examples(night.inputs.data.events, at) for at in facts["moments"]]
+    assert [encoder["examples"] for encoder in facts["made"]] == [len(part) for part in used]
+    assert facts["examples"] == len(used[-1]) > len(used[0]) > 0
+    assert all(part.at.max() < at for part, at in zip(used, facts["moments"], strict=True))
     assert facts["moments"][0] == night.artefacts.windows.ranker <= night.artefacts.lists.at.min()
     assert facts["moments"][-1] == night.artefacts.windows.test
-    made = np.load(night.run.file("vectors.npy"))
-    for at, vectors in zip(facts["moments"], made, strict=True):
+    by_encoder = np.load(night.run.file("vectors.npy"))
+    for at, vectors in zip(facts["moments"], by_encoder, strict=True):
         expected = Vectors.quantise(np.vstack([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)]))
         np.testing.assert_array_equal(night.artefacts.replay.items_at(at).vectors.code, expected.code)
 
 
-def test_the_ranker_is_grown_on_what_chose_it_and_never_on_the_test(night: Night, made: release.Release) -> None:
-    """As many lists as the two windows before the test hold; the release's data window ends where the test begins."""
+def test_the_ranker_is_refit_on_the_validation_window_and_never_on_the_test_window(
+    night: Night, new_release: release.Release
+) -> None:
+    """A refit uses all lists of the ranker and validation windows.
+
+    The windows of the release end where the test window begins.
+    """
     facts = json.loads(night.run.file("ranker.json").read_text())
     lists = night.artefacts.window_rows("ranker", "validation").lists
     assert facts["refit"]
     assert facts["lists"] == len(lists)
     assert lists.at.max() < night.artefacts.windows.test
-    ends = {name: made.manifest.window[name]["to"] for name in ("encoder", "ranker", "validation")}
-    assert set(ends.values()) == {made.manifest.window["test"]["from"]}
+    ends = {name: new_release.manifest.window[name]["to"] for name in ("encoder", "ranker", "validation")}
+    assert set(ends.values()) == {new_release.manifest.window["test"]["from"]}
 
 
-def test_the_evaluation_compares_with_dull_orders_and_the_best_possible(night: Night) -> None:
-    """Each system with an interval, the ranker against each, and the simulator's ceiling above all."""
-    found = json.loads(night.run.file("evaluation.json").read_text())
-    ndcg = {name: by["all"]["ndcg@10"] for name, by in found["systems"].items()}
-    ends = {name: by["all"]["ndcg@10"] for name, by in found["intervals"].items()}
+def test_the_evaluation_compares_with_simple_baselines_and_the_best_possible_order(night: Night) -> None:
+    """Every system has an interval, and the simulator's best possible order is the ceiling."""
+    evaluation = json.loads(night.run.file("evaluation.json").read_text())
+    ndcg = {name: by["all"]["ndcg@10"] for name, by in evaluation["systems"].items()}
+    intervals = {name: by["all"]["ndcg@10"] for name, by in evaluation["intervals"].items()}
     assert {
         "random",
         "shown_order",
@@ -143,45 +153,45 @@ def test_the_evaluation_compares_with_dull_orders_and_the_best_possible(night: N
         "ranker",
         "best_possible",
     } == set(ndcg)
-    assert all(low <= ndcg[name] <= high for name, (low, high) in ends.items())
+    assert all(low <= ndcg[name] <= high for name, (low, high) in intervals.items())
     assert max(ndcg, key=lambda name: ndcg[name]) == "best_possible"
-    assert ndcg["ranker"] > ends["random"][1]
+    assert ndcg["ranker"] > intervals["random"][1]
 
 
-def test_a_night_that_is_done_does_nothing_again(night: Night) -> None:
-    """The same data and configuration find every step finished."""
+def test_a_finished_run_changes_no_file(night: Night) -> None:
+    """With the same data and configuration, every step is finished."""
     before = {p: p.stat().st_mtime_ns for p in night.run.directory.rglob("*") if p.is_file()}
     night()
     assert {p: p.stat().st_mtime_ns for p in night.run.directory.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("lost", ["rows", "ranker"])
-def test_a_night_cut_short_ends_with_the_same_release_to_the_byte(
-    config: Config, made: release.Release, tmp_path: Path, lost: str
+@pytest.mark.parametrize("killed_before", ["rows", "ranker"])
+def test_an_interrupted_run_makes_the_same_release_to_the_byte(
+    config: Config, new_release: release.Release, tmp_path: Path, killed_before: str
 ) -> None:
-    """Killed before a step was finished, started again: its files are made anew and the release has the same id.
+    """A run killed before a step finished writes its files again, and its release has the same ID.
 
-    The id is a checksum over every file of the release.
+    The ID is a checksum of all files of the release.
     """
     shutil.copytree(config.workspace, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("redis", "releases"))
-    again = Night(config.model_copy(update={"workspace": tmp_path}), None)
-    steps = [s.name for s in again.steps]
-    for step in again.steps[steps.index(lost) :]:
+    resumed = Night(config.model_copy(update={"workspace": tmp_path}), None)
+    steps = [s.name for s in resumed.steps]
+    for step in resumed.steps[steps.index(killed_before) :]:
         for name in step.makes:
-            again.run.file(name).unlink(missing_ok=True)
-    assert again().id == made.id
+            resumed.run.file(name).unlink(missing_ok=True)
+    assert resumed().id == new_release.id
 
 
-def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release.Release, url: str) -> None:
-    """Events sent to the service after the release, then ranked; and the same events at the end of the log, replayed.
+def test_a_replayed_row_equals_the_served_row_to_the_bit(night: Night, new_release: release.Release, url: str) -> None:
+    """Rows of events sent to the service after the release equal the rows of the same events replayed from the log.
 
-    Through HTTP, Redis, the event stream and the memory-mapped release on one side, arrays on the other.
+    Served through HTTP, Redis, the event stream and the memory-mapped release; replayed from arrays.
     """
     at = night.inputs.cut_off + 1000.0
-    catalogue = made.items.catalogue
+    catalogue = new_release.items.catalogue
     rng = np.random.default_rng(0)
     user = night.inputs.data.events.user_ids[3]
-    typed = f"{catalogue.titles[0]} wodden xyzzy"
+    query = f"{catalogue.titles[0]} wodden xyzzy"
     sent = [
         {
             "event_id": f"parity-{k}",
@@ -197,31 +207,36 @@ def test_a_replayed_row_is_the_served_row_to_the_bit(night: Night, made: release
             for _ in range(60)
         )
     ]
-    with served(url, FAST, made.path, clock=lambda: at) as client:
+    with served(url, FAST, new_release.path, clock=lambda: at) as client:
         ready(client)
         assert client.post("/v1/events", json=sent).json()["accepted"] == len(sent)
-        time.sleep(4 * FAST.poll_s)  # item state follows the stream
-        asked = {"user_id": user, "candidates": [*catalogue.item_ids, "unheard of"], "device": "Tablet", "query": typed}
-        scores = {i["item_id"]: i["score"] for i in client.post("/v1/rank", json=asked).json()["items"]}
+        time.sleep(4 * FAST.poll_s)  # wait until item state has caught up with the stream
+        request = {
+            "user_id": user,
+            "candidates": [*catalogue.item_ids, "unknown item"],
+            "device": "Tablet",
+            "query": query,
+        }
+        scores = {i["item_id"]: i["score"] for i in client.post("/v1/rank", json=request).json()["items"]}
     candidates = np.append(np.arange(len(catalogue)), -1).astype(np.int32)
-    live = Live.of(made)
+    live = Live.of(new_release)
     with BulkStore(url) as store:
         live.apply(store.tail(live.last))
-        online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET, typed))
-    log = _with(night.inputs.data, sent)
+        online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET, query))
+    log = _with_events(night.inputs.data, sent)
     replay = replace(night.artefacts.replay, events=log, refresh_at=np.array([night.inputs.cut_off]), given=None)
-    offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET, typed))
+    offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET, query))
     assert (offline[:, names(live.items).index("device")] == Device.TABLET).all()
     np.testing.assert_array_equal(online, offline)
     assert np.isfinite(offline[:, names(live.items).index("query_cosine")]).any()
-    score = made.trees.score(offline)
-    assert not made.knows_queries  # nobody searched in this log
-    expected = (score + query_prior.query_bonus(offline, made.trees.names, score)).tolist()
-    assert scores == dict(zip(asked["candidates"], expected, strict=True))
+    score = new_release.trees.score(offline)
+    assert not new_release.knows_queries  # nobody searched in this log
+    expected = (score + query_prior.query_bonus(offline, new_release.trees.names, score)).tolist()
+    assert scores == dict(zip(request["candidates"], expected, strict=True))
 
 
-def _with(data: dataset.Dataset, sent: list[dict[str, object]]) -> Events:
-    """The log with these events at its end."""
+def _with_events(data: dataset.Dataset, sent: list[dict[str, object]]) -> Events:
+    """The log with these events appended."""
     e = data.events
     n = len(sent)
     kinds = [Kind[str(s["event"]).upper()] for s in sent]
@@ -256,18 +271,18 @@ def _one_list(user: int, at: float, candidates: np.ndarray, device: int, query: 
     )
 
 
-def test_a_user_erased_while_the_night_ran_is_not_brought_back(night: Night, made: release.Release, url: str) -> None:
-    """The log was read before; Redis knows of the erasure when the lists are seeded."""
+def test_a_user_erased_during_the_run_is_not_restored(night: Night, new_release: release.Release, url: str) -> None:
+    """The log was read before the erasure, which Redis reports when histories are seeded."""
     users = night.inputs.data.events.user_ids
-    gone, stays = (users[u] for u in np.bincount(night.inputs.data.events.user).argsort()[-2:].tolist())
+    erased, kept = (users[u] for u in np.bincount(night.inputs.data.events.user).argsort()[-2:].tolist())
 
     async def erase() -> None:
         store = Store(url, 5.0)
-        await store.erase(gone, time.time())
+        await store.erase(erased, time.time())
         await store.close()
 
     asyncio.run(erase())
     publish.publish(night.artefacts, lambda done, total: None)
     with BulkStore(url) as store:
-        assert not len(store.read(gone, made.items.catalogue, night.inputs.cut_off).item)
-        assert len(store.read(stays, made.items.catalogue, night.inputs.cut_off).item)
+        assert not len(store.read(erased, new_release.items.catalogue, night.inputs.cut_off).item)
+        assert len(store.read(kept, new_release.items.catalogue, night.inputs.cut_off).item)

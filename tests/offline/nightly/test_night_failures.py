@@ -1,4 +1,4 @@
-"""Nights that cannot go wrong: killed at every step, fed poison, short of disk; the live release serves throughout."""
+"""Failing nightly runs: killed at every step, with corrupt data, on a full disk. The live release serves throughout."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ ranker: {{trees: 30, min_data_in_leaf: 20}}
 encoder: {{epochs: 1, max_tokens: 32}}
 gate: {{latency_ratio: 100}}
 """
-"""So small a shop is ranked in less time than a busy machine's clock is sure of."""
+"""Ranking so small a shop takes too little time to measure on a busy machine."""
 
 
 def clock() -> float:
-    """An hour after the simulated log ends."""
+    """An hour after the end of the simulated log."""
     return END.timestamp() + 3600
 
 
@@ -83,13 +83,13 @@ def url(shop: Config) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def first(shop: Config, url: str) -> release.Release:
-    """The live release: of a night two days before the end of the log."""
+    """The live release, from a run two days before the end of the log."""
     return night_of(shop, url, until=END.timestamp() - 2 * DAY)()
 
 
 @pytest.fixture
 def another(shop: Config, first: release.Release, url: str, tmp_path: Path) -> Iterator[Config]:
-    """A copy of the workspace of its own, with the first release live again afterwards."""
+    """A copy of the workspace. Afterwards the first release is live again."""
     for name in ("data", "releases", "statistics"):
         shutil.copytree(shop.workspace / name, tmp_path / name)
     yield configured(tmp_path)
@@ -103,7 +103,7 @@ def live(url: str) -> str | None:
     return pointer.id if pointer else None
 
 
-# --- killed at every step
+# --- Killed at every step
 
 KILLED = """
 import os, signal, sys, traceback
@@ -113,7 +113,7 @@ from offline.nightly.night import Night
 config, url, end = load(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
 import lightgbm, torch, text_encoder.train
 names = [s.name for s in Night(config, url).steps]
-def half(path):
+def truncate(path):
     for p in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if p.is_file():
             os.truncate(p, p.stat().st_size // 2)
@@ -122,8 +122,8 @@ def child(name):
     def killed(step):
         def work(on_progress):
             step.work(on_progress)
-            for made in step.makes[:1]:
-                half(night.run.file(made))
+            for name in step.makes[:1]:
+                truncate(night.run.file(name))
             night.run.file(".steps.json.1").write_text("half")
             (config.releases / ".making-killed").mkdir(exist_ok=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -138,13 +138,13 @@ for name in names:
             traceback.print_exc()
         finally:
             os._exit(3)
-    how = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(name, how, flush=True)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(name, status, flush=True)
 """
 
 
 class Shopper(threading.Thread):
-    """Asks for a list again and again; keeps every status and release that was answered."""
+    """Requests a list repeatedly, and records every status and release."""
 
     def __init__(self, client: httpx.Client, item_ids: list[str]) -> None:
         super().__init__()
@@ -163,12 +163,12 @@ class Shopper(threading.Thread):
         self.join()
 
 
-def test_killed_at_every_step_a_night_ends_with_the_same_release_and_the_live_one_serves_throughout(
+def test_a_run_killed_at_every_step_makes_the_same_release_while_the_live_one_serves(
     another: Config, first: release.Release, url: str, tmp_path: Path
 ) -> None:
-    """Each step is killed when its first file is half written; the next start goes on. Then one that is not killed.
+    """Each step is killed when its first file is half written, and the next start continues. The last run completes.
 
-    The id of a release is a checksum of all its bytes, so the same id is the same release.
+    The ID of a release is a checksum of all its bytes, so the same ID means the same release.
     """
     config = another
     with served(url, FAST, first.path) as client, ExitStack() as stack:
@@ -177,10 +177,10 @@ def test_killed_at_every_step_a_night_ends_with_the_same_release_and_the_live_on
         shopper.start()
         stack.callback(shopper.stop)
         command = [sys.executable, "-c", KILLED, str(config.workspace / "shelfwise.yaml"), url, str(END.timestamp())]
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        killed = dict(line.split() for line in found.stdout.splitlines())
-        names = [s.name for s in night_of(config, url).steps]
-        assert killed == {name: str(-signal.SIGKILL) for name in names}, found.stderr
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        killed = dict(line.split() for line in process.stdout.splitlines())
+        steps = [s.name for s in night_of(config, url).steps]
+        assert killed == {name: str(-signal.SIGKILL) for name in steps}, process.stderr
         night = night_of(config, url)
         made = night()
     assert shopper.statuses == {200}
@@ -188,49 +188,51 @@ def test_killed_at_every_step_a_night_ends_with_the_same_release_and_the_live_on
     assert live(url) == made.id
     assert made.manifest.parent == first.id
 
-    left = {p.name for p in config.releases.iterdir()}
-    assert left == {first.id, made.id, "audit.jsonl", "judgements.jsonl", "lock"}, "nothing half made is left"
+    remaining = {p.name for p in config.releases.iterdir()}
+    assert remaining == {first.id, made.id, "audit.jsonl", "judgements.jsonl", "lock"}, (
+        "no unfinished directories are left"
+    )
     assert not [p.name for p in night.run.directory.iterdir() if p.name.startswith(".")]
 
     with BulkStore(url) as store:
         store.point(Pointer(first.id, str(first.path)))
-    calm = configured(_copy(config, tmp_path / "calm", first.id))
-    undisturbed = night_of(calm, url)()
-    assert undisturbed.manifest == made.manifest, "the same as a night that nobody disturbed"
+    uninterrupted = configured(_copy(config, tmp_path / "calm", first.id))
+    expected = night_of(uninterrupted, url)()
+    assert expected.manifest == made.manifest, "the same as an uninterrupted run"
 
 
 def _copy(config: Config, to: Path, *kept: str) -> Path:
-    """The data and some releases of a workspace, in another."""
+    """Copy the data and some releases of a workspace to another one."""
     shutil.copytree(config.data, to / "data")
     for release_id in kept:
         shutil.copytree(config.releases / release_id, to / "releases" / release_id)
     return to
 
 
-def test_each_step_reads_no_more_than_it_declares_and_makes_the_same_bytes_again(
+def test_each_step_reads_only_what_it_declares_and_is_reproducible(
     shop: Config, first: release.Release, url: str, tmp_path: Path
 ) -> None:
-    """Every step alone, in a directory with the files it reads and no others."""
+    """Each step runs alone, in a directory with only the files that it reads."""
     options: dict[str, Any] = {"until": END.timestamp() - 2 * DAY}
-    whole = night_of(shop, url, **options)
-    for step in whole.run.plan(whole.steps):
+    finished = night_of(shop, url, **options)
+    for step in finished.run.plan(finished.steps):
         assert step.done
-    timed = {"evaluation.json", "report.html"}  # hold the seconds that the steps took
+    timed = {"evaluation.json", "report.html"}  # contain durations
     for name in ("windows", "lists", "rows", "ranker", "evaluate", "release"):
         night = night_of(shop, url, **options)
         night.run.directory = tmp_path / name
         night.run.directory.mkdir()
         step = next(s for s in resolve_reads(night.steps) if s.name == name)
         for read in step.reads or ():
-            (night.run.directory / read).symlink_to(whole.run.file(read).resolve())
+            (night.run.directory / read).symlink_to(finished.run.file(read).resolve())
         if name == "release":
-            (night.run.directory / "parent.json").symlink_to(whole.run.file("parent.json").resolve())
+            (night.run.directory / "parent.json").symlink_to(finished.run.file("parent.json").resolve())
         step.work(lambda done, total: None)
-        for made in set(step.makes) - timed:
-            assert checksum(night.run.file(made)) == checksum(whole.run.file(made)), made
+        for written in set(step.makes) - timed:
+            assert checksum(night.run.file(written)) == checksum(finished.run.file(written)), written
 
 
-def test_a_night_that_is_done_says_so_and_a_second_at_the_same_time_is_refused(
+def test_a_finished_run_is_reported_as_done_and_a_concurrent_run_is_refused(
     shop: Config, first: release.Release, url: str
 ) -> None:
     night = night_of(shop, url, until=END.timestamp() - 2 * DAY)
@@ -240,7 +242,7 @@ def test_a_night_that_is_done_says_so_and_a_second_at_the_same_time_is_refused(
     assert Locked.status == 5
 
 
-# --- poisoned nights
+# --- Corrupt data
 
 
 def events_of(config: Config) -> pa.Table:
@@ -273,7 +275,7 @@ def truncated(config: Config) -> None:
 
 
 def duplicated_day(config: Config) -> None:
-    """The last day once more, a day later, under ids of its own; the clock of the shop is a day on as well."""
+    """The last day is logged again a week earlier, with new event IDs."""
     table = events_of(config)
     seconds = seconds_of(table)
     last = table.filter(pa.array(seconds >= END.timestamp() - DAY))
@@ -284,7 +286,7 @@ def duplicated_day(config: Config) -> None:
 
 
 def clock_skew(config: Config) -> None:
-    """What clicks and purchases log is three hours behind what lists log, on the last day."""
+    """On the last day, clicks and purchases are logged three hours earlier than lists."""
     table = events_of(config)
     seconds, kind = seconds_of(table), table["event"].to_numpy()
     moved = (kind != "impression") & (seconds > END.timestamp() - DAY)
@@ -316,7 +318,7 @@ def prices_in_cents(config: Config) -> None:
 
 
 def a_bot(config: Config) -> None:
-    """One user clicks each item of the catalogue twice, in the last day."""
+    """One user clicks each item of the catalogue twice on the last day."""
     table = events_of(config)
     items = pq.read_table(config.data / "items.parquet")["item_id"].to_pylist() * 2
     rows = [
@@ -332,49 +334,55 @@ def a_bot(config: Config) -> None:
     write_events(config, pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)]))
 
 
-POISON: dict[str, tuple[Callable[[Config], None], str, str]] = {
+CORRUPT: dict[str, tuple[Callable[[Config], None], str, str]] = {
     "truncated file": (truncated, "schema", "events.parquet: cannot be read as Parquet"),
-    "duplicated day": (duplicated_day, "duplicates", "stand in the log again, same user, item and time of day"),
-    "clock skew": (clock_skew, "clock", "come before the list they belong to: the clocks"),
-    "events from the future": (from_the_future, "future", "events lie in the future"),
-    "emptied descriptions": (emptied_descriptions, "catalogue", "were emptied or cut"),
-    "one category missing": (category_missing, "categories", "its items are missing or were renamed"),
-    "prices in cents": (prices_in_cents, "prices", "another unit (cents?) or currency"),
+    "duplicated day": (
+        duplicated_day,
+        "duplicates",
+        "occur in the log again, with the same user, item and time of day",
+    ),
+    "clock skew": (clock_skew, "clock", "are earlier than the list they belong to"),
+    "events from the future": (from_the_future, "future", "events are in the future"),
+    "emptied descriptions": (emptied_descriptions, "catalogue", "were emptied or truncated"),
+    "one category missing": (category_missing, "categories", "items are missing or it was renamed"),
+    "prices in cents": (prices_in_cents, "prices", "the unit (cents?) or the currency changed"),
     "a bot that clicks everything": (a_bot, "bot", "user 'u00001' made"),
 }
 
 
-@pytest.mark.parametrize("poison", POISON)
-def test_poisoned_data_stop_the_night_with_a_message_that_names_the_cause(
-    another: Config, first: release.Release, url: str, poison: str
+@pytest.mark.parametrize("case", CORRUPT)
+def test_corrupt_data_stop_the_run_with_a_message_that_names_the_cause(
+    another: Config, first: release.Release, url: str, case: str
 ) -> None:
-    """Before anything is trained; the findings are in a file, the live release stays, and the exit status is 4."""
-    spoil, check, said = POISON[poison]
-    spoil(another)
+    """The run stops before training. The findings are in a file, the live release stays, and the exit status is 4."""
+    corrupt, check, message = CORRUPT[case]
+    corrupt(another)
     night = night_of(another, url)
     with pytest.raises(ChecksFailed) as stopped:
         night()
-    assert said in str(stopped.value)
+    assert message in str(stopped.value)
     assert stopped.value.status == 4
-    found = json.loads(night.run.file("checks.json").read_text())["findings"]
-    assert check in {f["check"] for f in found if f["level"] == "stop"}
+    findings = json.loads(night.run.file("checks.json").read_text())["findings"]
+    assert check in {f["check"] for f in findings if f["level"] == "stop"}
     assert live(url) == first.id
     assert not night.run.file("windows.json").exists()
 
 
-def test_what_a_person_accepts_only_warns(another: Config, url: str) -> None:
-    """--accept prices: the prices did change. The night goes on to its next step."""
+def test_an_accepted_check_only_warns(another: Config, url: str) -> None:
+    """With --accept prices, because the prices did change, the run continues with its next step."""
     prices_in_cents(another)
     config = another.model_copy(update={"checks": CheckConfig(accept=("prices",))})
     night = night_of(config, url)
     night.run.do(night.steps[:2])
-    found = json.loads(night.run.file("checks.json").read_text())["findings"]
-    assert [(f["check"], f["level"]) for f in found if f["check"] == "prices"] == [("prices", "warn")]
+    findings = json.loads(night.run.file("checks.json").read_text())["findings"]
+    assert [(f["check"], f["level"]) for f in findings if f["check"] == "prices"] == [("prices", "warn")]
     assert night.run.file("windows.json").exists()
 
 
-def test_shuffled_labels_are_kept_out_by_the_gate(another: Config, first: release.Release, url: str) -> None:
-    """All clicks and purchases go to some item of their list by chance: no order finds them, and the gate says so."""
+def test_the_gate_rejects_a_release_trained_on_shuffled_labels(
+    another: Config, first: release.Release, url: str
+) -> None:
+    """All clicks and purchases are moved to a random item of their list, so no ranker can predict them."""
     table = events_of(another)
     kind, request = table["event"].to_numpy(), np.array(table["request_id"].to_pylist(), object)
     item = np.array(table["item_id"].to_pylist(), object)
@@ -389,16 +397,16 @@ def test_shuffled_labels_are_kept_out_by_the_gate(another: Config, first: releas
     moved = [swap.get((r, i), i) if k != "impression" else i for r, i, k in zip(request, item, kind, strict=True)]
     column = table.schema.get_field_index("item_id")
     write_events(another, table.set_column(column, table.schema.field(column), pa.array(moved)))
-    with pytest.raises(ReleaseKept, match="were the labels shuffled, or clicks joined to the wrong lists") as kept:
+    with pytest.raises(ReleaseKept, match="Check for shuffled labels, or clicks joined to the wrong lists") as kept:
         night_of(another, url)()
     assert kept.value.status == 3
     assert live(url) == first.id
 
 
-def test_an_encoder_of_another_dimension_is_harmless(
+def test_an_encoder_of_another_dimension_does_not_disturb_the_live_release(
     another: Config, first: release.Release, url: str, tmp_path: Path
 ) -> None:
-    """Scored beside the live one, vectors under keys of its own, and the live one can come back."""
+    """The release is scored in shadow, its vectors have keys of their own, and the live release can be restored."""
     tiny = _tiny_encoder(tmp_path / "tiny")
     config = another.model_copy(
         update={
@@ -406,13 +414,17 @@ def test_an_encoder_of_another_dimension_is_harmless(
             "gate": another.gate.model_copy(update={"mode": "shadow"}),
         }
     )
-    with pytest.raises(ReleaseKept, match=r"only scored beside the live release \(gate.mode: shadow\)"):
+    with pytest.raises(ReleaseKept, match=r"releases are only scored in shadow \(gate.mode: shadow\)"):
         night_of(config, url)()
     assert live(url) == first.id
     night = night_of(config, url)
-    against = [r for r, said, _ in json.loads(night.run.file("gate.json").read_text())["reasons"] if said != "promote"]
+    objections = [
+        r for r, verdict, _ in json.loads(night.run.file("gate.json").read_text())["reasons"] if verdict != "promote"
+    ]
     with BulkStore(url) as store:
-        assert (store.shadow() is not None) == (against == ["mode"]), "what the gate has more against is not scored"
+        assert (store.shadow() is not None) == (objections == ["mode"]), (
+            "a release that other rules object to is not scored"
+        )
         store.cast(None)
     table = pq.read_table(night.run.file("shadow.parquet"))
     assert np.isfinite(table["new"].to_numpy()).all()
@@ -431,23 +443,23 @@ def test_an_encoder_of_another_dimension_is_harmless(
                 time.sleep(0.05)
         made = release.load_release(config.releases / candidate)
         assert made.manifest.dimension == 32
-        held = store.read_vectors(made.manifest.encoder_fingerprint, list(made.items.catalogue.item_ids[:3]), 32)
-    assert np.isfinite(held).all()
+        stored = store.read_vectors(made.manifest.encoder_fingerprint, list(made.items.catalogue.item_ids[:3]), 32)
+    assert np.isfinite(stored).all()
 
 
 def _tiny_encoder(path: Path) -> Path:
-    """A BERT of one layer and 32 dimensions with weights by chance, and the packaged model's words."""
+    """A BERT with one layer, 32 dimensions, random weights and the tokenizer of the packaged model."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     from text_encoder.encoder import load as load_encoder
 
     load_encoder("minilm").save(path.with_name("minilm"))
-    words = AutoTokenizer.from_pretrained(path.with_name("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(path.with_name("minilm"))
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(path)
-    words.save_pretrained(path)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
     return path
 
 
@@ -455,69 +467,69 @@ FULL = """
 import resource, sys
 from offline.cli import main
 from offline.nightly.artefacts import Artefacts
-made = Artefacts.create_array
+create_array = Artefacts.create_array
 def full(self, name, shape):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    return made(self, name, shape)
+    return create_array(self, name, shape)
 if sys.argv.pop(1) == "full":
     Artefacts.create_array = full
 main()
 """
 
 
-def test_a_disk_that_fills_ends_the_night_with_its_own_status_and_the_next_goes_on(another: Config, url: str) -> None:
-    """Files over 200 kB find no room: exit status 7, the live release stays; with room the night goes on to its end."""
+def test_a_full_disk_has_its_own_exit_status_and_the_next_run_continues(another: Config, url: str) -> None:
+    """Files over 200 kB do not fit: the exit status is 7, and the live release stays. With space, the run completes."""
 
-    def nightly(room: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", FULL, room, "nightly", "--config", str(another.workspace / "shelfwise.yaml")]
+    def nightly(space: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FULL, space, "nightly", "--config", str(another.workspace / "shelfwise.yaml")]
         environment = {**os.environ, "REDIS_URL": url, "COLUMNS": "200"}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     before = live(url)
-    found = nightly("full")
-    assert found.returncode == 7, found.stderr
-    assert "there is no room left on the disk; make some and start again" in found.stderr
-    assert "Traceback" not in found.stderr
+    process = nightly("full")
+    assert process.returncode == 7, process.stderr
+    assert "the disk is full; free some space and run again" in process.stderr
+    assert "Traceback" not in process.stderr
     assert live(url) == before
-    found = nightly("empty")
-    assert found.returncode in (0, 3, 6), found.stderr
+    process = nightly("empty")
+    assert process.returncode in (0, 3, 6), process.stderr
 
 
-def test_an_aged_model_is_trained_on_what_was_known_then_and_judged_on_the_same_lists(
+def test_an_aged_model_is_trained_on_the_earlier_log_and_tested_on_the_same_lists(
     shop: Config, first: release.Release, tmp_path: Path
 ) -> None:
-    """Two days old: its test begins two days before tonight's, and age 0 loses nothing."""
+    """The test window of a model two days old begins two days before tonight's. A model of age 0 loses nothing."""
     base = night_of(configured(_copy(shop, tmp_path)), None)
     base.run_to("evaluate")
-    found = measure_staleness(base, [2])
-    assert [p["days"] for p in found] == [0, 2]
-    assert found[0]["lost"] == 0
-    assert found[1]["lists"] < found[0]["lists"]
-    assert found[1]["lost_low"] <= found[1]["lost"] <= found[1]["lost_high"]
-    aged = [json.loads(p.read_text()) for p in base.config.runs.glob("*/windows.json")]
+    points = measure_staleness(base, [2])
+    assert [p["days"] for p in points] == [0, 2]
+    assert points[0]["lost"] == 0
+    assert points[1]["lists"] < points[0]["lists"]
+    assert points[1]["lost_low"] <= points[1]["lost"] <= points[1]["lost_high"]
+    aged = [json.loads(p.read_text()) for p in base.inputs.config.runs.glob("*/windows.json")]
     begin = min(w["test"] for w in aged)
-    assert base.windows.test - begin == pytest.approx(2 * DAY, abs=DAY / 4)
-    page = json.loads(base.run.file("evaluation.json").read_text())
-    assert "What age costs" in render({**page, "staleness": found})
-    with pytest.raises(DataError, match="ask for fewer --days"):
+    assert base.artefacts.windows.test - begin == pytest.approx(2 * DAY, abs=DAY / 4)
+    evaluation = json.loads(base.run.file("evaluation.json").read_text())
+    assert "Model age" in render({**evaluation, "staleness": points})
+    with pytest.raises(DataError, match="use smaller ages in --days"):
         measure_staleness(base, [14])
 
 
-# --- ends of a night
+# --- Exit statuses
 
 
 @pytest.mark.parametrize(
-    ("what", "status"),
-    [(ChecksFailed("poison"), 4), (ReleaseKept("worse"), 3), (Locked("busy"), 5), (OSError(28, "No space left"), 7)],
+    ("error", "status"),
+    [(ChecksFailed("corrupt"), 4), (ReleaseKept("worse"), 3), (Locked("busy"), 5), (OSError(28, "No space left"), 7)],
 )
-def test_each_end_of_a_night_has_an_exit_status_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], what: Exception, status: int
+def test_each_outcome_of_a_run_has_its_own_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, status: int
 ) -> None:
-    def ends() -> None:
-        raise what
+    def fail() -> None:
+        raise error
 
-    monkeypatch.setattr(app, "app", ends)
+    monkeypatch.setattr(app, "app", fail)
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == status
-    assert f"shelfwise: {what}"[:20] in capfd.readouterr().err
+    assert f"shelfwise: {error}"[:20] in capfd.readouterr().err

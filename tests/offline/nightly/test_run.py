@@ -1,4 +1,4 @@
-"""A run directory: what is done is not done again, what changed is, and a night that was killed goes on."""
+"""A run directory: finished steps are skipped, changed ones run again, and a killed run continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import ROOT
 
 
 class Plan:
-    """Three steps, each copying the last one's file and adding its letter; says which were done."""
+    """Three steps; each copies the previous file and adds its letter. Records which steps ran."""
 
     def __init__(self, root: Path, **inputs: object) -> None:
         self.run = Run(root, inputs or {"seed": 1})
@@ -44,7 +44,7 @@ class Plan:
         return work
 
     def __call__(self) -> list[str]:
-        """The names of the steps that were done now."""
+        """The names of the steps that ran in this call."""
         self.done.clear()
         self.run.do(self.steps())
         return list(self.done)
@@ -54,7 +54,7 @@ def record(plan: Plan) -> list[str]:
     return list(json.loads(plan.run.file("steps.json").read_text()))
 
 
-def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
+def test_finished_steps_do_not_run_again(tmp_path: Path) -> None:
     assert Plan(tmp_path)() == ["a", "b", "c"]
     again = Plan(tmp_path)
     assert again() == []
@@ -62,18 +62,18 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     assert again() == []
 
 
-def test_time_memory_and_what_was_made_are_recorded(tmp_path: Path) -> None:
+def test_duration_memory_and_written_files_are_recorded(tmp_path: Path) -> None:
     plan = Plan(tmp_path)
     plan()
-    kept = Run(tmp_path, {"seed": 1}).finished["b"]
-    assert kept["made"] == {"b.txt": checksum(plan.run.file("b.txt"))}
-    assert kept["seconds"] >= 0
-    assert kept["peak_mb"] > 1
+    recorded = Run(tmp_path, {"seed": 1}).finished["b"]
+    assert recorded["made"] == {"b.txt": checksum(plan.run.file("b.txt"))}
+    assert recorded["seconds"] >= 0
+    assert recorded["peak_mb"] > 1
 
 
 @pytest.mark.parametrize("harm", [lambda f: f.write_text("x"), lambda f: f.unlink()])
 @pytest.mark.parametrize("name", ["a", "b", "c"])
-def test_a_changed_or_lost_file_is_made_again_and_what_reads_it_is_not_if_it_is_the_same(
+def test_a_changed_or_missing_file_is_rewritten_and_later_steps_are_skipped_if_it_is_the_same(
     tmp_path: Path, harm: Callable[[Path], None], name: str
 ) -> None:
     Plan(tmp_path)()
@@ -83,8 +83,8 @@ def test_a_changed_or_lost_file_is_made_again_and_what_reads_it_is_not_if_it_is_
     assert plan.run.file("c.txt").read_text() == "abc"
 
 
-def test_what_is_made_anew_and_differs_makes_all_that_follows_from_it_anew(tmp_path: Path) -> None:
-    """b now writes B: c read b, so it is done again; a is not."""
+def test_later_steps_run_again_if_a_rewritten_file_differs(tmp_path: Path) -> None:
+    """b now writes B. c reads b, so it runs again; a does not."""
     Plan(tmp_path)()
     plan = Plan(tmp_path)
     plan.letters["b"] = "B"
@@ -93,7 +93,7 @@ def test_what_is_made_anew_and_differs_makes_all_that_follows_from_it_anew(tmp_p
     assert plan.run.file("c.txt").read_text() == "aBc"
 
 
-def test_each_step_records_the_checksums_of_what_it_read_and_made(tmp_path: Path) -> None:
+def test_each_step_records_the_checksums_of_the_files_it_read_and_wrote(tmp_path: Path) -> None:
     plan = Plan(tmp_path)
     plan()
     facts = plan.run.finished["c"]
@@ -101,15 +101,17 @@ def test_each_step_records_the_checksums_of_what_it_read_and_made(tmp_path: Path
     assert facts["made"] == {"c.txt": checksum(plan.run.file("c.txt"))}
 
 
-def test_a_step_may_only_read_what_an_earlier_one_makes(tmp_path: Path) -> None:
+def test_a_step_may_only_read_files_of_earlier_steps(tmp_path: Path) -> None:
     steps = Plan(tmp_path).steps()
-    with pytest.raises(ValueError, match=r"step 'a' reads 'c\.txt', which no step before it makes"):
+    with pytest.raises(ValueError, match=r"step 'a' reads 'c\.txt', which no earlier step makes"):
         resolve_reads([steps[0]._replace(reads=["c.txt"])])
-    assert resolve_reads([steps[0], steps[1]._replace(reads=None)])[1].reads == ("a.txt",), "None is all before it"
+    assert resolve_reads([steps[0], steps[1]._replace(reads=None)])[1].reads == ("a.txt",), (
+        "None means all earlier files"
+    )
 
 
-def test_a_plan_says_what_is_left_and_what_it_took_last_time_and_changes_nothing(tmp_path: Path) -> None:
-    """Of another seed's run where this one has not done the step yet."""
+def test_a_plan_lists_remaining_steps_with_their_last_duration_and_changes_nothing(tmp_path: Path) -> None:
+    """Durations come from the run of another seed if this one has not finished the step."""
     assert [p.seconds for p in Plan(tmp_path).run.plan(Plan(tmp_path).steps())] == [None] * 3
     assert not list(tmp_path.iterdir())
     first = Plan(tmp_path)
@@ -123,15 +125,15 @@ def test_a_plan_says_what_is_left_and_what_it_took_last_time_and_changes_nothing
     assert not other.run.directory.exists()
 
 
-def test_two_runs_cannot_meet_and_the_second_is_told_who_is_there(tmp_path: Path) -> None:
-    """Also of other inputs: they share the workspace."""
+def test_a_second_concurrent_run_is_refused_with_the_process_that_holds_the_lock(tmp_path: Path) -> None:
+    """Even with other inputs, because they share the workspace."""
     plan = Plan(tmp_path, seed=2)
     with locked(tmp_path / "lock"), pytest.raises(Locked, match=rf"is in use by process {os.getpid()} on .*wait"):
         plan()
     assert plan() == ["a", "b", "c"]
 
 
-def test_a_step_that_fails_leaves_the_record_as_it_was_and_the_next_run_goes_on_there(tmp_path: Path) -> None:
+def test_after_a_failed_step_the_next_run_continues_with_it(tmp_path: Path) -> None:
     plan = Plan(tmp_path)
     plan.fails = "c"
     with pytest.raises(OSError, match="the disk is full"):
@@ -140,8 +142,8 @@ def test_a_step_that_fails_leaves_the_record_as_it_was_and_the_next_run_goes_on_
     assert Plan(tmp_path)() == ["c"]
 
 
-def test_what_a_later_step_made_of_an_older_file_is_not_taken_for_up_to_date(tmp_path: Path) -> None:
-    """a now writes A, b fails: though the old b.txt and c.txt are whole, they are of the old a.txt."""
+def test_a_file_derived_from_an_older_version_does_not_count_as_current(tmp_path: Path) -> None:
+    """a now writes A, and b fails. The old b.txt and c.txt are complete, but derive from the old a.txt."""
     Plan(tmp_path)()
     plan = Plan(tmp_path)
     plan.letters["a"], plan.fails = "A", "b"
@@ -152,15 +154,15 @@ def test_what_a_later_step_made_of_an_older_file_is_not_taken_for_up_to_date(tmp
     assert plan.run.file("c.txt").read_text() == "Abc"
 
 
-def test_a_beginning_of_the_plan_can_be_done_alone_and_forgets_nothing(tmp_path: Path) -> None:
-    """`evaluate` leaves the release out; a release made before stays recorded."""
+def test_running_only_the_first_steps_keeps_the_records_of_the_others(tmp_path: Path) -> None:
+    """`evaluate` does not run the release step; a release made earlier stays recorded."""
     plan = Plan(tmp_path)
     plan()
     plan.run.do(plan.steps()[:2])
     assert record(plan) == ["a", "b", "c"]
 
 
-def test_a_step_that_makes_more_than_it_did_is_done_again(tmp_path: Path) -> None:
+def test_a_step_with_an_additional_file_runs_again(tmp_path: Path) -> None:
     Plan(tmp_path)()
     plan = Plan(tmp_path)
     *_, last = plan.steps()
@@ -169,15 +171,15 @@ def test_a_step_that_makes_more_than_it_did_is_done_again(tmp_path: Path) -> Non
     assert plan.done == ["c"]
 
 
-def test_a_step_that_does_not_make_what_it_was_to_make_is_not_finished(tmp_path: Path) -> None:
+def test_a_step_that_does_not_write_its_files_is_not_finished(tmp_path: Path) -> None:
     run = Run(tmp_path, {})
-    with pytest.raises(RuntimeError, match=r"step 'idle' is over, but .*made\.txt is not there"):
+    with pytest.raises(RuntimeError, match=r"step 'idle' finished without writing .*made\.txt"):
         run.do([Step("idle", "Doing nothing", ["made.txt"], lambda on_progress: None)])
     assert run.finished == {}
 
 
-def test_other_inputs_meet_another_directory_and_the_same_ones_the_same(tmp_path: Path) -> None:
-    """The order of the keys is no difference; a value, however deep, is."""
+def test_the_directory_depends_on_the_inputs(tmp_path: Path) -> None:
+    """The order of keys does not matter; values do, at any depth."""
     first = Run(tmp_path, {"a": 1, "b": {"c": [1, 2]}})
     assert Run(tmp_path, {"b": {"c": [1, 2]}, "a": 1}).directory == first.directory
     others = [{"a": 1, "b": {"c": [2, 1]}}, {"a": "1", "b": {"c": [1, 2]}}, {"a": 1}, {}]
@@ -185,7 +187,7 @@ def test_other_inputs_meet_another_directory_and_the_same_ones_the_same(tmp_path
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": {"ma', b"[]", b'{"a": 3}', b"\xff\xfe", b'{"a": {"made": "x"}}'])
-def test_a_damaged_record_is_said_and_every_step_done_again(
+def test_a_damaged_record_is_reported_and_every_step_runs_again(
     tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first = Plan(tmp_path)
@@ -193,7 +195,7 @@ def test_a_damaged_record_is_said_and_every_step_done_again(
     first.run.file("steps.json").write_bytes(content)
     assert Plan(tmp_path)() == ["a", "b", "c"]
     if b"made" not in content:
-        assert "steps.json is damaged: every step of the run is done again" in capfd.readouterr().err
+        assert "steps.json is damaged; all steps run again" in capfd.readouterr().err
 
 
 KILLED = """
@@ -211,8 +213,8 @@ run.do([Step("a", "Step a", ["a.txt"], a), Step("b", "Step b", ["b.txt"], b)])
 """
 
 
-def test_a_night_killed_in_the_middle_of_a_step_goes_on_with_that_step(tmp_path: Path) -> None:
-    """SIGKILL leaves no time to tidy up; half a file is not taken for a whole one."""
+def test_a_run_killed_during_a_step_continues_with_that_step(tmp_path: Path) -> None:
+    """SIGKILL leaves no time to clean up. A partial file does not count as complete."""
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     plan = Plan(tmp_path)
@@ -221,8 +223,8 @@ def test_a_night_killed_in_the_middle_of_a_step_goes_on_with_that_step(tmp_path:
     assert plan.run.file("c.txt").read_text() == "abc"
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    """What cannot be written leaves the old file and nothing beside it."""
+def test_json_files_are_written_atomically(tmp_path: Path) -> None:
+    """A value that cannot be serialised leaves the old file, and no other file."""
     path = tmp_path / "facts.json"
     write_json(path, {"title": "Bücher"})
     with pytest.raises(TypeError):
@@ -231,7 +233,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["facts.json"]
 
 
-def test_a_checksum_is_of_names_and_contents_and_of_nothing_else(tmp_path: Path) -> None:
+def test_a_checksum_depends_only_on_names_and_contents(tmp_path: Path) -> None:
     def tree(name: str, files: dict[str, str]) -> str:
         for file, content in files.items():
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)

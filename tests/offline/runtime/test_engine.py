@@ -1,4 +1,4 @@
-"""Engines: a step cut into parts, however many, gives what the whole would give; one alone needs Ray."""
+"""Engines: the number of parts does not change the result of a step, and only the engine `ray` needs Ray."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from text_encoder.encoder import load
 
 
 class Parted:
-    """This process, in so many parts, each worked on twice, the last first: as by machines that come and go."""
+    """An engine in this process that runs each part twice, the second time in reverse, as after machine failures."""
 
     def __init__(self, parts: int) -> None:
         self.parts = parts
@@ -39,67 +39,70 @@ class Parted:
     ) -> Generator[Any, None, None]:
         for part in parts:
             list(function(shared, part))
-        done = {k: list(function(shared, parts[k])) for k in reversed(range(len(parts)))}
+        blocks = {k: list(function(shared, parts[k])) for k in reversed(range(len(parts)))}
         for k in range(len(parts)):
-            yield from done[k]
+            yield from blocks[k]
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12))
-def test_a_cut_holds_each_unit_once_in_order_and_no_empty_part(sizes: list[int], parts: int) -> None:
-    """However unlike the sizes: parts joined are all the units, and there are no more parts than were asked for."""
-    found = split_evenly(np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))), parts)
-    assert [u for part in found for u in part] == list(range(len(sizes)))
-    assert all(found)
-    assert len(found) <= parts
+def test_split_evenly_covers_each_unit_once_in_order_without_empty_parts(sizes: list[int], parts: int) -> None:
+    """For units of any sizes. There are at most as many parts as requested."""
+    ranges = split_evenly(np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))), parts)
+    assert [u for part in ranges for u in part] == list(range(len(sizes)))
+    assert all(ranges)
+    assert len(ranges) <= parts
 
 
-def test_parts_are_cut_by_what_units_hold() -> None:
-    """Eight rows in two parts: the first unit holds half of them, and is a part by itself."""
+def test_split_evenly_balances_the_total_size_of_units() -> None:
+    """Eight rows in two parts: the first unit has four of them and is a part of its own."""
     assert split_evenly(np.array([0, 4, 6, 7, 8]), 2) == [range(0, 1), range(1, 4)]
 
 
 @given(logs(), st.integers(2, 6))
 @settings(max_examples=20, deadline=None)
-def test_rows_baselines_and_warmth_are_the_same_in_any_number_of_parts(log: list[tuple], parts: int) -> None:
-    """To the bit, although a part begins in the middle of the log and makes anew only what it reads."""
+def test_the_number_of_parts_does_not_change_rows_baselines_and_warm_flags(log: list[tuple], parts: int) -> None:
+    """Bit for bit, although a part starts in the middle of the log and replays only what it needs."""
     replay = make_replay(make_events(log, 3))
     for whole in (False, True):
-        asked = RowsJob(replay, LISTS, np.array([1, 3, 4]), make_vectors(seed=9), 3, whole)
-        found: list[RowBlock] = []
+        job = RowsJob(replay, LISTS, np.array([1, 3, 4]), make_vectors(seed=9), 3, whole)
+        results: list[RowBlock] = []
         for ranges in (split_evenly(LISTS.start, 1), split_evenly(LISTS.start, parts)):
-            each = [block for part in ranges for block in make_rows(asked, part)]
-            found.append(RowBlock(0, *(np.concatenate([b[k] for b in each]) for k in (1, 2, 3))))
-        np.testing.assert_array_equal(found[0].rows, replay.rows(LISTS))
+            blocks = [block for part in ranges for block in make_rows(job, part)]
+            results.append(RowBlock(0, *(np.concatenate([b[k] for b in blocks]) for k in (1, 2, 3))))
+        np.testing.assert_array_equal(results[0].rows, replay.rows(LISTS))
         for name in ("rows", "best", "warm"):
-            np.testing.assert_array_equal(getattr(found[1], name), getattr(found[0], name))
+            np.testing.assert_array_equal(getattr(results[1], name), getattr(results[0], name))
 
 
 @given(logs(), st.integers(2, 6))
 @settings(max_examples=20, deadline=None)
-def test_rebuilt_lists_are_the_same_in_any_number_of_parts(log: list[tuple], parts: int) -> None:
-    """Each basket is retrieved for as of its own moment, whatever part it is in."""
+def test_the_number_of_parts_does_not_change_rebuilt_lists(log: list[tuple], parts: int) -> None:
+    """Each basket is retrieved as of its own time, whichever part it is in."""
     events = make_events(log, 3)
-    asked = baskets(events, -np.inf)
-    one, several = (rebuild_lists(make_replay(events), asked, 5, engine=Parted(k)) for k in (1, parts))
+    wanted = baskets(events, -np.inf)
+    one, several = (rebuild_lists(make_replay(events), wanted, 5, engine=Parted(k)) for k in (1, parts))
     for name in ("start", "item", "gain", "missed"):
         np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
 
 
-def test_vectors_are_the_same_whoever_reads_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are whole batches, cut before anybody reads them: 70 texts in blocks of 32."""
+def test_the_engine_does_not_change_text_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """70 texts in blocks of 32. Blocks are whole batches, split before the engine gets them."""
     monkeypatch.setattr(texts, "BLOCK", 32)
     encoder = load("minilm", max_tokens=16)
     lamps = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(70)]
-    here, there = (
+    serial, mapped = (
         texts.encode_texts(encoder, lamps, None, None, lambda _: None, over_blocks).vectors
         for over_blocks in (texts.map_serially, Parted(1).map)
     )
-    np.testing.assert_array_equal(there, here)
-    np.testing.assert_array_equal(here, encoder.encode(lamps))
+    np.testing.assert_array_equal(mapped, serial)
+    np.testing.assert_array_equal(serial, encoder.encode(lamps))
 
 
 def log_of_days(folder: Path) -> ImportConfig:
-    """Three days of a log, a file each, and their items; each has rows that are refused, some for another file's."""
+    """An import configuration for one file of items and one log file per day, for three days.
+
+    Every file has rows that are rejected, some as duplicates of a row in another file.
+    """
     (folder / "items.csv").write_text("item_id,title,price\ni1,Lamp,3\ni2,Rug,-1\ni1,Lamp again,3\n")
     for day in (1, 2, 3):
         (folder / f"day{day}.csv").write_text(
@@ -110,8 +113,8 @@ def log_of_days(folder: Path) -> ImportConfig:
     return ImportConfig(items=(ItemSource(path=folder / "items.csv"),), events=days)
 
 
-def test_sources_checked_in_parts_are_imported_as_one_process_would(tmp_path: Path) -> None:
-    """Events, items, quarantine and the account of every row, to the byte."""
+def test_the_number_of_parts_does_not_change_an_import(tmp_path: Path) -> None:
+    """Events, items, quarantine and the summary are the same, byte for byte."""
     config, now = log_of_days(tmp_path), datetime(2026, 2, 1, tzinfo=UTC)
     summaries = [
         import_data(config, tmp_path / name, now, engine=engine)
@@ -140,7 +143,7 @@ def _without_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_local_engine_needs_no_ray(tmp_path: Path) -> None:
-    """A whole night where importing Ray fails: a release is made."""
+    """A complete nightly run in a process where importing Ray fails."""
     config = tmp_path / "shelfwise.yaml"
     config.write_text(
         f"workspace: {tmp_path}\nranker: {{trees: 10, min_data_in_leaf: 20}}\n"
@@ -148,26 +151,26 @@ def test_the_local_engine_needs_no_ray(tmp_path: Path) -> None:
     )
     simulated = _without_ray("simulate", "--config", str(config))
     assert simulated.returncode == 0, simulated.stderr
-    made = _without_ray("nightly", "--config", str(config), "--no-publish")
-    assert made.returncode == 0, made.stderr
+    nightly = _without_ray("nightly", "--config", str(config), "--no-publish")
+    assert nightly.returncode == 0, nightly.stderr
     assert len(list((tmp_path / "releases").glob("*/manifest.json"))) == 1
 
 
-def test_the_engine_ray_says_what_to_install_where_ray_is_not(tmp_path: Path) -> None:
-    """One sentence, no traceback, exit status 1."""
-    found = _without_ray("nightly", "--workspace", str(tmp_path), "--engine", "ray")
-    assert found.returncode == 1
-    assert "--engine ray needs Ray" in found.stderr
-    assert "pip install 'shelfwise[ray]'" in found.stderr
-    assert "Traceback" not in found.stderr
+def test_the_engine_ray_names_the_package_to_install(tmp_path: Path) -> None:
+    """A message without a traceback, and exit status 1."""
+    result = _without_ray("nightly", "--workspace", str(tmp_path), "--engine", "ray")
+    assert result.returncode == 1
+    assert "--engine ray needs Ray" in result.stderr
+    assert "pip install 'shelfwise[ray]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["--engine", "dask"], "no such engine; known: local, ray"), (["--ray-address", "auto"], "go with --engine ray")],
+    ("arguments", "message"),
+    [(["--engine", "dask"], "no such engine; use local or ray"), (["--ray-address", "auto"], "need --engine ray")],
 )
-def test_an_engine_that_is_not_there_is_refused_by_name(tmp_path: Path, arguments: list[str], said: str) -> None:
-    """A mistake in the options is a sentence."""
-    found = _without_ray("nightly", "--workspace", str(tmp_path), *arguments)
-    assert found.returncode == 1
-    assert said in found.stderr
+def test_wrong_engine_options_are_an_error(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """The message has no traceback."""
+    result = _without_ray("nightly", "--workspace", str(tmp_path), *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr

@@ -1,4 +1,4 @@
-"""A night on a Ray cluster of several node processes: what `local` makes, to the bit, whoever dies on the way."""
+"""Nightly runs on a Ray cluster of several node processes match a local run bit for bit, even if a node dies."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from text_encoder.encoder import load as load_encoder
 
 pytestmark = [
     pytest.mark.ray,
-    # Ray's own: processes and sockets it leaves to the system when a node is killed.
+    # Ray leaves processes and sockets of a killed node to the operating system.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    # Of settings that Ray Data makes for itself.
+    # Raised by Ray Data for settings of its own.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
@@ -46,7 +46,7 @@ STORE_BYTES = 200 * 2**20
 
 
 class Nodes(NamedTuple):
-    """A head node, which the tests belong to, and two more; each with one CPU."""
+    """A Ray cluster with a head node, which the tests connect to, and two worker nodes. Each has one CPU."""
 
     address: str
     workers: list[Any]
@@ -55,7 +55,7 @@ class Nodes(NamedTuple):
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Processes of Ray Train that a test of seconds has no use for.
+    # Ray Train processes that a short test does not need.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")
     from ray.cluster_utils import Cluster
@@ -63,7 +63,7 @@ def nodes() -> Iterator[Nodes]:
     cluster = Cluster()
     options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False, "wait": False}
     try:
-        # Addresses of their own, none of which leaves the machine. 127.0.0.1 Ray takes for any address of it.
+        # One loopback address per node. Ray takes 127.0.0.1 for any address of the machine, so it is not used.
         cluster.add_node(node_ip_address="127.0.0.2", **options)
         workers = [cluster.add_node(node_ip_address=f"127.0.0.{k}", **options) for k in (3, 4)]
         cluster.wait_for_nodes(timeout=120)
@@ -89,7 +89,7 @@ def configured(workspace: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """A night by the local engine, up to the release."""
+    """A nightly run on the local engine, up to the release."""
     workspace = tmp_path_factory.mktemp("local")
     simulate(SHOP, workspace / "data")
     night = Night(configured(workspace), None)
@@ -97,8 +97,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Night:
     return night
 
 
-def test_a_night_on_ray_makes_the_files_of_a_local_night_to_the_byte(local: Night, engine: Ray, tmp_path: Path) -> None:
-    """From the same data and configuration: the same run, lists, vectors, rows, ranker, and the same release."""
+def test_a_nightly_run_on_ray_writes_the_same_bytes_as_a_local_run(local: Night, engine: Ray, tmp_path: Path) -> None:
+    """The same data and configuration give the same run ID, lists, vectors, rows and ranker."""
     (tmp_path / "data").symlink_to(local.config.data)
     night = Night(configured(tmp_path), None, engine=engine)
     night.run_to("ranker")
@@ -108,42 +108,42 @@ def test_a_night_on_ray_makes_the_files_of_a_local_night_to_the_byte(local: Nigh
     assert {n: checksum(night.run.file(n)) for n in names} == {n: checksum(local.run.file(n)) for n in names}
 
 
-def test_texts_are_read_in_blocks_by_several_nodes(engine: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three blocks, read by whoever is free: the vectors of a reading here, to the bit."""
+def test_encoding_texts_on_several_nodes_gives_the_same_vectors(engine: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three blocks, each encoded on any free node: the same vectors as in this process, bit for bit."""
     monkeypatch.setattr(texts, "BLOCK", 32)
     encoder = load_encoder("minilm", max_tokens=16)
     lamps = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(80)]
-    here, there = (
+    serial, mapped = (
         texts.encode_texts(encoder, lamps, None, None, lambda _: None, over_blocks).vectors
         for over_blocks in (texts.map_serially, engine.map)
     )
-    np.testing.assert_array_equal(there, here)
+    np.testing.assert_array_equal(mapped, serial)
 
 
-def test_the_files_of_a_log_are_checked_by_several_nodes(engine: Ray, tmp_path: Path) -> None:
-    """What `import` writes of four sources, and says of every row, is what it writes here."""
+def test_an_import_on_several_nodes_writes_the_same_bytes(engine: Ray, tmp_path: Path) -> None:
+    """An import of four sources writes the same files and summary as in this process."""
     config, now = log_of_days(tmp_path), datetime(2026, 2, 1, tzinfo=UTC)
-    here, there = (import_data(config, tmp_path / str(k), now, engine=e) for k, e in enumerate((LOCAL, engine)))
-    assert there == here
+    local, remote = (import_data(config, tmp_path / str(k), now, engine=e) for k, e in enumerate((LOCAL, engine)))
+    assert remote == local
     names = ("events.parquet", "items.parquet", "quarantine.parquet")
     assert [checksum(tmp_path / "1" / n) for n in names] == [checksum(tmp_path / "0" / n) for n in names]
 
 
 def ndcg(tested: Lists, score: np.ndarray) -> np.ndarray:
-    """float64[lists]: ndcg@10 by these scores."""
+    """float64[lists]: ndcg@10 of the order by `score`."""
     return score_lists("ndcg@10", score, tested.gain, tested.start, tie_break(tested.item, tested.start))
 
 
-def ranked(night: Night) -> np.ndarray:
-    """float64[lists]: ndcg@10 of the night's ranker on its test lists."""
+def ranker_ndcg(night: Night) -> np.ndarray:
+    """float64[lists]: ndcg@10 of the trained ranker on the test lists."""
     x, tested, _ = night.artefacts.window_rows("test")
     return ndcg(tested, Trees.parse(night.run.file("ranker.txt").read_text("utf-8")).score(x))
 
 
-def test_two_workers_that_train_together_do_as_well_as_one(local: Night, engine: Ray, tmp_path: Path) -> None:
-    """Encoder and ranker by two workers each: another model, in a run of its own, as good on the test but for chance.
+def test_two_training_workers_reach_the_quality_of_one(local: Night, engine: Ray, tmp_path: Path) -> None:
+    """Encoder and ranker trained by two workers each: other models, in a run of their own.
 
-    Not for want of learning: both are better than a random order.
+    On the test lists they do not differ significantly from those of one worker, and both beat a random order.
     """
     (tmp_path / "data").symlink_to(local.config.data)
     night = Night(configured(tmp_path), None, engine=Ray(engine._ray, workers=2))
@@ -152,61 +152,62 @@ def test_two_workers_that_train_together_do_as_well_as_one(local: Night, engine:
     same = {n: checksum(night.run.file(n)) == checksum(local.run.file(n)) for n in ("zero_shot.npy", "ranker.txt")}
     assert same == {"zero_shot.npy": True, "ranker.txt": False}
     tested = local.artefacts.window_rows("test").lists
-    against_one = paired_difference(ranked(night), ranked(local), tested.user)
+    against_one = paired_difference(ranker_ndcg(night), ranker_ndcg(local), tested.user)
     assert against_one.low <= 0 <= against_one.high, against_one
-    against_random = paired_difference(ranked(night), ndcg(tested, np.zeros(tested.rows)), tested.user)
+    against_random = paired_difference(ranker_ndcg(night), ndcg(tested, np.zeros(tested.rows)), tested.user)
     assert against_random.low > 0, against_random
 
 
-def lost_then_damaged(seen: Path, mates: WorkerGroup, on_progress: OnProgress) -> str:
-    begun = len(list(seen.iterdir()))
-    (seen / str(begun)).touch()
-    if not begun:
+def die_then_fail(directory: Path, group: WorkerGroup, on_progress: OnProgress) -> str:
+    """A training function that kills its process at the first call and raises at the second."""
+    calls = len(list(directory.iterdir()))
+    (directory / str(calls)).touch()
+    if not calls:
         os.kill(os.getpid(), signal.SIGKILL)
-    raise DataError(f"{seen.name} is damaged")
+    raise DataError(f"{directory.name} is damaged")
 
 
-def test_a_training_that_loses_a_worker_begins_again_and_one_that_fails_does_not(engine: Ray, tmp_path: Path) -> None:
-    """SIGKILL to the worker, and then an error: that is raised as it was there, and nothing is tried a third time."""
+def test_a_training_is_restarted_after_losing_a_worker_but_not_after_an_error(engine: Ray, tmp_path: Path) -> None:
+    """The first call dies by SIGKILL, the second raises: the error is raised here unchanged, without a third call."""
     with pytest.raises(DataError, match=f"^{tmp_path.name} is damaged$"):
-        engine.train("torch", lost_then_damaged, tmp_path, lambda done, total: None)
+        engine.train("torch", die_then_fail, tmp_path, lambda done, total: None)
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def refused(what: str, part: int) -> Iterator[int]:
-    raise DataError(f"{what} {part} is damaged")
+def raise_for_part(name: str, part: int) -> Iterator[int]:
+    raise DataError(f"{name} {part} is damaged")
     yield 0
 
 
-def test_an_error_of_a_part_is_the_error_of_the_night(engine: Ray) -> None:
-    """As it was raised there, with its own class and words: the command line knows what to say of it."""
+def test_an_error_in_a_part_is_raised_unchanged(engine: Ray) -> None:
+    """Class and message are kept, so that the command line can handle the error."""
     with pytest.raises(DataError, match=r"^file 7 is damaged$"):
-        list(engine.map(refused, "file", [7, 8]))
+        list(engine.map(raise_for_part, "file", [7, 8]))
 
 
 class Watched(NamedTuple):
-    """Rows to be made, and a directory in which who begins a part leaves a file."""
+    """A job of feature rows, and a directory with a file for each start of a part. home: ID of the driver's node."""
 
-    asked: RowsJob
-    begun: Path
+    job: RowsJob
+    starts: Path
     home: str
 
 
-def held_blocks(watched: Watched, part: range) -> Iterator[RowBlock]:
-    """`blocks`, but on any node other than the first a part waits, once, until a node has been killed."""
+def blocks_after_kill(watched: Watched, part: range) -> Iterator[RowBlock]:
+    """Like `make_rows`, but on a worker node the first start of each part waits until a node has been killed."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()
-    first = not list(watched.begun.glob(f"{part.start}-*"))
-    (watched.begun / f"{part.start}-{node}-{time.monotonic_ns()}").touch()
-    until = time.monotonic() + 120
-    while node != watched.home and first and not (watched.begun / "killed").exists() and time.monotonic() < until:
+    first = not list(watched.starts.glob(f"{part.start}-*"))
+    (watched.starts / f"{part.start}-{node}-{time.monotonic_ns()}").touch()
+    deadline = time.monotonic() + 120
+    while node != watched.home and first and not (watched.starts / "killed").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return make_rows(watched.asked, part)
+    return make_rows(watched.job, part)
 
 
-def test_a_node_killed_midway_costs_time_alone(local: Night, engine: Ray, nodes: Nodes, tmp_path: Path) -> None:
-    """SIGKILL to a node in the middle of a part: the part is begun again elsewhere, and all rows are the same."""
+def test_a_killed_node_does_not_change_the_result(local: Night, engine: Ray, nodes: Nodes, tmp_path: Path) -> None:
+    """SIGKILL to a node in the middle of a part: the part is restarted elsewhere, and all rows are the same."""
     import ray
 
     by_id = {node.node_id: node for node in nodes.workers}
@@ -220,13 +221,13 @@ def test_a_node_killed_midway_costs_time_alone(local: Night, engine: Ray, nodes:
                     return
             time.sleep(0.05)
 
-    asked = RowsJob(local.replay, local.lists, local.windows.lists("test", local.lists), local.zero_shot, 17, False)
-    watched = Watched(asked, tmp_path, ray.get_runtime_context().get_node_id())
+    job = RowsJob(local.replay, local.lists, local.windows.lists("test", local.lists), local.zero_shot, 17, False)
+    watched = Watched(job, tmp_path, ray.get_runtime_context().get_node_id())
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    found = list(engine.map(held_blocks, watched, split_evenly(local.lists.start, 6)))
+    blocks = list(engine.map(blocks_after_kill, watched, split_evenly(local.lists.start, 6)))
     killer.join()
-    np.testing.assert_array_equal(np.concatenate([b.rows for b in found]), np.load(local.run.file("rows.npy")))
-    np.testing.assert_array_equal(np.concatenate([b.best for b in found]), np.load(local.run.file("baselines.npy")))
-    begun = [path.name.split("-")[0] for path in tmp_path.glob("*-*-*")]
-    assert len(begun) > len(set(begun)) == 6, "a part that the killed node had begun was begun again"
+    np.testing.assert_array_equal(np.concatenate([b.rows for b in blocks]), np.load(local.run.file("rows.npy")))
+    np.testing.assert_array_equal(np.concatenate([b.best for b in blocks]), np.load(local.run.file("baselines.npy")))
+    starts = [path.name.split("-")[0] for path in tmp_path.glob("*-*-*")]
+    assert len(starts) > len(set(starts)) == 6, "a part that ran on the killed node was started again"

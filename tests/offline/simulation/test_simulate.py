@@ -1,4 +1,4 @@
-"""The simulated shop: what is on disk holds together, and the effects that everything else is shown by are there."""
+"""The simulated shop: consistency of the files written, and presence of the simulated effects."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from features.log import GAIN, KINDS
-from features.text.vocabulary import tokenize
+from features.text.tokens import tokenize
 from offline.config.simulation import POSITION_BIAS, SimulateConfig
 from offline.simulation.dataset import SimulationSummary, open_shop, simulate
 from offline.simulation.products import Products, make_products
 from offline.simulation.shop import DEVICES_IN_USE
 from offline.simulation.shoppers import Mood, Response, Shoppers, response
-from offline.simulation.vocabulary import ATTRIBUTES, BRANDS, CIRCLES, DEPARTMENTS, FACETS
+from offline.simulation.vocabulary import ATTRIBUTES, BRANDS, DEPARTMENTS, FACETS, LIFESTYLES
 from ranker.examination import power_law
 
 SMALL = SimulateConfig(items=40, users=30, days=3, lists_per_user_day=0.5, new_items_per_day=3)
@@ -32,7 +32,7 @@ FILES = ("items", "events", "truth")
 
 
 class Shop:
-    """A written shop, read back."""
+    """A simulated data set, written to a directory and read back."""
 
     def __init__(self, config: SimulateConfig, directory: Path) -> None:
         self.config = config
@@ -41,12 +41,13 @@ class Shop:
         self.items, self.events, self.truth = (pq.read_table(directory / f"{f}.parquet").to_pandas() for f in FILES)
 
     def of(self, event: str) -> pd.DataFrame:
+        """Events of one kind."""
         return self.events[self.events.event == event]
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """The shop of the defaults: what `demo` shows."""
+    """The shop with default settings."""
     return Shop(SimulateConfig(), tmp_path_factory.mktemp("shop"))
 
 
@@ -54,7 +55,7 @@ def _digests(directory: Path) -> list[str]:
     return [hashlib.sha256((directory / f"{f}.parquet").read_bytes()).hexdigest() for f in FILES]
 
 
-# --- the same values, the same bytes ---
+# --- reproducibility ---
 
 
 def test_the_same_config_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -63,42 +64,42 @@ def test_the_same_config_writes_the_same_bytes(tmp_path: Path) -> None:
     assert _digests(tmp_path / "a") == _digests(tmp_path / "b")
 
 
-def test_another_seed_is_another_shop(tmp_path: Path) -> None:
+def test_another_seed_writes_other_bytes(tmp_path: Path) -> None:
     simulate(SMALL, tmp_path / "a")
     simulate(SMALL.model_copy(update={"seed": 18}), tmp_path / "b")
     assert not set(_digests(tmp_path / "a")) & set(_digests(tmp_path / "b"))
 
 
-def test_more_shoppers_leave_the_catalogue_as_it_was(tmp_path: Path) -> None:
+def test_more_shoppers_do_not_change_the_catalogue(tmp_path: Path) -> None:
     simulate(SMALL, tmp_path / "a")
     simulate(SMALL.model_copy(update={"users": 60}), tmp_path / "b")
     assert _digests(tmp_path / "a")[0] == _digests(tmp_path / "b")[0]
 
 
-# --- a shop that goes on after its log ---
+# --- days after the log ---
 
-GOES_ON = SMALL.model_copy(update={"ahead": 4})
+WITH_AHEAD = SMALL.model_copy(update={"ahead": 4})
 
 
-def test_of_a_shop_that_goes_on_only_the_log_is_written(tmp_path: Path) -> None:
-    """Events end with the log, and items that arrive later are not in the catalogue yet."""
-    written = Shop(GOES_ON, tmp_path)
-    assert written.events.timestamp.max() < GOES_ON.end
-    assert written.items.available_from.max() < GOES_ON.end
-    assert len(written.items) < len(open_shop(GOES_ON).stock)
+def test_days_after_the_log_are_not_written(tmp_path: Path) -> None:
+    """Events end with the log, and items that arrive later are not in the catalogue."""
+    written = Shop(WITH_AHEAD, tmp_path)
+    assert written.events.timestamp.max() < WITH_AHEAD.end
+    assert written.items.available_from.max() < WITH_AHEAD.end
+    assert len(written.items) < len(open_shop(WITH_AHEAD).stock)
     assert written.summary.items == len(written.items)
 
 
-def test_a_shop_opened_again_has_the_days_that_were_written(tmp_path: Path) -> None:
-    written, again = Shop(GOES_ON, tmp_path), open_shop(GOES_ON)
-    days = [again.day(day) for day in range(GOES_ON.days)]
+def test_opening_a_shop_again_reproduces_the_written_days(tmp_path: Path) -> None:
+    written, again = Shop(WITH_AHEAD, tmp_path), open_shop(WITH_AHEAD)
+    days = [again.day(day) for day in range(WITH_AHEAD.days)]
     ids = again.stock.table["item_id"].to_pylist()
     assert [ids[item] for day in days for item in day.item.tolist()] == written.events.item_id.tolist()
 
 
-def test_what_arrives_on_a_day_is_offered_the_next(tmp_path: Path) -> None:
-    """Later days have all that was there before, and each item stands on the page of its department."""
-    shop = open_shop(GOES_ON)
+def test_a_new_item_is_offered_from_the_next_day_on(tmp_path: Path) -> None:
+    """Later days offer all earlier items too, and each item is on the page of its department."""
+    shop = open_shop(WITH_AHEAD)
     arrived = np.array([(shop.opening_us + d * 86_400_000_000) for d in range(7)])
     for day in range(7):
         offered = shop.offered(day, -1)
@@ -110,46 +111,46 @@ def test_what_arrives_on_a_day_is_offered_the_next(tmp_path: Path) -> None:
 # --- searches ---
 
 
-def test_where_nobody_searches_the_log_is_as_it_was_and_has_no_query(shop: Shop) -> None:
+def test_a_shop_without_searches_has_no_query_column(shop: Shop) -> None:
     assert "query" not in shop.events.columns
 
 
-def test_some_lists_answer_what_was_typed_and_those_who_seek_click_what_they_sought(shop: Shop, tmp_path: Path) -> None:
-    """The catalogue stays as it was; a list has one query, on its impressions; more is clicked where it was sought."""
+def test_searches_have_a_query_and_shoppers_click_items_that_match_it(shop: Shop, tmp_path: Path) -> None:
+    """The catalogue does not change, and the query is on the impressions of a list. Matching items get more clicks."""
     found = Shop(SimulateConfig(searches=0.25), tmp_path)
     assert _digests(tmp_path)[0] == _digests(shop.directory)[0]
     shown, clicked = found.of("impression"), found.of("click")
     assert found.events.loc[found.events.event != "impression", "query"].isna().all()
     query = shown.groupby("request_id")["query"].agg(["first", "nunique"])
     assert set(query["nunique"]) == {0, 1}
-    searched = query["first"].notna()
-    assert 0.22 < searched.mean() < 0.28
-    # Of the products shown to a search, those with a sought word in the title are clicked more.
+    is_search = query["first"].notna()
+    assert 0.22 < is_search.mean() < 0.28
+    # Among search results, items with a word of the query in their title are clicked more.
     titles = dict(zip(found.items.item_id, found.items.title.map(lambda t: set(tokenize(t))), strict=True))
     rows = shown[shown["query"].notna()]
-    holds = np.array([bool(titles[i] & set(tokenize(q))) for i, q in zip(rows.item_id, rows["query"], strict=True)])
+    matches = np.array([bool(titles[i] & set(tokenize(q))) for i, q in zip(rows.item_id, rows["query"], strict=True)])
     pairs = set(zip(clicked.request_id, clicked.item_id, strict=True))
-    took = np.array([pair in pairs for pair in zip(rows.request_id, rows.item_id, strict=True)])
-    assert took[holds].mean() > 2 * took[~holds].mean()
+    was_clicked = np.array([pair in pairs for pair in zip(rows.request_id, rows.item_id, strict=True)])
+    assert was_clicked[matches].mean() > 2 * was_clicked[~matches].mean()
 
 
-def test_people_type_attributes_and_things_and_slip_now_and_then(tmp_path: Path) -> None:
-    """Some words are in no product's title, as synonyms and slips are; most are."""
+def test_queries_have_attributes_and_nouns_with_occasional_typos(tmp_path: Path) -> None:
+    """Most words occur in product titles. Synonyms and typos do not."""
     found = Shop(SimulateConfig(searches=0.5), tmp_path)
     known = {w for title in found.items.title for w in tokenize(title)}
-    typed = [w for q in found.events["query"].dropna().unique() for w in tokenize(q)]
-    assert 0.8 < np.mean([w in known for w in typed]) < 0.97
+    words = [w for q in found.events["query"].dropna().unique() for w in tokenize(q)]
+    assert 0.8 < np.mean([w in known for w in words]) < 0.97
     assert np.mean([any(n in q for d in DEPARTMENTS for n in d.nouns) for q in found.events["query"].dropna()]) > 0.5
 
 
-# --- the layout ---
+# --- files and columns ---
 
 
-def test_the_directory_holds_the_three_files_and_nothing_hidden(shop: Shop) -> None:
+def test_the_directory_has_exactly_three_files(shop: Shop) -> None:
     assert {f"{f}.parquet" for f in FILES} == {p.name for p in shop.directory.iterdir()}
 
 
-def test_columns_and_types_are_those_of_the_layout(shop: Shop) -> None:
+def test_files_have_the_expected_columns_and_types(shop: Shop) -> None:
     at = pa.timestamp("us", tz="UTC")
     expected = {
         "items": [
@@ -183,7 +184,7 @@ def test_columns_and_types_are_those_of_the_layout(shop: Shop) -> None:
         assert columns == [(f.name, f.type) for f in schema]
 
 
-def test_items_are_sorted_by_unique_ids(shop: Shop) -> None:
+def test_items_are_sorted_by_unique_id(shop: Shop) -> None:
     assert shop.items.item_id.is_unique
     assert shop.items.item_id.is_monotonic_increasing
 
@@ -194,14 +195,14 @@ def test_events_are_sorted_by_time_then_event_then_item(shop: Shop) -> None:
     assert shop.events.event_id.is_unique
 
 
-def test_every_event_is_of_a_known_kind_and_item_within_the_span(shop: Shop) -> None:
+def test_every_event_has_a_known_kind_and_item_and_is_in_the_time_span(shop: Shop) -> None:
     assert set(shop.events.event) <= set(KINDS)
     assert set(shop.events.item_id) <= set(shop.items.item_id)
     assert shop.config.start <= shop.events.timestamp.min()
     assert shop.events.timestamp.max() < shop.config.end
 
 
-def test_a_list_is_one_row_an_item_of_one_user_at_one_moment_in_one_session(shop: Shop) -> None:
+def test_a_list_has_one_user_time_and_session_and_one_row_per_item(shop: Shop) -> None:
     lists = shop.of("impression").groupby("request_id")
     one = lists[["user_id", "timestamp", "session_id"]].nunique()
     assert (one == 1).all(axis=None)
@@ -209,7 +210,7 @@ def test_a_list_is_one_row_an_item_of_one_user_at_one_moment_in_one_session(shop
     assert (lists.position.apply(sorted).apply(tuple) == tuple(range(24))).all()
 
 
-def test_the_summary_counts_what_is_in_the_files(shop: Shop) -> None:
+def test_the_summary_matches_the_files(shop: Shop) -> None:
     summary = shop.summary
     clicks = shop.of("click")
     assert {kind: int((shop.events.event == kind).sum()) for kind in KINDS} == summary.events
@@ -220,7 +221,7 @@ def test_the_summary_counts_what_is_in_the_files(shop: Shop) -> None:
     assert (shop.config.start, shop.config.end) == (summary.first_at, summary.last_at)
 
 
-# --- what must hold of any shop, whatever its size ---
+# --- invariants of shops of any size ---
 
 
 @settings(max_examples=12, deadline=None)
@@ -233,7 +234,7 @@ def test_the_summary_counts_what_is_in_the_files(shop: Shop) -> None:
     length=st.integers(2, 24),
     arrivals=st.floats(0, 10),
 )
-def test_any_shop_holds_together(
+def test_any_shop_is_consistent(
     tmp_path_factory: pytest.TempPathFactory,
     seed: int,
     items: int,
@@ -243,7 +244,7 @@ def test_any_shop_holds_together(
     length: int,
     arrivals: float,
 ) -> None:
-    """Engagement follows its impression, nothing precedes its item, and truth covers exactly what was shown."""
+    """Engagements follow their impression, no event precedes its item, and truth covers exactly the impressions."""
     config = SimulateConfig(
         seed=seed,
         items=items,
@@ -254,14 +255,14 @@ def test_any_shop_holds_together(
         new_items_per_day=arrivals,
     )
     any_shop = Shop(config, tmp_path_factory.mktemp("any"))
-    _assert_holds_together(any_shop)
+    _assert_consistent(any_shop)
 
 
-def test_the_default_shop_holds_together(shop: Shop) -> None:
-    _assert_holds_together(shop)
+def test_the_default_shop_is_consistent(shop: Shop) -> None:
+    _assert_consistent(shop)
 
 
-def _assert_holds_together(shop: Shop) -> None:
+def _assert_consistent(shop: Shop) -> None:
     shown = shop.of("impression").set_index(["request_id", "item_id"])
     assert shown.index.is_unique
     for earlier, later in (("impression", "click"), ("click", "cart"), ("cart", "purchase")):
@@ -276,7 +277,7 @@ def _assert_holds_together(shop: Shop) -> None:
     available = shop.events.item_id.map(shop.items.set_index("item_id").available_from)
     assert not (shop.events.timestamp < available).any()
     assert list(zip(shop.truth.request_id, shop.truth.item_id, strict=True)) == list(shown.index)
-    # The best act is a purchase, worth 3; nothing is certain.
+    # The best action is a purchase with gain 3, and its probability is below 1.
     assert shop.truth.utility.between(0, 3, inclusive="left").all()
     views = shop.of("view")
     assert views[["request_id", "position", "value"]].isna().all(axis=None)
@@ -284,11 +285,11 @@ def _assert_holds_together(shop: Shop) -> None:
     assert shop.events[shop.events.event != "purchase"].value.isna().all()
 
 
-def test_a_visit_is_made_with_one_device_mostly_the_shoppers_usual_one(shop: Shop) -> None:
-    """Of some visits none was logged. The usual one has 0.8 of the visits, and its share of the others."""
-    visits = shop.events.groupby("session_id").device
-    assert (visits.nunique(dropna=False) == 1).all()
-    device = visits.first()
+def test_a_session_has_one_device_usually_the_same_for_a_shopper(shop: Shop) -> None:
+    """Some sessions have no logged device. The usual device has 0.8 of the sessions, plus its share of the others."""
+    sessions = shop.events.groupby("session_id").device
+    assert (sessions.nunique(dropna=False) == 1).all()
+    device = sessions.first()
     assert 0 < device.isna().mean() < 0.1
     assert set(device.dropna()) <= set(DEVICES_IN_USE)
     user = shop.events.groupby("session_id").user_id.first()
@@ -296,22 +297,22 @@ def test_a_visit_is_made_with_one_device_mostly_the_shoppers_usual_one(shop: Sho
     assert share.mean() > 0.7
 
 
-def test_a_purchase_costs_the_price(shop: Shop) -> None:
-    """Where the catalogue has no price, the purchase still says what was paid."""
+def test_the_value_of_a_purchase_is_the_price(shop: Shop) -> None:
+    """Purchases of items without a price in the catalogue have a value too."""
     bought = shop.of("purchase")
     price = bought.item_id.map(shop.items.set_index("item_id").price)
     assert price.isna().any()
     assert (bought.value == price)[price.notna()].all()
 
 
-def test_a_shop_nobody_came_to_has_files_without_rows(tmp_path: Path) -> None:
+def test_a_shop_without_sessions_writes_empty_files(tmp_path: Path) -> None:
     config = SimulateConfig(items=24, users=1, days=1, lists_per_user_day=1e-6, new_items_per_day=0)
     empty = Shop(config, tmp_path)
     assert (len(empty.items), len(empty.events), len(empty.truth)) == (24, 0, 0)
     assert math.isnan(empty.summary.click_rate)
 
 
-# --- the effects ---
+# --- simulated effects ---
 
 
 def test_the_default_shop_is_small_and_most_lists_have_a_click(shop: Shop) -> None:
@@ -320,20 +321,20 @@ def test_the_default_shop_is_small_and_most_lists_have_a_click(shop: Shop) -> No
     assert shop.summary.lists_with_click / shop.summary.lists > 0.75
 
 
-def test_many_shoppers_have_a_past_to_learn_from(shop: Shop) -> None:
+def test_many_shoppers_have_at_least_five_clicks(shop: Shop) -> None:
     clicks = shop.of("click").user_id.value_counts()
     assert (clicks >= 5).sum() > 300
 
 
-def test_the_upper_places_are_looked_at_more() -> None:
-    """(1 + position)^-0.3: the first place always, the eighth at 8^-0.3 = 2^-0.9."""
-    looked = power_law(24, POSITION_BIAS)
-    assert looked[[0, 7]] == pytest.approx([1, 2**-0.9])
-    assert (np.diff(looked) < 0).all()
+def test_upper_positions_are_examined_more() -> None:
+    """(1 + position)^-0.3: the first position always, the eighth with probability 8^-0.3 = 2^-0.9."""
+    examined = power_law(24, POSITION_BIAS)
+    assert examined[[0, 7]] == pytest.approx([1, 2**-0.9])
+    assert (np.diff(examined) < 0).all()
 
 
-def test_clicks_are_biased_by_position_beyond_what_truth_explains(shop: Shop) -> None:
-    """Among items of like utility, those at the top are clicked more often than those at the bottom."""
+def test_clicks_have_position_bias_at_equal_utility(shop: Shop) -> None:
+    """Among items of similar utility, those at the top are clicked more often than those at the bottom."""
     rows = shop.of("impression").reset_index(drop=True)
     clicked = shop.of("click").set_index(["request_id", "item_id"]).index
     rows["clicked"] = pd.MultiIndex.from_frame(rows[["request_id", "item_id"]]).isin(clicked)
@@ -344,12 +345,12 @@ def test_clicks_are_biased_by_position_beyond_what_truth_explains(shop: Shop) ->
 
 
 def test_popularity_is_skewed(shop: Shop) -> None:
-    """A tenth of the items has more than a third of the clicks; at equal shares it would be a tenth."""
+    """The top tenth of the items has more than a third of the clicks."""
     clicks = shop.of("click").item_id.value_counts()
     assert clicks.iloc[: len(shop.items) // 10].sum() > len(shop.of("click")) / 3
 
 
-def test_new_items_arrive_every_day_and_get_seen(shop: Shop) -> None:
+def test_new_items_arrive_daily_and_are_shown(shop: Shop) -> None:
     new = shop.items[shop.items.available_from >= shop.config.start]
     assert new.available_from.dt.date.nunique() >= 18
     shown = shop.of("impression").item_id
@@ -357,14 +358,14 @@ def test_new_items_arrive_every_day_and_get_seen(shop: Shop) -> None:
     assert before_last_day.item_id.isin(shown).mean() > 0.9
 
 
-def test_truth_is_far_above_popularity_which_is_above_chance(shop: Shop) -> None:
-    """ndcg@10 of what was done on the last fifth of lists; popularity may even count the future."""
+def test_utility_ranks_better_than_popularity_and_popularity_better_than_random(shop: Shop) -> None:
+    """ndcg@10 on the last fifth of the lists. Popularity even includes future clicks."""
     rows = shop.of("impression").reset_index(drop=True)
     rows["utility"] = shop.truth.utility
-    acts = shop.events[shop.events.event.isin(["click", "cart", "purchase"])]
-    acts = acts.assign(gain=acts.event.map(dict(zip(KINDS, GAIN.tolist(), strict=True))))
+    actions = shop.events[shop.events.event.isin(["click", "cart", "purchase"])]
+    actions = actions.assign(gain=actions.event.map(dict(zip(KINDS, GAIN.tolist(), strict=True))))
     rows = rows.merge(
-        acts.groupby(["request_id", "item_id"]).gain.max().reset_index(), how="left", on=["request_id", "item_id"]
+        actions.groupby(["request_id", "item_id"]).gain.max().reset_index(), how="left", on=["request_id", "item_id"]
     ).fillna({"gain": 0})
     rows["popularity"] = rows.item_id.map(shop.of("click").item_id.value_counts()).fillna(0)
     rows["chance"] = np.random.default_rng(0).random(len(rows))
@@ -382,11 +383,11 @@ def _ndcg(rows: pd.DataFrame, by: str) -> float:
     return float(np.mean((gain[:, :10] @ discount) / (best[:, :10] @ discount)))
 
 
-# --- what shoppers do ---
+# --- click model ---
 
 
-def _world() -> tuple[Shoppers, Products]:
-    """Two items alike but for what a test changes, and one shopper with no taste, budget 0, tolerance 0."""
+def _neutral_world() -> tuple[Shoppers, Products]:
+    """One shopper without any taste, with budget and tolerance 0, and two identical items."""
     k, d = len(ATTRIBUTES), len(DEPARTMENTS)
     zero = np.zeros(1)
     shopper = Shoppers(np.zeros((1, k), np.float32), np.zeros((1, d), np.float32), zero, zero, zero, np.ones(1))
@@ -403,11 +404,11 @@ def _world() -> tuple[Shoppers, Products]:
     return shopper, stock
 
 
-def _liked_more(
+def _gain_ratio(
     change: Callable[[Shoppers, Products], None], use: int = -1, owned: bool = False, fashion: float = 0.0
 ) -> float:
-    """Expected gain of item 1 over that of item 0, when both were alike but for the change."""
-    shopper, stock = _world()
+    """Expected gain of item 1 relative to that of item 0, which differ only by the change."""
+    shopper, stock = _neutral_world()
     change(shopper, stock)
     mood = Mood(np.array([-1], np.int32), np.array([use], np.int32))
     trend = np.full(len(ATTRIBUTES), fashion)
@@ -424,7 +425,7 @@ def _taste(like: float) -> Callable[[Shoppers, Products], None]:
     return change
 
 
-def _dear(level: float) -> Callable[[Shoppers, Products], None]:
+def _expensive(level: float) -> Callable[[Shoppers, Products], None]:
     def change(shopper: Shoppers, stock: Products) -> None:
         stock.price_level[1] = level
 
@@ -445,24 +446,24 @@ def test_utility_follows_taste_mood_fashion_appeal_and_price() -> None:
     def useful(shopper: Shoppers, stock: Products) -> None:
         stock.latent[1, use] = 1
 
-    assert _liked_more(_same) == 1
-    assert _liked_more(_taste(2)) > 3
-    assert _liked_more(_taste(-2)) < 1 / 3
-    assert _liked_more(useful) == 1
-    assert _liked_more(useful, use=use) > 1.5
-    assert _liked_more(_taste(0), fashion=0.5) > 1.2
-    assert _liked_more(_appealing) > 1.5
-    assert _liked_more(_dear(1)) < 0.6
-    assert _liked_more(_dear(-2)) < 1
-    assert _liked_more(_same, owned=True) < 0.1
+    assert _gain_ratio(_same) == 1
+    assert _gain_ratio(_taste(2)) > 3
+    assert _gain_ratio(_taste(-2)) < 1 / 3
+    assert _gain_ratio(useful) == 1
+    assert _gain_ratio(useful, use=use) > 1.5
+    assert _gain_ratio(_taste(0), fashion=0.5) > 1.2
+    assert _gain_ratio(_appealing) > 1.5
+    assert _gain_ratio(_expensive(1)) < 0.6
+    assert _gain_ratio(_expensive(-2)) < 1
+    assert _gain_ratio(_same, owned=True) < 0.1
 
 
-def test_expected_gain_is_that_of_the_best_act() -> None:
-    """Click .5, cart .4 of those, purchase .5 of those: .5 * .6 * 1 + .5 * .4 * .5 * 2 + .5 * .4 * .5 * 3 = .8."""
+def test_expected_gain_counts_the_best_action() -> None:
+    """Click .5, cart given click .4, purchase given cart .5: .5 * .6 * 1 + .5 * .4 * .5 * 2 + .5 * .4 * .5 * 3 = .8."""
     assert Response(np.array(0.5), np.array(0.4), np.array(0.5)).expected_gain == pytest.approx(0.8)
 
 
-# --- words ---
+# --- product texts ---
 
 
 def test_titles_and_descriptions_are_varied(shop: Shop) -> None:
@@ -475,58 +476,58 @@ def test_titles_and_descriptions_are_varied(shop: Shop) -> None:
     assert len(words) > 900
 
 
-def test_descriptions_have_25_to_60_words_and_whole_sentences(shop: Shop) -> None:
+def test_descriptions_have_25_to_60_words_in_complete_sentences(shop: Shop) -> None:
     descriptions = shop.items.description.dropna()
     assert descriptions.str.split().str.len().between(25, 60).all()
     assert descriptions.str.fullmatch(r"[A-Z].*[.?]").all()
     assert not descriptions.str.contains(r"[{}]|\s\s|\b[Aa] [aeiou]|\b[Aa]n [^aeiouAEIOU]").any()
 
 
-def test_text_and_numbers_are_missing_here_and_there(shop: Shop) -> None:
+def test_some_texts_and_numbers_are_missing(shop: Shop) -> None:
     missing = shop.items.isna().mean()
     assert missing[["item_id", "title", "tags"]].eq(0).all()
     for column in ("description", "brand", "price", "rating_average"):
         assert 0.01 < missing[column] < 0.2
 
 
-def test_taste_can_be_read_from_the_text() -> None:
-    """The words of an attribute stand in the text of items that have it, and seldom elsewhere, in one department."""
+def test_attributes_can_be_recognised_in_the_text() -> None:
+    """Within a department, the phrases of an attribute occur in texts of items with it, and rarely in others."""
     stock = make_products(np.random.default_rng(3), 400, np.zeros(1, np.int64), 0)
     rows = np.flatnonzero(stock.department == np.bincount(stock.department).argmax())
     text = [
         f"{t} {d or ''}"
         for t, d in zip(*(stock.table.column(c).to_pylist() for c in ("title", "description")), strict=True)
     ]
-    told = np.array([[any(s in text[i] for s in (*a.modifiers, *a.predicates)) for a in ATTRIBUTES] for i in rows])
+    mentioned = np.array([[any(s in text[i] for s in (*a.modifiers, *a.predicates)) for a in ATTRIBUTES] for i in rows])
     has = stock.latent[rows] > 0
-    assert told[has].mean() > 0.5
-    assert told[has].mean() > 5 * told[~has].mean()
+    assert mentioned[has].mean() > 0.5
+    assert mentioned[has].mean() > 5 * mentioned[~has].mean()
 
 
-def test_every_word_list_names_attributes_that_exist() -> None:
+def test_departments_and_lifestyles_use_existing_attributes() -> None:
     names = {a.name: a.facet for a in ATTRIBUTES}
     assert len(names) == len(ATTRIBUTES)
     assert set(FACETS) == set(names.values())
     for department in DEPARTMENTS:
         assert {"material"} == {names[m] for m in department.materials}
         assert {"use"} == {names[u] for u in department.uses}
-    for circle in CIRCLES:
-        assert set(circle.likes) | set(circle.dislikes) <= set(names)
-        assert not set(circle.likes) & set(circle.dislikes)
+    for lifestyle in LIFESTYLES:
+        assert set(lifestyle.likes) | set(lifestyle.dislikes) <= set(names)
+        assert not set(lifestyle.likes) & set(lifestyle.dislikes)
     assert len(set(BRANDS)) == len(BRANDS)
 
 
-def test_every_attribute_can_be_said_in_several_ways() -> None:
+def test_every_attribute_has_several_phrases() -> None:
     for attribute in ATTRIBUTES:
         assert len(set(attribute.modifiers)) >= 4, attribute.name
         assert len(set(attribute.predicates)) >= 3, attribute.name
 
 
-# --- flags, progress, refusals ---
+# --- settings, progress and errors ---
 
 
-def test_the_flags_set_the_size(tmp_path: Path) -> None:
-    """100 users, 4 days, 1.5 lists a day: 600 lists on average, of 10 items each."""
+def test_the_settings_determine_the_size(tmp_path: Path) -> None:
+    """100 users, 4 days and 1.5 lists per user and day: 600 lists on average, with 10 items each."""
     config = SimulateConfig(
         items=50,
         users=100,
@@ -549,7 +550,7 @@ def test_progress_counts_the_catalogue_and_each_day(tmp_path: Path) -> None:
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_second_run_replaces_the_first_and_leaves_other_files_alone(tmp_path: Path) -> None:
+def test_a_second_run_replaces_the_first_and_keeps_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     simulate(SMALL.model_copy(update={"seed": 1}), tmp_path)
     simulate(SMALL, tmp_path)
@@ -558,7 +559,7 @@ def test_a_second_run_replaces_the_first_and_leaves_other_files_alone(tmp_path: 
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_file_is_no_directory(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_directory_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "shop"
     path.write_text("")
     with pytest.raises(NotADirectoryError, match="is a file; give a directory"):
@@ -588,25 +589,25 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
         ("unknown", 1),
     ],
 )
-def test_an_impossible_value_is_refused_with_the_name_of_its_field(field: str, value: object) -> None:
+def test_an_invalid_value_is_an_error_with_its_field(field: str, value: object) -> None:
     with pytest.raises(ValidationError) as error:
         SimulateConfig.model_validate({field: value})
     assert (field,) == error.value.errors()[0]["loc"]
 
 
-def test_fewer_items_than_a_list_needs_are_refused() -> None:
+def test_fewer_items_than_the_list_length_are_an_error() -> None:
     with pytest.raises(ValidationError, match="items is 10, below list_length 24"):
         SimulateConfig(items=10)
 
 
-def test_midnight_may_be_told_in_any_zone() -> None:
+def test_midnight_utc_can_be_given_in_any_time_zone() -> None:
     east = datetime(2026, 6, 1, 9, tzinfo=timezone(timedelta(hours=9)))
     assert SimulateConfig(end=east).end == datetime(2026, 6, 1, tzinfo=UTC)
 
 
 @pytest.mark.slow
-def test_a_million_events_take_a_few_minutes_at_most(tmp_path: Path) -> None:
-    """20,000 items and 50,000 shoppers: days are written as they come."""
+def test_a_million_events_can_be_simulated(tmp_path: Path) -> None:
+    """20,000 items and 50,000 shoppers. Days are written one at a time."""
     config = SimulateConfig(items=20_000, users=50_000, days=10, lists_per_user_day=0.08, new_items_per_day=100)
     summary = simulate(config, tmp_path)
     assert sum(summary.events.values()) > 1_000_000

@@ -1,4 +1,4 @@
-/** What a shop pushes for GA4, as events of ours. */
+/** Conversion of GA4 events in the dataLayer to Shelfwise events. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -14,7 +14,7 @@ function gtag(layer) {
   };
 }
 
-test("a list is an impression of each item with one request and its places", () => {
+test("a view_item_list becomes one impression per item, with one request id and the items' positions", () => {
   const [first, second, ...more] = eventsOf({ event: "view_item_list", ecommerce: { item_list_id: "home", items } }, null);
   assert.deepEqual([first.event, first.item_id, first.position], ["view_item_list", "p1", 4]);
   assert.deepEqual([second.item_id, second.position], ["p2", 1]);
@@ -23,13 +23,13 @@ test("a list is an impression of each item with one request and its places", () 
   assert.deepEqual(more, []);
 });
 
-test("gtag's way of pushing and a request_id of the shop's are read", () => {
+test("gtag's form and the shop's own request_id are supported", () => {
   const layer = [];
   gtag(layer)("event", "view_item_list", { request_id: "r1", items: [{ item_id: 7, quantity: 2 }] });
   assert.deepEqual(eventsOf(layer[0], null), [{ event: "view_item_list", item_id: "7", request_id: "r1", position: 0, value: 2 }]);
 });
 
-test("what is chosen from a list carries its request to the cart and the order, on later pages of the tab too", () => {
+test("an item chosen from a list keeps its request id in cart and purchase, also on later pages of the tab", () => {
   const tab = new Memory();
   const seen = [];
   const page = (...pushed) => bridge(pushed, (event) => seen.push(event), tab);
@@ -40,7 +40,7 @@ test("what is chosen from a list carries its request to the cart and the order, 
   page({ event: "purchase", ecommerce: { transaction_id: "T1", items: [{ item_id: "p1", quantity: 3 }, { item_id: "p2" }] } });
   assert.deepEqual(seen.slice(2), [
     { event: "select_item", item_id: "p1", request_id: "r1" },
-    { event: "select_item", item_id: "p2" }, // another list: not known to be of this one
+    { event: "select_item", item_id: "p2" }, // chosen from another list, so it has no request id
     { event: "view_item", item_id: "p1", request_id: "r1" },
     { event: "add_to_cart", item_id: "p1", request_id: "r1", value: 3 },
     { event: "purchase", item_id: "p1", request_id: "r1", value: 3, event_id: "T1:p1" },
@@ -48,32 +48,32 @@ test("what is chosen from a list carries its request to the cart and the order, 
   ]);
 });
 
-test("what was pushed before is read, what comes later too, and the shop's own push goes on", () => {
+test("earlier and later entries are tracked, and the shop's own push still works", () => {
   const layer = [{ event: "view_item", ecommerce: { items: [{ item_id: "early" }] } }];
-  const through = [];
+  const pushedThrough = [];
   layer.push = function (...given) {
-    through.push(...given);
+    pushedThrough.push(...given);
     return Array.prototype.push.apply(this, given);
   };
   const seen = [];
   const stop = bridge(layer, (event) => seen.push(event.item_id), null);
-  bridge(layer, (event) => seen.push(event.item_id), null); // twice is once
+  bridge(layer, (event) => seen.push(event.item_id), null); // a second bridge has no effect
   assert.equal(layer.push({ event: "view_item", ecommerce: { items: [{ item_id: "late" }] } }), 2);
   stop();
   layer.push({ event: "view_item", ecommerce: { items: [{ item_id: "after" }] } });
   assert.deepEqual(seen, ["early", "late"]);
-  assert.equal(through.length, 2);
+  assert.equal(pushedThrough.length, 2);
 });
 
-test("whatever else is pushed is left alone, and no mistake of ours reaches the shop", () => {
+test("other entries are ignored, and an error in the client does not reach the shop", () => {
   const odd = [null, 1, "x", [], {}, { event: "purchase" }, { event: "purchase", ecommerce: null }, { event: "view_item", ecommerce: { items: [null, 3] } }, ["event", "view_item"], { event: "page_view", items: [{ item_id: "a" }] }];
   for (const pushed of odd) assert.deepEqual(eventsOf(pushed, null), []);
-  const said = console.error;
+  const original = console.error;
   console.error = () => undefined;
   const layer = [];
   bridge(layer, () => {
-    throw new Error("ours");
+    throw new Error("in the client");
   }, null);
   assert.equal(layer.push({ event: "view_item", ecommerce: { items: [{ item_id: "a" }] } }), 1);
-  console.error = said;
+  console.error = original;
 });

@@ -1,11 +1,11 @@
-"""Rankings from Shelfwise and events to it.
+"""Client for the Shelfwise ranking service.
 
     with Shelfwise("http://localhost:8000") as shop:
         shelf = shop.recommend("u00003", limit=12)
         shop.send("click", "u00003", shelf.items[0].item_id, request_id=shelf.request_id)
 
-`AsyncShelfwise` is the same with `await`. Calls are in `calls`, what they answer in `answers`, what goes wrong in
-`errors`; how events wait and are sent in `outbox`.
+`AsyncShelfwise` offers the same methods with `await`. Calls are in `calls`, their results in `answers`, exceptions in
+`errors`, and the event queue is in `outbox`.
 """
 
 from shelfwise_client.aio import AsyncShelfwise

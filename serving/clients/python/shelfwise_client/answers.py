@@ -1,6 +1,6 @@
-"""What is answered, as frozen values. A test holds their fields to the service's OpenAPI schema.
+"""Results of the calls, as frozen dataclasses. A test compares their fields with the service's OpenAPI schema.
 
-A field that this version does not know is passed over, so a newer service may say more.
+Unknown fields are ignored, so a newer service may return more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _HINTS: dict[Any, dict[str, Any]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What one feature added to an item's score."""
+    """Contribution of a feature and related features to an item's score. text: the same in plain words."""
 
     feature: str
     contribution: float
@@ -24,7 +24,8 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Because:
-    """The most similar item of the user's history. event: the latest with it, as view or purchase."""
+    """The item of the user's history most similar to this one. event: the user's latest event with it, such as view or
+    purchase."""
 
     item_id: str
     title: str
@@ -34,7 +35,7 @@ class Because:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one rule did to an item: `added` to its score, or moved it from a place to where it stands."""
+    """Effect of a rule on an item: `added` to its score, or `moved_from` the position it had before, from 0."""
 
     rule: str
     added: float | None = None
@@ -43,8 +44,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class RankedItem:
-    """One item of a list. All but id and score only where asked for: `sources` of a recommendation, the others with
-    `explain`."""
+    """One item of a list. `sources` is set only for recommendations, and the fields after it only with `explain`."""
 
     item_id: str
     score: float
@@ -58,7 +58,7 @@ class RankedItem:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How many items one rule took out, and the first of them."""
+    """Items removed by a rule: their number, and the ids of the first ones."""
 
     rule: str
     count: int
@@ -67,9 +67,9 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class RankAnswer:
-    """Items best first. request_id: send it with what the shopper does in this list.
+    """Items best first. request_id: send it with the shopper's events on this list.
 
-    degraded: the user's history could not be read in time, so the list is not personal.
+    degraded: the user's history could not be read in time, so the list is not personalised.
     """
 
     request_id: str
@@ -82,7 +82,7 @@ class RankAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An event or item that was not taken: its place in the request, the field at fault, and why."""
+    """A rejected event or item. index: its position in the request. field: the invalid field. message: the reason."""
 
     index: int
     field: str | None
@@ -91,7 +91,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """The id given to an event that came without one."""
+    """The id derived for an event that was sent without one. index: the event's position in the request."""
 
     index: int
     event_id: str
@@ -99,7 +99,8 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class EventsAnswer:
-    """accepted: new and from now on known. duplicates: known before. Each rejected event stands alone."""
+    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events; the others
+    in the request are unaffected."""
 
     accepted: int
     duplicates: int
@@ -109,7 +110,7 @@ class EventsAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SimilarItem:
-    """An item and the cosine of its text with the one asked about."""
+    """A similar item. cosine: similarity of its text to that of the requested item."""
 
     item_id: str
     title: str
@@ -118,7 +119,7 @@ class SimilarItem:
 
 @dataclass(frozen=True, slots=True)
 class SimilarAnswer:
-    """Items whose texts are nearest, best first."""
+    """Items with the most similar texts, best first."""
 
     item_id: str
     release: str
@@ -127,7 +128,7 @@ class SimilarAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ItemsAnswer:
-    """accepted: items that were written. Each rejected one stands alone."""
+    """accepted: number of items written. rejected: invalid items; the others in the request are unaffected."""
 
     accepted: int
     rejected: tuple[Rejected, ...]
@@ -135,7 +136,8 @@ class ItemsAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ItemAnswer:
-    """What is known of an item. live: it is ranked. vector: its text has been read. changed_at: Unix seconds."""
+    """Current state of an item. live: whether it can be ranked. available: whether it may appear in results. vector:
+    whether its text has been encoded. changed_at: Unix seconds of the last write, None if it came with the release."""
 
     item_id: str
     in_release: bool
@@ -149,16 +151,17 @@ class ItemAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ErasureAnswer:
-    """at: Unix seconds; what the user does after it is kept again."""
+    """The user has been erased. at: Unix seconds. Events after this time are stored again."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """Whether the service ranks, and from which release; if not, why. status: `ready` or `not ready`.
+    """State of the service: status (`ready` or `not ready`), the live release, the reason if not ready, and Redis.
 
-    degraded: rankings answered without the user's history, slow: scored by LightGBM, by this worker so far.
+    degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM. Both
+    count the answering worker only.
     """
 
     status: str
@@ -170,12 +173,12 @@ class ServiceState:
 
     @property
     def ready(self) -> bool:
-        """Whether rankings are answered."""
+        """Whether the service can rank."""
         return self.status == "ready"
 
 
 def decode(form: type[T], given: Any) -> T:
-    """JSON as one of the forms above. Raises TypeError or ValueError where it is none, naming the field."""
+    """Convert decoded JSON to one of the classes above. Raises TypeError or ValueError naming the invalid field."""
     if not isinstance(given, dict):
         raise TypeError(f"{form.__name__}: expected an object, got {type(given).__name__}")
     hints = _hints_of(form).items()

@@ -1,7 +1,7 @@
-"""The calls there are: what each sends, what it answers, and whether it may be sent twice. No I/O.
+"""The API calls: what each one sends, what it returns, and whether it may be retried. No I/O.
 
-`Shelfwise` and `AsyncShelfwise` offer each under its name here, with the same arguments. deadline_s: seconds in which a
-call ends, attempts and pauses and all; the client's own where it is None.
+`Shelfwise` and `AsyncShelfwise` offer each call as a method with the same name and arguments. deadline_s: maximum
+seconds for the whole call, including retries and pauses; None for the client's default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T]):
-    """One request. repeatable: twice is once. answered: statuses that bring an answer and no error."""
+    """One request. repeatable: whether it is idempotent. answered: status codes that carry a result, not an error."""
 
     method: str
     path: str
@@ -44,11 +44,9 @@ def rank(
     rules: Rules | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
-    """Candidates in order for a user; without candidates the whole catalogue, where it is small enough."""
-    given = None if candidates is None else list(candidates)
-    body = _said(
-        user_id=user_id, candidates=given, limit=limit, explain=explain, device=device, query=query, rules=rules
-    )
+    """Rank candidates for a user; without candidates, the whole catalogue if it is small enough."""
+    ids = None if candidates is None else list(candidates)
+    body = _body(user_id=user_id, candidates=ids, limit=limit, explain=explain, device=device, query=query, rules=rules)
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
 
@@ -62,24 +60,24 @@ def recommend(
     rules: Rules | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
-    """A list for a user out of the whole catalogue."""
-    body = _said(user_id=user_id, limit=limit, explain=explain, device=device, query=query, rules=rules)
+    """Recommend items of the whole catalogue to a user."""
+    body = _body(user_id=user_id, limit=limit, explain=explain, device=device, query=query, rules=rules)
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 
 
 def similar(item_id: str, *, limit: int = 10, deadline_s: float | None = None) -> Call[answers.SimilarAnswer]:
-    """Items alike by text. Raises ServiceError (404) for an item that has none."""
-    path = f"/v1/similar/{_part('item_id', item_id)}?{urlencode({'limit': limit})}"
+    """List items with similar text. Raises ServiceError (404) if the item is unknown or has no text."""
+    path = f"/v1/similar/{_path_segment('item_id', item_id)}?{urlencode({'limit': limit})}"
     return _read("GET", path, answers.SimilarAnswer, deadline_s)
 
 
 def item(item_id: str, *, deadline_s: float | None = None) -> Call[answers.ItemAnswer]:
-    """What is known of an item. Raises ServiceError (404) where that is nothing."""
-    return _read("GET", f"/v1/items/{_part('item_id', item_id)}", answers.ItemAnswer, deadline_s)
+    """Get the current state of an item. Raises ServiceError (404) if it is unknown."""
+    return _read("GET", f"/v1/items/{_path_segment('item_id', item_id)}", answers.ItemAnswer, deadline_s)
 
 
 def health(*, deadline_s: float | None = None) -> Call[answers.ServiceState]:
-    """Whether the service ranks, and if not, why: an answer either way."""
+    """Check whether the service is ready. If it is not, the result gives the reason; this is not an error."""
     return Call(
         method="GET",
         path="/health/ready",
@@ -91,10 +89,10 @@ def health(*, deadline_s: float | None = None) -> Call[answers.ServiceState]:
 
 
 def events(events: Sequence[Event], *, deadline_s: float | None = None) -> Call[answers.EventsAnswer]:
-    """Events at once, known to the very next ranking; `send` queues them instead.
+    """Send events now, so that the next ranking uses them; `send` queues them instead.
 
-    Each gets an event_id where it has none, so that being sent twice counts once. Raises ServiceError, with its
-    `rejected`, where none of them was good.
+    Events without an event_id get one, so that retries are counted once. Raises ServiceError, with `rejected`, if none
+    of them is valid.
     """
     return Call(
         method="POST",
@@ -107,27 +105,27 @@ def events(events: Sequence[Event], *, deadline_s: float | None = None) -> Call[
 
 
 def put_item(item: Item, *, deadline_s: float | None = None) -> Call[answers.ItemsAnswer]:
-    """Write an item, new or known."""
+    """Write one item, new or existing."""
     return put_items([item], deadline_s=deadline_s)
 
 
 def put_items(items: Sequence[Item], *, deadline_s: float | None = None) -> Call[answers.ItemsAnswer]:
-    """Write items. Not tried again once it may have been done: it could undo what another wrote in between."""
+    """Write items. Not retried once the service may have received it: a retry could undo another client's write."""
     return _write("PUT", "/v1/items", answers.ItemsAnswer, deadline_s, _json(list(items)))
 
 
 def delete_item(item_id: str, *, deadline_s: float | None = None) -> Call[answers.ItemsAnswer]:
-    """Take an item out of every answer. Not tried again once it may have been done."""
-    return _write("DELETE", f"/v1/items/{_part('item_id', item_id)}", answers.ItemsAnswer, deadline_s)
+    """Remove an item from all results. Not retried once the service may have received it."""
+    return _write("DELETE", f"/v1/items/{_path_segment('item_id', item_id)}", answers.ItemsAnswer, deadline_s)
 
 
 def delete_user(user_id: str, *, deadline_s: float | None = None) -> Call[answers.ErasureAnswer]:
-    """Erase a user. Not tried again once it may have been done: what the user did in between would go, too."""
-    return _write("DELETE", f"/v1/users/{_part('user_id', user_id)}", answers.ErasureAnswer, deadline_s)
+    """Erase a user. Not retried once the service may have received it: a retry would erase newer events as well."""
+    return _write("DELETE", f"/v1/users/{_path_segment('user_id', user_id)}", answers.ErasureAnswer, deadline_s)
 
 
 def batch(bodies: Sequence[bytes], deadline_s: float) -> Call[answers.EventsAnswer]:
-    """Events of the queue, each as JSON already."""
+    """Send queued events, already encoded as JSON."""
     return Call(
         method="POST",
         path="/v1/events",
@@ -152,9 +150,9 @@ def event(
     device: str | None = None,
     query: str | None = None,
 ) -> Event:
-    """An event as it is queued: with an id, which `send` answers, and the moment, now where none is given.
+    """Build an event to queue. `send` returns its event_id, generated if omitted. timestamp: defaults to now.
 
-    request_id, position: of the ranking that the shopper saw, and the place in it from 0; clicks are joined by them.
+    request_id, position: the ranking the shopper saw, and the position in it, from 0. They join clicks to lists.
     """
     given: Event = {
         "event": event,
@@ -173,14 +171,14 @@ def event(
 
 
 def identified(event: Event) -> Event:
-    """The event with an id; what is None is left out."""
+    """The event with an id, generated if missing, and without fields that are None."""
     given: dict[str, Any] = {name: value for name, value in event.items() if value is not None}
     given.setdefault("event_id", uuid.uuid4().hex)
     return given  # type: ignore[return-value]
 
 
 def encoded(event: Event) -> bytes:
-    """The event as JSON. Raises ValueError for NaN, TypeError for what JSON does not know."""
+    """The event as JSON. Raises ValueError for NaN and TypeError for values that JSON does not support."""
     return _json(event)
 
 
@@ -192,7 +190,7 @@ def _write(method: str, path: str, answer: type[T], deadline_s: float | None, bo
     return Call(method=method, path=path, answer=answer, body=body, repeatable=False, deadline_s=deadline_s)
 
 
-def _said(**given: Any) -> bytes:
+def _body(**given: Any) -> bytes:
     return _json({name: value for name, value in given.items() if value is not None and value is not False})
 
 
@@ -200,7 +198,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
-def _part(name: str, given: str) -> str:
+def _path_segment(name: str, given: str) -> str:
     if given in ("", ".", ".."):
-        raise ValueError(f"{name} is {given!r}, which cannot stand in a path: give the id of an item or a user")
+        raise ValueError(f"{name} {given!r} cannot be used in a path: pass the id of an item or a user")
     return quote(given, safe="")

@@ -1,4 +1,4 @@
-"""`Shelfwise`: calls that wait, and a thread that delivers events."""
+"""`Shelfwise`: the synchronous client, with a thread that delivers events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def _offered(build: Callable[P, Call[T]]) -> Callable[Concatenate[Shelfwise, P], T]:
+def _call_method(build: Callable[P, Call[T]]) -> Callable[Concatenate[Shelfwise, P], T]:
     @wraps(build)
     def method(self: Shelfwise, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._call(build(*args, **kwargs))
@@ -37,7 +37,7 @@ def _offered(build: Callable[P, Call[T]]) -> Callable[Concatenate[Shelfwise, P],
     return method
 
 
-def _queued(build: Callable[P, Event]) -> Callable[Concatenate[Shelfwise, P], str]:
+def _send_method(build: Callable[P, Event]) -> Callable[Concatenate[Shelfwise, P], str]:
     @wraps(build)
     def method(self: Shelfwise, /, *args: P.args, **kwargs: P.kwargs) -> str:
         return self._put(build(*args, **kwargs))
@@ -46,10 +46,10 @@ def _queued(build: Callable[P, Event]) -> Callable[Concatenate[Shelfwise, P], st
 
 
 class Shelfwise:
-    """A client that any number of threads may share. Close it, or use it in a `with`: that delivers its events.
+    """A thread-safe client. Close it, or use it in a `with` block, to deliver its events.
 
-    Errors are `ShelfwiseError`. At the end of a program that forgot to close it, it closes itself. In a forked child it
-    begins anew; events that the parent queued are the parent's.
+    All errors are `ShelfwiseError`. If it is not closed, it closes itself when the program exits. In a forked child it
+    starts afresh; events queued by the parent are delivered by the parent.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Shelfwise:
         sending: Sending | None = None,
         on_refused: Refused | None = None,
     ) -> None:
-        """key: as `shelfwise keys new` prints it. deadline_s: of each call, attempts and pauses and all.
+        """key: API key, as `shelfwise keys new` prints it. deadline_s: maximum seconds per call, including retries.
 
-        on_refused: told, by the thread that delivers, of each event that the service rejects; logged by default.
+        on_refused: called by the delivery thread for each event that will not be delivered; by default it is logged.
         """
         self._service = Service(url, key, deadline_s, retry or Retry())
         self._sending, self._on_refused = sending or Sending(), on_refused
@@ -82,26 +82,26 @@ class Shelfwise:
         if self._outbox:
             self._deliver()
 
-    def _mine(self) -> None:
-        """Begin anew in a forked child, which has neither the parent's thread nor a right to its connections."""
+    def _check_fork(self) -> None:
+        """Start afresh in a forked child, which has no delivery thread and must not use the parent's connections."""
         if self._pid != os.getpid():
             self._outbox.abandon()
             self._begin()
 
-    rank = _offered(calls.rank)
-    recommend = _offered(calls.recommend)
-    similar = _offered(calls.similar)
-    item = _offered(calls.item)
-    events = _offered(calls.events)
-    put_item = _offered(calls.put_item)
-    put_items = _offered(calls.put_items)
-    delete_item = _offered(calls.delete_item)
-    delete_user = _offered(calls.delete_user)
-    health = _offered(calls.health)
-    send = _queued(calls.event)
+    rank = _call_method(calls.rank)
+    recommend = _call_method(calls.recommend)
+    similar = _call_method(calls.similar)
+    item = _call_method(calls.item)
+    events = _call_method(calls.events)
+    put_item = _call_method(calls.put_item)
+    put_items = _call_method(calls.put_items)
+    delete_item = _call_method(calls.delete_item)
+    delete_user = _call_method(calls.delete_user)
+    health = _call_method(calls.health)
+    send = _send_method(calls.event)
 
     def _call(self, call: Call[T]) -> T:
-        self._mine()
+        self._check_fork()
         due, attempt = self._service.due(call), 0
         while True:
             attempt += 1
@@ -112,13 +112,13 @@ class Shelfwise:
 
     @property
     def counts(self) -> Counts:
-        """What became of the events given to `send`."""
-        self._mine()
+        """Counts of the events passed to `send`, by outcome."""
+        self._check_fork()
         with self._changed:
             return self._outbox.counts
 
     def _put(self, event: Event) -> str:
-        self._mine()
+        self._check_fork()
         with self._changed:
             if self._sending.when_full == "block":
                 self._changed.wait_for(lambda: not self._outbox.full or self._closed, self._service.deadline_s)
@@ -133,8 +133,11 @@ class Shelfwise:
         return event_id
 
     def flush(self, deadline_s: float | None = None) -> None:
-        """Wait until what was sent before is delivered. Raises UnsentError where it takes too long; they still wait."""
-        self._mine()
+        """Wait until all events sent so far are delivered.
+
+        Raises UnsentError if that takes longer than deadline_s; the events stay queued.
+        """
+        self._check_fork()
         with self._changed:
             self._flush_before = before = self._outbox.put_so_far
             self._changed.notify_all()
@@ -170,7 +173,7 @@ class Shelfwise:
         try:
             self.close()
         except UnsentError as e:
-            log.error("at the end of the program %s", e)
+            log.error("at program exit, %s", e)
 
     def _deliver(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -186,20 +189,20 @@ class Shelfwise:
                 with self._changed:
                     pause = self._outbox.settle(batch, outcome, random.random())
                     self._changed.notify_all()
-            self._outbox.tell()  # holding no lock: what is called may send events itself
+            self._outbox.tell()  # without holding the lock: on_refused may send events itself
             with self._changed:
                 if pause:
                     self._rest(pause)
 
     def _next(self) -> list[Queued] | None:
-        """The next batch, once there is one; empty where all of it was given up, None where none comes any more."""
+        """Wait for the next batch. Empty if all its events have expired; None if there will be no more batches."""
         with self._changed:
             while time.monotonic() < self._close_by and (self._outbox or not self._closed):
                 left = self._since + self._sending.every_s - time.monotonic()
-                asked = self._closed or self._flush_before > self._outbox.settled_before
-                if self._outbox and (asked or self._outbox.has_batch or left <= 0):
+                is_due = self._closed or self._flush_before > self._outbox.settled_before
+                if self._outbox and (is_due or self._outbox.has_batch or left <= 0):
                     batch = self._outbox.take(time.time())
-                    self._outbox.trying(batch, time.time())
+                    self._outbox.mark_tried(batch, time.time())
                     self._since = time.monotonic()
                     self._changed.notify_all()
                     return batch
@@ -207,17 +210,17 @@ class Shelfwise:
             return None
 
     def _rest(self, pause: float) -> None:
-        """Wait before the next attempt; a client that is being closed has no time for the rest of a long pause."""
+        """Wait before the next attempt; closing the client cuts the pause short."""
         closed, end = self._closed, time.monotonic() + pause
         self._changed.wait_for(lambda: self._closed != closed, max(0.0, min(end, self._close_by) - time.monotonic()))
 
 
 def exchanged(service: Service, http: httpx.Client, call: Call[T], due: float) -> T:
-    """The answer of one attempt. Raises ShelfwiseError."""
+    """The result of a single attempt. Raises ShelfwiseError."""
     try:
         response = http.send(service.request(http, call, due), stream=True)
         try:
-            body = b"".join(_in_time(call, response, due))
+            body = b"".join(_read_before(call, response, due))
         finally:
             response.close()
     except httpx.RequestError as e:
@@ -225,15 +228,15 @@ def exchanged(service: Service, http: httpx.Client, call: Call[T], due: float) -
     return answered(call, response.status_code, response.headers, body)
 
 
-def _in_time(call: Call[Any], response: httpx.Response, due: float) -> Any:
+def _read_before(call: Call[Any], response: httpx.Response, due: float) -> Any:
     for part in response.iter_bytes():
         if time.monotonic() >= due:
-            raise DeadlineError(f"{call.method} {call.path}: no whole answer within the deadline", delivered=True)
+            raise DeadlineError(f"{call.method} {call.path}: no complete response within the deadline", delivered=True)
         yield part
 
 
 def attempted(service: Service, http: httpx.Client, batch: list[Queued], due: float) -> EventsAnswer | ShelfwiseError:
-    """What came of one attempt to deliver a batch."""
+    """The outcome of one attempt to deliver a batch."""
     call = calls.batch([q.body for q in batch], due - time.monotonic())
     try:
         return exchanged(service, http, call, due)

@@ -1,4 +1,4 @@
-"""What can go wrong, each with what the service said of it. All are `ShelfwiseError`."""
+"""Exceptions of the client. All are subclasses of `ShelfwiseError`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class ShelfwiseError(Exception):
-    """Something went wrong; the message says what."""
+    """Base class of all errors of the client."""
 
 
 class UnreachableError(ShelfwiseError):
-    """The service did not answer. delivered: it may have received the request; False where it surely did not."""
+    """The service did not respond. delivered: whether it may have received the request (False: certainly not)."""
 
     def __init__(self, message: str, delivered: bool) -> None:
         super().__init__(message)
@@ -25,15 +25,16 @@ class UnreachableError(ShelfwiseError):
 
 
 class DeadlineError(UnreachableError):
-    """The deadline of the call passed before the answer was whole."""
+    """The deadline of the call passed before the response was complete."""
 
 
 class ServiceError(ShelfwiseError):
-    """The service answered with an error.
+    """The service returned an error.
 
-    status: of HTTP. code: kind of problem (`invalid-field`, `rate`), None where the answer came from something else,
-    a proxy perhaps. detail, remedy, field: what is wrong, what to do, where. request_id: what the service's log names.
-    rejected: where it said so, what it did not take of a request with several parts. retry_after_s: seconds to wait.
+    status: HTTP status code. code: kind of problem (`invalid-field`, `rate`), None if something else answered, such as
+    a proxy. detail: what is wrong. remedy: how to fix it. field: the invalid field. request_id: the request's id in the
+    service's log. rejected: the rejected parts of a request with several events or items. retry_after_s: seconds to
+    wait before a retry.
     """
 
     def __init__(
@@ -53,17 +54,17 @@ class ServiceError(ShelfwiseError):
         self.remedy, self.field, self.request_id = remedy, field, request_id
         self.rejected, self.retry_after_s = tuple(rejected), retry_after_s
         where = f" ({field})" if field else ""
-        known = f" [request {request_id}]" if request_id else ""
-        super().__init__(" ".join(filter(None, [f"{status} {title}{where}: {detail}", remedy])) + known)
+        suffix = f" [request {request_id}]" if request_id else ""
+        super().__init__(" ".join(filter(None, [f"{status} {title}{where}: {detail}", remedy])) + suffix)
 
     @classmethod
     def of(cls, status: int, headers: Mapping[str, str], body: bytes, retry_after_s: float | None) -> ServiceError:
-        """The error in an answer, whatever answered it."""
+        """The error in a response, from the service or from something in between."""
         document = _problem(body)
         request_id = headers.get("x-request-id")
         if document is None:
-            said = body[:200].decode("utf-8", "replace").strip() or "no text"
-            return cls(status, "No problem document", said, request_id=request_id, retry_after_s=retry_after_s)
+            text = body[:200].decode("utf-8", "replace").strip() or "empty body"
+            return cls(status, "Not a problem document", text, request_id=request_id, retry_after_s=retry_after_s)
         return cls(
             status,
             document["title"],
@@ -82,18 +83,18 @@ def _problem(body: bytes) -> dict[str, Any] | None:
         document = json.loads(body)
     except ValueError:
         return None
-    said = isinstance(document, dict) and all(isinstance(document.get(k), str) for k in ("type", "title"))
-    return document if said else None
+    is_problem = isinstance(document, dict) and all(isinstance(document.get(k), str) for k in ("type", "title"))
+    return document if is_problem else None
 
 
 class QueueFull(ShelfwiseError):
-    """There is no room for another event; this one was not taken, and is the caller's to keep or to give up."""
+    """The event queue is full. The event was not queued; the caller may keep it and try again."""
 
 
 class UnsentError(ShelfwiseError):
-    """Time ran out before all events were delivered. events: those, with their ids: sending them again is harmless.
+    """Some events were not delivered in time. events: these events with their ids, so they are safe to send again.
 
-    kept: they are in the spool, and the next client with the same one sends them.
+    kept: whether they are in the spool, from which the next client with the same spool sends them.
     """
 
     def __init__(self, message: str, events: Sequence[Event], kept: bool) -> None:

@@ -1,22 +1,22 @@
-"""What is sent: an event, an item, rules. Dictionaries as the OpenAPI schema has them, known to type checkers.
+"""Typed dictionaries of what is sent: events, items and rules, as in the service's OpenAPI schema.
 
-A test holds their fields to that schema. Values are checked by the service, which says what is wrong and where.
-(Annotations are no strings in this file, so that `Required` is seen at run time.)
+A test compares their fields with that schema. The service validates the values, and its errors name the field.
+(This file does not use `from __future__ import annotations`, so that `Required` is visible at run time.)
 """
 
 from typing import Literal, NotRequired, Required, TypedDict
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
-"""What rules may name."""
+"""Event names that rules may use."""
 SentEventName = EventName | Literal["view_item_list", "select_item", "view_item", "add_to_cart"]
-"""What an event may be called: ours, or as Google Analytics 4 calls it."""
+"""Event names that may be sent: Shelfwise's or those of Google Analytics 4."""
 
 
 class Event(TypedDict, total=False):
-    """Something a shopper did with an item.
+    """One interaction of a shopper with an item.
 
-    event_id: makes sending it again harmless; the client gives one where there is none. timestamp: Unix seconds,
-    milliseconds or microseconds, or ISO 8601. request_id, position: the shown list, and the place in it from 0.
+    event_id: makes retries idempotent; the client generates one if it is missing. timestamp: Unix seconds, milliseconds
+    or microseconds, or ISO 8601. request_id, position: the list that was shown, and the position in it, from 0.
     """
 
     event: Required[SentEventName]
@@ -33,7 +33,7 @@ class Event(TypedDict, total=False):
 
 
 class Item(TypedDict, total=False):
-    """An item, new or known. What is left out stays as it is; None takes a value away."""
+    """A new item, or changes to an existing one. Omitted fields stay unchanged; None clears a field."""
 
     item_id: Required[str]
     title: str | None
@@ -66,43 +66,46 @@ Condition = TypedDict(
     },
     total=False,
 )
-"""What an item is to be: `all` or `any` of several conditions, `not` one, or an `attribute` compared."""
+"""A condition on items: `all` or `any` of several conditions, `not` a condition, or a comparison of an `attribute`."""
 
 
 class Exclude(TypedDict):
-    """Items that the user did one of these things with, within some days or as far back as his lists go."""
+    """Exclude items with one of these events of the user, within some days or in the whole stored history."""
 
     events: list[EventName]
     within_days: NotRequired[float | None]
 
 
 class Lift(TypedDict):
-    """Move the scores of items that meet a condition, by standard deviations of the list's scores (1 by default)."""
+    """Raise or lower the scores of items that meet a condition, by standard deviations of the list's scores.
+
+    by: defaults to 1.
+    """
 
     when: Condition
     by: NotRequired[float]
 
 
 class Cap(TypedDict):
-    """At most so many items with the same value of an attribute."""
+    """Limit the number of items with the same value of an attribute."""
 
     attribute: str
     most: int
 
 
 Diversity = TypedDict("Diversity", {"lambda": Required[float], "pool": int}, total=False)
-"""Maximal marginal relevance. lambda: 1 leaves the order alone, 0 looks at likeness only."""
+"""Maximal marginal relevance. lambda: 1 keeps the order by score, 0 uses only dissimilarity."""
 
 
 class Pin(TypedDict):
-    """Put one candidate at a place from 0."""
+    """Put a candidate at a position, from 0."""
 
     item_id: str
     position: int
 
 
 class Rules(TypedDict, total=False):
-    """What a shop wants of a list beyond the scores: docs/rules.md."""
+    """The shop's rules for a list, applied after scoring. See docs/rules.md."""
 
     filter: Condition | None
     exclude: list[Exclude]

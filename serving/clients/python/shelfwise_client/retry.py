@@ -1,7 +1,7 @@
-"""What is tried again, and after how long.
+"""Retries: which errors are retried, and after how long.
 
-A call is tried again where that cannot do harm: it is a read, or its events carry ids that make them count once, or it
-was surely not carried out (no connection, 429, 503 `busy`).
+A call is retried only if that is safe: it is a read, or its events carry ids so that they are counted once, or it was
+certainly not carried out (no connection, 429, 503 `busy`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often and how soon. attempts: in all, 1 for no second one. first_s, most_s: bounds of the pause in seconds.
+    """Number of attempts and pauses between them. attempts: in total, 1 for no retry. first_s, most_s: in seconds.
 
-    The pause is drawn between 0 and a bound that doubles with each attempt ("full jitter": callers who failed together
-    do not come back together); where the service named a time (Retry-After), that is waited first.
+    A pause is drawn uniformly between 0 and a bound, which starts at first_s and doubles with each attempt up to most_s
+    (full jitter, so that clients that failed together do not retry together). It is added to the service's Retry-After.
     """
 
     attempts: int = 4
@@ -29,10 +29,10 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or not 0 < self.first_s <= self.most_s:
-            raise ValueError(f"{self}: attempts is 1 or more, and first_s between 0 and most_s")
+            raise ValueError(f"{self}: attempts must be at least 1, and first_s between 0 and most_s")
 
     def pause_s(self, attempt: int, retry_after_s: float | None, draw: float) -> float:
-        """Seconds before the next attempt. attempt: how many there were. draw: uniform in 0 to 1."""
+        """Seconds to wait before the next attempt. attempt: number of attempts so far. draw: uniform in [0, 1]."""
         bound = min(self.most_s, self.first_s * 2.0 ** min(attempt - 1, 60))
         return (retry_after_s or 0.0) + draw * bound
 
@@ -43,7 +43,7 @@ def may_pass(error: ShelfwiseError) -> bool:
 
 
 def surely_not_done(error: ShelfwiseError) -> bool:
-    """Whether the request that failed so was surely not carried out, nor any part of it."""
+    """Whether a request that failed with this error was certainly not carried out, not even in part."""
     if isinstance(error, UnreachableError):
         return not error.delivered
     return isinstance(error, ServiceError) and (
@@ -52,7 +52,7 @@ def surely_not_done(error: ShelfwiseError) -> bool:
 
 
 def retry_after_s(header: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a `Retry-After` header asks for, None where it says nothing that can be read."""
+    """Seconds to wait according to a `Retry-After` header; None if it is missing or cannot be parsed."""
     if header is None:
         return None
     if header.strip().isdigit():

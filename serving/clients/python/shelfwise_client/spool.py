@@ -1,7 +1,7 @@
-"""Events on disk, so that a killed process loses none: a folder with one SQLite file for each process at work.
+"""Spool: queued events on disk, so that a killed process loses none. A folder has one SQLite file per running process.
 
-A file is locked for as long as its process lives. Whoever opens the folder next takes over the files of those that are
-gone. A write is in the operating system's hands when `add` returns: it outlives the process, though not a power cut.
+A file is locked while its process lives. The next process that opens the folder takes over the files of processes that
+have ended. Once `add` returns, the event is with the operating system: it survives the process, not a power failure.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ _ABANDONED: list[sqlite3.Connection] = []
 
 
 class Spool:
-    """One process' events. Its owner sees to it that one thread at a time uses it."""
+    """One process's events. Not thread-safe: its owner must synchronise access."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises OSError or sqlite3.Error where the folder cannot be used."""
+        """Raises OSError or sqlite3.Error if the folder cannot be used."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{uuid.uuid4().hex}.events"
-        with _alone(folder):
-            self._db = _opened(self._path)
+        with _folder_lock(folder):
+            self._db = _open_locked(self._path)
             self._db.execute(_TABLE)
             for other in sorted(folder.glob("*.events")):
                 if other != self._path:
                     self._adopt(other)
 
     def _adopt(self, other: Path) -> None:
-        """Take over what a process left that is gone; leave alone one that lives."""
+        """Take over the events of a process that has ended. A file of a running process is left alone."""
         try:
-            theirs = _opened(other)
+            orphan = _open_locked(other)
         except sqlite3.OperationalError as e:
             if "locked" in str(e):
                 return
             raise
-        theirs.execute(_TABLE)
-        rows = theirs.execute("SELECT body, tried_at FROM events ORDER BY row").fetchall()
+        orphan.execute(_TABLE)
+        rows = orphan.execute("SELECT body, tried_at FROM events ORDER BY row").fetchall()
         self._db.execute("BEGIN")
         self._db.executemany("INSERT INTO events (body, tried_at) VALUES (?, ?)", rows)
         self._db.execute("COMMIT")
-        # Killed between these two, both files hold the same events, with the same ids: counted once.
-        theirs.close()
+        # If killed before the file is deleted, both files hold the same events with the same ids: counted once.
+        orphan.close()
         _unlink(other)
 
     def rows(self) -> Iterator[tuple[int, bytes, float | None]]:
@@ -57,43 +57,43 @@ class Spool:
         yield from self._db.execute("SELECT row, body, tried_at FROM events ORDER BY row").fetchall()
 
     def add(self, body: bytes) -> int:
-        """Keep an event; its row."""
+        """Store an event and return its row."""
         row = self._db.execute("INSERT INTO events (body) VALUES (?)", (body,)).lastrowid
         assert row is not None
         return row
 
     def mark(self, rows: Sequence[int], at: float | None) -> None:
-        """Note when events were first tried; None: not yet."""
+        """Record when events were first tried, as Unix seconds; None for not yet."""
         self._many("UPDATE events SET tried_at = ? WHERE row = ?", [(at, row) for row in rows])
 
     def remove(self, rows: Sequence[int]) -> None:
-        """Forget events."""
+        """Delete events."""
         self._many("DELETE FROM events WHERE row = ?", [(row,) for row in rows])
 
     def _many(self, statement: str, values: Sequence[tuple[float | None, ...]]) -> None:
-        """Change rows; where the disk fails, an event may be sent once more, with its id, and counts once."""
+        """Change rows. A disk error is logged only: at worst, an event is sent again with its id, and counted once."""
         try:
             self._db.execute("BEGIN")
             self._db.executemany(statement, values)
             self._db.execute("COMMIT")
         except sqlite3.Error as e:
-            log.error("%s cannot be written: %s", self._path, e)
+            log.error("cannot write %s: %s", self._path, e)
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
     def close(self, empty: bool) -> None:
-        """Unlock the file, and delete it where nothing waits."""
+        """Unlock the file. empty: whether to delete it, as no events are left."""
         self._db.close()
         if empty:
             _unlink(self._path)
 
     def abandon(self) -> None:
-        """In a forked child: leave the parent's file alone."""
+        """Leave the file to the parent process, in a forked child."""
         _ABANDONED.append(self._db)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    """The file, locked. Raises sqlite3.OperationalError ("locked") where another process has it."""
+def _open_locked(path: Path) -> sqlite3.Connection:
+    """Open and lock a file. Raises sqlite3.OperationalError ("locked") if another process holds the lock."""
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -108,8 +108,8 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time opens files, so that none takes over what another has just made."""
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Lock the folder while opening files, so that no process takes over a file that another has just created."""
     db = sqlite3.connect(folder / "lock", timeout=_LOCK_S, isolation_level=None)
     try:
         db.execute("BEGIN EXCLUSIVE")
