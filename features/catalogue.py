@@ -12,7 +12,7 @@ import numpy as np
 from features.arrays import F64, I32, I64, Bool
 from features.kernels.compiled import compiled
 from features.kernels.prefetch import AHEAD, prefetch
-from features.kernels.strings import Places, Strings
+from features.kernels.strings import StringIndex, Strings
 
 STANDARD_COLUMNS = ("item_id", "title", "description", "category", "brand", "price", "available_from")
 """Columns of an item table with a fixed meaning; all other columns are attributes."""
@@ -164,10 +164,10 @@ class Catalogue:
         return out
 
     @cached_property
-    def places(self) -> Places:
+    def row_index(self) -> StringIndex:
         """Index from item id to row."""
-        return Places.of(self.item_ids if isinstance(self.item_ids, Strings) else Strings.of(self.item_ids))
+        return StringIndex.of(self.item_ids if isinstance(self.item_ids, Strings) else Strings.of(self.item_ids))
 
     def rows(self, item_ids: Iterable[str]) -> I32:
         """int32: the row of each id, `-1` for an unknown id."""
-        return self.places.find(item_ids)
+        return self.row_index.find(item_ids)

@@ -46,7 +46,7 @@ class Context(NamedTuple):
     query: str = ""
 
     @classmethod
-    def said(cls, device: str | None, query: str | None) -> Context:
+    def parse(cls, device: str | None, query: str | None) -> Context:
         """Parse the device and query of a request or of its record; None means not given."""
         return cls(device_code(device), query or "")
 

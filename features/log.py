@@ -45,7 +45,7 @@ ATTRIBUTION_S = 86400.0
 """Default attribution time (one day): an action this long after an impression still counts for it, in labels as in
 features."""
 
-PART_ROWS = 131_072
+CHUNK_ROWS = 131_072
 """Events per chunk when a whole log is processed from beginning to end."""
 
 
@@ -98,7 +98,7 @@ class Events:
             self.queries,
         )
 
-    def parts(self, rows: int = PART_ROWS) -> Iterator[Events]:
+    def parts(self, rows: int = CHUNK_ROWS) -> Iterator[Events]:
         """Consecutive chunks of about `rows` events; events with equal times stay in one chunk."""
         begin = 0
         while begin < len(self):

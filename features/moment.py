@@ -95,7 +95,7 @@ class Items:
 
 
 class Reasons(NamedTuple):
-    """Texts that explain the contribution of a feature to a score, for a shopper or a shop owner.
+    """StringSequence that explain the contribution of a feature to a score, for a shopper or a shop owner.
 
     up, down: for a contribution that raises or lowers the score. at_zero: for either if the feature's value is 0, for
     counts that need another text then; empty if they do not.
@@ -396,7 +396,7 @@ class Moment:
         if not self.context.query or self.items.words is None:
             return np.full((2, len(self.candidates)), np.nan)
         query = self.items.words.read(self.context.query)
-        cosine = self.items.vectors.toward(self.candidates, query.direction)
+        cosine = self.items.vectors.cosines_to(self.candidates, query.direction)
         return np.stack([cosine, self.items.words.match(query, self.candidates)])
 
     @cached_property

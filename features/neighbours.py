@@ -21,7 +21,7 @@ from features.arrays import F32, F64, I32, I64
 from features.history import SESSION_S, engagement_weights
 from features.kernels.compiled import compiled
 from features.kernels.prefetch import AHEAD, prefetch
-from features.kernels.slots import find, home, slots_of
+from features.kernels.slots import find, first_slot, slots_of
 from features.log import Events, Kind
 
 PER_GROUP = 50
@@ -107,7 +107,7 @@ def _scores(near: I32, near_weight: F32, candidates: I32, item: I32, weight: F64
         count = 0
         for k in range(near.shape[1]):
             listed[count] = k
-            count += slots[home(slots, row[k])] >= 0
+            count += slots[first_slot(slots, row[k])] >= 0
         for h in range(count):
             position = find(slots, item, row[listed[h]])
             if position >= 0:

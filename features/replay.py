@@ -14,13 +14,13 @@ from features.catalogue import Catalogue
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
-from features.log import ATTRIBUTION_S, PART_ROWS, Events, Kind, Lists
+from features.log import ATTRIBUTION_S, CHUNK_ROWS, Events, Kind, Lists
 from features.moment import LONGEST, Feature, Items, Moment
 from features.neighbours import MAX_PER_USER, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
 from features.segments import fit_segments
 from features.table import declare, rows
-from features.taste import LEARNERS, Evidence, fit_factors
+from features.taste import MAX_USERS, Evidence, fit_factors
 from features.text.implied_tags import AttributeValues, ItemWords
 from features.text.vectors import Vectors
 from features.text.vocabulary import Vocabulary
@@ -42,7 +42,7 @@ class Replay:
     """The log, ready to be read at any time.
 
     refresh_at: float64[r], ascending: times at which neighbours, prior and taste factors are refit to the events before
-    them. Rows never use a fit to their own future, and no fit before the first time. revised: the time and the
+    them. Rows never use a fit to their own future, and no fit before the first time. encoder_vectors: the time and the
     vectors (like `vectors`) of each later encoder, ascending, used from the first of `refresh_at` at or after that
     time; an encoder must be trained only on events before its time. custom: custom features. session_weight: as in
     `Neighbours.build`. words: of each item's text, from which taste factors infer missing tags; None to infer none.
@@ -55,7 +55,7 @@ class Replay:
     refresh_at: F64
     custom: tuple[Feature, ...] = ()
     session_weight: float = SESSION_WEIGHT
-    revised: tuple[tuple[float, F32], ...] = ()
+    encoder_vectors: tuple[tuple[float, F32], ...] = ()
     words: ItemWords | None = None
     given: Histories | None = None
     attribution_s: float = ATTRIBUTION_S
@@ -91,7 +91,7 @@ class Replay:
                 # refreshes.
                 refresh_time = float(self.refresh_at[due - 1])
                 applied = self._apply(items.state, applied, refresh_time)
-                items, refreshed = self.refreshed(items, refresh_time), due
+                items, refreshed = self.refit(items, refresh_time), due
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
             context = Context(int(lists.device[g]), lists.query[g])
@@ -113,14 +113,14 @@ class Replay:
         """Items at a time, with everything refit to the events strictly before it: the contents of a release."""
         items = self._cold(with_words=True)
         self._apply(items.state, 0, at)
-        return self.refreshed(items, at)
+        return self.refit(items, at)
 
-    def refreshed(self, items: Items, at: float) -> Items:
+    def refit(self, items: Items, at: float) -> Items:
         """The items with vectors, neighbours, prior, factors and segments refit to the events before a time.
 
         The vocabulary as well, if the items have one.
         """
-        revision = sum(since <= at for since, _ in self.revised)
+        revision = sum(since <= at for since, _ in self.encoder_vectors)
         vectors = self._revision(revision)
         fresh = replace(
             items,
@@ -143,7 +143,7 @@ class Replay:
     def _evidence(self, items: Items, at: float) -> list[Evidence]:
         """Observed minus expected clicks of the most recently shown users, at a time."""
         out = []
-        for user in _most_recently_shown(self.events.before(at), LEARNERS):
+        for user in _most_recently_shown(self.events.before(at), MAX_USERS):
             residuals = Moment(items, self.histories.read(user, at), np.empty(0, np.int32), at).residuals
             out.append(Evidence(residuals.item, residuals.residual, residuals.chance * (1.0 - residuals.chance)))
         return out
@@ -163,18 +163,18 @@ class Replay:
         )
 
     def _revision(self, revision: int) -> F32:
-        """The vectors of an encoder revision: `vectors` for 0, otherwise those of `revised`, counted from 1."""
-        return self.revised[revision - 1][1] if revision else self.vectors
+        """The vectors of an encoder revision: `vectors` for 0, otherwise those of `encoder_vectors`, counted from 1."""
+        return self.encoder_vectors[revision - 1][1] if revision else self.vectors
 
     def _words(self, revision: int) -> Vocabulary:
         """The vocabulary with word vectors of a revision; each is built once."""
         if revision not in self._vocabularies:
-            self._vocabularies[revision] = self._vocabulary.meaning(self._revision(revision))
+            self._vocabularies[revision] = self._vocabulary.with_vectors(self._revision(revision))
         return self._vocabularies[revision]
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        return Vocabulary.spelt(self.catalogue)
+        return Vocabulary.without_vectors(self.catalogue)
 
     @cached_property
     def _vocabularies(self) -> dict[int, Vocabulary]:
@@ -193,7 +193,7 @@ def _most_recently_shown(events: Events, most: int) -> list[int]:
     seen: dict[int, None] = {}
     end = len(events)
     while end and len(seen) < most:
-        begin = max(0, end - PART_ROWS)
+        begin = max(0, end - CHUNK_ROWS)
         part = events.take(slice(begin, end))
         newest_first = part.user[part.kind == Kind.IMPRESSION][::-1]
         users, first = np.unique(newest_first, return_index=True)

@@ -31,12 +31,12 @@ class Retrieved(NamedTuple):
     """Retrieved candidates.
 
     item: int32[c], distinct catalogue rows. source: int8[c], index in `SOURCES` of the first source of the item.
-    offered: uint8[c], a bit for each of `SOURCES` that has the item among its best `size`: 1 for the first, 2, 4, ...
+    source_bits: uint8[c], one bit per entry of `SOURCES` that has the item among its best `size`, lowest bit first.
     """
 
     item: I32
     source: I8
-    offered: NDArray[np.uint8]
+    source_bits: NDArray[np.uint8]
 
 
 class TextCandidates(NamedTuple):
@@ -108,7 +108,7 @@ def text_candidates(
     holding = items.words.holding(query)
     holding = holding if admitted is None else holding[admitted[holding]]
     share = items.words.match(query, holding)
-    share += _TIE_BREAK * np.nan_to_num(items.vectors.toward(holding, query.direction))
+    share += _TIE_BREAK * np.nan_to_num(items.vectors.cosines_to(holding, query.direction))
     words = _best(holding, share, size, items.catalogue.available_from[holding] > at)
     return TextCandidates(nearest_by_text(items, query.direction, at, size, admitted), words, liked)
 
@@ -126,7 +126,7 @@ def nearest_by_text(items: Items, direction: F64, at: float, size: int, admitted
     items that may be returned; None for all.
     """
     rows = search_space(items, direction, admitted)
-    cosine = items.vectors.toward(rows, direction).astype(np.float64)
+    cosine = items.vectors.cosines_to(rows, direction).astype(np.float64)
     return _best(rows, cosine, size, items.catalogue.available_from[rows] > at)
 
 
@@ -178,10 +178,10 @@ def _interleave(ranked: list[I32], size: int) -> Retrieved:
     position = np.concatenate([np.arange(len(r)) for r in ranked])
     order = np.lexsort((source, position))
     distinct, first, index = np.unique(row[order], return_index=True, return_inverse=True)
-    offered = np.zeros(len(distinct), np.uint8)
-    np.bitwise_or.at(offered, index, np.left_shift(np.uint8(1), source[order].astype(np.uint8)))
+    source_bits = np.zeros(len(distinct), np.uint8)
+    np.bitwise_or.at(source_bits, index, np.left_shift(np.uint8(1), source[order].astype(np.uint8)))
     best = np.argsort(first, kind="stable")[:size]
-    return Retrieved(distinct[best].astype(np.int32), source[order][first[best]], offered[best])
+    return Retrieved(distinct[best].astype(np.int32), source[order][first[best]], source_bits[best])
 
 
 def _weighted_engagements(history: History, at: float) -> tuple[I32, F64]:

@@ -21,7 +21,7 @@ from features.catalogue import Catalogue, Codes, Tags
 from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
-from features.kernels.standing import rank_within_list
+from features.kernels.ranks import rank_within_list
 from features.log import Kind
 from features.moment import Feature, Items, Moment, Reasons
 
@@ -384,9 +384,7 @@ FEATURES = _all()
 def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
     def value_and_slope(m: Moment) -> F64:
         out = m.slopes[2 * k : 2 * k + 2]
-        if is_date:
-            out[0] = m.at / _YEAR_S - out[0]
-        return out
+        return np.stack((m.at / _YEAR_S - out[0], out[1])) if is_date else out
 
     words = name.replace("_", " ")
     declare = partial(Feature, compute=value_and_slope, group="attributes")

@@ -24,7 +24,7 @@ from features.prior import standardize
 from features.text.implied_tags import AttributeValues
 
 DIMENSIONS = 64
-LEARNERS = 5000
+MAX_USERS = 5000
 """Number of users that factors are fitted to, the most recently shown; 16 KiB of memory each for segments."""
 _NUMBER_VARIANCE, _TEXT_VARIANCE = 0.05, 0.5
 """Prior variance of taste, in squared log odds, due to a number and to the text."""

@@ -38,8 +38,8 @@ class BoosterTrees:
         self.names = tuple(self._booster.feature_name())
 
     @property
-    def asked(self) -> frozenset[str]:
-        """See `Trees.asked`."""
+    def used_columns(self) -> frozenset[str]:
+        """See `Trees.used_columns`."""
         return frozenset(name for name, n in zip(self.names, self._booster.feature_importance(), strict=True) if n > 0)
 
     def score(self, rows: Rows) -> F64:

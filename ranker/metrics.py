@@ -232,7 +232,7 @@ def intervals(values: F64, cluster: Numbers, n: int = 2000, seed: int = 0, level
     return mean, low, high
 
 
-def share_of_the_way(
+def gap_closed(
     system: F64, base: F64, top: F64, cluster: Numbers, n: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
     """(share, low, high): share of the gap between base and top that the system closes, with its bootstrap interval.

@@ -39,7 +39,7 @@ class Trees:
         return cls(names, forest, QuickScorer.of(forest))
 
     @property
-    def asked(self) -> frozenset[str]:
+    def used_columns(self) -> frozenset[str]:
         """The features that any tree splits on."""
         return frozenset(self.names[k] for k in np.unique(self.forest.feature).tolist())
 

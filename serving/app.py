@@ -21,7 +21,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from features.custom import load as load_features
 from features.table import Feature
-from serving.clock import clock_of
+from serving.clock import make_clock
 from serving.config import ServiceConfig
 from serving.http import Connection, Guard, Keys, add_error_handlers, add_routes, add_schemas, keys, log_config
 from serving.pages import add_operator, add_storefront
@@ -51,7 +51,7 @@ def create_app(
     unavailable. clock: returns the time of a request in Unix seconds, before the configured offset; defaults to the
     configured clock. good: the valid API keys; without keys, anyone who can reach the service may call every route.
     """
-    counts, good, now = Metrics(), good or Keys(), clock or clock_of(config.clock_file)
+    counts, good, now = Metrics(), good or Keys(), clock or make_clock(config.clock_file)
     store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s)
     follower = Follower(config, store, release, custom, counts)
     service = Service(config, store, follower, lambda: now() + config.clock_offset_s, counts)
@@ -129,7 +129,7 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
     simulated clock cannot be read.
     """
     load_features(custom)
-    clock_of(config.clock_file)()
+    make_clock(config.clock_file)()
     keys.check_exposure(config.host, Keys(config.keys_file, os.environ.get(keys.KEYS_VARIABLE, "")), config.insecure)
     os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url

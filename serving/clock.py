@@ -16,7 +16,7 @@ class ClockError(Exception):
     """The file of a simulated clock holds no valid time; the message gives its content and the expected format."""
 
 
-def clock_of(file: Path | None) -> Callable[[], float]:
+def make_clock(file: Path | None) -> Callable[[], float]:
     """A function that returns Unix seconds: the time in `file`, read at every call, or the system time without a file.
 
     The function raises OSError if the file cannot be read and ClockError if it holds no valid time. To set the time,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.arrays import F32, F64, I16, I32, I64
 from features.history import engagement_weights
-from features.log import GAIN, PART_ROWS, Events, Kind
+from features.log import CHUNK_ROWS, GAIN, Events, Kind
 
 HISTORY_LENGTH = 20
 """Engagements per history. Older ones have a very small weight because of the half-life."""
@@ -121,7 +121,7 @@ def _newest(events: Events, limit: int) -> I64:
     parts: list[I64] = []
     end, count = len(events), 0
     while end and count < limit:
-        begin = max(0, end - PART_ROWS)
+        begin = max(0, end - CHUNK_ROWS)
         parts.append(begin + np.flatnonzero(events.kind[begin:end] != Kind.IMPRESSION))
         end, count = begin, count + len(parts[-1])
     rows: I64 = np.concatenate([np.empty(0, np.int64), *parts[::-1]])

@@ -20,7 +20,7 @@ probe each other's slots."""
 
 
 @compiled
-def home(slots: I32, item: int) -> np.uint32:
+def first_slot(slots: I32, item: int) -> np.uint32:
     """The first slot to probe for an item; it is empty (`-1`) only if the item is not in the list."""
     # A mask instead of `%` (a division), and unsigned, which avoids the check for negative indices.
     return np.uint32(np.uint32(item) * np.uint32(_MULTIPLIER) & np.uint32(len(slots) - 1))
@@ -29,7 +29,7 @@ def home(slots: I32, item: int) -> np.uint32:
 @compiled
 def find(slots: I32, items: I32, item: int) -> int:
     """Position of the first occurrence of an item in the list given to `slots_of`, `-1` if it is not there."""
-    slot = home(slots, item)
+    slot = first_slot(slots, item)
     while slots[slot] >= 0 and items[slots[slot]] != item:
         slot = np.uint32(slot + np.uint32(1) & np.uint32(len(slots) - 1))
     return int(slots[slot])
@@ -44,7 +44,7 @@ def slots_of(items: I32) -> I32:
     slots = np.full(size, -1, np.int32)
     for position in range(len(items)):
         if items[position] >= 0:
-            slot = home(slots, items[position])
+            slot = first_slot(slots, items[position])
             while slots[slot] >= 0 and items[slots[slot]] != items[position]:
                 slot = np.uint32(slot + np.uint32(1) & np.uint32(size - 1))
             if slots[slot] < 0:

@@ -23,7 +23,7 @@ U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 
 
-class Texts(Sequence[str]):
+class StringSequence(Sequence[str]):
     """Sequence of strings that is indexed like a list: negative indices count from the end, a slice gives a list.
 
     Subclasses define `_text`.
@@ -46,7 +46,7 @@ class Texts(Sequence[str]):
         return self._text(i)
 
 
-class Strings(Texts):
+class Strings(StringSequence):
     """Many strings in two arrays: string i is `text[start[i]:start[i + 1]]` in UTF-8, decoded on access.
 
     start: int64[n + 1]. text: uint8[bytes]. Lone surrogates are kept, as three bytes each.
@@ -187,7 +187,7 @@ def _ends(text: U8, count: int) -> I64:
 
 
 @dataclass(frozen=True)
-class Places:
+class StringIndex:
     """Index of many strings: the position of each, and of equal strings that of the last.
 
     slot: uint64[2n + 2], open addressing: upper half of the string's hash and its position + 1, or 0 if empty.
@@ -197,7 +197,7 @@ class Places:
     slot: U64
 
     @classmethod
-    def of(cls, strings: Strings) -> Places:
+    def of(cls, strings: Strings) -> StringIndex:
         """Build the index; takes about 0.1 us per string."""
         return cls(strings, _fill_slots(strings.start, strings.text))
 

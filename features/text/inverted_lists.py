@@ -17,7 +17,7 @@ from features.text.vectors import Vectors
 
 EXACT_UP_TO = 50_000
 """Up to this many items, all are compared, at about 20 us per thousand; larger catalogues get inverted lists."""
-LOOK_AT = 32
+N_PROBE = 32
 """Number of nearest lists that are searched, of 1,264 lists over 100,000 items and of 4,000 over a million; searching
 more lists found no more."""
 _CHUNK = 8192
@@ -51,9 +51,11 @@ class InvertedLists:
         start = np.searchsorted(list_of[order], np.arange(len(centres) + 1)).astype(np.int64)
         return cls(Vectors.quantise(unit.astype(np.float32)), start, known[order].astype(np.int32))
 
-    def near(self, direction: F64, admitted: Bool | None = None, look_at: int = LOOK_AT) -> I32:
+    def near(self, direction: F64, admitted: Bool | None = None, look_at: int = N_PROBE) -> I32:
         """int32, ascending: rows in the lists nearest to a direction. admitted: bool[n], rows to keep; None for all."""
-        cosine = np.nan_to_num(self.centre.toward(np.arange(len(self.start) - 1, dtype=np.int32), direction), nan=-2.0)
+        cosine = np.nan_to_num(
+            self.centre.cosines_to(np.arange(len(self.start) - 1, dtype=np.int32), direction), nan=-2.0
+        )
         few = min(look_at, len(cosine))
         lists = np.argpartition(-cosine, few - 1)[:few].tolist()
         rows = np.sort(np.concatenate([self.row[self.start[k] : self.start[k + 1]] for k in lists]))

@@ -179,7 +179,7 @@ class Vectors:
     def interest(self, rows: I32, others: I32, directions: F64) -> F32:
         """float32[others + directions, rows], -1 to 1: the cosines with items, then with directions, in one pass.
 
-        directions: float64[k, d]. The values are those of `cosines` and `toward`: NaN if an item has no vector or a
+        directions: float64[k, d]. The values are those of `cosines` and `cosines_to`: NaN if an item has no vector or a
         direction is zero.
         """
         return _cosines(self.code, self.scale, rows, others, directions)
@@ -193,7 +193,7 @@ class Vectors:
         """float64[2, d]: `pooled` of `rows` with `weights`, and of `others` with `other_weights`, in one call."""
         return _pooled_pair(self.code, self.scale, rows, weights, others, other_weights)
 
-    def toward(self, rows: I32, direction: F64) -> F32:
+    def cosines_to(self, rows: I32, direction: F64) -> F32:
         """float32[rows], -1 to 1: cosine of each row with a direction; NaN without a vector or for a zero direction."""
         code, scale = _quantise_directions(direction[None])
         # Convert to float32 before scaling, as `interest` does: above 2^24 the other order rounds differently.

@@ -20,7 +20,7 @@ from features.arrays import F32, F64, I32, I64, U64
 from features.catalogue import Catalogue
 from features.kernels.compiled import compiled
 from features.kernels.dots import I8Matrix
-from features.kernels.strings import U8, Places, Strings
+from features.kernels.strings import U8, StringIndex, Strings
 from features.text.tokens import tokenize
 from features.text.vectors import Vectors
 
@@ -28,8 +28,8 @@ MAX_QUERY_WORDS = 16
 """Maximum number of words read from a query; the rest is ignored."""
 _MAX_REPLACEMENTS = 4
 """Maximum number of known words that replace one unknown word."""
-_MIN_BYTES = 3
-"""An unknown word with fewer bytes than this is not replaced."""
+_MIN_LETTERS = 3
+"""An unknown word with fewer letters than this is not replaced."""
 
 
 class Query(NamedTuple):
@@ -69,10 +69,10 @@ class Vocabulary:
     @classmethod
     def build(cls, catalogue: Catalogue, vectors: F32) -> Vocabulary:
         """Vocabulary of titles, brands, categories and tags, with word vectors from `vectors` (float32[n + 1, d])."""
-        return cls.spelt(catalogue).meaning(vectors)
+        return cls.without_vectors(catalogue).with_vectors(vectors)
 
     @classmethod
-    def spelt(cls, catalogue: Catalogue) -> Vocabulary:
+    def without_vectors(cls, catalogue: Catalogue) -> Vocabulary:
         """Vocabulary of a catalogue without word vectors: they have no dimension."""
         names, start, word = _index_words(_catalogue_words(catalogue))
         items_with = np.bincount(word, minlength=len(names))
@@ -80,7 +80,7 @@ class Vocabulary:
         none = np.zeros(len(names), np.float32)
         return cls(names, rarity, Vectors(np.empty((len(names), 0), np.int8), none), none, start, word)
 
-    def meaning(self, vectors: F32) -> Vocabulary:
+    def with_vectors(self, vectors: F32) -> Vocabulary:
         """The same words, with word vectors based on item vectors (float32[n + 1, d])."""
         word_vectors = _word_vectors(self.start, self.word, len(self.names), np.ascontiguousarray(vectors))
         strength = self.rarity * np.sqrt((word_vectors.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32)
@@ -106,8 +106,8 @@ class Vocabulary:
         return replace(self, start=start, word=np.concatenate([*parts, np.empty(0, np.int32)]).astype(np.int32))
 
     @cached_property
-    def _places(self) -> Places:
-        return Places.of(self.names)
+    def _places(self) -> StringIndex:
+        return StringIndex.of(self.names)
 
     @cached_property
     def _letters(self) -> U64:
@@ -142,9 +142,9 @@ class Vocabulary:
 
     def _replacements(self, name: str) -> tuple[list[int], list[float]]:
         """The known words that an unknown word may stand for, and the credit of each."""
-        given = np.frombuffer(name.encode("utf-8", "surrogatepass"), np.uint8)
-        if len(given) < _MIN_BYTES:
+        if len(name) < _MIN_LETTERS:
             return [], []
+        given = np.frombuffer(name.encode("utf-8", "surrogatepass"), np.uint8)
         low, high = self._by_initial[int(given[0])], self._by_initial[int(given[0]) + 1]
         found, similarity = _similar_words(self.names.start, self.names.text, self._letters, low, high, given)
         # Of equally similar words, the more common one is more likely to be meant.

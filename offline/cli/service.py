@@ -100,7 +100,7 @@ def rank(
                 live.apply(tail)
             history = store.read(user, release.items.catalogue, at) if user else EMPTY
     candidates = candidate or list(release.items.catalogue.item_ids)
-    context = Context.said(device, query)
+    context = Context.parse(device, query)
     ranking = live.rank(history, candidates, at, limit, context)
     reasons = (
         [p.reasons for p in live.explain(ranking, history, 3, context)] if explain else [[] for _ in ranking.item_ids]

@@ -177,7 +177,7 @@ class ImportConfig(BaseModel):
 
     items: tuple[ItemSource, ...] = Field(default=(), description="Item files.")
     events: Annotated[tuple[EventSource, ...], Field(min_length=1)] = Field(description="Event files.")
-    beside: tuple[Path, ...] = Field(
+    annotations: tuple[Path, ...] = Field(
         default=(),
         description="Files to copy into the data set: `propensities.parquet`, and `truth.parquet` of a simulated shop.",
     )

@@ -34,7 +34,7 @@ from offline.data.schema import SERVED as SERVED_FOLDER
 from offline.runtime import OnProgress
 from serving.lock import locked
 from serving.records import Served, decode_served
-from serving.release import Listed, list_releases
+from serving.release import ListedRelease, list_releases
 from serving.store import (
     ERASED,
     SERVED,
@@ -45,7 +45,7 @@ from serving.store import (
     Event,
     ItemFields,
     decode_event,
-    decoded_fields,
+    decode_fields,
 )
 
 _ROWS = 200_000
@@ -257,7 +257,7 @@ def _drop_old_days(storage: Storage, keep_days: int, releases: Path | None) -> N
 def _collect_items(directory: Path, store: BulkStore) -> int:
     """Merge the written items in Redis into those of the data set. Returns the number of items in Redis."""
     before = written_items.read_written_items(directory)
-    now = {i: decoded_fields(fields) for i, fields in _written_items(store) if fields}
+    now = {i: decode_fields(fields) for i, fields in _written_items(store) if fields}
     merged = before | {
         i: ItemFields(new.at, (before[i].fields if i in before else {}) | new.fields) for i, new in now.items()
     }
@@ -273,7 +273,7 @@ def _written_items(store: BulkStore) -> list[tuple[str, dict[bytes, bytes]]]:
     return [pair for part in parts for pair in zip(part, written.fields(part), strict=True)]
 
 
-def _drop_written_items(store: BulkStore, kept: Sequence[Listed]) -> None:
+def _drop_written_items(store: BulkStore, kept: Sequence[ListedRelease]) -> None:
     """Delete written items from Redis that no kept release needs: the oldest one has the item and is newer than the
     write."""
     if not kept:
@@ -283,7 +283,7 @@ def _drop_written_items(store: BulkStore, kept: Sequence[Listed]) -> None:
     known = set(pq.read_table(oldest.path / "items.parquet", columns=["item_id"])["item_id"].to_pylist())
     obsolete = []
     for item_id, fields in _written_items(store):
-        written = decoded_fields(fields) if fields else None
+        written = decode_fields(fields) if fields else None
         if written is None or _is_in_releases(item_id in known, written, oldest.manifest.cut_off):
             obsolete.append(item_id)
     BulkWrittenItems(store).drop(obsolete)
@@ -296,7 +296,7 @@ def _is_in_releases(is_known: bool, written: ItemFields, cut_off: float) -> bool
     return written.available and written.at < cut_off
 
 
-def _trim(storage: Storage, store: BulkStore, kept: Sequence[Listed]) -> int:
+def _trim(storage: Storage, store: BulkStore, kept: Sequence[ListedRelease]) -> int:
     """Trim collected entries from the streams in Redis, except events that a kept release still needs."""
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     trimmed = 0

@@ -25,8 +25,8 @@ from features.arrays import I8, I32, I64, U64, Bool
 from features.catalogue import Catalogue
 from features.context import NO_DEVICE, device_code
 from features.history import EventsByUser, Histories
-from features.kernels.strings import Places, Strings, hashes
-from features.log import KINDS, PART_ROWS, Events, Kind
+from features.kernels.strings import StringIndex, Strings, hashes
+from features.log import CHUNK_ROWS, KINDS, Events, Kind
 from offline.data import erasures
 from offline.data.append_only import (
     AppendOnlyArrays,
@@ -210,7 +210,7 @@ def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
 class MappedEvents(Events):
     """Events in memory-mapped files. Pages are released from memory while they are read part by part."""
 
-    def parts(self, rows: int = PART_ROWS) -> Iterator[Events]:
+    def parts(self, rows: int = CHUNK_ROWS) -> Iterator[Events]:
         for part in super().parts(rows):
             yield part
             if len(part) > _RELEASE_EVERY:
@@ -274,7 +274,7 @@ class _EventEncoder:
     """Encodes spans as arrays. users, queries: numbers of users and queries of requests, as in `Events`, so far."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._items = Places.of(Strings.of(list(catalogue.item_ids)))
+        self._items = StringIndex.of(Strings.of(list(catalogue.item_ids)))
         self.users: dict[str, int] = {}
         self.queries: dict[int, str] = {}
         self._requests, self._sessions = IdEncoder(), IdEncoder()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from features.arrays import F64, I8, I32, I64
 from features.context import NO_DEVICE
-from features.log import ATTRIBUTION_S, GAIN, PART_ROWS, Events, Kind, Lists
+from features.log import ATTRIBUTION_S, CHUNK_ROWS, GAIN, Events, Kind, Lists
 from features.replay import Replay
 from features.retrieval import retrieve
 from offline.data.append_only import release_pages
@@ -32,7 +32,7 @@ NO_LISTS = Lists(
 """An empty set of lists."""
 
 
-def iter_logged_lists(events: Events, attribution_s: float, rows: int = PART_ROWS) -> Iterator[Lists]:
+def iter_logged_lists(events: Events, attribution_s: float, rows: int = CHUNK_ROWS) -> Iterator[Lists]:
     """The lists of `logged_lists` in blocks, in time order.
 
     A block has the lists that start within about `rows` events, or within the attribution time if that is longer.

@@ -176,8 +176,8 @@ class Baselines:
                 own_history(r.history, r.candidates),
                 moment.co_occurrence[0],
                 self._ease(r.at).scores(r.history, r.candidates),
-                self._zero_shot.toward(r.candidates, self._zero_shot.pooled(moment.engaged.item, moment.weight)),
-                r.items.vectors.toward(r.candidates, r.items.vectors.pooled(moment.engaged.item, moment.weight)),
+                self._zero_shot.cosines_to(r.candidates, self._zero_shot.pooled(moment.engaged.item, moment.weight)),
+                r.items.vectors.cosines_to(r.candidates, r.items.vectors.pooled(moment.engaged.item, moment.weight)),
             ]
         )
         if self._new_only:

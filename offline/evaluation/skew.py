@@ -164,5 +164,5 @@ def _compare(
             left_out[_DEGRADED] += 1
             continue
         scored = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
-        context = Context.said(row["device"], row["query"])
+        context = Context.parse(row["device"], row["query"])
         differences.add(scored, rows(items, history, candidates, at, context))

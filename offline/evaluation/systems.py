@@ -22,12 +22,12 @@ from offline.runtime import DataError
 from ranker.calibration import calibration, click_probability
 from ranker.metrics import (
     coverage,
+    gap_closed,
     intervals,
     intra_list_diversity,
     novelty,
     popularity_percentile,
     score_lists,
-    share_of_the_way,
     tie_break,
 )
 
@@ -279,7 +279,7 @@ def _add_share(out: dict[str, Any], name: str, values: Values, user: I32, mask: 
     if not mask.any() or not {"ranker", "popularity", "best_possible"} <= set(values):
         return
     own, base, top = (values[s][PRIMARY][mask] for s in ("ranker", "popularity", "best_possible"))
-    share, low, high = share_of_the_way(own, base, top, user[mask], seed=seed, level=LEVEL)
+    share, low, high = gap_closed(own, base, top, user[mask], seed=seed, level=LEVEL)
     if not np.isnan(share):
         out.setdefault("shares", {})[name] = {"share": share, "low": low, "high": high, "lists": int(mask.sum())}
 

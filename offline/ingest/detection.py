@@ -36,8 +36,8 @@ def detect(path: Path) -> ImportConfig:
             f" For other files, `shelfwise import {path} --suggest` suggests a column mapping."
         )
     catalogue = (_item_file(items),) if items else ()
-    beside = tuple(path / name for name in ANNOTATION_FILES if (path / name).is_file())
-    return ImportConfig(items=catalogue, events=tuple(sources), beside=beside, unknown_items="keep")
+    annotations = tuple(path / name for name in ANNOTATION_FILES if (path / name).is_file())
+    return ImportConfig(items=catalogue, events=tuple(sources), annotations=annotations, unknown_items="keep")
 
 
 def source_format(source: Source) -> str:

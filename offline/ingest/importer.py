@@ -55,7 +55,7 @@ def import_data(
     """Write a data set: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary `import.json`.
 
     Rows of erased users up to their erasure are not written, although they count as accepted. Files named under
-    `beside` are checked and written too; any of `ANNOTATION_FILES` that is not among them is removed.
+    `annotations` are checked and written too; any of `ANNOTATION_FILES` that is not among them is removed.
 
     now: timezone-aware; events later than it by more than the configured tolerance are rejected. on_progress: called
     with the bytes done and in total. engine: reads the sources and checks rows one by one; it must be able to access
@@ -75,8 +75,8 @@ def import_data(
     (directory / written_items.FILE).unlink(missing_ok=True)
     _write(directory / EVENTS_FILE, events)
     for name in ANNOTATION_FILES:
-        if name in found.beside:
-            _write(directory / name, found.beside[name])
+        if name in found.annotations:
+            _write(directory / name, found.annotations[name])
         else:
             # A file left over from an earlier import would not match this log.
             (directory / name).unlink(missing_ok=True)
@@ -115,7 +115,7 @@ class _Imported:
     events: pa.Table
     quarantine: pa.Table
     summary: ImportSummary
-    beside: Mapping[str, pa.Table]
+    annotations: Mapping[str, pa.Table]
 
 
 class _Import:
@@ -160,13 +160,13 @@ class _Import:
 
     def _annotations(self) -> Mapping[str, pa.Table]:
         out = {}
-        for path in self.config.beside:
+        for path in self.config.annotations:
             if path.name not in ANNOTATION_FILES or path.name in out:
                 raise DataError(
-                    f"{path}: not allowed under `beside`, which takes one file each of {', '.join(ANNOTATION_FILES)}"
+                    f"{path}: not allowed under `annotations`; expected at most one of {', '.join(ANNOTATION_FILES)}"
                 )
             if not path.is_file():
-                raise DataError(f"{path}: there is no such file. Check `beside` of the configuration.")
+                raise DataError(f"{path}: there is no such file. Check `annotations` of the configuration.")
             out[path.name] = annotation_table(path)
             self.notes.append(f"{path.name}: {len(out[path.name])} rows about shown lists were imported")
         return out

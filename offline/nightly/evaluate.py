@@ -57,7 +57,7 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "calibration": systems.calibrate(a.valid_score, valid.gain, score, tested.gain),
         "explanation": explanation.explain_model(a.model_text, rows, a.replay.features, seed),
         "off_policy": _off_policy(a, trees, on_progress),
-        "asked": _options(a),
+        "options": _options(a),
         "learning_curve": _learning_curve(a, on_progress) if inputs.learning_curve else None,
         "quality": facts.import_facts(inputs.config.data),
         "steps": [{"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in a.run.finished.items()],
@@ -67,7 +67,7 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
 
 def is_current(a: Artefacts) -> bool:
     """True if the evaluation was written with the current options."""
-    return bool(a.json("evaluation.json").get("asked") == _options(a))
+    return bool(a.json("evaluation.json").get("options") == _options(a))
 
 
 def _options(a: Artefacts) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
         "live": live_id,
         "reasons": [list(r) for r in reasons],
         "figures": figures,
-        "asked": config.model_dump(mode="json"),
+        "options": config.model_dump(mode="json"),
     }
     write_judgement(inputs.config.releases, judgement, evaluation, a.json("drift.json").get("drift", {}), time.time())
     a.write_json("gate.json", judgement)
@@ -253,7 +253,7 @@ def is_current(a: Artefacts) -> bool:
     The candidate itself may have gone live.
     """
     judgement, live = a.json("gate.json"), a.inputs.live
-    return judgement["asked"] == a.inputs.config.gate.model_dump(mode="json") and live in (
+    return judgement["options"] == a.inputs.config.gate.model_dump(mode="json") and live in (
         judgement["live"],
         judgement["candidate"],
     )

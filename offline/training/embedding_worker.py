@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from features.arrays import F32
 from offline.data import written_items
 from serving.release import read_manifest
-from serving.store import BulkStore, BulkWrittenItems, ItemFields, Pointer, decoded_fields
+from serving.store import BulkStore, BulkWrittenItems, ItemFields, Pointer, decode_fields
 from text_encoder.encoder import Encoder, load
 from text_encoder.text import catalogue_texts
 
@@ -60,9 +60,9 @@ class Embedder:
             self._encoder = load(str(Path(pointer.path) / "encoder"))
             self._pointer = pointer
             self._encode_missing()
-        entries = self._written.take(self._name, _BATCH, wait_s, _ORPHANED_MS)
+        entries = self._written.claim(self._name, _BATCH, wait_s, _ORPHANED_MS)
         self._encode([item for _, item, change in entries if change == "put"])
-        self._written.took([entry for entry, _, _ in entries])
+        self._written.acknowledge([entry for entry, _, _ in entries])
         return self.encoded - before
 
     @property
@@ -92,7 +92,7 @@ class Embedder:
         ids = list(dict.fromkeys(item_ids))
         if not ids or self._encoder is None or self._pointer is None:
             return
-        written = dict(zip(ids, map(decoded_fields, self._written.fields(ids)), strict=True))
+        written = dict(zip(ids, map(decode_fields, self._written.fields(ids)), strict=True))
         texts = texts_of(self._encoder.template, written, Path(self._pointer.path) / "items.parquet")
         changed = [i for i in ids if texts.now[i] != texts.released.get(i)]
         if stored is not None:
@@ -101,7 +101,7 @@ class Embedder:
         known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         good = [changed[k] for k in known.tolist()]
         self._store.write_vectors(self.fingerprint, good, vectors[known])
-        self._written.tell_vectors(good)
+        self._written.announce_vectors(good)
         self.encoded += len(good)
 
 

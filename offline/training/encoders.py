@@ -36,9 +36,9 @@ shops; 10 is best for the rarest items."""
 class Encoders(NamedTuple):
     """Encoders of a nightly run, as returned by `train_encoders`.
 
-    encoder: the last one. vectors: float32[k, n, d], item vectors by each of the k encoders, NaN for an item without
-    text. zero_shot: float32[n, d], item vectors before fine-tuning, NaN likewise. facts: for the report, including the
-    moments.
+    encoder: the last one. vectors: float32[k, n, d], item vectors by each of the k encoders in float16 precision, NaN
+    for an item without text. zero_shot: float32[n, d], item vectors before fine-tuning, NaN likewise. facts: for the
+    report, including the moments.
     """
 
     encoder: Encoder
@@ -93,6 +93,8 @@ def train_encoders(
     vectors = np.stack(
         [shrink_by_count(t.vectors, t.zero_shot, part.target) for t, part in zip(tuned, example_sets, strict=True)]
     )
+    # As stored in Redis, so that a release, its Parquet file and Redis hold the same vectors.
+    vectors = vectors.astype(np.float16).astype(np.float32)
     if len(tuned) < len(at):
         vectors = np.repeat(vectors, len(at), axis=0)
     return Encoders(tuned[-1].encoder, vectors, tuned[-1].zero_shot, _facts(tuned, example_sets, at, config))

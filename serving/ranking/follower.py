@@ -17,7 +17,7 @@ from serving.ranking.live import Live, prepare
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.records import Metrics
 from serving.release import ReleaseError
-from serving.store import END, Pointer, Store, StoreAway, WrittenItems, decoded_fields
+from serving.store import END, Pointer, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Follower:
             encoded = await self._written.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
             in_release = live.release.items.catalogue.rows(ids) >= 0
             for item_id, fields, vector, known in zip(ids, stored, encoded, in_release.tolist(), strict=True):
-                item = decoded_fields(fields)
+                item = decode_fields(fields)
                 if fields and (not known or item.at > manifest.cut_off or not item.available):
                     written[item_id] = item
                     if np.isfinite(vector).all():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
 from features.decay import ItemState
-from features.kernels.strings import Strings, Texts
+from features.kernels.strings import Strings, StringSequence
 from features.neighbours import Neighbours
 from features.table import Items
 from features.text.vectors import Vectors
@@ -29,7 +29,7 @@ _COMPARED = 4096
 """Maximum number of items compared, evenly spaced over a larger catalogue: items may be written by the thousand."""
 
 
-class _OverlaidTexts(Texts):
+class _OverlaidTexts(StringSequence):
     """The release's strings, some of them replaced, followed by added ones; nothing is copied."""
 
     def __init__(self, base: Sequence[str], changed: Mapping[int, str], added: Sequence[str]) -> None:

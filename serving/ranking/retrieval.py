@@ -64,7 +64,7 @@ def _static_candidates(
 ) -> tuple[Bool | None, TextCandidates]:
     """The parts of retrieval that do not read item state: (mask of admitted items, candidates by text)."""
     admitted = None
-    if plan is not None and plan.takes_out:
+    if plan is not None and plan.removes_items:
         admitted = plan.admits(np.arange(len(items.catalogue), dtype=np.int32), history, at)
     return admitted, text_candidates(items, history, at, size, context, admitted)
 
@@ -81,6 +81,6 @@ def with_pinned(candidates: I32, items: Items, plan: Plan | None, history: Histo
 
 def sources_of(retrieved: Retrieved, item_ids: Sequence[str]) -> dict[str, list[str]]:
     """The names of the sources that retrieved each item, in the order of `SOURCES`."""
-    names = {bits: [s for k, s in enumerate(SOURCES) if bits >> k & 1] for bits in set(retrieved.offered.tolist())}
-    pairs = zip(retrieved.item.tolist(), retrieved.offered.tolist(), strict=True)
+    names = {bits: [s for k, s in enumerate(SOURCES) if bits >> k & 1] for bits in set(retrieved.source_bits.tolist())}
+    pairs = zip(retrieved.item.tolist(), retrieved.source_bits.tolist(), strict=True)
     return {item_ids[row]: names[bits] for row, bits in pairs}

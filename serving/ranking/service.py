@@ -48,8 +48,8 @@ from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Ranked, Ruled, RuleError, Rules
-from serving.store import Store, StoreAway, WrittenItems, decoded_fields
+from serving.rules import Plan, Ranked, RuledList, RuleError, Rules
+from serving.store import Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Service:
         history, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
-        context = Context.said(request.device, request.query)
+        context = Context.parse(request.device, request.query)
         found = await live.retriever.candidates(history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
@@ -150,7 +150,7 @@ class Service:
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
-        context = Context.said(request.device, request.query)
+        context = Context.parse(request.device, request.query)
         sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
         shadowed = self.shadow.wants(live)
         rank_all = sampled or shadowed or plan is not None
@@ -217,7 +217,7 @@ class Service:
             )
 
     def _explain(
-        self, live: Live, ranking: Ranking, history: History, ruled: Ruled | None, context: Context
+        self, live: Live, ranking: Ranking, history: History, ruled: RuledList | None, context: Context
     ) -> list[RankedItem]:
         items = _ranked_items(ranking)
         catalogue = live.items.catalogue
@@ -317,7 +317,7 @@ class Service:
         live, item_id = self.live(), decoding.check_id("item_id", item_id)
         with _redis_required("Written items cannot be read", "Retry after a second."):
             (stored,) = await self.written.fields([item_id])
-        written = decoded_fields(stored) if stored else None
+        written = decode_fields(stored) if stored else None
         row = int(live.items.catalogue.rows([item_id])[0])
         in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0
         if row < 0 and written is None:
@@ -416,7 +416,7 @@ def plan_of(rules: Rules | None, live: Live) -> Plan | None:
 
 def _apply_rules(
     live: Live, ranking: Ranking, plan: Plan | None, history: History, at: float, limit: int | None
-) -> tuple[Ranking, Ruled | None]:
+) -> tuple[Ranking, RuledList | None]:
     """Apply the rules to a ranking. Returns (ranking, effects of the rules), or (ranking, None) without rules."""
     if plan is None:
         return ranking, None

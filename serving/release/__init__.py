@@ -9,7 +9,7 @@ from __future__ import annotations
 from serving.release import registry
 from serving.release.audit import record_change
 from serving.release.judgements import read_judgements, write_judgement
-from serving.release.manifest import MANIFEST, Listed, Manifest, ReleaseError, list_releases, read_manifest
+from serving.release.manifest import MANIFEST, ListedRelease, Manifest, ReleaseError, list_releases, read_manifest
 from serving.release.registry import (
     previous_release,
     promote,
@@ -23,7 +23,7 @@ from serving.release.release import Release, load_release, write_release
 
 __all__ = [
     "MANIFEST",
-    "Listed",
+    "ListedRelease",
     "Manifest",
     "Release",
     "ReleaseError",

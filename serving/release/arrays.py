@@ -22,7 +22,7 @@ from features.text.vocabulary import Vocabulary
 from serving.release.manifest import MANIFEST, Manifest, ReleaseError
 
 
-def arrays_of(items: Items) -> dict[str, NDArray[Any]]:
+def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
     """The arrays of `items` by file name, without custom features."""
     c = items.catalogue
     out: dict[str, NDArray[Any]] = {
@@ -115,8 +115,8 @@ class Arrays:
         return start
 
 
-def items_of(read: Arrays) -> Items:
-    """Items read from their arrays; inverse of `arrays_of`. Raises ReleaseError for a missing or invalid array."""
+def from_arrays(read: Arrays) -> Items:
+    """Items read from their arrays; inverse of `to_arrays`. Raises ReleaseError for a missing or invalid array."""
     n, d = read.manifest.items, read.manifest.dimension
     category_names, brand_names = list(read.strings("category_names", None)), list(read.strings("brand_names", None))
     number_names, tag_names = list(read.strings("number_names", None)), list(read.strings("tag_names", None))

@@ -28,7 +28,7 @@ def record_change(
         }
     )
     append_line(root / "audit.jsonl", line)
-    store.audit(line)
+    store.append_audit(line)
 
 
 def _user() -> str:

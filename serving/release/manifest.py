@@ -53,7 +53,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedRelease:
     """A directory under the releases: its manifest, or the reason why it cannot be read."""
 
     path: Path
@@ -87,14 +87,14 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def list_releases(root: Path) -> list[Listed]:
+def list_releases(root: Path) -> list[ListedRelease]:
     """Every release under `root`, newest first; those that cannot be read come last, with the reason."""
     good, bad = [], []
     for path in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []:
         try:
-            good.append(Listed(path, read_manifest(path)))
+            good.append(ListedRelease(path, read_manifest(path)))
         except ReleaseError as e:
-            bad.append(Listed(path, None, str(e)))
+            bad.append(ListedRelease(path, None, str(e)))
     return (
         sorted(good, key=lambda r: (r.manifest.created_at, r.path.name) if r.manifest else (0, ""), reverse=True) + bad
     )

@@ -129,7 +129,7 @@ def start_shadow(
         release = load_release(root / release_id, custom=custom)
         before = store.shadow()
         record_change(root, store, "shadow", release.id, before.id if before else None, reason)
-        store.cast(Pointer(id=release.id, path=str(release.path.resolve())))
+        store.set_shadow(Pointer(id=release.id, path=str(release.path.resolve())))
     return release
 
 
@@ -140,7 +140,7 @@ def stop_shadow(root: Path, store: BulkStore, reason: str) -> Pointer:
         if before is None:
             raise ReleaseError("no release is in shadow: start one with `shelfwise releases shadow ID`")
         record_change(root, store, "unshadow", before.id, before.id, reason)
-        store.cast(None)
+        store.set_shadow(None)
     return before
 
 
@@ -164,5 +164,5 @@ def _point(
     pointer = store.pointer()
     record_change(root, store, action, release_id, pointer.id if pointer else None, reason, by)
     if (in_shadow := store.shadow()) and in_shadow.id == release_id:
-        store.cast(None)
-    store.point(Pointer(id=release_id, path=str(path.resolve()), pinned=action == "pin"))
+        store.set_shadow(None)
+    store.set_pointer(Pointer(id=release_id, path=str(path.resolve()), pinned=action == "pin"))

@@ -33,7 +33,7 @@ from ranker import query_prior
 from ranker.booster import BoosterTrees, scorer
 from ranker.model_text import ModelTextError
 from ranker.trees import Trees
-from serving.release.arrays import Arrays, arrays_of, items_of
+from serving.release.arrays import Arrays, from_arrays, to_arrays
 from serving.release.manifest import (
     FORMAT,
     MANIFEST,
@@ -66,7 +66,7 @@ class Release:
     def knows_queries(self) -> bool:
         """Whether the trees use any query feature."""
         return not {self.trees.names[k] for k in query_prior.query_columns(self.trees.names)}.isdisjoint(
-            self.trees.asked
+            self.trees.used_columns
         )
 
     @property
@@ -106,7 +106,7 @@ def write_release(
         (staging / _MODEL).write_text(model_text, encoding="utf-8", newline="")
         _write_parquet(item_columns, staging / "items.parquet", encoder_fingerprint)
         (staging / "arrays").mkdir()
-        for name, array in arrays_of(items).items():
+        for name, array in to_arrays(items).items():
             np.save(staging / "arrays" / f"{name}.npy", array, allow_pickle=False)
         if encoder_dir is not None:
             _copy_encoder(encoder_dir, staging / "encoder")
@@ -152,7 +152,7 @@ def load_release(path: Path, verify: bool = True, custom: tuple[Feature, ...] = 
         )
     for name, entry in manifest.files.items():
         _check_file(path, name, entry, verify)
-    items = replace(items_of(Arrays(path, manifest)), custom=custom, attribution_s=manifest.attribution_s)
+    items = replace(from_arrays(Arrays(path, manifest)), custom=custom, attribution_s=manifest.attribution_s)
     if (schema := schema_hash(items)) != manifest.schema_hash:
         differ = [f"{a} / {b}" for a, b in zip(manifest.feature_names, names(items), strict=False) if a != b]
         raise ReleaseError(

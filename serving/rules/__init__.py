@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.rules.conditions import Attributes, Condition, RuleError
-from serving.rules.rules import Applied, Cap, Diversity, Plan, Ranked, Removed, Ruled, Rules, StandingRules
+from serving.rules.rules import Applied, Cap, Diversity, Plan, Ranked, Removed, RuledList, Rules, StandingRules
 
 __all__ = [
     "Applied",
@@ -15,7 +15,7 @@ __all__ = [
     "Ranked",
     "Removed",
     "RuleError",
-    "Ruled",
+    "RuledList",
     "Rules",
     "StandingRules",
 ]

@@ -9,7 +9,7 @@ order:
 4. `diversity`: rerank the top of the list for relevance and variety.
 5. `pin`: move items to their positions. Then the list is cut to the limit.
 
-The effects are reported in `Ruled.applied` for kept items and in `Ruled.removed` for removed ones. Rules of the
+The effects are reported in `RuledList.applied` for kept items and in `RuledList.removed` for removed ones. Rules of the
 configuration precede those of the request. If both set the diversity, pin the same item or pin to the same position,
 the request takes precedence.
 """
@@ -124,7 +124,7 @@ class Removed(Struct):
     item_ids: list[str]
 
 
-class Ruled(NamedTuple):
+class RuledList(NamedTuple):
     """A list after the rules. order: indices into the input list. score: float64, in the same order. applied: the
     effects of rules, per item of `order`. removed: the removed items, per rule."""
 
@@ -202,11 +202,11 @@ class Plan:
         return [*self.filters, *((path, _not_engaged(e, history, at)) for path, e in self.excludes)]
 
     @property
-    def takes_out(self) -> bool:
+    def removes_items(self) -> bool:
         """Whether there are filters or exclusions."""
         return bool(self.filters or self.excludes)
 
-    def apply(self, ranked: Ranked, vectors: Vectors, history: History, at: float, limit: int | None) -> Ruled:
+    def apply(self, ranked: Ranked, vectors: Vectors, history: History, at: float, limit: int | None) -> RuledList:
         """Apply the rules to a list; returns at most `limit` of its items. at: Unix seconds."""
         run = _RuleRun.of(ranked)
         for path, mask in self._removal_masks(history, at):
@@ -229,7 +229,7 @@ class Plan:
         for k, (path, _) in pins.items():
             run.applied[k].append(Applied(path, moved_from=by_score.index(k) if run.kept[k] else None))
         final = placed(order, {k: pin.position for k, (_, pin) in pins.items() if run.kept[k]})[:limit]
-        return Ruled(final, run.score[final], [run.applied_to(k) for k in final.tolist()], run.removed)
+        return RuledList(final, run.score[final], [run.applied_to(k) for k in final.tolist()], run.removed)
 
     def _pinned(self, ranked: Ranked, kept: Bool) -> dict[int, tuple[str, Pin]]:
         """The pins of kept items by row, in the order of positions."""

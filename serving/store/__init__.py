@@ -15,7 +15,7 @@ from serving.store.online import Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event
 from serving.store.users import DUPLICATES_S, user_hash
-from serving.store.written import BulkWrittenItems, ItemFields, WrittenItems, decoded_fields, to_years
+from serving.store.written import BulkWrittenItems, ItemFields, WrittenItems, decode_fields, to_years
 
 __all__ = [
     "DUPLICATES_S",
@@ -37,7 +37,7 @@ __all__ = [
     "WrittenItems",
     "connect_url",
     "decode_event",
-    "decoded_fields",
+    "decode_fields",
     "to_years",
     "user_hash",
 ]

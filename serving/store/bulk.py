@@ -142,7 +142,7 @@ class BulkStore:
         """The live release; None before the first is published."""
         return decode_pointer(self.run([["GET", POINTER]])[0])
 
-    def point(self, pointer: Pointer) -> None:
+    def set_pointer(self, pointer: Pointer) -> None:
         """Make a release live: every worker loads it and switches to it within about a second."""
         self.run([["SET", POINTER, msgspec.json.encode(pointer)]])
 
@@ -150,15 +150,15 @@ class BulkStore:
         """The release in shadow, or None."""
         return decode_pointer(self.run([["GET", SHADOW]])[0], SHADOW)
 
-    def cast(self, shadow: Pointer | None) -> None:
+    def set_shadow(self, shadow: Pointer | None) -> None:
         """Put a release in shadow, so that every worker also scores some requests with it; None ends this."""
         self.run([["SET", SHADOW, msgspec.json.encode(shadow)] if shadow else ["DEL", SHADOW]])
 
-    def audit(self, line: str) -> None:
+    def append_audit(self, line: str) -> None:
         """Append a line to the audit log in Redis, which keeps the last `AUDITED` lines."""
         self.run([["RPUSH", AUDIT, line], ["LTRIM", AUDIT, -AUDITED, -1]])
 
-    def audited(self) -> list[str]:
+    def audit_lines(self) -> list[str]:
         """The lines of the audit log in Redis, oldest first."""
         return [line.decode() for line in self.run([["LRANGE", AUDIT, 0, -1]])[0]]
 

@@ -180,7 +180,7 @@ def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key:
         raise StoreCorrupt(
             f"{key} has a record with an event kind unknown to this version (0 to {len(Kind) - 1}): upgrade"
         )
-    items = catalogue.places.find_bytes(text, end, size)
+    items = catalogue.row_index.find_bytes(text, end, size)
     when, kind = header["at"].astype(np.float64), header["kind"].astype(np.int8)
     past = int(np.searchsorted(-when, -at, side="right"))
     items, kind, when = items[past:], kind[past:], when[past:]

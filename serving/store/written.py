@@ -122,7 +122,7 @@ class BulkWrittenItems:
         for item_id in item_ids:
             self._store.run([["ZREM", self._layout.items, item_id], ["UNLINK", self._layout.item(item_id)]])
 
-    def take(self, worker: str, count: int, wait_s: float, orphaned_ms: int) -> list[tuple[str, str, str]]:
+    def claim(self, worker: str, count: int, wait_s: float, orphaned_ms: int) -> list[tuple[str, str, str]]:
         """Claim changes for an embedding worker: (entry ID, item ID, put or vector) of each.
 
         wait_s: maximum wait for a change if there is none. orphaned_ms: age after which changes that another worker
@@ -141,12 +141,12 @@ class BulkWrittenItems:
         entries = [*orphans, *(entry for _, claimed in streams for entry in claimed)]
         return [(i.decode(), fields[b"i"].decode(), fields[b"w"].decode()) for i, fields in entries if fields]
 
-    def took(self, entries: Sequence[str]) -> None:
+    def acknowledge(self, entries: Sequence[str]) -> None:
         """Acknowledge changes that have been processed."""
         if entries:
             self._store.run([["XACK", self._layout.changes, _GROUP, *entries]])
 
-    def tell_vectors(self, item_ids: Sequence[str]) -> None:
+    def announce_vectors(self, item_ids: Sequence[str]) -> None:
         """Notify every worker of the service that these items have a new vector."""
         if item_ids:
             self._store.run([_change(self._layout, i, "vector") for i in item_ids])
@@ -169,7 +169,7 @@ class ItemFields(NamedTuple):
         return {k.removeprefix("a:"): v for k, v in self.fields.items() if k.startswith("a:")}
 
 
-def decoded_fields(values: dict[bytes, bytes]) -> ItemFields:
+def decode_fields(values: dict[bytes, bytes]) -> ItemFields:
     """Decode the hash of a written item. Raises the errors of msgspec if a field is not valid JSON."""
     fields = {name.decode(): msgspec.json.decode(value) for name, value in values.items()}
     at = fields.pop("at", math.nan)

@@ -77,7 +77,7 @@ def exact(path: Path, vectors: np.ndarray | None, _: dict[str, int]) -> Search |
     all_rows = np.arange(len(quantised.scale), dtype=np.int32)
 
     def search(query: np.ndarray) -> np.ndarray:
-        cosine = quantised.toward(all_rows, query.astype(np.float64))
+        cosine = quantised.cosines_to(all_rows, query.astype(np.float64))
         best = np.argpartition(-cosine, K)[:K]
         return best[np.argsort(-cosine[best], kind="stable")]
 
@@ -104,7 +104,7 @@ def inverted(path: Path, vectors: np.ndarray | None, s: dict[str, int]) -> Searc
     def search(query: np.ndarray) -> np.ndarray:
         direction = query.astype(np.float64)
         rows = lists.near(direction, look_at=s["look"])
-        cosine = quantised.toward(rows, direction)
+        cosine = quantised.cosines_to(rows, direction)
         best = np.argpartition(-cosine, min(K, len(rows) - 1))[:K]
         return np.pad(rows[best[np.argsort(-cosine[best], kind="stable")]], (0, K - len(best)), constant_values=-1)
 

@@ -156,7 +156,7 @@ def main(world: World) -> None:
     all_rows = np.arange(len(world.catalogue), dtype=np.int32)
 
     def order(directions: Sequence[F64]) -> I32:
-        rows = [np.argsort(-np.nan_to_num(items.toward(all_rows, d)), kind="stable")[:50] for d in directions]
+        rows = [np.argsort(-np.nan_to_num(items.cosines_to(all_rows, d)), kind="stable")[:50] for d in directions]
         return np.array(rows, np.int32)
 
     start = time.perf_counter()

@@ -174,7 +174,7 @@ async def measure_disturbed(
     async def swaps() -> None:
         with BulkStore(url) as store:
             for release in releases:
-                store.point(Pointer(release.name, str(release)))
+                store.set_pointer(Pointer(release.name, str(release)))
                 await asyncio.to_thread(_wait, port, release.name)
                 swapped.append(release.name)
 
@@ -236,7 +236,7 @@ def main() -> None:
         releases = [write_release_with(Path(folder), items, text, AT + n) for n in range(2)]
         with BulkStore(url) as store:
             write_users(store, rng, users, ENGAGEMENTS, SHOWN, options.items)
-            store.point(Pointer(releases[0].name, str(releases[0])))
+            store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         features = len(names(items))
         del items
         with service(url, releases[0]) as (process, port):

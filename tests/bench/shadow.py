@@ -65,12 +65,12 @@ def main() -> None:
         questions = [q.bytes for q in made_up_questions(rng, options.items, users, min(500, options.items // 4), 200)]
         with BulkStore(url) as store, service(url, paths[0]) as (process, port):
             write_users(store, rng, users, ENGAGEMENTS, SHOWN, options.items)
-            store.point(live)
+            store.set_pointer(live)
             uvloop.run(closed_loop(port, questions, 1, total=min(200, options.requests)))
             turns: list[list[dict[str, float]]] = [[], []]
             for _ in range(options.turns):
                 for side, shadow in enumerate((None, shadow_release)):
-                    store.cast(shadow)
+                    store.set_shadow(shadow)
                     until_shadow(port, shadow and shadow.id)
                     start = cpu_s(process)
                     load = uvloop.run(closed_loop(port, questions, 1, total=options.requests))

@@ -175,7 +175,7 @@ class Shop:
 def running(url: str, release: Path) -> Iterator[Shop]:
     """The shop with its three processes."""
     with BulkStore(url) as store:
-        store.point(Pointer(release.name, str(release)))
+        store.set_pointer(Pointer(release.name, str(release)))
     with ExitStack() as stack:
         ports = [stack.enter_context(service(url, release, None))[1] for _ in range(2)]
         stack.enter_context(embedder(url))

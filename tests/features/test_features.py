@@ -267,7 +267,7 @@ class TestVectors:
     def test_a_zero_direction_has_no_cosine(self) -> None:
         """A user whose vectors cancel out has no interest, which differs from an interest of 0."""
         v = Vectors.quantise(np.eye(2, dtype=np.float32))
-        assert np.isnan(v.toward(np.array([0, 1], np.int32), np.zeros(2))).all()
+        assert np.isnan(v.cosines_to(np.array([0, 1], np.int32), np.zeros(2))).all()
 
     def test_too_many_dimensions_are_rejected(self) -> None:
         """int32 holds a dot product of up to 516 dimensions."""

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from features.catalogue import Codes, Tags
 from features.history import History
 from features.kernels.dots import LANES, dots
+from features.kernels.ranks import rank_within_list
 from features.kernels.slots import find, slots_of
-from features.kernels.standing import rank_within_list
 from features.log import ATTRIBUTION_S, Kind
 from features.moment import AFFINITY_STRENGTH, Moment, _clicked_after_shown
 from features.popularity import RATE_STRENGTH, popularity
@@ -78,14 +78,14 @@ class TestDots:
     @example(118045395)  # a dot product beyond 2^24, which float32 rounds
     @settings(max_examples=10, deadline=None)
     def test_cosines_with_items_and_with_directions_are_the_same_in_one_call(self, seed: int) -> None:
-        """`interest` equals `cosines` and `toward`, bit for bit; a zero direction has no cosine."""
+        """`interest` equals `cosines` and `cosines_to`, bit for bit; a zero direction has no cosine."""
         rng = np.random.default_rng(seed)
         v = Vectors.quantise(rng.normal(size=(30, 24)).astype(np.float32))
         rows, others = rng.integers(0, 30, 21).astype(np.int32), rng.integers(0, 30, 5).astype(np.int32)
         directions = np.stack((rng.normal(size=24), np.zeros(24)))
         found = v.interest(rows, others, directions)
         np.testing.assert_array_equal(found[:5].T, v.cosines(rows, others))
-        np.testing.assert_array_equal(found[5], v.toward(rows, directions[0]))
+        np.testing.assert_array_equal(found[5], v.cosines_to(rows, directions[0]))
         assert np.isnan(found[6]).all()
 
 

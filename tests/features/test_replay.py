@@ -82,19 +82,19 @@ def test_a_row_uses_the_vectors_of_the_last_encoder_before_it() -> None:
     """Vectors change at the refreshes on days 2 and 4: a list between them has those of the first revision."""
     plain = make_replay(make_events([], 3), (2.0, 4.0))
     second, third = plain.vectors[::-1].copy(), -plain.vectors
-    revised = replace(plain, revised=((START + 2 * DAY, second), (START + 4 * DAY, third)))
-    code_by_list = {r.number: r.items.vectors.code for r in revised.snapshots(LISTS)}
+    encoder_vectors = replace(plain, encoder_vectors=((START + 2 * DAY, second), (START + 4 * DAY, third)))
+    code_by_list = {r.number: r.items.vectors.code for r in encoder_vectors.snapshots(LISTS)}
     for number, at in enumerate(TIMES):
         expected = plain.vectors if at < 2 * DAY else second if at < 4 * DAY else third
         np.testing.assert_array_equal(code_by_list[number], Vectors.quantise(expected).code)
-    np.testing.assert_array_equal(revised.items_at(np.inf).vectors.code, Vectors.quantise(third).code)
+    np.testing.assert_array_equal(encoder_vectors.items_at(np.inf).vectors.code, Vectors.quantise(third).code)
 
 
 def test_taste_factors_use_the_most_recently_shown_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users 0 to 4 were shown a list a day each, then user 0 again; the log is read from its end in pairs of events."""
     rows_ = [(d * DAY, u, 1, Kind.IMPRESSION, d) for d, u in enumerate((0, 1, 2, 3, 4, 0))]
     events = make_events([*rows_, (6 * DAY, 1, 1, Kind.CLICK, -1)], 5)
-    monkeypatch.setattr(replay, "PART_ROWS", 2)
+    monkeypatch.setattr(replay, "CHUNK_ROWS", 2)
     assert _most_recently_shown(events, 3) == [0, 4, 3]
     assert _most_recently_shown(events, 99) == [0, 4, 3, 2, 1]
     assert _most_recently_shown(events.before(START), 3) == []

@@ -70,7 +70,7 @@ def holding(text: str) -> list[str]:
 
 def titles_by_meaning(text: str) -> list[str]:
     """Titles by cosine with a query, best first, only those above 0."""
-    cosine = np.nan_to_num(ITEMS.vectors.toward(EVERY, WORDS.read(text).direction))
+    cosine = np.nan_to_num(ITEMS.vectors.cosines_to(EVERY, WORDS.read(text).direction))
     return [TITLES[k] for k in np.argsort(-cosine, kind="stable").tolist() if cosine[k] > 0]
 
 

@@ -15,13 +15,13 @@ from sklearn.metrics import average_precision_score, ndcg_score, precision_score
 from ranker.calibration import calibration, click_probability
 from ranker.metrics import (
     coverage,
+    gap_closed,
     intervals,
     intra_list_diversity,
     novelty,
     paired_difference,
     popularity_percentile,
     score_lists,
-    share_of_the_way,
     tie_break,
     top_k,
 )
@@ -466,7 +466,7 @@ def test_a_column_with_values_of_one_user_only_has_no_interval() -> None:
 def test_the_share_of_the_gap_uses_means_over_lists() -> None:
     """Means .4, .2 and .7: (.4 - .2) / (.7 - .2). The list with a NaN is ignored."""
     system, base, top = np.array([0.5, 0.3, np.nan]), np.array([0.2, 0.2, 0.9]), np.array([0.8, 0.6, 0.9])
-    share, low, high = share_of_the_way(system, base, top, np.array([1, 2, 3]))
+    share, low, high = gap_closed(system, base, top, np.array([1, 2, 3]))
     assert share == pytest.approx(0.2 / 0.5)
     # A resample with the first user twice gives 0.3 / 0.6, one with the second user twice 0.1 / 0.4.
     assert (low, high) == (pytest.approx(0.25), pytest.approx(0.5))
@@ -474,7 +474,7 @@ def test_the_share_of_the_gap_uses_means_over_lists() -> None:
 
 def test_without_a_gap_there_is_no_share_and_with_one_user_no_interval() -> None:
     values, user = np.array([0.5, 0.3]), np.array([4, 4])
-    assert np.isnan(share_of_the_way(values, values, values, user)).all()
-    share, low, high = share_of_the_way(values, values - 0.1, values + 0.1, user)
+    assert np.isnan(gap_closed(values, values, values, user)).all()
+    share, low, high = gap_closed(values, values - 0.1, values + 0.1, user)
     assert share == pytest.approx(0.5)
     assert np.isnan([low, high]).all()

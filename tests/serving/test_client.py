@@ -51,7 +51,7 @@ WEAK, WEAK_LINE = new_key("weak", ["events"])
 @pytest.fixture(scope="module")
 def service(url: str, releases: list[Path]) -> Iterator[Process]:
     with BulkStore(url) as store:
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
     with process(url, keys=f"{LINE}\n{WEAK_LINE}") as running:
         yield running
 

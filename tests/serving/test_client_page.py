@@ -91,7 +91,7 @@ def shop() -> Iterator[Shop]:
 def service(url: str, releases: list[Path], shop: Shop) -> Iterator[Process]:
     """The service with keys, which allows the shop's origin."""
     with BulkStore(url) as store:
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
     with process(url, keys=LINE, cors_origins=(shop.origin,)) as running:
         yield running
 

@@ -25,7 +25,7 @@ SENDING = Sending(batch=10, every_s=0.01, queue=100, close_s=60, retry=Retry(fir
 def running(tmp_path: Path, releases: list[Path]) -> Iterator[tuple[Process, str]]:
     with connect_url(None, tmp_path) as url:
         with BulkStore(url) as store:
-            store.point(Pointer(releases[0].name, str(releases[0])))
+            store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         with process(url) as service:
             yield service, url
 

@@ -180,15 +180,15 @@ def test_vectors_written_items_pointer_and_audit_log_are_stored_across_nodes(sto
     store.write_vectors("cafe", ids, vectors)
     assert (store.read_vectors("cafe", ids, 8) == vectors).all()
     assert store.drop_vectors("cafe") == 300
-    store.point(Pointer("r", "/r"))
-    store.audit("a line")
-    assert (store.pointer(), store.audited()) == (Pointer("r", "/r"), ["a line"])
+    store.set_pointer(Pointer("r", "/r"))
+    store.append_audit("a line")
+    assert (store.pointer(), store.audit_lines()) == (Pointer("r", "/r"), ["a line"])
     written = BulkWrittenItems(store)
-    written.tell_vectors(["a", "b"])
-    claimed = written.take("worker", 10, 0, 1000)
+    written.announce_vectors(["a", "b"])
+    claimed = written.claim("worker", 10, 0, 1000)
     assert [(item, what) for _, item, what in claimed] == [("a", "vector"), ("b", "vector")]
-    written.took([entry for entry, _, _ in claimed])
-    assert written.take("worker", 10, 0, 0) == []
+    written.acknowledge([entry for entry, _, _ in claimed])
+    assert written.claim("worker", 10, 0, 0) == []
 
 
 def test_missing_events_are_added_to_users_lists_from_the_log(store: BulkStore) -> None:
@@ -313,7 +313,7 @@ def test_a_killed_master_affects_only_its_users_until_it_is_back(tmp_path: Path,
     unaffected."""
     with local_cluster(tmp_path) as cluster:
         with BulkStore(cluster.url) as store:
-            store.point(Pointer(releases[0].name, str(releases[0])))
+            store.set_pointer(Pointer(releases[0].name, str(releases[0])))
             slots = {user: key_slot(store.layout.user(user, "e").encode()) for user in USERS}
             pointer = key_slot(b"sw:release") * 3 // 16384
         down = (pointer + 1) % 3

@@ -32,7 +32,7 @@ from serving.api.items import accept_item
 from serving.ranking.overlay import Overlay
 from serving.release.release import load_release
 from serving.store import BulkStore, Pointer
-from serving.store.written import BulkWrittenItems, ItemFields, decoded_fields
+from serving.store.written import BulkWrittenItems, ItemFields, decode_fields
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.serving.test_service import (
     EVERY,
@@ -120,6 +120,18 @@ def test_the_current_state_of_an_item_is_returned(client: httpx.Client, embedder
     assert abs(known(client, "new")["changed_at"] - time.time()) < 60
 
 
+def test_an_item_written_as_released_keeps_its_vector(client: httpx.Client, embedder: Embedder) -> None:
+    """The released item has no title: writing null changes nothing, so nothing is encoded."""
+    before = client.get("/v1/similar/red-01?limit=10").json()
+    put(client, {"item_id": "red-01", "title": None})
+    until(lambda: known(client, "red-01").get("changed_at"))
+    for _ in range(3):
+        embedder.step()
+    assert embedder.encoded == 0
+    assert known(client, "red-01")["vector"]
+    assert client.get("/v1/similar/red-01?limit=10").json() == before
+
+
 def test_clicks_on_a_new_item_are_kept_after_later_writes(client: httpx.Client, embedder: Embedder, url: str) -> None:
     put(client, {"item_id": "new", "title": "Red"})
     read(client, embedder, "new")
@@ -164,7 +176,7 @@ def test_a_restarted_worker_and_the_next_release_have_the_written_items(
     with served(url) as again:
         ready(again)
         assert set(ranked(again)) == {*EVERY, "new"} - {"red-01"}
-    store.point(Pointer(releases[1].name, str(releases[1])))
+    store.set_pointer(Pointer(releases[1].name, str(releases[1])))
     until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
     assert set(ranked(client)) == {*EVERY, "new"} - {"red-01"}
     assert known(client, "new")["vector"]
@@ -176,7 +188,7 @@ def test_a_new_encoder_encodes_earlier_written_items_again(
     put(client, {"item_id": "new", "title": "Red"})
     read(client, embedder, "new")
     other = publish(tmp_path, encoder_fingerprint="cafe", model_text=planted_model(planted_items()))
-    store.point(Pointer(other.name, str(other)))
+    store.set_pointer(Pointer(other.name, str(other)))
     assert embedder.step() == 1
     assert np.isfinite(store.read_vectors("cafe", ["new"], D)).all()
 
@@ -185,10 +197,10 @@ def test_a_write_left_unfinished_by_one_worker_is_taken_over_by_another(
     client: httpx.Client, store: BulkStore, monkeypatch: pytest.MonkeyPatch, embedder: Embedder
 ) -> None:
     put(client, {"item_id": "new", "title": "Red"})
-    assert [c[1:] for c in BulkWrittenItems(store).take("dead", 10, 0, 10_000)] == [("new", "put")]
+    assert [c[1:] for c in BulkWrittenItems(store).claim("dead", 10, 0, 10_000)] == [("new", "put")]
     assert embedder.step() == 1, "a new worker encodes items without a vector"
     put(client, {"item_id": "newer", "title": "Red"})
-    assert [c[1] for c in BulkWrittenItems(store).take("dead", 10, 0, 10_000) if c[2] == "put"] == ["newer"]
+    assert [c[1] for c in BulkWrittenItems(store).claim("dead", 10, 0, 10_000) if c[2] == "put"] == ["newer"]
     assert embedder.step() == 0
     monkeypatch.setattr(embedding_worker, "_ORPHANED_MS", 0)
     assert embedder.step() >= 1
@@ -326,7 +338,7 @@ def test_any_written_item_is_refused_or_can_be_added_to_an_overlay(given_: dict[
     for part in split_body(json.dumps(given_, allow_nan=False, default=str).encode() if _is_json(given_) else b"{}", 9):
         with contextlib.suppress(Refusal):
             item_id, fields = accept_item(part, CUT_OFF)
-            held = decoded_fields({k.encode(): v for k, v in fields.items()})
+            held = decode_fields({k.encode(): v for k, v in fields.items()})
             items = Overlay({item_id: held}, {}).over(base, base.state)
             found = rows(items, EMPTY, items.catalogue.rows([item_id]), CUT_OFF + 1)
             assert not np.isinf(found).any()

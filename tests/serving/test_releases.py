@@ -79,7 +79,7 @@ def test_every_change_is_recorded_in_the_audit_file_and_in_redis(
     ]
     assert lines[-1]["reason"] == "clicks fell"
     assert all("@" in line["by"] and line["at"] for line in lines)
-    assert [json.loads(line) for line in store.audited()] == lines
+    assert [json.loads(line) for line in store.audit_lines()] == lines
     with (tmp_path / "audit.jsonl").open("a") as file:
         file.write('{"half of a line')
     registry.unpin(tmp_path, store, "")

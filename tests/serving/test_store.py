@@ -313,7 +313,7 @@ def test_invalid_vectors_are_refused_with_the_reason(store: BulkStore) -> None:
 
 def test_the_pointer_is_read_as_written_and_is_none_before_the_first_release(store: BulkStore) -> None:
     assert store.pointer() is None
-    store.point(Pointer("20250131-0123456789", "/somewhere"))
+    store.set_pointer(Pointer("20250131-0123456789", "/somewhere"))
     assert Pointer("20250131-0123456789", "/somewhere") == store.pointer()
 
 
@@ -374,7 +374,7 @@ def test_an_embedded_server_keeps_its_data_and_is_shared_by_directory(tmp_path: 
     with connect_url(None, deep) as first:
         with connect_url(None, deep) as second, BulkStore(second) as store:
             assert first == second
-            store.point(Pointer("r", "/r"))
+            store.set_pointer(Pointer("r", "/r"))
         with BulkStore(first) as store:
             assert Pointer("r", "/r") == store.pointer(), "the server is stopped only by the block that started it"
     with connect_url(None, deep) as again, BulkStore(again) as store:

@@ -62,7 +62,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def address(url: str, release: Path) -> Iterator[str]:
     with BulkStore(url) as store:
-        store.point(Pointer(release.name, str(release)))
+        store.set_pointer(Pointer(release.name, str(release)))
     with served(url, OPEN) as client:
         ready(client)
         yield str(client.base_url)

@@ -65,7 +65,7 @@ def test_rankings_continue_through_three_swaps_and_a_rollback(tmp_path: Path, ca
         return sum(await asyncio.gather(*clients), Counter[str]())
 
     with connect_url(None, tmp_path / "valkey") as url, BulkStore(url) as store:
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         with served(url, FAST, clock=lambda: AT) as client:
             ready(client)
 
@@ -83,11 +83,11 @@ def test_a_replaced_release_is_unmapped(tmp_path: Path) -> None:
     items = planted_items()
     releases = [publish(tmp_path, model_text=planted_model(items, sign=s)) for s in (1.0, -1.0)]
     with connect_url(None, tmp_path / "valkey") as url, BulkStore(url) as store:
-        store.point(Pointer(releases[0].name, str(releases[0])))
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         with served(url) as client:
             ready(client)
             assert client.post("/v1/rank", json={"user_id": "u"}).status_code == 200
-            store.point(Pointer(releases[1].name, str(releases[1])))
+            store.set_pointer(Pointer(releases[1].name, str(releases[1])))
             until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
             until(lambda: str(releases[0]) not in Path("/proc/self/maps").read_text("utf-8"))
             assert str(releases[1]) in Path("/proc/self/maps").read_text("utf-8")

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from serving.records import Minute
-from serving.release import Listed, list_releases, read_judgements, registry
+from serving.release import ListedRelease, list_releases, read_judgements, registry
 from serving.store import Pointer
 
 _AUDITED = 30
@@ -109,7 +109,7 @@ def board(
     return Board(at, live, here, degraded, rows, nights, registry.release_history(root)[: -_AUDITED - 1 : -1], change)
 
 
-def _row(listed: Listed, state: dict[str, str], nights: dict[str, Night]) -> ReleaseRow:
+def _row(listed: ListedRelease, state: dict[str, str], nights: dict[str, Night]) -> ReleaseRow:
     m = listed.manifest
     if m is None:
         return ReleaseRow(listed.path.name, "", None, None, None, None, listed.problem, None)

@@ -11,8 +11,9 @@ import pytest
 from features.decay import ItemState
 from features.history import EMPTY, Histories
 from features.log import Kind
+from features.moment import Moment
 from features.prior import attribute_rates
-from features.table import names, rows
+from features.table import features, names, rows
 from offline.data.attributes import convert_attributes
 from offline.data.dataset import read_catalogue
 from offline.runtime.errors import DataError
@@ -101,6 +102,15 @@ def test_the_age_of_a_date_is_in_years() -> None:
     at = 51.0 * 365.25 * 86400
     found = rows(items, EMPTY, np.array([4], np.int32), at)[0, names(items).index("item_released_age")]
     assert found == pytest.approx(1.0)
+
+
+def test_the_age_of_a_date_does_not_depend_on_how_often_it_is_computed() -> None:
+    """A date 20 years after 1970, ranked 21 years after 1970, is one year old at the first and the second reading."""
+    items = make_replay(make_events([], 1)).items_at(START)
+    items.catalogue.numbers[4, 1] = 20.0
+    moment = Moment(items, EMPTY, np.array([4], np.int32), 21.0 * 365.25 * 86400)
+    declared = next(f for f in features(items) if f.name == "released_slope").compute
+    assert np.asarray(declared(moment))[0, 0] == np.asarray(declared(moment))[0, 0] == pytest.approx(1.0)
 
 
 def test_the_share_of_a_style_is_one_for_a_user_who_engaged_only_with_it() -> None:

@@ -90,7 +90,7 @@ def shop(url: str, release: Path, data: Path) -> Iterator[tuple[httpx.Client, Bu
         raw.flushall()
         store.write(earlier, CUT_OFF)
         raw.delete(STREAM)  # events before the release are in its item state already
-        store.point(Pointer(release.name, str(release)))
+        store.set_pointer(Pointer(release.name, str(release)))
         clock = iter(range(10**6))
         with served(url, LOGGED, release, clock=lambda: CUT_OFF + 100 + 0.125 * next(clock)) as client:
             ready(client)

@@ -94,7 +94,7 @@ def another(shop: Config, first: release.Release, url: str, tmp_path: Path) -> I
         shutil.copytree(shop.workspace / name, tmp_path / name)
     yield configured(tmp_path)
     with BulkStore(url) as store:
-        store.point(Pointer(first.id, str(first.path)))
+        store.set_pointer(Pointer(first.id, str(first.path)))
 
 
 def live(url: str) -> str | None:
@@ -195,7 +195,7 @@ def test_a_run_killed_at_every_step_makes_the_same_release_while_the_live_one_se
     assert not [p.name for p in night.run.directory.iterdir() if p.name.startswith(".")]
 
     with BulkStore(url) as store:
-        store.point(Pointer(first.id, str(first.path)))
+        store.set_pointer(Pointer(first.id, str(first.path)))
     uninterrupted = configured(_copy(config, tmp_path / "calm", first.id))
     expected = night_of(uninterrupted, url)()
     assert expected.manifest == made.manifest, "the same as an uninterrupted run"
@@ -425,7 +425,7 @@ def test_an_encoder_of_another_dimension_does_not_disturb_the_live_release(
         assert (store.shadow() is not None) == (objections == ["mode"]), (
             "a release that other rules object to is not scored"
         )
-        store.cast(None)
+        store.set_shadow(None)
     table = pq.read_table(night.run.file("shadow.parquet"))
     assert np.isfinite(table["new"].to_numpy()).all()
     assert np.isfinite(table["live"].to_numpy()).all()
