@@ -1,7 +1,7 @@
-"""An example of the night as an Airflow DAG (Airflow 2.9 or newer): collect, then nightly.
+"""Example Airflow DAG for the nightly run (Airflow 2.9 or newer): collect, then nightly.
 
-`shelfwise` must be on the worker's path, REDIS_URL in its environment, and the workspace on a disk that outlives a try:
-a try that was killed goes on where it was.
+`shelfwise` must be on the worker's path, REDIS_URL in its environment, and the workspace on a disk that survives a
+retry: a run that was killed continues where it stopped.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from airflow.exceptions import AirflowFailException, AirflowSkipException
 CONFIG = "/etc/shelfwise/shelfwise.yaml"
 KEPT = 3
 VERDICTS = {
-    4: "the data checks stopped it",
-    5: "another run is at work",
-    6: "the gate asks a person",
+    4: "the data checks failed",
+    5: "another run is in progress",
+    6: "the gate needs approval",
     7: "the disk is full",
 }
 
 
 def shelfwise(command: str) -> int:
-    """The exit status of a command; what it says goes to the task's log."""
+    """Run a command and return its exit status. Its output goes to the task's log."""
     return subprocess.run(["shelfwise", command, "--config", CONFIG], check=False).returncode
 
 
@@ -37,12 +37,12 @@ def shelfwise(command: str) -> int:
     tags=["shelfwise"],
 )
 def shelfwise_night() -> None:
-    """Collect the day's events, make a release, publish it if it is better."""
+    """Collect events, train a release, and publish it if the gate allows."""
 
     @task
     def collect() -> None:
         if status := shelfwise("collect"):
-            raise RuntimeError(f"shelfwise collect ended with status {status}")
+            raise RuntimeError(f"shelfwise collect failed with status {status}")
 
     @task
     def nightly() -> None:
@@ -50,9 +50,9 @@ def shelfwise_night() -> None:
         if status == KEPT:
             raise AirflowSkipException("the gate kept the live release")
         if status in VERDICTS:
-            raise AirflowFailException(f"{VERDICTS[status]}; another try does not change that")
+            raise AirflowFailException(f"{VERDICTS[status]}; a retry would not change that")
         if status:
-            raise RuntimeError(f"shelfwise nightly ended with status {status}")
+            raise RuntimeError(f"shelfwise nightly failed with status {status}")
 
     collect() >> nightly()
 

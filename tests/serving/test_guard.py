@@ -368,7 +368,7 @@ def test_the_guide_has_the_actual_settings_defaults_and_metrics() -> None:
     """docs/serving.md: its table of limits has settings that exist, with their defaults, and it lists all metrics."""
     guide = (ROOT / "docs/serving.md").read_text("utf-8")
     fields = ServiceConfig.model_fields
-    bounds = guide.split("## Bounds")[1].split("## ")[0]
+    bounds = guide.split("## Limits")[1].split("## ")[0]
     for names, defaults in re.findall(r"^\| (`.*?`) \| ([\d., ]+?) \|", bounds, re.MULTILINE):
         for name, default in zip(re.findall(r"`(\w+)`", names), default_values(defaults), strict=True):
             assert fields[name].default == default, name
