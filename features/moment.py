@@ -95,7 +95,7 @@ class Items:
 
 
 class Reasons(NamedTuple):
-    """StringSequence that explain the contribution of a feature to a score, for a shopper or a shop owner.
+    """Texts that explain the contribution of a feature to a score, for a shopper or a shop owner.
 
     up, down: for a contribution that raises or lowers the score. at_zero: for either if the feature's value is 0, for
     counts that need another text then; empty if they do not.

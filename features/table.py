@@ -364,10 +364,7 @@ def _ranks(m: Moment) -> F32:
 def _within_list(absolute: Sequence[Feature]) -> Iterator[Feature]:
     by_name = {f.name: f for f in absolute}
     for name in _COMPARED:
-        f = by_name[name]
-        assert f.reasons is not None
-        reasons = Reasons(f"{f.reasons.up}, compared with this list", f"{f.reasons.down}, compared with this list")
-        declare = partial(Feature, compute=_ranks, group=WITHIN_LIST, reasons=reasons)
+        declare = partial(Feature, compute=_ranks, group=WITHIN_LIST, reasons=by_name[name].reasons)
         yield declare(f"{name}_rank", f"rank of {name} in the list", "0 to 1", f"{name} is missing")
         yield declare(f"{name}_over_mean", f"{name} minus its mean in the list", "difference", f"{name} is missing")
 

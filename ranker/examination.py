@@ -68,26 +68,28 @@ def _isotonic_decreasing(value: F64, weight: F64) -> F64:
     return np.concatenate([np.full(size, v) for v, _, size in blocks])
 
 
-def ips_ndcg(score: F64, gain: F64, start: I64, examination_probability: F64, k: int = 10) -> float:
-    """Mean ndcg@k with inverse propensity weighting: each gain is divided by its examination probability.
+def ips_ndcg(of: I64, rank: I64, gain: F64, examination_probability: F64, n_lists: int, k: int = 10) -> tuple[F64, F64]:
+    """(float64[lists], float64[lists]): inverse-propensity-scored ndcg@k, and the weight of each list in a mean.
 
-    Lists are weighted by their number of clicks, weighted in the same way. The expectation is the ndcg of the clicks
-    that would have happened if every row had been examined (Joachims et al., WSDM 2017). score, gain,
-    examination_probability: float64[rows], the last in (0, 1]. start: int64[lists + 1]. 0 if no row has a gain. Rows
-    with equal scores keep their order.
+    Each gain is divided by the probability that its item was examined at its position. Items at the top get more clicks
+    because of their position, so plain ndcg favours the shown order. The weighted mean is, in expectation, that of
+    clicks on lists in which every item is examined (Joachims et al., WSDM 2017).
+
+    of, rank: int64[gains], the list of each gain, and its rank in the order to evaluate, from 0; ranks of k and more
+    count for nothing. gain: float64[gains], 0 or more. examination_probability: float64[gains], in (0, 1]. A list
+    without a gain has the value NaN and the weight 0.
     """
-    group = np.repeat(np.arange(len(start) - 1), np.diff(start))
     weighted_gain = gain / examination_probability
 
-    def dcg(key: F64) -> F64:
-        order = np.lexsort((-key, group))
-        rank = np.arange(len(key)) - start[group[order]]
-        discount = np.where(rank < k, 1.0 / np.log2(rank + 2.0), 0.0)
-        return np.bincount(group[order], weighted_gain[order] * discount, minlength=len(start) - 1).astype(np.float64)
+    def dcg(rank: I64) -> F64:
+        discount = np.where(rank < k, 1.0 / np.log2(np.minimum(rank, k) + 2.0), 0.0)
+        return np.bincount(of, weighted_gain * discount, minlength=n_lists).astype(np.float64)
 
-    ideal = dcg(weighted_gain)
-    clicks = np.bincount(group, (gain > 0) / examination_probability, minlength=len(start) - 1)
-    defined = ideal > 0
-    if not defined.any():
-        return 0.0
-    return float(np.average(dcg(score)[defined] / ideal[defined], weights=clicks[defined]))
+    # The ideal order is by descending weighted gain.
+    order = np.lexsort((-weighted_gain, of))
+    ideal_rank = np.empty(len(of), np.int64)
+    ideal_rank[order] = np.arange(len(of)) - np.searchsorted(of[order], of[order])
+    ideal = dcg(ideal_rank)
+    value: F64 = np.divide(dcg(rank), ideal, out=np.full(n_lists, np.nan), where=ideal > 0)
+    weight = np.bincount(of, (gain > 0) / examination_probability, minlength=n_lists)
+    return value, weight.astype(np.float64)

@@ -380,12 +380,16 @@ def _ips_metric(lists: _ListsWithGain, config: RankerConfig) -> Callable[[F64, A
     """`ips_ndcg` as a LightGBM metric for early stopping, with the name of the built-in metric."""
     gain = np.array(config.label_gain, np.float64)[lists.gain]
     start = np.concatenate(([0], np.cumsum(lists.sizes)))
+    of = np.repeat(np.arange(len(lists.sizes)), lists.sizes)
     examination_probability = (
         np.ones(len(gain)) if lists.examination_probability is None else lists.examination_probability
     )
 
     def metric(score: F64, _: Any) -> tuple[str, float, bool]:
-        return "ndcg@10", ips_ndcg(score, gain, start, examination_probability), True
+        rank = np.empty(len(gain), np.int64)
+        rank[np.lexsort((-score, of))] = np.arange(len(gain)) - start[of]
+        value, weight = ips_ndcg(of, rank, gain, examination_probability, len(lists.sizes))
+        return "ndcg@10", float(np.nansum(value * weight) / weight.sum()), True
 
     return metric
 

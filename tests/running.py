@@ -103,13 +103,14 @@ class ReceivedRequest(NamedTuple):
     at: float
 
 
+Response = tuple[int, dict[str, str], bytes, float, float]
+"""(status, headers, body, seconds to wait before it, seconds to wait between bytes)."""
+
+
 class Scripted:
-    """A server with scripted responses, one per request (the last one repeats), which records the requests.
+    """A server with scripted responses, one per request (the last one repeats), which records the requests."""
 
-    A response is (status, headers, body, seconds to wait before it, seconds to wait between bytes).
-    """
-
-    def __init__(self, answers: Sequence[tuple[int, dict[str, str], bytes, float, float]]) -> None:
+    def __init__(self, answers: Sequence[Response]) -> None:
         self.requests: list[ReceivedRequest] = []
         self._answers = list(answers)
 

@@ -13,6 +13,9 @@ from features.replay import Replay
 DAY = 86400.0
 START = 1_700_000_000.0
 
+LogRow = tuple[float, int, int, Kind, int]
+"""(seconds after START, user, item, kind, request)."""
+
 
 def make_catalogue(n: int = 12, seed: int = 0) -> Catalogue:
     """n items in three categories and two brands, with two tag attributes, a number and a date; item 1 lacks most."""
@@ -52,12 +55,7 @@ def make_vectors(n: int = 12, d: int = 8, seed: int = 0) -> np.ndarray:
     return v
 
 
-def make_events(
-    rows: list[tuple[float, int, int, Kind, int]],
-    n_users: int,
-    n_requests: int = 1000,
-    sessions: list[int] | None = None,
-) -> Events:
+def make_events(rows: list[LogRow], n_users: int, n_requests: int = 1000, sessions: list[int] | None = None) -> Events:
     """Events from rows (seconds after START, user, item, kind, request) in any order, with optional sessions."""
     session = np.full(len(rows), -1, np.int32) if sessions is None else np.array(sessions, np.int32)
     at = np.array([START + r[0] for r in rows], np.float64)
@@ -104,7 +102,7 @@ def make_lists(
 
 
 @st.composite
-def logs(draw: st.DrawFn, n_items: int = 12, n_users: int = 3) -> list[tuple[float, int, int, Kind, int]]:
+def logs(draw: st.DrawFn, n_items: int = 12, n_users: int = 3) -> list[LogRow]:
     """Rows for `make_events`: a few dozen events of every kind over ten days, many at equal times."""
     seconds = st.integers(0, 60).map(lambda k: k * DAY / 6)
     row = st.tuples(

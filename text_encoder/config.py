@@ -56,13 +56,6 @@ class EncoderConfig(BaseModel):
     )
     n_layers: int = Field(2, ge=1, description="Number of top layers to train in the modes last_layers and lora.")
     lora_rank: int = Field(16, ge=1, le=1024, description="Rank of the adapters in mode lora.")
-    warm_up_epochs: int = Field(
-        0,
-        ge=0,
-        le=100,
-        description="Number of masked-language-model epochs on the item texts before fine-tuning. They take at most "
-        "half of the remaining time budget.",
-    )
     budget_s: float = Field(
         600.0,
         gt=0,

@@ -27,7 +27,6 @@ from text_encoder.scalars import Scalars, scalars
 from text_encoder.texts import EncodedTexts, encode_texts
 from text_encoder.towers import Projection, Tower, UpperLayers
 from text_encoder.trainer import Clock, Data, Epoch, StoppedBy, Trainer
-from text_encoder.warm_up import warm_up
 
 _MIN_EXAMPLES = 20
 """Minimum number of training examples, and of validation examples."""
@@ -139,24 +138,10 @@ class _Tuning:
         trainer.restore_best()
         return _State(tower.encoder(), tower.refresh(self.on_texts), best), stopped_by
 
-    def _warm_up(self, start: _State, encoding_s: float) -> tuple[Encoder, Tensor]:
-        """(encoder, vectors) to train the projection on: after the warm-up, or the original ones without warm-up."""
-        if not self.config.warm_up_epochs:
-            return start.encoder, start.vectors
-        file = self._file("warm_up", start.encoder)
-        self.clock.reserve_s = encoding_s
-        warm = warm_up(start.encoder, self.texts, self.config, file, self.clock, self.on_texts)
-        # Each worker warms up independently until its own clock stops it. All continue with the first worker's encoder.
-        if self.group.size > 1:
-            warm.transformer.load_state_dict(self.group.broadcast(warm.transformer.state_dict()))
-        self.clock.reserve_s = 0.0
-        return warm, encode_texts(warm, self.texts, self.directory, None, self.on_texts).vectors
-
     def run(self, start: _State, encoding_s: float) -> tuple[_State, StoppedBy]:
         """Trains all stages, each from the best state of the one before. encoding_s: time to encode the catalogue."""
-        base, vectors = self._warm_up(start, encoding_s)
-        projection = Projection(base, vectors, self.config.hidden, self.config.seed, self.group)
-        best, stopped_by = self._train("projection", start, projection, base)
+        projection = Projection(start.encoder, start.vectors, self.config.hidden, self.config.seed, self.group)
+        best, stopped_by = self._train("projection", start, projection, start.encoder)
         if self.config.mode == "projection" or stopped_by == "budget":
             return best, stopped_by
         # Validation after the last epoch has to encode the catalogue, so this time is reserved.
@@ -282,8 +267,7 @@ def _fine_tune(
 def _total_progress(n_texts: int, epoch_size: int, config: EncoderConfig) -> int:
     """Maximum number of texts to encode plus examples to train on."""
     has_layers = config.mode in ("last_layers", "lora", "full")
-    text_passes = 1 + has_layers + (config.warm_up_epochs + 1 if config.warm_up_epochs else 0)
-    return text_passes * n_texts + (1 + has_layers) * config.epochs * epoch_size
+    return (1 + has_layers) * n_texts + (1 + has_layers) * config.epochs * epoch_size
 
 
 def _unchanged(

@@ -20,6 +20,7 @@ from offline.data import Targets
 from offline.evaluation.baselines import BASELINES, DEPTH, order_of
 from offline.runtime import DataError
 from ranker.calibration import calibration, click_probability
+from ranker.examination import ips_ndcg
 from ranker.metrics import (
     coverage,
     gap_closed,
@@ -133,33 +134,21 @@ def per_list(order: I32, targets: Targets, metrics: Sequence[str], part: Mask | 
     return {m: score_lists(m, score, gain[kept], start, ties, missed) for m in metrics}
 
 
-def ips_ndcg(order: I32, targets: Targets, examination_probability: F64, part: Mask | None = None) -> tuple[F64, F64]:
-    """(float64[lists], float64[lists]): inverse-propensity-scored ndcg@10, and the weight of each list in a mean.
+def debiased_ndcg(
+    order: I32, targets: Targets, examination_probability: F64, part: Mask | None = None
+) -> tuple[F64, F64]:
+    """(float64[lists], float64[lists]): ndcg@10 weighted by inverse propensity, and the weight of each list in a mean.
 
-    The value of each target is divided by the probability that it was examined at its position. Items at the top get
-    more clicks because of their position, so plain ndcg favours the shown order. The weighted mean is, in expectation,
-    that of clicks on lists in which every item is examined (Joachims et al., WSDM 2017).
-
-    examination_probability: float64[targets], in (0, 1]; with 1 throughout, the result is the ndcg of `per_list`.
-    order, part, NaN: as in `per_list`.
+    See `ranker.examination.ips_ndcg`. examination_probability: float64[targets], in (0, 1]; with 1 throughout, the
+    result is the ndcg of `per_list`. order, part, NaN: as in `per_list`.
     """
     of_part = np.ones(len(targets.of), bool) if part is None else part
     number = _match_targets(order, targets)
     hit = np.append(of_part, False)[number]
-    weighted_gain = (np.exp2(targets.gain.astype(np.float64)) - 1) / examination_probability
-    rank = np.cumsum((order >= 0) & ((number < 0) | hit), axis=1) - 1
-    discount = np.where(hit & (rank < SHOWN), 1 / np.log2(np.maximum(rank, 0) + 2.0), 0.0)
-    dcg = (np.append(weighted_gain, 0.0)[number] * discount).sum(axis=1)
-    # The ideal order has the targets by descending weighted gain.
-    of, ideal_gain = targets.of[of_part], weighted_gain[of_part]
-    by_gain = np.lexsort((-ideal_gain, of))
-    of, ideal_gain = of[by_gain], ideal_gain[by_gain]
-    ideal_rank = np.arange(len(of)) - np.searchsorted(of, of)
-    discounted = np.where(ideal_rank < SHOWN, ideal_gain / np.log2(ideal_rank + 2.0), 0.0)
-    ideal_dcg = np.bincount(of, discounted, minlength=len(order))
-    value: F64 = np.divide(dcg, ideal_dcg, out=np.full(len(order), np.nan), where=ideal_dcg > 0)
-    weight = np.bincount(targets.of[of_part], 1 / examination_probability[of_part], minlength=len(order))
-    return value, weight.astype(np.float64)
+    rank = np.full(len(targets.of), SHOWN)
+    rank[number[hit]] = (np.cumsum((order >= 0) & ((number < 0) | hit), axis=1) - 1)[hit]
+    gain = np.exp2(targets.gain[of_part].astype(np.float64)) - 1
+    return ips_ndcg(targets.of[of_part], rank[of_part], gain, examination_probability[of_part], len(order), SHOWN)
 
 
 def _match_targets(order: I32, targets: Targets) -> I64:

@@ -37,11 +37,10 @@ from offline.ingest.quarantine import Mask, Quarantine, Rows
 from offline.ingest.rows import CheckJob, check_file, open_source
 from offline.ingest.summary import ImportSummary, SourceSummary
 from offline.ingest.validation import EventRules, codes, event_columns, event_ids, find_duplicates, refuse_rows
-from offline.runtime import LOCAL, DataError, Engine
+from offline.runtime import LOCAL, DataError, Engine, OnProgress, atomic_path
 
 __all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
 
-Progress = Callable[[int, int], None]
 
 _ACCOUNT = "import.json"
 
@@ -50,7 +49,7 @@ GA4_CLICK_US = 30 * 60 * 10**6
 
 
 def import_data(
-    config: ImportConfig, directory: Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
+    config: ImportConfig, directory: Path, now: datetime, on_progress: OnProgress | None = None, engine: Engine = LOCAL
 ) -> ImportSummary:
     """Write a data set: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary `import.json`.
 
@@ -68,7 +67,8 @@ def import_data(
     events = erasures.without_erased(found.events, erasures.read_erasures(directory), EVENTS_FORM.moment)
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "quarantine.parquet", found.quarantine)
-    _replace(directory / _ACCOUNT, lambda path: path.write_text(found.summary.to_json(), encoding="utf-8"))
+    with atomic_path(directory / _ACCOUNT) as temporary:
+        temporary.write_text(found.summary.to_json(), "utf-8")
     if not len(found.events):
         raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {directory / 'quarantine.parquet'}.")
     _write(directory / "items.parquet", found.items)
@@ -84,22 +84,16 @@ def import_data(
 
 
 def validate(
-    source: ImportConfig | Path, now: datetime, on_progress: Progress | None = None, engine: Engine = LOCAL
+    source: ImportConfig | Path, now: datetime, on_progress: OnProgress | None = None, engine: Engine = LOCAL
 ) -> ImportSummary:
     """Summary of an import without writing it. source: a configuration, or a folder or file in a known layout."""
     config = detect(source) if isinstance(source, Path) else source
     return _Import(config, now, engine).run(on_progress).summary
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically."""
-    new = path.with_name(path.name + ".new")
-    write(new)
-    new.replace(path)
-
-
 def _write(path: Path, table: pa.Table) -> None:
-    _replace(path, lambda new: pq.write_table(table, new, compression="zstd", row_group_size=GROUP_ROWS))
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
 
 
 def _midnight_us(day: date) -> int:
@@ -134,7 +128,7 @@ class _Import:
         self.files = [open_source(s, n) for s, n in zip(sources, names, strict=True)]
         self.notes: list[str] = []
 
-    def run(self, on_progress: Progress | None) -> _Imported:
+    def run(self, on_progress: OnProgress | None) -> _Imported:
         self._read(on_progress)
         items = self._items()
         events = self._check_across_rows(self._events())
@@ -147,7 +141,7 @@ class _Import:
 
     # Reading.
 
-    def _read(self, on_progress: Progress | None) -> None:
+    def _read(self, on_progress: OnProgress | None) -> None:
         sizes = [f.source.path.stat().st_size for f in self.files]
         # Workers may run in another directory, so paths must be absolute.
         there = [replace(f, source=f.source.model_copy(update={"path": f.source.path.absolute()})) for f in self.files]

@@ -87,7 +87,7 @@ def ndcg_by_slice(new: F64, old: F64, held_out: HeldOut, comparable: Mask) -> di
     orders = [_order(score, held_out.lists) for score in (new, old)]
 
     def both(of_lists: Mask, part: Mask | None = None) -> tuple[F64, F64]:
-        values = [systems.ips_ndcg(o, held_out.targets, held_out.examination_probability, part) for o in orders]
+        values = [systems.debiased_ndcg(o, held_out.targets, held_out.examination_probability, part) for o in orders]
         (a, weight), (b, _) = values
         used = comparable & of_lists & ~np.isnan(a)
         scaled_weight = np.where(used, weight, np.nan) / (weight[used].mean() if used.any() else 1.0)

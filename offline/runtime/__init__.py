@@ -9,7 +9,7 @@ from __future__ import annotations
 from offline.runtime.connect import open_engine
 from offline.runtime.engine import LOCAL, Engine, EngineError, WorkerGroup, split_evenly
 from offline.runtime.errors import ApprovalNeeded, ChecksFailed, DataError, Failure, ReleaseKept
-from offline.runtime.files import checksum, source_digest, write_json
+from offline.runtime.files import atomic_path, checksum, source_digest, write_json
 from offline.runtime.progress import OnProgress, console, no_progress, progress_bar
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "OnProgress",
     "ReleaseKept",
     "WorkerGroup",
+    "atomic_path",
     "checksum",
     "console",
     "no_progress",

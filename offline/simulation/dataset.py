@@ -9,7 +9,7 @@ Days are simulated and written one at a time, so that memory use does not depend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from features.arrays import I32, I64
 from features.log import KINDS, Kind
 from offline.config import SimulateConfig
-from offline.runtime import no_progress
+from offline.runtime import OnProgress, atomic_path, no_progress
 from offline.simulation.products import Products, make_products
 from offline.simulation.shop import DEVICES_IN_USE, DayLog, Shop
 from offline.simulation.shoppers import Shoppers, fashions
@@ -81,9 +81,7 @@ class SimulationSummary:
         return self.events["click"] / shown if shown else float("nan")
 
 
-def simulate(
-    config: SimulateConfig, directory: Path, on_progress: Callable[[int, int], None] | None = None
-) -> SimulationSummary:
+def simulate(config: SimulateConfig, directory: Path, on_progress: OnProgress | None = None) -> SimulationSummary:
     """Simulate a shop and write `items.parquet`, `events.parquet` and `truth.parquet` to a directory.
 
     If `explore` is above 0, also `propensities.parquet`: request_id, item_id, position and propensity of every
@@ -137,20 +135,18 @@ def open_shop(config: SimulateConfig) -> Shop:
     )
 
 
-def _write(
-    directory: Path, shop: Shop, writer: LogWriter, config: SimulateConfig, report: Callable[[int, int], None]
-) -> int:
+def _write(directory: Path, shop: Shop, writer: LogWriter, config: SimulateConfig, report: OnProgress) -> int:
     """Write the files, under temporary names until all are complete. Returns the number of items written."""
     events = _EVENTS if writer.texts is None else _EVENTS_WITH_QUERY
     daily = {"events": (events, writer.events_table), "truth": (_TRUTH, writer.truth_table)}
     if shop.explore > 0:
         daily["propensities"] = (_PROPENSITIES, writer.propensities_table)
     paths = {name: directory / f"{name}.parquet" for name in ("items", *daily)}
-    temporary = {name: path.with_suffix(".parquet.part") for name, path in paths.items()}
     # Items that arrive after the log are the last rows.
     items = shop.stock.table.slice(0, int((shop.stock.available_us < config.end.timestamp() * 1e6).sum()))
-    pq.write_table(items, temporary["items"], compression="zstd")
     with ExitStack() as files:
+        temporary = {name: files.enter_context(atomic_path(path)) for name, path in paths.items()}
+        pq.write_table(items, temporary["items"], compression="zstd")
         writers = {
             name: files.enter_context(pq.ParquetWriter(temporary[name], schema, compression="zstd"))
             for name, (schema, _) in daily.items()
@@ -161,8 +157,6 @@ def _write(
             for name, (_, table) in daily.items():
                 writers[name].write_table(table(log))
             report(day + 2, config.days + 1)
-    for name, path in paths.items():
-        temporary[name].replace(path)
     # These files of a previous log would be taken for files of this one.
     (directory / "import.json").unlink(missing_ok=True)
     if "propensities" not in paths:

@@ -1,7 +1,8 @@
 """Explanations of scores: feature contributions in the words of `features.table`, and similar items of the history.
 
-Features that share their reason texts form a family (a rate over several half-lives, for example). Each family gives at
-most one reason per item, with the sign of its total contribution, so that an explanation never contradicts itself.
+Features that share their reason texts form a family: a rate over several half-lives, its rank in the list. Each family
+gives at most one reason per item, with the sign of its total contribution, so that an explanation neither repeats nor
+contradicts itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from features.arrays import F32, F64, I64, Bool
 from features.context import NO_CONTEXT, Context
 from features.history import History
 from features.log import KINDS
-from features.table import Feature, personal
+from features.table import WITHIN_LIST, Feature, personal
 from features.text.vectors import Vectors
 from serving.ranking.ranking import Ranking
 
@@ -102,7 +103,11 @@ class Explainer:
         if feature.group == "query":
             return Reason(feature.name, contribution, _matches(contribution, context.query))
         assert feature.reasons is not None
-        return Reason(feature.name, contribution, feature.reasons.of(value, contribution))
+        if feature.group == WITHIN_LIST:  # the value is a rank or a difference: 0 has no meaning of its own
+            text = f"{feature.reasons.of(np.nan, contribution)}, compared with this list"
+        else:
+            text = feature.reasons.of(value, contribution)
+        return Reason(feature.name, contribution, text)
 
 
 def _matches(contribution: float, query: str) -> str:

@@ -286,8 +286,8 @@ def _terminated_after(process: subprocess.Popen[bytes]) -> Iterator[subprocess.P
         process.wait(60)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition. Raises Failed on timeout."""
+def wait_until(condition: Callable[..., bool], what: str) -> None:
+    """Wait for a condition, called without arguments. Raises Failed on timeout."""
     end = time.monotonic() + _WAIT_S
     while not condition():
         if time.monotonic() > end:

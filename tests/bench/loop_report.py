@@ -95,9 +95,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
             above.plot(days, mean, marker="o", markersize=3, color=_COLOURS[arm], label=label)
             above.fill_between(days, low, high, color=_COLOURS[arm], alpha=0.15, linewidth=0)
         leads = [d["lead"]["kept"] for d in report["days"]]
-        mean = np.array([lead["difference"] for lead in leads])
-        error = np.abs([[lead["low"], lead["high"]] for lead in leads] - mean[:, None]).T
-        below.errorbar(days, mean, error, fmt="o", markersize=4, color=_COLOURS["live"], elinewidth=1)
+        lead_mean = np.array([lead["difference"] for lead in leads])
+        error = np.abs([[lead["low"], lead["high"]] for lead in leads] - lead_mean[:, None]).T
+        below.errorbar(days, lead_mean, error, fmt="o", markersize=4, color=_COLOURS["live"], elinewidth=1)
         below.axhline(0, color="#222222", linewidth=0.8)
         unpublished = [d["day"] + 0.5 for d in report["days"] if d["night"]["outcome"] != "published"]
         if unpublished:

@@ -108,11 +108,11 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
         request[order],
         np.full(n, -1, np.int16),
         np.full(n, np.nan),
-        range(users),
-        range(lists),
+        range(users),  # type: ignore[arg-type]  # only the number of IDs is used
+        range(lists),  # type: ignore[arg-type]
         np.full(n, -1, np.int32),
         np.full(n, -1, np.int8),
-    )  # type: ignore[arg-type]
+    )
 
 
 def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:

@@ -64,7 +64,8 @@ def make_queries(vectors: np.ndarray, count: int) -> np.ndarray:
         liked = [np.argsort(-(sample @ sample[rng.integers(len(sample))]))[:50] for _ in range(2)]
         rows = np.concatenate([rng.choice(liked[0], 5), rng.choice(liked[1], 2)])
         out[q] = (sample[rows] * np.exp2(-np.arange(len(rows)) / 3)[:, None]).sum(axis=0)
-    return out / np.linalg.norm(out, axis=1, keepdims=True)
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    return out
 
 
 def exact(path: Path, vectors: np.ndarray | None, _: dict[str, int]) -> Search | None:

@@ -27,14 +27,15 @@ from features.context import NO_CONTEXT, Context
 from features.history import ENGAGEMENTS, SHOWN
 from features.retrieval import text_candidates
 from features.table import rows
+from features.text.tokens import tokenize
 from features.text.vectors import Vectors
-from features.text.vocabulary import Vocabulary, tokenize
+from features.text.vocabulary import Vocabulary
 from offline.config.simulation import SimulateConfig
 from offline.data import dataset
 from offline.simulation.dataset import open_shop
 from offline.simulation.products import make_products
 from offline.simulation.searches import Searches
-from tests.bench.assemble import made_up_request
+from tests.bench.assemble import Request, made_up_request
 from tests.bench.made_up import AT, made_up_items, skewed
 from text_encoder.encoder import Encoder, load
 
@@ -197,21 +198,25 @@ def cost(n: int, repeats: int = 101) -> None:
     ]
     catalogue = replace(items.catalogue, titles=titles)
     vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
-    items = replace(items, catalogue=catalogue, words=Vocabulary.build(catalogue, vectors))
-    assert items.words is not None
+    words = Vocabulary.build(catalogue, vectors)
+    items = replace(items, catalogue=catalogue, words=words)
+
+    def parts(r: Request, c: Context) -> dict[str, Callable[[], object]]:
+        return {
+            "parsing the query": lambda: words.read(c.query),
+            "rows": lambda: rows(items, r.history, r.candidates, AT),
+            "rows with query": lambda: rows(items, r.history, r.candidates, AT, c),
+            "text candidates": lambda: text_candidates(items, r.history, AT, 500, NO_CONTEXT),
+            "text candidates with query": lambda: text_candidates(items, r.history, AT, 500, c),
+        }
+
     ms: dict[str, list[float]] = {}
     for number in range(-3, repeats):
         request = made_up_request(rng, n, 500, ENGAGEMENTS, SHOWN)
         typed_words = titles[int(rng.integers(n))].split()[:3]
         typed_words[2] = typed_words[2][:1] + typed_words[2][2:]  # a typo, which is searched for among all words
         context = Context(query=" ".join(typed_words))
-        for name, work in {
-            "parsing the query": lambda context=context: items.words.read(context.query),
-            "rows": lambda r=request: rows(items, r.history, r.candidates, AT),
-            "rows with query": lambda r=request, c=context: rows(items, r.history, r.candidates, AT, c),
-            "text candidates": lambda r=request: text_candidates(items, r.history, AT, 500, NO_CONTEXT),
-            "text candidates with query": lambda r=request, c=context: text_candidates(items, r.history, AT, 500, c),
-        }.items():
+        for name, work in parts(request, context).items():
             start = time.thread_time()
             work()
             if number >= 0:
@@ -226,7 +231,7 @@ def cost(n: int, repeats: int = 101) -> None:
                 "rows_ratio": median["rows with query"] / median["rows"],
                 "retrieval_ratio": median["text candidates with query"] / median["text candidates"],
                 "read_ms": median["parsing the query"],
-                "words": len(items.words.names),
+                "words": len(words.names),
             }
         )
     )

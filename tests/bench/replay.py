@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -172,6 +173,7 @@ def _user_histories(log: dict[str, np.ndarray]) -> dict[str, float]:
     n = len(log["at"])
     before = time.perf_counter()
     none = np.full(n, -1, np.int32)
+    user_ids: Any = range(int(max(log["user"].max(), log["list_user"].max())) + 1)  # only their number is used
     histories = Histories.of(
         Events(
             log["at"],
@@ -181,11 +183,11 @@ def _user_histories(log: dict[str, np.ndarray]) -> dict[str, float]:
             none,
             none.astype(np.int16),
             np.full(n, np.nan),
-            range(int(max(log["user"].max(), log["list_user"].max())) + 1),
-            range(0),
+            user_ids,
+            [],
             none,
             none.astype(np.int8),
-        )  # type: ignore[arg-type]
+        )
     )
     made = time.perf_counter()
     for user, at in zip(log["list_user"].tolist(), log["list_at"].tolist(), strict=True):

@@ -71,7 +71,7 @@ def main() -> None:
             for _ in range(options.turns):
                 for side, shadow in enumerate((None, shadow_release)):
                     store.set_shadow(shadow)
-                    until_shadow(port, shadow and shadow.id)
+                    until_shadow(port, shadow.id if shadow else None)
                     start = cpu_s(process)
                     load = uvloop.run(closed_loop(port, questions, 1, total=options.requests))
                     cpu = 1e3 * (cpu_s(process) - start) / options.requests

@@ -118,7 +118,7 @@ class Shop:
         answer = self.ask[worker].post("/v1/rank", json=body).raise_for_status().json()
         return {i["item_id"]: i["score"] for i in answer["items"]}
 
-    def until(self, condition: Callable[[], Any], began: float) -> float:
+    def until(self, condition: Callable[..., Any], began: float) -> float:
         """Seconds from `began` until the condition is true. Raises AssertionError if it never is."""
         while not condition():
             assert time.perf_counter() < began + _WAIT_S, "the change never showed"
@@ -194,10 +194,10 @@ def measure(times: int, on_line: Callable[[str], object] = print) -> dict[str, f
                 for one in (running_shop.clicked(n), running_shop.withdrawn(n % 200), running_shop.new(n)):
                     for name, took in one.items():
                         delays.setdefault(name, []).append(took * 1e3)
-    out = {}
-    for name, took in delays.items():
-        p50, p99 = np.percentile(took, [50, 99]).round(1).tolist()
-        on_line(f"{name.replace('_', ' '):28} p50 {p50:8.1f} ms   p99 {p99:8.1f} ms   {len(took)} times")
+    out: dict[str, float] = {}
+    for name, all_ms in delays.items():
+        p50, p99 = np.percentile(all_ms, [50, 99]).round(1).tolist()
+        on_line(f"{name.replace('_', ' '):28} p50 {p50:8.1f} ms   p99 {p99:8.1f} ms   {len(all_ms)} times")
         out |= {f"{name}_p50_ms": p50, f"{name}_p99_ms": p99}
     return out
 

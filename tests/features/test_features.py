@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.arrays import I32
 from features.context import NO_DEVICE, Context, Device, device_code
 from features.decay import ItemState
-from features.history import EMPTY, SESSION_S, Histories, session
+from features.history import EMPTY, SESSION_S, Histories, History, session
 from features.log import Kind
 from features.moment import Items, Moment
 from features.neighbours import MAX_PER_USER, PER_GROUP, Neighbours, session_numbers
@@ -19,7 +20,7 @@ from features.popularity import RATE_STRENGTH
 from features.prior import click_rate_prior
 from features.table import features, names, rows, schema_hash
 from features.text.vectors import Vectors
-from tests.worlds import DAY, START, logs, make_catalogue, make_events, make_replay, make_vectors
+from tests.worlds import DAY, START, LogRow, logs, make_catalogue, make_events, make_replay, make_vectors
 
 N = 12
 ALL = np.arange(-1, N, dtype=np.int32)
@@ -29,7 +30,9 @@ HISTORY = Histories.of(PLANTED).read(0, START + 9.5 * DAY)
 COLUMNS = names(ITEMS)
 
 
-def table(history=HISTORY, candidates=ALL, items=ITEMS, at=START + 9.5 * DAY) -> dict[str, np.ndarray]:
+def table(
+    history: History = HISTORY, candidates: I32 = ALL, items: Items = ITEMS, at: float = START + 9.5 * DAY
+) -> dict[str, np.ndarray]:
     return dict(zip(COLUMNS, rows(items, history, candidates, at).T, strict=True))
 
 
@@ -75,10 +78,13 @@ class TestEveryFeature:
 
 def test_computing_rows_does_not_change_the_inputs() -> None:
     """Histories, candidates, state and vectors are the same before and after."""
-    before = [a.copy() for a in (*HISTORY, ALL, ITEMS.state.value, ITEMS.vectors.code)]
+
+    def inputs() -> list[np.ndarray]:
+        return [*HISTORY, ALL, ITEMS.state.value, ITEMS.vectors.code]
+
+    before = [a.copy() for a in inputs()]
     table()
-    after = (*HISTORY, ALL, ITEMS.state.value, ITEMS.vectors.code)
-    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, inputs(), strict=True))
 
 
 def test_no_candidates_give_no_rows() -> None:
@@ -216,13 +222,13 @@ def test_a_session_equals_a_walk_back_in_time(clicked: list[int], shown: list[in
         if began - at > SESSION_S:
             break
         began, counts[which] = at, counts[which] + 1
-    newest_first = [np.array(sorted(ats, reverse=True), np.float64) for ats in (clicked, shown)]
-    assert session(*newest_first, 9000.0) == (*counts, began)
+    clicked_at, shown_at = (np.array(sorted(ats, reverse=True), np.float64) for ats in (clicked, shown))
+    assert session(clicked_at, shown_at, 9000.0) == (*counts, began)
 
 
 @given(logs(), logs())
 @settings(max_examples=25, deadline=None)
-def test_no_feature_sees_its_own_future(past: list[tuple], other: list[tuple]) -> None:
+def test_no_feature_sees_its_own_future(past: list[LogRow], other: list[LogRow]) -> None:
     """Events at or after a time do not change the row at that time by a single bit."""
     at = START + 5 * DAY
     before = [r for r in past if START + r[0] < at]
@@ -231,7 +237,7 @@ def test_no_feature_sees_its_own_future(past: list[tuple], other: list[tuple]) -
         events = make_events(before + later, 3)
         items = make_replay(events, ()).items_at(at)
         found.append(rows(items, Histories.of(events).read(0, at), ALL, at))
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 class TestVectors:
@@ -373,7 +379,7 @@ class TestNeighbours:
 
     @given(logs(), st.data())
     @settings(max_examples=30, deadline=None)
-    def test_the_order_of_events_does_not_change_neighbours(self, log: list[tuple], data: st.DataObject) -> None:
+    def test_the_order_of_events_does_not_change_neighbours(self, log: list[LogRow], data: st.DataObject) -> None:
         """Any arrival order of the same log gives the same neighbours, and the same weights up to rounding."""
         log = list({row[:4]: row for row in log}.values())
         sessions = [row[4] for row in log]
@@ -389,7 +395,7 @@ class TestNeighbours:
 
     @given(logs())
     @settings(max_examples=30, deadline=None)
-    def test_neighbours_are_the_best_of_all_pairs(self, log: list[tuple]) -> None:
+    def test_neighbours_are_the_best_of_all_pairs(self, log: list[LogRow]) -> None:
         """With small k, the neighbours are the first k of those with large k: best first, distinct, in (0, 1]."""
         events = make_events(log, 3)
         few, all_ = (Neighbours.build(events, 12, START + 9 * DAY, k=k) for k in (3, 12))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import retrieval
+from features.log import Kind
 from features.moment import Items
 from features.retrieval import interest_vector, nearest_by_text, retrieve
 from features.text.inverted_lists import InvertedLists
@@ -89,7 +90,7 @@ def test_retrieval_compares_only_the_nearest_lists(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("features.text.inverted_lists.InvertedLists.near.__defaults__", (None, 1))
     items = planted_items()
     red = items.catalogue.category[:-1] == 1
-    known = history((int(np.flatnonzero(red)[0]), 2, 1.0))
+    known = history((int(np.flatnonzero(red)[0]), Kind.CLICK, 1.0))
     direction = interest_vector(items, known, CUT_OFF)
     every = nearest_by_text(items, direction, CUT_OFF, 20)
     found = nearest_by_text(with_lists(items), direction, CUT_OFF, 20)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,14 +129,16 @@ def test_find_returns_the_first_position_of_an_item(items: list[int], other: int
     slots = slots_of(item)
     for query in {*items, other}:
         expected = items.index(query) if query in items and query >= 0 else -1
-        assert find(slots, item, np.int32(query)) == expected
+        wanted: Any = np.int32(query)  # the type of the items, as in compiled code
+        assert find(slots, item, wanted) == expected
 
 
 def test_the_table_grows_with_the_list() -> None:
     """A search always ends at an empty slot."""
     item = np.arange(5000, dtype=np.int32)
     slots = slots_of(item)
-    assert [find(slots, item, np.int32(i)) for i in (0, 4999, 5000)] == [0, 4999, -1]
+    wanted: list[Any] = [np.int32(i) for i in (0, 4999, 5000)]
+    assert [find(slots, item, i) for i in wanted] == [0, 4999, -1]
 
 
 class TestMoment:

@@ -39,7 +39,7 @@ def shop(available_days: list[float] | None = None, engaged: dict[int, int] | No
 
 def clicked(*items: int) -> History:
     """A history of clicks on these items, newest first, an hour apart."""
-    at = NOW - 3600.0 * np.arange(1, len(items) + 1)
+    at = NOW - 3600.0 * np.arange(1.0, len(items) + 1)
     return EMPTY._replace(item=np.array(items, np.int32), kind=np.full(len(items), Kind.CLICK, np.int8), at=at)
 
 

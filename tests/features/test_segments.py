@@ -55,7 +55,7 @@ def _clusters(users: int) -> list[Evidence]:
     """Two clusters of users, who click items 0 to 3 or 4 to 7 of eight unrelated items; all were shown to everyone."""
     rng, item = np.random.default_rng(3), np.arange(8, dtype=np.int32)
     likes = [np.where((item < 4) == (u % 2 == 0), 0.9, 0.1) for u in range(users)]
-    return [Evidence(item, (rng.uniform(size=8) < chance) - 0.5, np.full(8, 0.25)) for chance in likes]
+    return [Evidence(item, np.where(rng.uniform(size=8) < chance, 0.5, -0.5), np.full(8, 0.25)) for chance in likes]
 
 
 def test_a_user_who_shows_part_of_a_taste_is_expected_to_share_the_rest() -> None:
@@ -63,10 +63,11 @@ def test_a_user_who_shows_part_of_a_taste_is_expected_to_share_the_rest() -> Non
     segments = fit_segments(FACTOR, _clusters(2000))
     clicked = (np.array([0], np.int32), np.array([0.5]), np.array([0.25]), 1.0, NONE)
     every = np.arange(8, dtype=np.int32)
-    found = logits(FACTOR, every, taste_posterior_mean(FACTOR, *segments, *clicked))
+    found = logits(FACTOR, every, taste_posterior_mean(FACTOR, segments.centre, segments.log_share, *clicked))
     assert found[1:4].min() > 0.5
     assert found[4:].max() < -0.5
-    assert not logits(FACTOR, every, taste_posterior_mean(FACTOR, *Segments.none(), *clicked))[1:].any()
+    none = Segments.none()
+    assert not logits(FACTOR, every, taste_posterior_mean(FACTOR, none.centre, none.log_share, *clicked))[1:].any()
 
 
 def test_shares_add_up_to_1_and_centres_match_the_clusters() -> None:

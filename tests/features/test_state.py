@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Kind
-from tests.worlds import START, logs, make_events
+from tests.worlds import START, LogRow, logs, make_events
 
 CATEGORY = np.array([0, 0, 1, 2], np.int32)  # three items in two categories; the unknown item has none
 
@@ -78,7 +78,7 @@ def test_a_copy_is_independent() -> None:
 
 @given(logs(), st.integers(0, 60), st.integers(0, 2))
 @settings(max_examples=50, deadline=None)
-def test_a_history_is_the_users_newest_events_strictly_before_a_time(rows: list[tuple], sixth: int, user: int) -> None:
+def test_a_history_is_the_users_newest_events_strictly_before_a_time(rows: list[LogRow], sixth: int, user: int) -> None:
     """Compared with the plain definition: filter, sort by (time, kind, item) descending, truncate."""
     at = START + sixth * 86400 / 6
     found = Histories.of(make_events(rows, 3)).read(user, at)

@@ -164,7 +164,10 @@ def _correlation_on_unshown_items(seed: int) -> float:
         clicked = rng.uniform(size=30) < 1 / (1 + np.exp(-likes[item]))
         evidence.append(Evidence(item, clicked - 0.5, np.full(30, 0.25)))
     factor, unshown = _factors(catalogue, text, np.zeros(n + 1), evidence), np.arange(shown, n, dtype=np.int32)
-    found = [logits(factor, unshown, taste_posterior_mean(factor, *ONE, *e, 15.0, NONE)) for e in evidence]
+    found = [
+        logits(factor, unshown, taste_posterior_mean(factor, *ONE, e.item, e.residual, e.curvature, 15.0, NONE))
+        for e in evidence
+    ]
     return float(np.mean([np.corrcoef(f, t[shown:])[0, 1] for f, t in zip(found, truth, strict=True)]))
 
 
@@ -184,7 +187,9 @@ def test_the_click_weighted_mean_of_the_factors_is_the_origin() -> None:
 def test_the_order_of_users_and_of_their_items_does_not_matter() -> None:
     rng = np.random.default_rng(1)
     evidence = _planted(10, rng.integers(0, 2, (5, 12)))
-    reversed_ = [Evidence(*(column[::-1].copy() for column in e)) for e in evidence[::-1]]
+    reversed_ = [
+        Evidence(e.item[::-1].copy(), e.residual[::-1].copy(), e.curvature[::-1].copy()) for e in evidence[::-1]
+    ]
     a, b = (_factors(make_catalogue(), make_vectors(), np.zeros(13), e) for e in (evidence, reversed_))
     np.testing.assert_allclose(a @ a.T, b @ b.T, atol=1e-4)
 

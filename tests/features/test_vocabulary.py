@@ -172,7 +172,7 @@ def test_query_features_are_missing_without_a_query_or_without_words() -> None:
 
 def test_a_list_is_replayed_with_its_query() -> None:
     """The first list has no query and the second has one; its rows equal those of `rows` at the same time."""
-    replay = Replay(ITEMS.catalogue, ITEMS.words and _vectors(), make_events([], 2), np.array([START]))
+    replay = Replay(ITEMS.catalogue, _vectors(), make_events([], 2), np.array([START]))
     lists = make_lists([10.0, 20.0], [0, 0], [list(range(N))] * 2, queries=["", "walnut feedre"])
     replayed = replay.rows(lists).reshape(2, N, -1)
     column = names(ITEMS).index("query_match")
@@ -190,7 +190,7 @@ def test_retrieval_uses_both_the_meaning_and_the_words_of_a_query() -> None:
     found = retrieve(ITEMS, EMPTY, START, N, Context(query="oak"))
     sources = {
         TITLES[row]: {s for k, s in enumerate(SOURCES) if bits >> k & 1}
-        for row, bits in zip(found.item.tolist(), found.offered.tolist(), strict=True)
+        for row, bits in zip(found.item.tolist(), found.source_bits.tolist(), strict=True)
     }
     assert sources["Oak Desk"] == sources["Oak Feeder"] == {"query", "query_words", "new"}
     assert "query" in sources["Walnut Desk"]

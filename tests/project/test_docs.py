@@ -16,8 +16,8 @@ import yaml
 
 from offline.config.configuration import load
 from serving.release.manifest import MANIFEST
-from tests import invoices
-from tests.blocks import LANGUAGES, PAGES, ROOT, Block, Terminal, blocks, send
+from tests import ROOT, invoices
+from tests.blocks import LANGUAGES, PAGES, Block, Terminal, blocks, send
 
 BLOCKS = [b for path in PAGES for b in blocks(path)]
 FROM_NOTHING = ("README.md", "docs/quickstart.md")

@@ -56,18 +56,24 @@ def test_without_rows_or_clicks_all_positions_have_probability_one() -> None:
 
 
 def test_with_full_examination_ips_ndcg_is_ndcg_weighted_by_clicks() -> None:
-    """List 1: two clicks, both on top: 1, weight 2. List 2: one click, second of two: 1 / log2(3), weight 1."""
-    gain = np.array([1.0, 1.0, 0.0, 0.0, 1.0])
-    result = ips_ndcg(np.array([3.0, 2, 1, 2, 1]), gain, np.array([0, 3, 5]), np.ones(5))
-    assert result == pytest.approx((2 + 1 / np.log2(3)) / 3)
+    """List 0: two clicks at the top: 1, weight 2. List 1: one click, second of two: 1 / log2(3), weight 1. List 2: no
+    click."""
+    of, rank = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])
+    value, weight = ips_ndcg(of, rank, np.array([1.0, 1.0, 0.0, 0.0, 1.0]), np.ones(5), n_lists=3)
+    assert value == pytest.approx([1, 1 / np.log2(3), np.nan], nan_ok=True)
+    assert weight.tolist() == [2, 1, 0]
 
 
 def test_a_click_at_a_rarely_examined_position_counts_more() -> None:
     """Gain 1 / 0.25 = 4 ranked second after gain 1: (1 + 4 / log2(3)) / (4 + 1 / log2(3))."""
     discount = 1 / np.log2(3)
-    result = ips_ndcg(np.array([2.0, 1.0]), np.ones(2), np.array([0, 2]), np.array([1.0, 0.25]))
-    assert result == pytest.approx((1 + 4 * discount) / (4 + discount))
+    value, weight = ips_ndcg(np.zeros(2, np.int64), np.arange(2), np.ones(2), np.array([1.0, 0.25]), n_lists=1)
+    assert value == pytest.approx([(1 + 4 * discount) / (4 + discount)])
+    assert weight.tolist() == [1 + 4]
 
 
-def test_ips_ndcg_without_gains_is_zero() -> None:
-    assert ips_ndcg(np.zeros(2), np.zeros(2), np.array([0, 2]), np.ones(2)) == 0
+def test_ranks_from_k_on_do_not_count() -> None:
+    """A click at rank 0 and one at rank 2: 1 of 1 at k = 1; 1 of 1 + 1 / log2(3) at k = 2."""
+    of, rank, one = np.zeros(2, np.int64), np.array([0, 2]), np.ones(2)
+    assert ips_ndcg(of, rank, one, one, 1, k=1)[0] == pytest.approx([1])
+    assert ips_ndcg(of, rank, one, one, 1, k=2)[0] == pytest.approx([1 / (1 + 1 / np.log2(3))])

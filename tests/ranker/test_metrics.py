@@ -469,7 +469,7 @@ def test_the_share_of_the_gap_uses_means_over_lists() -> None:
     share, low, high = gap_closed(system, base, top, np.array([1, 2, 3]))
     assert share == pytest.approx(0.2 / 0.5)
     # A resample with the first user twice gives 0.3 / 0.6, one with the second user twice 0.1 / 0.4.
-    assert (low, high) == (pytest.approx(0.25), pytest.approx(0.5))
+    assert (low, high) == pytest.approx((0.25, 0.5))
 
 
 def test_without_a_gap_there_is_no_share_and_with_one_user_no_interval() -> None:

@@ -167,7 +167,8 @@ def test_the_value_of_the_logged_order_is_its_mean_gain() -> None:
     """Without randomisation all propensities are 1, and every estimate is the mean logged gain."""
     logged, _ = planted()
     certain = replace(logged, propensity=np.ones(6))
-    for estimate in (ips(certain, logged.position, 3), snips(certain, logged.position, 3)):
+    place = logged.position.astype(np.int64)
+    for estimate in (ips(certain, place, 3), snips(certain, place, 3)):
         assert (estimate.value, estimate.matches, estimate.effective) == ((1 + 3) / 2, 6, 6)
 
 

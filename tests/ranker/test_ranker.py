@@ -142,8 +142,17 @@ def test_position_debiasing_brings_scores_closer_to_the_true_utility() -> None:
     correlation = {}
     for debias in (False, True):
         config = RankerConfig(trees=60, leaves=7, early_stopping_rounds=60, position_debias=debias, learning_rate=0.1)
-        arrays = [fit["rows"], fit["gain"], fit["start"], valid["rows"], valid["gain"], valid["start"]]
-        text = train(*arrays, NAMES, config, position=fit["position"]).model_text
+        text = train(
+            fit["rows"],
+            fit["gain"],
+            fit["start"],
+            valid["rows"],
+            valid["gain"],
+            valid["start"],
+            NAMES,
+            config,
+            position=fit["position"],
+        ).model_text
         correlation[debias] = np.corrcoef(Trees.parse(text).score(new["rows"]), new["utility"])[0, 1]
     assert correlation[True] > correlation[False] + 0.05
 

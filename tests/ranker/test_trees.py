@@ -48,14 +48,17 @@ def tree_text(number: int, leaves: int, **fields: Any) -> str:
     base: dict[str, Any] = {"num_leaves": leaves, "num_cat": 0, "is_linear": 0, "shrinkage": 1}
     lines = [f"Tree={number}"]
     for key, value in (base | fields).items():
-        lines.append(f"{key}={value if np.isscalar(value) else ' '.join(repr(v) for v in np.asarray(value).tolist())}")
+        lines.append(
+            f"{key}={str(value) if np.isscalar(value) else ' '.join(repr(v) for v in np.asarray(value).tolist())}"
+        )
     return "\n".join(lines) + "\n\n\n"
 
 
 def random_tree(rng: np.random.Generator, number: int, leaves: int) -> str:
     """A random tree, grown by splitting random leaves, with splits of every kind."""
     nodes = leaves - 1
-    left, right, parent_of = np.zeros(nodes, int), np.zeros(nodes, int), {0: None}
+    left, right = np.zeros(nodes, int), np.zeros(nodes, int)
+    parent_of: dict[int, tuple[np.ndarray, int] | None] = {0: None}
     for node in range(nodes):
         leaf = int(rng.integers(node + 1))
         if (side := parent_of[leaf]) is not None:
@@ -94,7 +97,7 @@ def random_model(seed: int, leaves: list[int]) -> str:
     return model_text([random_tree(rng, number, count) for number, count in enumerate(leaves)])
 
 
-def edge_case_rows(seed: int, n: int, dtype: type, text: str) -> np.ndarray:
+def edge_case_rows(seed: int, n: int, dtype: type[np.floating[Any]], text: str) -> np.ndarray:
     """Rows of special values, of the model's thresholds and the floats next to them, and of ordinary numbers."""
     rng = np.random.default_rng(seed)
     thresholds = [float(t) for line in re.findall(r"^threshold=(.*)$", text, re.M) for t in line.split()]
@@ -198,7 +201,7 @@ def stump(**fields: Any) -> str:
     return tree_text(0, 2, **(node | fields))
 
 
-def column(*values: float, dtype: type = np.float32) -> np.ndarray:
+def column(*values: float, dtype: type[np.floating[Any]] = np.float32) -> np.ndarray:
     rows = np.zeros((len(values), FEATURES), dtype)
     rows[:, 0] = values
     return rows

@@ -37,7 +37,7 @@ from shelfwise_client import (
 from shelfwise_client.calls import encoded, identified
 from shelfwise_client.spool import Spool
 from tests import ROOT
-from tests.running import Line, Process, Scripted, emptied, engagements, process, stored
+from tests.running import Line, Process, Response, Scripted, emptied, engagements, process, stored
 from tests.serving.test_service import EVERY, ready, releases, served, until, url
 
 __all__ = ["releases", "url"]
@@ -205,8 +205,12 @@ def test_a_pause_is_random_up_to_a_bound_that_doubles(
 def test_a_write_that_may_have_been_carried_out_is_not_retried(call: str) -> None:
     """After 500 or a lost response it is sent once; after 429 or `busy`, which change nothing, it is sent again."""
     argument: Any = {"item_id": "a"} if call == "put_item" else "a"
-    uncertain = [(500, {}, b"", 0, 0), (503, {}, problem(503, "store-away"), 0, 0), (200, {}, b"{}", 0.4, 0)]
-    refused = [(429, {}, b"", 0, 0), (503, {}, BUSY, 0, 0)]
+    uncertain: list[Response] = [
+        (500, {}, b"", 0, 0),
+        (503, {}, problem(503, "store-away"), 0, 0),
+        (200, {}, b"{}", 0.4, 0),
+    ]
+    refused: list[Response] = [(429, {}, b"", 0, 0), (503, {}, BUSY, 0, 0)]
     for first, attempts in [(answer, 1) for answer in uncertain] + [(answer, 2) for answer in refused]:
         with Scripted([first, (400, {}, problem(400, "end"), 0, 0)]) as service:
             with Shelfwise(service.address, retry=Retry(first_s=0.01)) as shop, pytest.raises(ShelfwiseError):
@@ -414,7 +418,8 @@ def test_events_in_a_spool_for_too_long_are_reported_and_not_sent(address: str, 
     async def begin() -> Counts:
         async with AsyncShelfwise(address, KEY, sending=keep(), on_refused=on_refused) as shop:
             await shop.health()
-            return shop.counts if await asyncio.to_thread(until, lambda: len(refused_events) == 2) is None else Counts()
+            await asyncio.to_thread(until, lambda: len(refused_events) == 2)
+            return shop.counts
 
     with Shelfwise(address, KEY, sending=keep(), on_refused=on_refused) as shop:
         until(lambda: len(refused_events) == 1)

@@ -50,7 +50,8 @@ def test_declared_types_have_the_fields_of_the_schema(name: str) -> None:
 
 def test_every_type_of_the_supported_routes_is_declared() -> None:
     """The types that these routes accept and return, and the types nested in them, are declared, and no others."""
-    wanted, seen = {"ProblemDocument"}, set()
+    wanted = {"ProblemDocument"}
+    seen: set[str] = set()
     for path, method in SUPPORTED.items():
         wanted |= set(re.findall(r"#/components/schemas/(\w+)", str(SCHEMA["paths"][path][method])))
     while wanted - seen:

@@ -41,7 +41,7 @@ RESULTS = [
     "ItemAnswer",
     "ServiceState",
 ]
-CALLS = {
+CALLS: dict[str, calls.Call[Any]] = {
     "rank": calls.rank("u", ["a"]),
     "recommend": calls.recommend("u"),
     "similar": calls.similar("a/b"),

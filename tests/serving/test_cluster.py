@@ -25,7 +25,8 @@ from serving.store.layout import SHARDS, Layout
 from serving.store.written import BulkWrittenItems
 from tests.clusters import LocalCluster, local_cluster
 from tests.offline.data.test_collection import data, event_ids
-from tests.serving.test_chaos import Load, stored
+from tests.running import stored
+from tests.serving.test_chaos import Load
 from tests.serving.test_guard import counted
 from tests.serving.test_release import CUT_OFF
 from tests.serving.test_service import FAST, click, ranked, ready, releases, served, until
@@ -118,7 +119,8 @@ def test_events_are_deduplicated_and_all_parts_of_the_stream_are_read(store: Bul
     assert store.write(events, NOW) == [True] * len(events)
     assert store.write(events, NOW) == [False] * len(events)
     assert store.length(STREAM) == len(events)
-    last, read = START, []
+    last = START
+    read: list[Event] = []
     while (batch := store.events(last, count=10))[1]:
         last, read = batch[0], read + batch[1]
     assert sorted(e.event_id for e in read) == sorted(e.event_id for e in events)

@@ -153,6 +153,15 @@ def test_a_family_is_one_reason_with_the_sum_of_its_contributions() -> None:
     assert (parts.base, parts.others, score) == (10.0, 0.0, 9.5)
 
 
+def test_a_feature_and_its_comparison_with_the_list_are_one_reason() -> None:
+    """1 for the click rate + 2 for its rank in the list, which is the stronger one and gives the text."""
+    contributions = dict.fromkeys((f.name for f in FEATURES), 0.0)
+    contributions |= {"item_click_rate_30d": 1.0, "item_click_rate_30d_rank": 2.0}
+    parts, _ = explain_row([0.0] * len(FEATURES), [*contributions.values(), 0.0])
+    text = "often clicked when shown, compared with this list"
+    assert [tuple(r) for r in parts.reasons] == [("item_click_rate_30d_rank", 3.0, text)]
+
+
 def test_a_family_whose_contributions_cancel_out_is_no_reason() -> None:
     texts = Reasons("often", "rarely")
     family = [Feature(name, "", "", "", lambda m: 0.0, reasons=texts) for name in ("a_1d", "a_7d")]

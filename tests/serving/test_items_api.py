@@ -286,8 +286,8 @@ def test_counts_stay_with_their_items_when_items_are_added() -> None:
     one = Overlay({"x": ItemFields(CUT_OFF, {})}, {}).over(base, base.state)
     one.state.apply(np.array([20, 3, -1], np.int32), np.full(3, Kind.CLICK, np.int8), np.full(3, CUT_OFF))
     two = Overlay({"x": ItemFields(CUT_OFF, {}), "y": ItemFields(CUT_OFF, {})}, {}).over(base, one.state)
-    for item in (20, 3, -1):
-        item = np.array([item], np.int32)
+    for row in (20, 3, -1):
+        item = np.array([row], np.int32)
         np.testing.assert_array_equal(two.state.of_items(item, CUT_OFF), one.state.of_items(item, CUT_OFF))
         np.testing.assert_array_equal(two.state.of_categories(item, CUT_OFF), one.state.of_categories(item, CUT_OFF))
     assert two.state.of_items(np.array([20], np.int32), CUT_OFF)[0, Kind.CLICK, 0] == 1.0

@@ -35,7 +35,7 @@ def test_a_new_key_has_its_scopes_and_its_line_does_not_contain_it() -> None:
     assert line == f"shop-1 rank,events {sha256(key.encode()).hexdigest()} rate=50"
     found = Keys(lines=line).of(f"Bearer {key}")
     assert found is not None
-    assert (found.name, found.scopes, found.rate) == ("shop-1", {"rank", "events"}, 50)
+    assert (found.name, found.scopes, found.rate) == ("shop-1", frozenset({"rank", "events"}), 50)
     assert new_key("shop-1", ["rank"])[0] != key
     for rate, text in ((1e6, "rate=1000000"), (0.015, "rate=0.015")):
         assert new_key("a", ["rank"], rate)[1].endswith(text)

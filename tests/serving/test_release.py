@@ -35,8 +35,7 @@ COLOURS = ("blue", "red")
 def planted_items(n: int = 20) -> Items:
     """Items of two alternating colours: `blue-00, blue-02, ..` have similar vectors, and so do `red-01, red-03, ..`."""
     rng = np.random.default_rng(3)
-    colour = np.arange(n) % 2
-    ids = sorted(f"{COLOURS[c]}-{i:02d}" for i, c in enumerate(colour))
+    ids = sorted(f"{COLOURS[i % 2]}-{i:02d}" for i in range(n))
     colour = np.array([COLOURS.index(i.split("-")[0]) for i in ids], np.int32)
     vectors = np.full((n + 1, 16), np.nan, np.float32)
     vectors[:n] = rng.normal(0, 0.1, (n, 16))
@@ -355,7 +354,12 @@ def test_segments_with_another_number_of_factors_are_refused(copy: Path) -> None
 
 def test_a_release_written_before_segments_existed_has_none(copy: Path) -> None:
     """Its ranker was trained without them."""
-    rewrite(copy, lambda m: [m["files"].pop(f"arrays/segment_{part}.npy") for part in ("centre", "log_share")])
+
+    def without_segments(manifest: dict[str, Any]) -> None:
+        for part in ("centre", "log_share"):
+            del manifest["files"][f"arrays/segment_{part}.npy"]
+
+    rewrite(copy, without_segments)
     assert len(load_release(copy).items.segments.centre) == 0
 
 

@@ -435,7 +435,9 @@ def test_every_combination_of_rules_holds_all_of_them(
         assert 4 not in item
     for cap in given_.get("cap", []):
         tags = ATTRIBUTES.text_attribute(cap["attribute"], "").tags
-        values = np.concatenate([tags.tag[tags.start[i] : tags.start[i + 1]] for i in item[item >= 0]] or [[]])
+        values = np.concatenate(
+            [tags.tag[tags.start[i] : tags.start[i + 1]] for i in item[item >= 0]] or [np.empty(0, np.int32)]
+        )
         assert not len(values) or np.bincount(values.astype(int)).max() <= cap["most"]
     pins = {p["item_id"]: p["position"] for p in given_.get("pin", [])}
     final = [of.item_ids[k] for k in whole.order.tolist()]

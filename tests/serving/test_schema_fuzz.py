@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode, openapi
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from serving.http.keys import SCOPES, Keys, new_key
@@ -58,7 +59,10 @@ def test_requests_that_match_the_schema_are_accepted_and_others_refused(
 ) -> None:
     """Status codes, content types and bodies are as documented; invalid requests and keys are refused."""
     schema = openapi.from_url(f"{client.base_url}/openapi.json")
-    operations = [result.ok() for result in schema.get_all_operations()]
+    operations = []
+    for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
+        operations.append(result.ok())
     assert {o.path for o in operations} >= {"/v1/rank", "/v1/events", "/v1/similar/{item_id}", "/metrics"}
     for operation in operations:
         if mode is GenerationMode.POSITIVE or len(operation.body) or len(operation.query):

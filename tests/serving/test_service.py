@@ -74,11 +74,12 @@ def served(
             thread.join()
 
 
-def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+def until(condition: Callable[..., Any], seconds: float = 120) -> None:
+    """Wait for a condition. The first service on a new checkout compiles its kernels, which takes most of a minute."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not hold in time"
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def ready(client: httpx.Client) -> None:
@@ -116,7 +117,7 @@ def client(running: httpx.Client, url: str, releases: list[Path]) -> httpx.Clien
     return running
 
 
-def click(item: str = "red-01", user: str = "u", **more: Any) -> dict[str, Any]:
+def click(item: object = "red-01", user: object = "u", **more: object) -> dict[str, Any]:
     return {"event": "click", "user_id": user, "item_id": item} | more
 
 

@@ -84,9 +84,12 @@ def newest_first(events: list[Event]) -> list[tuple[float, int, bytes, str]]:
 
 def records(raw: redis.Redis, key: str) -> list[tuple[float, int, bytes, int]]:
     """(at, kind, item ID, hash of the event ID) of each record of a list."""
-    return [
-        (*struct.unpack("<dBq", r[:17])[:2], r[17:], struct.unpack("<dBq", r[:17])[2]) for r in raw.lrange(key, 0, -1)
-    ]
+    found = []
+    for r in raw.lrange(key, 0, -1):
+        assert isinstance(r, bytes)
+        at, kind, hashed = struct.unpack("<dBq", r[:17])
+        found.append((at, kind, r[17:], hashed))
+    return found
 
 
 some_events = st.lists(

@@ -59,7 +59,7 @@ def test_rankings_continue_through_three_swaps_and_a_rollback(tmp_path: Path, ca
         with BulkStore(url) as store:
             for target in (*releases[1:], releases[2]):
                 await asyncio.sleep(calls / 20_000)
-                await asyncio.to_thread(store.point, Pointer(target.name, str(target)))
+                await asyncio.to_thread(store.set_pointer, Pointer(target.name, str(target)))
                 await asyncio.to_thread(until, lambda t=target: state()["release"] == t.name)
         stop.set()
         return sum(await asyncio.gather(*clients), Counter[str]())

@@ -109,7 +109,8 @@ steps = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.integer
 @given(steps)
 def test_minutes_sum_to_the_counts_after_the_first_record(steps: list[tuple[str, int, int]]) -> None:
     total = {"a": [0.0, 0.0], "b": [0.0, 0.0]}
-    records, expected = [], 0.0
+    records: list[Record] = []
+    expected = 0.0
     for k, (service, rankings, events) in enumerate(steps):
         seen = any(r.service == service for r in records)
         total[service][0] += rankings

@@ -39,7 +39,8 @@ class ThreadGroup:
         return torch.stack(self._gather(tensor.detach().clone())).sum(dim=0)
 
     def broadcast(self, value: T) -> T:
-        return self._gather(value)[0]
+        first: T = self._gather(value)[0]
+        return first
 
 
 def run_workers(size: int, work: Callable[[Group], T]) -> list[T]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -130,8 +131,12 @@ def test_any_values_give_a_single_line_without_outer_white_space(attributes: dic
 # --- examples from the log
 
 
-def log(*rows: tuple[float, int, int, Kind] | tuple[float, int, int, Kind, int, int], n_users: int = 4) -> Events:
-    """Events from (at, user, item, kind[, request, position])."""
+LogRow = tuple[float, int, int, Kind] | tuple[float, int, int, Kind, int, int]
+"""(at, user, item, kind[, request, position])."""
+
+
+def log(*rows: LogRow, n_users: int = 4) -> Events:
+    """Events from rows in any order."""
     events = sorted(((*row, -1, -1)[:6] for row in rows), key=lambda r: (r[0], r[3], r[2]))
     at, user, item, kind, request, position = zip(*events, strict=True) if events else ((),) * 6
     return Events(
@@ -178,9 +183,9 @@ def test_events_at_the_same_time_are_not_part_of_the_history() -> None:
 
 
 def test_skips_are_items_of_the_same_list_without_engagement_closest_above_first() -> None:
-    shown = [(10.0, 0, item, Kind.IMPRESSION, 3, item - 20) for item in range(20, 28)]
-    elsewhere = [(9.0, 0, 40, Kind.IMPRESSION, 2, 0), (9.0, 0, 41, Kind.IMPRESSION)]
-    clicks = [(0.0, 0, 1, Kind.CLICK), (11.0, 0, 24, Kind.CLICK, 3, -1), (12.0, 0, 22, Kind.CLICK, 3, 2)]
+    shown: list[LogRow] = [(10.0, 0, item, Kind.IMPRESSION, 3, item - 20) for item in range(20, 28)]
+    elsewhere: list[LogRow] = [(9.0, 0, 40, Kind.IMPRESSION, 2, 0), (9.0, 0, 41, Kind.IMPRESSION)]
+    clicks: list[LogRow] = [(0.0, 0, 1, Kind.CLICK), (11.0, 0, 24, Kind.CLICK, 3, -1), (12.0, 0, 22, Kind.CLICK, 3, 2)]
     found = examples(log(*shown, *elsewhere, *clicks), before=99, skipped=4)
     assert found.target.tolist() == [24, 22]
     # 24 is at position 4, by its impression. Skips above it: 23, 21, 20; below it: 25. Not 22, which was clicked later.
@@ -230,7 +235,7 @@ def assert_equal(a: Examples, b: Examples) -> None:
 @given(st.lists(event, max_size=40), st.lists(event, max_size=20), st.integers(0, 12).map(float))
 @settings(max_examples=100, deadline=None)
 def test_events_at_or_after_the_end_of_the_window_do_not_change_the_examples(
-    early: list, late: list, before: float
+    early: list[LogRow], late: list[LogRow], before: float
 ) -> None:
     """The encoder window ends before the ranker window begins, so there is no leakage."""
     early = [e for e in early if e[0] < before]
@@ -240,7 +245,7 @@ def test_events_at_or_after_the_end_of_the_window_do_not_change_the_examples(
 
 @given(st.lists(event, max_size=40))
 @settings(max_examples=50, deadline=None)
-def test_training_histories_equal_serving_histories(rows: list) -> None:
+def test_training_histories_equal_serving_histories(rows: list[LogRow]) -> None:
     """Same items, order and weights as in `Histories`, without the target and unknown items."""
     events = log(*rows)
     found = examples(events, before=99, history=100)
@@ -553,7 +558,7 @@ def killed_after(
     """Trains for the given number of steps and is killed before the next one."""
     original_step, left = trainer.Trainer.step, steps
 
-    def step(self: trainer.Trainer, rows: object, draw: np.random.Generator) -> float:
+    def step(self: trainer.Trainer, rows: Any, draw: np.random.Generator) -> float:
         nonlocal left
         left -= 1
         if left < 0:

@@ -10,7 +10,6 @@ The modules of this package turn an evaluation into plain values; only `template
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from offline.evaluation.report import data, formatting, models, off_policy, results
 from offline.evaluation.report.conclusions import significant
 from offline.evaluation.report.content import DRAWN, HEADLINE, SCHEMA, SECTIONS, level, plain, validate
+from offline.runtime import atomic_path
 
 __all__ = ["DRAWN", "SCHEMA", "SECTIONS", "render", "significant", "write"]
 
@@ -76,13 +76,6 @@ def write(evaluation: Mapping[str, object], directory: Path) -> Path:
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        temporary = directory / f".{name}.{os.getpid()}"
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(directory / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_path(directory / name) as temporary:
+            temporary.write_text(content, "utf-8", newline="\n")
     return directory / "report.html"

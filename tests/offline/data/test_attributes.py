@@ -14,6 +14,7 @@ from features.log import Kind
 from features.moment import Moment
 from features.prior import attribute_rates
 from features.table import features, names, rows
+from offline.config.imports import AttributeKind
 from offline.data.attributes import convert_attributes
 from offline.data.dataset import read_catalogue
 from offline.runtime.errors import DataError
@@ -30,7 +31,13 @@ ITEMS = pa.table(
         "internal": [1, 2, 3],
     }
 )
-KINDS = {"year": "number", "maker": "category", "themes": "tags", "released": "date", "internal": "ignore"}
+KINDS: dict[str, AttributeKind] = {
+    "year": "number",
+    "maker": "category",
+    "themes": "tags",
+    "released": "date",
+    "internal": "ignore",
+}
 
 
 def test_attributes_are_converted_to_the_configured_kinds() -> None:
@@ -66,7 +73,7 @@ def test_attributes_are_converted_to_the_configured_kinds() -> None:
         ),
     ],
 )
-def test_an_invalid_value_is_an_error_with_its_row(kinds: dict, message: str) -> None:
+def test_an_invalid_value_is_an_error_with_its_row(kinds: dict[str, AttributeKind], message: str) -> None:
     """The message has file, column, row, value and fix."""
     with pytest.raises(DataError) as error:
         convert_attributes(ITEMS, kinds, "items.parquet")

@@ -78,8 +78,10 @@ def test_the_arrays_do_not_depend_on_the_split_into_files_and_spans(
     for name in ("days", "both"):
         write_days(tmp_path / name, whole.take(pa.array(order)), parts)
     one = load_dataset(tmp_path / "one")
+    defaults = Partitions.spans.__defaults__
+    assert defaults is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Partitions.spans, "__defaults__", (*Partitions.spans.__defaults__[:-1], span))
+        patch.setattr(Partitions.spans, "__defaults__", (*defaults[:-1], span))
         others = [load_dataset(tmp_path / name) for name in ("one", "days", "both")]
     for other in others:
         for name in ARRAYS:
@@ -115,14 +117,14 @@ def test_a_time_range_is_read_only_from_the_files_that_may_have_it(tmp_path: Pat
     found = pa.concat_tables(log.events.spans(["event_id", "timestamp"], DAY_US, 3 * DAY_US))
     assert found["event_id"].to_pylist() == ["e1", "e2"]
     assert [day_of(name) for _, name in log.events.files(DAY_US, 3 * DAY_US)] == [1, 2]
-    until = {"until": 3 * 86400.0}
-    before = LogFiles.of(tmp_path, **until).checksums()
+    until = 3 * 86400.0
+    before = LogFiles.of(tmp_path, until=until).checksums()
     write_days(tmp_path, table([{"timestamp": 3 * DAY_US}]), 2)
-    assert LogFiles.of(tmp_path, **until).checksums() == before
+    assert LogFiles.of(tmp_path, until=until).checksums() == before
     write_days(tmp_path, table([{"event_id": "late", "timestamp": DAY_US}]), 1)
-    assert LogFiles.of(tmp_path, **until).checksums() != before, "a late event changes the checksums"
+    assert LogFiles.of(tmp_path, until=until).checksums() != before, "a late event changes the checksums"
     pq.write_table(items(), tmp_path / "items.parquet")
-    cut = load_dataset(tmp_path, log=LogFiles.of(tmp_path, since=86400.0, **until))
+    cut = load_dataset(tmp_path, log=LogFiles.of(tmp_path, since=86400.0, until=until))
     assert list(cut.event_id) == ["late", "e2"]
     with pytest.raises(DataError, match="no event is in the requested time range; the log is from 1970-01-01T"):
         load_dataset(tmp_path, log=LogFiles.of(tmp_path, since=86400.0 * 99))
@@ -160,7 +162,11 @@ def test_different_events_with_the_same_id_are_all_kept(tmp_path: Path) -> None:
     """So that a data check can report reused IDs. An event that is logged twice counts once."""
     (tmp_path / "items.parquet").touch()
     pq.write_table(items(), tmp_path / "items.parquet")
-    log = [{"event_id": "e", "timestamp": 5}, {"event_id": "e", "timestamp": 6}, {"event_id": "e", "user_id": "v"}]
+    log: list[dict[str, Any]] = [
+        {"event_id": "e", "timestamp": 5},
+        {"event_id": "e", "timestamp": 6},
+        {"event_id": "e", "user_id": "v"},
+    ]
     write_days(tmp_path, table(log), 1)
     found = load_dataset(tmp_path)
     assert list(found.event_id) == ["e", "e"]

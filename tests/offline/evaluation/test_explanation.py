@@ -52,7 +52,7 @@ def test_the_values_equal_lightgbms_and_add_up_to_the_score(shop: tuple[str, np.
     few = rows[:50]
     found = explain_model(text, few, COLUMNS, seed=1)
     booster = lightgbm.Booster(model_str=text)
-    shap = booster.predict(few, pred_contrib=True)
+    shap = np.asarray(booster.predict(few, pred_contrib=True))
     mean_abs = next(f["mean_abs"] for f in found["features"] if f["name"] == "item_price")
     assert mean_abs == pytest.approx(np.abs(shap[:, PRICE]).mean())
     assert shap.sum(axis=1) == pytest.approx(booster.predict(few, raw_score=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import stat
 from collections.abc import Callable
@@ -507,7 +508,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_whole(tmp_path: Path, mo
     def full_disk(_: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(report.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
         report.write({**small(), "title": "new"}, tmp_path)
     assert (tmp_path / "report.html").read_bytes() == old

@@ -23,8 +23,8 @@ from offline.evaluation.systems import (
     METRICS,
     beyond_accuracy,
     calibrate,
+    debiased_ndcg,
     has_history,
-    ips_ndcg,
     judge,
     learning_curve,
     lists_with_gain,
@@ -129,7 +129,9 @@ def test_metrics_of_an_order_equal_metrics_of_its_scores(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, 9, 5).tolist()
     lists = make_lists([float(g) for g in range(5)], [0] * 5, [rng.permutation(20)[:n].tolist() for n in sizes])
-    lists = replace(lists, gain=rng.integers(0, 4, lists.rows).astype(np.int8), missed=rng.integers(0, 2, (5, 3)))
+    lists = replace(
+        lists, gain=rng.integers(0, 4, lists.rows).astype(np.int8), missed=rng.integers(0, 2, (5, 3)).astype(np.int32)
+    )
     score = rng.integers(0, 3, lists.rows).astype(np.float64)
     rows, grade = np.nonzero(lists.missed)
     targets = find_targets(lists, lists)
@@ -154,12 +156,13 @@ def test_a_click_at_a_rarely_examined_position_weighs_more() -> None:
     targets = Targets(np.zeros(2, np.int64), np.array([7, 5], np.int32), np.ones(2, np.int8))
     order, seen = ordered(lists, np.array([2.0, 1.0, 3.0, 2.0, 1.0, 3.0])), np.array([1, 0.25])
     expected = (1 + 4 / 2) / (4 + 1 / LOG2_3)
-    np.testing.assert_allclose(ips_ndcg(order, targets, seen), [[expected, np.nan], [1 + 4, 0]])
-    np.testing.assert_allclose(ips_ndcg(order, targets, seen, np.array([True, False])), [[1, np.nan], [1, 0]])
-    assert np.isnan(ips_ndcg(order, targets, seen, np.zeros(2, bool))[0]).all()
+    np.testing.assert_allclose(debiased_ndcg(order, targets, seen), [[expected, np.nan], [1 + 4, 0]])
+    with_7_alone = np.array(debiased_ndcg(order, targets, seen, np.array([True, False])))
+    np.testing.assert_allclose(with_7_alone, [[1.0, np.nan], [1.0, 0.0]])
+    assert np.isnan(debiased_ndcg(order, targets, seen, np.zeros(2, bool))[0]).all()
 
 
-def test_with_every_item_examined_ips_ndcg_is_plain_ndcg() -> None:
+def test_with_every_item_examined_debiased_ndcg_is_plain_ndcg() -> None:
     """For all targets and for a part of them, inside and outside the list."""
     rng = np.random.default_rng(2)
     lists = replace(planted(), gain=rng.integers(0, 4, planted().rows).astype(np.int8))
@@ -167,11 +170,11 @@ def test_with_every_item_examined_ips_ndcg_is_plain_ndcg() -> None:
     targets = targets._replace(item=np.where(rng.random(len(targets.item)) < 0.1, 250, targets.item).astype(np.int32))
     order, part = ordered(lists, rng.normal(size=lists.rows)), rng.random(len(targets.of)) < 0.5
     for of_part in (None, part):
-        found, _ = ips_ndcg(order, targets, np.ones(len(targets.of)), of_part)
+        found, _ = debiased_ndcg(order, targets, np.ones(len(targets.of)), of_part)
         np.testing.assert_allclose(found, per_list(order, targets, ("ndcg@10",), of_part)["ndcg@10"])
 
 
-def test_ips_ndcg_does_not_favour_the_shown_order() -> None:
+def test_debiased_ndcg_does_not_favour_the_shown_order() -> None:
     """All items are equally good, so no order is better, but position k is examined with probability 1 / (1 + k).
 
     By plain ndcg the shown order leads by far; by IPS ndcg, the interval of the difference includes zero.
@@ -184,9 +187,9 @@ def test_ips_ndcg_does_not_favour_the_shown_order() -> None:
     targets = find_targets(lists, lists)
     shown, other = ordered(lists, -place.astype(np.float64)), ordered(lists, rng.normal(size=lists.rows))
     plain = [per_list(o, targets, ("ndcg@10",))["ndcg@10"] for o in (shown, other)]
-    debiased = [np.prod(ips_ndcg(o, targets, (1 / (1 + place))[clicked]), axis=0) for o in (shown, other)]
-    assert paired_difference(*plain, lists.user).low > 0.15
-    d = paired_difference(*debiased, lists.user)
+    debiased = [np.prod(debiased_ndcg(o, targets, (1 / (1 + place))[clicked]), axis=0) for o in (shown, other)]
+    assert paired_difference(plain[0], plain[1], lists.user).low > 0.15
+    d = paired_difference(debiased[0], debiased[1], lists.user)
     assert d.low < 0 < d.high
 
 

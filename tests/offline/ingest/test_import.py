@@ -44,7 +44,7 @@ EVENTS: list[dict[str, Any]] = [
         "value": 2.0,
     },
 ]
-ITEMS = [
+ITEMS: list[dict[str, Any]] = [
     {"item_id": "a", "title": "Lamp", "price": 9.5, "genres": ["x", "y"], "weight": 2.5},
     {"item_id": "b", "title": "Rug", "price": 20.0, "genres": ["x"], "weight": None},
 ]

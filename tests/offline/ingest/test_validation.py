@@ -45,7 +45,7 @@ def stamps(config: ImportConfig, folder: Path) -> list[str]:
 
 
 LONG = "u" * 257
-CASES = {
+CASES: dict[str, tuple[str | bytes, str]] = {
     "missing_user": (
         "click,,i1,2026-05-01,,,,",
         "events.csv, row 3, column user_id: the row does not identify a user (missing_user)."
@@ -168,7 +168,7 @@ def test_a_device_of_64_characters_is_accepted_and_one_of_65_rejected(tmp_path: 
     )
 
 
-JSON_CASES = {
+JSON_CASES: dict[str, list[Any]] = {
     "bad_json": ['{"event": "click", "value": NaN}', "{", "\x00", "[" * 3000, '{"value": 1e999}', '{"a": "\\ud800"}'],
     "not_an_object": ["[1]", '"click"', "null"],
     "bad_encoding": ['{"user_id": "caf\udce9"}'],
@@ -480,7 +480,7 @@ def test_an_invalid_configuration_is_rejected_with_the_allowed_values(tmp_path: 
         ({"position_base": 2}, "Input should be 0 or 1"),
     ):
         with pytest.raises(ValidationError) as error:
-            EventSource(path=path, **wrong)  # type: ignore[arg-type]
+            EventSource(path=path, **wrong)
         assert words in str(error.value)
     with pytest.raises(ValidationError, match="no source describes items, so every event would be rejected"):
         ImportConfig(events=(EventSource(path=path, format="csv"),))

@@ -215,8 +215,8 @@ def test_each_step_reads_only_what_it_declares_and_is_reproducible(
     """Each step runs alone, in a directory with only the files that it reads."""
     options: dict[str, Any] = {"until": END.timestamp() - 2 * DAY}
     finished = night_of(shop, url, **options)
-    for step in finished.run.plan(finished.steps):
-        assert step.done
+    for planned in finished.run.plan(finished.steps):
+        assert planned.done
     timed = {"evaluation.json", "report.html"}  # contain durations
     for name in ("windows", "lists", "rows", "ranker", "evaluate", "release"):
         night = night_of(shop, url, **options)
@@ -432,10 +432,11 @@ def test_an_encoder_of_another_dimension_does_not_disturb_the_live_release(
     candidate = json.loads(night.run.file("gate.json").read_text())["candidate"]
     with BulkStore(url) as store, served(url, FAST, first.path) as client:
         ready(client)
-        for change, expected in (
+        changes: list[tuple[Callable[[], release.Release], str]] = [
             (lambda: registry.promote(config.releases, store, candidate, "try it"), candidate),
             (lambda: registry.rollback(config.releases, store, "no"), first.id),
-        ):
+        ]
+        for change, expected in changes:
             assert change().id == expected
             end = time.monotonic() + 20
             while client.get("/health/ready").json()["release"] != expected:
@@ -457,7 +458,12 @@ def _tiny_encoder(path: Path) -> Path:
     load_encoder("minilm").save(path.with_name("minilm"))
     tokenizer = AutoTokenizer.from_pretrained(path.with_name("minilm"))
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,7 +183,7 @@ def test_the_directory_depends_on_the_inputs(tmp_path: Path) -> None:
     """The order of keys does not matter; values do, at any depth."""
     first = Run(tmp_path, {"a": 1, "b": {"c": [1, 2]}})
     assert Run(tmp_path, {"b": {"c": [1, 2]}, "a": 1}).directory == first.directory
-    others = [{"a": 1, "b": {"c": [2, 1]}}, {"a": "1", "b": {"c": [1, 2]}}, {"a": 1}, {}]
+    others: list[dict[str, Any]] = [{"a": 1, "b": {"c": [2, 1]}}, {"a": "1", "b": {"c": [1, 2]}}, {"a": 1}, {}]
     assert len({Run(tmp_path, o).directory for o in others} | {first.directory}) == 5
 
 
@@ -201,6 +202,7 @@ def test_a_damaged_record_is_reported_and_every_step_runs_again(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from offline.nightly.run import Run, Step
 
 run = Run(Path(sys.argv[1]), {"seed": 1})

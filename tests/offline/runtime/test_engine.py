@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from offline.config.imports import EventSource, ItemSource
 from offline.data.query_groups import baskets, rebuild_lists
 from offline.ingest.importer import ImportConfig, import_data
-from offline.runtime.engine import LOCAL, split_evenly
+from offline.runtime.engine import LOCAL, Local, split_evenly
 from offline.runtime.files import checksum
 from offline.training.rows import RowBlock, RowsJob, make_rows
 from tests import ROOT
 from tests.features.test_replay import LISTS
-from tests.worlds import logs, make_events, make_replay, make_vectors
+from tests.worlds import LogRow, logs, make_events, make_replay, make_vectors
 from text_encoder import texts
 from text_encoder.encoder import load
 
 
-class Parted:
+class Parted(Local):
     """An engine in this process that runs each part twice, the second time in reverse, as after machine failures."""
 
     def __init__(self, parts: int) -> None:
@@ -60,7 +60,7 @@ def test_split_evenly_balances_the_total_size_of_units() -> None:
 
 @given(logs(), st.integers(2, 6))
 @settings(max_examples=20, deadline=None)
-def test_the_number_of_parts_does_not_change_rows_baselines_and_warm_flags(log: list[tuple], parts: int) -> None:
+def test_the_number_of_parts_does_not_change_rows_baselines_and_warm_flags(log: list[LogRow], parts: int) -> None:
     """Bit for bit, although a part starts in the middle of the log and replays only what it needs."""
     replay = make_replay(make_events(log, 3))
     for whole in (False, True):
@@ -76,7 +76,7 @@ def test_the_number_of_parts_does_not_change_rows_baselines_and_warm_flags(log: 
 
 @given(logs(), st.integers(2, 6))
 @settings(max_examples=20, deadline=None)
-def test_the_number_of_parts_does_not_change_rebuilt_lists(log: list[tuple], parts: int) -> None:
+def test_the_number_of_parts_does_not_change_rebuilt_lists(log: list[LogRow], parts: int) -> None:
     """Each basket is retrieved as of its own time, whichever part it is in."""
     events = make_events(log, 3)
     wanted = baskets(events, -np.inf)

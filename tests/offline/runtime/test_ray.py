@@ -19,7 +19,7 @@ from offline.config.configuration import Config, load
 from offline.config.simulation import SimulateConfig
 from offline.ingest.importer import import_data
 from offline.nightly.night import Night
-from offline.runtime.engine import LOCAL, WorkerGroup, split_evenly
+from offline.runtime.engine import LOCAL, Engine, WorkerGroup, split_evenly
 from offline.runtime.errors import DataError
 from offline.runtime.files import checksum
 from offline.runtime.progress import OnProgress
@@ -99,7 +99,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Night:
 
 def test_a_nightly_run_on_ray_writes_the_same_bytes_as_a_local_run(local: Night, engine: Ray, tmp_path: Path) -> None:
     """The same data and configuration give the same run ID, lists, vectors, rows and ranker."""
-    (tmp_path / "data").symlink_to(local.config.data)
+    (tmp_path / "data").symlink_to(local.inputs.config.data)
     night = Night(configured(tmp_path), None, engine=engine)
     night.run_to("ranker")
     assert engine.parts > 1
@@ -123,7 +123,8 @@ def test_encoding_texts_on_several_nodes_gives_the_same_vectors(engine: Ray, mon
 def test_an_import_on_several_nodes_writes_the_same_bytes(engine: Ray, tmp_path: Path) -> None:
     """An import of four sources writes the same files and summary as in this process."""
     config, now = log_of_days(tmp_path), datetime(2026, 2, 1, tzinfo=UTC)
-    local, remote = (import_data(config, tmp_path / str(k), now, engine=e) for k, e in enumerate((LOCAL, engine)))
+    engines: tuple[Engine, ...] = (LOCAL, engine)
+    local, remote = (import_data(config, tmp_path / str(k), now, engine=e) for k, e in enumerate(engines))
     assert remote == local
     names = ("events.parquet", "items.parquet", "quarantine.parquet")
     assert [checksum(tmp_path / "1" / n) for n in names] == [checksum(tmp_path / "0" / n) for n in names]
@@ -145,7 +146,7 @@ def test_two_training_workers_reach_the_quality_of_one(local: Night, engine: Ray
 
     On the test lists they do not differ significantly from those of one worker, and both beat a random order.
     """
-    (tmp_path / "data").symlink_to(local.config.data)
+    (tmp_path / "data").symlink_to(local.inputs.config.data)
     night = Night(configured(tmp_path), None, engine=Ray(engine._ray, workers=2))
     night.run_to("ranker")
     assert night.run.directory.name != local.run.directory.name
@@ -221,11 +222,12 @@ def test_a_killed_node_does_not_change_the_result(local: Night, engine: Ray, nod
                     return
             time.sleep(0.05)
 
-    job = RowsJob(local.replay, local.lists, local.windows.lists("test", local.lists), local.zero_shot, 17, False)
+    made = local.artefacts
+    job = RowsJob(made.replay, made.lists, made.windows.lists("test", made.lists), made.zero_shot, 17, False)
     watched = Watched(job, tmp_path, ray.get_runtime_context().get_node_id())
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    blocks = list(engine.map(blocks_after_kill, watched, split_evenly(local.lists.start, 6)))
+    blocks = list(engine.map(blocks_after_kill, watched, split_evenly(made.lists.start, 6)))
     killer.join()
     np.testing.assert_array_equal(np.concatenate([b.rows for b in blocks]), np.load(local.run.file("rows.npy")))
     np.testing.assert_array_equal(np.concatenate([b.best for b in blocks]), np.load(local.run.file("baselines.npy")))

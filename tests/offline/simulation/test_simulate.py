@@ -42,7 +42,8 @@ class Shop:
 
     def of(self, event: str) -> pd.DataFrame:
         """Events of one kind."""
-        return self.events[self.events.event == event]
+        found: pd.DataFrame = self.events[self.events.event == event]
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,8 +165,8 @@ def test_without_time_the_initial_settings_are_kept(tmp_path: Path) -> None:
 
 def test_a_trial_is_interrupted_when_the_budget_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock jumps during the first trial. Its result is not used, because the ranker is incomplete."""
-    real, jump = tuning.time.monotonic, [0.0]
-    monkeypatch.setattr(tuning.time, "monotonic", lambda: real() + jump[0])
+    real, jump = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + jump[0])
 
     def advance_clock(done: int, total: int) -> None:
         assert total == 300
@@ -270,12 +271,12 @@ def test_the_group_with_the_signal_is_the_important_one() -> None:
     features = (*FEATURES, STARS)
     columns = [f.name for f in features]
     signal, derived = columns.index("text_taste"), columns.index("text_taste_rank")
-    rows_and_lists = []
-    for n, first in ((100, 0), (60, 500)):
-        x, lists = synthetic_rows(n, first, len(columns), signal)
-        x[:, derived] = x[:, signal]
-        rows_and_lists += [x, lists]
-    fold = Fold(*rows_and_lists)
+    (x, training), (x_held_out, held_out) = (
+        synthetic_rows(n, first, len(columns), signal) for n, first in ((100, 0), (60, 500))
+    )
+    for rows in (x, x_held_out):
+        rows[:, derived] = rows[:, signal]
+    fold = Fold(x, training, x_held_out, held_out)
     progress: list[tuple[int, int]] = []
     ablation = ablate(fold, features, QUICK, seeds=2, on_progress=lambda *at: progress.append(at))
     by = {g.group: g for g in ablation.groups}
