@@ -7,7 +7,9 @@ commands in the order in which they are registered here.
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -18,6 +20,13 @@ from offline.runtime import Failure, console
 
 _DISK_FULL = 7
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"shelfwise {importlib.metadata.version('shelfwise')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="shelfwise",
     no_args_is_help=True,
@@ -27,6 +36,15 @@ app = typer.Typer(
     help="Rank products for every shopper: train nightly on what was shown and clicked, and serve in milliseconds."
     "\n\nStart with `shelfwise demo`. For your own shop, run `import`, `nightly` and `serve`.",
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
 
 app.command()(data.simulate)
 app.command(name="import")(data.import_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -55,6 +56,11 @@ def test_every_command_has_help(command: str) -> None:
     assert found.exit_code == 0
     assert "Usage" in found.output
     assert "--config" in found.output
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    found = CliRunner().invoke(app.app, ["--version"])
+    assert (found.exit_code, found.output) == (0, f"shelfwise {importlib.metadata.version('shelfwise')}\n")
 
 
 def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
