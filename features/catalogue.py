@@ -85,7 +85,7 @@ class Tags:
     def totals(self, item: I32, amount: F64) -> tuple[F64, F64]:
         """float64[n_tags] each: sum of amounts over the items with each tag, and the number of those items.
 
-        item: int32[m] catalogue rows, repeats count. amount: float64[m].
+        item: int32[m] catalogue rows; a repeated row counts each time. amount: float64[m].
         """
         return totals(self.start, self.tag, self.n_tags, item, amount)
 

@@ -45,7 +45,7 @@ def feature(
     "never". reason, reason_against: texts for a contribution that raises or lowers a score; derived from `about` if
     None.
     """
-    reasons = Reasons(reason or f"{about} speaks for it", reason_against or f"{about} speaks against it")
+    reasons = Reasons(reason or f"{about} counts in its favour", reason_against or f"{about} counts against it")
 
     def declare(compute: Callable[[Moment], F64 | F32 | float]) -> Feature:
         return Feature(compute.__name__, about, unit, missing, compute, reasons=reasons)
@@ -128,7 +128,7 @@ def _contract_violation(items: Items, history: History, candidates: I32, at: flo
     if np.isinf(first).any():
         return "is infinite; use NaN for missing values"
     if not np.array_equal(first, second, equal_nan=True):
-        return "returns other values when computed again; use only the Moment, no clock and no random numbers"
+        return "returns different values when computed again; use only the Moment, no clock and no random numbers"
     if not np.array_equal(first, reversed_, equal_nan=True):
         return "depends on the order of the candidates; sum over sorted values"
     return None

@@ -1,7 +1,7 @@
 """Moment: one user, the candidates of one list and one time, with the intermediate results that features share.
 
-Each intermediate result is computed at most once. Nothing here depends on the order of the candidates, to the last bit:
-sums over the list run over sorted values.
+Each intermediate result is computed at most once. No result depends on the order of the candidates, not even in its
+last bit: sums over the list run over sorted values.
 """
 
 from __future__ import annotations
@@ -391,7 +391,7 @@ class Moment:
     def query_scores(self) -> F64:
         """float64[2, c]: cosine of each candidate's text with the query, and share of the query's words in it.
 
-        NaN without a query or for one without words; the cosine also if none of its words is known.
+        Both are NaN without a query or if it has no words; the cosine is also NaN if none of its words is known.
         """
         if not self.context.query or self.items.words is None:
             return np.full((2, len(self.candidates)), np.nan)
@@ -446,7 +446,7 @@ class Moment:
 
     @cached_property
     def taste_posterior(self) -> F64 | None:
-        """float64[d]: posterior mean of the user's taste; None if they were shown nothing, or without factors."""
+        """float64[d]: posterior mean of the user's taste; None if they were shown nothing or there are no factors."""
         evidence, factor = self.residuals, self.items.factors
         if not (len(evidence.item) and factor.size):
             return None
@@ -466,8 +466,8 @@ class Moment:
     def taste_logits(self) -> F32:
         """float32[2, c]: log odds of a click that the user's taste adds, and their sum with those of the click rate.
 
-        The first row is NaN without a taste posterior or for an unknown item; the second is the click rate's alone
-        then.
+        The first row is NaN without a taste posterior or for an unknown item. The second row then has the log odds of
+        the click rate alone.
         """
         return taste_logit(self.items.factors, self.candidates, self.taste_posterior, self.click_rate, RATES)
 

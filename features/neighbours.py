@@ -66,7 +66,7 @@ def _top_k(
                     touched[count] = j
                     count += 1
                 total[j] += weight_at_item[p] * weight[q]
-        # Insert into the sorted best so far; most items are no better than the last of these. Sorting all items took
+        # Insert into the sorted list of the best; most items are no better than its last. Sorting all items took
         # more than half of the time.
         filled = 0
         for t in range(count):

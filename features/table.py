@@ -1,7 +1,7 @@
 """The feature table: every feature is declared once, and `rows` is the only function that computes them.
 
 Replay calls `rows` for each list of the past and the service for each request, with the same arguments at the same
-time: that is all it takes to keep training and serving equal.
+time. This alone keeps training and serving consistent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _popularity_rows(m: Moment) -> F64:
 def _popularity() -> Iterator[Feature]:
     declare = partial(Feature, group="popularity", compute=_popularity_rows)
     for kind, reasons in (
-        (Kind.IMPRESSION, Reasons("shown often recently", "shown often without result", "hardly shown yet")),
+        (Kind.IMPRESSION, Reasons("shown often recently", "shown often but rarely chosen", "hardly shown yet")),
         (Kind.CLICK, Reasons("many recent clicks", "few recent clicks", "no clicks yet")),
         (Kind.PURCHASE, Reasons("many recent purchases", "few recent purchases", "no purchases yet")),
     ):
@@ -71,7 +71,7 @@ def _popularity() -> Iterator[Feature]:
         "cart additions of the item, half-life 30d",
         "log(1 + decayed count)",
         "never",
-        reasons=Reasons("often in carts recently", "rarely in carts recently", "in no cart yet"),
+        reasons=Reasons("often in carts recently", "rarely in carts recently", "not in any cart yet"),
     )
     yield declare(
         "item_purchase_rate",
@@ -106,7 +106,7 @@ def _popularity() -> Iterator[Feature]:
         "time since the item became available",
         "log(1 + days)",
         "no available_from",
-        reasons=Reasons("its time on sale speaks for it", "its time on sale speaks against it"),
+        reasons=Reasons("its time on sale counts in its favour", "its time on sale counts against it"),
     )
     yield declare(
         "item_price",
@@ -114,7 +114,7 @@ def _popularity() -> Iterator[Feature]:
         "log(1 + price)",
         "no price",
         group="price",
-        reasons=Reasons("its price speaks for it", "its price speaks against it"),
+        reasons=Reasons("its price counts in its favour", "its price counts against it"),
     )
 
 
@@ -275,7 +275,7 @@ def _affinity() -> Iterator[Feature]:
         f"{_NO_HISTORY}, or no price",
         lambda m: m.log_price - m.usual_log_price,
         group="price",
-        reasons=Reasons("priced as you usually choose", "not priced as you usually choose"),
+        reasons=Reasons("in your usual price range", "not in your usual price range"),
     )
 
 
@@ -342,7 +342,7 @@ def _user() -> Iterator[Feature]:
     """User features have no reasons: a value shared by all candidates does not explain why one ranks above another."""
     declare = partial(Feature, group="user", compute=_user_context)
     yield declare("user_engagements", "length of the user's history", "count", "never")
-    yield declare("user_shown", "remembered impressions of the user", "count", "never")
+    yield declare("user_shown", "stored impressions of the user", "count", "never")
     yield declare("user_eagerness", "how readily the user clicks", "log odds beyond the usual", _NO_LISTS_LOGGED)
     yield declare("user_session_events", "engagements in this session", "count, until 30 idle minutes", "never")
     yield declare("user_session_shown", "impressions in this session", "count", "never")
@@ -392,7 +392,7 @@ def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
             f"age by {words}" if is_date else words,
             unit,
             f"no {name}",
-            reasons=Reasons(f"its {words} speaks for it", f"its {words} speaks against it"),
+            reasons=Reasons(f"its {words} counts in its favour", f"its {words} counts against it"),
         ),
         declare(
             f"{name}_slope",

@@ -4,7 +4,7 @@ A factor starts from the item's description: its text, tags, category, brand and
 users then learns the directions in which tastes differ, how much they differ and how they correlate; learns which parts
 of a description predict how users respond to an item; and moves an item away from its description where its own clicks
 say so. A user's taste is the mean of a normal posterior given everything they were shown. Unlike a sum over clicked
-items, it does not count twice what two attributes of the same items explain.
+items, it does not count a click twice if two attributes of the item explain it.
 
 Factorisation with a prior from attributes, fitted by EM: Agarwal and Chen, KDD 2009 (regression-based latent factor
 models).
@@ -71,9 +71,9 @@ def taste_posterior_mean(
 
     factor: float32[n + 1, d]. centre, log_share: of `features.segments`; if empty, the prior is normal around 0 with
     unit covariance. item, residual, curvature: float64[s], as in `Evidence`. expected_clicks: the expected number of
-    clicks on all of these. elsewhere: int32[e], items engaged with that are in none of the remembered lists. Each of
-    them is compared with the shop's average click, which is the origin, and weighs as much as a click within the
-    remembered lists.
+    clicks on all of these. elsewhere: int32[e], items engaged with that are not among the stored impressions. Each
+    of them is compared with the shop's average click, which is the origin, and weighs as much as a click on a stored
+    impression.
     """
     d = factor.shape[1]
     precision, pull, mean = np.zeros((d, d)), np.zeros(d), np.zeros(d)
@@ -303,8 +303,8 @@ class _EvidenceByItem(NamedTuple):
 def _update_items(described: F64, by_item: _EvidenceByItem, tastes: _Posteriors, precision: F64) -> tuple[F64, F64]:
     """Posterior means of the item factors, and the new precision of factors around their descriptions.
 
-    An item without evidence stays at its description. The precision is estimated from how far the others moved. One
-    covariance of tastes, the mean over users, serves all: each user's own costs d times the time and gave worse
+    An item without evidence stays at its description. The precision is estimated from how far the others moved. All
+    items use one covariance of tastes, the mean over users: using each user's own takes d times as long and gave worse
     factors.
     """
     d, out = described.shape[1], described.copy()

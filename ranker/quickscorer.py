@@ -218,7 +218,7 @@ def _fill(layout: Layout, rows: Any) -> Any:
 
 @compiled
 def _outside_set(layout: Layout, column: int, x: float) -> float:
-    """0 if x, truncated towards zero, is in the column's set, else +inf. NaN and negative values are in no set."""
+    """0 if x, truncated towards zero, is in the column's set, else +inf. No set contains NaN or negative values."""
     words = layout.set_end[column] - layout.set_start[column]
     if not (x > -1.0 and x < 32.0 * words):
         return np.inf

@@ -266,7 +266,7 @@ class _ListsWithGain:
         has_gain = gains_before[start[1:]] > gains_before[start[:-1]]
         if not has_gain.any():
             raise ValueError(
-                f"{prefix}gain: no list of {len(sizes)} contains a gain above 0, so there is no order to learn"
+                f"{prefix}gain: none of the {len(sizes)} lists has a gain above 0, so there is no order to learn"
             )
         keep = np.repeat(has_gain, sizes)
         positions = (

@@ -77,7 +77,7 @@ class Trees:
 def _goes_left(forest: Forest, node: int, x: float) -> bool:
     kind = forest.kind[node]
     if kind == CATEGORY:
-        # The category is x truncated towards zero. NaN, negative values and values beyond the last word are in no set.
+        # The category is x truncated towards zero. No set has NaN, negative values, or values beyond the last word.
         words = forest.set_end[node] - forest.set_start[node]
         if not (x > -1.0 and x < 32.0 * words):
             return False

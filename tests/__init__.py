@@ -1,4 +1,4 @@
-"""The specification: a folder for each package and room, the benchmarks in `bench`, helpers beside them."""
+"""Tests: a folder for each package and subpackage, benchmarks in `bench`, and shared helpers."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
-"""Real data and cases beside the checkout; tests that need them are skipped where they are absent."""
+"""Real data and cases next to the checkout; tests that need them are skipped if they do not exist."""

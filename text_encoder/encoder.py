@@ -348,8 +348,8 @@ def load(
     value, or the maximum. device: default "cuda" if available, else "cpu".
 
     Raises `FileNotFoundError` if the model or package does not exist. Raises `ValueError` for pickled weights, modules
-    that would run code from the model, packaged weights with another SHA-256, a directory that was changed after it
-    was saved (by its fingerprint), and an invalid template or max_tokens.
+    that would run code from the model, packaged weights with an unexpected SHA-256, a directory that was changed after
+    it was saved (by its fingerprint), and an invalid template or max_tokens.
     """
     packaged = str(name_or_path) == MINILM
     directory = _minilm_directory() if packaged else Path(name_or_path)

@@ -1,6 +1,6 @@
 """Logging of training metrics per epoch, to TensorBoard, Weights & Biases or MLflow.
 
-TensorBoard event files are written by this module: a scalar is about 30 bytes, while the tensorboard package has 60 MB.
+TensorBoard event files are written by this module: a scalar is about 30 bytes, while the tensorboard package is 60 MB.
 It is only needed to view the files, not to train. The packages of the other two are imported when they are used.
 """
 

@@ -282,7 +282,7 @@ class Trainer:
         clock.add_earlier_run(float(facts["elapsed_s"]))
 
     def run(self, clock: Clock, log: Scalars, on_step: Callable[[float], None]) -> StoppedBy:
-        """Trains until there is a reason to stop, and returns it.
+        """Trains until there is a reason to stop, and returns that reason.
 
         on_step: called after each step with the share of the epoch that the step is.
         """

@@ -1,4 +1,4 @@
-"""The page of the HTTP API, written at each build of the site from the service's own OpenAPI: it cannot fall behind."""
+"""The page of the HTTP API, generated from the service's OpenAPI document at each build, so it is always up to date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = r"^[^\u0000-\u001f\u007f]*$"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """MkDocs' hook: adds the page, and the document itself to download."""
+    """MkDocs hook: adds the page, and the document itself to download."""
     found = openapi()
     files.append(File.generated(config, PAGE, content=page(found)))
     files.append(File.generated(config, DOCUMENT, content=json.dumps(found, indent=1)))
@@ -26,28 +26,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def openapi() -> dict[str, Any]:
-    """The document that a running service answers at /openapi.json."""
+    """The document that a running service returns at /openapi.json."""
     return create_app(ServiceConfig(), "redis://127.0.0.1:1").openapi()
 
 
 def page(spec: Mapping[str, Any]) -> str:
-    """An OpenAPI document as Markdown: a section a route, then a section a form."""
+    """An OpenAPI document as Markdown: a section for each route, then one for each schema."""
     lines = [
         "# API reference",
         "",
-        f"Written from the service's OpenAPI document ([{DOCUMENT}]({DOCUMENT})), which a running service answers at"
-        " `/openapi.json` and shows at `/docs`. How keys, bounds and errors work: [serving](serving.md).",
+        f"Generated from the service's OpenAPI document ([{DOCUMENT}]({DOCUMENT})), which a running service returns at"
+        " `/openapi.json` and shows at `/docs`. [Serving](serving.md) describes keys, limits and errors.",
         "",
-        "| | route | what for |",
+        "| | route | purpose |",
         "|---|---|---|",
     ]
     routes = [(verb.upper(), path, o) for path, verbs in spec["paths"].items() for verb, o in verbs.items()]
     lines += [f"| `{verb}` | [`{path}`](#{_anchor(verb, path)}) | {o['summary']} |" for verb, path, o in routes]
     for verb, path, operation in routes:
         lines += ["", f"## `{verb} {path}` {{ #{_anchor(verb, path)} }}", "", *_route(operation)]
-    lines += ["", "## Forms"]
+    lines += ["", "## Schemas"]
     for name, schema in spec["components"]["schemas"].items():
-        if name not in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which are never answered
+        if name not in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which are never returned
             lines += ["", f"### {name}", "", *_form(schema)]
     return "\n".join(lines) + "\n"
 
@@ -62,7 +62,7 @@ def _route(operation: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     parameters = operation.get("parameters", [])
     if parameters:
-        yield from ("| parameter | in | what it may be |", "|---|---|---|")
+        yield from ("| parameter | in | type |", "|---|---|---|")
         for p in parameters:
             yield f"| `{p['name']}` | {p['in']} | {_what(p['schema'])} |"
         yield ""
@@ -84,14 +84,14 @@ def _form(schema: Mapping[str, Any]) -> Iterator[str]:
     required = set(schema.get("required", []))
     fields = schema.get("properties", {})
     if fields:
-        yield from ("| field | what it may be | |", "|---|---|---|")
+        yield from ("| field | type | |", "|---|---|---|")
     for name, field in fields.items():
         left_out = "required" if name in required else f"default `{json.dumps(field.get('default'))}`"
         yield f"| `{name}` | {_what(field)} | {left_out} |"
 
 
 def _what(schema: Mapping[str, Any]) -> str:
-    """What a value may be, in one table cell."""
+    """The type and limits of a value, for one table cell."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[1]
         return f"[{name}](#{name.lower()})"

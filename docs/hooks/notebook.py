@@ -1,4 +1,4 @@
-"""Notebooks as pages of the site, with the outputs they were saved with; `test_notebooks.py` runs them."""
+"""Notebooks as pages of the site, with their saved outputs; `test_notebooks.py` runs them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """MkDocs' hook: beside each `.ipynb`, a page of the same name, and its pictures."""
+    """MkDocs hook: adds a page with the same name for each `.ipynb`, and its images."""
     for file in [f for f in files if f.src_uri.endswith(".ipynb")]:
         at = PurePosixPath(file.src_uri)
         text, pictures = page(json.loads(file.content_string), at.stem)
@@ -26,13 +26,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """MkDocs' hook: links to a notebook, which a forge shows as it is, lead to its page."""
+    """MkDocs hook: links to a notebook, which GitHub shows as it is, become links to its page."""
     own = page.file.src_uri.startswith("notebooks/")
     return markdown if own else re.sub(r"\]\(([\w/.-]+)\.ipynb\)", r"](\1.md)", markdown)
 
 
 def page(notebook: Mapping[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and its pictures by file name."""
+    """A notebook as Markdown, and its images by file name."""
     pictures: dict[str, bytes] = {}
     lines = [f"[Download this notebook]({stem}.ipynb)", ""]
     for cell in notebook["cells"]:
@@ -43,7 +43,7 @@ def page(notebook: Mapping[str, Any], stem: str) -> tuple[str, dict[str, bytes]]
             lines += ["```python", text, "```", ""]
             for output in cell["outputs"]:
                 lines += [*_shown(output, stem, pictures), ""]
-    # The title stands first, the link below it.
+    # The title comes first, with the link below it.
     title = next((k for k, line in enumerate(lines) if line.startswith("# ")), None)
     if title is not None:
         first, *rest = lines[title].split("\n", 1)

@@ -1,4 +1,4 @@
-"""Hash table of the items in a short list, open-addressed, for kernels that look up many items in a few.
+"""Open-addressed hash table of the items in a short list, for kernels that look up many items in it.
 
 It is used for the two lists of a user: looking up each of 500 candidates, or of their 25,000 neighbours, costs one
 probe instead of a pass over the list.

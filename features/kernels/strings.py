@@ -145,10 +145,11 @@ def _fill_slots(start: I64, text: U8) -> U64:
 
 @compiled
 def _find_all(slot: U64, start: I64, text: U8, query: U8, end: I64, skip: int) -> tuple[I32, int]:
-    """(positions, a value without meaning that keeps the early reads from being optimised away).
+    """(positions, a meaningless value that keeps the early reads from being optimised away).
 
-    Waiting for memory is the whole cost. One string after another would wait three times each. So first every slot is
-    read, then every start, then every text, in loops short enough that the processor has many reads in flight.
+    Nearly all of the time is spent waiting for memory. Looked up one after another, each string would wait three times.
+    So first every slot is read, then every start, then every text, in loops short enough that the processor has many
+    reads in flight.
     """
     count = len(end)
     out, h, likely = np.empty(count, np.int32), np.empty(count, np.uint64), np.empty(count, np.int64)

@@ -1,8 +1,9 @@
 """Tags implied by an item's words: tags that nobody entered, inferred from items that have the same words.
 
-A catalogue tags only some of the items that deserve a tag, and the text tells the rest. The strongest word for a tag is
-the one whose items have the tag most often; the probability that an item deserves the tag is estimated from all items
-whose strongest word is about as strong. Learned from the catalogue alone, so it contains no information about clicks.
+A catalogue tags only some of the items that deserve a tag; their texts reveal the others. The strongest word for a tag
+is the one whose items have the tag most often; the probability that an item deserves the tag is estimated from all
+items whose strongest word is about as strong. Learned from the catalogue alone, so it contains no information about
+clicks.
 """
 
 from __future__ import annotations

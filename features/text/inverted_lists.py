@@ -28,7 +28,7 @@ class InvertedLists:
     """Items grouped by their nearest centre.
 
     centre: unit vectors of the c centres. start: int64[c + 1]. row: int32, catalogue rows; list l holds
-    `row[start[l]:start[l + 1]]`, ascending. An item without a vector is in no list.
+    `row[start[l]:start[l + 1]]`, ascending. An item without a vector is not in any list.
     """
 
     centre: Vectors

@@ -36,7 +36,7 @@ def _dots(code: I8Matrix, rows: I32, other: I16Vector) -> I32:
 
 @compiled
 def _quantise_directions(direction: F64) -> tuple[I16Matrix, F32]:
-    """Directions as `code * scale`, unit vectors whose largest coordinate is 32767; scale is NaN for a zero one."""
+    """Directions as `code * scale`: unit vectors, with a largest code of 32767; scale is NaN for a zero direction."""
     count, d = direction.shape
     code, scale = np.zeros((count, d), np.int16), np.full(count, np.nan, np.float32)
     for j in range(count):

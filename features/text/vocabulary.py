@@ -73,7 +73,7 @@ class Vocabulary:
 
     @classmethod
     def without_vectors(cls, catalogue: Catalogue) -> Vocabulary:
-        """Vocabulary of a catalogue without word vectors: they have no dimension."""
+        """Vocabulary of a catalogue without word vectors: their dimension is 0."""
         names, start, word = _index_words(_catalogue_words(catalogue))
         items_with = np.bincount(word, minlength=len(names))
         rarity = np.log1p((len(catalogue) - items_with + 0.5) / (items_with + 0.5)).astype(np.float32)

@@ -73,7 +73,7 @@ def main() -> None:
         full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if not full and not isinstance(e, _expected_errors()):
             raise
-        hint = ": the disk is full; free some space and run again, finished steps are kept" if full else ""
+        hint = ": the disk is full; free some space and run again; finished steps are kept" if full else ""
         console.print(Text(f"shelfwise: {printable(str(e))}{hint}", style="bold red"), soft_wrap=True)
         sys.exit(_DISK_FULL if full else getattr(e, "status", 1))
 

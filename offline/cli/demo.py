@@ -138,7 +138,7 @@ def _shopper(data: dataset.Dataset) -> str:
 
 
 def _similar_items(data: dataset.Dataset, ranked: Sequence[str]) -> tuple[list[str], str]:
-    """Three items from below the first places that share a category and a tag, and the names of both."""
+    """Three items below the first places that share a category and a tag, and the names of the two."""
     catalogue = data.catalogue
     groups: dict[tuple[int, int], list[str]] = {}
     for item in catalogue.rows(ranked)[_SHOWN:].tolist():

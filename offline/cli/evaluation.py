@@ -63,8 +63,8 @@ def evaluate(
     the data are imported into a temporary workspace, which is deleted afterwards unless --workspace is given.
 
     Protocols: `time-split` tests on the latest lists of the shop; `leave-last-out` tests on each user's last basket and
-    ranks the whole catalogue, and is the default for data with only an order of events; `given-lists` is a time split
-    over logged lists.
+    ranks the whole catalogue, and is the default for data with an order of events but no timestamps; `given-lists` is a
+    time split over logged lists.
     """
     from tempfile import TemporaryDirectory
 

@@ -14,8 +14,9 @@ from offline.runtime import progress_bar
 def collect(config: ConfigPath = None, workspace: Workspace = None) -> None:
     """Move events and served lists from Redis into the data set, exactly once.
 
-    Also removes erased users. Run it before `nightly`. It writes to `data/events` and `data/served`, one folder per day
-    of arrival; both are read together with `events.parquet`. If interrupted, run it again to continue.
+    Also removes erased users. Run it before `nightly`. It writes to `data/events` and `data/served`, with a folder for
+    each day (UTC) on which events happened or lists were served; both are read together with `events.parquet`. If
+    interrupted, run it again to continue.
     """
     from offline.data import collect as run
     from serving.store import BulkStore
@@ -76,4 +77,4 @@ def skew(
     if skewed:
         say(f"skewed features: {', '.join(skewed)}", "bold red")
         raise typer.Exit(1)
-    say(f"no feature is skewed; {sum(f.differ == 0 for f in comparison.features)} are identical to the bit")
+    say(f"no feature is skewed; {sum(f.differ == 0 for f in comparison.features)} are bit-identical")

@@ -57,7 +57,7 @@ def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
                 f"{ndcg:.4f}" if isinstance(ndcg, float) else "-",
             ]
         )
-    print_table(f"Releases in {c.releases}", ["release", "state", "log until (UTC)", "items", "ndcg@10"], rows, {3, 4})
+    print_table(f"Releases in {c.releases}", ["release", "state", "data up to (UTC)", "items", "ndcg@10"], rows, {3, 4})
 
 
 @app.command()
@@ -82,7 +82,7 @@ def _facts(m: Manifest) -> dict[str, str]:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
     facts = {
-        "log until (UTC)": at(m.cut_off),
+        "data up to (UTC)": at(m.cut_off),
         "items": f"{m.items:,}",
         "parent": m.parent or "none",
         "encoder": m.encoder_fingerprint[:12],

@@ -50,7 +50,7 @@ def load_config(path: Path | None, workspace: Path | None, **changes: Any) -> Co
 def open_redis(config: Config) -> Iterator[str]:
     """The URL of a Redis that responds, for the duration of the block: REDIS_URL's, else the embedded one.
 
-    Raises Failure if Redis cannot be used, also during the block.
+    Raises Failure if Redis cannot be used, at the start of the block or during it.
     """
     from redis import RedisError
 

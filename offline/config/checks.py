@@ -88,5 +88,8 @@ class CheckConfig(BaseModel):
         0.5, gt=0, le=1, description="Share of features beyond feature_drift that stops the nightly run."
     )
     free_disk: float = Field(
-        1.2, ge=0, description="Minimum free disk space, relative to the size of the last nightly run. 0: not checked."
+        1.2,
+        ge=0,
+        description="Minimum free disk space, relative to what this run needs to become as large as the largest other "
+        "run. 0: not checked.",
     )

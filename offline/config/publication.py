@@ -29,7 +29,7 @@ class GateConfig(BaseModel):
         gt=0,
         lt=1,
         description="Share of its original lead over a random order that the live release must keep on the test lists. "
-        "Below it, the labels are suspect and the live release stays.",
+        "If it keeps less, the labels are suspect, and the live release stays live.",
     )
     calibration: float = Field(
         0.1, gt=0, le=1, description="Mean error of click probabilities above which the gate asks for approval."
@@ -38,13 +38,13 @@ class GateConfig(BaseModel):
         2.0, gt=0, description="Size relative to the live release above which the gate asks for approval."
     )
     latency_ratio: float = Field(
-        1.5, gt=0, description="Ranking time relative to the live release above which the live release stays."
+        1.5, gt=0, description="Ranking time relative to the live release above which the live release stays live."
     )
     candidates: int = Field(500, ge=1, le=5000, description="Candidates per request when ranking is timed.")
 
 
 class RetentionConfig(BaseModel):
-    """What a nightly run removes at its end. The live release and the one before it always stay."""
+    """Retention of releases, runs and collected log. The live release and the one before it are always kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,7 +1,7 @@
 """Append-only arrays in temporary files, memory-mapped once complete, for loading a log one span of time at a time.
 
-Also the encoding of IDs as numbers and the removal of duplicates. Memory use depends on the last days of the log only,
-not on its length.
+Also encodes IDs as numbers and removes duplicates. Memory use depends on the last days of the log only, not on its
+length.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class IdEncoder:
         self._key, self._number, self._last_seen = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int64)
 
     def encode(self, ids: pa.Array, at: int) -> tuple[I32, Strings]:
-        """int32: the number of each ID, `-1` for null. Also the new IDs, in the order of their numbers.
+        """(int32, the number of each ID, `-1` for null; the new IDs in the order of their numbers).
 
         ids: strings. at: Unix microseconds; must not decrease from call to call.
         """

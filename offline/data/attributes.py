@@ -18,7 +18,7 @@ _KIND, _SOURCE = b"shelfwise.kind", b"shelfwise.source"
 """Metadata of a converted column: the kind it was converted to, and the type it had before."""
 _ALIASES = {str(kind): kind for kind in (pa.string(), pa.large_string(), pa.float64(), pa.int64(), pa.bool_())}
 UNCHANGED = object()
-"""What a written value that does not fit its column becomes: the cell stays as it was."""
+"""Result for a written value that does not fit its column: the cell keeps its value."""
 
 
 def convert_attributes(items: pa.Table, kinds: Mapping[str, AttributeKind], file: str) -> pa.Table:
@@ -39,17 +39,17 @@ def convert_attributes(items: pa.Table, kinds: Mapping[str, AttributeKind], file
             continue
         column = items[name]
         converted = _convert(column, kind, f"{file}, column {name!r}")
-        # Kept with the column, in a release too, so that a value written later is converted alike.
+        # Stored with the column, including in releases, so that values written later are converted in the same way.
         how = {_KIND: kind, _SOURCE: str(column.type)}
         items = items.set_column(index, pa.field(name, converted.type, metadata=how), converted)
     return items
 
 
 def convert_value(value: object, field: pa.Field) -> object:
-    """A value written to an attribute, as its column holds it; `UNCHANGED` if it does not fit.
+    """A value written to an attribute, converted to the type of its column; `UNCHANGED` if it does not fit.
 
     field: of the converted table. A value in the type of the original column is converted as the column was; one that
-    has the converted type already is taken as it is.
+    already has the converted type is not changed.
     """
     how = field.metadata or {}
     source = _ALIASES.get(how.get(_SOURCE, b"").decode())
@@ -66,7 +66,7 @@ def convert_value(value: object, field: pa.Field) -> object:
 
 
 def cell(value: object, kind: pa.DataType) -> object:
-    """A value as a column of a type holds it; `UNCHANGED` if it does not fit."""
+    """A value converted to the type of a column; `UNCHANGED` if it does not fit."""
     if value is None:
         return None
     if pa.types.is_timestamp(kind):

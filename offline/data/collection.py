@@ -53,7 +53,7 @@ _BYTES = 256_000_000
 _MARK = "_mark"
 _NAME = re.compile(r"part-(?:s(\d+)-)?(\d+)-(\d+)\.parquet")
 _RELEASES = 5
-"""Number of newest releases that may be served again. What they read from Redis is kept there."""
+"""Number of newest releases that may be served again. Data in Redis that they need is kept."""
 
 
 class Collected(NamedTuple):
@@ -290,7 +290,7 @@ def _drop_written_items(store: BulkStore, kept: Sequence[ListedRelease]) -> None
 
 
 def _is_in_releases(is_known: bool, written: ItemFields, cut_off: float) -> bool:
-    """Whether every kept release has what was written, or needs not know it: an item that none has was withdrawn."""
+    """Whether every kept release includes a write, or does not need it because the item is withdrawn and in none."""
     if not is_known:
         return not written.available
     return written.available and written.at < cut_off

@@ -205,7 +205,7 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
 
 
 def _kind(field: pa.Field, file: str) -> str:
-    """The kind of an attribute: number, date, list or text; nothing if the column has no values."""
+    """The kind of an attribute: "number", "date", "list", "text", or "nothing" if the column has no values."""
     kind = field.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)

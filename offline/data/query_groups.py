@@ -157,8 +157,8 @@ def rebuild_lists(
 ) -> Lists:
     """Rebuild lists for a log without impressions: the candidates that retrieval would have offered for each basket.
 
-    wanted: baskets, as returned by `baskets`, in time order. Their items have the gain. Items that retrieval did not
-    offer are counted in `missed`, which adds them to the ideal order of a metric. size: maximum number of candidates.
+    wanted: baskets, as returned by `baskets`, in time order, with the gains. Items that retrieval did not offer are
+    counted in `missed`, which adds them to the ideal order of a metric. size: maximum number of candidates.
     """
     starts, items, gains, missed = [0], [np.empty(0, np.int32)], [np.empty(0, np.int8)], []
     parts = split_evenly(np.arange(len(wanted) + 1), engine.parts)
@@ -248,7 +248,7 @@ def keys(parts: Iterable[Lists]) -> Lists:
 
 
 def select(parts: Iterable[Lists], numbers: I64) -> Lists:
-    """The lists with these indices, which are ascending and count through all parts."""
+    """The lists with these indices, which are ascending and run across all parts."""
     out, first = [], 0
     for part in parts:
         low, high = np.searchsorted(numbers, (first, first + len(part)))

@@ -28,7 +28,8 @@ class Windows:
     """Start times of the windows, and end of the log, in Unix seconds.
 
     When split by time, each start is after the previous one. With `leave-last-out` only `ranker` is a boundary in time:
-    validation and test are the last two lists of each user, and `validation` and `test` the times of their first lists.
+    validation and test are the last two lists of each user, and `validation` and `test` are the times of the first of
+    these lists.
     """
 
     begin: float
@@ -77,7 +78,7 @@ class Windows:
         """int64, ascending: indices of the lists in a window.
 
         With leave-last-out `lists` must contain the last two lists of each user, because those are the test and the
-        validation list. A selection by `kept` does.
+        validation list. `kept` ensures this.
         """
         begin, end = self.bounds(name)
         if self.protocol == "leave-last-out":

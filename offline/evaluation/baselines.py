@@ -33,7 +33,7 @@ BASELINES = (
     "text",
 )
 DEPTH = 100
-"""Items kept of a ranking. No metric looks deeper."""
+"""Number of items kept per ranking; no metric uses more."""
 
 REPEATS_ARE_RARE = 0.05
 """Repeat rate below which the baselines put items that the user already had at the end."""
@@ -81,7 +81,7 @@ class EngagementCounts:
             event_entity = self._entity(acts)
             place = np.minimum(np.searchsorted(entities, event_entity), len(entities) - 1)
             known = entities[place] == event_entity
-            # An event counts from the first time after it.
+            # An event counts for all times after its own.
             since = np.searchsorted(times, acts.at[known], side="right")
             key = np.sort(place[known].astype(np.int64) * (len(times) + 1) + since)
             count += np.searchsorted(key, query, "right") - np.searchsorted(key, query - when, "left")
@@ -106,8 +106,8 @@ class RunningCounts:
 def repeat_rate(events: Events) -> float:
     """Share, 0 to 1, of engagements that go to an item their user had engaged with before; 0 without engagements.
 
-    Engagements of one user with one item at one time count once. 0.39 in a shop of refills, 0 where users review what
-    they own.
+    Engagements of one user with one item at one time count once. For example, 0.39 in a shop that sells refills, and 0
+    if users review what they own.
     """
     acts = engagements(events)
     if not len(acts):
@@ -181,7 +181,7 @@ class Baselines:
             ]
         )
         if self._new_only:
-            # own_history scores nothing but items that the user had before.
+            # own_history only scores items that the user had before.
             out[:, BASELINES.index("own_history")] = np.nan
             seen = np.isin(r.candidates, r.history.item)
             out[seen] = np.where(np.isnan(out[seen]), np.nan, -np.inf)

@@ -19,7 +19,7 @@ from offline.data import Dataset
 _GAIN_WORDS = ("", "clicked", "put in cart", "bought")
 """Label of an item by its gain."""
 _EXAMPLES, _PLACES, _LIKED, _KNOWN = 3, 8, 6, 3
-"""Example users, items shown of a ranking and of a history, and engagements that a user must have."""
+"""Numbers of example users, of items shown per ranking and per history, and of engagements that a user must have."""
 
 
 def iso(at: float) -> str:

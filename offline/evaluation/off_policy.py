@@ -1,6 +1,7 @@
 """Off-policy value of each system's ranking, from lists that were logged with propensities.
 
-All lists of the test window count, also those without gain: selecting lists by their outcome would bias the estimates.
+All lists of the test window count, including those without gain: selecting lists by their outcome would bias the
+estimates.
 `ranker.offpolicy` has the estimators; this module prepares their input.
 """
 
@@ -93,8 +94,8 @@ def _thin(numbers: I64, most: int) -> I64:
 def complete_lists(lists: Lists, propensities: Propensities, item_ids: Sequence[str]) -> tuple[I64, F64]:
     """int64: numbers of the lists with a propensity for every position; float64: propensities of their rows.
 
-    A list with an item outside the catalogue, or one that was logged in part, is left out whole. Raises DataError where
-    an item has another position than its propensity says, which means that the propensities are of another log.
+    A list with an item outside the catalogue, or one that was logged in part, is left out entirely. Raises DataError if
+    the position of an item differs from that in the propensities, which means that they belong to another log.
     """
     pairs = _pairs(lists, item_ids)
     logged = [propensities.get(pair) for pair in pairs]
@@ -104,7 +105,7 @@ def complete_lists(lists: Lists, propensities: Propensities, item_ids: Sequence[
         actual, expected = int(lists.position[wrong[0]]), (logged[wrong[0]] or (0,))[0]
         raise DataError(
             f"propensities.parquet: item {item!r} of list {request!r} has position {expected}, but {actual} in the log "
-            f"({len(wrong)} such rows). The file is of another log: import the propensities of these events"
+            f"({len(wrong)} such rows). The file belongs to another log: import the propensities of these events"
         )
     propensity = np.array([np.nan if found is None else found[1] for found in logged], np.float64)
     rank = np.arange(lists.rows) - lists.start[lists.group]

@@ -98,7 +98,7 @@ def compare_shadow(
 
 
 def _list_positions(served: pa.Table, data: Dataset, attribution_s: float) -> tuple[Lists, tuple[I64, I64]]:
-    """The lists with their gains; int64[rows] each, positions of their rows, from 0, by live and by shadow scores."""
+    """(lists with their gains; positions of their rows, from 0, by live and by shadow scores, int64[rows] each)."""
     scores = {
         row["request_id"]: dict(zip(row["item_ids"], zip(row["score"], row["shadow_score"], strict=True), strict=True))
         for row in served.select(["request_id", "item_ids", "score", "shadow_score"]).to_pylist()

@@ -28,7 +28,7 @@ from serving.release import MANIFEST, Release, load_release
 
 _DEGRADED = "answered without the user's history because Redis was unavailable"
 _GONE = "their release has been removed"
-_OTHER = "their release has other features than the latest release"
+_OTHER = "their release has different features from the latest release"
 
 
 class FeatureSkew(NamedTuple):

@@ -1,8 +1,8 @@
 """Slices: parts of a test that are reported on their own, by list or by target.
 
-A slice of lists (by how much is known of the user) keeps whole lists. A slice of targets (new or repeat items, head or
-tail) measures how well those targets are ranked: other targets of the same list are removed from the ranking, so that a
-basket of old and new items is evaluated on each (as repetition and exploration are in Li et al., TOIS 2023).
+A slice of lists (by how much is known about the user) keeps whole lists. A slice of targets (new or repeat items, head
+or tail) measures how well those targets are ranked: other targets of the same list are removed from the ranking, so
+that a basket of old and new items is evaluated on each (as repetition and exploration are in Li et al., TOIS 2023).
 
 Other candidates stay in the ranking. If users often return to items they had before, these fill the top, and new items
 can look worse than under a random order. Therefore `new_only` also removes the items that the user had before.

@@ -102,7 +102,7 @@ def utility(lists: Lists, truth: Mapping[tuple[str, str], float] | None, item_id
     if unknown and len(unknown) < len(pairs):
         raise DataError(
             f"truth.parquet: no utility for item {unknown[0][1]!r} of list {unknown[0][0]!r} ({len(unknown)} such "
-            "rows). The file is of another log: run `shelfwise simulate` again, or remove the file"
+            "rows). The file belongs to another log: run `shelfwise simulate` again, or remove the file"
         )
     return None if unknown else np.array([truth[pair] for pair in pairs])
 

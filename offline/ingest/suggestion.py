@@ -203,7 +203,7 @@ def _map_columns(sample: _Sample) -> dict[str, str]:
         return {ours: theirs for ours, theirs in first.items() if theirs is not None}
 
     user_and_time = found(_USER_AND_TIME)
-    # In a catalogue, columns such as type or rating mean something else than in an event file.
+    # In a catalogue, columns such as type or rating have a different meaning than in an event file.
     out = {**user_and_time, **found(_EVENT)} if "user_id" in user_and_time else {}
     out |= found(_ITEM)
     if "item_id" not in out and "user_id" not in out:

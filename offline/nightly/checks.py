@@ -1,7 +1,7 @@
 """Data checks before training. Each compares a number with its history and a limit.
 
-A failed check stops the nightly run, and the live release stays. The findings are written as JSON and printed as a
-table, each with its likely cause. Checks without enough history are skipped, as in a first run.
+A failed check stops the nightly run, and the live release stays live. The findings are written as JSON and printed as
+a table, each with its likely cause. Checks without enough history are skipped, as in a first run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from offline.config import CheckConfig
 from offline.runtime import ChecksFailed, write_json
 
 STOP, WARN = "stop", "warn"
-FAILED = "the data checks failed; nothing was published, and the live release stays"
+FAILED = "the data checks failed; nothing was published, and the live release stays live"
 
 
 class Finding(NamedTuple):
@@ -59,7 +59,10 @@ def accept(finding: Finding, config: CheckConfig) -> Finding:
 
 
 def check_disk(directory: Path, last_bytes: int, config: CheckConfig) -> list[Finding]:
-    """A finding if there is too little space for a run as large as the last one."""
+    """A finding if there is too little space for this run to become as large as the largest other one.
+
+    last_bytes: size of the largest other run minus the current size of this one.
+    """
     free = shutil.disk_usage(directory).free
     if free >= config.free_disk * last_bytes:
         return []
@@ -68,8 +71,8 @@ def check_disk(directory: Path, last_bytes: int, config: CheckConfig) -> list[Fi
             Finding(
                 "disk",
                 STOP,
-                f"only {free / 1e6:,.0f} MB are free in {directory}; the last run took {last_bytes / 1e6:,.0f} MB: "
-                "free some disk space",
+                f"only {free / 1e6:,.0f} MB are free in {directory}; the largest other run takes "
+                f"{last_bytes / 1e6:,.0f} MB more than this one does so far: free some disk space",
                 free,
                 config.free_disk * last_bytes,
             ),
@@ -202,8 +205,8 @@ def _click_rate(per_day: Mapping[str, list[int]], days: int, config: CheckConfig
         yield Finding(
             "click_rate",
             STOP,
-            f"{rate:.2%} of the last day's impressions were clicked, {usual:.2%} before: clicks are lost, logged twice "
-            "or made by a bot",
+            f"{rate:.2%} of the last day's impressions were clicked (before: {usual:.2%}): clicks are lost, logged "
+            "twice or made by a bot",
             rate / usual,
             config.click_rate,
         )
@@ -292,7 +295,7 @@ def _compare_with_previous(now: Mapping[str, Any], before: Mapping[str, Any], co
             yield Finding(
                 "nulls",
                 STOP,
-                f"{name} is missing or empty in {share:.0%} of rows, in the last run in {previous_share:.0%}: "
+                f"{name} is missing or empty in {share:.0%} of rows (last run: {previous_share:.0%}): "
                 "an export lost the values of a column",
                 share - previous_share,
                 config.null_rise,
@@ -303,7 +306,7 @@ def _compare_with_previous(now: Mapping[str, Any], before: Mapping[str, Any], co
         yield Finding(
             "catalogue",
             STOP,
-            f"the catalogue has {now['items']:,} items, in the last run {before['items']:,}: "
+            f"the catalogue has {now['items']:,} items (last run: {before['items']:,}): "
             "part of it is missing, or another shop's was added",
             now["items"] / max(before["items"], 1),
             config.items_low,
@@ -314,8 +317,8 @@ def _compare_with_previous(now: Mapping[str, Any], before: Mapping[str, Any], co
             yield Finding(
                 "catalogue",
                 STOP,
-                f"{name}s have {a['mean_length'].get(name, 0.0):.0f} characters on average, in the last run "
-                f"{length:.0f}: they were emptied or truncated",
+                f"{name}s have {a['mean_length'].get(name, 0.0):.0f} characters on average "
+                f"(last run: {length:.0f}): they were emptied or truncated",
                 a["mean_length"].get(name, 0.0) / length,
                 config.text_low,
             )
@@ -325,7 +328,7 @@ def _compare_with_previous(now: Mapping[str, Any], before: Mapping[str, Any], co
             yield Finding(
                 "categories",
                 STOP,
-                f"category {name!r} has {left:,} items, in the last run {count:,}: items are missing or it was renamed",
+                f"category {name!r} has {left:,} items (last run: {count:,}): items are missing or it was renamed",
                 left / count,
                 config.category_low,
             )
@@ -344,7 +347,7 @@ def _prices(now: Mapping[str, Any], before: Mapping[str, Any], config: CheckConf
             yield Finding(
                 "prices",
                 STOP,
-                f"the median price of {name} is {price:,.2f}, in the last run {previous:,.2f}: "
+                f"the median price of {name} is {price:,.2f} (last run: {previous:,.2f}): "
                 "the unit (cents?) or the currency changed",
                 price / previous,
                 config.price_factor,

@@ -29,7 +29,7 @@ class Night:
     """One nightly run over one data set: its plan and its artefacts."""
 
     def __init__(self, config: Config, redis_url: str | None = None, **options: Any) -> None:
-        """redis_url, options: see `Inputs.of`, also for the errors raised."""
+        """See `Inputs.of` for redis_url, options, and the errors raised."""
         self.inputs = Inputs.of(config, redis_url, **options)
         self.run = Run(config.runs, self.inputs.digest)
         self.artefacts = Artefacts(self.inputs, self.run)

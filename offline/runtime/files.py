@@ -20,7 +20,7 @@ def checksum(path: Path) -> str:
 
 
 def source_digest() -> str:
-    """SHA-256 of the source of Shelfwise. Another version may produce other results from the same data."""
+    """SHA-256 of the source of Shelfwise. Another version may produce different results from the same data."""
     root = Path(__file__).parent.parent
     packages = ("features", "text_encoder", "ranker", "serving", "offline")
     digest = hashlib.sha256()

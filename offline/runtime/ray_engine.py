@@ -83,7 +83,7 @@ def _load_shared(shared: Sequence[Any], threads: _Threads, code_version: str) ->
     ray = _import_ray()
     if code_version != _code_version():
         raise EngineError(
-            f"node {ray.util.get_node_ip_address()} has another version of Shelfwise than the nightly run: "
+            f"node {ray.util.get_node_ip_address()} runs a different version of Shelfwise than the nightly run: "
             "install the same version on every machine of the cluster"
         )
     threads.apply()

@@ -84,7 +84,7 @@ class SimulationSummary:
 def simulate(config: SimulateConfig, directory: Path, on_progress: OnProgress | None = None) -> SimulationSummary:
     """Simulate a shop and write `items.parquet`, `events.parquet` and `truth.parquet` to a directory.
 
-    If `explore` is above 0, also `propensities.parquet`: request_id, item_id, position and propensity of every
+    If `explore` is above 0, also write `propensities.parquet`: request_id, item_id, position and propensity of every
     impression. The propensity, in (0, 1], is the probability of the item to be at its position, given the items of the
     list and the order by the shop.
 
@@ -157,7 +157,7 @@ def _write(directory: Path, shop: Shop, writer: LogWriter, config: SimulateConfi
             for name, (_, table) in daily.items():
                 writers[name].write_table(table(log))
             report(day + 2, config.days + 1)
-    # These files of a previous log would be taken for files of this one.
+    # If kept, these files of a previous log would be mistaken for files of this one.
     (directory / "import.json").unlink(missing_ok=True)
     if "propensities" not in paths:
         (directory / "propensities.parquet").unlink(missing_ok=True)

@@ -121,7 +121,7 @@ class Shop:
     lists: int = 0
 
     def __post_init__(self) -> None:
-        # Clicks from before the log: a noisy function of appeal with the skew of real sales.
+        # Clicks before the log begins: a noisy function of appeal, with a skew like that of real sales.
         noise = self.rng.normal(0, 0.8, len(self.stock))
         self.usual_device = self._any_device(len(self.shoppers))
         self.searches = Searches(self.stock, self.search_rng)

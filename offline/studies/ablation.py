@@ -1,8 +1,8 @@
 """Feature-group ablation: the ranker trained without each group, and with the groups added one after the other.
 
-It shows which features can be removed. The two measurements differ. Without a group, others may stand in for it; and a
-group that is added early may only do what a later one does better. A group that scores nothing in either measurement
-is a candidate for removal.
+It shows which features can be removed. The two measurements differ. Without a group, others may compensate for it; and
+a group that is added early may only contribute what a later one contributes better. A group without a gain in either
+measurement is a candidate for removal.
 """
 
 from __future__ import annotations

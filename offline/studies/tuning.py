@@ -162,7 +162,7 @@ def tune(
     all calls, None for no limit. on_progress: called with the seconds passed and `budget_s`.
 
     The settings of a trial depend only on `seed` and the trials before it, so a killed study resumes unchanged. Raises
-    DataError if the study was started from other settings.
+    DataError if the study was started from different settings.
 
     `position_debias` is evaluated on gains from the order that was shown. If that order was biased, this favours
     `position_debias: false`, which should then be confirmed on lists shown in random order.
@@ -291,7 +291,7 @@ class _Tuning:
         return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
     def _check_base(self, directory: Path) -> None:
-        """Raise DataError if the study was started from other settings."""
+        """Raise DataError if the study was started from different settings."""
         base = json.loads(self._base.model_dump_json(exclude={"threads"}))
         stored = self._study.user_attrs.get("base", base)
         changes = [
@@ -300,7 +300,7 @@ class _Tuning:
         if changes:
             self.close()
             raise DataError(
-                f"{directory / STUDY}: this study was started from other settings ({changes[0]})."
+                f"{directory / STUDY}: this study was started from different settings ({changes[0]})."
                 " Delete the file to start a new study."
             )
         self._study.set_user_attr("base", base)

@@ -51,7 +51,7 @@ def refresh_moments(events: Events, windows: Windows, refreshes: int) -> list[fl
     """Moments at which an encoder is trained: Unix seconds, ascending.
 
     The first is the start of the ranker's window. `refreshes` later ones follow, with equal numbers of events between
-    them; the last is the start of the test. With leave-last-out, where test lists lie throughout the log, they are
+    them; the last is the start of the test. With leave-last-out, where test lists occur throughout the log, they are
     spread up to the end of the log, and the start of the test is added. Equal moments are merged.
     """
     if not refreshes:
@@ -117,7 +117,7 @@ class EncoderJob(NamedTuple):
 
 
 def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -> list[FineTuned]:
-    """One result for each of `job.example_sets`. Only the last carries its own encoder; no other one is needed."""
+    """One result for each of `job.example_sets`. Only the last includes its encoder; the others are not needed."""
     started, tuned = time.monotonic(), []
     group = Workers() if workers.size > 1 else ALONE
     for k, part in enumerate(job.example_sets):

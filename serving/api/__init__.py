@@ -1,6 +1,6 @@
 """API schemas: the structs that decode, encode and document requests, responses, events, items and problem documents.
 
-This room does not depend on routes or on ranking.
+This subpackage does not depend on routes or on ranking.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """HTTP: routes, guard, admission, keys, connections, the request log and the OpenAPI document.
 
-This is the only room that depends on HTTP; the work of a route is done in the rooms below.
+This is the only subpackage that depends on HTTP; the work of a route is done in lower subpackages.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 REQUESTS = logging.getLogger("serving.requests")
-"""One line per request at INFO, or at WARNING for status 500. Refused requests are no failures: metrics count them."""
+"""One line per request at INFO, or at WARNING for status 500. Refused requests are not failures; metrics count them."""
 
 
 class JsonLines(logging.Formatter):

@@ -183,7 +183,7 @@ class Live:
 
 
 def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), rules: Rules | None = None) -> Live:
-    """Load, verify and warm a release. Raises ReleaseError, also if its id is not `expected`.
+    """Load, verify and warm a release. Raises ReleaseError if it is not usable or its id is not `expected`.
 
     rules: the configuration's rules. A release whose catalogue lacks what they need is refused.
     custom: custom features, as in `serving.release.load_release`.

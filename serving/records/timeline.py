@@ -105,7 +105,7 @@ def _per_bucket(cumulative: Sequence[float]) -> list[float]:
 
 
 class Timeline:
-    """Writes one record per minute and service, from any one of its workers, and reads the records back."""
+    """Writes one record per minute for this service, whichever worker is first, and reads the records back."""
 
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.time, every_s: float = 60.0):
         """clock: returns Unix seconds. every_s: seconds between records."""

@@ -94,7 +94,7 @@ def write_release(
     items: with item state as of `cut_off`. item_columns: the catalogue, embeddings as fixed_size_list<float32>[d].
     encoder_dir: copied into the release; None if there is no encoder. Times are Unix seconds.
     A failed write leaves nothing behind. Raises ReleaseError if model and features do not match, if the encoder
-    directory contains code or a format that can run code, or if the directory of this ID exists with other content.
+    directory contains code or a format that can run code, or if the directory of this ID exists with different content.
     """
     _check_features(items, _trees(model_text, "the given model"), "the given model")
     if any(a >= b for a, b in pairwise(items.catalogue.item_ids)):
@@ -210,7 +210,7 @@ def _finalize(staging: Path, target: Path) -> Path:
     if target.exists():
         if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == (staging / MANIFEST).read_bytes():
             return target
-        raise ReleaseError(f"{target} exists with other content: move it away")
+        raise ReleaseError(f"{target} exists with different content: move it away")
     staging.chmod(0o755)
     for path in [*_files(staging), *(p for p in staging.rglob("*") if p.is_dir()), staging]:
         _sync(path)

@@ -43,7 +43,7 @@ def connect_url(redis_url: str | None, directory: Path) -> Iterator[str]:
     """The address of the Redis to use: `redis_url` if given, else an embedded Valkey with its data in `directory`.
 
     If a server is already running for this directory, it is used and left running. Otherwise one is started and stopped
-    at the end of the block, also if SIGTERM ends the process. `redis_url` is not checked. Raises EmbeddedError if the
+    at the end of the block, even if SIGTERM ends the process. `redis_url` is not checked. Raises EmbeddedError if the
     server cannot be started.
     """
     if redis_url:
@@ -137,7 +137,7 @@ def _start(socket: Path, directory: Path):  # type: ignore[no-untyped-def]  # va
         server.start(timeout=30)
     except Exception as e:
         raise EmbeddedError(
-            f"the embedded Valkey did not start in {directory}: {e}. Its log is {directory / 'valkey.log'}; "
+            f"the embedded Valkey did not start in {directory}: {e}. See its log, {directory / 'valkey.log'}, "
             "or set REDIS_URL to your own server."
         ) from e
     return server

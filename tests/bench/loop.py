@@ -168,12 +168,12 @@ class Loop:
         return played, record
 
     def _check_settings(self) -> None:
-        """Refuse to continue a loop with other settings."""
+        """Refuse to continue a loop with different settings."""
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = {"shop": self.shop.model_dump(mode="json"), "more": self.more}
         file = self.directory / "settings.json"
         if file.exists() and json.loads(file.read_text("utf-8")) != settings:
-            raise SystemExit(f"{self.directory} has a loop with other settings; use another --directory, or delete it")
+            raise SystemExit(f"{self.directory} has a loop with different settings; delete it or change --directory")
         write_json(file, settings)
 
     def _configured(self, name: str) -> Path:

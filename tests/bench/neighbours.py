@@ -1,11 +1,12 @@
-"""Comparison of libraries for nearest text neighbours: `python -m tests.bench.neighbours`, one thread, a process each.
+"""Comparison of libraries for nearest text neighbours: `python -m tests.bench.neighbours`.
 
-Sides: `exact` (our int8 vectors, compared with every item), `inverted` (the same cosines, in inverted lists from
-scikit-learn's k-means), FAISS (inverted lists, and a graph), USearch and hnswlib (graphs). Reported for each: seconds
-to build; megabytes on disk (for `inverted`, which uses the vectors of `exact`, of the lists alone); whether a second
-build gives the same bytes; memory of a process that answers queries (private, and shared between workers that map the
-same file); milliseconds per query for the nearest 500, in processor time; and the recall. The libraries are not
-dependencies: `pip install` those to compare; missing ones are skipped.
+Each side runs in its own process with one thread. Sides: `exact` (our int8 vectors, compared with every item),
+`inverted` (the same cosines, in inverted lists from scikit-learn's k-means), FAISS (inverted lists, and a graph),
+USearch and hnswlib (graphs). Reported for each: seconds to build; megabytes on disk (for `inverted`, which uses the
+vectors of `exact`, of the lists alone); whether a second build gives the same bytes; memory of a process that answers
+queries (private, and shared between workers that map the same file); milliseconds per query for the nearest 500, in
+processor time; and the recall. The libraries are not dependencies: `pip install` those to compare; missing ones are
+skipped.
 
 The vectors are synthetic, but shaped like sentence embeddings of products: a tree of topics, coordinates with
 decreasing variances (about 60 directions hold nearly all of it), and queries that are the weighted mean of a few items

@@ -109,7 +109,7 @@ COUNTER = itertools.count()
     ("compute", "reason"),
     [
         (infinite, "is infinite; use NaN for missing values"),
-        (random, "returns other values when computed again"),
+        (random, "returns different values when computed again"),
         (order_dependent, "depends on the order of the candidates"),
         (wrong_length, "raises ValueError: could not broadcast"),
         (modifies_inputs, "changes its inputs; copy an array before writing to it"),

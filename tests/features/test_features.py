@@ -59,7 +59,7 @@ class TestEveryFeature:
         assert not np.isinf(table(EMPTY, items=cold)[name]).any()
 
     def test_does_not_depend_on_the_order_of_candidates(self, name: str) -> None:
-        """Each row is a function of the set of candidates, to the last bit."""
+        """Each row depends only on the set of candidates, bit for bit."""
         forward, backward = table()[name], table(candidates=ALL[::-1].copy())[name]
         np.testing.assert_array_equal(forward, backward[::-1])
 

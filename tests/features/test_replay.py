@@ -29,7 +29,7 @@ LISTS = make_lists(
 @given(logs())
 @settings(max_examples=30, deadline=None)
 def test_a_replayed_row_equals_one_computed_from_scratch(log: list[LogRow]) -> None:
-    """Applying events step by step gives, to the bit, the same as applying everything before that time at once."""
+    """Applying events step by step gives the same bits as applying everything before that time at once."""
     events = make_events(log, 3)
     replayed = make_replay(events, ()).rows(LISTS)
     for g in range(len(LISTS)):

@@ -126,8 +126,8 @@ def test_messages_explained_in_the_quickstart_exist() -> None:
     messages = [m for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for m in re.findall(r"`([^`]+)`", row)]
     source = "".join(
         p.read_text("utf-8")
-        for room in ("offline", "serving", "text_encoder", "ranker")
-        for p in (ROOT / room).rglob("*.py")
+        for package in ("offline", "serving", "text_encoder", "ranker")
+        for p in (ROOT / package).rglob("*.py")
     )
     joined = re.sub(r'"\s*\n\s*f?"', "", source)
     parts = [part.strip() for message in messages for part in message.split("...")]

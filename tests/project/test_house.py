@@ -1,4 +1,4 @@
-"""Import rules: which room may import which, and through which `__init__`; and what the service never loads."""
+"""Import rules: which subpackages may import which, only through `__init__`; and what the service never loads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OFFLINE: dict[str, set[str]] = {
     "studies": _BELOW_TRAINING | {"training", "nightly"},
     "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "simulation", "ingest"},
 }
-"""Rooms of `offline/`, and the rooms each may import."""
+"""Subpackages of `offline/`, and the subpackages each may import."""
 SERVING: dict[str, set[str]] = {
     "clock": set(),
     "lock": set(),
@@ -48,10 +48,10 @@ SERVING: dict[str, set[str]] = {
     "pages": {"api", "config", "http", "ranking", "records", "release", "rules", "store"},
     "app": {"api", "clock", "config", "http", "pages", "ranking", "records", "store"},
 }
-"""Rooms of `serving/` and files outside rooms, and what each may import."""
+"""Subpackages of `serving/` and files outside subpackages, and what each may import."""
 FEATURES: dict[str, set[str]] = {"kernels": {"arrays"}, "text": {"arrays", "catalogue", "kernels"}}
-"""Rooms of `features/`, and what each may import. Files outside rooms may import both."""
-ROOMS = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}
+"""Subpackages of `features/`, and what each may import. Files outside subpackages may import both."""
+SUBPACKAGES = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}
 HEAVY = {"torch", "transformers", "sentence_transformers", "pandas", "lightgbm"}
 MOST_FILES, FEW_FILES = 20, 12
 
@@ -70,21 +70,21 @@ def files(top: str) -> list[Path]:
     return [p for p in sorted((ROOT / top).rglob("*.py")) if "clients" not in p.parts]
 
 
-def room_of(top: str, path: Path) -> str:
-    """The room of a path, or the name of a file outside rooms."""
+def subpackage_of(top: str, path: Path) -> str:
+    """The subpackage of a path, or the name of a file outside subpackages."""
     return path.relative_to(ROOT / top).parts[0].removesuffix(".py")
 
 
-def imported_rooms(top: str, path: Path) -> Iterator[tuple[str, str, str]]:
-    """(room, module, name) of a file's imports from other rooms of its top-level package."""
-    own = room_of(top, path)
+def subpackage_imports(top: str, path: Path) -> Iterator[tuple[str, str, str]]:
+    """(subpackage, module, name) of a file's imports from other subpackages of its top-level package."""
+    own = subpackage_of(top, path)
     for module, name in imports(path):
         parts = module.split(".")
         if parts[0] != top:
             continue
-        room = parts[1] if len(parts) > 1 else name
-        if room and room != own:
-            yield room, module, name
+        subpackage = parts[1] if len(parts) > 1 else name
+        if subpackage and subpackage != own:
+            yield subpackage, module, name
 
 
 @pytest.mark.parametrize("top", TOP)
@@ -95,22 +95,22 @@ def test_a_top_level_package_imports_only_what_it_may(top: str) -> None:
         assert imported <= TOP[top], f"{path.relative_to(ROOT)} imports {imported - TOP[top]}"
 
 
-@pytest.mark.parametrize("top", ROOMS)
-def test_a_room_imports_only_the_rooms_below_it(top: str) -> None:
-    """These are the arrows of docs/architecture.md; files outside rooms are listed there too."""
+@pytest.mark.parametrize("top", SUBPACKAGES)
+def test_a_subpackage_imports_only_what_it_may(top: str) -> None:
+    """These are the import rules of docs/architecture.md; files outside subpackages are listed there too."""
     for path in files(top):
-        own = room_of(top, path)
+        own = subpackage_of(top, path)
         if own == "__init__" or (top == "features" and own not in FEATURES):
             continue
-        imported = {room for room, _, _ in imported_rooms(top, path)}
-        assert own in ROOMS[top], f"{path.relative_to(ROOT)} is in no room"
-        assert imported <= ROOMS[top][own], f"{path.relative_to(ROOT)} imports {imported - ROOMS[top][own]}"
+        imported = {subpackage for subpackage, _, _ in subpackage_imports(top, path)}
+        assert own in SUBPACKAGES[top], f"{path.relative_to(ROOT)} is in an unknown subpackage"
+        assert imported <= SUBPACKAGES[top][own], f"{path.relative_to(ROOT)} imports {imported - SUBPACKAGES[top][own]}"
 
 
-@pytest.mark.parametrize("rooms", ROOMS.values(), ids=ROOMS)
-def test_rooms_have_no_import_cycle(rooms: dict[str, set[str]]) -> None:
+@pytest.mark.parametrize("subpackages", SUBPACKAGES.values(), ids=SUBPACKAGES)
+def test_subpackages_have_no_import_cycle(subpackages: dict[str, set[str]]) -> None:
     """Raises CycleError for a cycle."""
-    assert set(TopologicalSorter(rooms).static_order()) >= set(rooms)
+    assert set(TopologicalSorter(subpackages).static_order()) >= set(subpackages)
 
 
 @pytest.mark.parametrize("top", TOP)
@@ -120,32 +120,32 @@ def test_files_have_no_import_cycle(top: str) -> None:
     graph = {}
     for module, path in known.items():
         named = {m if f"{m}.{n}" not in known else f"{m}.{n}" for m, n in imports(path)}
-        # A room's __init__ imports its files, which may import one another directly.
+        # A subpackage's __init__ imports its files, which may import one another directly.
         graph[module] = {m for m in named if m in known and m != module and not module.startswith(f"{m}.")}
     list(TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("top", ["offline", "serving"])
-def test_other_rooms_import_only_exported_names(top: str) -> None:
-    """Other rooms may import only names in `__all__` of a room's `__init__`."""
+def test_other_subpackages_import_only_exported_names(top: str) -> None:
+    """Other subpackages may import only names in `__all__` of a subpackage's `__init__`."""
     for path in files(top):
-        for room, module, name in imported_rooms(top, path):
-            init = ROOT / top / room / "__init__.py"
+        for subpackage, module, name in subpackage_imports(top, path):
+            init = ROOT / top / subpackage / "__init__.py"
             if init.is_file():
-                assert module == f"{top}.{room}", f"{path.relative_to(ROOT)} imports {module}, not through its __init__"
-                assert name in public(init), f"{path.relative_to(ROOT)}: {top}.{room} does not export {name}"
+                assert module == f"{top}.{subpackage}", f"{path.relative_to(ROOT)} imports {module}, not its __init__"
+                assert name in public(init), f"{path.relative_to(ROOT)}: {top}.{subpackage} does not export {name}"
 
 
 def public(init: Path) -> set[str]:
-    """The names in `__all__` of a room."""
+    """The names in `__all__` of a subpackage."""
     for node in ast.parse(init.read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
 
 
-def test_rooms_are_small() -> None:
-    """No room has more than 20 files, and at most 4 have more than 12."""
+def test_subpackages_are_small() -> None:
+    """No subpackage has more than 20 files, and at most 4 have more than 12."""
     count = {
         folder.relative_to(ROOT): len([p for p in folder.glob("*.py") if p.name != "__init__.py"])
         for top in TOP
@@ -156,14 +156,14 @@ def test_rooms_are_small() -> None:
 
 
 @pytest.mark.parametrize("top", ["offline", "serving"])
-def test_every_room_has_a_docstring(top: str) -> None:
-    """The `__init__` of every room has a docstring of more than 40 characters and at most 20 lines."""
-    for room in ROOMS[top]:
-        init = ROOT / top / room / "__init__.py"
+def test_every_subpackage_has_a_docstring(top: str) -> None:
+    """The `__init__` of every subpackage has a docstring of more than 40 characters and at most 20 lines."""
+    for subpackage in SUBPACKAGES[top]:
+        init = ROOT / top / subpackage / "__init__.py"
         if init.is_file():
             docstring = ast.get_docstring(ast.parse(init.read_text("utf-8"))) or ""
-            assert len(docstring) > 40, room
-            assert len(docstring.splitlines()) <= 20, room
+            assert len(docstring) > 40, subpackage
+            assert len(docstring.splitlines()) <= 20, subpackage
 
 
 @pytest.mark.parametrize("top", ["features", "ranker", "serving"])

@@ -20,18 +20,18 @@ def test_the_first_screen_names_make_targets_that_exist() -> None:
 
 
 def test_files_named_in_the_tree_exist() -> None:
-    """The project layout lists existing packages, rooms and files, and every room of offline and serving."""
+    """The project layout lists existing packages and files, and every subpackage of offline and serving."""
     tree = README.split("## Project layout")[1].split("```")[1]
-    package, rooms = "", set()
+    package, subpackages = "", set()
     for line in tree.splitlines():
         if found := re.match(r"(\w+)/", line):
             package = found[1]
             assert (ROOT / package).is_dir(), package
         for name in re.findall(r"\b(\w+(?:\.py|/))(?=\s)", line.removeprefix(f"{package}/")):
             assert (ROOT / package / name).exists(), f"{package}/{name}"
-            rooms.add(f"{package}/{name}")
+            subpackages.add(f"{package}/{name}")
     for package in ("offline", "serving"):
-        assert {f"{package}/{p.parent.name}/" for p in (ROOT / package).glob("*/__init__.py")} <= rooms
+        assert {f"{package}/{p.parent.name}/" for p in (ROOT / package).glob("*/__init__.py")} <= subpackages
 
 
 def test_the_mapping_in_the_docs_is_a_configuration() -> None:

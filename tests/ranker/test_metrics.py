@@ -92,7 +92,7 @@ def test_a_list_without_any_of_the_relevant_items_scores_zero_not_nan() -> None:
 
 @pytest.mark.parametrize("metric", LIST_METRICS)
 def test_a_list_without_a_relevant_item_is_undefined(metric: str) -> None:
-    """NaN, also for an empty list. Other lists are not affected."""
+    """NaN, including for an empty list. Other lists are not affected."""
     start = np.array([0, 2, 2, 4, 6])
     gain = np.array([0, 0, 1, 0, 0, 1], np.int8)
     scores = np.array([2.0, 1.0, 2.0, 1.0, 2.0, 1.0])

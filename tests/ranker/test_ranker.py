@@ -39,7 +39,7 @@ def trained(config: RankerConfig = SMALL, seed: int = 0, **changes: Any) -> Trai
 
 
 def test_refit_trains_the_chosen_number_of_trees_on_the_given_lists() -> None:
-    """On the original lists it gives the original model; on more lists another model with the same number of trees."""
+    """On the original lists it gives the original model; on more lists a new one with the same number of trees."""
     chosen, fit, valid = trained(), world(0), world(1)
     same = refit(chosen, fit["rows"], fit["gain"], fit["start"], NAMES, SMALL)
     assert Trees.parse(same.model_text).score(valid["rows"]).tolist() == pytest.approx(
@@ -189,8 +189,8 @@ def test_progress_is_reported_after_each_tree() -> None:
         ({"valid_rows": np.zeros((5, 3), np.float32)}, r"^valid_rows are float32\[5, 3\]"),
         ({"start": np.array([0, 5])}, r"^start is \[0 5\]..., expected integers rising from 0 to 2400"),
         ({"start": np.array([0.0, 2400.0])}, "^start is .* expected integers rising"),
-        ({"gain": np.zeros(2400, np.int8)}, "^gain: no list of 120 contains a gain"),
-        ({"valid_gain": np.zeros(2400, np.int8)}, "^valid_gain: no list of 120"),
+        ({"gain": np.zeros(2400, np.int8)}, "^gain: none of the 120 lists has a gain above 0"),
+        ({"valid_gain": np.zeros(2400, np.int8)}, "^valid_gain: none of the 120 lists"),
         ({"gain": np.full(2400, 4, np.int8)}, r"^gain\[0\] is 4, expected 0 to 3 \(label_gain\)"),
         ({"gain": np.full(2400, -1, np.int8)}, r"^gain\[0\] is -1"),
         ({"gain": np.zeros(2400)}, "^gain is float64"),

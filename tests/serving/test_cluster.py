@@ -58,7 +58,7 @@ def store(cluster: LocalCluster) -> Iterator[BulkStore]:
 
 
 def test_a_users_keys_and_the_users_part_of_the_stream_are_in_one_slot() -> None:
-    """Also for IDs with braces or colons and for an empty ID, because a script may only use keys of one slot."""
+    """Even for IDs with braces or colons and for an empty ID, because a script may only use keys of one slot."""
     layout = Layout(cluster=True)
     for user in ["u", "", "}", "{x}", "a:b:e", "}:u:", "ü%"]:
         part = layout.part(STREAM, layout.shard(user))

@@ -58,7 +58,7 @@ def root(url: str, tmp_path: Path) -> Path:
         raw.flushall()
         for k, path in enumerate(two):
             write_judgement(tmp_path, gate(path.name, two[0].name if k else None), EVALUATION, DRIFT, AT)
-            registry.promote(tmp_path, store, path.name, "the night's gate let it pass", action="publish")
+            registry.promote(tmp_path, store, path.name, "passed the nightly gate", action="publish")
     return tmp_path
 
 

@@ -44,7 +44,7 @@ def root(url: str, tmp_path: Path) -> Path:
             judgement = gate(release, three[k - 1] if k else None, verdict, message)
             write_judgement(tmp_path, judgement, EVALUATION, DRIFT, AT + k * 86400.0)
         for release in three[:2]:
-            registry.promote(tmp_path, store, release, "the night's gate let it pass", action="publish")
+            registry.promote(tmp_path, store, release, "passed the nightly gate", action="publish")
     return tmp_path
 
 
@@ -129,7 +129,7 @@ def test_latency_freshness_degraded_share_quality_and_drift_are_plotted(page: Pa
         "Rankings and events",
         "Degraded and failed rankings",
         "Freshness",
-        "Quality of each night's release",
+        "Quality of each nightly release",
         "Compared with the release that was live",
         "Feature drift",
     ):

@@ -126,7 +126,7 @@ def test_retrieval_in_the_service_equals_retrieval_offline(released: Path) -> No
 
 
 def test_an_item_that_becomes_popular_is_retrieved_within_two_seconds(released: Path) -> None:
-    """After a hundred clicks on red-19, the candidates are still the old ones; three seconds later it is the first."""
+    """After a hundred clicks on red-19, the candidates are unchanged; three seconds later, red-19 is the first."""
     items = load_release(released).items
     items = replace(items, state=items.state.copy())
     retriever = CandidateRetriever(items)

@@ -250,7 +250,7 @@ def test_an_item_is_counted_for_the_first_rule_that_removes_it() -> None:
 
 
 def test_a_boost_is_in_standard_deviations_of_the_scores() -> None:
-    """Scores 3, 2, 1 have standard deviation sqrt(2/3); two of them raise i002 from 1 to 2.63, also if scores are
+    """Scores 3, 2, 1 have standard deviation sqrt(2/3); two of them raise i002 from 1 to 2.63, even if scores are
     negative."""
     unit = float(np.sqrt(2 / 3))
     for shift in (0.0, -100.0):

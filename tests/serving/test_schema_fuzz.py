@@ -39,8 +39,9 @@ def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) 
     @QUIETLY
     @given(operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        # What the schema cannot express: events and items are rejected individually, also for their timestamp; 461.0 is
-        # an integer in JSON schema but not here; and the attributes and values in rules depend on the catalogue.
+        # The schema cannot express everything: events and items are rejected individually, for example for their
+        # timestamp; 461.0 is an integer in JSON schema but not here; and the attributes and values in rules depend on
+        # the catalogue.
         body = case.body if isinstance(case.body, dict) else {}
         not_in_schema = isinstance(body.get("limit"), float) or body.get("rules") is not None
         excluded = [positive_data_acceptance] if not_in_schema else []

@@ -13,7 +13,7 @@ _PHRASES = {
     "worse": ("The ranker is worse than", "worse than", "excludes"),
     "undecided": ("No clear difference between the ranker and", "no clear difference from", "does not exclude"),
 }
-"""By outcome: the start of the verdict, the same in a remark, and what the interval does with zero."""
+"""By outcome: the start of the verdict, the same in a remark, and whether the interval excludes zero."""
 
 
 def significant(comparison: Mapping[str, object]) -> bool:

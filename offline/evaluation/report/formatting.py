@@ -106,5 +106,5 @@ def slice_name(name: object) -> str:
     if match := re.fullmatch(r"(history|seen)_(\d+)_(\d+|plus)", key):
         of, low, high = match.groups()
         number = f"{low} or more" if high == "plus" else f"{low} to {high}"
-        return f"users with {number} events" if of == "history" else f"items with {number} engagements"
+        return f"{'users' if of == 'history' else 'items'} with {number} engagements"
     return _SLICES.get(key) or display_name(key.replace(":", ": ", 1))

@@ -70,7 +70,7 @@ class Plot(NamedTuple):
 
 
 def plot(name: str, rows: int, draw: Callable[[Axes], None], wide: bool = False) -> Plot:
-    """What `draw` draws, high enough for this many rows. name: unique on the page."""
+    """The plot that `draw` draws, tall enough for this many rows. name: unique on the page."""
     svg = re.sub(r"<[^>]*>", lambda tag: _themed(tag.group()), _draw(name, 6.4 if wide else 4.4, rows, draw))
     element = re.search(r'<svg[^>]* viewBox="([^"]*)"[^>]*>(.*)</svg>', svg, re.DOTALL)
     assert element, "matplotlib writes one svg element"

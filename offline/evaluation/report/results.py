@@ -118,7 +118,7 @@ def improvement(page: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _differences(name: str, comparisons: list[dict[str, Any]], labels: list[str], wide: bool = False) -> Plot | None:
-    """A plot of the comparisons, from the bottom up; None for none."""
+    """A plot of the comparisons, from the bottom up; None if there are none."""
     colours = {"better": ACCENT, "worse": BAD, "undecided": SOFT}
     rows = [
         (label, float(c["difference"]), drawable(c.get("low")), drawable(c.get("high")), colours[outcome(c)])

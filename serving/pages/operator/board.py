@@ -19,7 +19,7 @@ _NIGHTS = 60
 class Night(Struct):
     """Gate verdict on the release of one nightly run. at: ISO 8601, UTC.
 
-    reasons: (rule, verdict, message), strictest first. quality: [ndcg@10 on the night's test lists, low, high] by
+    reasons: (rule, verdict, message), strictest first. quality: [ndcg@10 on the run's test lists, low, high] by
     system. difference: [difference from the release that was live, low, high], null if there was none. drift: PSI
     between test and training lists, for the features that differ most. drift_median: median PSI over all features, null
     if none was compared.

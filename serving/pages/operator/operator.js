@@ -111,7 +111,7 @@ function nights() {
   const systems = ["ranker", "item_click_rate", "popularity"].filter((s) => judged.some((n) => n.quality[s]));
   const highest = (n) => Math.max(...Object.values(n.drift).filter((v) => v !== null));
   $("nights").replaceChildren(
-    plot({ title: "Quality of each night's release", unit: "ndcg@10 on its own test lists", format: (v) => v.toFixed(3), from: "data", lines: systems.map(of) }),
+    plot({ title: "Quality of each nightly release", unit: "ndcg@10 on its own test lists", format: (v) => v.toFixed(3), from: "data", lines: systems.map(of) }),
     plot({ title: "Compared with the release that was live", unit: "difference in ndcg@10, same test lists", format: signed, lines: [{ name: "difference",
       points: judged.map(({ when, difference }) => ({ at: when, value: difference?.[0] ?? null, low: difference?.[1], high: difference?.[2] })) }] }),
     plot({ title: "Feature drift", unit: "PSI, test lists compared with training lists", format: (v) => v.toFixed(2),

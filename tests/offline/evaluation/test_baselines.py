@@ -144,7 +144,7 @@ def test_the_repeat_rate_counts_events_at_one_time_once() -> None:
 @settings(max_examples=25, deadline=None)
 @given(logs(), st.integers(1, 9), st.booleans())
 def test_no_baseline_sees_the_future(rows: list[tuple[float, int, int, Kind, int]], k: int, whole: bool) -> None:
-    """Events at or after the first list change none of its scores, also not through EASE."""
+    """Events at or after the first list change none of its scores, not even through EASE."""
     cut = k * DAY / 6
     lists = make_lists([cut, cut], [0, 1], [[0, 1, 2, 3], [5, 6]])
     with_future = scores(make_events(rows, 3), lists, whole)

@@ -1,4 +1,4 @@
-"""Off-policy values: planted logs, incomplete lists, and propensities of another log."""
+"""Off-policy values: planted logs, incomplete lists, and propensities from another log."""
 
 from __future__ import annotations
 

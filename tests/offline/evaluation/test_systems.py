@@ -125,7 +125,7 @@ def test_a_list_without_gain_is_undefined_and_one_that_missed_every_target_is_0(
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6))
 def test_metrics_of_an_order_equal_metrics_of_its_scores(seed: int) -> None:
-    """Each metric is the same from items and targets as from scores, gains and missed counts, also with ties."""
+    """Each metric is the same from items and targets as from scores, gains and missed counts, including with ties."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, 9, 5).tolist()
     lists = make_lists([float(g) for g in range(5)], [0] * 5, [rng.permutation(20)[:n].tolist() for n in sizes])
@@ -360,7 +360,7 @@ def test_the_best_possible_order_is_by_hidden_utility() -> None:
 
 
 def test_rebuilt_lists_have_no_best_possible_order_and_a_truth_of_another_log_is_rejected() -> None:
-    """The simulator knows the utility of all rows of its own log, and of none of a rebuilt one; some is an error."""
+    """The simulator knows the utility of all rows of its own log, of no row of a rebuilt one; some is an error."""
     lists = planted(n=2)
     assert "best_possible" not in orders(lists, baseline_orders(lists), np.zeros(lists.rows), {("x", "y"): 1.0}, IDS)
     first = (lists.request_ids[0], IDS[lists.item[0]])
@@ -397,7 +397,7 @@ def test_users_are_sliced_by_engagements_before_the_list() -> None:
 def test_targets_are_sliced_by_engagements_before_the_list() -> None:
     """Before the basket of user 0, item 3 was bought by user 1, item 4 by 20 users, item 5 by user 0, item 6 by nobody.
 
-    The head is 3 of 12 items: 4, then 3 and 5 by row. A later purchase of item 6 is in no count before the test.
+    The head is 3 of 12 items: 4, then 3 and 5 by row. A later purchase of item 6 does not count before the test.
     """
     rows = [(1.0, 1, 3, Kind.PURCHASE, -1), *((1.0, u, 4, Kind.PURCHASE, -1) for u in range(1, 21))]
     rows += [(1.0, 0, 5, Kind.PURCHASE, -1), (9e5, 7, 6, Kind.PURCHASE, -1)]

@@ -354,7 +354,7 @@ CORRUPT: dict[str, tuple[Callable[[Config], None], str, str]] = {
 def test_corrupt_data_stop_the_run_with_a_message_that_names_the_cause(
     another: Config, first: release.Release, url: str, case: str
 ) -> None:
-    """The run stops before training. The findings are in a file, the live release stays, and the exit status is 4."""
+    """The run stops before training. The findings are in a file, the live release is kept, and the exit status is 4."""
     corrupt, check, message = CORRUPT[case]
     corrupt(another)
     night = night_of(another, url)
@@ -484,7 +484,7 @@ main()
 
 
 def test_a_full_disk_has_its_own_exit_status_and_the_next_run_continues(another: Config, url: str) -> None:
-    """Files over 200 kB do not fit: the exit status is 7, and the live release stays. With space, the run completes."""
+    """Files over 200 kB do not fit: exit status 7, and the live release is kept. With free space, the run completes."""
 
     def nightly(space: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", FULL, space, "nightly", "--config", str(another.workspace / "shelfwise.yaml")]

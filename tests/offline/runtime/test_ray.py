@@ -142,7 +142,7 @@ def ranker_ndcg(night: Night) -> np.ndarray:
 
 
 def test_two_training_workers_reach_the_quality_of_one(local: Night, engine: Ray, tmp_path: Path) -> None:
-    """Encoder and ranker trained by two workers each: other models, in a run of their own.
+    """Encoder and ranker trained by two workers each: different models, in a run of their own.
 
     On the test lists they do not differ significantly from those of one worker, and both beat a random order.
     """

@@ -197,7 +197,8 @@ def test_poor_settings_are_pruned_after_the_first_fold(tmp_path: Path) -> None:
 
 def test_a_study_started_from_other_settings_is_rejected(tmp_path: Path) -> None:
     run_tune(tmp_path, most=1)
-    with pytest.raises(DataError, match=r"tune.db: this study was started from other settings \(leaves was 31, is 7\)"):
+    message = r"tune.db: this study was started from different settings \(leaves was 31, is 7\)"
+    with pytest.raises(DataError, match=message):
         run_tune(tmp_path, QUICK.model_copy(update={"leaves": 7}), most=1)
     # Settings that do not affect the trees may change.
     assert run_tune(tmp_path, QUICK.model_copy(update={"threads": 2}), most=1).trials

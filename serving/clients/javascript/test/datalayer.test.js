@@ -29,7 +29,7 @@ test("gtag's form and the shop's own request_id are supported", () => {
   assert.deepEqual(eventsOf(layer[0], null), [{ event: "view_item_list", item_id: "7", request_id: "r1", position: 0, value: 2 }]);
 });
 
-test("an item chosen from a list keeps its request id in cart and purchase, also on later pages of the tab", () => {
+test("an item chosen from a list keeps its request id in cart and purchase, even on later pages of the tab", () => {
   const tab = new Memory();
   const seen = [];
   const page = (...pushed) => bridge(pushed, (event) => seen.push(event), tab);

@@ -154,7 +154,7 @@ class AsyncShelfwise:
             raise self._outbox.unsent()
 
     async def aclose(self) -> None:
-        """Deliver queued events within `Sending.close_s`, and close the client. Raises UnsentError with the others."""
+        """Deliver queued events within `Sending.close_s`, and close the client. Raises UnsentError with the rest."""
         atexit.unregister(self._at_exit)
         if self._closed:
             return

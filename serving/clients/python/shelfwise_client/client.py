@@ -146,7 +146,7 @@ class Shelfwise:
                 raise self._outbox.unsent()
 
     def close(self) -> None:
-        """Deliver what waits, within `Sending.close_s`, and end. Raises UnsentError with what was not delivered."""
+        """Deliver queued events within `Sending.close_s`, and close the client. Raises UnsentError with the rest."""
         atexit.unregister(self._at_exit)
         if self._pid != os.getpid() or self._closed:
             return

@@ -1,7 +1,7 @@
 """Spool: queued events on disk, so that a killed process loses none. A folder has one SQLite file per running process.
 
 A file is locked while its process lives. The next process that opens the folder takes over the files of processes that
-have ended. Once `add` returns, the event is with the operating system: it survives the process, not a power failure.
+have ended. Once `add` returns, the operating system has the event: it survives the process, but not a power failure.
 """
 
 from __future__ import annotations
