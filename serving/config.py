@@ -9,9 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.rules import Rules, StandingRules
 
-ID_CHARACTERS = 256
-"""Maximum length of a user, item, event, request or session ID. Part of the request schema, so not a setting."""
-
 
 class ServiceConfig(BaseModel):
     """Settings of the service: addresses, limits, timeouts and features.

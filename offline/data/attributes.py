@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.bounds import ITEM_MOMENTS, MAX_NUMBER, is_within
 from offline.config import ITEM_COLUMNS, AttributeKind
 from offline.runtime import DataError
 
@@ -17,6 +18,7 @@ _SEPARATOR = r"\s*[,;|]\s*"
 _KIND, _SOURCE = b"shelfwise.kind", b"shelfwise.source"
 """Metadata of a converted column: the kind it was converted to, and the type it had before."""
 _ALIASES = {str(kind): kind for kind in (pa.string(), pa.large_string(), pa.float64(), pa.int64(), pa.bool_())}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNCHANGED = object()
 """Result for a written value that does not fit its column: the cell keeps its value."""
 
@@ -73,6 +75,8 @@ def cell(value: object, kind: pa.DataType) -> object:
         return _timestamp(value)
     if pa.types.is_boolean(kind):
         return value if isinstance(value, bool) else UNCHANGED
+    if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
+        return UNCHANGED
     if pa.types.is_floating(kind):
         return float(value) if isinstance(value, int | float) else UNCHANGED
     if pa.types.is_integer(kind):
@@ -90,8 +94,12 @@ def _timestamp(value: object) -> object:
             when = datetime.fromisoformat(value)
         except ValueError:
             return UNCHANGED
-        return when if when.tzinfo else when.replace(tzinfo=UTC)
-    return datetime.fromtimestamp(value, UTC) if isinstance(value, int | float) else UNCHANGED
+        seconds = ((when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH) / timedelta(seconds=1)
+    elif isinstance(value, int | float):
+        seconds = value
+    else:
+        return UNCHANGED
+    return _EPOCH + timedelta(seconds=seconds) if is_within(seconds, ITEM_MOMENTS) else UNCHANGED
 
 
 def _convert(column: pa.ChunkedArray, kind: AttributeKind, where: str) -> pa.ChunkedArray:

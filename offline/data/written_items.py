@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from offline.config import ITEM_COLUMNS
 from offline.data.attributes import UNCHANGED, convert_value
 from offline.runtime import DataError
 from serving.store import ItemFields
 
 FILE = "written_items.parquet"
 SCHEMA = pa.schema([("item_id", pa.string()), ("at", pa.float64()), ("fields", pa.string())])
-_NOT_COLUMNS = ("available",)
 
 
 def read_written_items(directory: Path) -> dict[str, ItemFields]:
@@ -47,7 +47,8 @@ def to_table(written: Mapping[str, ItemFields]) -> pa.Table:
 def overlay_written(items: pa.Table, written: Mapping[str, ItemFields]) -> pa.Table:
     """The catalogue with the written fields: changed cells, and new items as rows at the end.
 
-    Fields without a column in the catalogue, and values that do not fit the type of their column, are ignored.
+    Ignored are fields without a column in the catalogue, values that do not fit the type of their column, and withdrawn
+    items that the catalogue does not have.
     """
     if not written:
         return items
@@ -55,10 +56,13 @@ def overlay_written(items: pa.Table, written: Mapping[str, ItemFields]) -> pa.Ta
     before = {row["item_id"]: row for row in items.filter(touched).to_pylist()}
     rows = []
     for item_id, entry in written.items():
+        if item_id not in before and not entry.available:
+            continue
         row = before.get(item_id, {"item_id": item_id, "available_from": datetime.fromtimestamp(entry.at, UTC)})
-        fields = {k.removeprefix("a:"): v for k, v in entry.fields.items() if k not in _NOT_COLUMNS}
         for field in items.schema:
-            if field.name in fields and (value := convert_value(fields[field.name], field)) is not UNCHANGED:
+            key = field.name if field.name in ITEM_COLUMNS else f"a:{field.name}"
+            if key in entry.fields and (value := convert_value(entry.fields[key], field)) is not UNCHANGED:
                 row[field.name] = value
+        row["title"] = row.get("title") or ""  # as in an import, a missing title is empty
         rows.append({field.name: row.get(field.name) for field in items.schema})
     return pa.concat_tables([items.filter(pc.invert(touched)), pa.Table.from_pylist(rows, items.schema)])

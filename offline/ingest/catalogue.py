@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.arrays import F64
+from features.bounds import ITEM_MOMENTS
 from offline.config import ITEM_TEXTS, ImportConfig, Source
 from offline.data import CANONICAL, TAGS, UTC_US
 from offline.ingest.cells import (
@@ -29,6 +30,9 @@ from offline.ingest.quarantine import Rows
 def _moment_column(rows: Rows, name: str, array: pa.Array, limits: Limits, how: Moments) -> pa.Array:
     at = as_moments(rows, name, array, limits, how, required=False)
     none = at == NO_MOMENT
+    outside = ~none & ((at < ITEM_MOMENTS[0] * 10**6) | (at > ITEM_MOMENTS[1] * 10**6))
+    rows.refuse(outside, name, array, "date_out_of_range")
+    none |= outside
     return pa.array(np.where(none, 0, at), pa.int64(), mask=none).cast(pa.timestamp("us")).cast(UTC_US)
 
 

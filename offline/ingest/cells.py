@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.arrays import F64, I64
+from features.bounds import ID_BYTES, MAX_NUMBER, PLACEHOLDER_IDS, TEXT_CHARACTERS, IdError, clean_id
 from offline.ingest.quarantine import Mask, Rows
 
-ID_BYTES = 256
-TEXT_BYTES = 100_000
 _ZONE = r"[Zz]$|[Tt ]\d.*[+-]\d{2}:?(?:\d{2})?$"
+_PLAIN_ID = r"^[!-~]+(?: +[!-~]+)*$"
+_PLACEHOLDERS = pa.array(sorted(PLACEHOLDER_IDS), pa.string())
 _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
 
 
@@ -131,13 +132,46 @@ def as_id(rows: Rows, column: str, array: pa.Array, limits: Limits, missing: str
         text = as_text(rows, column, array, limits)
     if missing is not None:
         rows.refuse(np.asarray(text.is_null()), column, array, missing)
-    rows.refuse(null_mask(pc.greater(pc.binary_length(text), ID_BYTES)), column, array, "id_too_long")
+    return _clean_ids(rows, column, array, text)
+
+
+def _clean_ids(rows: Rows, column: str, array: pa.Array, text: pa.Array) -> pa.Array:
+    """IDs in canonical form; rejects invalid ones. Only IDs that may need it go through `clean_id`, once each."""
+    values = pc.unique(text).drop_null()
+    plain = pc.and_(pc.match_substring_regex(values, _PLAIN_ID), pc.less_equal(pc.binary_length(values), ID_BYTES))
+    special = values.filter(pc.or_(pc.invert(plain), pc.is_in(values, _PLACEHOLDERS)))
+    if not len(special):
+        return text
+    cleaned: list[str | None] = []
+    reasons: list[str] = []
+    for value in special.to_pylist():
+        try:
+            cleaned.append(clean_id(value))
+            reasons.append("")
+        except IdError as e:
+            cleaned.append(None)
+            reasons.append(e.code)
+    at = pc.index_in(text, special)
+    reason = np.array([*reasons, ""])[pc.fill_null(at, len(reasons)).to_numpy(zero_copy_only=False)]
+    for code in sorted(set(reasons) - {""}):
+        rows.refuse(reason == code, column, array, code)
+    return pc.if_else(at.is_valid(), pa.array(cleaned, pa.string()).take(at), text)
+
+
+def as_words(rows: Rows, column: str, array: pa.Array, limits: Limits, most: int) -> pa.Array:
+    """Short text such as a query, null for missing. Rejects control characters, and more than `most` characters."""
+    array = decode_dictionary(array)
+    if pa.types.is_boolean(array.type) or pa.types.is_temporal(array.type) or pa.types.is_nested(array.type):
+        rows.refuse(np.asarray(array.is_valid()), column, array, "wrong_type")
+        return pa.nulls(len(array), pa.string())
+    text = as_text(rows, column, array, limits)
     rows.refuse(null_mask(pc.match_substring_regex(text, r"\p{Cc}")), column, array, "control_character")
+    rows.refuse(null_mask(pc.greater(pc.utf8_length(text), most)), column, array, f"{column}_too_long")
     return text
 
 
 def as_number(rows: Rows, column: str, array: pa.Array, limits: Limits) -> F64:
-    """float64, NaN for missing (NaN in the file counts as missing). Rejects other text and infinities."""
+    """float64, NaN for missing (NaN in the file counts as missing). Rejects other text, and numbers too large."""
     array = decode_dictionary(array)
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
@@ -148,6 +182,7 @@ def as_number(rows: Rows, column: str, array: pa.Array, limits: Limits) -> F64:
         out = np.asarray(pd.to_numeric(text.to_pandas().astype(object), errors="coerce"), np.float64)
         rows.refuse(np.isnan(out) & np.asarray(text.is_valid()), column, array, "not_a_number")
     rows.refuse(np.isinf(out), column, array, "not_finite")
+    rows.refuse(np.isfinite(out) & (np.abs(out) > MAX_NUMBER), column, array, "number_too_large")
     return out
 
 
@@ -163,7 +198,7 @@ def as_flag(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Arra
 
 
 def bounded_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa.Array:
-    """Text with HTML entities decoded and whitespace collapsed. Rejects more than 100,000 bytes."""
+    """Text with HTML entities decoded and whitespace collapsed. Rejects more than `TEXT_CHARACTERS` characters."""
     text = as_text(rows, column, array, limits)
     escaped = null_mask(pc.match_substring_regex(text, r"&#?\w+;"))
     if escaped.any():
@@ -171,7 +206,7 @@ def bounded_text(rows: Rows, column: str, array: pa.Array, limits: Limits) -> pa
         text = pc.replace_with_mask(text, pa.array(escaped), pa.array(plain_text, pa.string()))
     text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"\s+", " "))
     rows.refuse(
-        null_mask(pc.greater(pc.binary_length(text), TEXT_BYTES)), column, decode_dictionary(array), "text_too_long"
+        null_mask(pc.greater(pc.utf8_length(text), TEXT_CHARACTERS)), column, decode_dictionary(array), "text_too_long"
     )
     return text
 

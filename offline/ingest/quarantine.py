@@ -30,6 +30,9 @@ REASONS: Mapping[str, Reason] = {
         "does not identify a user", "Log the ID of the customer or anonymous visitor with every event."
     ),
     "missing_item": Reason("does not identify an item", "Log the item ID with every row."),
+    "placeholder_id": Reason(
+        "stands for a missing ID", "Leave the cell empty if there is no ID; otherwise all of these would be one."
+    ),
     "id_too_long": Reason("is longer than 256 bytes", "Map a column that contains IDs, or shorten the IDs."),
     "control_character": Reason(
         "contains a control character", "Remove control characters (tab, newline, NUL) from the IDs at the source."
@@ -72,6 +75,10 @@ REASONS: Mapping[str, Reason] = {
     "negative_value": Reason(
         "is a negative amount", "Returns and corrections are not purchases: map them to `drop`, or correct the sign."
     ),
+    "number_too_large": Reason("is larger than 1e15", "Check the unit, or leave the cell empty."),
+    "date_out_of_range": Reason(
+        "is not between 1700-01-01 and 2200-01-01", "Correct the date, or leave the cell empty if it is not known."
+    ),
     "bad_position": Reason(
         "is not a list position",
         "Use whole numbers starting at `position_base`, at most 32767, or leave the cell empty.",
@@ -82,7 +89,7 @@ REASONS: Mapping[str, Reason] = {
     "query_too_long": Reason(
         "is longer than 200 characters", "Map the words the customer typed, not the page the search led to."
     ),
-    "text_too_long": Reason("is longer than 100000 bytes", "Shorten the text, or map another column."),
+    "text_too_long": Reason("is longer than 100,000 characters", "Shorten the text, or map another column."),
     "wrong_type": Reason(
         "has the wrong type", "Use a string, a number or null. Attributes may also be lists of strings."
     ),

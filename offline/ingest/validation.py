@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.arrays import I64
+from features.bounds import EVENT_MOMENTS, MAX_POSITION
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, KINDS, Kind
 from offline.config import DROP
@@ -27,6 +28,7 @@ from offline.ingest.cells import (
     as_moments,
     as_number,
     as_text,
+    as_words,
     bounded_text,
     decode_dictionary,
     null_mask,
@@ -59,7 +61,8 @@ def _kinds(rows: Rows, array: pa.Array, limits: Limits, values: Mapping[str, str
 def _event_moments(rows: Rows, columns: Mapping[str, pa.Array], limits: Limits, how: Moments) -> I64:
     stamp = columns["timestamp"]
     out = as_moments(rows, "timestamp", stamp, limits, how, required=True)
-    rows.refuse(out < limits.earliest_us, "timestamp", decode_dictionary(stamp), "timestamp_too_old")
+    earliest_us = max(limits.earliest_us, EVENT_MOMENTS[0] * 10**6)
+    rows.refuse(out < earliest_us, "timestamp", decode_dictionary(stamp), "timestamp_too_old")
     rows.refuse(out > limits.latest_us, "timestamp", decode_dictionary(stamp), "future_event")
     return out
 
@@ -79,7 +82,7 @@ def _amounts(rows: Rows, columns: Mapping[str, pa.Array], limits: Limits, kind: 
 
 def _positions(rows: Rows, array: pa.Array, limits: Limits, base: int) -> pa.Array:
     number = as_number(rows, "position", array, limits) - base
-    bad = ~np.isnan(number) & ((number < 0) | (number > 32767) | (number != np.trunc(number)))
+    bad = ~np.isnan(number) & ((number < 0) | (number > MAX_POSITION) | (number != np.trunc(number)))
     rows.refuse(bad, "position", decode_dictionary(array), "bad_position")
     return pa.array(np.where(bad | np.isnan(number), 0, number).astype(np.int16), mask=bad | np.isnan(number))
 
@@ -117,14 +120,12 @@ def event_columns(rows: Rows, columns: Mapping[str, pa.Array], rules: EventRules
         ("request_id", None),
         ("session_id", None),
         ("event_id", None),
-        ("device", None),
-        ("query", None),
     ):
         out[name] = as_id(rows, name, columns[name], limits, missing) if name in columns else nulls
         if name in rules.float_ids:
             out[name] = pc.replace_substring_regex(out[name], r"^(-?\d+)\.0+$", r"\1")
     for name, most in (("device", DEVICE_CHARACTERS), ("query", QUERY_CHARACTERS)):
-        rows.refuse(null_mask(pc.greater(pc.utf8_length(out[name]), most)), name, out[name], f"{name}_too_long")
+        out[name] = as_words(rows, name, columns[name], limits, most) if name in columns else nulls
     if rules.ordered:
         order = as_number(rows, "order_column", columns["order_column"], limits)
         rows.refuse(np.isnan(order), "order_column", decode_dictionary(columns["order_column"]), "bad_order")

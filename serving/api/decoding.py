@@ -8,24 +8,19 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
+from features.bounds import ID_BYTES, IdError, are_clean, clean_id
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from serving.api.problem import Problem
-from serving.config import ID_CHARACTERS
 
 PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
-"""JSON schema of a text without control characters. Documentation only: msgspec would search every id of a request
-separately, so `_check_request_texts` checks them together."""
+"""JSON schema of a text without control characters. Documentation only: msgspec would search every text separately."""
 
-
-Id = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=ID_CHARACTERS,
-        description="Any text without control characters.",
-        extra_json_schema=PLAIN,
-    ),
-]
+_ID_RULES = (
+    f"At most {ID_BYTES} bytes in UTF-8, without control characters. Surrounding white space is ignored; accents are "
+    'compared in Unicode NFC. Placeholders such as "undefined" and "null" are refused.'
+)
+Id = Annotated[str, Meta(min_length=1, max_length=ID_BYTES, description=_ID_RULES, extra_json_schema=PLAIN)]
+"""An ID as it is sent. `features.bounds.clean_id` validates it and gives its canonical form."""
 
 
 T = TypeVar("T")
@@ -54,16 +49,37 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def _check_request_texts(body: bytes, **texts: list[str]) -> None:
+def check_texts(body: bytes, **texts: str | None) -> None:
+    """Raise Problem (422) for a text of a request with a control character."""
     # JSON escapes every control character with a backslash, except DEL. These two checks clear almost every body.
     if b"\\" not in body and b"\x7f" not in body:
         return
-    for field, ids in texts.items():
-        # One search over all of them: a search per id would cost more than decoding.
-        if _CONTROL.search("".join(ids)):
-            at = next(n for n, i in enumerate(ids) if _CONTROL.search(i))
-            where = f"{field}[{at}]" if field == "candidates" else field
-            raise _invalid(where, f"{ids[at]!r} contains a control character")
+    for field, text in texts.items():
+        if text and _CONTROL.search(text):
+            raise _invalid(field, f"{_short(text)} contains a control character")
+
+
+def request_ids(name: str, ids: list[str]) -> list[str]:
+    """The IDs of a request in canonical form. Raises Problem (422) naming the first invalid one."""
+    if are_clean(ids):
+        return ids
+    return [request_id(f"{name}[{at}]", given) for at, given in enumerate(ids)]
+
+
+def request_id(name: str, given: str) -> str:
+    """An ID of a request or a path in canonical form. Raises Problem (422) if it is invalid."""
+    try:
+        return clean_id(given)
+    except IdError as e:
+        raise _invalid(name, f"{_short(given)} {e}") from None
+
+
+def part_id(name: str, given: str) -> str:
+    """An ID of an event or an item in canonical form. Raises Refusal if it is invalid."""
+    try:
+        return clean_id(given)
+    except IdError as e:
+        raise Refusal(name, f"{_short(given)} {e}") from None
 
 
 def check_no_control(name: str, text: str) -> None:
@@ -75,15 +91,6 @@ def check_no_control(name: str, text: str) -> None:
 def to_refusal(error: Exception) -> Refusal:
     """A decoding error as a Refusal that names the field."""
     return Refusal(*_where(error))
-
-
-def check_id(name: str, given: str) -> str:
-    """Return an id from a path. Raises Problem (422) if it is not a valid id."""
-    if not 1 <= len(given) <= ID_CHARACTERS:
-        raise _invalid(name, f"Expected 1 to {ID_CHARACTERS} characters, got {len(given)}")
-    if _CONTROL.search(given):
-        raise _invalid(name, f"{_short(given)} contains a control character")
-    return given
 
 
 def split_body(body: bytes, most: int, content_type: str = "", what: str = "events") -> list[msgspec.Raw]:

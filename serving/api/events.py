@@ -9,9 +9,10 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from features.bounds import EVENT_MOMENTS, MAX_NUMBER, MAX_POSITION, is_within
 from features.log import GA4, KINDS, Kind
 from serving.api import ga4
-from serving.api.decoding import Device, Id, Query, Refusal, _short, _where, check_no_control
+from serving.api.decoding import Device, Id, Query, Refusal, _short, _where, check_no_control, part_id
 from serving.store import Event
 
 KIND_OF = {name: Kind(KINDS.index(kind)) for name, kind in ({k: k for k in KINDS} | GA4).items()}
@@ -35,8 +36,8 @@ class EventIn(Struct, forbid_unknown_fields=True):
     event_id: Id | None = None
     timestamp: float | str | None = None
     request_id: Id | None = None
-    position: Annotated[int, Meta(ge=0, le=32767)] | None = None
-    value: float | None = None
+    position: Annotated[int, Meta(ge=0, le=MAX_POSITION)] | None = None
+    value: Annotated[float, Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)] | None = None
     session_id: Id | None = None
     device: Device | None = None
     query: Query | None = None
@@ -135,9 +136,14 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
     """The validated event. Raises Refusal naming the field and the reason."""
     if given.event not in KIND_OF:
         raise Refusal("event", f"{_short(given.event)} is not one of {', '.join(KIND_OF)}")
-    for name in ("user_id", "item_id", "event_id", "request_id", "session_id", "device", "query"):
+    for name in ("user_id", "item_id", "event_id", "request_id", "session_id"):
+        if (sent := getattr(given, name)) is not None:
+            setattr(given, name, part_id(name, sent))
+    for name in ("device", "query"):
         check_no_control(name, getattr(given, name) or "")
-    now_us, sent_us = int(now * 1e6), None if given.timestamp is None else microseconds(given.timestamp)
+    if given.value is not None and given.value < 0 and given.event != "rating":
+        raise Refusal("value", f"{given.value:g} is negative; only ratings may be")
+    now_us, sent_us = int(now * 1e6), None if given.timestamp is None else _event_time(given.timestamp)
     if sent_us is not None and sent_us > now_us + future_s * 1e6:
         ahead = (sent_us - now_us) / 1e6
         raise Refusal("timestamp", f"{ahead:.0f} s ahead of the service's clock; the maximum is {future_s:g} s")
@@ -174,6 +180,13 @@ def _derived_id(given: EventIn, microseconds: int) -> str:
         *(["query", given.query] if given.query else []),
     ]
     return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
+
+
+def _event_time(timestamp: float | str) -> int:
+    out = microseconds(timestamp)
+    if not is_within(out / 1e6, EVENT_MOMENTS):
+        raise Refusal("timestamp", f"{_short(str(timestamp))} is not between 1970-01-01 and 2100-01-01")
+    return out
 
 
 def microseconds(timestamp: float | str, field: str = "timestamp") -> int:

@@ -7,13 +7,22 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from serving.api.decoding import Id, check_no_control, to_refusal
+from features.bounds import (
+    ATTRIBUTE_NAME,
+    ATTRIBUTES,
+    ITEM_MOMENTS,
+    MAX_NUMBER,
+    TEXT_CHARACTERS,
+    check_attribute_names,
+    is_within,
+)
+from serving.api.decoding import Id, Refusal, part_id, to_refusal
 from serving.api.events import Rejected, microseconds
 
-Text = Annotated[str, Meta(max_length=1000)]
-_LONG = Annotated[str, Meta(max_length=20_000)]
-_NAME = Annotated[str, Meta(min_length=1, max_length=64)]
-_VALUE = bool | float | Text | Annotated[list[Text], Meta(max_length=100)] | None
+Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS)]
+_NAME = Annotated[str, Meta(min_length=1, max_length=ATTRIBUTE_NAME)]
+_NUMBER = Annotated[float, Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+_VALUE = bool | _NUMBER | Text | Annotated[list[Text], Meta(max_length=ATTRIBUTES)] | None
 
 
 class ItemIn(Struct, forbid_unknown_fields=True):
@@ -26,13 +35,13 @@ class ItemIn(Struct, forbid_unknown_fields=True):
 
     item_id: Id
     title: Text | UnsetType | None = UNSET
-    description: _LONG | UnsetType | None = UNSET
+    description: Text | UnsetType | None = UNSET
     category: Text | UnsetType | None = UNSET
     brand: Text | UnsetType | None = UNSET
-    price: Annotated[float, Meta(ge=0)] | UnsetType | None = UNSET
+    price: Annotated[float, Meta(ge=0, le=MAX_NUMBER)] | UnsetType | None = UNSET
     available_from: float | str | UnsetType | None = UNSET
     available: bool | UnsetType = UNSET
-    attributes: Annotated[dict[_NAME, _VALUE], Meta(max_length=100)] | UnsetType = UNSET
+    attributes: Annotated[dict[_NAME, _VALUE], Meta(max_length=ATTRIBUTES)] | UnsetType = UNSET
 
 
 class ItemsAnswer(Struct):
@@ -70,7 +79,7 @@ def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
         given = _ITEM.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise to_refusal(e) from e
-    check_no_control("item_id", given.item_id)
+    item_id = part_id("item_id", given.item_id)
     fields: dict[str, Any] = {"at": now}
     for name in (*TEXTS, "price", "available"):
         if (value := getattr(given, name)) is not UNSET:
@@ -78,10 +87,20 @@ def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
     if given.available_from is not UNSET:
         fields["available_from"] = given.available_from if given.available_from is None else _available_from(given)
     if given.attributes is not UNSET:
+        try:
+            check_attribute_names(given.attributes)
+        except ValueError as e:
+            raise Refusal("attributes", str(e)) from None
         fields |= {f"a:{name}": value for name, value in given.attributes.items()}
-    return given.item_id, {name: msgspec.json.encode(value) for name, value in fields.items()}
+    return item_id, {name: msgspec.json.encode(value) for name, value in fields.items()}
 
 
 def _available_from(given: ItemIn) -> float:
     assert isinstance(given.available_from, float | str)
-    return microseconds(given.available_from, "available_from") / 1e6
+    seconds = microseconds(given.available_from, "available_from") / 1e6
+    if not is_within(seconds, ITEM_MOMENTS):
+        raise Refusal(
+            "available_from",
+            f"{given.available_from} is not between 1700-01-01 and 2200-01-01; use `available` to withdraw an item",
+        )
+    return seconds

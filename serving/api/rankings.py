@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from serving.api.decoding import Device, Id, Query, _check_request_texts, decode
+from serving.api.decoding import Device, Id, Query, check_texts, decode, request_id, request_ids
 from serving.rules import Applied, Removed, Rules
 
 
@@ -133,20 +133,18 @@ _RECOMMEND = msgspec.json.Decoder(RecommendRequest)
 def rank_request(body: bytes) -> RankRequest:
     """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RANK, body)
-    _check_request_texts(
-        body,
-        user_id=[request.user_id or ""],
-        device=[request.device or ""],
-        query=[request.query or ""],
-        candidates=request.candidates or [],
-    )
+    check_texts(body, device=request.device, query=request.query)
+    if request.user_id is not None:
+        request.user_id = request_id("user_id", request.user_id)
+    if request.candidates is not None:
+        request.candidates = request_ids("candidates", request.candidates)
     return request
 
 
 def recommend_request(body: bytes) -> RecommendRequest:
     """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RECOMMEND, body)
-    _check_request_texts(
-        body, user_id=[request.user_id or ""], device=[request.device or ""], query=[request.query or ""]
-    )
+    check_texts(body, device=request.device, query=request.query)
+    if request.user_id is not None:
+        request.user_id = request_id("user_id", request.user_id)
     return request

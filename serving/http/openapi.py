@@ -8,12 +8,12 @@ import msgspec
 from fastapi import FastAPI
 from fastapi import Path as PathPart
 
+from features.bounds import ID_BYTES
 from serving.api import EventsAnswer, RankAnswer, RankRequest, RecommendRequest, decoding, events, problem, rankings
 from serving.api import items as item_forms
-from serving.config import ID_CHARACTERS
 
-PathId = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_CHARACTERS, **decoding.PLAIN})]
-"""An id in a path: documented here, and checked by `decoding.check_id`."""
+PathId = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_BYTES, **decoding.PLAIN})]
+"""An id in a path: documented here, and checked by `decoding.request_id`."""
 
 
 _KEY = "A key created by `shelfwise keys new`, with the scope of the route. Not needed if the service has no keys."

@@ -296,7 +296,7 @@ class Service:
         """Remove an item from all results. Idempotent. Raises Problem."""
         now = self.moment()
         fields = {"at": msgspec.json.encode(now), "available": b"false"}
-        await self._write_items({decoding.check_id("item_id", item_id): fields}, now)
+        await self._write_items({decoding.request_id("item_id", item_id): fields}, now)
         return ItemsAnswer(1, [])
 
     async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> None:
@@ -314,7 +314,7 @@ class Service:
 
     async def item(self, item_id: str) -> ItemAnswer:
         """The current state of an item. Raises Problem (404) if it is unknown."""
-        live, item_id = self.live(), decoding.check_id("item_id", item_id)
+        live, item_id = self.live(), decoding.request_id("item_id", item_id)
         with _redis_required("Written items cannot be read", "Retry after a second."):
             (stored,) = await self.written.fields([item_id])
         written = decode_fields(stored) if stored else None
@@ -352,7 +352,7 @@ class Service:
         """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""
         at = self.moment()
         with _redis_required("The user cannot be erased", "Retry after a second."):
-            await self.store.erase(decoding.check_id("user_id", user_id), at)
+            await self.store.erase(decoding.request_id("user_id", user_id), at)
         return events.ErasureAnswer(at)
 
     async def similar(self, item_id: str, limit: int) -> rankings.SimilarAnswer:

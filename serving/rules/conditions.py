@@ -20,6 +20,7 @@ import numpy as np
 from msgspec import Meta, Struct, field
 
 from features.arrays import F64, I32, Bool
+from features.bounds import IdError, clean_id
 from features.catalogue import Catalogue, Codes, Tags
 from features.moment import Items
 
@@ -228,9 +229,21 @@ def _item_id_mask(catalogue: Catalogue, c: Condition, op: str, path: str) -> Mas
     ids = _values(c, op)
     if numbers := [v for v in ids if not isinstance(v, str)]:
         raise RuleError(path, f"item_id is text, but {numbers[0]:g} is a number")
+    for item_id in ids:
+        check_rule_id(str(item_id), path)
     wanted = catalogue.rows(map(str, ids))
     wanted = wanted[wanted >= 0]
     return lambda rows, at: np.isin(rows, wanted)
+
+
+def check_rule_id(item_id: str, path: str) -> None:
+    """Raise RuleError if an item ID of a rule is not in canonical form, because it would match nothing."""
+    try:
+        canonical = clean_id(item_id)
+    except IdError as e:
+        raise RuleError(path, f"{_short(item_id)} {e}") from None
+    if canonical != item_id:
+        raise RuleError(path, f"{_short(item_id)} has surrounding white space, or is not in Unicode NFC; remove it")
 
 
 def _values(c: Condition, op: str) -> Sequence[Value]:

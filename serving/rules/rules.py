@@ -25,11 +25,12 @@ from msgspec import Meta, Struct
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from features.arrays import F64, I32, I64, Bool
+from features.bounds import ID_BYTES
 from features.history import History
 from features.log import KINDS, Kind
 from features.text.vectors import Vectors
 from ranker.rerank import diverse, placed, within_cap
-from serving.rules.conditions import Attributes, Budget, Condition, Mask, RuleError, TextAttribute
+from serving.rules.conditions import Attributes, Budget, Condition, Mask, RuleError, TextAttribute, check_rule_id
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
 _LISTED = 20
@@ -57,7 +58,7 @@ class Lift(Struct, forbid_unknown_fields=True, frozen=True):
 class Pin(Struct, forbid_unknown_fields=True, frozen=True):
     """Put a candidate at a position, counted from 0; at the end if the list is shorter."""
 
-    item_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    item_id: Annotated[str, Meta(min_length=1, max_length=ID_BYTES)]
     position: Annotated[int, Meta(ge=0, le=4999)]
 
 
@@ -303,6 +304,7 @@ def _check_pins(pins: list[Pin], path: str) -> None:
     ids: set[str] = set()
     positions: set[int] = set()
     for k, pin in enumerate(pins):
+        check_rule_id(pin.item_id, f"{path}.pin[{k}].item_id")
         if pin.item_id in ids or pin.position in positions:
             twice = f"item {pin.item_id!r}" if pin.item_id in ids else f"position {pin.position}"
             raise RuleError(f"{path}.pin[{k}]", f"{twice} is pinned twice; remove one of the pins")

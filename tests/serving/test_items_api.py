@@ -212,7 +212,19 @@ BAD: list[tuple[Any, str | None, str]] = [
     ({"item_id": ""}, "item_id", "Expected `str` of length >= 1"),
     ({"item_id": "a\u0000"}, "item_id", r"'a\x00' contains a control character"),
     ({"item_id": "i", "price": -1}, "price", "Expected `float` >= 0.0"),
-    ({"item_id": "i", "title": "t" * 1001}, "title", "Expected `str` of length <= 1000"),
+    ({"item_id": "null"}, "item_id", "'null' stands for a missing ID"),
+    ({"item_id": "i", "title": "t" * 100_001}, "title", "Expected `str` of length <= 100000"),
+    ({"item_id": "i", "attributes": {"title": "x"}}, "attributes", "'title' is reserved for a field of the item"),
+    (
+        {"item_id": "i", "attributes": {" x": 1}},
+        "attributes",
+        "' x' is not a valid name: use 1 to 64 characters, without control characters or surrounding spaces",
+    ),
+    (
+        {"item_id": "i", "available_from": "9999-12-31T23:59:59-23:59"},
+        "available_from",
+        "9999-12-31T23:59:59-23:59 is not between 1700-01-01 and 2200-01-01; use `available` to withdraw an item",
+    ),
     (
         {"item_id": "i", "available_from": "soon"},
         "available_from",

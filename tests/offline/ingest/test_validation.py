@@ -364,7 +364,7 @@ ITEM_CASES = {
     ),
     "text_too_long": (
         f"i2,{'x' * 100_001},1,1,true",
-        f"items.csv, row 3, column title: '{'x' * 200}' is longer than 100000 bytes (text_too_long)."
+        f"items.csv, row 3, column title: '{'x' * 200}' is longer than 100,000 characters (text_too_long)."
         " Shorten the text, or map another column.",
     ),
 }

@@ -1,0 +1,104 @@
+"""Bounds of everything that enters: IDs, times, numbers, texts and attributes.
+
+The service, the importer and the nightly run all use these, so that a value accepted by one is accepted by the others.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from features.catalogue import STANDARD_COLUMNS
+
+ID_BYTES = 256
+"""Maximum length of an ID in UTF-8, after `clean_id`."""
+
+PLACEHOLDER_IDS = frozenset(
+    {"null", "NULL", "Null", "none", "None", "NONE", "nan", "NaN", "NAN", "undefined", "(not set)", "[object Object]"}
+)
+"""What programs write in place of an ID they do not have. Accepted as IDs, they would merge all these shoppers."""
+
+EVENT_MOMENTS = (0, 4_102_444_800)
+"""Earliest and latest time of an event, Unix seconds: 1970-01-01 and 2100-01-01."""
+
+ITEM_MOMENTS = (-8_520_336_000, 7_258_118_400)
+"""Earliest and latest date of an item, Unix seconds: 1700-01-01 and 2200-01-01. pandas represents both to the ns."""
+
+MAX_NUMBER = 1e15
+"""Largest magnitude of a price, a value or a numeric attribute: below it, whole numbers are exact in float64."""
+
+TEXT_CHARACTERS = 100_000
+"""Maximum characters of a title, a description, a category, a brand or a text attribute."""
+
+MAX_POSITION = 32_767
+
+ATTRIBUTES = 100
+"""Maximum attributes of an item, and values of an attribute that is a list."""
+
+ATTRIBUTE_NAME = 64
+"""Maximum characters of an attribute's name."""
+
+RESERVED_NAMES = frozenset({*STANDARD_COLUMNS, "embedding", "available", "at", "attributes"})
+"""Names that an attribute cannot have, because they are columns or fields of their own."""
+
+_PLAIN = bytes(range(0x21, 0x7F))
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class IdError(ValueError):
+    """Raised for a text that cannot be an ID. code: the reason as in the importer's quarantine."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def clean_id(text: str) -> str:
+    """The canonical form of an ID: Unicode NFC, without surrounding white space.
+
+    Raises IdError for a blank, a placeholder such as "undefined", a control character, and more than `ID_BYTES` bytes.
+    """
+    out = text.strip()
+    if not out.isascii():
+        out = unicodedata.normalize("NFC", out)
+    if not out:
+        raise IdError("missing_id", "is blank")
+    if out in PLACEHOLDER_IDS:
+        raise IdError("placeholder_id", "stands for a missing ID")
+    if _CONTROL.search(out):
+        raise IdError("control_character", "contains a control character")
+    if len(out) * 4 > ID_BYTES and (size := len(out.encode("utf-8", "surrogatepass"))) > ID_BYTES:
+        raise IdError("id_too_long", f"has {size} bytes; the maximum is {ID_BYTES}")
+    return out
+
+
+def are_clean(ids: Sequence[str]) -> bool:
+    """Whether no ID needs `clean_id`. A fast check for long lists: it is False for some lists that are clean.
+
+    ids: of at most `ID_BYTES` characters each, which the decoder of a request checks.
+    """
+    joined = "".join(ids)
+    return (
+        joined.isascii()
+        and not joined.encode().translate(None, _PLAIN)
+        and all(ids)
+        and PLACEHOLDER_IDS.isdisjoint(ids)
+    )
+
+
+def is_within(moment: float, bounds: tuple[int, int]) -> bool:
+    """Whether a time in Unix seconds is within bounds; False for NaN."""
+    return bounds[0] <= moment <= bounds[1]
+
+
+def check_attribute_names(names: Iterable[str]) -> None:
+    """Raise ValueError for a name that is blank, reserved, too long or has a control character or outer white space."""
+    for name in names:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"{name!r} is reserved for a field of the item")
+        if not name or name != name.strip() or _CONTROL.search(name) or len(name) > ATTRIBUTE_NAME:
+            raise ValueError(
+                f"{name[:80]!r} is not a valid name: use 1 to {ATTRIBUTE_NAME} characters, without control characters "
+                "or surrounding spaces"
+            )
