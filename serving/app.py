@@ -24,7 +24,7 @@ from features.table import Feature
 from serving.clock import make_clock
 from serving.config import ServiceConfig
 from serving.http import Connection, Guard, Keys, add_error_handlers, add_routes, add_schemas, keys, log_config
-from serving.pages import add_operator, add_storefront
+from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
 from serving.store import Store
@@ -76,8 +76,9 @@ def create_app(
         await service.served.flush()
         await store.close()
 
-    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_routes(app, service)
+    add_reference(app)
     if config.storefront:
         add_storefront(app, service)
     timeline = Timeline(store, counts, service.clock)
