@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
 
 def posted(path: str, body: bytes) -> bytes:
     """The bytes of a POST request with a JSON body."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
