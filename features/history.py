@@ -39,6 +39,18 @@ class History(NamedTuple):
     shown_at: F64
 
 
+class Outside(NamedTuple):
+    """The events of both lists of a user whose item is outside the catalogue, in no particular order.
+
+    Features do not use them; rules on item IDs do. item_ids: list of m IDs. kind: int8[m]. at: float64[m].
+    """
+
+    item_ids: list[str]
+    kind: I8
+    at: F64
+
+
+NO_OUTSIDE = Outside([], np.empty(0, np.int8), np.empty(0))
 EMPTY = History(np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0), np.empty(0, np.int32), np.empty(0))
 
 

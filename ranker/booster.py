@@ -1,16 +1,21 @@
-"""Scoring with LightGBM itself, for models that `Trees` does not support. Correct but several times slower.
+"""Scoring with LightGBM itself, for models with linear leaves. Correct but several times slower.
 
-LightGBM imports pandas, so it is imported only when a release contains such a model.
+LightGBM imports pandas, so it is imported only when a release contains such a model. LightGBM does not validate a
+model: an index out of range or a cycle aborts or blocks the process. `read` therefore validates the text first, and
+LightGBM gets `Model.plain_text`.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ranker.model_text import ModelTextError, UncoveredModel
-from ranker.trees import F64, Rows, Trees
+from ranker.model_text import Model, ModelTextError, read
+from ranker.trees import F64, Rows, Trees, checked
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class BoosterTrees:
@@ -19,46 +24,56 @@ class BoosterTrees:
     why: the part of the model that `Trees` does not support.
     """
 
-    def __init__(self, model_text: str, why: str) -> None:
+    def __init__(self, model: Model) -> None:
         """Raises ModelTextError if LightGBM is not installed or cannot read the text either."""
+        self.why, self.names = model.uncovered, model.names
+        self._model = model
+        lightgbm = _lightgbm(self.why)
         try:
-            import lightgbm
-        except ImportError as e:
-            raise ModelTextError(
-                f"{why}. Scoring this model needs LightGBM, which is not installed; run: pip install lightgbm"
-            ) from e
-        try:
-            self._booster: Any = lightgbm.Booster(model_str=model_text)
+            self._booster: Any = lightgbm.Booster(model_str=model.plain_text())
         except lightgbm.basic.LightGBMError as e:
-            raise ModelTextError(f"{why}. LightGBM cannot read this model either: {e}") from e
-        if self._booster.num_model_per_iteration() != 1:
-            raise ModelTextError(f"{why}. A ranker must have one output")
-        self.why = why
-        self._linear = "is_linear=1" in model_text
-        self.names = tuple(self._booster.feature_name())
+            raise ModelTextError(f"{self.why}. LightGBM cannot read this model either: {e}") from e
 
     @property
     def used_columns(self) -> frozenset[str]:
-        """See `Trees.used_columns`."""
-        return frozenset(name for name, n in zip(self.names, self._booster.feature_importance(), strict=True) if n > 0)
+        """The features that any tree splits on or that any linear leaf multiplies."""
+        columns = set(np.unique(self._model.forest.feature).tolist()) | self._model.linear_columns
+        return frozenset(self.names[k] for k in columns)
 
     def score(self, rows: Rows) -> F64:
-        """See `Trees.score`."""
-        return np.asarray(self._booster.predict(rows, raw_score=True, num_threads=1), np.float64)
+        """See `Trees.score`. Infinities, and values beyond the range of float32, count as the ends of that range: a
+        multiple of infinity is not a score."""
+        limited = np.clip(checked(rows, len(self.names)), -_LARGEST, _LARGEST)
+        return np.asarray(self._booster.predict(limited, raw_score=True, num_threads=1), np.float64)
 
     def contributions(self, rows: Rows) -> F64:
-        """float64[n, features + 1]: SHAP values; the last column is the bias.
-
-        LightGBM has no SHAP values for linear leaves. For such a model the features get 0 and the bias is the score.
-        """
-        if not self._linear:
-            return np.asarray(self._booster.predict(rows, pred_contrib=True, num_threads=1), np.float64)
+        """float64[n, features + 1]: 0 for the features, and the score as the bias: paths do not explain linear
+        leaves."""
         return np.column_stack([np.zeros((len(rows), len(self.names))), self.score(rows)])
 
 
 def scorer(model_text: str) -> Trees | BoosterTrees:
     """`Trees` if they support the model, otherwise `BoosterTrees`. Raises ModelTextError for a damaged text."""
+    model = read(model_text)
+    return BoosterTrees(model) if model.uncovered else Trees.of(model.names, model.forest)
+
+
+def shap_values(model_text: str, rows: Rows) -> F64:
+    """float64[n, features + 1]: LightGBM's SHAP values; the last column is the bias.
+
+    model_text: a model trained here. LightGBM reads its node statistics, which are not validated. Raises ModelTextError
+    for a damaged text and for linear leaves, which have no SHAP values.
+    """
+    if read(model_text).linear is not None:
+        raise ModelTextError("is_linear=1: LightGBM has no SHAP values for linear leaves; train with linear_tree=false")
+    booster = _lightgbm("SHAP values").Booster(model_str=model_text)
+    return np.asarray(booster.predict(rows, pred_contrib=True, num_threads=1), np.float64)
+
+
+def _lightgbm(why: str) -> ModuleType:
     try:
-        return Trees.parse(model_text)
-    except UncoveredModel as e:
-        return BoosterTrees(model_text, str(e))
+        import lightgbm
+    except ImportError as e:
+        raise ModelTextError(f"{why}. This needs LightGBM, which is not installed; run: pip install lightgbm") from e
+    module: ModuleType = lightgbm
+    return module

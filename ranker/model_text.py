@@ -1,14 +1,19 @@
 """Parser of LightGBM's model text into flat, validated arrays. Does not need LightGBM.
 
-Supports the models that a ranker uses: a sum of trees with constant leaves. Averaged forests, several classes and
-linear leaves are rejected with a message that names them. After `Forest.parse`, every index is in range and every tree
-is a valid tree, so the compiled code that walks the trees needs no checks. A damaged or malicious text raises
-`ModelTextError` and cannot crash the process.
+After `read`, every index is in range, every tree is a tree of limited depth, and every value is finite and small enough
+that no sum overflows. The compiled code that walks the trees therefore needs no checks. A damaged or malicious text
+raises `ModelTextError` and cannot crash the process, block it, or give a score that is not finite.
+
+`Forest` covers the models that a ranker uses: a sum of trees with constant leaves. Linear leaves are validated as well,
+but scored by LightGBM. LightGBM aborts the process on an invalid text, so it never gets the text of a release:
+`Model.plain_text` writes the validated numbers as a new text.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +38,17 @@ NUMBER, ZERO_MISSING, CATEGORY = 0, 1, 2
 # LightGBM's own limit of leaves per tree. Node counts and child numbers are stored in int32.
 MAX_LEAVES = 131_072
 
+# A node may have one bit mask per 32 leaves below it, so that a tree grown as a chain would need memory quadratic in
+# its text. LightGBM grows trees of 255 leaves at most 254 deep.
+MAX_DEPTH = 512
+
+# Limit of leaf values, expected values and linear coefficients. It fits into a float32, and a sum of 1e30 over any
+# number of trees, also multiplied by the largest float32, is finite in float64.
+MAX_VALUE = 1e30
+
+# Characters of the numbers that LightGBM writes. Python would also read 1_000 and digits of other scripts.
+_NUMBERS = re.compile(r"[0-9eEinfa.+\- ]*")
+
 
 class ModelTextError(ValueError):
     """The text is not a model that this package can score. The message names the tree, the field and the value."""
@@ -40,6 +56,50 @@ class ModelTextError(ValueError):
 
 class UncoveredModel(ModelTextError):
     """A valid model of a kind that is not supported here but that LightGBM can score."""
+
+
+class Model(NamedTuple):
+    """A validated model. names: the features in column order. forest: the model without the functions of linear leaves.
+    trees: the fields of each tree. linear: the first tree with linear leaves, None if no tree has them."""
+
+    names: tuple[str, ...]
+    forest: Forest
+    trees: list[dict[str, str]]
+    linear: int | None
+
+    @property
+    def uncovered(self) -> str:
+        """The part of the model that `forest` does not cover, and the remedy; empty if there is none."""
+        if self.linear is None:
+            return ""
+        return f"tree {self.linear}: is_linear=1: linear leaves are not supported; train with linear_tree=false"
+
+    @property
+    def linear_columns(self) -> set[int]:
+        """The columns that linear leaves multiply."""
+        linear = (block for block in self.trees if block.get("is_linear") == "1")
+        return {int(column) for block in linear for column in block["leaf_features"].split()}
+
+    def plain_text(self) -> str:
+        """A model text for LightGBM with the same scores, written from the validated numbers of this model.
+
+        No byte of the original text is copied, so it does not matter whether LightGBM would read it differently. It
+        has no feature names and no node statistics, so it is for scores only.
+        """
+        trees = [_plain_tree(number, block) for number, block in enumerate(self.trees)]
+        columns = range(len(self.names))
+        head = [
+            "tree",
+            "version=v4",
+            "num_class=1",
+            "num_tree_per_iteration=1",
+            "label_index=0",
+            f"max_feature_idx={len(self.names) - 1}",
+            f"feature_names={' '.join(f'f{n}' for n in columns)}",
+            f"feature_infos={' '.join('none' for _ in columns)}",
+            f"tree_sizes={' '.join(str(len(tree)) for tree in trees)}",
+        ]
+        return "\n".join(head) + "\n\n" + "".join(trees) + "end of trees\n"
 
 
 class Forest(NamedTuple):
@@ -77,38 +137,56 @@ class Forest(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> tuple[tuple[str, ...], Forest]:
-        """(feature names in column order, forest) from LightGBM's model text, versions v3 and v4.
+        """(feature names in column order, forest) from LightGBM's model text.
 
-        Raises `ModelTextError` naming the tree and the field that are invalid.
+        Raises `ModelTextError` as `read`, and `UncoveredModel` for linear leaves.
         """
-        head, blocks = _blocks(text)
-        names = _checked_names(head)
-        trees = [_Tree.parse(number, block, len(names)) for number, block in enumerate(blocks)]
-        node_start = _starts([len(tree.left) for tree in trees])
-        leaf_start = _starts([len(tree.leaf_value) for tree in trees])
-        left, right = _concatenate(trees, "left", np.int32), _concatenate(trees, "right", np.int32)
-        leaves_from, leaves_middle, leaf_place, broken = _walk(node_start, leaf_start, left, right)
-        if broken >= 0:
-            raise ModelTextError(f"tree {broken}: left_child and right_child do not form one tree over all its leaves")
-        word_start = _starts([len(tree.category_bits) for tree in trees])
-        return names, cls(
-            node_start=node_start,
-            leaf_start=leaf_start,
-            feature=_concatenate(trees, "feature", np.int32),
-            kind=_concatenate(trees, "kind", np.uint8),
-            threshold=_concatenate(trees, "threshold", np.float64),
-            missing_left=_concatenate(trees, "missing_left", np.bool_),
-            left=left,
-            right=right,
-            set_start=_concatenate(trees, "set_start", np.int64) + np.repeat(word_start[:-1], np.diff(node_start)),
-            set_end=_concatenate(trees, "set_end", np.int64) + np.repeat(word_start[:-1], np.diff(node_start)),
-            category_bits=_concatenate(trees, "category_bits", np.uint32),
-            value=_concatenate(trees, "value", np.float64),
-            leaves_from=leaves_from,
-            leaves_middle=leaves_middle,
-            leaf_value=_concatenate(trees, "leaf_value", np.float64),
-            leaf_place=leaf_place,
+        model = read(text)
+        if model.uncovered:
+            raise UncoveredModel(model.uncovered)
+        return model.names, model.forest
+
+
+def read(text: str) -> Model:
+    """Validates LightGBM's model text, versions v3 and v4.
+
+    `average_output` (boosting=rf) is ignored: the raw score of an averaged forest is a sum, too.
+    Raises `ModelTextError` naming the tree and the field that are invalid.
+    """
+    head, blocks = _blocks(text)
+    names = _checked_names(head)
+    trees = [_Tree.parse(number, block, len(names)) for number, block in enumerate(blocks)]
+    node_start = _starts([len(tree.left) for tree in trees])
+    leaf_start = _starts([len(tree.leaf_value) for tree in trees])
+    left, right = _concatenate(trees, "left", np.int32), _concatenate(trees, "right", np.int32)
+    leaves_from, leaves_middle, leaf_place, broken, deep = _walk(node_start, leaf_start, left, right, MAX_DEPTH)
+    if deep >= 0:
+        raise ModelTextError(
+            f"tree {deep}: left_child and right_child make it more than {MAX_DEPTH} levels deep; train with max_depth"
         )
+    if broken >= 0:
+        raise ModelTextError(f"tree {broken}: left_child and right_child do not form one tree over all its leaves")
+    word_start = _starts([len(tree.category_bits) for tree in trees])
+    forest = Forest(
+        node_start=node_start,
+        leaf_start=leaf_start,
+        feature=_concatenate(trees, "feature", np.int32),
+        kind=_concatenate(trees, "kind", np.uint8),
+        threshold=_concatenate(trees, "threshold", np.float64),
+        missing_left=_concatenate(trees, "missing_left", np.bool_),
+        left=left,
+        right=right,
+        set_start=_concatenate(trees, "set_start", np.int64) + np.repeat(word_start[:-1], np.diff(node_start)),
+        set_end=_concatenate(trees, "set_end", np.int64) + np.repeat(word_start[:-1], np.diff(node_start)),
+        category_bits=_concatenate(trees, "category_bits", np.uint32),
+        value=_concatenate(trees, "value", np.float64),
+        leaves_from=leaves_from,
+        leaves_middle=leaves_middle,
+        leaf_value=_concatenate(trees, "leaf_value", np.float64),
+        leaf_place=leaf_place,
+    )
+    linear = (number for number, block in enumerate(blocks) if block.get("is_linear") == "1")
+    return Model(names, forest, blocks, next(linear, None))
 
 
 @dataclass(frozen=True)
@@ -130,8 +208,6 @@ class _Tree:
     @classmethod
     def parse(cls, number: int, block: dict[str, str], features: int) -> _Tree:
         where = f"tree {number}"
-        if block.get("is_linear", "0") != "0":
-            raise UncoveredModel(f"{where}: is_linear=1: linear leaves are not supported; train with linear_tree=false")
         leaves = int(_column(where, block, "num_leaves", np.int64, 1)[0])
         if not 1 <= leaves <= MAX_LEAVES:
             raise ModelTextError(f"{where}: num_leaves={leaves} is outside 1 to {MAX_LEAVES}")
@@ -151,6 +227,7 @@ class _Tree:
             raise ModelTextError(f"{where}: threshold contains nan, expected numbers")
         kind, missing_left = _decisions(where, decision, threshold)
         set_start, set_end, bits = _category_sets(where, block, kind, threshold)
+        _check_linear(where, block, leaves, features)
         return cls(
             feature=feature,
             kind=kind,
@@ -161,8 +238,8 @@ class _Tree:
             set_start=set_start,
             set_end=set_end,
             category_bits=bits,
-            value=_finite(where, block, "internal_value", nodes),
-            leaf_value=_finite(where, block, "leaf_value", leaves),
+            value=_limited(where, block, "internal_value", nodes),
+            leaf_value=_limited(where, block, "leaf_value", leaves),
         )
 
 
@@ -189,19 +266,17 @@ def _fields(block: str) -> dict[str, str]:
 def _checked_names(head: dict[str, str]) -> tuple[str, ...]:
     """The feature names, after checking that the header describes a plain sum of trees."""
     if head.get("version") not in ("v3", "v4"):
-        raise UncoveredModel(f"version={head.get('version')}: only v3 and v4 of LightGBM's model text are supported")
+        raise ModelTextError(
+            f"header: version={head.get('version')}: only v3 and v4 of LightGBM's model text are supported; save the "
+            "model with LightGBM 3 or newer"
+        )
     for field in ("num_class", "num_tree_per_iteration"):
         if head.get(field) != "1":
-            raise ModelTextError(f"{field}={head.get(field)}: only models with one output are supported")
-    # LightGBM marks the averaging of boosting=rf with this word alone, without a value.
-    if "average_output" in head:
-        raise UncoveredModel(
-            "average_output: averaged forests (boosting=rf) are not supported; train with boosting=gbdt"
-        )
+            raise ModelTextError(f"header: {field}={head.get(field)}: only models with one output are supported")
     features = int(_column("header", head, "max_feature_idx", np.int64, 1)[0]) + 1
     names = tuple(head.get("feature_names", "").split())
     if len(names) != features:
-        raise ModelTextError(f"header: {len(names)} feature_names for max_feature_idx={features - 1}")
+        raise ModelTextError(f"header: feature_names has {len(names)} names for max_feature_idx={features - 1}")
     return names
 
 
@@ -209,6 +284,9 @@ def _column(where: str, block: dict[str, str], field: str, dtype: Any, length: i
     """The numbers of one field. Raises `ModelTextError` if there are not `length` of them."""
     if field not in block:
         raise ModelTextError(f"{where}: {field} is missing")
+    if not _NUMBERS.fullmatch(block[field]):
+        invalid = next(part for part in block[field].split(" ") if not _NUMBERS.fullmatch(part))
+        raise ModelTextError(f"{where}: {field} contains {invalid[:40]!r}, expected numbers")
     try:
         numbers = np.array(block[field].split(), dtype=dtype)
     except (ValueError, OverflowError) as error:
@@ -218,11 +296,59 @@ def _column(where: str, block: dict[str, str], field: str, dtype: Any, length: i
     return numbers
 
 
-def _finite(where: str, block: dict[str, str], field: str, length: int) -> F64:
+def _limited(where: str, block: dict[str, str], field: str, length: int) -> F64:
+    """The numbers of one field. Raises `ModelTextError` if one is not finite or is beyond `MAX_VALUE`."""
     numbers = _column(where, block, field, np.float64, length)
-    if not np.isfinite(numbers).all():
-        raise ModelTextError(f"{where}: {field} contains {numbers[~np.isfinite(numbers)][0]}, expected finite numbers")
+    invalid = numbers[~(np.abs(numbers) <= MAX_VALUE)]
+    if len(invalid):
+        raise ModelTextError(
+            f"{where}: {field} contains {invalid[0]}, expected numbers from {-MAX_VALUE:g} to {MAX_VALUE:g}"
+        )
     return numbers
+
+
+def _check_linear(where: str, block: dict[str, str], leaves: int, features: int) -> None:
+    """Raises `ModelTextError` if the linear functions of the leaves are invalid; most models have none."""
+    linear = block.get("is_linear", "0")
+    if linear not in ("0", "1"):
+        raise ModelTextError(f"{where}: is_linear={linear[:40]}, expected 0 or 1")
+    if linear == "0":
+        return
+    _limited(where, block, "leaf_const", leaves)
+    count = _column(where, block, "num_features", np.int64, leaves)
+    invalid = count[(count < 0) | (count > features)]
+    if len(invalid):
+        raise ModelTextError(f"{where}: num_features {invalid[0]} is outside 0 to {features}")
+    feature = _column(where, block, "leaf_features", np.int64, int(count.sum()))
+    invalid = feature[(feature < 0) | (feature >= features)]
+    if len(invalid):
+        raise ModelTextError(f"{where}: leaf_features {invalid[0]} is outside the model's {features} features")
+    _limited(where, block, "leaf_coeff", int(count.sum()))
+
+
+def _plain_tree(number: int, block: dict[str, str]) -> str:
+    """The text of a validated tree, written from its numbers."""
+
+    def values(field: str, dtype: Any) -> list[Any]:
+        numbers: list[Any] = np.array(block[field].split(), dtype).tolist()
+        return numbers
+
+    def lines(dtype: Any, *fields: str) -> list[str]:
+        return [f"{field}=" + " ".join(map(repr, values(field, dtype))) for field in fields]
+
+    out = [f"Tree={number}", *lines(np.int64, "num_leaves", "num_cat", "split_feature", "decision_type")]
+    out += [*lines(np.int64, "left_child", "right_child"), *lines(np.float64, "threshold", "leaf_value")]
+    if values("num_cat", np.int64) != [0]:
+        out += lines(np.int64, "cat_boundaries", "cat_threshold")
+    if block.get("is_linear") == "1":
+        out += ["is_linear=1", *lines(np.float64, "leaf_const"), *lines(np.int64, "num_features")]
+        ends = np.cumsum(values("num_features", np.int64)).tolist()
+        for field, dtype in (("leaf_features", np.int64), ("leaf_coeff", np.float64)):
+            of_leaves = values(field, dtype)
+            # LightGBM ends each number, and then each leaf, with a space.
+            leaves = (of_leaves[start:end] for start, end in pairwise([0, *ends]))
+            out.append(f"{field}=" + "".join("".join(f"{v!r} " for v in leaf) + " " for leaf in leaves))
+    return "\n".join([*out, "shrinkage=1"]) + "\n\n\n"
 
 
 def _decisions(where: str, decision: I64, threshold: F64) -> tuple[U8, NDArray[np.bool_]]:
@@ -253,7 +379,7 @@ def _category_sets(where: str, block: dict[str, str], kind: U8, threshold: F64) 
     # The threshold of a category node is the number of its set.
     number = threshold[nodes]
     if (number < 0).any() or (number >= sets).any():
-        raise ModelTextError(f"{where}: a category node refers to a set outside num_cat={sets}")
+        raise ModelTextError(f"{where}: threshold of a category node refers to a set outside num_cat={sets}")
     start[nodes], end[nodes] = bounds[number.astype(np.int64)], bounds[number.astype(np.int64) + 1]
     return start, end, bits
 
@@ -273,35 +399,41 @@ def _concatenate(trees: list[_Tree], field: str, dtype: Any) -> NDArray[Any]:
 
 
 @compiled
-def _walk(node_start: I64, leaf_start: I64, left: I32, right: I32) -> tuple[I32, I32, I32, int]:
-    """(leaves_from, leaves_middle, leaf_place, number of the first invalid tree, or -1 if all are valid)."""
+def _walk(node_start: I64, leaf_start: I64, left: I32, right: I32, max_depth: int) -> tuple[I32, I32, I32, int, int]:
+    """(leaves_from, leaves_middle, leaf_place, first invalid tree, first tree that is too deep); -1 for none."""
     leaves_from = np.zeros(len(left), np.int32)
     leaves_middle = np.zeros(len(left), np.int32)
     leaf_place = np.full(leaf_start[-1], -1, np.int32)
     stack = np.empty(2 * len(left) + 2, np.int32)
-    seen = np.zeros(len(left), np.bool_)
+    level = np.zeros(len(left), np.int32)  # from 1 at the root; 0 until the parent is visited
     for tree in range(len(node_start) - 1):
         base, leaf_base = node_start[tree], leaf_start[tree]
         nodes, place, depth = node_start[tree + 1] - base, 0, 1
         # A node is pushed as its number and, to be visited again after its left subtree, as `nodes + number`.
         stack[0] = 0 if nodes > 0 else -1
+        if nodes > 0:
+            level[base] = 1
         while depth > 0:
             depth -= 1
             at = stack[depth]
             if at < 0:
                 if leaf_place[leaf_base + ~at] >= 0:
-                    return leaves_from, leaves_middle, leaf_place, tree
+                    return leaves_from, leaves_middle, leaf_place, tree, -1
                 leaf_place[leaf_base + ~at] = place
                 place += 1
             elif at >= nodes:
                 leaves_middle[base + at - nodes] = place
             else:
-                if seen[base + at]:
-                    return leaves_from, leaves_middle, leaf_place, tree
-                seen[base + at] = True
+                if level[base + at] > max_depth:
+                    return leaves_from, leaves_middle, leaf_place, -1, tree
+                for child in (left[base + at], right[base + at]):
+                    if child >= 0:
+                        if level[base + child] > 0:  # it already has a parent, or is the root
+                            return leaves_from, leaves_middle, leaf_place, tree, -1
+                        level[base + child] = level[base + at] + 1
                 leaves_from[base + at] = place
                 stack[depth], stack[depth + 1], stack[depth + 2] = right[base + at], nodes + at, left[base + at]
                 depth += 3
         if place != nodes + 1:
-            return leaves_from, leaves_middle, leaf_place, tree
-    return leaves_from, leaves_middle, leaf_place, -1
+            return leaves_from, leaves_middle, leaf_place, tree, -1
+    return leaves_from, leaves_middle, leaf_place, -1, -1

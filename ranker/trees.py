@@ -3,7 +3,7 @@
 `Booster.predict` would take nine tenths of the time of a request, and importing LightGBM imports pandas. `Trees` reads
 the model text and needs neither. `score` uses the fast algorithm of `ranker/quickscorer.py`. `traverse` walks the trees
 node by node, as LightGBM does; the tests compare `score` with it and with LightGBM. Not supported, and rejected when
-the text is read: linear leaves, averaged forests (boosting=rf), and more than one output.
+the text is read: linear leaves, and more than one output.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ class Trees:
     @classmethod
     def parse(cls, model_text: str) -> Trees:
         """Reads LightGBM's model text. Raises `ModelTextError` naming the tree and field that are not supported."""
-        names, forest = Forest.parse(model_text)
+        return cls.of(*Forest.parse(model_text))
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], forest: Forest) -> Trees:
+        """Prepares a forest for scoring. names: its features in column order."""
         return cls(names, forest, QuickScorer.of(forest))
 
     @property
@@ -49,11 +53,11 @@ class Trees:
         rows: float32 or float64 [n, features]; NaN if missing, infinities allowed. Raises `ValueError` for any other
         shape or dtype.
         """
-        return self.quick_scorer.score(self._checked(rows))
+        return self.quick_scorer.score(checked(rows, len(self.names)))
 
     def traverse(self, rows: Rows) -> F64:
         """The result of `score`, computed node by node: slower, but a simple reference for tests."""
-        return _traverse(self.forest, self._checked(rows))
+        return _traverse(self.forest, checked(rows, len(self.names)))
 
     def contributions(self, rows: Rows) -> F64:
         """float64[n, features + 1]: contribution of each feature to each row's score; the last column is the bias.
@@ -62,15 +66,17 @@ class Trees:
         expected score, and the change is attributed to the feature that the node splits on. The columns add up to
         `score` within 1e-9. Only features on the path get a share. Unlike SHAP values, splits near the leaves get more.
         """
-        return _contributions(self.forest, self._checked(rows))
+        return _contributions(self.forest, checked(rows, len(self.names)))
 
-    def _checked(self, rows: Rows) -> Rows:
-        if rows.dtype not in (np.float32, np.float64):
-            raise ValueError(f"rows are {rows.dtype}, expected float32 or float64")
-        if rows.ndim != 2 or rows.shape[1] != len(self.names):
-            raise ValueError(f"rows have shape {rows.shape}, the model expects (n, {len(self.names)})")
-        # Read-only arrays are copied: numba treats them as another type and would compile again during a request.
-        return np.require(rows, requirements=["C", "W", "A"])
+
+def checked(rows: Rows, features: int) -> Rows:
+    """The rows as compiled code needs them. Raises `ValueError` if their shape or dtype is not that of a model."""
+    if rows.dtype not in (np.float32, np.float64):
+        raise ValueError(f"rows are {rows.dtype}, expected float32 or float64")
+    if rows.ndim != 2 or rows.shape[1] != features:
+        raise ValueError(f"rows have shape {rows.shape}, the model expects (n, {features})")
+    # Read-only arrays are copied: numba treats them as another type and would compile again during a request.
+    return np.require(rows, requirements=["C", "W", "A"])
 
 
 @compiled

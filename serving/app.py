@@ -24,7 +24,7 @@ from features.table import Feature
 from serving.clock import make_clock
 from serving.config import ServiceConfig
 from serving.http import Connection, Guard, Keys, add_error_handlers, add_routes, add_schemas, keys, log_config
-from serving.pages import add_operator, add_storefront
+from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
 from serving.store import Store
@@ -76,8 +76,9 @@ def create_app(
         await service.served.flush()
         await store.close()
 
-    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_routes(app, service)
+    add_reference(app)
     if config.storefront:
         add_storefront(app, service)
     timeline = Timeline(store, counts, service.clock)
@@ -99,10 +100,13 @@ def create_app(
 
 
 async def _reload_keys(good: Keys) -> None:
-    """Reload the keys every two seconds, so that keys added or removed take effect without a restart."""
+    """Reload the keys every second, so that keys added or removed take effect within two, without a restart."""
     while True:
-        await asyncio.sleep(2)
-        await asyncio.to_thread(good.look)
+        await asyncio.sleep(1)
+        try:
+            await asyncio.to_thread(good.look)
+        except Exception:  # a revoked key must not stay valid because one attempt failed
+            log.exception("the keys could not be reloaded; trying again in a second")
 
 
 def _log_if_failed(following: asyncio.Task[None]) -> None:

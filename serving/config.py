@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from serving.rules import Rules, StandingRules
+
+HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
+"""A host name without scheme and port, or * for any."""
 
 
 class ServiceConfig(BaseModel):
@@ -31,7 +34,14 @@ class ServiceConfig(BaseModel):
     key_rate: float | None = Field(
         None, ge=0.01, le=1e6, description="Requests per second and worker for a key without a rate of its own."
     )
-    cors_origins: tuple[str, ...] = Field((), description="Origins allowed by CORS, such as https://shop.test.")
+    hosts: tuple[HostName, ...] = Field(
+        (),
+        description="Names in the Host header that are answered besides localhost and IP addresses; * for any. By "
+        "default any, but none for a service without keys that is not `insecure`.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins whose pages may call the service, such as https://shop.test."
+    )
     max_in_flight: int = Field(
         128,
         ge=1,

@@ -13,7 +13,7 @@ import numpy as np
 
 from features.arrays import F32, F64
 from features.moment import Feature
-from ranker.booster import BoosterTrees
+from ranker.booster import shap_values
 
 ROWS = 2000
 """Sampled rows. Their mean is accurate to a few percent, and LightGBM takes seconds for them."""
@@ -37,7 +37,7 @@ def explain_model(model_text: str, rows: F32, features: Sequence[Feature], seed:
     rng = np.random.default_rng(seed)
     sample = rows if len(rows) <= ROWS else rows[np.sort(rng.choice(len(rows), ROWS, replace=False))]
     names = [f.name for f in features]
-    shap = BoosterTrees(model_text, "SHAP values").contributions(sample)[:, :-1]
+    shap = shap_values(model_text, sample)[:, :-1]
     group_of = np.array([f.group for f in features])
     mean_abs = np.abs(shap).mean(axis=0)
     strongest = np.argsort(-mean_abs, kind="stable").tolist()

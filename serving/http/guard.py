@@ -1,4 +1,4 @@
-"""Middleware in front of every route: API key, rate limit, body limits, admission, deadline, and metrics.
+"""Middleware in front of every route: host and origin, API key, rate limit, body limits, admission, deadline, metrics.
 
 It is one ASGI class around everything else, so every path is guarded the same way, whatever answers it. Each route
 declares the scope it needs as `security` in its OpenAPI documentation; the rules here are built from that.
@@ -23,6 +23,7 @@ from serving.config import ServiceConfig
 from serving.http.admission import Gate
 from serving.http.keys import SCOPES, Allowance, Key, Keys
 from serving.http.request_log import log_request
+from serving.http.sites import Sites
 from serving.records import Metrics
 
 _BUFFERED_BYTES = 64_000_000
@@ -95,6 +96,7 @@ class Guard:
     ) -> None:
         self._app, self._config, self._metrics, self.keys = app, config, metrics, keys
         self._rules = rules_of(routes)
+        self.sites = Sites(config, keys)
         self._exact = {(method, r.route): r for r in self._rules if "{" not in r.route for method in r.methods}
         self._gates = {
             name: Gate(config.max_in_flight, config.max_at_once, config.max_wait_s) for name in set(_GATES.values())
@@ -252,6 +254,7 @@ class _Request:
     async def answer(self, receive: Receive) -> None:
         """Check the request, then pass it to the application. Raises Problem and _Gone."""
         guard, rule = self._guard, self._rule
+        guard.sites.check(self._scope["method"], self._scope["headers"])
         self._key = guard.key(rule, self._scope["headers"])
         if self._key is not None:
             self._scope.setdefault("state", {})["caller"] = self._key.name

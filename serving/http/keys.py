@@ -93,53 +93,80 @@ def parse(text: str, where: str) -> dict[str, Key]:
     """Parse key lines into keys by name, ignoring empty lines and comments (from # on).
 
     where: the file or variable, for messages. Raises KeysError naming the line. Text without any key is also an error:
-    a file emptied by mistake must not open the service.
+    a service must not start open because its file was emptied by mistake.
     """
-    keys: dict[str, Key] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if content := line.split("#")[0].strip():
-            key = _key(content, f"{where}, line {number}")
-            if key.name in keys:
-                raise KeysError(f"{where}, line {number}: duplicate key name {key.name!r}")
-            keys[key.name] = key
-    if not keys:
-        raise KeysError(f"{where} contains no keys: create one with `shelfwise keys new`")
+    keys, errors = _parse_lines(text, where)
+    if errors:
+        raise KeysError(errors[0])
     return keys
 
 
+def _parse_lines(text: str, where: str) -> tuple[dict[str, Key], list[str]]:
+    """(the keys of the valid lines, what is wrong with the others)."""
+    keys: dict[str, Key] = {}
+    errors = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if content := line.split("#")[0].strip():
+            try:
+                key = _key(content, f"{where}, line {number}")
+            except KeysError as e:
+                errors.append(str(e))
+                continue
+            if key.name in keys:
+                errors.append(f"{where}, line {number}: duplicate key name {key.name!r}")
+            else:
+                keys[key.name] = key
+    if not keys and not errors:
+        errors.append(f"{where} contains no keys: create one with `shelfwise keys new`")
+    return keys, errors
+
+
 class Keys:
-    """The valid keys. Truthy if there are any; without keys, anyone who can reach the service may call every route."""
+    """The valid keys. Truthy if keys are required: always, if a file or lines were given, even if the file was emptied
+    since. If none were given, anyone who can reach the service may call every route."""
 
     def __init__(self, file: Path | None = None, lines: str = "") -> None:
         """Load keys from a file, or from lines taken from a variable, but not both. Raises KeysError."""
         if file is not None and lines:
             raise KeysError(f"{KEYS_VARIABLE} and serving.keys_file ({str(file)!r}) are both set: use only one")
-        self._file, self._of, self._read = file, parse(lines, KEYS_VARIABLE) if lines else {}, (0, 0)
+        self._file, self._of = file, parse(lines, KEYS_VARIABLE) if lines else {}
+        self._required = file is not None or bool(lines)
+        self._content = b""
         if file is not None:
-            self._read_file(file)
+            try:
+                self._content = file.read_bytes()
+                self._of = parse(self._content.decode(), str(file))
+            except (OSError, UnicodeDecodeError) as e:
+                raise KeysError(f"cannot read the keys in {str(file)!r}: {e}") from e
 
     def __bool__(self) -> bool:
-        return bool(self._of)
+        return self._required
 
     def look(self) -> None:
-        """Reload the file if it has changed. If it cannot be read, log the error and keep the previous keys."""
+        """Reload the file if its content has changed. A key is valid only while its line is in the file.
+
+        An invalid line is logged and ignored, so that it cannot keep another key valid that was removed. An empty or
+        missing file has no keys. Only if the file exists but cannot be read do the previous keys stay valid.
+        """
         if self._file is None:
             return
+        where = str(self._file)
         try:
-            self._read_file(self._file)
-        except KeysError as e:
-            log.error("keys not reloaded, the previous keys stay valid: %s", e)
-
-    def _read_file(self, file: Path) -> None:
-        try:
-            status = file.stat()
-            stamp = status.st_mtime_ns, status.st_size
-            if stamp == self._read:
-                return
-            self._read, text = stamp, file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise KeysError(f"cannot read the keys in {str(file)!r}: {e}") from e
-        self._of = parse(text, str(file))
+            # Compared by content: a file may be changed without a change of its time and size.
+            content = self._file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            content = b""
+        except OSError as e:
+            log.error("keys not reloaded, the previous keys stay valid: cannot read the keys in %r: %s", where, e)
+            return
+        if content == self._content:
+            return
+        self._of, errors = _parse_lines(content.decode(errors="replace"), where)
+        self._content = content
+        for error in errors:
+            log.error("keys reloaded, but %s", error)
+        if not self._of:
+            log.error("no key is valid: requests that need one are refused until %r contains keys", where)
 
     def of(self, authorization: str) -> Key | None:
         """The key in an `Authorization` header, None if it is not a valid key."""

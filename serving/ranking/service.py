@@ -19,7 +19,7 @@ from msgspec import UNSET
 
 from features.arrays import F64
 from features.context import Context
-from features.history import EMPTY, History
+from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
     Accepted,
@@ -95,41 +95,41 @@ class Service:
             )
         return self.follower.live
 
-    async def known_of(self, user_id: str | None, live: Live, at: float) -> tuple[History, bool]:
-        """A user's history, and whether it is missing because Redis is unavailable.
+    async def known_of(self, user_id: str | None, live: Live, at: float) -> tuple[History, Outside, bool]:
+        """A user's history, their events outside the catalogue, and whether both are missing as Redis is unavailable.
 
         Degraded responses are decided and counted only here.
         """
         if user_id is None:
-            return EMPTY, False
+            return EMPTY, NO_OUTSIDE, False
         try:
-            return await self.store.read(user_id, live.items.catalogue, at), False
+            return *await self.store.read_lists(user_id, live.items.catalogue, at), False
         except StoreAway as e:
             self.degraded += 1
             log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
-            return EMPTY, True
+            return EMPTY, NO_OUTSIDE, True
 
     async def rank(self, request: RankRequest) -> RankAnswer:
         """Rank candidates for a user. Raises Problem."""
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_size(request, live)
-        history, degraded = await self.known_of(request.user_id, live, at)
+        history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live)
-        answer = self._answer(request, live, history, degraded, request.candidates, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan)
         answer.took_ms = _ms_since(started)
         return answer
 
     async def recommend(self, request: RecommendRequest) -> RankAnswer:
         """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem."""
         started, at, live = time.perf_counter(), self.moment(), self.live()
-        history, degraded = await self.known_of(request.user_id, live, at)
+        history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
         context = Context.parse(request.device, request.query)
         found = await live.retriever.candidates(history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
-        answer = self._answer(request, live, history, degraded, ids, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, ids, at, plan)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -141,6 +141,7 @@ class Service:
         request: RankRequest | RecommendRequest,
         live: Live,
         history: History,
+        outside: Outside,
         degraded: bool,
         candidates: list[str] | None,
         at: float,
@@ -157,7 +158,7 @@ class Service:
         began = time.perf_counter()
         whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
         live_ms = _ms_since(began)
-        ranking, ruled = _apply_rules(live, whole, plan, history, at, request.limit)
+        ranking, ruled = _apply_rules(live, whole, plan, history, outside, at, request.limit)
         ranking, propensity = self._explore(ranking.first(request.limit)) if ruled is None else (ranking, None)
         record = self._record(request, live, at, degraded, ranking, propensity, whole if sampled else None)
         if shadowed:
@@ -415,11 +416,11 @@ def plan_of(rules: Rules | None, live: Live) -> Plan | None:
 
 
 def _apply_rules(
-    live: Live, ranking: Ranking, plan: Plan | None, history: History, at: float, limit: int | None
+    live: Live, ranking: Ranking, plan: Plan | None, history: History, outside: Outside, at: float, limit: int | None
 ) -> tuple[Ranking, RuledList | None]:
     """Apply the rules to a ranking. Returns (ranking, effects of the rules), or (ranking, None) without rules."""
     if plan is None:
         return ranking, None
     ranked = Ranked(ranking.item_ids, ranking.item, ranking.score)
-    ruled = plan.apply(ranked, live.items.vectors, history, at, limit)
+    ruled = plan.apply(ranked, live.items.vectors, history, at, limit, outside)
     return ranking.take(ruled.order)._replace(score=ruled.score), ruled

@@ -81,16 +81,31 @@ def promote(
     custom: tuple[Feature, ...] = (),
     action: str = "promote",
     by: str | None = None,
+    replaces: str | None = None,
 ) -> Release:
     """Make any existing release live and write its vectors to Redis. Raises ReleaseError if it is missing or damaged.
 
     action: recorded in the audit log; `pin` also prevents nightly runs from replacing the release until it is unpinned.
-    by: user recorded in the audit log; None for the user of this process.
+    by: user recorded in the audit log; None for the user of this process. replaces: the release that the caller saw
+    live; raises ReleaseError if another one is live by the time it is this call's turn. None replaces any release.
     """
     with locked(root / "lock", wait=True):
-        release = load_release(root / release_id, custom=custom)
-        _restore_vectors(store, release)
-        _point(root, store, action, release.id, release.path, reason, by)
+        pointer = store.pointer()
+        if replaces is not None and (pointer is None or pointer.id != replaces):
+            raise ReleaseError(
+                f"{pointer.id if pointer else 'no release'} is live now, not {replaces}: someone else has changed it; "
+                "look at `shelfwise releases` and try again"
+            )
+        return _promote(root, store, release_id, reason, custom, action, by)
+
+
+def _promote(
+    root: Path, store: BulkStore, release_id: str, reason: str, custom: tuple[Feature, ...], action: str, by: str | None
+) -> Release:
+    """`promote`, for a caller that holds the lock."""
+    release = load_release(root / release_id, custom=custom)
+    _restore_vectors(store, release)
+    _point(root, store, action, release.id, release.path, reason, by)
     return release
 
 
@@ -98,13 +113,14 @@ def rollback(
     root: Path, store: BulkStore, reason: str, custom: tuple[Feature, ...] = (), by: str | None = None
 ) -> Release:
     """Make the previously live release live again. Raises ReleaseError if there is none."""
-    pointer = store.pointer()
-    before = previous_release(root, pointer.id) if pointer else None
-    if before is None:
-        raise ReleaseError(
-            "there is no release to roll back to: list them with `shelfwise releases` and promote one by its ID"
-        )
-    return promote(root, store, before, reason, custom, "rollback", by)
+    with locked(root / "lock", wait=True):
+        pointer = store.pointer()
+        before = previous_release(root, pointer.id) if pointer else None
+        if before is None:
+            raise ReleaseError(
+                "there is no release to roll back to: list them with `shelfwise releases` and promote one by its ID"
+            )
+        return _promote(root, store, before, reason, custom, "rollback", by)
 
 
 def unpin(root: Path, store: BulkStore, reason: str) -> Pointer:

@@ -10,11 +10,12 @@ Comparisons with a missing attribute are false; `missing` tests for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from msgspec import Meta, Struct, field
@@ -34,8 +35,18 @@ _NOW = re.compile(r"now(?:([+-])(\d{1,6})([smhd]))?")
 
 Text = Annotated[str, Meta(max_length=_TEXT)]
 Value = float | Text
-Mask = Callable[[I32, float], Bool]
-"""Function from int32 catalogue rows (-1 unknown) and a time in Unix seconds to a bool array of the same shape."""
+
+
+class Listed(NamedTuple):
+    """Items to test. item: int32[m] catalogue rows, -1 outside the catalogue. outside: the IDs of the latter, by their
+    position in `item`."""
+
+    item: I32
+    outside: Mapping[int, str] = MappingProxyType({})
+
+
+Mask = Callable[[Listed, float], Bool]
+"""Function from m items and a time in Unix seconds to bool[m]."""
 
 
 class Condition(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
@@ -199,14 +210,14 @@ def _text_mask(attribute: TextAttribute, name: str, c: Condition, op: str, path:
         raise RuleError(path, f"{name!r} is text and has no order for {op}; use eq, in, has or missing")
     if op == "missing":
         present = np.diff(tags.start) > 0
-        return lambda rows, at: present[rows] != c.missing
+        return lambda listed, at: present[listed.item] != c.missing
     wanted = np.zeros(tags.n_tags, np.bool_)
     for k, value in enumerate(_values(c, op)):
         if not isinstance(value, str):
             raise RuleError(f"{path}[{k}]" if op == "in" else path, f"{name!r} is text, but {value:g} is a number")
         if value in attribute.code:
             wanted[attribute.code[value]] = True
-    return lambda rows, at: tags.any_of(wanted, rows)
+    return lambda listed, at: tags.any_of(wanted, listed.item)
 
 
 def _number_mask(attribute: _NumberAttribute, name: str, c: Condition, op: str, path: str) -> Mask:
@@ -214,13 +225,13 @@ def _number_mask(attribute: _NumberAttribute, name: str, c: Condition, op: str, 
     if op == "has":
         raise RuleError(path, f"{name!r} is a number and has no list of values; use eq, in, lt, lte, gt or gte")
     if op == "missing":
-        return lambda rows, at: np.isnan(value[rows]) == c.missing
+        return lambda listed, at: np.isnan(value[listed.item]) == c.missing
     operands = [
         _operand(v, attribute, name, f"{path}[{k}]" if op == "in" else path) for k, v in enumerate(_values(c, op))
     ]
     if op in _ORDER:
-        return lambda rows, at: _ORDER[op](value[rows], operands[0](at))
-    return lambda rows, at: np.isin(value[rows], [operand(at) for operand in operands])
+        return lambda listed, at: _ORDER[op](value[listed.item], operands[0](at))
+    return lambda listed, at: np.isin(value[listed.item], [operand(at) for operand in operands])
 
 
 def _item_id_mask(catalogue: Catalogue, c: Condition, op: str, path: str) -> Mask:
@@ -232,8 +243,18 @@ def _item_id_mask(catalogue: Catalogue, c: Condition, op: str, path: str) -> Mas
     for item_id in ids:
         check_rule_id(str(item_id), path)
     wanted = catalogue.rows(map(str, ids))
-    wanted = wanted[wanted >= 0]
-    return lambda rows, at: np.isin(rows, wanted)
+    return of_items(wanted[wanted >= 0], frozenset(map(str, ids)))
+
+
+def of_items(rows: I32, ids: Collection[str]) -> Mask:
+    """Mask of the items with these catalogue rows, and of those outside the catalogue with these IDs."""
+
+    def mask(listed: Listed, at: float) -> Bool:
+        out = np.isin(listed.item, rows)
+        out[[k for k, item_id in listed.outside.items() if item_id in ids]] = True
+        return out
+
+    return mask
 
 
 def check_rule_id(item_id: str, path: str) -> None:
@@ -281,13 +302,13 @@ def _unix_seconds(value: str) -> float:
 
 
 def _negated(mask: Mask) -> Mask:
-    return lambda rows, at: ~mask(rows, at)
+    return lambda listed, at: ~mask(listed, at)
 
 
 def _combine(masks: list[Mask], how: Callable[[Bool, Bool], Bool]) -> Mask:
     if len(masks) == 1:
         return masks[0]
-    return lambda rows, at: reduce(how, (mask(rows, at) for mask in masks))
+    return lambda listed, at: reduce(how, (mask(listed, at) for mask in masks))
 
 
 def _short(text: object) -> str:

@@ -26,11 +26,21 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from features.arrays import F64, I32, I64, Bool
 from features.bounds import ID_BYTES
-from features.history import History
+from features.history import NO_OUTSIDE, History, Outside
 from features.log import KINDS, Kind
 from features.text.vectors import Vectors
 from ranker.rerank import diverse, placed, within_cap
-from serving.rules.conditions import Attributes, Budget, Condition, Mask, RuleError, TextAttribute, check_rule_id
+from serving.rules.conditions import (
+    Attributes,
+    Budget,
+    Condition,
+    Listed,
+    Mask,
+    RuleError,
+    TextAttribute,
+    check_rule_id,
+    of_items,
+)
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
 _LISTED = 20
@@ -136,11 +146,15 @@ class RuledList(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """A list to apply rules to, best first. item: int32[m] catalogue rows. score: float64[m]."""
+    """A list to apply rules to, best first. item: int32[m] catalogue rows, -1 outside it. score: float64[m]."""
 
     item_ids: list[str]
     item: I32
     score: F64
+
+    def listed(self) -> Listed:
+        """The items as conditions need them."""
+        return Listed(self.item, {k: self.item_ids[k] for k in np.flatnonzero(self.item < 0).tolist()})
 
 
 @dataclass(frozen=True)
@@ -193,27 +207,36 @@ class Plan:
         )
 
     def admits(self, item: I32, history: History, at: float) -> Bool:
-        """Whether each item passes all filters and exclusions; bool, same shape as `item`."""
-        out = np.ones(len(item), np.bool_)
-        for _, mask in self._removal_masks(history, at):
-            out &= mask(item, at)
+        """Whether each item passes all filters and exclusions; bool, same shape as `item`, which has no -1."""
+        out, listed = np.ones(len(item), np.bool_), Listed(item)
+        for _, mask in self._removal_masks(history, NO_OUTSIDE, at):
+            out &= mask(listed, at)
         return out
 
-    def _removal_masks(self, history: History, at: float) -> list[tuple[str, Mask]]:
-        return [*self.filters, *((path, _not_engaged(e, history, at)) for path, e in self.excludes)]
+    def _removal_masks(self, history: History, outside: Outside, at: float) -> list[tuple[str, Mask]]:
+        return [*self.filters, *((path, _not_engaged(e, history, outside, at)) for path, e in self.excludes)]
 
     @property
     def removes_items(self) -> bool:
         """Whether there are filters or exclusions."""
         return bool(self.filters or self.excludes)
 
-    def apply(self, ranked: Ranked, vectors: Vectors, history: History, at: float, limit: int | None) -> RuledList:
-        """Apply the rules to a list; returns at most `limit` of its items. at: Unix seconds."""
-        run = _RuleRun.of(ranked)
-        for path, mask in self._removal_masks(history, at):
-            run.remove(path, ~mask(ranked.item, at))
+    def apply(
+        self,
+        ranked: Ranked,
+        vectors: Vectors,
+        history: History,
+        at: float,
+        limit: int | None,
+        outside: Outside = NO_OUTSIDE,
+    ) -> RuledList:
+        """Apply the rules to a list; returns at most `limit` of its items. at: Unix seconds. outside: the user's events
+        with items outside the catalogue, for exclusions."""
+        run, listed = _RuleRun.of(ranked), ranked.listed()
+        for path, mask in self._removal_masks(history, outside, at):
+            run.remove(path, ~mask(listed, at))
         for path, mask, by in self.lifts:
-            run.lift(path, mask(ranked.item, at), by)
+            run.lift(path, mask(listed, at), by)
         pins = self._pinned(ranked, run.kept)
         for path, attribute, most in self.caps:
             # Pinned items first, so that a higher-scoring item cannot use up the cap and remove a pinned one.
@@ -289,15 +312,16 @@ class _RuleRun:
         return np.concatenate([pool[new], rest])
 
 
-def _not_engaged(exclude: Exclude, history: History, at: float) -> Mask:
+def _not_engaged(exclude: Exclude, history: History, outside: Outside, at: float) -> Mask:
     """Mask of the items for which the user has none of these events."""
     since = -np.inf if exclude.within_days is None else at - exclude.within_days * 86400.0
     kinds = [Kind(KINDS.index(name)) for name in exclude.events]
     engaged = history.item[np.isin(history.kind, kinds) & (history.at >= since)]
     if Kind.IMPRESSION in kinds:
         engaged = np.concatenate([engaged, history.shown_item[history.shown_at >= since]])
-    engaged = engaged[engaged >= 0]
-    return lambda rows, _: ~np.isin(rows, engaged)
+    chosen = np.flatnonzero(np.isin(outside.kind, kinds) & (outside.at >= since)).tolist()
+    done = of_items(engaged[engaged >= 0], {outside.item_ids[k] for k in chosen})
+    return lambda listed, at: ~done(listed, at)
 
 
 def _check_pins(pins: list[Pin], path: str) -> None:

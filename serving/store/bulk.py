@@ -86,7 +86,7 @@ class BulkStore:
     def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
         """Same as `Store.read`."""
         replies = self.run(users.read_commands(self.layout, user_id))
-        return users.decode_history(self.layout, replies, user_id, catalogue, at)
+        return users.decode_lists(self.layout, replies, user_id, catalogue, at)[0]
 
     def tail(self, last: str = START, count: int = 10 * _BATCH) -> Tail:
         """About `count` events of the stream after position `last`; at the end, `item_ids` is empty."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from features.catalogue import Catalogue
-from features.history import History
+from features.history import History, Outside
 from serving.store import users
 from serving.store.address import Address
 from serving.store.breaker import Breaker
@@ -82,8 +82,12 @@ class Store:
 
     async def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
         """A user's engagements and impressions strictly before `at`; empty for an unknown user."""
+        return (await self.read_lists(user_id, catalogue, at))[0]
+
+    async def read_lists(self, user_id: str, catalogue: Catalogue, at: float) -> tuple[History, Outside]:
+        """`read`, and the events with items outside the catalogue."""
         replies = await self.run(users.read_commands(self.layout, user_id))
-        return users.decode_history(self.layout, replies, user_id, catalogue, at)
+        return users.decode_lists(self.layout, replies, user_id, catalogue, at)
 
     async def erase(self, user_id: str, at: float) -> None:
         """Erase a user: delete lists and event IDs now, and add a tombstone for `shelfwise collect`, which erases the

@@ -19,7 +19,7 @@ import numpy as np
 
 from features.arrays import F64, I8, I32, I64
 from features.catalogue import Catalogue
-from features.history import ENGAGEMENTS, SHOWN, History
+from features.history import ENGAGEMENTS, NO_OUTSIDE, SHOWN, History, Outside
 from features.log import Kind
 from serving.store.errors import StoreCorrupt
 from serving.store.layout import STREAM, Layout
@@ -134,11 +134,19 @@ def read_commands(layout: Layout, user_id: str) -> list[list[Any]]:
     ]
 
 
-def decode_history(layout: Layout, replies: Sequence[Any], user_id: str, catalogue: Catalogue, at: float) -> History:
+def decode_lists(
+    layout: Layout, replies: Sequence[Any], user_id: str, catalogue: Catalogue, at: float
+) -> tuple[History, Outside]:
     """Decode the replies to `read_commands`, keeping events strictly before `at`. Raises StoreCorrupt."""
-    item, kind, when = _decode_list(replies[0], catalogue, at, layout.user(user_id, "e"))
-    shown, _, shown_at = _decode_list(replies[1], catalogue, at, layout.user(user_id, "s"))
-    return History(item, kind, when, shown, shown_at)
+    item, kind, when, outside = _decode_list(replies[0], catalogue, at, layout.user(user_id, "e"))
+    shown, _, shown_at, outside_shown = _decode_list(replies[1], catalogue, at, layout.user(user_id, "s"))
+    if outside_shown.item_ids:
+        outside = Outside(
+            outside.item_ids + outside_shown.item_ids,
+            np.concatenate([outside.kind, outside_shown.kind]),
+            np.concatenate([outside.at, outside_shown.at]),
+        )
+    return History(item, kind, when, shown, shown_at), outside
 
 
 def _period(now: float) -> int:
@@ -165,8 +173,9 @@ def _seed_records(
     return sorted(records, key=_order, reverse=True)[:cap]
 
 
-def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key: str) -> tuple[I32, I8, F64]:
-    """Item rows, kinds and times of a list strictly before `at`, newest first, as contiguous arrays."""
+def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key: str) -> tuple[I32, I8, F64, Outside]:
+    """Item rows, kinds and times of a list strictly before `at`, newest first, as contiguous arrays, and the events
+    with items outside the catalogue."""
     size = _HEADER.itemsize
     text = np.frombuffer(b"".join(records), np.uint8)
     end = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
@@ -183,9 +192,12 @@ def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key:
     items = catalogue.row_index.find_bytes(text, end, size)
     when, kind = header["at"].astype(np.float64), header["kind"].astype(np.int8)
     past = int(np.searchsorted(-when, -at, side="right"))
-    items, kind, when = items[past:], kind[past:], when[past:]
+    items, kind, when, outside = items[past:], kind[past:], when[past:], NO_OUTSIDE
     if (items < 0).any():
+        unknown = np.flatnonzero(items < 0)
+        ids = [records[k][size:].decode(errors="replace") for k in (past + unknown).tolist()]
+        outside = Outside(ids, kind[unknown], when[unknown])
         # Records of equal time are sorted by item ID here but by row in replay, which differs for unknown items.
         order = np.lexsort((items, kind, when))[::-1]
         items, kind, when = items[order], kind[order], when[order]
-    return items, kind, when
+    return items, kind, when, outside

@@ -92,8 +92,8 @@ class Connection(asyncio.Protocol):
 
 def posted(path: str, body: bytes) -> bytes:
     """The bytes of a POST request with a JSON body."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"POST {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body
 
 
 async def connected(port: int) -> Connection:

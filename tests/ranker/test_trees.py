@@ -97,6 +97,45 @@ def random_model(seed: int, leaves: list[int]) -> str:
     return model_text([random_tree(rng, number, count) for number, count in enumerate(leaves)])
 
 
+def random_linear_model(seed: int, leaves: list[int]) -> str:
+    """A random model as `random_model`, whose leaves are linear functions of 0 to 3 features; the first of 1 to 3."""
+    rng = np.random.default_rng(seed)
+    trees = []
+    for number, count in enumerate(leaves):
+        terms = [rng.integers(0, FEATURES, rng.integers(leaf == 0, 4)).tolist() for leaf in range(count)]
+        fields = {
+            "leaf_const": " ".join(repr(v) for v in rng.normal(size=count).tolist()),
+            "num_features": " ".join(str(len(t)) for t in terms),
+            "leaf_features": "".join("".join(f"{f} " for f in t) + " " for t in terms),
+            "leaf_coeff": "".join("".join(f"{v!r} " for v in rng.normal(size=len(t)).tolist()) + " " for t in terms),
+        }
+        linear = "".join(f"{name}={value}\n" for name, value in fields.items())
+        trees.append(random_tree(rng, number, count).replace("is_linear=0\n", f"is_linear=1\n{linear}"))
+    return model_text(trees)
+
+
+@st.composite
+def hostile_texts(draw: st.DrawFn, text: str) -> str:
+    """A model text with one to three changes: a number replaced, added or removed, or a line removed or repeated."""
+    numbers = st.sampled_from(["0", "1", "-1", "2147483647", "-99", "900000", "1e308", "-1e308", "1e31", "nan", "inf"])
+    numbers |= st.sampled_from(["-inf", "1_0", "٣", "0.5", "", "1e999", "9" * 30]) | st.integers(-50, 50).map(str)
+    lines = text.split("\n")
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.sampled_from([n for n, line in enumerate(lines) if "=" in line]))
+        name, _, values = lines[at].partition("=")
+        parts = values.split(" ")
+        place = draw(st.integers(0, len(parts) - 1))
+        change = draw(st.sampled_from(["replace"] * 6 + ["add", "remove", "remove line", "repeat line"]))
+        if change == "remove line":
+            del lines[at]
+        elif change == "repeat line":
+            lines.insert(at, lines[at])
+        else:
+            parts[place : place + (change != "add")] = [] if change == "remove" else [draw(numbers)]
+            lines[at] = f"{name}={' '.join(parts)}"
+    return "\n".join(lines)
+
+
 def edge_case_rows(seed: int, n: int, dtype: type[np.floating[Any]], text: str) -> np.ndarray:
     """Rows of special values, of the model's thresholds and the floats next to them, and of ordinary numbers."""
     rng = np.random.default_rng(seed)
@@ -201,6 +240,21 @@ def stump(**fields: Any) -> str:
     return tree_text(0, 2, **(node | fields))
 
 
+def chain(nodes: int) -> str:
+    """A tree in which every right child is a leaf, so that node n is at level n + 1."""
+    return tree_text(
+        0,
+        nodes + 1,
+        split_feature=[0] * nodes,
+        threshold=[0.5] * nodes,
+        decision_type=[8] * nodes,
+        left_child=[*range(1, nodes), -1],
+        right_child=[-n - 2 for n in range(nodes)],
+        leaf_value=[0.0] * (nodes + 1),
+        internal_value=[0.0] * nodes,
+    )
+
+
 def column(*values: float, dtype: type[np.floating[Any]] = np.float32) -> np.ndarray:
     rows = np.zeros((len(values), FEATURES), dtype)
     rows[:, 0] = values
@@ -291,19 +345,28 @@ def test_rows_of_the_wrong_shape_or_type_are_rejected(rows: Any, sentence: str) 
         (model_text([stump()], version="v9"), "version=v9"),
         (model_text([stump()], num_class=3), "num_class=3: only models with one output"),
         (model_text([stump()], num_tree_per_iteration=2), "num_tree_per_iteration=2"),
-        (model_text([stump()], average_output=""), "boosting=rf"),
-        (model_text([stump(is_linear=1)]), "tree 0: is_linear=1: linear leaves are not supported"),
+        (model_text([stump(is_linear=1)]), "tree 0: leaf_const is missing"),
         (model_text([stump()], tree_sizes="1 2"), "tree_sizes lists 2 trees, but the text contains 1"),
-        (model_text([stump()], feature_names="a b"), "2 feature_names for max_feature_idx=4"),
+        (model_text([stump()], feature_names="a b"), "header: feature_names has 2 names for max_feature_idx=4"),
         (model_text([stump(split_feature=[7])]), "split_feature 7 is outside the model's 5 features"),
         (model_text([stump(split_feature=[-1])]), "split_feature -1 is outside"),
         (model_text([stump(left_child=[5])]), "left_child points outside its 1 nodes and 2 leaves"),
         (model_text([stump(left_child=[0])]), "do not form one tree"),
         (model_text([stump(left_child=[-2])]), "do not form one tree"),
         (model_text([stump(threshold=["nan"])]).replace("'", ""), "threshold contains nan"),
-        (model_text([stump(leaf_value=["inf", 1])]).replace("'", ""), "leaf_value contains inf"),
+        (model_text([stump(leaf_value=["inf", 1])]).replace("'", ""), "tree 0: leaf_value contains inf"),
+        (model_text([stump(leaf_value=[1e308, 1])]), "tree 0: leaf_value contains 1e\\+308, expected numbers from"),
+        (
+            model_text([stump(internal_value=[-2e30])]),
+            "tree 0: internal_value contains -2e\\+30, expected numbers from",
+        ),
+        (
+            model_text([stump(left_child=["0_0"])]).replace("'", ""),
+            "tree 0: left_child contains '0_0', expected numbers",
+        ),
+        (model_text([chain(600)]), "tree 0: left_child and right_child make it more than 512 levels deep"),
         (model_text([stump(leaf_value=[1.0])]), "leaf_value has 1 values, expected 2"),
-        (model_text([stump(threshold=["0,5"])]), "tree 0: threshold: could not convert"),
+        (model_text([stump(threshold=["0,5"])]), "tree 0: threshold contains .*0,5.*, expected numbers"),
         (model_text([stump(decision_type=[12])]), "decision_type 12 is unknown"),
         (model_text([stump(num_leaves=10**9)]), "num_leaves=1000000000 is outside 1 to 131072"),
         (model_text([stump(num_cat=-1)]), "num_cat=-1 is negative"),
@@ -326,12 +389,11 @@ def test_an_invalid_text_is_rejected_with_the_tree_and_field(text: str, sentence
 
 
 def test_unsupported_kinds_of_lightgbm_models_are_rejected_by_name() -> None:
-    """boosting=rf, linear trees and several classes, as written by LightGBM."""
+    """Linear trees and several classes, as written by LightGBM."""
     rows, gain = training_data(1, 400)
     rows = np.nan_to_num(rows)
     quiet = {"verbosity": -1, "num_threads": 1}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"boosting": "rf", "bagging_fraction": 0.5, "bagging_freq": 1}, "boosting=rf"),
         ({"linear_tree": True, "objective": "regression"}, "linear_tree"),
         ({"objective": "multiclass", "num_class": 4}, "num_class=4"),
     ]

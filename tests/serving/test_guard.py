@@ -131,14 +131,14 @@ def received(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-RANK = b"POST /v1/rank HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
+RANK = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
 
 
 def test_slow_clients_are_disconnected(url: str) -> None:
     """Clients that do not complete the head of a request, the first or a later one, or a body."""
     with served(url, FAST.model_copy(update={"idle_s": 1, "body_s": 0.3})) as client:
-        alive = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
-        for head in (b"", b"POST /v1/rank HT", b"POST /v1/rank HTTP/1.1\r\nHost: h\r\n"):
+        alive = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for head in (b"", b"POST /v1/rank HT", b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\n"):
             with connected(client, head) as connection:
                 assert received(connection) == b""
         with connected(client, alive) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from serving.app import create_app
 from serving.config import ServiceConfig
 from serving.http.guard import needs, rules_of
 from serving.http.keys import KEYS_VARIABLE, SCOPES, Allowance, Keys, KeysError, check_exposure, new_key, parse
-from tests.serving.test_service import refused, served, url
+from tests.serving.test_service import refused, served, until, url
 
 __all__ = ["url"]
 HASH = sha256(b"x").hexdigest()
@@ -81,7 +82,8 @@ def test_an_invalid_line_is_named_with_the_remedy_and_never_quoted(text: str, wh
     assert "secret" not in str(e.value)
 
 
-def test_a_file_is_reloaded_when_it_changes_and_an_invalid_one_changes_nothing(tmp_path: Path) -> None:
+def test_a_key_is_valid_only_while_its_line_is_in_the_file(tmp_path: Path) -> None:
+    """However the other lines or the file change; and no change of the file opens the service."""
     file = tmp_path / "keys"
     (one, line_one), (two, line_two) = new_key("one", ["rank"]), new_key("two", ["rank"])
     file.write_text(line_one)
@@ -89,20 +91,84 @@ def test_a_file_is_reloaded_when_it_changes_and_an_invalid_one_changes_nothing(t
     for text, good in (
         (f"{line_one}\n{line_two}  # a second", (True, True)),
         (line_two, (False, True)),
-        ("", (False, True)),
-        ("rubbish", (False, True)),
+        (f"rubbish\n{line_one}", (True, False)),
+        (f"{line_two}\none rank", (False, True)),
+        (f"{line_one}\none rank,events {HASH}", (True, False)),
+        ("", (False, False)),
+        (line_one, (True, False)),
+        (f"# {line_one}", (False, False)),
+        (line_two, (False, True)),
+        ("rubbish", (False, False)),
         (line_one, (True, False)),
     ):
         file.write_text(text)
         keys.look()
-        assert (keys.of(f"Bearer {one}") is not None, keys.of(f"Bearer {two}") is not None) == good
-    file.unlink()
+        assert (keys.of(f"Bearer {one}") is not None, keys.of(f"Bearer {two}") is not None) == good, text
+        assert keys, "keys are still required"
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted", "replaced", "overwritten", "not text", "folder deleted"])
+def test_all_keys_are_revoked_however_the_file_is_emptied(tmp_path: Path, how: str) -> None:
+    """Overwritten: with the same size and modification time, as by `rsync --times` and some editors."""
+    file = tmp_path / "folder" / "keys"
+    file.parent.mkdir()
+    key, line = new_key("one", ["rank"])
+    file.write_text(line)
+    keys, status = Keys(file), file.stat()
+    if how == "truncated":
+        os.truncate(file, 0)
+    elif how == "deleted":
+        file.unlink()
+    elif how == "replaced":
+        (tmp_path / "new").write_text("# none\n")
+        (tmp_path / "new").replace(file)
+    elif how == "overwritten":
+        file.write_text("#" * len(line))
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif how == "not text":
+        file.write_bytes(b"\xff\xfe" + line.encode())
+    else:
+        file.unlink()
+        file.parent.rmdir()
     keys.look()
-    assert keys.of(f"Bearer {one}") is not None
+    assert keys.of(f"Bearer {key}") is None
+    assert keys, "keys are still required"
+
+
+def test_a_file_that_exists_but_cannot_be_read_keeps_its_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For example on a network file system that does not respond: it says nothing about the keys."""
+    file = tmp_path / "keys"
+    key, line = new_key("one", ["rank"])
+    file.write_text(line)
+    keys = Keys(file)
+    file.unlink()
+    file.mkdir()
+    keys.look()
+    assert keys.of(f"Bearer {key}") is not None
+    assert "keys not reloaded, the previous keys stay valid: cannot read the keys in" in caplog.text
+
+
+def test_a_running_service_refuses_a_revoked_key_and_does_not_become_open(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    key, line = new_key("one", ["rank"])
+    file.write_text(line)
+    with served(url, good=Keys(file)) as client:
+        assert client.post("/v1/rank", content=b"{", headers=bearer(key)).status_code == 400, "the key is valid"
+        file.write_text("")
+        until(lambda: client.post("/v1/rank", content=b"{", headers=bearer(key)).status_code == 401)
+        assert refused(client.post("/v1/rank", content=b"{"), 401)["detail"] == "no key was sent"
+
+
+def test_keys_that_cannot_be_read_at_startup_are_an_error(tmp_path: Path) -> None:
+    line = new_key("one", ["rank"])[1]
     with pytest.raises(KeysError, match="cannot read the keys"):
-        Keys(file)
+        Keys(tmp_path / "none")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    with pytest.raises(KeysError, match="cannot read the keys"):
+        Keys(tmp_path / "binary")
+    (tmp_path / "keys").write_text(line)
     with pytest.raises(KeysError, match="are both set: use only one"):
-        Keys(file, line_one)
+        Keys(tmp_path / "keys", line)
 
 
 @given(rate=st.floats(0.01, 1e4), steps=st.lists(st.floats(0, 3), max_size=60))
@@ -214,7 +280,7 @@ def test_only_configured_origins_may_call_from_a_browser(url: str) -> None:
             answer = client.post("/v1/rank", content=b"{", headers=bearer(key) | {"Origin": origin})
             assert before.headers.get("access-control-allow-origin") == allowed
             assert answer.headers.get("access-control-allow-origin") == allowed
-        assert answer.status_code == 400, "the key is valid, but a browser does not let the page read the response"
+        assert answer.status_code == 403, "a write from a page of another origin is refused, even with a valid key"
     with served(url) as client:
         assert (
             "access-control-allow-origin"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,19 @@ def test_a_running_change_blocks_others_until_it_is_considered_dead(client: http
             raw.set(CHANGE, json.dumps(change))
             assert client.post("/v1/operator/promote", json=body).status_code == status
     assert after_change(client)["live"] == before
+
+
+def test_of_changes_requested_at_the_same_time_one_is_made(url: str, root: Path) -> None:
+    """Twelve requests to two workers: one is accepted, the others are told that another change is in progress."""
+    before, live = lineage(root)
+    body = {"live": live, "release": before, "reason": "x"}
+    with served(url, PAGE) as one, served(url, PAGE) as two, ThreadPoolExecutor(12) as pool:
+        ready(one)
+        ready(two)
+        answers = list(pool.map(lambda k: (one, two)[k % 2].post("/v1/operator/promote", json=body), range(12)))
+        assert sorted(a.status_code for a in answers) == [202] + [409] * 11
+        assert after_change(one)["live"] == before
+    assert [line["action"] for line in registry.release_history(root)] == ["publish", "publish", "promote"]
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,21 @@ def test_without_redis_recommendations_use_only_the_release_and_are_degraded(rel
         assert {s for i in answer["items"] for s in i["sources"]} <= {"popular", "new"}
 
 
+def test_exclude_and_filter_hold_for_candidates_outside_the_catalogue(client: httpx.Client, url: str) -> None:
+    """`v` bought gone-1 and was shown gone-2; neither is in the release, like gone-3."""
+    with BulkStore(url) as store:
+        done = [("gone-1", Kind.PURCHASE), ("gone-2", Kind.IMPRESSION)]
+        store.write([Event(f"v{k}", kind, "v", i, AT - 10) for k, (i, kind) in enumerate(done)], AT)
+    for given, left in (
+        ({"exclude": [{"events": ["purchase"]}]}, {"gone-2", "gone-3", "red-01"}),
+        ({"exclude": [{"events": ["purchase", "impression"]}]}, {"gone-3", "red-01"}),
+        ({"filter": {"not": {"attribute": "item_id", "in": ["gone-3"]}}}, {"gone-1", "gone-2", "red-01"}),
+    ):
+        candidates = ["gone-1", "gone-2", "gone-3", "red-01"]
+        answer = recommended(client, route="rank", user_id="v", candidates=candidates, limit=9, rules=given)
+        assert set(ids(answer)) == left
+
+
 def test_a_filter_is_applied_before_retrieval_so_the_list_is_full(client: httpx.Client) -> None:
     """Items similar to the user's are red, but with a filter for blue, all nine blue items on sale are returned."""
     answer = recommended(client, user_id="u", limit=9, rules={"filter": {"attribute": "category", "eq": "blue"}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 
 from offline.config.publication import RetentionConfig
 from offline.nightly import retention
+from serving.lock import locked
 from serving.release import registry
 from serving.release.manifest import ReleaseError, read_manifest
 from serving.store import BulkStore, Pointer
@@ -104,6 +106,30 @@ def test_pinning_and_unpinning_keep_the_same_release_live(tmp_path: Path, store:
     assert pinned == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=True)
     assert registry.unpin(tmp_path, store, "fine").id == three[0]
     assert store.pointer() == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=False)
+
+
+def test_simultaneous_rollbacks_go_back_one_step_each(
+    tmp_path: Path, store: BulkStore, url: str, three: list[str]
+) -> None:
+    """Published 1, 2, 3: two rollbacks that wait for the same lock end at 1, as if one had followed the other."""
+
+    def roll_back(_: int) -> str:
+        with BulkStore(url) as own:
+            return registry.rollback(tmp_path, own, "worse").id
+
+    with ThreadPoolExecutor(2) as pool:
+        with locked(tmp_path / "lock"):
+            running = [pool.submit(roll_back, k) for k in range(2)]
+            time.sleep(0.5)  # both have started and wait
+        assert {r.result() for r in running} == set(three[:2])
+    assert live(store) == three[0]
+
+
+def test_a_promotion_is_refused_if_another_one_came_first(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
+    registry.promote(tmp_path, store, three[0], "", replaces=three[2])
+    with pytest.raises(ReleaseError, match=f"{three[0]} is live now, not {three[2]}: someone else has changed it"):
+        registry.promote(tmp_path, store, three[1], "", replaces=three[2])
+    assert live(store) == three[0]
 
 
 def test_a_damaged_or_unknown_release_is_not_promoted(tmp_path: Path, store: BulkStore, three: list[str]) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.decay import ItemState
-from features.history import EMPTY, History
+from features.history import EMPTY, History, Outside
 from features.log import Kind
 from features.moment import Items
 from features.neighbours import Neighbours
@@ -24,7 +24,7 @@ from offline.config.configuration import ConfigError, load
 from ranker.rerank import diverse, placed, within_cap
 from serving.api.rankings import RecommendRequest
 from serving.config import ServiceConfig
-from serving.rules.conditions import Attributes, RuleError
+from serving.rules.conditions import Attributes, Listed, RuleError
 from serving.rules.rules import Applied, Diversity, Plan, Ranked, RuledList, Rules
 from tests import ROOT
 from tests.worlds import DAY, START, make_catalogue, make_vectors
@@ -83,7 +83,8 @@ def ids_of(ruled: RuledList, of: Ranked | None = None) -> list[str]:
 def admitted(condition: Any) -> list[int]:
     """Rows that pass a filter; 12 stands for the unknown item."""
     mask = plan(filter=condition).filters[0][1]
-    return np.flatnonzero(mask(np.append(np.arange(N, dtype=np.int32), np.int32(-1)), NOW)).tolist()
+    listed = Listed(np.append(np.arange(N, dtype=np.int32), np.int32(-1)), {N: "unknown"})
+    return np.flatnonzero(mask(listed, NOW)).tolist()
 
 
 def history(*done: tuple[int, Kind, float], shown: tuple[tuple[int, float], ...] = ()) -> History:
@@ -122,6 +123,8 @@ CONDITIONS: list[tuple[Any, list[int]]] = [
     ({"attribute": "use", "in": ["0", "2"]}, [i for i in range(N) if TAGS[i] & {"use=0", "use=2"}]),
     ({"attribute": "style", "missing": True}, [i for i in range(N) if not TAGS[i] & {"style=1", "style=3"}] + [12]),
     ({"attribute": "item_id", "in": ["i003", "i007", "no such"]}, [3, 7]),
+    ({"attribute": "item_id", "in": ["i003", "unknown"]}, [3, 12]),
+    ({"not": {"attribute": "item_id", "eq": "unknown"}}, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
     ({"all": [{"attribute": "category", "eq": "a"}, {"attribute": "brand", "eq": "x"}]}, [0, 6]),
     ({"any": [{"attribute": "category", "eq": "a"}, {"attribute": "brand", "eq": "x"}]}, [0, 2, 3, 4, 6, 8, 9, 10]),
     ({"all": [{"any": [{"attribute": "category", "eq": "a"}]}, {"not": {"attribute": "brand", "eq": "x"}}]}, [3, 9]),
@@ -241,6 +244,23 @@ def test_purchased_or_seen_items_are_excluded_within_the_given_days() -> None:
         assert ids_of(out) == [i for k, i in enumerate(IDS) if k not in removed]
         assert out.removed[0].count == len(removed)
     assert ids_of(apply({"exclude": [{"events": ["purchase"]}]})) == IDS, "an unknown user has no history"
+
+
+def test_items_outside_the_catalogue_are_excluded_and_filtered_by_their_id() -> None:
+    """The user bought x 5 days ago and y 40 days ago, and was shown z yesterday; none of them is in the catalogue."""
+    of = ranked(ids=["i000", "x", "y", "z"])
+    kinds = np.array([Kind.PURCHASE, Kind.PURCHASE, Kind.IMPRESSION], np.int8)
+    outside = Outside(["x", "y", "z"], kinds, NOW - DAY * np.array([5.0, 40.0, 1.0]))
+    for given_, kept in (
+        ({"exclude": [{"events": ["purchase"]}]}, ["i000", "z"]),
+        ({"exclude": [{"events": ["purchase"], "within_days": 30}]}, ["i000", "y", "z"]),
+        ({"exclude": [{"events": ["impression"]}]}, ["i000", "x", "y"]),
+        ({"filter": {"attribute": "item_id", "in": ["x", "z"]}}, ["x", "z"]),
+        ({"filter": {"not": {"attribute": "item_id", "in": ["x", "i000"]}}}, ["y", "z"]),
+    ):
+        ruled = plan(**given_).apply(of, ITEMS.vectors, EMPTY, NOW, None, outside)
+        assert ids_of(ruled, of) == kept
+        assert [i for r in ruled.removed for i in r.item_ids] == [i for i in of.item_ids if i not in kept]
 
 
 def test_an_item_is_counted_for_the_first_rule_that_removes_it() -> None:

@@ -37,6 +37,13 @@ FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".
 CHANGE = "sw:change"
 """Redis key of the latest change, as JSON."""
 _CHANGE_KEPT_S = 3600
+_REPLACE = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+"""Sets a key if its value is still the one that was read, in one step. Of two requests that have read the same state,
+one gets 0."""
 _HOURS = 72
 _STALE_S = 600
 """Seconds after which a change still marked as running is considered dead, as its worker must have stopped."""
@@ -112,7 +119,7 @@ class Changes:
         pointer, change, degraded, live = None, None, "", self._service.follower.live
         try:
             pointer = await self._service.store.pointer()
-            change = await self._last()
+            change = _decoded(await self._stored())
         except StoreAway as e:
             degraded = str(e)
         here = live.release.id if live else None
@@ -126,9 +133,10 @@ class Changes:
         """
         root = self._service.live().release.path.parent
         try:
-            pointer, last = await self._service.store.pointer(), await self._last()
+            pointer, stored = await self._service.store.pointer(), await self._stored()
         except StoreAway as e:
             raise _redis_away(e) from e
+        last = _decoded(stored)
         live = pointer.id if pointer else None
         if live != request.live:
             raise Problem(
@@ -140,46 +148,57 @@ class Changes:
                 "live",
             )
         if last is not None and last.state == "running" and self._service.clock() - last.at < _STALE_S:
-            raise Problem(
-                409,
-                "busy",
-                "Another change is in progress",
-                f"{last.action} of {last.release}, requested by {last.by}",
-                "Wait until the board shows that it is done.",
-            )
+            raise _busy(f"{last.action} of {last.release}, requested by {last.by}")
         target = await asyncio.to_thread(_target, root, action, request.release, live)
         change = Change(action, target, by or "anonymous", self._service.clock(), "running")
-        await self._save(change)
-        task = asyncio.create_task(self._run(root, change, request.reason))
+        try:
+            first = await self._replace(stored, change)
+        except StoreAway as e:
+            raise _redis_away(e) from e
+        if not first:
+            raise _busy("requested at the same time")
+        task = asyncio.create_task(self._run(root, change, request.live, request.reason))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return change
 
-    async def _run(self, root: Path, change: Change, reason: str) -> None:
+    async def _run(self, root: Path, change: Change, live: str, reason: str) -> None:
+        running = msgspec.json.encode(change)
         try:
-            await asyncio.to_thread(self._promote, root, change, reason)
+            await asyncio.to_thread(self._promote, root, change, live, reason)
             change.state = "done"
         except Exception as e:  # report any error to the operator
             log.error("%s of %s failed", change.action, change.release, exc_info=e)
             change.state, change.error = "failed", f"{type(e).__name__}: {e}"
         try:
-            await self._save(change)
+            await self._replace(running, change)  # unless it was considered dead and another one has begun
         except StoreAway as e:
             log.error("the result of %s of %s could not be written to Redis: %s", change.action, change.release, e)
 
-    def _promote(self, root: Path, change: Change, reason: str) -> None:
+    def _promote(self, root: Path, change: Change, live: str, reason: str) -> None:
         with BulkStore(self._redis_url) as store:
-            registry.promote(root, store, change.release, reason, self._custom, change.action, change.by)
+            registry.promote(root, store, change.release, reason, self._custom, change.action, change.by, live)
 
-    async def _last(self) -> Change | None:
-        stored = (await self._service.store.run([["GET", CHANGE]]))[0]
-        try:
-            return None if stored is None else msgspec.json.decode(stored, type=Change)
-        except msgspec.MsgspecError:
-            return None  # written by another version
+    async def _stored(self) -> bytes:
+        """The latest change as it is in Redis; empty if there is none."""
+        stored: bytes | None = (await self._service.store.run([["GET", CHANGE]]))[0]
+        return stored or b""
 
-    async def _save(self, change: Change) -> None:
-        await self._service.store.run([["SET", CHANGE, msgspec.json.encode(change), "EX", _CHANGE_KEPT_S]])
+    async def _replace(self, before: bytes, change: Change) -> bool:
+        """Store a change if the stored one is still `before`; returns whether it was."""
+        call = ["EVAL", _REPLACE, 1, CHANGE, before, msgspec.json.encode(change), _CHANGE_KEPT_S]
+        return bool((await self._service.store.run([call]))[0])
+
+
+def _decoded(stored: bytes) -> Change | None:
+    try:
+        return msgspec.json.decode(stored, type=Change) if stored else None
+    except msgspec.MsgspecError:
+        return None  # written by another version
+
+
+def _busy(detail: str) -> Problem:
+    return Problem(409, "busy", "Another change is in progress", detail, "Wait until the board shows that it is done.")
 
 
 def _target(root: Path, action: str, release: str | None, live: str | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 from features.moment import Feature
 from features.table import FEATURES
 from offline.evaluation.explanation import DRAWN, POINTS, ROWS, explain_model
-from ranker.booster import BoosterTrees
+from ranker.booster import shap_values
 from ranker.train import RankerConfig, train
 
 OWN = Feature("my_own", "the shop's own", "points", "never", lambda m: np.zeros(len(m.candidates)))
@@ -56,14 +56,14 @@ def test_the_values_equal_lightgbms_and_add_up_to_the_score(shop: tuple[str, np.
     mean_abs = next(f["mean_abs"] for f in found["features"] if f["name"] == "item_price")
     assert mean_abs == pytest.approx(np.abs(shap[:, PRICE]).mean())
     assert shap.sum(axis=1) == pytest.approx(booster.predict(few, raw_score=True))
-    assert shap == pytest.approx(BoosterTrees(text, "").contributions(few))
+    assert shap == pytest.approx(shap_values(text, few))
 
 
 def test_the_values_of_a_group_are_added_up_per_row_before_averaging(shop: tuple[str, np.ndarray]) -> None:
     """Group `price` is item_price and price_to_habit: the mean of |a + b|, not of |a| + |b|."""
     text, rows = shop
     found = explain_model(text, rows[:50], COLUMNS, seed=1)
-    shap = BoosterTrees(text, "").contributions(rows[:50])
+    shap = shap_values(text, rows[:50])
     price = next(g for g in found["groups"] if g["group"] == "price")
     expected = np.abs(shap[:, PRICE] + shap[:, OTHER]).mean()
     assert price == {"group": "price", "features": 2, "mean_abs": pytest.approx(expected)}
