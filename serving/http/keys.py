@@ -115,20 +115,29 @@ class Keys:
         if file is not None and lines:
             raise KeysError(f"{KEYS_VARIABLE} and serving.keys_file ({str(file)!r}) are both set: use only one")
         self._file, self._of, self._read = file, parse(lines, KEYS_VARIABLE) if lines else {}, (0, 0)
+        self._problem = ""
         if file is not None:
             self._read_file(file)
 
     def __bool__(self) -> bool:
         return bool(self._of)
 
-    def look(self) -> None:
-        """Reload the file if it has changed. If it cannot be read, log the error and keep the previous keys."""
+    def look(self) -> bool:
+        """Reload the file if it has changed. If it cannot be used, log the error once and keep the previous keys.
+
+        Returns True if the keys are those in the file, or if there is no file.
+        """
         if self._file is None:
-            return
+            return True
         try:
             self._read_file(self._file)
         except KeysError as e:
-            log.error("keys not reloaded, the previous keys stay valid: %s", e)
+            if str(e) != self._problem:
+                log.error("keys not reloaded, the previous keys stay valid: %s", e)
+            self._problem = str(e)
+            return False
+        self._problem = ""
+        return True
 
     def _read_file(self, file: Path) -> None:
         try:
@@ -136,10 +145,10 @@ class Keys:
             stamp = status.st_mtime_ns, status.st_size
             if stamp == self._read:
                 return
-            self._read, text = stamp, file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise KeysError(f"cannot read the keys in {str(file)!r}: {e}") from e
-        self._of = parse(text, str(file))
+        self._of, self._read = parse(text, str(file)), stamp
 
     def of(self, authorization: str) -> Key | None:
         """The key in an `Authorization` header, None if it is not a valid key."""
