@@ -239,13 +239,29 @@ def test_images_have_the_versions_used_in_the_tests() -> None:
     assert torch == re.findall(r"torch==\S+", (ROOT / "Makefile").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-serve", "requirements-train", "requirements-ray"])
+@pytest.mark.parametrize(
+    "name", ["requirements", "requirements-serve", "requirements-train", "requirements-ray", "requirements-audit"]
+)
 def test_every_locked_package_has_a_hash(name: str) -> None:
     """Without hashes, `--require-hashes` refuses the file; with them, a replaced file on an index is detected."""
     text = (ROOT / f"{name}.lock").read_text("utf-8")
     entries = re.split(r"\n(?=\w)", text.strip())
     assert len(entries) == len(locked(f"{name}.lock"))
     assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_ci_lists_and_audits_every_locked_package() -> None:
+    """The lists of both images are written, and each lock file is audited or is part of one that is."""
+    steps = (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    assert {"make sbom", "make audit"} <= set(steps)
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert {f"requirements-{image}.lock" for image in ("serve", "train")} <= set(
+        re.findall(r"requirements-\w+\.lock", makefile.split("sbom:")[1].split("AUDIT")[0])
+    )
+    (audited,) = re.findall(r"for lock in ([\w -]+);", makefile)
+    files = {p.stem for p in ROOT.glob("requirements*.lock")}
+    parts = {name for name in files if locked(f"{name}.lock").items() <= locked("requirements.lock").items()}
+    assert set(audited.split()) | parts == files
 
 
 def test_the_serving_image_has_no_training_packages() -> None:
