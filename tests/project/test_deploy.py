@@ -366,8 +366,8 @@ def test_every_container_of_the_compose_file_is_locked_down() -> None:
         assert service["tmpfs"] == ["/tmp"], name
 
 
-def test_containers_share_a_network_only_if_one_calls_the_other() -> None:
-    """Redis is reached only by our processes, over a network without a way out. Grafana reaches only Prometheus."""
+def test_only_the_processes_that_use_redis_share_a_network_with_it() -> None:
+    """That network has no way out of the machine. Prometheus reaches only the service, Grafana only Prometheus."""
     members = {
         network: {name for name, s in COMPOSE["services"].items() if network in s["networks"]}
         for network in COMPOSE["networks"]
@@ -645,7 +645,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", UNITS)
 def test_a_unit_exposes_little_of_the_machine(name: str) -> None:
     """Its exposure by `systemd-analyze security` is below 3.0 of 10; a unit without any hardening has 9.6."""
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", DEPLOY / name]
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(DEPLOY / name)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", process.stdout)
     assert found is not None, process.stderr

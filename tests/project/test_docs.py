@@ -127,6 +127,20 @@ def test_a_json_block_is_json_and_names_its_request_or_file(block: Block) -> Non
     assert reason_not_run(block) or re.fullmatch(r"(POST|PUT) /v1/\w+", block.title), str(block)
 
 
+def test_every_promise_in_the_security_page_names_tests_that_exist() -> None:
+    """Each row has a promise, at least one test, and a figure or an empty cell."""
+    page = (ROOT / "docs" / "security.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    assert len(rows) >= 30
+    for row in rows:
+        _, promise, tests, _, _ = row.split("|")
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", tests)
+        assert promise.strip()
+        assert named, row
+        for path, name in named:
+            assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE), name
+
+
 def test_messages_explained_in_the_quickstart_exist() -> None:
     """The messages in the first column of the troubleshooting table occur in the source, except for their `...`."""
     page = (ROOT / "docs" / "quickstart.md").read_text("utf-8").split("## Troubleshooting")[1]
