@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FAST := not slow and not chaos and not nights and not ray and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript coverage docs check lint types fmt lock clean
+.PHONY: help setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript coverage docs check lint types fmt lock sbom audit audit-now clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,31 @@ lock: setup ## Write the lock files, with hashes, from pyproject.toml
 	$(LOCK) --constraint requirements.lock --output-file requirements-serve.lock pyproject.toml
 	$(LOCK) --constraint requirements.lock --extra train --extra embedded --output-file requirements-train.lock pyproject.toml
 	$(LOCK) --constraint requirements.lock --extra ray --output-file requirements-ray.lock pyproject.toml
+	$(LOCK) --constraint requirements.lock --group audit --output-file requirements-audit.lock
+
+build/audit/ready: requirements-audit.lock
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	touch $@
+
+# torch is not in the lock files.
+TORCH = sed -n 's/^ARG TORCH=//p' deploy/Dockerfile
+SBOM := build/audit/bin/cyclonedx-py requirements --output-format JSON --output-file
+sbom: build/audit/ready ## List the packages of both images in build/sbom, as CycloneDX
+	mkdir -p build/sbom
+	$(SBOM) build/sbom/serve.json requirements-serve.lock
+	$(TORCH) | cat requirements-train.lock - | $(SBOM) build/sbom/train.json -
+
+AUDIT := build/audit/bin/pip-audit --vulnerability-service osv --strict --disable-pip --progress-spinner off
+audit: ## Check the locked packages for known vulnerabilities; skipped, and said so, where the database is unreachable
+	@if $(PYTHON) -c "import urllib.request as u; u.urlopen('https://api.osv.dev/v1/vulns/PYSEC-2018-28', timeout=10)" 2> /dev/null; \
+	then $(MAKE) --no-print-directory audit-now; \
+	else echo "skipped: the OSV database of vulnerabilities cannot be reached from this machine"; fi
+
+# requirements-serve.lock and requirements-train.lock are parts of requirements.lock.
+audit-now: build/audit/ready
+	for lock in requirements requirements-ray requirements-audit; do $(AUDIT) --require-hashes -r $$lock.lock || exit 1; done
+	$(TORCH) > build/torch.txt && $(AUDIT) --no-deps -r build/torch.txt
 
 clean: ## Remove .venv and build outputs
 	rm -rf .venv build dist *.egg-info

@@ -9,7 +9,9 @@ import asyncio
 import json
 import logging
 import os
+import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from features.custom import load as load_features
 from features.table import Feature
@@ -62,7 +66,7 @@ def create_app(
         following.add_done_callback(_log_if_failed)
         tasks = [
             following,
-            asyncio.create_task(_reload_keys(good)),
+            asyncio.create_task(_reload_keys(good, counts)),
             asyncio.create_task(service.served.run()),
             asyncio.create_task(service.shadow.run()),
         ]
@@ -99,12 +103,13 @@ def create_app(
     return app
 
 
-async def _reload_keys(good: Keys) -> None:
+async def _reload_keys(good: Keys, counts: Metrics) -> None:
     """Reload the keys every second, so that keys added or removed take effect within two, without a restart."""
     while True:
         await asyncio.sleep(1)
         try:
-            await asyncio.to_thread(good.look)
+            if await asyncio.to_thread(good.look):
+                counts.keys_checked(time.time())
         except Exception:  # a revoked key must not stay valid because one attempt failed
             log.exception("the keys could not be reloaded; trying again in a second")
 
@@ -141,7 +146,7 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
     if release is not None:
         os.environ[_RELEASE_VARIABLE] = str(release)
     with _shared_metrics(config.workers):
-        uvicorn.run(
+        settings = uvicorn.Config(
             "serving.app:from_environment",
             factory=True,
             host=config.host,
@@ -151,6 +156,22 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
             access_log=False,
             **limits(config),
         )
+        _run(settings, [p for p in (config.port, config.internal_port) if p is not None])
+
+
+def _run(settings: uvicorn.Config, ports: Sequence[int]) -> None:
+    """Run the worker processes, each listening on all ports: `uvicorn.run` listens on one port only."""
+    sockets = []
+    for settings.port in ports:
+        sockets.append(settings.bind_socket())
+    with suppress(KeyboardInterrupt):
+        if settings.workers > 1:
+            Multiprocess(settings, sockets).run()
+            return
+        server = uvicorn.Server(settings)
+        server.run(sockets)
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)
 
 
 def limits(config: ServiceConfig) -> dict[str, Any]:

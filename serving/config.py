@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from serving.rules import Rules, StandingRules
 
@@ -23,6 +23,12 @@ class ServiceConfig(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    internal_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="TCP port on which only /metrics and /operator are served, and `port` then serves neither.",
+    )
     workers: int = Field(1, ge=1, le=64, description="Worker processes; each follows the event stream on its own.")
     max_candidates: int = Field(1000, ge=1, le=5000, description="Maximum number of candidates per request.")
     max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
@@ -127,3 +133,9 @@ class ServiceConfig(BaseModel):
         False, description="Serve /operator, a page with releases and metrics; needs a key with the `admin` scope."
     )
     reasons: int = Field(5, ge=1, le=50, description="Number of contributions per item when a request sets `explain`.")
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.internal_port == self.port:
+            raise ValueError(f"internal_port is {self.port}, and so is port: use another one")
+        return self

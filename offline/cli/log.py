@@ -11,7 +11,16 @@ from offline.cli.terminal import ConfigPath, Workspace, load_config, open_redis,
 from offline.runtime import progress_bar
 
 
-def collect(config: ConfigPath = None, workspace: Workspace = None) -> None:
+def collect(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    erasures: Annotated[
+        Path | None,
+        typer.Option(
+            help="After restoring a backup: the latest erasures.parquet. Erases these users again, also in Redis."
+        ),
+    ] = None,
+) -> None:
     """Move events and served lists from Redis into the data set, exactly once.
 
     Also removes erased users. Run it before `nightly`. It writes to `data/events` and `data/served`, with a folder for
@@ -23,7 +32,7 @@ def collect(config: ConfigPath = None, workspace: Workspace = None) -> None:
 
     c = load_config(config, workspace)
     with open_redis(c) as url, BulkStore(url) as store, progress_bar("Collecting") as on_progress:
-        counts = run(c.data, store, c.releases, on_progress, c.log, c.retention.log_days)
+        counts = run(c.data, store, c.releases, on_progress, c.log, c.retention.log_days, erasures)
     say(
         f"{c.data}: {counts.events:,} events and {counts.served:,} served lists, {counts.items:,} written items, "
         f"{counts.erased:,} users erased"

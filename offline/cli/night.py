@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,7 +122,7 @@ def run_night(
     from offline.nightly import Night
     from offline.runtime import LOCAL
 
-    with open_redis(config) as url:
+    with open_redis(config) as url, _counted(url) if publish else nullcontext():
         night = Night(config, url if publish else None, since=since, until=until, engine=engine or LOCAL)
         try:
             release = night()
@@ -128,6 +130,17 @@ def run_night(
             _print_findings(night)
     print_evaluation(night.run.file("evaluation.json"))
     return release, night.run.file("report.html")
+
+
+@contextmanager
+def _counted(redis_url: str) -> Iterator[None]:
+    """Record in Redis that a nightly run was started today, until one succeeds; /metrics has the number of days."""
+    from serving.store import BulkStore
+
+    with BulkStore(redis_url) as store:
+        store.begin_night(today())
+        yield
+        store.end_night()
 
 
 def _print_findings(night: Any) -> None:

@@ -1,6 +1,7 @@
 """The configuration: one frozen value, read from a YAML file at the entry point and passed down.
 
-Sections that belong to another package are declared there. Secrets come from the environment only: `REDIS_URL`.
+Sections that belong to another package are declared there. The address of Redis may contain a password and
+comes from the environment only: `REDIS_URL` or `REDIS_URL_FILE`.
 """
 
 from __future__ import annotations
@@ -140,8 +141,23 @@ class Config(BaseModel):
 
 
 def redis_url() -> str | None:
-    """URL of Redis from the environment variable `REDIS_URL`; None for the embedded Valkey."""
-    return os.environ.get("REDIS_URL") or None
+    """URL of Redis from the variable `REDIS_URL`, or from the file that `REDIS_URL_FILE` names; None for the embedded
+    Valkey.
+
+    Raises ConfigError if both are set, or if the file cannot be read or is empty.
+    """
+    url, file = os.environ.get("REDIS_URL"), os.environ.get("REDIS_URL_FILE")
+    if not file:
+        return url or None
+    if url:
+        raise ConfigError("REDIS_URL and REDIS_URL_FILE are both set: unset one of them")
+    try:
+        content = Path(file).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"cannot read the address of Redis in REDIS_URL_FILE ({file!r}): {e}") from e
+    if not content:
+        raise ConfigError(f"REDIS_URL_FILE names {file!r}, which is empty: write redis://HOST:6379/0 into it")
+    return content
 
 
 def load(path: Path | None, **changes: Any) -> Config:

@@ -17,6 +17,7 @@ reads the entries again. In a cluster a stream has several shards, each with fil
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,20 +86,27 @@ def collect(
     on_progress: OnProgress | None = None,
     log: Storage | Path | str | None = None,
     keep_days: int | None = None,
+    saved_erasures: Path | None = None,
 ) -> Collected:
     """Move all waiting records from Redis to a data set, and apply erasures.
 
     releases: directory of the releases. Collected events that are part of the item state of every release are removed
     from the stream. on_progress: called with (entries done, total entries). log: location of the day partitions, by
     default `directory`. keep_days: days to keep before the cut-off of the oldest release; all if None or without a
-    release. Raises the exceptions of redis-py, and StoreCorrupt.
+    release. saved_erasures: erasures newer than a restored backup; these users are also erased from the lists in
+    Redis, while no service is running. Raises the exceptions of redis-py, StoreCorrupt and DataError.
     """
     directory.mkdir(parents=True, exist_ok=True)
     home, storage = Storage.of(directory), Storage.of(directory if log is None else log)
     with locked(directory / ".collect.lock", wait=True):
         last_erased, since = store.erased()
-        before, erased = erasures.read_erasures(directory), erasures.merge_erasures(directory, since)
-        new_erasures = {user: at for user, at in erased.items() if before.get(user) != at}
+        saved = erasures.read_file(saved_erasures) if saved_erasures else {}
+        before = erasures.read_erasures(directory)
+        erased = erasures.merge_erasures(directory, [*since, *saved.items()])
+        # A restored log contains the users again, whether or not their tombstones were restored with it.
+        new_erasures = {user: at for user, at in erased.items() if before.get(user) != at or user in saved}
+        if saved:
+            store.erase(erased, time.time())
         if new_erasures:
             home.write_table(erasures.FILE, erasures.to_table(erased))
         total, done, counts = sum(store.length(log.stream) for log in _LOGS), 0, []

@@ -27,8 +27,11 @@ Erasures = Mapping[str, float]
 def read_erasures(directory: Path) -> dict[str, float]:
     """The erasures recorded in a data set; empty without a file. Raises DataError if the file cannot be read."""
     path = directory / FILE
-    if not path.is_file():
-        return {}
+    return read_file(path) if path.is_file() else {}
+
+
+def read_file(path: Path) -> dict[str, float]:
+    """The erasures in a file. Raises DataError if it cannot be read."""
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as e:

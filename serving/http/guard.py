@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from starlette.requests import Request
@@ -34,16 +34,31 @@ _GONE = 499
 """Status recorded in metrics when the client disconnected before there was a response."""
 
 
+_INTERNAL = re.compile(r"/metrics$|/operator(/|$)|/v1/operator/")
+"""Paths of the internal port, if there is one."""
+
+
 class Rule(NamedTuple):
-    """Guard rule of a route. scope: the scope a key needs, None if no key is needed."""
+    """Guard rule of a route. scope: the scope a key needs, None if no key is needed.
+
+    port: the port that serves the route if there is an internal port; None for both.
+    """
 
     methods: frozenset[str]
     pattern: re.Pattern[str]
     route: str
     scope: str | None
+    port: Literal["public", "internal"] | None = "public"
 
 
 _UNKNOWN = Rule(frozenset(), re.compile(""), "unknown", None)
+
+
+def _port_of(path: str) -> Literal["public", "internal"] | None:
+    """The port of a path: health checks are on both, and what only operators need is on the internal port."""
+    if path.startswith("/health/"):
+        return None
+    return "internal" if _INTERNAL.match(path) else "public"
 
 
 def needs(scope: str | None) -> dict[str, Any]:
@@ -74,7 +89,7 @@ def rules_of(routes: Iterable[BaseRoute]) -> list[Rule]:
         if security is None and route.path.startswith("/v1"):
             raise ValueError(f"{route.path} does not declare the scope it needs: pass openapi_extra=needs(...)")
         scope = security[0]["key"][0] if security else None
-        rules.append(Rule(frozenset(route.methods or ()), route.path_regex, route.path, scope))
+        rules.append(Rule(frozenset(route.methods or ()), route.path_regex, route.path, scope, _port_of(route.path)))
     return rules
 
 
@@ -132,6 +147,21 @@ class Guard:
             if method in rule.methods and rule.pattern.match(path):
                 return rule
         return _UNKNOWN
+
+    def check_port(self, rule: Rule, scope: Scope) -> None:
+        """Raise Problem (404) for a route that is not served on the port of the request."""
+        internal = self._config.internal_port
+        if internal is None or rule.port is None:
+            return
+        port = (scope.get("server") or ("", None))[1]  # where the connection was accepted, whatever its headers say
+        if (rule.port == "internal") != (port == internal):
+            raise Problem(
+                404,
+                "port",
+                "Not on this port",
+                f"{scope['method']} {scope['path']} is not served on port {port}",
+                "/metrics and /operator are on serving.internal_port, all other routes on serving.port.",
+            )
 
     def key(self, rule: Rule, headers: Iterable[tuple[bytes, bytes]]) -> Key | None:
         """The caller's key, None if no key is needed. Raises Problem (401, 403)."""
@@ -255,6 +285,7 @@ class _Request:
         """Check the request, then pass it to the application. Raises Problem and _Gone."""
         guard, rule = self._guard, self._rule
         guard.sites.check(self._scope["method"], self._scope["headers"])
+        guard.check_port(rule, self._scope)
         self._key = guard.key(rule, self._scope["headers"])
         if self._key is not None:
             self._scope.setdefault("state", {})["caller"] = self._key.name

@@ -132,6 +132,7 @@ class Keys:
         self._file, self._of = file, parse(lines, KEYS_VARIABLE) if lines else {}
         self._required = file is not None or bool(lines)
         self._content = b""
+        self._valid, self._unreadable = True, False
         if file is not None:
             try:
                 self._content = file.read_bytes()
@@ -142,14 +143,16 @@ class Keys:
     def __bool__(self) -> bool:
         return self._required
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Reload the file if its content has changed. A key is valid only while its line is in the file.
 
-        An invalid line is logged and ignored, so that it cannot keep another key valid that was removed. An empty or
-        missing file has no keys. Only if the file exists but cannot be read do the previous keys stay valid.
+        An invalid line is logged once and ignored, so that it cannot keep another key valid that was removed. An empty
+        or missing file has no keys. Only if the file exists but cannot be read do the previous keys stay valid.
+
+        Returns True if every line of the file is a key in use, or if there is no file.
         """
         if self._file is None:
-            return
+            return True
         where = str(self._file)
         try:
             # Compared by content: a file may be changed without a change of its time and size.
@@ -157,16 +160,20 @@ class Keys:
         except (FileNotFoundError, NotADirectoryError):
             content = b""
         except OSError as e:
-            log.error("keys not reloaded, the previous keys stay valid: cannot read the keys in %r: %s", where, e)
-            return
-        if content == self._content:
-            return
-        self._of, errors = _parse_lines(content.decode(errors="replace"), where)
-        self._content = content
-        for error in errors:
-            log.error("keys reloaded, but %s", error)
-        if not self._of:
-            log.error("no key is valid: requests that need one are refused until %r contains keys", where)
+            if not self._unreadable:
+                log.error("keys not reloaded, the previous keys stay valid: cannot read the keys in %r: %s", where, e)
+            self._unreadable = True
+            return False
+        self._unreadable = False
+        if content != self._content:
+            self._of, errors = _parse_lines(content.decode(errors="replace"), where)
+            self._content = content
+            self._valid = not errors
+            for error in errors:
+                log.error("keys reloaded, but %s", error)
+            if not self._of:
+                log.error("no key is valid: requests that need one are refused until %r contains keys", where)
+        return self._valid
 
     def of(self, authorization: str) -> Key | None:
         """The key in an `Authorization` header, None if it is not a valid key."""

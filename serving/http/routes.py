@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 import msgspec
@@ -118,8 +117,7 @@ def _for_operators(app: FastAPI, service: Service) -> None:
         response_class=PlainTextResponse,
     )
     async def exposition() -> Response:
-        counted = await asyncio.to_thread(service.metrics.exposition)
-        return Response(counted, media_type=metrics.CONTENT_TYPE)
+        return Response(await service.exposition(), media_type=metrics.CONTENT_TYPE)
 
     @app.get(
         "/health/live", openapi_extra=state_responses(200) | needs(None), summary="Check that the process responds"

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -77,6 +77,12 @@ class Service:
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
+
+    async def exposition(self) -> bytes:
+        """The metrics of all workers, with the current backlog, or the last known one while Redis is unavailable."""
+        with suppress(StoreAway):
+            self.metrics.backlog(await self.store.backlog(time.time()))
+        return await asyncio.to_thread(self.metrics.exposition)
 
     def moment(self) -> float:
         """Now, rounded up to a whole microsecond: the log's resolution, and later than any event already accepted."""

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from serving.api import EventIn, Rejected
+from serving.store import Backlog
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -70,6 +71,20 @@ class Metrics:
         self._dropped = Counter(f"{name}served_dropped", "Served lists dropped because the log was full.", registry=r)
         self._shadow = Counter(
             f"{name}shadow", "Lists selected for shadow scoring, by outcome.", ["outcome"], registry=r
+        )
+        self._keys = Gauge(
+            f"{name}keys_checked_timestamp_seconds",
+            "Time at which every worker had the keys of its key file.",
+            registry=r,
+            multiprocess_mode="livemin",
+        )
+        self._evicted, self._updates, self._nights = (
+            Gauge(f"{name}{what}", text, registry=r, multiprocess_mode="mostrecent")
+            for what, text in (
+                ("redis_evicted_keys", "Keys that Redis has evicted since it was started."),
+                ("item_update_age_seconds", "Age of the oldest item update that no embedding worker has finished."),
+                ("nights_unpublished", "Days with a nightly run since the last one that succeeded."),
+            )
         )
         self._live: str | None = None
         # Looking up a labelled child takes a lock and a dictionary of tuples, so each is looked up once.
@@ -129,6 +144,16 @@ class Metrics:
     def redis(self, up: bool) -> None:
         """Set whether this worker reaches Redis."""
         self._redis.set(up)
+
+    def keys_checked(self, at: float) -> None:
+        """Set the time in Unix seconds at which this worker last had the keys of its key file."""
+        self._keys.set(at)
+
+    def backlog(self, backlog: Backlog) -> None:
+        """Set what Redis has recorded for all processes."""
+        self._evicted.set(backlog.evicted_keys)
+        self._updates.set(backlog.update_age_s)
+        self._nights.set(backlog.nights)
 
     def exposition(self) -> bytes:
         """The metrics of all workers in the Prometheus text format."""

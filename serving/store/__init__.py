@@ -11,7 +11,7 @@ from serving.store.bulk import BulkStore
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreAway
 from serving.store.layout import ERASED, SERVED, STREAM
-from serving.store.online import Store
+from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event
 from serving.store.users import DUPLICATES_S, user_hash
@@ -25,6 +25,7 @@ __all__ = [
     "START",
     "STREAM",
     "Address",
+    "Backlog",
     "BulkStore",
     "BulkWrittenItems",
     "EmbeddedError",

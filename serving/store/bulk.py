@@ -22,7 +22,7 @@ from features.history import History
 from serving.store import users
 from serving.store.address import Address
 from serving.store.errors import StoreCorrupt, to_store_away
-from serving.store.layout import AUDIT, ERASED, POINTER, SHADOW, STREAM, Layout
+from serving.store.layout import AUDIT, ERASED, NIGHTS, POINTER, SHADOW, STREAM, Layout
 from serving.store.pointer import AUDITED, Pointer, decode_pointer
 from serving.store.stream import (
     START,
@@ -138,6 +138,25 @@ class BulkStore:
                 dropped += self.run([["XDEL", part, *ids]])[0] if ids else 0
         return dropped
 
+    def erase(self, erased: Mapping[str, float], now: float) -> int:
+        """Erase users from a restored backup: their records up to the erasure, and their event IDs.
+
+        erased: Unix seconds of the erasure by `user_hash`. now: Unix seconds. Returns the number of records deleted.
+        Reads the name of every list, so it takes a second per 100,000 users or so. Nothing else may write meanwhile.
+        """
+        count = 0
+        for suffix in ("e", "s"):
+            for key in self.client.scan_iter(match=self.layout.users(suffix), count=_BATCH):
+                user = self.layout.user_of(key)
+                if (until := erased.get(users.user_hash(user))) is None:
+                    continue
+                times = [users.record_time(r) for r in self.run([["LRANGE", key, 0, -1]])[0]]
+                kept = sum(at > until for at in times)  # records are sorted, newest first
+                ids = [users.ids_command(self.layout, user, now)]
+                self.run([["LTRIM", key, 0, kept - 1] if kept else ["UNLINK", key], *ids])
+                count += len(times) - kept
+        return count
+
     def pointer(self) -> Pointer | None:
         """The live release; None before the first is published."""
         return decode_pointer(self.run([["GET", POINTER]])[0])
@@ -161,6 +180,14 @@ class BulkStore:
     def audit_lines(self) -> list[str]:
         """The lines of the audit log in Redis, oldest first."""
         return [line.decode() for line in self.run([["LRANGE", AUDIT, 0, -1]])[0]]
+
+    def begin_night(self, day: str) -> None:
+        """Record that a nightly run was started on this day; `end_night` deletes it if the run succeeds."""
+        self.run([["HSET", NIGHTS, day, ""]])
+
+    def end_night(self) -> None:
+        """Record that a nightly run succeeded."""
+        self.run([["UNLINK", NIGHTS]])
 
     def seed(
         self,

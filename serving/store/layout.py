@@ -29,6 +29,9 @@ ERASED = "sw:erased"
 POINTER = "sw:release"
 SHADOW = "sw:shadow"
 AUDIT = "sw:audit"
+NIGHTS = "sw:nights"
+GROUP = "embed"
+"""Consumer group of the embedding workers in the stream of item changes."""
 _ITEMS = "items"
 
 

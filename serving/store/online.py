@@ -14,10 +14,10 @@ from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
 from serving.store.errors import StoreAway, to_store_away
-from serving.store.layout import ERASED, POINTER, SHADOW, Layout
+from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, Layout
 from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server
-from serving.store.stream import Event, Tail, decode_tail, tail_commands
+from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
 
 _TAIL = 5000
 _SCAN_COUNT, _SCANS = 1000, 5
@@ -35,6 +35,18 @@ class PollResult(NamedTuple):
     tail: Tail
     away: str = ""
     shadow: Pointer | None = None
+
+
+class Backlog(NamedTuple):
+    """What Redis knows of work that is not done. evicted_keys: keys lost for lack of memory since Redis was started.
+
+    update_age_s: age of the oldest item update that no embedding worker has finished, 0 without one. nights: days with
+    a nightly run since the last one that succeeded.
+    """
+
+    evicted_keys: int
+    update_age_s: float
+    nights: int
 
 
 class Store:
@@ -112,6 +124,29 @@ class Store:
     async def pointer(self) -> Pointer | None:
         """The live release; None before the first is published."""
         return decode_pointer((await self.run([["GET", POINTER]]))[0])
+
+    async def backlog(self, now: float) -> Backlog:
+        """The work that is not done. now: Unix seconds. Raises StoreAway."""
+        changes = self.layout.changes
+        nights, groups = await self._redis.ask([["HLEN", NIGHTS], ["XINFO GROUPS", changes]])
+        if isinstance(nights, Exception):
+            raise _away(nights) from nights
+        # XINFO fails without a stream; before the first embedding worker, the stream has no group.
+        group = next((g for g in groups if g["name"] == GROUP.encode()), None) if isinstance(groups, list) else None
+        delivered = group["last-delivered-id"].decode() if group else START
+        commands = [["XRANGE", changes, f"({delivered}", "+", "COUNT", 1]]
+        if group:
+            commands.append(["XPENDING", changes, GROUP])
+        waiting, *pending = await self.run(commands)
+        oldest = [entry for entry, _ in waiting] + [p["min"] for p in pending if p["min"]]
+        since = min((int(entry.partition(b"-")[0]) / 1000 for entry in oldest), default=now)
+        evicted = 0
+        for server in await self._redis.servers():
+            (info,) = await server.ask([["INFO", "stats"]])
+            if isinstance(info, Exception):
+                raise _away(info) from info
+            evicted += int(info["evicted_keys"])
+        return Backlog(evicted, max(0.0, now - since), int(nights))
 
     async def some_users(self, count: int) -> list[str]:
         """At most `count` IDs of users with engagements, sorted: those found by a few short SCANs."""

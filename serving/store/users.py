@@ -105,6 +105,16 @@ def erase_command(layout: Layout, user_id: str, at: float) -> list[Any]:
     return ["UNLINK", *(layout.user(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}"))]
 
 
+def ids_command(layout: Layout, user_id: str, now: float) -> list[Any]:
+    """The command that deletes all event IDs of a user, also those written before a backup."""
+    return ["UNLINK", *(layout.user(user_id, f"d:{period}") for period in range(_period(now) - 2, _period(now) + 1))]
+
+
+def record_time(packed: bytes) -> float:
+    """Unix seconds of the event of a packed record."""
+    return float(_PACK.unpack_from(packed)[0])
+
+
 def seed_command(
     layout: Layout,
     user_id: str,

@@ -22,12 +22,11 @@ from redis.exceptions import ResponseError
 
 from features.arrays import F32
 from serving.store.bulk import BulkStore
-from serving.store.layout import Layout
+from serving.store.layout import GROUP, Layout
 from serving.store.online import Store
 from serving.store.stream import START
 from serving.store.vectors import decode_vectors, vector_key
 
-_GROUP = "embed"
 _CHANGES_MOST = 200_000
 """Maximum length of the stream of changes, which workers poll several times per second."""
 _BATCH = 1000
@@ -130,13 +129,13 @@ class BulkWrittenItems:
         """
         changes = self._layout.changes
         try:
-            self._store.client.xgroup_create(changes, _GROUP, id="0", mkstream=True)
+            self._store.client.xgroup_create(changes, GROUP, id="0", mkstream=True)
         except ResponseError as e:
             if "BUSYGROUP" not in str(e):
                 raise
-        orphans = self._store.client.xautoclaim(changes, _GROUP, worker, orphaned_ms, count=count)[1]
+        orphans = self._store.client.xautoclaim(changes, GROUP, worker, orphaned_ms, count=count)[1]
         block = None if orphans or not wait_s else max(1, int(wait_s * 1000))
-        new = self._store.client.xreadgroup(_GROUP, worker, {changes: ">"}, count=count, block=block)
+        new = self._store.client.xreadgroup(GROUP, worker, {changes: ">"}, count=count, block=block)
         streams = new.items() if isinstance(new, dict) else new or ()
         entries = [*orphans, *(entry for _, claimed in streams for entry in claimed)]
         return [(i.decode(), fields[b"i"].decode(), fields[b"w"].decode()) for i, fields in entries if fields]
@@ -144,7 +143,7 @@ class BulkWrittenItems:
     def acknowledge(self, entries: Sequence[str]) -> None:
         """Acknowledge changes that have been processed."""
         if entries:
-            self._store.run([["XACK", self._layout.changes, _GROUP, *entries]])
+            self._store.run([["XACK", self._layout.changes, GROUP, *entries]])
 
     def announce_vectors(self, item_ids: Sequence[str]) -> None:
         """Notify every worker of the service that these items have a new vector."""

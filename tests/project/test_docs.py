@@ -41,6 +41,13 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/scale.md", "pip install"): "needs several machines; tests marked `ray` use several nodes on one",
     ("docs/operations.md", "mkdir -m 700"): "needs Docker; tests/project/test_deploy.py checks what it starts",
     ("docs/operations.md", "install -m 644"): "needs systemd; tests/project/test_deploy.py checks the units",
+    (
+        "docs/operations.md",
+        "deploy/kubernetes/render.sh",
+    ): "needs Kubernetes; tests/project/test_deploy.py runs the script",
+    ("docs/operations.md", 'shelfwise collect --workspace "$WORKSPACE"'): "tests/project/test_recovery.py runs it",
+    ("docs/operations.md", 'mkdir -p "$REDIS_DATA'): "tests/project/test_recovery.py runs it",
+    ("docs/operations.md", 'shelfwise releases promote "$OLD"'): "tests/project/test_recovery.py runs it",
     ("docs/metarank.md", '{"event": "interaction", "id": "e9"'): "is for Metarank, for comparison",
     ("docs/metarank.md", '{"id": "r2"'): "is for Metarank, for comparison",
     ("docs/metarank.md", "state:"): "is for Metarank, for comparison",
@@ -95,10 +102,10 @@ def test_every_block_has_a_language() -> None:
 
 
 def test_the_list_of_blocks_that_do_not_run_is_current() -> None:
-    """There are twelve, each with a reason. If a block is removed from its page, remove it from the list."""
+    """There are eighteen, each with a reason. If a block is removed from its page, remove it from the list."""
     outdated = [key for key in NOT_RUN if not any(b.page == key[0] and b.text.startswith(key[1]) for b in BLOCKS)]
     assert outdated == []
-    assert len([b for b in BLOCKS if b.language != "text" and reason_not_run(b)]) == 12
+    assert len([b for b in BLOCKS if b.language != "text" and reason_not_run(b)]) == 18
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
@@ -118,6 +125,20 @@ def test_a_json_block_is_json_and_names_its_request_or_file(block: Block) -> Non
         return
     assert isinstance(json.loads(block.text), dict)
     assert reason_not_run(block) or re.fullmatch(r"(POST|PUT) /v1/\w+", block.title), str(block)
+
+
+def test_every_promise_in_the_security_page_names_tests_that_exist() -> None:
+    """Each row has a promise, at least one test, and a figure or an empty cell."""
+    page = (ROOT / "docs" / "security.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    assert len(rows) >= 30
+    for row in rows:
+        _, promise, tests, _, _ = row.split("|")
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", tests)
+        assert promise.strip()
+        assert named, row
+        for path, name in named:
+            assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE), name
 
 
 def test_messages_explained_in_the_quickstart_exist() -> None:

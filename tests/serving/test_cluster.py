@@ -20,8 +20,9 @@ from offline.data.collection import collect
 from offline.data.partitions import Storage
 from serving.release import registry
 from serving.release.manifest import read_manifest
-from serving.store import SERVED, START, STREAM, Address, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store import SERVED, START, STREAM, Address, Backlog, BulkStore, Event, Pointer, Store, StoreAway
 from serving.store.layout import SHARDS, Layout
+from serving.store.users import user_hash
 from serving.store.written import BulkWrittenItems
 from tests.clusters import LocalCluster, local_cluster
 from tests.offline.data.test_collection import data, event_ids
@@ -347,3 +348,32 @@ def _degraded(client: httpx.Client, user: str) -> bool:
     answer = client.post("/v1/rank", json={"user_id": user, "limit": 1})
     assert answer.status_code == 200
     return bool(answer.json()["degraded"])
+
+
+def test_the_backlog_of_all_nodes_is_reported(cluster: LocalCluster, store: BulkStore) -> None:
+    """The item update is 50 s old, and a nightly run was started on two days."""
+    store.begin_night("2026-01-30")
+    store.begin_night("2026-01-31")
+    store.run([["XADD", store.layout.changes, f"{int(NOW * 1000) - 50_000}-0", "i", "a", "w", "put"]])
+
+    async def read() -> Backlog:
+        online = Store(cluster.url, 5.0)
+        try:
+            return await online.backlog(NOW)
+        finally:
+            await online.close()
+
+    assert asyncio.run(read()) == Backlog(evicted_keys=0, update_age_s=50.0, nights=2)
+    written = BulkWrittenItems(store)
+    written.acknowledge([entry for entry, _, _ in written.claim("worker", 10, 0, 30_000)])
+    store.end_night()
+    assert asyncio.run(read()) == Backlog(0, 0.0, 0)
+
+
+def test_users_on_every_node_are_erased_from_a_restored_backup(store: BulkStore) -> None:
+    """Of each user's two events, the one up to the erasure is deleted. Users who were not erased keep both."""
+    store.write([event(2 * n + k, NOW - 10 + 10 * k, user=u) for n, u in enumerate(USERS) for k in (0, 1)], NOW)
+    erased = {user_hash(u): NOW - 5 for u in USERS[:20]}
+    assert store.erase(erased, NOW) == 20
+    counts = [len(store.read(u, catalogue(ITEMS), NOW + 1).item) for u in USERS]
+    assert counts == [1] * 20 + [2] * 20

@@ -18,18 +18,23 @@ from typing import Any
 import httpx
 import pytest
 import redis
+import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.api.events import EventIn, Rejected
 from serving.api.problem import Problem
+from serving.app import create_app, limits
 from serving.config import ServiceConfig
 from serving.http.admission import Gate
+from serving.http.guard import rules_of
 from serving.http.request_log import JsonLines, log_request
 from serving.records.metrics import Metrics
+from serving.store import BulkStore, Pointer
 from serving.store.breaker import Breaker
 from tests import ROOT
+from tests.running import process
 from tests.serving.test_service import FAST, click, ready, refused, releases, served, until, url
 
 __all__ = ["releases", "url"]
@@ -324,7 +329,7 @@ def test_nothing_about_shoppers_is_logged(url: str, releases: list[Path]) -> Non
         ready(client)
         raw.lpush("sw:{ann-77}:e", b"?")
         client.post("/v1/rank", json={"user_id": "ann-77", "candidates": ["hat-88"]})
-        client.post("/v1/rank", json={"user_id": "ann-77\n", "candidates": ["hat-88"]})
+        client.post("/v1/rank", json={"user_id": "ann\n-77", "candidates": ["hat-88"]})
         client.post("/v1/events", json=[click("hat-88", "ann-77"), click("hat-88", "ann-77", ann_77=1)])
         client.get("/v1/similar/hat-88")
         client.get("/v1/users/ann-77")
@@ -381,3 +386,64 @@ def test_the_guide_has_the_actual_settings_defaults_and_metrics() -> None:
 def default_values(cell: str) -> list[float]:
     """The numbers in a table cell: `2,000,000` is one, `128, 1.0` are two."""
     return [float(number.replace(",", "")) for number in cell.split(", ")]
+
+
+@contextlib.contextmanager
+def on_two_ports(url: str, config: ServiceConfig) -> Iterator[tuple[httpx.Client, httpx.Client]]:
+    """Clients of the public and the internal port of one service, which runs in a thread."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    public, internal = (s.getsockname()[1] for s in sockets)
+    app = create_app(config.model_copy(update={"port": public, "internal_port": internal}), url)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **limits(config)))
+    thread = threading.Thread(target=server.run, args=(sockets,))
+    thread.start()
+    try:
+        with (
+            httpx.Client(base_url=f"http://127.0.0.1:{public}") as one,
+            httpx.Client(base_url=f"http://127.0.0.1:{internal}") as two,
+        ):
+            until(lambda: server.started)
+            yield one, two
+    finally:
+        server.should_exit = True
+        thread.join()
+        for s in sockets:
+            s.close()
+
+
+def test_metrics_and_the_operator_page_are_only_on_the_internal_port(url: str) -> None:
+    """Every route is on one of the two ports, and health checks are on both. A Host header does not change the port."""
+    with on_two_ports(url, FAST.model_copy(update={"operator": True})) as (public, internal):
+        paths = {r.route for r in rules_of(create_app(FAST.model_copy(update={"operator": True}), url).routes)}
+        only_internal = {p for p in paths if p == "/metrics" or p.startswith(("/operator", "/v1/operator"))}
+        assert {"/metrics", "/operator", "/operator/operator.js", "/v1/operator/promote"} <= only_internal
+        forged = {"Host": f"127.0.0.1:{internal.base_url.port}", "X-Forwarded-Port": str(internal.base_url.port)}
+        for path in only_internal:
+            method = "POST" if path.endswith(("promote", "rollback")) else "GET"
+            document = refused(public.request(method, path, headers=forged), 404)
+            assert document["type"] == "urn:shelfwise:problem:port"
+            assert internal.request(method, path).status_code != 404
+        for method, path in (("POST", "/v1/rank"), ("DELETE", "/v1/users/u"), ("GET", "/docs"), ("GET", "/nowhere")):
+            assert refused(internal.request(method, path), 404)["type"] == "urn:shelfwise:problem:port"
+        assert public.post("/v1/rank", content=b"{").status_code != 404
+        for client in (public, internal):
+            assert client.get("/health/live").status_code == 200
+
+
+def test_the_two_ports_must_differ() -> None:
+    with pytest.raises(ValueError, match="internal_port is 8000, and so is port: use another one"):
+        ServiceConfig(internal_port=8000)
+
+
+@pytest.mark.slow
+def test_several_workers_serve_both_ports(url: str, releases: list[Path]) -> None:
+    """Any worker answers on either port, with the metrics of both: 2 workers that serve the release."""
+    with BulkStore(url) as store:
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        internal = free.getsockname()[1]
+    with process(url, workers=2, internal_port=internal) as running:
+        with httpx.Client(base_url=f"http://127.0.0.1:{internal}") as client:
+            until(lambda: counted(client)["shelfwise_release_info", releases[0].name] == 2)
+        assert httpx.get(f"{running.address}/metrics").status_code == 404
+        assert httpx.post(f"{running.address}/v1/rank", json={}).status_code == 200

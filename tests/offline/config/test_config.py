@@ -74,6 +74,23 @@ def test_the_url_of_redis_comes_from_the_environment_only(tmp_path: Path, monkey
     assert error_of(tmp_path, "redis_url: redis://x").startswith("redis_url: no such key")
 
 
+def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As secrets are mounted. Both variables, a missing file and an empty file are errors, not the embedded Valkey."""
+    secret = tmp_path / "redis-url"
+    monkeypatch.setenv("REDIS_URL", "")
+    monkeypatch.setenv("REDIS_URL_FILE", str(secret))
+    with pytest.raises(ConfigError, match=r"cannot read the address of Redis in REDIS_URL_FILE"):
+        redis_url()
+    secret.write_text("\n")
+    with pytest.raises(ConfigError, match=r"is empty: write redis://HOST:6379/0 into it"):
+        redis_url()
+    secret.write_text("redis://:password@elsewhere:6379/0\n")
+    assert redis_url() == "redis://:password@elsewhere:6379/0"
+    monkeypatch.setenv("REDIS_URL", "redis://here:6379/0")
+    with pytest.raises(ConfigError, match="are both set: unset one of them"):
+        redis_url()
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -193,3 +193,33 @@ def test_rows_up_to_the_erasure_are_removed_and_later_ones_kept(
     )
     left = erasures.without_erased(table, {user_hash(u): at for u, at in erased.items()}, "at")
     assert left["user_id"].to_pylist() == [u for u, at in rows if at > erased.get(u, -1)]
+
+
+@pytest.mark.parametrize("user", ["u", HOSTILE])
+def test_users_erased_after_a_backup_are_erased_again_from_the_restored_data(
+    client: httpx.Client, store: BulkStore, data: Path, url: str, tmp_path: Path, user: str
+) -> None:
+    """The restored log and the restored lists contain the user, and the tombstone may have been restored or not.
+
+    Events after the erasure are kept: the user came back.
+    """
+    shop(client, store, user, "v")
+    collect(data, store)
+    shop(client, store, user)
+    erased_at = time.time()
+    saved = tmp_path / "saved.parquet"
+    pq.write_table(erasures.to_table({user_hash(user): erased_at}), saved)
+    client.post("/v1/events", json=click("blue-02", user))
+    for _ in range(2):
+        collected = collect(data, store, saved_erasures=saved)
+        assert collected.erased == 1
+        left = LogFiles.of(data)
+        assert set(left.read_served()["user_id"].to_pylist()) == {"v"}
+        assert sorted(load_dataset(data).events.user_ids) == sorted([user, "v"])
+        assert len(load_dataset(data).events) == 2 + 1
+        catalogue, now = load_dataset(data).catalogue, time.time() + 1
+        assert [catalogue.item_ids[row] for row in store.read(user, catalogue, now).item.tolist()] == ["blue-02"]
+        assert store.read("v", catalogue, now).item.size == 2
+    assert erasures.read_erasures(data) == {user_hash(user): erased_at}
+    with redis.Redis.from_url(url) as raw:
+        assert not list(raw.scan_iter(f"sw:{{{_key(user).decode()}}}:d:*")), "the key of the event IDs has the user ID"
