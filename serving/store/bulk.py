@@ -182,9 +182,10 @@ class BulkStore:
         added, calls, shards = 0, [], []
         for u, user in enumerate(user_ids):
             rows = np.arange(start[u], start[u + 1])
-            calls.append(users.seed_command(self.layout, user, at, kind, item_ids, event_ids, rows, now))
-            shards.append(self.layout.shard(user))
-            if len(calls) == _BATCH or u + 1 == len(user_ids):
+            of_user = users.seed_calls(self.layout, user, at, kind, item_ids, event_ids, rows, now)
+            calls += of_user
+            shards += [self.layout.shard(user)] * len(of_user)
+            if len(calls) >= _BATCH or u + 1 == len(user_ids):
                 added += sum(self.run(users.script_commands(users.SEED, calls, shards)))
                 calls, shards = [], []
                 if on_progress:

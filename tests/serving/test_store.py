@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from hypothesis import strategies as st
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Events, Kind
-from serving.store import DUPLICATES_S, START, STREAM, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store import DUPLICATES_S, START, STREAM, BulkStore, Event, Pointer, Store, StoreAway, users
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import POINTER
-from serving.store.users import event_hash
+from serving.store.layout import POINTER, Layout
+from serving.store.users import EVENTS_PER_SCRIPT, event_hash, write_commands
 
 NOW = 1_700_000_000.0
 ITEMS = ["a", "b", "é", "z"]
@@ -121,6 +122,91 @@ def test_the_lists_are_the_newest_events_of_the_log_for_any_order_of_arrival(
         assert [(a, k, i, event_hash(x)) for a, k, i, x in s][:SHOWN] == records(raw, "sw:{u}:s")
         assert len(first) == sum(new) == raw.xlen(STREAM)
         assert not any(repeated)
+
+
+SHARED = "é" * 100
+adversarial_events = st.lists(
+    st.builds(
+        lambda n, at, kind, item: Event(f"e{n}", kind, "u", item, NOW + at),
+        st.integers(0, 60),
+        st.integers(0, 2),
+        st.sampled_from([Kind.IMPRESSION, Kind.IMPRESSION, Kind.CLICK, Kind.CART]),
+        # Equal, prefixes of each other, different in the first, a middle or only the last byte, of one to four bytes.
+        st.sampled_from([*ITEMS, "", "aa", SHARED, SHARED[:50], *(SHARED + c for c in "aéz\U0001f600")]),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    events=adversarial_events,
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+    per_script=st.integers(1, 12),
+    engagements=st.integers(1, 8),
+    shown=st.integers(1, 8),
+)
+def test_any_order_and_division_of_events_gives_the_lists_of_a_sorted_log(
+    url: str, events: list[Event], cuts: list[int], per_script: int, engagements: int, shown: int
+) -> None:
+    """Of the events with one ID, the first counts. Each list is the head of the others, sorted, for any lengths, number
+    of requests and events per script; the stream has each counted event once."""
+    with redis.Redis.from_url(url) as raw, BulkStore(url) as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(users, "EVENTS_PER_SCRIPT", per_script)
+        patch.setattr(users, "ENGAGEMENTS", engagements)
+        patch.setattr(users, "SHOWN", shown)
+        raw.flushall()
+        bounds = [0, *sorted(cuts), len(events)]
+        new = [n for a, b in pairwise(bounds) for n in store.write(events[a:b], NOW)]
+        first = {e.event_id: n for n, e in reversed(list(enumerate(events)))}
+        assert new == [first[e.event_id] == n for n, e in enumerate(events)]
+        kept = [events[n] for n in first.values()]
+        for key, cap, of_list in (
+            ("sw:{u}:e", engagements, [e for e in kept if e.kind != Kind.IMPRESSION]),
+            ("sw:{u}:s", shown, [e for e in kept if e.kind == Kind.IMPRESSION]),
+        ):
+            expected = [(at, kind, item, event_hash(i)) for at, kind, item, i in newest_first(of_list)][:cap]
+            assert records(raw, key) == expected
+        assert sorted(e.event_id for e in store.events()[1]) == sorted(first)
+
+
+def test_a_script_writes_at_most_100_events_of_a_user_oldest_first() -> None:
+    """250 events of u and 1 of v, of which u sends 30 twice: 100 + 100 + 50 and 1, and the 30 are in no command."""
+    sent = [event(n, NOW - n) for n in range(250)]
+    batch = [*sent, event(300, NOW, user="v"), *sent[:30]]
+    commands, members = write_commands(Layout(cluster=False), batch, NOW)
+    assert [(len(command) - 11) // 3 for command in commands] == [100, 100, 50, 1]
+    assert members == [[*range(249, 149, -1)], [*range(149, 49, -1)], [*range(49, -1, -1)], [250]]
+    assert EVENTS_PER_SCRIPT == 100
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_commands_of_a_write_do_not_depend_on_the_order_of_its_events(
+    store: BulkStore, raw: redis.Redis, backwards: bool
+) -> None:
+    """1,000 impressions at one moment, between which a full list lies, take 10 scripts, each of which reads the list at
+    most once and inserts at most its own 100 events."""
+    ids = [f"{SHARED}{n:04d}" for n in range(2000)]
+    store.write([event(n, NOW, Kind.IMPRESSION, ids[n]) for n in range(1520, 2000, 2)], NOW)
+    raw.config_resetstat()
+    batch = [event(n, NOW, Kind.IMPRESSION, ids[n]) for n in range(1, 2000, 2)]
+    assert all(store.write(batch[::-1] if backwards else batch, NOW))
+    calls = {name: stats["calls"] for name, stats in raw.info("commandstats").items()}
+    assert calls["cmdstat_eval"] + calls["cmdstat_evalsha"] == 10
+    assert calls["cmdstat_lrange"] <= 10
+    # The oldest 760 are older than the full list; of the others, 240 lie between or before its records.
+    assert calls["cmdstat_linsert"] + calls.get("cmdstat_rpush", 0) <= 240
+    assert [item.decode()[len(SHARED) :] for _, _, item, _ in records(raw, "sw:{u}:s")] == [
+        f"{n:04d}" for n in range(1999, 1999 - SHOWN, -1)
+    ]
+
+
+def test_an_event_older_than_a_full_list_does_not_cause_a_read_of_the_list(store: BulkStore, raw: redis.Redis) -> None:
+    store.write([event(n, NOW + n, Kind.IMPRESSION) for n in range(SHOWN)], NOW)
+    raw.config_resetstat()
+    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [True] * 50
+    assert "cmdstat_lrange" not in raw.info("commandstats")
+    assert raw.xlen(STREAM) == SHOWN + 50
 
 
 def test_a_full_list_keeps_its_newest_events_and_inserts_a_late_event_in_order(
@@ -260,6 +346,27 @@ def test_seeding_adds_missing_events_and_counts_events_from_both_sources_once(
         assert [(a, k, i, event_hash(x)) for a, k, i, x in e] == records(raw, "sw:{u}:e")
         if len(log) <= ENGAGEMENTS:
             assert len(log) - len(live & set(range(len(log)))) == added
+
+
+@settings(max_examples=60, deadline=None)
+@given(events=adversarial_events, live=st.sets(st.integers(0, 59)), cap=st.integers(1, 8), ids=st.integers(1, 12))
+def test_seeding_between_written_events_gives_the_lists_of_the_whole_log(
+    url: str, events: list[Event], live: set[int], cap: int, ids: int
+) -> None:
+    """For lists of any length, and any number of IDs per script; events of the log are then known by their IDs."""
+    log = list({e.event_id: e for e in events}.values())
+    with redis.Redis.from_url(url) as raw, BulkStore(url) as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(users, "ENGAGEMENTS", cap)
+        patch.setattr(users, "SHOWN", cap)
+        patch.setattr(users, "_IDS_PER_SCRIPT", ids)
+        raw.flushall()
+        store.write([e for n, e in enumerate(log) if n in live], NOW)
+        seed(store, log)
+        for key, shown in (("sw:{u}:e", False), ("sw:{u}:s", True)):
+            expected = newest_first([e for e in log if (e.kind == Kind.IMPRESSION) == shown])[:cap]
+            assert records(raw, key) == [(at, kind, item, event_hash(i)) for at, kind, item, i in expected]
+        assert seed(store, log) == 0
+        assert not any(store.write(log, NOW))
 
 
 def test_an_event_of_the_log_sent_again_through_the_api_counts_once(store: BulkStore, raw: redis.Redis) -> None:
