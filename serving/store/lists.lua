@@ -25,6 +25,7 @@ end
 -- the list at most once, and makes at most one comparison per record of either. Records that the list contains are
 -- skipped. Returns the number of records inserted.
 local function insert(list, records, cap)
+  if #records == 0 then return 0 end
   local head, first = redis.call('LINDEX', list, 0), #records + 1
   while first > 1 and (not head or newer(records[first - 1], head)) do first = first - 1 end
   -- The records from `first` on are newer than all of the list. The others are inserted before them, newest first.

@@ -11,7 +11,7 @@ if count > 0 then
   for i = 4, 3 + count do
     if not known[string.sub(ARGV[i], 10, 17)] then missing[#missing + 1] = ARGV[i] end
   end
-  if #missing > 0 then added = insert(KEYS[1], missing, cap) end
+  added = insert(KEYS[1], missing, cap)
 end
 if #ARGV > 3 + count then
   redis.call('SADD', KEYS[2], unpack(ARGV, 4 + count))

@@ -8,7 +8,7 @@ the machine hardly matter. Ends with one line of JSON:
 
 worst_ms, worst: the slowest script of all cases, and the name of its case
 request_ms: all scripts of one request together, in the slowest case; Redis serves other clients between them
-honest_ms, honest_request_ms: the same two for 1,000 impressions at one moment with IDs that share 29 characters
+honest_ms, honest_request_ms: the same two for impressions of ranked lists at one moment, IDs sharing 29 characters
 ratio_to_append: time of the honest request divided by that of a script that only appends its events to a stream
 seed_ms: the slowest script that seeds a user
 """
@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Milliseconds in Redis, medians over repetitions: the slowest script, and all scripts of the request together."""
+    """Milliseconds in Redis: the slowest script, and all scripts of the request together."""
 
     slowest: float
     request: float
@@ -76,7 +76,8 @@ class Times(NamedTuple):
 
 def event(rank: int, name: Callable[[int], str], kind: Kind, apart_s: float = 0.0, user: str = "u") -> Event:
     """The event of a rank. Events `apart_s` apart are sorted by time, those at one moment by item ID: both by rank."""
-    return Event(name(rank), int(kind), user, name(rank), AT + apart_s * rank)
+    text = name(rank)
+    return Event(text, int(kind), user, text, AT + apart_s * rank)
 
 
 def longest(event: Event) -> Event:
@@ -130,27 +131,29 @@ def cases(count: int) -> Iterator[Case]:
 
 
 def honest(count: int) -> Case:
-    """Impressions of one user at one moment, all newer than the user's full list."""
+    """Impressions of one user at one moment, in the order of a ranking, all newer than the user's full list."""
     name = IDS[SHARE_29]
     before = [replace(event(r, name, Kind.IMPRESSION), at=AT - 1) for r in range(count, count + SHOWN)]
-    return Case("honest", before, [event(r, name, Kind.IMPRESSION) for r in range(count)])
+    ranked = ORDERS["shuffled"](list(range(count)))
+    return Case("honest", before, [event(r, name, Kind.IMPRESSION) for r in ranked])
 
 
-def measure(case: Case, store: BulkStore, client: redis.Redis, repeats: int) -> Times:
-    """Times of the scripts of a case."""
-    slowest, request = [], []
-    for _ in range(repeats):
-        client.flushall()
-        store.write(case.before, AT)
-        client.slowlog_reset()
-        if case.seeded:
-            seed(store, case.events)
-        else:
-            store.write(case.events, AT)
-        times = slowlog(client)
-        slowest.append(max(times))
-        request.append(sum(times))
-    return Times(median(slowest), median(request))
+def measure(case: Case, store: BulkStore, client: redis.Redis) -> list[float]:
+    """Milliseconds of each script of a case, latest first."""
+    client.flushall()
+    store.write(case.before, AT)
+    client.slowlog_reset()
+    if case.seeded:
+        seed(store, case.events)
+    else:
+        store.write(case.events, AT)
+    return slowlog(client)
+
+
+def times_of(runs: list[list[float]]) -> Times:
+    """The times of a case from the milliseconds of its scripts in each round."""
+    of_script = [median(times) for times in zip(*runs, strict=True)]
+    return Times(max(of_script), sum(of_script))
 
 
 def seed(store: BulkStore, events: list[Event]) -> None:
@@ -160,15 +163,12 @@ def seed(store: BulkStore, events: list[Event]) -> None:
     store.seed([events[0].user_id], np.array([0, len(events)]), at, kind, *ids, AT)
 
 
-def measure_append(events: list[Event], client: redis.Redis, repeats: int) -> float:
+def measure_append(events: list[Event], client: redis.Redis) -> list[float]:
     """Milliseconds of a script that only appends these events to a stream."""
-    totals = []
-    for _ in range(repeats):
-        client.flushall()
-        client.slowlog_reset()
-        client.eval(_APPEND, 1, "stream", *map(encode_event, events))
-        totals.append(slowlog(client)[0])
-    return median(totals)
+    client.flushall()
+    client.slowlog_reset()
+    client.eval(_APPEND, 1, "stream", *map(encode_event, events))
+    return slowlog(client)
 
 
 def slowlog(client: redis.Redis) -> list[float]:
@@ -181,10 +181,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1000, help="events per request, at least the 240 of a full list")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each case")
+    parser.add_argument("--rounds", type=int, default=7, help="number of times that each case is measured")
     parser.add_argument("--only", default="", help="measure only cases whose name contains this text")
     options = parser.parse_args()
-    count, repeats = max(SHOWN, options.events), options.repeats
+    count = max(SHOWN, options.events)
+    measured = [case for case in cases(count) if options.only in case.name]
+    page = honest(count)
+    runs: dict[str, list[list[float]]] = {case.name: [] for case in (*measured, page)}
+    append_runs = []
     with (
         tempfile.TemporaryDirectory() as folder,
         connect_url(None, Path(folder) / "valkey") as url,
@@ -193,24 +197,21 @@ def main() -> None:
     ):
         client.config_set("slowlog-max-len", 10**6)
         client.config_set("slowlog-log-slower-than", 0)
-        times, seeding = {}, {}
-        for case in cases(count):
-            if options.only in case.name:
-                times[case.name] = measure(case, store, client, repeats)
-                print(f"{times[case.name].slowest:9.2f} {times[case.name].request:9.2f} ms  {case.name}", flush=True)
-                if case.seeded:
-                    seeding[case.name] = times[case.name].slowest
-        honest_case = honest(count)
-        page = measure(honest_case, store, client, repeats)
-        append_ms = measure_append(honest_case.events, client, repeats)
+        for _ in range(options.rounds):
+            for case in (*measured, page):
+                runs[case.name].append(measure(case, store, client))
+            append_runs.append(measure_append(page.events, client))
+    times = {name: times_of(of_case) for name, of_case in runs.items()}
+    for name, of_case in times.items():
+        print(f"{of_case.slowest:9.2f} {of_case.request:9.2f} ms  {name}")
     worst = max(times, key=lambda name: times[name].slowest)
     figures = {
         "worst_ms": times[worst].slowest,
         "request_ms": max(t.request for t in times.values()),
-        "honest_ms": page.slowest,
-        "honest_request_ms": page.request,
-        "ratio_to_append": page.request / append_ms,
-        "seed_ms": max(seeding.values(), default=0.0),
+        "honest_ms": times[page.name].slowest,
+        "honest_request_ms": times[page.name].request,
+        "ratio_to_append": times[page.name].request / times_of(append_runs).request,
+        "seed_ms": max((times[case.name].slowest for case in measured if case.seeded), default=0.0),
     }
     print(json.dumps({**{name: round(value, 3) for name, value in figures.items()}, "worst": worst}))
 

@@ -56,7 +56,7 @@ TINY = {
     "shadow": (["--items", "1000", "--trees", "5", "--requests", "10", "--turns", "1"], {"p50_ratio", "p99_ratio"}),
     "events": (["--lists", "20"], {"us_write_service", "us_write_redis", "us_follow", "us_collect", "bytes_parquet"}),
     "scripts": (
-        ["--events", "240", "--repeats", "1"],
+        ["--events", "240", "--rounds", "1"],
         {"worst_ms", "request_ms", "honest_ms", "honest_request_ms", "ratio_to_append", "seed_ms"},
     ),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),

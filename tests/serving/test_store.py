@@ -22,10 +22,25 @@ from hypothesis import strategies as st
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Events, Kind
-from serving.store import DUPLICATES_S, START, STREAM, BulkStore, Event, Pointer, Store, StoreAway, users
+from serving.store import (
+    DUPLICATES_S,
+    ERASED,
+    START,
+    STREAM,
+    BulkStore,
+    BulkWrittenItems,
+    Event,
+    Pointer,
+    Store,
+    StoreAway,
+    WrittenItems,
+    user_hash,
+    users,
+)
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreCorrupt
 from serving.store.layout import POINTER, Layout
+from serving.store.stream import encode_event
 from serving.store.users import EVENTS_PER_SCRIPT, event_hash, write_commands
 
 NOW = 1_700_000_000.0
@@ -150,7 +165,7 @@ def test_any_order_and_division_of_events_gives_the_lists_of_a_sorted_log(
     url: str, events: list[Event], cuts: list[int], per_script: int, engagements: int, shown: int
 ) -> None:
     """Of the events with one ID, the first counts. Each list is the head of the others, sorted, for any lengths, number
-    of requests and events per script; the stream has each counted event once."""
+    of requests and events per script; the stream has each counted event once, in order of arrival."""
     with redis.Redis.from_url(url) as raw, BulkStore(url) as store, pytest.MonkeyPatch.context() as patch:
         patch.setattr(users, "EVENTS_PER_SCRIPT", per_script)
         patch.setattr(users, "ENGAGEMENTS", engagements)
@@ -167,17 +182,18 @@ def test_any_order_and_division_of_events_gives_the_lists_of_a_sorted_log(
         ):
             expected = [(at, kind, item, event_hash(i)) for at, kind, item, i in newest_first(of_list)][:cap]
             assert records(raw, key) == expected
-        assert sorted(e.event_id for e in store.events()[1]) == sorted(first)
+        assert store.events()[1] == [e for e, is_new in zip(events, new, strict=True) if is_new]
 
 
-def test_a_script_writes_at_most_100_events_of_a_user_oldest_first() -> None:
+def test_a_script_writes_at_most_100_events_of_a_user_in_the_order_of_the_request() -> None:
     """250 events of u and 1 of v, of which u sends 30 twice: 100 + 100 + 50 and 1, and the 30 are in no command."""
     sent = [event(n, NOW - n) for n in range(250)]
     batch = [*sent, event(300, NOW, user="v"), *sent[:30]]
     commands, members = write_commands(Layout(cluster=False), batch, NOW)
-    assert [(len(command) - 11) // 3 for command in commands] == [100, 100, 50, 1]
-    assert members == [[*range(249, 149, -1)], [*range(149, 49, -1)], [*range(49, -1, -1)], [250]]
     assert EVENTS_PER_SCRIPT == 100
+    # Each command begins with 11 arguments, and has 4 per event.
+    assert [(len(command) - 11) // 4 for command in commands] == [100, 100, 50, 1]
+    assert members == [[*range(100)], [*range(100, 200)], [*range(200, 250)], [250]]
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -278,6 +294,14 @@ def test_event_ids_are_deduplicated_for_at_least_two_days_and_then_expire(store:
     assert 0 < raw.ttl(f"sw:{{u}}:d:{int(begin // DUPLICATES_S)}") <= 2 * DUPLICATES_S
 
 
+def test_a_record_is_in_its_list_once_even_if_its_event_id_has_expired(store: BulkStore, raw: redis.Redis) -> None:
+    """Neither the newest, nor one in the middle, nor the oldest of a list is inserted again."""
+    events = [event(n, NOW + n) for n in range(3)]
+    store.write(events, NOW)
+    assert store.write(events, NOW + 2 * DUPLICATES_S) == [True] * 3
+    assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW + 2, NOW + 1, NOW]
+
+
 def test_event_ids_take_eight_bytes_each(store: BulkStore, raw: redis.Redis) -> None:
     store.write([event(n, NOW + n) for n in range(1000)], NOW)
     assert raw.object("encoding", f"sw:{{u}}:d:{int(NOW // DUPLICATES_S)}") == b"intset"
@@ -314,6 +338,47 @@ def test_trimming_deletes_only_entries_that_arrived_before_the_given_time(store:
     assert store.trim(arrived - 1) == 0
     assert store.trim(arrived + 1) == 1
     assert store.tail().item_ids == []
+
+
+def test_many_entries_are_read_and_deleted_a_thousand_at_a_time(url: str, store: BulkStore, raw: redis.Redis) -> None:
+    """2,500 of each: three commands or more, because Redis serves no other client during a command. The result is the
+    same as from one command: written items in order of their last write, then of their ID."""
+    n = 2500
+    pipeline = raw.pipeline(transaction=False)
+    for k in range(n):
+        pipeline.zadd(store.layout.items, {f"i{k:04d}": NOW + (k * 7 % n) // 2})
+        pipeline.xadd(ERASED, {"u": f"u{k}", "t": repr(NOW + k)}, id=f"{k + 1}-0")
+        pipeline.xadd(STREAM, {"e": encode_event(event(k, NOW + k, user=f"u{k}"))}, id=f"{k + 1}-0")
+    pipeline.execute()
+    expected = sorted((f"i{k:04d}" for k in range(n)), key=lambda i: ((int(i[1:]) * 7 % n) // 2, i))
+
+    def calls(command: str) -> int:
+        made = int(raw.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+        raw.config_resetstat()
+        return made
+
+    raw.config_resetstat()
+    assert BulkWrittenItems(store).ids() == expected
+    assert calls("zscan") >= 3
+
+    async def ids() -> list[str]:
+        online = Store(url, timeout_s=5)
+        try:
+            return await WrittenItems(online).ids()
+        finally:
+            await online.close()
+
+    assert asyncio.run(ids()) == expected
+    assert calls("zscan") >= 3
+    last, erased = store.erased()
+    assert (last, erased) == (f"{n}-0", [(f"u{k}", NOW + k) for k in range(n)])
+    assert calls("xrange") >= 3
+    # Events of even users are as old as the erasure of their user, and events of odd users a second newer.
+    assert store.drop_events({user_hash(f"u{k}"): NOW + k - k % 2 for k in range(n)}) == n // 2
+    assert calls("xdel") >= 3
+    assert store.trim_to(STREAM, f"{n}-0") == n // 2 - 1
+    assert calls("xtrim") >= 3
+    assert [e.event_id for e in store.events()[1]] == [f"e{n - 1}"]
 
 
 def seed(store: BulkStore, events: list[Event], now: float = NOW) -> int:
@@ -374,6 +439,12 @@ def test_an_event_of_the_log_sent_again_through_the_api_counts_once(store: BulkS
     seed(store, [event(1, NOW - 60)])
     assert store.write([event(1, NOW)], NOW) == [False]
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW - 60]
+
+
+def test_seeding_keeps_a_written_event_that_has_another_time_in_the_log(store: BulkStore, raw: redis.Redis) -> None:
+    store.write([event(1, NOW)], NOW)
+    assert seed(store, [event(1, NOW - 60), event(2, NOW - 30)]) == 1
+    assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW, NOW - 30]
 
 
 def test_seeding_keeps_only_the_newest_events_and_reports_progress(store: BulkStore, raw: redis.Redis) -> None:
