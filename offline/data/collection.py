@@ -219,7 +219,7 @@ def _cast(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
 
 
 _LOGS = (
-    _Log(STREAM, b"e", EVENTS, EVENTS_FORM.moment, 10_000, _events_table),
+    _Log(STREAM, b"e", EVENTS, EVENTS_FORM.moment, 1000, _events_table),
     _Log(SERVED, b"l", SERVED_FOLDER, SERVED_FORM.moment, 200, _served_table),
 )
 

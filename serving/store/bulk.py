@@ -37,6 +37,7 @@ from serving.store.stream import (
 from serving.store.vectors import decode_vectors, encode_vectors, vector_key
 
 _BATCH = 1000
+"""Number of keys or entries per command, so that no command holds Redis for more than about a millisecond."""
 
 
 class BulkStore:
@@ -88,11 +89,11 @@ class BulkStore:
         replies = self.run(users.read_commands(self.layout, user_id))
         return users.decode_lists(self.layout, replies, user_id, catalogue, at)[0]
 
-    def tail(self, last: str = START, count: int = 10 * _BATCH) -> Tail:
+    def tail(self, last: str = START, count: int = _BATCH) -> Tail:
         """About `count` events of the stream after position `last`; at the end, `item_ids` is empty."""
         return decode_tail(self.layout, self.run(tail_commands(self.layout, last, count)), last)
 
-    def events(self, last: str = START, count: int = 10 * _BATCH) -> tuple[str, list[Event]]:
+    def events(self, last: str = START, count: int = _BATCH) -> tuple[str, list[Event]]:
         """The same as `Event` objects, for the log: (position of the last entry, events)."""
         parts = self.run(tail_commands(self.layout, last, count))
         return last_position(self.layout, parts, last), decode_events(parts)
@@ -118,20 +119,26 @@ class BulkStore:
 
     def trim_to(self, stream: str, last: str) -> int:
         """Delete the entries of a stream before `last`; returns their number."""
-        return int(self.run([["XTRIM", stream, "MINID", last]])[0])
+        # `~` deletes whole blocks of entries, of which LIMIT bounds the number per call; the rest is less than a block.
+        deleted = 0
+        while more := int(self.run([["XTRIM", stream, "MINID", "~", last, "LIMIT", _BATCH]])[0]):
+            deleted += more
+        return deleted + int(self.run([["XTRIM", stream, "MINID", last]])[0])
 
     def erased(self) -> tuple[str, list[tuple[str, float]]]:
         """Erasures not yet processed by `collect`: ID of the last entry, and (user_hash, Unix seconds) of each."""
-        entries = self.run([["XRANGE", ERASED, "-", "+"]])[0]
-        last = entries[-1][0].decode() if entries else START
-        return last, [(fields[b"u"].decode(), float(fields[b"t"])) for _, fields in entries]
+        last, erasures = START, list[tuple[str, float]]()
+        while entries := self.run([["XRANGE", ERASED, f"({last}", "+", "COUNT", _BATCH]])[0]:
+            last = entries[-1][0].decode()
+            erasures += [(fields[b"u"].decode(), float(fields[b"t"])) for _, fields in entries]
+        return last, erasures
 
     def drop_events(self, erased: Mapping[str, float]) -> int:
         """Delete the events of erased users up to their erasure from the stream; returns their number."""
         dropped = 0
         for part in self.layout.parts(STREAM):
             last = START
-            while entries := self.entries(part, b"e", last, 10 * _BATCH):
+            while entries := self.entries(part, b"e", last):
                 last = entries[-1][0]
                 events = ((i, decode_event(e)) for i, e in entries)
                 ids = [i for i, e in events if e.at <= erased.get(users.user_hash(e.user_id), -math.inf)]
@@ -209,9 +216,10 @@ class BulkStore:
         added, calls, shards = 0, [], []
         for u, user in enumerate(user_ids):
             rows = np.arange(start[u], start[u + 1])
-            calls.append(users.seed_command(self.layout, user, at, kind, item_ids, event_ids, rows, now))
-            shards.append(self.layout.shard(user))
-            if len(calls) == _BATCH or u + 1 == len(user_ids):
+            of_user = users.seed_calls(self.layout, user, at, kind, item_ids, event_ids, rows, now)
+            calls += of_user
+            shards += [self.layout.shard(user)] * len(of_user)
+            if len(calls) >= _BATCH or u + 1 == len(user_ids):
                 added += sum(self.run(users.script_commands(users.SEED, calls, shards)))
                 calls, shards = [], []
                 if on_progress:

@@ -19,7 +19,7 @@ from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
 
-_TAIL = 5000
+_TAIL = 1000
 _SCAN_COUNT, _SCANS = 1000, 5
 """Keys per SCAN and number of SCANs in `some_users`, which bound the load that a page puts on Redis."""
 

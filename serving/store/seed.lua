@@ -1,36 +1,20 @@
--- Adds missing records of the log to one user's lists; existing records are kept.
--- KEYS: engagements, shown, ids seen in this period.
--- ARGV: cap of engagements, cap of shown, seconds to keep the ids, number of engagement records, number of shown
--- records, then those records, newest first, then the id hashes of recent events, which may also arrive by write.lua.
+-- Adds missing records of the log to one list of a user; existing records are kept. Then adds ids to the ids seen.
+-- KEYS: list, ids seen in this period.
+-- ARGV: cap of the list, seconds to keep the ids, number of records, then the records, oldest first, then the id hashes
+-- of recent events, which may also arrive by write.lua.
 -- Returns the number of records added.
-local function merge(list, cap, first, count)
-  if count == 0 then return 0 end
-  local existing = redis.call('LRANGE', list, 0, -1)
-  if #existing == 0 then
-    redis.call('RPUSH', list, unpack(ARGV, first, first + count - 1))
-    return count
+local cap, count = tonumber(ARGV[1]), tonumber(ARGV[3])
+local added = 0
+if count > 0 then
+  local known, missing = {}, {}
+  for _, record in ipairs(redis.call('LRANGE', KEYS[1], 0, cap - 1)) do known[string.sub(record, 10, 17)] = true end
+  for i = 4, 3 + count do
+    if not known[string.sub(ARGV[i], 10, 17)] then missing[#missing + 1] = ARGV[i] end
   end
-  local known, all = {}, {}
-  for i, record in ipairs(existing) do
-    known[string.sub(record, 10, 17)] = true
-    all[i] = record
-  end
-  for i = first, first + count - 1 do
-    if not known[string.sub(ARGV[i], 10, 17)] then all[#all + 1] = ARGV[i] end
-  end
-  local missing = #all - #existing
-  if missing > 0 then
-    table.sort(all, newer)
-    redis.call('DEL', list)
-    redis.call('RPUSH', list, unpack(all, 1, math.min(#all, cap)))
-  end
-  return missing
+  added = insert(KEYS[1], missing, cap)
 end
-
-local engaged, shown = tonumber(ARGV[4]), tonumber(ARGV[5])
-local added = merge(KEYS[1], tonumber(ARGV[1]), 6, engaged) + merge(KEYS[2], tonumber(ARGV[2]), 6 + engaged, shown)
-for i = 6 + engaged + shown, #ARGV do
-  redis.call('SADD', KEYS[3], ARGV[i])
+if #ARGV > 3 + count then
+  redis.call('SADD', KEYS[2], unpack(ARGV, 4 + count))
+  redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
-if #ARGV >= 6 + engaged + shown then redis.call('EXPIRE', KEYS[3], ARGV[3]) end
 return added

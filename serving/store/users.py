@@ -2,8 +2,9 @@
 
 A record is float64 at, uint8 kind, uint64 hash of the event ID, all little-endian, then the item ID in UTF-8. Records
 are sorted by (at, kind, item ID, hash), descending. A list therefore holds the newest L events of the sorted,
-deduplicated log, regardless of the order of arrival. One Lua script writes all of a user's events: it is atomic and
-idempotent. Event IDs are kept for one to two periods of DUPLICATES_S after they arrive.
+deduplicated log, regardless of the order of arrival. A Lua script writes up to EVENTS_PER_SCRIPT events of one user: it
+is atomic and idempotent, and other clients of Redis wait for at most one script. Event IDs are kept for one to two
+periods of DUPLICATES_S after they arrive.
 """
 
 from __future__ import annotations
@@ -27,10 +28,17 @@ from serving.store.stream import Event, encode_event
 
 DUPLICATES_S = 48 * 3600
 
+EVENTS_PER_SCRIPT = 100
+"""Maximum number of events that one run of a script writes. More events of a user are divided over several runs."""
+_IDS_PER_SCRIPT = 1000
+"""Maximum number of event IDs that one run of SEED adds to the IDs seen."""
+
 _PACK = struct.Struct("<dBq")
+_HASH = slice(9, _PACK.size)
+"""The hash of the event ID in a record."""
 _HEADER = np.dtype([("at", "<f8"), ("kind", "u1"), ("hash", "<i8")])
-_LUA = {name: Path(__file__).with_name(f"{name}.lua").read_text("utf-8") for name in ("order", "write", "seed")}
-WRITE, SEED = _LUA["order"] + _LUA["write"], _LUA["order"] + _LUA["seed"]
+_LUA = {name: Path(__file__).with_name(f"{name}.lua").read_text("utf-8") for name in ("lists", "write", "seed")}
+WRITE, SEED = _LUA["lists"] + _LUA["write"], _LUA["lists"] + _LUA["seed"]
 
 
 def event_hash(event_id: str) -> int:
@@ -66,13 +74,19 @@ def script_commands(script: str, calls: Sequence[list[Any]], shards: Sequence[in
 
 
 def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple[list[list[Any]], list[list[int]]]:
-    """One script command per user, and the indices of the events in each. now: Unix seconds."""
-    of_user: dict[str, list[int]] = {}
+    """Script commands that write these events, and the indices of the events in each. now: Unix seconds.
+
+    A user's events are divided over several commands if there are more than EVENTS_PER_SCRIPT. Of several events with
+    one ID, the first is written and the others are in no command.
+    """
+    packed = [record(e.at, e.kind, e.event_id, e.item_id) for e in events]
+    of_user: dict[str, dict[bytes, int]] = {}
     for n, event in enumerate(events):
-        of_user.setdefault(event.user_id, []).append(n)
-    period, calls, shards = _period(now), [], [layout.shard(user) for user in of_user]
-    for (user, members), shard in zip(of_user.items(), shards, strict=True):
-        call: list[Any] = [
+        of_user.setdefault(event.user_id, {}).setdefault(packed[n][_HASH], n)
+    period, calls, members, shards = _period(now), list[list[Any]](), list[list[int]](), list[int]()
+    for user, distinct in of_user.items():
+        shard = layout.shard(user)
+        head: list[Any] = [
             5,
             layout.user(user, "e"),
             layout.user(user, "s"),
@@ -83,15 +97,22 @@ def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple
             SHOWN,
             2 * DUPLICATES_S,
         ]
-        for n in members:
-            e = events[n]
-            call += (event_hash(e.event_id), record(e.at, e.kind, e.event_id, e.item_id), encode_event(e))
-        calls.append(call)
-    return script_commands(WRITE, calls, shards), list(of_user.values())
+        numbers = list(distinct.values())
+        for first in range(0, len(numbers), EVENTS_PER_SCRIPT):
+            part = numbers[first : first + EVENTS_PER_SCRIPT]
+            # Sorting takes 40 us here, and would hold Redis for longer. The stream keeps the order of the request.
+            oldest_first = sorted(range(len(part)), key=lambda k: _order(packed[part[k]]))
+            call = list(head)
+            for n, k in zip(part, oldest_first, strict=True):
+                call += (_hash(packed[n]), packed[n], encode_event(events[n]), k + 1)
+            calls.append(call)
+            members.append(part)
+            shards.append(shard)
+    return script_commands(WRITE, calls, shards), members
 
 
 def flags(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) -> list[bool]:
-    """Whether each event was new, from the replies per user."""
+    """Whether each event was new, from the replies per command. An event that is in no command is a duplicate."""
     out = [False] * count
     for reply, numbers in zip(replies, members, strict=True):
         for flag, n in zip(reply, numbers, strict=True):
@@ -115,7 +136,7 @@ def record_time(packed: bytes) -> float:
     return float(_PACK.unpack_from(packed)[0])
 
 
-def seed_command(
+def seed_calls(
     layout: Layout,
     user_id: str,
     at: F64,
@@ -124,15 +145,23 @@ def seed_command(
     event_ids: Sequence[str],
     rows: I64,
     now: float,
-) -> list[Any]:
-    """The arguments of SEED for these rows of the log: all of one user, in any order."""
+) -> list[list[Any]]:
+    """The arguments of SEED for these rows of the log: all of one user, in any order. Several calls, each idempotent.
+
+    IDs are added before the lists: if the calls end in between, an event of the log is still not written twice.
+    """
     shown = kind[rows] == Kind.IMPRESSION
-    first = _seed_records(at, kind, item_ids, event_ids, rows[~shown], ENGAGEMENTS)
-    second = _seed_records(at, kind, item_ids, event_ids, rows[shown], SHOWN)
     recent = [event_hash(event_ids[n]) for n in rows[at[rows] > now - DUPLICATES_S].tolist()]
-    keys = [layout.user(user_id, suffix) for suffix in ("e", "s", f"d:{_period(now)}")]
-    caps = [ENGAGEMENTS, SHOWN, 2 * DUPLICATES_S, len(first), len(second)]
-    return [len(keys), *keys, *caps, *first, *second, *recent]
+    engagements, impressions, seen = (layout.user(user_id, suffix) for suffix in ("e", "s", f"d:{_period(now)}"))
+    kept_s = 2 * DUPLICATES_S
+    calls: list[list[Any]] = [
+        [2, engagements, seen, ENGAGEMENTS, kept_s, 0, *recent[first : first + _IDS_PER_SCRIPT]]
+        for first in range(0, len(recent), _IDS_PER_SCRIPT)
+    ]
+    for key, cap, of_list in ((engagements, ENGAGEMENTS, ~shown), (impressions, SHOWN, shown)):
+        if records := _seed_records(at, kind, item_ids, event_ids, rows[of_list], cap):
+            calls.append([2, key, seen, cap, kept_s, len(records), *records])
+    return calls
 
 
 def read_commands(layout: Layout, user_id: str) -> list[list[Any]]:
@@ -169,18 +198,23 @@ def _newest(at: F64, cap: int) -> I64:
     return np.flatnonzero(at >= oldest)
 
 
+def _hash(record: bytes) -> int:
+    """The hash of the event ID in a record, as `event_hash` returns it."""
+    return int.from_bytes(record[_HASH], "little", signed=True)
+
+
 def _order(record: bytes) -> tuple[float, int, bytes, bytes]:
     at, kind, _ = _PACK.unpack_from(record)
-    return at, kind, record[_PACK.size :], record[_PACK.size - 1 : 8 : -1]
+    return at, kind, record[_PACK.size :], record[_HASH][::-1]
 
 
 def _seed_records(
     at: F64, kind: I8, item_ids: Sequence[str], event_ids: Sequence[str], rows: I64, cap: int
 ) -> list[bytes]:
-    """Records of the newest `cap` distinct events of these rows, newest first."""
+    """Records of the newest `cap` distinct events of these rows, oldest first."""
     once = {event_ids[n]: n for n in reversed(rows[_newest(at[rows], cap)].tolist())}
     records = [record(float(at[n]), int(kind[n]), i, item_ids[n]) for i, n in once.items()]
-    return sorted(records, key=_order, reverse=True)[:cap]
+    return sorted(records, key=_order)[-cap:]
 
 
 def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key: str) -> tuple[I32, I8, F64, Outside]:

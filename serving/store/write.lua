@@ -1,39 +1,32 @@
--- Writes one user's events to their two lists and the stream, atomically and each event once.
+-- Writes some events of one user to their two lists and the stream, atomically and each event once.
 -- KEYS: engagements, shown, ids seen in this period, ids seen in the previous period, stream.
--- ARGV: cap of engagements, cap of shown, seconds to keep the ids, then for each event: id hash, record, stream entry.
+-- ARGV: cap of engagements, cap of shown, seconds to keep the ids, then for the n-th event: id hash, record, stream
+-- entry, and the number of the event with the n-th oldest record. The id hashes differ.
 -- Returns 1 for each new event and 0 for each duplicate.
-local function insert(list, record, cap)
-  local head = redis.call('LINDEX', list, 0)
-  if not head or newer(record, head) then
-    if redis.call('LPUSH', list, record) > cap then redis.call('LTRIM', list, 0, cap - 1) end
-    return
-  end
-  local existing = redis.call('LRANGE', list, 0, -1)
-  for _, other in ipairs(existing) do
-    if other == record then return end
-    if newer(record, other) then
-      redis.call('LINSERT', list, 'BEFORE', other, record)
-      if #existing >= cap then redis.call('LTRIM', list, 0, cap - 1) end
-      return
-    end
-  end
-  if #existing < cap then redis.call('RPUSH', list, record) end
-end
-
-local new = {}
-for i = 4, #ARGV, 3 do
-  local id, record, entry = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if redis.call('SISMEMBER', KEYS[4], id) == 1 or redis.call('SADD', KEYS[3], id) == 0 then
-    new[#new + 1] = 0
-  else
-    if string.byte(record, 9) == 0 then
-      insert(KEYS[2], record, tonumber(ARGV[2]))
-    else
-      insert(KEYS[1], record, tonumber(ARGV[1]))
-    end
-    redis.call('XADD', KEYS[5], '*', 'e', entry)
-    new[#new + 1] = 1
+local ids = {}
+for i = 4, #ARGV, 4 do ids[#ids + 1] = ARGV[i] end
+local current = redis.call('SMISMEMBER', KEYS[3], unpack(ids))
+local previous = redis.call('SMISMEMBER', KEYS[4], unpack(ids))
+local new, unseen = {}, {}
+for n, id in ipairs(ids) do
+  new[n] = 1 - math.max(current[n], previous[n])
+  if new[n] == 1 then
+    unseen[#unseen + 1] = id
+    redis.call('XADD', KEYS[5], '*', 'e', ARGV[4 * n + 2])
   end
 end
+if #unseen == 0 then return new end
+redis.call('SADD', KEYS[3], unpack(unseen))
 redis.call('EXPIRE', KEYS[3], ARGV[3])
+local engaged, shown = {}, {}
+for i = 7, #ARGV, 4 do
+  local n = tonumber(ARGV[i])
+  if new[n] == 1 then
+    local record = ARGV[4 * n + 1]
+    local records = string.byte(record, 9) == 0 and shown or engaged
+    records[#records + 1] = record
+  end
+end
+insert(KEYS[1], engaged, tonumber(ARGV[1]))
+insert(KEYS[2], shown, tonumber(ARGV[2]))
 return new

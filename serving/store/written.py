@@ -37,6 +37,16 @@ def _change(layout: Layout, item_id: str, what: str) -> list[Any]:
     return ["XADD", layout.changes, "MAXLEN", "~", _CHANGES_MOST, "*", "i", item_id, "w", what]
 
 
+def _scan(layout: Layout, cursor: int) -> list[Any]:
+    """The command that reads the next written items and their times. One ZRANGE would hold Redis for all of them."""
+    return ["ZSCAN", layout.items, cursor, "COUNT", _BATCH]
+
+
+def _by_time(at: Mapping[bytes, float]) -> list[str]:
+    """IDs by time, and at equal times by ID."""
+    return [i.decode() for i in sorted(at, key=lambda i: (at[i], i))]
+
+
 def _fields(reply: Any) -> dict[bytes, bytes]:
     """The fields of a hash, from a reply in either protocol version of Redis."""
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
@@ -69,7 +79,12 @@ class WrittenItems:
 
     async def ids(self) -> list[str]:
         """IDs of the written items, in order of their last write."""
-        return [i.decode() for i in (await self._store.run([["ZRANGE", self._layout.items, 0, -1]]))[0]]
+        at, cursor = dict[bytes, float](), 0
+        while True:
+            cursor, found = (await self._store.run([_scan(self._layout, cursor)]))[0]
+            at.update(found)
+            if not cursor:
+                return _by_time(at)
 
     async def fields(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         """The written fields of each item as JSON bytes; empty for an item that was not written."""
@@ -109,7 +124,12 @@ class BulkWrittenItems:
 
     def ids(self) -> list[str]:
         """Same as `WrittenItems.ids`."""
-        return [i.decode() for i in self._store.run([["ZRANGE", self._layout.items, 0, -1]])[0]]
+        at, cursor = dict[bytes, float](), 0
+        while True:
+            cursor, found = self._store.run([_scan(self._layout, cursor)])[0]
+            at.update(found)
+            if not cursor:
+                return _by_time(at)
 
     def fields(self, item_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         """Same as `WrittenItems.fields`."""

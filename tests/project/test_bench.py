@@ -55,6 +55,10 @@ TINY = {
     "rules": (["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"}),
     "shadow": (["--items", "1000", "--trees", "5", "--requests", "10", "--turns", "1"], {"p50_ratio", "p99_ratio"}),
     "events": (["--lists", "20"], {"us_write_service", "us_write_redis", "us_follow", "us_collect", "bytes_parquet"}),
+    "scripts": (
+        ["--events", "240", "--rounds", "1"],
+        {"worst_ms", "request_ms", "honest_ms", "honest_request_ms", "ratio_to_append", "seed_ms"},
+    ),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
     "query": (["--cost", "300", "2"], {"rows_ratio", "retrieval_ratio", "read_ms"}),
     "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,26 @@ from hypothesis import strategies as st
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Events, Kind
-from serving.store import DUPLICATES_S, START, STREAM, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store import (
+    DUPLICATES_S,
+    ERASED,
+    START,
+    STREAM,
+    BulkStore,
+    BulkWrittenItems,
+    Event,
+    Pointer,
+    Store,
+    StoreAway,
+    WrittenItems,
+    user_hash,
+    users,
+)
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import POINTER
-from serving.store.users import event_hash
+from serving.store.layout import POINTER, Layout
+from serving.store.stream import encode_event
+from serving.store.users import EVENTS_PER_SCRIPT, event_hash, write_commands
 
 NOW = 1_700_000_000.0
 ITEMS = ["a", "b", "é", "z"]
@@ -123,6 +139,92 @@ def test_the_lists_are_the_newest_events_of_the_log_for_any_order_of_arrival(
         assert not any(repeated)
 
 
+SHARED = "é" * 100
+adversarial_events = st.lists(
+    st.builds(
+        lambda n, at, kind, item: Event(f"e{n}", kind, "u", item, NOW + at),
+        st.integers(0, 60),
+        st.integers(0, 2),
+        st.sampled_from([Kind.IMPRESSION, Kind.IMPRESSION, Kind.CLICK, Kind.CART]),
+        # Equal, prefixes of each other, different in the first, a middle or only the last byte, of one to four bytes.
+        st.sampled_from([*ITEMS, "", "aa", SHARED, SHARED[:50], *(SHARED + c for c in "aéz\U0001f600")]),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    events=adversarial_events,
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+    per_script=st.integers(1, 12),
+    engagements=st.integers(1, 8),
+    shown=st.integers(1, 8),
+)
+def test_any_order_and_division_of_events_gives_the_lists_of_a_sorted_log(
+    url: str, events: list[Event], cuts: list[int], per_script: int, engagements: int, shown: int
+) -> None:
+    """Of the events with one ID, the first counts. Each list is the head of the others, sorted, for any lengths, number
+    of requests and events per script; the stream has each counted event once, in order of arrival."""
+    with redis.Redis.from_url(url) as raw, BulkStore(url) as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(users, "EVENTS_PER_SCRIPT", per_script)
+        patch.setattr(users, "ENGAGEMENTS", engagements)
+        patch.setattr(users, "SHOWN", shown)
+        raw.flushall()
+        bounds = [0, *sorted(cuts), len(events)]
+        new = [n for a, b in pairwise(bounds) for n in store.write(events[a:b], NOW)]
+        first = {e.event_id: n for n, e in reversed(list(enumerate(events)))}
+        assert new == [first[e.event_id] == n for n, e in enumerate(events)]
+        kept = [events[n] for n in first.values()]
+        for key, cap, of_list in (
+            ("sw:{u}:e", engagements, [e for e in kept if e.kind != Kind.IMPRESSION]),
+            ("sw:{u}:s", shown, [e for e in kept if e.kind == Kind.IMPRESSION]),
+        ):
+            expected = [(at, kind, item, event_hash(i)) for at, kind, item, i in newest_first(of_list)][:cap]
+            assert records(raw, key) == expected
+        assert store.events()[1] == [e for e, is_new in zip(events, new, strict=True) if is_new]
+
+
+def test_a_script_writes_at_most_100_events_of_a_user_in_the_order_of_the_request() -> None:
+    """250 events of u and 1 of v, of which u sends 30 twice: 100 + 100 + 50 and 1, and the 30 are in no command."""
+    sent = [event(n, NOW - n) for n in range(250)]
+    batch = [*sent, event(300, NOW, user="v"), *sent[:30]]
+    commands, members = write_commands(Layout(cluster=False), batch, NOW)
+    assert EVENTS_PER_SCRIPT == 100
+    # Each command begins with 11 arguments, and has 4 per event.
+    assert [(len(command) - 11) // 4 for command in commands] == [100, 100, 50, 1]
+    assert members == [[*range(100)], [*range(100, 200)], [*range(200, 250)], [250]]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_commands_of_a_write_do_not_depend_on_the_order_of_its_events(
+    store: BulkStore, raw: redis.Redis, backwards: bool
+) -> None:
+    """1,000 impressions at one moment, between which a full list lies, take 10 scripts, each of which reads the list at
+    most once and inserts at most its own 100 events."""
+    ids = [f"{SHARED}{n:04d}" for n in range(2000)]
+    store.write([event(n, NOW, Kind.IMPRESSION, ids[n]) for n in range(1520, 2000, 2)], NOW)
+    raw.config_resetstat()
+    batch = [event(n, NOW, Kind.IMPRESSION, ids[n]) for n in range(1, 2000, 2)]
+    assert all(store.write(batch[::-1] if backwards else batch, NOW))
+    calls = {name: stats["calls"] for name, stats in raw.info("commandstats").items()}
+    assert calls["cmdstat_eval"] + calls["cmdstat_evalsha"] == 10
+    assert calls["cmdstat_lrange"] <= 10
+    # The oldest 760 are older than the full list; of the others, 240 lie between or before its records.
+    assert calls["cmdstat_linsert"] + calls.get("cmdstat_rpush", 0) <= 240
+    assert [item.decode()[len(SHARED) :] for _, _, item, _ in records(raw, "sw:{u}:s")] == [
+        f"{n:04d}" for n in range(1999, 1999 - SHOWN, -1)
+    ]
+
+
+def test_an_event_older_than_a_full_list_does_not_cause_a_read_of_the_list(store: BulkStore, raw: redis.Redis) -> None:
+    store.write([event(n, NOW + n, Kind.IMPRESSION) for n in range(SHOWN)], NOW)
+    raw.config_resetstat()
+    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [True] * 50
+    assert "cmdstat_lrange" not in raw.info("commandstats")
+    assert raw.xlen(STREAM) == SHOWN + 50
+
+
 def test_a_full_list_keeps_its_newest_events_and_inserts_a_late_event_in_order(
     store: BulkStore, raw: redis.Redis
 ) -> None:
@@ -192,6 +294,14 @@ def test_event_ids_are_deduplicated_for_at_least_two_days_and_then_expire(store:
     assert 0 < raw.ttl(f"sw:{{u}}:d:{int(begin // DUPLICATES_S)}") <= 2 * DUPLICATES_S
 
 
+def test_a_record_is_in_its_list_once_even_if_its_event_id_has_expired(store: BulkStore, raw: redis.Redis) -> None:
+    """Neither the newest, nor one in the middle, nor the oldest of a list is inserted again."""
+    events = [event(n, NOW + n) for n in range(3)]
+    store.write(events, NOW)
+    assert store.write(events, NOW + 2 * DUPLICATES_S) == [True] * 3
+    assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW + 2, NOW + 1, NOW]
+
+
 def test_event_ids_take_eight_bytes_each(store: BulkStore, raw: redis.Redis) -> None:
     store.write([event(n, NOW + n) for n in range(1000)], NOW)
     assert raw.object("encoding", f"sw:{{u}}:d:{int(NOW // DUPLICATES_S)}") == b"intset"
@@ -230,6 +340,47 @@ def test_trimming_deletes_only_entries_that_arrived_before_the_given_time(store:
     assert store.tail().item_ids == []
 
 
+def test_many_entries_are_read_and_deleted_a_thousand_at_a_time(url: str, store: BulkStore, raw: redis.Redis) -> None:
+    """2,500 of each: three commands or more, because Redis serves no other client during a command. The result is the
+    same as from one command: written items in order of their last write, then of their ID."""
+    n = 2500
+    pipeline = raw.pipeline(transaction=False)
+    for k in range(n):
+        pipeline.zadd(store.layout.items, {f"i{k:04d}": NOW + (k * 7 % n) // 2})
+        pipeline.xadd(ERASED, {"u": f"u{k}", "t": repr(NOW + k)}, id=f"{k + 1}-0")
+        pipeline.xadd(STREAM, {"e": encode_event(event(k, NOW + k, user=f"u{k}"))}, id=f"{k + 1}-0")
+    pipeline.execute()
+    expected = sorted((f"i{k:04d}" for k in range(n)), key=lambda i: ((int(i[1:]) * 7 % n) // 2, i))
+
+    def calls(command: str) -> int:
+        made = int(raw.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+        raw.config_resetstat()
+        return made
+
+    raw.config_resetstat()
+    assert BulkWrittenItems(store).ids() == expected
+    assert calls("zscan") >= 3
+
+    async def ids() -> list[str]:
+        online = Store(url, timeout_s=5)
+        try:
+            return await WrittenItems(online).ids()
+        finally:
+            await online.close()
+
+    assert asyncio.run(ids()) == expected
+    assert calls("zscan") >= 3
+    last, erased = store.erased()
+    assert (last, erased) == (f"{n}-0", [(f"u{k}", NOW + k) for k in range(n)])
+    assert calls("xrange") >= 3
+    # Events of even users are as old as the erasure of their user, and events of odd users a second newer.
+    assert store.drop_events({user_hash(f"u{k}"): NOW + k - k % 2 for k in range(n)}) == n // 2
+    assert calls("xdel") >= 3
+    assert store.trim_to(STREAM, f"{n}-0") == n // 2 - 1
+    assert calls("xtrim") >= 3
+    assert [e.event_id for e in store.events()[1]] == [f"e{n - 1}"]
+
+
 def seed(store: BulkStore, events: list[Event], now: float = NOW) -> int:
     users = sorted({e.user_id for e in events})
     events = sorted(events, key=lambda e: e.user_id)
@@ -262,11 +413,38 @@ def test_seeding_adds_missing_events_and_counts_events_from_both_sources_once(
             assert len(log) - len(live & set(range(len(log)))) == added
 
 
+@settings(max_examples=60, deadline=None)
+@given(events=adversarial_events, live=st.sets(st.integers(0, 59)), cap=st.integers(1, 8), ids=st.integers(1, 12))
+def test_seeding_between_written_events_gives_the_lists_of_the_whole_log(
+    url: str, events: list[Event], live: set[int], cap: int, ids: int
+) -> None:
+    """For lists of any length, and any number of IDs per script; events of the log are then known by their IDs."""
+    log = list({e.event_id: e for e in events}.values())
+    with redis.Redis.from_url(url) as raw, BulkStore(url) as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(users, "ENGAGEMENTS", cap)
+        patch.setattr(users, "SHOWN", cap)
+        patch.setattr(users, "_IDS_PER_SCRIPT", ids)
+        raw.flushall()
+        store.write([e for n, e in enumerate(log) if n in live], NOW)
+        seed(store, log)
+        for key, shown in (("sw:{u}:e", False), ("sw:{u}:s", True)):
+            expected = newest_first([e for e in log if (e.kind == Kind.IMPRESSION) == shown])[:cap]
+            assert records(raw, key) == [(at, kind, item, event_hash(i)) for at, kind, item, i in expected]
+        assert seed(store, log) == 0
+        assert not any(store.write(log, NOW))
+
+
 def test_an_event_of_the_log_sent_again_through_the_api_counts_once(store: BulkStore, raw: redis.Redis) -> None:
     """An event retried after the nightly run may have another time, so it is recognised only by its ID."""
     seed(store, [event(1, NOW - 60)])
     assert store.write([event(1, NOW)], NOW) == [False]
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW - 60]
+
+
+def test_seeding_keeps_a_written_event_that_has_another_time_in_the_log(store: BulkStore, raw: redis.Redis) -> None:
+    store.write([event(1, NOW)], NOW)
+    assert seed(store, [event(1, NOW - 60), event(2, NOW - 30)]) == 1
+    assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW, NOW - 30]
 
 
 def test_seeding_keeps_only_the_newest_events_and_reports_progress(store: BulkStore, raw: redis.Redis) -> None:

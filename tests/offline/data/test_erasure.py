@@ -39,7 +39,7 @@ from tests.serving.test_service import (
 )
 
 __all__ = ["client", "data", "releases", "running", "url"]
-HOSTILE = "a/b} {%7D?#ü \u2028"
+HOSTILE = "a/b} {%7D?#ü \u2028z"
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+-- A record is float64 at (8 bytes, little-endian), kind (1), hash of the event id (8), item id: see
+-- serving/store/users.py. Newer means greater by (at, kind, item id, hash). Bytes are compared as numbers, because `<`
+-- on strings depends on the locale of the server.
+local function newer(a, b)
+  local at_a, at_b = struct.unpack('<d', a), struct.unpack('<d', b)
+  if at_a ~= at_b then return at_a > at_b end
+  local kind_a, kind_b = string.byte(a, 9), string.byte(b, 9)
+  if kind_a ~= kind_b then return kind_a > kind_b end
+  -- The first different byte of the item ids is found by bisection, so that a long shared prefix takes few steps.
+  local low, high = 18, math.min(#a, #b) + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if string.sub(a, low, middle) == string.sub(b, low, middle) then low = middle + 1 else high = middle end
+  end
+  if low <= math.min(#a, #b) then return string.byte(a, low) > string.byte(b, low) end
+  if #a ~= #b then return #a > #b end
+  for i = 17, 10, -1 do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x > y end
+  end
+  return false
+end
+
+-- Inserts records, given oldest first, into a list, newest first, and keeps the first `cap` records of the list. Reads
+-- the list at most once, and makes at most one comparison per record of either. Records that the list contains are
+-- skipped. Returns the number of records inserted.
+local function insert(list, records, cap)
+  if #records == 0 then return 0 end
+  local head, first = redis.call('LINDEX', list, 0), #records + 1
+  while first > 1 and (not head or newer(records[first - 1], head)) do first = first - 1 end
+  -- The records from `first` on are newer than all of the list. The others are inserted before them, newest first.
+  local front, inserted, length = #records - first + 1, 0, 0
+  local last = first > 1 and redis.call('LINDEX', list, cap - 1)
+  if first > 1 and not (last and newer(last, records[first - 1])) then
+    local existing, place = redis.call('LRANGE', list, 0, cap - 1), 1
+    for i = first - 1, 1, -1 do
+      local record = records[i]
+      while place <= #existing and newer(existing[place], record) do place = place + 1 end
+      if front + inserted + place > cap then break end
+      if place > #existing then
+        length = redis.call('RPUSH', list, record)
+        inserted = inserted + 1
+      elseif existing[place] ~= record then
+        length = redis.call('LINSERT', list, 'BEFORE', existing[place], record)
+        inserted = inserted + 1
+      end
+    end
+  end
+  if front > 0 then length = redis.call('LPUSH', list, unpack(records, first)) end
+  if length > cap then redis.call('LTRIM', list, 0, cap - 1) end
+  return front + inserted
+end
