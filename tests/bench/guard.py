@@ -31,7 +31,7 @@ ROUTE = "/v1/rank"
 def made_up_scope(key: str) -> dict[str, Any]:
     """An ASGI request with the headers that a storefront sends."""
     headers = {
-        "host": "h",
+        "host": "localhost",
         "user-agent": "shop/1",
         "accept": "*/*",
         "content-type": "application/json",
@@ -48,7 +48,7 @@ def made_up_scope(key: str) -> dict[str, Any]:
         "root_path": "",
         "scheme": "http",
         "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
-        "server": ("h", 80),
+        "server": ("localhost", 80),
         "client": ("c", 1),
         "state": {},
     }
