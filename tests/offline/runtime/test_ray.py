@@ -144,7 +144,7 @@ def ranker_ndcg(night: Night) -> np.ndarray:
 def test_two_training_workers_reach_the_quality_of_one(local: Night, engine: Ray, tmp_path: Path) -> None:
     """Encoder and ranker trained by two workers each: different models, in a run of their own.
 
-    On the test lists they do not differ significantly from those of one worker, and both beat a random order.
+    On the test lists they are not significantly worse than those of one worker, and they beat a random order.
     """
     (tmp_path / "data").symlink_to(local.inputs.config.data)
     night = Night(configured(tmp_path), None, engine=Ray(engine._ray, workers=2))
@@ -154,7 +154,7 @@ def test_two_training_workers_reach_the_quality_of_one(local: Night, engine: Ray
     assert same == {"zero_shot.npy": True, "ranker.txt": False}
     tested = local.artefacts.window_rows("test").lists
     against_one = paired_difference(ranker_ndcg(night), ranker_ndcg(local), tested.user)
-    assert against_one.low <= 0 <= against_one.high, against_one
+    assert against_one.high >= 0, against_one
     against_random = paired_difference(ranker_ndcg(night), ndcg(tested, np.zeros(tested.rows)), tested.user)
     assert against_random.low > 0, against_random
 
