@@ -27,7 +27,7 @@ from features.custom import load as load_features
 from features.table import Feature
 from serving.clock import make_clock
 from serving.config import ServiceConfig
-from serving.http import Connection, Guard, Keys, add_error_handlers, add_routes, add_schemas, keys, log_config
+from serving.http import Connections, Guard, Keys, add_error_handlers, add_routes, add_schemas, keys, log_config
 from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
@@ -176,13 +176,7 @@ def _run(settings: uvicorn.Config, ports: Sequence[int]) -> None:
 
 def limits(config: ServiceConfig) -> dict[str, Any]:
     """The configured connection and time limits, as arguments of `uvicorn.run`."""
-    return {
-        "http": Connection,
-        "ws": "none",
-        "limit_concurrency": config.max_connections + 1,
-        "timeout_keep_alive": config.idle_s,
-        "timeout_graceful_shutdown": config.drain_s,
-    }
+    return {"http": Connections(config), "ws": "none", "timeout_graceful_shutdown": config.drain_s}
 
 
 @contextmanager

@@ -29,6 +29,11 @@ class ServiceConfig(BaseModel):
         le=65535,
         description="TCP port on which only /metrics and /operator are served, and `port` then serves neither.",
     )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path prefix under which a proxy serves the service, such as /shelfwise.",
+    )
     workers: int = Field(1, ge=1, le=64, description="Worker processes; each follows the event stream on its own.")
     max_candidates: int = Field(1000, ge=1, le=5000, description="Maximum number of candidates per request.")
     max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
@@ -58,7 +63,16 @@ class ServiceConfig(BaseModel):
     max_wait_s: float = Field(2.0, gt=0, le=30, description="Expected wait above which a request is refused with 503.")
     deadline_s: float = Field(5.0, gt=0, le=60, description="Time limit of a request, not counting the body.")
     body_s: float = Field(5.0, gt=0, le=60, description="Time limit for receiving a request body.")
-    idle_s: int = Field(5, ge=1, le=600, description="Time a connection may wait for the headers of a request.")
+    head_s: float = Field(
+        5.0, gt=0, le=60, description="Time limit for receiving the head of a request, from the connection on."
+    )
+    write_s: float = Field(10.0, gt=0, le=600, description="Time limit for a client to read a response.")
+    idle_s: float = Field(
+        75.0,
+        gt=0,
+        le=4000,
+        description="Time a connection stays open between two requests; longer than load balancers keep theirs.",
+    )
     max_connections: int = Field(1000, ge=1, le=65_535, description="Maximum number of open connections per worker.")
     drain_s: int = Field(10, ge=1, le=600, description="Time to finish requests in flight on shutdown.")
     log: Literal["text", "json"] = Field(

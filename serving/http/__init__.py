@@ -6,7 +6,7 @@ This is the only subpackage that depends on HTTP; the work of a route is done in
 from __future__ import annotations
 
 from serving.http import keys
-from serving.http.connection import Connection
+from serving.http.connection import Connections
 from serving.http.guard import Guard, caller, needs
 from serving.http.keys import Keys, KeysError, new_key
 from serving.http.openapi import add_schemas
@@ -14,7 +14,7 @@ from serving.http.request_log import log_config
 from serving.http.routes import add_error_handlers, add_routes
 
 __all__ = [
-    "Connection",
+    "Connections",
     "Guard",
     "Keys",
     "KeysError",

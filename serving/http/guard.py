@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -99,6 +100,29 @@ def problem_answer(error: Problem) -> Response:
     return Response(msgspec.json.encode(document), error.status, error.headers, media_type="application/problem+json")
 
 
+def _with_prefix(scope: Scope, root: str) -> Scope:
+    """The request with its prefix in `root_path` and `path`, as ASGI asks, whether or not a proxy removed it."""
+    path, raw = scope["path"], scope.get("raw_path", scope["path"].encode())
+    if path != root and not path.startswith(f"{root}/"):
+        path, raw = root + path, root.encode() + raw
+    return {**scope, "root_path": root, "path": path, "raw_path": raw}
+
+
+def _check_encoding(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise Problem (415) for a compressed body."""
+    for name, value in headers:
+        coding = value.decode("latin-1").strip().lower()
+        if name == b"content-encoding" and coding not in ("", "identity"):
+            raise Problem(
+                415,
+                "content-encoding",
+                "Compressed body",
+                f"the body is sent with Content-Encoding {coding[:100]!r}, which is not supported",
+                "Send the body uncompressed, and leave out Content-Encoding.",
+                headers={"Accept-Encoding": "identity"},
+            )
+
+
 class _Gone(Exception):
     """Raised when the client has disconnected."""
 
@@ -124,6 +148,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._config.root_path:
+            scope = _with_prefix(scope, self._config.root_path)
         request = _Request(self, scope, send)
         try:
             await request.answer(receive)
@@ -274,7 +300,13 @@ class _Request:
 
     def __init__(self, guard: Guard, scope: Scope, send: Send) -> None:
         self._guard, self._scope, self._send = guard, scope, send
-        self._rule = guard.rule(scope["method"], scope["path"])
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        self._rule = guard.rule(scope["method"], path)
+        self._without_body = scope["method"] == "HEAD"
+        if self._without_body and self._rule is _UNKNOWN:  # FastAPI's routes answer only GET
+            self._rule = guard.rule("GET", path)
+            if self._rule is not _UNKNOWN:
+                self._scope = {**scope, "method": "GET"}
         self._key: Key | None = None
         self._headers: dict[str, str] = {}
         self._started = time.perf_counter()
@@ -292,20 +324,21 @@ class _Request:
         self._headers = guard.allow(self._key)
         gate = guard.gate(rule)
         if gate is None:
-            await guard._app(self._scope, receive, self.send)
+            await self._within_deadline(nullcontext(), receive)
             return
         if self._scope["method"] != "GET":
             receive = _replay_body(await guard.body(receive), receive)
+            _check_encoding(self._scope["headers"])  # after the body, so that the connection can be used again
         before, entered = gate.enter(), time.perf_counter()
         try:
-            await self._within_deadline(gate, receive)
+            await self._within_deadline(gate.turn, receive)
         finally:
             gate.leave(before, time.perf_counter() - entered)
 
-    async def _within_deadline(self, gate: Gate, receive: Receive) -> None:
+    async def _within_deadline(self, turn: AbstractAsyncContextManager[None], receive: Receive) -> None:
         seconds = self._guard._config.deadline_s
         try:
-            async with asyncio.timeout(seconds) as limit, gate.turn:
+            async with asyncio.timeout(seconds) as limit, turn:
                 await self._guard._app(self._scope, receive, self.send)
         except TimeoutError:
             if not limit.expired():
@@ -325,6 +358,8 @@ class _Request:
             self.status = message["status"]
             added = [(name.encode(), value.encode()) for name, value in self._headers.items()]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *added]
+        elif self._without_body:
+            message = {**message, "body": b""}
         await self._send(message)
 
     def count(self) -> None:

@@ -31,7 +31,7 @@ def operation(body: type | None, answer: type, status: int = 200, several: bool 
     out: dict[str, Any] = {
         "responses": {
             str(status): _answer(answer),
-            **problem_responses("400", "401", "403", "404", "408", "413", "422", "429", "503"),
+            **problem_responses("400", "401", "403", "404", "408", "413", "415", "422", "429", "503"),
         }
     }
     if body is not None:

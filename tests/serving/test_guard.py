@@ -141,7 +141,7 @@ RANK = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\
 
 def test_slow_clients_are_disconnected(url: str) -> None:
     """Clients that do not complete the head of a request, the first or a later one, or a body."""
-    with served(url, FAST.model_copy(update={"idle_s": 1, "body_s": 0.3})) as client:
+    with served(url, FAST.model_copy(update={"head_s": 0.5, "body_s": 0.3})) as client:
         alive = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
         for head in (b"", b"POST /v1/rank HT", b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\n"):
             with connected(client, head) as connection:
@@ -157,7 +157,7 @@ def test_slow_clients_are_disconnected(url: str) -> None:
 
 
 def test_a_request_head_that_does_not_end_is_refused(url: str) -> None:
-    patient = FAST.model_copy(update={"idle_s": 600})
+    patient = FAST.model_copy(update={"head_s": 600})
     with served(url, patient) as client, connected(client, b"GET /health/live HTTP/1.1\r\nX: ") as connection:
         with contextlib.suppress(ConnectionError):
             for _ in range(100):
@@ -167,11 +167,11 @@ def test_a_request_head_that_does_not_end_is_refused(url: str) -> None:
 
 
 def test_connections_beyond_the_limit_are_refused_at_once(url: str) -> None:
-    with served(url, FAST.model_copy(update={"max_connections": 3, "idle_s": 5})) as client:
+    with served(url, FAST.model_copy(update={"max_connections": 3, "head_s": 5})) as client:
         assert client.get("/health/live").status_code == 200  # the first of three, kept open
         with connected(client, b""), connected(client, b""):
             time.sleep(0.1)
-            with connected(client, b"") as fourth:
+            with connected(client, b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n") as fourth:
                 head, _, body = received(fourth).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503")
             assert json.loads(body)["title"] == "Too many connections"

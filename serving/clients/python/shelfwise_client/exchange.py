@@ -18,8 +18,8 @@ from shelfwise_client.retry import Retry, may_pass, retry_after_s, surely_not_do
 T = TypeVar("T")
 
 VERSION = "0.1.0"
-LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=2.0)
-"""Idle connections are closed before the service closes them (`idle_s`, 5 s), so no request uses a closing one."""
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=30.0)
+"""Idle connections are closed before the service (75 s) or a proxy (60 s) does it, so no request uses a closing one."""
 _KEY = re.compile(r"[!-~]+")
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
