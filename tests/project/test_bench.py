@@ -44,6 +44,10 @@ TINY = {
         ["--repeats", "1", "--times", "20", "--seconds", "0.2"],
         {"guard_us", "metrics_us", "guard_ratio_to_route", "crowd_p99_bounded_to_unbounded"},
     ),
+    "cold_start": (
+        ["--items", "3000", "--trees", "5", "--times", "1"],
+        {"ready_s", "ready_s_before", "ready_s_again", "compile_s", "ratio", "kernels_mb"},
+    ),
     "neighbours": (
         ["--items", "3000", "--queries", "5", "--once", "--sides", "exact", "inverted", "--looks", "0", "32"],
         {"items", "speedup_inverted_32"},

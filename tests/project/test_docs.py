@@ -41,6 +41,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/scale.md", "pip install"): "needs several machines; tests marked `ray` use several nodes on one",
     ("docs/operations.md", "mkdir -m 700"): "needs Docker; tests/project/test_deploy.py checks what it starts",
     ("docs/operations.md", "install -m 644"): "needs systemd; tests/project/test_deploy.py checks the units",
+    ("docs/operations.md", "python -m serving.compile"): "tests/serving/test_kernels.py runs it",
     (
         "docs/operations.md",
         "deploy/kubernetes/render.sh",
