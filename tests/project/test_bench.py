@@ -79,7 +79,7 @@ def test_a_benchmark_prints_its_figures_as_one_json_object_last(name: str) -> No
     """The last line of standard output has the promised keys, each a finite number. Other output goes elsewhere."""
     options, keys = TINY[name]
     command = [sys.executable, "-W", "error", "-m", f"tests.bench.{name}", *options]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert process.returncode == 0, process.stderr
     figures = json.loads(process.stdout.splitlines()[-1])
     assert keys <= set(figures)
