@@ -52,7 +52,8 @@ def diverse(score: F64, cosine: F32, score_share: float, most: int) -> I64:
     """
     low, high = score.min(initial=np.inf), score.max(initial=-np.inf)
     scaled = (score - low) / (high - low) if high > low else np.zeros(len(score))
-    return _diverse(scaled, np.nan_to_num(cosine), score_share, min(most, len(score)))
+    # In one order: numba compiles again for another, and the order of cosines depends on their number.
+    return _diverse(scaled, np.nan_to_num(np.ascontiguousarray(cosine)), score_share, min(most, len(score)))
 
 
 @compiled

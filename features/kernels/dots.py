@@ -27,8 +27,10 @@ I16Matrix = NDArray[np.int16]
 
 
 def _has_instructions(instructions: str) -> bool:
-    """True if kernels are compiled for a processor with these instructions; False if numba targets another one."""
-    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:  # type: ignore[attr-defined]
+    """Whether kernels are compiled for a processor with these instructions: this one, unless numba targets another."""
+    if (features := config.CPU_FEATURES) is not None:  # type: ignore[attr-defined]
+        return f"+{instructions}" in features.split(",")
+    if config.CPU_NAME is not None:  # type: ignore[attr-defined]
         return False
     try:
         return bool(binding.get_host_cpu_features().get(instructions))

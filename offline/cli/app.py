@@ -85,6 +85,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from offline.runtime import ApprovalNeeded, ChecksFailed, DataError, ReleaseKept
     from serving.clock import ClockError
     from serving.http import KeysError
+    from serving.kernels import KernelsError
     from serving.lock import Locked
     from serving.release import ReleaseError
     from serving.store import EmbeddedError
@@ -92,7 +93,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     # Of the operating system's errors, only those about a path that the user passed.
     path_errors = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
     nightly_errors = (ChecksFailed, ReleaseKept, ApprovalNeeded, Locked)
-    service_errors = (ClockError, EmbeddedError, KeysError, ReleaseError)
+    service_errors = (ClockError, EmbeddedError, KernelsError, KeysError, ReleaseError)
     return (*nightly_errors, *service_errors, Failure, ConfigError, DataError, FeatureError, *path_errors)
 
 

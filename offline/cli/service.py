@@ -35,6 +35,9 @@ def serve(
     The API is described at /docs. Uses the Redis of REDIS_URL, else an embedded Valkey that stores its data in the
     workspace.
     """
+    from serving.kernels import use_shipped
+
+    use_shipped()  # before anything imports numba
     from serving.app import serve as run
 
     c = load_config(config, workspace)

@@ -7,7 +7,8 @@ ranking, rules, exploration, explanation, and the log of served lists.
 from __future__ import annotations
 
 from serving.ranking.follower import Follower
-from serving.ranking.live import Live
+from serving.ranking.live import Live, prepare
+from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.service import Service, plan_of
 
-__all__ = ["Follower", "Live", "Service", "plan_of"]
+__all__ = ["NO_OVERLAY", "Follower", "Live", "Overlay", "Service", "plan_of", "prepare"]

@@ -69,6 +69,8 @@ class Live:
         at = self.release.manifest.cut_off
         live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1)
         retrieve(live.items, EMPTY, at, 1, Context(query="a"))
+        # The arrays of a release are read-only, which is another type to numba than those of an overlay.
+        live.items.state.apply(np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0))
         return live
 
     def apply(self, tail: Tail) -> None:

@@ -274,6 +274,17 @@ def test_the_serving_image_has_no_training_packages() -> None:
     assert "optional-dependencies" not in code
 
 
+def test_the_serving_image_has_compiled_kernels() -> None:
+    """They are compiled from the installed packages, not those in /source, and copied to a folder that is writable."""
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL))
+    (folder,) = re.findall(r"^RUN cd / && python -m serving\.compile (\S+)$", stages["serve-build"], re.MULTILINE)
+    assert stages["serve-build"].index("pip install --no-deps .") < stages["serve-build"].index("serving.compile")
+    assert folder.startswith("/opt/shelfwise/")
+    assert "COPY --from=serve-build /opt/shelfwise /opt/shelfwise\n" in stages["serve"]
+    assert f"ENV SHELFWISE_KERNELS={folder}\n" in stages["serve"]
+    assert " NUMBA_CACHE_DIR=/tmp/" in stages["base"]
+
+
 WITHOUT = """
 import pathlib, sys
 class Missing:

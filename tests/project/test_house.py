@@ -37,6 +37,7 @@ OFFLINE: dict[str, set[str]] = {
 SERVING: dict[str, set[str]] = {
     "clock": set(),
     "lock": set(),
+    "kernels": set(),
     "store": {"lock"},
     "rules": set(),
     "config": {"rules"},
@@ -44,6 +45,7 @@ SERVING: dict[str, set[str]] = {
     "release": {"lock", "store"},
     "records": {"api", "store"},
     "ranking": {"api", "config", "records", "release", "rules", "store"},
+    "compile": {"kernels", "ranking", "release", "store"},
     "http": {"api", "config", "ranking", "records"},
     "pages": {"api", "config", "http", "ranking", "records", "release", "rules", "store"},
     "app": {"api", "clock", "config", "http", "pages", "ranking", "records", "store"},
