@@ -19,7 +19,10 @@ _ID_RULES = (
     f"At most {ID_BYTES} bytes in UTF-8, without control characters. Surrounding white space is ignored; accents are "
     'compared in Unicode NFC. Placeholders such as "undefined" and "null" are refused.'
 )
-Id = Annotated[str, Meta(min_length=1, max_length=ID_BYTES, description=_ID_RULES, extra_json_schema=PLAIN)]
+_NOT_CONTROL = r"[^\u0000-\u001f\u007f-\u009f]"
+ID_SCHEMA = {"pattern": rf"^{_NOT_CONTROL}*[^\u0000-\u001f\u007f-\u009f\s]{_NOT_CONTROL}*$"}
+"""JSON schema of an ID: no control characters, and not blank."""
+Id = Annotated[str, Meta(min_length=1, max_length=ID_BYTES, description=_ID_RULES, extra_json_schema=ID_SCHEMA)]
 """An ID as it is sent. `features.bounds.clean_id` validates it and gives its canonical form."""
 
 

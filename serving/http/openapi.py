@@ -12,7 +12,7 @@ from features.bounds import ID_BYTES
 from serving.api import EventsAnswer, RankAnswer, RankRequest, RecommendRequest, decoding, events, problem, rankings
 from serving.api import items as item_forms
 
-PathId = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_BYTES, **decoding.PLAIN})]
+PathId = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_BYTES, **decoding.ID_SCHEMA})]
 """An id in a path: documented here, and checked by `decoding.request_id`."""
 
 
