@@ -27,7 +27,7 @@ test: setup ## Run the fast tests
 	$(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadfile
 
 test-slow: setup ## Run the slow tests: benchmarks at small sizes, complete commands, real data
-	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not ray and not browser"
+	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not ray and not browser" -n 2 --dist loadfile
 
 # The timeout ends tests that hang.
 test-nights: setup ## Test nightly runs killed at every step, and with corrupt data
