@@ -14,7 +14,9 @@ from features.kernels.compiled import compiled
 from features.kernels.prefetch import AHEAD, prefetch
 from features.kernels.strings import StringIndex, Strings
 
-STANDARD_COLUMNS = ("item_id", "title", "description", "category", "brand", "price", "available_from")
+TEXT_COLUMNS = ("title", "description", "category", "brand")
+"""Columns of an item table with its texts, besides text attributes."""
+STANDARD_COLUMNS = ("item_id", *TEXT_COLUMNS, "price", "available_from")
 """Columns of an item table with a fixed meaning; all other columns are attributes."""
 
 

@@ -328,16 +328,6 @@ class Moment:
         price, available_from = items.catalogue.price, items.catalogue.available_from
         return popularity(items.state, items.prior, price, available_from, self.candidates, self.at)
 
-    @cached_property
-    def category_counts(self) -> F64:
-        """float64[c, kinds, half-lives]: decayed event counts of each candidate's category."""
-        return self.items.state.of_categories(self.candidates, self.at)
-
-    @cached_property
-    def shop_counts(self) -> F64:
-        """float64[kinds, half-lives]: decayed event counts of the shop."""
-        return self.items.state.of_shop(self.at)
-
     def shop_rate(self, kind: Kind, per: Kind) -> float:
         """Shop-wide events of kind `kind` per event of kind `per` at the longest half-life; NaN without the latter."""
         return shop_rate(self.items.state.value, int(kind), int(per))

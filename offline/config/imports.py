@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from features.catalogue import STANDARD_COLUMNS
+from features.catalogue import STANDARD_COLUMNS, TEXT_COLUMNS
 from features.log import GA4, KINDS
 
 Format = Literal["auto", "parquet", "csv", "jsonl", "metarank", "ga4"]
@@ -31,12 +31,6 @@ ANNOTATION_FILES = ("truth.parquet", "propensities.parquet")
 """Optional files with extra data about the items of shown lists. Most shops have neither."""
 
 
-ITEM_COLUMNS = STANDARD_COLUMNS
-
-
-ITEM_TEXTS = ("title", "description", "category", "brand")
-
-
 EVENT_COLUMNS = (
     "event_id",
     "event",
@@ -50,7 +44,7 @@ EVENT_COLUMNS = (
     "device",
     "query",
     "clicked",
-    *ITEM_TEXTS,
+    *TEXT_COLUMNS,
     "price",
 )
 """Canonical columns of an event source. `clicked` and the item columns are read, but not written with the event."""
@@ -123,7 +117,7 @@ class ItemSource(Source):
     @field_validator("columns")
     @classmethod
     def _columns(cls, columns: dict[str, str]) -> dict[str, str]:
-        return _check_columns(columns, ITEM_COLUMNS)
+        return _check_columns(columns, STANDARD_COLUMNS)
 
 
 class EventSource(Source):

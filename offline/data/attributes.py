@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.bounds import ITEM_MOMENTS, MAX_NUMBER, is_within
-from offline.config import ITEM_COLUMNS, AttributeKind
+from features.catalogue import STANDARD_COLUMNS
+from offline.config import AttributeKind
 from offline.runtime import DataError
 
 _SEPARATOR = r"\s*[,;|]\s*"
@@ -30,7 +31,7 @@ def convert_attributes(items: pa.Table, kinds: Mapping[str, AttributeKind], file
     dates are parsed as ISO 8601. `ignore` drops the column. Raises DataError for an unknown attribute, and for a value
     that cannot be converted, with its row.
     """
-    attributes = [n for n in items.column_names if n not in ITEM_COLUMNS]
+    attributes = [n for n in items.column_names if n not in STANDARD_COLUMNS]
     for name, kind in kinds.items():
         if name not in attributes:
             known = f"its attributes are {', '.join(attributes)}" if attributes else "it has no attributes"

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.arrays import F64, I32, I64, U64
-from features.catalogue import Catalogue
+from features.catalogue import STANDARD_COLUMNS, Catalogue
 from features.kernels.strings import Strings
 from features.log import Events
-from offline.config import ITEM_COLUMNS, AttributeKind
+from offline.config import AttributeKind
 from offline.data import written_items
 from offline.data.attributes import convert_attributes
 from offline.data.log import LogFiles
@@ -179,7 +179,7 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
         raise DataError(f"{file}, column 'item_id': {duplicate!r} is not unique; {RECREATE}")
     category, category_names = _codes(items, "category")
     brand, brand_names = _codes(items, "brand")
-    kinds = {f.name: _kind(f, file) for f in items.schema if f.name not in ITEM_COLUMNS}
+    kinds = {f.name: _kind(f, file) for f in items.schema if f.name not in STANDARD_COLUMNS}
     number_names, date_names, list_names, text_names = (
         [name for name, k in kinds.items() if k == kind] for kind in ("number", "date", "list", "text")
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from offline.config import ITEM_COLUMNS
+from features.catalogue import STANDARD_COLUMNS
 from offline.data.attributes import UNCHANGED, convert_value
 from offline.runtime import DataError
 from serving.store import ItemFields
@@ -60,7 +60,7 @@ def overlay_written(items: pa.Table, written: Mapping[str, ItemFields]) -> pa.Ta
             continue
         row = before.get(item_id, {"item_id": item_id, "available_from": datetime.fromtimestamp(entry.at, UTC)})
         for field in items.schema:
-            key = field.name if field.name in ITEM_COLUMNS else f"a:{field.name}"
+            key = field.name if field.name in STANDARD_COLUMNS else f"a:{field.name}"
             if key in entry.fields and (value := convert_value(entry.fields[key], field)) is not UNCHANGED:
                 row[field.name] = value
         row["title"] = row.get("title") or ""  # as in an import, a missing title is empty

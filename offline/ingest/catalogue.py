@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from features.arrays import F64
 from features.bounds import ITEM_MOMENTS
-from offline.config import ITEM_TEXTS, ImportConfig, Source
+from features.catalogue import TEXT_COLUMNS
+from offline.config import ImportConfig, Source
 from offline.data import CANONICAL, TAGS, UTC_US
 from offline.ingest.cells import (
     NO_MOMENT,
@@ -84,7 +85,7 @@ def item_columns(
             out[name] = as_id(rows, name, array, limits, "missing_item")
             if name in source.float_ids:
                 out[name] = pc.replace_substring_regex(out[name], r"^(-?\d+)\.0+$", r"\1")
-        elif name in ITEM_TEXTS:
+        elif name in TEXT_COLUMNS:
             out[name] = bounded_text(rows, name, array, limits)
         elif name == "price":
             out[name] = _prices(rows, array, limits)
@@ -150,7 +151,7 @@ def merge_updates(items: pa.Table) -> pa.Table:
 
 def items_from_events(events: pa.Table) -> pa.Table:
     """Items from the item columns of events: most frequent text (ties: the first), median of the prices above 0."""
-    texts = [name for name in ITEM_TEXTS if name in events.column_names]
+    texts = [name for name in TEXT_COLUMNS if name in events.column_names]
     names = ["item_id", *texts, *(["price"] if "price" in events.column_names else [])]
     frame = events.select(names).to_pandas()
     out = pd.DataFrame(index=pd.Index(sorted(frame["item_id"].unique()), name="item_id"))

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.catalogue import TEXT_COLUMNS
 from features.log import KINDS, Kind
-from offline.config import ANNOTATION_FILES, ITEM_TEXTS, EventSource, ImportConfig, ItemSource
+from offline.config import ANNOTATION_FILES, EventSource, ImportConfig, ItemSource
 from offline.data import (
     EVENTS_FILE,
     EVENTS_FORM,
@@ -184,7 +185,7 @@ class _Import:
         for file in self.files:
             if file.items:
                 table = concat_tables(file.items)
-                tables.append(detect_numbers(table, ("item_id", *ITEM_TEXTS)) if file.form == "csv" else table)
+                tables.append(detect_numbers(table, ("item_id", *TEXT_COLUMNS)) if file.form == "csv" else table)
             file.notes += [
                 f"column {name} is ignored: its type is not text, number, timestamp or list of text"
                 for name in sorted(file.ignored)

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from offline.config import EVENT_COLUMNS, ITEM_COLUMNS, ITEM_TEXTS, EventSource, ImportConfig, ItemSource
+from features.catalogue import STANDARD_COLUMNS, TEXT_COLUMNS
+from offline.config import EVENT_COLUMNS, EventSource, ImportConfig, ItemSource
 from offline.ingest.catalogue import item_columns
 from offline.ingest.cells import Limits, Moments, as_flag, as_text
 from offline.ingest.detection import resolve_columns, source_format
@@ -55,7 +56,7 @@ class SourceFile:
     @property
     def item_names(self) -> Mapping[str, str]:
         """Mapping from the file's item columns to canonical columns."""
-        return {self.source.columns.get(name, name): name for name in ITEM_COLUMNS}
+        return {self.source.columns.get(name, name): name for name in STANDARD_COLUMNS}
 
     def take(self, found: CheckedBatch) -> None:
         """Add a checked batch."""
@@ -73,7 +74,7 @@ class SourceFile:
             return read_metarank(s.path) if form == "metarank" else read_ga4(s.path)
         events = isinstance(s, EventSource)
         if form == "jsonl":
-            scalars = frozenset(theirs for ours, theirs in self.names.items() if events or ours not in ITEM_TEXTS)
+            scalars = frozenset(theirs for ours, theirs in self.names.items() if events or ours not in TEXT_COLUMNS)
             return read_jsonl(s.path, list(dict.fromkeys(self.names.values())) if events else None, scalars)
         wanted = list(dict.fromkeys(self.names.values()))
         return read_csv(s.path, wanted, s.encoding, s.delimiter) if form == "csv" else read_parquet(s.path, wanted)
@@ -90,7 +91,7 @@ def open_source(source: ItemSource | EventSource, name: str) -> SourceFile:
                 f"{name}: a {form} file contains events too. List it under `events`; its items are read from there."
             )
         required = ["item_id", *([source.product_column] if source.product_column else [])]
-        return SourceFile(source, name, form, resolve_columns(source, form, ITEM_COLUMNS, required, others=True))
+        return SourceFile(source, name, form, resolve_columns(source, form, STANDARD_COLUMNS, required, others=True))
     if form in ("metarank", "ga4"):
         return SourceFile(source, name, form, {**{c: c for c in EVENT_COLUMNS}, "#updated": "timestamp"})
     required = ["user_id", "item_id", source.order_column or "timestamp", *([] if source.event else ["event"])]
@@ -173,7 +174,7 @@ def _item_rows(
 ) -> pa.Table:
     flag = file.source.product_column if isinstance(file.source, ItemSource) else None
     ours = file.item_names
-    columns = {ours.get(n, n): v for n, v in batch.columns.items() if n in ours or n not in ITEM_COLUMNS}
+    columns = {ours.get(n, n): v for n, v in batch.columns.items() if n in ours or n not in STANDARD_COLUMNS}
     columns.setdefault("item_id", pa.nulls(len(rows.row), pa.string()))
     product = columns.pop(flag, None) if flag else None
     if product is not None and flag is not None:

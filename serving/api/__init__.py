@@ -8,12 +8,11 @@ from __future__ import annotations
 from serving.api import decoding, events, items, problem, rankings, request_id
 from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
-from serving.api.items import TEXTS, ItemAnswer, ItemsAnswer, accept_item
+from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
 from serving.api.problem import Problem
 from serving.api.rankings import RankAnswer, RankedItem, RankRequest, RecommendRequest
 
 __all__ = [
-    "TEXTS",
     "Accepted",
     "Derived",
     "ErasureAnswer",

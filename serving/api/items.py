@@ -16,6 +16,7 @@ from features.bounds import (
     check_attribute_names,
     is_within,
 )
+from features.catalogue import TEXT_COLUMNS
 from serving.api.decoding import Id, Refusal, part_id, to_refusal
 from serving.api.events import Rejected, microseconds
 
@@ -70,7 +71,6 @@ class ItemAnswer(Struct):
 
 
 _ITEM = msgspec.json.Decoder(ItemIn)
-TEXTS = ("title", "description", "category", "brand")
 
 
 def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
@@ -81,7 +81,7 @@ def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
         raise to_refusal(e) from e
     item_id = part_id("item_id", given.item_id)
     fields: dict[str, Any] = {"at": now}
-    for name in (*TEXTS, "price", "available"):
+    for name in (*TEXT_COLUMNS, "price", "available"):
         if (value := getattr(given, name)) is not UNSET:
             fields[name] = value
     if given.available_from is not UNSET:

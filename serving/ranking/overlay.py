@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.arrays import F32, F64, I32
-from features.catalogue import Catalogue
+from features.catalogue import TEXT_COLUMNS, Catalogue
 from features.decay import ItemState
 from features.kernels.strings import Strings, StringSequence
 from features.neighbours import Neighbours
 from features.table import Items
 from features.text.vectors import Vectors
-from serving.api import TEXTS
 from serving.store import ItemFields, to_years
 
 _NEAREST = 10
@@ -143,7 +142,9 @@ NO_OVERLAY = Overlay({}, {})
 
 def _changes_text(item: ItemFields, number_names: Sequence[str]) -> bool:
     """Whether the written fields may change the text that is encoded."""
-    return any(name in TEXTS for name in item.fields) or any(name not in number_names for name in item.attributes)
+    return any(name in TEXT_COLUMNS for name in item.fields) or any(
+        name not in number_names for name in item.attributes
+    )
 
 
 def _extend(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
