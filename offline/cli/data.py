@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offline.cli.terminal import ConfigPath, EngineName, RayAddress, Workspace, load_config, print_table, say, today
-from offline.runtime import Failure, open_engine, progress_bar
+from offline.cli.terminal import ConfigPath, Workspace, load_config, print_table, say, today
+from offline.runtime import Failure, progress_bar
 
 if TYPE_CHECKING:
     from offline.config import Config
+
+Preset = Annotated[str | None, typer.Option(help="Name of the preset to use, instead of the one that fits best.")]
 
 
 def simulate(
@@ -62,14 +64,13 @@ def import_(
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Print a suggested mapping for SOURCE instead of importing it.")
     ] = False,
-    engine: EngineName = "local",
-    ray_address: RayAddress = None,
+    preset: Preset = None,
 ) -> None:
-    """Import items and events from Parquet, CSV, JSONL, Metarank or GA4 files.
+    """Import items, events and users from the files of a shop: CSV, JSON, XML, Excel or Parquet, packed or not.
 
-    Every row is checked. Valid rows are imported. Each rejected row is written to `quarantine.parquet` with its file,
-    row, column and value, the reason, and how to fix it. Columns are mapped by the `import` section of the config (see
-    docs/data.md); `shelfwise import FILE --suggest > shop.yaml` suggests one.
+    Common exports are recognised by their shape (see docs/data.md). Other files are mapped by the `import` section of the
+    config; `shelfwise import FILES --suggest > shop.yaml` suggests one. Every row is checked. Each rejected row is written
+    to `quarantine.parquet` with its file, row, column and value, the reason, and how to fix it.
     """
     from offline.ingest import import_data
 
@@ -81,8 +82,9 @@ def import_(
         say(suggest_mapping(source).removesuffix("\n"))
         return
     c = load_config(config, workspace)
-    with open_engine(engine, ray_address) as executor, progress_bar("Importing") as on_progress:
-        summary = import_data(sources(c, source), c.data, datetime.now(UTC), on_progress, executor)
+    found = sources(c, source, preset)
+    with progress_bar("Importing") as on_progress:
+        summary = import_data(found, c.data, datetime.now(UTC), on_progress)
     print_import(summary)
     # Repeat the options, so that the next command uses the same workspace and settings.
     options = [("--config", config), ("--workspace", workspace)]
@@ -96,8 +98,7 @@ def validate(
     ] = None,
     config: ConfigPath = None,
     workspace: Workspace = None,
-    engine: EngineName = "local",
-    ray_address: RayAddress = None,
+    preset: Preset = None,
 ) -> None:
     """Check data like `import`, without writing anything.
 
@@ -106,22 +107,26 @@ def validate(
     from offline.ingest import validate as run
 
     c = load_config(config, workspace)
-    with open_engine(engine, ray_address) as executor, progress_bar("Validating") as on_progress:
-        summary = run(sources(c, source), datetime.now(UTC), on_progress, executor)
+    found = sources(c, source, preset)
+    with progress_bar("Validating") as on_progress:
+        summary = run(found, datetime.now(UTC), on_progress)
     print_import(summary)
     if any(s.quarantined for s in summary.sources):
         raise typer.Exit(1)
 
 
-def sources(config: Config, source: Path | None) -> Any:
-    """Sources to import: the files found in `source`, else the config's `import` section.
+def sources(config: Config, source: Path | None, preset: str | None = None) -> Any:
+    """Sources to import: the files in `source` by a preset, which is printed, else the config's `import` section.
 
     Raises Failure if neither is given.
     """
     from offline.ingest import detect
 
     if source is not None:
-        return detect(source)
+        found, said = detect(source, preset)
+        for text in said:
+            say(f"- {text}")
+        return found
     if config.sources is None:
         raise Failure(
             "nothing to import: pass a folder or file (`shelfwise import DIR`), or a --config file with an "

@@ -13,16 +13,28 @@ from offline.config.imports import (
     DROP,
     EVENT_COLUMNS,
     AttributeKind,
+    Column,
     EventSource,
+    Explode,
     ImportConfig,
     ItemSource,
+    Join,
     Source,
+    TableConfig,
+    Unpack,
+    UserSource,
 )
 from offline.config.publication import GateConfig, RetentionConfig
 from offline.config.simulation import POSITION_BIAS, SimulateConfig
 from offline.config.windows import PROTOCOLS, Protocol, WindowConfig
 
 __all__ = [
+    "UserSource",
+    "Unpack",
+    "TableConfig",
+    "Join",
+    "Explode",
+    "Column",
     "ANNOTATION_FILES",
     "CHECKS",
     "DROP",

@@ -1,30 +1,24 @@
-"""The import section of the configuration: source files and their column mappings."""
+"""The import section of the configuration: raw tables, and their mapping to items, events and users."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from features.catalogue import STANDARD_COLUMNS, TEXT_COLUMNS
 from features.log import GA4, KINDS
-
-Format = Literal["auto", "parquet", "csv", "jsonl", "metarank", "ga4"]
-
-
-Unit = Literal["auto", "s", "ms", "us", "iso"]
-
 
 AttributeKind = Literal["number", "category", "tags", "date", "ignore"]
 
 
 DROP = "drop"
-"""Used instead of an event kind in `event_values`: rows with that value are rejected and counted."""
+"""Used instead of an event kind in `values`: rows with that value are left out and counted."""
 
 
 ANNOTATION_FILES = ("truth.parquet", "propensities.parquet")
@@ -49,128 +43,234 @@ EVENT_COLUMNS = (
 )
 """Canonical columns of an event source. `clicked` and the item columns are read, but not written with the event."""
 
-
-def _check_columns(columns: dict[str, str], known: Sequence[str]) -> dict[str, str]:
-    if wrong := [name for name in columns if name not in known]:
-        raise ValueError(
-            f"{wrong[0]!r} is not a canonical column; the left-hand side must be one of {', '.join(known)}"
-        )
-    return columns
+_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
 
 
-class Source(BaseModel):
-    """A source file and how to read it."""
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Path = Field(description="Path of the file. Gzip files are decompressed while reading.")
-    format: Format = Field(
-        default="auto",
-        description="File format. `auto` detects it from the file name and, for JSON lines, from the first line.",
-    )
-    columns: dict[str, str] = Field(
-        default={},
-        description="Column mapping: canonical column to column of the file. Columns of the same name need no entry.",
-    )
-    encoding: str = Field(default="utf-8", description="Text encoding of a CSV file: utf-8, latin-1, cp1252, ...")
-    delimiter: str = Field(default=",", min_length=1, max_length=1, description="Column separator of a CSV file.")
-    float_ids: tuple[str, ...] = Field(
-        default=(), description="Canonical ID columns that were exported as floats: 13085.0 is read as 13085."
-    )
-    timezone: str = Field(
-        default="UTC", description="Time zone of timestamps without an offset, such as Europe/London."
-    )
-    timestamp_unit: Unit = Field(
-        default="auto", description="Unit of timestamps. `auto` detects the unit of Unix times from their magnitude."
-    )
-    timestamp_format: str | None = Field(
-        default=None, description="strptime format of timestamps that are not ISO 8601."
-    )
+class TableConfig(_Section):
+    """A raw table: files and how to read them, or an SQL query over other tables."""
 
-    @field_validator("timezone")
-    @classmethod
-    def _zone_exists(cls, zone: str) -> str:
-        try:
-            ZoneInfo(zone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"{zone!r} is not a time zone; use an IANA name such as Europe/London") from None
-        return zone
+    files: str | tuple[str, ...] | None = Field(
+        default=None, description="File, folder or glob, or a list of them, relative to `folder`. They form one table."
+    )
+    sql: str | None = Field(default=None, description="Query over the tables above, in DuckDB's SQL, instead of files.")
+    columns: tuple[str, ...] = Field(default=(), description="Names of the columns of a file without a header.")
+    delimiter: str | None = Field(
+        default=None, min_length=1, max_length=4, description="Column separator of a text. Guessed if missing."
+    )
+    quote: str | None = Field(
+        default=None, max_length=1, description="Quote character of a text, '' for none. Guessed if missing."
+    )
+    encoding: str | None = Field(
+        default=None, description="Text encoding: utf-8, cp1252, gb18030, ... Guessed if missing."
+    )
+    part: str | None = Field(
+        default=None,
+        description="Which table of a file that holds several: sheet, XML element, or member of a zip file.",
+    )
+    ensure: tuple[str, ...] = Field(
+        default=(), description="Columns that are added, without values, if no file has them; `sql` may then name them."
+    )
+    fill_down: tuple[str, ...] = Field(
+        default=(), description="Columns that are filled only in the first of several rows, such as those of an order."
+    )
+    key: str | None = Field(
+        default=None, description="With `fill_down`: column that is equal in the rows of one order."
+    )
 
     @field_validator("encoding")
     @classmethod
-    def _encoding_exists(cls, encoding: str) -> str:
+    def _encoding_exists(cls, encoding: str | None) -> str | None:
         try:
-            "".encode(encoding)
+            "".encode(encoding or "utf-8")
         except LookupError:
             raise ValueError(f"{encoding!r} is not a text encoding; use utf-8, latin-1, cp1252, ...") from None
         return encoding
 
+    @model_validator(mode="after")
+    def _files_or_sql(self) -> Self:
+        if (self.files is None) == (self.sql is None):
+            raise ValueError("set either `files` or `sql`")
+        return self
 
-class ItemSource(Source):
-    """A file of items. Columns that are not canonical become item attributes."""
+
+class Column(_Section):
+    """Where the values of a canonical column or an attribute come from, and how to read them.
+
+    Exactly one of path, first, value and sql is set, or first and sql.
+    """
+
+    path: str | None = Field(default=None, description="Column, or path into a nested value: `device.category`.")
+    first: tuple[str, ...] = Field(default=(), description="Paths of which the first that is not missing is used.")
+    value: str | None = Field(default=None, description="The same value in every row.")
+    sql: str | None = Field(
+        default=None,
+        description="Expression over the columns of the row, in DuckDB's SQL. Beside `first`: used if those are missing.",
+    )
+    values: dict[str, str] = Field(
+        default={},
+        description="Replaces values. For `event`: from the file's event names to event kinds, or to `drop`.",
+    )
+    html: bool | None = Field(default=None, description="Whether texts are HTML. Texts with tags are, if missing.")
+    split: str | None = Field(default=None, min_length=1, description="Separator of a text that holds a list.")
+    type: AttributeKind | None = Field(
+        default=None, description="Type of an attribute. Found from its values if missing."
+    )
+    decimal: Literal[".", ","] | None = Field(
+        default=None, description="Decimal separator of numbers. Found from the whole column if missing."
+    )
+    zone: str | None = Field(default=None, description="Time zone of moments without an offset, such as Europe/London.")
+    unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        default=None, description="Unit of Unix times. Found from their size if missing."
+    )
+    format: str | None = Field(
+        default=None, description="strptime format of moments. Found from the values if missing."
+    )
+    start: Literal[0, 1] = Field(default=0, description="Number of the first position of a list.")
+
+    @field_validator("zone")
+    @classmethod
+    def _zone_exists(cls, zone: str | None) -> str | None:
+        try:
+            ZoneInfo(zone or "UTC")
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{zone!r} is not a time zone; use an IANA name such as Europe/London") from None
+        return zone
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        origins = [self.path is not None, bool(self.first), self.value is not None, self.sql is not None]
+        if sum(origins) != 1 and origins != [False, True, False, True]:
+            raise ValueError("set exactly one of `path`, `first`, `value` and `sql`, or `first` and `sql`")
+        return self
+
+
+def _as_column(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+ColumnConfig = Annotated[Column, BeforeValidator(_as_column)]
+
+
+class Join(_Section):
+    """A table to look up one row in, for each row of a source."""
+
+    table: str = Field(description="Table to look up.")
+    keys: dict[str, str] = Field(
+        min_length=1, description="Pairs that must be equal: path of the row to column of the table."
+    )
+
+
+class Unpack(_Section):
+    """A nested value whose members become attributes: an object, or a list of pairs."""
+
+    path: str = Field(description="Path of the nested value.")
+    key: str | None = Field(default=None, description="In a list of pairs: field that holds the attribute's name.")
+    value: str | None = Field(default=None, description="In a list of pairs: field that holds its value.")
+
+
+class Explode(_Section):
+    """A list in a row of which each element becomes a row."""
+
+    path: str = Field(description="Path of the list.")
+    split: str | None = Field(default=None, min_length=1, description="Separator, if the list is a text.")
+
+
+def _as_explode(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class Source(_Section):
+    """A table and what its rows mean."""
+
+    table: str = Field(alias="from", description="Table whose rows are read.")
+    join: tuple[Join, ...] = Field(default=(), description="Tables to look up, in this order.")
+    explode: Annotated[Explode | None, BeforeValidator(_as_explode)] = Field(
+        default=None, description="Path of a list: each element becomes a row. `_index` is its place, from 0."
+    )
+    where: str | None = Field(
+        default=None, description="Condition in DuckDB's SQL. Other rows are left out and counted."
+    )
+    columns: dict[str, ColumnConfig | None] = Field(
+        default={},
+        description="Canonical column to path, or to an object with more options. A column of the same name needs no"
+        " entry; `null` leaves it out.",
+    )
+
+
+class _Profiles(Source):
+    exclude: tuple[str, ...] = Field(default=(), description="Columns that do not become attributes.")
+    include: tuple[str, ...] | None = Field(
+        default=None, description="Columns that become attributes. All that are not mapped, if missing."
+    )
+    unpack: tuple[Unpack, ...] = Field(default=(), description="Nested values whose members become attributes.")
+    merge: Literal["first", "last"] | None = Field(
+        default=None,
+        description="Several rows of one ID are one: the first or the last value of each column. If missing, only the"
+        " first row is accepted.",
+    )
+    order: str | None = Field(default=None, description="With `merge`: column that orders the rows, such as a moment.")
+
+
+class ItemSource(_Profiles):
+    """A table of items. Other columns become attributes."""
 
     product_column: str | None = Field(
-        default=None, description="Column of the file that is false for rows that are not products."
+        default=None, description="Column that is false for rows that are not products; their events are left out too."
     )
-    list_columns: dict[str, str] = Field(default={}, description="CSV columns that hold lists: attribute to separator.")
 
-    @field_validator("columns")
-    @classmethod
-    def _columns(cls, columns: dict[str, str]) -> dict[str, str]:
-        return _check_columns(columns, STANDARD_COLUMNS)
+
+class UserSource(_Profiles):
+    """A table of users. All columns but `user_id` become attributes."""
 
 
 class EventSource(Source):
-    """A file of events. A file in Metarank's format also has items, and `columns` then maps item fields."""
+    """A table of events."""
 
-    event: str | None = Field(default=None, description="Event kind of every row, for a file without an event column.")
-    event_values: dict[str, str] = Field(
-        default={},
-        description="Mapping from the file's event names to event kinds, or to `drop`. GA4 names are recognised.",
-    )
     order_column: str | None = Field(
         default=None,
-        description="Column that orders each user's rows if the file has no timestamps. They are generated from it.",
+        description="Column that orders each user's rows if there are no moments. They are generated from it.",
     )
     order_last_day: date = Field(
         default=date(2020, 1, 1), description="With `order_column`: date given to every user's last row."
     )
-    position_base: Literal[0, 1] = Field(default=0, description="Number of the first position of a list in this file.")
+    find_list_within_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Assign a row without a list to the newest list that showed the user the item, at most this old.",
+    )
     items_from_events: bool = Field(
         default=False,
-        description="Build the catalogue from the events: most frequent text and median positive price of each item.",
+        description="Create items from the events: most frequent text and median positive price of each item.",
     )
 
     @field_validator("columns")
     @classmethod
-    def _columns(cls, columns: dict[str, str]) -> dict[str, str]:
-        return _check_columns(columns, EVENT_COLUMNS)
-
-    @field_validator("event")
-    @classmethod
-    def _kind(cls, event: str | None) -> str | None:
-        kind = GA4.get(event, event) if event is not None else None
-        if kind is not None and kind not in KINDS:
-            raise ValueError(f"{event!r} is not an event kind; use one of {', '.join(KINDS)}")
-        return kind
-
-    @field_validator("event_values")
-    @classmethod
-    def _values(cls, values: dict[str, str]) -> dict[str, str]:
-        if wrong := [v for v in values.values() if v not in (*KINDS, DROP)]:
+    def _columns(cls, columns: dict[str, Column | None]) -> dict[str, Column | None]:
+        if wrong := [name for name in columns if name not in EVENT_COLUMNS]:
             raise ValueError(
-                f"{wrong[0]!r} is not an event kind; the right-hand side must be one of {', '.join(KINDS)}, {DROP}"
+                f"{wrong[0]!r} is not a canonical column; the left-hand side must be one of {', '.join(EVENT_COLUMNS)}"
             )
-        return values
+        event = columns.get("event")
+        kinds = [] if event is None else [*event.values.values(), *([event.value] if event.value else [])]
+        if wrong := [v for v in kinds if GA4.get(v, v) not in (*KINDS, DROP)]:
+            raise ValueError(f"{wrong[0]!r} is not an event kind; use one of {', '.join(KINDS)}, {DROP}")
+        return columns
 
 
-class ImportConfig(BaseModel):
-    """Source files to import and rules for rejecting rows."""
+class ImportConfig(_Section):
+    """Source tables to import, their mapping, and rules for rejecting rows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    items: tuple[ItemSource, ...] = Field(default=(), description="Item files.")
-    events: Annotated[tuple[EventSource, ...], Field(min_length=1)] = Field(description="Event files.")
+    folder: Path = Field(default=Path(), description="Folder that `files` are relative to.")
+    tables: dict[Annotated[str, Field(pattern=_NAME)], TableConfig] = Field(
+        default={}, description="Raw tables by name. A source may also name a file, which is then a table of its own."
+    )
+    items: tuple[ItemSource, ...] = Field(default=(), description="Tables of items.")
+    events: Annotated[tuple[EventSource, ...], Field(min_length=1)] = Field(description="Tables of events.")
+    users: tuple[UserSource, ...] = Field(default=(), description="Tables of users and their attributes.")
     annotations: tuple[Path, ...] = Field(
         default=(),
         description="Files to copy into the data set: `propensities.parquet`, and `truth.parquet` of a simulated shop.",
@@ -191,9 +291,13 @@ class ImportConfig(BaseModel):
         default=("", "null", "NULL", "None", "nan", "NaN", "undefined", "(not set)"),
         description="Cell values that count as missing.",
     )
-    moment_attributes: tuple[str, ...] = Field(
-        default=("release_date",), description="Item attributes that are timestamps, in ISO 8601 or Unix time."
-    )
+    timezone: str = Field(default="UTC", description="Time zone of moments without an offset.")
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, zone: str) -> str:
+        Column(path="timestamp", zone=zone)
+        return zone
 
     @field_validator("not_products")
     @classmethod
@@ -206,12 +310,40 @@ class ImportConfig(BaseModel):
 
     @model_validator(mode="after")
     def _items_somewhere(self) -> Self:
-        has_items = self.items or any(
-            e.items_from_events or e.format in ("metarank", "ga4", "auto") for e in self.events
-        )
+        has_items = self.items or any(e.items_from_events for e in self.events)
         if not has_items and self.unknown_items == "quarantine":
             raise ValueError(
-                "no source describes items, so every event would be rejected: name a file under `items`, set"
+                "no source describes items, so every event would be rejected: name a table under `items`, set"
                 " `items_from_events: true` on an event source, or set `unknown_items: keep`"
             )
         return self
+
+    def to_mapping(self) -> Mapping[str, Any]:
+        """The section as plain values for YAML, without defaults."""
+        return _compact(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+
+
+def _compact(value: Any) -> Any:
+    """Plain values in which an object with only a path is written as the path."""
+    if isinstance(value, dict):
+        return value["path"] if list(value) == ["path"] else {k: _compact(v) for k, v in value.items()}
+    return [_compact(v) for v in value] if isinstance(value, list) else value
+
+
+__all__ = [
+    "ANNOTATION_FILES",
+    "DROP",
+    "EVENT_COLUMNS",
+    "STANDARD_COLUMNS",
+    "AttributeKind",
+    "Column",
+    "EventSource",
+    "Explode",
+    "ImportConfig",
+    "ItemSource",
+    "Join",
+    "Source",
+    "TableConfig",
+    "Unpack",
+    "UserSource",
+]

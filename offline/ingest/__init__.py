@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from offline.ingest.detection import detect
 from offline.ingest.importer import import_data, validate
-from offline.ingest.suggestion import suggest
+# from offline.ingest.suggestion import suggest
 
-__all__ = ["detect", "import_data", "suggest", "validate"]
+__all__ = ["detect", "import_data", "validate"]

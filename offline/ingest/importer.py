@@ -1,25 +1,26 @@
 """Imports source files: checks every row, writes the accepted ones as a data set, and quarantines the rejected ones.
 
-Rows are checked batch by batch. Accepted rows stay in memory as columns until they are sorted and written. Nothing is
-written before everything is read, so a source that fails leaves no partial data set.
+All steps are SQL over one temporary database on disk, so memory does not grow with the files. Nothing is written to the
+data set before everything is read, so a source that fails leaves no partial data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.catalogue import TEXT_COLUMNS
 from features.log import KINDS, Kind
-from offline.config import ANNOTATION_FILES, EventSource, ImportConfig, ItemSource
+from offline.config import ANNOTATION_FILES, ImportConfig
 from offline.data import (
     EVENTS_FILE,
     EVENTS_FORM,
@@ -30,66 +31,67 @@ from offline.data import (
     erasures,
     written_items,
 )
-from offline.ingest import validation
-from offline.ingest.catalogue import catalogue_table, concat_tables, detect_numbers, items_from_events, merge_updates
-from offline.ingest.cells import Limits, Moments
-from offline.ingest.detection import detect
-from offline.ingest.quarantine import Mask, Quarantine, Rows
-from offline.ingest.rows import CheckJob, check_file, open_source
-from offline.ingest.summary import ImportSummary, SourceSummary
-from offline.ingest.validation import EventRules, codes, event_columns, event_ids, find_duplicates, refuse_rows
-from offline.runtime import LOCAL, DataError, Engine, OnProgress, atomic_path
+from offline.ingest.account import Account
+from offline.ingest.cells import create_macros
+from offline.ingest.events import read_events
+from offline.ingest.lists import EventChecks
+from offline.ingest.opening import open_tables
+from offline.ingest.profiles import Profiles, read_profiles
+from offline.ingest.quarantine import examples, quarantine_table
+from offline.ingest.reading import Library
+from offline.ingest.reading.library import literal, quoted
+from offline.ingest.summary import ImportSummary
+from offline.runtime import DataError, OnProgress, atomic_path
 
 __all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
 
 
 _ACCOUNT = "import.json"
-
-GA4_CLICK_US = 30 * 60 * 10**6
-"""A GA4 click is assigned to the newest list of the last 30 minutes (GA4's session timeout) that showed the item."""
+USERS_FILE = "users.parquet"
 
 
 def import_data(
-    config: ImportConfig, directory: Path, now: datetime, on_progress: OnProgress | None = None, engine: Engine = LOCAL
+    config: ImportConfig, directory: Path, now: datetime, on_progress: OnProgress | None = None
 ) -> ImportSummary:
-    """Write a data set: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary `import.json`.
+    """Write a data set: items, events, users with attributes if there are any, the quarantine, and `import.json`.
 
     Rows of erased users up to their erasure are not written, although they count as accepted. Files named under
     `annotations` are checked and written too; any of `ANNOTATION_FILES` that is not among them is removed.
 
     now: timezone-aware; events later than it by more than the configured tolerance are rejected. on_progress: called
-    with the bytes done and in total. engine: reads the sources and checks rows one by one; it must be able to access
-    the files. Raises DataError if a source cannot be read (nothing is written), if no event is accepted (only the
-    quarantine and the summary are written), or if the directory contains a simulated shop.
+    with the bytes read and in total. Raises DataError if a source cannot be read (nothing is written), if no event is
+    accepted (only the quarantine and the summary are written), or if the directory contains a simulated shop.
     """
     if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
         raise DataError(f"{directory}: contains a simulated shop (truth.parquet). Import into another directory.")
-    found = _Import(config, now, engine).run(on_progress)
-    events = erasures.without_erased(found.events, erasures.read_erasures(directory), EVENTS_FORM.moment)
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "quarantine.parquet", found.quarantine)
-    with atomic_path(directory / _ACCOUNT) as temporary:
-        temporary.write_text(found.summary.to_json(), "utf-8")
-    if not len(found.events):
-        raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {directory / 'quarantine.parquet'}.")
-    _write(directory / "items.parquet", found.items)
-    (directory / written_items.FILE).unlink(missing_ok=True)
-    _write(directory / EVENTS_FILE, events)
-    for name in ANNOTATION_FILES:
-        if name in found.annotations:
-            _write(directory / name, found.annotations[name])
+    with _imported(config, now, on_progress, directory) as found:
+        _write(directory / "quarantine.parquet", quarantine_table(found.library.sql))
+        with atomic_path(directory / _ACCOUNT) as temporary:
+            temporary.write_text(found.summary.to_json(), "utf-8")
+        if not sum(found.summary.events.values()):
+            where = directory / "quarantine.parquet"
+            raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {where}.")
+        _write(directory / "items.parquet", found.items.arrow())
+        (directory / written_items.FILE).unlink(missing_ok=True)
+        if len(found.users.types) > 1:
+            _write(directory / USERS_FILE, found.users.arrow())
         else:
-            # A file left over from an earlier import would not match this log.
-            (directory / name).unlink(missing_ok=True)
-    return found.summary
+            (directory / USERS_FILE).unlink(missing_ok=True)
+        _write_events(found.library, directory)
+        for name in ANNOTATION_FILES:
+            if name in found.annotations:
+                _write(directory / name, found.annotations[name])
+            else:
+                # A file left over from an earlier import would not match this log.
+                (directory / name).unlink(missing_ok=True)
+        return found.summary
 
 
-def validate(
-    source: ImportConfig | Path, now: datetime, on_progress: OnProgress | None = None, engine: Engine = LOCAL
-) -> ImportSummary:
-    """Summary of an import without writing it. source: a configuration, or a folder or file in a known layout."""
-    config = detect(source) if isinstance(source, Path) else source
-    return _Import(config, now, engine).run(on_progress).summary
+def validate(config: ImportConfig, now: datetime, on_progress: OnProgress | None = None) -> ImportSummary:
+    """Summary of an import without writing it."""
+    with _imported(config, now, on_progress, None) as found:
+        return found.summary
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -97,8 +99,30 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
 
 
-def _midnight_us(day: date) -> int:
-    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e6)
+def _write_events(library: Library, directory: Path) -> None:
+    """Write the accepted events in time order, without those of erased users."""
+    kinds = ", ".join(literal(kind) for kind in KINDS)
+    ours: Mapping[str, str] = {"event": f"[{kinds}][kind + 1]", "timestamp": "make_timestamp(timestamp)"}
+    columns = ", ".join(f"{ours.get(n, quoted(n))} AS {quoted(n)}" for n in EVENTS_SCHEMA.names)
+    order = "e.timestamp, event, item_id, user_id, request_id NULLS LAST, position NULLS LAST, event_id"
+    batches = library.sql.sql(f"SELECT {columns} FROM shop.events AS e ORDER BY {order}").to_arrow_reader(GROUP_ROWS)
+    erased = erasures.read_erasures(directory)
+    with (
+        atomic_path(directory / EVENTS_FILE) as temporary,
+        pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd") as writer,
+    ):
+        left = EVENTS_SCHEMA.empty_table()
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            at = table["timestamp"].cast(pa.timestamp("us")).cast(UTC_US)
+            table = table.set_column(table.schema.get_field_index("timestamp"), "timestamp", at).cast(EVENTS_SCHEMA)
+            table = erasures.without_erased(table, erased, EVENTS_FORM.moment)
+            left = pa.concat_tables([left, table])
+            while len(left) >= GROUP_ROWS:
+                writer.write_table(left.slice(0, GROUP_ROWS), GROUP_ROWS)
+                left = left.slice(GROUP_ROWS)
+        if len(left):
+            writer.write_table(left, GROUP_ROWS)
 
 
 # --- import ----------------------------------------------------------------------------------------------------
@@ -106,199 +130,141 @@ def _midnight_us(day: date) -> int:
 
 @dataclass(frozen=True)
 class _Imported:
-    items: pa.Table
-    events: pa.Table
-    quarantine: pa.Table
+    library: Library
+    items: Profiles
+    users: Profiles
     summary: ImportSummary
     annotations: Mapping[str, pa.Table]
 
 
-class _Import:
-    def __init__(self, config: ImportConfig, now: datetime, engine: Engine) -> None:
-        if now.tzinfo is None:
-            raise ValueError(f"now is {now.isoformat()}, without a time zone; pass a timezone-aware datetime")
-        latest_us = round((now.timestamp() + config.future_tolerance_s) * 1e6)
-        self.config, self.engine = config, engine
-        self.limits = Limits(config.missing, _midnight_us(config.earliest), latest_us)
-        self.quarantine = Quarantine()
-        sources: tuple[ItemSource | EventSource, ...] = (*config.items, *config.events)
-        plain = [s.path.name for s in sources]
-        names = [n if plain.count(n) == 1 else f"{s.path.parent.name}/{n}" for s, n in zip(sources, plain, strict=True)]
-        if twice := [n for n in names if names.count(n) > 1]:
-            raise DataError(f"two sources are called {twice[0]}. Rename one, so that messages can tell them apart.")
-        self.files = [open_source(s, n) for s, n in zip(sources, names, strict=True)]
-        self.notes: list[str] = []
+@contextmanager
+def _imported(
+    config: ImportConfig, now: datetime, on_progress: OnProgress | None, near: Path | None
+) -> Iterator[_Imported]:
+    """The checked rows in a database that lives as long as the context. near: folder on the disk to use for it."""
+    if now.tzinfo is None:
+        raise ValueError(f"now is {now.isoformat()}, without a time zone; pass a timezone-aware datetime")
+    latest_us = round((now.timestamp() + config.future_tolerance_s) * 1e6)
+    with TemporaryDirectory(prefix=".import-", dir=near) as folder:
+        copies = Path(folder) / "copies"
+        copies.mkdir()
+        library = Library(Path(folder))
+        try:
+            annotations = _annotations(config)
+            create_macros(library.sql, config.missing)
+            open_tables(library, config, copies, on_progress)
+            yield _check(library, config, latest_us, annotations)
+        finally:
+            library.close()
 
-    def run(self, on_progress: OnProgress | None) -> _Imported:
-        self._read(on_progress)
-        items = self._items()
-        events = self._check_across_rows(self._events())
-        items, events = self._with_items(items, events)
-        for i, file in enumerate(self.files):
-            file.accepted += int((events["#source"].to_numpy() == i).sum())
-        written = self._written(events)
-        known = self._annotations()
-        return _Imported(items, written, self.quarantine.table(), self._summary(items, events, written), known)
 
-    # Reading.
-
-    def _read(self, on_progress: OnProgress | None) -> None:
-        sizes = [f.source.path.stat().st_size for f in self.files]
-        # Workers may run in another directory, so paths must be absolute.
-        there = [replace(f, source=f.source.model_copy(update={"path": f.source.path.absolute()})) for f in self.files]
-        job = CheckJob(self.config, self.limits, tuple(there))
-        for found in self.engine.map(check_file, job, range(len(self.files))):
-            self.files[found.file].take(found)
-            self.quarantine.extend(found.quarantine)
-            if on_progress:
-                on_progress(sum(sizes[: found.file]) + min(found.read, sizes[found.file]), sum(sizes))
-
-    def _annotations(self) -> Mapping[str, pa.Table]:
-        out = {}
-        for path in self.config.annotations:
-            if path.name not in ANNOTATION_FILES or path.name in out:
-                raise DataError(
-                    f"{path}: not allowed under `annotations`; expected at most one of {', '.join(ANNOTATION_FILES)}"
-                )
-            if not path.is_file():
-                raise DataError(f"{path}: there is no such file. Check `annotations` of the configuration.")
-            out[path.name] = annotation_table(path)
-            self.notes.append(f"{path.name}: {len(out[path.name])} rows about shown lists were imported")
-        return out
-
-    # Checks across rows.
-
-    def _refuse(self, table: pa.Table, column: str, reason: str, bad: Callable[[pa.Table], Mask]) -> pa.Table:
-        names, columns = [f.name for f in self.files], [f.names for f in self.files]
-        return refuse_rows(table, bad(table), names, column, reason, self.quarantine, columns)
-
-    def _not_products(self, table: pa.Table) -> Mask:
-        flagged = sorted(set().union(*(f.not_products for f in self.files)))
-        bad = np.asarray(pc.is_in(table["item_id"], pa.array(flagged, pa.string())))
-        if self.config.not_products:
-            whole = f"^(?:{self.config.not_products})$"
-            bad = bad | np.asarray(pc.match_substring_regex(table["item_id"], whole))
-        return bad
-
-    def _items(self) -> pa.Table:
-        tables = []
-        for file in self.files:
-            if file.items:
-                table = concat_tables(file.items)
-                tables.append(detect_numbers(table, ("item_id", *TEXT_COLUMNS)) if file.form == "csv" else table)
-            file.notes += [
-                f"column {name} is ignored: its type is not text, number, timestamp or list of text"
-                for name in sorted(file.ignored)
-            ]
-        if not tables:
-            return pa.table({"item_id": pa.array([], pa.string())})
-        items = self._refuse(concat_tables(tables), "item_id", "not_a_product", self._not_products)
-        has_updates = "#updated" in items.column_names
-        if not has_updates:
-            items = self._refuse(items, "item_id", "duplicate_item", lambda t: find_duplicates(codes(t["item_id"])))
-        for i, file in enumerate(self.files):
-            file.accepted += int((items["#source"].to_numpy() == i).sum())
-        updates = int(find_duplicates(codes(items["item_id"])).sum())
-        if not updates:
-            return items
-        self.notes.append(f"{updates} rows update an earlier item: the last value of each field is kept")
-        return merge_updates(items)
-
-    def _events(self) -> pa.Table:
-        tables = []
-        for file in self.files:
-            if not file.events or not isinstance(file.source, EventSource):
-                continue
-            table = concat_tables(file.events)
-            if file.source.order_column is not None:
-                day = file.source.order_last_day
-                table = validation.times_from_order(table, _midnight_us(day)).drop_columns("order")
-                file.notes.append(
-                    f"no timestamps, only an order ({file.source.order_column}): timestamps were generated one day"
-                    f" apart, the last of each user on {day.isoformat()}"
-                )
-            tables.append(table)
-        return concat_tables(tables) if tables else _no_events(self.limits)
-
-    def _check_across_rows(self, events: pa.Table) -> pa.Table:
-        events = self._refuse(events, "item_id", "not_a_product", self._not_products)
-        if ga4 := [i for i, f in enumerate(self.files) if f.form == "ga4"]:
-            events, n = validation.make_lists_unique(events, GA4_CLICK_US, ga4)
-            self.notes.append(
-                f"{n} GA4 events were assigned to the newest list of the last 30 minutes that showed the item"
+def _annotations(config: ImportConfig) -> Mapping[str, pa.Table]:
+    out = {}
+    for path in config.annotations:
+        if path.name not in ANNOTATION_FILES or path.name in out:
+            raise DataError(
+                f"{path}: not allowed under `annotations`; expected at most one of {', '.join(ANNOTATION_FILES)}"
             )
-        events = self._refuse(events, "request_id", "list_of_another_user", validation.find_shared_lists)
-        events, moved = validation.unify_list_times(events)
-        if moved:
-            self.notes.append(f"{moved} impressions were moved to the earliest time of their list")
-        events = events.set_column(events.schema.get_field_index("event_id"), "event_id", event_ids(events))
-        events = self._refuse(events, "event_id", "duplicate_event", lambda t: find_duplicates(codes(t["event_id"])))
-        events = self._refuse(events, "item_id", "item_twice_in_list", validation.find_repeated_items)
-        flagged, wrong = validation.find_click_conflicts(events)
-        if flagged:
-            self.notes.append(
-                f"`clicked` agrees with the click events for {flagged - wrong} of {flagged} impressions; the events are"
-                " used"
-            )
-        return events
+        where = config.folder / path
+        if not where.is_file():
+            raise DataError(f"{where}: there is no such file. Check `annotations` of the configuration.")
+        out[path.name] = annotation_table(where)
+    return out
 
-    def _with_items(self, items: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        if sources := [i for i, f in enumerate(self.files) if getattr(f.source, "items_from_events", False)]:
-            rows = events.filter(pc.is_in(events["#source"], pa.array(sources, pa.int32())))
-            more = items_from_events(rows.filter(pc.invert(pc.is_in(rows["item_id"], pc.unique(items["item_id"])))))
-            self.notes.append(f"{len(more)} items were created from their events")
-            items = concat_tables([items, more])
-        known = pc.unique(items["item_id"])
-        id_only = pa.array([], pa.string())
-        if self.config.unknown_items == "keep":
-            seen = pc.unique(events["item_id"])
-            id_only = seen.filter(pc.invert(pc.is_in(seen, known)))
-            if len(id_only):
-                self.notes.append(f"{len(id_only)} items have no catalogue entry; imported with their ID only")
-        else:
-            outside: Callable[[pa.Table], Mask] = lambda t: ~np.asarray(pc.is_in(t["item_id"], known))  # noqa: E731
-            events = self._refuse(events, "item_id", "unknown_item", outside)
-        return catalogue_table(items, id_only), events
 
-    def _written(self, events: pa.Table) -> pa.Table:
-        kind = pa.array(KINDS).take(events["kind"].combine_chunks().cast(pa.int32()))
-        at = events["timestamp"].cast(pa.timestamp("us")).cast(UTC_US)
-        events = events.drop_columns("timestamp").append_column("timestamp", at).append_column("event", kind)
-        order = [(name, "ascending") for name in ("timestamp", "event", "item_id", "user_id", "request_id", "position")]
-        return events.select(EVENTS_SCHEMA.names).cast(EVENTS_SCHEMA).sort_by(order)
+def _check(library: Library, config: ImportConfig, latest_us: int, annotations: Mapping[str, pa.Table]) -> _Imported:
+    account = Account(library)
+    notes = [f"{name}: {len(table)} rows about shown lists were imported" for name, table in annotations.items()]
+    items = read_profiles(library, account, config, "item_id", config.items)
+    users = read_profiles(library, account, config, "user_id", config.users)
+    read_events(library, account, config, latest_us)
+    account.close()
+    checks = EventChecks(library, account, config)
+    if not_products := _not_products(config, items):
+        checks.refuse(f"SELECT seq FROM shop.events WHERE {not_products}", "item_id", "not_a_product")
+    notes += checks.run()
+    items.finish()
+    profiles = users.finish()
+    notes += _complete_items(library, checks, items)
+    for number, source in enumerate(config.events):
+        found = library.rows(f"SELECT count(*) FROM shop.events WHERE source = {number}")
+        account.of(source.table).accepted += found[0][0]
+    return _Imported(library, items, users, _summary(library, account, profiles, notes), annotations)
 
-    # Summary.
 
-    def _summary(self, items: pa.Table, events: pa.Table, written: pa.Table) -> ImportSummary:
-        sources = []
-        for file in self.files:
-            quarantined = self.quarantine.counts(file.name)
-            assert file.read == file.accepted + sum(quarantined.values()), f"{file.name}: rows were lost"
-            lines = file.lines if file.form in ("metarank", "ga4") else None
-            if lines not in (None, file.read):
-                file.notes.append(f"{lines} lines gave {file.read} rows: each list item counts as one impression")
-            sources.append(SourceSummary(file.name, file.read, lines, file.accepted, quarantined, tuple(file.notes)))
-        kinds = np.bincount(events["kind"].to_numpy(), minlength=len(Kind)).tolist()
-        at = written["timestamp"]
-        first, last = (at[0].as_py().isoformat(), at[-1].as_py().isoformat()) if len(at) else (None, None)
-        shown = events.filter(pc.equal(events["kind"], int(Kind.IMPRESSION)))
-        users, lists = (pc.count_distinct(column).as_py() for column in (events["user_id"], shown["request_id"]))
-        return ImportSummary(
-            tuple(sources),
-            users,
-            len(items),
-            lists,
-            dict(zip(KINDS, kinds, strict=True)),
-            first,
-            last,
-            tuple(self.notes),
-            tuple(self.quarantine.examples()),
+def _not_products(config: ImportConfig, items: Profiles) -> str:
+    conditions = []
+    if config.not_products:
+        conditions.append(f"regexp_full_match(item_id, {literal(config.not_products)})")
+    if items.not_products:
+        conditions.append(f"item_id IN ({', '.join(map(literal, sorted(items.not_products)))})")
+    return " OR ".join(conditions)
+
+
+def _complete_items(library: Library, checks: EventChecks, items: Profiles) -> list[str]:
+    """Add items from their events, and refuse events of unknown items or add the items with their ID only."""
+    notes = []
+    if sources := [str(i) for i, s in enumerate(checks.config.events) if s.items_from_events]:
+        # The most frequent text (ties: the first), and the median of the prices above 0.
+        have = library.rows(
+            f"SELECT {', '.join(f'count({n})' for n in (*TEXT_COLUMNS, 'price'))} FROM shop.events WHERE source IN ({', '.join(sources)})"
+        )[0]
+        wanted = [n for n, count in zip((*TEXT_COLUMNS, "price"), have, strict=True) if count]
+        cells = "".join(
+            f", median(price) FILTER (price > 0) AS price" if n == "price" else f", mode({n} ORDER BY {n}) AS {n}"
+            for n in wanted
         )
+        query = (
+            f"SELECT item_id{cells} FROM shop.events WHERE source IN ({', '.join(sources)}) AND item_id NOT IN (SELECT item_id FROM"
+            " shop.items) GROUP BY item_id"
+        )
+        notes.append(f"{_append(library, items, query, wanted)} items were created from their events")
+    unknown = "item_id NOT IN (SELECT item_id FROM shop.items)"
+    if checks.config.unknown_items == "keep":
+        if n := _append(library, items, f"SELECT DISTINCT item_id FROM shop.events WHERE {unknown}", []):
+            notes.append(f"{n} items have no catalogue entry; imported with their ID only")
+    else:
+        checks.refuse(f"SELECT seq FROM shop.events WHERE {unknown}", "item_id", "unknown_item")
+    return notes
 
 
-def _no_events(limits: Limits) -> pa.Table:
-    """An empty event table, built by `event_columns` so that its columns match."""
-    none = {n: pa.array([], pa.string()) for n in ("user_id", "item_id", "timestamp")}
-    rules = EventRules("view", {}, Moments("auto", None, ZoneInfo("UTC")), False, 0, ())
-    table = event_columns(Rows("", np.empty(0, np.int64), {}, Quarantine()), none, rules, limits)
-    return table.append_column("#source", pa.array([], pa.int32()))
+def _append(library: Library, items: Profiles, query: str, columns: list[str]) -> int:
+    """Append rows to the table of items; returns their number."""
+    for name in columns:
+        if name not in items.types:
+            items.types[name] = "DOUBLE" if name == "price" else "VARCHAR"
+            library.sql.execute(f"ALTER TABLE shop.items ADD COLUMN {quoted(name)} {items.types[name]}")
+    before = library.rows("SELECT count(*) FROM shop.items")[0][0]
+    library.sql.execute(f"INSERT INTO shop.items BY NAME {query}")
+    return int(library.rows("SELECT count(*) FROM shop.items")[0][0] - before)
+
+
+# --- summary ---------------------------------------------------------------------------------------------------
+
+
+def _summary(library: Library, account: Account, profiles: int, notes: list[str]) -> ImportSummary:
+    users, first, last = library.rows(
+        "SELECT count(DISTINCT user_id), min(timestamp), max(timestamp) FROM shop.events"
+    )[0]
+    kinds = dict(library.rows("SELECT kind, count(*) FROM shop.events GROUP BY kind"))
+    lists = library.rows(f"SELECT count(DISTINCT request_id) FROM shop.events WHERE kind = {int(Kind.IMPRESSION)}")[0][
+        0
+    ]
+    at: Callable[[int | None], str | None] = lambda us: us if us is None else _iso(us)  # noqa: E731
+    return ImportSummary(
+        tuple(account.summaries()),
+        users,
+        library.rows("SELECT count(*) FROM shop.items")[0][0],
+        lists,
+        profiles,
+        {kind: kinds.get(i, 0) for i, kind in enumerate(KINDS)},
+        at(first),
+        at(last),
+        tuple(notes),
+        tuple(examples(library.sql)),
+    )
+
+
+def _iso(us: int) -> str:
+    value: Any = pc.cast(pa.scalar(us, pa.timestamp("us", "UTC")), UTC_US).as_py()
+    return str(value.isoformat())

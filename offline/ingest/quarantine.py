@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
+import duckdb
 import pyarrow as pa
-from numpy.typing import NDArray
-
-from features.arrays import I64
-
-Mask = NDArray[np.bool_]
 
 SHOWN_CHARACTERS = 200
 """Maximum length of a rejected value that is kept: enough to recognise it, too little to fill a disk."""
@@ -37,59 +31,30 @@ REASONS: Mapping[str, Reason] = {
     "control_character": Reason(
         "contains a control character", "Remove control characters (tab, newline, NUL) from the IDs at the source."
     ),
-    "bad_encoding": Reason(
-        "is not UTF-8", "Set `encoding` of this source (often latin-1 or cp1252), or export as UTF-8."
-    ),
     "missing_timestamp": Reason(
         "does not contain a timestamp",
         "Log a timestamp with every event, or set `order_column` if only the order is known.",
     ),
-    "bad_timestamp": Reason(
-        "is not a recognised timestamp",
-        "Use ISO 8601 or Unix time, or set `timestamp_unit` or `timestamp_format` of this source.",
-    ),
+    "bad_timestamp": Reason("is not a recognised timestamp", "Set `format` of the column, as for strptime."),
     "timestamp_too_old": Reason(
-        "is before `earliest`",
-        "Check `timestamp_unit` of this source, or lower `earliest` if the event really is that old.",
+        "is before `earliest`", "Check `unit` of the column, or lower `earliest` if the event really is that old."
     ),
     "future_event": Reason(
-        "is in the future", "Check the clock, `timezone` and `timestamp_unit` of this source, then import it again."
+        "is in the future", "Check the clock, and `zone` and `unit` of the column, then import it again."
     ),
     "bad_order": Reason("cannot be ordered", "`order_column` must contain a finite number in every row."),
     "missing_event": Reason(
-        "does not name an event kind", "Fill in the column, or set `event` if all rows are of one kind."
+        "does not name an event kind",
+        "Fill in the column, or set `event: {value: purchase}` if all rows are of one kind.",
     ),
     "unknown_event": Reason(
         "is not a known event kind",
-        "Use impression, view, click, cart, purchase, rating or a GA4 event name, or map it in `event_values`.",
-    ),
-    "dropped_event": Reason("is dropped by `event_values`", "No action needed, unless you want events of this kind."),
-    "user_attributes": Reason("describes a user", "No action needed: user attributes are not imported."),
-    "not_a_number": Reason(
-        "is not a number", "Write plain decimals such as 6.95, without currency or thousands separators."
-    ),
-    "not_finite": Reason("is infinite", "Write a finite number, or leave the cell empty if the value is missing."),
-    "negative_price": Reason(
-        "is a negative price", "Correct the sign, or leave the cell empty if the price is missing."
+        "Use impression, view, click, cart, purchase, rating or a GA4 event name, or map it in `values` of `event`.",
     ),
     "negative_value": Reason(
-        "is a negative amount", "Returns and corrections are not purchases: map them to `drop`, or correct the sign."
+        "is a negative amount",
+        "Returns and corrections are not purchases: leave them out with `where`, or correct the sign.",
     ),
-    "number_too_large": Reason("is larger than 1e15", "Check the unit, or leave the cell empty."),
-    "date_out_of_range": Reason(
-        "is not between 1700-01-01 and 2200-01-01", "Correct the date, or leave the cell empty if it is not known."
-    ),
-    "bad_position": Reason(
-        "is not a list position",
-        "Use whole numbers starting at `position_base`, at most 32767, or leave the cell empty.",
-    ),
-    "device_too_long": Reason(
-        "is longer than 64 characters", "Map the device type (mobile, tablet, desktop, app), not the user agent."
-    ),
-    "query_too_long": Reason(
-        "is longer than 200 characters", "Map the words the customer typed, not the page the search led to."
-    ),
-    "text_too_long": Reason("is longer than 100,000 characters", "Shorten the text, or map another column."),
     "wrong_type": Reason(
         "has the wrong type", "Use a string, a number or null. Attributes may also be lists of strings."
     ),
@@ -100,11 +65,15 @@ REASONS: Mapping[str, Reason] = {
     "bad_json": Reason("is not valid JSON", "Write one JSON object per line. NaN and Infinity are not valid JSON."),
     "not_an_object": Reason("is not a JSON object", "Write one JSON object per line."),
     "line_too_long": Reason("is longer than 16 MiB", "Write one event per line."),
-    "empty_list": Reason("does not contain any items", "Log the items that were shown."),
     "duplicate_event": Reason(
         "is a duplicate", "No action needed: the first event is kept. Retries should send the same `event_id`."
     ),
-    "duplicate_item": Reason("is a duplicate", "The first row is kept. Give each item one row."),
+    "duplicate_item": Reason(
+        "is a duplicate", "The first row is kept. Give each item one row, or set `merge` on the source of items."
+    ),
+    "duplicate_user": Reason(
+        "is a duplicate", "The first row is kept. Give each user one row, or set `merge` on the source of users."
+    ),
     "item_twice_in_list": Reason(
         "is in the same list twice", "The first position is kept. Log a new `request_id` for every list shown."
     ),
@@ -138,80 +107,22 @@ def describe_refusal(file: str, row: int, column: str | None, value: str | None,
     return f"{where}: {what} {REASONS[reason].problem} ({reason}). {REASONS[reason].remedy}"
 
 
-def _excerpt(value: object) -> str | None:
-    if value is None:
-        return None
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-    # A lone surrogate, which JSON may contain, cannot be written as UTF-8.
-    text = text[:SHOWN_CHARACTERS].encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS]
+SCHEMA_COLUMNS = 'file, "row", "column", value, reason'
+"""Columns of the database's table of refused rows."""
 
 
-class Quarantine:
-    """Rejected rows in the order they were found. A row is rejected once, for the first reason found."""
-
-    def __init__(self) -> None:
-        self._tables: list[pa.Table] = []
-        self._counts: dict[str, Counter[str]] = {}
-
-    def add(self, file: str, row: I64, column: str | None, values: Sequence[object] | None, reason: str) -> None:
-        """Reject rows of one file for one reason. values: the value of `column` in each row."""
-        n = len(row)
-        if n == 0:
-            return
-        shown = [None] * n if values is None else [_excerpt(v) for v in values]
-        columns = [[file] * n, row, [column] * n, shown, [reason] * n, [REASONS[reason].remedy] * n]
-        self._tables.append(
-            pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-        )
-        self._counts.setdefault(file, Counter())[reason] += n
-
-    def extend(self, later: Quarantine) -> None:
-        """Append the rows of another quarantine."""
-        self._tables += later._tables
-        for file, counts in later._counts.items():
-            self._counts.setdefault(file, Counter()).update(counts)
-
-    def counts(self, file: str) -> dict[str, int]:
-        """Number of rejected rows of a file by reason, sorted by reason."""
-        return dict(sorted(self._counts.get(file, Counter()).items()))
-
-    def table(self) -> pa.Table:
-        """All rejected rows: file, row, column (null for the whole row), value (as text), reason, remedy."""
-        return pa.concat_tables([SCHEMA.empty_table(), *self._tables])
-
-    def examples(self, each: int = 1) -> list[str]:
-        """Messages about the first `each` rows of every file and reason."""
-        seen: Counter[tuple[str, str]] = Counter()
-        out = []
-        for table in self._tables:
-            key = (table["file"][0].as_py(), table["reason"][0].as_py())
-            rows = table.slice(0, max(0, each - seen[key])).to_pylist()
-            seen[key] += len(rows)
-            out += [describe_refusal(r["file"], r["row"], r["column"], r["value"], r["reason"]) for r in rows]
-        return out
+def quarantine_table(sql: duckdb.DuckDBPyConnection) -> pa.Table:
+    """All refused rows of an import: file, row, column (null for the whole row), value (as text), reason, remedy."""
+    value = f"left(value, {SHOWN_CHARACTERS})"
+    found = sql.sql(f'SELECT file, "row", "column", {value} AS value, reason FROM _refused').to_arrow_table()
+    remedies = [REASONS[reason].remedy for reason in found["reason"].to_pylist()]
+    return found.append_column("remedy", pa.array(remedies, pa.string())).cast(SCHEMA)
 
 
-class Rows:
-    """Rows of a batch of one file while they are checked. good: bool[n], rows not rejected so far.
-
-    names: mapping from canonical columns to the file's columns, for messages.
-    """
-
-    def __init__(self, file: str, row: I64, names: Mapping[str, str], quarantine: Quarantine) -> None:
-        self.file, self.row, self.names, self.quarantine = file, row, names, quarantine
-        self.good: Mask = np.ones(len(row), np.bool_)
-
-    def refuse(self, bad: Mask, column: str, values: pa.Array, reason: str) -> None:
-        """Quarantine the rows marked `bad` that were good so far. values: the column as in the file."""
-        bad = bad & self.good
-        if not bad.any():
-            return
-        at = np.flatnonzero(bad)
-        cells = values.take(pa.array(at))
-        if pa.types.is_string(cells.type):  # the bytes may not be UTF-8
-            cells = cells.cast(pa.binary())
-        elif pa.types.is_large_string(cells.type):
-            cells = cells.cast(pa.large_binary())
-        self.quarantine.add(self.file, self.row[at], self.names.get(column, column), cells.to_pylist(), reason)
-        self.good &= ~bad
+def examples(sql: duckdb.DuckDBPyConnection) -> Sequence[str]:
+    """Messages about the first refused row of every file and reason."""
+    rows = sql.execute(
+        'SELECT file, "row", "column", value, reason FROM (SELECT *, rowid AS place FROM _refused) QUALIFY row_number() OVER'
+        " (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
+    ).fetchall()
+    return [describe_refusal(f, r, c, v and v[:SHOWN_CHARACTERS], reason) for f, r, c, v, reason in rows]

@@ -1,4 +1,4 @@
-"""Summary of an import: accepted and rejected rows of every file."""
+"""Summary of an import: accepted and rejected rows of every table."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """Row counts of one file. Always read = accepted + quarantined.
+    """Row counts of one table. Always read = accepted + quarantined + left_out.
 
-    read: rows. lines: lines of a file in which a line may be several rows, else None. quarantined: rows by reason.
+    file: its file, or the first of several. read: rows. records: rows of the files, which may hold several rows or none.
+    quarantined: rows by reason. left_out: rows by kind of what the mapping does not import.
     """
 
     file: str
     read: int
-    lines: int | None
+    records: int
     accepted: int
     quarantined: Mapping[str, int]
+    left_out: Mapping[str, int]
     notes: Sequence[str]
 
 
@@ -26,14 +28,15 @@ class SourceSummary:
 class ImportSummary:
     """Summary of an import, or of its validation.
 
-    events: accepted events by kind. first, last: ISO 8601 timestamps of the events, None without events. examples:
-    messages about the first rejected row of every file and reason.
+    events: accepted events by kind. profiles: users with attributes. first, last: ISO 8601 timestamps of the events, None
+    without events. examples: messages about the first rejected row of every file and reason.
     """
 
     sources: Sequence[SourceSummary]
     users: int
     items: int
     lists: int
+    profiles: int
     events: Mapping[str, int]
     first: str | None
     last: str | None
@@ -41,11 +44,12 @@ class ImportSummary:
     examples: Sequence[str]
 
     def table(self) -> list[tuple[str, str, int]]:
-        """(file, `read`, `accepted` or a rejection reason, rows), in the order of the sources."""
+        """(file, `read`, `accepted`, a rejection reason or what is left out, rows), in the order of the tables."""
         rows = []
         for s in self.sources:
             rows += [(s.file, "read", s.read), (s.file, "accepted", s.accepted)]
             rows += [(s.file, reason, n) for reason, n in s.quarantined.items()]
+            rows += [(s.file, f"left out: {what}", n) for what, n in s.left_out.items()]
         return rows
 
     def to_json(self) -> str:
@@ -53,9 +57,15 @@ class ImportSummary:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def why_nothing(self) -> str:
-        """Message for an import without events, with the most common rejection reason."""
+        """Message for an import without events, with its root cause.
+
+        If events were refused because their items are unknown, the cause is what refused the items.
+        """
         refused = [(n, reason, s.file) for s in self.sources for reason, n in s.quarantined.items()]
         if not refused:
             return "No events were found in the sources."
-        n, reason, file = max(refused)
-        return f"No event was accepted. Most common reason: {reason} ({n} rows of {file})."
+        causes = [r for r in refused if r[1] != "unknown_item"] or refused
+        n, reason, file = max(causes)
+        echo = sum(n for n, reason, _ in refused if reason == "unknown_item")
+        therefore = f", hence {echo} events of unknown items" if echo and reason != "unknown_item" else ""
+        return f"No event was accepted. Most common reason: {reason} ({n} rows of {file}){therefore}."

@@ -1,0 +1,31 @@
+"""Names of attributes: any column name becomes a valid one by one rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from features.bounds import ATTRIBUTE_NAME, RESERVED_NAMES
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+def attribute_names(columns: Iterable[str]) -> dict[str, str]:
+    """Mapping from column names to attribute names.
+
+    Control characters and runs of white space become one space, at most `ATTRIBUTE_NAME` characters are kept, a blank
+    name becomes `column`, a reserved one gets an underscore, and a repeated one a number: `size (2)`.
+    """
+    out: dict[str, str] = {}
+    taken: set[str] = set()
+    for column in columns:
+        name = " ".join(_CONTROL.sub(" ", column).split())[:ATTRIBUTE_NAME].strip() or "column"
+        if name in RESERVED_NAMES or name.startswith("#"):
+            name = f"{name[: ATTRIBUTE_NAME - 1]}_"
+        number, first = 2, name
+        while name.lower() in taken:
+            end = f" ({number})"
+            name, number = first[: ATTRIBUTE_NAME - len(end)] + end, number + 1
+        taken.add(name.lower())
+        out[column] = name
+    return out

@@ -1,0 +1,12 @@
+"""Cells: raw values to IDs, numbers, moments, texts and lists, as SQL expressions over a whole column.
+
+A convention, such as the decimal separator or the order of day and month, is found from all values of a column, never
+from one cell. A cell that cannot be read is missing; `Reader` counts it and keeps an example.
+"""
+
+from __future__ import annotations
+
+from offline.ingest.cells.macros import create_macros
+from offline.ingest.cells.reader import Reader
+
+__all__ = ["Reader", "create_macros"]

@@ -1,0 +1,277 @@
+"""Reads the raw values of one mapped source: one expression for each canonical column or attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from features.bounds import ITEM_MOMENTS, MAX_NUMBER, TEXT_CHARACTERS
+from offline.config import Column
+from offline.ingest.cells.moments import moments
+from offline.ingest.cells.numbers import decimal_separator, number_sql
+from offline.ingest.mapping import MappedSource
+from offline.ingest.mapping.paths import Value, text
+from offline.ingest.reading import Library
+from offline.ingest.reading.library import quoted
+
+_NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
+_DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
+
+
+def is_number(kind: str) -> bool:
+    """Whether a DuckDB type is numeric."""
+    return any(part in kind for part in _NUMERIC) and not kind.endswith("[]")
+
+
+class Reader:
+    """Reads the raw values of a source in three layers of SQL.
+
+    `prepare` puts the raw values into a temporary table: typed numbers, moments and lists as they are, all else as trimmed
+    text that is null if missing. The methods named after kinds of values return expressions over that table, which `add`
+    takes as columns. `query` computes each column once, replaces invalid optional cells by null and counts them.
+
+    relation: name of the temporary table. types: of its columns. said: guesses, and cells that were not read.
+    """
+
+    def __init__(self, library: Library, mapped: MappedSource, relation: str, zone: str) -> None:
+        self.library, self.mapped, self.relation, self.zone = library, mapped, relation, zone
+        self.types: dict[str, str] = {}
+        self.said: list[str] = list(mapped.said)
+        self._columns: dict[str, str] = {}
+        self._valid: dict[str, str] = {}
+
+    def prepare(self, attributes: Sequence[str] = ()) -> None:
+        """Create the temporary table. attributes: values that may be lists."""
+        cells = []
+        nested = self._nested_values([n for n in attributes if self.mapped.types[n] == "JSON"])
+        for name, kind in self.mapped.types.items():
+            typed = is_number(kind) or kind == "BOOLEAN" or kind.startswith(("TIMESTAMP", "DATE"))
+            if typed or name in nested or (name in attributes and kind == "VARCHAR[]"):
+                cells.append(quoted(name))
+                self.types[name] = kind
+            else:
+                cells.append(f"{text(Value(quoted(name), kind))} AS {quoted(name)}")
+                self.types[name] = "VARCHAR"
+        self.library.sql.execute(
+            f"CREATE OR REPLACE TEMP TABLE {self._from} AS SELECT {', '.join(['_file, _row, _seq, _index', *cells])}"
+            f" FROM ({self.mapped.query})"
+        )
+
+    def _nested_values(self, names: list[str]) -> set[str]:
+        """Those of some JSON values that have an object or a list in any row."""
+        if not names:
+            return set()
+        kinds = ", ".join(f"bool_or(json_type({quoted(n)}) IN ('OBJECT', 'ARRAY'))" for n in names)
+        row = self.library.rows(f"SELECT {kinds} FROM ({self.mapped.query})")[0]
+        return {name for name, is_nested in zip(names, row, strict=True) if is_nested}
+
+    def drop(self) -> None:
+        """Drop the temporary table."""
+        self.library.sql.execute(f"DROP TABLE {self._from}")
+
+    def has(self, name: str) -> bool:
+        """Whether the source has a value for a target."""
+        return name in self.types
+
+    def column(self, name: str) -> Column:
+        """The configuration of a target."""
+        return self.mapped.columns[name]
+
+    @property
+    def _from(self) -> str:
+        return quoted(self.relation)
+
+    # Columns.
+
+    def add(self, name: str, sql: str, valid: str | None = None) -> None:
+        """Take a column. valid: condition on the column's name; where it does not hold, the cell is missing and counted."""
+        self._columns[name] = sql
+        if valid is not None and self.has(name):
+            self._valid[name] = valid
+
+    def query(self, problem: str) -> str:
+        """SELECT of `_file`, `_row`, `_seq`, the columns, `_problem` and `_lost`, a bit for each optional column.
+
+        problem: expression over the columns, and over `raw NAME`, the texts of the cells.
+        """
+        columns = "".join(f", {sql} AS {quoted(name)}" for name, sql in self._columns.items())
+        raw = "".join(f", {self.text(name)} AS {quoted(f'raw {name}')}" for name in self.types)
+        inner = f"SELECT _file, _row, _seq, _index{columns}{raw} FROM {self._from}"
+        valid = self._valid
+        kept = {n: f"CASE WHEN {valid[n]} THEN {quoted(n)} END" if n in valid else quoted(n) for n in self._columns}
+        bits = [
+            f"(({quoted(f'raw {n}')} IS NOT NULL AND coalesce(NOT ({valid[n]}), true))::BIGINT << {i})"
+            for i, n in enumerate(list(valid)[:62])
+        ]
+        out = "".join(f", {sql} AS {quoted(name)}" for name, sql in kept.items())
+        lost = " | ".join(bits) or "0::BIGINT"
+        return f"SELECT _file, _row, _seq{out}, {problem} AS _problem, {lost} AS _lost FROM ({inner})"
+
+    def count_lost(self, checked: str) -> Iterator[str]:
+        """Sentences about cells that could not be read, each with the first of them. checked: table made by `query`."""
+        names = list(self._valid)[:62]
+        bits = self.library.rows(f"SELECT bit_or(_lost) FROM {quoted(checked)}")[0][0] or 0
+        for i, name in enumerate(names):
+            if bits >> i & 1:
+                raw = self.text(name)
+                n, first = self.library.rows(
+                    f"SELECT count(*), arg_min({raw}, r._seq) FROM {quoted(checked)} AS c JOIN {self._from} AS r ON r._seq ="
+                    f" c._seq WHERE c._lost >> {i} & 1 = 1".replace(raw, self._qualified(name))
+                )[0]
+                called = self.mapped.names[name]
+                yield f"{called}: {n} cells cannot be read and count as missing, such as {str(first)[:80]!r}"
+
+    def _qualified(self, name: str) -> str:
+        return self.text(name).replace(quoted(name), f"r.{quoted(name)}")
+
+    # Expressions.
+
+    def text(self, name: str) -> str:
+        """Trimmed text."""
+        if not self.has(name):
+            return "CAST(NULL AS VARCHAR)"
+        return quoted(name) if self.types[name] == "VARCHAR" else text(Value(quoted(name), self.types[name]))
+
+    def id(self, name: str) -> str:
+        """An ID in canonical form. The fraction `.0` is dropped where all values of the column have it."""
+        if not self.has(name):
+            return "CAST(NULL AS VARCHAR)"
+        sql = f"nfc_normalize({self.text(name)})"
+        if self.types[name] == "VARCHAR" and self._all_match(name, r"^-?\d+\.0+$"):
+            self.said.append(f"{self.mapped.names[name]}: IDs were written as decimals; 13085.0 is read as 13085")
+            sql = f"regexp_replace({sql}, '\\.0+$', '')"
+        return sql
+
+    def id_problem(self, name: str) -> str:
+        """Reason why an added column is not a valid ID; null if it is, or is missing."""
+        kind, sql = self.mapped.types.get(name, ""), quoted(name)
+        if kind in ("BOOLEAN", "VARCHAR[]") or kind.startswith(("TIMESTAMP", "DATE")):
+            return f"CASE WHEN {sql} IS NOT NULL THEN 'wrong_type' END"
+        if kind == "JSON":
+            nested = f"{sql}[1] IN ('{{', '[') AND {sql} <> '[object Object]'"
+            return f"CASE WHEN {nested} THEN 'wrong_type' ELSE id_problem({sql}) END"
+        return f"id_problem({sql})"
+
+    def number(self, name: str) -> str:
+        """DOUBLE; null if it is missing or not a number."""
+        if not self.has(name):
+            return "CAST(NULL AS DOUBLE)"
+        raw = quoted(name)
+        if self.types[name] != "VARCHAR":
+            return f"TRY_CAST({raw} AS DOUBLE)"
+        decimal = self.column(name).decimal
+        if decimal is None and self._all_numbers(name):
+            return f"TRY_CAST({raw} AS DOUBLE)"
+        if decimal is None:
+            decimal = decimal_separator(self.library, self._from, raw)
+            if decimal == ",":
+                self.said.append(f"{self.mapped.names[name]}: read with a decimal comma (guessed)")
+        return number_sql(raw, decimal)
+
+    def add_number(self, name: str, *, least: float = -MAX_NUMBER) -> None:
+        """Take a column of numbers between a bound and `MAX_NUMBER`; others are missing."""
+        self.add(name, self.number(name), f"{quoted(name)} BETWEEN {least:.0f} AND {MAX_NUMBER:.0f}")
+
+    def moment(self, name: str) -> str:
+        """Microseconds since 1970 UTC; null if missing or not a moment."""
+        if not self.has(name):
+            return "CAST(NULL AS BIGINT)"
+        found = moments(self.library, self._from, quoted(name), self.types[name], self.column(name), self.zone)
+        if found.said:
+            self.said.append(f"{self.mapped.names[name]}: {found.said}")
+        return found.sql
+
+    def add_date(self, name: str) -> None:
+        """Take a column of moments as TIMESTAMP within `ITEM_MOMENTS`; others are missing."""
+        low, high = (f"make_timestamp({bound * 10**6})" for bound in ITEM_MOMENTS)
+        self.add(name, f"make_timestamp({self.moment(name)})", f"{quoted(name)} BETWEEN {low} AND {high}")
+
+    def add_prose(self, name: str) -> None:
+        """Take a column of text on one line without HTML; missing if it has more than `TEXT_CHARACTERS` characters."""
+        sql = self.text(name)
+        if self.has(name):
+            sql = f"one_line({sql})" if self.column(name).html is False else f"one_line(plain_text({sql}))"
+        self.add(name, sql, f"length({quoted(name)}) <= {TEXT_CHARACTERS}")
+
+    def flag(self, name: str) -> str:
+        """BOOLEAN from true or false, 1 or 0, yes or no."""
+        return f"flag({self.text(name)})"
+
+    def add_attributes(self, names: Sequence[str]) -> dict[str, str]:
+        """Take attributes as typed columns; returns their DuckDB types.
+
+        Attributes without any value, or with only nested objects, are left out.
+        """
+        profile = self._profile([n for n in names if self.types[n] == "VARCHAR" and self.column(n).split is None])
+        found = {name: self._add_attribute(name, profile.get(name)) for name in names}
+        return {name: kind for name, kind in found.items() if kind is not None}
+
+    def _add_attribute(self, name: str, profile: tuple[int, int, int, int] | None) -> str | None:
+        kind, how = self.types[name], self.column(name)
+        if how.type == "ignore":
+            return None
+        if kind in ("JSON", "VARCHAR[]"):
+            return self._add_list(name, kind)
+        if how.split is not None or how.type == "tags":
+            separator = (how.split or "|").replace("'", "''")
+            parts = f"list_transform(string_split(plain_text({self.text(name)}), '{separator}'), lambda x: tidy(x))"
+            self.add(name, f"nullif(list_filter({parts}, lambda x: x IS NOT NULL), [])")
+            return "VARCHAR[]"
+        filled, numbers, zeros, dates = profile or (1, 0, 0, 0)
+        if not filled:
+            return None
+        guess = how.type is None and kind == "VARCHAR"
+        if kind.startswith(("TIMESTAMP", "DATE")) or how.type == "date" or (guess and dates == filled):
+            self.add_date(name)
+            return "TIMESTAMP"
+        if is_number(kind) or kind == "BOOLEAN" or how.type == "number" or (guess and numbers == filled and not zeros):
+            self.add_number(name)
+            return "DOUBLE"
+        self.add_prose(name)
+        return "VARCHAR"
+
+    def _add_list(self, name: str, kind: str) -> str | None:
+        raw = quoted(name)
+        if kind == "VARCHAR[]":
+            self.add(name, _texts(raw))
+            return kind
+        kinds = {row[0] for row in self.library.rows(f"SELECT DISTINCT json_type({raw}) FROM {self._from}")} - {None, "NULL"}
+        if "OBJECT" in kinds:
+            self.said.append(f"{name}: nested objects are left out; `unpack` makes attributes of their fields")
+        if not kinds - {"OBJECT"}:
+            return None
+        one = f"CASE WHEN json_type({raw}) IN ('OBJECT', 'NULL') THEN [] ELSE [json_extract_string({raw}, '$')] END"
+        self.add(name, _texts(f"CASE WHEN json_type({raw}) = 'ARRAY' THEN json_extract_string({raw}, '$[*]') ELSE {one} END"))
+        return "VARCHAR[]"
+
+    # What the whole column shows.
+
+    def _profile(self, names: list[str]) -> dict[str, tuple[int, int, int, int]]:
+        if not names:
+            return {}
+        counts = ", ".join(
+            f"count({c}), count(*) FILTER (isfinite(TRY_CAST({c} AS DOUBLE))), count(*) FILTER (regexp_matches({c},"
+            f" '^[+-]?0\\d|_|^0[xX]')), count(*) FILTER (regexp_matches({c}, '{_DATES}'))"
+            for c in map(quoted, names)
+        )
+        row = self.library.rows(f"SELECT {counts} FROM {self._from}")[0]
+        return {name: (row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]) for i, name in enumerate(names)}
+
+    def _all_match(self, name: str, pattern: str) -> bool:
+        raw = quoted(name)
+        found = self.library.rows(
+            f"SELECT bool_and(regexp_matches({raw}, '{pattern}')) FROM {self._from} WHERE {raw} IS NOT NULL"
+        )
+        return bool(found[0][0])
+
+    def _all_numbers(self, name: str) -> bool:
+        raw = quoted(name)
+        filled, numbers = self.library.rows(f"SELECT count({raw}), count(TRY_CAST({raw} AS DOUBLE)) FROM {self._from}")[
+            0
+        ]
+        return bool(filled == numbers)
+
+
+def _texts(sql: str) -> str:
+    """A list of texts without missing and nested elements; null if none is left."""
+    tidied = f"list_transform({sql}, lambda x: one_line(plain_text(tidy(x))))"
+    return f"nullif(list_filter({tidied}, lambda x: x IS NOT NULL AND x[1] <> '{{'), [])"

@@ -1,0 +1,336 @@
+"""Raw tables: files loaded into one temporary DuckDB database on disk, with bounded memory.
+
+CSV cells are text, empty cells null. Parquet columns keep their types. Scalars of JSON become numbers, booleans or
+texts; every nested value, also of Parquet, is a JSON column. After loading, the database cannot access files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from offline.ingest.reading.dialects import Dialect, unclosed_quote
+from offline.ingest.reading.json_shapes import MAX_LINE
+from offline.ingest.reading.peeking import Peek
+from offline.runtime import DataError
+
+MEMORY = "2GB"
+MOST_COLUMNS = 2000
+_LONG_CELL_LINES = 100
+
+
+def quoted(name: str) -> str:
+    """An SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """An SQL text."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def table_name(path: Path | str) -> str:
+    """Name of a file's table: without endings, and without the date or number of a shard."""
+    name = Path(path).name
+    while re.search(r"\.(csv|tsv|txt|dat|data|json|jsonl|ndjson|xml|yml|xlsx|parquet|gz|zip)$", name, re.IGNORECASE):
+        name = name.rsplit(".", 1)[0]
+    return re.sub(r"[-_. ]*\d[\d\-_. ]*$", "", name) or name
+
+
+@dataclass
+class RawTable:
+    """A loaded table.
+
+    file: how messages call it. columns: name to DuckDB type. form: csv, json, parquet or sql. rows: number of records. refused: records that could not
+    be parsed, by reason. said: what was guessed.
+    """
+
+    name: str
+    file: str
+    columns: dict[str, str]
+    form: str = "csv"
+    rows: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    said: list[str] = field(default_factory=list)
+
+
+class Library:
+    """The database of an import. refusals: table `_refused` (file, row, column, value, reason)."""
+
+    def __init__(self, directory: Path, missing: Sequence[str] = ()) -> None:
+        self.directory = directory
+        self.sql = duckdb.connect(str(directory / "import.duckdb"))
+        for setting in (
+            f"memory_limit = '{MEMORY}'",
+            f"temp_directory = {literal(str(directory))}",
+            "TimeZone = 'UTC'",
+        ):
+            self.sql.execute(f"SET {setting}")
+        self.sql.execute("SET enable_progress_bar = false")
+        # Accepted rows, apart from the raw tables, which may have any name.
+        self.sql.execute("CREATE SCHEMA shop")
+        self.sql.execute(
+            'CREATE TABLE _refused (file VARCHAR, "row" BIGINT, "column" VARCHAR, value VARCHAR, reason VARCHAR)'
+        )
+        self.tables: dict[str, RawTable] = {}
+
+    def close(self) -> None:
+        """Close the database. Its directory belongs to the caller."""
+        self.sql.close()
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Result of a query."""
+        return self.sql.execute(query).fetchall()
+
+    def lock(self) -> None:
+        """Forbid any further access to files and any extension."""
+        self.sql.execute("SET enable_external_access = false")
+        self.sql.execute("SET lock_configuration = true")
+
+    def load(self, name: str, peeks: Sequence[Peek], on_file: Callable[[Peek], None] | None = None) -> RawTable:
+        """Load the files of one table. Columns that a file lacks are null. Raises DataError if one cannot be read."""
+        parts = []
+        table = RawTable(name, _common_name(peeks), {}, peeks[0].form)
+        for number, peek in enumerate(peeks):
+            part = quoted(f"_part_{number}")
+            _LOADERS[peek.form](self, peek, part, table)
+            parts.append(f"SELECT * FROM {part}")
+            table.said += [f"{peek.name}: {text}" for text in peek.said]
+            if on_file:
+                on_file(peek)
+        union = " UNION ALL BY NAME ".join(parts)
+        self.sql.execute(f"CREATE TABLE {quoted(name)} AS SELECT *, row_number() OVER () AS _seq FROM ({union})")
+        for number in range(len(peeks)):
+            self.sql.execute(f"DROP TABLE {quoted(f'_part_{number}')}")
+        return self.add(table)
+
+    def derive(self, name: str, query: str) -> RawTable:
+        """A table from an SQL query over the other tables. Raises DataError with DuckDB's message if it is wrong."""
+        try:
+            self.sql.execute(f"CREATE TABLE {quoted(name)} AS {query}")
+        except duckdb.Error as error:
+            raise DataError(f"table {name}: its `sql` cannot be run: {error}") from None
+        table = RawTable(name, name, {}, "sql")
+        have = self._describe(name)
+        if not {"_file", "_row", "_seq"} <= set(have):
+            others = ", ".join(quoted(c) for c in have if c not in ("_file", "_row", "_seq"))
+            self.sql.execute(
+                f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT {others}, {literal(name)} AS _file,"
+                f" row_number() OVER () AS _row, row_number() OVER () AS _seq FROM {quoted(name)}"
+            )
+        return self.add(table)
+
+    def ensure(self, name: str, columns: Sequence[str]) -> None:
+        """Add columns without values that a table lacks."""
+        table = self.tables[name]
+        for column in columns:
+            if column not in table.columns:
+                self.sql.execute(f"ALTER TABLE {quoted(name)} ADD COLUMN {quoted(column)} VARCHAR")
+                table.columns[column] = "VARCHAR"
+
+    def fill_down(self, name: str, columns: Sequence[str], key: str | None) -> None:
+        """Fill empty cells with the last value above, within the rows of one key if there is one."""
+        self._require(name, [*columns, *([key] if key else [])])
+        part = f"PARTITION BY {quoted(key)} " if key else ""
+        filled = ", ".join(
+            f"last_value({quoted(c)} IGNORE NULLS) OVER ({part}ORDER BY _seq) AS {quoted(c)}" for c in columns
+        )
+        self.sql.execute(
+            f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * REPLACE ({filled}) FROM {quoted(name)} ORDER BY _seq"
+        )
+
+    def add(self, table: RawTable) -> RawTable:
+        """Take a table of the database into the library: its columns and number of rows."""
+        types = self._describe(table.name)
+        table.columns = {c: t for c, t in types.items() if c not in ("_file", "_row", "_seq")}
+        if len(table.columns) > MOST_COLUMNS:
+            raise DataError(f"{table.file}: has {len(table.columns)} columns; the maximum is {MOST_COLUMNS}.")
+        table.rows = self.rows(f"SELECT count(*) FROM {quoted(table.name)}")[0][0]
+        self.tables[table.name] = table
+        return table
+
+    def _describe(self, name: str) -> dict[str, str]:
+        return {row[0]: row[1] for row in self.rows(f"DESCRIBE {quoted(name)}")}
+
+    def _require(self, name: str, columns: Sequence[str]) -> None:
+        table = self.tables[name]
+        if lacking := [c for c in columns if c not in table.columns]:
+            raise DataError(f"{table.file}: no column {lacking[0]!r}. It has: {', '.join(table.columns)}.")
+
+    def refuse(self, file: str, row: int, column: str | None, value: str, reason: str) -> None:
+        """Record a row that could not be parsed."""
+        self.sql.execute("INSERT INTO _refused VALUES (?, ?, ?, ?, ?)", [file, row, column, value[:1000], reason])
+
+
+def _common_name(peeks: Sequence[Peek]) -> str:
+    names = list(dict.fromkeys(p.name if len(peeks) == 1 else p.source.name for p in peeks))
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+# --- formats ---------------------------------------------------------------------------------------------------
+
+
+def _load_csv(library: Library, peek: Peek, part: str, table: RawTable) -> None:
+    dialect = peek.dialect
+    assert dialect is not None
+    if open_quote := unclosed_quote(peek.path, dialect):
+        row, text = open_quote
+        raise DataError(
+            f"{peek.name}, row {row}: a quote is opened and never closed, so all rows after it would be one cell: {text}."
+            " Close the quote, or set `quote: ''` for this table if quotes are part of the text."
+        )
+    q = literal(dialect.quote)
+    columns = ", ".join(f"{literal(n)}: 'VARCHAR'" for n in dialect.names)
+    read = (
+        f"read_csv({literal(str(peek.path))}, auto_detect=false, header={str(dialect.header).lower()},"
+        f" skip={dialect.skip}, delim={literal(dialect.delimiter)}, quote={q}, escape={q}, strict_mode=false,"
+        f" columns={{{columns}}}, store_rejects=true, rejects_table='_rejects', rejects_scan='_scans', nullstr='',"
+        f" max_line_size={MAX_LINE}, parallel=false)"
+    )
+    first = dialect.skip + (2 if dialect.header else 1)
+    try:
+        library.sql.execute(
+            f"CREATE TABLE {part} AS SELECT *, {literal(peek.name)} AS _file,"
+            f" row_number() OVER () + {first - 1} AS _row FROM {read}"
+        )
+    except duckdb.Error as error:
+        raise DataError(f"{peek.name}: cannot be read as CSV ({str(error).splitlines()[0]}).") from None
+    _take_rejects(library, peek, part, table)
+    _warn_of_long_cells(library, peek, part, dialect, table)
+
+
+_REJECTS: Mapping[str, str] = {
+    "TOO MANY COLUMNS": "wrong_number_of_columns",
+    "MISSING COLUMNS": "wrong_number_of_columns",
+    "LINE SIZE OVER MAXIMUM": "line_too_long",
+}
+
+
+def _take_rejects(library: Library, peek: Peek, part: str, table: RawTable) -> None:
+    found = library.rows(
+        "SELECT line, any_value(csv_line), any_value(error_type) FROM _rejects GROUP BY line ORDER BY 1"
+    )
+    library.sql.execute("DROP TABLE _rejects")
+    library.sql.execute("DROP TABLE _scans")
+    refused = [(line, text, kind) for line, text, kind in found if (text or "").strip()]
+    for line, text, kind in refused:
+        reason = _REJECTS.get(kind, "wrong_number_of_columns")
+        library.refuse(peek.name, line, None, text.strip(), reason)
+        table.refused[reason] += 1
+    if refused:
+        lines = ", ".join(f"({line})" for line, _, _ in refused)
+        library.sql.execute(f"CREATE TEMP TABLE _gaps AS SELECT * FROM (VALUES {lines}) AS g(line)")
+        # The rows after a rejected record have a higher number than their order among the rows that were read.
+        library.sql.execute(
+            f"UPDATE {part} SET _row = _row + shift FROM (SELECT line - row_number() OVER (ORDER BY line) + 1 AS from_row,"
+            f" row_number() OVER (ORDER BY line) AS shift, coalesce(lead(line) OVER (ORDER BY line) - row_number() OVER"
+            f" (ORDER BY line), 9223372036854775807) AS to_row FROM _gaps) AS g WHERE _row >= from_row AND _row < to_row"
+        )
+        library.sql.execute("DROP TABLE _gaps")
+
+
+def _warn_of_long_cells(library: Library, peek: Peek, part: str, dialect: Dialect, table: RawTable) -> None:
+    if not dialect.quote:
+        return
+    cells = " UNION ALL ".join(
+        f"SELECT _row, {literal(n)} AS name, {quoted(n)} AS cell FROM {part} WHERE length({quoted(n)}) > 2000"
+        for n in dialect.names
+    )
+    found = library.rows(
+        f"SELECT _row, name, lines FROM (SELECT _row, name, len(string_split(cell, chr(10))) AS lines FROM ({cells}))"
+        f" WHERE lines > {_LONG_CELL_LINES} ORDER BY lines DESC LIMIT 1"
+    )
+    for row, name, lines in found:
+        table.said.append(
+            f"{peek.name}, row {row}, column {name}: one cell spans {lines} lines; check that its quote is closed"
+        )
+
+
+def _load_parquet(library: Library, peek: Peek, part: str, table: RawTable) -> None:
+    read = f"read_parquet({literal(str(peek.path))}, file_row_number=true)"
+    try:
+        types = {row[0]: row[1] for row in library.rows(f"DESCRIBE SELECT * FROM {read}")}
+        names = [n for n in types if n != "file_row_number"]
+        nested = [n for n in names if re.search(r"\[\]|^(STRUCT|MAP|UNION)|\]$", types[n])]
+        cells = ", ".join(f"to_json({quoted(n)}) AS {quoted(n)}" if n in nested else quoted(n) for n in names)
+        library.sql.execute(
+            f"CREATE TABLE {part} AS SELECT {cells}, {literal(peek.name)} AS _file, file_row_number + 1 AS _row FROM {read}"
+        )
+    except duckdb.Error as error:
+        raise DataError(
+            f"{peek.name}: cannot be read as Parquet ({str(error).splitlines()[0]}). Export the file again."
+        ) from None
+
+
+def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None:
+    path = literal(str(peek.path))
+    if peek.shape == "array":
+        try:
+            library.sql.execute(
+                f"CREATE TABLE _json AS SELECT json, row_number() OVER () AS _row, json::VARCHAR AS line FROM"
+                f" read_json_objects({path}, format='array', maximum_object_size={MAX_LINE})"
+            )
+        except duckdb.Error as error:
+            raise DataError(f"{peek.name}: is not a valid JSON array ({str(error).splitlines()[0]}).") from None
+    else:
+        library.sql.execute(
+            f"CREATE TABLE _text AS SELECT line, row_number() OVER () AS _row FROM read_csv({path}, auto_detect=false,"
+            f" header=false, delim=chr(1), quote='', escape='', columns={{'line': 'VARCHAR'}}, strict_mode=false,"
+            f" max_line_size={MAX_LINE}, ignore_errors=true, parallel=false)"
+        )
+        library.sql.execute(
+            "CREATE TABLE _json AS SELECT CASE WHEN json_valid(line) THEN line::JSON END AS json, _row, line FROM _text"
+            " WHERE line IS NOT NULL AND trim(line) <> ''"
+        )
+        library.sql.execute("DROP TABLE _text")
+    bad = "CASE WHEN json IS NULL THEN 'bad_json' WHEN json_type(json) <> 'OBJECT' THEN 'not_an_object' END"
+    library.sql.execute(
+        f"INSERT INTO _refused SELECT {literal(peek.name)}, _row, NULL, line[:1000], {bad} FROM _json WHERE {bad} IS NOT NULL"
+    )
+    table.refused.update(dict(library.rows(f"SELECT {bad}, count(*) FROM _json WHERE {bad} IS NOT NULL GROUP BY 1")))
+    library.sql.execute(
+        f"CREATE TABLE {part} AS SELECT {_json_columns(library)} {literal(peek.name)} AS _file, _row FROM _json"
+        " WHERE json IS NOT NULL AND json_type(json) = 'OBJECT' ORDER BY _row"
+    )
+    library.sql.execute("DROP TABLE _json")
+
+
+def _json_columns(library: Library) -> str:
+    """Select list of the top-level keys. A key with only numbers or only booleans has that type, nested values JSON."""
+    found = library.rows(
+        "WITH objects AS (SELECT json FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT'), keys AS (SELECT json,"
+        " unnest(json_keys(json)) AS key FROM objects) SELECT key, list(DISTINCT json_type(json, '$.' || to_json(key)))"
+        " FROM keys GROUP BY key ORDER BY key"
+    )
+    out = ""
+    for key, types in found:
+        kinds = frozenset(types) - {"NULL"}
+        at = f"'$.' || {literal(json_key(key))}"
+        if kinds & {"OBJECT", "ARRAY"}:
+            cell = f"nullif(json_extract(json, {at}), 'null'::JSON)"
+        elif kinds <= {"UBIGINT", "BIGINT", "DOUBLE"} and kinds:
+            kind = "DOUBLE" if "DOUBLE" in kinds else "HUGEINT"
+            cell = f"TRY_CAST(json_extract_string(json, {at}) AS {kind})"
+        else:
+            cell = f"json_extract_string(json, {at})"
+            cell = f"({cell})::BOOLEAN" if kinds == {"BOOLEAN"} else cell
+        out += f"{cell} AS {quoted(key)}, "
+    return out
+
+
+def json_key(key: str) -> str:
+    """A key as a step of a JSON path."""
+    return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+_LOADERS: Mapping[str, Callable[[Library, Peek, str, RawTable], None]] = {
+    "csv": _load_csv,
+    "json": _load_json,
+    "parquet": _load_parquet,
+}
