@@ -68,9 +68,9 @@ def import_(
 ) -> None:
     """Import items, events and users from the files of a shop: CSV, JSON, XML, Excel or Parquet, packed or not.
 
-    Common exports are recognised by their shape (see docs/data.md). Other files are mapped by the `import` section of the
-    config; `shelfwise import FILES --suggest > shop.yaml` suggests one. Every row is checked. Each rejected row is written
-    to `quarantine.parquet` with its file, row, column and value, the reason, and how to fix it.
+    Common exports are recognised by their shape (see docs/data.md). Other files are mapped by the `import` section of
+    the config; `shelfwise import FILES --suggest > shop.yaml` suggests one. Every row is checked. Each rejected row is
+    written to `quarantine.parquet` with its file, row, column and value, the reason, and how to fix it.
     """
     from offline.ingest import import_data
 

@@ -107,8 +107,7 @@ class Column(_Section):
     first: tuple[str, ...] = Field(default=(), description="Paths of which the first that is not missing is used.")
     value: str | None = Field(default=None, description="The same value in every row.")
     sql: str | None = Field(
-        default=None,
-        description="Expression over the columns of the row, in DuckDB's SQL. Beside `first`: used if those are missing.",
+        default=None, description="Expression over the columns of the row, in DuckDB's SQL. Beside `first`: used last."
     )
     values: dict[str, str] = Field(
         default={},

@@ -1,14 +1,17 @@
 """Ingest: imports external files into a data set.
 
-`import_data` reads the sources of an `ImportConfig`, checks every row, writes items and events, and keeps rejected rows
-with the reason. `validate` does the same without writing. `detect` recognises a known layout, and `suggest` drafts a
-column mapping.
+`detect` recognises a common export by its shape and returns its mapping, an `ImportConfig`; `suggest` drafts one for
+other files. `import_data` reads the tables of a mapping, checks every row, writes items, events and users, and keeps
+rejected rows with the reason. `validate` does the same without writing.
+
+`reading` turns files into raw tables, `presets` and `suggestion` find mappings, `mapping` compiles them to SQL, and
+`cells` reads the values.
 """
 
 from __future__ import annotations
 
 from offline.ingest.detection import detect
 from offline.ingest.importer import import_data, validate
-# from offline.ingest.suggestion import suggest
+from offline.ingest.suggestion import suggest
 
-__all__ = ["detect", "import_data", "validate"]
+__all__ = ["detect", "import_data", "suggest", "validate"]

@@ -14,7 +14,7 @@ from offline.ingest.summary import SourceSummary
 
 @dataclass
 class TableAccount:
-    """Counts of one table. records: rows in the files. read: rows of all its sources, where a list counts each element."""
+    """Counts of one table. records: rows in the files. read: rows of all its sources, each element of a list."""
 
     table: RawTable
     read: int = 0

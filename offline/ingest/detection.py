@@ -6,8 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from offline.config import ImportConfig
-from offline.ingest.presets.preset import load_presets
-from offline.ingest.presets.recognition import bind, find_preset
+from offline.ingest.presets import bind, find_preset, load_presets
 from offline.ingest.reading import Peek, find_files, peek
 from offline.runtime import DataError
 

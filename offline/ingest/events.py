@@ -37,8 +37,8 @@ def midnight_us(day: date) -> int:
 def read_events(library: Library, account: Account, config: ImportConfig, latest_us: int) -> None:
     """Create the table `shop.events` from all event sources. latest_us: events after it are refused.
 
-    Columns: source (number of the event source), file, row, seq (order of all rows), kind, user_id, item_id,
-    timestamp (Unix us), request_id, session_id, event_id, device, query, position, value, clicked, item texts, price.
+    Columns: source (number of the event source), file, row, seq (order of all rows), kind, user_id, item_id, timestamp
+    (Unix us), request_id, session_id, event_id, device, query, position, value, clicked, item texts, price.
     """
     for number, source in enumerate(config.events):
         _read_source(library, account, config, number, source, latest_us)
@@ -75,7 +75,7 @@ def _read_source(
 
 
 def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, latest_us: int) -> str:
-    """Take all columns of `shop.events`; returns the expression of [reason, column] of a refused row, null for others."""
+    """Take all columns of `shop.events`; returns the expression of a refused row's [reason, column], else null."""
     reader.add("kind", _kinds(reader, source))
     problems = [
         (f"{_raw(reader, 'event')} IS NULL", "'missing_event'", "event"),
@@ -152,7 +152,7 @@ def _kind(word: str, values: Mapping[str, str]) -> int:
 def _take(
     library: Library, account: Account, counts: TableAccount, reader: Reader, source: EventSource, number: int
 ) -> None:
-    """Move the checked rows: those with a problem to the quarantine or the rows left out, the others to `shop.events`."""
+    """Move the checked rows: those with a problem to the quarantine or the rows left out, others to `events`."""
     shown_names = [n for n in ("event", "user_id", "item_id", "timestamp", "value", _ORDER) if reader.has(n)]
     texts = "".join(f", {reader.text(name)} AS {quoted(name)}" for name in shown_names)
     cases = " ".join(f"WHEN {literal(name)} THEN r.{quoted(name)}" for name in shown_names)
@@ -180,7 +180,8 @@ def _take(
     if source.order_column:
         accepted = _times_from_order(midnight_us(source.order_last_day))
         counts.said.append(
-            f"no timestamps, only an order ({source.order_column}): timestamps were generated one day apart, the last of"
+            f"no timestamps, only an order ({source.order_column}): timestamps were generated one day apart, the last"
+            f" of"
             f" each user on {source.order_last_day.isoformat()}"
         )
     kept = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -207,15 +207,17 @@ def _complete_items(library: Library, checks: EventChecks, items: Profiles) -> l
     if sources := [str(i) for i, s in enumerate(checks.config.events) if s.items_from_events]:
         # The most frequent text (ties: the first), and the median of the prices above 0.
         have = library.rows(
-            f"SELECT {', '.join(f'count({n})' for n in (*TEXT_COLUMNS, 'price'))} FROM shop.events WHERE source IN ({', '.join(sources)})"
+            f"SELECT {', '.join(f'count({n})' for n in (*TEXT_COLUMNS, 'price'))} FROM shop.events WHERE source IN"
+            f" ({', '.join(sources)})"
         )[0]
         wanted = [n for n, count in zip((*TEXT_COLUMNS, "price"), have, strict=True) if count]
         cells = "".join(
-            f", median(price) FILTER (price > 0) AS price" if n == "price" else f", mode({n} ORDER BY {n}) AS {n}"
+            ", median(price) FILTER (price > 0) AS price" if n == "price" else f", mode({n} ORDER BY {n}) AS {n}"
             for n in wanted
         )
         query = (
-            f"SELECT item_id{cells} FROM shop.events WHERE source IN ({', '.join(sources)}) AND item_id NOT IN (SELECT item_id FROM"
+            f"SELECT item_id{cells} FROM shop.events WHERE source IN ({', '.join(sources)}) AND item_id NOT IN"
+            f" (SELECT item_id FROM"
             " shop.items) GROUP BY item_id"
         )
         notes.append(f"{_append(library, items, query, wanted)} items were created from their events")

@@ -67,11 +67,14 @@ class Profiles:
         called = named(mapped.names[self.key])
         self.account.refuse(
             counts,
-            f"SELECT _file, _row, {called}, {quoted(self.key)}, _problem AS reason FROM {quoted(checked)} WHERE _problem IS NOT NULL"
+            f"SELECT _file, _row, {called}, {quoted(self.key)}, _problem AS reason FROM {quoted(checked)} WHERE"
+            f" _problem IS NOT NULL"
             " ORDER BY _seq",
         )
         if isinstance(source, ItemSource) and source.product_column:
-            found = self.library.rows(f"SELECT DISTINCT item_id FROM {quoted(checked)} WHERE _problem = 'not_a_product'")
+            found = self.library.rows(
+                f"SELECT DISTINCT item_id FROM {quoted(checked)} WHERE _problem = 'not_a_product'"
+            )
             self.not_products |= {row[0] for row in found if row[0]}
         reader.drop()
         self._keep(source, checked, types)
@@ -113,7 +116,8 @@ class Profiles:
         else:
             key = f"CASE WHEN json_type({sql}) = 'OBJECT' THEN json_keys({sql}) END"
         found = self.library.rows(
-            f"SELECT name, count(*) FROM (SELECT unnest({key}) AS name FROM {quoted(source.table)}{where}) GROUP BY name ORDER BY"
+            f"SELECT name, count(*) FROM (SELECT unnest({key}) AS name FROM {quoted(source.table)}{where}) GROUP BY"
+            f" name ORDER BY"
             f" 2 DESC, 1 LIMIT {MOST_UNPACKED + 1}"
         )
         names = [row[0] for row in found if row[0]]
@@ -163,10 +167,11 @@ class Profiles:
         else:
             self.merges = True
             best = "arg_max" if source.merge == "last" else "arg_min"
-            rank = "row_number() OVER (ORDER BY \"#order\" NULLS FIRST, _seq) AS _rank"
+            rank = 'row_number() OVER (ORDER BY "#order" NULLS FIRST, _seq) AS _rank'
             merged = "".join(f", {best}({v}, _rank) AS {v}" for v in values)
             query = (
-                f"SELECT min(_seq) AS _seq, arg_min(_file, _seq) AS _file, min(_row) AS _row, {key}{merged} FROM (SELECT *,"
+                f"SELECT min(_seq) AS _seq, arg_min(_file, _seq) AS _file, min(_row) AS _row, {key}{merged} FROM"
+                f" (SELECT *,"
                 f" {rank} FROM {quoted(checked)} WHERE _problem IS NULL) GROUP BY {key}"
             )
             accepted = self.library.rows(f"SELECT count(*) FROM {quoted(checked)} WHERE _problem IS NULL")[0][0]
@@ -185,7 +190,7 @@ class Profiles:
         self._parts.append((part, types, "" if source.merge else source.table))
 
     def finish(self) -> int:
-        """Combine the sources to the table `shop.items` or `shop.users`, earlier ones first. Returns the number of rows."""
+        """Combine the sources to the table `shop.items` or `shop.users`, earlier ones first. Returns its rows."""
         key = quoted(self.key)
         selects = []
         for number, (part, types, _) in enumerate(self._parts):

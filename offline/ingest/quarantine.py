@@ -122,7 +122,8 @@ def quarantine_table(sql: duckdb.DuckDBPyConnection) -> pa.Table:
 def examples(sql: duckdb.DuckDBPyConnection) -> Sequence[str]:
     """Messages about the first refused row of every file and reason."""
     rows = sql.execute(
-        'SELECT file, "row", "column", value, reason FROM (SELECT *, rowid AS place FROM _refused) QUALIFY row_number() OVER'
+        'SELECT file, "row", "column", value, reason FROM (SELECT *, rowid AS place FROM _refused)'
+        " QUALIFY row_number() OVER"
         " (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
     ).fetchall()
     return [describe_refusal(f, r, c, v and v[:SHOWN_CHARACTERS], reason) for f, r, c, v, reason in rows]

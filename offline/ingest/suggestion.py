@@ -10,22 +10,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
 import yaml
 
 from features.log import GA4, KINDS
-from offline.config import DROP
-from offline.ingest.readers import Batch, column_names, file_format, open_binary, read_csv, read_jsonl, read_parquet
+from offline.config import DROP, ImportConfig
+from offline.ingest.presets import Preset, bind, find_preset
+from offline.ingest.reading import Library, Peek, find_files, peek
+from offline.ingest.reading.library import quoted
 from offline.runtime import DataError
 
 SAMPLE = 200_000
 """Maximum number of sampled rows: enough to include rare values, and read in seconds."""
 
-_ENDINGS = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
-_DELIMITERS = (",", ";", "\t", "|")
 _MOST_KINDS = 30
 """A column with more distinct values than this is not an event kind."""
 _MOST_ODD = 30
@@ -84,62 +83,73 @@ _WORDS: Mapping[str, str] = {
 }
 """Common names of event kinds."""
 
-_FORMS = tuple(
-    f"{day} {clock}".strip()
-    for day in ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d/%m/%y", "%m/%d/%y")
-    for clock in ("%H:%M:%S", "%H:%M", "%I:%M:%S %p", "%I:%M %p", "")
-)
-
 
 @dataclass(frozen=True)
 class _Sample:
-    """The first rows of a file as text, `""` for an empty cell, with the encoding and delimiter of the file."""
+    """The first rows of a table as text, `""` for an empty cell. file: relative to the folder."""
 
-    path: Path
+    file: str
     columns: Mapping[str, list[str]]
-    encoding: str = "utf-8"
-    delimiter: str = ","
-
-    @property
-    def how(self) -> Iterator[str]:
-        if self.encoding != "utf-8":
-            yield f"encoding: {self.encoding}  # not UTF-8; check that the titles look right"
-        if self.delimiter != ",":
-            yield f"delimiter: {_scalar(self.delimiter)}"
+    said: Sequence[str]
 
 
 def suggest(source: Path) -> str:
     """Draft of an `import` section, as YAML, for a file or for the files of a folder, with comments on guesses.
 
-    Relative paths are kept. Raises DataError if a file cannot be read, if no column looks like an item ID, or if no
-    file looks like events. The message lists the columns or files that were found.
+    It is the mapping of the preset that fits the files, if one does. Raises DataError if no file can be read, if no
+    column looks like an item ID, or if no file looks like events. The message lists the columns or files that were
+    found.
     """
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder.")
-    paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.name.endswith(_ENDINGS))
+    folder = source if source.is_dir() else source.parent
+    with TemporaryDirectory(prefix="shelfwise-suggest-") as directory:
+        peeks, said = _peeks(source, Path(directory))
+        found = find_preset(peeks)
+        if found is not None:
+            return _of_preset(bind(found, folder), found.preset)
+        samples = [_read_sample(p, folder, Path(directory)) for p in peeks]
+    return _of_samples(source, folder, [(sample, _map_columns(sample)) for sample in samples], said)
+
+
+def _of_preset(config: ImportConfig, preset: Preset) -> str:
+    mapping = yaml.safe_dump({"import": dict(config.to_mapping())}, sort_keys=False, width=110, allow_unicode=True)
+    return f"# The mapping of the preset {preset.name}: {preset.title}.\n{mapping}"
+
+
+def _peeks(source: Path, directory: Path) -> tuple[list[Peek], list[str]]:
+    out, said = list[Peek](), list[str]()
+    (directory / "copies").mkdir()
+    for path in find_files(source):
+        try:
+            out += peek(path, directory / "copies")
+        except DataError as error:
+            said.append(f"# left out: {_remark(str(error))}")
+    return out, said
+
+
+def _of_samples(
+    source: Path, folder: Path, samples: Sequence[tuple[_Sample, dict[str, str]]], said: Sequence[str]
+) -> str:
     events: list[str] = []
     items: list[str] = []
-    samples: list[tuple[_Sample, dict[str, str]]] = []
-    for path in paths:
-        if (form := file_format(path)) in ("metarank", "ga4"):
-            events += [f"- path: {_scalar(str(path))}  # {form} events need no mapping"]
-        else:
-            samples.append((sample := _read_sample(path, form), _map_columns(sample)))
     described = any("user_id" not in columns for _, columns in samples)
     for sample, columns in samples:
         if "user_id" in columns:
             events += _entry([*_event_lines(sample, columns, described)])
         else:
-            items += _entry([*_common(sample), *_column_lines(sample, columns)])
+            items += _entry([*_common(sample), *_column_lines(sample, columns, {})])
     if not events:
         raise DataError(
             f"{source}: no customer ID column found, so there are no events."
-            f" Skipped: {', '.join(p.name for p in paths) or 'no files'}. {_BY_HAND}"
+            f" Skipped: {', '.join(s.file for s, _ in samples) or 'no files'}. {_BY_HAND}"
         )
-    known = "" if described or any("items_from_events" in e for e in events) or not samples else "  unknown_items: keep"
+    known = "" if described or any("items_from_events" in e for e in events) else "  unknown_items: keep"
     lines = [
         "# Column mapping, canonical columns on the left. Guessed from column names and sample rows: review it first.",
+        *said,
         "import:",
+        f"  folder: {_scalar(str(folder))}",
         known,
         *(_not_products(sample, columns) for sample, columns in samples),
         *(["  items:", *(f"    {line}" for line in items)] if items else []),
@@ -152,46 +162,16 @@ def suggest(source: Path) -> str:
 _BY_HAND = "Write the `import` section by hand; docs/data.md describes every key."
 
 
-def _read_sample(path: Path, form: str) -> _Sample:
-    encoding, delimiter = _encoding(path) if form == "csv" else "utf-8", ","
-    if form == "csv":
-        delimiter = max(_DELIMITERS, key=lambda d: len(column_names(path, form, encoding, d) or []))
-    names = column_names(path, form, encoding, delimiter)
-    batches: Iterator[Batch]
-    if form == "csv":
-        batches = read_csv(path, names or [], encoding, delimiter)
-    else:
-        batches = read_parquet(path, names or []) if form == "parquet" else read_jsonl(path, None, frozenset())
-    columns: dict[str, list[str]] = {name: [] for name in names or []}
-    rows = 0
-    for batch in batches:
-        for name, array in batch.columns.items():
-            columns.setdefault(name, [""] * rows).extend(_cells(array))
-        rows += len(batch.row)
-        for cells in columns.values():
-            # In JSON lines, each batch has only the keys of its own lines.
-            cells += [""] * (rows - len(cells))
-        if rows >= SAMPLE:
-            break
-    return _Sample(path, columns, encoding, delimiter)
-
-
-def _encoding(path: Path) -> str:
-    with open_binary(path) as (stream, _):
-        start = stream.read(4 * 2**20)
+def _read_sample(found: Peek, folder: Path, directory: Path) -> _Sample:
+    library = Library(directory)
     try:
-        # The last character may be cut in two.
-        start[: start.rfind(b"\n") + 1].decode("utf-8")
-    except UnicodeDecodeError:
-        return "cp1252"
-    return "utf-8"
-
-
-def _cells(array: pa.Array) -> list[str]:
-    return [
-        "" if v is None else (v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)).strip()
-        for v in array.to_pylist()
-    ]
+        table = library.load("sample", [found])
+        cells = ", ".join(f"CAST({quoted(name)} AS VARCHAR)" for name in table.columns)
+        rows = library.rows(f"SELECT {cells} FROM sample ORDER BY _seq LIMIT {SAMPLE}")
+    finally:
+        library.close()
+    columns = {name: [(row[i] or "").strip() for row in rows] for i, name in enumerate(table.columns)}
+    return _Sample(found.source.relative_to(folder).as_posix(), columns, table.said)
 
 
 def _map_columns(sample: _Sample) -> dict[str, str]:
@@ -214,7 +194,7 @@ def _map_columns(sample: _Sample) -> dict[str, str]:
         name for name in ("item_id", "timestamp") if name not in out and ("user_id" in out or name == "item_id")
     ]:
         raise DataError(
-            f"{sample.path.name}: no column looks like {lacking[0]}. It has: {', '.join(sample.columns)}. {_BY_HAND}"
+            f"{sample.file}: no column looks like {lacking[0]}. It has: {', '.join(sample.columns)}. {_BY_HAND}"
         )
     return out
 
@@ -222,32 +202,33 @@ def _map_columns(sample: _Sample) -> dict[str, str]:
 def _event_lines(sample: _Sample, columns: Mapping[str, str], described: bool) -> Iterator[str]:
     yield from _common(sample)
     kept = dict(columns)
-    if "event" in columns:
-        yield from _kinds(sample.columns[columns["event"]])
-    else:
-        yield "event: purchase  # kind of every row; or view, click, cart, impression"
     if not described and {"title", "price"} & set(columns):
         yield "items_from_events: true  # no item file: items are created from their events"
     elif described:
         # Item texts come from the item file.
         kept = {ours: theirs for ours, theirs in kept.items() if ours == "item_id" or ours not in _ITEM}
-    yield from _time(sample.columns[columns["timestamp"]])
-    floats = [ours for ours in ("user_id", "item_id") if _is_float(sample.columns[columns[ours]])]
-    if floats:
-        example = next(c for c in sample.columns[columns[floats[0]]] if c)
-        yield f"float_ids: [{', '.join(floats)}]  # {example} is read as {example[:-2]}"
-    yield from _column_lines(sample, kept)
+    special: dict[str, list[str]] = {}
+    if "event" not in columns:
+        special["event"] = ["value: purchase  # kind of every row; or view, click, cart, impression"]
+    elif kinds := list(_kinds(sample.columns[columns["event"]])):
+        special["event"] = [f"path: {_scalar(columns['event'])}", *kinds]
+    if how := list(_time(sample.columns[columns["timestamp"]])):
+        special["timestamp"] = [f"path: {_scalar(columns['timestamp'])}", *how]
+    yield from _column_lines(sample, kept, special)
 
 
 def _common(sample: _Sample) -> Iterator[str]:
-    yield f"path: {_scalar(str(sample.path))}"
-    yield from sample.how
+    yield f"from: {_scalar(sample.file)}"
+    yield from (f"# {_remark(text)}" for text in sample.said)
 
 
-def _column_lines(sample: _Sample, columns: Mapping[str, str]) -> Iterator[str]:
-    different = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
-    if different:
+def _column_lines(sample: _Sample, columns: Mapping[str, str], special: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    different = {ours: theirs for ours, theirs in columns.items() if ours != theirs and ours not in special}
+    if different or special:
         yield "columns:"
+    for ours, lines in special.items():
+        yield f"  {ours}:"
+        yield from (f"    {line}" for line in lines)
     for ours, theirs in different.items():
         cells = sample.columns[theirs]
         empty = sum(not c for c in cells) / max(1, len(cells))
@@ -266,7 +247,7 @@ def _kinds(cells: Sequence[str]) -> Iterator[str]:
         )
     if all(w.lower() in KINDS or w.lower() in GA4 for w in words):
         return
-    yield "event_values:"
+    yield "values:"
     for word in words:
         kind = _WORDS.get(word.lower().replace(" ", "_").replace("-", "_"))
         unsure = "" if kind else f"  # unknown: use one of {', '.join(KINDS)}, or {DROP}"
@@ -274,31 +255,12 @@ def _kinds(cells: Sequence[str]) -> Iterator[str]:
 
 
 def _time(cells: Sequence[str]) -> Iterator[str]:
-    """YAML lines for the timestamp format and time zone, if they cannot be detected on import."""
-    seen = pd.Series(list(dict.fromkeys(c for c in cells if c))[:5000], dtype=object)
-    if not len(seen) or seen.str.fullmatch(r"[+-]?\d+(\.\d*)?").all():
+    """YAML line for the time zone, if moments have no offset. Their format is found on import."""
+    seen = list(dict.fromkeys(c for c in cells if c))[:5000]
+    if not seen or all(re.fullmatch(r"[+-]?\d+(\.\d*)?", c) for c in seen):
         return
-
-    def share(form: str) -> float:
-        return float(pd.to_datetime(seen, format=form, errors="coerce", utc=True).notna().mean())
-
-    if share("ISO8601") < 0.99:
-        shares = {form: share(form) for form in _FORMS}
-        best = max(shares, key=lambda form: shares[form])
-        if shares[best] < 0.5:
-            yield f"# timestamp_format: ...  # {seen[0]!r} is not ISO 8601: set its strptime format"
-            return
-        also = next((f for f in _FORMS if f != best and shares[f] == shares[best]), None)
-        yield f"timestamp_format: {_scalar(best)}" + (
-            f"  # or {also}: the rows do not show whether day or month is first" if also else ""
-        )
-    if not seen.str.contains(r"(?:[Zz]|[+-]\d{2}:?\d{2})$").all():
-        yield "timezone: UTC  # timestamps have no offset: set your shop's time zone, such as Europe/London"
-
-
-def _is_float(cells: Sequence[str]) -> bool:
-    filled = [c for c in cells if c]
-    return bool(filled) and all(c.endswith(".0") and c[:-2].isdigit() for c in filled)
+    if not all(re.search(r"(?:[Zz]|UTC|GMT|[+-]\d{2}:?\d{2})$", c) for c in seen):
+        yield "zone: UTC  # moments have no offset: set your shop's time zone, such as Europe/London"
 
 
 def _not_products(sample: _Sample, columns: Mapping[str, str]) -> str:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 class SourceSummary:
     """Row counts of one table. Always read = accepted + quarantined + left_out.
 
-    file: its file, or the first of several. read: rows. records: rows of the files, which may hold several rows or none.
-    quarantined: rows by reason. left_out: rows by kind of what the mapping does not import.
+    file: its file, or the first of several. read: rows. records: rows of the files, which may hold several rows or
+    none. quarantined: rows by reason. left_out: rows by kind of what the mapping does not import.
     """
 
     file: str
@@ -28,8 +28,8 @@ class SourceSummary:
 class ImportSummary:
     """Summary of an import, or of its validation.
 
-    events: accepted events by kind. profiles: users with attributes. first, last: ISO 8601 timestamps of the events, None
-    without events. examples: messages about the first rejected row of every file and reason.
+    events: accepted events by kind. profiles: users with attributes. first, last: ISO 8601 timestamps of the events,
+    None without events. examples: messages about the first rejected row of every file and reason.
     """
 
     sources: Sequence[SourceSummary]

@@ -67,7 +67,8 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         "plain_text(x) AS CASE WHEN x IS NULL THEN NULL WHEN contains(x, '<') OR contains(x, '&') THEN plain_text_of(x)"
         " ELSE x END",
         "one_line(x) AS nullif(trim(regexp_replace(x, '[\\s\\x{a0}]+', ' ', 'g')), '')",
-        "flag(x) AS CASE WHEN lower(x) IN ('true', '1', 'yes') THEN true WHEN lower(x) IN ('false', '0', 'no') THEN false"
+        "flag(x) AS CASE WHEN lower(x) IN ('true', '1', 'yes') THEN true WHEN lower(x) IN ('false', '0', 'no') THEN"
+        " false"
         " END",
     ):
         sql.execute(f"CREATE OR REPLACE MACRO {macro}")

@@ -13,7 +13,8 @@ from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal
 
 _DAYS = (
-    "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%d/%m/%y", "%m/%d/%y",
+    "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%d/%m/%y",
+    "%m/%d/%y",
     "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%a, %d %b %Y",
     "%a %b %d %Y", "%Y年%m月%d日", "%Y-%m-%d",
 )  # fmt: skip
@@ -21,7 +22,8 @@ _CLOCKS = ("", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", ", %H:%M:%S", ", %H:%M", "
 _CLOCKS += (" %H:%M:%S %z", " %H时%M分%S秒", " %H时%M分", " %H時%M分")
 _SAMPLE = 2000
 _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
-_ISO = r"^(\d{4}-\d\d?-\d\d?)(?:[Tt ]+(\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?))?\s*([Zz]|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?(?:\s+[A-Z]{2,5})?$"
+_ISO = r"^(\d{4}-\d\d?-\d\d?)(?:[Tt ]+(\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?))?"
+_ISO += r"\s*([Zz]|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?(?:\s+[A-Z]{2,5})?$"
 
 
 class Moments(NamedTuple):
@@ -32,7 +34,7 @@ class Moments(NamedTuple):
 
 
 def _number_us(number: str, unit: str | None) -> str:
-    """Microseconds from Unix time in a unit, or in the unit that fits its size: 1e11 s is the year 5138, 1e11 ms 1973."""
+    """Microseconds from Unix time in a unit, or in the one of its size: 1e11 s is the year 5138, 1e11 ms 1973."""
     factor = {"s": "1e6", "ms": "1e3", "us": "1.0", "ns": "1e-3"}.get(unit or "")
     if factor is None:
         size = f"abs({number})"
@@ -97,10 +99,10 @@ def _iso_case(column: str, zone: str) -> str:
 def _of_numbers(library: Library, relation: str, column: str, number: str, how: Column) -> Moments:
     low, high = library.rows(f"SELECT min(n), max(n) FROM (SELECT {number} AS n FROM {relation}) WHERE isfinite(n)")[0]
     if how.unit is None and low is not None:
-        if 19000101 <= low and high <= 21001231:
+        if low >= 19000101 and high <= 21001231:
             days = f"epoch_us(try_strptime(CAST({number} AS BIGINT)::VARCHAR, '%Y%m%d'))"
             return Moments(days, "numbers of 8 digits are read as year, month and day")
-        if 20000 <= low and high < 80000:
+        if low >= 20000 and high < 80000:
             return Moments(
                 f"CAST(round(({number} - 25569) * 86400000) AS BIGINT) * 1000",
                 "numbers are read as days of a spreadsheet since 1900",

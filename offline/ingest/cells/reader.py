@@ -25,9 +25,10 @@ def is_number(kind: str) -> bool:
 class Reader:
     """Reads the raw values of a source in three layers of SQL.
 
-    `prepare` puts the raw values into a temporary table: typed numbers, moments and lists as they are, all else as trimmed
-    text that is null if missing. The methods named after kinds of values return expressions over that table, which `add`
-    takes as columns. `query` computes each column once, replaces invalid optional cells by null and counts them.
+    `prepare` puts the raw values into a temporary table: typed numbers, moments and lists as they are, all else as
+    trimmed text that is null if missing. The methods named after kinds of values return expressions over that table,
+    which `add` takes as columns. `query` computes each column once, replaces invalid optional cells by null and counts
+    them.
 
     relation: name of the temporary table. types: of its columns. said: guesses, and cells that were not read.
     """
@@ -83,7 +84,7 @@ class Reader:
     # Columns.
 
     def add(self, name: str, sql: str, valid: str | None = None) -> None:
-        """Take a column. valid: condition on the column's name; where it does not hold, the cell is missing and counted."""
+        """Take a column. valid: condition on the column's name; other cells are missing and counted."""
         self._columns[name] = sql
         if valid is not None and self.has(name):
             self._valid[name] = valid
@@ -114,7 +115,8 @@ class Reader:
             if bits >> i & 1:
                 raw = self.text(name)
                 n, first = self.library.rows(
-                    f"SELECT count(*), arg_min({raw}, r._seq) FROM {quoted(checked)} AS c JOIN {self._from} AS r ON r._seq ="
+                    f"SELECT count(*), arg_min({raw}, r._seq) FROM {quoted(checked)} AS c JOIN {self._from} AS r ON"
+                    f" r._seq ="
                     f" c._seq WHERE c._lost >> {i} & 1 = 1".replace(raw, self._qualified(name))
                 )[0]
                 called = self.mapped.names[name]
@@ -234,13 +236,18 @@ class Reader:
         if kind == "VARCHAR[]":
             self.add(name, _texts(raw))
             return kind
-        kinds = {row[0] for row in self.library.rows(f"SELECT DISTINCT json_type({raw}) FROM {self._from}")} - {None, "NULL"}
+        kinds = {row[0] for row in self.library.rows(f"SELECT DISTINCT json_type({raw}) FROM {self._from}")} - {
+            None,
+            "NULL",
+        }
         if "OBJECT" in kinds:
             self.said.append(f"{name}: nested objects are left out; `unpack` makes attributes of their fields")
         if not kinds - {"OBJECT"}:
             return None
         one = f"CASE WHEN json_type({raw}) IN ('OBJECT', 'NULL') THEN [] ELSE [json_extract_string({raw}, '$')] END"
-        self.add(name, _texts(f"CASE WHEN json_type({raw}) = 'ARRAY' THEN json_extract_string({raw}, '$[*]') ELSE {one} END"))
+        self.add(
+            name, _texts(f"CASE WHEN json_type({raw}) = 'ARRAY' THEN json_extract_string({raw}, '$[*]') ELSE {one} END")
+        )
         return "VARCHAR[]"
 
     # What the whole column shows.

@@ -1,7 +1,7 @@
 """Mapping: compiles a source of the configuration to one SQL query over raw tables.
 
-`compile_source` returns a query with one row per event, item or user, and its raw values by canonical name. Reading
-the values is the task of `cells`.
+`compile_source` returns a query with one row per event, item or user, and its raw values by canonical name. Reading the
+values is the task of `cells`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """Paths into raw tables, compiled to SQL expressions.
 
-Lineitem sku                           a column, whatever its name
-device.category                        a field of a nested value
-items[].item_id                        a field of each element: a list
-categories[0]                          one element
-event_params[key=ga_session_id].value  the element whose field has a value
-value.*                                the first field that is not null
-orders.created_at                      a column of a joined table
-_index                                 place of the element in the exploded list, from 0
+Lineitem sku                           a column, whatever its name device.category                        a field of a
+nested value items[].item_id                        a field of each element: a list categories[0]
+one element event_params[key=ga_session_id].value  the element whose field has a value value.*
+the first field that is not null orders.created_at                      a column of a joined table _index
+place of the element in the exploded list, from 0
 """
 
 from __future__ import annotations
@@ -97,7 +94,8 @@ def _descend(value: Value, rest: str) -> Value:
             each = f"json_extract_string(x, '$.' || {literal(json_key(step['field']))}) = {literal(step['equals'])}"
             sql = f"list_filter(TRY_CAST({sql} AS JSON[]), lambda x: {each})[1]"
         elif step["key"] == "*":
-            sql = f"list_filter(json_extract({sql}, {literal('$' + pending + '.*')}), lambda x: json_type(x) <> 'NULL')[1]"
+            members = f"json_extract({sql}, {literal('$' + pending + '.*')})"
+            sql = f"list_filter({members}, lambda x: json_type(x) <> 'NULL')[1]"
             pending = ""
         elif step["key"] is not None:
             pending += "." + json_key(step["key"].strip('"'))

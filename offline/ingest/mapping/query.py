@@ -16,9 +16,10 @@ from offline.runtime import DataError
 class MappedSource:
     """A compiled source.
 
-    query: SELECT of `_file`, `_row`, `_seq`, `_index` and the raw values under their target names. types: of the raw values.
-    columns: their configuration. names: what messages call each value. plain: whether the query only reads columns, so
-    that running it twice costs little. roots: columns of the own table that are mapped. scope: for further paths.
+    query: SELECT of `_file`, `_row`, `_seq`, `_index` and the raw values under their target names. types: of the raw
+    values. columns: their configuration. names: what messages call each value. plain: whether the query only reads
+    columns, so that running it twice costs little. roots: columns of the own table that are mapped. scope: for further
+    paths.
     """
 
     source: Source
@@ -67,7 +68,8 @@ def compile_source(
     cells = "".join(f", {value.sql} AS {quoted(name)}" for name, value in values.items())
     seq = f"({alias}._seq << 16) + " + ("least(coalesce(_index, 0), 65535)" if source.explode else "0")
     index = "_list._index" if source.explode else "CAST(NULL AS BIGINT)"
-    query = f"SELECT {alias}._file AS _file, {alias}._row AS _row, {seq} AS _seq, {index} AS _index{cells} FROM {origin}{where}"
+    place = f"{alias}._file AS _file, {alias}._row AS _row, {seq} AS _seq, {index} AS _index"
+    query = f"SELECT {place}{cells} FROM {origin}{where}"
     plain = (
         not source.join and not source.explode and not source.where and all("(" not in v.sql for v in values.values())
     )

@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from offline.ingest.presets.preset import Preset, load_preset, load_presets
-from offline.ingest.presets.recognition import find_preset
+from offline.ingest.presets.recognition import bind, find_preset
 
-__all__ = ["Preset", "find_preset", "load_preset", "load_presets"]
+__all__ = ["Preset", "bind", "find_preset", "load_preset", "load_presets"]

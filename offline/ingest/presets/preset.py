@@ -15,9 +15,10 @@ FOLDER = Path(__file__).parent
 class Match(BaseModel):
     """Shape of a table's files; all conditions hold.
 
-    columns: required, for JSON also nested keys (`device.category`). cells: regular expression that every sample value of
-    a column matches in full. empty: columns that are absent or have no value. line: regular expression that the first line matches in full. name: glob of file names, in
-    lower case, which decides only between tables of equal shape.
+    columns: required, for JSON also nested keys (`device.category`). cells: regular expression that every sample value
+    of a column matches in full. empty: columns that are absent or have no value. line: regular expression that the
+    first line matches in full. name: glob of file names, in lower case, which decides only between tables of equal
+    shape.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,7 +56,8 @@ class PresetTable(BaseModel):
 class Preset(BaseModel):
     """A preset. mapping: keys of the `import` section but `folder` and `tables`.
 
-    include: presets whose tables, and sources that read them, are added: such as `standard` for events in our own layout.
+    include: presets whose tables, and sources that read them, are added: such as `standard` for events in our own
+    layout.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -105,7 +105,7 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
         tables[name] = {"files": files[0] if len(files) == 1 else files, **spec.options, **part}
         own = spec.columns or peeks[0].columns
         # Keys of JSON that no sample has may follow later.
-        columns[name] = None if peeks[0].form == "json" else {c: "VARCHAR" for c in own}
+        columns[name] = None if peeks[0].form == "json" else dict.fromkeys(own, "VARCHAR")
         if spec.fill_down and columns[name] is not None:
             tables[name]["fill_down"] = [c for c in spec.fill_down if c in own]
     for name, spec in preset.tables.items():

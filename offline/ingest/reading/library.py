@@ -1,4 +1,4 @@
-"""Raw tables: files loaded into one temporary DuckDB database on disk, with bounded memory.
+"""Raw tables: files loaded into one temporary DuckDB database with bounded memory, which spills to disk.
 
 CSV cells are text, empty cells null. Parquet columns keep their types. Scalars of JSON become numbers, booleans or
 texts; every nested value, also of Parquet, is a JSON column. After loading, the database cannot access files.
@@ -47,8 +47,8 @@ def table_name(path: Path | str) -> str:
 class RawTable:
     """A loaded table.
 
-    file: how messages call it. columns: name to DuckDB type. form: csv, json, parquet or sql. rows: number of records. refused: records that could not
-    be parsed, by reason. said: what was guessed.
+    file: how messages call it. columns: name to DuckDB type. form: csv, json, parquet or sql. rows: number of records.
+    refused: records that could not be parsed, by reason. said: what was guessed.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Library:
 
     def __init__(self, directory: Path, missing: Sequence[str] = ()) -> None:
         self.directory = directory
-        self.sql = duckdb.connect(str(directory / "import.duckdb"))
+        self.sql = duckdb.connect()
         for setting in (
             f"memory_limit = '{MEMORY}'",
             f"temp_directory = {literal(str(directory))}",
@@ -182,7 +182,8 @@ def _load_csv(library: Library, peek: Peek, part: str, table: RawTable) -> None:
     if open_quote := unclosed_quote(peek.path, dialect):
         row, text = open_quote
         raise DataError(
-            f"{peek.name}, row {row}: a quote is opened and never closed, so all rows after it would be one cell: {text}."
+            f"{peek.name}, row {row}: a quote is opened and never closed, so all rows after it would be one cell:"
+            f" {text}."
             " Close the quote, or set `quote: ''` for this table if quotes are part of the text."
         )
     q = literal(dialect.quote)
@@ -228,9 +229,11 @@ def _take_rejects(library: Library, peek: Peek, part: str, table: RawTable) -> N
         library.sql.execute(f"CREATE TEMP TABLE _gaps AS SELECT * FROM (VALUES {lines}) AS g(line)")
         # The rows after a rejected record have a higher number than their order among the rows that were read.
         library.sql.execute(
-            f"UPDATE {part} SET _row = _row + shift FROM (SELECT line - row_number() OVER (ORDER BY line) + 1 AS from_row,"
+            f"UPDATE {part} SET _row = _row + shift FROM (SELECT line - row_number() OVER (ORDER BY line) + 1 AS"
+            f" from_row,"
             f" row_number() OVER (ORDER BY line) AS shift, coalesce(lead(line) OVER (ORDER BY line) - row_number() OVER"
-            f" (ORDER BY line), 9223372036854775807) AS to_row FROM _gaps) AS g WHERE _row >= from_row AND _row < to_row"
+            f" (ORDER BY line), 9223372036854775807) AS to_row FROM _gaps) AS g WHERE _row >= from_row AND _row <"
+            f" to_row"
         )
         library.sql.execute("DROP TABLE _gaps")
 
@@ -260,7 +263,8 @@ def _load_parquet(library: Library, peek: Peek, part: str, table: RawTable) -> N
         nested = [n for n in names if re.search(r"\[\]|^(STRUCT|MAP|UNION)|\]$", types[n])]
         cells = ", ".join(f"to_json({quoted(n)}) AS {quoted(n)}" if n in nested else quoted(n) for n in names)
         library.sql.execute(
-            f"CREATE TABLE {part} AS SELECT {cells}, {literal(peek.name)} AS _file, file_row_number + 1 AS _row FROM {read}"
+            f"CREATE TABLE {part} AS SELECT {cells}, {literal(peek.name)} AS _file, file_row_number + 1 AS _row FROM"
+            f" {read}"
         )
     except duckdb.Error as error:
         raise DataError(
@@ -291,7 +295,8 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
         library.sql.execute("DROP TABLE _text")
     bad = "CASE WHEN json IS NULL THEN 'bad_json' WHEN json_type(json) <> 'OBJECT' THEN 'not_an_object' END"
     library.sql.execute(
-        f"INSERT INTO _refused SELECT {literal(peek.name)}, _row, NULL, line[:1000], {bad} FROM _json WHERE {bad} IS NOT NULL"
+        f"INSERT INTO _refused SELECT {literal(peek.name)}, _row, NULL, line[:1000], {bad} FROM _json WHERE {bad} IS"
+        f" NOT NULL"
     )
     table.refused.update(dict(library.rows(f"SELECT {bad}, count(*) FROM _json WHERE {bad} IS NOT NULL GROUP BY 1")))
     library.sql.execute(
@@ -304,7 +309,8 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
 def _json_columns(library: Library) -> str:
     """Select list of the top-level keys. A key with only numbers or only booleans has that type, nested values JSON."""
     found = library.rows(
-        "WITH objects AS (SELECT json FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT'), keys AS (SELECT json,"
+        "WITH objects AS (SELECT json FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT'), keys AS"
+        " (SELECT json,"
         " unnest(json_keys(json)) AS key FROM objects) SELECT key, list(DISTINCT json_type(json, '$.' || to_json(key)))"
         " FROM keys GROUP BY key ORDER BY key"
     )

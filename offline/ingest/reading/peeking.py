@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from offline.ingest.reading.dialects import SAMPLE_LINES, Dialect, sniff, split_line
 from offline.ingest.reading.encodings import detect_encoding, to_utf8
-from offline.ingest.reading.feeds import record_paths, records, to_lines as feed_to_lines
+from offline.ingest.reading.feeds import record_paths, records
+from offline.ingest.reading.feeds import to_lines as feed_to_lines
 from offline.ingest.reading.files import ENDINGS, unpack
 from offline.ingest.reading.json_shapes import Shape, find_shape, sample_records, to_lines
 from offline.ingest.reading.workbooks import sheets_to_csv
@@ -29,8 +30,8 @@ class Peek:
 
     source: the file as given. name: how messages call it. path: what is loaded, after unpacking and conversion. form:
     csv, json or parquet. columns: names, for JSON also of nested keys (`device.category`). cells: sample texts of each
-    column. line: first line of a text. part: sheet, element or member of a file that holds several tables. said: what was
-    guessed or left out.
+    column. line: first line of a text. part: sheet, element or member of a file that holds several tables. said: what
+    was guessed or left out.
     """
 
     source: Path

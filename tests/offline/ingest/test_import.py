@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from offline.ingest.validation import DAY_US, times_from_order
 
 from features.context import NO_DEVICE, Device
 from offline.config.imports import EventSource, ItemSource
@@ -21,7 +22,6 @@ from offline.data.dataset import load_dataset
 from offline.data.schema import EVENTS_SCHEMA
 from offline.ingest.detection import detect
 from offline.ingest.importer import DataError, ImportConfig, ImportSummary, import_data, validate
-from offline.ingest.validation import DAY_US, times_from_order
 from tests import SHARED
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
