@@ -6,14 +6,13 @@ import json
 from datetime import UTC, datetime
 
 import msgspec
-import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.bounds import IdError, clean_id
-from offline.ingest.cells import Limits, as_id
-from offline.ingest.quarantine import Quarantine, Rows
+from offline.ingest.importer import DataError, ImportConfig, import_data
 from serving.api.events import Accepted, accept
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
@@ -35,18 +34,29 @@ ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled
 NOW = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(ids, min_size=1, max_size=6))
-def test_an_id_is_accepted_from_a_file_if_and_only_if_it_is_accepted_in_a_request(given: list[str]) -> None:
+@settings(max_examples=20, deadline=None)
+@given(st.lists(ids, min_size=1, max_size=30))
+def test_an_id_is_accepted_from_a_file_if_and_only_if_it_is_accepted_in_a_request(
+    tmp_path_factory: pytest.TempPathFactory, given: list[str]
+) -> None:
     """Both have the form of `clean_id`."""
-    rows = Rows("events.csv", np.arange(len(given)), {}, Quarantine())
-    found = as_id(rows, "user_id", pa.array(given, pa.string()), Limits(("",), 0, 2**62), "missing_user").to_pylist()
-    for text, imported, good in zip(given, found, rows.good.tolist(), strict=True):
+    rows = [{"user_id": text, "item_id": f"i{n}", "event": "click", "timestamp": NOW} for n, text in enumerate(given)]
+    folder = tmp_path_factory.mktemp("ids")
+    (folder / "events.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    section = {"folder": folder, "missing": [""], "events": [{"from": "events.jsonl"}], "unknown_items": "keep"}
+    config = ImportConfig.model_validate(section)
+    try:
+        import_data(config, folder, datetime(2026, 1, 2, tzinfo=UTC))
+        table = pq.read_table(folder / "events.parquet", columns=["item_id", "user_id"])
+        found = dict(zip(*table.to_pydict().values(), strict=True))
+    except DataError:  # no event was accepted
+        found = {}
+    for n, text in enumerate(given):
         body = json.dumps({"event": "click", "user_id": text, "item_id": "i"}).encode()
         (answer,) = accept(msgspec.Raw(body), NOW, 60.0)
         try:
             expected: str | None = clean_id(text)
         except IdError:
             expected = None
-        assert (imported if good else None) == expected
+        assert found.get(f"i{n}") == expected
         assert (answer.event.user_id if isinstance(answer, Accepted) else None) == expected
