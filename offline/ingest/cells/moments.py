@@ -23,7 +23,7 @@ _CLOCKS += (" %H:%M:%S %z", " %H时%M分%S秒", " %H时%M分", " %H時%M分")
 _SAMPLE = 2000
 _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
 _ISO = r"^(\d{4}-\d\d?-\d\d?)(?:[Tt ]+(\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?))?"
-_ISO += r"\s*([Zz]|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?(?:\s+[A-Z]{2,5})?$"
+_ISO += r"\s*([Zz]|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?(?:\s+(?:[A-Z]{2,5}|[+-]\d\d(?:\d\d)?))?$"
 
 
 class Moments(NamedTuple):
@@ -77,6 +77,8 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         cases.append(_iso_case(column, zone))
     if others:
         found = _of_formats(library, relation, column, zone)
+        if not cases:
+            return found
         cases.append(f"ELSE {found.sql}")
         said += [found.said] if found.said else []
     return Moments(f"(CASE {' '.join(cases)} END)" if cases else "CAST(NULL AS BIGINT)", "; ".join(said) or None)

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 class Match(BaseModel):
     """Shape of a table's files; all conditions hold.
 
-    columns: required, for JSON also nested keys (`device.category`). cells: regular expression that every sample value
+    columns: required, for JSON also nested keys (`device.category`); `a|b` is one of two names. cells: regular expression that every sample value
     of a column matches in full. empty: columns that are absent or have no value. line: regular expression that the
     first line matches in full. name: glob of file names, in lower case, which decides only between tables of equal
     shape.
@@ -32,7 +32,11 @@ class Match(BaseModel):
 
 
 class PresetTable(BaseModel):
-    """A table of a preset. Options for reading are those of `TableConfig`."""
+    """A table of a preset. Options for reading are those of `TableConfig`.
+
+    optional: whether the preset fits without it. An `sql` table that names it then reads an empty table, with the
+    columns that `columns` or `ensure` list.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -13,6 +13,7 @@ from offline.config import ANNOTATION_FILES, ImportConfig
 from offline.ingest.mapping.paths import Scope
 from offline.ingest.presets.preset import Match, Preset, PresetTable, load_presets
 from offline.ingest.reading import Peek
+from offline.ingest.reading.library import quoted
 from offline.runtime import DataError
 
 
@@ -81,7 +82,7 @@ def _fits(peek: Peek, match: Match, table: PresetTable) -> bool:
         return False
     if match.line and not re.fullmatch(match.line, peek.line):
         return False
-    if not set(match.columns) <= set(peek.columns):
+    if not all(any(name in peek.columns for name in names.split("|")) for names in match.columns):
         return False
     if any(peek.cells.get(column) for column in match.empty):
         return False
@@ -103,20 +104,29 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
         parts = {p.part for p in peeks}
         part = {"part": next(iter(parts))} if len(parts) == 1 and parts != {None} else {}
         tables[name] = {"files": files[0] if len(files) == 1 else files, **spec.options, **part}
-        own = spec.columns or peeks[0].columns
+        own = [*(spec.columns or peeks[0].columns), *spec.ensure]
         # Keys of JSON that no sample has may follow later.
         columns[name] = None if peeks[0].form == "json" else dict.fromkeys(own, "VARCHAR")
         if spec.fill_down and columns[name] is not None:
             tables[name]["fill_down"] = [c for c in spec.fill_down if c in own]
+    queries = " ".join(spec.sql for spec in preset.tables.values() if spec.sql is not None)
     for name, spec in preset.tables.items():
         if spec.sql is not None:
             tables[name] = {"sql": spec.sql}
             columns[name] = None
+        elif name not in found and re.search(rf"\b{name}\b", queries):
+            tables[name] = {"sql": _empty(spec)}
     mapping = dict(preset.mapping)
     for kind in ("items", "events", "users"):
         mapping[kind] = [_bound(s, columns) for s in mapping.get(kind, []) if s["from"] in columns]
     annotations = [name for name in ANNOTATION_FILES if (folder / name).is_file()] if preset.name == "standard" else []
     return ImportConfig.model_validate({"folder": folder, "tables": tables, "annotations": annotations, **mapping})
+
+
+def _empty(spec: PresetTable) -> str:
+    """Query of a table without rows, for an optional table that is absent."""
+    cells = ", ".join(f"CAST(NULL AS VARCHAR) AS {quoted(name)}" for name in (*spec.columns, *spec.ensure))
+    return f"SELECT {cells} LIMIT 0"
 
 
 def _bound(source: Mapping[str, Any], columns: Mapping[str, Mapping[str, str] | None]) -> dict[str, Any]:
@@ -149,6 +159,8 @@ def _bound(source: Mapping[str, Any], columns: Mapping[str, Mapping[str, str] | 
         elif isinstance(value, dict) and "first" in value:
             if paths := [p for p in value["first"] if there(p)]:
                 kept[name] = {**value, "first": paths}
+            elif "sql" in value:
+                kept[name] = {k: v for k, v in value.items() if k != "first"}
         else:
             kept[name] = value
     out["columns"] = kept
