@@ -14,8 +14,8 @@ def attribute_names(columns: Iterable[str]) -> dict[str, str]:
     """Mapping from column names to attribute names.
 
     Control characters and runs of white space become one space, at most `ATTRIBUTE_NAME` characters are kept, a blank
-    name becomes `column`, a reserved one in any case gets an underscore, and a repeated one a number: `size (2)`. Names are
-    repeated if they have the same letters and digits in any case, because the trees know `Unit Weight` and
+    name becomes `column`, a reserved one in any case gets an underscore, and a repeated one a number: `size (2)`.
+    Names are repeated if they have the same letters and digits in any case, because the trees know `Unit Weight` and
     `unit_weight` by one name.
     """
     out: dict[str, str] = {}
