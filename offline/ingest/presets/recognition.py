@@ -12,7 +12,8 @@ from typing import Any
 from offline.config import ANNOTATION_FILES, ImportConfig
 from offline.ingest.mapping.paths import Scope
 from offline.ingest.presets.preset import Match, Preset, PresetTable, load_presets
-from offline.ingest.reading import Peek
+from offline.ingest.reading import Peek, renamed_columns
+from offline.ingest.reading.library import quoted
 from offline.runtime import DataError
 
 
@@ -81,12 +82,14 @@ def _fits(peek: Peek, match: Match, table: PresetTable) -> bool:
         return False
     if match.line and not re.fullmatch(match.line, peek.line):
         return False
-    if not set(match.columns) <= set(peek.columns):
+    renamed = renamed_columns(peek.columns, table.rename)
+    known = {*peek.columns, *renamed}
+    if not all(known.intersection(either.split("|")) for either in match.columns):
         return False
     if any(peek.cells.get(column) for column in match.empty):
         return False
-    for column, pattern in match.cells.items():
-        cells = peek.cells.get(column, ())
+    for either, pattern in match.cells.items():
+        cells = [cell for column in either.split("|") for cell in peek.cells.get(renamed.get(column, column), ())]
         if not cells or not all(re.fullmatch(pattern, cell) for cell in cells):
             return False
     return not table.columns or peek.dialect is None or len(table.columns) == len(peek.dialect.names)
@@ -103,11 +106,14 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
         parts = {p.part for p in peeks}
         part = {"part": next(iter(parts))} if len(parts) == 1 and parts != {None} else {}
         tables[name] = {"files": files[0] if len(files) == 1 else files, **spec.options, **part}
-        own = spec.columns or peeks[0].columns
+        own = spec.columns or _after_rename(peeks, spec)
         # Keys of JSON that no sample has may follow later.
         columns[name] = None if peeks[0].form == "json" else dict.fromkeys(own, "VARCHAR")
         if spec.fill_down and columns[name] is not None:
             tables[name]["fill_down"] = [c for c in spec.fill_down if c in own]
+    for name, spec in preset.tables.items():
+        if name not in found and spec.match is not None and spec.ensure:
+            tables[name] = {"sql": f"SELECT {', '.join(f'NULL::VARCHAR AS {quoted(c)}' for c in spec.ensure)} LIMIT 0"}
     for name, spec in preset.tables.items():
         if spec.sql is not None:
             tables[name] = {"sql": spec.sql}
@@ -117,6 +123,13 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
         mapping[kind] = [_bound(s, columns) for s in mapping.get(kind, []) if s["from"] in columns]
     annotations = [name for name in ANNOTATION_FILES if (folder / name).is_file()] if preset.name == "standard" else []
     return ImportConfig.model_validate({"folder": folder, "tables": tables, "annotations": annotations, **mapping})
+
+
+def _after_rename(peeks: Sequence[Peek], spec: PresetTable) -> list[str]:
+    """Columns of a table's files, under their new names, and those that are added."""
+    columns = list(dict.fromkeys(c for p in peeks for c in p.columns))
+    new = {old: new for new, old in renamed_columns(columns, spec.rename).items()}
+    return list(dict.fromkeys([*(new.get(c, c) for c in columns), *spec.ensure]))
 
 
 def _bound(source: Mapping[str, Any], columns: Mapping[str, Mapping[str, str] | None]) -> dict[str, Any]:
