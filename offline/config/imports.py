@@ -71,6 +71,11 @@ class TableConfig(_Section):
         default=None,
         description="Which table of a file that holds several: sheet, XML element, or member of a zip file.",
     )
+    rename: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="New name of a column to the names it may have in the files. The first that the files have is"
+        " renamed. Letters and digits decide if no name is equal; `*` stands for any characters.",
+    )
     ensure: tuple[str, ...] = Field(
         default=(), description="Columns that are added, without values, if no file has them; `sql` may then name them."
     )
@@ -78,7 +83,8 @@ class TableConfig(_Section):
         default=(), description="Columns that are filled only in the first of several rows, such as those of an order."
     )
     key: str | None = Field(
-        default=None, description="With `fill_down`: column that is equal in the rows of one order."
+        default=None,
+        description="With `fill_down`: column that is equal in the rows of one order. It may be filled itself.",
     )
 
     @field_validator("encoding")
@@ -174,6 +180,27 @@ class Unpack(_Section):
     )
 
 
+class Pattern(_Section):
+    """Columns that become attributes under another name."""
+
+    columns: str = Field(
+        description="Regular expression that matches a column's whole name. Its first group is the attribute's name."
+    )
+    type: AttributeKind | None = Field(default=None, description="Type of the attributes.")
+    split: str | None = Field(default=None, min_length=1, description="Separator of texts that hold a list.")
+
+    @field_validator("columns")
+    @classmethod
+    def _has_group(cls, columns: str) -> str:
+        try:
+            groups = re.compile(columns).groups
+        except re.error as error:
+            raise ValueError(f"{columns!r} is not a regular expression: {error}") from None
+        if groups < 1:
+            raise ValueError(f"{columns!r} has no group for the attribute's name; write it as in 'Meta: (.+)'")
+        return columns
+
+
 class Explode(_Section):
     """A list in a row of which each element becomes a row."""
 
@@ -209,6 +236,9 @@ class _Profiles(Source):
         default=None, description="Columns that become attributes. All that are not mapped, if missing."
     )
     unpack: tuple[Unpack, ...] = Field(default=(), description="Nested values whose members become attributes.")
+    patterns: tuple[Pattern, ...] = Field(
+        default=(), description="Columns that become attributes under another name. The first pattern that fits counts."
+    )
     merge: Literal["first", "last"] | None = Field(
         default=None,
         description="Several rows of one ID are one: the first or the last value of each column. If missing, only the"
@@ -344,6 +374,7 @@ __all__ = [
     "ImportConfig",
     "ItemSource",
     "Join",
+    "Pattern",
     "Source",
     "TableConfig",
     "Unpack",

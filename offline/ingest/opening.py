@@ -29,6 +29,7 @@ def open_tables(library: Library, config: ImportConfig, directory: Path, on_prog
 
     for name, found in peeks.items():
         library.load(name, found, on_file)
+        library.rename(name, wanted[name].rename)
         library.ensure(name, wanted[name].ensure)
         if wanted[name].fill_down:
             library.fill_down(name, wanted[name].fill_down, wanted[name].key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -92,7 +93,10 @@ class Profiles:
             plain = [c for c in own if c not in taken and c not in source.exclude]
         else:
             plain = list(source.include)
+        patterned = _patterned(source, [c for c in own if c not in taken and c not in source.exclude])
+        plain = [c for c in plain if c not in {column.path for column in patterned.values()}]
         unpacked = {name: column for u in source.unpack for name, column in self._unpacked(source, mapped.scope, u)}
+        unpacked = {**patterned, **unpacked}
         # A nested value may have canonical columns too; a mapped one goes first.
         extra |= {n: unpacked.pop(n) for n in self.canonical if n in unpacked and n not in mapped.columns}
         unpacked = {n: c for n, c in unpacked.items() if n not in self.canonical}
@@ -253,6 +257,16 @@ class Profiles:
 
     def _metadata(self, name: str) -> dict[bytes, bytes] | None:
         return {ORIGINAL: self.originals[name].encode()} if name in self.originals else None
+
+
+def _patterned(source: ItemSource | UserSource, columns: Sequence[str]) -> dict[str, Column]:
+    """Attributes by name of the columns that fit a pattern of the source."""
+    out: dict[str, Column] = {}
+    for column in columns:
+        found = ((p, m) for p in source.patterns if (m := re.fullmatch(p.columns, column)) is not None)
+        if (first := next(found, None)) is not None and first[1][1]:
+            out.setdefault(first[1][1], Column(path=column, type=first[0].type, split=first[0].split))
+    return out
 
 
 def _common(one: str | None, other: str) -> str:

@@ -68,7 +68,7 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         f" '{_ISO}')), count(*) FILTER (NOT regexp_matches({column}, '{_NUMERAL}') AND NOT regexp_matches({column},"
         f" '{_ISO}')) FROM {relation} WHERE {column} IS NOT NULL"
     )[0]
-    cases, said = [], []
+    cases, said, rest = [], [], "CAST(NULL AS BIGINT)"
     if numerals:
         found = _of_numbers(library, relation, column, f"TRY_CAST({column} AS DOUBLE)", how)
         cases.append(f"WHEN regexp_matches({column}, '{_NUMERAL}') THEN {found.sql}")
@@ -77,11 +77,9 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         cases.append(_iso_case(column, zone))
     if others:
         found = _of_formats(library, relation, column, zone)
-        if not cases:
-            return found
-        cases.append(f"ELSE {found.sql}")
+        rest = found.sql
         said += [found.said] if found.said else []
-    return Moments(f"(CASE {' '.join(cases)} END)" if cases else "CAST(NULL AS BIGINT)", "; ".join(said) or None)
+    return Moments(f"(CASE {' '.join(cases)} ELSE {rest} END)" if cases else rest, "; ".join(said) or None)
 
 
 def _iso_case(column: str, zone: str) -> str:

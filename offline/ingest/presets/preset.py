@@ -15,10 +15,10 @@ FOLDER = Path(__file__).parent
 class Match(BaseModel):
     """Shape of a table's files; all conditions hold.
 
-    columns: required, for JSON also nested keys (`device.category`); `a|b` is one of two names. cells: regular expression that every sample value
-    of a column matches in full. empty: columns that are absent or have no value. line: regular expression that the
-    first line matches in full. name: glob of file names, in lower case, which decides only between tables of equal
-    shape.
+    columns: required, after `rename`, for JSON also nested keys (`device.category`); `a|b` is either. cells: regular
+    expression that every sample value of a column matches in full. empty: columns that are absent or have no value.
+    line: regular expression that the first line matches in full. name: glob of file names, in lower case, which decides
+    only between tables of equal shape.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,8 +34,7 @@ class Match(BaseModel):
 class PresetTable(BaseModel):
     """A table of a preset. Options for reading are those of `TableConfig`.
 
-    optional: whether the preset fits without it. An `sql` table that names it then reads an empty table, with the
-    columns that `columns` or `ensure` list.
+    optional: the files may lack it. If it has `ensure`, an `sql` may then still read it: it is a table without rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +46,7 @@ class PresetTable(BaseModel):
     delimiter: str | None = None
     quote: str | None = None
     encoding: str | None = None
+    rename: dict[str, tuple[str, ...]] = Field(default={})
     ensure: tuple[str, ...] = ()
     fill_down: tuple[str, ...] = ()
     key: str | None = None

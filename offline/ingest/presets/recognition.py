@@ -12,7 +12,7 @@ from typing import Any
 from offline.config import ANNOTATION_FILES, ImportConfig
 from offline.ingest.mapping.paths import Scope
 from offline.ingest.presets.preset import Match, Preset, PresetTable, load_presets
-from offline.ingest.reading import Peek
+from offline.ingest.reading import Peek, renamed_columns
 from offline.ingest.reading.library import quoted
 from offline.runtime import DataError
 
@@ -82,12 +82,14 @@ def _fits(peek: Peek, match: Match, table: PresetTable) -> bool:
         return False
     if match.line and not re.fullmatch(match.line, peek.line):
         return False
-    if not all(any(name in peek.columns for name in names.split("|")) for names in match.columns):
+    renamed = renamed_columns(peek.columns, table.rename)
+    known = {*peek.columns, *renamed}
+    if not all(known.intersection(either.split("|")) for either in match.columns):
         return False
     if any(peek.cells.get(column) for column in match.empty):
         return False
-    for column, pattern in match.cells.items():
-        cells = peek.cells.get(column, ())
+    for either, pattern in match.cells.items():
+        cells = [cell for column in either.split("|") for cell in peek.cells.get(renamed.get(column, column), ())]
         if not cells or not all(re.fullmatch(pattern, cell) for cell in cells):
             return False
     return not table.columns or peek.dialect is None or len(table.columns) == len(peek.dialect.names)
@@ -104,18 +106,18 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
         parts = {p.part for p in peeks}
         part = {"part": next(iter(parts))} if len(parts) == 1 and parts != {None} else {}
         tables[name] = {"files": files[0] if len(files) == 1 else files, **spec.options, **part}
-        own = [*(spec.columns or peeks[0].columns), *spec.ensure]
+        own = spec.columns or _after_rename(peeks, spec)
         # Keys of JSON that no sample has may follow later.
         columns[name] = None if peeks[0].form == "json" else dict.fromkeys(own, "VARCHAR")
         if spec.fill_down and columns[name] is not None:
             tables[name]["fill_down"] = [c for c in spec.fill_down if c in own]
-    queries = " ".join(spec.sql for spec in preset.tables.values() if spec.sql is not None)
+    for name, spec in preset.tables.items():
+        if name not in found and spec.match is not None and spec.ensure:
+            tables[name] = {"sql": f"SELECT {', '.join(f'NULL::VARCHAR AS {quoted(c)}' for c in spec.ensure)} LIMIT 0"}
     for name, spec in preset.tables.items():
         if spec.sql is not None:
             tables[name] = {"sql": spec.sql}
             columns[name] = None
-        elif name not in found and re.search(rf"\b{name}\b", queries):
-            tables[name] = {"sql": _empty(spec)}
     mapping = dict(preset.mapping)
     for kind in ("items", "events", "users"):
         mapping[kind] = [_bound(s, columns) for s in mapping.get(kind, []) if s["from"] in columns]
@@ -123,10 +125,11 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
     return ImportConfig.model_validate({"folder": folder, "tables": tables, "annotations": annotations, **mapping})
 
 
-def _empty(spec: PresetTable) -> str:
-    """Query of a table without rows, for an optional table that is absent."""
-    cells = ", ".join(f"CAST(NULL AS VARCHAR) AS {quoted(name)}" for name in (*spec.columns, *spec.ensure))
-    return f"SELECT {cells} LIMIT 0"
+def _after_rename(peeks: Sequence[Peek], spec: PresetTable) -> list[str]:
+    """Columns of a table's files, under their new names, and those that are added."""
+    columns = list(dict.fromkeys(c for p in peeks for c in p.columns))
+    new = {old: new for new, old in renamed_columns(columns, spec.rename).items()}
+    return list(dict.fromkeys([*(new.get(c, c) for c in columns), *spec.ensure]))
 
 
 def _bound(source: Mapping[str, Any], columns: Mapping[str, Mapping[str, str] | None]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ beginning, and `Library` loads files into raw tables. A raw table has one row pe
 from __future__ import annotations
 
 from offline.ingest.reading.files import find_files
-from offline.ingest.reading.library import Library, RawTable, table_name
+from offline.ingest.reading.library import Library, RawTable, renamed_columns, table_name
 from offline.ingest.reading.peeking import Options, Peek, peek
 
-__all__ = ["Library", "Options", "Peek", "RawTable", "find_files", "peek", "table_name"]
+__all__ = ["Library", "Options", "Peek", "RawTable", "find_files", "peek", "renamed_columns", "table_name"]

@@ -7,6 +7,7 @@ texts; every nested value, also of Parquet, is a JSON column. After loading, the
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,35 @@ def table_name(path: Path | str) -> str:
     while re.search(r"\.(csv|tsv|txt|dat|data|json|jsonl|ndjson|xml|yml|xlsx|parquet|gz|zip)$", name, re.IGNORECASE):
         name = name.rsplit(".", 1)[0]
     return re.sub(r"[-_. ]*\d[\d\-_. ]*$", "", name) or name
+
+
+def renamed_columns(columns: Sequence[str], variants: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """New name to column, for each new name of which the columns have a variant and that none of them has yet."""
+    out: dict[str, str] = {}
+    lower = {c.lower() for c in columns}
+    for new, names in variants.items():
+        free = [c for c in columns if c not in out.values()]
+        found = next((c for name in names if (c := _find(free, name)) is not None), None)
+        if found is not None and (new.lower() not in lower or found.lower() == new.lower()):
+            out[new] = found
+    return {new: old for new, old in out.items() if new != old}
+
+
+def _find(columns: Sequence[str], name: str) -> str | None:
+    """The column of a name: an equal one, else one with equal letters and digits, else one that fits its `*`."""
+    if name in columns:
+        return name
+    plain = _letters(name)
+    if alike := [c for c in columns if plain and _letters(c) == plain]:
+        return alike[0]
+    if "*" not in name:
+        return None
+    pattern = ".*".join(re.escape(part) for part in name.split("*"))
+    return next((c for c in columns if re.fullmatch(pattern, c, re.IGNORECASE)), None)
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
 
 
 @dataclass
@@ -135,8 +165,23 @@ class Library:
                 self.sql.execute(f"ALTER TABLE {quoted(name)} ADD COLUMN {quoted(column)} VARCHAR")
                 table.columns[column] = "VARCHAR"
 
+    def rename(self, name: str, variants: Mapping[str, Sequence[str]]) -> None:
+        """Rename columns: new name to the names that they may have."""
+        table = self.tables[name]
+        for new, old in renamed_columns(list(table.columns), variants).items():
+            self.sql.execute(f"ALTER TABLE {quoted(name)} RENAME COLUMN {quoted(old)} TO {quoted(new)}")
+            table.columns = {new if c == old else c: kind for c, kind in table.columns.items()}
+
     def fill_down(self, name: str, columns: Sequence[str], key: str | None) -> None:
-        """Fill empty cells with the last value above, within the rows of one key if there is one."""
+        """Fill empty cells with the last value above, within the rows of one key if there is one.
+
+        A key that is among the columns is filled first.
+        """
+        if key in columns:
+            self.fill_down(name, [key], None)
+            columns = [c for c in columns if c != key]
+        if not columns:
+            return
         self._require(name, [*columns, *([key] if key else [])])
         part = f"PARTITION BY {quoted(key)} " if key else ""
         filled = ", ".join(
