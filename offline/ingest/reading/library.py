@@ -154,6 +154,8 @@ class Library:
                 f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT {others}, {literal(name)} AS _file,"
                 f" row_number() OVER () AS _row, row_number() OVER () AS _seq FROM {quoted(name)}"
             )
+        elif len(files := self.rows(f"SELECT DISTINCT _file FROM {quoted(name)} LIMIT 2")) == 1:
+            table.file = files[0][0] or name
         return self.add(table)
 
     def ensure(self, name: str, columns: Sequence[str]) -> None:
