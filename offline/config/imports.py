@@ -174,7 +174,10 @@ class Unpack(_Section):
 
     path: str = Field(description="Path of the nested value.")
     key: str | None = Field(default=None, description="In a list of pairs: field that holds the attribute's name.")
-    value: str | None = Field(default=None, description="In a list of pairs: field that holds its value.")
+    value: str | None = Field(
+        default=None,
+        description="Path of the value within a pair, or within a member of the object: `*` is its first field.",
+    )
 
 
 class Pattern(_Section):

@@ -14,18 +14,24 @@ def attribute_names(columns: Iterable[str]) -> dict[str, str]:
     """Mapping from column names to attribute names.
 
     Control characters and runs of white space become one space, at most `ATTRIBUTE_NAME` characters are kept, a blank
-    name becomes `column`, a reserved one gets an underscore, and a repeated one a number: `size (2)`.
+    name becomes `column`, a reserved one in any case gets an underscore, and a repeated one a number: `size (2)`.
+    Names are repeated if they have the same letters and digits in any case, because the trees know `Unit Weight` and
+    `unit_weight` by one name.
     """
     out: dict[str, str] = {}
     taken: set[str] = set()
     for column in columns:
         name = " ".join(_CONTROL.sub(" ", column).split())[:ATTRIBUTE_NAME].strip() or "column"
-        if name in RESERVED_NAMES or name.startswith("#"):
+        if name.lower() in RESERVED_NAMES or name.startswith("#"):
             name = f"{name[: ATTRIBUTE_NAME - 1]}_"
         number, first = 2, name
-        while name.lower() in taken:
+        while _letters(name) in taken:
             end = f" ({number})"
             name, number = first[: ATTRIBUTE_NAME - len(end)] + end, number + 1
-        taken.add(name.lower())
+        taken.add(_letters(name))
         out[column] = name
     return out
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum()) or name

@@ -130,7 +130,8 @@ class Profiles:
             self.account.of(source.table).said.append(said)
         if unpack.key:
             return [(n, Column(path=f"{unpack.path}[{unpack.key}={n}].{unpack.value}")) for n in names[:MOST_UNPACKED]]
-        return [(n, Column(path=f'{unpack.path}."{n}"')) for n in names[:MOST_UNPACKED]]
+        below = f".{unpack.value}" if unpack.value else ""
+        return [(n, Column(path=f'{unpack.path}."{n}"{below}')) for n in names[:MOST_UNPACKED]]
 
     def _add_canonical(self, reader: Reader) -> dict[str, str]:
         """Take the canonical columns; returns their DuckDB types."""

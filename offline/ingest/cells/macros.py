@@ -47,9 +47,10 @@ _BLOCKS = frozenset(
 
 
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
-    """Define the functions `tidy`, `number_text`, `id_problem`, `plain_text` and `flag` in a database.
+    """Define the functions `tidy`, `number_text`, `id_problem`, `plain_text`, `joined` and `flag` in a database.
 
-    missing: texts that count as missing.
+    `joined(x, separator)` is the elements of a JSON list as one text, and any other value as a text. missing: texts
+    that count as missing.
     """
     words = ", ".join(literal(word) for word in dict.fromkeys(("", *missing)))
     placeholders = ", ".join(literal(word) for word in sorted(PLACEHOLDER_IDS))
@@ -67,6 +68,9 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         "plain_text(x) AS CASE WHEN x IS NULL THEN NULL WHEN contains(x, '<') OR contains(x, '&') THEN plain_text_of(x)"
         " ELSE x END",
         "one_line(x) AS nullif(trim(regexp_replace(x, '[\\s\\x{a0}]+', ' ', 'g')), '')",
+        "joined(x, separator) AS CASE WHEN json_type(TRY_CAST(x AS JSON)) = 'ARRAY' THEN"
+        " nullif(array_to_string(json_extract_string(TRY_CAST(x AS JSON), '$[*]'), separator), '')"
+        " ELSE tidy(json_extract_string(coalesce(TRY_CAST(x AS JSON), to_json(x)), '$')) END",
         "flag(x) AS CASE WHEN lower(x) IN ('true', '1', 'yes') THEN true WHEN lower(x) IN ('false', '0', 'no') THEN"
         " false"
         " END",

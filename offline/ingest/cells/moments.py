@@ -23,7 +23,7 @@ _CLOCKS += (" %H:%M:%S %z", " %H时%M分%S秒", " %H时%M分", " %H時%M分")
 _SAMPLE = 2000
 _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
 _ISO = r"^(\d{4}-\d\d?-\d\d?)(?:[Tt ]+(\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?))?"
-_ISO += r"\s*([Zz]|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?(?:\s+[A-Z]{2,5})?$"
+_ISO += r"\s*([Zz]|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?(?:\s+(?:[A-Z]{2,5}|[+-]\d\d(?:\d\d)?))?$"
 
 
 class Moments(NamedTuple):

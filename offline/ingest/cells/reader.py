@@ -14,6 +14,8 @@ from offline.ingest.reading import Library
 from offline.ingest.reading.library import quoted
 
 _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
+# Words for a missing number. In a column of texts they may be words: NA is also Namibia.
+_NO_NUMBER = "'n/a', 'na', '#n/a', '-', '--', '?', 'unknown'"
 _DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
@@ -220,6 +222,7 @@ class Reader:
             return "VARCHAR[]"
         filled, numbers, zeros, dates = profile or (1, 0, 0, 0)
         if not filled:
+            # Nothing but words such as `n/a`.
             return None
         guess = how.type is None and kind == "VARCHAR"
         if kind.startswith(("TIMESTAMP", "DATE")) or how.type == "date" or (guess and dates == filled):
@@ -244,6 +247,9 @@ class Reader:
             self.said.append(f"{name}: nested objects are left out; `unpack` makes attributes of their fields")
         if not kinds - {"OBJECT"}:
             return None
+        if kinds == {"ARRAY"} and self._all_single_numbers(raw):
+            self.add(name, f"TRY_CAST(json_extract_string({raw}, '$[0]') AS DOUBLE)")
+            return "DOUBLE"
         one = f"CASE WHEN json_type({raw}) IN ('OBJECT', 'NULL') THEN [] ELSE [json_extract_string({raw}, '$')] END"
         self.add(
             name, _texts(f"CASE WHEN json_type({raw}) = 'ARRAY' THEN json_extract_string({raw}, '$[*]') ELSE {one} END")
@@ -252,11 +258,21 @@ class Reader:
 
     # What the whole column shows.
 
+    def _all_single_numbers(self, raw: str) -> bool:
+        """Whether all lists of a JSON column are empty or hold one number."""
+        number = f"json_type({raw}, '$[0]') IN ('UBIGINT', 'BIGINT', 'DOUBLE')"
+        found = self.library.rows(
+            f"SELECT bool_and(json_array_length({raw}) = 0 OR (json_array_length({raw}) = 1 AND {number})),"
+            f" max(json_array_length({raw})) FROM {self._from} WHERE {raw} IS NOT NULL"
+        )[0]
+        return bool(found[0] and found[1])
+
     def _profile(self, names: list[str]) -> dict[str, tuple[int, int, int, int]]:
         if not names:
             return {}
         counts = ", ".join(
-            f"count({c}), count(*) FILTER (isfinite(TRY_CAST({c} AS DOUBLE))), count(*) FILTER (regexp_matches({c},"
+            f"count({c}) - count(*) FILTER (lower({c}) IN ({_NO_NUMBER})), count(*) FILTER (isfinite(TRY_CAST({c} AS"
+            f" DOUBLE))), count(*) FILTER (regexp_matches({c},"
             f" '^[+-]?0\\d|_|^0[xX]')), count(*) FILTER (regexp_matches({c}, '{_DATES}'))"
             for c in map(quoted, names)
         )

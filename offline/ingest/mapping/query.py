@@ -60,10 +60,12 @@ def compile_source(
     said: list[str] = []
     origin = quoted(source.table)
     alias = origin
-    for join in source.join:
-        origin += _join(library, scope, source, join.table, join.keys, said)
+    joins = "".join(_join(library, scope, source, j.table, j.keys, said) for j in source.join)
     if source.explode:
-        origin += _exploded(scope, source)
+        # A join may need the list's elements, and the list may stand in a joined table.
+        exploded, is_own = _exploded(scope, source)
+        joins = exploded + joins if is_own else joins + exploded
+    origin += joins
     where = f" WHERE coalesce(({source.where}), false)" if source.where else ""
     cells = "".join(f", {value.sql} AS {quoted(name)}" for name, value in values.items())
     seq = f"({alias}._seq << 16) + " + ("least(coalesce(_index, 0), 65535)" if source.explode else "0")
@@ -169,7 +171,8 @@ def _join(library: Library, scope: Scope, source: Source, name: str, pairs: Mapp
     return f" LEFT JOIN ({unique}) AS {quoted(name)} ON {equal}"
 
 
-def _exploded(scope: Scope, source: Source) -> str:
+def _exploded(scope: Scope, source: Source) -> tuple[str, bool]:
+    """Lateral join with the elements of the list, and whether the list is in the source's own table."""
     assert source.explode is not None
     path = source.explode.path
     value = Scope(scope.tables).resolve(path.removesuffix("[]"))
@@ -182,4 +185,5 @@ def _exploded(scope: Scope, source: Source) -> str:
         elements = f"TRY_CAST({value.sql} AS JSON[])"
     filled = f"CASE WHEN len({elements}) > 0 THEN {elements} ELSE [CAST(NULL AS JSON)] END"
     index = f"CASE WHEN len({elements}) > 0 THEN range(len({elements})) ELSE [CAST(NULL AS BIGINT)] END"
-    return f" CROSS JOIN LATERAL (SELECT unnest({filled}) AS _each, unnest({index}) AS _index) AS _list"
+    is_own = value is None or value.root is None or value.root[0] == source.table
+    return f" CROSS JOIN LATERAL (SELECT unnest({filled}) AS _each, unnest({index}) AS _index) AS _list", is_own

@@ -172,6 +172,8 @@ def _bound(source: Mapping[str, Any], columns: Mapping[str, Mapping[str, str] | 
         elif isinstance(value, dict) and "first" in value:
             if paths := [p for p in value["first"] if there(p)]:
                 kept[name] = {**value, "first": paths}
+            elif "sql" in value:
+                kept[name] = {k: v for k, v in value.items() if k != "first"}
         else:
             kept[name] = value
     out["columns"] = kept

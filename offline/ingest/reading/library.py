@@ -166,10 +166,11 @@ class Library:
         return self.add(table)
 
     def ensure(self, name: str, columns: Sequence[str]) -> None:
-        """Add columns without values that a table lacks."""
+        """Add columns without values that a table lacks, in any case of letters."""
         table = self.tables[name]
+        have = {column.lower() for column in table.columns}
         for column in columns:
-            if column not in table.columns:
+            if column.lower() not in have:
                 self.sql.execute(f"ALTER TABLE {quoted(name)} ADD COLUMN {quoted(column)} VARCHAR")
                 table.columns[column] = "VARCHAR"
 
