@@ -231,7 +231,7 @@ class Source(_Section):
 
 
 class _Profiles(Source):
-    exclude: tuple[str, ...] = Field(default=(), description="Columns that do not become attributes.")
+    exclude: tuple[str, ...] = Field(default=(), description="Columns that do not become attributes. `*` stands for any characters.")
     include: tuple[str, ...] | None = Field(
         default=None, description="Columns that become attributes. All that are not mapped, if missing."
     )
@@ -245,6 +245,11 @@ class _Profiles(Source):
         " first row is accepted.",
     )
     order: str | None = Field(default=None, description="With `merge`: column that orders the rows, such as a moment.")
+
+
+    def excludes(self, column: str) -> bool:
+        """Whether a column does not become an attribute."""
+        return any(re.fullmatch(".*".join(map(re.escape, name.split("*"))), column) for name in self.exclude)
 
 
 class ItemSource(_Profiles):

@@ -90,10 +90,10 @@ class Profiles:
         mapped = compile_source(self.library, source, self.canonical, extra)
         taken = {*mapped.roots, *(u.path for u in source.unpack), *self.canonical}
         if source.include is None:
-            plain = [c for c in own if c not in taken and c not in source.exclude]
+            plain = [c for c in own if c not in taken and not source.excludes(c)]
         else:
             plain = list(source.include)
-        patterned = _patterned(source, [c for c in own if c not in taken and c not in source.exclude])
+        patterned = _patterned(source, [c for c in own if c not in taken and not source.excludes(c)])
         plain = [c for c in plain if c not in {column.path for column in patterned.values()}]
         unpacked = {name: column for u in source.unpack for name, column in self._unpacked(source, mapped.scope, u)}
         unpacked = {**patterned, **unpacked}
@@ -104,7 +104,7 @@ class Profiles:
         renamed = attribute_names([*mine, *unpacked, *(c for c in plain if c not in mine and c not in unpacked)])
         self.originals |= {new: old for old, new in renamed.items() if new != old}
         columns = {renamed.get(n, n): c for n, c in source.columns.items()}
-        extra |= {renamed[n]: column for n, column in unpacked.items() if n not in mine and n not in source.exclude}
+        extra |= {renamed[n]: column for n, column in unpacked.items() if n not in mine and not source.excludes(n)}
         extra |= {renamed[c]: Column(path=c) for c in plain if c in renamed and c not in mine and c not in unpacked}
         return compile_source(self.library, source.model_copy(update={"columns": columns}), self.canonical, extra)
 

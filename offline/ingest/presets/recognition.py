@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,17 @@ def _recognise(preset: Preset, peeks: Sequence[Peek]) -> Recognised | None:
             total += _weight(table.match)
         elif not table.optional:
             return None
-    return Recognised(preset, found, rest, total) if found else None
+    has_events = any(s["from"] in _with_rows(preset, found) for s in preset.mapping.get("events", ()))
+    return Recognised(preset, found, rest, total) if has_events else None
+
+
+def _with_rows(preset: Preset, found: Collection[str]) -> set[str]:
+    """Tables that were found, and `sql` tables that read any of them."""
+    out = set(found)
+    for name, table in preset.tables.items():
+        if table.sql is not None and any(re.search(rf"\b{other}\b", table.sql) for other in out):
+            out.add(name)
+    return out
 
 
 def _weight(match: Match | None) -> int:
@@ -120,7 +130,7 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
             columns[name] = None
     mapping = dict(preset.mapping)
     for kind in ("items", "events", "users"):
-        mapping[kind] = [_bound(s, columns) for s in mapping.get(kind, []) if s["from"] in columns]
+        mapping[kind] = [_bound(s, columns) for s in mapping.get(kind, []) if s["from"] in _with_rows(preset, found)]
     annotations = [name for name in ANNOTATION_FILES if (folder / name).is_file()] if preset.name == "standard" else []
     return ImportConfig.model_validate({"folder": folder, "tables": tables, "annotations": annotations, **mapping})
 

@@ -1,0 +1,58 @@
+"""Imports small exports that are written in the tests, with the preset that their shape selects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from offline.ingest.detection import detect
+from offline.ingest.importer import USERS_FILE, ImportSummary, import_data
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+class Imported(NamedTuple):
+    """items and users by ID. events: (kind, user, item, value) in the order of time. left_out: of all tables."""
+
+    preset: str
+    items: Mapping[str, Mapping[str, Any]]
+    users: Mapping[str, Mapping[str, Any]]
+    rows: list[dict[str, Any]]
+    summary: ImportSummary
+
+    @property
+    def events(self) -> list[tuple[str, str, str, float | None]]:
+        return [(r["event"], r["user_id"], r["item_id"], r["value"]) for r in self.rows]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return {reason: n for source in self.summary.sources for reason, n in source.left_out.items()}
+
+    @property
+    def quarantined(self) -> dict[str, int]:
+        return {reason: n for source in self.summary.sources for reason, n in source.quarantined.items()}
+
+
+def import_export(folder: Path, files: Mapping[str, str]) -> Imported:
+    """Import files, given as name to text, as `shelfwise import FOLDER` does."""
+    source, to = folder / "export", folder / "data"
+    source.mkdir()
+    for name, text in files.items():
+        (source / name).write_text(text, "utf-8")
+    config, said = detect(source)
+    summary = import_data(config, to, NOW)
+
+    def table(name: str) -> list[dict[str, Any]]:
+        return pq.read_table(to / name).to_pylist() if (to / name).exists() else []
+
+    return Imported(
+        said[0].removeprefix("preset ").split(":")[0],
+        {row["item_id"]: row for row in table("items.parquet")},
+        {row["user_id"]: row for row in table(USERS_FILE)},
+        table("events.parquet"),
+        summary,
+    )
