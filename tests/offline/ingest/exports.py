@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,19 +31,19 @@ class Imported(NamedTuple):
 
     @property
     def left_out(self) -> dict[str, int]:
-        return {reason: n for source in self.summary.sources for reason, n in source.left_out.items()}
+        return dict(sum((Counter(source.left_out) for source in self.summary.sources), Counter[str]()))
 
     @property
     def quarantined(self) -> dict[str, int]:
-        return {reason: n for source in self.summary.sources for reason, n in source.quarantined.items()}
+        return dict(sum((Counter(source.quarantined) for source in self.summary.sources), Counter[str]()))
 
 
-def import_export(folder: Path, files: Mapping[str, str]) -> Imported:
-    """Import files, given as name to text, as `shelfwise import FOLDER` does."""
+def import_export(folder: Path, files: Mapping[str, str | bytes]) -> Imported:
+    """Import files, given as name to contents, as `shelfwise import FOLDER` does."""
     source, to = folder / "export", folder / "data"
     source.mkdir()
     for name, text in files.items():
-        (source / name).write_text(text, "utf-8")
+        (source / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     config, said = detect(source)
     summary = import_data(config, to, NOW)
 

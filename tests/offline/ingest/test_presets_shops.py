@@ -6,20 +6,16 @@ Each export is a few rows of our own with the traps of its format.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
-from offline.ingest.detection import detect
-from offline.ingest.importer import import_data
+from tests.offline.ingest.exports import import_export
 
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
 T0 = 1_760_000_000
 DAY = "2025-10-09"
 """The day of T0, which is 08:53:20 UTC."""
@@ -52,7 +48,7 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-WHERE = "left out: row excluded by `where`"
+WHERE = "row excluded by `where`"
 
 EXPORTS: Mapping[str, Export] = {
     "an Algolia event names several objects, and old ones tell the kind by their name": Export(
@@ -191,7 +187,7 @@ EXPORTS: Mapping[str, Export] = {
             "b": {"title": "Pan", "price": 8.0},
         },
         more={"impression": {"position": 20, "query": "pot"}, "purchase": {"timestamp": at(f"{DAY}T11:00:00")}},
-        refused={"left out: event remove-from-cart": 1, WHERE: 1},
+        refused={"event remove-from-cart": 1, WHERE: 1},
         absent=("b-1",),
     ),
     "Gorse's API writes JSON; the year 1 is no moment; labels are an object or a list": Export(
@@ -395,31 +391,14 @@ EXPORTS: Mapping[str, Export] = {
 @pytest.mark.parametrize("sentence", EXPORTS)
 def test_an_export_is_recognised_and_imported(sentence: str, tmp_path: Path) -> None:
     export = EXPORTS[sentence]
-    data = tmp_path / "data"
-    data.mkdir()
-    for name, content in export.files.items():
-        (data / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    config, said = detect(data)
-    assert said[0].startswith(f"preset {export.preset}:"), said
-    summary = import_data(config, tmp_path / "out", NOW)
-    events = pq.read_table(tmp_path / "out/events.parquet").to_pylist()
-    found = [(str(e["event"]), e["user_id"], e["item_id"], e["value"]) for e in events]
-    assert sorted(found, key=str) == sorted(export.events, key=str)
-    refused = Counter[str]()
-    for _, what, n in summary.table():
-        refused.update({what: n} if what not in ("read", "accepted") else {})
-    assert refused == export.refused, summary.examples
+    got = import_export(tmp_path, export.files)
+    assert got.preset == export.preset
+    assert sorted(got.events, key=str) == sorted(export.events, key=str)
+    assert {**got.quarantined, **got.left_out} == export.refused
     for kind, columns in export.more.items():
-        first = next(e for e in events if e["event"] == kind and all(e[c] is not None for c in columns))
+        first = next(row for row in got.rows if row["event"] == kind and all(row[c] is not None for c in columns))
         assert {c: first[c] for c in columns} == columns
-    items = {i["item_id"]: i for i in pq.read_table(tmp_path / "out/items.parquet").to_pylist()}
-    _assert_holds(items, export.items)
-    assert not set(export.absent) & set(items)
-    users = tmp_path / "out/users.parquet"
-    profiles = {u["user_id"]: u for u in pq.read_table(users).to_pylist()} if users.exists() else {}
-    _assert_holds(profiles, export.users)
-
-
-def _assert_holds(rows: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]]) -> None:
-    for key, columns in expected.items():
-        assert {name: rows[key][name] for name in columns} == columns
+    assert not set(export.absent) & set(got.items)
+    for found, expected in ((got.items, export.items), (got.users, export.users)):
+        for key, columns in expected.items():
+            assert {name: found[key][name] for name in columns} == columns
