@@ -231,7 +231,9 @@ class Source(_Section):
 
 
 class _Profiles(Source):
-    exclude: tuple[str, ...] = Field(default=(), description="Columns that do not become attributes. `*` stands for any characters.")
+    exclude: tuple[str, ...] = Field(
+        default=(), description="Columns that do not become attributes. `*` stands for any characters."
+    )
     include: tuple[str, ...] | None = Field(
         default=None, description="Columns that become attributes. All that are not mapped, if missing."
     )
@@ -245,7 +247,6 @@ class _Profiles(Source):
         " first row is accepted.",
     )
     order: str | None = Field(default=None, description="With `merge`: column that orders the rows, such as a moment.")
-
 
     def excludes(self, column: str) -> bool:
         """Whether a column does not become an attribute."""
@@ -357,7 +358,8 @@ class ImportConfig(_Section):
 
     def to_mapping(self) -> Mapping[str, Any]:
         """The section as plain values for YAML, without defaults."""
-        return _compact(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        out: Mapping[str, Any] = _compact(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        return out
 
 
 def _compact(value: Any) -> Any:

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -47,7 +48,7 @@ _BLOCKS = frozenset(
 
 
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
-    """Define the functions `tidy`, `number_text`, `id_problem`, `plain_text`, `joined` and `flag` in a database.
+    """Define the functions `tidy`, `as_json`, `number_text`, `id_problem`, `plain_text`, `joined` and `flag`.
 
     `joined(x, separator)` is the elements of a JSON list as one text, and any other value as a text. missing: texts
     that count as missing.
@@ -55,11 +56,13 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
     words = ", ".join(literal(word) for word in dict.fromkeys(("", *missing)))
     placeholders = ", ".join(literal(word) for word in sorted(PLACEHOLDER_IDS))
     spaces = literal(_SPACES)
-    sql.create_function("plain_text_of", _plain_texts, ["VARCHAR"], "VARCHAR", type="arrow", side_effects=False)  # type: ignore[arg-type]
+    register: Any = sql.create_function
+    register("plain_text_of", _plain_texts, ["VARCHAR"], "VARCHAR", type="arrow")
     for macro in (
         # `trim` with a set of characters takes 8 us a cell, so that only cells that need it get it.
         f"tidy(x) AS CASE WHEN x IN ({words}) THEN NULL WHEN regexp_matches(x, {_OUTER_SPACE}) THEN"
         f" (CASE WHEN trim(x, {spaces}) IN ({words}) THEN NULL ELSE trim(x, {spaces}) END) ELSE x END",
+        "as_json(x) AS CASE WHEN json_valid(x) THEN x::JSON END",
         "number_text(x) AS CASE WHEN isnan(x::DOUBLE) THEN NULL WHEN isfinite(x::DOUBLE) AND abs(x::DOUBLE) < 1e18 AND"
         " x::DOUBLE = trunc(x::DOUBLE) THEN x::BIGINT::VARCHAR ELSE x::VARCHAR END",
         f"id_problem(x) AS CASE WHEN x IN ({placeholders}) THEN 'placeholder_id'"

@@ -162,7 +162,7 @@ class Reader:
         raw = quoted(name)
         if self.types[name] != "VARCHAR":
             return f"TRY_CAST({raw} AS DOUBLE)"
-        decimal = self.column(name).decimal
+        decimal: str | None = self.column(name).decimal
         if decimal is None and self._all_numbers(name):
             return f"TRY_CAST({raw} AS DOUBLE)"
         if decimal is None:

@@ -82,7 +82,7 @@ def test_recbole_headers_tell_types_and_quotes_are_letters(tmp_path: Path) -> No
     got = import_export(
         tmp_path,
         {
-            "x.inter": 'user_id:token\titem_id:token\trating:float\ttimestamp:float\nu1\t007\t4.0\t1769763600.0\nu1\t008\t\t1769763700.0\n',
+            "x.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu1\t007\t4.0\t1769763600.0\nu1\t008\t\t1769763700.0\n",
             "x.item": "item_id:token\tmovie_title:token\tclass:token_seq\tyear:token\tsize:float\n"
             '007\tThe "last" one\tDrama Comedy\t1999\t2.5\n008\tOther\t\t2001\t\n',
             "x.user": "user_id:token\tage:float\tzip:token\nu1\t24.0\t00123\n",
@@ -91,7 +91,12 @@ def test_recbole_headers_tell_types_and_quotes_are_letters(tmp_path: Path) -> No
     # A row without stars is only an interaction.
     assert got.events == [("rating", "u1", "007", 4.0), ("view", "u1", "008", None)]
     item = got.items["007"]
-    assert (item["title"], item["class"], item["year"], item["size"]) == ('The "last" one', ["Drama", "Comedy"], "1999", 2.5)
+    assert (item["title"], item["class"], item["year"], item["size"]) == (
+        'The "last" one',
+        ["Drama", "Comedy"],
+        "1999",
+        2.5,
+    )
     assert (got.users["u1"]["age"], got.users["u1"]["zip"]) == (24.0, "00123")
 
 
