@@ -160,8 +160,8 @@ class Library:
         if self.rows(f"SELECT count(DISTINCT _seq) < count(*) FROM {quoted(name)}")[0][0]:
             # Several rows of one record, such as the elements of a list.
             self.sql.execute(
-                f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * REPLACE (row_number() OVER (ORDER BY _seq) AS _seq)"
-                f" FROM {quoted(name)}"
+                f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * REPLACE (row_number() OVER (ORDER BY _seq) AS"
+                f" _seq) FROM {quoted(name)}"
             )
         if len(files := self.rows(f"SELECT DISTINCT _file FROM {quoted(name)} LIMIT 2")) == 1:
             table.file = files[0][0] or name

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.offline.ingest.exports import import_export
+from tests.offline.ingest.exports import import_export, lines
 
 OWN_EVENTS = "event,user_id,item_id,timestamp\nview,u1,p1,2026-01-30T10:00:00Z\npurchase,u1,p2,2026-01-30T10:05:00Z\n"
 
 
-def lines(*records: Any) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
 WOO_PRODUCTS = {
-    "wc-export.csv": "\ufeffID,Type,SKU,Name,Description,Sale price,Regular price,Categories,Tags,Parent,Brands,Attribute 1 name,Attribute 1 value(s)\n"
+    "wc-export.csv": "\ufeffID,Type,SKU,Name,Description,Sale price,Regular price,Categories,Tags,Parent,Brands,"
+    "Attribute 1 name,Attribute 1 value(s)\n"
     '7,variable,TEE,Tee,<p>Soft</p>\\n<p>cotton</p>,,,"Wear > Tees, New",,,Dock,Size,"S, M"\n'
     "8,variation,TEE-S,Tee - S,,,21,,,TEE,,Size,S\n9,variation,TEE-M,Tee - M,,18.5,21,,,id:7,,Size,M\n"
     '10,simple,SOAP,Soap,,,6.5,"Bath\\, body",,,,,\n'
@@ -54,10 +50,17 @@ def test_woocommerce_variations_are_their_product_and_order_columns_stand_on_the
 
 
 def test_woocommerce_headers_may_be_in_the_language_of_the_shop(tmp_path: Path) -> None:
-    products = 'ID,Typ,Artikelnummer,Name,Regulärer Preis,Kategorien,Übergeordnetes Produkt\n10,simple,SEIFE,Seife,"6,50",Bad,\n'
-    orders = "Order ID,Status,Order Date,Billing Email,Product SKU,Quantity\n1,Storniert,2026-01-30 09:05,a@example.com,SEIFE,1\n2,Abgeschlossen,2026-01-30 09:06,a@example.com,SEIFE,3\n"
+    products = (
+        "ID,Typ,Artikelnummer,Name,Regulärer Preis,Kategorien,Übergeordnetes Produkt\n"
+        '10,simple,SEIFE,Seife,"6,50",Bad,\n'
+    )
+    orders = (
+        "Order ID,Status,Order Date,Billing Email,Product SKU,Quantity\n"
+        "1,Storniert,2026-01-30 09:05,a@example.com,SEIFE,1\n2,Abgeschlossen,2026-01-30 09:06,a@example.com,SEIFE,3\n"
+    )
     got = import_export(tmp_path, {"produkte.csv": products, "orders.csv": orders})
-    assert got.events == [("purchase", "a@example.com", "10", 3.0)] and got.left_out == {"event order cancelled": 1}
+    assert got.events == [("purchase", "a@example.com", "10", 3.0)]
+    assert got.left_out == {"event order cancelled": 1}
     assert (got.items["10"]["price"], got.items["10"]["category"]) == (6.5, "Bad")
 
 
@@ -69,8 +72,10 @@ def test_prestashop_features_are_pairs_and_zero_dates_are_missing(
     tmp_path: Path, name: str, price: str, categories: str
 ) -> None:
     products = (
-        f"Product ID;Active (0/1);{name};{categories};{price};Wholesale price;Manufacturer;Summary;Description;Tags (x,y,z...);Product available date;Feature(Name:Value:Position)\n"
-        'p1;1;"Mug; ""blue""";Home,Mugs;15.9;4;Kiln;<p>Big</p>;<b>Blue</b> &amp; round;gift,blue;0000-00-00;Colour:blue:1,Made in:Graz:2\n'
+        f"Product ID;Active (0/1);{name};{categories};{price};Wholesale price;Manufacturer;Summary;Description;"
+        f"Tags (x,y,z...);Product available date;Feature(Name:Value:Position)\n"
+        'p1;1;"Mug; ""blue""";Home,Mugs;15.9;4;Kiln;<p>Big</p>;"<b>Blue</b> &amp; round";gift,blue;0000-00-00;'
+        "Colour:blue:1,Made in:Graz:2\n"
         "p2;0;Tray;Home;;4;;;;;2026-03-01;\n"
     )
     got = import_export(tmp_path, {"products.csv": products, "events.csv": OWN_EVENTS})
@@ -92,16 +97,22 @@ def test_prestashop_features_are_pairs_and_zero_dates_are_missing(
         datetime(2026, 3, 1, tzinfo=UTC),
         None,
     )
-    assert "Wholesale price" not in mug and len(got.events) == 2
+    assert "Wholesale price" not in mug
+    assert len(got.events) == 2
 
 
 def test_yml_offers_have_the_path_of_their_category_and_one_or_several_parameters(tmp_path: Path) -> None:
     feed = (
-        '<?xml version="1.0" encoding="UTF-8"?><!DOCTYPE yml_catalog SYSTEM "shops.dtd"><yml_catalog date="2026-01-30"><shop><name>S</name>'
-        '<categories><category id="1">Home</category><category id="11" parentId="1">Mugs</category></categories><offers>'
-        '<offer id="p1" available="true"><name>Mug</name><price>490.50</price><categoryId>11</categoryId><vendor>Kiln</vendor>'
-        '<description><![CDATA[<p>Of <b>clay</b></p>]]></description><param name="Colour">blue</param><param name="Volume" unit="ml">300</param></offer>'
-        '<offer id="p2" type="vendor.model"><typePrefix>Kettle</typePrefix><vendor>Vapeur</vendor><model>K2</model><price>1200</price>'
+        '<?xml version="1.0" encoding="UTF-8"?><!DOCTYPE yml_catalog SYSTEM "shops.dtd"><yml_catalog '
+        'date="2026-01-30"><shop><name>S</name>'
+        '<categories><category id="1">Home</category><category id="11" parentId="1">Mugs</category></categories><'
+        "offers>"
+        '<offer id="p1" available="true"><name>Mug</name><price>490.50</price><categoryId>11</categoryId><'
+        "vendor>Kiln</vendor>"
+        '<description><![CDATA[<p>Of <b>clay</b></p>]]></description><param name="Colour">blue</param><param '
+        'name="Volume" unit="ml">300</param></offer>'
+        '<offer id="p2" type="vendor.model"><typePrefix>Kettle</typePrefix><vendor>Vapeur</vendor><model>K2<'
+        "/model><price>1200</price>"
         '<categoryId>1</categoryId><param name="Colour">white</param></offer></offers></shop></yml_catalog>'
     )
     got = import_export(tmp_path, {"market.yml": feed, "events.csv": OWN_EVENTS})
@@ -127,7 +138,8 @@ def test_vespa_operations_are_applied_in_order_to_the_documents_that_events_name
         *({"put": f"id:s:review::r{i}", "fields": {"text": "x"}} for i in range(4)),
     )
     got = import_export(tmp_path, {"feed.jsonl": feed, "events.csv": OWN_EVENTS})
-    assert sorted(got.items) == ["p1", "p2", "p3"] and got.left_out == {"row excluded by `where`": 4}
+    assert sorted(got.items) == ["p1", "p2", "p3"]
+    assert got.left_out == {"row excluded by `where`": 4}
     mug = got.items["p1"]
     assert (mug["price"], mug["categories"], mug["tags"]) == (7.5, ["Home", "Mugs"], ["gift"])
     assert (got.items["p2"]["title"], got.items["p2"]["price"]) == ("New", None)
@@ -216,7 +228,8 @@ def test_snowplow_actions_are_nested_and_an_event_id_told_twice_is_one_event(tmp
     ]
     assert [(r["position"], r["device"]) for r in got.rows[:2]] == [(0, "desktop"), (1, "desktop")]
     # The click is on the list of the minute before.
-    assert got.rows[2]["request_id"] == "e1" and got.quarantined == {"duplicate_event": 2}
+    assert got.rows[2]["request_id"] == "e1"
+    assert got.quarantined == {"duplicate_event": 2}
     assert got.left_out == {"event no e-commerce action": 1, "event refund": 1, "event checkout_step": 1}
     assert (got.items["A"]["category"], got.items["A"]["price"]) == ("Home > Mugs", 9.5)
 
@@ -250,7 +263,8 @@ def test_measurement_protocol_bodies_hold_events_that_hold_items(tmp_path: Path)
         ("purchase", "1.2", "A", 2.0),
     ]
     assert [(r["position"], r["query"], r["session_id"]) for r in got.rows[:2]] == [(0, "mug", "s"), (1, "mug", "s")]
-    assert got.left_out == {"event event without items": 1} and got.quarantined == {"duplicate_event": 1}
+    assert got.left_out == {"event event without items": 1}
+    assert got.quarantined == {"duplicate_event": 1}
     assert (got.items["A"]["category"], got.items["B"]["price"], got.users["1.2"]["tier"]) == (
         "Home > Mugs",
         4.5,
