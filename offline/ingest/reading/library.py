@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def _find(columns: Sequence[str], name: str) -> str | None:
     return next((c for c in columns if re.fullmatch(pattern, c, re.IGNORECASE)), None)
 
 
+@cache
 def _letters(name: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
 
@@ -158,8 +160,8 @@ class Library:
         if self.rows(f"SELECT count(DISTINCT _seq) < count(*) FROM {quoted(name)}")[0][0]:
             # Several rows of one record, such as the elements of a list.
             self.sql.execute(
-                f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * REPLACE (row_number() OVER (ORDER BY _seq) AS _seq)"
-                f" FROM {quoted(name)}"
+                f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * REPLACE (row_number() OVER (ORDER BY _seq) AS"
+                f" _seq) FROM {quoted(name)}"
             )
         if len(files := self.rows(f"SELECT DISTINCT _file FROM {quoted(name)} LIMIT 2")) == 1:
             table.file = files[0][0] or name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,7 +18,10 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
 
 class Imported(NamedTuple):
-    """items and users by ID. events: (kind, user, item, value) in the order of time. left_out: of all tables."""
+    """A data set. items and users: by ID. rows: the events.
+
+    events: (kind, user, item, value) in the order of time. left_out and quarantined: counts by reason of all tables.
+    """
 
     preset: str
     items: Mapping[str, Mapping[str, Any]]
@@ -36,6 +40,11 @@ class Imported(NamedTuple):
     @property
     def quarantined(self) -> dict[str, int]:
         return dict(sum((Counter(source.quarantined) for source in self.summary.sources), Counter[str]()))
+
+
+def lines(*records: Mapping[str, Any]) -> str:
+    """Records as JSON lines."""
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def import_export(folder: Path, files: Mapping[str, str | bytes]) -> Imported:

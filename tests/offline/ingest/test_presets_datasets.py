@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.offline.ingest.exports import import_export
+from tests.offline.ingest.exports import import_export, lines
 
 
 def test_olist_orders_are_of_persons_and_reviews_of_the_products_of_an_order(tmp_path: Path) -> None:
@@ -14,10 +14,13 @@ def test_olist_orders_are_of_persons_and_reviews_of_the_products_of_an_order(tmp
         {
             "customers.csv": "customer_id,customer_unique_id,customer_zip_code_prefix\nk1,ana,01409\nk2,ana,01409\n",
             "orders.csv": "order_id,customer_id,order_status,order_purchase_timestamp\n"
-            "o1,k1,delivered,2018-01-02 10:00:00\no2,k2,invoiced,2018-02-02 10:00:00\no3,k2,canceled,2018-03-02 10:00:00\n",
-            "lines.csv": "order_id,order_item_id,product_id,price\no1,1,lamp,10.0\no1,2,lamp,12.0\no2,1,rug,8.0\no3,1,rug,8.0\n",
+            "o1,k1,delivered,2018-01-02 10:00:00\no2,k2,invoiced,2018-02-02 10:00:00\n"
+            "o3,k2,canceled,2018-03-02 10:00:00\n",
+            "lines.csv": "order_id,order_item_id,product_id,price\no1,1,lamp,10.0\no1,2,lamp,12.0\no2,1,rug,8.0\n"
+            "o3,1,rug,8.0\n",
             "products.csv": "product_id,product_category_name,product_weight_g\nlamp,casa,500.0\nrug,,\n",
-            "reviews.csv": "review_id,order_id,review_score,review_creation_date\nr1,o1,4,2018-01-09 00:00:00\nr2,o9,1,2018-01-09 00:00:00\n",
+            "reviews.csv": "review_id,order_id,review_score,review_creation_date\nr1,o1,4,2018-01-09 00:00:00\n"
+            "r2,o9,1,2018-01-09 00:00:00\n",
             "translation.csv": "\ufeffproduct_category_name,product_category_name_english\ncasa,home\n",
         },
     )
@@ -28,7 +31,8 @@ def test_olist_orders_are_of_persons_and_reviews_of_the_products_of_an_order(tmp
         ("rating", "ana", "lamp", 4.0),
         ("purchase", "ana", "rug", None),
     ]
-    assert got.left_out == {"event order canceled": 1} and got.quarantined == {"missing_user": 1}
+    assert got.left_out == {"event order canceled": 1}
+    assert got.quarantined == {"missing_user": 1}
     # The median of 10 and 12.
     assert (got.items["lamp"]["category"], got.items["lamp"]["price"]) == ("home", 11.0)
     assert got.items["rug"]["category"] is None
@@ -36,31 +40,36 @@ def test_olist_orders_are_of_persons_and_reviews_of_the_products_of_an_order(tmp
 
 
 def test_yelp_lists_and_nulls_cost_no_business_and_tips_are_counted_as_left_out(tmp_path: Path) -> None:
+    place = {"name": "Kiln", "stars": 4.0, "postal_code": "0810", "hours": {"Monday": "8:0-9:0"}}
+    who = {"user_id": "u1", "business_id": "b1"}
     got = import_export(
         tmp_path,
         {
-            "business.json": '{"business_id": "b1", "name": "Kr\\u00f6n", "stars": 4.0, "postal_code": "0810", "attributes":'
-            ' {"WiFi": "u\'no\'"}, "categories": "Food, Tea Rooms", "hours": {"Monday": "8:0-9:0"}}\n'
-            '{"business_id": "b2", "name": "Nil", "stars": 3.0, "postal_code": "", "attributes": null, "categories": null, "hours": null}\n',
-            "review.json": '{"review_id": "r1", "user_id": "u1", "business_id": "b1", "stars": 5.0, "text": "x", "date": "2021-07-07 22:09:11"}\n',
-            "user.json": '{"user_id": "u1", "name": "Ann", "review_count": 7, "yelping_since": "2010-01-25 16:47:26", "friends": "None"}\n',
-            "tip.json": '{"user_id": "u1", "business_id": "b1", "text": "x", "date": "2021-07-08 10:00:00", "compliment_count": 0}\n',
-            "checkin.json": '{"business_id": "b1", "date": "2021-03-13 21:10:56, 2021-06-28 18:02:01"}\n',
+            "business.json": lines(
+                {**place, "business_id": "b1", "attributes": {"WiFi": "u'no'"}, "categories": "Food, Tea Rooms"},
+                {**place, "business_id": "b2", "attributes": None, "categories": None},
+            ),
+            "review.json": lines({"review_id": "r1", **who, "stars": 5.0, "date": "2021-07-07 22:09:11"}),
+            "user.json": lines({"user_id": "u1", "name": "Ann", "review_count": 7, "yelping_since": "2010-01-25"}),
+            "tip.json": lines({**who, "text": "x", "date": "2021-07-08 10:00:00", "compliment_count": 0}),
+            "checkin.json": lines({"business_id": "b1", "date": "2021-03-13 21:10:56, 2021-06-28 18:02:01"}),
         },
     )
     assert got.events == [("rating", "u1", "b1", 5.0)]
     assert got.left_out == {"event tip": 1, "event check-in": 1}
     assert (got.items["b1"]["category"], got.items["b1"]["categories"]) == ("Food", ["Food", "Tea Rooms"])
-    assert got.items["b1"]["postal_code"] == "0810" and got.items["b2"]["category"] is None
-    assert got.users["u1"]["review_count"] == 7 and "name" not in got.users["u1"]
+    assert got.items["b1"]["postal_code"] == "0810"
+    assert got.items["b2"]["category"] is None
+    assert got.users["u1"]["review_count"] == 7
+    assert "name" not in got.users["u1"]
 
 
 def test_yoochoose_zeros_are_unknown_and_the_mixed_column_is_a_category_or_a_brand(tmp_path: Path) -> None:
     got = import_export(
         tmp_path,
         {
-            "clicks.dat": "1,2014-04-07T10:51:09.277Z,i1,0\n".replace("i1", "101")
-            + "1,2014-04-07T10:52:09.277Z,102,S\n1,2014-04-07T10:53:09.277Z,103,12\n2,2014-04-07T10:54:09.277Z,104,2089091\n",
+            "clicks.dat": "1,2014-04-07T10:51:09.277Z,101,0\n1,2014-04-07T10:52:09.277Z,102,S\n"
+            "1,2014-04-07T10:53:09.277Z,103,12\n2,2014-04-07T10:54:09.277Z,104,2089091\n",
             "buys.dat": "1,2014-04-07T11:05:11.138Z,103,523,2\n1,2014-04-07T11:05:11.138Z,102,0,0\n",
         },
     )
@@ -82,7 +91,8 @@ def test_recbole_headers_tell_types_and_quotes_are_letters(tmp_path: Path) -> No
     got = import_export(
         tmp_path,
         {
-            "x.inter": 'user_id:token\titem_id:token\trating:float\ttimestamp:float\nu1\t007\t4.0\t1769763600.0\nu1\t008\t\t1769763700.0\n',
+            "x.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu1\t007\t4.0\t1769763600.0\n"
+            "u1\t008\t\t1769763700.0\n",
             "x.item": "item_id:token\tmovie_title:token\tclass:token_seq\tyear:token\tsize:float\n"
             '007\tThe "last" one\tDrama Comedy\t1999\t2.5\n008\tOther\t\t2001\t\n',
             "x.user": "user_id:token\tage:float\tzip:token\nu1\t24.0\t00123\n",
@@ -91,7 +101,12 @@ def test_recbole_headers_tell_types_and_quotes_are_letters(tmp_path: Path) -> No
     # A row without stars is only an interaction.
     assert got.events == [("rating", "u1", "007", 4.0), ("view", "u1", "008", None)]
     item = got.items["007"]
-    assert (item["title"], item["class"], item["year"], item["size"]) == ('The "last" one', ["Drama", "Comedy"], "1999", 2.5)
+    assert (item["title"], item["class"], item["year"], item["size"]) == (
+        'The "last" one',
+        ["Drama", "Comedy"],
+        "1999",
+        2.5,
+    )
     assert (got.users["u1"]["age"], got.users["u1"]["zip"]) == (24.0, "00123")
 
 
@@ -99,7 +114,8 @@ def test_retailrocket_properties_are_the_last_told_and_categories_have_their_pat
     got = import_export(
         tmp_path,
         {
-            "events.csv": "timestamp,visitorid,event,itemid,transactionid\n1433221332000,5,view,355,\n1433221332000,5,view,355,\n"
+            "events.csv": "timestamp,visitorid,event,itemid,transactionid\n1433221332000,5,view,355,\n"
+            "1433221332000,5,view,355,\n"
             "1433221333000,5,transaction,355,9\n",
             "part1.csv": "timestamp,itemid,property,value\n2,355,790,n12600.000\n3,355,790,n-5.500\n1,355,790,n1.000\n",
             "part2.csv": "timestamp,itemid,property,value\n2,355,categoryid,8\n2,355,11,n1.000 77\n",
@@ -120,13 +136,16 @@ def test_steam_lines_are_python_literals_and_a_review_needs_a_year(tmp_path: Pat
     got = import_export(
         tmp_path,
         {
-            "users.json": f"{{'user_id': 'a', 'reviews': [{{{first}}}, {{{second}}}, {{{third}}}]}}\n{{'user_id': 'b', 'reviews': []}}\n",
-            "games.json": "{u'id': u'1', u'app_name': u\"Keeper's\", u'genres': [u'RPG', u'Indie'], u'price': u'Free', u'release_date': u'2019'}\n"
+            "users.json": f"{{'user_id': 'a', 'reviews': [{{{first}}}, {{{second}}}, {{{third}}}]}}\n"
+            f"{{'user_id': 'b', 'reviews': []}}\n",
+            "games.json": "{u'id': u'1', u'app_name': u\"Keeper's\", u'genres': [u'RPG', u'Indie'], u'price': "
+            "u'Free', u'release_date': u'2019'}\n"
             "{u'id': u'2', u'app_name': u'Tide', u'price': 4.99, u'release_date': u'Soon..', u'developer': None}\n",
         },
     )
     assert got.events == [("rating", "a", "1", 1.0), ("rating", "a", "2", 0.0)]
-    assert got.quarantined == {"bad_timestamp": 1} and got.left_out == {"row excluded by `where`": 1}
+    assert got.quarantined == {"bad_timestamp": 1}
+    assert got.left_out == {"row excluded by `where`": 1}
     assert (got.items["1"]["title"], got.items["1"]["category"], got.items["1"]["price"]) == ("Keeper's", "RPG", None)
     assert got.items["1"]["available_from"] == datetime(2019, 1, 1, tzinfo=UTC)
     assert (got.items["2"]["available_from"], got.items["2"]["price"]) == (None, 4.99)

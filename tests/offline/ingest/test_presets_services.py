@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.offline.ingest.exports import import_export
+from tests.offline.ingest.exports import import_export, lines
 
 T0 = 1_760_000_000
 DAY = "2025-10-09"
@@ -38,10 +38,6 @@ class Export:
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
-
-
-def lines(*records: Mapping[str, Any]) -> str:
-    return "\n".join(json.dumps(record) for record in records)
 
 
 def at(text: str) -> datetime:

@@ -1,0 +1,272 @@
+"""Presets of shop systems, feeds and event trackers: what is read of each, and what is left out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.offline.ingest.exports import import_export, lines
+
+OWN_EVENTS = "event,user_id,item_id,timestamp\nview,u1,p1,2026-01-30T10:00:00Z\npurchase,u1,p2,2026-01-30T10:05:00Z\n"
+
+
+WOO_PRODUCTS = {
+    "wc-export.csv": "\ufeffID,Type,SKU,Name,Description,Sale price,Regular price,Categories,Tags,Parent,Brands,"
+    "Attribute 1 name,Attribute 1 value(s)\n"
+    '7,variable,TEE,Tee,<p>Soft</p>\\n<p>cotton</p>,,,"Wear > Tees, New",,,Dock,Size,"S, M"\n'
+    "8,variation,TEE-S,Tee - S,,,21,,,TEE,,Size,S\n9,variation,TEE-M,Tee - M,,18.5,21,,,id:7,,Size,M\n"
+    '10,simple,SOAP,Soap,,,6.5,"Bath\\, body",,,,,\n'
+}
+
+
+def test_woocommerce_variations_are_their_product_and_order_columns_stand_on_the_first_row(tmp_path: Path) -> None:
+    orders = (
+        "Order Number,Order Status,Order Date,Email (Billing),SKU,Item Name,Quantity (- Refund),Item Cost\n"
+        "1,Completed,2026-01-30 09:05,a@example.com,TEE-S,Tee - S,1,21\n,,,,TEE-M,Tee - M,1,21\n,,,,SOAP,Soap,0,6.5\n"
+        "2,Cancelled,2026-01-30 09:06,b@example.com,SOAP,Soap,1,6.5\n3,Failed,2026-01-30 09:07,,SOAP,Soap,1,6.5\n"
+        "4,Processing,2026-01-30 09:08,,SOAP,Soap,1,6.5\n5,Completed,2026-01-30 09:09,c@example.com,OLD,Old cup,2,3\n"
+    )
+    got = import_export(tmp_path, {**WOO_PRODUCTS, "orders.csv": orders})
+    # Order 4 has no e-mail of its own, and does not take the one of the order above.
+    assert got.quarantined == {"missing_user": 1}
+    assert got.events == [
+        ("purchase", "a@example.com", "7", 1.0),
+        ("purchase", "a@example.com", "7", 1.0),
+        ("purchase", "c@example.com", "OLD", 2.0),
+    ]
+    assert got.left_out == {"event line sent back": 1, "event order cancelled": 1, "event order failed": 1}
+    tee, soap = got.items["7"], got.items["10"]
+    # The lowest price of the variations.
+    assert (tee["price"], tee["category"], tee["categories"], tee["Size"]) == (
+        18.5,
+        "Wear > Tees",
+        ["Wear > Tees", "New"],
+        ["S", "M"],
+    )
+    assert (tee["description"], soap["category"], got.items["OLD"]["title"]) == ("Soft cotton", "Bath, body", "Old cup")
+
+
+def test_woocommerce_headers_may_be_in_the_language_of_the_shop(tmp_path: Path) -> None:
+    products = (
+        "ID,Typ,Artikelnummer,Name,Regulärer Preis,Kategorien,Übergeordnetes Produkt\n"
+        '10,simple,SEIFE,Seife,"6,50",Bad,\n'
+    )
+    orders = (
+        "Order ID,Status,Order Date,Billing Email,Product SKU,Quantity\n"
+        "1,Storniert,2026-01-30 09:05,a@example.com,SEIFE,1\n2,Abgeschlossen,2026-01-30 09:06,a@example.com,SEIFE,3\n"
+    )
+    got = import_export(tmp_path, {"produkte.csv": products, "orders.csv": orders})
+    assert got.events == [("purchase", "a@example.com", "10", 3.0)]
+    assert got.left_out == {"event order cancelled": 1}
+    assert (got.items["10"]["price"], got.items["10"]["category"]) == (6.5, "Bad")
+
+
+@pytest.mark.parametrize(
+    ("name", "price", "categories"),
+    [("Name *", "Price tax excluded", "Categories (x,y,z...)"), ("Name", "Price (tax excl.)", "Category")],
+)
+def test_prestashop_features_are_pairs_and_zero_dates_are_missing(
+    tmp_path: Path, name: str, price: str, categories: str
+) -> None:
+    products = (
+        f"Product ID;Active (0/1);{name};{categories};{price};Wholesale price;Manufacturer;Summary;Description;"
+        f"Tags (x,y,z...);Product available date;Feature(Name:Value:Position)\n"
+        'p1;1;"Mug; ""blue""";Home,Mugs;15.9;4;Kiln;<p>Big</p>;"<b>Blue</b> &amp; round";gift,blue;0000-00-00;'
+        "Colour:blue:1,Made in:Graz:2\n"
+        "p2;0;Tray;Home;;4;;;;;2026-03-01;\n"
+    )
+    got = import_export(tmp_path, {"products.csv": products, "events.csv": OWN_EVENTS})
+    mug, tray = got.items["p1"], got.items["p2"]
+    assert (mug["title"], mug["price"], mug["brand"], mug["description"]) == (
+        'Mug; "blue"',
+        15.9,
+        "Kiln",
+        "Big Blue & round",
+    )
+    assert (mug["category"], mug["Colour"], mug["Made in"], mug["tags"]) == (
+        "Home > Mugs",
+        "blue",
+        "Graz",
+        ["gift", "blue"],
+    )
+    assert (mug["available_from"], tray["available_from"], tray["price"]) == (
+        None,
+        datetime(2026, 3, 1, tzinfo=UTC),
+        None,
+    )
+    assert "Wholesale price" not in mug
+    assert len(got.events) == 2
+
+
+def test_yml_offers_have_the_path_of_their_category_and_one_or_several_parameters(tmp_path: Path) -> None:
+    feed = (
+        '<?xml version="1.0" encoding="UTF-8"?><!DOCTYPE yml_catalog SYSTEM "shops.dtd"><yml_catalog '
+        'date="2026-01-30"><shop><name>S</name>'
+        '<categories><category id="1">Home</category><category id="11" parentId="1">Mugs</category></categories><'
+        "offers>"
+        '<offer id="p1" available="true"><name>Mug</name><price>490.50</price><categoryId>11</categoryId><'
+        "vendor>Kiln</vendor>"
+        '<description><![CDATA[<p>Of <b>clay</b></p>]]></description><param name="Colour">blue</param><param '
+        'name="Volume" unit="ml">300</param></offer>'
+        '<offer id="p2" type="vendor.model"><typePrefix>Kettle</typePrefix><vendor>Vapeur</vendor><model>K2<'
+        "/model><price>1200</price>"
+        '<categoryId>1</categoryId><param name="Colour">white</param></offer></offers></shop></yml_catalog>'
+    )
+    got = import_export(tmp_path, {"market.yml": feed, "events.csv": OWN_EVENTS})
+    mug, kettle = got.items["p1"], got.items["p2"]
+    assert (mug["title"], mug["category"], mug["price"], mug["description"]) == ("Mug", "Home > Mugs", 490.5, "Of clay")
+    assert (mug["Colour"], mug["Volume"], kettle["Colour"]) == ("blue", 300.0, "white")
+    assert (kettle["title"], kettle["category"], kettle["brand"]) == ("Kettle Vapeur K2", "Home", "Vapeur")
+
+
+def test_vespa_operations_are_applied_in_order_to_the_documents_that_events_name(tmp_path: Path) -> None:
+    feed = lines(
+        {
+            "put": "id:s:thing::p1",
+            "fields": {"title": "Mug", "price": 9, "categories": ["Home"], "tags": {"gift": 2}, "v": {"values": [0.1]}},
+        },
+        {"put": "id:s:thing:g=eu:p2", "fields": {"title": "Old", "price": 5}},
+        {"remove": "id:s:thing:g=eu:p2"},
+        {"put": "id:s:thing:g=eu:p2", "fields": {"title": "New"}},
+        {"update": "id:s:thing::p1", "fields": {"price": {"assign": 7.5}, "categories": {"add": ["Mugs"]}}},
+        {"id": "id:s:thing::p3", "fields": {"title": "Kept", "pos": {"lat": 48, "lng": 16}}},
+        {"put": "id:s:thing::p4", "fields": {"title": "Gone"}},
+        {"remove": "id:s:thing::p4"},
+        *({"put": f"id:s:review::r{i}", "fields": {"text": "x"}} for i in range(4)),
+    )
+    got = import_export(tmp_path, {"feed.jsonl": feed, "events.csv": OWN_EVENTS})
+    assert sorted(got.items) == ["p1", "p2", "p3"]
+    assert got.left_out == {"row excluded by `where`": 4}
+    mug = got.items["p1"]
+    assert (mug["price"], mug["categories"], mug["tags"]) == (7.5, ["Home", "Mugs"], ["gift"])
+    assert (got.items["p2"]["title"], got.items["p2"]["price"]) == ("New", None)
+    assert not {"v", "pos"} & mug.keys()
+
+
+def test_ubi_queries_show_their_hits_and_actions_without_a_product_are_left_out(tmp_path: Path) -> None:
+    def query(number: int, hits: list[str]) -> dict[str, Any]:
+        at = {"timestamp": f"2026-01-30T09:0{number}:00.120Z", "client_id": "c", "user_query": "mug"}
+        return {**at, "query_id": f"q{number}", "object_id_field": "sku", "query_response_hit_ids": hits}
+
+    def action(name: str, item: str | None) -> dict[str, Any]:
+        what = {"object": {"object_id": item}, "position": {"ordinal": 2}} if item else {"session_id": "s"}
+        return {
+            "action_name": name,
+            "query_id": "q1",
+            "client_id": "c",
+            "timestamp": "2026-01-30T09:02:00Z",
+            "event_attributes": what,
+        }
+
+    got = import_export(
+        tmp_path,
+        {
+            "queries.jsonl": lines(query(1, ["A", "B"]), query(5, [])),
+            "events.jsonl": lines(action("on_search", None), action("click", "B"), action("add_to_cart", "B")),
+            "bulk.ndjson": lines(
+                {"index": {"_id": "1"}},
+                {"sku": "A", "title": "Mug", "price": 3},
+                {"index": {"_id": "2"}},
+                {"sku": "B", "title": "Cup", "price": 4},
+            ),
+        },
+    )
+    assert [e[:3] for e in got.events] == [
+        ("impression", "c", "A"),
+        ("impression", "c", "B"),
+        ("cart", "c", "B"),
+        ("click", "c", "B"),
+    ]
+    assert [(r["position"], r["request_id"], r["query"]) for r in got.rows[:2]] == [(0, "q1", "mug"), (1, "q1", "mug")]
+    assert got.rows[3]["request_id"] == "q1"
+    assert got.left_out == {"event action without a product": 1, "row excluded by `where`": 1}
+    assert {i: row["title"] for i, row in got.items.items()} == {"A": "Mug", "B": "Cup"}
+
+
+@pytest.mark.parametrize("version", ["1", "1_0_2"])
+def test_snowplow_actions_are_nested_and_an_event_id_told_twice_is_one_event(tmp_path: Path, version: str) -> None:
+    vendor = "com_snowplowanalytics_snowplow_ecommerce"
+
+    def event(number: int, action: str | None, *products: dict[str, Any]) -> dict[str, Any]:
+        out = {
+            "event_id": f"e{number}",
+            "domain_userid": "d",
+            "user_id": None,
+            "collector_tstamp": f"2026-01-30T09:0{number}:01Z",
+        }
+        out |= {"derived_tstamp": f"2026-01-30T09:0{number}:00.3Z", "dvce_type": "Computer"}
+        out |= {f"unstruct_event_{vendor}_snowplow_ecommerce_action_{version}": {"type": action}} if action else {}
+        return out | ({f"contexts_{vendor}_product_{version}": list(products)} if products else {})
+
+    a, b = (
+        {"id": "A", "name": "Mug", "category": "Home/Mugs", "price": 9.5, "list_price": 12},
+        {"id": "B", "name": "Cup"},
+    )
+    got = import_export(
+        tmp_path,
+        {
+            "enriched.jsonl": lines(
+                event(0, None),
+                event(1, "list_view", {**a, "position": 1}, {**b, "position": 2}),
+                event(2, "list_click", b),
+                event(3, "transaction", {**a, "quantity": 2}, {**b, "quantity": 1}),
+                event(3, "transaction", {**a, "quantity": 2}, {**b, "quantity": 1}),
+                event(4, "refund", a),
+                event(5, "checkout_step"),
+            )
+        },
+    )
+    assert got.events == [
+        ("impression", "d", "A", None),
+        ("impression", "d", "B", None),
+        ("click", "d", "B", None),
+        ("purchase", "d", "A", 2.0),
+        ("purchase", "d", "B", 1.0),
+    ]
+    assert [(r["position"], r["device"]) for r in got.rows[:2]] == [(0, "desktop"), (1, "desktop")]
+    # The click is on the list of the minute before.
+    assert got.rows[2]["request_id"] == "e1"
+    assert got.quarantined == {"duplicate_event": 2}
+    assert got.left_out == {"event no e-commerce action": 1, "event refund": 1, "event checkout_step": 1}
+    assert (got.items["A"]["category"], got.items["A"]["price"]) == ("Home > Mugs", 9.5)
+
+
+def test_measurement_protocol_bodies_hold_events_that_hold_items(tmp_path: Path) -> None:
+    mug, cup = (
+        {"item_id": "A", "item_name": "Mug", "item_category": "Home", "item_category2": "Mugs"},
+        {"item_id": "B", "price": "4.50"},
+    )
+    shown = {"name": "view_item_list", "params": {"session_id": "s", "search_term": "mug", "items": [mug, cup]}}
+    bought = {"name": "purchase", "params": {"transaction_id": "T", "items": [{**mug, "quantity": 2}]}}
+    got = import_export(
+        tmp_path,
+        {
+            "bodies.jsonl": lines(
+                {
+                    "client_id": "1.2",
+                    "timestamp_micros": "1769763600000000",
+                    "user_properties": {"tier": {"value": "gold"}},
+                    "events": [shown, {"name": "page_view", "params": {}}],
+                },
+                {"client_id": "1.2", "timestamp_micros": 1769763660000000, "events": [bought]},
+                # A page that is loaded again tells the transaction again.
+                {"client_id": "1.2", "timestamp_micros": 1769763720000000, "events": [bought]},
+            )
+        },
+    )
+    assert got.events == [
+        ("impression", "1.2", "A", None),
+        ("impression", "1.2", "B", None),
+        ("purchase", "1.2", "A", 2.0),
+    ]
+    assert [(r["position"], r["query"], r["session_id"]) for r in got.rows[:2]] == [(0, "mug", "s"), (1, "mug", "s")]
+    assert got.left_out == {"event event without items": 1}
+    assert got.quarantined == {"duplicate_event": 1}
+    assert (got.items["A"]["category"], got.items["B"]["price"], got.users["1.2"]["tier"]) == (
+        "Home > Mugs",
+        4.5,
+        "gold",
+    )
