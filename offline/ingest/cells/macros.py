@@ -48,7 +48,7 @@ _BLOCKS = frozenset(
 
 
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
-    """Define the functions `tidy`, `as_json`, `number_text`, `id_problem`, `plain_text`, `joined` and `flag`.
+    """Define the SQL functions of this file in a database: `tidy`, `id_text`, `scalar`, `plain_text` and others.
 
     `joined(x, separator)` is the elements of a JSON list as one text, and any other value as a text. missing: texts
     that count as missing.
@@ -62,6 +62,10 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         # `trim` with a set of characters takes 8 us a cell, so that only cells that need it get it.
         f"tidy(x) AS CASE WHEN x IN ({words}) THEN NULL WHEN regexp_matches(x, {_OUTER_SPACE}) THEN"
         f" (CASE WHEN trim(x, {spaces}) IN ({words}) THEN NULL ELSE trim(x, {spaces}) END) ELSE x END",
+        # `nfc_normalize` ends a text at its first NUL.
+        "id_text(x) AS CASE WHEN contains(x, chr(0)) THEN x ELSE nfc_normalize(x) END",
+        # A key of JSON that is an object in any record is a JSON column, which a text cannot be compared with.
+        "scalar(x) AS json_extract_string(to_json(x), '$')",
         "as_json(x) AS CASE WHEN json_valid(x) THEN x::JSON END",
         "number_text(x) AS CASE WHEN isnan(x::DOUBLE) THEN NULL WHEN isfinite(x::DOUBLE) AND abs(x::DOUBLE) < 1e18 AND"
         " x::DOUBLE = trunc(x::DOUBLE) THEN x::BIGINT::VARCHAR ELSE x::VARCHAR END",
