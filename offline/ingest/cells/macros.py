@@ -48,7 +48,7 @@ _BLOCKS = frozenset(
 
 
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
-    """Define the functions `tidy`, `as_json`, `number_text`, `id_problem`, `plain_text`, `joined` and `flag`.
+    """Define the SQL functions of this file in a database: `tidy`, `id_text`, `scalar`, `plain_text` and others.
 
     `joined(x, separator)` is the elements of a JSON list as one text, and any other value as a text. missing: texts
     that count as missing.
@@ -62,6 +62,10 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         # `trim` with a set of characters takes 8 us a cell, so that only cells that need it get it.
         f"tidy(x) AS CASE WHEN x IN ({words}) THEN NULL WHEN regexp_matches(x, {_OUTER_SPACE}) THEN"
         f" (CASE WHEN trim(x, {spaces}) IN ({words}) THEN NULL ELSE trim(x, {spaces}) END) ELSE x END",
+        # `nfc_normalize` ends a text at its first NUL.
+        "id_text(x) AS CASE WHEN contains(x, chr(0)) THEN x ELSE nfc_normalize(x) END",
+        # A key of JSON that is an object in any record is a JSON column, which a text cannot be compared with.
+        "scalar(x) AS json_extract_string(to_json(x), '$')",
         "as_json(x) AS CASE WHEN json_valid(x) THEN x::JSON END",
         "number_text(x) AS CASE WHEN isnan(x::DOUBLE) THEN NULL WHEN isfinite(x::DOUBLE) AND abs(x::DOUBLE) < 1e18 AND"
         " x::DOUBLE = trunc(x::DOUBLE) THEN x::BIGINT::VARCHAR ELSE x::VARCHAR END",
@@ -71,9 +75,9 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         "plain_text(x) AS CASE WHEN x IS NULL THEN NULL WHEN contains(x, '<') OR contains(x, '&') THEN plain_text_of(x)"
         " ELSE x END",
         "one_line(x) AS nullif(trim(regexp_replace(x, '[\\s\\x{a0}]+', ' ', 'g')), '')",
-        "joined(x, separator) AS CASE WHEN json_type(TRY_CAST(x AS JSON)) = 'ARRAY' THEN"
-        " nullif(array_to_string(json_extract_string(TRY_CAST(x AS JSON), '$[*]'), separator), '')"
-        " ELSE tidy(json_extract_string(coalesce(TRY_CAST(x AS JSON), to_json(x)), '$')) END",
+        "joined(x, separator) AS CASE WHEN json_type(as_json(x::VARCHAR)) = 'ARRAY' THEN"
+        " nullif(array_to_string(json_extract_string(as_json(x::VARCHAR), '$[*]'), separator), '')"
+        " ELSE tidy(json_extract_string(coalesce(as_json(x::VARCHAR), to_json(x::VARCHAR)), '$')) END",
         "flag(x) AS CASE WHEN lower(x) IN ('true', '1', 'yes') THEN true WHEN lower(x) IN ('false', '0', 'no') THEN"
         " false"
         " END",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,11 +35,11 @@ class Imported(NamedTuple):
 
     @property
     def left_out(self) -> dict[str, int]:
-        return {reason: n for source in self.summary.sources for reason, n in source.left_out.items()}
+        return dict(sum((Counter(source.left_out) for source in self.summary.sources), Counter[str]()))
 
     @property
     def quarantined(self) -> dict[str, int]:
-        return {reason: n for source in self.summary.sources for reason, n in source.quarantined.items()}
+        return dict(sum((Counter(source.quarantined) for source in self.summary.sources), Counter[str]()))
 
 
 def lines(*records: Mapping[str, Any]) -> str:
@@ -46,12 +47,12 @@ def lines(*records: Mapping[str, Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def import_export(folder: Path, files: Mapping[str, str]) -> Imported:
-    """Import files, given as name to text, as `shelfwise import FOLDER` does."""
+def import_export(folder: Path, files: Mapping[str, str | bytes]) -> Imported:
+    """Import files, given as name to contents, as `shelfwise import FOLDER` does."""
     source, to = folder / "export", folder / "data"
     source.mkdir()
     for name, text in files.items():
-        (source / name).write_text(text, "utf-8")
+        (source / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     config, said = detect(source)
     summary = import_data(config, to, NOW)
 

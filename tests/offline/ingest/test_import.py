@@ -479,8 +479,8 @@ def import_error(config: ImportConfig, folder: Path) -> str:
 def test_a_truncated_gzip_file_is_rejected_as_a_whole(tmp_path: Path) -> None:
     broken_gzip(tmp_path)
     assert import_error(mapped(tmp_path, {"from": "events.csv.gz"}), tmp_path) == (
-        "events.csv.gz: the compressed data is truncated or corrupt (Compressed file ended before the end-of-stream marker"
-        " was reached). Nothing was imported; download the file again."
+        "events.csv.gz: the compressed data is truncated or corrupt (Compressed file ended before the end-of-stream"
+        " marker was reached). Nothing was imported; download the file again."
     )
     jsonl = tmp_path / "log.jsonl.gz"
     jsonl.write_bytes(gzip.compress(b'{"event": "click"}\n' * 100_000)[:-30])
@@ -535,9 +535,7 @@ def test_a_repeated_column_name_gets_a_number(tmp_path: Path) -> None:
 
 def test_an_unknown_layout_raises_with_the_files_found(tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(
-        DataError, match=r"no preset fits \(found: sales.csv \(a, b\)\)\. Presets: .*--suggest > shop.yaml"
-    ):
+    with pytest.raises(DataError, match=r"no preset fits \(found: sales.csv \(a, b\)\)\. .*--suggest > shop.yaml"):
         detect(tmp_path)
     with pytest.raises(DataError, match="there is no such file or folder"):
         detect(tmp_path / "nowhere")
