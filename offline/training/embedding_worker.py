@@ -2,8 +2,8 @@
 
 It is a process of its own, because the service runs without torch. Workers read the stream of changes as a consumer
 group: they share the writes, and the others take over from a worker that dies. Vectors are computed by the encoder of
-the live release. When another release goes live, its encoder encodes the written items again. An item whose text is
-the same as in the release keeps the release's vector.
+the live release. When another release goes live, its encoder encodes the written items again, from the base vectors in
+the vector store. An item whose text is the same as in the release keeps the release's vector.
 """
 
 from __future__ import annotations
@@ -19,26 +19,63 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.arrays import F32
+from features.arrays import F32, Bool
 from offline.data import written_items
 from serving.release import read_manifest
 from serving.store import BulkStore, BulkWrittenItems, ItemFields, Pointer, decode_fields
 from text_encoder.encoder import Encoder, load
+from text_encoder.reading import BaseVectors, read_texts
 from text_encoder.text import catalogue_texts
 
 log = logging.getLogger(__name__)
 
 _BATCH = 64
+_SWITCH_BATCH = 8192
+"""Items per batch when another release goes live. Each batch looks its texts up in the whole vector store."""
+_UNSAVED_VECTORS, _UNSAVED_S = 1024, 60.0
+"""Number of vectors, and seconds since the first of them, after which new vectors are written to the vector store."""
 _ORPHANED_MS = 30_000
 """A write that a worker has not finished after this many milliseconds goes to another worker."""
+
+
+class NewVectors:
+    """Base vectors of texts that were just written, to be added to a store together. Knows none when asked."""
+
+    def __init__(self, store: BaseVectors, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._clock = store, clock
+        self._unsaved: dict[str, list[tuple[Sequence[bytes], F32]]] = {}
+        self._since = clock()
+
+    def read(self, model: str, keys: Sequence[bytes], dimension: int) -> tuple[F32, Bool]:
+        """See `BaseVectors`. A text that was just written is not in the store, so it is not looked up there."""
+        return np.full((len(keys), dimension), np.nan, np.float32), np.zeros(len(keys), bool)
+
+    def write(self, model: str, keys: Sequence[bytes], vectors: F32) -> None:
+        """See `BaseVectors`. They are lost if the process dies before they are saved, and are then read again."""
+        if not self._unsaved:
+            self._since = self._clock()
+        self._unsaved.setdefault(model, []).append((keys, vectors))
+
+    def save_if_due(self) -> None:
+        """Write the vectors to the store if they are many, or if the first of them has waited for long."""
+        count = sum(len(keys) for added in self._unsaved.values() for keys, _ in added)
+        if count >= _UNSAVED_VECTORS or (count and self._clock() >= self._since + _UNSAVED_S):
+            self.save()
+
+    def save(self) -> None:
+        """Write the vectors to the store."""
+        for model, added in self._unsaved.items():
+            self._store.write(model, [key for keys, _ in added for key in keys], np.concatenate([v for _, v in added]))
+        self._unsaved = {}
 
 
 class Embedder:
     """One embedding worker. encoded: number of texts encoded so far."""
 
-    def __init__(self, store: BulkStore, name: str) -> None:
-        """name: unique name of this worker within the group."""
+    def __init__(self, store: BulkStore, name: str, vectors: BaseVectors) -> None:
+        """name: unique name of this worker within the group. vectors: store of base vectors."""
         self._store, self._name = store, name
+        self._vectors, self._new_vectors = vectors, NewVectors(vectors)
         self._written = BulkWrittenItems(store)
         self._pointer: Pointer | None = None
         self._encoder: Encoder | None = None
@@ -46,8 +83,11 @@ class Embedder:
 
     def run(self, stop: Callable[[], bool] = lambda: False, wait_s: float = 0.5) -> None:
         """Process writes until `stop` returns True. wait_s: longest wait for a write, in seconds."""
-        while not stop():
-            self.step(wait_s)
+        try:
+            while not stop():
+                self.step(wait_s)
+        finally:
+            self._new_vectors.save()
 
     def step(self, wait_s: float = 0.0) -> int:
         """Switch to a new release if there is one, encode a batch of writes, and return the number of texts encoded."""
@@ -61,8 +101,9 @@ class Embedder:
             self._pointer = pointer
             self._encode_missing()
         entries = self._written.claim(self._name, _BATCH, wait_s, _ORPHANED_MS)
-        self._encode([item for _, item, change in entries if change == "put"])
+        self._encode([item for _, item, change in entries if change == "put"], self._new_vectors)
         self._written.acknowledge([entry for entry, _, _ in entries])
+        self._new_vectors.save_if_due()
         return self.encoded - before
 
     @property
@@ -75,29 +116,31 @@ class Embedder:
         """Encode written items without a vector, and those with changed text that still have the release's vector."""
         assert self._encoder is not None
         ids = self._written.ids()
-        for first in range(0, len(ids), _BATCH):
-            batch = ids[first : first + _BATCH]
+        self._new_vectors.save()
+        for first in range(0, len(ids), _SWITCH_BATCH):
+            batch = ids[first : first + _SWITCH_BATCH]
             vectors = self._store.read_vectors(self.fingerprint, batch, self._encoder.dimension)
             known = np.asarray(np.isfinite(vectors).all(axis=1))
             stored = dict(zip(batch, vectors, strict=True))
-            self._encode([i for i, is_known in zip(batch, known, strict=True) if not is_known])
-            self._encode([i for i, is_known in zip(batch, known, strict=True) if is_known], stored)
+            self._encode([i for i, is_known in zip(batch, known, strict=True) if not is_known], self._vectors)
+            self._encode([i for i, is_known in zip(batch, known, strict=True) if is_known], self._vectors, stored)
 
-    def _encode(self, item_ids: Sequence[str], stored: Mapping[str, F32] | None = None) -> None:
-        """Encode the current texts of items, write the vectors to the store, and announce them.
+    def _encode(self, item_ids: Sequence[str], base: BaseVectors, stored: Mapping[str, F32] | None = None) -> None:
+        """Encode the current texts of items, write the vectors to Redis, and announce them.
 
-        stored: vectors of these items in the store. If given, only items whose stored vector is the release's are
-        encoded. Items whose text is the same as in the release are always skipped.
+        base: where to look for base vectors and to add new ones. stored: vectors of these items in Redis. If given,
+        only items whose stored vector is the release's are encoded. Items whose text is the same as in the release are
+        skipped, unless the release has no vector because its text was not read.
         """
         ids = list(dict.fromkeys(item_ids))
         if not ids or self._encoder is None or self._pointer is None:
             return
         written = dict(zip(ids, map(decode_fields, self._written.fields(ids)), strict=True))
         texts = texts_of(self._encoder.template, written, Path(self._pointer.path) / "items.parquet")
-        changed = [i for i in ids if texts.now[i] != texts.released.get(i)]
+        changed = [i for i in ids if texts.now[i] != texts.released.get(i) or not texts.has_vector(i)]
         if stored is not None:
             changed = [i for i in changed if i in texts.vectors and np.array_equal(texts.vectors[i], stored[i])]
-        vectors: F32 = self._encoder.encode([texts.now[i] for i in changed])
+        vectors = read_texts(self._encoder, [texts.now[i] for i in changed], base).vectors
         known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         good = [changed[k] for k in known.tolist()]
         self._store.write_vectors(self.fingerprint, good, vectors[known])
@@ -111,6 +154,10 @@ class ItemTexts(NamedTuple):
     now: dict[str, str]
     released: dict[str, str]
     vectors: dict[str, F32]
+
+    def has_vector(self, item_id: str) -> bool:
+        """Whether the release has a vector for the item."""
+        return item_id in self.vectors and bool(np.isfinite(self.vectors[item_id]).all())
 
 
 def texts_of(template: str, written: Mapping[str, ItemFields], release_items: Path) -> ItemTexts:
