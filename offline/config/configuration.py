@@ -101,8 +101,8 @@ class Config(BaseModel):
     vectors: str | None = Field(
         None,
         description="Location of the store of text vectors: a directory, or a URI such as s3://bucket/vectors. Nightly "
-        "runs, studies and the embedding worker read only texts that it lacks. null: the directory vectors in the "
-        "workspace.",
+        "runs, studies and the embedding worker read only texts that it lacks. Give each workspace its own. null: the "
+        "directory vectors in the workspace.",
     )
     seed: int = Field(17, ge=0, lt=2**31, description="Seed of every random draw.")
     sources: ImportConfig | None = Field(

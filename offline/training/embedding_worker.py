@@ -2,8 +2,8 @@
 
 It is a process of its own, because the service runs without torch. Workers read the stream of changes as a consumer
 group: they share the writes, and the others take over from a worker that dies. Vectors are computed by the encoder of
-the live release. When another release goes live, its encoder encodes the written items again, from the base vectors in
-the vector store. An item whose text is the same as in the release keeps the release's vector.
+the live release. When another release goes live, its encoder encodes the written items again; it reads only texts whose
+base vectors are not in the vector store. An item whose text is the same as in the release keeps the release's vector.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.arrays import F32, Bool
+from features.arrays import F32
 from offline.data import written_items
 from serving.release import read_manifest
 from serving.store import BulkStore, BulkWrittenItems, ItemFields, Pointer, decode_fields
@@ -32,50 +32,26 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 _SWITCH_BATCH = 8192
 """Items per batch when another release goes live. Each batch looks its texts up in the whole vector store."""
-_UNSAVED_VECTORS, _UNSAVED_S = 1024, 60.0
-"""Number of vectors, and seconds since the first of them, after which new vectors are written to the vector store."""
 _ORPHANED_MS = 30_000
 """A write that a worker has not finished after this many milliseconds goes to another worker."""
 
 
-class NewVectors:
-    """Base vectors of texts that were just written, to be added to a store together. Knows none when asked."""
+class ReadOnly:
+    """A store of base vectors to which nothing is added: the worker may only read the workspace."""
 
-    def __init__(self, store: BaseVectors, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._clock = store, clock
-        self._unsaved: dict[str, list[tuple[Sequence[bytes], F32]]] = {}
-        self._since = clock()
-
-    def read(self, model: str, keys: Sequence[bytes], dimension: int) -> tuple[F32, Bool]:
-        """See `BaseVectors`. A text that was just written is not in the store, so it is not looked up there."""
-        return np.full((len(keys), dimension), np.nan, np.float32), np.zeros(len(keys), bool)
+    def __init__(self, store: BaseVectors) -> None:
+        self.read = store.read
 
     def write(self, model: str, keys: Sequence[bytes], vectors: F32) -> None:
-        """See `BaseVectors`. They are lost if the process dies before they are saved, and are then read again."""
-        if not self._unsaved:
-            self._since = self._clock()
-        self._unsaved.setdefault(model, []).append((keys, vectors))
-
-    def save_if_due(self) -> None:
-        """Write the vectors to the store if they are many, or if the first of them has waited for long."""
-        count = sum(len(keys) for added in self._unsaved.values() for keys, _ in added)
-        if count >= _UNSAVED_VECTORS or (count and self._clock() >= self._since + _UNSAVED_S):
-            self.save()
-
-    def save(self) -> None:
-        """Write the vectors to the store."""
-        for model, added in self._unsaved.items():
-            self._store.write(model, [key for keys, _ in added for key in keys], np.concatenate([v for _, v in added]))
-        self._unsaved = {}
+        """Does nothing."""
 
 
 class Embedder:
     """One embedding worker. encoded: number of texts encoded so far."""
 
     def __init__(self, store: BulkStore, name: str, vectors: BaseVectors) -> None:
-        """name: unique name of this worker within the group. vectors: store of base vectors."""
-        self._store, self._name = store, name
-        self._vectors, self._new_vectors = vectors, NewVectors(vectors)
+        """name: unique name of this worker within the group. vectors: store of base vectors, which is only read."""
+        self._store, self._name, self._vectors = store, name, ReadOnly(vectors)
         self._written = BulkWrittenItems(store)
         self._pointer: Pointer | None = None
         self._encoder: Encoder | None = None
@@ -83,11 +59,8 @@ class Embedder:
 
     def run(self, stop: Callable[[], bool] = lambda: False, wait_s: float = 0.5) -> None:
         """Process writes until `stop` returns True. wait_s: longest wait for a write, in seconds."""
-        try:
-            while not stop():
-                self.step(wait_s)
-        finally:
-            self._new_vectors.save()
+        while not stop():
+            self.step(wait_s)
 
     def step(self, wait_s: float = 0.0) -> int:
         """Switch to a new release if there is one, encode a batch of writes, and return the number of texts encoded."""
@@ -101,9 +74,8 @@ class Embedder:
             self._pointer = pointer
             self._encode_missing()
         entries = self._written.claim(self._name, _BATCH, wait_s, _ORPHANED_MS)
-        self._encode([item for _, item, change in entries if change == "put"], self._new_vectors)
+        self._encode([item for _, item, change in entries if change == "put"])
         self._written.acknowledge([entry for entry, _, _ in entries])
-        self._new_vectors.save_if_due()
         return self.encoded - before
 
     @property
@@ -116,7 +88,6 @@ class Embedder:
         """Encode written items without a vector, and those with changed text that still have the release's vector."""
         assert self._encoder is not None
         ids = self._written.ids()
-        self._new_vectors.save()
         for first in range(0, len(ids), _SWITCH_BATCH):
             batch = ids[first : first + _SWITCH_BATCH]
             vectors = self._store.read_vectors(self.fingerprint, batch, self._encoder.dimension)
@@ -125,12 +96,14 @@ class Embedder:
             self._encode([i for i, is_known in zip(batch, known, strict=True) if not is_known], self._vectors)
             self._encode([i for i, is_known in zip(batch, known, strict=True) if is_known], self._vectors, stored)
 
-    def _encode(self, item_ids: Sequence[str], base: BaseVectors, stored: Mapping[str, F32] | None = None) -> None:
+    def _encode(
+        self, item_ids: Sequence[str], base: BaseVectors | None = None, stored: Mapping[str, F32] | None = None
+    ) -> None:
         """Encode the current texts of items, write the vectors to Redis, and announce them.
 
-        base: where to look for base vectors and to add new ones. stored: vectors of these items in Redis. If given,
-        only items whose stored vector is the release's are encoded. Items whose text is the same as in the release are
-        skipped, unless the release has no vector because its text was not read.
+        base: where to look for base vectors, if given; that of a text just written is not there. stored: vectors of
+        these items in Redis. If given, only items whose stored vector is the release's are encoded. Items whose text is
+        the same as in the release are skipped, unless the release has no vector because its text was not read.
         """
         ids = list(dict.fromkeys(item_ids))
         if not ids or self._encoder is None or self._pointer is None:
@@ -140,7 +113,8 @@ class Embedder:
         changed = [i for i in ids if texts.now[i] != texts.released.get(i) or not texts.has_vector(i)]
         if stored is not None:
             changed = [i for i in changed if i in texts.vectors and np.array_equal(texts.vectors[i], stored[i])]
-        vectors = read_texts(self._encoder, [texts.now[i] for i in changed], base).vectors
+        new = [texts.now[i] for i in changed]
+        vectors = self._encoder.encode(new) if base is None else read_texts(self._encoder, new, base).vectors
         known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         good = [changed[k] for k in known.tolist()]
         self._store.write_vectors(self.fingerprint, good, vectors[known])

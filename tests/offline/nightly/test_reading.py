@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from offline.config.configuration import Config, load
@@ -64,7 +63,9 @@ def test_what_is_not_read_in_time_has_no_vector_and_is_read_by_the_next_run(
     night.run_to("encoder")
     unread = night.artefacts.json("encoder.json")["unread"]
     assert 0 < unread < 150
-    assert f"{unread} of 150 items have no text vector in this run: encoder.read_s is 1e-09 s" in capsys.readouterr().err
+    assert (
+        f"{unread} of 150 items have no text vector in this run: encoder.read_s is 1e-09 s" in capsys.readouterr().err
+    )
     assert np.isnan(night.artefacts.vectors).all(axis=1).sum() == unread
     assert rows_in_store(config, night) == 150 - unread
 
