@@ -1,9 +1,9 @@
 """Batches of texts in which the vector of a text depends only on the text itself, to the last bit.
 
-A vector depends on the number of tokens to which its text is padded, and on some processors also on the number of texts
-in the batch, because kernels split their sums by the shape of a matrix. Here, both follow from the text's own number of
-tokens: it is padded to a multiple of 8, and all batches of one length have the same number of texts. A batch with fewer
-texts is filled up with copies of the last one.
+Kernels may split their sums by the shape of a matrix, that is by the number of tokens to which texts are padded and the
+number of texts in the batch. Here, both follow from the text's own number of tokens: it is padded to a multiple of 8,
+and all batches of one length have the same number of texts. A batch with fewer texts is filled up with copies of the
+last one.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _keys(encoder: Encoder, texts: list[str]) -> tuple[list[bytes], I64]:
     keys, counts = [], np.empty(len(texts), np.int64)
     for row, ids in enumerate(encoder.token_ids(texts)):
         counts[row] = len(ids)
-        # Padding to another length changes the last bits of a vector.
+        # Padding to another length may change the last bits of a vector.
         content = array("q", [padded_length(len(ids), encoder.max_tokens), *ids]).tobytes()
         keys.append(hashlib.blake2b(content, digest_size=16, key=model).digest())
     return keys, counts
