@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.arrays import F32
+from features.arrays import F32, Bool
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, Progress
 from text_encoder.examples import Examples
@@ -222,7 +222,7 @@ def _fine_tune(
         zero_shot = encoder.encode(texts)
     advance(len(texts))
     clock = Clock(config.budget_s)
-    readable = np.isfinite(zero_shot).all(axis=1)
+    readable: Bool = np.asarray(np.isfinite(zero_shot).all(axis=1))
     texts = [text if has_vector else "" for text, has_vector in zip(texts, readable.tolist(), strict=True)]
     vectors = torch.from_numpy(np.where(readable[:, None], zero_shot, np.float32(0)))
     data = Data(*_split(_readable_examples(examples, readable), config), torch.from_numpy(readable))

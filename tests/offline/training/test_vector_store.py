@@ -40,7 +40,7 @@ def found(store: VectorStore, *numbers: int, model: str = MODEL) -> list[int]:
     read, known = store.read(model, [key(n) for n in numbers], 3)
     np.testing.assert_array_equal(read[known], vectors(*np.array(numbers)[known].tolist()))
     assert np.isnan(read[~known]).all()
-    return np.array(numbers)[known].tolist()
+    return [number for number, is_known in zip(numbers, known, strict=True) if is_known]
 
 
 def segments(folder: Path) -> list[Path]:
