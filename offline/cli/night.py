@@ -44,7 +44,8 @@ def nightly(
         list[str] | None, typer.Option(help="Data check that only warns in this run. Repeatable.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time budget for the encoder, such as 90s or 10m; overrides `encoder.budget_s`.")
+        str | None,
+        typer.Option(help="Time budget for training the encoder, such as 90s or 10m; overrides `encoder.budget_s`."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
     engine: EngineName = "local",

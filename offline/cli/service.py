@@ -62,14 +62,14 @@ def embed(config: ConfigPath = None, workspace: Workspace = None) -> None:
     import os
     import socket
 
-    from offline.training import Embedder
+    from offline.training import Embedder, VectorStore
     from serving.store import BulkStore
 
     c = load_config(config, workspace)
     with open_redis(c) as url, BulkStore(url) as store:
         say("encoding items as they are written; stop with Ctrl-C")
         with suppress(KeyboardInterrupt):
-            Embedder(store, f"{socket.gethostname()}-{os.getpid()}").run()
+            Embedder(store, f"{socket.gethostname()}-{os.getpid()}", VectorStore(c.vector_store)).run()
 
 
 def rank(

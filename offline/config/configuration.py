@@ -98,6 +98,12 @@ class Config(BaseModel):
         description="Location of the log's day partitions: a directory, or a URI such as s3://bucket/shop. null: the "
         "data directory.",
     )
+    vectors: str | None = Field(
+        None,
+        description="Location of the store of text vectors: a directory, or a URI such as s3://bucket/vectors. Nightly "
+        "runs, studies and the embedding worker read only texts that it lacks. Give each workspace its own. null: the "
+        "directory vectors in the workspace.",
+    )
     seed: int = Field(17, ge=0, lt=2**31, description="Seed of every random draw.")
     sources: ImportConfig | None = Field(
         None, alias="import", description="Source files that `shelfwise import` reads."
@@ -118,6 +124,11 @@ class Config(BaseModel):
     def data(self) -> Path:
         """Directory of the imported or simulated data set."""
         return self.workspace / "data"
+
+    @property
+    def vector_store(self) -> Path | str:
+        """Location of the store of text vectors: a directory or a URI."""
+        return self.workspace / "vectors" if self.vectors is None else self.vectors
 
     @property
     def runs(self) -> Path:

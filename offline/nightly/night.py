@@ -1,6 +1,7 @@
 """A nightly run: from a data set to a published release, step by step.
 
-    checks -> windows -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release -> gate -> publish -> tidy
+    checks -> windows -> texts -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release
+           -> gate -> publish -> tidy
 
 Each step reads and writes files of one run directory. Shoppers see no change until `publish` moves the pointer to the
 live release. `docs/nights.md` describes the checks and the gate, `docs/operations.md` the exit statuses.
@@ -53,11 +54,18 @@ class Night:
             ),
             self._step("windows", "Reading the log", ["windows.json"], steps.split_windows, []),
             self._step(
+                "texts",
+                "Reading item texts",
+                ["zero_shot.npy", "texts.json", "text_keys.npy"],
+                steps.read_item_texts,
+                [],
+            ),
+            self._step(
                 "encoder",
                 "Fine-tuning the encoder",
-                ["encoder", "vectors.npy", "zero_shot.npy", "encoder.json"],
-                steps.encode_items,
-                ["windows.json"],
+                ["encoder", "vectors.npy", "encoder.json"],
+                steps.train_encoders,
+                ["windows.json", "zero_shot.npy", "texts.json"],
             ),
             self._step("lists", "Building query groups", ["lists.npz"], steps.make_query_groups, _LOG),
             self._step(
@@ -122,7 +130,7 @@ class Night:
                     "Removing old releases and runs",
                     ["removed.json"],
                     publish.tidy,
-                    ["published.json", "statistics.json"],
+                    ["published.json", "statistics.json", "texts.json", "text_keys.npy"],
                 ),
             ]
         return plan

@@ -12,6 +12,7 @@ from offline.data import erasures
 from offline.nightly import checks, gate, retention
 from offline.nightly.artefacts import Artefacts
 from offline.runtime import OnProgress
+from offline.training import VectorStore
 from serving.release import read_manifest, registry
 from serving.store import DUPLICATES_S, BulkStore, user_hash
 
@@ -99,7 +100,8 @@ def tidy(a: Artefacts, on_progress: OnProgress) -> None:
     with _store(a) as store:
         releases = retention.remove_old(config.releases, store, config.retention)
     runs = retention.remove_runs(config.runs, a.run.directory, config.retention)
-    a.write_json("removed.json", {"releases": releases, "runs": runs})
+    vectors = retention.remove_vectors(VectorStore(config.vector_store), config.runs, config.retention)
+    a.write_json("removed.json", {"releases": releases, "runs": runs, "vectors": vectors})
 
 
 def _erased_until(a: Artefacts, store: BulkStore) -> F64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from tests.serving.test_service import (
     until,
     url,
 )
+from text_encoder.reading import ReadTexts
 
 __all__ = ["client", "releases", "running", "url"]
 D = 16
@@ -76,8 +77,26 @@ def store(client: httpx.Client, url: str) -> Iterator[BulkStore]:
 @pytest.fixture
 def embedder(store: BulkStore, monkeypatch: pytest.MonkeyPatch) -> Embedder:
     """An embedding worker with a `ColourEncoder`."""
+    use_colours(monkeypatch)
+    return Embedder(store, "worker", NoVectors())
+
+
+class NoVectors:
+    """A vector store that stays empty: a `ColourEncoder` has no base vectors."""
+
+    def read(self, model: str, keys: Sequence[bytes], dimension: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(keys), dimension), np.nan, np.float32), np.zeros(len(keys), bool)
+
+    def write(self, model: str, keys: Sequence[bytes], vectors: np.ndarray) -> None:
+        pass
+
+
+def use_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the embedding worker encode with a `ColourEncoder`."""
     monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
-    return Embedder(store, "worker")
+    monkeypatch.setattr(
+        embedding_worker, "read_texts", lambda encoder, texts, _: ReadTexts(encoder.encode(texts), [], len(texts), 0)
+    )
 
 
 def put(client: httpx.Client, *items: dict[str, Any]) -> None:

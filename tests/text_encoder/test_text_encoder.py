@@ -24,6 +24,7 @@ from sentence_transformers import SentenceTransformer
 from features.history import Histories, engagement_weights
 from features.log import Events, Kind
 from text_encoder import checkpoint, encoder, trainer
+from text_encoder.batches import batches
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, load
 from text_encoder.examples import Examples, examples
@@ -315,9 +316,28 @@ def test_each_distinct_text_is_encoded_once(minilm: Encoder) -> None:
     np.testing.assert_array_equal(vectors[:2], vectors[98:100])
 
 
-def test_the_order_of_the_texts_does_not_matter(minilm: Encoder) -> None:
-    texts = ["tea", "a much longer text about the very same green tea and its taste", "zoom lens"]
-    np.testing.assert_allclose(minilm.encode(texts), minilm.encode(texts[::-1])[::-1], atol=1e-6)
+def test_the_vector_of_a_text_does_not_depend_on_the_other_texts(minilm: Encoder) -> None:
+    """Bit for bit: alone, or at any place in a batch with others, of which there are two of 16 tokens."""
+    encoder = minilm.projected(np.random.default_rng(0).normal(size=(384, 384)).astype(np.float32))
+    texts = [f"lamp {n} for the garden, " + "and the house, " * (n % 3) + f"in {n % 7} colours" for n in range(40)]
+    together = encoder.encode([*texts, "tea"])
+    np.testing.assert_array_equal(encoder.encode([*texts[::-1], "tea"])[::-1][1:], together[:-1])
+    for row in (0, 1, 2, 39):
+        np.testing.assert_array_equal(encoder.encode([texts[row]])[0], together[row])
+
+
+def test_all_batches_of_one_length_have_the_same_number_of_texts() -> None:
+    """On a CPU, 512 // 8 = 64 texts of up to 8 tokens, 512 // 16 = 32 of up to 16, and 512 // 20 = 25 of up to 20."""
+    counts = np.array([3] * 65 + [9, 16, 17, 20])
+    made = list(batches([f"text {k}" for k in range(69)], counts, most=20, device="cpu"))
+    assert [(b.length, b.size, len(b.texts), len(b.padded_texts)) for _, b in made] == [
+        (20, 25, 2, 25),
+        (16, 32, 2, 32),
+        (8, 64, 64, 64),
+        (8, 64, 1, 64),
+    ]
+    assert sorted(np.concatenate([rows for rows, _ in made]).tolist()) == list(range(69))
+    assert all([f"text {k}" for k in rows.tolist()] == b.texts for rows, b in made)
 
 
 @pytest.mark.parametrize("text", ["\ud800 tea", "\0", "🍵" * 5000, "[SEP] [MASK] [PAD]", "<script>", "x" * 100_000])
@@ -335,6 +355,7 @@ def test_capped_lowers_max_tokens_to_a_percentile_of_the_catalogue(minilm: Encod
     texts = ["tea " * 20] * 5 + [f"tea {n} " + "tea " * 28 for n in range(19)] + ["tea " * 400, ""]
     # Distinct texts: one with 22 tokens, 19 with 28 + 2 + 2 = 32, one with 256. 95% of the 21 texts have at most 32.
     assert encoder.capped(texts).max_tokens == 32
+    assert encoder.capped([*texts, "tea " * 31]).max_tokens == 40, "the next multiple of 8"
     assert encoder.capped(["tea"]).max_tokens == 16
     assert encoder.capped([""]).max_tokens == encoder.max_tokens == 256
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from offline.config.configuration import Config, ConfigError, load, redis_url
 
 TOP = (
-    "workspace, log, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
+    "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
     "retention, serving"
 )
 
