@@ -120,7 +120,7 @@ def collect(
             counts.append(count)
         if new_erasures:
             _erase_users(home, storage, store, new_erasures)
-        store.trim_to(ERASED, last_erased)
+        store.trim_to(store.layout.key(ERASED), last_erased)
         items = _collect_items(directory, store)
         kept = [r for r in list_releases(releases) if r.manifest][:_RELEASES] if releases else []
         _drop_written_items(store, kept)

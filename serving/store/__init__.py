@@ -6,11 +6,11 @@ keys.
 
 from __future__ import annotations
 
-from serving.store.address import Address
+from serving.store.address import PREFIX_PATTERN, Address, AddressError, with_prefix
 from serving.store.bulk import BulkStore
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreAway
-from serving.store.layout import ERASED, SERVED, STREAM
+from serving.store.layout import ERASED, PREFIX, SERVED, STREAM
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event
@@ -21,10 +21,13 @@ __all__ = [
     "DUPLICATES_S",
     "END",
     "ERASED",
+    "PREFIX",
+    "PREFIX_PATTERN",
     "SERVED",
     "START",
     "STREAM",
     "Address",
+    "AddressError",
     "Backlog",
     "BulkStore",
     "BulkWrittenItems",
@@ -41,4 +44,5 @@ __all__ = [
     "decode_fields",
     "to_years",
     "user_hash",
+    "with_prefix",
 ]

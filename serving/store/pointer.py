@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import POINTER
 
 AUDITED = 1000
 """Number of audit lines kept in Redis; `audit.jsonl` in the directory of the releases keeps all."""
@@ -20,7 +19,7 @@ class Pointer(msgspec.Struct, frozen=True):
     pinned: bool = False
 
 
-def decode_pointer(reply: bytes | None, key: str = POINTER) -> Pointer | None:
+def decode_pointer(reply: bytes | None, key: str) -> Pointer | None:
     """Decode a pointer; None if the key is not set. Raises StoreCorrupt if it is not valid."""
     if reply is None:
         return None

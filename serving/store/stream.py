@@ -70,7 +70,7 @@ def decode_event(entry: bytes) -> Event:
     try:
         return _DECODE_EVENT.decode(entry)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        raise StoreCorrupt(f"{STREAM} has an entry that is not a valid event ({e}): delete it") from e
+        raise StoreCorrupt(f"the event stream has an entry that is not a valid event ({e}): delete it") from e
 
 
 def tail_commands(layout: Layout, last: str, count: int) -> list[list[Any]]:
@@ -114,7 +114,7 @@ def _decode_part(entries: Any) -> list[Event]:
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as e:
         first, end = entries[0][0].decode(), entries[-1][0].decode()
         raise StoreCorrupt(
-            f"{STREAM} has an entry between {first} and {end} that is not a valid event ({e}): delete it"
+            f"the event stream has an entry between {first} and {end} that is not a valid event ({e}): delete it"
         ) from e
 
 

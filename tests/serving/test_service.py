@@ -41,7 +41,6 @@ from serving.ranking.follower import Follower
 from serving.release.release import load_release
 from serving.store import BulkStore, Event, Pointer, Store
 from serving.store.embedded import connect_url
-from serving.store.layout import POINTER
 from serving.store.users import record
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 
@@ -642,7 +641,7 @@ def test_invalid_data_in_a_users_list_degrades_only_that_user(client: httpx.Clie
 
 def test_an_invalid_pointer_is_reported_and_rankings_continue(client: httpx.Client, url: str) -> None:
     with redis.Redis.from_url(url) as raw:
-        raw.set(POINTER, b"{")
+        raw.set("sw:release", b"{")
         until(lambda: "sw:release is not valid" in client.get("/health/ready").json()["redis"])
         assert len(ranked(client, limit=3)) == 3
 
