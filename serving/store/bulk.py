@@ -58,6 +58,7 @@ class BulkStore:
         address = Address.of(url)
         self.layout = Layout(address.cluster, address.prefix)
         self.client: Any
+        self._sentinels: list[redis.Redis] = []
         if address.cluster:
             nodes = [ClusterNode(*node) for node in address.nodes]  # type: ignore[no-untyped-call]
             self.client = RedisCluster.from_url(
@@ -68,7 +69,7 @@ class BulkStore:
             once = {"retry": Retry(NoBackoff(), 0)}
             sentinel = Sentinel(watched.sentinels, sentinel_kwargs=watched.sentinel | once)  # type: ignore[no-untyped-call]
             options = watched.primary | {"retry": Retry(NoBackoff(), 1), "socket_timeout": timeout_s}
-            self.client = sentinel.master_for(address.primary, **options)
+            self.client, self._sentinels = sentinel.master_for(address.primary, **options), sentinel.sentinels
         else:
             self.client = redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 1), socket_timeout=timeout_s)
 
@@ -76,7 +77,8 @@ class BulkStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.client.close()
+        for client in (self.client, *self._sentinels):
+            client.close()
 
     def run(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Replies to commands sent in one round trip (in a cluster, one per node)."""

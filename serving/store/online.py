@@ -64,8 +64,10 @@ class Store:
         if address.cluster:
             self._redis = Cluster(address, timeout_s, lambda: Breaker(failures, pause_s))
         else:
-            client = primary_client(address, timeout_s) if address.primary else server_client(address.url)
-            self._redis = Server(client, timeout_s, Breaker(failures, pause_s))
+            client, sentinels = (
+                primary_client(address, timeout_s) if address.primary else (server_client(address.url), ())
+            )
+            self._redis = Server(client, timeout_s, Breaker(failures, pause_s), sentinels)
         self._pointer: Pointer | None = None
         self.shadow: Pointer | None = None
         """The release in shadow, as last read by `poll`."""

@@ -24,14 +24,22 @@ log = logging.getLogger(__name__)
 class Server:
     """Sends commands, concurrently for any number of requests, each with a timeout of `timeout_s`."""
 
-    def __init__(self, client: redis.asyncio.Redis, timeout_s: float, breaker: Breaker) -> None:
-        """client: see `server_client` and `primary_client`."""
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        timeout_s: float,
+        breaker: Breaker,
+        sentinels: Sequence[redis.asyncio.Redis] = (),
+    ) -> None:
+        """client, sentinels: see `server_client` and `primary_client`."""
         self._client: Any = client
+        self._sentinels = sentinels
         self._timeout_s, self._breaker = timeout_s, breaker
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        for client in (self._client, *self._sentinels):
+            await client.aclose()
 
     async def servers(self) -> list[Server]:
         """This server only; see `Cluster.servers`."""
@@ -75,8 +83,8 @@ def server_client(url: str) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(url, **_client_options())
 
 
-def primary_client(address: Address, timeout_s: float) -> redis.asyncio.Redis:
-    """A client of the server that the sentinels of an address name as the primary.
+def primary_client(address: Address, timeout_s: float) -> tuple[redis.asyncio.Redis, Sequence[redis.asyncio.Redis]]:
+    """A client of the server that the sentinels of an address name as the primary, and clients of the sentinels.
 
     timeout_s: timeout of a call, in which the primary may have to be found.
     """
@@ -84,7 +92,7 @@ def primary_client(address: Address, timeout_s: float) -> redis.asyncio.Redis:
     once = {"retry": Retry(NoBackoff(), 0)}
     sentinel = Sentinel(watched.sentinels, sentinel_kwargs=watched.sentinel | once)  # type: ignore[no-untyped-call]
     client: redis.asyncio.Redis = sentinel.master_for(address.primary, **watched.primary, **_client_options())
-    return client
+    return client, sentinel.sentinels
 
 
 def _client_options() -> dict[str, Any]:
