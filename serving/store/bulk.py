@@ -13,7 +13,7 @@ import numpy as np
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.exceptions import AskError, ClusterCrossSlotError
+from redis.exceptions import AskError, ClusterCrossSlotError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -22,8 +22,9 @@ from features.catalogue import Catalogue
 from features.history import History
 from serving.store import users
 from serving.store.address import Address
+from serving.store.continuity import Origin, decode_origin, extent_commands
 from serving.store.errors import StoreCorrupt, to_store_away
-from serving.store.layout import AUDIT, ERASED, NIGHTS, POINTER, SHADOW, STREAM, Layout
+from serving.store.layout import AUDIT, ERASED, NIGHTS, ORIGIN, POINTER, SHADOW, STREAM, Layout
 from serving.store.pointer import AUDITED, Pointer, decode_pointer
 from serving.store.sentinel import watch
 from serving.store.stream import (
@@ -33,6 +34,7 @@ from serving.store.stream import (
     decode_event,
     decode_events,
     decode_tail,
+    entry_number,
     last_position,
     tail_commands,
 )
@@ -187,6 +189,23 @@ class BulkStore:
     def set_pointer(self, pointer: Pointer) -> None:
         """Make a release live: every worker loads it and switches to it within about a second."""
         self.run([["SET", self.layout.key(POINTER), msgspec.json.encode(pointer)]])
+
+    def end(self, key: str) -> tuple[int, int]:
+        """The ID of the last entry ever added to the stream with this key; (0, 0) before the first."""
+        try:
+            (info,) = self.run([["XINFO STREAM", key]])
+        except ResponseError:  # there is no such stream
+            return 0, 0
+        return entry_number(info["last-generated-id"].decode())
+
+    def origin(self) -> Origin | None:
+        """The origin of the data; None before the first collection."""
+        return decode_origin(self.run([extent_commands(self.layout)[0]])[0])
+
+    def set_origin(self, origin: Origin) -> None:
+        """Write the origin of the data: after a collection or a repair."""
+        fields = [x for pair in origin._asdict().items() for x in pair]
+        self.run([["HSET", self.layout.key(ORIGIN), *fields]])
 
     def shadow(self) -> Pointer | None:
         """The release in shadow, or None."""

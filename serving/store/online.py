@@ -13,6 +13,7 @@ from serving.store import users
 from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
+from serving.store.continuity import Extent, decode_extent, extent_commands
 from serving.store.errors import StoreAway, to_store_away
 from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, Layout
 from serving.store.pointer import Pointer, decode_pointer
@@ -128,6 +129,11 @@ class Store:
         """The live release; None before the first is published."""
         key = self.layout.key(POINTER)
         return decode_pointer((await self.run([["GET", key]]))[0], key)
+
+    async def extent(self) -> Extent | None:
+        """The extent of the events in Redis; None if the node of the origin does not answer. Raises StoreAway."""
+        replies = await self._redis.ask(extent_commands(self.layout), probe=True)
+        return decode_extent(replies)
 
     async def backlog(self, now: float) -> Backlog:
         """The work that is not done. now: Unix seconds. Raises StoreAway."""

@@ -12,11 +12,12 @@ AUDITED = 1000
 
 class Pointer(msgspec.Struct, frozen=True):
     """A release that is live or in shadow. path: its directory, the same on every worker. pinned: not replaced by
-    nightly runs."""
+    nightly runs. owner: the shop that it belongs to; empty if it was written by a version without owners."""
 
     id: str
     path: str
     pinned: bool = False
+    owner: str = ""
 
 
 def decode_pointer(reply: bytes | None, key: str) -> Pointer | None:

@@ -78,7 +78,7 @@ def tail_commands(layout: Layout, last: str, count: int) -> list[list[Any]]:
     per_part = count if layout.shards == 1 else max(_MIN_PER_PART, count // layout.shards)
     return [
         ["XRANGE", part, f"({position}", "+", "COUNT", per_part]
-        for part, position in zip(layout.parts(STREAM), _positions(layout, last), strict=True)
+        for part, position in zip(layout.parts(STREAM), positions_of(layout, last), strict=True)
     ]
 
 
@@ -96,7 +96,7 @@ def decode_tail(layout: Layout, parts: Sequence[Any], last: str) -> Tail:
 
 def last_position(layout: Layout, parts: Sequence[Any], last: str) -> str:
     """The position of the last of these entries; `last` for a part without entries."""
-    positions = _positions(layout, last)
+    positions = positions_of(layout, last)
     return ",".join(
         entries[-1][0].decode() if entries else position for entries, position in zip(parts, positions, strict=True)
     )
@@ -106,6 +106,12 @@ def decode_events(parts: Sequence[Any]) -> list[Event]:
     """The events of all parts; sorted by time if there are several parts. Raises StoreCorrupt."""
     events = [event for entries in parts for event in _decode_part(entries)]
     return events if len(parts) == 1 else sorted(events, key=lambda e: e.at)
+
+
+def entry_number(entry: str) -> tuple[int, int]:
+    """The ID of an entry as two numbers, which are ordered as the entries are."""
+    milliseconds, _, number = entry.partition("-")
+    return int(milliseconds), int(number or 0)
 
 
 def _decode_part(entries: Any) -> list[Event]:
@@ -118,6 +124,7 @@ def _decode_part(entries: Any) -> list[Event]:
         ) from e
 
 
-def _positions(layout: Layout, last: str) -> list[str]:
+def positions_of(layout: Layout, last: str) -> list[str]:
+    """The ID in each part of a position."""
     positions = last.split(",")
     return positions * layout.shards if len(positions) == 1 else positions
