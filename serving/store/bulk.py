@@ -71,7 +71,8 @@ class BulkStore:
             once = {"retry": Retry(NoBackoff(), 0)}
             sentinel = Sentinel(watched.sentinels, sentinel_kwargs=watched.sentinel | once)  # type: ignore[no-untyped-call]
             options = watched.primary | {"retry": Retry(NoBackoff(), 1), "socket_timeout": timeout_s}
-            self.client, self._sentinels = sentinel.master_for(address.primary, **options), sentinel.sentinels
+            self.client = sentinel.master_for(address.primary, **options)  # type: ignore[no-untyped-call]
+            self._sentinels = sentinel.sentinels
         else:
             self.client = redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 1), socket_timeout=timeout_s)
 

@@ -28,7 +28,7 @@ class Watch(NamedTuple):
 def watch(address: Address, timeout_s: float) -> Watch:
     """The arguments for an address with sentinels. timeout_s: time within which the primary has to be found, even if
     only the last of the sentinels answers."""
-    options = dict(parse_url(address.at(address.nodes[0])))
+    options: dict[str, Any] = parse_url(address.at(address.nodes[0]))  # type: ignore[no-untyped-call]
     primary = {k: v for k, v in options.items() if k not in ("host", "port", "connection_class", *_LOGIN)}
     tls = {"ssl": "connection_class" in options, **{k: v for k, v in options.items() if k.startswith("ssl_")}}
     each_s = timeout_s / (len(address.nodes) + 1)

@@ -135,7 +135,7 @@ def test_a_restored_backup_has_everything_but_the_users_who_were_erased_since(ma
 
         asyncio.run(erase())
         machine.run(guide("data/erasures.parquet"))
-    shutil.rmtree(machine.embedded)
+    shutil.rmtree(machine.redis)
     shutil.rmtree(machine.workspace)
 
     machine.run(guide("appendonly.aof.1.base.rdb"))
@@ -166,7 +166,7 @@ def test_the_backup_alone_does_not_bring_erased_users_back_into_a_nightly_run(ma
 
         asyncio.run(erase())
         machine.run(guide("BGSAVE"))
-    shutil.rmtree(machine.embedded)
+    shutil.rmtree(machine.redis)
     shutil.rmtree(machine.workspace)
     machine.run(guide("appendonly.aof.1.base.rdb"))
     with machine.valkey():

