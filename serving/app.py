@@ -27,7 +27,7 @@ from features.custom import load as load_features
 from features.table import Feature
 from serving.clock import make_clock
 from serving.config import ServiceConfig
-from serving.http import Connections, Guard, Keys, add_error_handlers, add_routes, add_schemas, keys, log_config
+from serving.http import Connections, Guard, Keys, add_document, add_error_handlers, add_routes, keys, log_config
 from serving.lock import locked
 from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
@@ -89,7 +89,7 @@ def create_app(
         await service.served.flush()
         await store.close()
 
-    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, openapi_url=None)
     add_routes(app, service)
     add_reference(app)
     if config.storefront:
@@ -98,7 +98,7 @@ def create_app(
     if config.operator:
         add_operator(app, service, timeline, redis_url, custom)
     add_error_handlers(app)
-    add_schemas(app)
+    add_document(app)
     app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)
     if config.cors_origins:  # outside the guard: a browser's preflight request carries no key
         app.add_middleware(

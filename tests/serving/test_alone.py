@@ -32,7 +32,7 @@ from tests.serving.test_service import FAST, releases, served, until
 
 __all__ = ["releases"]
 NOW = 1.7e9
-CANDIDATES = ["red-01", "no such product", "red-02"]
+CANDIDATES = ["red-01", "no such product", "red-03"]
 
 
 @pytest.fixture

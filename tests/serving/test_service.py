@@ -165,8 +165,8 @@ def test_served_scores_equal_those_of_the_same_rows_computed_offline(url: str, r
     state = release.items.state.copy()
     state.apply(np.arange(0, 12, 3, dtype=np.int32), np.full(4, Kind.CART, np.int8), at - np.arange(1.0, 5))
     items = replace(release.items, state=state)
-    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
-        raw.flushall()
+    clear(url)
+    with BulkStore(url) as store:
         store.write(events, at)
         table = rows(items, store.read("u", items.catalogue, at), items.catalogue.rows(candidates), at)
     expected = dict(zip(candidates, release.trees.score(table).tolist(), strict=True))
@@ -493,8 +493,8 @@ def test_item_state_follows_the_event_stream_within_a_second(url: str, releases:
     """Events before the cut-off are already in the release's state; they must not be counted twice."""
 
     async def follow() -> None:
-        with redis.Redis.from_url(url) as raw, BulkStore(url) as elsewhere:
-            raw.flushall()
+        with BulkStore(url) as elsewhere:
+            clear(url)
             follower = Follower(FAST, store := Store(url, 1), releases[0])
             following = asyncio.create_task(follower.run())
             while follower.live is None:
@@ -517,8 +517,7 @@ def test_item_state_follows_the_event_stream_within_a_second(url: str, releases:
 
 
 def test_without_a_release_the_service_starts_and_says_what_is_missing(url: str, releases: list[Path]) -> None:
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+    clear(url)
     with served(url) as client, BulkStore(url) as store:
         assert client.get("/health/live").json() == {"status": "live"}
         until(lambda: client.get("/health/ready").json()["reason"].startswith("no release has been published yet"))
@@ -658,8 +657,7 @@ def test_an_invalid_pointer_is_reported_and_rankings_continue(client: httpx.Clie
 
 def test_with_a_clock_offset_a_past_log_is_served_as_of_its_end(url: str, releases: list[Path]) -> None:
     """The clock continues from there, so new events are later than the log."""
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+    clear(url)
     past = FAST.model_copy(update={"clock_offset_s": CUT_OFF - time.time()})
     with served(url, past, releases[0]) as client, BulkStore(url) as store:
         ready(client)
@@ -674,8 +672,7 @@ def test_simulated_time_is_read_from_a_file(url: str, releases: list[Path], tmp_
     file.write_text(f"{CUT_OFF + 10}\n")
     config = FAST.model_copy(update={"clock_file": file, "future_s": 0})
     event = click("red-01") | {"timestamp": CUT_OFF + 3600}
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+    clear(url)
     with served(url, config, releases[0], clock=None) as client, BulkStore(url) as store:
         ready(client)
         refused = client.post("/v1/events", json=event)
