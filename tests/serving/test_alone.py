@@ -231,5 +231,5 @@ def test_the_release_to_start_with_was_live_last_or_passed_the_gate(tmp_path: Pa
 
 
 def judged(root: Path, release: Path, verdict: str) -> None:
-    gate = {"candidate": release.name, "live": None, "verdict": verdict, "reasons": [], "figures": {}}
+    gate: dict[str, Any] = {"candidate": release.name, "live": None, "verdict": verdict, "reasons": [], "figures": {}}
     write_judgement(root, gate, {"systems": {}}, {}, NOW)

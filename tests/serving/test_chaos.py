@@ -417,7 +417,7 @@ def workers(redis_url: str, count: int) -> Iterator[tuple[subprocess.Popen[bytes
 def test_a_promotion_killed_at_any_moment_leaves_a_release_that_is_served(
     own_releases: list[Path], tmp_path: Path
 ) -> None:
-    """A process promotes two releases in turn and is killed 12 times. Every response is from one of the two."""
+    """A process promotes two releases in turn and is killed 5 times. Every response is from one of the two."""
     root = own_releases[0].parent
     code = (
         "import sys; from itertools import cycle; from pathlib import Path; from serving.release import promote\n"
@@ -431,13 +431,13 @@ def test_a_promotion_killed_at_any_moment_leaves_a_release_that_is_served(
         url = f"unix://{server.unix_socket_path}"
         command = [sys.executable, "-c", code, str(root), url, *names]
         with served(url, CONFIG, own_releases[0]) as client, BulkStore(url) as store:
-            for k in range(12):
+            for k in range(5):
                 process = subprocess.Popen(
                     command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
                 )
                 assert process.stdout is not None
                 process.stdout.readline()
-                time.sleep(0.01 * k)
+                time.sleep(0.02 * k)
                 process.kill()
                 process.wait()
                 process.stdout.close()
