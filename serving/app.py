@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _CONFIG_VARIABLE = "SHELFWISE_SERVICE"
 _RELEASES_VARIABLE = "SHELFWISE_RELEASES"
 _FEATURES_VARIABLE = "SHELFWISE_FEATURES"
+_WORKER_S = 60
+"""Seconds after which a worker that does not answer its supervisor is replaced."""
 
 
 def create_app(
@@ -171,6 +173,8 @@ def serve(config: ServiceConfig, redis_url: str, releases: Path | None = None, c
             workers=config.workers,
             log_config=log_config(config.log, config.log_requests),
             access_log=False,
+            # A worker answers the supervisor only when it has imported its modules, which takes long on a busy machine.
+            timeout_worker_healthcheck=_WORKER_S,
             **limits(config),
         )
         _run(settings, [p for p in (config.port, config.internal_port) if p is not None])

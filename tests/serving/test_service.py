@@ -109,7 +109,7 @@ def running(url: str, releases: list[Path]) -> Iterator[httpx.Client]:
 
 
 def clear(url: str) -> None:
-    """Delete the data of a running service, but not its pointer and the counters of its streams, which it would miss."""
+    """Delete the data of a running service, but neither its pointer nor the counters of its streams."""
     with redis.Redis.from_url(url) as raw:
         for key in raw.scan_iter():
             if raw.type(key) == b"stream":
