@@ -83,7 +83,9 @@ def emptied(url: str) -> None:
     """Delete everything in Redis except the live release pointer and the audit log."""
     with redis.Redis.from_url(url) as raw:
         for key in raw.scan_iter("sw:*"):
-            if key not in (b"sw:release", b"sw:audit"):
+            if raw.type(key) == b"stream":
+                raw.xtrim(key, maxlen=0, approximate=False)  # a deleted stream would be a loss to repair
+            elif key not in (b"sw:release", b"sw:audit"):
                 raw.delete(key)
 
 

@@ -64,6 +64,19 @@ class ListConfig(BaseModel):
     )
 
 
+class RedisConfig(BaseModel):
+    """The data in Redis. Its address may contain a password, and comes from `REDIS_URL` or `REDIS_URL_FILE`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefix: str = Field(
+        "sw",
+        pattern=r"^[A-Za-z0-9._-]{1,32}$",
+        description="First part of every key, up to the colon. Shops that share a Redis need different prefixes; with "
+        "another prefix, the store is empty.",
+    )
+
+
 class FeatureConfig(BaseModel):
     """Item attributes, weights and custom features."""
 
@@ -118,6 +131,7 @@ class Config(BaseModel):
     checks: CheckConfig = Field(default_factory=lambda: CheckConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     retention: RetentionConfig = Field(default_factory=lambda: RetentionConfig.model_validate({}))
+    redis: RedisConfig = Field(default_factory=lambda: RedisConfig.model_validate({}))
     serving: ServiceConfig = Field(default_factory=lambda: ServiceConfig.model_validate({}))
 
     @property
@@ -146,7 +160,7 @@ class Config(BaseModel):
         return self.workspace / "statistics"
 
     @property
-    def redis(self) -> Path:
+    def embedded(self) -> Path:
         """Directory of the embedded Valkey's data."""
         return self.workspace / "redis"
 

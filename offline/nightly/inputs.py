@@ -17,6 +17,7 @@ from offline.config import ANNOTATION_FILES, Config
 from offline.data import Dataset, LogFiles, Targets, load_dataset, query_groups
 from offline.evaluation import check_columns
 from offline.runtime import LOCAL, Engine, checksum, source_digest
+from serving.release import live_pointer
 from serving.store import BulkStore, Pointer
 
 _FILES = ("items.parquet", "written_items.parquet", "erasures.parquet", *ANNOTATION_FILES)
@@ -119,7 +120,7 @@ class Inputs:
         if self.redis_url is None:
             return None
         with BulkStore(self.redis_url) as store:
-            return store.pointer()
+            return live_pointer(self.config.releases, store)
 
     @property
     def live(self) -> str | None:

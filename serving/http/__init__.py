@@ -9,7 +9,7 @@ from serving.http import keys
 from serving.http.connection import Connections
 from serving.http.guard import Guard, caller, needs
 from serving.http.keys import Keys, KeysError, new_key
-from serving.http.openapi import add_schemas
+from serving.http.openapi import add_document
 from serving.http.request_log import log_config
 from serving.http.routes import add_error_handlers, add_routes
 
@@ -18,9 +18,9 @@ __all__ = [
     "Guard",
     "Keys",
     "KeysError",
+    "add_document",
     "add_error_handlers",
     "add_routes",
-    "add_schemas",
     "caller",
     "keys",
     "log_config",

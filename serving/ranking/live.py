@@ -87,6 +87,7 @@ class Live:
         ids, index, item = self._unique_candidates(item_ids)
         if not len(item):
             return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32), np.empty(0))
+        unknown = int(np.count_nonzero(item < 0))
         table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
         bonus = np.zeros(len(score))
@@ -94,7 +95,9 @@ class Live:
             bonus = query_prior.query_bonus(table, self.release.trees.names, score)
             score = score + bonus
         best = np.argsort(-score, kind="stable")[:limit]
-        return Ranking([ids[i] for i in index[best].tolist()], item[best], score[best], table[best], bonus[best])
+        return Ranking(
+            [ids[i] for i in index[best].tolist()], item[best], score[best], table[best], bonus[best], unknown
+        )
 
     def _unique_candidates(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
         """Candidates in id order, without duplicates and withdrawn items: (ids, index into ids, catalogue row)."""

@@ -23,6 +23,7 @@ from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
     Accepted,
+    DegradedReason,
     Derived,
     EventsAnswer,
     ItemAnswer,
@@ -57,7 +58,7 @@ log = logging.getLogger(__name__)
 class Service:
     """The operations behind the routes.
 
-    degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM,
+    degraded: number of degraded rankings, see `RankAnswer`. slow: number of rankings scored by LightGBM,
     because the compiled scorer does not support the release's model.
     """
 
@@ -101,19 +102,22 @@ class Service:
             )
         return self.follower.live
 
-    async def known_of(self, user_id: str | None, live: Live, at: float) -> tuple[History, Outside, bool]:
-        """A user's history, their events outside the catalogue, and whether both are missing as Redis is unavailable.
+    async def known_of(
+        self, user_id: str | None, live: Live, at: float
+    ) -> tuple[History, Outside, DegradedReason | None]:
+        """A user's history, their events outside the catalogue, and why the response is degraded, if it is.
 
         Degraded responses are decided and counted only here.
         """
-        if user_id is None:
-            return EMPTY, NO_OUTSIDE, False
-        try:
-            return *await self.store.read_lists(user_id, live.items.catalogue, at), False
-        except StoreAway as e:
-            self.degraded += 1
-            log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
-            return EMPTY, NO_OUTSIDE, True
+        history, outside, reason = EMPTY, NO_OUTSIDE, self.follower.degraded
+        if user_id is not None:
+            try:
+                history, outside = await self.store.read_lists(user_id, live.items.catalogue, at)
+            except StoreAway as e:
+                log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
+                reason = reason or "history-unavailable"
+        self.degraded += reason is not None
+        return history, outside, reason
 
     async def rank(self, request: RankRequest) -> RankAnswer:
         """Rank candidates for a user. Raises Problem."""
@@ -148,7 +152,7 @@ class Service:
         live: Live,
         history: History,
         outside: Outside,
-        degraded: bool,
+        degraded: DegradedReason | None,
         candidates: list[str] | None,
         at: float,
         plan: Plan | None,
@@ -156,7 +160,8 @@ class Service:
         """Rank candidates, apply the rules, explore, log the list, and explain it if requested."""
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
-        self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
+        count = len(live.items.catalogue) if candidates is None else len(candidates)
+        self.metrics.ranked(count, degraded is not None, slow)
         context = Context.parse(request.device, request.query)
         sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
         shadowed = self.shadow.wants(live)
@@ -164,16 +169,18 @@ class Service:
         began = time.perf_counter()
         whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
         live_ms = _ms_since(began)
+        self.metrics.unknown(whole.unknown)
         ranking, ruled = _apply_rules(live, whole, plan, history, outside, at, request.limit)
         ranking, propensity = self._explore(ranking.first(request.limit)) if ruled is None else (ranking, None)
-        record = self._record(request, live, at, degraded, ranking, propensity, whole if sampled else None)
+        record = self._record(request, live, at, degraded is not None, ranking, propensity, whole if sampled else None)
         if shadowed:
             self.shadow.put(record, whole, context, live_ms)
         elif self.config.log_served:
             self.served.put(record)
         items = self._explain(live, ranking, history, ruled, context) if request.explain else _ranked_items(ranking)
         removed = ruled.removed if ruled is not None and request.explain else UNSET
-        return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
+        reason = degraded or UNSET
+        return RankAnswer(request_id.current(), live.release.id, degraded is not None, items, 0.0, removed, reason)
 
     def _explore(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
         """The ranking as shown, and the propensity of each position; None if exploration is off."""
@@ -378,13 +385,17 @@ class Service:
         items = [rankings.SimilarItem(catalogue.item_ids[r], catalogue.titles[r], c) for r, c in near]
         return rankings.SimilarAnswer(item_id, live.release.id, items)
 
+    def _repair(self) -> str:
+        lost = self.follower.lost
+        return f"{lost}: run `shelfwise collect --repair`" if lost else ""
+
     def state(self) -> dict[str, Any]:
         """State of the service: whether it is ready, the live release, and the reason if it is not ready."""
         live = self.follower.live
         return {
             "status": "ready" if live else "not ready",
             "release": live.release.id if live else None,
-            "reason": self.follower.reason or None,
+            "reason": self.follower.reason or self._repair() or None,
             "redis": self.follower.redis,
             "degraded": self.degraded,
             "slow": self.slow,
@@ -406,7 +417,10 @@ def _redis_required(title: str, remedy: str) -> Iterator[None]:
 
 
 def _ranked_items(ranking: Ranking) -> list[RankedItem]:
-    return [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
+    items = [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
+    for k in np.flatnonzero(ranking.item < 0).tolist():
+        items[k].known = False
+    return items
 
 
 def _ms_since(started: float) -> float:

@@ -44,7 +44,7 @@ class Metrics:
             f"{name}refused", "Requests refused before they reached a route.", ["reason"], registry=r
         )
         self._candidates = Histogram(f"{name}candidates", "Candidates per ranking.", registry=r, buckets=_CANDIDATES)
-        self._degraded = Counter(f"{name}degraded", "Rankings computed without the user's history.", registry=r)
+        self._degraded = Counter(f"{name}degraded", "Rankings answered as degraded: see `degraded_reason`.", registry=r)
         self._slow = Counter(
             f"{name}slow_trees", "Rankings scored by LightGBM instead of the compiled trees.", registry=r
         )
@@ -67,6 +67,15 @@ class Metrics:
         )
         self._redis = Gauge(
             f"{name}redis_up", "1 if every worker reaches Redis.", registry=r, multiprocess_mode="livemin"
+        )
+        self._replaced = Gauge(
+            f"{name}redis_replaced",
+            "1 if a worker noticed that Redis was replaced by an empty or older one, until it is repaired.",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self._unknown = Counter(
+            f"{name}unknown_candidates", "Candidates of rankings that are not in the catalogue.", registry=r
         )
         self._dropped = Counter(f"{name}served_dropped", "Served lists dropped because the log was full.", registry=r)
         self._shadow = Counter(
@@ -144,6 +153,14 @@ class Metrics:
     def redis(self, up: bool) -> None:
         """Set whether this worker reaches Redis."""
         self._redis.set(up)
+
+    def redis_replaced(self, replaced: bool) -> None:
+        """Set whether this worker noticed that Redis was replaced, and it was not repaired since."""
+        self._replaced.set(replaced)
+
+    def unknown(self, candidates: int) -> None:
+        """Count candidates that are not in the catalogue."""
+        self._unknown.inc(candidates)
 
     def keys_checked(self, at: float) -> None:
         """Set the time in Unix seconds at which this worker last had the keys of its key file."""

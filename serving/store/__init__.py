@@ -6,14 +6,15 @@ keys.
 
 from __future__ import annotations
 
-from serving.store.address import Address
+from serving.store.address import PREFIX_PATTERN, Address, AddressError, with_prefix
 from serving.store.bulk import BulkStore
+from serving.store.continuity import Continuity, Extent, Origin, origin_loss, rewound
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreAway
-from serving.store.layout import ERASED, SERVED, STREAM
+from serving.store.layout import ERASED, PREFIX, SERVED, STREAM
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
-from serving.store.stream import END, START, Event, Tail, decode_event
+from serving.store.stream import END, START, Event, Tail, decode_event, entry_number
 from serving.store.users import DUPLICATES_S, user_hash
 from serving.store.written import BulkWrittenItems, ItemFields, WrittenItems, decode_fields, to_years
 
@@ -21,16 +22,22 @@ __all__ = [
     "DUPLICATES_S",
     "END",
     "ERASED",
+    "PREFIX",
+    "PREFIX_PATTERN",
     "SERVED",
     "START",
     "STREAM",
     "Address",
+    "AddressError",
     "Backlog",
     "BulkStore",
     "BulkWrittenItems",
+    "Continuity",
     "EmbeddedError",
     "Event",
+    "Extent",
     "ItemFields",
+    "Origin",
     "Pointer",
     "Store",
     "StoreAway",
@@ -39,6 +46,10 @@ __all__ = [
     "connect_url",
     "decode_event",
     "decode_fields",
+    "entry_number",
+    "origin_loss",
+    "rewound",
     "to_years",
     "user_hash",
+    "with_prefix",
 ]

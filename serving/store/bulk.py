@@ -13,17 +13,20 @@ import numpy as np
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.exceptions import AskError, ClusterCrossSlotError
+from redis.exceptions import AskError, ClusterCrossSlotError, ResponseError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from features.arrays import F32, F64, I8, I64
 from features.catalogue import Catalogue
 from features.history import History
 from serving.store import users
 from serving.store.address import Address
+from serving.store.continuity import Origin, decode_origin, extent_commands
 from serving.store.errors import StoreCorrupt, to_store_away
-from serving.store.layout import AUDIT, ERASED, NIGHTS, POINTER, SHADOW, STREAM, Layout
+from serving.store.layout import AUDIT, ERASED, NIGHTS, ORIGIN, POINTER, SHADOW, STREAM, Layout
 from serving.store.pointer import AUDITED, Pointer, decode_pointer
+from serving.store.sentinel import watch
 from serving.store.stream import (
     START,
     Event,
@@ -31,40 +34,54 @@ from serving.store.stream import (
     decode_event,
     decode_events,
     decode_tail,
+    entry_number,
     last_position,
     tail_commands,
 )
-from serving.store.vectors import decode_vectors, encode_vectors, vector_key
+from serving.store.vectors import decode_vectors, encode_vectors
 
+_FIND_S = 5.0
+"""Time within which sentinels have to name the primary."""
 _BATCH = 1000
 """Number of keys or entries per command, so that no command holds Redis for more than about a millisecond."""
 
 
 class BulkStore:
-    """A single server or a cluster, depending on the address; a context manager that closes its connections.
+    """A single server, a cluster or the primary of sentinels, depending on the address.
+
+    A context manager that closes its connections.
 
     Raises the errors of redis-py, StoreCorrupt, StoreAway if the address is of the wrong kind (a cluster node given as
-    a single server, or the reverse), and ValueError for an invalid address.
+    a single server, or the reverse), and AddressError for an invalid address.
     """
 
     def __init__(self, url: str, timeout_s: float = 60.0) -> None:
         """url: see `Address`."""
         address = Address.of(url)
-        self.layout = Layout(address.cluster)
+        self.layout = Layout(address.cluster, address.prefix)
         self.client: Any
+        self._sentinels: list[redis.Redis] = []
         if address.cluster:
             nodes = [ClusterNode(*node) for node in address.nodes]  # type: ignore[no-untyped-call]
             self.client = RedisCluster.from_url(
                 address.at(address.nodes[0]), startup_nodes=nodes, socket_timeout=timeout_s, require_full_coverage=False
             )
+        elif address.primary:
+            watched = watch(address, _FIND_S)
+            once = {"retry": Retry(NoBackoff(), 0)}
+            sentinel = Sentinel(watched.sentinels, sentinel_kwargs=watched.sentinel | once)  # type: ignore[no-untyped-call]
+            options = watched.primary | {"retry": Retry(NoBackoff(), 1), "socket_timeout": timeout_s}
+            self.client = sentinel.master_for(address.primary, **options)  # type: ignore[no-untyped-call]
+            self._sentinels = sentinel.sentinels
         else:
-            self.client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), socket_timeout=timeout_s)
+            self.client = redis.Redis.from_url(address.url, retry=Retry(NoBackoff(), 1), socket_timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.client.close()
+        for client in (self.client, *self._sentinels):
+            client.close()
 
     def run(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Replies to commands sent in one round trip (in a cluster, one per node)."""
@@ -106,29 +123,30 @@ class BulkStore:
         """
         return self.trim_to(self.layout.part(STREAM, shard), str(max(0, int(before * 1000))))
 
-    def entries(self, stream: str, field: bytes, last: str = START, count: int = _BATCH) -> list[tuple[str, bytes]]:
-        """(ID, content) of at most `count` entries of a stream after entry `last`, in order of arrival."""
-        entries = self.run([["XRANGE", stream, f"({last}", "+", "COUNT", count]])[0]
+    def entries(self, key: str, field: bytes, last: str = START, count: int = _BATCH) -> list[tuple[str, bytes]]:
+        """(ID, content) of at most `count` entries after entry `last` of the stream with this key, in order of
+        arrival."""
+        entries = self.run([["XRANGE", key, f"({last}", "+", "COUNT", count]])[0]
         if bad := next((i for i, fields in entries if field not in fields), None):
-            raise StoreCorrupt(f"{stream}: entry {bad.decode()} is not a valid Shelfwise entry: delete it")
+            raise StoreCorrupt(f"{key}: entry {bad.decode()} is not a valid Shelfwise entry: delete it")
         return [(i.decode(), fields[field]) for i, fields in entries]
 
     def length(self, stream: str) -> int:
         """Number of entries of a stream, over all parts."""
         return sum(map(int, self.run([["XLEN", part] for part in self.layout.parts(stream)])))
 
-    def trim_to(self, stream: str, last: str) -> int:
-        """Delete the entries of a stream before `last`; returns their number."""
+    def trim_to(self, key: str, last: str) -> int:
+        """Delete the entries before `last` of the stream with this key; returns their number."""
         # `~` deletes whole blocks of entries, of which LIMIT bounds the number per call; the rest is less than a block.
         deleted = 0
-        while more := int(self.run([["XTRIM", stream, "MINID", "~", last, "LIMIT", _BATCH]])[0]):
+        while more := int(self.run([["XTRIM", key, "MINID", "~", last, "LIMIT", _BATCH]])[0]):
             deleted += more
-        return deleted + int(self.run([["XTRIM", stream, "MINID", last]])[0])
+        return deleted + int(self.run([["XTRIM", key, "MINID", last]])[0])
 
     def erased(self) -> tuple[str, list[tuple[str, float]]]:
         """Erasures not yet processed by `collect`: ID of the last entry, and (user_hash, Unix seconds) of each."""
         last, erasures = START, list[tuple[str, float]]()
-        while entries := self.run([["XRANGE", ERASED, f"({last}", "+", "COUNT", _BATCH]])[0]:
+        while entries := self.run([["XRANGE", self.layout.key(ERASED), f"({last}", "+", "COUNT", _BATCH]])[0]:
             last = entries[-1][0].decode()
             erasures += [(fields[b"u"].decode(), float(fields[b"t"])) for _, fields in entries]
         return last, erasures
@@ -166,35 +184,56 @@ class BulkStore:
 
     def pointer(self) -> Pointer | None:
         """The live release; None before the first is published."""
-        return decode_pointer(self.run([["GET", POINTER]])[0])
+        key = self.layout.key(POINTER)
+        return decode_pointer(self.run([["GET", key]])[0], key)
 
     def set_pointer(self, pointer: Pointer) -> None:
         """Make a release live: every worker loads it and switches to it within about a second."""
-        self.run([["SET", POINTER, msgspec.json.encode(pointer)]])
+        self.run([["SET", self.layout.key(POINTER), msgspec.json.encode(pointer)]])
+
+    def end(self, key: str) -> tuple[int, int]:
+        """The ID of the last entry ever added to the stream with this key; (0, 0) before the first."""
+        try:
+            (info,) = self.run([["XINFO STREAM", key]])
+        except ResponseError:  # there is no such stream
+            return 0, 0
+        return entry_number(info["last-generated-id"].decode())
+
+    def origin(self) -> Origin | None:
+        """The origin of the data; None before the first collection."""
+        return decode_origin(self.run([extent_commands(self.layout)[0]])[0])
+
+    def set_origin(self, origin: Origin) -> None:
+        """Write the origin of the data: after a collection or a repair."""
+        fields = [x for pair in origin._asdict().items() for x in pair]
+        self.run([["HSET", self.layout.key(ORIGIN), *fields]])
 
     def shadow(self) -> Pointer | None:
         """The release in shadow, or None."""
-        return decode_pointer(self.run([["GET", SHADOW]])[0], SHADOW)
+        key = self.layout.key(SHADOW)
+        return decode_pointer(self.run([["GET", key]])[0], key)
 
     def set_shadow(self, shadow: Pointer | None) -> None:
         """Put a release in shadow, so that every worker also scores some requests with it; None ends this."""
-        self.run([["SET", SHADOW, msgspec.json.encode(shadow)] if shadow else ["DEL", SHADOW]])
+        key = self.layout.key(SHADOW)
+        self.run([["SET", key, msgspec.json.encode(shadow)] if shadow else ["DEL", key]])
 
     def append_audit(self, line: str) -> None:
         """Append a line to the audit log in Redis, which keeps the last `AUDITED` lines."""
-        self.run([["RPUSH", AUDIT, line], ["LTRIM", AUDIT, -AUDITED, -1]])
+        key = self.layout.key(AUDIT)
+        self.run([["RPUSH", key, line], ["LTRIM", key, -AUDITED, -1]])
 
     def audit_lines(self) -> list[str]:
         """The lines of the audit log in Redis, oldest first."""
-        return [line.decode() for line in self.run([["LRANGE", AUDIT, 0, -1]])[0]]
+        return [line.decode() for line in self.run([["LRANGE", self.layout.key(AUDIT), 0, -1]])[0]]
 
     def begin_night(self, day: str) -> None:
         """Record that a nightly run was started on this day; `end_night` deletes it if the run succeeds."""
-        self.run([["HSET", NIGHTS, day, ""]])
+        self.run([["HSET", self.layout.key(NIGHTS), day, ""]])
 
     def end_night(self) -> None:
         """Record that a nightly run succeeded."""
-        self.run([["UNLINK", NIGHTS]])
+        self.run([["UNLINK", self.layout.key(NIGHTS)]])
 
     def seed(
         self,
@@ -243,7 +282,7 @@ class BulkStore:
         for first in range(0, len(item_ids), _BATCH):
             ids = item_ids[first : first + _BATCH]
             rows = encode_vectors(ids, vectors[first : first + _BATCH])
-            pairs = [(vector_key(fingerprint, i), row) for i, row in zip(ids, rows, strict=True)]
+            pairs = [(self.layout.vector(fingerprint, i), row) for i, row in zip(ids, rows, strict=True)]
             # One MSET is four times as fast, but in a cluster the keys are on several nodes.
             commands = [["SET", *pair] for pair in pairs] if self.layout.cluster else []
             self.run(commands or [["MSET", *(x for pair in pairs for x in pair)]])
@@ -252,13 +291,13 @@ class BulkStore:
 
     def read_vectors(self, fingerprint: str, item_ids: Sequence[str], dimension: int) -> F32:
         """Item vectors in float16 precision, float32[items, dimension]; NaN for an item without a vector."""
-        replies = self.run([["GET", vector_key(fingerprint, i)] for i in item_ids]) if len(item_ids) else []
+        replies = self.run([["GET", self.layout.vector(fingerprint, i)] for i in item_ids]) if len(item_ids) else []
         return decode_vectors(fingerprint, replies, dimension)
 
     def drop_vectors(self, fingerprint: str) -> int:
         """Delete all vectors of an encoder; returns their number. For encoders that no release uses any more."""
         dropped, batch = 0, []
-        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", vector_key(fingerprint, ""))
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self.layout.vector(fingerprint, ""))
         for key in self.client.scan_iter(match=pattern + "*", count=_BATCH):
             batch.append(["UNLINK", key])
             if len(batch) == _BATCH:

@@ -13,10 +13,11 @@ from serving.store import users
 from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
+from serving.store.continuity import Extent, decode_extent, extent_commands
 from serving.store.errors import StoreAway, to_store_away
 from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, Layout
 from serving.store.pointer import Pointer, decode_pointer
-from serving.store.server import Server
+from serving.store.server import Server, primary_client, server_client
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
 
 _TAIL = 1000
@@ -50,21 +51,24 @@ class Backlog(NamedTuple):
 
 
 class Store:
-    """A single server or a cluster, depending on the address. layout: names of the keys."""
+    """A single server, a cluster or the primary of sentinels, depending on the address. layout: names of the keys."""
 
     def __init__(self, url: str, timeout_s: float, failures: int = 3, pause_s: float = 1.0) -> None:
         """url: see `Address`. timeout_s: timeout of each call, in seconds.
 
         failures, pause_s: see `Breaker`; `poll` ignores an open breaker and so notices when the server is back. Raises
-        ValueError for an invalid url.
+        AddressError for an invalid url.
         """
         address = Address.of(url)
-        self.layout = Layout(address.cluster)
-        self._redis: Server | Cluster = (
-            Cluster(address, timeout_s, lambda: Breaker(failures, pause_s))
-            if address.cluster
-            else Server(url, timeout_s, Breaker(failures, pause_s))
-        )
+        self.layout = Layout(address.cluster, address.prefix)
+        self._redis: Server | Cluster
+        if address.cluster:
+            self._redis = Cluster(address, timeout_s, lambda: Breaker(failures, pause_s))
+        else:
+            client, sentinels = (
+                primary_client(address, timeout_s) if address.primary else (server_client(address.url), ())
+            )
+            self._redis = Server(client, timeout_s, Breaker(failures, pause_s), sentinels)
         self._pointer: Pointer | None = None
         self.shadow: Pointer | None = None
         """The release in shadow, as last read by `poll`."""
@@ -108,7 +112,7 @@ class Store:
         at: Unix seconds; events of the user after it are kept. Idempotent.
         """
         # The tombstone comes first: if the call fails in between, the caller repeats it.
-        await self.run([["XADD", ERASED, "*", "u", users.user_hash(user_id), "t", repr(at)]])
+        await self.run([["XADD", self.layout.key(ERASED), "*", "u", users.user_hash(user_id), "t", repr(at)]])
         await self.run([users.erase_command(self.layout, user_id, at)])
 
     async def append(self, stream: str, entries: Sequence[bytes]) -> int:
@@ -123,12 +127,18 @@ class Store:
 
     async def pointer(self) -> Pointer | None:
         """The live release; None before the first is published."""
-        return decode_pointer((await self.run([["GET", POINTER]]))[0])
+        key = self.layout.key(POINTER)
+        return decode_pointer((await self.run([["GET", key]]))[0], key)
+
+    async def extent(self) -> Extent | None:
+        """The extent of the events in Redis; None if the node of the origin does not answer. Raises StoreAway."""
+        replies = await self._redis.ask(extent_commands(self.layout), probe=True)
+        return decode_extent(replies)
 
     async def backlog(self, now: float) -> Backlog:
         """The work that is not done. now: Unix seconds. Raises StoreAway."""
         changes = self.layout.changes
-        nights, groups = await self._redis.ask([["HLEN", NIGHTS], ["XINFO GROUPS", changes]])
+        nights, groups = await self._redis.ask([["HLEN", self.layout.key(NIGHTS)], ["XINFO GROUPS", changes]])
         if isinstance(nights, Exception):
             raise _away(nights) from nights
         # XINFO fails without a stream; before the first embedding worker, the stream has no group.
@@ -166,15 +176,16 @@ class Store:
 
     async def poll(self, last: str, count: int = _TAIL) -> PollResult:
         """The live release, the release in shadow, and at most about `count` events after `last`, in one round trip."""
-        commands = [["GET", POINTER], ["GET", SHADOW], *tail_commands(self.layout, last, count)]
+        pointer_key, shadow_key = self.layout.key(POINTER), self.layout.key(SHADOW)
+        commands = [["GET", pointer_key], ["GET", shadow_key], *tail_commands(self.layout, last, count)]
         pointer, shadow, *parts = await self._redis.ask(commands, probe=True)
         errors = [r for r in (pointer, shadow, *parts) if isinstance(r, Exception)]
         if len(errors) == len(commands) or (errors and not self.layout.cluster):
             raise _away(errors[0]) from errors[0]
         if not isinstance(pointer, Exception):
-            self._pointer = decode_pointer(pointer)
+            self._pointer = decode_pointer(pointer, pointer_key)
         if not isinstance(shadow, Exception):
-            self.shadow = decode_pointer(shadow, SHADOW)
+            self.shadow = decode_pointer(shadow, shadow_key)
         tail = decode_tail(self.layout, [[] if isinstance(p, Exception) else p for p in parts], last)
         return PollResult(self._pointer, tail, str(_away(errors[0])) if errors else "", self.shadow)
 

@@ -25,7 +25,7 @@ from serving.store.bulk import BulkStore
 from serving.store.layout import GROUP, Layout
 from serving.store.online import Store
 from serving.store.stream import START
-from serving.store.vectors import decode_vectors, vector_key
+from serving.store.vectors import decode_vectors
 
 _CHANGES_MOST = 200_000
 """Maximum length of the stream of changes, which workers poll several times per second."""
@@ -99,7 +99,7 @@ class WrittenItems:
         if not item_ids:
             return np.empty((0, dimension), np.float32)
         # One GET per key, because in a cluster the keys are on several nodes.
-        replies = await self._store.run([["GET", vector_key(fingerprint, i)] for i in item_ids])
+        replies = await self._store.run([["GET", self._layout.vector(fingerprint, i)] for i in item_ids])
         return decode_vectors(fingerprint, replies, dimension)
 
     async def changed(self, last: str, count: int = _BATCH) -> tuple[str, list[str]]:

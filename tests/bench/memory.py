@@ -118,7 +118,7 @@ def measure_duplicates(url: str, events: int) -> float:
 
 def measure_stream(url: str, events: int) -> float:
     """Bytes per event in the stream, until it is trimmed."""
-    from serving.store import STREAM, Event
+    from serving.store import Event
 
     empty_server(url)
     with redis.Redis.from_url(url) as client, BulkStore(url) as store:
@@ -138,7 +138,7 @@ def measure_stream(url: str, events: int) -> float:
                 ],
                 AT,
             )
-        return float(client.memory_usage(STREAM, samples=0) or 0) / events
+        return float(client.memory_usage("sw:events", samples=0) or 0) / events
 
 
 def measure_vectors(url: str, items: int) -> float:

@@ -20,7 +20,19 @@ from offline.data.collection import collect
 from offline.data.partitions import Storage
 from serving.release import registry
 from serving.release.manifest import read_manifest
-from serving.store import SERVED, START, STREAM, Address, Backlog, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store import (
+    SERVED,
+    START,
+    STREAM,
+    Address,
+    AddressError,
+    Backlog,
+    BulkStore,
+    Event,
+    Pointer,
+    Store,
+    StoreAway,
+)
 from serving.store.layout import SHARDS, Layout
 from serving.store.users import user_hash
 from serving.store.written import BulkWrittenItems
@@ -111,7 +123,7 @@ def test_a_cluster_address_lists_its_nodes(url: str, nodes: tuple[tuple[str, int
     ],
 )
 def test_an_invalid_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  # some messages are redis-py's
+    with pytest.raises(AddressError):
         Address.of(url)
 
 

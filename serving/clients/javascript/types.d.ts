@@ -123,6 +123,8 @@ export interface RankedItem {
   others?: number | null;
   rules?: Applied[];
   because?: Because | null;
+  /** Present only if it is false: the item is not in the catalogue. */
+  known?: boolean;
 }
 
 export interface Removed {
@@ -131,7 +133,7 @@ export interface Removed {
   item_ids: string[];
 }
 
-/** Items best first. request_id: send it with the shopper's events on this list. degraded: the list is not personalised. */
+/** Items best first. request_id: send it with the shopper's events on this list. degraded: the list is worse than usual; degraded_reason says why. */
 export interface RankAnswer {
   request_id: string;
   release: string;
@@ -139,6 +141,7 @@ export interface RankAnswer {
   items: RankedItem[];
   took_ms: number;
   removed?: Removed[];
+  degraded_reason?: "history-unavailable" | "release-from-disk" | "redis-replaced";
 }
 
 export interface SimilarItem {

@@ -190,7 +190,8 @@ def test_an_invalid_redis_address_is_an_error_without_its_password(
     monkeypatch.setenv("REDIS_URL", address)
     code, _, err = run_cli(monkeypatch, capfd, "releases", "-w", tmp_path / "w")
     assert code == 1
-    assert "shelfwise: REDIS_URL is not a Redis address; expected redis://HOST:6379/0, " in err
+    assert "shelfwise: REDIS_URL is not a valid address of Redis: " in err
+    assert "expected redis://HOST:6379/0, " in err
     assert "secret" not in err
 
 

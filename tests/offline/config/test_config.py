@@ -53,7 +53,7 @@ def test_a_change_overrides_the_file_unless_it_is_none(tmp_path: Path) -> None:
 def test_all_directories_are_in_the_workspace_and_stay_relative(tmp_path: Path) -> None:
     """A relative path starts at the current directory, not at the file's."""
     config = load(write_config(tmp_path, "workspace: shop/w"))
-    assert [config.data, config.runs, config.releases, config.redis] == [
+    assert [config.data, config.runs, config.releases, config.embedded] == [
         Path("shop/w") / n for n in ("data", "runs", "releases", "redis")
     ]
 

@@ -281,7 +281,7 @@ def test_served_lists_beyond_the_limit_are_dropped_and_counted(url: str, release
                 ranked(one, limit=1)
                 time.sleep(0.15)
             until(lambda: "shelfwise_served_dropped_total 1.0" in one.get("/metrics").text)
-        assert raw.xlen(SERVED) == 2
+        assert raw.xlen("sw:served") == 2
 
 
 @settings(max_examples=30, deadline=None)

@@ -22,7 +22,7 @@ from offline.data.dataset import load_dataset
 from offline.data.log import LogFiles
 from offline.ingest.detection import detect
 from offline.ingest.importer import import_data
-from serving.store import SERVED, STREAM, BulkStore, user_hash
+from serving.store import SERVED, BulkStore, user_hash
 from tests.offline.data.test_collection import data
 from tests.serving.test_service import (
     FAST,
@@ -130,7 +130,7 @@ def test_imported_events_of_an_erased_user_are_removed(
     pq.write_table(table, data / "events.parquet")
     erase(client, "u")
     with redis.Redis.from_url(url) as raw:
-        raw.delete(STREAM)
+        raw.delete("sw:events")
     collect(data, store)
     assert load_dataset(data).events.user_ids == ["v"]
     written = pq.read_table(data / "events.parquet", read_dictionary=["user_id"])["user_id"].combine_chunks()

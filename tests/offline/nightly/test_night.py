@@ -52,7 +52,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def url(config: Config) -> Iterator[str]:
-    with connect_url(None, config.redis) as url:
+    with connect_url(None, config.embedded) as url:
         yield url
 
 

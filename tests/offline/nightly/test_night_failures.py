@@ -78,7 +78,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def url(shop: Config) -> Iterator[str]:
-    with connect_url(None, shop.redis) as url:
+    with connect_url(None, shop.embedded) as url:
         yield url
 
 
