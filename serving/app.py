@@ -31,7 +31,7 @@ from serving.http import Connections, Guard, Keys, add_error_handlers, add_route
 from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
-from serving.store import Store
+from serving.store import Store, UserLimits
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ def create_app(
     configured clock. good: the valid API keys; without keys, anyone who can reach the service may call every route.
     """
     counts, good, now = Metrics(), good or Keys(), clock or make_clock(config.clock_file)
-    store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s)
+    limits = UserLimits(config.retention, config.max_users)
+    store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s, limits)
     follower = Follower(config, store, release, custom, counts)
     service = Service(config, store, follower, lambda: now() + config.clock_offset_s, counts)
 

@@ -101,7 +101,8 @@ def rank(
         with BulkStore(url) as store:
             while (tail := store.tail(live.last)).item_ids:
                 live.apply(tail)
-            history = store.read(user, release.items.catalogue, at) if user else EMPTY
+            retention = release.manifest.retention
+            history = store.read(user, release.items.catalogue, at, retention) if user else EMPTY
     candidates = candidate or list(release.items.catalogue.item_ids)
     context = Context.parse(device, query)
     ranking = live.rank(history, candidates, at, limit, context)

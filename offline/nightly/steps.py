@@ -49,8 +49,9 @@ def encode_items(a: Artefacts, on_progress: OnProgress) -> None:
     encoder = encoder.capped(texts, config.token_percentile)
     events = inputs.data.events
     moments = encoders.refresh_moments(events, a.windows, config.refreshes)
+    retention = inputs.config.serving.retention
     trained = encoders.train_encoders(
-        encoder, texts, events, moments, config, a.file("checkpoints"), on_progress, inputs.engine
+        encoder, texts, events, moments, config, a.file("checkpoints"), on_progress, inputs.engine, retention
     )
     trained.encoder.save(a.file("encoder"))
     a.save("vectors.npy", trained.vectors)
@@ -146,6 +147,7 @@ def make_release(a: Artefacts, on_progress: OnProgress) -> None:
         # The time of the data, not of the clock, so that the same data give the same bytes.
         created_at=inputs.cut_off,
         encoder_fingerprint=encoder["fingerprint"],
+        retention=a.replay.retention,
     )
     a.write_json("release.json", {"path": str(path.resolve()), "id": path.name})
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from features.arrays import F32, I32
 from features.log import Events
+from features.retention import DEFAULT_RETENTION, Retention
 from offline.data import Windows
 from offline.runtime import LOCAL, DataError, Engine, OnProgress, WorkerGroup
 from text_encoder.config import EncoderConfig
@@ -71,18 +72,19 @@ def train_encoders(
     directory: Path,
     on_progress: OnProgress,
     engine: Engine = LOCAL,
+    retention: Retention = DEFAULT_RETENTION,
 ) -> Encoders:
     """Fine-tune `encoder` once for each moment `at`, on the events strictly before it.
 
     texts: one per item of the catalogue. directory: for checkpoints, from which a killed nightly run resumes. The
     vectors are shrunk by `shrink_by_count`. `config.budget_s` covers all encoders: the catalogue is encoded once, and
-    the remaining time is divided in proportion to the numbers of examples. Raises DataError if encoding the catalogue
-    alone takes longer than the budget.
+    the remaining time is divided in proportion to the numbers of examples. retention: of the users' histories. Raises
+    DataError if encoding the catalogue alone takes longer than the budget.
     """
     started = time.monotonic()
     # A frozen encoder is the same at every moment.
     moments = at[-1:] if config.mode == "frozen" else at
-    example_sets = [examples(events, moment, most=config.most_examples) for moment in moments]
+    example_sets = [examples(events, moment, most=config.most_examples, retention=retention) for moment in moments]
     try:
         encoded = encode_texts(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)
         left_s = max(config.budget_s - (time.monotonic() - started), 1.0)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -49,7 +50,7 @@ from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
 from serving.rules import Plan, Ranked, RuledList, RuleError, Rules
-from serving.store import Store, StoreAway, WrittenItems, decode_fields
+from serving.store import Outcome, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class Service:
         if user_id is None:
             return EMPTY, NO_OUTSIDE, False
         try:
-            return *await self.store.read_lists(user_id, live.items.catalogue, at), False
+            retention = live.release.manifest.retention
+            return *await self.store.read_lists(user_id, live.items.catalogue, at, retention), False
         except StoreAway as e:
             self.degraded += 1
             log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
@@ -242,7 +244,8 @@ class Service:
     async def take(self, body: bytes, content_type: str = "") -> EventsAnswer:
         """Validate the events of a body one by one, and store the valid ones.
 
-        Raises Problem if no event is valid (422) or Redis is unavailable (503).
+        Events of new users are refused while the maximum number of users have lists. Raises Problem if no event is
+        valid (422), if every valid one is refused (503) or if Redis is unavailable (503).
         """
         now, most = self.clock(), self.config.max_events
         accepted: list[tuple[int, Accepted]] = []
@@ -265,10 +268,27 @@ class Service:
                 rejected[0].field,
                 rejected=msgspec.to_builtins(rejected),
             )
-        new = await self._write([a for _, a in accepted], now)
-        self.metrics.events(sum(new), len(new) - sum(new))
-        derived = [Derived(index, a.event.event_id) for index, a in accepted if a.derived]
-        return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
+        outcomes = await self._write([a for _, a in accepted], now)
+        count = Counter(outcomes)
+        self.metrics.events(count[Outcome.NEW], count[Outcome.DUPLICATE], count[Outcome.REFUSED])
+        full = f"the maximum of {self.config.max_users} users have lists; send this user's events again later"
+        if outcomes and count[Outcome.REFUSED] == len(outcomes):
+            raise Problem(
+                503,
+                "too-many-users",
+                "Too many users",
+                full,
+                "Raise `max_users` if the memory of Redis allows it, or let lists expire sooner (`user_ttl_days`).",
+                headers={"Retry-After": "30"},
+            )
+        of_event = list(zip(accepted, outcomes, strict=True))
+        rejected += [Rejected(index, "user_id", full) for (index, _), outcome in of_event if outcome is Outcome.REFUSED]
+        derived = [
+            Derived(index, a.event.event_id)
+            for (index, a), outcome in of_event
+            if a.derived and outcome is not Outcome.REFUSED
+        ]
+        return EventsAnswer(count[Outcome.NEW], count[Outcome.DUPLICATE], rejected, derived)
 
     async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
         """Validate the items of a body one by one, and store the valid ones, new or changed.
@@ -350,7 +370,7 @@ class Service:
             price,
         )
 
-    async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
+    async def _write(self, accepted: list[Accepted], now: float) -> list[Outcome]:
         remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
         with _redis_required("Events cannot be stored", remedy):
             return await self.store.write([a.event for a in accepted], now)

@@ -14,7 +14,7 @@ from serving.store.layout import ERASED, SERVED, STREAM
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event
-from serving.store.users import DUPLICATES_S, user_hash
+from serving.store.users import DUPLICATES_S, Outcome, UserLimits, user_hash
 from serving.store.written import BulkWrittenItems, ItemFields, WrittenItems, decode_fields, to_years
 
 __all__ = [
@@ -31,10 +31,12 @@ __all__ = [
     "EmbeddedError",
     "Event",
     "ItemFields",
+    "Outcome",
     "Pointer",
     "Store",
     "StoreAway",
     "Tail",
+    "UserLimits",
     "WrittenItems",
     "connect_url",
     "decode_event",

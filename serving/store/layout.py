@@ -6,6 +6,7 @@ into SHARDS shards in a cluster, and the streams are divided into as many parts:
 
     sw:{<tag>}:u:<user>:e, :s, :d:<period>    a user of this shard
     sw:{<tag>}:events, sw:{<tag>}:served      the shard's part of the streams
+    sw:{<tag>}:users                          the users of this shard who have lists
     sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items, all on one node
 
 Keys that are used on their own have the same name in both, which also spreads vectors over the nodes. Readers of a
@@ -26,6 +27,8 @@ SHARDS = 64
 STREAM = "sw:events"
 SERVED = "sw:served"
 ERASED = "sw:erased"
+USERS = "sw:users"
+"""Sorted set of the users who have lists, by the time at which their lists are deleted."""
 POINTER = "sw:release"
 SHADOW = "sw:shadow"
 AUDIT = "sw:audit"
@@ -73,11 +76,11 @@ class Layout:
         return f"sw:{{*}}:u:*:{suffix}" if self._tags else f"sw:{{*}}:{suffix}"
 
     def part(self, stream: str, shard: int) -> str:
-        """The key of a shard's part of STREAM or SERVED."""
+        """The key of a shard's part of STREAM, SERVED or USERS."""
         return stream.replace("sw:", f"sw:{{{self._tags[shard]}}}:", 1) if self._tags else stream
 
     def parts(self, stream: str) -> list[str]:
-        """The keys of all parts of a stream, in the order of shards."""
+        """The keys of all parts of STREAM, SERVED or USERS, in the order of shards."""
         return [self.part(stream, shard) for shard in range(self.shards)]
 
     def item(self, item_id: str) -> str:
