@@ -31,7 +31,7 @@ from serving.http import Connections, Guard, Keys, add_error_handlers, add_route
 from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
-from serving.store import Store, UserLimits
+from serving.store import EvictionError, Store, StoreAway, UserLimits
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def create_app(
             asyncio.create_task(_reload_keys(good, counts)),
             asyncio.create_task(service.served.run()),
             asyncio.create_task(service.shadow.run()),
+            asyncio.create_task(service.watch_memory()),
         ]
         if config.operator:
             tasks.append(asyncio.create_task(timeline.run()))
@@ -136,10 +137,11 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
 
     custom: custom features, as module:function. Raises FeatureError if one cannot be loaded, KeysError if keys cannot
     be read or if the service would listen beyond this machine without keys, and OSError or ClockError if the file of a
-    simulated clock cannot be read.
+    simulated clock cannot be read. Raises EvictionError if Redis can be reached and may evict keys.
     """
     load_features(custom)
     make_clock(config.clock_file)()
+    asyncio.run(_check_eviction(Store(redis_url, config.redis_timeout_s)))
     keys.check_exposure(config.host, Keys(config.keys_file, os.environ.get(keys.KEYS_VARIABLE, "")), config.insecure)
     os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url
@@ -158,6 +160,17 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
             **limits(config),
         )
         _run(settings, [p for p in (config.port, config.internal_port) if p is not None])
+
+
+async def _check_eviction(store: Store) -> None:
+    try:
+        problem = (await store.memory()).problem
+    except StoreAway:  # the service starts without Redis, and /health/ready reports the policy later
+        return
+    finally:
+        await store.close()
+    if problem:
+        raise EvictionError(problem)
 
 
 def _run(settings: uvicorn.Config, ports: Sequence[int]) -> None:

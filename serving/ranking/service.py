@@ -54,12 +54,16 @@ from serving.store import Outcome, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
 
+_MEMORY_S = 5.0
+"""Seconds between two checks of the memory of Redis."""
+
 
 class Service:
     """The operations behind the routes.
 
     degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM,
-    because the compiled scorer does not support the release's model.
+    because the compiled scorer does not support the release's model. eviction: why Redis may evict keys; empty if it
+    cannot.
     """
 
     def __init__(
@@ -78,12 +82,30 @@ class Service:
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
+        self.eviction = ""
 
     async def exposition(self) -> bytes:
-        """The metrics of all workers, with the current backlog, or the last known one while Redis is unavailable."""
+        """The metrics of all workers, with what Redis reports now, or reported last while it is unavailable."""
         with suppress(StoreAway):
             self.metrics.backlog(await self.store.backlog(time.time()))
+            self.metrics.memory(await self.store.memory())
+            self.metrics.users(await self.store.count_users(self.clock()), self.config.max_users)
         return await asyncio.to_thread(self.metrics.exposition)
+
+    async def watch_memory(self) -> None:
+        """Check every few seconds, until cancelled, whether Redis may evict keys; `state` reports it."""
+        while True:
+            with suppress(StoreAway):
+                problem = (await self.store.memory()).problem
+                if problem and problem != self.eviction:
+                    log.error("%s", problem)
+                self.eviction = problem
+            await asyncio.sleep(_MEMORY_S)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a release is loaded and Redis keeps what it is sent."""
+        return self.follower.live is not None and not self.eviction
 
     def moment(self) -> float:
         """Now, rounded up to a whole microsecond: the log's resolution, and later than any event already accepted."""
@@ -402,9 +424,9 @@ class Service:
         """State of the service: whether it is ready, the live release, and the reason if it is not ready."""
         live = self.follower.live
         return {
-            "status": "ready" if live else "not ready",
+            "status": "ready" if self.ready else "not ready",
             "release": live.release.id if live else None,
-            "reason": self.follower.reason or None,
+            "reason": "; ".join(filter(None, (self.follower.reason, self.eviction))) or None,
             "redis": self.follower.redis,
             "degraded": self.degraded,
             "slow": self.slow,

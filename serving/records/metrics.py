@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from serving.api import EventIn, Rejected
-from serving.store import Backlog
+from serving.store import Backlog, Memory
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -83,9 +83,12 @@ class Metrics:
             registry=r,
             multiprocess_mode="livemin",
         )
-        self._evicted, self._updates, self._nights = (
+        self._users, self._max_users, self._memory, self._evicted, self._updates, self._nights = (
             Gauge(f"{name}{what}", text, registry=r, multiprocess_mode="mostrecent")
             for what, text in (
+                ("users", "Users who have lists in Redis."),
+                ("users_max", "Maximum number of users who may have lists."),
+                ("redis_memory_ratio", "Share of its memory that the fullest Redis server uses."),
                 ("redis_evicted_keys", "Keys that Redis has evicted since it was started."),
                 ("item_update_age_seconds", "Age of the oldest item update that no embedding worker has finished."),
                 ("nights_unpublished", "Days with a nightly run since the last one that succeeded."),
@@ -157,9 +160,18 @@ class Metrics:
 
     def backlog(self, backlog: Backlog) -> None:
         """Set what Redis has recorded for all processes."""
-        self._evicted.set(backlog.evicted_keys)
         self._updates.set(backlog.update_age_s)
         self._nights.set(backlog.nights)
+
+    def memory(self, memory: Memory) -> None:
+        """Set the memory of Redis."""
+        self._memory.set(memory.used)
+        self._evicted.set(memory.evicted_keys)
+
+    def users(self, count: int, most: int) -> None:
+        """Set the number of users who have lists, and its maximum."""
+        self._users.set(count)
+        self._max_users.set(most)
 
     def exposition(self) -> bytes:
         """The metrics of all workers in the Prometheus text format."""

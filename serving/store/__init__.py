@@ -11,6 +11,7 @@ from serving.store.bulk import BulkStore
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreAway
 from serving.store.layout import ERASED, SERVED, STREAM
+from serving.store.memory import EvictionError, Memory
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event
@@ -30,7 +31,9 @@ __all__ = [
     "BulkWrittenItems",
     "EmbeddedError",
     "Event",
+    "EvictionError",
     "ItemFields",
+    "Memory",
     "Outcome",
     "Pointer",
     "Store",

@@ -15,7 +15,8 @@ from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
 from serving.store.errors import StoreAway, to_store_away
-from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, Layout
+from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, USERS, Layout
+from serving.store.memory import COMMANDS, Memory, memory_of
 from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
@@ -40,13 +41,12 @@ class PollResult(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What Redis knows of work that is not done. evicted_keys: keys lost for lack of memory since Redis was started.
+    """What Redis knows of work that is not done.
 
     update_age_s: age of the oldest item update that no embedding worker has finished, 0 without one. nights: days with
     a nightly run since the last one that succeeded.
     """
 
-    evicted_keys: int
     update_age_s: float
     nights: int
 
@@ -151,13 +151,21 @@ class Store:
         waiting, *pending = await self.run(commands)
         oldest = [entry for entry, _ in waiting] + [p["min"] for p in pending if p["min"]]
         since = min((int(entry.partition(b"-")[0]) / 1000 for entry in oldest), default=now)
-        evicted = 0
+        return Backlog(max(0.0, now - since), int(nights))
+
+    async def memory(self) -> Memory:
+        """Memory of all servers. Raises StoreAway."""
+        infos = []
         for server in await self._redis.servers():
-            (info,) = await server.ask([["INFO", "stats"]])
-            if isinstance(info, Exception):
-                raise _away(info) from info
-            evicted += int(info["evicted_keys"])
-        return Backlog(evicted, max(0.0, now - since), int(nights))
+            stats, memory = await server.ask(COMMANDS)
+            if error := next((r for r in (stats, memory) if isinstance(r, Exception)), None):
+                raise _away(error) from error
+            infos.append((stats, memory))
+        return memory_of(infos)
+
+    async def count_users(self, now: float) -> int:
+        """Number of users who have lists. now: Unix seconds. Raises StoreAway."""
+        return sum(await self.run([["ZCOUNT", part, now, "+inf"] for part in self.layout.parts(USERS)]))
 
     async def some_users(self, count: int) -> list[str]:
         """At most `count` IDs of users with engagements, sorted: those found by a few short SCANs."""
