@@ -50,7 +50,7 @@ from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
 from serving.rules import Plan, Ranked, RuledList, RuleError, Rules
-from serving.store import Outcome, Store, StoreAway, WrittenItems, decode_fields
+from serving.store import ItemSize, Outcome, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
 
@@ -315,10 +315,12 @@ class Service:
     async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
         """Validate the items of a body one by one, and store the valid ones, new or changed.
 
-        Raises Problem if no item is valid (422) or Redis is unavailable (503).
+        An item that would become too large with what was written before is rejected. Raises Problem if no item is valid
+        (422) or Redis is unavailable (503).
         """
         now = self.moment()
         valid: dict[str, dict[str, bytes]] = {}
+        indices: dict[str, list[int]] = {}
         rejected: list[Rejected] = []
         parts = decoding.split_body(body, self.config.max_items, content_type, "items")
         for index, one in enumerate(parts):
@@ -328,7 +330,12 @@ class Service:
                 rejected.append(Rejected(index, e.field, e.message))
             else:
                 valid[item_id] = valid.get(item_id, {}) | fields
-        if rejected and not valid:
+                indices.setdefault(item_id, []).append(index)
+        oversized = await self._write_items(valid, now)
+        for item_id, size in oversized.items():
+            message = f"item {item_id!r} would have {size}; no field of it was written"
+            rejected += [Rejected(index, None, message) for index in indices[item_id]]
+        if rejected and len(oversized) == len(valid):
             raise Problem(
                 422,
                 "no-item-taken",
@@ -338,7 +345,6 @@ class Service:
                 rejected[0].field,
                 rejected=msgspec.to_builtins(rejected),
             )
-        await self._write_items(valid, now)
         return ItemsAnswer(len(parts) - len(rejected), rejected)
 
     async def withdraw(self, item_id: str) -> ItemsAnswer:
@@ -348,10 +354,11 @@ class Service:
         await self._write_items({decoding.request_id("item_id", item_id): fields}, now)
         return ItemsAnswer(1, [])
 
-    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> None:
+    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> dict[str, ItemSize]:
+        """Write items; returns the sizes of those that were not written because they would be too large."""
         with _redis_required("Items cannot be written", "Retry after a second."):
-            room = await self.written.write(fields, now, self.config.written_items)
-        if not room:
+            refused = await self.written.write(fields, now, self.config.written_items)
+        if refused.full:
             raise Problem(
                 503,
                 "too-many-written-items",
@@ -360,12 +367,13 @@ class Service:
                 "Import the catalogue with `shelfwise import` and run `shelfwise nightly`, or raise `written_items`.",
                 headers={"Retry-After": "30"},
             )
+        return refused.oversized
 
     async def item(self, item_id: str) -> ItemAnswer:
         """The current state of an item. Raises Problem (404) if it is unknown."""
         live, item_id = self.live(), decoding.request_id("item_id", item_id)
         with _redis_required("Written items cannot be read", "Retry after a second."):
-            (stored,) = await self.written.fields([item_id])
+            (stored,), _ = await self.written.fields([item_id])
         written = decode_fields(stored) if stored else None
         row = int(live.items.catalogue.rows([item_id])[0])
         in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0

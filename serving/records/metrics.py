@@ -74,6 +74,9 @@ class Metrics:
             f"{name}redis_up", "1 if every worker reaches Redis.", registry=r, multiprocess_mode="livemin"
         )
         self._dropped = Counter(f"{name}served_dropped", "Served lists dropped because the log was full.", registry=r)
+        self._oversized = Counter(
+            f"{name}items_oversized", "Times a written item was not used because it is too large.", registry=r
+        )
         self._shadow = Counter(
             f"{name}shadow", "Lists selected for shadow scoring, by outcome.", ["outcome"], registry=r
         )
@@ -134,6 +137,10 @@ class Metrics:
     def dropped(self, count: int) -> None:
         """Count records of served lists that were dropped because the log was full."""
         self._dropped.inc(count)
+
+    def oversized(self, count: int) -> None:
+        """Count written items that this worker read and does not use because they are too large."""
+        self._oversized.inc(count)
 
     def shadow(self, outcome: str) -> None:
         """Count a list selected for shadow scoring. outcome: `scored`, `dropped` (too many lists) or `failed`."""

@@ -16,7 +16,7 @@ from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event
 from serving.store.users import DUPLICATES_S, Outcome, UserLimits, user_hash
-from serving.store.written import BulkWrittenItems, ItemFields, WrittenItems, decode_fields, to_years
+from serving.store.written import BulkWrittenItems, ItemFields, ItemSize, WrittenItems, decode_fields, size_of, to_years
 
 __all__ = [
     "DUPLICATES_S",
@@ -33,6 +33,7 @@ __all__ = [
     "Event",
     "EvictionError",
     "ItemFields",
+    "ItemSize",
     "Memory",
     "Outcome",
     "Pointer",
@@ -44,6 +45,7 @@ __all__ = [
     "connect_url",
     "decode_event",
     "decode_fields",
+    "size_of",
     "to_years",
     "user_hash",
 ]

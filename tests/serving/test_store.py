@@ -45,6 +45,7 @@ from serving.store.errors import StoreCorrupt
 from serving.store.layout import POINTER, USERS, Layout
 from serving.store.stream import encode_event
 from serving.store.users import EVENTS_PER_SCRIPT, event_hash, write_commands
+from tests.bench.scale import UNITS
 
 NOW = 1_700_000_000.0
 NEW, DUPLICATE, REFUSED = Outcome.NEW, Outcome.DUPLICATE, Outcome.REFUSED
@@ -708,3 +709,17 @@ def test_a_directory_that_the_server_cannot_use_is_refused(tmp_path: Path) -> No
         EmbeddedError, match=r"cannot contain a path with ' '\. Choose another directory, or set REDIS_URL"
     ):
         connect_url(None, tmp_path / "a b").__enter__()
+
+
+@pytest.mark.parametrize(("engagements", "shown"), [(10, 24), (50, 120), (100, 240), (100, 0), (0, 240)])
+def test_a_user_takes_the_bytes_that_the_formula_says(
+    store: BulkStore, raw: redis.Redis, engagements: int, shown: int
+) -> None:
+    """Both lists, and the user's share of the set of users; item IDs of 12 bytes. docs/scale.md has the formula."""
+    kinds = [Kind.CLICK] * engagements + [Kind.IMPRESSION] * shown
+    for u in range(200):
+        store.write([event(n, NOW - n, kind, f"sku-{n:08d}", f"user-{u:08d}") for n, kind in enumerate(kinds)], NOW)
+    lists = [raw.memory_usage(f"sw:{{user-00000007}}:{suffix}", samples=0) or 0 for suffix in "es"]
+    measured = sum(lists) + (raw.memory_usage(USERS, samples=0) or 0) / 200
+    formula = UNITS["user"].value + UNITS["engagement"].value * engagements + UNITS["impression"].value * shown
+    assert measured == pytest.approx(formula, rel=0.1)
