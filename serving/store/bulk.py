@@ -91,7 +91,7 @@ class BulkStore:
         if not events:
             return []
         commands, members = users.write_commands(self.layout, events, now, self._limits)
-        return users.outcomes(self.run(commands), members, len(events))
+        return users.outcomes(self.run(commands), members, events)
 
     def read(self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION) -> History:
         """Same as `Store.read`."""

@@ -94,7 +94,7 @@ class Store:
         if not events:
             return []
         commands, members = users.write_commands(self.layout, events, now, self._limits)
-        return users.outcomes(await self.run(commands), members, len(events))
+        return users.outcomes(await self.run(commands), members, events)
 
     async def read(
         self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION

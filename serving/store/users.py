@@ -153,13 +153,19 @@ def write_commands(
     return script_commands(WRITE, calls, shards), members
 
 
-def outcomes(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) -> list[Outcome]:
-    """The outcome of each event, from the replies per command. An event that is in no command is a duplicate."""
-    out = [Outcome.DUPLICATE] * count
-    for reply, numbers in zip(replies, members, strict=True):
-        for outcome, n in zip(reply, numbers, strict=True):
-            out[n] = Outcome(outcome)
-    return out
+def outcomes(replies: Sequence[Any], members: Sequence[Sequence[int]], events: Sequence[Event]) -> list[Outcome]:
+    """The outcome of each event, from the replies per command.
+
+    An event that is in no command repeats another one: it is a duplicate, unless its user was refused.
+    """
+    found = {
+        n: Outcome(outcome)
+        for reply, numbers in zip(replies, members, strict=True)
+        for outcome, n in zip(reply, numbers, strict=True)
+    }
+    refused = {events[n].user_id for n, outcome in found.items() if outcome is Outcome.REFUSED}
+    repeated = (Outcome.REFUSED if e.user_id in refused else Outcome.DUPLICATE for e in events)
+    return [found.get(n, other) for n, other in enumerate(repeated)]
 
 
 def erase_commands(layout: Layout, user_id: str, at: float) -> list[list[Any]]:
