@@ -33,7 +33,7 @@ from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
 from serving.release import ensure_owner, latest_release, read_owner
-from serving.store import Store
+from serving.store import EvictionError, Store, StoreAway, UserLimits
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ def create_app(
     may call every route.
     """
     counts, good, now = Metrics(), good or Keys(), clock or make_clock(config.clock_file)
-    store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s)
+    limits = UserLimits(config.retention, config.max_users)
+    store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s, limits)
     follower = Follower(config, store, release, custom, counts, owner=owner)
     service = Service(config, store, follower, lambda: now() + config.clock_offset_s, counts)
 
@@ -77,6 +78,7 @@ def create_app(
             asyncio.create_task(_reload_keys(good, counts)),
             asyncio.create_task(service.served.run()),
             asyncio.create_task(service.shadow.run()),
+            asyncio.create_task(service.watch_memory()),
         ]
         if config.operator:
             tasks.append(asyncio.create_task(timeline.run()))
@@ -152,11 +154,13 @@ def serve(config: ServiceConfig, redis_url: str, releases: Path | None = None, c
 
     releases: directory of the shop's releases. Workers start with one of them if Redis is unavailable or names none,
     and refuse those of other shops. custom: custom features, as module:function. Raises FeatureError if one cannot be
-    loaded, KeysError if keys cannot be read or if the service would listen beyond this machine without keys, and
-    OSError or ClockError if the file of a simulated clock cannot be read.
+    loaded, KeysError if keys cannot be read or if the service would listen beyond this machine without keys, OSError or
+    ClockError if the file of a simulated clock cannot be read, and EvictionError if Redis can be reached and may evict
+    keys.
     """
     load_features(custom)
     make_clock(config.clock_file)()
+    asyncio.run(_check_eviction(Store(redis_url, config.redis_timeout_s)))
     keys.check_exposure(config.host, Keys(config.keys_file, os.environ.get(keys.KEYS_VARIABLE, "")), config.insecure)
     os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url
@@ -186,6 +190,17 @@ def _ensure_owner(releases: Path) -> None:
         releases.mkdir(parents=True, exist_ok=True)
         with locked(releases / "lock", wait=True):
             ensure_owner(releases)
+
+
+async def _check_eviction(store: Store) -> None:
+    try:
+        problem = (await store.memory()).problem
+    except StoreAway:  # the service starts without Redis, and /health/ready reports the policy later
+        return
+    finally:
+        await store.close()
+    if problem:
+        raise EvictionError(problem)
 
 
 def _run(settings: uvicorn.Config, ports: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from features.retention import DAY_S, Retention
 from serving.rules import Rules, StandingRules
 
 HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
@@ -104,6 +105,26 @@ class ServiceConfig(BaseModel):
     clock_file: Path | None = Field(
         None, description="File with the current time in Unix seconds, for simulations. None in production."
     )
+    user_ttl_days: float = Field(
+        180,
+        gt=0,
+        le=3650,
+        description="Days after which a user's engagements or impressions expire, counted from the last of them. Also "
+        "used in training: a change takes full effect with the next nightly run.",
+    )
+    anonymous_ttl_days: float = Field(
+        30, gt=0, le=3650, description="The same for users whose ID has one of `anonymous_prefixes`."
+    )
+    anonymous_prefixes: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(
+        ("anon-",),
+        description="Beginnings of the IDs of anonymous users. The JavaScript client makes IDs that begin with anon-.",
+    )
+    max_users: int = Field(
+        10_000_000,
+        ge=1,
+        le=10_000_000_000,
+        description="Maximum number of users who have lists in Redis. Events of further users are refused and counted.",
+    )
     max_items: int = Field(500, ge=1, le=10_000, description="Maximum number of items per write.")
     written_items: int = Field(
         50_000, ge=0, le=1_000_000, description="Maximum number of items written since the release and kept in Redis."
@@ -147,6 +168,11 @@ class ServiceConfig(BaseModel):
         False, description="Serve /operator, a page with releases and metrics; needs a key with the `admin` scope."
     )
     reasons: int = Field(5, ge=1, le=50, description="Number of contributions per item when a request sets `explain`.")
+
+    @property
+    def retention(self) -> Retention:
+        """How long users' lists are kept."""
+        return Retention(self.user_ttl_days * DAY_S, self.anonymous_ttl_days * DAY_S, self.anonymous_prefixes)
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

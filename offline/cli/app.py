@@ -88,12 +88,12 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from serving.kernels import KernelsError
     from serving.lock import Locked
     from serving.release import ReleaseError
-    from serving.store import EmbeddedError
+    from serving.store import EmbeddedError, EvictionError
 
     # Of the operating system's errors, only those about a path that the user passed.
     path_errors = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
     nightly_errors = (ChecksFailed, ReleaseKept, ApprovalNeeded, Locked)
-    service_errors = (ClockError, EmbeddedError, KernelsError, KeysError, ReleaseError)
+    service_errors = (ClockError, EmbeddedError, EvictionError, KernelsError, KeysError, ReleaseError)
     return (*nightly_errors, *service_errors, Failure, ConfigError, DataError, FeatureError, *path_errors)
 
 

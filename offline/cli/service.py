@@ -101,7 +101,8 @@ def rank(
         with BulkStore(url) as store:
             while (tail := store.tail(live.last)).item_ids:
                 live.apply(tail)
-            history = store.read(user, release.items.catalogue, at) if user else EMPTY
+            retention = release.manifest.retention
+            history = store.read(user, release.items.catalogue, at, retention) if user else EMPTY
     if unknown := [item for item in candidate or () if int(release.items.catalogue.rows([item])[0]) < 0]:
         where = c.data / "items.parquet"
         raise Failure(f"item {unknown[0]!r} does not exist in release {release.id}; use an item ID from {where}")

@@ -22,6 +22,7 @@ before the shard. Events and lists that were collected before are in the files t
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import time
@@ -52,12 +53,16 @@ from serving.store import (
     BulkWrittenItems,
     Event,
     ItemFields,
+    ItemSize,
     Origin,
     decode_event,
     decode_fields,
     entry_number,
     origin_loss,
+    size_of,
 )
+
+_logger = logging.getLogger(__name__)
 
 _ROWS = 200_000
 _BYTES = 256_000_000
@@ -326,20 +331,37 @@ def _drop_old_days(storage: Storage, keep_days: int, releases: Path | None) -> N
 def _collect_items(directory: Path, store: BulkStore) -> int:
     """Merge the written items in Redis into those of the data set. Returns the number of items in Redis."""
     before = written_items.read_written_items(directory)
-    now = {i: decode_fields(fields) for i, fields in _written_items(store) if fields}
-    merged = before | {
-        i: ItemFields(new.at, (before[i].fields if i in before else {}) | new.fields) for i, new in now.items()
-    }
+    stored, oversized = _written_items(store)
+    for item_id, size in oversized.items():
+        _logger.warning("written item %r is not used: it has %s; import it with the catalogue", item_id, size)
+    now = {i: decode_fields(fields) for i, fields in stored if fields}
+    now = {i: item for i, item in now.items() if i not in oversized or not item.available}
+    merged = before | {i: _merge_writes(i, before.get(i), new) for i, new in now.items()}
     if merged != before:
         Storage.of(directory).write_table(written_items.FILE, written_items.to_table(merged))
     return len(now)
 
 
-def _written_items(store: BulkStore) -> list[tuple[str, dict[bytes, bytes]]]:
+def _merge_writes(item_id: str, before: ItemFields | None, new: ItemFields) -> ItemFields:
+    """The fields of an item with those written since. If these are too many together, only the latter are kept."""
+    merged = ItemFields(new.at, (before.fields if before else {}) | new.fields)
+    if (size := size_of(merged.fields)).allowed:
+        return merged
+    _logger.warning("item %r would have %s: the fields written before the last release are dropped", item_id, size)
+    return new
+
+
+def _written_items(store: BulkStore) -> tuple[list[tuple[str, dict[bytes, bytes]]], dict[str, ItemSize]]:
+    """The fields of all written items, and the sizes of those that are too large."""
     written = BulkWrittenItems(store)
     ids = written.ids()
     parts = [ids[k : k + 1000] for k in range(0, len(ids), 1000)]
-    return [pair for part in parts for pair in zip(part, written.fields(part), strict=True)]
+    out, oversized = list[tuple[str, dict[bytes, bytes]]](), dict[str, ItemSize]()
+    for part in parts:
+        fields, too_large = written.fields(part)
+        out += zip(part, fields, strict=True)
+        oversized |= too_large
+    return out, oversized
 
 
 def _drop_written_items(store: BulkStore, kept: Sequence[ListedRelease]) -> None:
@@ -351,7 +373,7 @@ def _drop_written_items(store: BulkStore, kept: Sequence[ListedRelease]) -> None
     assert oldest.manifest is not None
     known = set(pq.read_table(oldest.path / "items.parquet", columns=["item_id"])["item_id"].to_pylist())
     obsolete = []
-    for item_id, fields in _written_items(store):
+    for item_id, fields in _written_items(store)[0]:
         written = decode_fields(fields) if fields else None
         if written is None or _is_in_releases(item_id in known, written, oldest.manifest.cut_off):
             obsolete.append(item_id)

@@ -63,6 +63,7 @@ def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay
         replay.session_weight,
         words=replay.words,
         given=replay.histories,
+        retention=replay.retention,
     )
     return score_by_name(trees, [f.name for f in own.features], own.rows(lists))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,7 @@ class Inputs:
         data = self.config.data
         return {
             "config": self.config.model_dump(mode="json", include=sections),
+            "retention": asdict(self.config.serving.retention),
             "data": {name: checksum(data / name) for name in _FILES if (data / name).exists()},
             "log": self.log_files.checksums(),
             "code": source_digest(),

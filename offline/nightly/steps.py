@@ -85,8 +85,18 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
     texts = catalogue_texts(config.template, inputs.data.items)
     events = inputs.data.events
     moments = encoders.refresh_moments(events, a.windows, config.refreshes)
+    retention = inputs.config.serving.retention
     trained = encoders.train_encoders(
-        encoder, texts, a.zero_shot, events, moments, config, a.file("checkpoints"), on_progress, inputs.engine
+        encoder,
+        texts,
+        a.zero_shot,
+        events,
+        moments,
+        config,
+        a.file("checkpoints"),
+        on_progress,
+        inputs.engine,
+        retention,
     )
     trained.encoder.save(a.file("encoder"))
     a.save("vectors.npy", trained.vectors)
@@ -181,6 +191,7 @@ def make_release(a: Artefacts, on_progress: OnProgress) -> None:
         # The time of the data, not of the clock, so that the same data give the same bytes.
         created_at=inputs.cut_off,
         encoder_fingerprint=encoder["fingerprint"],
+        retention=a.replay.retention,
     )
     a.write_json("release.json", {"path": str(path.resolve()), "id": path.name})
 

@@ -108,7 +108,7 @@ class Embedder:
         ids = list(dict.fromkeys(item_ids))
         if not ids or self._encoder is None or self._pointer is None:
             return
-        written = dict(zip(ids, map(decode_fields, self._written.fields(ids)), strict=True))
+        written = dict(zip(ids, map(decode_fields, self._written.fields(ids).fields), strict=True))
         texts = texts_of(self._encoder.template, written, Path(self._pointer.path) / "items.parquet")
         changed = [i for i in ids if texts.now[i] != texts.released.get(i) or not texts.has_vector(i)]
         if stored is not None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from features.arrays import F32, I32
 from features.log import Events
+from features.retention import DEFAULT_RETENTION, Retention
 from offline.data import Windows
 from offline.runtime import LOCAL, Engine, OnProgress, WorkerGroup
 from text_encoder.config import EncoderConfig
@@ -68,16 +69,18 @@ def train_encoders(
     directory: Path,
     on_progress: OnProgress,
     engine: Engine = LOCAL,
+    retention: Retention = DEFAULT_RETENTION,
 ) -> Encoders:
     """Fine-tune `encoder` once for each moment `at`, on the events strictly before it.
 
     texts: one per item of the catalogue. zero_shot: float32[n, d], their vectors by `encoder`, NaN for an item without
     text. directory: for checkpoints, from which a killed nightly run resumes. The vectors are shrunk by
     `shrink_by_count`. `config.budget_s` covers all encoders: it is divided in proportion to the numbers of examples.
+    retention: of the users' histories.
     """
     # A frozen encoder is the same at every moment.
     moments = at[-1:] if config.mode == "frozen" else at
-    example_sets = [examples(events, moment, most=config.most_examples) for moment in moments]
+    example_sets = [examples(events, moment, most=config.most_examples, retention=retention) for moment in moments]
     job = EncoderJob(encoder, texts, zero_shot, example_sets, config, directory)
     tuned = engine.train("torch", _fine_tune, job, on_progress)
     vectors = np.stack(

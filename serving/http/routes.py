@@ -128,10 +128,10 @@ def _for_operators(app: FastAPI, service: Service) -> None:
     @app.get(
         "/health/ready",
         openapi_extra=state_responses(200, 503) | needs(None),
-        summary="Check that a release is loaded; 503 with the reason if not",
+        summary="Check that a release is loaded and Redis evicts nothing; 503 with the reason if not",
     )
     async def ready() -> Response:
-        return json_response(service.state(), 200 if service.follower.live else 503)
+        return json_response(service.state(), 200 if service.ready else 503)
 
 
 def add_error_handlers(app: FastAPI) -> None:

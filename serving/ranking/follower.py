@@ -182,11 +182,18 @@ class Follower:
         manifest = live.release.manifest
         for first in range(0, len(item_ids), _ITEMS):
             ids = item_ids[first : first + _ITEMS]
-            stored = await self._written.fields(ids)
+            stored, oversized = await self._written.fields(ids)
+            if oversized:
+                largest = max(oversized.values())
+                log.error("%d written items are not used; the largest has %s", len(oversized), largest)
+            if self._metrics:
+                self._metrics.oversized(len(oversized))
             encoded = await self._written.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
             in_release = live.release.items.catalogue.rows(ids) >= 0
             for item_id, fields, vector, known in zip(ids, stored, encoded, in_release.tolist(), strict=True):
                 item = decode_fields(fields)
+                if item_id in oversized and item.available:
+                    continue
                 if fields and (not known or item.at > manifest.cut_off or not item.available):
                     written[item_id] = item
                     if np.isfinite(vector).all():

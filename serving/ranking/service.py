@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -50,16 +51,20 @@ from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
 from serving.rules import Plan, Ranked, RuledList, RuleError, Rules
-from serving.store import Store, StoreAway, WrittenItems, decode_fields
+from serving.store import ItemSize, Outcome, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
+
+_MEMORY_S = 5.0
+"""Seconds between two checks of the memory of Redis."""
 
 
 class Service:
     """The operations behind the routes.
 
     degraded: number of degraded rankings, see `RankAnswer`. slow: number of rankings scored by LightGBM,
-    because the compiled scorer does not support the release's model.
+    because the compiled scorer does not support the release's model. eviction: why Redis may evict keys; empty if it
+    cannot.
     """
 
     def __init__(
@@ -78,12 +83,30 @@ class Service:
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
+        self.eviction = ""
 
     async def exposition(self) -> bytes:
-        """The metrics of all workers, with the current backlog, or the last known one while Redis is unavailable."""
+        """The metrics of all workers, with what Redis reports now, or reported last while it is unavailable."""
         with suppress(StoreAway):
             self.metrics.backlog(await self.store.backlog(time.time()))
+            self.metrics.memory(await self.store.memory())
+            self.metrics.users(await self.store.count_users(self.clock()), self.config.max_users)
         return await asyncio.to_thread(self.metrics.exposition)
+
+    async def watch_memory(self) -> None:
+        """Check every few seconds, until cancelled, whether Redis may evict keys; `state` reports it."""
+        while True:
+            with suppress(StoreAway):
+                problem = (await self.store.memory()).problem
+                if problem and problem != self.eviction:
+                    log.error("%s", problem)
+                self.eviction = problem
+            await asyncio.sleep(_MEMORY_S)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a release is loaded and Redis keeps what it is sent."""
+        return self.follower.live is not None and not self.eviction
 
     def moment(self) -> float:
         """Now, rounded up to a whole microsecond: the log's resolution, and later than any event already accepted."""
@@ -112,7 +135,8 @@ class Service:
         history, outside, reason = EMPTY, NO_OUTSIDE, self.follower.degraded
         if user_id is not None:
             try:
-                history, outside = await self.store.read_lists(user_id, live.items.catalogue, at)
+                retention = live.release.manifest.retention
+                history, outside = await self.store.read_lists(user_id, live.items.catalogue, at, retention)
             except StoreAway as e:
                 log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
                 reason = reason or "history-unavailable"
@@ -249,7 +273,8 @@ class Service:
     async def take(self, body: bytes, content_type: str = "") -> EventsAnswer:
         """Validate the events of a body one by one, and store the valid ones.
 
-        Raises Problem if no event is valid (422) or Redis is unavailable (503).
+        Events of new users are refused while the maximum number of users have lists. Raises Problem if no event is
+        valid (422), if every valid one is refused (503) or if Redis is unavailable (503).
         """
         now, most = self.clock(), self.config.max_events
         accepted: list[tuple[int, Accepted]] = []
@@ -272,18 +297,37 @@ class Service:
                 rejected[0].field,
                 rejected=msgspec.to_builtins(rejected),
             )
-        new = await self._write([a for _, a in accepted], now)
-        self.metrics.events(sum(new), len(new) - sum(new))
-        derived = [Derived(index, a.event.event_id) for index, a in accepted if a.derived]
-        return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
+        outcomes = await self._write([a for _, a in accepted], now)
+        count = Counter(outcomes)
+        self.metrics.events(count[Outcome.NEW], count[Outcome.DUPLICATE], count[Outcome.REFUSED])
+        full = f"the maximum of {self.config.max_users} users have lists; send this user's events again later"
+        if outcomes and count[Outcome.REFUSED] == len(outcomes):
+            raise Problem(
+                503,
+                "too-many-users",
+                "Too many users",
+                full,
+                "Raise `max_users` if the memory of Redis allows it, or let lists expire sooner (`user_ttl_days`).",
+                headers={"Retry-After": "30"},
+            )
+        of_event = list(zip(accepted, outcomes, strict=True))
+        rejected += [Rejected(index, "user_id", full) for (index, _), outcome in of_event if outcome is Outcome.REFUSED]
+        derived = [
+            Derived(index, a.event.event_id)
+            for (index, a), outcome in of_event
+            if a.derived and outcome is not Outcome.REFUSED
+        ]
+        return EventsAnswer(count[Outcome.NEW], count[Outcome.DUPLICATE], rejected, derived)
 
     async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
         """Validate the items of a body one by one, and store the valid ones, new or changed.
 
-        Raises Problem if no item is valid (422) or Redis is unavailable (503).
+        An item that would become too large with what was written before is rejected. Raises Problem if no item is valid
+        (422) or Redis is unavailable (503).
         """
         now = self.moment()
         valid: dict[str, dict[str, bytes]] = {}
+        indices: dict[str, list[int]] = {}
         rejected: list[Rejected] = []
         parts = decoding.split_body(body, self.config.max_items, content_type, "items")
         for index, one in enumerate(parts):
@@ -293,7 +337,12 @@ class Service:
                 rejected.append(Rejected(index, e.field, e.message))
             else:
                 valid[item_id] = valid.get(item_id, {}) | fields
-        if rejected and not valid:
+                indices.setdefault(item_id, []).append(index)
+        oversized = await self._write_items(valid, now)
+        for item_id, size in oversized.items():
+            message = f"item {item_id!r} would have {size}; no field of it was written"
+            rejected += [Rejected(index, None, message) for index in indices[item_id]]
+        if rejected and len(oversized) == len(valid):
             raise Problem(
                 422,
                 "no-item-taken",
@@ -303,7 +352,6 @@ class Service:
                 rejected[0].field,
                 rejected=msgspec.to_builtins(rejected),
             )
-        await self._write_items(valid, now)
         return ItemsAnswer(len(parts) - len(rejected), rejected)
 
     async def withdraw(self, item_id: str) -> ItemsAnswer:
@@ -313,10 +361,11 @@ class Service:
         await self._write_items({decoding.request_id("item_id", item_id): fields}, now)
         return ItemsAnswer(1, [])
 
-    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> None:
+    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> dict[str, ItemSize]:
+        """Write items; returns the sizes of those that were not written because they would be too large."""
         with _redis_required("Items cannot be written", "Retry after a second."):
-            room = await self.written.write(fields, now, self.config.written_items)
-        if not room:
+            refused = await self.written.write(fields, now, self.config.written_items)
+        if refused.full:
             raise Problem(
                 503,
                 "too-many-written-items",
@@ -325,12 +374,13 @@ class Service:
                 "Import the catalogue with `shelfwise import` and run `shelfwise nightly`, or raise `written_items`.",
                 headers={"Retry-After": "30"},
             )
+        return refused.oversized
 
     async def item(self, item_id: str) -> ItemAnswer:
         """The current state of an item. Raises Problem (404) if it is unknown."""
         live, item_id = self.live(), decoding.request_id("item_id", item_id)
         with _redis_required("Written items cannot be read", "Retry after a second."):
-            (stored,) = await self.written.fields([item_id])
+            (stored,), _ = await self.written.fields([item_id])
         written = decode_fields(stored) if stored else None
         row = int(live.items.catalogue.rows([item_id])[0])
         in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0
@@ -357,7 +407,7 @@ class Service:
             price,
         )
 
-    async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
+    async def _write(self, accepted: list[Accepted], now: float) -> list[Outcome]:
         remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
         with _redis_required("Events cannot be stored", remedy):
             return await self.store.write([a.event for a in accepted], now)
@@ -393,9 +443,9 @@ class Service:
         """State of the service: whether it is ready, the live release, and the reason if it is not ready."""
         live = self.follower.live
         return {
-            "status": "ready" if live else "not ready",
+            "status": "ready" if self.ready else "not ready",
             "release": live.release.id if live else None,
-            "reason": self.follower.reason or self._repair() or None,
+            "reason": "; ".join(filter(None, (self.follower.reason or self._repair(), self.eviction))) or None,
             "redis": self.follower.redis,
             "degraded": self.degraded,
             "slow": self.slow,

@@ -12,11 +12,12 @@ from serving.store.continuity import Continuity, Extent, Origin, origin_loss, re
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreAway
 from serving.store.layout import ERASED, PREFIX, SERVED, STREAM
+from serving.store.memory import EvictionError, Memory
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event, entry_number
-from serving.store.users import DUPLICATES_S, user_hash
-from serving.store.written import BulkWrittenItems, ItemFields, WrittenItems, decode_fields, to_years
+from serving.store.users import DUPLICATES_S, Outcome, UserLimits, user_hash
+from serving.store.written import BulkWrittenItems, ItemFields, ItemSize, WrittenItems, decode_fields, size_of, to_years
 
 __all__ = [
     "DUPLICATES_S",
@@ -35,13 +36,18 @@ __all__ = [
     "Continuity",
     "EmbeddedError",
     "Event",
+    "EvictionError",
     "Extent",
     "ItemFields",
+    "ItemSize",
+    "Memory",
     "Origin",
+    "Outcome",
     "Pointer",
     "Store",
     "StoreAway",
     "Tail",
+    "UserLimits",
     "WrittenItems",
     "connect_url",
     "decode_event",
@@ -49,6 +55,7 @@ __all__ = [
     "entry_number",
     "origin_loss",
     "rewound",
+    "size_of",
     "to_years",
     "user_hash",
     "with_prefix",

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from redis.sentinel import Sentinel
 from features.arrays import F32, F64, I8, I64
 from features.catalogue import Catalogue
 from features.history import History
+from features.retention import DEFAULT_RETENTION, Retention
 from serving.store import users
 from serving.store.address import Address
 from serving.store.continuity import Origin, decode_origin, extent_commands
@@ -38,12 +39,20 @@ from serving.store.stream import (
     last_position,
     tail_commands,
 )
+from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
 from serving.store.vectors import decode_vectors, encode_vectors
 
 _FIND_S = 5.0
 """Time within which sentinels have to name the primary."""
 _BATCH = 1000
 """Number of keys or entries per command, so that no command holds Redis for more than about a millisecond."""
+
+
+class Seeded(NamedTuple):
+    """Results of seeding: records added to lists, and users left out because the maximum number of users have lists."""
+
+    records: int
+    refused_users: int
 
 
 class BulkStore:
@@ -55,10 +64,10 @@ class BulkStore:
     a single server, or the reverse), and AddressError for an invalid address.
     """
 
-    def __init__(self, url: str, timeout_s: float = 60.0) -> None:
-        """url: see `Address`."""
+    def __init__(self, url: str, timeout_s: float = 60.0, limits: UserLimits = DEFAULT_LIMITS) -> None:
+        """url: see `Address`. limits: apply to users written or seeded."""
         address = Address.of(url)
-        self.layout = Layout(address.cluster, address.prefix)
+        self.layout, self._limits = Layout(address.cluster, address.prefix), limits
         self.client: Any
         self._sentinels: list[redis.Redis] = []
         if address.cluster:
@@ -94,17 +103,17 @@ class BulkStore:
             raise to_store_away(e) from e
         return replies
 
-    def write(self, events: Sequence[Event], now: float) -> list[bool]:
+    def write(self, events: Sequence[Event], now: float) -> list[Outcome]:
         """Same as `Store.write`."""
         if not events:
             return []
-        commands, members = users.write_commands(self.layout, events, now)
-        return users.flags(self.run(commands), members, len(events))
+        commands, members = users.write_commands(self.layout, events, now, self._limits)
+        return users.outcomes(self.run(commands), members, events)
 
-    def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
+    def read(self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION) -> History:
         """Same as `Store.read`."""
         replies = self.run(users.read_commands(self.layout, user_id))
-        return users.decode_lists(self.layout, replies, user_id, catalogue, at)[0]
+        return users.decode_lists(self.layout, replies, user_id, catalogue, at, retention)[0]
 
     def tail(self, last: str = START, count: int = _BATCH) -> Tail:
         """About `count` events of the stream after position `last`; at the end, `item_ids` is empty."""
@@ -177,8 +186,9 @@ class BulkStore:
                     continue
                 times = [users.record_time(r) for r in self.run([["LRANGE", key, 0, -1]])[0]]
                 kept = sum(at > until for at in times)  # records are sorted, newest first
-                ids = [users.ids_command(self.layout, user, now)]
-                self.run([["LTRIM", key, 0, kept - 1] if kept else ["UNLINK", key], *ids])
+                ids = users.ids_command(self.layout, user, now)
+                gone = [["UNLINK", key], users.forget_command(self.layout, user)]
+                self.run([ids, *([["LTRIM", key, 0, kept - 1]] if kept else gone)])
                 count += len(times) - kept
         return count
 
@@ -244,26 +254,31 @@ class BulkStore:
         item_ids: Sequence[str],
         event_ids: Sequence[str],
         now: float,
+        as_of: float,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        """Add missing events of the log to users' lists; returns the number of records added.
+    ) -> Seeded:
+        """Add missing events of the log to users' lists.
 
         Rows `start[u]:start[u + 1]` (int64[users + 1]) are those of user u, in any order. at: float64[n], Unix seconds.
         kind: int8[n]. Existing records are kept, and an event that was also written by `write` counts once, by its ID.
-        now: Unix seconds. on_progress: called with (users done, users).
+        now: Unix seconds. as_of: the end of the log, Unix seconds; events that have expired by then are left out.
+        on_progress: called with (users done, users).
         """
-        added, calls, shards = 0, [], []
+        records, refused, calls, shards, of_call = 0, set[str](), list[list[Any]](), list[int](), list[str]()
         for u, user in enumerate(user_ids):
             rows = np.arange(start[u], start[u + 1])
-            of_user = users.seed_calls(self.layout, user, at, kind, item_ids, event_ids, rows, now)
+            of_user = users.seed_calls(self.layout, user, at, kind, item_ids, event_ids, rows, now, as_of, self._limits)
             calls += of_user
             shards += [self.layout.shard(user)] * len(of_user)
+            of_call += [user] * len(of_user)
             if len(calls) >= _BATCH or u + 1 == len(user_ids):
-                added += sum(self.run(users.script_commands(users.SEED, calls, shards)))
-                calls, shards = [], []
+                replies = self.run(users.script_commands(users.SEED, calls, shards))
+                records += sum(max(0, added) for added in replies)
+                refused |= {of for of, added in zip(of_call, replies, strict=True) if added < 0}
+                calls, shards, of_call = [], [], []
                 if on_progress:
                     on_progress(u + 1, len(user_ids))
-        return added
+        return Seeded(records, len(refused))
 
     def write_vectors(
         self,

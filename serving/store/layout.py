@@ -8,6 +8,7 @@ into SHARDS shards in a cluster, and the streams are divided into as many parts:
 
     sw:{<tag>}:u:<user>:e, :s, :d:<period>    a user of this shard
     sw:{<tag>}:events, sw:{<tag>}:served      the shard's part of the streams
+    sw:{<tag>}:users                          the users of this shard who have lists
     sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items, all on one node
 
 Keys that are used on their own have the same name in both, which also spreads vectors over the nodes. Readers of a
@@ -29,6 +30,8 @@ PREFIX = "sw"
 STREAM = "events"
 SERVED = "served"
 ERASED = "erased"
+USERS = "users"
+"""Sorted set of the users who have lists, by the time at which their lists are deleted."""
 POINTER = "release"
 SHADOW = "shadow"
 AUDIT = "audit"
@@ -86,11 +89,11 @@ class Layout:
         return f"{self._prefix}:{{*}}:u:*:{suffix}" if self._tags else f"{self._prefix}:{{*}}:{suffix}"
 
     def part(self, stream: str, shard: int) -> str:
-        """The key of a shard's part of STREAM or SERVED."""
+        """The key of a shard's part of STREAM, SERVED or USERS."""
         return f"{self._prefix}:{{{self._tags[shard]}}}:{stream}" if self._tags else self.key(stream)
 
     def parts(self, stream: str) -> list[str]:
-        """The keys of all parts of a stream, in the order of shards."""
+        """The keys of all parts of STREAM, SERVED or USERS, in the order of shards."""
         return [self.part(stream, shard) for shard in range(self.shards)]
 
     def item(self, item_id: str) -> str:

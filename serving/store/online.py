@@ -9,16 +9,19 @@ from redis.exceptions import ResponseError
 
 from features.catalogue import Catalogue
 from features.history import History, Outside
+from features.retention import DEFAULT_RETENTION, Retention
 from serving.store import users
 from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
 from serving.store.continuity import Extent, decode_extent, extent_commands
 from serving.store.errors import StoreAway, to_store_away
-from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, Layout
+from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, USERS, Layout
+from serving.store.memory import COMMANDS, Memory, memory_of
 from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server, primary_client, server_client
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
+from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
 
 _TAIL = 1000
 _SCAN_COUNT, _SCANS = 1000, 5
@@ -39,13 +42,12 @@ class PollResult(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What Redis knows of work that is not done. evicted_keys: keys lost for lack of memory since Redis was started.
+    """What Redis knows of work that is not done.
 
     update_age_s: age of the oldest item update that no embedding worker has finished, 0 without one. nights: days with
     a nightly run since the last one that succeeded.
     """
 
-    evicted_keys: int
     update_age_s: float
     nights: int
 
@@ -53,14 +55,16 @@ class Backlog(NamedTuple):
 class Store:
     """A single server, a cluster or the primary of sentinels, depending on the address. layout: names of the keys."""
 
-    def __init__(self, url: str, timeout_s: float, failures: int = 3, pause_s: float = 1.0) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, failures: int = 3, pause_s: float = 1.0, limits: UserLimits = DEFAULT_LIMITS
+    ) -> None:
         """url: see `Address`. timeout_s: timeout of each call, in seconds.
 
-        failures, pause_s: see `Breaker`; `poll` ignores an open breaker and so notices when the server is back. Raises
-        AddressError for an invalid url.
+        failures, pause_s: see `Breaker`; `poll` ignores an open breaker and so notices when the server is back. limits:
+        apply to users written. Raises AddressError for an invalid url.
         """
         address = Address.of(url)
-        self.layout = Layout(address.cluster, address.prefix)
+        self.layout, self._limits = Layout(address.cluster, address.prefix), limits
         self._redis: Server | Cluster
         if address.cluster:
             self._redis = Cluster(address, timeout_s, lambda: Breaker(failures, pause_s))
@@ -85,25 +89,32 @@ class Store:
             raise _away(error) from error
         return replies
 
-    async def write(self, events: Sequence[Event], now: float) -> list[bool]:
-        """Write events to their users' lists and the stream; returns True for each new event, False for a duplicate.
+    async def write(self, events: Sequence[Event], now: float) -> list[Outcome]:
+        """Write events to their users' lists and the stream; returns the outcome of each.
 
-        now: Unix seconds, from which the time to keep the event IDs is counted. If StoreAway is raised, none, some or
-        all events were written; repeating the call writes the others.
+        now: Unix seconds, from which the times to keep event IDs and lists are counted. If StoreAway is raised, none,
+        some or all events were written; repeating the call writes the others.
         """
         if not events:
             return []
-        commands, members = users.write_commands(self.layout, events, now)
-        return users.flags(await self.run(commands), members, len(events))
+        commands, members = users.write_commands(self.layout, events, now, self._limits)
+        return users.outcomes(await self.run(commands), members, events)
 
-    async def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
-        """A user's engagements and impressions strictly before `at`; empty for an unknown user."""
-        return (await self.read_lists(user_id, catalogue, at))[0]
+    async def read(
+        self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION
+    ) -> History:
+        """A user's engagements and impressions strictly before `at`; empty for an unknown user.
 
-    async def read_lists(self, user_id: str, catalogue: Catalogue, at: float) -> tuple[History, Outside]:
+        retention: that of the release for which the lists are read, which replay used to train it.
+        """
+        return (await self.read_lists(user_id, catalogue, at, retention))[0]
+
+    async def read_lists(
+        self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION
+    ) -> tuple[History, Outside]:
         """`read`, and the events with items outside the catalogue."""
         replies = await self.run(users.read_commands(self.layout, user_id))
-        return users.decode_lists(self.layout, replies, user_id, catalogue, at)
+        return users.decode_lists(self.layout, replies, user_id, catalogue, at, retention)
 
     async def erase(self, user_id: str, at: float) -> None:
         """Erase a user: delete lists and event IDs now, and add a tombstone for `shelfwise collect`, which erases the
@@ -113,7 +124,7 @@ class Store:
         """
         # The tombstone comes first: if the call fails in between, the caller repeats it.
         await self.run([["XADD", self.layout.key(ERASED), "*", "u", users.user_hash(user_id), "t", repr(at)]])
-        await self.run([users.erase_command(self.layout, user_id, at)])
+        await self.run(users.erase_commands(self.layout, user_id, at))
 
     async def append(self, stream: str, entries: Sequence[bytes]) -> int:
         """Append entries to a stream, each as field `l`; returns the approximate length of the stream.
@@ -150,13 +161,21 @@ class Store:
         waiting, *pending = await self.run(commands)
         oldest = [entry for entry, _ in waiting] + [p["min"] for p in pending if p["min"]]
         since = min((int(entry.partition(b"-")[0]) / 1000 for entry in oldest), default=now)
-        evicted = 0
+        return Backlog(max(0.0, now - since), int(nights))
+
+    async def memory(self) -> Memory:
+        """Memory of all servers. Raises StoreAway."""
+        infos = []
         for server in await self._redis.servers():
-            (info,) = await server.ask([["INFO", "stats"]])
-            if isinstance(info, Exception):
-                raise _away(info) from info
-            evicted += int(info["evicted_keys"])
-        return Backlog(evicted, max(0.0, now - since), int(nights))
+            stats, memory = await server.ask(COMMANDS)
+            if error := next((r for r in (stats, memory) if isinstance(r, Exception)), None):
+                raise _away(error) from error
+            infos.append((stats, memory))
+        return memory_of(infos)
+
+    async def count_users(self, now: float) -> int:
+        """Number of users who have lists. now: Unix seconds. Raises StoreAway."""
+        return sum(await self.run([["ZCOUNT", part, now, "+inf"] for part in self.layout.parts(USERS)]))
 
     async def some_users(self, count: int) -> list[str]:
         """At most `count` IDs of users with engagements, sorted: those found by a few short SCANs."""

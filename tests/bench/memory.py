@@ -91,6 +91,7 @@ def write_users(
             [f"sku-{i:08d}" for i in skewed(rng, items, count * events_per_user).tolist()],
             [f"event-{first}-{n}" for n in range(count * events_per_user)],
             AT,
+            AT,
         )
 
 

@@ -29,7 +29,7 @@ UNITS = {
     "parquet": Unit(23.9, "bytes per event on disk", "`tests.bench.events`"),
     "item_private": Unit(303, "bytes per item, private to each worker", "`tests.bench.memory`"),
     "item_shared": Unit(1086, "bytes per item, shared by the workers of a machine", "`tests.bench.memory`"),
-    "user": Unit(68, "bytes per user in Redis, plus:", "`tests.bench.memory`"),
+    "user": Unit(204, "bytes per user in Redis, plus:", "`tests.bench.memory`"),
     "engagement": Unit(31.4, "bytes per engagement in a user's list", "`tests.bench.memory`"),
     "impression": Unit(31.6, "bytes per impression in a user's list", "`tests.bench.memory`"),
     "duplicate": Unit(8, "bytes per event of the last three days", "`tests.bench.memory`"),

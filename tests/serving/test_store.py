@@ -22,26 +22,31 @@ from hypothesis import strategies as st
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Events, Kind
+from features.retention import DAY_S, Retention
 from serving.store import (
     DUPLICATES_S,
     START,
     BulkStore,
     BulkWrittenItems,
     Event,
+    Outcome,
     Pointer,
     Store,
     StoreAway,
+    UserLimits,
     WrittenItems,
     user_hash,
     users,
 )
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import Layout
+from serving.store.layout import USERS, Layout
 from serving.store.stream import encode_event
 from serving.store.users import EVENTS_PER_SCRIPT, event_hash, write_commands
+from tests.bench.scale import UNITS
 
 NOW = 1_700_000_000.0
+NEW, DUPLICATE, REFUSED = Outcome.NEW, Outcome.DUPLICATE, Outcome.REFUSED
 ITEMS = ["a", "b", "é", "z"]
 
 
@@ -172,7 +177,7 @@ def test_any_order_and_division_of_events_gives_the_lists_of_a_sorted_log(
         bounds = [0, *sorted(cuts), len(events)]
         new = [n for a, b in pairwise(bounds) for n in store.write(events[a:b], NOW)]
         first = {e.event_id: n for n, e in reversed(list(enumerate(events)))}
-        assert new == [first[e.event_id] == n for n, e in enumerate(events)]
+        assert new == [NEW if first[e.event_id] == n else DUPLICATE for n, e in enumerate(events)]
         kept = [events[n] for n in first.values()]
         for key, cap, of_list in (
             ("sw:{u}:e", engagements, [e for e in kept if e.kind != Kind.IMPRESSION]),
@@ -189,8 +194,8 @@ def test_a_script_writes_at_most_100_events_of_a_user_in_the_order_of_the_reques
     batch = [*sent, event(300, NOW, user="v"), *sent[:30]]
     commands, members = write_commands(Layout(cluster=False), batch, NOW)
     assert EVENTS_PER_SCRIPT == 100
-    # Each command begins with 11 arguments, and has 4 per event.
-    assert [(len(command) - 11) // 4 for command in commands] == [100, 100, 50, 1]
+    # Each command begins with 16 arguments, and has 4 per event.
+    assert [(len(command) - 16) // 4 for command in commands] == [100, 100, 50, 1]
     assert members == [[*range(100)], [*range(100, 200)], [*range(200, 250)], [250]]
 
 
@@ -218,7 +223,7 @@ def test_the_commands_of_a_write_do_not_depend_on_the_order_of_its_events(
 def test_an_event_older_than_a_full_list_does_not_cause_a_read_of_the_list(store: BulkStore, raw: redis.Redis) -> None:
     store.write([event(n, NOW + n, Kind.IMPRESSION) for n in range(SHOWN)], NOW)
     raw.config_resetstat()
-    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [True] * 50
+    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [NEW] * 50
     assert "cmdstat_lrange" not in raw.info("commandstats")
     assert raw.xlen("sw:events") == SHOWN + 50
 
@@ -266,6 +271,108 @@ def test_replay_and_redis_give_the_same_history_at_the_same_time(store: BulkStor
         assert all(x.flags.c_contiguous for x in history)
 
 
+@pytest.mark.parametrize(("user", "days"), [("u", 180), ("anon-u", 30)])
+def test_replay_and_redis_give_the_same_history_after_gaps(store: BulkStore, user: str, days: int) -> None:
+    """Of 40 events, some are up to a minute less than the retention apart, and some up to a minute more."""
+    rng = np.random.default_rng(days)
+    gaps = np.where(rng.random(40) < 0.2, days * DAY_S, 0) + rng.uniform(-60, 60, 40)
+    at, kind = NOW + np.abs(gaps).cumsum(), rng.integers(0, 6, 40).astype(np.int8)
+    n, known, lengths = len(at), catalogue(ITEMS), set[int]()
+    none = np.full(n, -1, np.int32)
+    log = Events(
+        at,
+        np.zeros(n, np.int32),
+        np.zeros(n, np.int32),
+        kind,
+        none,
+        none.astype(np.int16),
+        np.full(n, np.nan),
+        [user],
+        [],
+        none,
+        none.astype(np.int8),
+    )
+    for k, now in enumerate(at.tolist()):
+        expected, history = Histories.of(log).read(0, now), store.read(user, known, now)
+        assert [x.tolist() for x in expected] == [x.tolist() for x in history]
+        lengths.add(len(history.at))
+        store.write([Event(f"e{k}", int(kind[k]), user, "a", now)], now)
+    assert 0 in lengths
+    assert max(lengths) > 5
+
+
+def test_a_list_is_deleted_a_day_after_it_expires_counted_from_its_newest_event(
+    store: BulkStore, raw: redis.Redis
+) -> None:
+    """Later events extend the time, late events and reads do not. A list that has expired on arrival is kept a day."""
+
+    def days_left(key: str) -> int:
+        return round(int(raw.ttl(key)) / DAY_S)
+
+    store.write([event(1, NOW - 10 * DAY_S), event(2, NOW - 20 * DAY_S, Kind.IMPRESSION)], NOW)
+    assert (days_left("sw:{u}:e"), days_left("sw:{u}:s")) == (180 - 10 + 1, 180 - 20 + 1)
+    store.write([event(3, NOW - 15 * DAY_S)], NOW)
+    store.read("u", catalogue(ITEMS), NOW)
+    assert days_left("sw:{u}:e") == 171
+    store.write([event(4, NOW)], NOW)
+    assert (days_left("sw:{u}:e"), days_left("sw:{u}:s")) == (181, 161)
+    store.write([event(5, NOW, user="anon-1"), event(6, NOW - 400 * DAY_S, user="old")], NOW)
+    assert (days_left("sw:{anon-1}:e"), days_left("sw:{old}:e")) == (31, 1)
+
+
+def test_seeding_leaves_out_what_has_expired_by_the_end_of_the_log(store: BulkStore, raw: redis.Redis) -> None:
+    """The list of u has a gap of 181 days, and the last event of v is 181 days old."""
+    log = [event(1, NOW - 200 * DAY_S), event(2, NOW - 19 * DAY_S), event(3, NOW - 181 * DAY_S, user="v")]
+    assert seed(store, log) == 1
+    assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW - 19 * DAY_S]
+    assert round(int(raw.ttl("sw:{u}:e")) / DAY_S) == 180 - 19 + 1
+    assert not raw.exists("sw:{v}:e")
+
+
+def test_a_list_without_expiry_written_by_an_earlier_version_gets_one_when_it_is_seeded(
+    store: BulkStore, raw: redis.Redis
+) -> None:
+    store.write([event(1, NOW)], NOW)
+    raw.persist("sw:{u}:e")
+    raw.unlink(USERS)
+    seed(store, [event(1, NOW)])
+    assert raw.ttl("sw:{u}:e") > 180 * DAY_S
+    assert raw.zcard(USERS) == 1
+
+
+def test_users_beyond_the_maximum_are_refused_until_others_expire(url: str, raw: redis.Redis) -> None:
+    """A refused event is not in the stream either, and can be sent again. Known users are never refused."""
+    with BulkStore(url, limits=UserLimits(Retention(10 * DAY_S), 2)) as store:
+        u, v, w = (event(n, NOW, user=user) for n, user in enumerate("uvw"))
+        assert store.write([u, w], NOW) == [NEW, NEW]
+        assert store.write([u, v, event(3, NOW, Kind.IMPRESSION), event(4, NOW, user="v"), v], NOW) == [
+            DUPLICATE,
+            REFUSED,
+            NEW,
+            REFUSED,
+            REFUSED,
+        ]
+        assert [e.event_id for e in store.events()[1]] == ["e0", "e2", "e3"]
+        assert store.seed(["v"], np.array([0, 1]), np.array([NOW]), np.array([2]), ["a"], ["x"], NOW, NOW) == (0, 1)
+        assert not raw.exists("sw:{v}:e")
+        assert store.write([event(5, NOW + 9 * DAY_S)], NOW + 9 * DAY_S) == [NEW]
+        assert store.write([v], NOW + 11 * DAY_S - 1) == [REFUSED], "the list of w is deleted after 10 + 1 days"
+        assert store.write([v], NOW + 11 * DAY_S) == [NEW]
+
+
+def test_an_erased_user_is_no_longer_counted(url: str, raw: redis.Redis) -> None:
+    async def erase() -> None:
+        store = Store(url, 1.0)
+        try:
+            await store.write([event(1, NOW), event(2, NOW, user="v")], NOW)
+            await store.erase("u", NOW)
+        finally:
+            await store.close()
+
+    asyncio.run(erase())
+    assert raw.zcard(USERS) == 1
+
+
 def test_a_history_ends_strictly_before_the_given_time(store: BulkStore) -> None:
     store.write([event(1, NOW), event(2, NOW - 1)], NOW)
     assert store.read("u", catalogue(ITEMS), NOW).at.tolist() == [NOW - 1]
@@ -286,9 +393,9 @@ def test_every_user_id_has_its_own_lists(store: BulkStore, user: str) -> None:
 
 def test_event_ids_are_deduplicated_for_at_least_two_days_and_then_expire(store: BulkStore, raw: redis.Redis) -> None:
     begin = NOW // DUPLICATES_S * DUPLICATES_S
-    assert store.write([event(1, NOW)], begin) == [True]
-    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S - 1) == [False]
-    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S) == [True]
+    assert store.write([event(1, NOW)], begin) == [NEW]
+    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S - 1) == [DUPLICATE]
+    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S) == [NEW]
     assert 0 < raw.ttl(f"sw:{{u}}:d:{int(begin // DUPLICATES_S)}") <= 2 * DUPLICATES_S
 
 
@@ -296,7 +403,7 @@ def test_a_record_is_in_its_list_once_even_if_its_event_id_has_expired(store: Bu
     """Neither the newest, nor one in the middle, nor the oldest of a list is inserted again."""
     events = [event(n, NOW + n) for n in range(3)]
     store.write(events, NOW)
-    assert store.write(events, NOW + 2 * DUPLICATES_S) == [True] * 3
+    assert store.write(events, NOW + 2 * DUPLICATES_S) == [NEW] * 3
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW + 2, NOW + 1, NOW]
 
 
@@ -308,7 +415,7 @@ def test_event_ids_take_eight_bytes_each(store: BulkStore, raw: redis.Redis) -> 
 def test_the_results_of_a_write_are_in_the_order_of_its_events(store: BulkStore) -> None:
     store.write([event(2, NOW, user="v")], NOW)
     batch = [event(1, NOW, user="u"), event(2, NOW, user="v"), event(3, NOW, user="u"), event(1, NOW, user="u")]
-    assert store.write(batch, NOW) == [True, False, True, False]
+    assert store.write(batch, NOW) == [NEW, DUPLICATE, NEW, DUPLICATE]
 
 
 @pytest.mark.parametrize("at", [float("nan"), float("inf")])
@@ -391,7 +498,8 @@ def seed(store: BulkStore, events: list[Event], now: float = NOW) -> int:
         [e.item_id for e in events],
         [e.event_id for e in events],
         now,
-    )
+        now,
+    ).records
 
 
 @settings(max_examples=30, deadline=None)
@@ -435,7 +543,7 @@ def test_seeding_between_written_events_gives_the_lists_of_the_whole_log(
 def test_an_event_of_the_log_sent_again_through_the_api_counts_once(store: BulkStore, raw: redis.Redis) -> None:
     """An event retried after the nightly run may have another time, so it is recognised only by its ID."""
     seed(store, [event(1, NOW - 60)])
-    assert store.write([event(1, NOW)], NOW) == [False]
+    assert store.write([event(1, NOW)], NOW) == [DUPLICATE]
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW - 60]
 
 
@@ -453,7 +561,7 @@ def test_seeding_keeps_only_the_newest_events_and_reports_progress(store: BulkSt
     progress: list[tuple[int, int]] = []
     empty = np.empty(0)
     store.seed(
-        ["x", "y"], np.zeros(3, np.int64), empty, empty.astype(np.int8), [], [], NOW, lambda *x: progress.append(x)
+        ["x", "y"], np.zeros(3, np.int64), empty, empty.astype(np.int8), [], [], NOW, NOW, lambda *x: progress.append(x)
     )
     assert progress == [(2, 2)]
 
@@ -519,7 +627,7 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
     async def use() -> None:
         store = Store(url, timeout_s=5)
         assert await store.write([], NOW) == []
-        assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [True, False]
+        assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [NEW, DUPLICATE]
         history = await store.read("u", catalogue(ITEMS), NOW + 1)
         assert (history.item.tolist(), history.at.tolist()) == ([0], [NOW])
         pointer, tail, away, shadow = await store.poll(START)
@@ -527,7 +635,7 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
         again = await store.poll(tail.last)
         assert (None, [], tail.last) == (again[0], again[1].item_ids, again[1].last)
         raw.script_flush()
-        assert await store.write([event(2, NOW), event(3, NOW, user="w")], NOW) == [True, True]
+        assert await store.write([event(2, NOW), event(3, NOW, user="w")], NOW) == [NEW, NEW]
         await store.close()
 
     asyncio.run(use())
@@ -600,3 +708,17 @@ def test_a_directory_that_the_server_cannot_use_is_refused(tmp_path: Path) -> No
         EmbeddedError, match=r"cannot contain a path with ' '\. Choose another directory, or set REDIS_URL"
     ):
         connect_url(None, tmp_path / "a b").__enter__()
+
+
+@pytest.mark.parametrize(("engagements", "shown"), [(10, 24), (50, 120), (100, 240), (100, 0), (0, 240)])
+def test_a_user_takes_the_bytes_that_the_formula_says(
+    store: BulkStore, raw: redis.Redis, engagements: int, shown: int
+) -> None:
+    """Both lists, and the user's share of the set of users; item IDs of 12 bytes. docs/scale.md has the formula."""
+    kinds = [Kind.CLICK] * engagements + [Kind.IMPRESSION] * shown
+    for u in range(200):
+        store.write([event(n, NOW - n, kind, f"sku-{n:08d}", f"user-{u:08d}") for n, kind in enumerate(kinds)], NOW)
+    lists = [raw.memory_usage(f"sw:{{user-00000007}}:{suffix}", samples=0) or 0 for suffix in "es"]
+    measured = sum(lists) + (raw.memory_usage(USERS, samples=0) or 0) / 200
+    formula = UNITS["user"].value + UNITS["engagement"].value * engagements + UNITS["impression"].value * shown
+    assert measured == pytest.approx(formula, rel=0.1)

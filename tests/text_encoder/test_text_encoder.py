@@ -23,6 +23,7 @@ from sentence_transformers import SentenceTransformer
 
 from features.history import Histories, engagement_weights
 from features.log import Events, Kind
+from features.retention import Retention
 from text_encoder import checkpoint, encoder, trainer
 from text_encoder.batches import batches
 from text_encoder.config import EncoderConfig
@@ -244,13 +245,13 @@ def test_events_at_or_after_the_end_of_the_window_do_not_change_the_examples(
     assert_equal(examples(log(*early), before), examples(log(*early, *late), before))
 
 
-@given(st.lists(event, max_size=40))
+@given(st.lists(event, max_size=40), st.sampled_from([2.0, 5.0, 100.0]))
 @settings(max_examples=50, deadline=None)
-def test_training_histories_equal_serving_histories(rows: list[LogRow]) -> None:
-    """Same items, order and weights as in `Histories`, without the target and unknown items."""
-    events = log(*rows)
-    found = examples(events, before=99, history=100)
-    histories = Histories.of(events)
+def test_training_histories_equal_serving_histories(rows: list[LogRow], kept_s: float) -> None:
+    """Same items, order and weights as in `Histories`, without the target, unknown items and expired events."""
+    events, retention = log(*rows), Retention(kept_s)
+    found = examples(events, before=99, history=100, retention=retention)
+    histories = Histories.of(events, retention)
     for row in range(len(found)):
         serving = histories.read(int(found.user[row]), float(found.at[row]))
         weight = engagement_weights(serving.kind, found.at[row] - serving.at)

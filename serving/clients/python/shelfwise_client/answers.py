@@ -105,8 +105,8 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class EventsAnswer:
-    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events; the others
-    in the request are unaffected."""
+    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events, and those of
+    new users while the maximum number of users have lists (`user_id`); the others in the request are unaffected."""
 
     accepted: int
     duplicates: int
