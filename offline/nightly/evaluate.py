@@ -112,6 +112,7 @@ def _data_facts(a: Artefacts) -> dict[str, Any]:
     inputs = a.inputs
     size = inputs.config.lists.size
     notes = [] if inputs.is_logged else [f"Lists were rebuilt: up to {size} retrieved items for each basket."]
+    notes += [inputs.list_note] if inputs.list_note else []
     if a.windows.protocol == "leave-last-out":
         users = len(np.unique(query_groups.keys(inputs.lists()).user))
         early = users - len(a.windows.lists("test", a.lists))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from features.custom import load as load_features
-from features.log import Kind, Lists
+from features.log import Lists
 from features.moment import Feature
 from offline.config import ANNOTATION_FILES, Config
 from offline.data import Dataset, LogFiles, Targets, load_dataset, query_groups
@@ -82,12 +82,30 @@ class Inputs:
         return load_dataset(c.data, c.features.attributes, self.log_files, c.workspace)
 
     @cached_property
+    def list_counts(self) -> query_groups.ListCounts:
+        """Lists that the log has, and that could be rebuilt, each counted up to `lists.most`."""
+        lists = self.config.lists
+        return query_groups.count_lists(self.data.shown, self.data.events, lists.attribution_s, lists.most)
+
+    @cached_property
     def is_logged(self) -> bool:
         """True if query groups are logged lists, False if they are rebuilt."""
-        shown, source = self.data.shown, self.config.lists.source
-        if source != "auto":
-            return source == "logged"
-        return any(bool(((p.kind == Kind.IMPRESSION) & (p.request >= 0) & (p.item >= 0)).any()) for p in shown.parts())
+        lists = self.config.lists
+        if lists.source != "auto":
+            return lists.source == "logged"
+        found = self.list_counts
+        return found.logged > 0 and found.logged >= lists.logged_share * found.baskets
+
+    @property
+    def list_note(self) -> str | None:
+        """Why the logged lists are not used although the log has some; None if they are, or if there are none."""
+        found = self.list_counts if self.config.lists.source == "auto" and not self.is_logged else None
+        if found is None or not found.logged:
+            return None
+        return (
+            f"Lists were rebuilt, because only {found.logged:,} logged lists have an action, fewer than "
+            f"{self.config.lists.logged_share:.0%} of the {found.baskets:,} that can be rebuilt (lists.logged_share)."
+        )
 
     def lists(self) -> Iterator[Lists]:
         """All logged lists, or all baskets to rebuild lists for; in blocks, in time order."""

@@ -75,6 +75,7 @@ OUTPUT = {
         '"because"',
     ],
     "docs/features.md": ["own"],
+    "docs/text_encoder.md": ["nearest to"],
     "docs/nights.md": ["live:", "unpin"],
 }
 """Expected output of the blocks of a page, among other output."""
