@@ -194,8 +194,8 @@ def fine_tune(
     The time budget starts with the call. All items need vectors, so encoding the catalogue cannot be skipped: if it
     alone takes longer than the budget, `BudgetSpent` is raised, and the next call continues from the checkpoint. The
     result is deterministic given `config.seed` on one machine, unless the budget stops training. Raises `ValueError`
-    for examples from another catalogue or too large an `n_layers`, `FloatingPointError` if training diverges, and
-    `ModuleNotFoundError` if the package of `log_to` is not installed.
+    for examples from another catalogue, and `EncoderError` for too large an `n_layers`, if training diverges, or if the
+    package of `log_to` is not installed.
     """
     _check_item_rows(texts, examples)
     if group.rank:

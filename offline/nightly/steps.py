@@ -18,11 +18,12 @@ from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, systems
 from offline.nightly.artefacts import Artefacts
-from offline.runtime import DataError, OnProgress, split_evenly
+from offline.runtime import DataError, OnProgress, console, split_evenly
 from offline.training import RowsJob, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
 from text_encoder.encoder import load
+from text_encoder.scalars import check_package
 from text_encoder.text import catalogue_texts
 
 _PARENT = "parent.json"
@@ -38,12 +39,15 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
     groups = query_groups.keys(inputs.lists())
     if inputs.is_logged and not len(groups):
         raise DataError("the log has no lists, only user actions; set lists.source to rebuilt or auto")
+    if inputs.list_note:
+        console.print(inputs.list_note, markup=False, soft_wrap=True)
     a.write_json("windows.json", vars(Windows.split(groups.at, groups.user, inputs.config.windows)))
 
 
 def encode_items(a: Artefacts, on_progress: OnProgress) -> None:
     """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `zero_shot.npy`, `encoder.json`."""
     inputs, config = a.inputs, a.inputs.config.encoder
+    check_package(config.log_to)
     encoder = load(config.model, template=config.template, max_tokens=config.max_tokens)
     texts = catalogue_texts(config.template, inputs.data.items)
     encoder = encoder.capped(texts, config.token_percentile)
