@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_evaluation(path: Path) -> None:
-    """Print the metrics of an `evaluation.json` by system, with intervals."""
+    """Print the metrics of an `evaluation.json` by system, with intervals, and the notes on its data."""
     import json
 
     evaluation = json.loads(path.read_text("utf-8"))
@@ -34,6 +34,8 @@ def print_evaluation(path: Path) -> None:
     lists = evaluation["systems"]["ranker"]["all"]["lists"]
     rows = [[system, *(cell(system, s) for s in slices)] for system in evaluation["systems"]]
     print_table(f"ndcg@10 on {lists:,} test lists, with 95% intervals", ["system", *slices], rows, {1, 2, 3})
+    for note in evaluation.get("data", {}).get("notes", ()):
+        say(f"- {note}")
 
 
 def evaluate(

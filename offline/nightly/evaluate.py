@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from features.arrays import F64, I64
+from features.log import Lists
 from features.text.vectors import Vectors
 from offline.data import query_groups
 from offline.evaluation import explanation, facts, off_policy, report, slices, systems
@@ -14,6 +15,7 @@ from offline.nightly.artefacts import Artefacts
 from offline.nightly.steps import ranker_config, window_facts
 from offline.runtime import OnProgress
 from offline.training import fit_ranker, with_unknown
+from ranker.train import MAX_LIST
 from ranker.trees import Trees
 
 
@@ -108,6 +110,11 @@ def _learning_curve(a: Artefacts, on_progress: OnProgress) -> list[dict[str, Any
     )
 
 
+def _list_counts(block: Lists) -> tuple[int, int, int]:
+    """Numbers of lists, of lists without gain, and of lists too long to train on."""
+    return len(block), int((~systems.lists_with_gain(block)).sum()), int((np.diff(block.start) > MAX_LIST).sum())
+
+
 def _data_facts(a: Artefacts) -> dict[str, Any]:
     inputs = a.inputs
     size = inputs.config.lists.size
@@ -120,8 +127,10 @@ def _data_facts(a: Artefacts) -> dict[str, Any]:
         notes += [f"{early:,} users whose last basket is before the ranker window are not tested."] if early else []
     shown, without_gain = len(a.lists), 0
     if inputs.is_logged:
-        counts = [(len(block), int((~systems.lists_with_gain(block)).sum())) for block in inputs.lists()]
-        shown, without_gain = (sum(c[k] for c in counts) for k in (0, 1))
+        shown, without_gain, too_long = np.sum(
+            [_list_counts(block) for block in inputs.logged_lists()], axis=0
+        ).tolist()
+        notes += [f"Lists of more than {MAX_LIST:,} items were left out: {too_long:,}."] if too_long else []
     return facts.data_facts(inputs.data) | {
         "lists": shown,
         "lists_source": "logged" if inputs.is_logged else "rebuilt",

@@ -17,6 +17,7 @@ from offline.config import ANNOTATION_FILES, Config
 from offline.data import Dataset, LogFiles, Targets, load_dataset, query_groups
 from offline.evaluation import check_columns
 from offline.runtime import LOCAL, Engine, checksum, source_digest
+from ranker.train import MAX_LIST
 from serving.store import BulkStore, Pointer
 
 _FILES = ("items.parquet", "written_items.parquet", "erasures.parquet", *ANNOTATION_FILES)
@@ -108,10 +109,14 @@ class Inputs:
         )
 
     def lists(self) -> Iterator[Lists]:
-        """All logged lists, or all baskets to rebuild lists for; in blocks, in time order."""
+        """All logged lists short enough to train on, or all baskets to rebuild lists for; in blocks, in time order."""
         if self.is_logged:
-            return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
+            return (b.take(np.flatnonzero(np.diff(b.start) <= MAX_LIST)) for b in self.logged_lists())
         return query_groups.iter_baskets(self.data.events, -np.inf)
+
+    def logged_lists(self) -> Iterator[Lists]:
+        """All logged lists, in blocks, in time order."""
+        return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
 
     def targets(self, tested: Lists) -> Targets:
         """Items that users engaged with in the test lists, whether they were listed or not."""

@@ -18,7 +18,7 @@ from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, systems
 from offline.nightly.artefacts import Artefacts
-from offline.runtime import DataError, OnProgress, console, split_evenly
+from offline.runtime import DataError, OnProgress, split_evenly
 from offline.training import RowsJob, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
@@ -39,8 +39,6 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
     groups = query_groups.keys(inputs.lists())
     if inputs.is_logged and not len(groups):
         raise DataError("the log has no lists, only user actions; set lists.source to rebuilt or auto")
-    if inputs.list_note:
-        console.print(inputs.list_note, markup=False, soft_wrap=True)
     a.write_json("windows.json", vars(Windows.split(groups.at, groups.user, inputs.config.windows)))
 
 

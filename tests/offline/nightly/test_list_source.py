@@ -1,4 +1,4 @@
-"""The source of the query groups when a shop of purchases starts to log what it shows."""
+"""The query groups of a run: their source when a shop of purchases starts to log what it shows, and their length."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from features.log import Kind
 from offline.config import load
+from offline.nightly.evaluate import _list_counts
 from offline.nightly.inputs import Inputs
 from tests.worlds import LogRow, make_events
 
@@ -41,3 +42,15 @@ def test_a_source_that_is_set_is_used_whatever_the_counts() -> None:
     assert inputs(3, "logged").is_logged
     assert not inputs(30, "rebuilt").is_logged
     assert inputs(30, "rebuilt").list_note is None
+
+
+def test_a_list_too_long_for_lambdarank_is_left_out() -> None:
+    """Of lists of 10,050 and of 2 items, the ranker trains on the second."""
+    rows: list[LogRow] = [(0.0, 0, item, Kind.IMPRESSION, 0) for item in range(10_050)]
+    rows += [(50.0, 1, item, Kind.IMPRESSION, 1) for item in range(2)]
+    rows += [(51.0, 0, 1, Kind.CLICK, 0), (52.0, 1, 1, Kind.CLICK, 1)]
+    run = Inputs(load(None), None, ())
+    log = make_events(rows, n_users=2)
+    run.__dict__["data"] = SimpleNamespace(shown=log, events=log)
+    assert [list(block.request_ids) for block in run.lists()] == [["r1"]]
+    assert [_list_counts(block) for block in run.logged_lists()] == [(2, 0, 1)]
