@@ -134,12 +134,13 @@ def test_a_folder_is_evaluated_without_setup_and_leaves_nothing_behind(
 def test_another_slice_only_repeats_the_evaluation(
     shown: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The run is reused: the ranker's file is untouched, the slice is added, and an unknown slice is refused."""
+    """The run is reused, whatever its budget: the slice is added, and an unknown slice is refused."""
     options = ("--config", quick, "-w", tmp_path / "w")
-    assert run_cli(monkeypatch, capfd, "--data", shown, *options)[0] == 0
+    assert run_cli(monkeypatch, capfd, "--data", shown, *options, "--budget", "45s")[0] == 0
     (run,) = _runs(tmp_path / "w")
     before = (run / "ranker.txt").stat().st_mtime_ns
-    assert run_cli(monkeypatch, capfd, *options, "--slice", "brand")[0] == 0
+    code, out, _ = run_cli(monkeypatch, capfd, *options, "--slice", "brand")
+    assert (code, "using the last nightly run, which had an encoder budget of 45 s" in out) == (0, True)
     assert _runs(tmp_path / "w") == [run]
     assert (run / "ranker.txt").stat().st_mtime_ns == before
     sliced = json.loads((run / "evaluation.json").read_text("utf-8"))
