@@ -62,6 +62,13 @@ def evaluate(
     budget: Annotated[
         str | None, typer.Option(help="Time budget for the encoder, such as 90s or 10m. Default: as in `nightly`.")
     ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Ranking of the test lists by another system: TREC run, CSV or Parquet. Repeatable."),
+    ] = None,
+    lists: Annotated[
+        Path | None, typer.Option(help="File to write the test lists to, as Parquet, for another system to rank.")
+    ] = None,
 ) -> None:
     """Measure ranking quality on the test lists.
 
@@ -88,7 +95,10 @@ def evaluate(
             with progress_bar("Importing") as on_progress:
                 summary = import_data(sources(c, data), c.data, datetime.now(UTC), on_progress)
             print_import(summary)
-        report_path = _evaluate(_night(c, budget, learning_curve=learning_curve), json_file, report)
+        night = _night(c, budget, learning_curve=learning_curve, runs=_check_runs(run or []))
+        report_path = _evaluate(night, json_file, report)
+        if lists is not None:
+            _write_test_lists(night, lists)
         if workspace_path != Path(temporary) or report is not None:
             say(f"report: {report_path}")
 
@@ -115,6 +125,29 @@ def with_protocol(config: Config, data: Path | None, protocol: str | None) -> Co
             "lists": config.lists.model_copy(update=changed),
         }
     )
+
+
+def _check_runs(paths: list[Path]) -> tuple[Path, ...]:
+    """The files of runs, in order. Raises Failure if one does not exist, or has the name of another system."""
+    from offline.evaluation import BASELINES, runs
+
+    taken = {*BASELINES, "shown_order", "ranker", "best_possible"}
+    for path in paths:
+        if not path.is_file():
+            raise Failure(f"--run {path}: no such file")
+        if runs.run_name(path) in taken:
+            raise Failure(f"--run {path}: a system named {runs.run_name(path)!r} exists already; rename the file")
+        taken.add(runs.run_name(path))
+    return tuple(paths)
+
+
+def _write_test_lists(night: Night, path: Path) -> None:
+    """Write the test lists of an evaluated run."""
+    from offline.evaluation import runs
+
+    data, tested = night.inputs.data, night.artefacts.window_rows("test").lists
+    runs.write_lists(path, tested, data.catalogue.item_ids, data.events.user_ids)
+    say(f"test lists: {path}")
 
 
 def _night(config: Config, budget: str | None = None, **options: Any) -> Night:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ class Inputs:
 
     redis_url: Redis to publish to; None makes the release without publishing it. custom: user-defined features. since,
     until: use only events with since <= time < until, in Unix seconds; None is unbounded. learning_curve: also evaluate
-    rankers trained on fractions of the lists. clock: returns the current time in Unix seconds. engine: runs the heavy
-    parts of the work; the result depends only on its number of workers.
+    rankers trained on fractions of the lists. runs: files with rankings of the test lists by other systems, to compare
+    with. clock: returns the current time in Unix seconds. engine: runs the heavy parts of the work; the result depends
+    only on its number of workers.
     """
 
     config: Config
@@ -39,6 +41,7 @@ class Inputs:
     since: float | None = None
     until: float | None = None
     learning_curve: bool = False
+    runs: tuple[Path, ...] = ()
     clock: Callable[[], float] = time.time
     engine: Engine = LOCAL
 

@@ -144,7 +144,7 @@ def test_another_slice_only_repeats_the_evaluation(
     assert _runs(tmp_path / "w") == [run]
     assert (run / "ranker.txt").stat().st_mtime_ns == before
     sliced = json.loads((run / "evaluation.json").read_text("utf-8"))
-    assert sliced["options"] == {"slices": ["brand"], "learning_curve": False}
+    assert sliced["options"] == {"slices": ["brand"], "learning_curve": False, "runs": {}}
     assert any(name.startswith("brand:") for name in sliced["systems"]["ranker"])
     code, _, err = run_cli(monkeypatch, capfd, *options, "--slice", "colour")
     assert code == 1
