@@ -86,6 +86,8 @@ def test_simulated_data_can_be_validated_and_imported(
     code, out, _ = run_cli(monkeypatch, capfd, "simulate", "-w", tmp_path / "one", *TINY)
     assert code == 0
     assert f"{tmp_path / 'one' / 'data'}: " in out, "a path is not broken across lines"
+    assert "9 shoppers" in out
+    assert "11 of 20 shoppers never visited in 3 days" in out
     data = tmp_path / "one" / "data"
 
     code, out, _ = run_cli(monkeypatch, capfd, "validate", data, "-w", tmp_path / "none")
