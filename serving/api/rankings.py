@@ -38,8 +38,8 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
 
     Filters and exclusions are applied before retrieval, so they do not shorten the list while enough items remain.
     query: the search query; items that match it are retrieved in addition to the others, and come first. shown: false
-    if the user may never see the list, as in an e-mail or a preview. It then counts as seen only once impressions with
-    its request_id are sent; otherwise it would teach that its items were seen and skipped. It has no explored order.
+    if the user may never see the list, as in an e-mail or a preview. It is then not logged, counts as seen only once
+    impressions with its request_id are sent, and is not explored.
     """
 
     user_id: Id | None = None
