@@ -16,7 +16,7 @@ import pytest
 from offline.config import SimulateConfig, load
 from offline.nightly.night import Night
 from offline.nightly.run import Run, Step, resolve_reads
-from offline.runtime.files import checksum, write_json
+from offline.runtime.files import checksum, sources, write_json
 from offline.simulation import simulate
 from serving.lock import Locked, locked
 from tests import ROOT
@@ -249,6 +249,19 @@ def test_a_checksum_depends_only_on_names_and_contents(tmp_path: Path) -> None:
     assert tree("two", {"sub/y": "2", "x": "1"}) == one
     assert len({one, tree("three", {"x": "2", "sub/y": "1"}), tree("four", {"x": "1", "sub/z": "2"})}) == 3
     assert checksum(tmp_path / "one" / "x") == checksum(tmp_path / "two" / "x")
+
+
+def test_a_run_depends_on_the_source_of_every_package() -> None:
+    """So that another version does not continue with the files of this one."""
+    found = {str(path.relative_to(ROOT)) for path in sources()}
+    some = (
+        "features/table.py",
+        "text_encoder/encoder.py",
+        "ranker/train.py",
+        "serving/app.py",
+        "offline/nightly/run.py",
+    )
+    assert set(some) <= found
 
 
 def test_the_last_run_that_differs_in_the_budget_only_is_found(tmp_path: Path) -> None:
