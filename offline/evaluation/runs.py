@@ -64,12 +64,12 @@ def read_run(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    text = {"dtype": str, "keep_default_na": False}
     try:
         if path.name.endswith(".parquet"):
-            return pq.read_table(path).to_pandas()
+            rows: pd.DataFrame = pq.read_table(path).to_pandas()
+            return rows
         if path.name.endswith((".csv", ".csv.gz")):
-            return pd.read_csv(path, **text)
+            return pd.read_csv(path, dtype=str, keep_default_na=False)
         lines = path.read_text("utf-8").splitlines()
     except (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise DataError(f"{path}: cannot be read as a run: {e}") from e

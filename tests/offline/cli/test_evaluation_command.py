@@ -219,3 +219,16 @@ def test_a_protocol_sets_its_list_settings_unless_the_config_does(ordered: Path,
     given = evaluation.with_protocol(defaults, shown, "given-lists")
     assert (given.windows.protocol, given.lists.source) == ("given-lists", "logged")
     assert evaluation.with_protocol(defaults, shown, None) == defaults == evaluation.with_protocol(defaults, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.csv", "no such file"), ("popularity.csv", "a system named 'popularity' exists already; rename the file")],
+)
+def test_a_run_needs_a_file_and_a_name_of_its_own(
+    tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "popularity.csv").touch()
+    code, _, err = run_cli(monkeypatch, capfd, "-w", tmp_path / "w", "--run", tmp_path / name)
+    assert code == 1
+    assert f"--run {tmp_path / name}: {message}" in err

@@ -22,8 +22,9 @@ POPULARITY = np.random.default_rng(0).uniform(0.3, 0.5, N)
 def judge(ranker: np.ndarray, simple: dict[str, np.ndarray] | None = None) -> list[tuple[str, str]]:
     """(verdict, message) of the rule, for lists of 100 known and 100 new users, one list each."""
     lists: Any = SimpleNamespace(user=np.arange(N))
+    unused: Any = None
     of_lists = {"all": np.ones(N, bool), "warm_users": ~COLD, "cold_users": COLD}
-    held_out = HeldOut(lists, Any, np.zeros(N), simple or {"popularity": POPULARITY}, of_lists, {}, np.ones(0))
+    held_out = HeldOut(lists, unused, np.zeros(N), simple or {"popularity": POPULARITY}, of_lists, {}, np.ones(0))
     return [(r.verdict, r.message) for r in judge_against_simple_orders(ranker, held_out, GateConfig())]
 
 
