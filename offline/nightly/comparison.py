@@ -114,7 +114,7 @@ def ndcg_of_baselines(baselines: I32, targets: Targets) -> dict[str, F64]:
     baselines: int32[lists, BASELINES, DEPTH], from `Baselines.best`. Baselines that can score no list are left out.
     """
     random = baselines[:, BASELINES.index("random")]
-    has_order = (baselines >= 0).any(axis=2)
+    has_order: Mask = np.asarray((baselines >= 0).any(axis=2))
     return {
         name: systems.per_list(np.where(has_order[:, k, None], baselines[:, k], random), targets, (systems.PRIMARY,))[
             systems.PRIMARY
