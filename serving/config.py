@@ -28,11 +28,13 @@ class ServiceConfig(BaseModel):
         None,
         ge=1,
         le=65535,
+        examples=[8001],
         description="TCP port on which only /metrics and /operator are served, and `port` then serves neither.",
     )
     root_path: str = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        examples=["/shelfwise"],
         description="Path prefix under which a proxy serves the service, such as /shelfwise.",
     )
     workers: int = Field(1, ge=1, le=64, description="Worker processes; each follows the event stream on its own.")
@@ -40,19 +42,26 @@ class ServiceConfig(BaseModel):
     max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Maximum size of a request body.")
     keys_file: Path | None = Field(
-        None, description="API keys, as printed by `shelfwise keys new`; reloaded on change."
+        None, examples=["keys.txt"], description="API keys, as printed by `shelfwise keys new`; reloaded on change."
     )
     insecure: bool = Field(False, description="Accept connections from other machines without API keys.")
     key_rate: float | None = Field(
-        None, ge=0.01, le=1e6, description="Requests per second and worker for a key without a rate of its own."
+        None,
+        ge=0.01,
+        le=1e6,
+        examples=[50],
+        description="Requests per second and worker for a key without a rate of its own.",
     )
     hosts: tuple[HostName, ...] = Field(
         (),
+        examples=[["shop.test"]],
         description="Names in the Host header that are answered besides localhost and IP addresses; * for any. By "
         "default any, but none for a service without keys that is not `insecure`.",
     )
     cors_origins: tuple[str, ...] = Field(
-        (), description="Origins whose pages may call the service, such as https://shop.test."
+        (),
+        examples=[["https://shop.test"]],
+        description="Origins whose pages may call the service, such as https://shop.test.",
     )
     max_in_flight: int = Field(
         128,
@@ -103,7 +112,9 @@ class ServiceConfig(BaseModel):
         description="Added to the clock, to serve a historical log as of its end. 0 in production.",
     )
     clock_file: Path | None = Field(
-        None, description="File with the current time in Unix seconds, for simulations. None in production."
+        None,
+        examples=["clock"],
+        description="File with the current time in Unix seconds, for simulations. None in production.",
     )
     user_ttl_days: float = Field(
         180,
@@ -159,6 +170,7 @@ class ServiceConfig(BaseModel):
     )
     rules: StandingRules = Field(
         Rules(),
+        examples=[{"cap": [{"attribute": "brand", "most": 3}]}],
         description="Rules for every list: filter, exclude, boost, bury, cap, diversity, pin; see docs/rules.md.",
     )
     storefront: bool = Field(

@@ -100,6 +100,7 @@ class EncoderConfig(BaseModel):
         None,
         gt=0,
         le=1,
+        examples=[1e-4],
         description="Learning rate of layers or adapters (Adam). null means 2e-4 in mode lora and 2e-5 otherwise.",
     )
     weight_decay: float = Field(

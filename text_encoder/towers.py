@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from features.arrays import F32, I64
 from text_encoder.encoder import Encoder, HiddenLayer
+from text_encoder.errors import EncoderError
 from text_encoder.group import ALONE, Group, own_rows, sum_gradients
 from text_encoder.lora import adapt, merge
 
@@ -129,7 +130,7 @@ def _layers(model: nn.Module, count: int) -> nn.ModuleList:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ValueError(f"this model does not have its {count} layers in a list; use mode 'projection' or 'full'")
+    raise EncoderError(f"this model does not have its {count} layers in a list; use mode 'projection' or 'full'")
 
 
 class _StopForward(Exception):
@@ -179,7 +180,7 @@ class UpperLayers:
         else:
             count = int(transformer.config.num_hidden_layers)
             if not 1 <= n_layers <= count:
-                raise ValueError(f"n_layers is {n_layers}, expected 1 to {count}, the number of layers of this model")
+                raise EncoderError(f"n_layers is {n_layers}, expected 1 to {count}, the number of layers of this model")
             self._layers, self._n_lower = _layers(transformer, count), count - n_layers
             top = nn.ModuleList(list(self._layers)[self._n_lower :])
         named = adapt(top, lora_rank, seed) if lora_rank else dict(top.named_parameters())

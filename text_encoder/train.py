@@ -192,7 +192,7 @@ def fine_tune(
 
     The time budget is for training, and starts when the texts are encoded. The result is deterministic given
     `config.seed` on one machine, unless the budget stops training. Raises `ValueError` for examples from another
-    catalogue or too large an `n_layers`, `FloatingPointError` if training diverges, and `ModuleNotFoundError` if the
+    catalogue, and `EncoderError` for too large an `n_layers`, if training diverges, or if the
     package of `log_to` is not installed.
     """
     _check_item_rows(texts, examples)

@@ -21,7 +21,9 @@ from offline.cli.terminal import (
     open_redis,
     print_table,
     say,
+    seconds,
     today,
+    with_budget,
 )
 from offline.runtime import Failure, open_engine, progress_bar
 
@@ -66,9 +68,7 @@ def nightly(
     """
     c = accept_checks(load_config(config, workspace), accept or [])
     if budget is not None:
-        from offline.cli.terminal import seconds
-
-        c = c.model_copy(update={"encoder": c.encoder.model_copy(update={"budget_s": seconds(budget)})})
+        c = with_budget(c, seconds(budget))
     until_s = (date + timedelta(days=1)).replace(tzinfo=UTC).timestamp() if date else None
     since_s = since.replace(tzinfo=UTC).timestamp() if since else None
     if dry_run:

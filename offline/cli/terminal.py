@@ -101,3 +101,8 @@ def seconds(budget: str) -> float:
     if total <= 0:
         raise DataError(f"budget {budget[:50]!r} is not a duration; expected, for example, 90s, 10m or 1h30m")
     return float(total)
+
+
+def with_budget(config: Config, budget_s: float) -> Config:
+    """The configuration with another time budget of the encoder, in seconds."""
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"budget_s": budget_s})})

@@ -57,5 +57,6 @@ class RetentionConfig(BaseModel):
         None,
         ge=1,
         le=36_500,
+        examples=[90],
         description="Days of collected log to keep before the cut-off of the oldest release. null: keep all.",
     )

@@ -155,3 +155,17 @@ class Night:
         plan = [s for s in self.steps if s.name not in ("checks", "drift")]
         self.run.do(plan[: [s.name for s in plan].index(last) + 1])
         return self.artefacts
+
+    def budget_of_last_run(self) -> float | None:
+        """`encoder.budget_s` of the newest run that has a ranker and differs from this one in nothing else.
+
+        None if there is no such run, or if this one has an encoder already.
+        """
+        if "encoder" in self.run.finished:
+            return None
+        for inputs in self.run.with_other_inputs("ranker"):
+            budget = inputs["config"]["encoder"]["budget_s"]
+            encoder = {**self.run.inputs["config"]["encoder"], "budget_s": budget}
+            if inputs == {**self.run.inputs, "config": {**self.run.inputs["config"], "encoder": encoder}}:
+                return float(budget)
+        return None

@@ -24,6 +24,7 @@ from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
 from text_encoder.encoder import load
 from text_encoder.reading import WINDOW, read_texts
+from text_encoder.scalars import check_package
 from text_encoder.text import catalogue_texts
 
 _PARENT = "parent.json"
@@ -45,6 +46,7 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
 def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
     """Encode the texts that the vector store lacks: `zero_shot.npy`, `texts.json`, `text_keys.npy`."""
     inputs, config = a.inputs, a.inputs.config.encoder
+    check_package(config.log_to)
     encoder = load(config.model, template=config.template, max_tokens=config.max_tokens)
     texts = catalogue_texts(config.template, inputs.data.items)
     encoder = encoder.capped(texts, config.token_percentile)

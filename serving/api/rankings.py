@@ -19,7 +19,8 @@ class RankRequest(Struct, forbid_unknown_fields=True):
 
     Duplicate candidates are ranked once. Candidates that are not in the catalogue are ranked as unknown items. Without
     `candidates`, the whole catalogue is ranked if it is small enough. device: as in events. query: the search query;
-    candidates that match it come first, and the others follow.
+    candidates that match it come first, and the others follow. shown: false if the user may never see the list, as in
+    an e-mail; see `RecommendRequest`.
     """
 
     user_id: Id | None = None
@@ -29,13 +30,16 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     device: Device | None = None
     query: Query | None = None
     rules: Rules | None = None
+    shown: bool = True
 
 
 class RecommendRequest(Struct, forbid_unknown_fields=True):
     """Recommendations for a user from the whole catalogue: candidates are retrieved and ranked, then rules are applied.
 
     Filters and exclusions are applied before retrieval, so they do not shorten the list while enough items remain.
-    query: the search query; items that match it are retrieved in addition to the others, and come first.
+    query: the search query; items that match it are retrieved in addition to the others, and come first. shown: false
+    if the user may never see the list, as in an e-mail or a preview. It is then not logged, counts as seen only once
+    impressions with its request_id are sent, and is not explored.
     """
 
     user_id: Id | None = None
@@ -44,6 +48,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     query: Query | None = None
     rules: Rules | None = None
     explain: bool = False
+    shown: bool = True
 
 
 class Reason(Struct):

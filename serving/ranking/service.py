@@ -181,25 +181,29 @@ class Service:
         at: float,
         plan: Plan | None,
     ) -> RankAnswer:
-        """Rank candidates, apply the rules, explore, log the list, and explain it if requested."""
+        """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         count = len(live.items.catalogue) if candidates is None else len(candidates)
         self.metrics.ranked(count, degraded is not None, slow)
         context = Context.parse(request.device, request.query)
-        sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
-        shadowed = self.shadow.wants(live)
+        logged = self.config.log_served and request.shown
+        sampled = logged and self._rng.random() < self.config.log_rows_share
+        shadowed = logged and self.shadow.wants(live)
         rank_all = sampled or shadowed or plan is not None
         began = time.perf_counter()
         whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
         ranking, ruled = _apply_rules(live, whole, plan, history, outside, at, request.limit)
-        ranking, propensity = self._explore(ranking.first(request.limit)) if ruled is None else (ranking, None)
+        propensity: F64 | None = None
+        if ruled is None:
+            ranking = ranking.first(request.limit)
+            ranking, propensity = self._explore(ranking) if request.shown else (ranking, None)
         record = self._record(request, live, at, degraded is not None, ranking, propensity, whole if sampled else None)
         if shadowed:
             self.shadow.put(record, whole, context, live_ms)
-        elif self.config.log_served:
+        elif logged:
             self.served.put(record)
         items = self._explain(live, ranking, history, ruled, context) if request.explain else _ranked_items(ranking)
         removed = ruled.removed if ruled is not None and request.explain else UNSET

@@ -28,6 +28,7 @@ from text_encoder import checkpoint, encoder, trainer
 from text_encoder.batches import batches
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, load
+from text_encoder.errors import EncoderError
 from text_encoder.examples import Examples, examples
 from text_encoder.objective import Batch, EngagedItems, loss, pooled, quality
 from text_encoder.text import DEFAULT_TEMPLATE, item_texts
@@ -453,6 +454,22 @@ def test_a_model_with_code_of_its_own_is_rejected(saved: Path, tmp_path: Path) -
     shutil.copytree(saved, tmp_path / "m")
     (tmp_path / "m" / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "evil.Module"}]')
     with pytest.raises(ValueError, match=r"module 'evil.Module' would run code from the model"):
+        load(tmp_path / "m")
+
+
+def test_a_model_without_its_tokenizer_is_rejected(saved: Path, tmp_path: Path) -> None:
+    """Without files, transformers makes a tokenizer of BERT's 5 special tokens, and all texts read the same."""
+    shutil.copytree(saved, tmp_path / "m")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / "m" / name).unlink(missing_ok=True)
+    with pytest.raises(EncoderError, match="the tokenizer has 5 tokens, but the model has embeddings of 30,522"):
+        load(tmp_path / "m")
+
+
+def test_damaged_weights_are_rejected_with_the_directory(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(EncoderError, match=r"/m: the model cannot be loaded"):
         load(tmp_path / "m")
 
 

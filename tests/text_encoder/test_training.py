@@ -17,6 +17,7 @@ from tests.text_encoder.test_text_encoder import CONFIG, NO_PROJECTION, TEXTS, m
 from text_encoder import scalars
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, HiddenLayer, load
+from text_encoder.errors import EncoderError
 from text_encoder.examples import Examples
 from text_encoder.lora import LoraLinear, adapt, merge
 from text_encoder.towers import UpperLayers
@@ -244,8 +245,17 @@ def test_a_missing_package_is_reported_before_any_text_is_encoded(
     minilm: Encoder, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=f"log_to is '{package}', but.*`pip install {package}`"):
+    with pytest.raises(EncoderError, match=f"log_to is '{package}', but.*`pip install {package}`"):
         fine_tune(minilm, TEXTS, planted(), config(log_to=package), on_progress=lambda *_: pytest.fail("encoded"))
+
+
+def test_a_tracker_that_does_not_start_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("no API key configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(EncoderError, match=r"wandb could not start a run \(RuntimeError: no API key configured\)"):
+        scalars.scalars("wandb", None, {})
 
 
 def test_weights_and_biases_logs_each_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ export interface Rules {
   pin?: Pin[];
 }
 
-/** Candidates to rank. user_id, device: default to the client's own. */
+/** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. */
 export interface RankRequest {
   user_id?: string | null;
   candidates?: string[] | null;
@@ -83,6 +83,7 @@ export interface RankRequest {
   device?: string | null;
   query?: string | null;
   rules?: Rules | null;
+  shown?: boolean;
 }
 
 /** Request for recommendations from the whole catalogue. */
@@ -93,6 +94,7 @@ export interface RecommendRequest {
   query?: string | null;
   rules?: Rules | null;
   explain?: boolean;
+  shown?: boolean;
 }
 
 export interface Reason {

@@ -14,6 +14,8 @@ TOP = (
     "retention, serving"
 )
 
+LISTS = "source, logged_share, attribution_s, size, most, refreshes"
+
 
 def write_config(directory: Path, content: str | bytes) -> Path:
     path = directory / "shop.yaml"
@@ -95,7 +97,7 @@ def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.M
     ("content", "expected"),
     [
         ("sead: 3", f"sead: no such key; valid keys: {TOP}"),
-        ("lists: {sice: 3}", "lists.sice: no such key; valid keys: source, attribution_s, size, most, refreshes"),
+        ("lists: {sice: 3}", f"lists.sice: no such key; valid keys: {LISTS}"),
         ("sources: {events: []}", f"sources: no such key; valid keys: {TOP}"),
         ("1: 2", f"1: no such key; valid keys: {TOP}"),
         (
@@ -121,14 +123,11 @@ def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.M
         (
             "lists: {source: maybe}",
             "lists.source is 'maybe'; expected 'auto', 'logged' or 'rebuilt' (Source of the lists. logged: lists from "
-            "logged impressions. rebuilt: lists that retrieval would have offered. auto: logged if the log has "
-            "impressions, else rebuilt.)",
+            "logged impressions. rebuilt: lists that retrieval would have offered. auto: logged if there are enough "
+            "(`logged_share`), else rebuilt.)",
         ),
-        ("lists:", "lists is None; expected keys and values; valid keys: source, attribution_s, size, most, refreshes"),
-        (
-            "lists: [1]",
-            "lists is [1]; expected keys and values; valid keys: source, attribution_s, size, most, refreshes",
-        ),
+        ("lists:", f"lists is None; expected keys and values; valid keys: {LISTS}"),
+        ("lists: [1]", f"lists is [1]; expected keys and values; valid keys: {LISTS}"),
         (
             "windows: {encoder: 0.5}",
             "windows: the shares add up to 1.35; encoder + ranker + validation + test must be 1",
