@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 
 from features.arrays import F32, I64
-from text_encoder.batches import batches, padded_length
+from text_encoder.batches import Batch, batches, padded_length
 from text_encoder.config import MINILM
 from text_encoder.errors import EncoderError
 from text_encoder.text import DEFAULT_TEMPLATE, attributes
@@ -281,6 +281,7 @@ class Encoder:
         head = list(self.model)[self._base_modules :]
         return next((int(module.in_features) for module in head if isinstance(module, Dense)), self.dimension)
 
+    def base_vectors(self, batch: Batch) -> F32:
         """float32[b, base_dimension]: unit vectors of the texts of a batch, before any projection.
 
         A function of the tokens of each text, see `text_encoder.batches`. Raises `EncoderError` for damaged weights.

@@ -37,6 +37,7 @@ Except for `import`, the example of a section has all its keys. Where a default 
 another value, to show the form."""
 
 _GUIDES = {
+    "redis": "See [several shops on one Redis](serving.md#several-shops-on-one-redis).",
     "import": "See [importing data](data.md).",
     "simulate": "`shelfwise simulate` and `shelfwise demo` use it.",
     "windows": "See [evaluation](evaluation.md#metrics-and-intervals).",
