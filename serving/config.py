@@ -41,6 +41,14 @@ class ServiceConfig(BaseModel):
     keys_file: Path | None = Field(
         None, description="API keys, as printed by `shelfwise keys new`; reloaded on change."
     )
+    shopper_tokens: Literal["off", "optional", "required"] = Field(
+        "off",
+        description="Shopper tokens of public keys: ignore them, verify those that are sent, or require one for the "
+        "history and the events of a user.",
+    )
+    shopper_secrets_file: Path | None = Field(
+        None, description="Secrets that sign shopper tokens, as printed by `shelfwise keys secret`; reloaded on change."
+    )
     insecure: bool = Field(False, description="Accept connections from other machines without API keys.")
     key_rate: float | None = Field(
         None, ge=0.01, le=1e6, description="Requests per second and worker for a key without a rate of its own."

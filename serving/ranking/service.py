@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from features.arrays import F64
 from features.context import Context
@@ -41,6 +41,7 @@ from serving.api import (
     request_id,
 )
 from serving.config import ServiceConfig
+from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live
@@ -48,7 +49,7 @@ from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Ranked, RuledList, RuleError, Rules
+from serving.rules import Plan, Ranked, Removed, RuledList, RuleError, Rules
 from serving.store import Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
@@ -115,18 +116,24 @@ class Service:
             log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
             return EMPTY, NO_OUTSIDE, True
 
-    async def rank(self, request: RankRequest) -> RankAnswer:
-        """Rank candidates for a user. Raises Problem."""
+    async def rank(self, request: RankRequest, shows_history: bool = True) -> RankAnswer:
+        """Rank candidates for a user. Raises Problem.
+
+        shows_history: whether an explanation may show the user's history. If not, it has the reasons for a new user.
+        """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_size(request, live)
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live)
-        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan, shows_history)
         answer.took_ms = _ms_since(started)
         return answer
 
-    async def recommend(self, request: RecommendRequest) -> RankAnswer:
-        """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem."""
+    async def recommend(self, request: RecommendRequest, shows_history: bool = True) -> RankAnswer:
+        """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem.
+
+        shows_history: as in `rank`.
+        """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
@@ -135,7 +142,7 @@ class Service:
         found = await live.retriever.candidates(history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
-        answer = self._answer(request, live, history, outside, degraded, ids, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, ids, at, plan, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -152,6 +159,7 @@ class Service:
         candidates: list[str] | None,
         at: float,
         plan: Plan | None,
+        shows_history: bool,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list, and explain it if requested."""
         slow = isinstance(live.release.trees, BoosterTrees)
@@ -171,8 +179,17 @@ class Service:
             self.shadow.put(record, whole, context, live_ms)
         elif self.config.log_served:
             self.served.put(record)
-        items = self._explain(live, ranking, history, ruled, context) if request.explain else _ranked_items(ranking)
-        removed = ruled.removed if ruled is not None and request.explain else UNSET
+        removed: list[Removed] | UnsetType = UNSET
+        if not request.explain:
+            items = _ranked_items(ranking)
+        elif shows_history:
+            items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
+            self._name_nearest(items, live, ranking, history)
+            removed = UNSET if ruled is None else ruled.removed
+        else:
+            # A rule's removed items may have been excluded by the history, so they are left out.
+            parts = live.explain_without_history(ranking, candidates, at, self.config.reasons, context)
+            items = [_with_history_in_others(item) for item in self._explain(ranking, parts, ruled)]
         return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
 
     def _explore(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
@@ -223,36 +240,40 @@ class Service:
                 "candidates",
             )
 
-    def _explain(
-        self, live: Live, ranking: Ranking, history: History, ruled: RuledList | None, context: Context
-    ) -> list[RankedItem]:
+    def _explain(self, ranking: Ranking, parts: list[ScoreParts], ruled: RuledList | None) -> list[RankedItem]:
         items = _ranked_items(ranking)
-        catalogue = live.items.catalogue
-        for item, parts in zip(items, live.explain(ranking, history, self.config.reasons, context), strict=True):
-            item.base, item.others = parts.base, parts.others
-            item.reasons = [rankings.Reason(*reason) for reason in parts.reasons]
+        for item, of_score in zip(items, parts, strict=True):
+            item.base, item.others = of_score.base, of_score.others
+            item.reasons = [rankings.Reason(*reason) for reason in of_score.reasons]
         for item, applied in zip(items, ruled.applied if ruled is not None else (), strict=ruled is not None):
             item.rules = applied
+        return items
+
+    def _name_nearest(self, items: list[RankedItem], live: Live, ranking: Ranking, history: History) -> None:
+        """Set `because` of each item that is similar to one of the user's history."""
+        catalogue = live.items.catalogue
         for item, near in zip(items, live.nearest_engaged(ranking, history), strict=True):
             if near is not None and near.cosine >= self.config.because_cosine:
                 item_id, title = catalogue.item_ids[near.row], catalogue.titles[near.row]
                 item.because = rankings.Because(item_id, title, near.cosine, near.event)
-        return items
 
-    async def take(self, body: bytes, content_type: str = "") -> EventsAnswer:
+    async def take(self, body: bytes, content_type: str = "", shopper: str | None = None) -> EventsAnswer:
         """Validate the events of a body one by one, and store the valid ones.
 
-        Raises Problem if no event is valid (422) or Redis is unavailable (503).
+        shopper: the user whose events these must be; None for any. Raises Problem if no event is valid (422) or Redis
+        is unavailable (503).
         """
         now, most = self.clock(), self.config.max_events
         accepted: list[tuple[int, Accepted]] = []
         rejected: list[Rejected] = []
         for index, one in enumerate(decoding.split_body(body, most, content_type)):
             for event in events.accept(one, now, self.config.future_s):
-                if isinstance(event, Accepted):
-                    accepted.append((index, event))
-                else:
+                if not isinstance(event, Accepted):
                     rejected.append(Rejected(index, event.field, event.message))
+                elif shopper is not None and event.event.user_id != shopper:
+                    rejected.append(Rejected(index, "user_id", "is not the shopper of the token"))
+                else:
+                    accepted.append((index, event))
             decoding.check_count(len(accepted) + len(rejected), most, "events")
         self.metrics.rejected(rejected)
         if rejected and not accepted:
@@ -407,6 +428,13 @@ def _redis_required(title: str, remedy: str) -> Iterator[None]:
 
 def _ranked_items(ranking: Ranking) -> list[RankedItem]:
     return [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
+
+
+def _with_history_in_others(item: RankedItem) -> RankedItem:
+    """The item with the whole effect of the history on its score in `others`. Its parts are those for a new user."""
+    explained = sum(reason.contribution for reason in item.reasons) + sum(rule.added or 0.0 for rule in item.rules)
+    item.others = item.score - (item.base or 0.0) - explained
+    return item
 
 
 def _ms_since(started: float) -> float:
