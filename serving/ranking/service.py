@@ -50,7 +50,7 @@ from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
 from serving.rules import Plan, Ranked, Removed, RuledList, RuleError, Rules
-from serving.store import Store, StoreAway, WrittenItems, decode_fields
+from serving.store import Event, Outcome, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
 
@@ -275,8 +275,15 @@ class Service:
                 else:
                     accepted.append((index, event))
             decoding.check_count(len(accepted) + len(rejected), most, "events")
+        written = await self._write([a.event for _, a in accepted], now)
+        for (index, _), outcome in zip(accepted, written, strict=True):
+            if outcome == Outcome.ERASED:
+                rejected.append(Rejected(index, "timestamp", "the user was erased after this time"))
+        rejected.sort(key=lambda r: r.index)
         self.metrics.rejected(rejected)
-        if rejected and not accepted:
+        new, duplicates, late = (written.count(o) for o in (Outcome.NEW, Outcome.DUPLICATE, Outcome.ERASED))
+        self.metrics.events(new, duplicates, late)
+        if rejected and not (new + duplicates):
             raise Problem(
                 422,
                 "no-event-taken",
@@ -286,10 +293,8 @@ class Service:
                 rejected[0].field,
                 rejected=msgspec.to_builtins(rejected),
             )
-        new = await self._write([a for _, a in accepted], now)
-        self.metrics.events(sum(new), len(new) - sum(new))
         derived = [Derived(index, a.event.event_id) for index, a in accepted if a.derived]
-        return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
+        return EventsAnswer(new, duplicates, rejected, derived)
 
     async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
         """Validate the items of a body one by one, and store the valid ones, new or changed.
@@ -371,10 +376,10 @@ class Service:
             price,
         )
 
-    async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
+    async def _write(self, given: list[Event], now: float) -> list[Outcome]:
         remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
         with _redis_required("Events cannot be stored", remedy):
-            return await self.store.write([a.event for a in accepted], now)
+            return await self.store.write(given, now)
 
     async def erase(self, user_id: str) -> events.ErasureAnswer:
         """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""

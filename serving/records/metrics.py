@@ -117,10 +117,11 @@ class Metrics:
         for event in rejected:
             self._rejected.labels(event.field if event.field in _FIELDS else "unknown" if event.field else "none").inc()
 
-    def events(self, accepted: int, duplicates: int) -> None:
-        """Count stored events."""
+    def events(self, accepted: int, duplicates: int, erased: int) -> None:
+        """Count valid events by outcome. erased: from before the erasure of their user."""
         self._events.labels("accepted").inc(accepted)
         self._events.labels("duplicate").inc(duplicates)
+        self._events.labels("erased").inc(erased)
 
     def dropped(self, count: int) -> None:
         """Count records of served lists that were dropped because the log was full."""

@@ -6,6 +6,7 @@ into SHARDS shards in a cluster, and the streams are divided into as many parts:
 
     sw:{<tag>}:u:<user>:e, :s, :d:<period>    a user of this shard
     sw:{<tag>}:events, sw:{<tag>}:served      the shard's part of the streams
+    sw:{<tag>}:erased-until                   the shard's part of the times of erasures
     sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items, all on one node
 
 Keys that are used on their own have the same name in both, which also spreads vectors over the nodes. Readers of a
@@ -15,6 +16,7 @@ the order in which events are read.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from hashlib import blake2b
 
@@ -26,6 +28,8 @@ SHARDS = 64
 STREAM = "sw:events"
 SERVED = "sw:served"
 ERASED = "sw:erased"
+ERASED_UNTIL = "sw:erased-until"
+ERASURE_SECRET = "sw:erasure-secret"
 POINTER = "sw:release"
 SHADOW = "sw:shadow"
 AUDIT = "sw:audit"
@@ -33,6 +37,10 @@ NIGHTS = "sw:nights"
 GROUP = "embed"
 """Consumer group of the embedding workers in the stream of item changes."""
 _ITEMS = "items"
+_SUFFIX = re.compile(r":(e|s|d:\d+)$")
+
+DUPLICATES_S = 48 * 3600
+"""Length in seconds of a period of event IDs; they are kept for one to two periods."""
 
 
 class Layout:
@@ -62,10 +70,17 @@ class Layout:
         # Braces enclose the hash tag; a closing brace in the ID would end it early.
         return f"sw:{{{user_id.replace('%', '%25').replace('}', '%7D')}}}:{suffix}"
 
+    def id_keys(self, user_id: str, now: float) -> list[str]:
+        """All keys that may have IDs of a user's events, by the clock of any worker. now: Unix seconds."""
+        period = int(now // DUPLICATES_S)
+        # Kept for two periods after the last event of their own, they may be two periods old.
+        return [self.user(user_id, f"d:{p}") for p in range(period - 2, period + 2)]
+
     def user_of(self, key: bytes) -> str:
-        """The user of a key; inverse of `user` for suffixes of one letter."""
+        """The user of a key; inverse of `user`."""
         if self._tags:
-            return key.decode().partition("}:u:")[2][:-2]
+            name = key.decode().partition("}:u:")[2]
+            return _SUFFIX.sub("", name)
         return key.decode().partition("{")[2].rpartition("}")[0].replace("%7D", "}").replace("%25", "%")
 
     def users(self, suffix: str) -> str:
@@ -73,11 +88,11 @@ class Layout:
         return f"sw:{{*}}:u:*:{suffix}" if self._tags else f"sw:{{*}}:{suffix}"
 
     def part(self, stream: str, shard: int) -> str:
-        """The key of a shard's part of STREAM or SERVED."""
+        """The key of a shard's part of STREAM, SERVED or ERASED_UNTIL."""
         return stream.replace("sw:", f"sw:{{{self._tags[shard]}}}:", 1) if self._tags else stream
 
     def parts(self, stream: str) -> list[str]:
-        """The keys of all parts of a stream, in the order of shards."""
+        """The keys of all parts, in the order of shards."""
         return [self.part(stream, shard) for shard in range(self.shards)]
 
     def item(self, item_id: str) -> str:

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from features.catalogue import Catalogue
 from features.history import History, Outside
-from serving.store import users
+from serving.store import erasure, users
 from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
@@ -18,6 +18,7 @@ from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, Layout
 from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
+from serving.store.users import Outcome
 
 _TAIL = 1000
 _SCAN_COUNT, _SCANS = 1000, 5
@@ -81,8 +82,8 @@ class Store:
             raise _away(error) from error
         return replies
 
-    async def write(self, events: Sequence[Event], now: float) -> list[bool]:
-        """Write events to their users' lists and the stream; returns True for each new event, False for a duplicate.
+    async def write(self, events: Sequence[Event], now: float) -> list[Outcome]:
+        """Write new events to their users' lists and the stream; returns the outcome of each event.
 
         now: Unix seconds, from which the time to keep the event IDs is counted. If StoreAway is raised, none, some or
         all events were written; repeating the call writes the others.
@@ -90,7 +91,7 @@ class Store:
         if not events:
             return []
         commands, members = users.write_commands(self.layout, events, now)
-        return users.flags(await self.run(commands), members, len(events))
+        return users.outcomes(await self.run(commands), members, len(events))
 
     async def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
         """A user's engagements and impressions strictly before `at`; empty for an unknown user."""
@@ -105,11 +106,13 @@ class Store:
         """Erase a user: delete lists and event IDs now, and add a tombstone for `shelfwise collect`, which erases the
         log.
 
-        at: Unix seconds; events of the user after it are kept. Idempotent.
+        at: Unix seconds; events of the user after it are kept, and those up to it are refused from now on. Idempotent.
         """
+        secret = (await self.run(erasure.secret_commands(erasure.new_secret())))[-1].decode()
         # The tombstone comes first: if the call fails in between, the caller repeats it.
-        await self.run([["XADD", ERASED, "*", "u", users.user_hash(user_id), "t", repr(at)]])
-        await self.run([users.erase_command(self.layout, user_id, at)])
+        name = erasure.tombstone(secret, erasure.user_hash(user_id))
+        await self.run([["XADD", ERASED, "*", "u", name, "t", repr(at)]])
+        await self.run(erasure.erase_commands(self.layout, user_id, secret, at))
 
     async def append(self, stream: str, entries: Sequence[bytes]) -> int:
         """Append entries to a stream, each as field `l`; returns the approximate length of the stream.

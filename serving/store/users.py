@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from enum import IntEnum
 from hashlib import blake2b, sha1
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,10 @@ from features.arrays import F64, I8, I32, I64
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, NO_OUTSIDE, SHOWN, History, Outside
 from features.log import Kind
+from serving.store.erasure import user_hash
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import STREAM, Layout
+from serving.store.layout import DUPLICATES_S, ERASED_UNTIL, STREAM, Layout
 from serving.store.stream import Event, encode_event
-
-DUPLICATES_S = 48 * 3600
 
 EVENTS_PER_SCRIPT = 100
 """Maximum number of events that one run of a script writes. More events of a user are divided over several runs."""
@@ -46,9 +46,12 @@ def event_hash(event_id: str) -> int:
     return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def user_hash(user_id: str) -> str:
-    """The hash that identifies an erased user (BLAKE2b, 16 bytes as hexadecimal digits)."""
-    return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+class Outcome(IntEnum):
+    """What became of an event. ERASED: it is from before the erasure of its user, and was refused."""
+
+    ERASED = -1
+    DUPLICATE = 0
+    NEW = 1
 
 
 def record(at: float, kind: int, event_id: str, item_id: str) -> bytes:
@@ -87,15 +90,17 @@ def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple
     for user, distinct in of_user.items():
         shard = layout.shard(user)
         head: list[Any] = [
-            5,
+            6,
             layout.user(user, "e"),
             layout.user(user, "s"),
             layout.user(user, f"d:{period}"),
             layout.user(user, f"d:{period - 1}"),
             layout.part(STREAM, shard),
+            layout.part(ERASED_UNTIL, shard),
             ENGAGEMENTS,
             SHOWN,
             2 * DUPLICATES_S,
+            user_hash(user),
         ]
         numbers = list(distinct.values())
         for first in range(0, len(numbers), EVENTS_PER_SCRIPT):
@@ -111,24 +116,13 @@ def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple
     return script_commands(WRITE, calls, shards), members
 
 
-def flags(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) -> list[bool]:
-    """Whether each event was new, from the replies per command. An event that is in no command is a duplicate."""
-    out = [False] * count
+def outcomes(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) -> list[Outcome]:
+    """The outcome of each event, from the replies per command. An event that is in no command is a duplicate."""
+    out = [Outcome.DUPLICATE] * count
     for reply, numbers in zip(replies, members, strict=True):
-        for flag, n in zip(reply, numbers, strict=True):
-            out[n] = bool(flag)
+        for code, n in zip(reply, numbers, strict=True):
+            out[n] = Outcome(code)
     return out
-
-
-def erase_command(layout: Layout, user_id: str, at: float) -> list[Any]:
-    """The command that deletes a user's lists and event IDs."""
-    period = _period(at)
-    return ["UNLINK", *(layout.user(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}"))]
-
-
-def ids_command(layout: Layout, user_id: str, now: float) -> list[Any]:
-    """The command that deletes all event IDs of a user, also those written before a backup."""
-    return ["UNLINK", *(layout.user(user_id, f"d:{period}") for period in range(_period(now) - 2, _period(now) + 1))]
 
 
 def record_time(packed: bytes) -> float:

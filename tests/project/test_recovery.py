@@ -22,7 +22,7 @@ from features.log import Kind
 from offline.data.dataset import load_dataset
 from offline.data.erasures import read_erasures
 from serving.release import read_manifest, registry
-from serving.store import BulkStore, Event, Store, user_hash
+from serving.store import BulkStore, Event, Store
 from tests import ROOT
 from tests.blocks import Block, blocks, free_port
 from tests.serving.test_release import columns, planted_items, planted_model, publish
@@ -144,7 +144,7 @@ def test_a_restored_backup_has_everything_but_the_users_who_were_erased_since(ma
         machine.run(guide("--erasures"))
         assert known_users(machine.url) == {"kept", "other"}
         assert set(load_dataset(machine.workspace / "data").events.user_ids) == {"kept", "other"}
-        assert set(read_erasures(machine.workspace / "data")) == {user_hash("erased")}
+        assert read_erasures(machine.workspace / "data").until("erased") > 0
         assert [line["action"] for line in registry.release_history(machine.workspace / "releases")] == ["publish"]
         with served(machine.url) as client:
             ready(client)
@@ -171,7 +171,7 @@ def test_the_backup_alone_does_not_bring_erased_users_back_into_a_nightly_run(ma
     machine.run(guide("appendonly.aof.1.base.rdb"))
     with machine.valkey():
         assert known_users(machine.url) == {"kept"}
-        assert set(read_erasures(machine.workspace / "data")) == {user_hash("erased")}
+        assert read_erasures(machine.workspace / "data").until("erased") > 0
 
 
 NEXT = """
