@@ -38,6 +38,23 @@ class ServiceConfig(BaseModel):
     max_candidates: int = Field(1000, ge=1, le=5000, description="Maximum number of candidates per request.")
     max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Maximum size of a request body.")
+    shopper_events_per_minute: int | None = Field(
+        1000, ge=1, description="Maximum number of events of one shopper per minute and worker; null for no limit."
+    )
+    shopper_events_per_day: int | None = Field(
+        5000, ge=1, description="Maximum number of events of one shopper per day (UTC) and worker; null for no limit."
+    )
+    shopper_item_engagements_per_day: int | None = Field(
+        30,
+        ge=1,
+        description="Maximum number of events of one shopper with one item, except impressions, per day and worker; "
+        "null for no limit.",
+    )
+    shopper_item_impressions_per_day: int | None = Field(
+        300,
+        ge=1,
+        description="Maximum number of impressions of one item to one shopper per day and worker; null for no limit.",
+    )
     keys_file: Path | None = Field(
         None, description="API keys, as printed by `shelfwise keys new`; reloaded on change."
     )

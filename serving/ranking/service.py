@@ -41,6 +41,7 @@ from serving.api import (
     request_id,
 )
 from serving.config import ServiceConfig
+from serving.ranking.event_limits import EventLimits
 from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
@@ -75,6 +76,7 @@ class Service:
         self.written = WrittenItems(store)
         self.served = ServedLog(store, self.metrics, config.log_served_most)
         self.shadow = Shadow(config, store, follower.of_shadow(), self.served, self.metrics)
+        self.limits = EventLimits(config)
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
@@ -266,12 +268,16 @@ class Service:
         now, most = self.clock(), self.config.max_events
         accepted: list[tuple[int, Accepted]] = []
         rejected: list[Rejected] = []
+        wait_s = list[int]()
         for index, one in enumerate(decoding.split_body(body, most, content_type)):
             for event in events.accept(one, now, self.config.future_s):
                 if not isinstance(event, Accepted):
                     rejected.append(Rejected(index, event.field, event.message))
                 elif shopper is not None and event.event.user_id != shopper:
                     rejected.append(Rejected(index, "user_id", "is not the shopper of the token"))
+                elif over := self.limits.exceeded(event.event, now):
+                    rejected.append(Rejected(index, "user_id", f"the limit of {over[0]} is reached"))
+                    wait_s.append(over[1])
                 else:
                     accepted.append((index, event))
             decoding.check_count(len(accepted) + len(rejected), most, "events")
@@ -282,7 +288,9 @@ class Service:
         rejected.sort(key=lambda r: r.index)
         self.metrics.rejected(rejected)
         new, duplicates, late = (written.count(o) for o in (Outcome.NEW, Outcome.DUPLICATE, Outcome.ERASED))
-        self.metrics.events(new, duplicates, late)
+        self.metrics.events(new, duplicates, late, len(wait_s))
+        if wait_s and len(wait_s) == len(rejected) and not (new + duplicates):
+            raise _over_limit(rejected, wait_s)
         if rejected and not (new + duplicates):
             raise Problem(
                 422,
@@ -377,9 +385,16 @@ class Service:
         )
 
     async def _write(self, given: list[Event], now: float) -> list[Outcome]:
+        """Write events that are within the limits of their shoppers, and count only those that are new."""
         remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
-        with _redis_required("Events cannot be stored", remedy):
-            return await self.store.write(given, now)
+        stored: list[Outcome] = []
+        try:
+            with _redis_required("Events cannot be stored", remedy):
+                stored = await self.store.write(given, now)
+            return stored
+        finally:
+            outcomes = stored or [Outcome.DUPLICATE] * len(given)
+            self.limits.take_back(e for e, o in zip(given, outcomes, strict=True) if o != Outcome.NEW)
 
     async def erase(self, user_id: str) -> events.ErasureAnswer:
         """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""
@@ -433,6 +448,21 @@ def _redis_required(title: str, remedy: str) -> Iterator[None]:
 
 def _ranked_items(ranking: Ranking) -> list[RankedItem]:
     return [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
+
+
+def _over_limit(rejected: list[Rejected], wait_s: list[int]) -> Problem:
+    """A problem (429): every event is over a limit. wait_s: seconds until the limit of each is lifted."""
+    return Problem(
+        429,
+        "shopper-rate",
+        "Too many events of a shopper",
+        rejected[0].message,
+        "Check that `user_id` is one person. If it is, raise the `shopper_..._per_...` settings of the service.",
+        "user_id",
+        headers={"Retry-After": str(min(wait_s))},
+        # A client gives these events up, so that one shopper does not hold up the queue of a back end.
+        rejected=msgspec.to_builtins(rejected),
+    )
 
 
 def _with_history_in_others(item: RankedItem) -> RankedItem:

@@ -117,11 +117,12 @@ class Metrics:
         for event in rejected:
             self._rejected.labels(event.field if event.field in _FIELDS else "unknown" if event.field else "none").inc()
 
-    def events(self, accepted: int, duplicates: int, erased: int) -> None:
-        """Count valid events by outcome. erased: from before the erasure of their user."""
+    def events(self, accepted: int, duplicates: int, erased: int, limited: int) -> None:
+        """Count valid events by outcome. erased: from before the erasure of their user. limited: over a limit."""
         self._events.labels("accepted").inc(accepted)
         self._events.labels("duplicate").inc(duplicates)
         self._events.labels("erased").inc(erased)
+        self._events.labels("limited").inc(limited)
 
     def dropped(self, count: int) -> None:
         """Count records of served lists that were dropped because the log was full."""

@@ -131,8 +131,8 @@ def test_an_invalid_address_is_refused(url: str) -> None:
 
 def test_events_are_deduplicated_and_all_parts_of_the_stream_are_read(store: BulkStore) -> None:
     events = [event(n, NOW - n, user=user, item=ITEMS[n % 4]) for n, user in enumerate(USERS)]
-    assert store.write(events, NOW) == [True] * len(events)
-    assert store.write(events, NOW) == [False] * len(events)
+    assert store.write(events, NOW) == [Outcome.NEW] * len(events)
+    assert store.write(events, NOW) == [Outcome.DUPLICATE] * len(events)
     assert store.length(STREAM) == len(events)
     last = START
     read: list[Event] = []
@@ -148,8 +148,8 @@ def test_the_asyncio_store_behaves_like_the_bulk_store_and_pages_through_the_str
     async def use() -> None:
         store = Store(cluster.url, timeout_s=5)
         events = [event(n, NOW - n, user=f"u{n % 40}") for n in range(300)]
-        assert await store.write(events, NOW) == [True] * 300
-        assert await store.write(events[:3], NOW) == [False] * 3
+        assert await store.write(events, NOW) == [Outcome.NEW] * 300
+        assert await store.write(events[:3], NOW) == [Outcome.DUPLICATE] * 3
         history = await store.read("u7", catalogue(ITEMS), NOW + 1)
         assert history.at.tolist() == [NOW - n for n in range(7, 300, 40)]
         last, times = START, list[float]()
@@ -176,7 +176,7 @@ def test_reads_and_writes_continue_while_a_slot_moves_and_after(tmp_path: Path) 
         away = (home + 1) % 3
         with cluster.raw(home) as source, cluster.raw(away) as target:
             ids = [raw.execute_command("CLUSTER", "MYID").decode() for raw in (source, target)]
-            assert await store.write([event(1, NOW)], NOW) == [True]
+            assert await store.write([event(1, NOW)], NOW) == [Outcome.NEW]
             target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
             source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
             for key in source.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
@@ -184,7 +184,9 @@ def test_reads_and_writes_continue_while_a_slot_moves_and_after(tmp_path: Path) 
             assert (await store.read("u", catalogue(ITEMS), NOW + 1)).at.tolist() == [NOW], "while the slot moves"
             for raw in (target, source):
                 raw.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-            assert await store.write([event(1, NOW), event(2, NOW)], NOW) == [False, True], "after it has moved"
+            assert await store.write([event(1, NOW), event(2, NOW)], NOW) == [Outcome.DUPLICATE, Outcome.NEW], (
+                "after it has moved"
+            )
         await store.close()
 
     with local_cluster(tmp_path) as cluster:

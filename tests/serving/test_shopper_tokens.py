@@ -24,6 +24,7 @@ from serving.app import create_app
 from serving.http.credentials import KeysError
 from serving.http.keys import Keys, new_key
 from serving.http.shopper_tokens import HEADER, Policy, ShopperTokens, make_token, new_secret, parse_secrets
+from shelfwise_client import Shelfwise
 from tests.serving.test_keys import bearer
 from tests.serving.test_service import EVERY, FAST, click, ready, refused, releases, served, until, url
 
@@ -233,6 +234,22 @@ def test_without_a_token_a_public_key_learns_nothing_of_a_history_from_explanati
     own = rank(optional, PAGE, token(secrets_file), explain=True, rules=rules).json()
     assert any("because" in i for i in own["items"])
     assert "removed" in own
+
+
+def test_the_python_client_sends_the_token_of_its_shopper(required: httpx.Client, secrets_file: Path) -> None:
+    """A function is asked for the current token, also by the thread that delivers events."""
+    asked: list[str] = []
+
+    def current() -> str:
+        asked.append(token(secrets_file, "z"))
+        return asked[-1]
+
+    with Shelfwise(str(required.base_url), PAGE, shopper_token=current) as shop:
+        shop.send("click", "z", "red-01")
+        shop.flush()
+        assert shop.counts.accepted == 1
+        assert shop.recommend("z", limit=3).items
+    assert len(asked) == 2
 
 
 def test_a_changed_file_of_secrets_is_used_without_a_restart(

@@ -30,6 +30,7 @@ from serving.store import (
     BulkStore,
     BulkWrittenItems,
     Event,
+    Outcome,
     Pointer,
     Store,
     StoreAway,
@@ -219,7 +220,7 @@ def test_the_commands_of_a_write_do_not_depend_on_the_order_of_its_events(
 def test_an_event_older_than_a_full_list_does_not_cause_a_read_of_the_list(store: BulkStore, raw: redis.Redis) -> None:
     store.write([event(n, NOW + n, Kind.IMPRESSION) for n in range(SHOWN)], NOW)
     raw.config_resetstat()
-    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [True] * 50
+    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [Outcome.NEW] * 50
     assert "cmdstat_lrange" not in raw.info("commandstats")
     assert raw.xlen(STREAM) == SHOWN + 50
 
@@ -287,9 +288,9 @@ def test_every_user_id_has_its_own_lists(store: BulkStore, user: str) -> None:
 
 def test_event_ids_are_deduplicated_for_at_least_two_days_and_then_expire(store: BulkStore, raw: redis.Redis) -> None:
     begin = NOW // DUPLICATES_S * DUPLICATES_S
-    assert store.write([event(1, NOW)], begin) == [True]
-    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S - 1) == [False]
-    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S) == [True]
+    assert store.write([event(1, NOW)], begin) == [Outcome.NEW]
+    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S - 1) == [Outcome.DUPLICATE]
+    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S) == [Outcome.NEW]
     assert 0 < raw.ttl(f"sw:{{u}}:d:{int(begin // DUPLICATES_S)}") <= 2 * DUPLICATES_S
 
 
@@ -297,7 +298,7 @@ def test_a_record_is_in_its_list_once_even_if_its_event_id_has_expired(store: Bu
     """Neither the newest, nor one in the middle, nor the oldest of a list is inserted again."""
     events = [event(n, NOW + n) for n in range(3)]
     store.write(events, NOW)
-    assert store.write(events, NOW + 2 * DUPLICATES_S) == [True] * 3
+    assert store.write(events, NOW + 2 * DUPLICATES_S) == [Outcome.NEW] * 3
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW + 2, NOW + 1, NOW]
 
 
@@ -309,7 +310,7 @@ def test_event_ids_take_eight_bytes_each(store: BulkStore, raw: redis.Redis) -> 
 def test_the_results_of_a_write_are_in_the_order_of_its_events(store: BulkStore) -> None:
     store.write([event(2, NOW, user="v")], NOW)
     batch = [event(1, NOW, user="u"), event(2, NOW, user="v"), event(3, NOW, user="u"), event(1, NOW, user="u")]
-    assert store.write(batch, NOW) == [True, False, True, False]
+    assert store.write(batch, NOW) == [Outcome.NEW, Outcome.DUPLICATE, Outcome.NEW, Outcome.DUPLICATE]
 
 
 @pytest.mark.parametrize("at", [float("nan"), float("inf")])
@@ -436,7 +437,7 @@ def test_seeding_between_written_events_gives_the_lists_of_the_whole_log(
 def test_an_event_of_the_log_sent_again_through_the_api_counts_once(store: BulkStore, raw: redis.Redis) -> None:
     """An event retried after the nightly run may have another time, so it is recognised only by its ID."""
     seed(store, [event(1, NOW - 60)])
-    assert store.write([event(1, NOW)], NOW) == [False]
+    assert store.write([event(1, NOW)], NOW) == [Outcome.DUPLICATE]
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW - 60]
 
 
@@ -520,7 +521,7 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
     async def use() -> None:
         store = Store(url, timeout_s=5)
         assert await store.write([], NOW) == []
-        assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [True, False]
+        assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [Outcome.NEW, Outcome.DUPLICATE]
         history = await store.read("u", catalogue(ITEMS), NOW + 1)
         assert (history.item.tolist(), history.at.tolist()) == ([0], [NOW])
         pointer, tail, away, shadow = await store.poll(START)
@@ -528,7 +529,7 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
         again = await store.poll(tail.last)
         assert (None, [], tail.last) == (again[0], again[1].item_ids, again[1].last)
         raw.script_flush()
-        assert await store.write([event(2, NOW), event(3, NOW, user="w")], NOW) == [True, True]
+        assert await store.write([event(2, NOW), event(3, NOW, user="w")], NOW) == [Outcome.NEW, Outcome.NEW]
         await store.close()
 
     asyncio.run(use())
