@@ -45,13 +45,13 @@ class ServiceConfig(BaseModel):
         5000, ge=1, description="Maximum number of events of one shopper per day (UTC) and worker; null for no limit."
     )
     shopper_item_engagements_per_day: int | None = Field(
-        30,
+        20,
         ge=1,
         description="Maximum number of events of one shopper with one item, except impressions, per day and worker; "
         "null for no limit.",
     )
     shopper_item_impressions_per_day: int | None = Field(
-        300,
+        100,
         ge=1,
         description="Maximum number of impressions of one item to one shopper per day and worker; null for no limit.",
     )
