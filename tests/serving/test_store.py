@@ -174,7 +174,7 @@ def test_any_order_and_division_of_events_gives_the_lists_of_a_sorted_log(
         bounds = [0, *sorted(cuts), len(events)]
         new = [n for a, b in pairwise(bounds) for n in store.write(events[a:b], NOW)]
         first = {e.event_id: n for n, e in reversed(list(enumerate(events)))}
-        assert new == [first[e.event_id] == n for n, e in enumerate(events)]
+        assert [outcome == Outcome.NEW for outcome in new] == [first[e.event_id] == n for n, e in enumerate(events)]
         kept = [events[n] for n in first.values()]
         for key, cap, of_list in (
             ("sw:{u}:e", engagements, [e for e in kept if e.kind != Kind.IMPRESSION]),
