@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -191,7 +192,9 @@ def test_redis_restored_alone_does_not_bring_back_users_whom_the_workspace_knows
         machine.run(guide("data/erasures.key"))
     shutil.rmtree(machine.redis)
 
-    machine.run(guide("appendonly.aof.1.base.rdb"))
+    restore = guide("appendonly.aof.1.base.rdb")
+    of_redis = "\n".join(line for line in restore.text.splitlines() if not line.startswith("tar"))
+    machine.run(replace(restore, text=of_redis))
     with machine.valkey(), BulkStore(machine.url) as store:
         assert known_users(machine.url) == {"kept", "erased"}
         machine.run(guide('--erasures "$WORKSPACE'))
