@@ -27,7 +27,18 @@ from features.custom import load as load_features
 from features.table import Feature
 from serving.clock import make_clock
 from serving.config import ServiceConfig
-from serving.http import Connections, Guard, Keys, add_document, add_error_handlers, add_routes, keys, log_config
+from serving.http import (
+    SHOPPER_TOKEN_HEADER,
+    Connections,
+    Guard,
+    Keys,
+    ShopperTokens,
+    add_document,
+    add_error_handlers,
+    add_routes,
+    keys,
+    log_config,
+)
 from serving.lock import locked
 from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
@@ -61,8 +72,9 @@ def create_app(
     release: directory of the release to start with if Redis is unavailable or names none. owner: ID of the shop whose
     releases may be served; empty for any. clock: returns the time of a request in Unix seconds, before the configured
     offset; defaults to the configured clock. good: the valid API keys; without keys, anyone who can reach the service
-    may call every route.
+    may call every route. Raises KeysError if the secrets of shopper tokens cannot be used.
     """
+    tokens = ShopperTokens(config.shopper_tokens, config.shopper_secrets_file)
     counts, good, now = Metrics(), good or Keys(), clock or make_clock(config.clock_file)
     limits = UserLimits(config.retention, config.max_users)
     store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s, limits)
@@ -75,7 +87,7 @@ def create_app(
         following.add_done_callback(_log_if_failed)
         tasks = [
             following,
-            asyncio.create_task(_reload_keys(good, counts)),
+            asyncio.create_task(_reload_keys(good, tokens, counts)),
             asyncio.create_task(service.served.run()),
             asyncio.create_task(service.shadow.run()),
             asyncio.create_task(service.watch_memory()),
@@ -103,25 +115,25 @@ def create_app(
         add_operator(app, service, timeline, redis_url, custom)
     add_error_handlers(app)
     add_document(app)
-    app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)
+    app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, tokens=tokens, metrics=counts)
     if config.cors_origins:  # outside the guard: a browser's preflight request carries no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", SHOPPER_TOKEN_HEADER],
             expose_headers=["Date", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"],
             max_age=3600,
         )
     return app
 
 
-async def _reload_keys(good: Keys, counts: Metrics) -> None:
-    """Reload the keys every second, so that keys added or removed take effect within two, without a restart."""
+async def _reload_keys(good: Keys, tokens: ShopperTokens, counts: Metrics) -> None:
+    """Reload keys and secrets every second, so that changes of them take effect within two, without a restart."""
     while True:
         await asyncio.sleep(1)
         try:
-            if await asyncio.to_thread(good.look):
+            if all([await asyncio.to_thread(one.look) for one in (good, tokens)]):
                 counts.keys_checked(time.time())
         except Exception:  # a revoked key must not stay valid because one attempt failed
             log.exception("the keys could not be reloaded; trying again in a second")
@@ -162,6 +174,7 @@ def serve(config: ServiceConfig, redis_url: str, releases: Path | None = None, c
     make_clock(config.clock_file)()
     asyncio.run(_check_eviction(Store(redis_url, config.redis_timeout_s)))
     keys.check_exposure(config.host, Keys(config.keys_file, os.environ.get(keys.KEYS_VARIABLE, "")), config.insecure)
+    ShopperTokens(config.shopper_tokens, config.shopper_secrets_file)
     os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url
     os.environ[_CONFIG_VARIABLE] = config.model_dump_json()

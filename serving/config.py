@@ -41,8 +41,35 @@ class ServiceConfig(BaseModel):
     max_candidates: int = Field(1000, ge=1, le=5000, description="Maximum number of candidates per request.")
     max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Maximum size of a request body.")
+    shopper_events_per_minute: int | None = Field(
+        1000, ge=1, description="Maximum number of events of one shopper per minute and worker; null for no limit."
+    )
+    shopper_events_per_day: int | None = Field(
+        5000, ge=1, description="Maximum number of events of one shopper per day (UTC) and worker; null for no limit."
+    )
+    shopper_item_engagements_per_day: int | None = Field(
+        20,
+        ge=1,
+        description="Maximum number of events of one shopper with one item, except impressions, per day and worker; "
+        "null for no limit.",
+    )
+    shopper_item_impressions_per_day: int | None = Field(
+        100,
+        ge=1,
+        description="Maximum number of impressions of one item to one shopper per day and worker; null for no limit.",
+    )
     keys_file: Path | None = Field(
         None, examples=["keys.txt"], description="API keys, as printed by `shelfwise keys new`; reloaded on change."
+    )
+    shopper_tokens: Literal["off", "optional", "required"] = Field(
+        "off",
+        description="Shopper tokens of public keys: ignore them, verify those that are sent, or require one for the "
+        "history and the events of a user.",
+    )
+    shopper_secrets_file: Path | None = Field(
+        None,
+        examples=["secrets.txt"],
+        description="Secrets that sign shopper tokens, as printed by `shelfwise keys secret`; reloaded on change.",
     )
     insecure: bool = Field(False, description="Accept connections from other machines without API keys.")
     key_rate: float | None = Field(

@@ -51,6 +51,11 @@ def collect(
         f"{c.data}: {counts.events:,} events and {counts.served:,} served lists, {counts.items:,} written items, "
         f"{counts.erased:,} users erased"
     )
+    if counts.log_kept:
+        say(
+            "the append-only file of Redis still has commands of the erased users, since Redis did not rewrite it: "
+            f"{counts.log_kept}; run BGREWRITEAOF, or wait for its next rewrite"
+        )
 
 
 def skew(

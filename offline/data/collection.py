@@ -4,7 +4,7 @@
     <log>/served/date=2026-01-31/part-<entry>.parquet    served lists
     <log>/events/_mark, <log>/served/_mark               last stream entry that is in the files
     <data>/written_items.parquet                         items written through the service
-    <data>/erasures.parquet                              tombstones of erased users
+    <data>/erasures.parquet, <data>/erasures.key         tombstones of erased users, and their secrets
     <data>/origin.json                                   the Redis that was collected last
 
 Rows are partitioned by the day of the event or list, so late events are added to an existing day.
@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.log import KINDS
-from offline.data import erasures, written_items
+from offline.data import erasures, quarantined, written_items
 from offline.data.erasures import Erasures
 from offline.data.partitions import DAY_US, Storage, day_name, day_of, split_by_day
 from offline.data.schema import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED_FORM, SERVED_SCHEMA, UTC_US
@@ -75,13 +75,17 @@ _RELEASES = 5
 
 class Collected(NamedTuple):
     """Counts of a collection: events and served lists written to files, new erasures, entries trimmed from the event
-    stream, and written items in the data set."""
+    stream, and written items in the data set.
+
+    log_kept: why Redis did not start to rewrite its append-only file after erasures; None if it did, or has none.
+    """
 
     events: int
     served: int
     erased: int
     trimmed: int
     items: int
+    log_kept: str | None = None
 
 
 class _Log(NamedTuple):
@@ -111,23 +115,28 @@ def collect(
     from the stream. on_progress: called with (entries done, total entries). log: location of the day partitions, by
     default `directory`. keep_days: days to keep before the cut-off of the oldest release; all if None or without a
     release. saved_erasures: erasures newer than a restored backup; these users are also erased from the lists in
-    Redis, while no service is running. repair: accept a Redis that was replaced, and collect all of it. Raises the
-    exceptions of redis-py, StoreCorrupt, and DataError, also if Redis was replaced and `repair` is false.
+    Redis, while no service is running. After new erasures, Redis rewrites its append-only file. repair: accept a Redis
+    that was replaced, and collect all of it. Raises the exceptions of redis-py, StoreCorrupt, and DataError, also if
+    Redis was replaced and `repair` is false.
     """
     directory.mkdir(parents=True, exist_ok=True)
     home, storage = Storage.of(directory), Storage.of(directory if log is None else log)
     with locked(directory / ".collect.lock", wait=True):
         origin = _continue(home, storage, store, repair)
-        last_erased, since = store.erased()
-        saved = erasures.read_file(saved_erasures) if saved_erasures else {}
         before = erasures.read_erasures(directory)
-        erased = erasures.merge_erasures(directory, [*since, *saved.items()])
-        # A restored log contains the users again, whether or not their tombstones were restored with it.
-        new_erasures = {user: at for user, at in erased.items() if before.get(user) != at or user in saved}
-        if saved:
-            store.erase(erased, time.time())
-        if new_erasures:
-            home.write_table(erasures.FILE, erasures.to_table(erased))
+        last_erased, waiting = erasures.waiting_erasures(store, before.secrets)
+        erased = before.merged(waiting)
+        known = before.merged(Erasures({}, erased.secrets)).at
+        if saved_erasures:
+            # A restored log contains the users again, whether or not their tombstones were restored with it.
+            saved = Erasures({}, erased.secrets).merged(erasures.read_file(saved_erasures))
+            known = {name: at for name, at in known.items() if name not in saved.at}
+            erased = erased.merged(saved)
+            store.erase(erased.until)
+            store.refuse_events(waiting.secrets[0], erased.at)
+        new = {name: at for name, at in erased.at.items() if known.get(name) != at}
+        if erased != before:
+            erasures.write_erasures(directory, erased)
         total, done, counts = sum(store.length(log.stream) for log in _LOGS), 0, []
         for log_ in _LOGS:
             count = 0
@@ -137,9 +146,11 @@ def collect(
                     if on_progress:
                         on_progress(min(done, total), total)
             counts.append(count)
-        if new_erasures:
-            _erase_users(home, storage, store, new_erasures)
-        store.trim_to(store.layout.key(ERASED), last_erased)
+        if new:
+            _erase_users(home, storage, store, Erasures(new, erased.secrets))
+            quarantined.remove_erased(directory, erased)
+        store.trim_through(store.layout.key(ERASED), last_erased)
+        store.drop_old_erasures(time.time())
         items = _collect_items(directory, store)
         kept = [r for r in list_releases(releases) if r.manifest][:_RELEASES] if releases else []
         _drop_written_items(store, kept)
@@ -149,7 +160,8 @@ def collect(
         _write_origin(home, origin)
         if keep_days is not None:
             _drop_old_days(storage, keep_days, releases)
-        return Collected(counts[0], counts[1], len(new_erasures), trimmed, items)
+        log_kept = store.rewrite_log() if new else None
+        return Collected(counts[0], counts[1], len(new), trimmed, items, log_kept)
 
 
 def _shards(store: BulkStore) -> Sequence[int | None]:
@@ -297,7 +309,7 @@ def _erase_users(home: Storage, storage: Storage, store: BulkStore, erased: Eras
     for log in _LOGS:
         for name in storage.parts(log.folder):
             _rewrite(storage, name, erased, log.time_column)
-    store.drop_events(erased)
+    store.drop_events(erased.until)
 
 
 def _rewrite(storage: Storage, name: str, erased: Erasures, time_column: str) -> None:
@@ -392,7 +404,7 @@ def _trim(storage: Storage, store: BulkStore, kept: Sequence[ListedRelease], rep
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     trimmed = 0
     for shard in _shards(store):
-        store.trim_to(store.layout.part(SERVED, shard or 0), read_mark(storage, SERVED_FOLDER, shard, repairs))
+        store.trim_through(store.layout.part(SERVED, shard or 0), read_mark(storage, SERVED_FOLDER, shard, repairs))
         collected = int(read_mark(storage, EVENTS, shard, repairs).partition("-")[0]) / 1e3
         # The margin of one hour covers clock differences, as in `serving.ranking.live`.
         trimmed += store.trim(min(collected, min(cut_offs) - 3600), shard or 0) if cut_offs else 0

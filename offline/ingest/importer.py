@@ -28,6 +28,7 @@ from offline.data import (
     UTC_US,
     annotation_table,
     erasures,
+    quarantined,
     written_items,
 )
 from offline.ingest import validation
@@ -43,8 +44,6 @@ from offline.runtime import LOCAL, DataError, Engine, OnProgress, atomic_path
 __all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
 
 
-_ACCOUNT = "import.json"
-
 GA4_CLICK_US = 30 * 60 * 10**6
 """A GA4 click is assigned to the newest list of the last 30 minutes (GA4's session timeout) that showed the item."""
 
@@ -54,7 +53,8 @@ def import_data(
 ) -> ImportSummary:
     """Write a data set: `items.parquet`, `events.parquet`, `quarantine.parquet` and the summary `import.json`.
 
-    Rows of erased users up to their erasure are not written, although they count as accepted. Files named under
+    Rows of erased users up to their erasure are not written, although they count as accepted, nor are rejected values
+    that may have their IDs. Files named under
     `annotations` are checked and written too; any of `ANNOTATION_FILES` that is not among them is removed.
 
     now: timezone-aware; events later than it by more than the configured tolerance are rejected. on_progress: called
@@ -62,13 +62,14 @@ def import_data(
     the files. Raises DataError if a source cannot be read (nothing is written), if no event is accepted (only the
     quarantine and the summary are written), or if the directory contains a simulated shop.
     """
-    if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
+    if (directory / "truth.parquet").exists() and not (directory / quarantined.SUMMARY_FILE).exists():
         raise DataError(f"{directory}: contains a simulated shop (truth.parquet). Import into another directory.")
-    found = _Import(config, now, engine).run(on_progress)
-    events = erasures.without_erased(found.events, erasures.read_erasures(directory), EVENTS_FORM.moment)
+    erased = erasures.read_erasures(directory)
+    found = _Import(config, now, engine, erased).run(on_progress)
+    events = erasures.without_erased(found.events, erased, EVENTS_FORM.moment)
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "quarantine.parquet", found.quarantine)
-    with atomic_path(directory / _ACCOUNT) as temporary:
+    _write(directory / quarantined.FILE, found.quarantine)
+    with atomic_path(directory / quarantined.SUMMARY_FILE) as temporary:
         temporary.write_text(found.summary.to_json(), "utf-8")
     if not len(found.events):
         raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {directory / 'quarantine.parquet'}.")
@@ -114,11 +115,13 @@ class _Imported:
 
 
 class _Import:
-    def __init__(self, config: ImportConfig, now: datetime, engine: Engine) -> None:
+    def __init__(
+        self, config: ImportConfig, now: datetime, engine: Engine, erased: erasures.Erasures = erasures.NOBODY
+    ) -> None:
         if now.tzinfo is None:
             raise ValueError(f"now is {now.isoformat()}, without a time zone; pass a timezone-aware datetime")
         latest_us = round((now.timestamp() + config.future_tolerance_s) * 1e6)
-        self.config, self.engine = config, engine
+        self.config, self.engine, self.erased = config, engine, erased
         self.limits = Limits(config.missing, _midnight_us(config.earliest), latest_us)
         self.quarantine = Quarantine()
         sources: tuple[ItemSource | EventSource, ...] = (*config.items, *config.events)
@@ -138,6 +141,7 @@ class _Import:
             file.accepted += int((events["#source"].to_numpy() == i).sum())
         written = self._written(events)
         known = self._annotations()
+        self.quarantine = self.quarantine.without_erased(self.erased)
         return _Imported(items, written, self.quarantine.table(), self._summary(items, events, written), known)
 
     # Reading.

@@ -11,11 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.arrays import I64
+from offline.data import erasures, quarantined
 
 Mask = NDArray[np.bool_]
-
-SHOWN_CHARACTERS = 200
-"""Maximum length of a rejected value that is kept: enough to recognise it, too little to fill a disk."""
 
 
 class Reason(NamedTuple):
@@ -143,8 +141,8 @@ def _excerpt(value: object) -> str | None:
         return None
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     # A lone surrogate, which JSON may contain, cannot be written as UTF-8.
-    text = text[:SHOWN_CHARACTERS].encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS]
+    text = text[: quarantined.SHOWN_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= quarantined.SHOWN_CHARACTERS else text[: quarantined.SHOWN_CHARACTERS]
 
 
 class Quarantine:
@@ -189,6 +187,13 @@ class Quarantine:
             rows = table.slice(0, max(0, each - seen[key])).to_pylist()
             seen[key] += len(rows)
             out += [describe_refusal(r["file"], r["row"], r["column"], r["value"], r["reason"]) for r in rows]
+        return out
+
+    def without_erased(self, erased: erasures.Erasures) -> Quarantine:
+        """The same rows, without values that may have the ID of an erased user."""
+        out = Quarantine()
+        out._tables = [quarantined.without_erased_values(table, erased) for table in self._tables]
+        out._counts = self._counts
         return out
 
 

@@ -14,7 +14,7 @@ from offline.nightly.artefacts import Artefacts
 from offline.runtime import OnProgress, console
 from offline.training import VectorStore
 from serving.release import read_manifest, registry
-from serving.store import DUPLICATES_S, BulkStore, UserLimits, user_hash
+from serving.store import DUPLICATES_S, BulkStore, UserLimits
 
 _USERS = 1000
 """Users per batch when seeding histories."""
@@ -120,5 +120,6 @@ def _erased_until(a: Artefacts, store: BulkStore) -> F64:
 
     Includes erasures after the log was read, so that seeding does not restore erased events.
     """
-    gone = erasures.merge_erasures(a.inputs.config.data, store.erased()[1])
-    return np.array([gone.get(user_hash(u), -np.inf) for u in a.inputs.data.events.user_ids], np.float64)
+    known = erasures.read_erasures(a.inputs.config.data)
+    gone = known.merged(erasures.waiting_erasures(store, known.secrets)[1])
+    return np.array([gone.until(u) for u in a.inputs.data.events.user_ids], np.float64)

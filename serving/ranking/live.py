@@ -141,6 +141,18 @@ class Live:
             return []
         return self.explainer.explain(ranking, self.release.trees.contributions(ranking.rows), history, most, context)
 
+    def explain_without_history(
+        self, ranking: Ranking, candidates: list[str] | None, at: float, most: int, context: Context = NO_CONTEXT
+    ) -> list[ScoreParts]:
+        """The parts of the scores that the items of a ranking have for a user without history.
+
+        candidates: those that were ranked, since some features compare an item with them.
+        """
+        of_new = self.rank(EMPTY, candidates, at, None, context)
+        row = {item_id: k for k, item_id in enumerate(of_new.item_ids)}
+        same = of_new.take(np.array([row[item_id] for item_id in ranking.item_ids], np.int64))
+        return self.explain(same, EMPTY, most, context)
+
     def nearest_engaged(self, ranking: Ranking, history: History) -> list[Nearest | None]:
         """For each item, the most similar other item of the user's history; None if there is none."""
         return nearest_engaged(self.items.vectors, ranking, history)

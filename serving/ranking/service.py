@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from features.arrays import F64
 from features.context import Context
@@ -43,6 +43,8 @@ from serving.api import (
     request_id,
 )
 from serving.config import ServiceConfig
+from serving.ranking.event_limits import EventLimits
+from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live
@@ -50,8 +52,8 @@ from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Ranked, RuledList, RuleError, Rules
-from serving.store import ItemSize, Outcome, Store, StoreAway, WrittenItems, decode_fields
+from serving.rules import Plan, Ranked, Removed, RuledList, RuleError, Rules
+from serving.store import Event, ItemSize, Outcome, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Service:
         self.written = WrittenItems(store)
         self.served = ServedLog(store, self.metrics, config.log_served_most)
         self.shadow = Shadow(config, store, follower.of_shadow(), self.served, self.metrics)
+        self.limits = EventLimits(config)
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
@@ -143,18 +146,24 @@ class Service:
         self.degraded += reason is not None
         return history, outside, reason
 
-    async def rank(self, request: RankRequest) -> RankAnswer:
-        """Rank candidates for a user. Raises Problem."""
+    async def rank(self, request: RankRequest, shows_history: bool = True) -> RankAnswer:
+        """Rank candidates for a user. Raises Problem.
+
+        shows_history: whether an explanation may show the user's history. If not, it has the reasons for a new user.
+        """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_size(request, live)
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live)
-        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan, shows_history)
         answer.took_ms = _ms_since(started)
         return answer
 
-    async def recommend(self, request: RecommendRequest) -> RankAnswer:
-        """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem."""
+    async def recommend(self, request: RecommendRequest, shows_history: bool = True) -> RankAnswer:
+        """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem.
+
+        shows_history: as in `rank`.
+        """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
@@ -163,7 +172,7 @@ class Service:
         found = await live.retriever.candidates(history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
-        answer = self._answer(request, live, history, outside, degraded, ids, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, ids, at, plan, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -180,6 +189,7 @@ class Service:
         candidates: list[str] | None,
         at: float,
         plan: Plan | None,
+        shows_history: bool,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
         slow = isinstance(live.release.trees, BoosterTrees)
@@ -205,10 +215,20 @@ class Service:
             self.shadow.put(record, whole, context, live_ms)
         elif logged:
             self.served.put(record)
-        items = self._explain(live, ranking, history, ruled, context) if request.explain else _ranked_items(ranking)
-        removed = ruled.removed if ruled is not None and request.explain else UNSET
-        reason = degraded or UNSET
-        return RankAnswer(request_id.current(), live.release.id, degraded is not None, items, 0.0, removed, reason)
+        removed: list[Removed] | UnsetType = UNSET
+        if not request.explain:
+            items = _ranked_items(ranking)
+        elif shows_history:
+            items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
+            self._name_nearest(items, live, ranking, history)
+            removed = UNSET if ruled is None else ruled.removed
+        else:
+            # A rule's removed items may have been excluded by the history, so they are left out.
+            parts = live.explain_without_history(ranking, candidates, at, self.config.reasons, context)
+            items = [_with_history_in_others(item) for item in self._explain(ranking, parts, ruled)]
+        return RankAnswer(
+            request_id.current(), live.release.id, degraded is not None, items, 0.0, removed, degraded or UNSET
+        )
 
     def _explore(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
         """The ranking as shown, and the propensity of each position; None if exploration is off."""
@@ -258,70 +278,61 @@ class Service:
                 "candidates",
             )
 
-    def _explain(
-        self, live: Live, ranking: Ranking, history: History, ruled: RuledList | None, context: Context
-    ) -> list[RankedItem]:
+    def _explain(self, ranking: Ranking, parts: list[ScoreParts], ruled: RuledList | None) -> list[RankedItem]:
         items = _ranked_items(ranking)
-        catalogue = live.items.catalogue
-        for item, parts in zip(items, live.explain(ranking, history, self.config.reasons, context), strict=True):
-            item.base, item.others = parts.base, parts.others
-            item.reasons = [rankings.Reason(*reason) for reason in parts.reasons]
+        for item, of_score in zip(items, parts, strict=True):
+            item.base, item.others = of_score.base, of_score.others
+            item.reasons = [rankings.Reason(*reason) for reason in of_score.reasons]
         for item, applied in zip(items, ruled.applied if ruled is not None else (), strict=ruled is not None):
             item.rules = applied
+        return items
+
+    def _name_nearest(self, items: list[RankedItem], live: Live, ranking: Ranking, history: History) -> None:
+        """Set `because` of each item that is similar to one of the user's history."""
+        catalogue = live.items.catalogue
         for item, near in zip(items, live.nearest_engaged(ranking, history), strict=True):
             if near is not None and near.cosine >= self.config.because_cosine:
                 item_id, title = catalogue.item_ids[near.row], catalogue.titles[near.row]
                 item.because = rankings.Because(item_id, title, near.cosine, near.event)
-        return items
 
-    async def take(self, body: bytes, content_type: str = "") -> EventsAnswer:
+    async def take(self, body: bytes, content_type: str = "", shopper: str | None = None) -> EventsAnswer:
         """Validate the events of a body one by one, and store the valid ones.
 
-        Events of new users are refused while the maximum number of users have lists. Raises Problem if no event is
-        valid (422), if every valid one is refused (503) or if Redis is unavailable (503).
+        Events of new users are refused while the maximum number of users have lists. shopper: the user whose events
+        these must be; None for any. Raises Problem if no event is valid (422), if every valid one is over a limit of
+        its shopper (429) or refused (503), or if Redis is unavailable (503).
         """
         now, most = self.clock(), self.config.max_events
         accepted: list[tuple[int, Accepted]] = []
         rejected: list[Rejected] = []
+        wait_s = list[int]()
         for index, one in enumerate(decoding.split_body(body, most, content_type)):
             for event in events.accept(one, now, self.config.future_s):
-                if isinstance(event, Accepted):
-                    accepted.append((index, event))
-                else:
+                if not isinstance(event, Accepted):
                     rejected.append(Rejected(index, event.field, event.message))
+                elif shopper is not None and event.event.user_id != shopper:
+                    rejected.append(Rejected(index, "user_id", "is not the shopper of the token"))
+                elif over := self.limits.exceeded(event.event, now):
+                    rejected.append(Rejected(index, "user_id", f"the limit of {over[0]} is reached"))
+                    wait_s.append(over[1])
+                else:
+                    accepted.append((index, event))
             decoding.check_count(len(accepted) + len(rejected), most, "events")
+        outcomes = await self._write([a.event for _, a in accepted], now)
+        count, of_event = Counter(outcomes), list(zip(accepted, outcomes, strict=True))
+        late = "the user was erased after this time"
+        rejected += [Rejected(index, "timestamp", late) for (index, _), o in of_event if o is Outcome.ERASED]
+        rejected.sort(key=lambda r: r.index)
         self.metrics.rejected(rejected)
-        if rejected and not accepted:
-            raise Problem(
-                422,
-                "no-event-taken",
-                "No valid event",
-                rejected[0].message,
-                "See /docs for the fields and their types.",
-                rejected[0].field,
-                rejected=msgspec.to_builtins(rejected),
-            )
-        outcomes = await self._write([a for _, a in accepted], now)
-        count = Counter(outcomes)
-        self.metrics.events(count[Outcome.NEW], count[Outcome.DUPLICATE], count[Outcome.REFUSED])
+        new, duplicates, refused = count[Outcome.NEW], count[Outcome.DUPLICATE], count[Outcome.REFUSED]
+        self.metrics.events(new, duplicates, refused, count[Outcome.ERASED], len(wait_s))
         full = f"the maximum of {self.config.max_users} users have lists; send this user's events again later"
-        if outcomes and count[Outcome.REFUSED] == len(outcomes):
-            raise Problem(
-                503,
-                "too-many-users",
-                "Too many users",
-                full,
-                "Raise `max_users` if the memory of Redis allows it, or let lists expire sooner (`user_ttl_days`).",
-                headers={"Retry-After": "30"},
-            )
-        of_event = list(zip(accepted, outcomes, strict=True))
-        rejected += [Rejected(index, "user_id", full) for (index, _), outcome in of_event if outcome is Outcome.REFUSED]
-        derived = [
-            Derived(index, a.event.event_id)
-            for (index, a), outcome in of_event
-            if a.derived and outcome is not Outcome.REFUSED
-        ]
-        return EventsAnswer(count[Outcome.NEW], count[Outcome.DUPLICATE], rejected, derived)
+        if (rejected or refused) and not new + duplicates:
+            raise _too_many_users(full) if refused else _no_event(rejected, wait_s)
+        rejected += [Rejected(index, "user_id", full) for (index, _), o in of_event if o is Outcome.REFUSED]
+        rejected.sort(key=lambda r: r.index)
+        stored = [(index, a) for (index, a), o in of_event if o in {Outcome.NEW, Outcome.DUPLICATE}]
+        return EventsAnswer(new, duplicates, rejected, [Derived(i, a.event.event_id) for i, a in stored if a.derived])
 
     async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
         """Validate the items of a body one by one, and store the valid ones, new or changed.
@@ -411,10 +422,17 @@ class Service:
             price,
         )
 
-    async def _write(self, accepted: list[Accepted], now: float) -> list[Outcome]:
+    async def _write(self, given: list[Event], now: float) -> list[Outcome]:
+        """Write events that are within the limits of their shoppers, and count only those that are new."""
         remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
-        with _redis_required("Events cannot be stored", remedy):
-            return await self.store.write([a.event for a in accepted], now)
+        stored: list[Outcome] = []
+        try:
+            with _redis_required("Events cannot be stored", remedy):
+                stored = await self.store.write(given, now)
+            return stored
+        finally:
+            outcomes = stored or [Outcome.DUPLICATE] * len(given)
+            self.limits.take_back(e for e, o in zip(given, outcomes, strict=True) if o != Outcome.NEW)
 
     async def erase(self, user_id: str) -> events.ErasureAnswer:
         """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""
@@ -475,6 +493,55 @@ def _ranked_items(ranking: Ranking) -> list[RankedItem]:
     for k in np.flatnonzero(ranking.item < 0).tolist():
         items[k].known = False
     return items
+
+
+def _no_event(rejected: list[Rejected], wait_s: list[int]) -> Problem:
+    """A problem (422, or 429 if every event is over a limit): no event was valid. wait_s: as in `_over_limit`."""
+    if len(wait_s) == len(rejected):
+        return _over_limit(rejected, wait_s)
+    return Problem(
+        422,
+        "no-event-taken",
+        "No valid event",
+        rejected[0].message,
+        "See /docs for the fields and their types.",
+        rejected[0].field,
+        rejected=msgspec.to_builtins(rejected),
+    )
+
+
+def _too_many_users(detail: str) -> Problem:
+    """A problem (503): every valid event was refused, because the maximum number of users have lists."""
+    return Problem(
+        503,
+        "too-many-users",
+        "Too many users",
+        detail,
+        "Raise `max_users` if the memory of Redis allows it, or let lists expire sooner (`user_ttl_days`).",
+        headers={"Retry-After": "30"},
+    )
+
+
+def _over_limit(rejected: list[Rejected], wait_s: list[int]) -> Problem:
+    """A problem (429): every event is over a limit. wait_s: seconds until the limit of each is lifted."""
+    return Problem(
+        429,
+        "shopper-rate",
+        "Too many events of a shopper",
+        rejected[0].message,
+        "Check that `user_id` is one person. If it is, raise the `shopper_..._per_...` settings of the service.",
+        "user_id",
+        headers={"Retry-After": str(min(wait_s))},
+        # A client gives these events up, so that one shopper does not hold up the queue of a back end.
+        rejected=msgspec.to_builtins(rejected),
+    )
+
+
+def _with_history_in_others(item: RankedItem) -> RankedItem:
+    """The item with the whole effect of the history on its score in `others`. Its parts are those for a new user."""
+    explained = sum(reason.contribution for reason in item.reasons) + sum(rule.added or 0.0 for rule in item.rules)
+    item.others = item.score - (item.base or 0.0) - explained
+    return item
 
 
 def _ms_since(started: float) -> float:

@@ -48,12 +48,7 @@ class Metrics:
         self._slow = Counter(
             f"{name}slow_trees", "Rankings scored by LightGBM instead of the compiled trees.", registry=r
         )
-        self._events = Counter(f"{name}events", "Events accepted, new or duplicate.", ["outcome"], registry=r)
-        self._refused_events = Counter(
-            f"{name}events_refused",
-            "Valid events refused because their users are new and the maximum number of users have lists.",
-            registry=r,
-        )
+        self._events = Counter(f"{name}events", "Valid events, by outcome.", ["outcome"], registry=r)
         self._rejected = Counter(
             f"{name}events_rejected", "Events rejected, by the field at fault.", ["field"], registry=r
         )
@@ -137,11 +132,17 @@ class Metrics:
         for event in rejected:
             self._rejected.labels(event.field if event.field in _FIELDS else "unknown" if event.field else "none").inc()
 
-    def events(self, accepted: int, duplicates: int, refused: int) -> None:
-        """Count stored events, and those refused for lack of room for their users."""
+    def events(self, accepted: int, duplicates: int, refused: int, erased: int, limited: int) -> None:
+        """Count valid events by outcome.
+
+        refused: of new users, while the maximum number of users have lists. erased: from before the erasure of their
+        user. limited: over a limit of their shopper.
+        """
         self._events.labels("accepted").inc(accepted)
         self._events.labels("duplicate").inc(duplicates)
-        self._refused_events.inc(refused)
+        self._events.labels("refused").inc(refused)
+        self._events.labels("erased").inc(erased)
+        self._events.labels("limited").inc(limited)
 
     def dropped(self, count: int) -> None:
         """Count records of served lists that were dropped because the log was full."""

@@ -10,13 +10,14 @@ from serving.store.address import PREFIX_PATTERN, Address, AddressError, with_pr
 from serving.store.bulk import BulkStore
 from serving.store.continuity import Continuity, Extent, Origin, origin_loss, rewound
 from serving.store.embedded import EmbeddedError, connect_url
+from serving.store.erasure import new_secret, tombstone, user_hash
 from serving.store.errors import StoreAway
-from serving.store.layout import ERASED, PREFIX, SERVED, STREAM
+from serving.store.layout import DUPLICATES_S, ERASED, PREFIX, SERVED, STREAM
 from serving.store.memory import EvictionError, Memory
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event, entry_number
-from serving.store.users import DUPLICATES_S, Outcome, UserLimits, user_hash
+from serving.store.users import Outcome, UserLimits
 from serving.store.written import BulkWrittenItems, ItemFields, ItemSize, WrittenItems, decode_fields, size_of, to_years
 
 __all__ = [
@@ -53,10 +54,12 @@ __all__ = [
     "decode_event",
     "decode_fields",
     "entry_number",
+    "new_secret",
     "origin_loss",
     "rewound",
     "size_of",
     "to_years",
+    "tombstone",
     "user_hash",
     "with_prefix",
 ]

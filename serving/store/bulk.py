@@ -21,11 +21,11 @@ from features.arrays import F32, F64, I8, I64
 from features.catalogue import Catalogue
 from features.history import History
 from features.retention import DEFAULT_RETENTION, Retention
-from serving.store import users
+from serving.store import erasure, users
 from serving.store.address import Address
 from serving.store.continuity import Origin, decode_origin, extent_commands
 from serving.store.errors import StoreCorrupt, to_store_away
-from serving.store.layout import AUDIT, ERASED, NIGHTS, ORIGIN, POINTER, SHADOW, STREAM, Layout
+from serving.store.layout import AUDIT, ERASED, ERASED_UNTIL, NIGHTS, ORIGIN, POINTER, SHADOW, STREAM, Layout
 from serving.store.pointer import AUDITED, Pointer, decode_pointer
 from serving.store.sentinel import watch
 from serving.store.stream import (
@@ -42,6 +42,7 @@ from serving.store.stream import (
 from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
 from serving.store.vectors import decode_vectors, encode_vectors
 
+_IDS_KEY = re.compile(rb":d:\d+$")
 _FIND_S = 5.0
 """Time within which sentinels have to name the primary."""
 _BATCH = 1000
@@ -145,52 +146,108 @@ class BulkStore:
         return sum(map(int, self.run([["XLEN", part] for part in self.layout.parts(stream)])))
 
     def trim_to(self, key: str, last: str) -> int:
-        """Delete the entries before `last` of the stream with this key; returns their number."""
+        """Delete the entries before entry `last` of the stream with this key; returns their number."""
         # `~` deletes whole blocks of entries, of which LIMIT bounds the number per call; the rest is less than a block.
         deleted = 0
         while more := int(self.run([["XTRIM", key, "MINID", "~", last, "LIMIT", _BATCH]])[0]):
             deleted += more
         return deleted + int(self.run([["XTRIM", key, "MINID", last]])[0])
 
+    def trim_through(self, key: str, last: str) -> int:
+        """Delete the entries up to entry `last`, and this one, of the stream with this key; returns their number."""
+        milliseconds, number = map(int, last.split("-"))
+        return self.trim_to(key, f"{milliseconds}-{number + 1}")
+
+    def erasure_secret(self, secret: str) -> str:
+        """The secret of tombstones. secret: the one to use if Redis has none."""
+        out: bytes = self.run(erasure.secret_commands(self.layout, secret))[-1]
+        return out.decode()
+
     def erased(self) -> tuple[str, list[tuple[str, float]]]:
-        """Erasures not yet processed by `collect`: ID of the last entry, and (user_hash, Unix seconds) of each."""
+        """Erasures not yet processed by `collect`: ID of the last entry, and (tombstone, Unix seconds) of each.
+
+        Versions before tombstones had a secret wrote the `user_hash` in its place.
+        """
         last, erasures = START, list[tuple[str, float]]()
         while entries := self.run([["XRANGE", self.layout.key(ERASED), f"({last}", "+", "COUNT", _BATCH]])[0]:
             last = entries[-1][0].decode()
             erasures += [(fields[b"u"].decode(), float(fields[b"t"])) for _, fields in entries]
         return last, erasures
 
-    def drop_events(self, erased: Mapping[str, float]) -> int:
-        """Delete the events of erased users up to their erasure from the stream; returns their number."""
+    def drop_events(self, until: Callable[[str], float]) -> int:
+        """Delete the events of erased users from the stream; returns their number.
+
+        until: Unix seconds of the erasure of a user, -inf for a user who was not erased.
+        """
         dropped = 0
         for part in self.layout.parts(STREAM):
             last = START
             while entries := self.entries(part, b"e", last):
                 last = entries[-1][0]
                 events = ((i, decode_event(e)) for i, e in entries)
-                ids = [i for i, e in events if e.at <= erased.get(users.user_hash(e.user_id), -math.inf)]
+                ids = [i for i, e in events if e.at <= until(e.user_id)]
                 dropped += self.run([["XDEL", part, *ids]])[0] if ids else 0
         return dropped
 
-    def erase(self, erased: Mapping[str, float], now: float) -> int:
+    def erase(self, until: Callable[[str], float]) -> int:
         """Erase users from a restored backup: their records up to the erasure, and their event IDs.
 
-        erased: Unix seconds of the erasure by `user_hash`. now: Unix seconds. Returns the number of records deleted.
-        Reads the name of every list, so it takes a second per 100,000 users or so. Nothing else may write meanwhile.
+        until: as in `drop_events`. Returns the number of records deleted. Reads the name of every list, so it takes a
+        second per 100,000 users or so. Nothing else may write meanwhile.
         """
         count = 0
-        for suffix in ("e", "s"):
+        for suffix in ("e", "s", "d:*"):
             for key in self.client.scan_iter(match=self.layout.users(suffix), count=_BATCH):
                 user = self.layout.user_of(key)
-                if (until := erased.get(users.user_hash(user))) is None:
+                if (erased_at := until(user)) == -math.inf:
+                    continue
+                if suffix == "d:*":
+                    # In a cluster, the pattern also matches the lists of a user ID that contains `:d:`.
+                    self.run([["UNLINK", key]] if _IDS_KEY.search(key) else [])
                     continue
                 times = [users.record_time(r) for r in self.run([["LRANGE", key, 0, -1]])[0]]
-                kept = sum(at > until for at in times)  # records are sorted, newest first
-                ids = users.ids_command(self.layout, user, now)
+                kept = sum(at > erased_at for at in times)  # records are sorted, newest first
                 gone = [["UNLINK", key], users.forget_command(self.layout, user)]
-                self.run([ids, *([["LTRIM", key, 0, kept - 1]] if kept else gone)])
+                self.run([["LTRIM", key, 0, kept - 1]] if kept else gone)
                 count += len(times) - kept
         return count
+
+    def refuse_events(self, secret: str, until: Mapping[str, float]) -> None:
+        """Refuse the events of erased users that arrive from now on. until: Unix seconds by tombstone."""
+        commands = list(erasure.mark_commands(self.layout, secret, until))
+        for first in range(0, len(commands), _BATCH):
+            self.run(commands[first : first + _BATCH])
+
+    def drop_old_erasures(self, now: float) -> int:
+        """Forget the erasures after which late events are no longer expected; returns their number.
+
+        now: Unix seconds.
+        """
+        dropped = 0
+        for part in self.layout.parts(ERASED_UNTIL):
+            cursor = 0
+            while True:
+                cursor, fields = self.run([["HSCAN", part, cursor, "COUNT", _BATCH]])[0]
+                old = [f for f, at in fields.items() if f and float(at) < now - erasure.KEPT_S]
+                dropped += self.run([["HDEL", part, *old]])[0] if old else 0
+                if not int(cursor):
+                    break
+        return dropped
+
+    def rewrite_log(self) -> str | None:
+        """Start a rewrite of Redis' append-only file, which then has no command from before.
+
+        Returns None if there is nothing to do or the rewrite was started, and otherwise why Redis refused it.
+        """
+        everywhere = {"target_nodes": RedisCluster.PRIMARIES} if self.layout.cluster else {}
+        info = self.client.execute_command("INFO", "persistence", **everywhere)
+        if not any(one.get("aof_enabled") for one in (info.values() if self.layout.cluster else [info])):
+            return None
+        try:
+            self.client.execute_command("BGREWRITEAOF", **everywhere)
+        except redis.ResponseError as e:
+            return None if "in progress" in str(e) else str(e)
+        return None
 
     def pointer(self) -> Pointer | None:
         """The live release; None before the first is published."""

@@ -9,6 +9,7 @@ into SHARDS shards in a cluster, and the streams are divided into as many parts:
     sw:{<tag>}:u:<user>:e, :s, :d:<period>    a user of this shard
     sw:{<tag>}:events, sw:{<tag>}:served      the shard's part of the streams
     sw:{<tag>}:users                          the users of this shard who have lists
+    sw:{<tag>}:erased-until                   the shard's part of the times of erasures
     sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items, all on one node
 
 Keys that are used on their own have the same name in both, which also spreads vectors over the nodes. Readers of a
@@ -18,6 +19,7 @@ the order in which events are read.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from hashlib import blake2b
 
@@ -30,6 +32,8 @@ PREFIX = "sw"
 STREAM = "events"
 SERVED = "served"
 ERASED = "erased"
+ERASED_UNTIL = "erased-until"
+ERASURE_SECRET = "erasure-secret"
 USERS = "users"
 """Sorted set of the users who have lists, by the time at which their lists are deleted."""
 POINTER = "release"
@@ -40,6 +44,10 @@ ORIGIN = "origin"
 GROUP = "embed"
 """Consumer group of the embedding workers in the stream of item changes."""
 _ITEMS = "items"
+_SUFFIX = re.compile(r":(e|s|d:\d+)$")
+
+DUPLICATES_S = 48 * 3600
+"""Length in seconds of a period of event IDs; they are kept for one to two periods."""
 
 
 class Layout:
@@ -78,10 +86,17 @@ class Layout:
         # Braces enclose the hash tag; a closing brace in the ID would end it early.
         return f"{self._prefix}:{{{user_id.replace('%', '%25').replace('}', '%7D')}}}:{suffix}"
 
+    def id_keys(self, user_id: str, now: float) -> list[str]:
+        """All keys that may have IDs of a user's events, by the clock of any worker. now: Unix seconds."""
+        period = int(now // DUPLICATES_S)
+        # Kept for two periods after the last event of their own, they may be two periods old.
+        return [self.user(user_id, f"d:{p}") for p in range(period - 2, period + 2)]
+
     def user_of(self, key: bytes) -> str:
-        """The user of a key; inverse of `user` for suffixes of one letter."""
+        """The user of a key; inverse of `user`."""
         if self._tags:
-            return key.decode().partition("}:u:")[2][:-2]
+            name = key.decode().partition("}:u:")[2]
+            return _SUFFIX.sub("", name)
         return key.decode().partition("{")[2].rpartition("}")[0].replace("%7D", "}").replace("%25", "%")
 
     def users(self, suffix: str) -> str:
@@ -89,11 +104,11 @@ class Layout:
         return f"{self._prefix}:{{*}}:u:*:{suffix}" if self._tags else f"{self._prefix}:{{*}}:{suffix}"
 
     def part(self, stream: str, shard: int) -> str:
-        """The key of a shard's part of STREAM, SERVED or USERS."""
+        """The key of a shard's part of STREAM, SERVED, USERS or ERASED_UNTIL."""
         return f"{self._prefix}:{{{self._tags[shard]}}}:{stream}" if self._tags else self.key(stream)
 
     def parts(self, stream: str) -> list[str]:
-        """The keys of all parts of STREAM, SERVED or USERS, in the order of shards."""
+        """The keys of all parts of STREAM, SERVED, USERS or ERASED_UNTIL, in the order of shards."""
         return [self.part(stream, shard) for shard in range(self.shards)]
 
     def item(self, item_id: str) -> str:

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from features.catalogue import Catalogue
 from features.history import History, Outside
 from features.retention import DEFAULT_RETENTION, Retention
-from serving.store import users
+from serving.store import erasure, users
 from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
@@ -90,7 +90,7 @@ class Store:
         return replies
 
     async def write(self, events: Sequence[Event], now: float) -> list[Outcome]:
-        """Write events to their users' lists and the stream; returns the outcome of each.
+        """Write new events to their users' lists and the stream; returns the outcome of each event.
 
         now: Unix seconds, from which the times to keep event IDs and lists are counted. If StoreAway is raised, none,
         some or all events were written; repeating the call writes the others.
@@ -120,11 +120,14 @@ class Store:
         """Erase a user: delete lists and event IDs now, and add a tombstone for `shelfwise collect`, which erases the
         log.
 
-        at: Unix seconds; events of the user after it are kept. Idempotent.
+        at: Unix seconds; events of the user after it are kept, and those up to it are refused from now on. Idempotent.
         """
+        secret = (await self.run(erasure.secret_commands(self.layout, erasure.new_secret())))[-1].decode()
         # The tombstone comes first: if the call fails in between, the caller repeats it.
-        await self.run([["XADD", self.layout.key(ERASED), "*", "u", users.user_hash(user_id), "t", repr(at)]])
-        await self.run(users.erase_commands(self.layout, user_id, at))
+        name = erasure.tombstone(secret, erasure.user_hash(user_id))
+        await self.run([["XADD", self.layout.key(ERASED), "*", "u", name, "t", repr(at)]])
+        commands = erasure.erase_commands(self.layout, user_id, secret, at)
+        await self.run([*commands, users.forget_command(self.layout, user_id)])
 
     async def append(self, stream: str, entries: Sequence[bytes]) -> int:
         """Append entries to a stream, each as field `l`; returns the approximate length of the stream.

@@ -27,11 +27,10 @@ from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, NO_OUTSIDE, SHOWN, History, Outside
 from features.log import Kind
 from features.retention import DEFAULT_RETENTION, Retention, unexpired
+from serving.store.erasure import user_hash
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import STREAM, USERS, Layout
+from serving.store.layout import DUPLICATES_S, ERASED_UNTIL, STREAM, USERS, Layout
 from serving.store.stream import Event, encode_event
-
-DUPLICATES_S = 48 * 3600
 
 EVENTS_PER_SCRIPT = 100
 """Maximum number of events that one run of a script writes. More events of a user are divided over several runs."""
@@ -47,9 +46,14 @@ WRITE, SEED = _LUA["lists"] + _LUA["write"], _LUA["lists"] + _LUA["seed"]
 
 
 class Outcome(IntEnum):
-    """What became of an event: REFUSED if its user is new and the maximum number of users have lists."""
+    """What became of an event.
 
-    REFUSED = -1
+    REFUSED: its user is new and the maximum number of users have lists. ERASED: it is from before the erasure of its
+    user, and was refused for good.
+    """
+
+    REFUSED = -2
+    ERASED = -1
     DUPLICATE = 0
     NEW = 1
 
@@ -74,11 +78,6 @@ DEFAULT_LIMITS = UserLimits()
 def event_hash(event_id: str) -> int:
     """The int64 hash of an event ID in records and in the deduplication sets (BLAKE2b, 8 bytes)."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
-
-
-def user_hash(user_id: str) -> str:
-    """The hash that identifies an erased user (BLAKE2b, 16 bytes as hexadecimal digits)."""
-    return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _member(user_id: str) -> bytes:
@@ -124,13 +123,14 @@ def write_commands(
     for user, distinct in of_user.items():
         shard = layout.shard(user)
         head: list[Any] = [
-            6,
+            7,
             layout.user(user, "e"),
             layout.user(user, "s"),
             layout.user(user, f"d:{period}"),
             layout.user(user, f"d:{period - 1}"),
             layout.part(STREAM, shard),
             layout.part(USERS, shard),
+            layout.part(ERASED_UNTIL, shard),
             ENGAGEMENTS,
             SHOWN,
             2 * DUPLICATES_S,
@@ -138,6 +138,7 @@ def write_commands(
             limits.retention.of(user),
             limits.most_of(layout),
             now,
+            user_hash(user),
         ]
         numbers = list(distinct.values())
         for first in range(0, len(numbers), EVENTS_PER_SCRIPT):
@@ -156,35 +157,21 @@ def write_commands(
 def outcomes(replies: Sequence[Any], members: Sequence[Sequence[int]], events: Sequence[Event]) -> list[Outcome]:
     """The outcome of each event, from the replies per command.
 
-    An event that is in no command repeats another one: it is a duplicate, unless its user was refused.
+    An event that is in no command repeats another one: it is a duplicate if that one is stored.
     """
     found = {
         n: Outcome(outcome)
         for reply, numbers in zip(replies, members, strict=True)
         for outcome, n in zip(reply, numbers, strict=True)
     }
-    refused = {events[n].user_id for n, outcome in found.items() if outcome is Outcome.REFUSED}
-    repeated = (Outcome.REFUSED if e.user_id in refused else Outcome.DUPLICATE for e in events)
+    first = {(events[n].user_id, events[n].event_id): outcome for n, outcome in found.items()}
+    repeated = (min(Outcome.DUPLICATE, first.get((e.user_id, e.event_id), Outcome.DUPLICATE)) for e in events)
     return [found.get(n, other) for n, other in enumerate(repeated)]
-
-
-def erase_commands(layout: Layout, user_id: str, at: float) -> list[list[Any]]:
-    """The commands that delete a user's lists and event IDs."""
-    period = _period(at)
-    return [
-        ["UNLINK", *(layout.user(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}"))],
-        forget_command(layout, user_id),
-    ]
 
 
 def forget_command(layout: Layout, user_id: str) -> list[Any]:
     """The command that no longer counts a user among those who have lists."""
     return ["ZREM", layout.part(USERS, layout.shard(user_id)), _member(user_id)]
-
-
-def ids_command(layout: Layout, user_id: str, now: float) -> list[Any]:
-    """The command that deletes all event IDs of a user, also those written before a backup."""
-    return ["UNLINK", *(layout.user(user_id, f"d:{period}") for period in range(_period(now) - 2, _period(now) + 1))]
 
 
 def record_time(packed: bytes) -> float:

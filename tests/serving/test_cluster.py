@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,12 +30,14 @@ from serving.store import (
     Backlog,
     BulkStore,
     Event,
+    Outcome,
     Pointer,
     Store,
     StoreAway,
+    tombstone,
+    user_hash,
 )
 from serving.store.layout import SHARDS, Layout
-from serving.store.users import user_hash
 from serving.store.written import BulkWrittenItems
 from tests.clusters import LocalCluster, local_cluster
 from tests.offline.data.test_collection import data, event_ids
@@ -386,7 +389,13 @@ def test_the_backlog_of_all_nodes_is_reported(cluster: LocalCluster, store: Bulk
 def test_users_on_every_node_are_erased_from_a_restored_backup(store: BulkStore) -> None:
     """Of each user's two events, the one up to the erasure is deleted. Users who were not erased keep both."""
     store.write([event(2 * n + k, NOW - 10 + 10 * k, user=u) for n, u in enumerate(USERS) for k in (0, 1)], NOW)
-    erased = {user_hash(u): NOW - 5 for u in USERS[:20]}
-    assert store.erase(erased, NOW) == 20
+    erased = dict.fromkeys(USERS[:20], NOW - 5)
+    assert store.erase(lambda user: erased.get(user, -math.inf)) == 20
     counts = [len(store.read(u, catalogue(ITEMS), NOW + 1).item) for u in USERS]
     assert counts == [1] * 20 + [2] * 20
+    store.refuse_events("00", {tombstone("00", user_hash(u)): at for u, at in erased.items()})
+    late = [event(1000 + n, NOW - 6, user=u) for n, u in enumerate(USERS)]
+    assert store.write(late, NOW) == [Outcome.ERASED] * 20 + [NEW] * 20
+    assert store.drop_old_erasures(NOW + 300 * 86400) == 0
+    assert store.drop_old_erasures(NOW + 367 * 86400) == 20 * store.layout.shards
+    assert set(store.write(late, NOW)) == {NEW, DUPLICATE}

@@ -132,7 +132,7 @@ def test_events_of_new_users_are_refused_at_the_maximum_and_counted(url: str, re
         assert refused(response, 503)["title"] == "Too many users"
         assert response.headers["retry-after"] == "30"
         assert client.post("/v1/events", json=click()).json()["accepted"] == 1
-        assert counted(client)["shelfwise_events_refused_total", ""] == 2
+        assert counted(client)["shelfwise_events_total", "refused"] == 2
 
 
 @settings(max_examples=80, deadline=None)

@@ -42,9 +42,10 @@ from serving.release.release import load_release
 from serving.store import BulkStore, Event, Pointer, Store
 from serving.store.embedded import connect_url
 from serving.store.users import record
+from tests import NO_EVENT_LIMITS
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 
-FAST = ServiceConfig(poll_s=0.05, reload_s=0.1, redis_timeout_s=1)
+FAST = ServiceConfig(poll_s=0.05, reload_s=0.1, redis_timeout_s=1, **NO_EVENT_LIMITS)
 EVERY = list(planted_items().catalogue.item_ids)
 TEXT_OF_FIELDS = "See /docs for the fields and their types."
 

@@ -40,7 +40,7 @@ def test_a_record_counts_rankings_and_events_by_bucket() -> None:
         metrics.request("/v1/rank", status, took)
     metrics.request("/v1/events", 202, 0.003)
     metrics.ranked(10, True, False)
-    metrics.events(7, 2, 0)
+    metrics.events(7, 2, 1, 1, 1)
     metrics.fresh(0.2)
     r = current_record(metrics, "a", NOW)
     assert (r.rankings, r.failed, r.degraded, r.events) == (3, 1, 1, 7)

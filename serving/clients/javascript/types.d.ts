@@ -211,13 +211,18 @@ export interface KeyValue {
   removeItem(key: string): void;
 }
 
+/** A shopper token, or a function that returns the current one; null for a guest. */
+export type ShopperToken = string | (() => string | null);
+
 export interface Options {
   /** The service's address: https://rank.shop.example */
   url: string;
-  /** A key with only the scopes `rank,events`, and a rate limit: everyone who opens the page can read it. */
+  /** A public key with a rate limit: everyone who opens the page can read it. */
   key?: string | null;
   /** The shopper's id; defaults to a random id stored in this browser. */
   user?: string | null;
+  /** The shopper token of the user, from the shop's back end; a function if it is renewed while the page is open. */
+  token?: ShopperToken | null;
   /** mobile, tablet, desktop or app; detected by default. */
   device?: string | null;
   /** Maximum time of a ranking request, with retries, in milliseconds; 3000 by default. */
@@ -257,8 +262,8 @@ export class Shelfwise {
   constructor(options: Options);
   readonly user: string;
   readonly counts: Counts;
-  /** Set the shopper from now on, for example after a login. */
-  identify(user: string): void;
+  /** Set the shopper from now on, for example after a login. With tokens, await `flush()` first: queued events are of the previous one. */
+  identify(user: string, token?: ShopperToken): void;
   /** Rank candidates for the shopper. Rejects with ShelfwiseError. */
   rank(request: RankRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
   /** Recommend items of the whole catalogue to the shopper. Rejects with ShelfwiseError. */

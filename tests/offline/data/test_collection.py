@@ -227,7 +227,7 @@ def test_a_list_that_is_not_shown_is_a_list_only_once_impressions_are_sent(
     client.post("/v1/events", json=[seen | {"request_id": opened["request_id"]}])
     client.post("/v1/rank", json=request | {"shown": True})  # comes after the others in the stream
     wait_for_lists(store, 1)
-    assert collect(data, store) == (1, 1, 0, 0, 0)
+    assert collect(data, store) == (1, 1, 0, 0, 0, None)
     lists = logged_lists(load_dataset(data).shown)
     assert unseen not in lists.request_ids
     assert np.diff(lists.start)[list(lists.request_ids).index(opened["request_id"])] == 1
