@@ -239,15 +239,20 @@ class BulkStore:
 
         Returns None if there is nothing to do or the rewrite was started, and otherwise why Redis refused it.
         """
-        everywhere = {"target_nodes": RedisCluster.PRIMARIES} if self.layout.cluster else {}
-        info = self.client.execute_command("INFO", "persistence", **everywhere)
-        if not any(one.get("aof_enabled") for one in (info.values() if self.layout.cluster else [info])):
-            return None
-        try:
-            self.client.execute_command("BGREWRITEAOF", **everywhere)
-        except redis.ResponseError as e:
-            return None if "in progress" in str(e) else str(e)
+        for server in self._servers():
+            if not server.info("persistence").get("aof_enabled"):
+                continue
+            try:
+                server.execute_command("BGREWRITEAOF")
+            except redis.ResponseError as e:  # also if a rewrite is in progress, which may have begun before
+                return str(e)
         return None
+
+    def _servers(self) -> list[Any]:
+        """A client of each server that is not a replica."""
+        if not self.layout.cluster:
+            return [self.client]
+        return [self.client.get_redis_connection(node) for node in self.client.get_primaries()]
 
     def pointer(self) -> Pointer | None:
         """The live release; None before the first is published."""

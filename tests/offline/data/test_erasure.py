@@ -272,6 +272,8 @@ def test_redis_rewrites_its_append_only_file_after_an_erasure(
     until(lambda: store.length(SERVED) == 1)
     erase(client, "someone")
     until(lambda: b"someone" in commands())
+    with redis.Redis.from_url(url) as raw:
+        until(lambda: not raw.info("persistence")["aof_rewrite_in_progress"])
     assert collect(data, store).log_kept is None
     until(lambda: b"someone" not in commands())
 
