@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FAST := not slow and not chaos and not nights and not ray and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript coverage docs check lint types fmt lock sbom audit audit-now clean
+.PHONY: help setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript coverage docs reference check lint types fmt lock sbom audit audit-now clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ coverage: setup ## Run the fast tests and report line coverage
 # Needs no network. A broken link is an error.
 docs: setup ## Build the documentation site in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+reference: setup ## Write docs/configuration.md from the models of the configuration
+	mkdir -p build && $(BIN)/python -m offline.config.reference > build/configuration.md && mv build/configuration.md docs/configuration.md
 
 check: lint types ## Lint and check types
 

@@ -36,6 +36,11 @@ MAX_POSITION = 32_767
 ATTRIBUTES = 100
 """Maximum attributes of an item, and values of an attribute that is a list."""
 
+ITEM_BYTES = 500_000
+"""Maximum bytes of the written fields of an item, names and JSON values, after any number of writes.
+
+One text of the maximum length fits, whatever its script."""
+
 ATTRIBUTE_NAME = 64
 """Maximum characters of an attribute's name."""
 

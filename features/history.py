@@ -13,6 +13,7 @@ import numpy as np
 from features.arrays import F32, F64, I8, I32, I64
 from features.kernels.compiled import compiled
 from features.log import Events, Kind
+from features.retention import DEFAULT_RETENTION, Retention, unexpired
 
 ENGAGEMENTS = 100
 SHOWN = 240
@@ -146,19 +147,21 @@ class EventsByUser:
 class Histories:
     """Both lists of every user at any time, derived from a log: what Redis would have held then."""
 
-    def __init__(self, engagements: EventsByUser, shown: EventsByUser) -> None:
-        self.engagements, self.shown = engagements, shown
+    def __init__(self, engagements: EventsByUser, shown: EventsByUser, kept_s: F64) -> None:
+        """kept_s: float64[users], see `Retention.of_all`."""
+        self.engagements, self.shown, self._kept_s = engagements, shown, kept_s
 
     @classmethod
-    def of(cls, events: Events) -> Histories:
+    def of(cls, events: Events, retention: Retention = DEFAULT_RETENTION) -> Histories:
         """Build from a log, in memory."""
         shown = events.kind == Kind.IMPRESSION
-        return cls(*(EventsByUser.of(events, np.flatnonzero(rows)) for rows in (~shown, shown)))
+        engaged, impressions = (EventsByUser.of(events, np.flatnonzero(rows)) for rows in (~shown, shown))
+        return cls(engaged, impressions, retention.of_all(events.user_ids))
 
     def read(self, user: int, at: float) -> History:
-        """The lists of a user strictly before a time."""
+        """The lists of a user strictly before a time, without expired events."""
         e, s = self.engagements, self.shown
-        i, j = e.newest(user, at, ENGAGEMENTS), s.newest(user, at, SHOWN)
+        i, j = self._kept(e, user, at, ENGAGEMENTS), self._kept(s, user, at, SHOWN)
         # Copies rather than reversed views: the service uses contiguous arrays, and the same layout gives identical
         # bits.
         return History(
@@ -168,6 +171,11 @@ class Histories:
             s.item[j][::-1].copy(),
             s.at[j][::-1].copy(),
         )
+
+    def _kept(self, events: EventsByUser, user: int, at: float, cap: int) -> slice:
+        newest = events.newest(user, at, cap)
+        count = unexpired(events.at[newest][::-1], at, self._kept_s[user])
+        return slice(newest.stop - count, newest.stop)
 
 
 AGE_HALF_LIFE_S = 14 * 86400.0

@@ -18,6 +18,7 @@ from features.log import ATTRIBUTION_S, CHUNK_ROWS, Events, Kind, Lists
 from features.moment import LONGEST, Feature, Items, Moment
 from features.neighbours import MAX_PER_USER, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
+from features.retention import DEFAULT_RETENTION, Retention
 from features.segments import fit_segments
 from features.table import declare, rows
 from features.taste import MAX_USERS, Evidence, fit_factors
@@ -46,7 +47,8 @@ class Replay:
     vectors (like `vectors`) of each later encoder, ascending, used from the first of `refresh_at` at or after that
     time; an encoder must be trained only on events before its time. custom: custom features. session_weight: as in
     `Neighbours.build`. words: of each item's text, from which taste factors infer missing tags; None to infer none.
-    given: histories of the events; None to build them in memory. attribution_s: as in `Items`.
+    given: histories of the events, with the same `retention`; None to build them in memory. attribution_s: as in
+    `Items`.
     """
 
     catalogue: Catalogue
@@ -59,6 +61,7 @@ class Replay:
     words: ItemWords | None = None
     given: Histories | None = None
     attribution_s: float = ATTRIBUTION_S
+    retention: Retention = DEFAULT_RETENTION
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -68,7 +71,7 @@ class Replay:
     @cached_property
     def histories(self) -> Histories:
         """The two lists of every user at any time."""
-        return Histories.of(self.events) if self.given is None else self.given
+        return Histories.of(self.events, self.retention) if self.given is None else self.given
 
     def recent(self, at: float) -> Events:
         """The newest `MAX_PER_USER` engagements of each user strictly before a time: the input of neighbours."""

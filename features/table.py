@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import groupby, islice
@@ -32,6 +33,8 @@ _YEAR_S = 365.25 * _DAY_S
 _NO_HISTORY = "the user has no history"
 _NO_LISTS_LOGGED = "the user was shown nothing yet, or lists are not logged"
 _NO_TEXT = f"{_NO_HISTORY}, or the item has no text"
+_SEPARATORS = re.compile(r'[\s",:\[\]{}]')
+"""Characters that LightGBM's model text cannot have in the name of a feature."""
 WITHIN_LIST = "within-list"
 """The group of features that compare a candidate with the others in its list."""
 
@@ -473,7 +476,8 @@ def features(items: Items) -> tuple[Feature, ...]:
     """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, then custom features.
 
     A number or date has two columns (its value, and the user's slope in it), any other attribute has three (its click
-    rate, and the user's share and residual in it).
+    rate, and the user's share and residual in it). An attribute may have any name: `Unit Weight` has the column
+    `item_Unit_Weight`.
     """
     return declare(items.catalogue, items.custom)
 
@@ -514,16 +518,31 @@ class _ComputedColumns(Mapping[str, F32]):
         return islice(self._place, self.known)
 
 
+def _renamed(own: Sequence[Feature]) -> Iterator[Feature]:
+    """Features of attributes with names that the trees can hold, each used once; their texts keep the attribute's name.
+
+    A character that the model text separates names with becomes `_`; a name that is taken gets a number, from 2.
+    """
+    taken = {f.name for f in FEATURES}
+    for feature in own:
+        base = name = _SEPARATORS.sub("_", feature.name)
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name)
+        yield feature._replace(name=name)
+
+
 @lru_cache(maxsize=16)
 def _layout(
     numbers: tuple[str, ...], dates: tuple[str, ...], attributes: tuple[str, ...], custom: tuple[Feature, ...]
 ) -> tuple[tuple[Feature, ...], tuple[_Block, ...], dict[str, int]]:
-    out = (
-        *FEATURES,
+    own = (
         *(f for k, name in enumerate(numbers) for f in _number(name, k, name in dates)),
         *(f for a, name in enumerate(attributes) for f in _attribute(name, a)),
-        *custom,
     )
+    out = (*FEATURES, *_renamed(own), *custom)
     blocks, first = [], 0
     for compute, together in groupby(out, lambda f: f.compute):
         end = first + len(tuple(together))

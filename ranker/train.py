@@ -27,8 +27,8 @@ F64 = NDArray[np.float64]
 ALONE: Mapping[str, Any] = MappingProxyType({})
 """Network parameters for training with one worker."""
 
-# LightGBM's limit of rows per list for lambdarank.
 MAX_LIST = 10_000
+"""LightGBM's limit of rows per list for lambdarank."""
 
 # Characters that LightGBM does not allow in feature names, because it also writes them as JSON.
 FORBIDDEN = '",:[]{}'

@@ -27,17 +27,32 @@ from features.custom import load as load_features
 from features.table import Feature
 from serving.clock import make_clock
 from serving.config import ServiceConfig
-from serving.http import Connections, Guard, Keys, add_error_handlers, add_routes, add_schemas, keys, log_config
+from serving.http import (
+    SHOPPER_TOKEN_HEADER,
+    Connections,
+    Guard,
+    Keys,
+    ShopperTokens,
+    add_document,
+    add_error_handlers,
+    add_routes,
+    keys,
+    log_config,
+)
+from serving.lock import locked
 from serving.pages import add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
-from serving.store import Store
+from serving.release import ensure_owner, latest_release, read_owner
+from serving.store import EvictionError, Store, StoreAway, UserLimits
 
 log = logging.getLogger(__name__)
 
 _CONFIG_VARIABLE = "SHELFWISE_SERVICE"
-_RELEASE_VARIABLE = "SHELFWISE_RELEASE"
+_RELEASES_VARIABLE = "SHELFWISE_RELEASES"
 _FEATURES_VARIABLE = "SHELFWISE_FEATURES"
+_WORKER_S = 60
+"""Seconds after which a worker that does not answer its supervisor is replaced."""
 
 
 def create_app(
@@ -48,16 +63,22 @@ def create_app(
     clock: Callable[[], float] | None = None,
     custom: tuple[Feature, ...] = (),
     good: Keys | None = None,
+    owner: str = "",
 ) -> FastAPI:
     """Create the ASGI application. It connects on startup, and starts with or without Redis and a release.
 
-    release: directory of the release to serve until the release pointer in Redis names another, and while Redis is
-    unavailable. clock: returns the time of a request in Unix seconds, before the configured offset; defaults to the
-    configured clock. good: the valid API keys; without keys, anyone who can reach the service may call every route.
+    It accepts connections once it has loaded a release, or found that there is none to load.
+
+    release: directory of the release to start with if Redis is unavailable or names none. owner: ID of the shop whose
+    releases may be served; empty for any. clock: returns the time of a request in Unix seconds, before the configured
+    offset; defaults to the configured clock. good: the valid API keys; without keys, anyone who can reach the service
+    may call every route. Raises KeysError if the secrets of shopper tokens cannot be used.
     """
+    tokens = ShopperTokens(config.shopper_tokens, config.shopper_secrets_file)
     counts, good, now = Metrics(), good or Keys(), clock or make_clock(config.clock_file)
-    store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s)
-    follower = Follower(config, store, release, custom, counts)
+    limits = UserLimits(config.retention, config.max_users)
+    store = Store(redis_url, config.redis_timeout_s, config.redis_failures, config.redis_pause_s, limits)
+    follower = Follower(config, store, release, custom, counts, owner=owner)
     service = Service(config, store, follower, lambda: now() + config.clock_offset_s, counts)
 
     @asynccontextmanager
@@ -66,12 +87,16 @@ def create_app(
         following.add_done_callback(_log_if_failed)
         tasks = [
             following,
-            asyncio.create_task(_reload_keys(good, counts)),
+            asyncio.create_task(_reload_keys(good, tokens, counts)),
             asyncio.create_task(service.served.run()),
             asyncio.create_task(service.shadow.run()),
+            asyncio.create_task(service.watch_memory()),
         ]
         if config.operator:
             tasks.append(asyncio.create_task(timeline.run()))
+        started = asyncio.create_task(follower.started.wait())
+        await asyncio.wait({following, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
         yield
         for task in tasks:
             task.cancel()
@@ -80,7 +105,7 @@ def create_app(
         await service.served.flush()
         await store.close()
 
-    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Shelfwise", version="1", lifespan=lifespan, openapi_url=None)
     add_routes(app, service)
     add_reference(app)
     if config.storefront:
@@ -89,26 +114,26 @@ def create_app(
     if config.operator:
         add_operator(app, service, timeline, redis_url, custom)
     add_error_handlers(app)
-    add_schemas(app)
-    app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, metrics=counts)
+    add_document(app)
+    app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, tokens=tokens, metrics=counts)
     if config.cors_origins:  # outside the guard: a browser's preflight request carries no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", SHOPPER_TOKEN_HEADER],
             expose_headers=["Date", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"],
             max_age=3600,
         )
     return app
 
 
-async def _reload_keys(good: Keys, counts: Metrics) -> None:
-    """Reload the keys every second, so that keys added or removed take effect within two, without a restart."""
+async def _reload_keys(good: Keys, tokens: ShopperTokens, counts: Metrics) -> None:
+    """Reload keys and secrets every second, so that changes of them take effect within two, without a restart."""
     while True:
         await asyncio.sleep(1)
         try:
-            if await asyncio.to_thread(good.look):
+            if all([await asyncio.to_thread(one.look) for one in (good, tokens)]):
                 counts.keys_checked(time.time())
         except Exception:  # a revoked key must not stay valid because one attempt failed
             log.exception("the keys could not be reloaded; trying again in a second")
@@ -121,30 +146,41 @@ def _log_if_failed(following: asyncio.Task[None]) -> None:
 
 def from_environment() -> FastAPI:
     """Create the application of a worker process from the environment variables set by `serve`."""
-    release = os.environ.get(_RELEASE_VARIABLE)
+    # Chosen by each worker as it starts, because a worker may be started again days after the service.
+    root = Path(os.environ[_RELEASES_VARIABLE]) if _RELEASES_VARIABLE in os.environ else None
     config = ServiceConfig.model_validate_json(os.environ.get(_CONFIG_VARIABLE, "{}"))
     custom = load_features(json.loads(os.environ.get(_FEATURES_VARIABLE, "[]")))
     good = Keys(config.keys_file, os.environ.get(keys.KEYS_VARIABLE, ""))
     return create_app(
-        config, os.environ["REDIS_URL"], release=Path(release) if release else None, custom=custom, good=good
+        config,
+        os.environ["REDIS_URL"],
+        release=latest_release(root) if root else None,
+        custom=custom,
+        good=good,
+        owner=read_owner(root) if root else "",
     )
 
 
-def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, custom: Sequence[str] = ()) -> None:
+def serve(config: ServiceConfig, redis_url: str, releases: Path | None = None, custom: Sequence[str] = ()) -> None:
     """Run the service until it is stopped, with the configured number of worker processes.
 
-    custom: custom features, as module:function. Raises FeatureError if one cannot be loaded, KeysError if keys cannot
-    be read or if the service would listen beyond this machine without keys, and OSError or ClockError if the file of a
-    simulated clock cannot be read.
+    releases: directory of the shop's releases. Workers start with one of them if Redis is unavailable or names none,
+    and refuse those of other shops. custom: custom features, as module:function. Raises FeatureError if one cannot be
+    loaded, KeysError if keys cannot be read or if the service would listen beyond this machine without keys, OSError or
+    ClockError if the file of a simulated clock cannot be read, and EvictionError if Redis can be reached and may evict
+    keys.
     """
     load_features(custom)
     make_clock(config.clock_file)()
+    asyncio.run(_check_eviction(Store(redis_url, config.redis_timeout_s)))
     keys.check_exposure(config.host, Keys(config.keys_file, os.environ.get(keys.KEYS_VARIABLE, "")), config.insecure)
+    ShopperTokens(config.shopper_tokens, config.shopper_secrets_file)
     os.environ[_FEATURES_VARIABLE] = json.dumps(list(custom))
     os.environ["REDIS_URL"] = redis_url
     os.environ[_CONFIG_VARIABLE] = config.model_dump_json()
-    if release is not None:
-        os.environ[_RELEASE_VARIABLE] = str(release)
+    if releases is not None:
+        os.environ[_RELEASES_VARIABLE] = str(releases)
+        _ensure_owner(releases)
     with _shared_metrics(config.workers):
         settings = uvicorn.Config(
             "serving.app:from_environment",
@@ -154,9 +190,30 @@ def serve(config: ServiceConfig, redis_url: str, release: Path | None = None, cu
             workers=config.workers,
             log_config=log_config(config.log, config.log_requests),
             access_log=False,
+            # A worker answers the supervisor only when it has imported its modules, which takes long on a busy machine.
+            timeout_worker_healthcheck=_WORKER_S,
             **limits(config),
         )
         _run(settings, [p for p in (config.port, config.internal_port) if p is not None])
+
+
+def _ensure_owner(releases: Path) -> None:
+    """Give the shop its ID, if it has none and the directory can be written to."""
+    with suppress(OSError):
+        releases.mkdir(parents=True, exist_ok=True)
+        with locked(releases / "lock", wait=True):
+            ensure_owner(releases)
+
+
+async def _check_eviction(store: Store) -> None:
+    try:
+        problem = (await store.memory()).problem
+    except StoreAway:  # the service starts without Redis, and /health/ready reports the policy later
+        return
+    finally:
+        await store.close()
+    if problem:
+        raise EvictionError(problem)
 
 
 def _run(settings: uvicorn.Config, ports: Sequence[int]) -> None:

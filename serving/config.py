@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from features.retention import DAY_S, Retention
 from serving.rules import Rules, StandingRules
 
 HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
@@ -27,31 +28,67 @@ class ServiceConfig(BaseModel):
         None,
         ge=1,
         le=65535,
+        examples=[8001],
         description="TCP port on which only /metrics and /operator are served, and `port` then serves neither.",
     )
     root_path: str = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        examples=["/shelfwise"],
         description="Path prefix under which a proxy serves the service, such as /shelfwise.",
     )
     workers: int = Field(1, ge=1, le=64, description="Worker processes; each follows the event stream on its own.")
     max_candidates: int = Field(1000, ge=1, le=5000, description="Maximum number of candidates per request.")
     max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Maximum size of a request body.")
+    shopper_events_per_minute: int | None = Field(
+        1000, ge=1, description="Maximum number of events of one shopper per minute and worker; null for no limit."
+    )
+    shopper_events_per_day: int | None = Field(
+        5000, ge=1, description="Maximum number of events of one shopper per day (UTC) and worker; null for no limit."
+    )
+    shopper_item_engagements_per_day: int | None = Field(
+        20,
+        ge=1,
+        description="Maximum number of events of one shopper with one item, except impressions, per day and worker; "
+        "null for no limit.",
+    )
+    shopper_item_impressions_per_day: int | None = Field(
+        100,
+        ge=1,
+        description="Maximum number of impressions of one item to one shopper per day and worker; null for no limit.",
+    )
     keys_file: Path | None = Field(
-        None, description="API keys, as printed by `shelfwise keys new`; reloaded on change."
+        None, examples=["keys.txt"], description="API keys, as printed by `shelfwise keys new`; reloaded on change."
+    )
+    shopper_tokens: Literal["off", "optional", "required"] = Field(
+        "off",
+        description="Shopper tokens of public keys: ignore them, verify those that are sent, or require one for the "
+        "history and the events of a user.",
+    )
+    shopper_secrets_file: Path | None = Field(
+        None,
+        examples=["secrets.txt"],
+        description="Secrets that sign shopper tokens, as printed by `shelfwise keys secret`; reloaded on change.",
     )
     insecure: bool = Field(False, description="Accept connections from other machines without API keys.")
     key_rate: float | None = Field(
-        None, ge=0.01, le=1e6, description="Requests per second and worker for a key without a rate of its own."
+        None,
+        ge=0.01,
+        le=1e6,
+        examples=[50],
+        description="Requests per second and worker for a key without a rate of its own.",
     )
     hosts: tuple[HostName, ...] = Field(
         (),
+        examples=[["shop.test"]],
         description="Names in the Host header that are answered besides localhost and IP addresses; * for any. By "
         "default any, but none for a service without keys that is not `insecure`.",
     )
     cors_origins: tuple[str, ...] = Field(
-        (), description="Origins whose pages may call the service, such as https://shop.test."
+        (),
+        examples=[["https://shop.test"]],
+        description="Origins whose pages may call the service, such as https://shop.test.",
     )
     max_in_flight: int = Field(
         128,
@@ -102,7 +139,29 @@ class ServiceConfig(BaseModel):
         description="Added to the clock, to serve a historical log as of its end. 0 in production.",
     )
     clock_file: Path | None = Field(
-        None, description="File with the current time in Unix seconds, for simulations. None in production."
+        None,
+        examples=["clock"],
+        description="File with the current time in Unix seconds, for simulations. None in production.",
+    )
+    user_ttl_days: float = Field(
+        180,
+        gt=0,
+        le=3650,
+        description="Days after which a user's engagements or impressions expire, counted from the last of them. Also "
+        "used in training: a change takes full effect with the next nightly run.",
+    )
+    anonymous_ttl_days: float = Field(
+        30, gt=0, le=3650, description="The same for users whose ID has one of `anonymous_prefixes`."
+    )
+    anonymous_prefixes: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(
+        ("anon-",),
+        description="Beginnings of the IDs of anonymous users. The JavaScript client makes IDs that begin with anon-.",
+    )
+    max_users: int = Field(
+        10_000_000,
+        ge=1,
+        le=10_000_000_000,
+        description="Maximum number of users who have lists in Redis. Events of further users are refused and counted.",
     )
     max_items: int = Field(500, ge=1, le=10_000, description="Maximum number of items per write.")
     written_items: int = Field(
@@ -138,6 +197,7 @@ class ServiceConfig(BaseModel):
     )
     rules: StandingRules = Field(
         Rules(),
+        examples=[{"cap": [{"attribute": "brand", "most": 3}]}],
         description="Rules for every list: filter, exclude, boost, bury, cap, diversity, pin; see docs/rules.md.",
     )
     storefront: bool = Field(
@@ -147,6 +207,11 @@ class ServiceConfig(BaseModel):
         False, description="Serve /operator, a page with releases and metrics; needs a key with the `admin` scope."
     )
     reasons: int = Field(5, ge=1, le=50, description="Number of contributions per item when a request sets `explain`.")
+
+    @property
+    def retention(self) -> Retention:
+        """How long users' lists are kept."""
+        return Retention(self.user_ttl_days * DAY_S, self.anonymous_ttl_days * DAY_S, self.anonymous_prefixes)
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

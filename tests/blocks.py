@@ -24,7 +24,7 @@ from pathlib import Path
 from tests import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = ("sh", "python", "yaml", "json", "html", "text")
+LANGUAGES = ("sh", "python", "yaml", "json", "html", "js", "php", "text")
 _FENCE = re.compile(r'^([ \t]*)```(\w*)(?: title="([^"]*)")?[^\n`]*\n(.*?)^\1```[ \t]*$', re.MULTILINE | re.DOTALL)
 
 

@@ -33,7 +33,7 @@ def main(workspace: Path) -> None:
     """Take all pictures."""
     config = load(None, workspace=workspace)
     newest = list_releases(config.releases)[0].path
-    with connect_url(None, config.redis) as url, sync_playwright() as playwright:
+    with connect_url(None, config.embedded) as url, sync_playwright() as playwright:
         with BulkStore(url) as store:
             store.set_pointer(Pointer(newest.name, str(newest)))
         browser = playwright.chromium.launch(executable_path=CHROMIUM)

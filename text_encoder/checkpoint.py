@@ -13,6 +13,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from text_encoder.errors import EncoderError
+
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Writes tensors and JSON-serialisable metadata to `path`, replacing the file. Creates the directory."""
@@ -32,7 +34,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """(tensors, metadata) of a checkpoint, or None if the file does not exist. Raises `ValueError` if it is damaged."""
+    """(tensors, metadata) of a checkpoint, None if there is no such file. Raises `EncoderError` if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -40,4 +42,4 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             facts: dict[str, Any] = json.loads(file.metadata()["facts"])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged checkpoint ({error}); delete it to train from the start") from error
+        raise EncoderError(f"{path}: damaged checkpoint ({error}); delete it to train from the start") from error

@@ -57,10 +57,13 @@ class EncoderConfig(BaseModel):
     n_layers: int = Field(2, ge=1, description="Number of top layers to train in the modes last_layers and lora.")
     lora_rank: int = Field(16, ge=1, le=1024, description="Rank of the adapters in mode lora.")
     budget_s: float = Field(
-        600.0,
+        600.0, gt=0, description="Time budget in seconds for training. Reading the texts is not included."
+    )
+    read_s: float | None = Field(
+        None,
         gt=0,
-        description="Time budget in seconds for encoding the catalogue and training. The run fails if encoding the "
-        "catalogue alone takes longer.",
+        description="Maximum time in seconds for reading new item texts, those with most events first. Items whose "
+        "text is not read in time have no text vector in this run, and a later run reads them. null reads all texts.",
     )
     refreshes: int = Field(
         3,
@@ -97,6 +100,7 @@ class EncoderConfig(BaseModel):
         None,
         gt=0,
         le=1,
+        examples=[1e-4],
         description="Learning rate of layers or adapters (Adam). null means 2e-4 in mode lora and 2e-5 otherwise.",
     )
     weight_decay: float = Field(

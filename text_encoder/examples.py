@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from features.arrays import F32, F64, I16, I32, I64
 from features.history import engagement_weights
 from features.log import CHUNK_ROWS, GAIN, Events, Kind
+from features.retention import DEFAULT_RETENTION, Retention
 
 HISTORY_LENGTH = 20
 """Engagements per history. Older ones have a very small weight because of the half-life."""
@@ -57,13 +58,16 @@ class Examples:
         )
 
 
-def _histories(events: Events, targets: I64, length: int) -> tuple[I32, F32]:
-    """(items, weights) of the engagements before each target row.
+def _histories(events: Events, targets: I64, length: int, retention: Retention) -> tuple[I32, F32]:
+    """(items, weights) of the engagements before each target row, without expired ones.
 
     events: engagements only, in (user, at) order. targets: int64, rows of `events`.
     """
     row = np.arange(len(events))
     new_user = np.r_[True, events.user[1:] != events.user[:-1]][: len(events)]
+    kept_s = retention.of_all(events.user_ids)[events.user]
+    # After a gap in which the user's list has expired, the history begins again.
+    new_user |= np.diff(events.at, prepend=-np.inf) > kept_s
     new_time = new_user | np.r_[True, events.at[1:] != events.at[:-1]][: len(events)]
     first_of_user = np.maximum.accumulate(np.where(new_user, row, 0))[targets]
     first_at_time = np.maximum.accumulate(np.where(new_time, row, 0))[targets]
@@ -140,7 +144,12 @@ def _impressions(events: Events, requests: I32) -> Events:
 
 
 def examples(
-    events: Events, before: float, history: int = HISTORY_LENGTH, skipped: int = MAX_SKIPS, most: int = MAX_EXAMPLES
+    events: Events,
+    before: float,
+    history: int = HISTORY_LENGTH,
+    skipped: int = MAX_SKIPS,
+    most: int = MAX_EXAMPLES,
+    retention: Retention = DEFAULT_RETENTION,
 ) -> Examples:
     """Training examples from the events strictly before a time. Later events have no effect.
 
@@ -148,8 +157,9 @@ def examples(
     engaged with another item at an earlier time, within their latest `history` engagements.
 
     before: Unix seconds. history: length of the histories, 1 to 100. skipped: maximum number of skips per example, 0 to
-    100. most: use only this many newest engagements; their histories can contain as many older ones. Raises
-    `ValueError` if `before` is NaN or `history` or `skipped` is out of range.
+    100. most: use only this many newest engagements; their histories can contain as many older ones. retention: of the
+    users' histories, as when they are read for a request. Raises `ValueError` if `before` is NaN or `history` or
+    `skipped` is out of range.
     """
     if np.isnan(before):
         raise ValueError("before is NaN, expected the end of the encoder window in Unix seconds")
@@ -162,7 +172,7 @@ def examples(
     engaged, row = engaged.take(by_user), newest[by_user]
     targets: I64 = np.flatnonzero((engaged.item >= 0) & (row >= first_row))
     shown = _impressions(events, engaged.request[targets])
-    item, weight = _histories(engaged, targets, history)
+    item, weight = _histories(engaged, targets, history, retention)
     has_history = (weight > 0).any(axis=1)
     targets, item, weight = targets[has_history], item[has_history], weight[has_history]
     out = Examples(

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
+from text_encoder.errors import EncoderError
+
 LogTo = Literal["none", "tensorboard", "wandb", "mlflow"]
 
 _PROJECT = "shelfwise"
@@ -144,20 +146,34 @@ def _import_package(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise EncoderError(
             f"encoder.log_to is '{package}', but the package {package} is not installed; run `pip install {package}`, "
             "or set encoder.log_to to 'tensorboard' or 'none'"
         ) from error
+
+
+def check_package(log_to: LogTo) -> None:
+    """Raises `EncoderError` if the package of `log_to` is not installed."""
+    if log_to in ("wandb", "mlflow"):
+        _import_package(log_to)
 
 
 def scalars(log_to: LogTo, directory: Path | None, settings: Mapping[str, Any]) -> Scalars:
     """Opens the logger of a training run. The caller must call `close` at the end.
 
     directory: for files; without it, no TensorBoard files are written. settings: of the training, logged with the run.
-    Raises `ModuleNotFoundError` if the package of `log_to` is not installed.
+    Raises `EncoderError` if the package of `log_to` is not installed, or if it cannot start a run.
     """
-    if log_to == "wandb":
-        return WeightsAndBiases(directory, settings)
-    if log_to == "mlflow":
-        return MLflow(settings)
+    check_package(log_to)
+    try:
+        if log_to == "wandb":
+            return WeightsAndBiases(directory, settings)
+        if log_to == "mlflow":
+            return MLflow(settings)
+    # The packages have errors of many types, for a missing key, a server that does not respond, and so on.
+    except Exception as error:
+        raise EncoderError(
+            f"encoder.log_to is '{log_to}', but {log_to} could not start a run ({type(error).__name__}: {error}); "
+            "correct its settings, or set encoder.log_to to 'tensorboard' or 'none'"
+        ) from error
     return TensorBoard(directory) if log_to == "tensorboard" and directory else NoScalars()

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.catalogue import STANDARD_COLUMNS
+from text_encoder.errors import EncoderError
 
 DEFAULT_TEMPLATE = "{title}. {brand}. {category}. {description}"
 
@@ -45,14 +46,16 @@ def _parse(template: str) -> _Template:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"text template {template!r}: {error}; write attributes in braces, as in {{title}}") from None
+        raise EncoderError(
+            f"text template {template!r}: {error}; write attributes in braces, as in {{title}}"
+        ) from None
     fields, literal, prefix = [], "", None
     for text, attribute, spec, conversion in parsed:
         literal += text
         if attribute is None:
             continue
         if spec or conversion or not re.fullmatch(r"[^\W\d][\w -]*", attribute):
-            raise ValueError(
+            raise EncoderError(
                 f"text template {template!r}: '{attribute}' is not a plain attribute name; "
                 "write {name}, without an index, format or conversion"
             )
@@ -61,12 +64,12 @@ def _parse(template: str) -> _Template:
         fields.append(_Field(literal, attribute))
         literal = ""
     if prefix is None:
-        raise ValueError(f"text template {template!r} contains no attribute; use for example {DEFAULT_TEMPLATE!r}")
+        raise EncoderError(f"text template {template!r} contains no attribute; use for example {DEFAULT_TEMPLATE!r}")
     return _Template(prefix, tuple(fields), literal)
 
 
 def attributes(template: str) -> tuple[str, ...]:
-    """The distinct attributes in a template, in order. Raises `ValueError` for an invalid template."""
+    """The distinct attributes in a template, in order. Raises `EncoderError` for an invalid template."""
     return tuple(dict.fromkeys(field.attribute for field in _parse(template).fields))
 
 
@@ -126,13 +129,13 @@ def item_texts(template: str, columns: Mapping[str, Sequence[object]]) -> list[s
     columns: attribute name to one value per item: text, a number, a date, or a list of these, which is joined with ",
     ". None, NaN, infinity, NA, NaT, blank text and empty lists are missing. White space is folded.
 
-    Raises `ValueError` for an invalid template, an unknown attribute, or columns of different lengths. Raises
-    `TypeError`, naming attribute and row, for a value of another type.
+    Raises `EncoderError` for an invalid template and an unknown attribute, `ValueError` for columns of different
+    lengths, and `TypeError`, naming attribute and row, for a value of another type.
     """
     parsed = _parse(template)
     unknown = [field.attribute for field in parsed.fields if field.attribute not in columns]
     if unknown:
-        raise ValueError(
+        raise EncoderError(
             f"text template {template!r}: unknown attribute '{unknown[0]}'; the items have {', '.join(sorted(columns))}"
         )
     lengths = {field.attribute: len(columns[field.attribute]) for field in parsed.fields}

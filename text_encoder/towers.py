@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,9 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from features.arrays import F32, I64
-from text_encoder.encoder import CPU_BATCH, CUDA_BATCH, Encoder, HiddenLayer
+from text_encoder.encoder import Encoder, HiddenLayer
+from text_encoder.errors import EncoderError
 from text_encoder.group import ALONE, Group, own_rows, sum_gradients
 from text_encoder.lora import adapt, merge
+
+CPU_BATCH = 32
+"""Larger batches are slower on a CPU, because the activations no longer fit into its cache."""
+CUDA_BATCH = 512
 
 CACHE_BYTES = 4 * 1024**3
 """Memory limit of the cached activations. If the catalogue needs more, the lower layers run in every pass."""
@@ -124,7 +130,7 @@ def _layers(model: nn.Module, count: int) -> nn.ModuleList:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ValueError(f"this model does not have its {count} layers in a list; use mode 'projection' or 'full'")
+    raise EncoderError(f"this model does not have its {count} layers in a list; use mode 'projection' or 'full'")
 
 
 class _StopForward(Exception):
@@ -174,7 +180,7 @@ class UpperLayers:
         else:
             count = int(transformer.config.num_hidden_layers)
             if not 1 <= n_layers <= count:
-                raise ValueError(f"n_layers is {n_layers}, expected 1 to {count}, the number of layers of this model")
+                raise EncoderError(f"n_layers is {n_layers}, expected 1 to {count}, the number of layers of this model")
             self._layers, self._n_lower = _layers(transformer, count), count - n_layers
             top = nn.ModuleList(list(self._layers)[self._n_lower :])
         named = adapt(top, lora_rank, seed) if lora_rank else dict(top.named_parameters())
@@ -265,6 +271,16 @@ class UpperLayers:
                 on_texts(len(chunk))
         self._cached = self._group.all_reduce(cached)
         return self._cached
+
+    def refresh_s(self) -> float:
+        """Estimated duration of `refresh` in seconds, from the time for the chunk of median length."""
+        chunks = self._chunks(self._rows)
+        if not chunks:
+            return 0.0
+        started = time.perf_counter()
+        with torch.no_grad():
+            self._forward(chunks[len(chunks) // 2])
+        return (time.perf_counter() - started) * len(chunks)
 
     def encoder(self) -> Encoder:
         """See `Tower`. Adapters are merged."""

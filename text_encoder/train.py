@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.arrays import F32
+from features.arrays import F32, Bool
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, Progress
 from text_encoder.examples import Examples
 from text_encoder.group import ALONE, Group
 from text_encoder.objective import quality
 from text_encoder.scalars import Scalars, scalars
-from text_encoder.texts import EncodedTexts, encode_texts
 from text_encoder.towers import Projection, Tower, UpperLayers
 from text_encoder.trainer import Clock, Data, Epoch, StoppedBy, Trainer
 
@@ -138,14 +137,12 @@ class _Tuning:
         trainer.restore_best()
         return _State(tower.encoder(), tower.refresh(self.on_texts), best), stopped_by
 
-    def run(self, start: _State, encoding_s: float) -> tuple[_State, StoppedBy]:
-        """Trains all stages, each from the best state of the one before. encoding_s: time to encode the catalogue."""
+    def run(self, start: _State) -> tuple[_State, StoppedBy]:
+        """Trains all stages, each from the best state of the one before."""
         projection = Projection(start.encoder, start.vectors, self.config.hidden, self.config.seed, self.group)
         best, stopped_by = self._train("projection", start, projection, start.encoder)
         if self.config.mode == "projection" or stopped_by == "budget":
             return best, stopped_by
-        # Validation after the last epoch has to encode the catalogue, so this time is reserved.
-        self.clock.reserve_s = encoding_s
         tower = UpperLayers(
             best.encoder,
             best.vectors,
@@ -156,6 +153,8 @@ class _Tuning:
             self.group,
         )
         tower.cache_lower_layers(self.on_texts)
+        # Validation after the last epoch has to encode the catalogue, so this time is reserved.
+        self.clock.reserve_s = self.group.broadcast(tower.refresh_s())
         return self._train(self.config.mode, best, tower, best.encoder)
 
 
@@ -178,7 +177,7 @@ def fine_tune(
     config: EncoderConfig,
     checkpoint_dir: Path | None = None,
     on_progress: Progress | None = None,
-    encoded: EncodedTexts | None = None,
+    zero_shot: F32 | None = None,
     group: Group = ALONE,
 ) -> FineTuned:
     """Fine-tunes the encoder on history -> next item. Returns the original encoder if validation does not improve.
@@ -187,22 +186,21 @@ def fine_tune(
     interrupted run that is called again with the same arguments continues after its last epoch and ends with the same
     weights; with a larger `budget_s` or more `epochs`, it trains longer. TensorBoard files go into its subdirectory
     `tensorboard`. on_progress: called with (done, total), the number of texts encoded and examples trained on; training
-    that stops early does not reach the total. encoded: the result of `encode_texts` with this encoder, if available.
-    group: the workers that train together. Each calls this function; all return the same result, and only the first
-    writes files.
+    that stops early does not reach the total. zero_shot: float32[n, d], vectors of the texts by this encoder, NaN for
+    an item to be treated as one without text; None to encode the texts first. group: the workers that train together.
+    Each calls this function; all return the same result, and only the first writes files.
 
-    The time budget starts with the call. All items need vectors, so encoding the catalogue cannot be skipped: if it
-    alone takes longer than the budget, `BudgetSpent` is raised, and the next call continues from the checkpoint. The
-    result is deterministic given `config.seed` on one machine, unless the budget stops training. Raises `ValueError`
-    for examples from another catalogue or too large an `n_layers`, `FloatingPointError` if training diverges, and
-    `ModuleNotFoundError` if the package of `log_to` is not installed.
+    The time budget is for training, and starts when the texts are encoded. The result is deterministic given
+    `config.seed` on one machine, unless the budget stops training. Raises `ValueError` for examples from another
+    catalogue, and `EncoderError` for too large an `n_layers`, if training diverges, or if the
+    package of `log_to` is not installed.
     """
     _check_item_rows(texts, examples)
     if group.rank:
         checkpoint_dir, config = None, config.model_copy(update={"log_to": "none"})
     log = scalars(config.log_to, checkpoint_dir / "tensorboard" if checkpoint_dir else None, config.model_dump())
     try:
-        return _fine_tune(encoder, list(texts), examples, config, checkpoint_dir, log, on_progress, encoded, group)
+        return _fine_tune(encoder, list(texts), examples, config, checkpoint_dir, log, on_progress, zero_shot, group)
     finally:
         log.close()
 
@@ -215,29 +213,29 @@ def _fine_tune(
     directory: Path | None,
     log: Scalars,
     on_progress: Progress | None,
-    encoded: EncodedTexts | None,
+    zero_shot: F32 | None,
     group: Group,
 ) -> FineTuned:
-    clock = Clock(config.budget_s)
     epoch_size = min(len(examples), config.examples_per_epoch)
     advance = _progress_counter(on_progress, _total_progress(len(texts), epoch_size, config))
-    if encoded is None:
-        encoded = encode_texts(encoder, texts, directory, clock, advance)
-    else:
-        advance(len(texts))
-    data = Data(
-        *_split(_readable_examples(examples, encoded.readable), config), torch.from_numpy(encoded.readable.copy())
-    )
+    if zero_shot is None:
+        zero_shot = encoder.encode(texts)
+    advance(len(texts))
+    clock = Clock(config.budget_s)
+    readable: Bool = np.asarray(np.isfinite(zero_shot).all(axis=1))
+    texts = [text if has_vector else "" for text, has_vector in zip(texts, readable.tolist(), strict=True)]
+    vectors = torch.from_numpy(np.where(readable[:, None], zero_shot, np.float32(0)))
+    data = Data(*_split(_readable_examples(examples, readable), config), torch.from_numpy(readable))
     if min(len(data.train), len(data.valid)) < _MIN_EXAMPLES:
-        return _unchanged(encoder, encoded, (), "too few examples", clock)
-    epoch = Epoch(0, "zero-shot", 0.0, *quality(encoded.vectors, data.usable, data.valid), 0, clock.elapsed_s)
+        return _unchanged(encoder, zero_shot, (), "too few examples", clock)
+    epoch = Epoch(0, "zero-shot", 0.0, *quality(vectors, data.usable, data.valid), 0, clock.elapsed_s)
     if config.mode == "frozen":
-        return _unchanged(encoder, encoded, (epoch,), "frozen", clock)
+        return _unchanged(encoder, zero_shot, (epoch,), "frozen", clock)
 
     log.add(0, {"ndcg@10": epoch.ndcg_at_10, "recall@50": epoch.recall_at_50})
     settings = config.model_dump(exclude={"budget_s", "epochs", "log_to"}, mode="json")
     inputs_digest = _digest(texts, settings, *(getattr(examples, name) for name in Examples.__dataclass_fields__))
-    start = _State(encoder, encoded.vectors, epoch)
+    start = _State(encoder, vectors, epoch)
     tuning = _Tuning(
         texts,
         data,
@@ -251,11 +249,11 @@ def _fine_tune(
         [epoch],
         group,
     )
-    best, stopped_by = tuning.run(start, encoded.seconds)
+    best, stopped_by = tuning.run(start)
     return FineTuned(
         best.encoder,
-        encoded.with_missing(best.vectors),
-        encoded.with_missing(encoded.vectors),
+        np.where(readable[:, None], best.vectors.numpy(), np.float32(np.nan)),
+        zero_shot,
         tuple(tuning.epochs),
         best.epoch.epoch,
         sum(e.examples for e in tuning.epochs),
@@ -271,7 +269,6 @@ def _total_progress(n_texts: int, epoch_size: int, config: EncoderConfig) -> int
 
 
 def _unchanged(
-    encoder: Encoder, encoded: EncodedTexts, epochs: tuple[Epoch, ...], stopped_by: StoppedBy, clock: Clock
+    encoder: Encoder, vectors: F32, epochs: tuple[Epoch, ...], stopped_by: StoppedBy, clock: Clock
 ) -> FineTuned:
-    vectors = encoded.with_missing(encoded.vectors)
     return FineTuned(encoder, vectors, vectors, epochs, 0, 0, stopped_by, clock.elapsed_s)

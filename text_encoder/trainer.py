@@ -21,6 +21,7 @@ from torch import Tensor
 from features.arrays import F32, I64
 from text_encoder import checkpoint
 from text_encoder.config import EncoderConfig
+from text_encoder.errors import EncoderError
 from text_encoder.examples import Examples
 from text_encoder.group import ALONE, Group
 from text_encoder.objective import Batch, EngagedItems, Quality, loss, quality
@@ -174,7 +175,7 @@ class Trainer:
         value = loss(leaf, batch, self.config.temperature, self.config.skipped_weight)
         value.backward()  # type: ignore[no-untyped-call]
         if leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
-            raise FloatingPointError(
+            raise EncoderError(
                 f"training diverged with learning rate {self.rate:g} and temperature {self.config.temperature:g}; "
                 "reduce the learning rate or increase the temperature"
             )

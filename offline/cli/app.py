@@ -19,6 +19,7 @@ from offline.cli.terminal import printable
 from offline.runtime import Failure, console
 
 _DISK_FULL = 7
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,12 +71,21 @@ def main() -> None:
     try:
         app()
     except Exception as e:
-        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and not isinstance(e, _expected_errors()):
+        message = _system_message(e) if isinstance(e, OSError) else None
+        if message is None and not isinstance(e, _expected_errors()):
             raise
-        hint = ": the disk is full; free some space and run again; finished steps are kept" if full else ""
-        console.print(Text(f"shelfwise: {printable(str(e))}{hint}", style="bold red"), soft_wrap=True)
-        sys.exit(_DISK_FULL if full else getattr(e, "status", 1))
+        console.print(Text(f"shelfwise: {printable(message or str(e))}", style="bold red"), soft_wrap=True)
+        sys.exit(_DISK_FULL if isinstance(e, OSError) and e.errno in _FULL else getattr(e, "status", 1))
+
+
+def _system_message(e: OSError) -> str | None:
+    """The message for an error of the operating system that the user can fix; None for any other."""
+    if e.errno in _FULL:
+        return f"{e}: the disk is full; free some space and run again; finished steps are kept"
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and e.filename is not None:
+        reason = "the file system is read-only" if e.errno == errno.EROFS else "permission denied"
+        return f"{e.filename}: {reason}; change the permissions, or use another folder with --workspace"
+    return None
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -88,13 +98,15 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from serving.kernels import KernelsError
     from serving.lock import Locked
     from serving.release import ReleaseError
-    from serving.store import EmbeddedError
+    from serving.store import EmbeddedError, EvictionError
+    from text_encoder.errors import EncoderError
 
     # Of the operating system's errors, only those about a path that the user passed.
     path_errors = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
     nightly_errors = (ChecksFailed, ReleaseKept, ApprovalNeeded, Locked)
-    service_errors = (ClockError, EmbeddedError, KernelsError, KeysError, ReleaseError)
-    return (*nightly_errors, *service_errors, Failure, ConfigError, DataError, FeatureError, *path_errors)
+    service_errors = (ClockError, EmbeddedError, EvictionError, KernelsError, KeysError, ReleaseError)
+    errors = (Failure, ConfigError, DataError, EncoderError, FeatureError)
+    return (*nightly_errors, *service_errors, *errors, *path_errors)
 
 
 if __name__ == "__main__":

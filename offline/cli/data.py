@@ -22,7 +22,9 @@ def simulate(
     config: ConfigPath = None,
     workspace: Workspace = None,
     items: Annotated[int | None, typer.Option(help="Number of products on the opening day.")] = None,
-    users: Annotated[int | None, typer.Option(help="Number of shoppers.")] = None,
+    users: Annotated[
+        int | None, typer.Option(help="Number of potential shoppers. Those who never visit are not in the log.")
+    ] = None,
     days: Annotated[int | None, typer.Option(help="Length of the log in days.")] = None,
     searches: Annotated[float | None, typer.Option(help="Share of lists that are search results, from 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
@@ -47,12 +49,18 @@ def simulate(
         "end": end and f"{end}T00:00:00Z",
     }
     shop = {**c.simulate.model_dump(), **{k: v for k, v in options.items() if v is not None}}
+    settings = load_config(None, None, simulate=shop).simulate
     with progress_bar("Simulating a shop") as on_progress:
-        s = run(load_config(None, None, simulate=shop).simulate, c.data, on_progress)
+        s = run(settings, c.data, on_progress)
     say(
         f"{c.data}: {s.items:,} items, {s.users:,} shoppers, {s.lists:,} lists, {sum(s.events.values()):,} events, "
         f"click rate {s.click_rate:.1%}"
     )
+    if s.users < settings.users:
+        say(
+            f"{settings.users - s.users:,} of {settings.users:,} shoppers never visited in {settings.days:,} days, so "
+            "they are not in the log; more visit with more days, or a higher simulate.lists_per_user_day"
+        )
 
 
 def import_(

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offline.cli.data import print_import, sources
-from offline.cli.terminal import ConfigPath, Workspace, load_config, print_table, say
+from offline.cli.terminal import ConfigPath, Workspace, load_config, print_table, say, seconds, with_budget
 from offline.runtime import Failure, progress_bar
 
 if TYPE_CHECKING:
     from offline.config import Config
+    from offline.nightly import Night
 
 
 def print_evaluation(path: Path) -> None:
-    """Print the metrics of an `evaluation.json` by system, with intervals."""
+    """Print the metrics of an `evaluation.json` by system, with intervals, and the notes on its data."""
     import json
 
     evaluation = json.loads(path.read_text("utf-8"))
@@ -34,6 +35,8 @@ def print_evaluation(path: Path) -> None:
     lists = evaluation["systems"]["ranker"]["all"]["lists"]
     rows = [[system, *(cell(system, s) for s in slices)] for system in evaluation["systems"]]
     print_table(f"ndcg@10 on {lists:,} test lists, with 95% intervals", ["system", *slices], rows, {1, 2, 3})
+    for note in evaluation.get("data", {}).get("notes", ()):
+        say(f"- {note}")
 
 
 def evaluate(
@@ -56,11 +59,23 @@ def evaluate(
     learning_curve: Annotated[
         bool, typer.Option("--learning-curve", help="Also train on an eighth, a quarter and half of the lists.")
     ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Time budget for the encoder, such as 90s or 10m. Default: as in `nightly`.")
+    ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Ranking of the test lists by another system: TREC run, CSV or Parquet. Repeatable."),
+    ] = None,
+    lists: Annotated[
+        Path | None, typer.Option(help="File to write the test lists to, as Parquet, for another system to rank.")
+    ] = None,
 ) -> None:
     """Measure ranking quality on the test lists.
 
-    Runs the nightly steps up to the report, without making or publishing a release. With --data, no setup is needed:
-    the data are imported into a temporary workspace, which is deleted afterwards unless --workspace is given.
+    Runs the nightly steps up to the report, without making or publishing a release. Evaluates the models of the last
+    nightly run if it had the same data and settings, whatever its `--budget`; otherwise trains. With --data, no setup
+    is needed: the data are imported into a temporary workspace, which is deleted afterwards unless --workspace is
+    given.
 
     Protocols: `time-split` tests on the latest lists of the shop; `leave-last-out` tests on each user's last basket and
     ranks the whole catalogue, and is the default for data with an order of events but no timestamps; `given-lists` is a
@@ -80,7 +95,10 @@ def evaluate(
             with progress_bar("Importing") as on_progress:
                 summary = import_data(sources(c, data), c.data, datetime.now(UTC), on_progress)
             print_import(summary)
-        report_path = _evaluate(c, json_file, report, learning_curve)
+        night = _night(c, budget, learning_curve=learning_curve, runs=_check_runs(run or []))
+        report_path = _evaluate(night, json_file, report)
+        if lists is not None:
+            _write_test_lists(night, lists)
         if workspace_path != Path(temporary) or report is not None:
             say(f"report: {report_path}")
 
@@ -111,19 +129,54 @@ def with_protocol(config: Config, data: Path | None, protocol: str | None) -> Co
     )
 
 
-def _evaluate(config: Config, json_file: Path | None, report: Path | None, learning_curve: bool) -> Path:
+def _check_runs(paths: list[Path]) -> tuple[Path, ...]:
+    """The files of runs, in order. Raises Failure if one does not exist, or has the name of another system."""
+    from offline.evaluation import BASELINES, runs
+
+    taken = {*BASELINES, "shown_order", "ranker", "best_possible"}
+    for path in paths:
+        if not path.is_file():
+            raise Failure(f"--run {path}: no such file")
+        if runs.run_name(path) in taken:
+            raise Failure(f"--run {path}: a system named {runs.run_name(path)!r} exists already; rename the file")
+        taken.add(runs.run_name(path))
+    return tuple(paths)
+
+
+def _write_test_lists(night: Night, path: Path) -> None:
+    """Write the test lists of an evaluated run."""
+    from offline.evaluation import runs
+
+    data, tested = night.inputs.data, night.artefacts.window_rows("test").lists
+    runs.write_lists(path, tested, data.catalogue.item_ids, data.events.user_ids)
+    say(f"test lists: {path}")
+
+
+def _night(config: Config, budget: str | None = None, **options: Any) -> Night:
+    """The run to evaluate: the last nightly run if it differs in the budget only, which is then not trained again."""
+    from offline.nightly import Night
+
+    if budget is not None:
+        return Night(with_budget(config, seconds(budget)), **options)
+    night = Night(config, **options)
+    budget_s = night.budget_of_last_run()
+    if budget_s is None:
+        return night
+    say(f"using the last nightly run, which had an encoder budget of {budget_s:g} s")
+    return Night(with_budget(config, budget_s), **options)
+
+
+def _evaluate(night: Night, json_file: Path | None, report: Path | None) -> Path:
     """Run the evaluation and print it. Returns the path of the report."""
     import json
     import shutil
 
-    from offline.nightly import Night
     from offline.runtime import write_json
 
-    night = Night(config, learning_curve=learning_curve)
     evaluation_path = night.run_to("evaluate").file("evaluation.json")
     print_evaluation(evaluation_path)
     evaluation = json.loads(evaluation_path.read_text("utf-8"))
-    if learning_curve:
+    if evaluation["learning_curve"]:
         rows = [[f"{p['lists']:,}", f"{p['ndcg@10']:.4f}"] for p in evaluation["learning_curve"]]
         print_table("ndcg@10 of the ranker by number of training lists", ["lists", "ndcg@10"], rows, {0, 1})
     if json_file is not None:
@@ -147,14 +200,13 @@ def tune(
     The test lists are not used. Uses the feature rows of a nightly run and computes them if necessary. Run it again to
     continue. Prints a `ranker:` section for the config, and how certain the improvement is.
     """
-    from offline.cli.terminal import seconds
-    from offline.nightly import Night, ranker_config
+    from offline.nightly import ranker_config
     from offline.studies import FRAGMENT, fragment, make_folds
     from offline.studies import tune as run
 
     c = load_config(config, workspace)
     budget_s = seconds(budget)
-    night = Night(c)
+    night = _night(c)
     artefacts = night.run_to("rows")
     folds, features = make_folds(artefacts)
     columns = [f.name for f in features]
@@ -194,13 +246,13 @@ def ablate(
     """
     from dataclasses import asdict
 
-    from offline.nightly import Night, ranker_config
+    from offline.nightly import ranker_config
     from offline.runtime import write_json
     from offline.studies import ablate as run
     from offline.studies import make_folds
 
     c = load_config(config, workspace)
-    night = Night(c)
+    night = _night(c)
     artefacts = night.run_to("rows")
     folds, features = make_folds(artefacts)
     with progress_bar("Training without each group") as on_progress:
@@ -236,7 +288,6 @@ def staleness(
     import json
 
     from offline.evaluation import report
-    from offline.nightly import Night
     from offline.studies import measure_staleness as run
 
     try:
@@ -246,7 +297,7 @@ def staleness(
     if not ages or min(ages) < 1:
         raise Failure(f"--days {days}: expected whole numbers of at least 1, separated by commas, such as 1,3,7")
     c = load_config(config, workspace)
-    night = Night(c)
+    night = _night(c)
     night.run_to("evaluate")
     with progress_bar("Training aged models") as on_progress:
         points = run(night, ages, on_progress)

@@ -20,23 +20,42 @@ def collect(
             help="After restoring a backup: the latest erasures.parquet. Erases these users again, also in Redis."
         ),
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Go on with a Redis that was replaced by an empty or older one: collect what it has, and make the "
+            "last live release live again if it names none.",
+        ),
+    ] = False,
 ) -> None:
     """Move events and served lists from Redis into the data set, exactly once.
 
     Also removes erased users. Run it before `nightly`. It writes to `data/events` and `data/served`, with a folder for
     each day (UTC) on which events happened or lists were served; both are read together with `events.parquet`. If
-    interrupted, run it again to continue.
+    interrupted, run it again to continue. Exit status 1 if Redis was replaced by an empty or older one since the last
+    collection: see `--repair`.
     """
+    from features.custom import load as load_features
     from offline.data import collect as run
+    from serving.release import restore
     from serving.store import BulkStore
 
     c = load_config(config, workspace)
     with open_redis(c) as url, BulkStore(url) as store, progress_bar("Collecting") as on_progress:
-        counts = run(c.data, store, c.releases, on_progress, c.log, c.retention.log_days, erasures)
+        counts = run(c.data, store, c.releases, on_progress, c.log, c.retention.log_days, erasures, repair)
+        restored = restore(c.releases, store, load_features(c.features.custom)) if repair else None
+    if restored:
+        say(f"live again: {restored.id}; run `shelfwise nightly` to restore the users' histories from the log")
     say(
         f"{c.data}: {counts.events:,} events and {counts.served:,} served lists, {counts.items:,} written items, "
         f"{counts.erased:,} users erased"
     )
+    if counts.log_kept:
+        say(
+            "the append-only file of Redis still has commands of the erased users, since Redis did not rewrite it: "
+            f"{counts.log_kept}; run BGREWRITEAOF, or wait for its next rewrite"
+        )
 
 
 def skew(

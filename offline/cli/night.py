@@ -21,7 +21,9 @@ from offline.cli.terminal import (
     open_redis,
     print_table,
     say,
+    seconds,
     today,
+    with_budget,
 )
 from offline.runtime import Failure, open_engine, progress_bar
 
@@ -44,7 +46,8 @@ def nightly(
         list[str] | None, typer.Option(help="Data check that only warns in this run. Repeatable.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time budget for the encoder, such as 90s or 10m; overrides `encoder.budget_s`.")
+        str | None,
+        typer.Option(help="Time budget for training the encoder, such as 90s or 10m; overrides `encoder.budget_s`."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without running it.")] = False,
     engine: EngineName = "local",
@@ -65,9 +68,7 @@ def nightly(
     """
     c = accept_checks(load_config(config, workspace), accept or [])
     if budget is not None:
-        from offline.cli.terminal import seconds
-
-        c = c.model_copy(update={"encoder": c.encoder.model_copy(update={"budget_s": seconds(budget)})})
+        c = with_budget(c, seconds(budget))
     until_s = (date + timedelta(days=1)).replace(tzinfo=UTC).timestamp() if date else None
     since_s = since.replace(tzinfo=UTC).timestamp() if since else None
     if dry_run:

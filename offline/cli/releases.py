@@ -30,12 +30,12 @@ def releases(context: typer.Context, config: ConfigPath = None, workspace: Works
 @app.command("list")
 def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
     """List releases, newest first, with their state, the end of their log, items and ndcg@10."""
-    from serving.release import list_releases, previous_release
+    from serving.release import list_releases, live_pointer, previous_release
     from serving.store import BulkStore
 
     c = load_config(config, workspace)
     with open_redis(c) as url, BulkStore(url) as store:
-        pointer, in_shadow = store.pointer(), store.shadow()
+        pointer, in_shadow = live_pointer(c.releases, store), store.shadow()
     state: dict[str | None, str] = {in_shadow.id: "in shadow"} if in_shadow else {}
     if pointer:
         state |= {
@@ -98,12 +98,20 @@ def _facts(m: Manifest) -> dict[str, str]:
 
 @app.command()
 def promote(
-    release: ReleaseId, reason: Why = "by hand", config: ConfigPath = None, workspace: Workspace = None
+    release: ReleaseId,
+    reason: Why = "by hand",
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also replace the live release of another shop with the same prefix.")
+    ] = False,
 ) -> None:
     """Make a release live. All workers switch within seconds, and no request fails."""
     from serving.release import promote as run
 
-    manifest = _apply(config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom))
+    manifest = _apply(
+        config, workspace, lambda c, store, custom: run(c.releases, store, release, reason, custom, take_over=take_over)
+    )
     say(f"live: {manifest.id}")
 
 
@@ -127,7 +135,9 @@ def pin(
     from serving.release import promote as run
 
     manifest = _apply(
-        config, workspace, lambda c, store, custom: run(c.releases, store, release or _id(store), reason, custom, "pin")
+        config,
+        workspace,
+        lambda c, store, custom: run(c.releases, store, release or _id(c, store), reason, custom, "pin"),
     )
     say(f"live and pinned: {manifest.id}")
 
@@ -234,11 +244,13 @@ def _live_id(config: Config) -> str:
     from serving.store import BulkStore
 
     with open_redis(config) as url, BulkStore(url) as store:
-        return _id(store)
+        return _id(config, store)
 
 
-def _id(store: Any) -> str:
-    pointer = store.pointer()
+def _id(config: Config, store: Any) -> str:
+    from serving.release import live_pointer
+
+    pointer = live_pointer(config.releases, store)
     if pointer is None:
         raise Failure("no release is live yet: run `shelfwise nightly`")
     return str(pointer.id)
@@ -247,11 +259,11 @@ def _id(store: Any) -> str:
 def live_release(config: Config, url: str) -> Any:
     """The live release, loaded. Raises Failure if there is none."""
     from features.custom import load as load_features
-    from serving.release import load_release as load_release
+    from serving.release import live_pointer, load_release
     from serving.store import BulkStore
 
     with BulkStore(url) as store:
-        pointer = store.pointer()
+        pointer = live_pointer(config.releases, store)
     if pointer is None:
         raise Failure("no release is live yet: run `shelfwise nightly`")
     return load_release(Path(pointer.path), custom=load_features(config.features.custom))

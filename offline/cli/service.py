@@ -50,7 +50,7 @@ def serve(
         if as_of_data:
             overrides["clock_file"] = None
             overrides["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
-        run(c.serving.model_copy(update=overrides), url, custom=c.features.custom)
+        run(c.serving.model_copy(update=overrides), url, c.releases, c.features.custom)
 
 
 def embed(config: ConfigPath = None, workspace: Workspace = None) -> None:
@@ -62,14 +62,14 @@ def embed(config: ConfigPath = None, workspace: Workspace = None) -> None:
     import os
     import socket
 
-    from offline.training import Embedder
+    from offline.training import Embedder, VectorStore
     from serving.store import BulkStore
 
     c = load_config(config, workspace)
     with open_redis(c) as url, BulkStore(url) as store:
         say("encoding items as they are written; stop with Ctrl-C")
         with suppress(KeyboardInterrupt):
-            Embedder(store, f"{socket.gethostname()}-{os.getpid()}").run()
+            Embedder(store, f"{socket.gethostname()}-{os.getpid()}", VectorStore(c.vector_store)).run()
 
 
 def rank(
@@ -101,7 +101,11 @@ def rank(
         with BulkStore(url) as store:
             while (tail := store.tail(live.last)).item_ids:
                 live.apply(tail)
-            history = store.read(user, release.items.catalogue, at) if user else EMPTY
+            retention = release.manifest.retention
+            history = store.read(user, release.items.catalogue, at, retention) if user else EMPTY
+    if unknown := [item for item in candidate or () if int(release.items.catalogue.rows([item])[0]) < 0]:
+        where = c.data / "items.parquet"
+        raise Failure(f"item {unknown[0]!r} does not exist in release {release.id}; use an item ID from {where}")
     candidates = candidate or list(release.items.catalogue.item_ids)
     context = Context.parse(device, query)
     ranking = live.rank(history, candidates, at, limit, context)

@@ -48,30 +48,23 @@ def load_config(path: Path | None, workspace: Path | None, **changes: Any) -> Co
 
 @contextmanager
 def open_redis(config: Config) -> Iterator[str]:
-    """The URL of a Redis that responds, for the duration of the block: REDIS_URL's, else the embedded one.
+    """The URL of Redis, with the shop's prefix, for the duration of the block: REDIS_URL's, else the embedded one.
 
     Raises Failure if Redis cannot be used, at the start of the block or during it.
     """
     from redis import RedisError
 
     from offline.config import redis_url
-    from serving.store import Address, StoreAway, connect_url
+    from serving.store import AddressError, StoreAway, connect_url, with_prefix
 
     url_from_environment = redis_url()
     try:
-        if url_from_environment:
-            Address.of(url_from_environment)
-    except ValueError:
-        # Leave out the reason: it may quote the address with its password.
-        raise Failure(
-            "REDIS_URL is not a Redis address; expected redis://HOST:6379/0, rediss://..., unix:///path/to/socket, "
-            "or redis+cluster://HOST:6379 for a cluster"
-        ) from None
-    try:
-        with connect_url(url_from_environment, config.redis) as url:
-            yield url
+        with connect_url(url_from_environment, config.embedded) as url:
+            yield with_prefix(url, config.redis.prefix)
+    except AddressError as e:
+        raise Failure(f"REDIS_URL is not a valid address of Redis: {e}") from e
     except (RedisError, StoreAway) as e:
-        where = "from REDIS_URL" if url_from_environment else f"embedded, in {config.redis}"
+        where = "from REDIS_URL" if url_from_environment else f"embedded, in {config.embedded}"
         raise Failure(f"Redis ({where}) cannot be used: {e}") from e
 
 
@@ -108,3 +101,8 @@ def seconds(budget: str) -> float:
     if total <= 0:
         raise DataError(f"budget {budget[:50]!r} is not a duration; expected, for example, 90s, 10m or 1h30m")
     return float(total)
+
+
+def with_budget(config: Config, budget_s: float) -> Config:
+    """The configuration with another time budget of the encoder, in seconds."""
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"budget_s": budget_s})})

@@ -29,10 +29,14 @@ class CheckConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    accept: tuple[str, ...] = Field((), description=f"Checks that only warn instead of stopping: {', '.join(CHECKS)}.")
+    accept: tuple[str, ...] = Field(
+        (),
+        examples=[["volume", "prices"]],
+        description=f"Checks that only warn instead of stopping: {', '.join(CHECKS)}.",
+    )
     future_s: float = Field(300.0, ge=0, description="Seconds ahead of the clock at which an event is in the future.")
     max_age_s: float | None = Field(
-        None, gt=0, description="Maximum age of the newest event, in seconds. null: no limit."
+        None, gt=0, examples=[172800], description="Maximum age of the newest event, in seconds. null: no limit."
     )
     before_list: float = Field(
         0.02, ge=0, le=1, description="Maximum share of the last day's actions that are logged before their list."

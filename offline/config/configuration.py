@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from features.log import ATTRIBUTION_S
 from features.neighbours import SESSION_WEIGHT
+from offline.config import fields
 from offline.config.checks import CheckConfig
 from offline.config.evaluation import SliceConfig
 from offline.config.imports import AttributeKind, ImportConfig
@@ -41,7 +42,14 @@ class ListConfig(BaseModel):
     source: Literal["auto", "logged", "rebuilt"] = Field(
         "auto",
         description="Source of the lists. logged: lists from logged impressions. rebuilt: lists that retrieval would "
-        "have offered. auto: logged if the log has impressions, else rebuilt.",
+        "have offered. auto: logged if there are enough (`logged_share`), else rebuilt.",
+    )
+    logged_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="With `source: auto`, lists are rebuilt while fewer logged lists have an action than this share of "
+        "the lists that could be rebuilt (counting at most `most`).",
     )
     attribution_s: float = Field(
         ATTRIBUTION_S,
@@ -64,13 +72,28 @@ class ListConfig(BaseModel):
     )
 
 
+class RedisConfig(BaseModel):
+    """The data in Redis. Its address may contain a password, and comes from `REDIS_URL` or `REDIS_URL_FILE`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefix: str = Field(
+        "sw",
+        pattern=r"^[A-Za-z0-9._-]{1,32}$",
+        description="First part of every key, up to the colon. Shops that share a Redis need different prefixes; with "
+        "another prefix, the store is empty.",
+    )
+
+
 class FeatureConfig(BaseModel):
     """Item attributes, weights and custom features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attributes: dict[str, AttributeKind] = Field(
-        default={}, description="Type of each item attribute. An attribute not listed is read by its column's type."
+        default={},
+        examples=[{"size": "number", "released": "date"}],
+        description="Type of each item attribute. An attribute not listed is read by its column's type.",
     )
     session_weight: float = Field(
         SESSION_WEIGHT,
@@ -80,7 +103,11 @@ class FeatureConfig(BaseModel):
         description="Weight of two items in the same session for finding neighbours, relative to two items of the same "
         "user. 0: sessions are ignored.",
     )
-    custom: tuple[str, ...] = Field((), description="Custom features, as module:function. See docs/features.md.")
+    custom: tuple[str, ...] = Field(
+        (),
+        examples=[["shop_features:margin"]],
+        description="Custom features, as module:function. See docs/features.md.",
+    )
 
 
 class Config(BaseModel):
@@ -95,8 +122,15 @@ class Config(BaseModel):
     )
     log: str | None = Field(
         None,
+        examples=["s3://bucket/shop"],
         description="Location of the log's day partitions: a directory, or a URI such as s3://bucket/shop. null: the "
         "data directory.",
+    )
+    vectors: str | None = Field(
+        None,
+        description="Location of the store of text vectors: a directory, or a URI such as s3://bucket/vectors. Nightly "
+        "runs, studies and the embedding worker read only texts that it lacks. Give each workspace its own. null: the "
+        "directory vectors in the workspace.",
     )
     seed: int = Field(17, ge=0, lt=2**31, description="Seed of every random draw.")
     sources: ImportConfig | None = Field(
@@ -112,12 +146,18 @@ class Config(BaseModel):
     checks: CheckConfig = Field(default_factory=lambda: CheckConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     retention: RetentionConfig = Field(default_factory=lambda: RetentionConfig.model_validate({}))
+    redis: RedisConfig = Field(default_factory=lambda: RedisConfig.model_validate({}))
     serving: ServiceConfig = Field(default_factory=lambda: ServiceConfig.model_validate({}))
 
     @property
     def data(self) -> Path:
         """Directory of the imported or simulated data set."""
         return self.workspace / "data"
+
+    @property
+    def vector_store(self) -> Path | str:
+        """Location of the store of text vectors: a directory or a URI."""
+        return self.workspace / "vectors" if self.vectors is None else self.vectors
 
     @property
     def runs(self) -> Path:
@@ -135,7 +175,7 @@ class Config(BaseModel):
         return self.workspace / "statistics"
 
     @property
-    def redis(self) -> Path:
+    def embedded(self) -> Path:
         """Directory of the embedded Valkey's data."""
         return self.workspace / "redis"
 
@@ -214,7 +254,7 @@ def _boolean_errors(content: Mapping[Any, Any], at: tuple[int | str, ...]) -> It
         field = _field((*at, key))
         if isinstance(value, Mapping):
             yield from _boolean_errors(value, (*at, key))
-        elif isinstance(value, bool) and field and _number_type(field):
+        elif isinstance(value, bool) and field and fields.number_type(field):
             yield f"{_key((*at, key))} is {value}; expected {_expected(field)}"
 
 
@@ -238,7 +278,7 @@ def _message(error: ErrorDetails) -> str:
         return f"{subject}; expected keys and values; {_valid_keys(loc)}"
     if kind == "too_short":
         return f"{subject}; at least {error['ctx']['min_length']} needed{about}"
-    if field and _number_type(field):
+    if field and fields.number_type(field):
         return f"{subject}; expected {_expected(field)}"
     reason = error["msg"].removesuffix(" for <class 'pathlib.Path'>")
     return f"{subject}; {reason.replace('Input should be', 'expected').replace('Input is', 'this is')}{about}"
@@ -261,41 +301,16 @@ def _field(loc: tuple[int | str, ...]) -> FieldInfo | None:
         # A number in a location is a list index; an entry has the declaration of its list.
         if isinstance(part, int):
             continue
-        field = next((f for n, f in model.model_fields.items() if part == (f.alias or n)), None) if model else None
-        model = _section(field)
+        field = fields.names(model).get(part) if model else None
+        model = fields.section(field)
     return field
 
 
-def _section(field: FieldInfo | None) -> type[BaseModel] | None:
-    """The model of a field that is a section or a list of sections; None for a plain value."""
-    if field is None:
-        return None
-    return next((o for o in _options(field.annotation) if isinstance(o, type) and issubclass(o, BaseModel)), None)
-
-
-def _options(annotation: Any) -> list[Any]:
-    return [annotation, *(o for inner in get_args(annotation) for o in _options(inner))]
-
-
 def _valid_keys(loc: tuple[int | str, ...]) -> str:
-    model = _section(_field(loc)) if loc else Config
-    return f"valid keys: {', '.join(f.alias or n for n, f in model.model_fields.items())}" if model else "remove it"
-
-
-def _number_type(field: FieldInfo) -> str | None:
-    """The type of a numeric field, in words; None for other fields."""
-    options = _options(field.annotation)
-    if bool in options or str in options:
-        return None
-    return "a whole number" if int in options else "a number" if float in options else None
+    model = fields.section(_field(loc)) if loc else Config
+    return f"valid keys: {', '.join(fields.names(model))}" if model else "remove it"
 
 
 def _expected(field: FieldInfo) -> str:
     """The type, range and description of a numeric field, in words."""
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = {s: getattr(m, b) for m in field.metadata for b, s in signs.items() if getattr(m, b, None) is not None}
-    allowed = " and ".join(f"{s} {v:g}" if isinstance(v, float) else f"{s} {v}" for s, v in bounds.items())
-    is_finite = any(getattr(m, "allow_inf_nan", True) is False for m in field.metadata)
-    number = "a finite number" if is_finite else _number_type(field)
-    null = ", or null" if type(None) in _options(field.annotation) else ""
-    return f"{number}{' ' if allowed else ''}{allowed}{null} ({field.description})"
+    return f"{fields.number_range(field)} ({field.description})"

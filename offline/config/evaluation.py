@@ -13,5 +13,6 @@ class SliceConfig(BaseModel):
     columns: tuple[str, ...] = Field(
         (),
         max_length=20,
+        examples=[["category", "device"]],
         description="Columns of items or events, such as category, brand or device. Each value is a slice.",
     )

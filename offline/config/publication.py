@@ -50,9 +50,13 @@ class RetentionConfig(BaseModel):
 
     releases: int = Field(5, ge=2, le=10_000, description="Number of newest releases to keep.")
     runs: int = Field(5, ge=1, le=10_000, description="Number of newest run directories to keep.")
+    vector_days: int = Field(
+        30, ge=1, le=36_500, description="Days to keep the vectors of texts that no kept run uses."
+    )
     log_days: int | None = Field(
         None,
         ge=1,
         le=36_500,
+        examples=[90],
         description="Days of collected log to keep before the cut-off of the oldest release. null: keep all.",
     )

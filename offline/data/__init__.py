@@ -7,12 +7,12 @@ time; `partitions` stores them by day.
 
 from __future__ import annotations
 
-from offline.data import dataset, erasures, query_groups, written_items
+from offline.data import dataset, erasures, profiles, quarantined, query_groups, written_items
 from offline.data.append_only import release_pages
 from offline.data.collection import collect
 from offline.data.dataset import Dataset, annotation_table, load_dataset
 from offline.data.log import LogFiles, load_log, user_histories
-from offline.data.partitions import GROUP_ROWS
+from offline.data.partitions import GROUP_ROWS, Storage
 from offline.data.query_groups import Targets, concat, keys, logged_lists, select
 from offline.data.schema import CANONICAL, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, TAGS, UTC_US
 from offline.data.windows import WINDOWS, Windows
@@ -28,6 +28,7 @@ __all__ = [
     "WINDOWS",
     "Dataset",
     "LogFiles",
+    "Storage",
     "Targets",
     "Windows",
     "annotation_table",
@@ -39,6 +40,8 @@ __all__ = [
     "load_dataset",
     "load_log",
     "logged_lists",
+    "profiles",
+    "quarantined",
     "query_groups",
     "release_pages",
     "select",

@@ -4,7 +4,8 @@
     <log>/served/date=2026-01-31/part-<entry>.parquet    served lists
     <log>/events/_mark, <log>/served/_mark               last stream entry that is in the files
     <data>/written_items.parquet                         items written through the service
-    <data>/erasures.parquet                              tombstones of erased users
+    <data>/erasures.parquet, <data>/erasures.key         tombstones of erased users, and their secrets
+    <data>/origin.json                                   the Redis that was collected last
 
 Rows are partitioned by the day of the event or list, so late events are added to an existing day.
 
@@ -12,11 +13,18 @@ Entries are read in batches. The files of a batch, one per day, are named after 
 the mark moves to that entry. Files with entries after the mark were left by a killed run: the next run deletes them and
 reads the entries again. In a cluster a stream has several shards, each with files and a mark of its own:
 `part-s<shard>-<entry>.parquet` and `_mark-s<shard>`.
+
+A Redis that was replaced by an empty or older one is noticed by its origin, or by a mark after the end of its stream.
+After a repair, its streams are read from the start into files and marks of their own, with `r<number of repairs>-`
+before the shard. Events and lists that were collected before are in the files twice, and are read once.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,12 +35,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.log import KINDS
-from offline.data import erasures, written_items
+from offline.data import erasures, profiles, quarantined, written_items
 from offline.data.erasures import Erasures
 from offline.data.partitions import DAY_US, Storage, day_name, day_of, split_by_day
 from offline.data.schema import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED_FORM, SERVED_SCHEMA, UTC_US
 from offline.data.schema import SERVED as SERVED_FOLDER
-from offline.runtime import OnProgress
+from offline.runtime import DataError, OnProgress
 from serving.lock import locked
 from serving.records import Served, decode_served
 from serving.release import ListedRelease, list_releases
@@ -45,27 +53,39 @@ from serving.store import (
     BulkWrittenItems,
     Event,
     ItemFields,
+    ItemSize,
+    Origin,
     decode_event,
     decode_fields,
+    entry_number,
+    origin_loss,
+    size_of,
 )
+
+_logger = logging.getLogger(__name__)
 
 _ROWS = 200_000
 _BYTES = 256_000_000
 _MARK = "_mark"
-_NAME = re.compile(r"part-(?:s(\d+)-)?(\d+)-(\d+)\.parquet")
+_ORIGIN = "origin.json"
+_NAME = re.compile(r"part((?:-r\d+)?(?:-s\d+)?)-(\d+)-(\d+)\.parquet")
 _RELEASES = 5
 """Number of newest releases that may be served again. Data in Redis that they need is kept."""
 
 
 class Collected(NamedTuple):
     """Counts of a collection: events and served lists written to files, new erasures, entries trimmed from the event
-    stream, and written items in the data set."""
+    stream, and written items in the data set.
+
+    log_kept: why Redis did not start to rewrite its append-only file after erasures; None if it did, or has none.
+    """
 
     events: int
     served: int
     erased: int
     trimmed: int
     items: int
+    log_kept: str | None = None
 
 
 class _Log(NamedTuple):
@@ -87,6 +107,7 @@ def collect(
     log: Storage | Path | str | None = None,
     keep_days: int | None = None,
     saved_erasures: Path | None = None,
+    repair: bool = False,
 ) -> Collected:
     """Move all waiting records from Redis to a data set, and apply erasures.
 
@@ -94,40 +115,54 @@ def collect(
     from the stream. on_progress: called with (entries done, total entries). log: location of the day partitions, by
     default `directory`. keep_days: days to keep before the cut-off of the oldest release; all if None or without a
     release. saved_erasures: erasures newer than a restored backup; these users are also erased from the lists in
-    Redis, while no service is running. Raises the exceptions of redis-py, StoreCorrupt and DataError.
+    Redis, while no service is running. After new erasures, Redis rewrites its append-only file. repair: accept a Redis
+    that was replaced, and collect all of it. Raises the exceptions of redis-py, StoreCorrupt, and DataError, also if
+    Redis was replaced and `repair` is false.
     """
     directory.mkdir(parents=True, exist_ok=True)
     home, storage = Storage.of(directory), Storage.of(directory if log is None else log)
     with locked(directory / ".collect.lock", wait=True):
-        last_erased, since = store.erased()
-        saved = erasures.read_file(saved_erasures) if saved_erasures else {}
+        origin = _continue(home, storage, store, repair)
         before = erasures.read_erasures(directory)
-        erased = erasures.merge_erasures(directory, [*since, *saved.items()])
-        # A restored log contains the users again, whether or not their tombstones were restored with it.
-        new_erasures = {user: at for user, at in erased.items() if before.get(user) != at or user in saved}
-        if saved:
-            store.erase(erased, time.time())
-        if new_erasures:
-            home.write_table(erasures.FILE, erasures.to_table(erased))
+        last_erased, waiting = erasures.waiting_erasures(store, before.secrets)
+        erased = before.merged(waiting)
+        known = before.merged(Erasures({}, erased.secrets)).at
+        if saved_erasures:
+            # A restored log contains the users again, whether or not their tombstones were restored with it.
+            saved = Erasures({}, erased.secrets).merged(erasures.read_file(saved_erasures))
+            known = {name: at for name, at in known.items() if name not in saved.at}
+            erased = erased.merged(saved)
+            store.erase(erased.until)
+            store.refuse_events(waiting.secrets[0], erased.at)
+        new = {name: at for name, at in erased.at.items() if known.get(name) != at}
+        if erased != before:
+            erasures.write_erasures(directory, erased)
         total, done, counts = sum(store.length(log.stream) for log in _LOGS), 0, []
         for log_ in _LOGS:
             count = 0
             for shard in _shards(store):
-                for read, written in _move(log_, shard, storage, store, erased):
+                for read, written in _move(log_, shard, origin.repairs, storage, store, erased):
                     done, count = done + read, count + written
                     if on_progress:
                         on_progress(min(done, total), total)
             counts.append(count)
-        if new_erasures:
-            _erase_users(home, storage, store, new_erasures)
-        store.trim_to(ERASED, last_erased)
+        if new:
+            _erase_users(home, storage, store, Erasures(new, erased.secrets))
+            quarantined.remove_erased(directory, erased)
+            profiles.remove_erased(directory, erased)
+        store.trim_through(store.layout.key(ERASED), last_erased)
+        store.drop_old_erasures(time.time())
         items = _collect_items(directory, store)
         kept = [r for r in list_releases(releases) if r.manifest][:_RELEASES] if releases else []
         _drop_written_items(store, kept)
-        trimmed = _trim(storage, store, kept)
+        trimmed = _trim(storage, store, kept, origin.repairs)
+        origin = origin._replace(collections=origin.collections + 1)
+        store.set_origin(origin)  # first, so that a run that is killed here does not look like a loss
+        _write_origin(home, origin)
         if keep_days is not None:
             _drop_old_days(storage, keep_days, releases)
-        return Collected(counts[0], counts[1], len(new_erasures), trimmed, items)
+        log_kept = store.rewrite_log() if new else None
+        return Collected(counts[0], counts[1], len(new), trimmed, items, log_kept)
 
 
 def _shards(store: BulkStore) -> Sequence[int | None]:
@@ -135,45 +170,89 @@ def _shards(store: BulkStore) -> Sequence[int | None]:
     return range(store.layout.shards) if store.layout.cluster else [None]
 
 
-def read_mark(storage: Storage, folder: str, shard: int | None = None) -> str:
+def _continue(home: Storage, storage: Storage, store: BulkStore, repair: bool) -> Origin:
+    """The origin to collect from. Raises DataError if Redis was replaced since the last collection, unless `repair`."""
+    before, now = _read_origin(home), store.origin()
+    origin = max((o for o in (before, now) if o), key=lambda o: (o.repairs, o.collections), default=_new_origin())
+    if repair:
+        origin = Origin((before or origin).id, origin.repairs + 1, 0)
+        _write_origin(home, origin)
+        store.set_origin(origin)
+        return origin
+    lost = origin_loss(before, now)
+    for log in _LOGS:
+        for shard in _shards(store):
+            stream = store.layout.part(log.stream, shard or 0)
+            mark = read_mark(storage, log.folder, shard, origin.repairs)
+            if not lost and entry_number(mark) > store.end(stream):
+                lost = f"{stream} in Redis ends before {mark}, the last entry that was collected"
+    if lost:
+        raise DataError(
+            f"{lost}. What was accepted since the last collection is lost, unless you restore a newer copy of Redis: "
+            "do that now and run `shelfwise collect` again, or go on with what this Redis has: run "
+            "`shelfwise collect --repair`"
+        )
+    return origin
+
+
+def _new_origin() -> Origin:
+    return Origin(secrets.token_hex(8), 0, 0)
+
+
+def _read_origin(home: Storage) -> Origin | None:
+    content = home.read(_ORIGIN)
+    return Origin(**json.loads(content)) if content is not None else None
+
+
+def _write_origin(home: Storage, origin: Origin) -> None:
+    home.write(_ORIGIN, json.dumps(origin._asdict()).encode())
+
+
+def read_mark(storage: Storage, folder: str, shard: int | None = None, repairs: int = 0) -> str:
     """The ID of the last stream entry in the files of a folder; the start of the stream without files."""
-    content = storage.read(_mark_name(folder, shard))
+    suffix = _suffix(shard, repairs)
+    content = storage.read(_mark_name(folder, suffix))
     if content is not None:
         return content.decode("ascii")
     # Logs written before marks existed: the newest file name has the last entry.
-    last = max((entry for _, entry in _collected(storage, folder, shard)), default=None)
+    last = max((entry for _, entry in _collected(storage, folder, suffix)), default=None)
     return "{}-{}".format(*last) if last else START
 
 
-def _mark_name(folder: str, shard: int | None) -> str:
-    return f"{folder}/{_MARK}" + ("" if shard is None else f"-s{shard:02d}")
+def _suffix(shard: int | None, repairs: int) -> str:
+    """What the names of the files and the mark of a shard have after their first word."""
+    return (f"-r{repairs}" if repairs else "") + ("" if shard is None else f"-s{shard:02d}")
 
 
-def _collected(storage: Storage, folder: str, shard: int | None) -> list[tuple[str, tuple[int, int]]]:
-    """The files of a stream, or of one of its shards, with the last entry of each."""
+def _mark_name(folder: str, suffix: str) -> str:
+    return f"{folder}/{_MARK}{suffix}"
+
+
+def _collected(storage: Storage, folder: str, suffix: str) -> list[tuple[str, tuple[int, int]]]:
+    """The files of a shard of a stream, with the last entry of each."""
     matches = [(name, _NAME.fullmatch(name.rpartition("/")[2])) for name in storage.parts(folder)]
-    own = None if shard is None else f"{shard:02d}"
-    return [(name, (int(m[2]), int(m[3]))) for name, m in matches if m and m[1] == own]
+    return [(name, (int(m[2]), int(m[3]))) for name, m in matches if m and m[1] == suffix]
 
 
 def _move(
-    log: _Log, shard: int | None, storage: Storage, store: BulkStore, erased: Erasures
+    log: _Log, shard: int | None, repairs: int, storage: Storage, store: BulkStore, erased: Erasures
 ) -> Iterator[tuple[int, int]]:
     """Write waiting entries to files in batches of about `_ROWS`. Yields (entries read, rows written) per batch."""
-    last, stream = read_mark(storage, log.folder, shard), store.layout.part(log.stream, shard or 0)
+    suffix, stream = _suffix(shard, repairs), store.layout.part(log.stream, shard or 0)
+    last = read_mark(storage, log.folder, shard, repairs)
     milliseconds, number = map(int, last.split("-"))
-    for name, entry in _collected(storage, log.folder, shard):
+    for name, entry in _collected(storage, log.folder, suffix):
         if entry > (milliseconds, number):
             storage.remove(name)
-    storage.write(_mark_name(log.folder, shard), last.encode())
-    part = "part" if shard is None else f"part-s{shard:02d}"
+    storage.write(_mark_name(log.folder, suffix), last.encode())
     while entries := _read_batch(log, stream, store, last):
         last = entries[-1][0]
         table = erasures.without_erased(log.table([entry for _, entry in entries]), erased, log.time_column)
         milliseconds, number = map(int, last.split("-"))
+        name = f"part{suffix}-{milliseconds:013d}-{number:06d}.parquet"
         for day, rows in split_by_day(table, log.time_column):
-            storage.write_table(day_name(log.folder, day, f"{part}-{milliseconds:013d}-{number:06d}.parquet"), rows)
-        storage.write(_mark_name(log.folder, shard), last.encode())
+            storage.write_table(day_name(log.folder, day, name), rows)
+        storage.write(_mark_name(log.folder, suffix), last.encode())
         yield len(entries), len(table)
 
 
@@ -231,7 +310,7 @@ def _erase_users(home: Storage, storage: Storage, store: BulkStore, erased: Eras
     for log in _LOGS:
         for name in storage.parts(log.folder):
             _rewrite(storage, name, erased, log.time_column)
-    store.drop_events(erased)
+    store.drop_events(erased.until)
 
 
 def _rewrite(storage: Storage, name: str, erased: Erasures, time_column: str) -> None:
@@ -265,20 +344,37 @@ def _drop_old_days(storage: Storage, keep_days: int, releases: Path | None) -> N
 def _collect_items(directory: Path, store: BulkStore) -> int:
     """Merge the written items in Redis into those of the data set. Returns the number of items in Redis."""
     before = written_items.read_written_items(directory)
-    now = {i: decode_fields(fields) for i, fields in _written_items(store) if fields}
-    merged = before | {
-        i: ItemFields(new.at, (before[i].fields if i in before else {}) | new.fields) for i, new in now.items()
-    }
+    stored, oversized = _written_items(store)
+    for item_id, size in oversized.items():
+        _logger.warning("written item %r is not used: it has %s; import it with the catalogue", item_id, size)
+    now = {i: decode_fields(fields) for i, fields in stored if fields}
+    now = {i: item for i, item in now.items() if i not in oversized or not item.available}
+    merged = before | {i: _merge_writes(i, before.get(i), new) for i, new in now.items()}
     if merged != before:
         Storage.of(directory).write_table(written_items.FILE, written_items.to_table(merged))
     return len(now)
 
 
-def _written_items(store: BulkStore) -> list[tuple[str, dict[bytes, bytes]]]:
+def _merge_writes(item_id: str, before: ItemFields | None, new: ItemFields) -> ItemFields:
+    """The fields of an item with those written since. If these are too many together, only the latter are kept."""
+    merged = ItemFields(new.at, (before.fields if before else {}) | new.fields)
+    if (size := size_of(merged.fields)).allowed:
+        return merged
+    _logger.warning("item %r would have %s: the fields written before the last release are dropped", item_id, size)
+    return new
+
+
+def _written_items(store: BulkStore) -> tuple[list[tuple[str, dict[bytes, bytes]]], dict[str, ItemSize]]:
+    """The fields of all written items, and the sizes of those that are too large."""
     written = BulkWrittenItems(store)
     ids = written.ids()
     parts = [ids[k : k + 1000] for k in range(0, len(ids), 1000)]
-    return [pair for part in parts for pair in zip(part, written.fields(part), strict=True)]
+    out, oversized = list[tuple[str, dict[bytes, bytes]]](), dict[str, ItemSize]()
+    for part in parts:
+        fields, too_large = written.fields(part)
+        out += zip(part, fields, strict=True)
+        oversized |= too_large
+    return out, oversized
 
 
 def _drop_written_items(store: BulkStore, kept: Sequence[ListedRelease]) -> None:
@@ -290,7 +386,7 @@ def _drop_written_items(store: BulkStore, kept: Sequence[ListedRelease]) -> None
     assert oldest.manifest is not None
     known = set(pq.read_table(oldest.path / "items.parquet", columns=["item_id"])["item_id"].to_pylist())
     obsolete = []
-    for item_id, fields in _written_items(store):
+    for item_id, fields in _written_items(store)[0]:
         written = decode_fields(fields) if fields else None
         if written is None or _is_in_releases(item_id in known, written, oldest.manifest.cut_off):
             obsolete.append(item_id)
@@ -304,13 +400,13 @@ def _is_in_releases(is_known: bool, written: ItemFields, cut_off: float) -> bool
     return written.available and written.at < cut_off
 
 
-def _trim(storage: Storage, store: BulkStore, kept: Sequence[ListedRelease]) -> int:
+def _trim(storage: Storage, store: BulkStore, kept: Sequence[ListedRelease], repairs: int) -> int:
     """Trim collected entries from the streams in Redis, except events that a kept release still needs."""
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     trimmed = 0
     for shard in _shards(store):
-        store.trim_to(store.layout.part(SERVED, shard or 0), read_mark(storage, SERVED_FOLDER, shard))
-        collected = int(read_mark(storage, EVENTS, shard).partition("-")[0]) / 1e3
+        store.trim_through(store.layout.part(SERVED, shard or 0), read_mark(storage, SERVED_FOLDER, shard, repairs))
+        collected = int(read_mark(storage, EVENTS, shard, repairs).partition("-")[0]) / 1e3
         # The margin of one hour covers clock differences, as in `serving.ranking.live`.
         trimmed += store.trim(min(collected, min(cut_offs) - 3600), shard or 0) if cut_offs else 0
     return trimmed

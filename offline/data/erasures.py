@@ -1,12 +1,16 @@
 """Erased users: their tombstones, and the removal of their rows from tables.
 
-A tombstone is a hash of the user ID, because the ID itself must be deleted, and the time of the erasure. Events up to
-that time are excluded from every nightly run. Later events are kept: the user came back.
+A tombstone stands for a user ID, which itself must be deleted (see `serving.store.erasure`), and has the time of the
+erasure. Events up to that time are excluded from every nightly run. Later events are kept: the user came back.
+
+    <data>/erasures.parquet    tombstones
+    <data>/erasures.key        secrets of the tombstones, one per line; readable for its owner only
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,51 +18,101 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from offline.runtime import DataError
-from serving.store import user_hash
+from offline.runtime import DataError, atomic_path
+from serving.store import BulkStore, new_secret, tombstone, user_hash
 
 FILE = "erasures.parquet"
+SECRETS_FILE = "erasures.key"
 SCHEMA = pa.schema([("user", pa.string()), ("at", pa.float64())])
 
-Erasures = Mapping[str, float]
-"""Unix seconds of the last erasure by `user_hash`."""
+_TOMBSTONE_DIGITS = 40
 
 
-def read_erasures(directory: Path) -> dict[str, float]:
-    """The erasures recorded in a data set; empty without a file. Raises DataError if the file cannot be read."""
+@dataclass(frozen=True)
+class Erasures:
+    """The erased users. at: Unix seconds of the last erasure by tombstone.
+
+    secrets: those that the tombstones were made with. There are several if Redis was emptied, since the service then
+    makes a new one. Earlier versions wrote `user_hash` in place of a tombstone, which `until` also finds.
+    """
+
+    at: Mapping[str, float]
+    secrets: tuple[str, ...] = ()
+
+    def until(self, user_id: str) -> float:
+        """Unix seconds of the last erasure of a user; -inf if the user was never erased."""
+        if not self.at:
+            return -np.inf
+        of_user = user_hash(user_id)
+        names = (of_user, *(tombstone(secret, of_user) for secret in self.secrets))
+        return max(self.at.get(name, -np.inf) for name in names)
+
+    def merged(self, newer: Erasures) -> Erasures:
+        """These erasures and newer ones. With a secret, every `user_hash` becomes a tombstone."""
+        secrets = tuple(dict.fromkeys([*self.secrets, *newer.secrets]))
+        at: dict[str, float] = {}
+        for name, when in [*self.at.items(), *newer.at.items()]:
+            if len(name) < _TOMBSTONE_DIGITS and secrets:
+                name = tombstone(secrets[0], name)
+            at[name] = max(when, at.get(name, when))
+        return Erasures(at, secrets)
+
+
+NOBODY = Erasures({})
+
+
+def read_erasures(directory: Path) -> Erasures:
+    """The erasures recorded in a data set; empty without a file. Raises the errors of `read_file`."""
     path = directory / FILE
-    return read_file(path) if path.is_file() else {}
+    return read_file(path) if path.is_file() else Erasures({}, _read_secrets(path))
 
 
-def read_file(path: Path) -> dict[str, float]:
-    """The erasures in a file. Raises DataError if it cannot be read."""
+def waiting_erasures(store: BulkStore, secrets: tuple[str, ...]) -> tuple[str, Erasures]:
+    """The erasures that `collect` has not recorded yet: (ID of the last entry, erasures). secrets: known ones, of which
+    Redis gets one if it has none."""
+    secret = store.erasure_secret(secrets[0] if secrets else new_secret())
+    last, entries = store.erased()
+    return last, Erasures(dict(entries), (secret,))
+
+
+def read_file(path: Path) -> Erasures:
+    """The erasures in a file, with the secrets in the file beside it.
+
+    Raises DataError if they cannot be read, or if the secrets are missing.
+    """
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{path}: cannot be read ({' '.join(str(e).split())[:200]}); restore it from a backup") from e
-    return dict(zip(table["user"].to_pylist(), table["at"].to_pylist(), strict=True))
-
-
-def to_table(erasures: Erasures) -> pa.Table:
-    """The erasures as the table of `erasures.parquet`."""
-    users = sorted(erasures)
-    return pa.table({"user": users, "at": [erasures[u] for u in users]}, SCHEMA)
-
-
-def merge_erasures(directory: Path, since: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """The erasures of a data set and newer ones from Redis: the second value that `BulkStore.erased` returns."""
-    out = read_erasures(directory)
-    for user, at in since:
-        out[user] = max(at, out.get(user, at))
+    out = Erasures(dict(zip(table["user"].to_pylist(), table["at"].to_pylist(), strict=True)), _read_secrets(path))
+    if not out.secrets and any(len(name) == _TOMBSTONE_DIGITS for name in out.at):
+        secrets = path.with_name(SECRETS_FILE)
+        raise DataError(f"{secrets}: missing, so that the users erased in {path} are not known; restore it")
     return out
+
+
+def _read_secrets(path: Path) -> tuple[str, ...]:
+    secrets = path.with_name(SECRETS_FILE)
+    return tuple(secrets.read_text("utf-8").split()) if secrets.is_file() else ()
+
+
+def write_erasures(directory: Path, erasures: Erasures) -> None:
+    """Write both files of a data set; the secrets first, since tombstones are of no use without them."""
+    with atomic_path(directory / SECRETS_FILE) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.chmod(0o600)
+        temporary.write_text("".join(f"{secret}\n" for secret in erasures.secrets), "utf-8")
+    with atomic_path(directory / FILE) as temporary:
+        users = sorted(erasures.at)
+        pq.write_table(pa.table({"user": users, "at": [erasures.at[u] for u in users]}, SCHEMA), temporary)
 
 
 def without_erased(rows: pa.Table, erasures: Erasures, time_column: str) -> pa.Table:
     """The rows that remain after the erasures. time_column: the column with the time of a row."""
-    if not erasures or not len(rows):
+    if not erasures.at or not len(rows):
         return rows
     users = rows["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
-    until = [-np.inf if u is None else erasures.get(user_hash(u), -np.inf) for u in users.dictionary.to_pylist()]
+    until = [-np.inf if u is None else erasures.until(u) for u in users.dictionary.to_pylist()]
     bound = np.array([*until, -np.inf])[pc.fill_null(users.indices, len(until)).to_numpy(zero_copy_only=False)]
     if not np.isfinite(bound).any():
         return rows

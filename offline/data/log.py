@@ -27,6 +27,7 @@ from features.context import NO_DEVICE, device_code
 from features.history import EventsByUser, Histories
 from features.kernels.strings import StringIndex, Strings, hashes
 from features.log import CHUNK_ROWS, KINDS, Events, Kind
+from features.retention import Retention
 from offline.data import erasures
 from offline.data.append_only import (
     AppendOnlyArrays,
@@ -407,7 +408,7 @@ def _merge_logs(one: Arrays, other: Arrays, scratch: Path) -> Arrays:
 _HISTORY_TYPES = {"row": np.int64, "item": np.int32, "kind": np.int8, "at": np.float64}
 
 
-def user_histories(events: Events, scratch: Path) -> Histories:
+def user_histories(events: Events, scratch: Path, retention: Retention) -> Histories:
     """Sort the events by user, into temporary files. scratch: as in `load_log`."""
     count = np.zeros((2, events.n_users), np.int64)
     for part in events.parts():
@@ -430,7 +431,8 @@ def user_histories(events: Events, scratch: Path) -> Histories:
                 _scatter(part, rows, first, next_free[k], columns[k])
                 release_pages(*columns[k].values())
             first += len(part)
-    return Histories(*(EventsByUser(s, **by_name) for s, by_name in zip(start, columns, strict=True)))
+    engaged, impressions = (EventsByUser(s, **by_name) for s, by_name in zip(start, columns, strict=True))
+    return Histories(engaged, impressions, retention.of_all(events.user_ids))
 
 
 def _create_column(file: IO[bytes], dtype: type, rows: int) -> NDArray[Any]:

@@ -79,6 +79,15 @@ class Storage:
             n for n in names if "/date=" in n and n.endswith(".parquet") and n.rpartition("/")[2][0] not in "._"
         )
 
+    def entries(self, folder: str, kind: pafs.FileType = pafs.FileType.File) -> dict[str, float]:
+        """Sorted names of the files directly in a folder, or of its folders, with the times of change in Unix seconds.
+
+        Empty if the folder does not exist. The time is 0 where the file system has none.
+        """
+        infos = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+        found = {f"{folder}/{i.base_name}": (i.mtime_ns or 0) / 1e9 for i in infos if i.type == kind}
+        return {name.lstrip("/"): found[name] for name in sorted(found)}
+
     def read(self, name: str) -> bytes | None:
         """The content of a small file; None if it does not exist."""
         if not self.exists(name):

@@ -229,6 +229,40 @@ def concat(parts: Iterable[Lists]) -> Lists:
     )
 
 
+class ListCounts(NamedTuple):
+    """Query groups that the logged lists, and the rebuilt ones, would give: each counted up to a limit.
+
+    logged: logged lists with an action. baskets: baskets, for each of which one list can be rebuilt.
+    """
+
+    logged: int
+    baskets: int
+
+
+def count_lists(shown: Events, events: Events, attribution_s: float, most: int) -> ListCounts:
+    """Counts of the query groups of both sources, each at most `most`, so that a long log is not read to its end.
+
+    shown: the events with the impressions of served lists. events: without them.
+    """
+
+    def up_to_most(counts: Iterable[int]) -> int:
+        total = 0
+        for count in counts:
+            total += count
+            if total >= most:
+                return most
+        return total
+
+    def has_list(part: Events) -> bool:
+        return bool(((part.kind == Kind.IMPRESSION) & (part.request >= 0) & (part.item >= 0)).any())
+
+    baskets_ = up_to_most(len(b) for b in iter_baskets(events, -np.inf))
+    if not any(has_list(part) for part in shown.parts()):
+        return ListCounts(0, baskets_)
+    blocks = iter_logged_lists(shown, attribution_s)
+    return ListCounts(up_to_most(len(np.unique(b.group[b.gain > 0])) for b in blocks), baskets_)
+
+
 def keys(parts: Iterable[Lists]) -> Lists:
     """Time and user of the lists, with empty items and IDs."""
     pairs = [(p.at, p.user) for p in parts]

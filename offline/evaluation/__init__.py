@@ -1,13 +1,14 @@
 """Offline evaluation of the ranker and of simple baselines.
 
 `systems` compares rankings of the same lists, with paired intervals. `slices` splits the test by user, item and column.
+`runs` reads rankings of other systems.
 `off_policy` estimates the gain of rankings that were not shown. `explanation` measures feature importance. `report`
 writes the results as a page.
 """
 
 from __future__ import annotations
 
-from offline.evaluation import explanation, facts, off_policy, report, slices, systems
+from offline.evaluation import explanation, facts, off_policy, report, runs, slices, systems
 from offline.evaluation.baselines import BASELINES, DEPTH, Baselines, order_of
 from offline.evaluation.shadow import SHADOW_METRIC, compare_shadow, to_json
 from offline.evaluation.skew import compare_rows
@@ -28,6 +29,7 @@ __all__ = [
     "off_policy",
     "order_of",
     "report",
+    "runs",
     "slices",
     "systems",
     "to_json",

@@ -149,7 +149,8 @@ def _compare(
         left_out[_OTHER] += len(lists)
         return
     events = load_log(files, catalogue).events
-    histories, user_of = Histories.of(events), {u: n for n, u in enumerate(events.user_ids)}
+    histories = Histories.of(events, release.manifest.retention)
+    user_of = {u: n for n, u in enumerate(events.user_ids)}
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
     items, applied = replace(release.items, state=state), 0
     for row in lists.to_pylist():

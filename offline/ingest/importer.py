@@ -29,6 +29,8 @@ from offline.data import (
     UTC_US,
     annotation_table,
     erasures,
+    profiles,
+    quarantined,
     written_items,
 )
 from offline.ingest.account import Account
@@ -46,39 +48,37 @@ from offline.runtime import DataError, OnProgress, atomic_path
 __all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
 
 
-_ACCOUNT = "import.json"
-USERS_FILE = "users.parquet"
-
-
 def import_data(
     config: ImportConfig, directory: Path, now: datetime, on_progress: OnProgress | None = None
 ) -> ImportSummary:
     """Write a data set: items, events, users with attributes if there are any, the quarantine, and `import.json`.
 
-    Rows of erased users up to their erasure are not written, although they count as accepted. Files named under
-    `annotations` are checked and written too; any of `ANNOTATION_FILES` that is not among them is removed.
+    Rows of erased users up to their erasure and their attributes are not written, although they count as accepted, nor
+    are rejected values that may have their IDs. Files named under `annotations` are checked and written too; any of
+    `ANNOTATION_FILES` that is not among them is removed.
 
     now: timezone-aware; events later than it by more than the configured tolerance are rejected. on_progress: called
     with the bytes read and in total. Raises DataError if a source cannot be read (nothing is written), if no event is
     accepted (only the quarantine and the summary are written), or if the directory contains a simulated shop.
     """
-    if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
+    if (directory / "truth.parquet").exists() and not (directory / quarantined.SUMMARY_FILE).exists():
         raise DataError(f"{directory}: contains a simulated shop (truth.parquet). Import into another directory.")
-    with _imported(config, now, on_progress, _existing(directory)) as found:
+    erased = erasures.read_erasures(directory)
+    with _imported(config, now, on_progress, _existing(directory), erased) as found:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / "quarantine.parquet", quarantine_table(found.library.sql))
-        with atomic_path(directory / _ACCOUNT) as temporary:
+        _write(directory / quarantined.FILE, quarantine_table(found.library.sql, erased))
+        with atomic_path(directory / quarantined.SUMMARY_FILE) as temporary:
             temporary.write_text(found.summary.to_json(), "utf-8")
         if not sum(found.summary.events.values()):
-            where = directory / "quarantine.parquet"
+            where = directory / quarantined.FILE
             raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {where}.")
         _write(directory / "items.parquet", found.items.arrow())
         (directory / written_items.FILE).unlink(missing_ok=True)
         if len(found.users.types) > 1:
-            _write(directory / USERS_FILE, found.users.arrow())
+            _write(directory / profiles.FILE, profiles.without_erased(found.users.arrow(), erased))
         else:
-            (directory / USERS_FILE).unlink(missing_ok=True)
-        _write_events(found.library, directory)
+            (directory / profiles.FILE).unlink(missing_ok=True)
+        _write_events(found.library, directory, erased)
         for name in ANNOTATION_FILES:
             if name in found.annotations:
                 _write(directory / name, found.annotations[name])
@@ -95,7 +95,7 @@ def _existing(directory: Path) -> Path:
 
 def validate(config: ImportConfig, now: datetime, on_progress: OnProgress | None = None) -> ImportSummary:
     """Summary of an import without writing it."""
-    with _imported(config, now, on_progress, None) as found:
+    with _imported(config, now, on_progress, None, erasures.NOBODY) as found:
         return found.summary
 
 
@@ -104,14 +104,13 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
 
 
-def _write_events(library: Library, directory: Path) -> None:
+def _write_events(library: Library, directory: Path, erased: erasures.Erasures) -> None:
     """Write the accepted events in time order, without those of erased users."""
     kinds = ", ".join(literal(kind) for kind in KINDS)
     ours: Mapping[str, str] = {"event": f"[{kinds}][kind + 1]", "timestamp": "make_timestamp(timestamp)"}
     columns = ", ".join(f"{ours.get(n, quoted(n))} AS {quoted(n)}" for n in EVENTS_SCHEMA.names)
     order = "e.timestamp, event, item_id, user_id, request_id NULLS LAST, position NULLS LAST, event_id"
     batches = library.sql.sql(f"SELECT {columns} FROM shop.events AS e ORDER BY {order}").to_arrow_reader(GROUP_ROWS)
-    erased = erasures.read_erasures(directory)
     with (
         atomic_path(directory / EVENTS_FILE) as temporary,
         pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd") as writer,
@@ -144,7 +143,7 @@ class _Imported:
 
 @contextmanager
 def _imported(
-    config: ImportConfig, now: datetime, on_progress: OnProgress | None, near: Path | None
+    config: ImportConfig, now: datetime, on_progress: OnProgress | None, near: Path | None, erased: erasures.Erasures
 ) -> Iterator[_Imported]:
     """The checked rows in a database that lives as long as the context. near: folder on the disk to use for it."""
     if now.tzinfo is None:
@@ -158,7 +157,7 @@ def _imported(
             annotations = _annotations(config)
             create_macros(library.sql, config.missing)
             open_tables(library, config, copies, on_progress)
-            yield _check(library, config, latest_us, annotations)
+            yield _check(library, config, latest_us, annotations, erased)
         finally:
             library.close()
 
@@ -177,7 +176,13 @@ def _annotations(config: ImportConfig) -> Mapping[str, pa.Table]:
     return out
 
 
-def _check(library: Library, config: ImportConfig, latest_us: int, annotations: Mapping[str, pa.Table]) -> _Imported:
+def _check(
+    library: Library,
+    config: ImportConfig,
+    latest_us: int,
+    annotations: Mapping[str, pa.Table],
+    erased: erasures.Erasures,
+) -> _Imported:
     account = Account(library)
     notes = [f"{name}: {len(table)} rows about shown lists were imported" for name, table in annotations.items()]
     items = read_profiles(library, account, config, "item_id", config.items)
@@ -189,12 +194,12 @@ def _check(library: Library, config: ImportConfig, latest_us: int, annotations: 
         checks.refuse(f"SELECT seq FROM shop.events WHERE {not_products}", "item_id", "not_a_product")
     notes += checks.run()
     items.finish()
-    profiles = users.finish()
+    described = users.finish()
     notes += _complete_items(library, checks, items)
     for number, source in enumerate(config.events):
         found = library.rows(f"SELECT count(*) FROM shop.events WHERE source = {number}")
         account.of(source.table).accepted += found[0][0]
-    return _Imported(library, items, users, _summary(library, account, profiles, notes), annotations)
+    return _Imported(library, items, users, _summary(library, account, described, notes, erased), annotations)
 
 
 def _not_products(config: ImportConfig, items: Profiles) -> str:
@@ -249,7 +254,9 @@ def _append(library: Library, items: Profiles, query: str, columns: list[str]) -
 # --- summary ---------------------------------------------------------------------------------------------------
 
 
-def _summary(library: Library, account: Account, profiles: int, notes: list[str]) -> ImportSummary:
+def _summary(
+    library: Library, account: Account, described: int, notes: list[str], erased: erasures.Erasures
+) -> ImportSummary:
     users, first, last = library.rows(
         "SELECT count(DISTINCT user_id), min(timestamp), max(timestamp) FROM shop.events"
     )[0]
@@ -263,12 +270,12 @@ def _summary(library: Library, account: Account, profiles: int, notes: list[str]
         users,
         library.rows("SELECT count(*) FROM shop.items")[0][0],
         lists,
-        profiles,
+        described,
         {kind: kinds.get(i, 0) for i, kind in enumerate(KINDS)},
         at(first),
         at(last),
         tuple(notes),
-        tuple(examples(library.sql)),
+        tuple(examples(library.sql, erased)),
     )
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import duckdb
 import pyarrow as pa
 
-SHOWN_CHARACTERS = 200
-"""Maximum length of a rejected value that is kept: enough to recognise it, too little to fill a disk."""
+from offline.data import erasures, quarantined
+from offline.data.quarantined import SHOWN_CHARACTERS
 
 
 class Reason(NamedTuple):
@@ -111,19 +111,22 @@ SCHEMA_COLUMNS = 'file, "row", "column", value, reason'
 """Columns of the database's table of refused rows."""
 
 
-def quarantine_table(sql: duckdb.DuckDBPyConnection) -> pa.Table:
-    """All refused rows of an import: file, row, column (null for the whole row), value (as text), reason, remedy."""
+def quarantine_table(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) -> pa.Table:
+    """All refused rows of an import: file, row, column (null for the whole row), value (as text), reason, remedy.
+
+    Values that may have the ID of an erased user are null.
+    """
     value = f"left(value, {SHOWN_CHARACTERS})"
     found = sql.sql(f'SELECT file, "row", "column", {value} AS value, reason FROM _refused').to_arrow_table()
     remedies = [REASONS[reason].remedy for reason in found["reason"].to_pylist()]
-    return found.append_column("remedy", pa.array(remedies, pa.string())).cast(SCHEMA)
+    table = found.append_column("remedy", pa.array(remedies, pa.string())).cast(SCHEMA)
+    return quarantined.without_erased_values(table, erased)
 
 
-def examples(sql: duckdb.DuckDBPyConnection) -> Sequence[str]:
+def examples(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) -> Sequence[str]:
     """Messages about the first refused row of every file and reason."""
-    rows = sql.execute(
-        'SELECT file, "row", "column", value, reason FROM (SELECT *, rowid AS place FROM _refused)'
-        " QUALIFY row_number() OVER"
-        " (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
-    ).fetchall()
-    return [describe_refusal(f, r, c, v and v[:SHOWN_CHARACTERS], reason) for f, r, c, v, reason in rows]
+    found = sql.sql(
+        f'SELECT file, "row", "column", left(value, {SHOWN_CHARACTERS}) AS value, reason FROM (SELECT *, rowid AS place'
+        " FROM _refused) QUALIFY row_number() OVER (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
+    ).to_arrow_table()
+    return [describe_refusal(**row) for row in quarantined.without_erased_values(found, erased).to_pylist()]

@@ -133,7 +133,8 @@ def last_statistics(directory: Path, run: str, until: float) -> dict[str, Any] |
 
 
 def keep_statistics(directory: Path, run: str, statistics: Mapping[str, Any], most: int = 60) -> None:
-    """Save the statistics of a run for later ones. Only the newest `most` files are kept."""
+    """Save the statistics of a run for later ones, without user IDs. Only the newest `most` files are kept."""
+    statistics = {**statistics, "top_user": {k: v for k, v in statistics["top_user"].items() if k != "user"}}
     directory.mkdir(parents=True, exist_ok=True)
     date = datetime.fromtimestamp(float(statistics["until"]), UTC).strftime("%Y%m%d")
     write_json(directory / f"{date}-{run}.json", {"run": run, **statistics})

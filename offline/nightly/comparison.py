@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.arrays import F32, F64, I64
+from features.arrays import F32, F64, I32, I64
 from features.log import Lists
 from features.replay import Replay
 from offline.data import Targets
-from offline.evaluation import order_of, systems
+from offline.evaluation import BASELINES, order_of, systems
 from ranker.booster import BoosterTrees
 from ranker.metrics import tie_break
 from ranker.trees import Trees
@@ -28,13 +28,15 @@ Mask = NDArray[np.bool_]
 class HeldOut(NamedTuple):
     """Held-out lists and what the gate needs to compare releases on them.
 
-    random: float64[lists], ndcg@10 of a random order. of_lists, of_targets: bool[lists] and bool[targets], membership
-    in each slice. examination_probability: float64[targets], at the position of each target.
+    random: float64[lists], ndcg@10 of a random order. simple: the same by name of every other simple order. of_lists,
+    of_targets: bool[lists] and bool[targets], membership in each slice. examination_probability: float64[targets], at
+    the position of each target.
     """
 
     lists: Lists
     targets: Targets
     random: F64
+    simple: Mapping[str, F64]
     of_lists: Mapping[str, Mask]
     of_targets: Mapping[str, Mask]
     examination_probability: F64
@@ -63,13 +65,14 @@ def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay
         replay.session_weight,
         words=replay.words,
         given=replay.histories,
+        retention=replay.retention,
     )
     return score_by_name(trees, [f.name for f in own.features], own.rows(lists))
 
 
 def score_by_name(trees: Trees | BoosterTrees, columns: Sequence[str], rows: F32) -> F64:
     """float64[n]: scores of rows whose columns are matched to features by name; a feature without a column is NaN."""
-    at = {name.replace(" ", "_"): k for k, name in enumerate(columns)}
+    at = {name: k for k, name in enumerate(columns)}
     matched = np.full((len(rows), len(trees.names)), np.nan, np.float32)
     for column, name in enumerate(trees.names):
         if name in at:
@@ -104,6 +107,22 @@ def ndcg_by_slice(new: F64, old: F64, held_out: HeldOut, comparable: Mask) -> di
 def ndcg(score: F64, lists: Lists, targets: Targets) -> F64:
     """float64[lists]: ndcg@10 of a score, float64[rows]."""
     return systems.per_list(_order(score, lists), targets, (systems.PRIMARY,))[systems.PRIMARY]
+
+
+def ndcg_of_baselines(baselines: I32, targets: Targets) -> dict[str, F64]:
+    """Baseline -> float64[lists]: its ndcg@10. A list that it cannot score has the random order, as in the report.
+
+    baselines: int32[lists, BASELINES, DEPTH], from `Baselines.best`. Baselines that can score no list are left out.
+    """
+    random = baselines[:, BASELINES.index("random")]
+    has_order: Mask = np.asarray((baselines >= 0).any(axis=2))
+    return {
+        name: systems.per_list(np.where(has_order[:, k, None], baselines[:, k], random), targets, (systems.PRIMARY,))[
+            systems.PRIMARY
+        ]
+        for k, name in enumerate(BASELINES)
+        if has_order[:, k].any()
+    }
 
 
 def _order(score: F64, lists: Lists) -> Any:

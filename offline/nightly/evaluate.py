@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from features.arrays import F64, I64
+from features.log import Lists
 from features.text.vectors import Vectors
 from offline.data import query_groups
-from offline.evaluation import explanation, facts, off_policy, report, slices, systems
+from offline.evaluation import explanation, facts, off_policy, report, runs, slices, systems
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.steps import ranker_config, window_facts
-from offline.runtime import OnProgress
+from offline.runtime import OnProgress, checksum
 from offline.training import fit_ranker, with_unknown
+from ranker.train import MAX_LIST
 from ranker.trees import Trees
 
 
@@ -29,7 +31,9 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     event_slices = slices.event_column_slices(inputs.log_files, columns, tested, items.column_names)
     known = slices.known_engagements(events, a.windows, targets, len(catalogue))
     truth = data.truth.of(tested.request_ids) if data.truth else None
+    others = _other_runs(a, tested)
     orders = systems.orders(tested, a.baselines, score, truth, catalogue.item_ids)
+    orders |= {name: run.order for name, run in others.items()}
     results = systems.judge(
         orders,
         tested,
@@ -48,7 +52,7 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "created_at": facts.iso(a.windows.end),
         "seed": seed,
         "protocol": a.windows.protocol,
-        "data": _data_facts(a),
+        "data": _data_facts(a, [run.note for run in others.values()]),
         "windows": window_facts(a),
         "encoder": a.json("encoder.json"),
         "ranker": a.json("ranker.json"),
@@ -72,7 +76,17 @@ def is_current(a: Artefacts) -> bool:
 
 def _options(a: Artefacts) -> dict[str, Any]:
     """Options that add optional parts to the evaluation."""
-    return {"slices": list(a.inputs.config.slices.columns), "learning_curve": a.inputs.learning_curve}
+    return {
+        "slices": list(a.inputs.config.slices.columns),
+        "learning_curve": a.inputs.learning_curve,
+        "runs": {path.name: checksum(path) for path in a.inputs.runs},
+    }
+
+
+def _other_runs(a: Artefacts, tested: Lists) -> dict[str, runs.OrderedRun]:
+    whole = a.windows.protocol == "leave-last-out"
+    item_ids = a.inputs.data.catalogue.item_ids
+    return {runs.run_name(path): runs.order_run(path, tested, item_ids, whole) for path in a.inputs.runs}
 
 
 def _off_policy(a: Artefacts, trees: Trees, on_progress: OnProgress) -> dict[str, Any]:
@@ -108,10 +122,16 @@ def _learning_curve(a: Artefacts, on_progress: OnProgress) -> list[dict[str, Any
     )
 
 
-def _data_facts(a: Artefacts) -> dict[str, Any]:
+def _list_counts(block: Lists) -> tuple[int, int, int]:
+    """Numbers of lists, of lists without gain, and of lists too long to train on."""
+    return len(block), int((~systems.lists_with_gain(block)).sum()), int((np.diff(block.start) > MAX_LIST).sum())
+
+
+def _data_facts(a: Artefacts, notes_on_runs: list[str]) -> dict[str, Any]:
     inputs = a.inputs
     size = inputs.config.lists.size
     notes = [] if inputs.is_logged else [f"Lists were rebuilt: up to {size} retrieved items for each basket."]
+    notes += [inputs.list_note] if inputs.list_note else []
     if a.windows.protocol == "leave-last-out":
         users = len(np.unique(query_groups.keys(inputs.lists()).user))
         early = users - len(a.windows.lists("test", a.lists))
@@ -119,11 +139,13 @@ def _data_facts(a: Artefacts) -> dict[str, Any]:
         notes += [f"{early:,} users whose last basket is before the ranker window are not tested."] if early else []
     shown, without_gain = len(a.lists), 0
     if inputs.is_logged:
-        counts = [(len(block), int((~systems.lists_with_gain(block)).sum())) for block in inputs.lists()]
-        shown, without_gain = (sum(c[k] for c in counts) for k in (0, 1))
+        shown, without_gain, too_long = np.sum(
+            [_list_counts(block) for block in inputs.logged_lists()], axis=0
+        ).tolist()
+        notes += [f"Lists of more than {MAX_LIST:,} items were left out: {too_long:,}."] if too_long else []
     return facts.data_facts(inputs.data) | {
         "lists": shown,
         "lists_source": "logged" if inputs.is_logged else "rebuilt",
         "lists_without_gain": without_gain,
-        "notes": notes,
+        "notes": notes + notes_on_runs,
     }

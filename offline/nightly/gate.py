@@ -21,7 +21,7 @@ from features.history import EMPTY
 from features.log import Lists
 from offline.config import GateConfig
 from offline.data import Targets
-from offline.evaluation import BASELINES, slices, systems
+from offline.evaluation import slices, systems
 from offline.nightly import comparison
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.comparison import HeldOut
@@ -34,6 +34,8 @@ from serving.store import Pointer
 
 _REPEATS = 15
 _LEAST_LISTS = 20
+_USERS = ("warm_users", "cold_users")
+"""Slices of the rule on simple orders, beside all lists."""
 
 
 def judge_alone(ndcg: F64, held_out: HeldOut, evaluation: Mapping[str, Any], config: GateConfig) -> list[Reason]:
@@ -72,6 +74,32 @@ def judge_alone(ndcg: F64, held_out: HeldOut, evaluation: Mapping[str, Any], con
                 f"shown order {shown['value']:.4f}",
             )
         )
+    return out
+
+
+def judge_against_simple_orders(ndcg: F64, held_out: HeldOut, config: GateConfig) -> list[Reason]:
+    """Reasons by the rule that no simple order is better than what is published: for all, known and new users.
+
+    In each slice, the rival is the simple order with the highest mean there. ndcg: float64[lists] of the new release.
+    """
+    in_slice = {"all": np.ones(len(ndcg), bool)} | {n: held_out.of_lists[n] for n in _USERS if n in held_out.of_lists}
+    used = {name: mask & ~np.isnan(ndcg) for name, mask in in_slice.items()}
+    used = {n: m for n, m in used.items() if m.sum() >= _LEAST_LISTS and len(np.unique(held_out.lists.user[m])) > 1}
+    out = []
+    for name, mask in used.items() if held_out.simple else ():
+        rival, theirs = max(held_out.simple.items(), key=lambda pair: float(pair[1][mask].mean()))
+        # Bonferroni correction for the number of slices.
+        level = 1 - 0.05 / len(used)
+        d = paired_difference(ndcg[mask], theirs[mask], held_out.lists.user[mask], level=level)
+        values = f"{ndcg[mask].mean():.4f}, {rival} {theirs[mask].mean():.4f}: {_signed(d)} on {d.lists:,} lists"
+        about = f"{name.replace('_', ' ')}: ndcg@10 {values}"
+        if d.high < 0:
+            out.append(Reason("simple_order", KEEP, f"{about}: worse than the best simple order"))
+        elif name == "all" and d.difference < -config.margin:
+            out.append(Reason("simple_order", ASK, f"{about}: may be worse than the best simple order"))
+        elif name == "all":
+            result = "better than" if d.low > 0 else "no clear difference from"
+            out.append(Reason("simple_order", PROMOTE, f"{about}: {result} the best simple order"))
     return out
 
 
@@ -219,7 +247,9 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
     test = a.window_rows("test")
     score, held_out = a.trees.score(test.rows), _held_out(a, test)
     evaluation = a.json("evaluation.json")
-    reasons = judge_alone(comparison.ndcg(score, held_out.lists, held_out.targets), held_out, evaluation, config)
+    ndcg = comparison.ndcg(score, held_out.lists, held_out.targets)
+    reasons = judge_alone(ndcg, held_out, evaluation, config)
+    reasons += judge_against_simple_orders(ndcg, held_out, config)
     figures: dict[str, Any] = {}
     live_score: F64 | None = None
     live_id = pointer.id if pointer else None
@@ -263,11 +293,12 @@ def _held_out(a: Artefacts, test: WindowRows) -> HeldOut:
     inputs, lists = a.inputs, test.lists
     events, catalogue, targets = inputs.data.events, inputs.data.catalogue, a.inputs.targets(lists)
     known = slices.known_engagements(events, a.windows, targets, len(catalogue))
-    random = a.baselines[:, BASELINES.index("random")]
+    simple = comparison.ndcg_of_baselines(a.baselines, targets)
     return HeldOut(
         lists,
         targets,
-        systems.per_list(random, targets, (systems.PRIMARY,))[systems.PRIMARY],
+        simple.pop("random"),
+        simple,
         slices.list_slices(events, lists, a.warm[test.numbers]),
         slices.target_slices(events, lists, targets, catalogue, known),
         _examination(a, lists, targets),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.custom import load as load_features
-from features.log import Kind, Lists
+from features.log import Lists
 from features.moment import Feature
 from offline.config import ANNOTATION_FILES, Config
 from offline.data import Dataset, LogFiles, Targets, load_dataset, query_groups
 from offline.evaluation import check_columns
 from offline.runtime import LOCAL, Engine, checksum, source_digest
+from ranker.train import MAX_LIST
+from serving.release import live_pointer
 from serving.store import BulkStore, Pointer
 
 _FILES = ("items.parquet", "written_items.parquet", "erasures.parquet", *ANNOTATION_FILES)
@@ -28,8 +31,9 @@ class Inputs:
 
     redis_url: Redis to publish to; None makes the release without publishing it. custom: user-defined features. since,
     until: use only events with since <= time < until, in Unix seconds; None is unbounded. learning_curve: also evaluate
-    rankers trained on fractions of the lists. clock: returns the current time in Unix seconds. engine: runs the heavy
-    parts of the work; the result depends only on its number of workers.
+    rankers trained on fractions of the lists. runs: files with rankings of the test lists by other systems, to compare
+    with. clock: returns the current time in Unix seconds. engine: runs the heavy parts of the work; the result depends
+    only on its number of workers.
     """
 
     config: Config
@@ -38,6 +42,7 @@ class Inputs:
     since: float | None = None
     until: float | None = None
     learning_curve: bool = False
+    runs: tuple[Path, ...] = ()
     clock: Callable[[], float] = time.time
     engine: Engine = LOCAL
 
@@ -60,6 +65,7 @@ class Inputs:
         data = self.config.data
         return {
             "config": self.config.model_dump(mode="json", include=sections),
+            "retention": asdict(self.config.serving.retention),
             "data": {name: checksum(data / name) for name in _FILES if (data / name).exists()},
             "log": self.log_files.checksums(),
             "code": source_digest(),
@@ -82,18 +88,40 @@ class Inputs:
         return load_dataset(c.data, c.features.attributes, self.log_files, c.workspace)
 
     @cached_property
+    def list_counts(self) -> query_groups.ListCounts:
+        """Lists that the log has, and that could be rebuilt, each counted up to `lists.most`."""
+        lists = self.config.lists
+        return query_groups.count_lists(self.data.shown, self.data.events, lists.attribution_s, lists.most)
+
+    @cached_property
     def is_logged(self) -> bool:
         """True if query groups are logged lists, False if they are rebuilt."""
-        shown, source = self.data.shown, self.config.lists.source
-        if source != "auto":
-            return source == "logged"
-        return any(bool(((p.kind == Kind.IMPRESSION) & (p.request >= 0) & (p.item >= 0)).any()) for p in shown.parts())
+        lists = self.config.lists
+        if lists.source != "auto":
+            return lists.source == "logged"
+        found = self.list_counts
+        return found.logged > 0 and found.logged >= lists.logged_share * found.baskets
+
+    @property
+    def list_note(self) -> str | None:
+        """Why the logged lists are not used although the log has some; None if they are, or if there are none."""
+        found = self.list_counts if self.config.lists.source == "auto" and not self.is_logged else None
+        if found is None or not found.logged:
+            return None
+        return (
+            f"Lists were rebuilt, because only {found.logged:,} logged lists have an action, fewer than "
+            f"{self.config.lists.logged_share:.0%} of the {found.baskets:,} that can be rebuilt (lists.logged_share)."
+        )
 
     def lists(self) -> Iterator[Lists]:
-        """All logged lists, or all baskets to rebuild lists for; in blocks, in time order."""
+        """All logged lists short enough to train on, or all baskets to rebuild lists for; in blocks, in time order."""
         if self.is_logged:
-            return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
+            return (b.take(np.flatnonzero(np.diff(b.start) <= MAX_LIST)) for b in self.logged_lists())
         return query_groups.iter_baskets(self.data.events, -np.inf)
+
+    def logged_lists(self) -> Iterator[Lists]:
+        """All logged lists, in blocks, in time order."""
+        return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
 
     def targets(self, tested: Lists) -> Targets:
         """Items that users engaged with in the test lists, whether they were listed or not."""
@@ -119,7 +147,7 @@ class Inputs:
         if self.redis_url is None:
             return None
         with BulkStore(self.redis_url) as store:
-            return store.pointer()
+            return live_pointer(self.config.releases, store)
 
     @property
     def live(self) -> str | None:

@@ -1,6 +1,7 @@
 """A nightly run: from a data set to a published release, step by step.
 
-    checks -> windows -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release -> gate -> publish -> tidy
+    checks -> windows -> texts -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release
+           -> gate -> publish -> tidy
 
 Each step reads and writes files of one run directory. Shoppers see no change until `publish` moves the pointer to the
 live release. `docs/nights.md` describes the checks and the gate, `docs/operations.md` the exit statuses.
@@ -53,11 +54,18 @@ class Night:
             ),
             self._step("windows", "Reading the log", ["windows.json"], steps.split_windows, []),
             self._step(
+                "texts",
+                "Reading item texts",
+                ["zero_shot.npy", "texts.json", "text_keys.npy"],
+                steps.read_item_texts,
+                [],
+            ),
+            self._step(
                 "encoder",
                 "Fine-tuning the encoder",
-                ["encoder", "vectors.npy", "zero_shot.npy", "encoder.json"],
-                steps.encode_items,
-                ["windows.json"],
+                ["encoder", "vectors.npy", "encoder.json"],
+                steps.train_encoders,
+                ["windows.json", "zero_shot.npy", "texts.json"],
             ),
             self._step("lists", "Building query groups", ["lists.npz"], steps.make_query_groups, _LOG),
             self._step(
@@ -122,7 +130,7 @@ class Night:
                     "Removing old releases and runs",
                     ["removed.json"],
                     publish.tidy,
-                    ["published.json", "statistics.json"],
+                    ["published.json", "statistics.json", "texts.json", "text_keys.npy"],
                 ),
             ]
         return plan
@@ -147,3 +155,17 @@ class Night:
         plan = [s for s in self.steps if s.name not in ("checks", "drift")]
         self.run.do(plan[: [s.name for s in plan].index(last) + 1])
         return self.artefacts
+
+    def budget_of_last_run(self) -> float | None:
+        """`encoder.budget_s` of the newest run that has a ranker and differs from this one in nothing else.
+
+        None if there is no such run, or if this one has an encoder already.
+        """
+        if "encoder" in self.run.finished:
+            return None
+        for inputs in self.run.with_other_inputs("ranker"):
+            budget = inputs["config"]["encoder"]["budget_s"]
+            encoder = {**self.run.inputs["config"]["encoder"], "budget_s": budget}
+            if inputs == {**self.run.inputs, "config": {**self.run.inputs["config"], "encoder": encoder}}:
+                return float(budget)
+        return None

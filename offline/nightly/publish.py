@@ -11,9 +11,10 @@ from features.history import ENGAGEMENTS, SHOWN, EventsByUser
 from offline.data import erasures
 from offline.nightly import checks, gate, retention
 from offline.nightly.artefacts import Artefacts
-from offline.runtime import OnProgress
+from offline.runtime import OnProgress, console
+from offline.training import VectorStore
 from serving.release import read_manifest, registry
-from serving.store import DUPLICATES_S, BulkStore, user_hash
+from serving.store import DUPLICATES_S, BulkStore, UserLimits
 
 _USERS = 1000
 """Users per batch when seeding histories."""
@@ -49,13 +50,15 @@ def is_live(a: Artefacts) -> bool:
 
 def _store(a: Artefacts) -> BulkStore:
     assert a.inputs.redis_url is not None
-    return BulkStore(a.inputs.redis_url)
+    serving = a.inputs.config.serving
+    return BulkStore(a.inputs.redis_url, limits=UserLimits(serving.retention, serving.max_users))
 
 
 def _seed_histories(a: Artefacts, store: BulkStore, on_progress: OnProgress) -> int:
     """Add missing user history to Redis, a batch of users at a time. Returns the number of records added."""
     data, histories, erased = a.inputs.data, a.replay.histories, _erased_until(a, store)
-    events, ids, users, added, now = data.events, data.catalogue.item_ids, data.events.user_ids, 0, time.time()
+    events, ids, users, now = data.events, data.catalogue.item_ids, data.events.user_ids, time.time()
+    added = refused = 0
     for first in range(0, len(users), _USERS):
         batch = range(first, min(first + _USERS, len(users)))
         rows = [
@@ -70,7 +73,7 @@ def _seed_histories(a: Artefacts, store: BulkStore, on_progress: OnProgress) -> 
         # The data set has no ID for items outside the catalogue.
         kept = (events.item[row] >= 0) & (events.at[row] > erased[user])
         row, user = row[kept], user[kept]
-        added += store.seed(
+        seeded = store.seed(
             users[first : batch.stop],
             np.searchsorted(user, np.arange(first, batch.stop + 1)),
             events.at[row],
@@ -78,8 +81,17 @@ def _seed_histories(a: Artefacts, store: BulkStore, on_progress: OnProgress) -> 
             [ids[i] for i in events.item[row].tolist()],
             [data.event_id[r] for r in row.tolist()],
             now,
+            a.inputs.cut_off,
         )
+        added, refused = added + seeded.records, refused + seeded.refused_users
         on_progress(batch.stop, len(users))
+    if refused:
+        console.print(
+            f"{refused} users of the log have no lists in Redis, because the maximum number of users have: raise "
+            f"serving.max_users ({a.inputs.config.serving.max_users}), if the memory of Redis allows it",
+            markup=False,
+            soft_wrap=True,
+        )
     return added
 
 
@@ -99,7 +111,8 @@ def tidy(a: Artefacts, on_progress: OnProgress) -> None:
     with _store(a) as store:
         releases = retention.remove_old(config.releases, store, config.retention)
     runs = retention.remove_runs(config.runs, a.run.directory, config.retention)
-    a.write_json("removed.json", {"releases": releases, "runs": runs})
+    vectors = retention.remove_vectors(VectorStore(config.vector_store), config.runs, config.retention)
+    a.write_json("removed.json", {"releases": releases, "runs": runs, "vectors": vectors})
 
 
 def _erased_until(a: Artefacts, store: BulkStore) -> F64:
@@ -107,5 +120,6 @@ def _erased_until(a: Artefacts, store: BulkStore) -> F64:
 
     Includes erasures after the log was read, so that seeding does not restore erased events.
     """
-    gone = erasures.merge_erasures(a.inputs.config.data, store.erased()[1])
-    return np.array([gone.get(user_hash(u), -np.inf) for u in a.inputs.data.events.user_ids], np.float64)
+    known = erasures.read_erasures(a.inputs.config.data)
+    gone = known.merged(erasures.waiting_erasures(store, known.secrets)[1])
+    return np.array([gone.until(u) for u in a.inputs.data.events.user_ids], np.float64)

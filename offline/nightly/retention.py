@@ -1,11 +1,16 @@
-"""Retention: removal of old releases and run directories at the end of a nightly run."""
+"""Retention: removal of old releases, run directories and text vectors at the end of a nightly run."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+
+from features.arrays import U8
 from offline.config import RetentionConfig
+from offline.training import VectorStore
 from serving.lock import locked
 from serving.release import ReleaseError, list_releases, read_manifest, record_change, registry
 from serving.store import BulkStore
@@ -46,6 +51,19 @@ def remove_runs(root: Path, own: Path, config: RetentionConfig) -> list[str]:
     for path in gone:
         shutil.rmtree(path)
     return [p.name for p in gone]
+
+
+def remove_vectors(store: VectorStore, runs: Path, config: RetentionConfig) -> int:
+    """Remove vectors of texts that none of the runs under `runs` uses, and return their number.
+
+    Those written in the last `vector_days` days are kept.
+    """
+    used: dict[str, list[U8]] = {}
+    for path in sorted(runs.glob("*/texts.json")):
+        model = json.loads(path.read_text("utf-8"))["base_fingerprint"]
+        used.setdefault(model, []).append(np.load(path.with_name("text_keys.npy"), allow_pickle=False))
+    keys = {model: np.concatenate(arrays) for model, arrays in used.items()}
+    return store.tidy(keys, config.vector_days * 86_400)
 
 
 def _delete_release(release: Path, store: BulkStore, used: set[str]) -> None:

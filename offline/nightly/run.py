@@ -12,13 +12,16 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from offline.runtime import OnProgress, checksum, console, progress_bar, write_json
 from serving.lock import locked
+
+_INPUTS = "inputs.json"
+"""Everything the result of a run depends on."""
 
 
 class Step(NamedTuple):
@@ -54,8 +57,10 @@ class Run:
 
     def __init__(self, root: Path, inputs: Mapping[str, Any]) -> None:
         """inputs: everything the result depends on, as JSON values; its digest names the directory under `root`."""
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        text = json.dumps(inputs, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self._root = root
+        self.inputs: dict[str, Any] = json.loads(text)
         self.directory = root / digest
         self._record = self.directory / "steps.json"
         self.finished = _read(self._record)
@@ -74,6 +79,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             for partial_file in self.directory.glob(".*"):  # left by a killed run
                 partial_file.unlink()
+            write_json(self.directory / _INPUTS, self.inputs)
             self.finished = _read(self._record, warn=True)
             sums: dict[str, str] = {}
             for step in resolve_reads(steps):
@@ -110,10 +116,20 @@ class Run:
             out.append(Planned(step.name, step.title, done, took.get("seconds"), took.get("peak_mb")))
         return out
 
+    def with_other_inputs(self, step: str) -> Iterator[dict[str, Any]]:
+        """The inputs of the other runs that have finished a step, newest first."""
+        for path in self._other_records():
+            inputs = path.with_name(_INPUTS)  # missing in runs made before inputs were stored
+            if step in _read(path) and inputs.is_file():
+                yield json.loads(inputs.read_text("utf-8"))
+
     def _last_records(self) -> list[dict[str, dict[str, Any]]]:
         """Records of the other runs, newest first."""
+        return [_read(p) for p in self._other_records()]
+
+    def _other_records(self) -> list[Path]:
         paths = [p for p in self._root.glob("*/steps.json") if p != self._record]
-        return [_read(p) for p in sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)]
+        return sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)
 
     def _sum(self, name: str, sums: dict[str, str]) -> str:
         """Checksum of a file of the run, computed once; empty if the file does not exist."""

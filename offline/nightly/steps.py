@@ -18,11 +18,13 @@ from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, systems
 from offline.nightly.artefacts import Artefacts
-from offline.runtime import DataError, OnProgress, split_evenly
-from offline.training import RowsJob, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
+from offline.runtime import DataError, OnProgress, console, split_evenly
+from offline.training import RowsJob, VectorStore, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
 from text_encoder.encoder import load
+from text_encoder.reading import WINDOW, read_texts
+from text_encoder.scalars import check_package
 from text_encoder.text import catalogue_texts
 
 _PARENT = "parent.json"
@@ -41,21 +43,66 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
     a.write_json("windows.json", vars(Windows.split(groups.at, groups.user, inputs.config.windows)))
 
 
-def encode_items(a: Artefacts, on_progress: OnProgress) -> None:
-    """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `zero_shot.npy`, `encoder.json`."""
+def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
+    """Encode the texts that the vector store lacks: `zero_shot.npy`, `texts.json`, `text_keys.npy`."""
     inputs, config = a.inputs, a.inputs.config.encoder
+    check_package(config.log_to)
     encoder = load(config.model, template=config.template, max_tokens=config.max_tokens)
     texts = catalogue_texts(config.template, inputs.data.items)
     encoder = encoder.capped(texts, config.token_percentile)
+    engaged = inputs.data.events.item
+    popularity = np.bincount(engaged[engaged >= 0], minlength=len(texts))
+    read = read_texts(
+        encoder,
+        texts,
+        VectorStore(inputs.config.vector_store),
+        order=np.argsort(-popularity, kind="stable"),
+        limit_s=np.inf if config.read_s is None else config.read_s,
+        on_progress=on_progress,
+        announce=_announce,
+        over_batches=inputs.engine.map,
+        window=WINDOW * inputs.engine.parts,
+    )
+    if read.unread:
+        _announce(
+            f"{read.unread:,} of {len(texts):,} items have no text vector in this run: encoder.read_s is "
+            f"{config.read_s:g} s, which ended before their texts were read. Later runs read them"
+        )
+    a.save("zero_shot.npy", read.vectors)
+    a.save("text_keys.npy", np.frombuffer(b"".join(read.keys), np.uint8).reshape(-1, 16))
+    a.write_json(
+        "texts.json",
+        {"max_tokens": encoder.max_tokens, "base_fingerprint": encoder.base_fingerprint, "unread": read.unread},
+    )
+
+
+def _announce(message: str) -> None:
+    console.print(message, markup=False, soft_wrap=True)
+
+
+def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
+    """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `encoder.json`."""
+    inputs, config, read = a.inputs, a.inputs.config.encoder, a.json("texts.json")
+    encoder = load(config.model, template=config.template, max_tokens=read["max_tokens"])
+    texts = catalogue_texts(config.template, inputs.data.items)
     events = inputs.data.events
     moments = encoders.refresh_moments(events, a.windows, config.refreshes)
+    retention = inputs.config.serving.retention
     trained = encoders.train_encoders(
-        encoder, texts, events, moments, config, a.file("checkpoints"), on_progress, inputs.engine
+        encoder,
+        texts,
+        a.zero_shot,
+        events,
+        moments,
+        config,
+        a.file("checkpoints"),
+        on_progress,
+        inputs.engine,
+        retention,
     )
     trained.encoder.save(a.file("encoder"))
     a.save("vectors.npy", trained.vectors)
-    a.save("zero_shot.npy", trained.zero_shot)
-    a.write_json("encoder.json", trained.facts)
+    a.write_json("encoder.json", {**trained.facts, "unread": read["unread"]})
 
 
 def make_query_groups(a: Artefacts, on_progress: OnProgress) -> None:
@@ -146,6 +193,7 @@ def make_release(a: Artefacts, on_progress: OnProgress) -> None:
         # The time of the data, not of the clock, so that the same data give the same bytes.
         created_at=inputs.cut_off,
         encoder_fingerprint=encoder["fingerprint"],
+        retention=a.replay.retention,
     )
     a.write_json("release.json", {"path": str(path.resolve()), "id": path.name})
 

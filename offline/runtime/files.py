@@ -21,12 +21,17 @@ def checksum(path: Path) -> str:
 
 def source_digest() -> str:
     """SHA-256 of the source of Shelfwise. Another version may produce different results from the same data."""
-    root = Path(__file__).parent.parent
-    packages = ("features", "text_encoder", "ranker", "serving", "offline")
     digest = hashlib.sha256()
-    for path in sorted(p for package in packages for p in (root / package).rglob("*.py")):
+    for path in sources():
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def sources() -> list[Path]:
+    """The source files of Shelfwise, in order."""
+    root = Path(__file__).parents[2]
+    packages = ("features", "text_encoder", "ranker", "serving", "offline")
+    return sorted(p for package in packages for p in (root / package).rglob("*.py"))
 
 
 @contextmanager

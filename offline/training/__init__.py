@@ -2,6 +2,7 @@
 
 `encoders.train_encoders` fine-tunes, `make_rows` replays the log into feature rows, and `fit_ranker` trains on those
 rows: functions of arrays, not of data files. `Embedder` encodes the texts of items written since the release.
+`VectorStore` keeps what the encoder read, for later runs.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from offline.training.position_effects import examination_probability
 from offline.training.ranker import WindowRows, fit_ranker
 from offline.training.replay import make_replay, with_unknown
 from offline.training.rows import RowsJob, make_rows
+from offline.training.vector_store import VectorStore
 
 __all__ = [
     "Embedder",
     "RowsJob",
+    "VectorStore",
     "WindowRows",
     "build_inverted_lists",
     "encoders",

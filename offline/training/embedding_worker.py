@@ -2,8 +2,8 @@
 
 It is a process of its own, because the service runs without torch. Workers read the stream of changes as a consumer
 group: they share the writes, and the others take over from a worker that dies. Vectors are computed by the encoder of
-the live release. When another release goes live, its encoder encodes the written items again. An item whose text is
-the same as in the release keeps the release's vector.
+the live release. When another release goes live, its encoder encodes the written items again; it reads only texts whose
+base vectors are not in the vector store. An item whose text is the same as in the release keeps the release's vector.
 """
 
 from __future__ import annotations
@@ -24,21 +24,34 @@ from offline.data import written_items
 from serving.release import read_manifest
 from serving.store import BulkStore, BulkWrittenItems, ItemFields, Pointer, decode_fields
 from text_encoder.encoder import Encoder, load
+from text_encoder.reading import BaseVectors, read_texts
 from text_encoder.text import catalogue_texts
 
 log = logging.getLogger(__name__)
 
 _BATCH = 64
+_SWITCH_BATCH = 8192
+"""Items per batch when another release goes live. Each batch looks its texts up in the whole vector store."""
 _ORPHANED_MS = 30_000
 """A write that a worker has not finished after this many milliseconds goes to another worker."""
+
+
+class ReadOnly:
+    """A store of base vectors to which nothing is added: the worker may only read the workspace."""
+
+    def __init__(self, store: BaseVectors) -> None:
+        self.read = store.read
+
+    def write(self, model: str, keys: Sequence[bytes], vectors: F32) -> None:
+        """Does nothing."""
 
 
 class Embedder:
     """One embedding worker. encoded: number of texts encoded so far."""
 
-    def __init__(self, store: BulkStore, name: str) -> None:
-        """name: unique name of this worker within the group."""
-        self._store, self._name = store, name
+    def __init__(self, store: BulkStore, name: str, vectors: BaseVectors) -> None:
+        """name: unique name of this worker within the group. vectors: store of base vectors, which is only read."""
+        self._store, self._name, self._vectors = store, name, ReadOnly(vectors)
         self._written = BulkWrittenItems(store)
         self._pointer: Pointer | None = None
         self._encoder: Encoder | None = None
@@ -75,29 +88,33 @@ class Embedder:
         """Encode written items without a vector, and those with changed text that still have the release's vector."""
         assert self._encoder is not None
         ids = self._written.ids()
-        for first in range(0, len(ids), _BATCH):
-            batch = ids[first : first + _BATCH]
+        for first in range(0, len(ids), _SWITCH_BATCH):
+            batch = ids[first : first + _SWITCH_BATCH]
             vectors = self._store.read_vectors(self.fingerprint, batch, self._encoder.dimension)
             known = np.asarray(np.isfinite(vectors).all(axis=1))
             stored = dict(zip(batch, vectors, strict=True))
-            self._encode([i for i, is_known in zip(batch, known, strict=True) if not is_known])
-            self._encode([i for i, is_known in zip(batch, known, strict=True) if is_known], stored)
+            self._encode([i for i, is_known in zip(batch, known, strict=True) if not is_known], self._vectors)
+            self._encode([i for i, is_known in zip(batch, known, strict=True) if is_known], self._vectors, stored)
 
-    def _encode(self, item_ids: Sequence[str], stored: Mapping[str, F32] | None = None) -> None:
-        """Encode the current texts of items, write the vectors to the store, and announce them.
+    def _encode(
+        self, item_ids: Sequence[str], base: BaseVectors | None = None, stored: Mapping[str, F32] | None = None
+    ) -> None:
+        """Encode the current texts of items, write the vectors to Redis, and announce them.
 
-        stored: vectors of these items in the store. If given, only items whose stored vector is the release's are
-        encoded. Items whose text is the same as in the release are always skipped.
+        base: where to look for base vectors, if given; that of a text just written is not there. stored: vectors of
+        these items in Redis. If given, only items whose stored vector is the release's are encoded. Items whose text is
+        the same as in the release are skipped, unless the release has no vector because its text was not read.
         """
         ids = list(dict.fromkeys(item_ids))
         if not ids or self._encoder is None or self._pointer is None:
             return
-        written = dict(zip(ids, map(decode_fields, self._written.fields(ids)), strict=True))
+        written = dict(zip(ids, map(decode_fields, self._written.fields(ids).fields), strict=True))
         texts = texts_of(self._encoder.template, written, Path(self._pointer.path) / "items.parquet")
-        changed = [i for i in ids if texts.now[i] != texts.released.get(i)]
+        changed = [i for i in ids if texts.now[i] != texts.released.get(i) or not texts.has_vector(i)]
         if stored is not None:
             changed = [i for i in changed if i in texts.vectors and np.array_equal(texts.vectors[i], stored[i])]
-        vectors: F32 = self._encoder.encode([texts.now[i] for i in changed])
+        new = [texts.now[i] for i in changed]
+        vectors = self._encoder.encode(new) if base is None else read_texts(self._encoder, new, base).vectors
         known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         good = [changed[k] for k in known.tolist()]
         self._store.write_vectors(self.fingerprint, good, vectors[known])
@@ -111,6 +128,10 @@ class ItemTexts(NamedTuple):
     now: dict[str, str]
     released: dict[str, str]
     vectors: dict[str, F32]
+
+    def has_vector(self, item_id: str) -> bool:
+        """Whether the release has a vector for the item."""
+        return item_id in self.vectors and bool(np.isfinite(self.vectors[item_id]).all())
 
 
 def texts_of(template: str, written: Mapping[str, ItemFields], release_items: Path) -> ItemTexts:

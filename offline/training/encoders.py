@@ -18,15 +18,14 @@ import numpy as np
 
 from features.arrays import F32, I32
 from features.log import Events
+from features.retention import DEFAULT_RETENTION, Retention
 from offline.data import Windows
-from offline.runtime import LOCAL, DataError, Engine, OnProgress, WorkerGroup
+from offline.runtime import LOCAL, Engine, OnProgress, WorkerGroup
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder
 from text_encoder.examples import Examples, examples
 from text_encoder.group import ALONE, Workers
-from text_encoder.texts import BudgetSpent, EncodedTexts, encode_texts
 from text_encoder.train import FineTuned, fine_tune
-from text_encoder.trainer import Clock
 
 _HALF_WEIGHT_EXAMPLES = 10.0
 """Training examples at which an item's tuned vector gets half the weight. Values from 3 to 10 performed alike on two
@@ -37,13 +36,11 @@ class Encoders(NamedTuple):
     """Encoders of a nightly run, as returned by `train_encoders`.
 
     encoder: the last one. vectors: float32[k, n, d], item vectors by each of the k encoders in float16 precision, NaN
-    for an item without text. zero_shot: float32[n, d], item vectors before fine-tuning, NaN likewise. facts: for the
-    report, including the moments.
+    for an item without text. facts: for the report, including the moments.
     """
 
     encoder: Encoder
     vectors: F32
-    zero_shot: F32
     facts: dict[str, Any]
 
 
@@ -65,31 +62,27 @@ def refresh_moments(events: Events, windows: Windows, refreshes: int) -> list[fl
 def train_encoders(
     encoder: Encoder,
     texts: Sequence[str],
+    zero_shot: F32,
     events: Events,
     at: Sequence[float],
     config: EncoderConfig,
     directory: Path,
     on_progress: OnProgress,
     engine: Engine = LOCAL,
+    retention: Retention = DEFAULT_RETENTION,
 ) -> Encoders:
     """Fine-tune `encoder` once for each moment `at`, on the events strictly before it.
 
-    texts: one per item of the catalogue. directory: for checkpoints, from which a killed nightly run resumes. The
-    vectors are shrunk by `shrink_by_count`. `config.budget_s` covers all encoders: the catalogue is encoded once, and
-    the remaining time is divided in proportion to the numbers of examples. Raises DataError if encoding the catalogue
-    alone takes longer than the budget.
+    texts: one per item of the catalogue. zero_shot: float32[n, d], their vectors by `encoder`, NaN for an item without
+    text. directory: for checkpoints, from which a killed nightly run resumes. The vectors are shrunk by
+    `shrink_by_count`. `config.budget_s` covers all encoders: it is divided in proportion to the numbers of examples.
+    retention: of the users' histories.
     """
-    started = time.monotonic()
     # A frozen encoder is the same at every moment.
     moments = at[-1:] if config.mode == "frozen" else at
-    example_sets = [examples(events, moment, most=config.most_examples) for moment in moments]
-    try:
-        encoded = encode_texts(encoder, list(texts), directory, Clock(config.budget_s), lambda _: None, engine.map)
-        left_s = max(config.budget_s - (time.monotonic() - started), 1.0)
-        job = EncoderJob(encoder, texts, example_sets, config, directory, encoded, left_s)
-        tuned = engine.train("torch", _fine_tune, job, on_progress)
-    except BudgetSpent as e:
-        raise DataError(str(e)) from e
+    example_sets = [examples(events, moment, most=config.most_examples, retention=retention) for moment in moments]
+    job = EncoderJob(encoder, texts, zero_shot, example_sets, config, directory)
+    tuned = engine.train("torch", _fine_tune, job, on_progress)
     vectors = np.stack(
         [shrink_by_count(t.vectors, t.zero_shot, part.target) for t, part in zip(tuned, example_sets, strict=True)]
     )
@@ -97,23 +90,21 @@ def train_encoders(
     vectors = vectors.astype(np.float16).astype(np.float32)
     if len(tuned) < len(at):
         vectors = np.repeat(vectors, len(at), axis=0)
-    return Encoders(tuned[-1].encoder, vectors, tuned[-1].zero_shot, _facts(tuned, example_sets, at, config))
+    return Encoders(tuned[-1].encoder, vectors, _facts(tuned, example_sets, at, config))
 
 
 class EncoderJob(NamedTuple):
     """Input shared by the training workers.
 
-    example_sets: one for each encoder. encoded: vectors of the catalogue by `encoder`. left_s: seconds left of the
-    budget. The rest as in `train_encoders`.
+    example_sets: one for each encoder. The rest as in `train_encoders`.
     """
 
     encoder: Encoder
     texts: Sequence[str]
+    zero_shot: F32
     example_sets: Sequence[Examples]
     config: EncoderConfig
     directory: Path
-    encoded: EncodedTexts
-    left_s: float
 
 
 def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -> list[FineTuned]:
@@ -121,14 +112,14 @@ def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -
     started, tuned = time.monotonic(), []
     group = Workers() if workers.size > 1 else ALONE
     for k, part in enumerate(job.example_sets):
-        left_s = max(job.left_s - (time.monotonic() - started), 1.0)
+        left_s = max(job.config.budget_s - (time.monotonic() - started), 1.0)
         share = (len(part) + 1) / sum(len(later) + 1 for later in job.example_sets[k:])
         config = job.config.model_copy(update={"budget_s": left_s * share})
 
         def advance(done: int, total: int, k: int = k) -> None:
             on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(job.example_sets))
 
-        tuned.append(fine_tune(job.encoder, job.texts, part, config, job.directory, advance, job.encoded, group))
+        tuned.append(fine_tune(job.encoder, job.texts, part, config, job.directory, advance, job.zero_shot, group))
     return [*(replace(t, encoder=job.encoder) for t in tuned[:-1]), tuned[-1]]
 
 

@@ -43,8 +43,9 @@ def make_replay(
         config.features.session_weight,
         tuple(zip(moments, map(with_unknown, vectors), strict=True)),
         _title_and_description_words(data),
-        user_histories(data.events, config.workspace),
+        user_histories(data.events, config.workspace, config.serving.retention),
         config.lists.attribution_s,
+        config.serving.retention,
     )
 
 

@@ -59,8 +59,8 @@ class Derived(Struct):
 
 
 class EventsAnswer(Struct):
-    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events; the others
-    in the request are unaffected."""
+    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events, and those of
+    new users while the maximum number of users have lists (`user_id`); the others in the request are unaffected."""
 
     accepted: int
     duplicates: int

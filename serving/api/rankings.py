@@ -5,7 +5,7 @@ These routes use msgspec instead of pydantic: 311 versus 551 us of CPU per reque
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -19,7 +19,8 @@ class RankRequest(Struct, forbid_unknown_fields=True):
 
     Duplicate candidates are ranked once. Candidates that are not in the catalogue are ranked as unknown items. Without
     `candidates`, the whole catalogue is ranked if it is small enough. device: as in events. query: the search query;
-    candidates that match it come first, and the others follow.
+    candidates that match it come first, and the others follow. shown: false if the user may never see the list, as in
+    an e-mail; see `RecommendRequest`.
     """
 
     user_id: Id | None = None
@@ -29,13 +30,16 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     device: Device | None = None
     query: Query | None = None
     rules: Rules | None = None
+    shown: bool = True
 
 
 class RecommendRequest(Struct, forbid_unknown_fields=True):
     """Recommendations for a user from the whole catalogue: candidates are retrieved and ranked, then rules are applied.
 
     Filters and exclusions are applied before retrieval, so they do not shorten the list while enough items remain.
-    query: the search query; items that match it are retrieved in addition to the others, and come first.
+    query: the search query; items that match it are retrieved in addition to the others, and come first. shown: false
+    if the user may never see the list, as in an e-mail or a preview. It is then not logged, counts as seen only once
+    impressions with its request_id are sent, and is not explored.
     """
 
     user_id: Id | None = None
@@ -44,6 +48,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     query: Query | None = None
     rules: Rules | None = None
     explain: bool = False
+    shown: bool = True
 
 
 class Reason(Struct):
@@ -64,11 +69,15 @@ class Because(Struct):
     event: str
 
 
+DegradedReason = Literal["history-unavailable", "release-from-disk", "redis-replaced"]
+
+
 class RankedItem(Struct, omit_defaults=True):
-    """One ranked item. Fields other than item_id, score and sources are present only with `explain` and if not empty.
+    """One ranked item. Fields after sources are present only with `explain` and if not empty, except `known`.
 
     score: the ranker's score after boosts and buries. It is the sum of `base`, the contributions in `reasons`, `others`
-    (all features not in `reasons`, together) and what `rules` added. sources: where an item was retrieved from.
+    (all features not in `reasons`, together) and what `rules` added. sources: where an item was retrieved from. known:
+    only present if it is false: the item is not in the catalogue, and its score is that of an item without any data.
     """
 
     item_id: str
@@ -79,12 +88,16 @@ class RankedItem(Struct, omit_defaults=True):
     others: float | None = None
     rules: list[Applied] = []
     because: Because | None = None
+    known: bool = True
 
 
 class RankAnswer(Struct):
     """Items best first, with equal scores ordered by item id, unless diversity, cap or pin rules moved them.
 
-    degraded: the user's history could not be read in time. removed: with `explain`, the items that each rule removed.
+    degraded: the list is worse than usual. degraded_reason says why: the user's history could not be read in time
+    (history-unavailable); Redis names no release, and the worker serves the newest one that it found on disk
+    (release-from-disk); or Redis was replaced by an empty or older one (redis-replaced). removed: with `explain`, the
+    items that each rule removed.
     """
 
     request_id: str
@@ -93,6 +106,7 @@ class RankAnswer(Struct):
     items: list[RankedItem]
     took_ms: float
     removed: list[Removed] | UnsetType = UNSET
+    degraded_reason: DegradedReason | UnsetType = UNSET
 
 
 class SimilarItem(Struct):
@@ -112,10 +126,10 @@ class SimilarAnswer(Struct):
 
 
 class ServiceState(Struct):
-    """State of the service. /health/ready also reports the live release, Redis and, if not ready, the reason.
+    """State of the service. /health/ready also reports the live release, Redis and what is wrong.
 
-    degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM. Both
-    count this worker only.
+    reason: why no release is loaded, or what an operator has to do. degraded: number of degraded rankings. slow: number
+    of rankings scored by LightGBM. Both count this worker only.
     """
 
     status: str

@@ -7,23 +7,31 @@ from __future__ import annotations
 
 from serving.http import keys
 from serving.http.connection import Connections
+from serving.http.credentials import KeysError
 from serving.http.guard import Guard, caller, needs
-from serving.http.keys import Keys, KeysError, new_key
-from serving.http.openapi import add_schemas
+from serving.http.keys import Keys, new_key
+from serving.http.openapi import add_document
 from serving.http.request_log import log_config
 from serving.http.routes import add_error_handlers, add_routes
+from serving.http.shopper_tokens import HEADER as SHOPPER_TOKEN_HEADER
+from serving.http.shopper_tokens import ShopperTokens, last_secret, make_token, new_secret
 
 __all__ = [
+    "SHOPPER_TOKEN_HEADER",
     "Connections",
     "Guard",
     "Keys",
     "KeysError",
+    "ShopperTokens",
+    "add_document",
     "add_error_handlers",
     "add_routes",
-    "add_schemas",
     "caller",
     "keys",
+    "last_secret",
     "log_config",
+    "make_token",
     "needs",
     "new_key",
+    "new_secret",
 ]

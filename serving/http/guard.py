@@ -21,9 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api import Problem, request_id
 from serving.config import ServiceConfig
+from serving.http.access import Access, lacks_scope
 from serving.http.admission import Gate
 from serving.http.keys import SCOPES, Allowance, Key, Keys
 from serving.http.request_log import log_request
+from serving.http.shopper_tokens import HEADER, ShopperTokens, token_problem
 from serving.http.sites import Sites
 from serving.records import Metrics
 
@@ -34,6 +36,8 @@ _GATES = {"rank": "rank", "events": "write", "items": "write", "admin": "write"}
 _GONE = 499
 """Status recorded in metrics when the client disconnected before there was a response."""
 
+
+_TOKEN_HEADER = HEADER.lower().encode()
 
 _INTERNAL = re.compile(r"/metrics$|/operator(/|$)|/v1/operator/")
 """Paths of the internal port, if there is one."""
@@ -71,7 +75,8 @@ def needs(scope: str | None) -> dict[str, Any]:
 
 def caller(request: Request) -> str | None:
     """Name of the key a request was sent with, None if no key was needed."""
-    return getattr(request.state, "caller", None)
+    access: Access = request.state.access
+    return access.key.name if access.key else None
 
 
 def rules_of(routes: Iterable[BaseRoute]) -> list[Rule]:
@@ -128,12 +133,20 @@ class _Gone(Exception):
 
 
 class Guard:
-    """ASGI middleware. keys: the valid keys; may be replaced while requests are served."""
+    """ASGI middleware. keys: the valid keys; may be replaced while requests are served. tokens: verifies the shopper
+    tokens of requests with a public key."""
 
     def __init__(
-        self, app: ASGIApp, routes: Sequence[BaseRoute], config: ServiceConfig, keys: Keys, metrics: Metrics
+        self,
+        app: ASGIApp,
+        routes: Sequence[BaseRoute],
+        config: ServiceConfig,
+        keys: Keys,
+        tokens: ShopperTokens,
+        metrics: Metrics,
     ) -> None:
         self._app, self._config, self._metrics, self.keys = app, config, metrics, keys
+        self._tokens = tokens
         self._rules = rules_of(routes)
         self.sites = Sites(config, keys)
         self._exact = {(method, r.route): r for r in self._rules if "{" not in r.route for method in r.methods}
@@ -206,15 +219,22 @@ class Guard:
                 headers={"WWW-Authenticate": 'Bearer realm="shelfwise"', "Connection": "close"},
             )
         if rule.scope not in key.scopes:
-            raise Problem(
-                403,
-                "scope",
-                "Key lacks the required scope",
-                f"key {key.name!r} does not have scope {rule.scope!r}",
-                f"Use a key with scope {rule.scope!r}.",
-                headers={"Connection": "close"},
-            )
+            raise lacks_scope(key, rule.scope)
         return key
+
+    def access(self, rule: Rule, key: Key | None, headers: Iterable[tuple[bytes, bytes]]) -> Access:
+        """The access of a request. Raises Problem (401) for an invalid token, and for events that need one."""
+        policy = self._tokens.policy
+        if key is None or not key.public or policy == "off":
+            return Access(key, policy)
+        given = [value for name, value in headers if name == _TOKEN_HEADER]
+        if not given:
+            if policy == "required" and rule.scope == "events":
+                raise token_problem("a public key needs a shopper token to send events, and none was sent")
+            return Access(key, policy)
+        if len(given) > 1:
+            raise token_problem("more than one shopper token was sent")
+        return Access(key, policy, self._tokens.shopper(given[0].decode("latin-1")))
 
     def allow(self, key: Key | None) -> dict[str, str]:
         """Count a request against a key's rate limit. Returns the rate limit headers. Raises Problem (429)."""
@@ -319,9 +339,8 @@ class _Request:
         guard.sites.check(self._scope["method"], self._scope["headers"])
         guard.check_port(rule, self._scope)
         self._key = guard.key(rule, self._scope["headers"])
-        if self._key is not None:
-            self._scope.setdefault("state", {})["caller"] = self._key.name
         self._headers = guard.allow(self._key)
+        self._scope.setdefault("state", {})["access"] = guard.access(rule, self._key, self._scope["headers"])
         gate = guard.gate(rule)
         if gate is None:
             await self._within_deadline(nullcontext(), receive)

@@ -2,9 +2,10 @@
 
 A key is `swk_<name>_<secret>`; the secret is 256 random bits. One line is stored per key:
 
-    storefront rank,events 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae rate=500
+    page rank,events 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae public rate=500
 
-that is, name, scopes, SHA-256 of the whole key and, optionally, the maximum requests per second for each worker.
+that is, name, scopes, SHA-256 of the whole key and, optionally, `public` for a key that visitors of the shop can read,
+and the maximum requests per second for each worker.
 A slow hash (bcrypt, Argon2) protects passwords, which can be guessed. 256 random bits cannot be guessed, so a fast hash
 is as safe and costs a request microseconds instead of a tenth of a second. Lines are looked up by name, never by
 secret, and hashes are compared in constant time.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import logging
 import re
 import secrets
 from collections.abc import Iterable
@@ -22,11 +22,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from serving.http.credentials import CredentialFile, KeysError, content_of, strictly
 
-SCOPES = ("rank", "events", "items", "admin", "metrics")
-"""rank: rankings, recommendations, similar items. events: send events. items: write the catalogue. admin: erase users,
-and use the operator's page. metrics: read /metrics; separate from admin, so that monitoring cannot erase users."""
+SCOPES = ("rank", "explain", "events", "items", "admin", "metrics")
+"""rank: rankings, recommendations, similar items. explain: `explain` in rankings, beside rank. events: send events.
+items: write the catalogue. admin: erase users, and use the operator's page. metrics: read /metrics; separate from
+admin, so that monitoring cannot erase users."""
+
+PUBLIC_SCOPES = frozenset({"rank", "explain", "events"})
+"""Scopes that a public key may have."""
 
 KEYS_VARIABLE = "SHELFWISE_KEYS"
 """Environment variable that may hold the lines instead of a file."""
@@ -37,26 +41,29 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _NONE = sha256(b"").hexdigest()
 
 
-class KeysError(Exception):
-    """Invalid keys, or a service that would be open to everyone. The message says where, why and how to fix it."""
+_FORM = "`name scopes sha256 [public] [rate=N]`"
 
 
 @dataclass(frozen=True)
 class Key:
-    """One API key. rate: maximum requests per second for each worker process, None for the configured default."""
+    """One API key. rate: maximum requests per second for each worker process, None for the configured default.
+
+    public: visitors of the shop can read the key, since it is in a web page or an app.
+    """
 
     name: str
     scopes: frozenset[str]
     hash: str
     rate: float | None = None
+    public: bool = False
 
 
-def new_key(name: str, scopes: Iterable[str], rate: float | None = None) -> tuple[str, str]:
+def new_key(name: str, scopes: Iterable[str], rate: float | None = None, public: bool = False) -> tuple[str, str]:
     """Create a key. Returns (the key, to show once; the line to store). Raises KeysError for an invalid name, scope or
     rate."""
     key = f"swk_{name}_{secrets.token_urlsafe(32)}"
     limit = "" if rate is None else f" rate={rate:f}".rstrip("0").rstrip(".")
-    line = f"{name} {','.join(scopes)} {_hash(key)}{limit}"
+    line = f"{name} {','.join(scopes)} {_hash(key)}{' public' if public else ''}{limit}"
     _key(line, "the new key")
     return key, line
 
@@ -70,23 +77,29 @@ def _key(line: str, where: str) -> Key:
     # The invalid value is not quoted: it may be the key itself, put there by mistake.
     if not _NAME.fullmatch(name):
         raise KeysError(
-            f"{where}: the name is not 1 to 40 letters, digits and hyphens; expected `name scopes sha256 [rate=N]`, as "
+            f"{where}: the name is not 1 to 40 letters, digits and hyphens; expected {_FORM}, as "
             "`shelfwise keys new` prints it"
         )
-    if len(rest) not in (2, 3) or not _HASH.fullmatch(rest[1]):
-        raise KeysError(
-            f"{where}, key {name!r}: expected `name scopes sha256 [rate=N]`; `shelfwise keys new` prints such a line"
-        )
+    where = f"{where}, key {name!r}"
+    options = rest[2:]
+    public = options[:1] == ["public"]
+    if len(rest) < 2 or len(options) - public > 1 or not _HASH.fullmatch(rest[1]):
+        raise KeysError(f"{where}: expected {_FORM}; `shelfwise keys new` prints such a line")
     scopes = frozenset(rest[0].split(","))
-    if not scopes <= set(SCOPES):
-        unknown = ", ".join(sorted(scopes - set(SCOPES)))
-        raise KeysError(f"{where}, key {name!r}: unknown scope {unknown}; use {', '.join(SCOPES)}")
-    rate = None
-    if len(rest) == 3:
-        match = re.fullmatch(r"rate=(\d+(?:\.\d+)?)", rest[2])
-        if match is None or not 0.01 <= (rate := float(match[1])) <= 1e6:
-            raise KeysError(f"{where}, key {name!r}: expected rate=N, N requests per second from 0.01 to 1000000")
-    return Key(name, scopes, rest[1], rate)
+    if unknown := scopes - set(SCOPES):
+        raise KeysError(f"{where}: unknown scope {', '.join(sorted(unknown))}; use {', '.join(SCOPES)}")
+    if public and (private := scopes - PUBLIC_SCOPES):
+        raise KeysError(
+            f"{where}: a public key cannot have scope {', '.join(sorted(private))}; create another key without `public`"
+        )
+    return Key(name, scopes, rest[1], _rate(options[public], where) if len(options) > public else None, public)
+
+
+def _rate(option: str, where: str) -> float:
+    match = re.fullmatch(r"rate=(\d+(?:\.\d+)?)", option)
+    if match is None or not 0.01 <= (rate := float(match[1])) <= 1e6:
+        raise KeysError(f"{where}: expected rate=N, N requests per second from 0.01 to 1000000")
+    return rate
 
 
 def parse(text: str, where: str) -> dict[str, Key]:
@@ -95,10 +108,7 @@ def parse(text: str, where: str) -> dict[str, Key]:
     where: the file or variable, for messages. Raises KeysError naming the line. Text without any key is also an error:
     a service must not start open because its file was emptied by mistake.
     """
-    keys, errors = _parse_lines(text, where)
-    if errors:
-        raise KeysError(errors[0])
-    return keys
+    return strictly(_parse_lines, text, where)
 
 
 def _parse_lines(text: str, where: str) -> tuple[dict[str, Key], list[str]]:
@@ -106,7 +116,7 @@ def _parse_lines(text: str, where: str) -> tuple[dict[str, Key], list[str]]:
     keys: dict[str, Key] = {}
     errors = []
     for number, line in enumerate(text.splitlines(), start=1):
-        if content := line.split("#")[0].strip():
+        if content := content_of(line):
             try:
                 key = _key(content, f"{where}, line {number}")
             except KeysError as e:
@@ -129,51 +139,15 @@ class Keys:
         """Load keys from a file, or from lines taken from a variable, but not both. Raises KeysError."""
         if file is not None and lines:
             raise KeysError(f"{KEYS_VARIABLE} and serving.keys_file ({str(file)!r}) are both set: use only one")
-        self._file, self._of = file, parse(lines, KEYS_VARIABLE) if lines else {}
-        self._required = file is not None or bool(lines)
-        self._content = b""
-        self._valid, self._unreadable = True, False
-        if file is not None:
-            try:
-                self._content = file.read_bytes()
-                self._of = parse(self._content.decode(), str(file))
-            except (OSError, UnicodeDecodeError) as e:
-                raise KeysError(f"cannot read the keys in {str(file)!r}: {e}") from e
+        self._file = None if file is None else CredentialFile(file, _parse_lines, "keys")
+        self._of_lines = parse(lines, KEYS_VARIABLE) if lines else {}
 
     def __bool__(self) -> bool:
-        return self._required
+        return self._file is not None or bool(self._of_lines)
 
     def look(self) -> bool:
-        """Reload the file if its content has changed. A key is valid only while its line is in the file.
-
-        An invalid line is logged once and ignored, so that it cannot keep another key valid that was removed. An empty
-        or missing file has no keys. Only if the file exists but cannot be read do the previous keys stay valid.
-
-        Returns True if every line of the file is a key in use, or if there is no file.
-        """
-        if self._file is None:
-            return True
-        where = str(self._file)
-        try:
-            # Compared by content: a file may be changed without a change of its time and size.
-            content = self._file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            content = b""
-        except OSError as e:
-            if not self._unreadable:
-                log.error("keys not reloaded, the previous keys stay valid: cannot read the keys in %r: %s", where, e)
-            self._unreadable = True
-            return False
-        self._unreadable = False
-        if content != self._content:
-            self._of, errors = _parse_lines(content.decode(errors="replace"), where)
-            self._content = content
-            self._valid = not errors
-            for error in errors:
-                log.error("keys reloaded, but %s", error)
-            if not self._of:
-                log.error("no key is valid: requests that need one are refused until %r contains keys", where)
-        return self._valid
+        """Reload the file if its content has changed: see `CredentialFile.look`. True without a file."""
+        return self._file is None or self._file.look()
 
     def of(self, authorization: str) -> Key | None:
         """The key in an `Authorization` header, None if it is not a valid key."""
@@ -182,7 +156,7 @@ class Keys:
         name, _, secret = rest.partition("_")
         if scheme.lower() != "bearer" or prefix != "swk" or not _SECRET.fullmatch(secret):
             return None
-        key = self._of.get(name)
+        key = (self._of_lines if self._file is None else self._file.by_name).get(name)
         same = hmac.compare_digest(_hash(f"swk_{name}_{secret}"), key.hash if key else _NONE)
         return key if same else None
 

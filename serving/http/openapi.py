@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi import Path as PathPart
 
 from features.bounds import ID_BYTES
 from serving.api import EventsAnswer, RankAnswer, RankRequest, RecommendRequest, decoding, events, problem, rankings
 from serving.api import items as item_forms
+from serving.http.guard import needs
 
 PathId = Annotated[str, PathPart(json_schema_extra={"maxLength": ID_BYTES, **decoding.ID_SCHEMA})]
 """An id in a path: documented here, and checked by `decoding.request_id`."""
@@ -59,8 +60,25 @@ def state_responses(*statuses: int) -> dict[str, Any]:
     return {"responses": {str(status): _answer(rankings.ServiceState) for status in statuses}}
 
 
-def add_schemas(app: FastAPI) -> None:
-    """Add the schemas of the structs that decode and encode bodies to the OpenAPI document of an application."""
+def add_document(app: FastAPI) -> None:
+    """Add /openapi.json, with the schemas of the structs that decode and encode bodies.
+
+    FastAPI's own route encodes the document for every request, which takes several milliseconds of the event loop: a
+    client that asks for it all the time would delay health checks.
+    """
+    _add_schemas(app)
+    encoded: dict[str, bytes] = {}
+
+    @app.get("/openapi.json", include_in_schema=False, openapi_extra=needs(None))
+    async def document(request: Request) -> Response:
+        prefix = request.scope.get("root_path", "")  # of the configuration
+        if prefix not in encoded:
+            servers = {"servers": [{"url": prefix}]} if prefix else {}
+            encoded[prefix] = msgspec.json.encode(app.openapi() | servers)
+        return Response(encoded[prefix], media_type="application/json")
+
+
+def _add_schemas(app: FastAPI) -> None:
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from serving.api import (
     request_id,
 )
 from serving.api import items as item_forms
+from serving.http.access import access_of
 from serving.http.guard import needs, problem_answer
 from serving.http.openapi import PathId, operation, problem_responses, state_responses
 from serving.ranking import Service
@@ -42,7 +43,8 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
         summary="Rank candidates for a user",
     )
     async def rank(request: Request) -> Response:
-        return json_response(await service.rank(rankings.rank_request(await request.body())))
+        asked = rankings.rank_request(await request.body())
+        return json_response(await service.rank(asked, access_of(request).check_ranking(asked)))
 
     @app.post(
         "/v1/recommend",
@@ -50,7 +52,8 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
         summary="Recommend items to a user",
     )
     async def recommend(request: Request) -> Response:
-        return json_response(await service.recommend(rankings.recommend_request(await request.body())))
+        asked = rankings.recommend_request(await request.body())
+        return json_response(await service.recommend(asked, access_of(request).check_ranking(asked)))
 
     @app.post(
         "/v1/events",
@@ -59,7 +62,8 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
         openapi_extra=operation(EventIn, EventsAnswer, 202, several=True) | needs("events"),
     )
     async def events(request: Request) -> Response:
-        return json_response(await service.take(await request.body(), request.headers.get("content-type", "")), 202)
+        content_type, shopper = request.headers.get("content-type", ""), access_of(request).shopper
+        return json_response(await service.take(await request.body(), content_type, shopper), 202)
 
     @app.get(
         "/v1/similar/{item_id:path}",
@@ -128,10 +132,10 @@ def _for_operators(app: FastAPI, service: Service) -> None:
     @app.get(
         "/health/ready",
         openapi_extra=state_responses(200, 503) | needs(None),
-        summary="Check that a release is loaded; 503 with the reason if not",
+        summary="Check that a release is loaded and Redis evicts nothing; 503 with the reason if not",
     )
     async def ready() -> Response:
-        return json_response(service.state(), 200 if service.follower.live else 503)
+        return json_response(service.state(), 200 if service.ready else 503)
 
 
 def add_error_handlers(app: FastAPI) -> None:

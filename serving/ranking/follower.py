@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from features.table import Feature
+from serving.api import DegradedReason
 from serving.config import ServiceConfig
 from serving.ranking.live import Live, prepare
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.records import Metrics
 from serving.release import ReleaseError
-from serving.store import END, Pointer, Store, StoreAway, WrittenItems, decode_fields
+from serving.store import END, START, Continuity, Pointer, Store, StoreAway, WrittenItems, decode_fields, rewound
 
 log = logging.getLogger(__name__)
 
+_CHECK_S = 1.0
+"""Seconds between checks that Redis still has the data of before."""
 _ITEMS = 500
 """Number of items read from Redis at once."""
 
@@ -31,7 +34,8 @@ class Follower:
     The service has one, and a second one (`of_shadow`) for the shadow release, which records no metrics.
 
     reason: why no release is loaded, or why the next one is not live; empty if all is well.
-    redis: "ok", or why it is unavailable.
+    redis: "ok", or why it is unavailable. lost: what Redis has lost; empty if nothing, or after a repair.
+    started: set when a release is loaded, or when there is none to load.
     """
 
     def __init__(
@@ -42,8 +46,10 @@ class Follower:
         custom: tuple[Feature, ...] = (),
         metrics: Metrics | None = None,
         shadow: bool = False,
+        owner: str = "",
     ) -> None:
-        """release: directory to serve until the pointer names another release, and while Redis is unavailable."""
+        """release: directory of the release to start with if Redis is unavailable or names none. owner: ID of the shop
+        whose releases may be served; empty for any."""
         self._custom, self._metrics, self._shadow = custom, metrics, shadow
         self.live: Live | None = None
         self.reason = "starting"
@@ -53,6 +59,23 @@ class Follower:
         self._next_written_at = 0.0
         self._written = WrittenItems(store)
         self._loading: asyncio.Task[None] | None = None
+        self.started = asyncio.Event()
+        self._owner = owner
+        self._named = False
+        """Whether Redis named the live release when it was last read."""
+        self._continuity = Continuity()
+        self._next_check_at = 0.0
+
+    @property
+    def lost(self) -> str:
+        return self._continuity.problem
+
+    @property
+    def degraded(self) -> DegradedReason | None:
+        """Why all rankings are degraded; None if they are not."""
+        if self.live is not None and not self._named:
+            return "release-from-disk"
+        return "redis-replaced" if self.lost else None
 
     def of_shadow(self) -> Follower:
         """A follower with the same settings for the shadow release."""
@@ -61,13 +84,22 @@ class Follower:
     async def run(self) -> None:
         """Follow the pointer and the stream until cancelled."""
         try:
-            if self._initial is not None:
-                await self._load(Pointer("", str(self._initial)))
             while True:
                 caught_up = await self.step()
+                if not self.started.is_set():
+                    await self._start()
                 await asyncio.sleep(0 if not caught_up else self._config.poll_s)
         finally:
             await self.stop()
+
+    async def _start(self) -> None:
+        """Finish loading the release that Redis names; if it names none, load the one to start with."""
+        if self._loading is not None:
+            await self._loading
+        elif self._initial is not None:
+            log.warning("starting with the release in %s: %s", self._initial, self.reason)
+            await self._load(Pointer("", str(self._initial)))
+        self.started.set()
 
     async def stop(self) -> None:
         """Cancel a load in progress."""
@@ -93,12 +125,30 @@ class Follower:
                 self._metrics.fresh(time.time() - tail.since)
             with suppress(StoreAway):  # the next poll reads them
                 await self._apply_written(live)
+            await self._check_continuity(live)
         named = shadow if self._shadow else pointer
         if named is not None or not away:
             self._consider(named)
         elif live is None and not self._shadow and not self.reason.startswith("release"):
             self.reason = f"no release is loaded, and its pointer cannot be read: {away}"
         return live is None or not tail.item_ids
+
+    async def _check_continuity(self, live: Live) -> None:
+        """Notice that Redis was replaced, and follow the new one from its end."""
+        now = asyncio.get_running_loop().time()
+        if now < self._next_check_at:
+            return
+        self._next_check_at = now + _CHECK_S
+        with suppress(StoreAway):  # checked again after the next poll
+            extent = await self._store.extent()
+            before = self.lost
+            if extent is not None and self._continuity.check(extent):
+                live.last, live.changes = rewound(self._store.layout, live.last, extent), START
+            if self.lost != before and not self._shadow:
+                repair = f"{self.lost}; run `shelfwise collect --repair`"
+                log.warning("%s", repair if self.lost else "the data in Redis was repaired")
+            if self._metrics:
+                self._metrics.redis_replaced(bool(self.lost))
 
     async def _with_all_written(self, live: Live) -> Live:
         """A release just loaded, with every item written since its cut-off."""
@@ -132,11 +182,18 @@ class Follower:
         manifest = live.release.manifest
         for first in range(0, len(item_ids), _ITEMS):
             ids = item_ids[first : first + _ITEMS]
-            stored = await self._written.fields(ids)
+            stored, oversized = await self._written.fields(ids)
+            if oversized:
+                largest = max(oversized.values())
+                log.error("%d written items are not used; the largest has %s", len(oversized), largest)
+            if self._metrics:
+                self._metrics.oversized(len(oversized))
             encoded = await self._written.vectors(manifest.encoder_fingerprint, ids, manifest.dimension)
             in_release = live.release.items.catalogue.rows(ids) >= 0
             for item_id, fields, vector, known in zip(ids, stored, encoded, in_release.tolist(), strict=True):
                 item = decode_fields(fields)
+                if item_id in oversized and item.available:
+                    continue
                 if fields and (not known or item.at > manifest.cut_off or not item.available):
                     written[item_id] = item
                     if np.isfinite(vector).all():
@@ -155,14 +212,14 @@ class Follower:
 
     def _consider(self, pointer: Pointer | None) -> None:
         """Start loading the release the pointer names, unless it is live already or failed to load recently."""
-        if pointer is None:
-            if self._shadow:
-                self.live, self.reason = None, ""
-            elif self.live is None:
-                self.reason = "no release has been published yet: run `shelfwise nightly`, or promote a release"
+        if pointer is None and self._shadow:
+            self.live, self.reason = None, ""
+            return
+        if pointer is None or (self._owner and pointer.owner and pointer.owner != self._owner):
+            self._set_unnamed(pointer)
             return
         if self.live is not None and self.live.release.id == pointer.id:
-            self.reason = ""
+            self.reason, self._named = "", True
             return
         if self._loading is not None and not self._loading.done():
             return
@@ -170,6 +227,19 @@ class Follower:
         if self._failed is not None and self._failed[0] == pointer and now < self._failed[1] + self._config.reload_s:
             return
         self._loading = asyncio.create_task(self._load(pointer))
+
+    def _set_unnamed(self, pointer: Pointer | None) -> None:
+        """Record that Redis names no release of this shop."""
+        self._named = False
+        if pointer is not None:
+            reason = f"release {pointer.id}, live in this Redis, belongs to another shop: set `redis.prefix`"
+        elif self.live is None:
+            reason = "no release has been published yet: run `shelfwise nightly`, or promote a release"
+        else:
+            reason = f"Redis names no release, so {self.live.release.id} is served: run `shelfwise collect --repair`"
+        if reason != self.reason:
+            log.warning("%s", reason)
+        self.reason = reason
 
     async def _load(self, pointer: Pointer) -> None:
         """Load and warm a release, catch up with the stream, and only then serve it."""
@@ -186,7 +256,9 @@ class Follower:
             live = await self._with_all_written(live)
             while (tail := (await self._store.poll(live.last)).tail).item_ids:
                 live.apply(tail)
-        self.live, self.reason, self._failed = live, "", None
+        self.live, self._failed = live, None
+        self._named = bool(pointer.id)
+        self.reason = "" if self._named else f"release {live.release.id} was found on disk, and Redis does not name it"
         if self._metrics:
             self._metrics.release(live.release.id)
         log.info("%s release %s", "shadow scoring with" if self._shadow else "serving", live.release.id)

@@ -87,6 +87,7 @@ class Live:
         ids, index, item = self._unique_candidates(item_ids)
         if not len(item):
             return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32), np.empty(0))
+        unknown = int(np.count_nonzero(item < 0))
         table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
         bonus = np.zeros(len(score))
@@ -94,7 +95,9 @@ class Live:
             bonus = query_prior.query_bonus(table, self.release.trees.names, score)
             score = score + bonus
         best = np.argsort(-score, kind="stable")[:limit]
-        return Ranking([ids[i] for i in index[best].tolist()], item[best], score[best], table[best], bonus[best])
+        return Ranking(
+            [ids[i] for i in index[best].tolist()], item[best], score[best], table[best], bonus[best], unknown
+        )
 
     def _unique_candidates(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
         """Candidates in id order, without duplicates and withdrawn items: (ids, index into ids, catalogue row)."""
@@ -137,6 +140,18 @@ class Live:
         if not len(ranking.rows):
             return []
         return self.explainer.explain(ranking, self.release.trees.contributions(ranking.rows), history, most, context)
+
+    def explain_without_history(
+        self, ranking: Ranking, candidates: list[str] | None, at: float, most: int, context: Context = NO_CONTEXT
+    ) -> list[ScoreParts]:
+        """The parts of the scores that the items of a ranking have for a user without history.
+
+        candidates: those that were ranked, since some features compare an item with them.
+        """
+        of_new = self.rank(EMPTY, candidates, at, None, context)
+        row = {item_id: k for k, item_id in enumerate(of_new.item_ids)}
+        same = of_new.take(np.array([row[item_id] for item_id in ranking.item_ids], np.int64))
+        return self.explain(same, EMPTY, most, context)
 
     def nearest_engaged(self, ranking: Ranking, history: History) -> list[Nearest | None]:
         """For each item, the most similar other item of the user's history; None if there is none."""

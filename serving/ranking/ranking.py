@@ -13,7 +13,8 @@ class Ranking(NamedTuple):
     """Items best first, equal scores by item id.
 
     item: int32[k], catalogue rows. score: float64[k]. rows: float32[k, features]. query_bonus: float64[k], the part of
-    the score for matching the query, added if the ranker was trained without queries.
+    the score for matching the query, added if the ranker was trained without queries. unknown: number of candidates
+    that are not in the catalogue, whether or not they are among the items.
     """
 
     item_ids: list[str]
@@ -21,6 +22,7 @@ class Ranking(NamedTuple):
     score: F64
     rows: F32
     query_bonus: F64
+    unknown: int = 0
 
     def take(self, order: I64) -> Ranking:
         """The same items in another order."""
@@ -30,6 +32,7 @@ class Ranking(NamedTuple):
             self.score[order],
             self.rows[order],
             self.query_bonus[order],
+            self.unknown,
         )
 
     def first(self, limit: int | None) -> Ranking:

@@ -9,13 +9,14 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from features.arrays import F64
 from features.context import Context
@@ -23,6 +24,7 @@ from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
     Accepted,
+    DegradedReason,
     Derived,
     EventsAnswer,
     ItemAnswer,
@@ -41,6 +43,8 @@ from serving.api import (
     request_id,
 )
 from serving.config import ServiceConfig
+from serving.ranking.event_limits import EventLimits
+from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live
@@ -48,17 +52,21 @@ from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Ranked, RuledList, RuleError, Rules
-from serving.store import Store, StoreAway, WrittenItems, decode_fields
+from serving.rules import Plan, Ranked, Removed, RuledList, RuleError, Rules
+from serving.store import Event, ItemSize, Outcome, Store, StoreAway, WrittenItems, decode_fields
 
 log = logging.getLogger(__name__)
+
+_MEMORY_S = 5.0
+"""Seconds between two checks of the memory of Redis."""
 
 
 class Service:
     """The operations behind the routes.
 
-    degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM,
-    because the compiled scorer does not support the release's model.
+    degraded: number of degraded rankings, see `RankAnswer`. slow: number of rankings scored by LightGBM,
+    because the compiled scorer does not support the release's model. eviction: why Redis may evict keys; empty if it
+    cannot.
     """
 
     def __init__(
@@ -74,15 +82,34 @@ class Service:
         self.written = WrittenItems(store)
         self.served = ServedLog(store, self.metrics, config.log_served_most)
         self.shadow = Shadow(config, store, follower.of_shadow(), self.served, self.metrics)
+        self.limits = EventLimits(config)
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
+        self.eviction = ""
 
     async def exposition(self) -> bytes:
-        """The metrics of all workers, with the current backlog, or the last known one while Redis is unavailable."""
+        """The metrics of all workers, with what Redis reports now, or reported last while it is unavailable."""
         with suppress(StoreAway):
             self.metrics.backlog(await self.store.backlog(time.time()))
+            self.metrics.memory(await self.store.memory())
+            self.metrics.users(await self.store.count_users(self.clock()), self.config.max_users)
         return await asyncio.to_thread(self.metrics.exposition)
+
+    async def watch_memory(self) -> None:
+        """Check every few seconds, until cancelled, whether Redis may evict keys; `state` reports it."""
+        while True:
+            with suppress(StoreAway):
+                problem = (await self.store.memory()).problem
+                if problem and problem != self.eviction:
+                    log.error("%s", problem)
+                self.eviction = problem
+            await asyncio.sleep(_MEMORY_S)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a release is loaded and Redis keeps what it is sent."""
+        return self.follower.live is not None and not self.eviction
 
     def moment(self) -> float:
         """Now, rounded up to a whole microsecond: the log's resolution, and later than any event already accepted."""
@@ -101,32 +128,42 @@ class Service:
             )
         return self.follower.live
 
-    async def known_of(self, user_id: str | None, live: Live, at: float) -> tuple[History, Outside, bool]:
-        """A user's history, their events outside the catalogue, and whether both are missing as Redis is unavailable.
+    async def known_of(
+        self, user_id: str | None, live: Live, at: float
+    ) -> tuple[History, Outside, DegradedReason | None]:
+        """A user's history, their events outside the catalogue, and why the response is degraded, if it is.
 
         Degraded responses are decided and counted only here.
         """
-        if user_id is None:
-            return EMPTY, NO_OUTSIDE, False
-        try:
-            return *await self.store.read_lists(user_id, live.items.catalogue, at), False
-        except StoreAway as e:
-            self.degraded += 1
-            log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
-            return EMPTY, NO_OUTSIDE, True
+        history, outside, reason = EMPTY, NO_OUTSIDE, self.follower.degraded
+        if user_id is not None:
+            try:
+                retention = live.release.manifest.retention
+                history, outside = await self.store.read_lists(user_id, live.items.catalogue, at, retention)
+            except StoreAway as e:
+                log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
+                reason = reason or "history-unavailable"
+        self.degraded += reason is not None
+        return history, outside, reason
 
-    async def rank(self, request: RankRequest) -> RankAnswer:
-        """Rank candidates for a user. Raises Problem."""
+    async def rank(self, request: RankRequest, shows_history: bool = True) -> RankAnswer:
+        """Rank candidates for a user. Raises Problem.
+
+        shows_history: whether an explanation may show the user's history. If not, it has the reasons for a new user.
+        """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_size(request, live)
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live)
-        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan, shows_history)
         answer.took_ms = _ms_since(started)
         return answer
 
-    async def recommend(self, request: RecommendRequest) -> RankAnswer:
-        """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem."""
+    async def recommend(self, request: RecommendRequest, shows_history: bool = True) -> RankAnswer:
+        """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem.
+
+        shows_history: as in `rank`.
+        """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
@@ -135,7 +172,7 @@ class Service:
         found = await live.retriever.candidates(history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
-        answer = self._answer(request, live, history, outside, degraded, ids, at, plan)
+        answer = self._answer(request, live, history, outside, degraded, ids, at, plan, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -148,32 +185,50 @@ class Service:
         live: Live,
         history: History,
         outside: Outside,
-        degraded: bool,
+        degraded: DegradedReason | None,
         candidates: list[str] | None,
         at: float,
         plan: Plan | None,
+        shows_history: bool,
     ) -> RankAnswer:
-        """Rank candidates, apply the rules, explore, log the list, and explain it if requested."""
+        """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
-        self.metrics.ranked(len(live.items.catalogue) if candidates is None else len(candidates), degraded, slow)
+        count = len(live.items.catalogue) if candidates is None else len(candidates)
+        self.metrics.ranked(count, degraded is not None, slow)
         context = Context.parse(request.device, request.query)
-        sampled = self.config.log_served and self._rng.random() < self.config.log_rows_share
-        shadowed = self.shadow.wants(live)
+        logged = self.config.log_served and request.shown
+        sampled = logged and self._rng.random() < self.config.log_rows_share
+        shadowed = logged and self.shadow.wants(live)
         rank_all = sampled or shadowed or plan is not None
         began = time.perf_counter()
         whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
         live_ms = _ms_since(began)
+        self.metrics.unknown(whole.unknown)
         ranking, ruled = _apply_rules(live, whole, plan, history, outside, at, request.limit)
-        ranking, propensity = self._explore(ranking.first(request.limit)) if ruled is None else (ranking, None)
-        record = self._record(request, live, at, degraded, ranking, propensity, whole if sampled else None)
+        propensity: F64 | None = None
+        if ruled is None:
+            ranking = ranking.first(request.limit)
+            ranking, propensity = self._explore(ranking) if request.shown else (ranking, None)
+        record = self._record(request, live, at, degraded is not None, ranking, propensity, whole if sampled else None)
         if shadowed:
             self.shadow.put(record, whole, context, live_ms)
-        elif self.config.log_served:
+        elif logged:
             self.served.put(record)
-        items = self._explain(live, ranking, history, ruled, context) if request.explain else _ranked_items(ranking)
-        removed = ruled.removed if ruled is not None and request.explain else UNSET
-        return RankAnswer(request_id.current(), live.release.id, degraded, items, 0.0, removed)
+        removed: list[Removed] | UnsetType = UNSET
+        if not request.explain:
+            items = _ranked_items(ranking)
+        elif shows_history:
+            items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
+            self._name_nearest(items, live, ranking, history)
+            removed = UNSET if ruled is None else ruled.removed
+        else:
+            # A rule's removed items may have been excluded by the history, so they are left out.
+            parts = live.explain_without_history(ranking, candidates, at, self.config.reasons, context)
+            items = [_with_history_in_others(item) for item in self._explain(ranking, parts, ruled)]
+        return RankAnswer(
+            request_id.current(), live.release.id, degraded is not None, items, 0.0, removed, degraded or UNSET
+        )
 
     def _explore(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
         """The ranking as shown, and the propensity of each position; None if exploration is off."""
@@ -223,60 +278,71 @@ class Service:
                 "candidates",
             )
 
-    def _explain(
-        self, live: Live, ranking: Ranking, history: History, ruled: RuledList | None, context: Context
-    ) -> list[RankedItem]:
+    def _explain(self, ranking: Ranking, parts: list[ScoreParts], ruled: RuledList | None) -> list[RankedItem]:
         items = _ranked_items(ranking)
-        catalogue = live.items.catalogue
-        for item, parts in zip(items, live.explain(ranking, history, self.config.reasons, context), strict=True):
-            item.base, item.others = parts.base, parts.others
-            item.reasons = [rankings.Reason(*reason) for reason in parts.reasons]
+        for item, of_score in zip(items, parts, strict=True):
+            item.base, item.others = of_score.base, of_score.others
+            item.reasons = [rankings.Reason(*reason) for reason in of_score.reasons]
         for item, applied in zip(items, ruled.applied if ruled is not None else (), strict=ruled is not None):
             item.rules = applied
+        return items
+
+    def _name_nearest(self, items: list[RankedItem], live: Live, ranking: Ranking, history: History) -> None:
+        """Set `because` of each item that is similar to one of the user's history."""
+        catalogue = live.items.catalogue
         for item, near in zip(items, live.nearest_engaged(ranking, history), strict=True):
             if near is not None and near.cosine >= self.config.because_cosine:
                 item_id, title = catalogue.item_ids[near.row], catalogue.titles[near.row]
                 item.because = rankings.Because(item_id, title, near.cosine, near.event)
-        return items
 
-    async def take(self, body: bytes, content_type: str = "") -> EventsAnswer:
+    async def take(self, body: bytes, content_type: str = "", shopper: str | None = None) -> EventsAnswer:
         """Validate the events of a body one by one, and store the valid ones.
 
-        Raises Problem if no event is valid (422) or Redis is unavailable (503).
+        Events of new users are refused while the maximum number of users have lists. shopper: the user whose events
+        these must be; None for any. Raises Problem if no event is valid (422), if every valid one is over a limit of
+        its shopper (429) or refused (503), or if Redis is unavailable (503).
         """
         now, most = self.clock(), self.config.max_events
         accepted: list[tuple[int, Accepted]] = []
         rejected: list[Rejected] = []
+        wait_s = list[int]()
         for index, one in enumerate(decoding.split_body(body, most, content_type)):
             for event in events.accept(one, now, self.config.future_s):
-                if isinstance(event, Accepted):
-                    accepted.append((index, event))
-                else:
+                if not isinstance(event, Accepted):
                     rejected.append(Rejected(index, event.field, event.message))
+                elif shopper is not None and event.event.user_id != shopper:
+                    rejected.append(Rejected(index, "user_id", "is not the shopper of the token"))
+                elif over := self.limits.exceeded(event.event, now):
+                    rejected.append(Rejected(index, "user_id", f"the limit of {over[0]} is reached"))
+                    wait_s.append(over[1])
+                else:
+                    accepted.append((index, event))
             decoding.check_count(len(accepted) + len(rejected), most, "events")
+        outcomes = await self._write([a.event for _, a in accepted], now)
+        count, of_event = Counter(outcomes), list(zip(accepted, outcomes, strict=True))
+        late = "the user was erased after this time"
+        rejected += [Rejected(index, "timestamp", late) for (index, _), o in of_event if o is Outcome.ERASED]
+        rejected.sort(key=lambda r: r.index)
         self.metrics.rejected(rejected)
-        if rejected and not accepted:
-            raise Problem(
-                422,
-                "no-event-taken",
-                "No valid event",
-                rejected[0].message,
-                "See /docs for the fields and their types.",
-                rejected[0].field,
-                rejected=msgspec.to_builtins(rejected),
-            )
-        new = await self._write([a for _, a in accepted], now)
-        self.metrics.events(sum(new), len(new) - sum(new))
-        derived = [Derived(index, a.event.event_id) for index, a in accepted if a.derived]
-        return EventsAnswer(sum(new), len(new) - sum(new), rejected, derived)
+        new, duplicates, refused = count[Outcome.NEW], count[Outcome.DUPLICATE], count[Outcome.REFUSED]
+        self.metrics.events(new, duplicates, refused, count[Outcome.ERASED], len(wait_s))
+        full = f"the maximum of {self.config.max_users} users have lists; send this user's events again later"
+        if (rejected or refused) and not new + duplicates:
+            raise _too_many_users(full) if refused else _no_event(rejected, wait_s)
+        rejected += [Rejected(index, "user_id", full) for (index, _), o in of_event if o is Outcome.REFUSED]
+        rejected.sort(key=lambda r: r.index)
+        stored = [(index, a) for (index, a), o in of_event if o in {Outcome.NEW, Outcome.DUPLICATE}]
+        return EventsAnswer(new, duplicates, rejected, [Derived(i, a.event.event_id) for i, a in stored if a.derived])
 
     async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
         """Validate the items of a body one by one, and store the valid ones, new or changed.
 
-        Raises Problem if no item is valid (422) or Redis is unavailable (503).
+        An item that would become too large with what was written before is rejected. Raises Problem if no item is valid
+        (422) or Redis is unavailable (503).
         """
         now = self.moment()
         valid: dict[str, dict[str, bytes]] = {}
+        indices: dict[str, list[int]] = {}
         rejected: list[Rejected] = []
         parts = decoding.split_body(body, self.config.max_items, content_type, "items")
         for index, one in enumerate(parts):
@@ -286,7 +352,12 @@ class Service:
                 rejected.append(Rejected(index, e.field, e.message))
             else:
                 valid[item_id] = valid.get(item_id, {}) | fields
-        if rejected and not valid:
+                indices.setdefault(item_id, []).append(index)
+        oversized = await self._write_items(valid, now)
+        for item_id, size in oversized.items():
+            message = f"item {item_id!r} would have {size}; no field of it was written"
+            rejected += [Rejected(index, None, message) for index in indices[item_id]]
+        if rejected and len(oversized) == len(valid):
             raise Problem(
                 422,
                 "no-item-taken",
@@ -296,7 +367,6 @@ class Service:
                 rejected[0].field,
                 rejected=msgspec.to_builtins(rejected),
             )
-        await self._write_items(valid, now)
         return ItemsAnswer(len(parts) - len(rejected), rejected)
 
     async def withdraw(self, item_id: str) -> ItemsAnswer:
@@ -306,10 +376,11 @@ class Service:
         await self._write_items({decoding.request_id("item_id", item_id): fields}, now)
         return ItemsAnswer(1, [])
 
-    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> None:
+    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> dict[str, ItemSize]:
+        """Write items; returns the sizes of those that were not written because they would be too large."""
         with _redis_required("Items cannot be written", "Retry after a second."):
-            room = await self.written.write(fields, now, self.config.written_items)
-        if not room:
+            refused = await self.written.write(fields, now, self.config.written_items)
+        if refused.full:
             raise Problem(
                 503,
                 "too-many-written-items",
@@ -318,12 +389,13 @@ class Service:
                 "Import the catalogue with `shelfwise import` and run `shelfwise nightly`, or raise `written_items`.",
                 headers={"Retry-After": "30"},
             )
+        return refused.oversized
 
     async def item(self, item_id: str) -> ItemAnswer:
         """The current state of an item. Raises Problem (404) if it is unknown."""
         live, item_id = self.live(), decoding.request_id("item_id", item_id)
         with _redis_required("Written items cannot be read", "Retry after a second."):
-            (stored,) = await self.written.fields([item_id])
+            (stored,), _ = await self.written.fields([item_id])
         written = decode_fields(stored) if stored else None
         row = int(live.items.catalogue.rows([item_id])[0])
         in_release = int(live.release.items.catalogue.rows([item_id])[0]) >= 0
@@ -350,10 +422,17 @@ class Service:
             price,
         )
 
-    async def _write(self, accepted: list[Accepted], now: float) -> list[bool]:
+    async def _write(self, given: list[Event], now: float) -> list[Outcome]:
+        """Write events that are within the limits of their shoppers, and count only those that are new."""
         remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
-        with _redis_required("Events cannot be stored", remedy):
-            return await self.store.write([a.event for a in accepted], now)
+        stored: list[Outcome] = []
+        try:
+            with _redis_required("Events cannot be stored", remedy):
+                stored = await self.store.write(given, now)
+            return stored
+        finally:
+            outcomes = stored or [Outcome.DUPLICATE] * len(given)
+            self.limits.take_back(e for e, o in zip(given, outcomes, strict=True) if o != Outcome.NEW)
 
     async def erase(self, user_id: str) -> events.ErasureAnswer:
         """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""
@@ -378,13 +457,17 @@ class Service:
         items = [rankings.SimilarItem(catalogue.item_ids[r], catalogue.titles[r], c) for r, c in near]
         return rankings.SimilarAnswer(item_id, live.release.id, items)
 
+    def _repair(self) -> str:
+        lost = self.follower.lost
+        return f"{lost}: run `shelfwise collect --repair`" if lost else ""
+
     def state(self) -> dict[str, Any]:
         """State of the service: whether it is ready, the live release, and the reason if it is not ready."""
         live = self.follower.live
         return {
-            "status": "ready" if live else "not ready",
+            "status": "ready" if self.ready else "not ready",
             "release": live.release.id if live else None,
-            "reason": self.follower.reason or None,
+            "reason": "; ".join(filter(None, (self.follower.reason or self._repair(), self.eviction))) or None,
             "redis": self.follower.redis,
             "degraded": self.degraded,
             "slow": self.slow,
@@ -406,7 +489,59 @@ def _redis_required(title: str, remedy: str) -> Iterator[None]:
 
 
 def _ranked_items(ranking: Ranking) -> list[RankedItem]:
-    return [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
+    items = [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
+    for k in np.flatnonzero(ranking.item < 0).tolist():
+        items[k].known = False
+    return items
+
+
+def _no_event(rejected: list[Rejected], wait_s: list[int]) -> Problem:
+    """A problem (422, or 429 if every event is over a limit): no event was valid. wait_s: as in `_over_limit`."""
+    if len(wait_s) == len(rejected):
+        return _over_limit(rejected, wait_s)
+    return Problem(
+        422,
+        "no-event-taken",
+        "No valid event",
+        rejected[0].message,
+        "See /docs for the fields and their types.",
+        rejected[0].field,
+        rejected=msgspec.to_builtins(rejected),
+    )
+
+
+def _too_many_users(detail: str) -> Problem:
+    """A problem (503): every valid event was refused, because the maximum number of users have lists."""
+    return Problem(
+        503,
+        "too-many-users",
+        "Too many users",
+        detail,
+        "Raise `max_users` if the memory of Redis allows it, or let lists expire sooner (`user_ttl_days`).",
+        headers={"Retry-After": "30"},
+    )
+
+
+def _over_limit(rejected: list[Rejected], wait_s: list[int]) -> Problem:
+    """A problem (429): every event is over a limit. wait_s: seconds until the limit of each is lifted."""
+    return Problem(
+        429,
+        "shopper-rate",
+        "Too many events of a shopper",
+        rejected[0].message,
+        "Check that `user_id` is one person. If it is, raise the `shopper_..._per_...` settings of the service.",
+        "user_id",
+        headers={"Retry-After": str(min(wait_s))},
+        # A client gives these events up, so that one shopper does not hold up the queue of a back end.
+        rejected=msgspec.to_builtins(rejected),
+    )
+
+
+def _with_history_in_others(item: RankedItem) -> RankedItem:
+    """The item with the whole effect of the history on its score in `others`. Its parts are those for a new user."""
+    explained = sum(reason.contribution for reason in item.reasons) + sum(rule.added or 0.0 for rule in item.rules)
+    item.others = item.score - (item.base or 0.0) - explained
+    return item
 
 
 def _ms_since(started: float) -> float:

@@ -122,7 +122,8 @@ class Shadow:
         record, history = job.record, EMPTY
         if record.user_id is not None and not record.degraded:
             # Item rows differ between releases, so the history is read again, strictly before the same time.
-            history = await self._store.read(record.user_id, live.items.catalogue, record.at)
+            retention = live.release.manifest.retention
+            history = await self._store.read(record.user_id, live.items.catalogue, record.at, retention)
         score, ms = await asyncio.to_thread(_score, live, history, job)
         score_of = dict(zip(job.ranking.item_ids, score.tolist(), strict=True))
         shown = np.array([score_of[i] for i in record.item_ids], np.float64)

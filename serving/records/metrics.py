@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from serving.api import EventIn, Rejected
-from serving.store import Backlog
+from serving.store import Backlog, Memory
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,11 +44,11 @@ class Metrics:
             f"{name}refused", "Requests refused before they reached a route.", ["reason"], registry=r
         )
         self._candidates = Histogram(f"{name}candidates", "Candidates per ranking.", registry=r, buckets=_CANDIDATES)
-        self._degraded = Counter(f"{name}degraded", "Rankings computed without the user's history.", registry=r)
+        self._degraded = Counter(f"{name}degraded", "Rankings answered as degraded: see `degraded_reason`.", registry=r)
         self._slow = Counter(
             f"{name}slow_trees", "Rankings scored by LightGBM instead of the compiled trees.", registry=r
         )
-        self._events = Counter(f"{name}events", "Events accepted, new or duplicate.", ["outcome"], registry=r)
+        self._events = Counter(f"{name}events", "Valid events, by outcome.", ["outcome"], registry=r)
         self._rejected = Counter(
             f"{name}events_rejected", "Events rejected, by the field at fault.", ["field"], registry=r
         )
@@ -68,7 +68,19 @@ class Metrics:
         self._redis = Gauge(
             f"{name}redis_up", "1 if every worker reaches Redis.", registry=r, multiprocess_mode="livemin"
         )
+        self._replaced = Gauge(
+            f"{name}redis_replaced",
+            "1 if a worker noticed that Redis was replaced by an empty or older one, until it is repaired.",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self._unknown = Counter(
+            f"{name}unknown_candidates", "Candidates of rankings that are not in the catalogue.", registry=r
+        )
         self._dropped = Counter(f"{name}served_dropped", "Served lists dropped because the log was full.", registry=r)
+        self._oversized = Counter(
+            f"{name}items_oversized", "Times a written item was not used because it is too large.", registry=r
+        )
         self._shadow = Counter(
             f"{name}shadow", "Lists selected for shadow scoring, by outcome.", ["outcome"], registry=r
         )
@@ -78,9 +90,12 @@ class Metrics:
             registry=r,
             multiprocess_mode="livemin",
         )
-        self._evicted, self._updates, self._nights = (
+        self._users, self._max_users, self._memory, self._evicted, self._updates, self._nights = (
             Gauge(f"{name}{what}", text, registry=r, multiprocess_mode="mostrecent")
             for what, text in (
+                ("users", "Users who have lists in Redis."),
+                ("users_max", "Maximum number of users who may have lists."),
+                ("redis_memory_ratio", "Share of its memory that the fullest Redis server uses."),
                 ("redis_evicted_keys", "Keys that Redis has evicted since it was started."),
                 ("item_update_age_seconds", "Age of the oldest item update that no embedding worker has finished."),
                 ("nights_unpublished", "Days with a nightly run since the last one that succeeded."),
@@ -117,14 +132,25 @@ class Metrics:
         for event in rejected:
             self._rejected.labels(event.field if event.field in _FIELDS else "unknown" if event.field else "none").inc()
 
-    def events(self, accepted: int, duplicates: int) -> None:
-        """Count stored events."""
+    def events(self, accepted: int, duplicates: int, refused: int, erased: int, limited: int) -> None:
+        """Count valid events by outcome.
+
+        refused: of new users, while the maximum number of users have lists. erased: from before the erasure of their
+        user. limited: over a limit of their shopper.
+        """
         self._events.labels("accepted").inc(accepted)
         self._events.labels("duplicate").inc(duplicates)
+        self._events.labels("refused").inc(refused)
+        self._events.labels("erased").inc(erased)
+        self._events.labels("limited").inc(limited)
 
     def dropped(self, count: int) -> None:
         """Count records of served lists that were dropped because the log was full."""
         self._dropped.inc(count)
+
+    def oversized(self, count: int) -> None:
+        """Count written items that this worker read and does not use because they are too large."""
+        self._oversized.inc(count)
 
     def shadow(self, outcome: str) -> None:
         """Count a list selected for shadow scoring. outcome: `scored`, `dropped` (too many lists) or `failed`."""
@@ -145,15 +171,32 @@ class Metrics:
         """Set whether this worker reaches Redis."""
         self._redis.set(up)
 
+    def redis_replaced(self, replaced: bool) -> None:
+        """Set whether this worker noticed that Redis was replaced, and it was not repaired since."""
+        self._replaced.set(replaced)
+
+    def unknown(self, candidates: int) -> None:
+        """Count candidates that are not in the catalogue."""
+        self._unknown.inc(candidates)
+
     def keys_checked(self, at: float) -> None:
         """Set the time in Unix seconds at which this worker last had the keys of its key file."""
         self._keys.set(at)
 
     def backlog(self, backlog: Backlog) -> None:
         """Set what Redis has recorded for all processes."""
-        self._evicted.set(backlog.evicted_keys)
         self._updates.set(backlog.update_age_s)
         self._nights.set(backlog.nights)
+
+    def memory(self, memory: Memory) -> None:
+        """Set the memory of Redis."""
+        self._memory.set(memory.used)
+        self._evicted.set(memory.evicted_keys)
+
+    def users(self, count: int, most: int) -> None:
+        """Set the number of users who have lists, and its maximum."""
+        self._users.set(count)
+        self._max_users.set(most)
 
     def exposition(self) -> bytes:
         """The metrics of all workers in the Prometheus text format."""

@@ -28,7 +28,7 @@ from serving.store import Store, StoreAway
 
 log = logging.getLogger(__name__)
 
-TIMELINE = "sw:timeline"
+TIMELINE = "timeline"
 KEPT = 3 * 24 * 60
 _RANKINGS = ("/v1/rank", "/v1/recommend")
 _Count = Annotated[float, Meta(ge=0)]
@@ -110,7 +110,7 @@ class Timeline:
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.time, every_s: float = 60.0):
         """clock: returns Unix seconds. every_s: seconds between records."""
         self._store, self._metrics, self._clock, self._every_s = store, metrics, clock, every_s
-        self._name = service_name()
+        self._name, self._key = service_name(), store.layout.key(TIMELINE)
 
     async def run(self) -> None:
         """Write until cancelled. While Redis is unavailable, minutes are skipped; the next record includes their
@@ -125,17 +125,17 @@ class Timeline:
     async def write(self) -> bool:
         """Write this minute's record; False if another worker of this service already has. Raises StoreAway."""
         at = self._clock()
-        lock = f"{TIMELINE}:{self._name}:{int(at // self._every_s)}"
+        lock = f"{self._key}:{self._name}:{int(at // self._every_s)}"
         acquired = (await self._store.run([["SET", lock, "1", "NX", "EX", max(2, int(5 * self._every_s))]]))[0]
         if not acquired:
             return False
         record = await asyncio.to_thread(current_record, self._metrics, self._name, at)
-        await self._store.run([["XADD", TIMELINE, "MAXLEN", "~", KEPT, "*", "l", msgspec.json.encode(record)]])
+        await self._store.run([["XADD", self._key, "MAXLEN", "~", KEPT, "*", "l", msgspec.json.encode(record)]])
         return True
 
     async def read(self, since: float) -> list[Minute]:
         """The minutes after `since` (Unix seconds), oldest first. Raises StoreAway."""
-        entries = (await self._store.run([["XREVRANGE", TIMELINE, "+", "-", "COUNT", KEPT]]))[0]
+        entries = (await self._store.run([["XREVRANGE", self._key, "+", "-", "COUNT", KEPT]]))[0]
         return minutes(
             [r for _, fields in reversed(entries) if (r := _record(fields)) is not None], since, self._every_s
         )

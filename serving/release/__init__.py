@@ -10,10 +10,14 @@ from serving.release import registry
 from serving.release.audit import record_change
 from serving.release.judgements import read_judgements, write_judgement
 from serving.release.manifest import MANIFEST, ListedRelease, Manifest, ReleaseError, list_releases, read_manifest
+from serving.release.owner import ensure_owner, read_owner
 from serving.release.registry import (
+    latest_release,
+    live_pointer,
     previous_release,
     promote,
     release_history,
+    restore,
     rollback,
     start_shadow,
     stop_shadow,
@@ -27,15 +31,20 @@ __all__ = [
     "Manifest",
     "Release",
     "ReleaseError",
+    "ensure_owner",
+    "latest_release",
     "list_releases",
+    "live_pointer",
     "load_release",
     "previous_release",
     "promote",
     "read_judgements",
     "read_manifest",
+    "read_owner",
     "record_change",
     "registry",
     "release_history",
+    "restore",
     "rollback",
     "start_shadow",
     "stop_shadow",

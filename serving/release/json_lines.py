@@ -1,4 +1,4 @@
-"""Append-only JSON Lines files: appended lines are synced to disk, and a damaged line does not affect the others."""
+"""Small files beside the releases, synced to disk: JSON Lines, of which damaged lines are skipped, and texts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def append_line(file: Path, line: str) -> None:
         f.write(b"\n" * bool(cut_off) + line.encode() + b"\n")
         f.flush()
         os.fsync(f.fileno())
+
+
+def sync_text(file: Path, text: str) -> None:
+    """Write a small file and sync it to disk."""
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(file)
 
 
 def read_lines(file: Path, fields: Iterable[str]) -> list[dict[str, Any]]:

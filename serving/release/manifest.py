@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from features.retention import Retention
+
 FORMAT = 2
 MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 16 << 20
@@ -31,8 +33,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
     cut_off: item state includes the events before this time. window: the time ranges of training and testing.
     metrics: results of the evaluation that passed the gate. parent: ID of the release that was live at creation.
-    files: by path relative to the directory, with `/`. attribution_s: as in `features.moment.Items`. custom: where the
-    code of each custom feature is.
+    files: by path relative to the directory, with `/`. attribution_s: as in `features.moment.Items`. retention: of the
+    users' lists that the ranker was trained on. custom: where the code of each custom feature is.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Manifest(msgspec.Struct, frozen=True):
     schema_hash: str
     feature_names: list[str]
     attribution_s: Annotated[float, msgspec.Meta(gt=0)]
+    retention: Retention
     files: dict[str, FileEntry]
     custom: list[str] = []
 

@@ -16,7 +16,9 @@ from features.table import Feature
 from serving.lock import locked
 from serving.release.audit import record_change
 from serving.release.json_lines import read_lines
+from serving.release.judgements import read_judgements
 from serving.release.manifest import Manifest, ReleaseError, list_releases
+from serving.release.owner import check_owner, ensure_owner, read_owner
 from serving.release.release import Release, load_release
 from serving.store import BulkStore, Pointer
 
@@ -40,6 +42,24 @@ def lineage(root: Path) -> list[str]:
         elif line["action"] in _FORWARD and (not out or out[-1] != line["release"]):
             out.append(line["release"])
     return out
+
+
+def latest_release(root: Path) -> Path | None:
+    """The release to serve if Redis names none: the last that was live, else the newest that passed the gate.
+
+    None if no such release exists.
+    """
+    existing = {r.manifest.id: r.path for r in list_releases(root) if r.manifest}
+    passed = [line["candidate"] for line in read_judgements(root) if line["verdict"] == "promote"]
+    by_age = [i for i in reversed(existing) if i in passed]  # the oldest first, as in the lineage
+    return next((existing[i] for i in reversed([*by_age, *lineage(root)]) if i in existing), None)
+
+
+def live_pointer(root: Path, store: BulkStore) -> Pointer | None:
+    """The pointer to the live release; None if there is none. Raises ReleaseError if it is of another shop."""
+    pointer = store.pointer()
+    check_owner(pointer, read_owner(root))
+    return pointer
 
 
 def previous_release(root: Path, live: str) -> str | None:
@@ -68,7 +88,7 @@ def last_rollback(root: Path, release: str) -> dict[str, Any] | None:
 def publish(root: Path, store: BulkStore, release: Manifest, path: Path) -> None:
     """Make the release of a nightly run live; does nothing, and logs nothing, if it already is."""
     with locked(root / "lock", wait=True):
-        pointer = store.pointer()
+        pointer = live_pointer(root, store)
         if pointer is None or pointer.id != release.id:
             _point(root, store, "publish", release.id, path, "passed the nightly gate")
 
@@ -82,15 +102,17 @@ def promote(
     action: str = "promote",
     by: str | None = None,
     replaces: str | None = None,
+    take_over: bool = False,
 ) -> Release:
     """Make any existing release live and write its vectors to Redis. Raises ReleaseError if it is missing or damaged.
 
     action: recorded in the audit log; `pin` also prevents nightly runs from replacing the release until it is unpinned.
     by: user recorded in the audit log; None for the user of this process. replaces: the release that the caller saw
     live; raises ReleaseError if another one is live by the time it is this call's turn. None replaces any release.
+    take_over: also replace the release of another shop.
     """
     with locked(root / "lock", wait=True):
-        pointer = store.pointer()
+        pointer = store.pointer() if take_over else live_pointer(root, store)
         if replaces is not None and (pointer is None or pointer.id != replaces):
             raise ReleaseError(
                 f"{pointer.id if pointer else 'no release'} is live now, not {replaces}: someone else has changed it; "
@@ -114,7 +136,7 @@ def rollback(
 ) -> Release:
     """Make the previously live release live again. Raises ReleaseError if there is none."""
     with locked(root / "lock", wait=True):
-        pointer = store.pointer()
+        pointer = live_pointer(root, store)
         before = previous_release(root, pointer.id) if pointer else None
         if before is None:
             raise ReleaseError(
@@ -123,10 +145,22 @@ def rollback(
         return _promote(root, store, before, reason, custom, "rollback", by)
 
 
+def restore(root: Path, store: BulkStore, custom: tuple[Feature, ...] = ()) -> Release | None:
+    """Make the last live release live again in a Redis that lost its pointer; None if it has one, or if none was live.
+
+    Raises ReleaseError if that release is damaged.
+    """
+    with locked(root / "lock", wait=True):
+        path = latest_release(root)
+        if live_pointer(root, store) is not None or path is None:
+            return None
+        return _promote(root, store, path.name, "Redis was replaced", custom, "promote", None)
+
+
 def unpin(root: Path, store: BulkStore, reason: str) -> Pointer:
     """Let nightly runs replace the live release again. Raises ReleaseError if none is live."""
     with locked(root / "lock", wait=True):
-        pointer = store.pointer()
+        pointer = live_pointer(root, store)
         if pointer is None:
             raise ReleaseError("no release is live yet: run `shelfwise nightly`")
         _point(root, store, "unpin", pointer.id, Path(pointer.path), reason)
@@ -139,19 +173,20 @@ def start_shadow(
     """Make every worker also score a share of its lists with this release. Raises ReleaseError if it is missing,
     damaged or live."""
     with locked(root / "lock", wait=True):
-        pointer = store.pointer()
+        pointer = live_pointer(root, store)
         if pointer is not None and pointer.id == release_id:
             raise ReleaseError(f"release {release_id} is live: choose another one for shadow scoring")
         release = load_release(root / release_id, custom=custom)
         before = store.shadow()
         record_change(root, store, "shadow", release.id, before.id if before else None, reason)
-        store.set_shadow(Pointer(id=release.id, path=str(release.path.resolve())))
+        store.set_shadow(Pointer(id=release.id, path=str(release.path.resolve()), owner=ensure_owner(root)))
     return release
 
 
 def stop_shadow(root: Path, store: BulkStore, reason: str) -> Pointer:
     """Stop shadow scoring. Raises ReleaseError if no release is in shadow."""
     with locked(root / "lock", wait=True):
+        live_pointer(root, store)
         before = store.shadow()
         if before is None:
             raise ReleaseError("no release is in shadow: start one with `shelfwise releases shadow ID`")
@@ -181,4 +216,5 @@ def _point(
     record_change(root, store, action, release_id, pointer.id if pointer else None, reason, by)
     if (in_shadow := store.shadow()) and in_shadow.id == release_id:
         store.set_shadow(None)
-    store.set_pointer(Pointer(id=release_id, path=str(path.resolve()), pinned=action == "pin"))
+    owner = ensure_owner(root)
+    store.set_pointer(Pointer(id=release_id, path=str(path.resolve()), pinned=action == "pin", owner=owner))

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from features.retention import DEFAULT_RETENTION, Retention
 from features.table import Feature, Items, names, schema_hash
 from ranker import query_prior
 from ranker.booster import BoosterTrees, scorer
@@ -88,11 +89,13 @@ def write_release(
     parent: str | None,
     created_at: float,
     encoder_fingerprint: str,
+    retention: Retention = DEFAULT_RETENTION,
 ) -> Path:
     """Write a release under `root`, synced to disk, and return its directory. Equal inputs give the same directory.
 
     items: with item state as of `cut_off`. item_columns: the catalogue, embeddings as fixed_size_list<float32>[d].
-    encoder_dir: copied into the release; None if there is no encoder. Times are Unix seconds.
+    encoder_dir: copied into the release; None if there is no encoder. Times are Unix seconds. retention: see
+    `Manifest`.
     A failed write leaves nothing behind. Raises ReleaseError if model and features do not match, if the encoder
     directory contains code or a format that can run code, or if the directory of this ID exists with different content.
     """
@@ -124,6 +127,7 @@ def write_release(
             schema_hash=schema_hash(items),
             feature_names=list(names(items)),
             attribution_s=items.attribution_s,
+            retention=retention,
             custom=[f.origin for f in items.custom],
             files={p.relative_to(staging).as_posix(): _entry(p) for p in _files(staging)},
         )

@@ -6,39 +6,60 @@ keys.
 
 from __future__ import annotations
 
-from serving.store.address import Address
+from serving.store.address import PREFIX_PATTERN, Address, AddressError, with_prefix
 from serving.store.bulk import BulkStore
+from serving.store.continuity import Continuity, Extent, Origin, origin_loss, rewound
 from serving.store.embedded import EmbeddedError, connect_url
+from serving.store.erasure import new_secret, tombstone, user_hash
 from serving.store.errors import StoreAway
-from serving.store.layout import ERASED, SERVED, STREAM
+from serving.store.layout import DUPLICATES_S, ERASED, PREFIX, SERVED, STREAM
+from serving.store.memory import EvictionError, Memory
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
-from serving.store.stream import END, START, Event, Tail, decode_event
-from serving.store.users import DUPLICATES_S, user_hash
-from serving.store.written import BulkWrittenItems, ItemFields, WrittenItems, decode_fields, to_years
+from serving.store.stream import END, START, Event, Tail, decode_event, entry_number
+from serving.store.users import Outcome, UserLimits
+from serving.store.written import BulkWrittenItems, ItemFields, ItemSize, WrittenItems, decode_fields, size_of, to_years
 
 __all__ = [
     "DUPLICATES_S",
     "END",
     "ERASED",
+    "PREFIX",
+    "PREFIX_PATTERN",
     "SERVED",
     "START",
     "STREAM",
     "Address",
+    "AddressError",
     "Backlog",
     "BulkStore",
     "BulkWrittenItems",
+    "Continuity",
     "EmbeddedError",
     "Event",
+    "EvictionError",
+    "Extent",
     "ItemFields",
+    "ItemSize",
+    "Memory",
+    "Origin",
+    "Outcome",
     "Pointer",
     "Store",
     "StoreAway",
     "Tail",
+    "UserLimits",
     "WrittenItems",
     "connect_url",
     "decode_event",
     "decode_fields",
+    "entry_number",
+    "new_secret",
+    "origin_loss",
+    "rewound",
+    "size_of",
     "to_years",
+    "tombstone",
     "user_hash",
+    "with_prefix",
 ]

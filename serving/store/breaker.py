@@ -36,8 +36,12 @@ class Breaker:
         """Record an answered call. An error reply also counts: it shows that the server is reachable."""
         self._failures = 0
 
-    def failed(self, reason: str) -> None:
-        """Record a call that was not answered. reason: shown for the calls refused from now on."""
+    def failed(self, reason: str) -> bool:
+        """Record a call that was not answered; True if the call before it was answered.
+
+        reason: shown for the calls refused from now on.
+        """
         self._failures += 1
         self._until = self._clock() + self._pause_s
         self.reason = reason
+        return self._failures == 1

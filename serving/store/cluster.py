@@ -19,7 +19,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseErr
 from serving.store.address import Address, Node
 from serving.store.breaker import Breaker
 from serving.store.errors import StoreAway, to_store_away
-from serving.store.server import Server
+from serving.store.server import Server, server_client
 
 _MAX_REDIRECTS = 3
 """Maximum number of rounds of sending commands and following redirects."""
@@ -98,7 +98,7 @@ class Cluster:
         try:
             return await self._server(node).ask(commands, probe)
         except StoreAway as e:
-            return [StoreAway(f"{node[0]}:{node[1]}: {e}")] * len(commands)
+            return [StoreAway(f"a node of the cluster: {e}")] * len(commands)
 
     async def _redirect(self, n: int, command: Sequence[Any], replies: list[Any]) -> None:
         """Follow a redirect: MOVED updates the slot map, ASK sends the command to the other node this once."""
@@ -117,7 +117,9 @@ class Cluster:
 
     def _server(self, node: Node) -> Server:
         if (server := self._servers.get(node)) is None:
-            server = self._servers[node] = Server(self._address.at(node), self._timeout_s, self._breaker())
+            server = self._servers[node] = Server(
+                server_client(self._address.at(node)), self._timeout_s, self._breaker()
+            )
         return server
 
     def _schedule_refresh(self) -> None:

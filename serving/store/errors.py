@@ -17,9 +17,12 @@ class StoreCorrupt(StoreAway):
 
 def to_store_away(error: ResponseError) -> StoreAway:
     """Convert an error reply of Redis to a StoreAway, adding the remedy if the error concerns clusters."""
-    if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
-        remedy = "; this server is a node of a cluster: write redis+cluster://HOST:PORT in REDIS_URL"
-    elif _NO_CLUSTER in str(error):
+    if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError, and names a host
+        return StoreAway(
+            f"Redis: {type(error).__name__}; this server is a node of a cluster: write redis+cluster://HOST:PORT in "
+            "REDIS_URL"
+        )
+    if _NO_CLUSTER in str(error):
         remedy = "; this server is not a node of a cluster: write redis://HOST:PORT in REDIS_URL"
     elif isinstance(error, ClusterDownError):
         remedy = "; run `CLUSTER INFO` on any node for the state of the slots"

@@ -1,11 +1,15 @@
 """Names of Redis keys, for a single server and for a cluster, where a name determines the node.
 
+Every name starts with the prefix of the shop, `sw` by default, so that several shops can share a Redis.
+
 A cluster puts all keys with the same hash tag (the text between braces) into one slot, and a script may only use keys
 of one slot. One script writes an event both to its user's lists and to the event stream. Therefore users are divided
 into SHARDS shards in a cluster, and the streams are divided into as many parts:
 
     sw:{<tag>}:u:<user>:e, :s, :d:<period>    a user of this shard
     sw:{<tag>}:events, sw:{<tag>}:served      the shard's part of the streams
+    sw:{<tag>}:users                          the users of this shard who have lists
+    sw:{<tag>}:erased-until                   the shard's part of the times of erasures
     sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items, all on one node
 
 Keys that are used on their own have the same name in both, which also spreads vectors over the nodes. Readers of a
@@ -15,6 +19,7 @@ the order in which events are read.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from hashlib import blake2b
 
@@ -23,31 +28,50 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 SHARDS = 64
 """Maximum number of nodes that can share the users. Never change it: most users would be looked up elsewhere."""
 
-STREAM = "sw:events"
-SERVED = "sw:served"
-ERASED = "sw:erased"
-POINTER = "sw:release"
-SHADOW = "sw:shadow"
-AUDIT = "sw:audit"
-NIGHTS = "sw:nights"
+PREFIX = "sw"
+STREAM = "events"
+SERVED = "served"
+ERASED = "erased"
+ERASED_UNTIL = "erased-until"
+ERASURE_SECRET = "erasure-secret"
+USERS = "users"
+"""Sorted set of the users who have lists, by the time at which their lists are deleted."""
+POINTER = "release"
+SHADOW = "shadow"
+AUDIT = "audit"
+NIGHTS = "nights"
+ORIGIN = "origin"
 GROUP = "embed"
 """Consumer group of the embedding workers in the stream of item changes."""
 _ITEMS = "items"
+_SUFFIX = re.compile(r":(e|s|d:\d+)$")
+
+DUPLICATES_S = 48 * 3600
+"""Length in seconds of a period of event IDs; they are kept for one to two periods."""
 
 
 class Layout:
     """Names of keys. shards: number of parts that users and streams are divided into; 1 for a single server."""
 
-    def __init__(self, cluster: bool) -> None:
+    def __init__(self, cluster: bool, prefix: str = PREFIX) -> None:
+        self._prefix = prefix
         self._tags = _tags() if cluster else ()
         self.shards = len(self._tags) or 1
-        items = f"sw:{{{_ITEMS}}}:" if cluster else "sw:"
+        items = f"{prefix}:{{{_ITEMS}}}:" if cluster else f"{prefix}:"
         self._item, self.items, self.changes = f"{items}i:", f"{items}items", f"{items}item-changes"
 
     @property
     def cluster(self) -> bool:
         """Whether the names are for a cluster."""
         return bool(self._tags)
+
+    def key(self, name: str) -> str:
+        """The key of a value that exists once per shop, such as POINTER."""
+        return f"{self._prefix}:{name}"
+
+    def vector(self, fingerprint: str, item_id: str) -> str:
+        """The key of an item's vector from the encoder with this fingerprint."""
+        return f"{self._prefix}:v:{fingerprint}:{item_id}"
 
     def shard(self, user_id: str) -> int:
         """The shard of a user and of the user's events."""
@@ -58,26 +82,33 @@ class Layout:
     def user(self, user_id: str, suffix: str) -> str:
         """The key of a user with this suffix."""
         if self._tags:
-            return f"sw:{{{self._tags[self.shard(user_id)]}}}:u:{user_id}:{suffix}"
+            return f"{self._prefix}:{{{self._tags[self.shard(user_id)]}}}:u:{user_id}:{suffix}"
         # Braces enclose the hash tag; a closing brace in the ID would end it early.
-        return f"sw:{{{user_id.replace('%', '%25').replace('}', '%7D')}}}:{suffix}"
+        return f"{self._prefix}:{{{user_id.replace('%', '%25').replace('}', '%7D')}}}:{suffix}"
+
+    def id_keys(self, user_id: str, now: float) -> list[str]:
+        """All keys that may have IDs of a user's events, by the clock of any worker. now: Unix seconds."""
+        period = int(now // DUPLICATES_S)
+        # Kept for two periods after the last event of their own, they may be two periods old.
+        return [self.user(user_id, f"d:{p}") for p in range(period - 2, period + 2)]
 
     def user_of(self, key: bytes) -> str:
-        """The user of a key; inverse of `user` for suffixes of one letter."""
+        """The user of a key; inverse of `user`."""
         if self._tags:
-            return key.decode().partition("}:u:")[2][:-2]
+            name = key.decode().partition("}:u:")[2]
+            return _SUFFIX.sub("", name)
         return key.decode().partition("{")[2].rpartition("}")[0].replace("%7D", "}").replace("%25", "%")
 
     def users(self, suffix: str) -> str:
         """A glob pattern for the keys of all users with this suffix."""
-        return f"sw:{{*}}:u:*:{suffix}" if self._tags else f"sw:{{*}}:{suffix}"
+        return f"{self._prefix}:{{*}}:u:*:{suffix}" if self._tags else f"{self._prefix}:{{*}}:{suffix}"
 
     def part(self, stream: str, shard: int) -> str:
-        """The key of a shard's part of STREAM or SERVED."""
-        return stream.replace("sw:", f"sw:{{{self._tags[shard]}}}:", 1) if self._tags else stream
+        """The key of a shard's part of STREAM, SERVED, USERS or ERASED_UNTIL."""
+        return f"{self._prefix}:{{{self._tags[shard]}}}:{stream}" if self._tags else self.key(stream)
 
     def parts(self, stream: str) -> list[str]:
-        """The keys of all parts of a stream, in the order of shards."""
+        """The keys of all parts of STREAM, SERVED, USERS or ERASED_UNTIL, in the order of shards."""
         return [self.part(stream, shard) for shard in range(self.shards)]
 
     def item(self, item_id: str) -> str:

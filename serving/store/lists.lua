@@ -50,3 +50,30 @@ local function insert(list, records, cap)
   if length > cap then redis.call('LTRIM', list, 0, cap - 1) end
   return front + inserted
 end
+
+-- Seconds for which a list is kept after it has expired, so that a late event, within this time, is still inserted into
+-- a complete list. Readers skip expired records.
+local LATE_S = 86400
+
+-- Whether a user may have lists: always if they have some, otherwise if fewer than `most` users have lists. `users` is a
+-- sorted set of user hashes by the time at which their lists are deleted; a few that have passed are removed from it.
+local function admit(users, user, lists, most, now)
+  if redis.call('ZSCORE', users, user) or redis.call('EXISTS', unpack(lists)) > 0 then return true end
+  local gone = redis.call('ZRANGE', users, '-inf', now, 'BYSCORE', 'LIMIT', 0, 10)
+  if #gone > 0 then redis.call('ZREM', users, unpack(gone)) end
+  return redis.call('ZCARD', users) < most
+end
+
+-- Adds records to one list of a user, see `insert`. The list is then kept until `kept_s` + LATE_S after its newest
+-- record, and the user is counted until then. now: Unix seconds by the clock of the service, which may differ from that
+-- of Redis.
+local function extend(list, records, cap, users, user, kept_s, now)
+  local inserted = insert(list, records, cap)
+  local newest = redis.call('LINDEX', list, 0)
+  if newest then
+    local left = math.ceil(math.max(struct.unpack('<d', newest) + kept_s - now, 0) + LATE_S)
+    redis.call('EXPIRE', list, left)
+    redis.call('ZADD', users, 'GT', now + left, user)
+  end
+  return inserted
+end

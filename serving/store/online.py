@@ -9,15 +9,19 @@ from redis.exceptions import ResponseError
 
 from features.catalogue import Catalogue
 from features.history import History, Outside
-from serving.store import users
+from features.retention import DEFAULT_RETENTION, Retention
+from serving.store import erasure, users
 from serving.store.address import Address
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
+from serving.store.continuity import Extent, decode_extent, extent_commands
 from serving.store.errors import StoreAway, to_store_away
-from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, Layout
+from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, USERS, Layout
+from serving.store.memory import COMMANDS, Memory, memory_of
 from serving.store.pointer import Pointer, decode_pointer
-from serving.store.server import Server
+from serving.store.server import Server, primary_client, server_client
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
+from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
 
 _TAIL = 1000
 _SCAN_COUNT, _SCANS = 1000, 5
@@ -38,33 +42,37 @@ class PollResult(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What Redis knows of work that is not done. evicted_keys: keys lost for lack of memory since Redis was started.
+    """What Redis knows of work that is not done.
 
     update_age_s: age of the oldest item update that no embedding worker has finished, 0 without one. nights: days with
     a nightly run since the last one that succeeded.
     """
 
-    evicted_keys: int
     update_age_s: float
     nights: int
 
 
 class Store:
-    """A single server or a cluster, depending on the address. layout: names of the keys."""
+    """A single server, a cluster or the primary of sentinels, depending on the address. layout: names of the keys."""
 
-    def __init__(self, url: str, timeout_s: float, failures: int = 3, pause_s: float = 1.0) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, failures: int = 3, pause_s: float = 1.0, limits: UserLimits = DEFAULT_LIMITS
+    ) -> None:
         """url: see `Address`. timeout_s: timeout of each call, in seconds.
 
-        failures, pause_s: see `Breaker`; `poll` ignores an open breaker and so notices when the server is back. Raises
-        ValueError for an invalid url.
+        failures, pause_s: see `Breaker`; `poll` ignores an open breaker and so notices when the server is back. limits:
+        apply to users written. Raises AddressError for an invalid url.
         """
         address = Address.of(url)
-        self.layout = Layout(address.cluster)
-        self._redis: Server | Cluster = (
-            Cluster(address, timeout_s, lambda: Breaker(failures, pause_s))
-            if address.cluster
-            else Server(url, timeout_s, Breaker(failures, pause_s))
-        )
+        self.layout, self._limits = Layout(address.cluster, address.prefix), limits
+        self._redis: Server | Cluster
+        if address.cluster:
+            self._redis = Cluster(address, timeout_s, lambda: Breaker(failures, pause_s))
+        else:
+            client, sentinels = (
+                primary_client(address, timeout_s) if address.primary else (server_client(address.url), ())
+            )
+            self._redis = Server(client, timeout_s, Breaker(failures, pause_s), sentinels)
         self._pointer: Pointer | None = None
         self.shadow: Pointer | None = None
         """The release in shadow, as last read by `poll`."""
@@ -81,35 +89,45 @@ class Store:
             raise _away(error) from error
         return replies
 
-    async def write(self, events: Sequence[Event], now: float) -> list[bool]:
-        """Write events to their users' lists and the stream; returns True for each new event, False for a duplicate.
+    async def write(self, events: Sequence[Event], now: float) -> list[Outcome]:
+        """Write new events to their users' lists and the stream; returns the outcome of each event.
 
-        now: Unix seconds, from which the time to keep the event IDs is counted. If StoreAway is raised, none, some or
-        all events were written; repeating the call writes the others.
+        now: Unix seconds, from which the times to keep event IDs and lists are counted. If StoreAway is raised, none,
+        some or all events were written; repeating the call writes the others.
         """
         if not events:
             return []
-        commands, members = users.write_commands(self.layout, events, now)
-        return users.flags(await self.run(commands), members, len(events))
+        commands, members = users.write_commands(self.layout, events, now, self._limits)
+        return users.outcomes(await self.run(commands), members, events)
 
-    async def read(self, user_id: str, catalogue: Catalogue, at: float) -> History:
-        """A user's engagements and impressions strictly before `at`; empty for an unknown user."""
-        return (await self.read_lists(user_id, catalogue, at))[0]
+    async def read(
+        self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION
+    ) -> History:
+        """A user's engagements and impressions strictly before `at`; empty for an unknown user.
 
-    async def read_lists(self, user_id: str, catalogue: Catalogue, at: float) -> tuple[History, Outside]:
+        retention: that of the release for which the lists are read, which replay used to train it.
+        """
+        return (await self.read_lists(user_id, catalogue, at, retention))[0]
+
+    async def read_lists(
+        self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION
+    ) -> tuple[History, Outside]:
         """`read`, and the events with items outside the catalogue."""
         replies = await self.run(users.read_commands(self.layout, user_id))
-        return users.decode_lists(self.layout, replies, user_id, catalogue, at)
+        return users.decode_lists(self.layout, replies, user_id, catalogue, at, retention)
 
     async def erase(self, user_id: str, at: float) -> None:
         """Erase a user: delete lists and event IDs now, and add a tombstone for `shelfwise collect`, which erases the
         log.
 
-        at: Unix seconds; events of the user after it are kept. Idempotent.
+        at: Unix seconds; events of the user after it are kept, and those up to it are refused from now on. Idempotent.
         """
+        secret = (await self.run(erasure.secret_commands(self.layout, erasure.new_secret())))[-1].decode()
         # The tombstone comes first: if the call fails in between, the caller repeats it.
-        await self.run([["XADD", ERASED, "*", "u", users.user_hash(user_id), "t", repr(at)]])
-        await self.run([users.erase_command(self.layout, user_id, at)])
+        name = erasure.tombstone(secret, erasure.user_hash(user_id))
+        await self.run([["XADD", self.layout.key(ERASED), "*", "u", name, "t", repr(at)]])
+        commands = erasure.erase_commands(self.layout, user_id, secret, at)
+        await self.run([*commands, users.forget_command(self.layout, user_id)])
 
     async def append(self, stream: str, entries: Sequence[bytes]) -> int:
         """Append entries to a stream, each as field `l`; returns the approximate length of the stream.
@@ -123,12 +141,18 @@ class Store:
 
     async def pointer(self) -> Pointer | None:
         """The live release; None before the first is published."""
-        return decode_pointer((await self.run([["GET", POINTER]]))[0])
+        key = self.layout.key(POINTER)
+        return decode_pointer((await self.run([["GET", key]]))[0], key)
+
+    async def extent(self) -> Extent | None:
+        """The extent of the events in Redis; None if the node of the origin does not answer. Raises StoreAway."""
+        replies = await self._redis.ask(extent_commands(self.layout), probe=True)
+        return decode_extent(replies)
 
     async def backlog(self, now: float) -> Backlog:
         """The work that is not done. now: Unix seconds. Raises StoreAway."""
         changes = self.layout.changes
-        nights, groups = await self._redis.ask([["HLEN", NIGHTS], ["XINFO GROUPS", changes]])
+        nights, groups = await self._redis.ask([["HLEN", self.layout.key(NIGHTS)], ["XINFO GROUPS", changes]])
         if isinstance(nights, Exception):
             raise _away(nights) from nights
         # XINFO fails without a stream; before the first embedding worker, the stream has no group.
@@ -140,13 +164,21 @@ class Store:
         waiting, *pending = await self.run(commands)
         oldest = [entry for entry, _ in waiting] + [p["min"] for p in pending if p["min"]]
         since = min((int(entry.partition(b"-")[0]) / 1000 for entry in oldest), default=now)
-        evicted = 0
+        return Backlog(max(0.0, now - since), int(nights))
+
+    async def memory(self) -> Memory:
+        """Memory of all servers. Raises StoreAway."""
+        infos = []
         for server in await self._redis.servers():
-            (info,) = await server.ask([["INFO", "stats"]])
-            if isinstance(info, Exception):
-                raise _away(info) from info
-            evicted += int(info["evicted_keys"])
-        return Backlog(evicted, max(0.0, now - since), int(nights))
+            stats, memory = await server.ask(COMMANDS)
+            if error := next((r for r in (stats, memory) if isinstance(r, Exception)), None):
+                raise _away(error) from error
+            infos.append((stats, memory))
+        return memory_of(infos)
+
+    async def count_users(self, now: float) -> int:
+        """Number of users who have lists. now: Unix seconds. Raises StoreAway."""
+        return sum(await self.run([["ZCOUNT", part, now, "+inf"] for part in self.layout.parts(USERS)]))
 
     async def some_users(self, count: int) -> list[str]:
         """At most `count` IDs of users with engagements, sorted: those found by a few short SCANs."""
@@ -166,15 +198,16 @@ class Store:
 
     async def poll(self, last: str, count: int = _TAIL) -> PollResult:
         """The live release, the release in shadow, and at most about `count` events after `last`, in one round trip."""
-        commands = [["GET", POINTER], ["GET", SHADOW], *tail_commands(self.layout, last, count)]
+        pointer_key, shadow_key = self.layout.key(POINTER), self.layout.key(SHADOW)
+        commands = [["GET", pointer_key], ["GET", shadow_key], *tail_commands(self.layout, last, count)]
         pointer, shadow, *parts = await self._redis.ask(commands, probe=True)
         errors = [r for r in (pointer, shadow, *parts) if isinstance(r, Exception)]
         if len(errors) == len(commands) or (errors and not self.layout.cluster):
             raise _away(errors[0]) from errors[0]
         if not isinstance(pointer, Exception):
-            self._pointer = decode_pointer(pointer)
+            self._pointer = decode_pointer(pointer, pointer_key)
         if not isinstance(shadow, Exception):
-            self.shadow = decode_pointer(shadow, SHADOW)
+            self.shadow = decode_pointer(shadow, shadow_key)
         tail = decode_tail(self.layout, [[] if isinstance(p, Exception) else p for p in parts], last)
         return PollResult(self._pointer, tail, str(_away(errors[0])) if errors else "", self.shadow)
 

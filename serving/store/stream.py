@@ -70,7 +70,7 @@ def decode_event(entry: bytes) -> Event:
     try:
         return _DECODE_EVENT.decode(entry)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        raise StoreCorrupt(f"{STREAM} has an entry that is not a valid event ({e}): delete it") from e
+        raise StoreCorrupt(f"the event stream has an entry that is not a valid event ({e}): delete it") from e
 
 
 def tail_commands(layout: Layout, last: str, count: int) -> list[list[Any]]:
@@ -78,7 +78,7 @@ def tail_commands(layout: Layout, last: str, count: int) -> list[list[Any]]:
     per_part = count if layout.shards == 1 else max(_MIN_PER_PART, count // layout.shards)
     return [
         ["XRANGE", part, f"({position}", "+", "COUNT", per_part]
-        for part, position in zip(layout.parts(STREAM), _positions(layout, last), strict=True)
+        for part, position in zip(layout.parts(STREAM), positions_of(layout, last), strict=True)
     ]
 
 
@@ -96,7 +96,7 @@ def decode_tail(layout: Layout, parts: Sequence[Any], last: str) -> Tail:
 
 def last_position(layout: Layout, parts: Sequence[Any], last: str) -> str:
     """The position of the last of these entries; `last` for a part without entries."""
-    positions = _positions(layout, last)
+    positions = positions_of(layout, last)
     return ",".join(
         entries[-1][0].decode() if entries else position for entries, position in zip(parts, positions, strict=True)
     )
@@ -108,16 +108,23 @@ def decode_events(parts: Sequence[Any]) -> list[Event]:
     return events if len(parts) == 1 else sorted(events, key=lambda e: e.at)
 
 
+def entry_number(entry: str) -> tuple[int, int]:
+    """The ID of an entry as two numbers, which are ordered as the entries are."""
+    milliseconds, _, number = entry.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
 def _decode_part(entries: Any) -> list[Event]:
     try:
         return [_DECODE_EVENT.decode(fields[b"e"]) for _, fields in entries]
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as e:
         first, end = entries[0][0].decode(), entries[-1][0].decode()
         raise StoreCorrupt(
-            f"{STREAM} has an entry between {first} and {end} that is not a valid event ({e}): delete it"
+            f"the event stream has an entry between {first} and {end} that is not a valid event ({e}): delete it"
         ) from e
 
 
-def _positions(layout: Layout, last: str) -> list[str]:
+def positions_of(layout: Layout, last: str) -> list[str]:
+    """The ID in each part of a position."""
     positions = last.split(",")
     return positions * layout.shards if len(positions) == 1 else positions

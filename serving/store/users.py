@@ -5,6 +5,9 @@ are sorted by (at, kind, item ID, hash), descending. A list therefore holds the 
 deduplicated log, regardless of the order of arrival. A Lua script writes up to EVENTS_PER_SCRIPT events of one user: it
 is atomic and idempotent, and other clients of Redis wait for at most one script. Event IDs are kept for one to two
 periods of DUPLICATES_S after they arrive.
+
+A list is deleted a day after it has expired (`Retention`); until then, readers skip its expired records. The number of
+users who have lists is limited (`UserLimits`).
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from enum import IntEnum
 from hashlib import blake2b, sha1
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +26,11 @@ from features.arrays import F64, I8, I32, I64
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, NO_OUTSIDE, SHOWN, History, Outside
 from features.log import Kind
+from features.retention import DEFAULT_RETENTION, Retention, unexpired
+from serving.store.erasure import user_hash
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import STREAM, Layout
+from serving.store.layout import DUPLICATES_S, ERASED_UNTIL, STREAM, USERS, Layout
 from serving.store.stream import Event, encode_event
-
-DUPLICATES_S = 48 * 3600
 
 EVENTS_PER_SCRIPT = 100
 """Maximum number of events that one run of a script writes. More events of a user are divided over several runs."""
@@ -41,14 +45,44 @@ _LUA = {name: Path(__file__).with_name(f"{name}.lua").read_text("utf-8") for nam
 WRITE, SEED = _LUA["lists"] + _LUA["write"], _LUA["lists"] + _LUA["seed"]
 
 
+class Outcome(IntEnum):
+    """What became of an event.
+
+    REFUSED: its user is new and the maximum number of users have lists. ERASED: it is from before the erasure of its
+    user, and was refused for good.
+    """
+
+    REFUSED = -2
+    ERASED = -1
+    DUPLICATE = 0
+    NEW = 1
+
+
+class UserLimits(NamedTuple):
+    """Limits of the users in Redis: how long their lists are kept, and the maximum number of users who have lists.
+
+    In a cluster, each shard of the users has an equal part of the maximum.
+    """
+
+    retention: Retention = DEFAULT_RETENTION
+    most: int = 10_000_000
+
+    def most_of(self, layout: Layout) -> int:
+        """The maximum number of users in a shard."""
+        return -(-self.most // layout.shards)
+
+
+DEFAULT_LIMITS = UserLimits()
+
+
 def event_hash(event_id: str) -> int:
     """The int64 hash of an event ID in records and in the deduplication sets (BLAKE2b, 8 bytes)."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def user_hash(user_id: str) -> str:
-    """The hash that identifies an erased user (BLAKE2b, 16 bytes as hexadecimal digits)."""
-    return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def _member(user_id: str) -> bytes:
+    """The member of USERS for a user (BLAKE2b, 8 bytes)."""
+    return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def record(at: float, kind: int, event_id: str, item_id: str) -> bytes:
@@ -73,7 +107,9 @@ def script_commands(script: str, calls: Sequence[list[Any]], shards: Sequence[in
     return out
 
 
-def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple[list[list[Any]], list[list[int]]]:
+def write_commands(
+    layout: Layout, events: Sequence[Event], now: float, limits: UserLimits = DEFAULT_LIMITS
+) -> tuple[list[list[Any]], list[list[int]]]:
     """Script commands that write these events, and the indices of the events in each. now: Unix seconds.
 
     A user's events are divided over several commands if there are more than EVENTS_PER_SCRIPT. Of several events with
@@ -87,15 +123,22 @@ def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple
     for user, distinct in of_user.items():
         shard = layout.shard(user)
         head: list[Any] = [
-            5,
+            7,
             layout.user(user, "e"),
             layout.user(user, "s"),
             layout.user(user, f"d:{period}"),
             layout.user(user, f"d:{period - 1}"),
             layout.part(STREAM, shard),
+            layout.part(USERS, shard),
+            layout.part(ERASED_UNTIL, shard),
             ENGAGEMENTS,
             SHOWN,
             2 * DUPLICATES_S,
+            _member(user),
+            limits.retention.of(user),
+            limits.most_of(layout),
+            now,
+            user_hash(user),
         ]
         numbers = list(distinct.values())
         for first in range(0, len(numbers), EVENTS_PER_SCRIPT):
@@ -111,24 +154,24 @@ def write_commands(layout: Layout, events: Sequence[Event], now: float) -> tuple
     return script_commands(WRITE, calls, shards), members
 
 
-def flags(replies: Sequence[Any], members: Sequence[Sequence[int]], count: int) -> list[bool]:
-    """Whether each event was new, from the replies per command. An event that is in no command is a duplicate."""
-    out = [False] * count
-    for reply, numbers in zip(replies, members, strict=True):
-        for flag, n in zip(reply, numbers, strict=True):
-            out[n] = bool(flag)
-    return out
+def outcomes(replies: Sequence[Any], members: Sequence[Sequence[int]], events: Sequence[Event]) -> list[Outcome]:
+    """The outcome of each event, from the replies per command.
+
+    An event that is in no command repeats another one: it is a duplicate if that one is stored.
+    """
+    found = {
+        n: Outcome(outcome)
+        for reply, numbers in zip(replies, members, strict=True)
+        for outcome, n in zip(reply, numbers, strict=True)
+    }
+    first = {(events[n].user_id, events[n].event_id): outcome for n, outcome in found.items()}
+    repeated = (min(Outcome.DUPLICATE, first.get((e.user_id, e.event_id), Outcome.DUPLICATE)) for e in events)
+    return [found.get(n, other) for n, other in enumerate(repeated)]
 
 
-def erase_command(layout: Layout, user_id: str, at: float) -> list[Any]:
-    """The command that deletes a user's lists and event IDs."""
-    period = _period(at)
-    return ["UNLINK", *(layout.user(user_id, s) for s in ("e", "s", f"d:{period}", f"d:{period - 1}"))]
-
-
-def ids_command(layout: Layout, user_id: str, now: float) -> list[Any]:
-    """The command that deletes all event IDs of a user, also those written before a backup."""
-    return ["UNLINK", *(layout.user(user_id, f"d:{period}") for period in range(_period(now) - 2, _period(now) + 1))]
+def forget_command(layout: Layout, user_id: str) -> list[Any]:
+    """The command that no longer counts a user among those who have lists."""
+    return ["ZREM", layout.part(USERS, layout.shard(user_id)), _member(user_id)]
 
 
 def record_time(packed: bytes) -> float:
@@ -145,22 +188,28 @@ def seed_calls(
     event_ids: Sequence[str],
     rows: I64,
     now: float,
+    as_of: float,
+    limits: UserLimits,
 ) -> list[list[Any]]:
     """The arguments of SEED for these rows of the log: all of one user, in any order. Several calls, each idempotent.
 
-    IDs are added before the lists: if the calls end in between, an event of the log is still not written twice.
+    as_of: the end of the log, Unix seconds. Events that have expired by then are left out. IDs are added before the
+    lists: if the calls end in between, an event of the log is still not written twice.
     """
     shown = kind[rows] == Kind.IMPRESSION
     recent = [event_hash(event_ids[n]) for n in rows[at[rows] > now - DUPLICATES_S].tolist()]
     engagements, impressions, seen = (layout.user(user_id, suffix) for suffix in ("e", "s", f"d:{_period(now)}"))
-    kept_s = 2 * DUPLICATES_S
+    keys = [seen, layout.part(USERS, layout.shard(user_id)), engagements, impressions]
+    kept_s = limits.retention.of(user_id)
+    of_user = [2 * DUPLICATES_S, _member(user_id), kept_s, limits.most_of(layout), as_of]
     calls: list[list[Any]] = [
-        [2, engagements, seen, ENGAGEMENTS, kept_s, 0, *recent[first : first + _IDS_PER_SCRIPT]]
+        [5, engagements, *keys, ENGAGEMENTS, *of_user, 0, *recent[first : first + _IDS_PER_SCRIPT]]
         for first in range(0, len(recent), _IDS_PER_SCRIPT)
     ]
     for key, cap, of_list in ((engagements, ENGAGEMENTS, ~shown), (impressions, SHOWN, shown)):
-        if records := _seed_records(at, kind, item_ids, event_ids, rows[of_list], cap):
-            calls.append([2, key, seen, cap, kept_s, len(records), *records])
+        kept = _kept(at, rows[of_list], as_of, kept_s)
+        if records := _seed_records(at, kind, item_ids, event_ids, kept, cap):
+            calls.append([5, key, *keys, cap, *of_user, len(records), *records])
     return calls
 
 
@@ -174,11 +223,15 @@ def read_commands(layout: Layout, user_id: str) -> list[list[Any]]:
 
 
 def decode_lists(
-    layout: Layout, replies: Sequence[Any], user_id: str, catalogue: Catalogue, at: float
+    layout: Layout, replies: Sequence[Any], user_id: str, catalogue: Catalogue, at: float, retention: Retention
 ) -> tuple[History, Outside]:
-    """Decode the replies to `read_commands`, keeping events strictly before `at`. Raises StoreCorrupt."""
-    item, kind, when, outside = _decode_list(replies[0], catalogue, at, layout.user(user_id, "e"))
-    shown, _, shown_at, outside_shown = _decode_list(replies[1], catalogue, at, layout.user(user_id, "s"))
+    """Decode the replies to `read_commands`, keeping events strictly before `at` that have not expired by then.
+
+    Raises StoreCorrupt.
+    """
+    kept_s = retention.of(user_id)
+    item, kind, when, outside = _decode_list(replies[0], catalogue, at, kept_s, layout.user(user_id, "e"))
+    shown, _, shown_at, outside_shown = _decode_list(replies[1], catalogue, at, kept_s, layout.user(user_id, "s"))
     if outside_shown.item_ids:
         outside = Outside(
             outside.item_ids + outside_shown.item_ids,
@@ -190,6 +243,12 @@ def decode_lists(
 
 def _period(now: float) -> int:
     return int(now // DUPLICATES_S)
+
+
+def _kept(at: F64, rows: I64, as_of: float, kept_s: float) -> I64:
+    """The rows of a list that have not expired by `as_of`, newest first."""
+    newest_first = rows[np.argsort(-at[rows], kind="stable")]
+    return newest_first[: unexpired(at[newest_first], as_of, kept_s)]
 
 
 def _newest(at: F64, cap: int) -> I64:
@@ -217,9 +276,11 @@ def _seed_records(
     return sorted(records, key=_order)[-cap:]
 
 
-def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key: str) -> tuple[I32, I8, F64, Outside]:
-    """Item rows, kinds and times of a list strictly before `at`, newest first, as contiguous arrays, and the events
-    with items outside the catalogue."""
+def _decode_list(
+    records: Sequence[bytes], catalogue: Catalogue, at: float, kept_s: float, key: str
+) -> tuple[I32, I8, F64, Outside]:
+    """Item rows, kinds and times of the unexpired events of a list strictly before `at`, newest first, as contiguous
+    arrays, and those events whose items are outside the catalogue."""
     size = _HEADER.itemsize
     text = np.frombuffer(b"".join(records), np.uint8)
     end = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
@@ -236,7 +297,9 @@ def _decode_list(records: Sequence[bytes], catalogue: Catalogue, at: float, key:
     items = catalogue.row_index.find_bytes(text, end, size)
     when, kind = header["at"].astype(np.float64), header["kind"].astype(np.int8)
     past = int(np.searchsorted(-when, -at, side="right"))
-    items, kind, when, outside = items[past:], kind[past:], when[past:], NO_OUTSIDE
+    end_of_list = past + unexpired(when[past:], at, kept_s)
+    items, kind, when = items[past:end_of_list], kind[past:end_of_list], when[past:end_of_list]
+    outside = NO_OUTSIDE
     if (items < 0).any():
         unknown = np.flatnonzero(items < 0)
         ids = [records[k][size:].decode(errors="replace") for k in (past + unknown).tolist()]

@@ -10,13 +10,8 @@ from features.arrays import F32
 from serving.store.errors import StoreCorrupt
 
 
-def vector_key(fingerprint: str, item_id: str) -> str:
-    """The key of an item's vector from the encoder with this fingerprint."""
-    return f"sw:v:{fingerprint}:{item_id}"
-
-
 def decode_vectors(fingerprint: str, values: Sequence[bytes | None], dimension: int) -> F32:
-    """Item vectors from the values of `vector_key`: float32[items, dimension], NaN for None. Raises StoreCorrupt."""
+    """Item vectors from the values of their keys: float32[items, dimension], NaN for None. Raises StoreCorrupt."""
     out = np.full((len(values), dimension), np.nan, np.float32)
     for row, vector in zip(out, values, strict=True):
         if vector is not None and len(vector) != 2 * dimension:
@@ -30,7 +25,7 @@ def decode_vectors(fingerprint: str, values: Sequence[bytes | None], dimension: 
 
 
 def encode_vectors(item_ids: Sequence[str], vectors: F32) -> list[bytes]:
-    """Encode vectors as values of `vector_key`. Raises ValueError for values infinite or too large for float16."""
+    """Encode vectors as values of their keys. Raises ValueError for values infinite or too large for float16."""
     invalid = np.flatnonzero((np.abs(vectors) > np.finfo(np.float16).max).any(axis=1))
     if len(invalid):
         raise ValueError(

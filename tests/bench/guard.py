@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message
 from serving.config import ServiceConfig
 from serving.http.guard import Guard, needs
 from serving.http.keys import Keys, new_key
+from serving.http.shopper_tokens import ShopperTokens
 from serving.records.metrics import Metrics
 
 ROUTE = "/v1/rank"
@@ -94,7 +95,7 @@ async def measure_guard(repeats: int, times: int) -> np.ndarray:
     key, line = new_key("storefront", ["rank"], 1e6)
     body = json.dumps({"user_id": "u", "candidates": [f"sku-{n:08d}" for n in range(500)]}).encode()
     bare, inner, counts = empty(), empty(), Metrics()
-    guard = Guard(inner, inner.router.routes, ServiceConfig(), Keys(lines=line), counts)
+    guard = Guard(inner, inner.router.routes, ServiceConfig(), Keys(lines=line), ShopperTokens(), counts)
     out = np.empty((repeats, 3))
 
     async def count() -> None:
@@ -125,7 +126,7 @@ async def measure_overload(
         return Response(b"{}", media_type="application/json")
 
     config = ServiceConfig(max_in_flight=most, max_wait_s=0.1 if most < 10_000 else 30, deadline_s=60)
-    guard = Guard(app, app.router.routes, config, Keys(), Metrics())
+    guard = Guard(app, app.router.routes, config, Keys(), ShopperTokens(), Metrics())
     refused = 0
 
     async def one(due: float) -> None:

@@ -107,7 +107,7 @@ class Loop:
         out: list[tuple[Played, dict[str, Any]]] = []
         with ExitStack() as services, progress_bar("Days") as on_progress:
             for workspace in (live, kept):  # one Valkey per workspace, shared by its commands and stopped after them
-                services.enter_context(connect_url(None, workspace.config.redis))
+                services.enter_context(connect_url(None, workspace.config.embedded))
             with ThreadPoolExecutor() as executor:
                 first = list(executor.map(self._first_night, (live, kept)))
             if first[0] != first[1]:

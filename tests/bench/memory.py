@@ -91,6 +91,7 @@ def write_users(
             [f"sku-{i:08d}" for i in skewed(rng, items, count * events_per_user).tolist()],
             [f"event-{first}-{n}" for n in range(count * events_per_user)],
             AT,
+            AT,
         )
 
 
@@ -118,7 +119,7 @@ def measure_duplicates(url: str, events: int) -> float:
 
 def measure_stream(url: str, events: int) -> float:
     """Bytes per event in the stream, until it is trimmed."""
-    from serving.store import STREAM, Event
+    from serving.store import Event
 
     empty_server(url)
     with redis.Redis.from_url(url) as client, BulkStore(url) as store:
@@ -138,7 +139,7 @@ def measure_stream(url: str, events: int) -> float:
                 ],
                 AT,
             )
-        return float(client.memory_usage(STREAM, samples=0) or 0) / events
+        return float(client.memory_usage("sw:events", samples=0) or 0) / events
 
 
 def measure_vectors(url: str, items: int) -> float:

@@ -161,7 +161,7 @@ def seed(store: BulkStore, events: list[Event]) -> None:
     """Add events of one user to the user's lists, as a nightly run does."""
     at, kind = np.array([e.at for e in events]), np.array([e.kind for e in events], np.int8)
     ids = [e.item_id for e in events], [e.event_id for e in events]
-    store.seed([events[0].user_id], np.array([0, len(events)]), at, kind, *ids, AT)
+    store.seed([events[0].user_id], np.array([0, len(events)]), at, kind, *ids, AT, AT)
 
 
 def measure_append(events: list[Event], client: redis.Redis) -> list[float]:

@@ -39,6 +39,7 @@ from serving.config import ServiceConfig
 from serving.release.release import Release, load_release
 from serving.store import BulkStore, Pointer
 from serving.store.embedded import connect_url
+from tests import NO_EVENT_LIMITS
 from tests.bench.assemble import train_model
 from tests.bench.clients import Load, closed_loop, posted, stream
 from tests.bench.made_up import AT, made_up_items, skewed
@@ -93,7 +94,8 @@ def service(url: str, release: Path, at: float | None = AT) -> Iterator[tuple[in
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    config = ServiceConfig(port=port, clock_offset_s=0 if at is None else at - time.time(), redis_timeout_s=5)
+    offset_s = 0 if at is None else at - time.time()
+    config = ServiceConfig(port=port, clock_offset_s=offset_s, redis_timeout_s=5, **NO_EVENT_LIMITS)
     code = (
         "import sys; from pathlib import Path; from serving.app import serve; from serving.config import ServiceConfig;"
         "serve(ServiceConfig.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))"

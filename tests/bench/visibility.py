@@ -92,13 +92,15 @@ def _model(items: Items, at: float, rng: np.random.Generator) -> str:
 
 
 @contextmanager
-def embedder(url: str) -> Iterator[None]:
+def embedder(url: str, vectors: Path) -> Iterator[None]:
     """An embedding worker in its own process."""
     code = (
-        "import sys; from offline.training.embedding_worker import Embedder; from serving.store import BulkStore\n"
-        "with BulkStore(sys.argv[1]) as store: Embedder(store, 'bench').run()"
+        "import sys; from offline.training import Embedder, VectorStore; from serving.store import BulkStore\n"
+        "with BulkStore(sys.argv[1]) as store: Embedder(store, 'bench', VectorStore(sys.argv[2])).run()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, url], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, url, str(vectors)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     try:
         yield
     finally:
@@ -178,7 +180,7 @@ def running(url: str, release: Path) -> Iterator[Shop]:
         store.set_pointer(Pointer(release.name, str(release)))
     with ExitStack() as stack:
         ports = [stack.enter_context(service(url, release, None))[1] for _ in range(2)]
-        stack.enter_context(embedder(url))
+        stack.enter_context(embedder(url, release.parent / "vectors"))
         ask = [stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{p}", timeout=30)) for p in ports]
         yield Shop(ask)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from features.moment import Items, Moment
 from features.neighbours import MAX_PER_USER, PER_GROUP, Neighbours, session_numbers
 from features.popularity import RATE_STRENGTH
 from features.prior import click_rate_prior
-from features.table import features, names, rows, schema_hash
+from features.table import FEATURES, declare, features, names, rows, schema_hash
 from features.text.vectors import Vectors
+from ranker.train import _check_names
 from tests.worlds import DAY, START, LogRow, logs, make_catalogue, make_events, make_replay, make_vectors
 
 N = 12
@@ -34,6 +36,34 @@ def table(
     history: History = HISTORY, candidates: I32 = ALL, items: Items = ITEMS, at: float = START + 9.5 * DAY
 ) -> dict[str, np.ndarray]:
     return dict(zip(COLUMNS, rows(items, history, candidates, at).T, strict=True))
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=4, unique=True))
+def test_the_trees_accept_the_features_of_an_attribute_of_any_name(attributes: list[str]) -> None:
+    """Also where two attributes would give the same feature; the description has the name of the attribute."""
+    numbers, texts = attributes[:1], attributes[1:]
+    catalogue = replace(
+        make_catalogue(),
+        number_names=[*numbers, "released"],
+        tag_names=[f"{texts[k % len(texts)]}=x" for k in range(5)],
+    )
+    declared = declare(catalogue, ())
+    _check_names([f.name for f in declared], [])
+    assert declared[len(FEATURES)].about == numbers[0].replace("_", " ")
+
+
+def test_an_attribute_with_a_blank_is_renamed_for_the_trees_and_shown_as_it_is() -> None:
+    """`Unit Weight` and `Unit_Weight` give two features, of which the second gets a number."""
+    catalogue = replace(make_catalogue(), number_names=["Unit Weight", "Unit_Weight"], date_names=[])
+    own = declare(catalogue, ())[len(FEATURES) :]
+    assert [f.name for f in own[:4]] == [
+        "item_Unit_Weight",
+        "Unit_Weight_slope",
+        "item_Unit_Weight_2",
+        "Unit_Weight_slope_2",
+    ]
+    assert own[0].reasons is not None
+    assert own[0].reasons.up == "its Unit Weight counts in its favour"
 
 
 @pytest.mark.parametrize("name", COLUMNS)

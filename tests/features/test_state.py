@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Kind
-from tests.worlds import START, LogRow, logs, make_events
+from features.retention import Retention
+from tests.worlds import DAY, START, LogRow, logs, make_events
 
 CATEGORY = np.array([0, 0, 1, 2], np.int32)  # three items in two categories; the unknown item has none
 
@@ -86,6 +87,25 @@ def test_a_history_is_the_users_newest_events_strictly_before_a_time(rows: list[
     engaged, shown = ([e for e in expected if (e[1] == Kind.IMPRESSION) == s] for s in (False, True))
     assert list(zip(found.at, found.kind, found.item, strict=True)) == engaged[:ENGAGEMENTS]
     assert list(zip(found.shown_at, found.shown_item, strict=True)) == [(t, i) for t, _, i in shown[:SHOWN]]
+
+
+@given(logs(), st.integers(0, 60), st.integers(0, 2), st.sampled_from([0.4, 1.0, 2.0]))
+@settings(max_examples=50, deadline=None)
+def test_each_list_of_a_history_begins_after_the_newest_gap_longer_than_the_retention(
+    rows: list[LogRow], sixth: int, user: int, days: float
+) -> None:
+    """Also after a gap before the time of reading: the list is then empty. u2 is anonymous, and kept half as long."""
+    at, events = START + sixth * 86400 / 6, make_events(rows, 3)
+    retention = Retention(days * DAY, days * DAY / 2, ("u2",))
+    found = Histories.of(events, retention).read(user, at)
+    whole = Histories.of(events, Retention(1000 * DAY, 1000 * DAY)).read(user, at)
+    kept_s = days * DAY / (2 if user == 2 else 1)
+    for kept, all_times in ((found.at, whole.at), (found.shown_at, whole.shown_at)):
+        times = [at, *all_times]
+        gaps = [n for n in range(len(all_times)) if times[n] - times[n + 1] > kept_s]
+        assert kept.tolist() == all_times[: gaps[0] if gaps else None].tolist()
+    assert found.item.tolist() == whole.item[: len(found.item)].tolist()
+    assert found.shown_item.tolist() == whole.shown_item[: len(found.shown_item)].tolist()
 
 
 def test_lists_keep_only_the_newest_events() -> None:

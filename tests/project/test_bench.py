@@ -61,6 +61,10 @@ TINY = {
     ),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
     "query": (["--cost", "300", "2"], {"rows_ratio", "retrieval_ratio", "read_ms"}),
+    "second_night": (
+        ["--items", "150", "--users", "80", "--days", "6", "--epochs", "1"],
+        {"read_share", "equal", "first_s", "second_s"},
+    ),
     "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],

@@ -688,7 +688,7 @@ def exported() -> dict[str, set[str]]:
     metrics.refused("busy")
     metrics.ranked(10, degraded=True, slow=True)
     metrics.rejected([Rejected(0, "item_id", "missing")])
-    metrics.events(1, 1)
+    metrics.events(1, 1, 1, 1, 1)
     metrics.fresh(0.1)
     metrics.release("r1")
     metrics.redis(True)

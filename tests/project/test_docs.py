@@ -78,7 +78,9 @@ OUTPUT = {
         '"degraded":false',
         '"because"',
     ],
+    "docs/evaluation.md": ["counts (counts.csv): ranks"],
     "docs/features.md": ["own"],
+    "docs/text_encoder.md": ["nearest to"],
     "docs/nights.md": ["live:", "unpin"],
 }
 """Expected output of the blocks of a page, among other output."""

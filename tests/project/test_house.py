@@ -48,7 +48,7 @@ SERVING: dict[str, set[str]] = {
     "compile": {"kernels", "ranking", "release", "store"},
     "http": {"api", "config", "ranking", "records"},
     "pages": {"api", "config", "http", "ranking", "records", "release", "rules", "store"},
-    "app": {"api", "clock", "config", "http", "pages", "ranking", "records", "store"},
+    "app": {"api", "clock", "config", "http", "lock", "pages", "ranking", "records", "release", "store"},
 }
 """Subpackages of `serving/` and files outside subpackages, and what each may import."""
 FEATURES: dict[str, set[str]] = {"kernels": {"arrays"}, "text": {"arrays", "catalogue", "kernels"}}

@@ -13,14 +13,27 @@ import pytest
 from tests import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-QUICK = "encoder: {max_tokens: 16, refreshes: 0, epochs: 2}\nranker: {trees: 60, min_data_in_leaf: 20}\n"
+QUICK = """
+encoder: {max_tokens: 16, refreshes: 0, epochs: 2}
+ranker: {trees: 60, min_data_in_leaf: 20}
+features: {custom: ["my_features:cheap"]}
+"""
+CUSTOM = """
+from features.custom import feature
+
+
+@feature(about="negative price", unit="money", missing="no price")
+def cheap(m):
+    return -m.items.catalogue.price[m.candidates]
+"""
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory whose workspace has a nightly run."""
+    """A directory whose workspace has a nightly run, with a custom feature."""
     directory = tmp_path_factory.mktemp("notebooks")
     (directory / "quick.yaml").write_text(QUICK, "utf-8")
+    (directory / "my_features.py").write_text(CUSTOM, "utf-8")
     shelfwise = str(Path(sys.executable).parent / "shelfwise")
     for command in (
         ["simulate", "--items", "80", "--users", "80", "--days", "10", "--seed", "3"],

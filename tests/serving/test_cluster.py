@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +21,23 @@ from offline.data.collection import collect
 from offline.data.partitions import Storage
 from serving.release import registry
 from serving.release.manifest import read_manifest
-from serving.store import SERVED, START, STREAM, Address, Backlog, BulkStore, Event, Pointer, Store, StoreAway
+from serving.store import (
+    SERVED,
+    START,
+    STREAM,
+    Address,
+    AddressError,
+    Backlog,
+    BulkStore,
+    Event,
+    Outcome,
+    Pointer,
+    Store,
+    StoreAway,
+    tombstone,
+    user_hash,
+)
 from serving.store.layout import SHARDS, Layout
-from serving.store.users import user_hash
 from serving.store.written import BulkWrittenItems
 from tests.clusters import LocalCluster, local_cluster
 from tests.offline.data.test_collection import data, event_ids
@@ -31,7 +46,7 @@ from tests.serving.test_chaos import Load
 from tests.serving.test_guard import counted
 from tests.serving.test_release import CUT_OFF
 from tests.serving.test_service import FAST, click, ranked, ready, releases, served, until
-from tests.serving.test_store import ITEMS, NOW, catalogue, event
+from tests.serving.test_store import DUPLICATE, ITEMS, NEW, NOW, catalogue, event
 
 __all__ = ["data", "releases"]
 USERS = [f"u{n}" for n in range(40)]
@@ -111,14 +126,14 @@ def test_a_cluster_address_lists_its_nodes(url: str, nodes: tuple[tuple[str, int
     ],
 )
 def test_an_invalid_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  # some messages are redis-py's
+    with pytest.raises(AddressError):
         Address.of(url)
 
 
 def test_events_are_deduplicated_and_all_parts_of_the_stream_are_read(store: BulkStore) -> None:
     events = [event(n, NOW - n, user=user, item=ITEMS[n % 4]) for n, user in enumerate(USERS)]
-    assert store.write(events, NOW) == [True] * len(events)
-    assert store.write(events, NOW) == [False] * len(events)
+    assert store.write(events, NOW) == [NEW] * len(events)
+    assert store.write(events, NOW) == [DUPLICATE] * len(events)
     assert store.length(STREAM) == len(events)
     last = START
     read: list[Event] = []
@@ -134,8 +149,8 @@ def test_the_asyncio_store_behaves_like_the_bulk_store_and_pages_through_the_str
     async def use() -> None:
         store = Store(cluster.url, timeout_s=5)
         events = [event(n, NOW - n, user=f"u{n % 40}") for n in range(300)]
-        assert await store.write(events, NOW) == [True] * 300
-        assert await store.write(events[:3], NOW) == [False] * 3
+        assert await store.write(events, NOW) == [NEW] * 300
+        assert await store.write(events[:3], NOW) == [DUPLICATE] * 3
         history = await store.read("u7", catalogue(ITEMS), NOW + 1)
         assert history.at.tolist() == [NOW - n for n in range(7, 300, 40)]
         last, times = START, list[float]()
@@ -162,7 +177,7 @@ def test_reads_and_writes_continue_while_a_slot_moves_and_after(tmp_path: Path) 
         away = (home + 1) % 3
         with cluster.raw(home) as source, cluster.raw(away) as target:
             ids = [raw.execute_command("CLUSTER", "MYID").decode() for raw in (source, target)]
-            assert await store.write([event(1, NOW)], NOW) == [True]
+            assert await store.write([event(1, NOW)], NOW) == [NEW]
             target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
             source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
             for key in source.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
@@ -170,7 +185,7 @@ def test_reads_and_writes_continue_while_a_slot_moves_and_after(tmp_path: Path) 
             assert (await store.read("u", catalogue(ITEMS), NOW + 1)).at.tolist() == [NOW], "while the slot moves"
             for raw in (target, source):
                 raw.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-            assert await store.write([event(1, NOW), event(2, NOW)], NOW) == [False, True], "after it has moved"
+            assert await store.write([event(1, NOW), event(2, NOW)], NOW) == [DUPLICATE, NEW], "after it has moved"
         await store.close()
 
     with local_cluster(tmp_path) as cluster:
@@ -204,9 +219,10 @@ def test_missing_events_are_added_to_users_lists_from_the_log(store: BulkStore) 
         ["a"] * len(USERS),
         USERS,
         NOW,
+        NOW,
     )
-    assert store.seed(*arguments) == len(USERS)
-    assert store.seed(*arguments) == 0
+    assert store.seed(*arguments).records == len(USERS)
+    assert store.seed(*arguments).records == 0
     assert store.read("u3", catalogue(ITEMS), NOW + 99).at.tolist() == [NOW + 3]
 
 
@@ -363,17 +379,23 @@ def test_the_backlog_of_all_nodes_is_reported(cluster: LocalCluster, store: Bulk
         finally:
             await online.close()
 
-    assert asyncio.run(read()) == Backlog(evicted_keys=0, update_age_s=50.0, nights=2)
+    assert asyncio.run(read()) == Backlog(update_age_s=50.0, nights=2)
     written = BulkWrittenItems(store)
     written.acknowledge([entry for entry, _, _ in written.claim("worker", 10, 0, 30_000)])
     store.end_night()
-    assert asyncio.run(read()) == Backlog(0, 0.0, 0)
+    assert asyncio.run(read()) == Backlog(0.0, 0)
 
 
 def test_users_on_every_node_are_erased_from_a_restored_backup(store: BulkStore) -> None:
     """Of each user's two events, the one up to the erasure is deleted. Users who were not erased keep both."""
     store.write([event(2 * n + k, NOW - 10 + 10 * k, user=u) for n, u in enumerate(USERS) for k in (0, 1)], NOW)
-    erased = {user_hash(u): NOW - 5 for u in USERS[:20]}
-    assert store.erase(erased, NOW) == 20
+    erased = dict.fromkeys(USERS[:20], NOW - 5)
+    assert store.erase(lambda user: erased.get(user, -math.inf)) == 20
     counts = [len(store.read(u, catalogue(ITEMS), NOW + 1).item) for u in USERS]
     assert counts == [1] * 20 + [2] * 20
+    store.refuse_events("00", {tombstone("00", user_hash(u)): at for u, at in erased.items()})
+    late = [event(1000 + n, NOW - 6, user=u) for n, u in enumerate(USERS)]
+    assert store.write(late, NOW) == [Outcome.ERASED] * 20 + [NEW] * 20
+    assert store.drop_old_erasures(NOW + 300 * 86400) == 0
+    assert store.drop_old_erasures(NOW + 367 * 86400) == 20 * store.layout.shards
+    assert set(store.write(late, NOW)) == {NEW, DUPLICATE}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +18,9 @@ from serving.api.decoding import split_body
 from serving.api.events import Accepted, accept
 from serving.api.problem import Problem
 from serving.store import BulkStore, Event
+from tests.serving.test_guard import counted
 from tests.serving.test_release import CUT_OFF
-from tests.serving.test_service import click, client, refused, releases, running, url
+from tests.serving.test_service import FAST, click, client, refused, releases, running, served, url
 
 __all__ = ["client", "releases", "running", "url"]
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -113,6 +116,23 @@ def test_ga4_items_count_towards_the_limit(client: httpx.Client) -> None:
     many = {"name": "view_item", "params": {"items": [{"item_id": "red-01"}] * 200}}
     document = refused(client.post("/v1/events", json=GA4 | {"events": [many] * 6}), 413)
     assert document["detail"] == "1200 events in one request; the maximum is 1000"
+
+
+def test_events_of_new_users_are_refused_at_the_maximum_and_counted(url: str, releases: list[Path]) -> None:
+    """Known users are not affected. If every event is refused, the answer is 503, so that clients send it again."""
+    with redis.Redis.from_url(url) as raw:
+        raw.flushall()
+    with served(url, FAST.model_copy(update={"max_users": 1}), releases[0]) as client:
+        answer = client.post("/v1/events", json=[click(), click(user_id="second", event_id="x")]).json()
+        assert (answer["accepted"], [(r["index"], r["field"]) for r in answer["rejected"]]) == (1, [(1, "user_id")])
+        assert answer["rejected"][0]["message"] == (
+            "the maximum of 1 users have lists; send this user's events again later"
+        )
+        response = client.post("/v1/events", json=click(user_id="second", event_id="x"))
+        assert refused(response, 503)["title"] == "Too many users"
+        assert response.headers["retry-after"] == "30"
+        assert client.post("/v1/events", json=click()).json()["accepted"] == 1
+        assert counted(client)["shelfwise_events_total", "refused"] == 2
 
 
 @settings(max_examples=80, deadline=None)

@@ -256,8 +256,10 @@ def counted(client: httpx.Client) -> dict[tuple[str, str], float]:
 
 
 def test_requests_events_and_state_are_in_the_metrics(url: str, releases: list[Path]) -> None:
-    with redis.Redis.from_url(url) as raw, served(url, FAST, releases[0]) as client:
+    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
         raw.flushall()
+        store.set_pointer(Pointer(releases[0].name, str(releases[0])))
+    with served(url) as client:
         ready(client)
         client.post("/v1/rank", json={"candidates": ["a", "b", "c"]})
         client.post("/v1/rank", content=b"{")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from features.table import rows
 from offline.data.collection import collect
 from offline.data.dataset import load_dataset as load_data
 from offline.data.schema import EVENTS_SCHEMA
+from offline.data.written_items import read_written_items
 from offline.training import embedding_worker
 from offline.training.embedding_worker import Embedder, texts_of
 from serving.api.decoding import Refusal, split_body
@@ -33,6 +34,7 @@ from serving.ranking.overlay import Overlay
 from serving.release.release import load_release
 from serving.store import BulkStore, Pointer
 from serving.store.written import BulkWrittenItems, ItemFields, decode_fields
+from tests.serving.test_guard import counted
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.serving.test_service import (
     EVERY,
@@ -48,6 +50,7 @@ from tests.serving.test_service import (
     until,
     url,
 )
+from text_encoder.reading import ReadTexts
 
 __all__ = ["client", "releases", "running", "url"]
 D = 16
@@ -76,8 +79,26 @@ def store(client: httpx.Client, url: str) -> Iterator[BulkStore]:
 @pytest.fixture
 def embedder(store: BulkStore, monkeypatch: pytest.MonkeyPatch) -> Embedder:
     """An embedding worker with a `ColourEncoder`."""
+    use_colours(monkeypatch)
+    return Embedder(store, "worker", NoVectors())
+
+
+class NoVectors:
+    """A vector store that stays empty: a `ColourEncoder` has no base vectors."""
+
+    def read(self, model: str, keys: Sequence[bytes], dimension: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(keys), dimension), np.nan, np.float32), np.zeros(len(keys), bool)
+
+    def write(self, model: str, keys: Sequence[bytes], vectors: np.ndarray) -> None:
+        pass
+
+
+def use_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the embedding worker encode with a `ColourEncoder`."""
     monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
-    return Embedder(store, "worker")
+    monkeypatch.setattr(
+        embedding_worker, "read_texts", lambda encoder, texts, _: ReadTexts(encoder.encode(texts), [], len(texts), 0)
+    )
 
 
 def put(client: httpx.Client, *items: dict[str, Any]) -> None:
@@ -261,6 +282,69 @@ def test_the_number_of_written_items_is_limited(url: str, releases: list[Path]) 
             assert document["detail"] == "4 items in one request; the maximum is 3"
 
 
+def test_an_item_that_would_become_too_large_keeps_what_it_has(client: httpx.Client) -> None:
+    """After 3 x 3 texts of 50,000 bytes, a fourth write would pass 500,000. Other items, smaller texts and withdrawal
+    are still accepted."""
+
+    def texts(first: int, size: int = 50_000) -> dict[str, Any]:
+        return {"item_id": "new", "attributes": {f"t{first + k}": "x" * size for k in range(3)}}
+
+    put(client, {"item_id": "new", "title": "A Red cap"})
+    for first in (0, 3, 6):
+        put(client, texts(first))
+    answer = client.put("/v1/items", json=[{"item_id": "red-01", "price": 5}, texts(9), texts(9)]).json()
+    assert (answer["accepted"], [r["index"] for r in answer["rejected"]]) == (1, [1, 2])
+    # "a:t0" and a text in quotes: 4 + 50,002 bytes of each of 9; "a:t9", "a:t10" and "a:t11": 4 + 5 + 5 + 3 x 50,002.
+    # The title: 5 + 11.
+    total = 9 * 50_006 + 14 + 3 * 50_002 + 16
+    assert answer["rejected"][0]["message"] == (
+        f"item 'new' would have 12 attributes and {total:,} bytes; the maximum is 100 attributes and 500,000 bytes; no "
+        "field of it was written"
+    )
+    document = refused(client.put("/v1/items", json=texts(9)), 422)
+    assert (document["title"], "no field of it" in document["detail"]) == ("No valid item", True)
+    many = {"item_id": "many", "attributes": {f"b{k}": k for k in range(100)}}
+    put(client, many, texts(0, 10))
+    document = refused(client.put("/v1/items", json={"item_id": "many", "attributes": {"c": 1}}), 422)
+    assert "'many' would have 101 attributes" in document["detail"]
+    put(client, texts(9), {"item_id": "many", "available": False})
+
+
+def test_an_item_too_large_from_an_earlier_version_does_not_stop_the_others(
+    client: httpx.Client, store: BulkStore, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not used, counted and reported; it can be withdrawn, and collection continues without it."""
+    big, wide = {f"a:{k}": "9" * 50_000 for k in range(11)}, {f"a:{k}": 1 for k in range(1001)}
+    for key, fields in (("big", big), ("wide", wide)):
+        store.client.hset(f"sw:i:{key}", mapping={"at": time.time(), "title": '"A Red cap"'} | fields)
+        store.client.zadd("sw:items", {key: time.time()})
+        store.client.xadd("sw:item-changes", {"i": key, "w": "put"})
+    before = counted(client)["shelfwise_items_oversized_total", ""]
+    put(client, {"item_id": "small", "title": "A Blue cap"})
+    until(lambda: known(client, "small").get("live"))
+    assert not known(client, "big")["live"]
+    assert counted(client)["shelfwise_items_oversized_total", ""] >= before + 1
+    assert collect(data, store).items == 1
+    assert "written item 'big' is not used: it has 11 attributes and 550,050 bytes" in caplog.text
+    assert "written item 'wide' is not used: it has 1003 attributes; the maximum is 100" in caplog.text
+    assert client.delete("/v1/items/big").status_code == 202
+    refused(client.put("/v1/items", json={"item_id": "wide", "price": 1}), 422)
+    assert collect(data, store).items == 2, "small and the withdrawn big"
+
+
+def test_writes_that_are_too_large_together_with_earlier_ones_replace_them(
+    client: httpx.Client, store: BulkStore, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The earlier write was collected, and deleted from Redis when every release contained it."""
+    put(client, {"item_id": "b", "price": 3, "attributes": {f"t{k}": "x" * 50_000 for k in range(9)}})
+    collect(data, store)
+    BulkWrittenItems(store).drop(["b"])
+    put(client, {"item_id": "b", "attributes": {f"u{k}": "x" * 50_000 for k in range(9)}})
+    collect(data, store)
+    assert sorted(read_written_items(data)["b"].fields) == [f"a:u{k}" for k in range(9)]
+    assert "item 'b' would have 18 attributes" in caplog.text
+
+
 def test_an_overlay_of_new_items_does_not_change_rows_of_the_release() -> None:
     """Rows of the release's items are bit-identical with and without new items."""
     base = planted_items()
@@ -430,4 +514,5 @@ def test_writes_that_every_release_includes_are_deleted_from_redis(
     publish(tmp_path / "releases", cut_off=later, created_at=later, model_text=planted_model(planted_items()))
     collect(data, store, tmp_path / "releases")
     assert sorted(BulkWrittenItems(store).ids()) == ["new", "red-03"]
-    assert [bool(held) for held in BulkWrittenItems(store).fields(["red-01", "red-03", "new"])] == [False, True, True]
+    held, _ = BulkWrittenItems(store).fields(["red-01", "red-03", "new"])
+    assert [bool(fields) for fields in held] == [False, True, True]

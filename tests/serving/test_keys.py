@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from offline.cli.app import app
 from serving.app import create_app
 from serving.config import ServiceConfig
+from serving.http.credentials import KeysError
 from serving.http.guard import needs, rules_of
-from serving.http.keys import KEYS_VARIABLE, SCOPES, Allowance, Keys, KeysError, check_exposure, new_key, parse
+from serving.http.keys import KEYS_VARIABLE, SCOPES, Allowance, Keys, check_exposure, new_key, parse
 from tests.serving.test_service import refused, served, until, url
 
 __all__ = ["url"]
@@ -65,7 +66,7 @@ def test_a_key_is_valid_only_under_its_own_name() -> None:
         ("", "here contains no keys: create one with `shelfwise keys new`"),
         ("# nothing\n\n", "here contains no keys"),
         (f"a rank {HASH}\na rank {HASH}", "here, line 2: duplicate key name 'a'"),
-        (f"a rank,all {HASH}", "here, line 1, key 'a': unknown scope all; use rank, events, items"),
+        (f"a rank,all {HASH}", "here, line 1, key 'a': unknown scope all; use rank, explain, events, items"),
         ("a rank", "here, line 1, key 'a': expected `name scopes sha256"),
         ("a rank swk_a_secret", "here, line 1, key 'a': expected `name scopes sha256"),
         (f"ä rank {HASH}", "here, line 1: the name is not 1 to 40 letters, digits and hyphens; expected `name scopes"),

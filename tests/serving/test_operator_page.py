@@ -14,7 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from serving.http.keys import Keys, new_key
-from serving.records.timeline import KEPT, TIMELINE, Record
+from serving.records.timeline import KEPT, Record
 from serving.release import registry
 from serving.release.judgements import write_judgement
 from serving.store import BulkStore
@@ -65,7 +65,7 @@ def fill(url: str, now: float) -> None:
             degraded = 150.0 if k >= 60 else 0.0
             freshness = [0.0, 30.0 * k] + [0.0] * (N_FRESHNESS - 2)
             record = Record(now - 60 * (90 - k), "a", 600.0 * k, degraded, 300.0 * k, 0, latency, freshness)
-            raw.xadd(TIMELINE, {"l": msgspec.json.encode(record)}, maxlen=KEPT)
+            raw.xadd("sw:timeline", {"l": msgspec.json.encode(record)}, maxlen=KEPT)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from serving.ranking.retrieval import CandidateRetriever
 from serving.release.manifest import ReleaseError
 from serving.release.release import load_release
 from serving.rules.rules import Rules
-from serving.store import BulkStore, Event
+from serving.store import BulkStore, Event, Pointer
 from serving.store.embedded import connect_url
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.serving.test_rules import history, rules
@@ -68,7 +68,8 @@ def client(url: str, released: Path) -> Iterator[httpx.Client]:
         raw.flushall()
         done = [("red-01", Kind.CLICK), ("red-05", Kind.CLICK), ("red-07", Kind.PURCHASE)]
         store.write([Event(f"e{k}", kind, "u", i, AT - 10 * k - 1) for k, (i, kind) in enumerate(done)], AT)
-    with served(url, release=released, clock=lambda: AT) as client:
+        store.set_pointer(Pointer(released.name, str(released)))
+    with served(url, clock=lambda: AT) as client:
         ready(client)
         yield client
 

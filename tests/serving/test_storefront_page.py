@@ -17,11 +17,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from features.text.vocabulary import Vocabulary
-from offline.training import embedding_worker
 from offline.training.embedding_worker import Embedder
 from serving.store import BulkStore, Pointer
 from serving.store.embedded import connect_url
-from tests.serving.test_items_api import ColourEncoder
+from tests.serving.test_items_api import NoVectors, use_colours
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 from tests.serving.test_service import own, ready, served, until
 from tests.serving.test_storefront import OPEN
@@ -264,12 +263,12 @@ def test_without_redis_the_shelf_still_ranks_and_a_banner_says_so(
 
 def test_a_new_product_is_ranked_by_its_text(page: Page, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a shopper who clicked red products, a new red one is in the first half, before any click on it."""
-    monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
+    use_colours(monkeypatch)
     for item in [i for i in shelf(page) if i.startswith("red")][:3]:
         view(page, item)
     stop = threading.Event()
     with BulkStore(url) as store:
-        embedder = Embedder(store, "worker")
+        embedder = Embedder(store, "worker", NoVectors())
         reading = threading.Thread(target=lambda: [embedder.step() for _ in iter(lambda: stop.wait(0.05), True)])
         reading.start()
         try:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.records.metrics import FRESHNESS_S, LATENCY_S, Metrics
-from serving.records.timeline import TIMELINE, Minute, Record, Timeline, current_record, minutes, quantile
+from serving.records.timeline import Minute, Record, Timeline, current_record, minutes, quantile
 from serving.store import Store
 from serving.store.embedded import connect_url
 
@@ -40,7 +40,7 @@ def test_a_record_counts_rankings_and_events_by_bucket() -> None:
         metrics.request("/v1/rank", status, took)
     metrics.request("/v1/events", 202, 0.003)
     metrics.ranked(10, True, False)
-    metrics.events(7, 2)
+    metrics.events(7, 2, 1, 1, 1)
     metrics.fresh(0.2)
     r = current_record(metrics, "a", NOW)
     assert (r.rankings, r.failed, r.degraded, r.events) == (3, 1, 1, 7)
@@ -149,8 +149,9 @@ def test_one_worker_of_a_service_writes_each_minute_and_all_workers_read_it(url:
 def test_records_of_another_version_are_skipped(url: str) -> None:
     async def read_other_versions() -> None:
         store = Store(url, 5.0)
-        await store.run([["DEL", TIMELINE]])
-        await store.run([["XADD", TIMELINE, "*", "l", b'{"at": "yesterday"}'], ["XADD", TIMELINE, "*", "other", b"x"]])
+        await store.run([["DEL", "sw:timeline"]])
+        for field, content in (("l", b'{"at": "yesterday"}'), ("other", b"x")):
+            await store.run([["XADD", "sw:timeline", "*", field, content]])
         assert await Timeline(store, Metrics(), Clock()).read(0) == []
         await store.close()
 

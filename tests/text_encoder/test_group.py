@@ -16,7 +16,6 @@ from tests.text_encoder.test_text_encoder import NO_PROJECTION, TEXTS, planted
 from tests.text_encoder.test_training import config
 from text_encoder.encoder import Encoder, load
 from text_encoder.group import Group, own_rows
-from text_encoder.texts import encode_texts, map_serially
 from text_encoder.train import FineTuned, fine_tune
 
 T = TypeVar("T")
@@ -71,7 +70,7 @@ def minilm() -> Encoder:
 
 
 def tuned(minilm: Encoder, size: int, **changes: object) -> list[FineTuned]:
-    encoded = encode_texts(minilm, TEXTS, None, None, lambda _: None, map_serially)
+    encoded = minilm.encode(TEXTS)
     settings = config(log_to="none", epochs=2, **changes)
     return run_workers(size, lambda group: fine_tune(minilm, TEXTS, planted(), settings, None, None, encoded, group))
 

@@ -23,9 +23,12 @@ from sentence_transformers import SentenceTransformer
 
 from features.history import Histories, engagement_weights
 from features.log import Events, Kind
+from features.retention import Retention
 from text_encoder import checkpoint, encoder, trainer
+from text_encoder.batches import batches
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, load
+from text_encoder.errors import EncoderError
 from text_encoder.examples import Examples, examples
 from text_encoder.objective import Batch, EngagedItems, loss, pooled, quality
 from text_encoder.text import DEFAULT_TEMPLATE, item_texts
@@ -243,13 +246,13 @@ def test_events_at_or_after_the_end_of_the_window_do_not_change_the_examples(
     assert_equal(examples(log(*early), before), examples(log(*early, *late), before))
 
 
-@given(st.lists(event, max_size=40))
+@given(st.lists(event, max_size=40), st.sampled_from([2.0, 5.0, 100.0]))
 @settings(max_examples=50, deadline=None)
-def test_training_histories_equal_serving_histories(rows: list[LogRow]) -> None:
-    """Same items, order and weights as in `Histories`, without the target and unknown items."""
-    events = log(*rows)
-    found = examples(events, before=99, history=100)
-    histories = Histories.of(events)
+def test_training_histories_equal_serving_histories(rows: list[LogRow], kept_s: float) -> None:
+    """Same items, order and weights as in `Histories`, without the target, unknown items and expired events."""
+    events, retention = log(*rows), Retention(kept_s)
+    found = examples(events, before=99, history=100, retention=retention)
+    histories = Histories.of(events, retention)
     for row in range(len(found)):
         serving = histories.read(int(found.user[row]), float(found.at[row]))
         weight = engagement_weights(serving.kind, found.at[row] - serving.at)
@@ -315,9 +318,28 @@ def test_each_distinct_text_is_encoded_once(minilm: Encoder) -> None:
     np.testing.assert_array_equal(vectors[:2], vectors[98:100])
 
 
-def test_the_order_of_the_texts_does_not_matter(minilm: Encoder) -> None:
-    texts = ["tea", "a much longer text about the very same green tea and its taste", "zoom lens"]
-    np.testing.assert_allclose(minilm.encode(texts), minilm.encode(texts[::-1])[::-1], atol=1e-6)
+def test_the_vector_of_a_text_does_not_depend_on_the_other_texts(minilm: Encoder) -> None:
+    """Bit for bit: alone, or at any place in a batch with others, of which there are two of 16 tokens."""
+    encoder = minilm.projected(np.random.default_rng(0).normal(size=(384, 384)).astype(np.float32))
+    texts = [f"lamp {n} for the garden, " + "and the house, " * (n % 3) + f"in {n % 7} colours" for n in range(40)]
+    together = encoder.encode([*texts, "tea"])
+    np.testing.assert_array_equal(encoder.encode([*texts[::-1], "tea"])[::-1][1:], together[:-1])
+    for row in (0, 1, 2, 39):
+        np.testing.assert_array_equal(encoder.encode([texts[row]])[0], together[row])
+
+
+def test_all_batches_of_one_length_have_the_same_number_of_texts() -> None:
+    """On a CPU, 512 // 8 = 64 texts of up to 8 tokens, 512 // 16 = 32 of up to 16, and 512 // 20 = 25 of up to 20."""
+    counts = np.array([3] * 65 + [9, 16, 17, 20])
+    made = list(batches([f"text {k}" for k in range(69)], counts, most=20, device="cpu"))
+    assert [(b.length, b.size, len(b.texts), len(b.padded_texts)) for _, b in made] == [
+        (20, 25, 2, 25),
+        (16, 32, 2, 32),
+        (8, 64, 64, 64),
+        (8, 64, 1, 64),
+    ]
+    assert sorted(np.concatenate([rows for rows, _ in made]).tolist()) == list(range(69))
+    assert all([f"text {k}" for k in rows.tolist()] == b.texts for rows, b in made)
 
 
 @pytest.mark.parametrize("text", ["\ud800 tea", "\0", "🍵" * 5000, "[SEP] [MASK] [PAD]", "<script>", "x" * 100_000])
@@ -335,6 +357,7 @@ def test_capped_lowers_max_tokens_to_a_percentile_of_the_catalogue(minilm: Encod
     texts = ["tea " * 20] * 5 + [f"tea {n} " + "tea " * 28 for n in range(19)] + ["tea " * 400, ""]
     # Distinct texts: one with 22 tokens, 19 with 28 + 2 + 2 = 32, one with 256. 95% of the 21 texts have at most 32.
     assert encoder.capped(texts).max_tokens == 32
+    assert encoder.capped([*texts, "tea " * 31]).max_tokens == 40, "the next multiple of 8"
     assert encoder.capped(["tea"]).max_tokens == 16
     assert encoder.capped([""]).max_tokens == encoder.max_tokens == 256
 
@@ -431,6 +454,22 @@ def test_a_model_with_code_of_its_own_is_rejected(saved: Path, tmp_path: Path) -
     shutil.copytree(saved, tmp_path / "m")
     (tmp_path / "m" / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "evil.Module"}]')
     with pytest.raises(ValueError, match=r"module 'evil.Module' would run code from the model"):
+        load(tmp_path / "m")
+
+
+def test_a_model_without_its_tokenizer_is_rejected(saved: Path, tmp_path: Path) -> None:
+    """Without files, transformers makes a tokenizer of BERT's 5 special tokens, and all texts read the same."""
+    shutil.copytree(saved, tmp_path / "m")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / "m" / name).unlink(missing_ok=True)
+    with pytest.raises(EncoderError, match="the tokenizer has 5 tokens, but the model has embeddings of 30,522"):
+        load(tmp_path / "m")
+
+
+def test_damaged_weights_are_rejected_with_the_directory(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(EncoderError, match=r"/m: the model cannot be loaded"):
         load(tmp_path / "m")
 
 

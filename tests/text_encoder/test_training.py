@@ -14,15 +14,15 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tests.text_encoder.test_text_encoder import CONFIG, NO_PROJECTION, TEXTS, minilm, planted, tiny
-from text_encoder import scalars, texts
+from text_encoder import scalars
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import Encoder, HiddenLayer, load
+from text_encoder.errors import EncoderError
 from text_encoder.examples import Examples
 from text_encoder.lora import LoraLinear, adapt, merge
-from text_encoder.texts import BudgetSpent, encode_texts
 from text_encoder.towers import UpperLayers
 from text_encoder.train import fine_tune
-from text_encoder.trainer import Clock, Data, Epoch, Trainer, _log_q
+from text_encoder.trainer import Data, Epoch, Trainer, _log_q
 
 __all__ = ["minilm"]  # the fixture
 
@@ -193,35 +193,17 @@ def test_adapters_are_trained_and_merged_and_other_layers_do_not_change(minilm: 
     assert {name.split("layer.")[1].split(".")[0] for name in changed} == {"4", "5"}
 
 
-# --- encoding the catalogue within the budget
+# --- the vectors that training starts from
 
 
-def test_a_budget_too_small_to_encode_the_catalogue_is_an_error_and_the_next_run_continues(
-    minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(texts, "_MIN_CHECKPOINT_TEXTS", 12)
-    monkeypatch.setattr(texts, "BLOCK", 4)
-    too_short = config(budget_s=1e-6)
-    message = r"budget_s is 1e-06 s.*: 12 of 32 were encoded.*all need about.*Increase encoder.budget_s"
-    with pytest.raises(BudgetSpent, match=message):
-        fine_tune(minilm, TEXTS, planted(), too_short, tmp_path)
-    with pytest.raises(BudgetSpent, match="24 of 32 were encoded"):
-        fine_tune(minilm, TEXTS, planted(), too_short, tmp_path)
-    result = fine_tune(minilm, TEXTS, planted(), too_short, tmp_path)  # encodes the rest; no time is left to train
-    assert result.stopped_by == "budget"
-    np.testing.assert_array_equal(
-        result.zero_shot,
-        encode_texts(minilm, TEXTS, None, None, lambda _: None).with_missing(
-            encode_texts(minilm, TEXTS, None, None, lambda _: None).vectors
-        ),
-    )
-
-
-def test_encoded_texts_are_in_the_order_of_the_items(minilm: Encoder) -> None:
-    texts = ["tea", "", "a much longer text about tea", "tea", "zoom lens"]
-    encoded = encode_texts(minilm, texts, None, Clock(60.0), lambda _: None)
-    np.testing.assert_allclose(encoded.with_missing(encoded.vectors), minilm.encode(texts), atol=1e-6)
-    assert encoded.readable.tolist() == [True, False, True, True, True]
+def test_an_item_without_a_vector_is_treated_as_one_without_text(minilm: Encoder) -> None:
+    """Its text was not read: it has no vector, and other vectors are those of a catalogue in which it has no text."""
+    vectors, texts = minilm.encode(TEXTS), [*TEXTS]
+    vectors[9], texts[9] = np.nan, ""
+    unread = fine_tune(minilm, TEXTS, planted(), config(epochs=2), zero_shot=vectors)
+    without = fine_tune(minilm, texts, planted(), config(epochs=2))
+    assert np.isnan(unread.vectors[9]).all()
+    np.testing.assert_array_equal(unread.vectors, without.vectors)
 
 
 # --- logging of metrics
@@ -263,8 +245,17 @@ def test_a_missing_package_is_reported_before_any_text_is_encoded(
     minilm: Encoder, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=f"log_to is '{package}', but.*`pip install {package}`"):
+    with pytest.raises(EncoderError, match=f"log_to is '{package}', but.*`pip install {package}`"):
         fine_tune(minilm, TEXTS, planted(), config(log_to=package), on_progress=lambda *_: pytest.fail("encoded"))
+
+
+def test_a_tracker_that_does_not_start_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("no API key configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(EncoderError, match=r"wandb could not start a run \(RuntimeError: no API key configured\)"):
+        scalars.scalars("wandb", None, {})
 
 
 def test_weights_and_biases_logs_each_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ def encoder(page: Mapping[str, Any]) -> dict[str, Any] | None:
     labels = {"model": "model", "mode": "mode", "stopped_by": "stopped by"}
     facts = [f"{label} {found[key]}" for key, label in labels.items() if found.get(key) is not None]
     facts += [f"{count(found['examples'])} examples"] if found.get("examples") is not None else []
+    if isinstance(unread := found.get("unread"), int) and unread:
+        facts.append(f"{count(unread)} items without a text vector, because encoder.read_s ended before they were read")
     epochs = entries(found.get("curve"))
     names = list(dict.fromkeys(name for epoch in epochs for name in epoch if name not in ("epoch", "loss")))
     # Epoch 0 is the encoder before training, which has no loss.

@@ -55,11 +55,12 @@ def quality(page: Mapping[str, Any]) -> dict[str, Any] | None:
         draw = partial(dots, rows=rows, xlabel=HEADLINE, limits=ends)
         plots.append((slice_name(name), max(lists, default=None), plot(f"quality {name}", len(rows), draw)))
     by_slice = {name: by for name in slices(page) if (by := gap_shares(page, name))}
+    listed = [*(s for s in _SYSTEMS if s in page["systems"]), *(s for s in page["systems"] if s not in _SYSTEMS)]
     baselines = list(dict.fromkeys(name for by in by_slice.values() for name in by))
     return {
         "plots": plots,
         "has_shown_order": "shown_order" in page["systems"],
-        "systems": [[display_name(name), about] for name, about in _SYSTEMS.items() if name in page["systems"]],
+        "systems": [[display_name(s), _SYSTEMS.get(s, "ranking by another system, from a file")] for s in listed],
         "gap_head": ["slice", *(f"from {display_name(name)}" for name in baselines)],
         "gap_rows": [
             [_starred(page, name), *("-" if (s := by.get(b)) is None else f"{s:.0%}" for b in baselines)]

@@ -12,12 +12,14 @@ export class Exchange {
    * @param {string | null} key
    * @param {number} deadlineMs
    * @param {number} attempts
+   * @param {import("./types.js").ShopperToken | null} [token]
    */
-  constructor(url, key, deadlineMs, attempts) {
+  constructor(url, key, deadlineMs, attempts, token = null) {
     const address = new URL(url); // throws a TypeError if it is not a URL
     if (!/^https?:$/.test(address.protocol)) throw new TypeError(`url ${url} is not valid: use an http or https address`);
     this.url = url.replace(/\/+$/, "");
     this.key = key;
+    this.token = token;
     this.deadlineMs = deadlineMs;
     this.attempts = attempts;
     /** Offset of the service's clock from this one's, in milliseconds; null before the first response. */
@@ -84,6 +86,8 @@ export class Exchange {
     const headers = {};
     if (body) headers["Content-Type"] = this.key === null ? "text/plain" : "application/json";
     if (this.key !== null) headers["Authorization"] = `Bearer ${this.key}`;
+    const token = typeof this.token === "function" ? this.token() : this.token;
+    if (token) headers["X-Shopper-Token"] = token;
     return headers;
   }
 

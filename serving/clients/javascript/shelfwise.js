@@ -38,12 +38,12 @@ export class Shelfwise {
 
   /** @param {import("./types.js").Options} options */
   constructor({
-    url, key = null, user = null, device = null, deadlineMs = 3000, attempts = 3, everyMs = 2000, batch = 100,
+    url, key = null, user = null, token = null, device = null, deadlineMs = 3000, attempts = 3, everyMs = 2000, batch = 100,
     queue = 1000, onRefused, storage = storageOf("localStorage"),
   }) {
     this.#onRefused = onRefused ?? ((event, field, why) => console.warn("shelfwise: event refused", event, field, why));
     this.#session = storage === null ? null : storageOf("sessionStorage");
-    this.#exchange = new Exchange(url, key, deadlineMs, attempts);
+    this.#exchange = new Exchange(url, key, deadlineMs, attempts, token);
     this.#identity = new Identity(storage, user, device);
     this.#impressions = new Impressions((item) => this.track({ event: "impression", ...item }));
     const tab = storedOrNew(this.#session, "shelfwise tab", newId);
@@ -60,9 +60,13 @@ export class Shelfwise {
     return this.#outbox.counts;
   }
 
-  /** @param {string} user */
-  identify(user) {
+  /**
+   * @param {string} user
+   * @param {import("./types.js").ShopperToken} [token]
+   */
+  identify(user, token) {
     this.#identity.user = user;
+    if (token !== undefined) this.#exchange.token = token;
   }
 
   /**

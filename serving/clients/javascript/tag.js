@@ -10,8 +10,8 @@ import { Shelfwise } from "./shelfwise.js";
 
 const tag = /** @type {HTMLElement | null} */ (document.querySelector("script[data-shelfwise]"));
 if (tag?.dataset.shelfwise) {
-  const { shelfwise: url, key, user } = tag.dataset;
-  const shop = new Shelfwise({ url, key, user });
+  const { shelfwise: url, key, user, token } = tag.dataset;
+  const shop = new Shelfwise({ url, key, user, token });
   shop.dataLayer();
   Object.assign(window, { shelfwise: shop });
 } else {

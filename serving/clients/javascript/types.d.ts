@@ -74,7 +74,7 @@ export interface Rules {
   pin?: Pin[];
 }
 
-/** Candidates to rank. user_id, device: default to the client's own. */
+/** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. */
 export interface RankRequest {
   user_id?: string | null;
   candidates?: string[] | null;
@@ -83,6 +83,7 @@ export interface RankRequest {
   device?: string | null;
   query?: string | null;
   rules?: Rules | null;
+  shown?: boolean;
 }
 
 /** Request for recommendations from the whole catalogue. */
@@ -93,6 +94,7 @@ export interface RecommendRequest {
   query?: string | null;
   rules?: Rules | null;
   explain?: boolean;
+  shown?: boolean;
 }
 
 export interface Reason {
@@ -123,6 +125,8 @@ export interface RankedItem {
   others?: number | null;
   rules?: Applied[];
   because?: Because | null;
+  /** Present only if it is false: the item is not in the catalogue. */
+  known?: boolean;
 }
 
 export interface Removed {
@@ -131,7 +135,7 @@ export interface Removed {
   item_ids: string[];
 }
 
-/** Items best first. request_id: send it with the shopper's events on this list. degraded: the list is not personalised. */
+/** Items best first. request_id: send it with the shopper's events on this list. degraded: the list is worse than usual; degraded_reason says why. */
 export interface RankAnswer {
   request_id: string;
   release: string;
@@ -139,6 +143,7 @@ export interface RankAnswer {
   items: RankedItem[];
   took_ms: number;
   removed?: Removed[];
+  degraded_reason?: "history-unavailable" | "release-from-disk" | "redis-replaced";
 }
 
 export interface SimilarItem {
@@ -206,13 +211,18 @@ export interface KeyValue {
   removeItem(key: string): void;
 }
 
+/** A shopper token, or a function that returns the current one; null for a guest. */
+export type ShopperToken = string | (() => string | null);
+
 export interface Options {
   /** The service's address: https://rank.shop.example */
   url: string;
-  /** A key with only the scopes `rank,events`, and a rate limit: everyone who opens the page can read it. */
+  /** A public key with a rate limit: everyone who opens the page can read it. */
   key?: string | null;
   /** The shopper's id; defaults to a random id stored in this browser. */
   user?: string | null;
+  /** The shopper token of the user, from the shop's back end; a function if it is renewed while the page is open. */
+  token?: ShopperToken | null;
   /** mobile, tablet, desktop or app; detected by default. */
   device?: string | null;
   /** Maximum time of a ranking request, with retries, in milliseconds; 3000 by default. */
@@ -252,8 +262,8 @@ export class Shelfwise {
   constructor(options: Options);
   readonly user: string;
   readonly counts: Counts;
-  /** Set the shopper from now on, for example after a login. */
-  identify(user: string): void;
+  /** Set the shopper from now on, for example after a login. With tokens, await `flush()` first: queued events are of the previous one. */
+  identify(user: string, token?: ShopperToken): void;
   /** Rank candidates for the shopper. Rejects with ShelfwiseError. */
   rank(request: RankRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
   /** Recommend items of the whole catalogue to the shopper. Rejects with ShelfwiseError. */

@@ -66,10 +66,10 @@ async def shop(service: Service, writes: bool) -> Shop:
 
 async def _shoppers(service: Service, live: Live) -> list[Shopper]:
     """A sample of the users stored in Redis, those with the most engagements first."""
-    at, shoppers = service.clock(), []
+    at, retention, shoppers = service.clock(), live.release.manifest.retention, []
     try:
         for user_id in await service.store.some_users(_SHOPPERS):
-            history = await service.store.read(user_id, live.items.catalogue, at)
+            history = await service.store.read(user_id, live.items.catalogue, at, retention)
             shoppers.append(Shopper(user_id, len(history.item), _likes(live, history.item)))
     except StoreAway:  # the page works with a new shopper, and shows that the service is degraded
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from offline.cli import app, evaluation, terminal
 from tests import ROOT
+from text_encoder.errors import EncoderError
 
 COMMANDS = (
     "simulate",
@@ -84,6 +86,8 @@ def test_simulated_data_can_be_validated_and_imported(
     code, out, _ = run_cli(monkeypatch, capfd, "simulate", "-w", tmp_path / "one", *TINY)
     assert code == 0
     assert f"{tmp_path / 'one' / 'data'}: " in out, "a path is not broken across lines"
+    assert "9 shoppers" in out
+    assert "11 of 20 shoppers never visited in 3 days" in out
     data = tmp_path / "one" / "data"
 
     code, out, _ = run_cli(monkeypatch, capfd, "validate", data, "-w", tmp_path / "none")
@@ -190,7 +194,8 @@ def test_an_invalid_redis_address_is_an_error_without_its_password(
     monkeypatch.setenv("REDIS_URL", address)
     code, _, err = run_cli(monkeypatch, capfd, "releases", "-w", tmp_path / "w")
     assert code == 1
-    assert "shelfwise: REDIS_URL is not a Redis address; expected redis://HOST:6379/0, " in err
+    assert "shelfwise: REDIS_URL is not a valid address of Redis: " in err
+    assert "expected redis://HOST:6379/0, " in err
     assert "secret" not in err
 
 
@@ -206,6 +211,28 @@ def test_an_empty_list_of_releases_is_printed(
     code, out, _ = run_cli(monkeypatch, capfd, "releases", "-w", tmp_path / "w")
     assert code == 0
     assert "Releases in" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/data/w"), "/data/w: the file system is read-only; "),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/w"), "/data/w: permission denied; "),
+        (EncoderError("folder: weights are pickled"), "folder: weights are pickled"),
+    ],
+)
+def test_what_a_user_can_correct_is_a_message(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A workspace that cannot be written to, and a model that cannot be used."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(app, "app", fail)
+    code, _, err = run_cli(monkeypatch, capfd)
+    assert (code, "Traceback" in err) == (1, False)
+    assert err.startswith(f"shelfwise: {message}")
 
 
 HOSTILE = "[red]Chair[/red] [/] \x1b[2J\x07[link=http://x]y"

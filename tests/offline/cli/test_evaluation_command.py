@@ -134,16 +134,17 @@ def test_a_folder_is_evaluated_without_setup_and_leaves_nothing_behind(
 def test_another_slice_only_repeats_the_evaluation(
     shown: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The run is reused: the ranker's file is untouched, the slice is added, and an unknown slice is refused."""
+    """The run is reused, whatever its budget: the slice is added, and an unknown slice is refused."""
     options = ("--config", quick, "-w", tmp_path / "w")
-    assert run_cli(monkeypatch, capfd, "--data", shown, *options)[0] == 0
+    assert run_cli(monkeypatch, capfd, "--data", shown, *options, "--budget", "45s")[0] == 0
     (run,) = _runs(tmp_path / "w")
     before = (run / "ranker.txt").stat().st_mtime_ns
-    assert run_cli(monkeypatch, capfd, *options, "--slice", "brand")[0] == 0
+    code, out, _ = run_cli(monkeypatch, capfd, *options, "--slice", "brand")
+    assert (code, "using the last nightly run, which had an encoder budget of 45 s" in out) == (0, True)
     assert _runs(tmp_path / "w") == [run]
     assert (run / "ranker.txt").stat().st_mtime_ns == before
     sliced = json.loads((run / "evaluation.json").read_text("utf-8"))
-    assert sliced["options"] == {"slices": ["brand"], "learning_curve": False}
+    assert sliced["options"] == {"slices": ["brand"], "learning_curve": False, "runs": {}}
     assert any(name.startswith("brand:") for name in sliced["systems"]["ranker"])
     code, _, err = run_cli(monkeypatch, capfd, *options, "--slice", "colour")
     assert code == 1
@@ -218,3 +219,16 @@ def test_a_protocol_sets_its_list_settings_unless_the_config_does(ordered: Path,
     given = evaluation.with_protocol(defaults, shown, "given-lists")
     assert (given.windows.protocol, given.lists.source) == ("given-lists", "logged")
     assert evaluation.with_protocol(defaults, shown, None) == defaults == evaluation.with_protocol(defaults, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.csv", "no such file"), ("popularity.csv", "a system named 'popularity' exists already; rename the file")],
+)
+def test_a_run_needs_a_file_and_a_name_of_its_own(
+    tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "popularity.csv").touch()
+    code, _, err = run_cli(monkeypatch, capfd, "-w", tmp_path / "w", "--run", tmp_path / name)
+    assert code == 1
+    assert f"--run {tmp_path / name}: {message}" in err

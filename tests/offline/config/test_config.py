@@ -10,9 +10,11 @@ from pydantic import ValidationError
 from offline.config.configuration import Config, ConfigError, load, redis_url
 
 TOP = (
-    "workspace, log, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
+    "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
     "retention, serving"
 )
+
+LISTS = "source, logged_share, attribution_s, size, most, refreshes"
 
 
 def write_config(directory: Path, content: str | bytes) -> Path:
@@ -53,7 +55,7 @@ def test_a_change_overrides_the_file_unless_it_is_none(tmp_path: Path) -> None:
 def test_all_directories_are_in_the_workspace_and_stay_relative(tmp_path: Path) -> None:
     """A relative path starts at the current directory, not at the file's."""
     config = load(write_config(tmp_path, "workspace: shop/w"))
-    assert [config.data, config.runs, config.releases, config.redis] == [
+    assert [config.data, config.runs, config.releases, config.embedded] == [
         Path("shop/w") / n for n in ("data", "runs", "releases", "redis")
     ]
 
@@ -95,7 +97,7 @@ def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.M
     ("content", "expected"),
     [
         ("sead: 3", f"sead: no such key; valid keys: {TOP}"),
-        ("lists: {sice: 3}", "lists.sice: no such key; valid keys: source, attribution_s, size, most, refreshes"),
+        ("lists: {sice: 3}", f"lists.sice: no such key; valid keys: {LISTS}"),
         ("sources: {events: []}", f"sources: no such key; valid keys: {TOP}"),
         ("1: 2", f"1: no such key; valid keys: {TOP}"),
         (
@@ -121,14 +123,11 @@ def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.M
         (
             "lists: {source: maybe}",
             "lists.source is 'maybe'; expected 'auto', 'logged' or 'rebuilt' (Source of the lists. logged: lists from "
-            "logged impressions. rebuilt: lists that retrieval would have offered. auto: logged if the log has "
-            "impressions, else rebuilt.)",
+            "logged impressions. rebuilt: lists that retrieval would have offered. auto: logged if there are enough "
+            "(`logged_share`), else rebuilt.)",
         ),
-        ("lists:", "lists is None; expected keys and values; valid keys: source, attribution_s, size, most, refreshes"),
-        (
-            "lists: [1]",
-            "lists is [1]; expected keys and values; valid keys: source, attribution_s, size, most, refreshes",
-        ),
+        ("lists:", f"lists is None; expected keys and values; valid keys: {LISTS}"),
+        ("lists: [1]", f"lists is [1]; expected keys and values; valid keys: {LISTS}"),
         (
             "windows: {encoder: 0.5}",
             "windows: the shares add up to 1.35; encoder + ranker + validation + test must be 1",

@@ -216,6 +216,23 @@ def test_a_served_list_is_logged_as_it_was_returned(client: httpx.Client, store:
     assert collect(data, store).served == 0
 
 
+def test_a_list_that_is_not_shown_is_a_list_only_once_impressions_are_sent(
+    client: httpx.Client, store: BulkStore, data: Path
+) -> None:
+    """Of two lists for an e-mail, one is opened: its one impression is the list, and the other one never was."""
+    request = {"user_id": "u", "limit": 2, "shown": False}
+    unseen = client.post("/v1/recommend", json=request).json()["request_id"]
+    opened = client.post("/v1/rank", json=request).json()
+    seen = {"event": "impression", "user_id": "u", "item_id": opened["items"][0]["item_id"], "position": 0}
+    client.post("/v1/events", json=[seen | {"request_id": opened["request_id"]}])
+    client.post("/v1/rank", json=request | {"shown": True})  # comes after the others in the stream
+    wait_for_lists(store, 1)
+    assert collect(data, store) == (1, 1, 0, 0, 0, None)
+    lists = logged_lists(load_dataset(data).shown)
+    assert unseen not in lists.request_ids
+    assert np.diff(lists.start)[list(lists.request_ids).index(opened["request_id"])] == 1
+
+
 def test_clicks_join_served_lists_without_logged_impressions(
     client: httpx.Client, store: BulkStore, data: Path
 ) -> None:
@@ -281,7 +298,7 @@ def test_served_lists_beyond_the_limit_are_dropped_and_counted(url: str, release
                 ranked(one, limit=1)
                 time.sleep(0.15)
             until(lambda: "shelfwise_served_dropped_total 1.0" in one.get("/metrics").text)
-        assert raw.xlen(SERVED) == 2
+        assert raw.xlen("sw:served") == 2
 
 
 @settings(max_examples=30, deadline=None)

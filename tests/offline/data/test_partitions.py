@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from features.history import Histories
 from features.log import KINDS, Events
+from features.retention import Retention
 from offline.data import partitions
 from offline.data.append_only import DUPLICATE_WINDOW_US, AppendOnlyArrays, Deduplicator, IdEncoder, release_pages
 from offline.data.dataset import load_dataset
@@ -240,6 +241,9 @@ def test_days_are_in_utc() -> None:
     assert partitions.DAY_US == 86_400 * 10**6
 
 
+RETENTION = Retention(user_s=2 * 86400, anonymous_s=86400, anonymous=("u1",))
+
+
 @settings(max_examples=40, deadline=None)
 @given(logs(), st.integers(1, 9), st.integers(0, 61))
 def test_histories_in_files_equal_those_in_memory(
@@ -249,8 +253,8 @@ def test_histories_in_files_equal_those_in_memory(
     events, at = make_events(log, 3), START + sixth * 86400 / 6
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Events.parts, "__defaults__", (part_rows,))
-        histories = user_histories(events, tmp_path_factory.getbasetemp())
-    expected = Histories.of(events)
+        histories = user_histories(events, tmp_path_factory.getbasetemp(), RETENTION)
+    expected = Histories.of(events, RETENTION)
     for user in range(3):
         for a, b in zip(histories.read(user, at), expected.read(user, at), strict=True):
             np.testing.assert_array_equal(a, b)

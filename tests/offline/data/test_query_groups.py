@@ -15,6 +15,7 @@ from features.replay import Replay
 from offline.data.query_groups import (
     baskets,
     concat,
+    count_lists,
     find_targets,
     iter_baskets,
     iter_logged_lists,
@@ -265,6 +266,15 @@ def test_targets_include_items_that_were_not_offered() -> None:
     found = find_targets(rebuild_lists(replay, wanted, 12).take(np.array([1])), wanted)
     assert found.of.tolist() == [0, 0, 0]
     assert dict(zip(found.item.tolist(), found.gain.tolist(), strict=True)) == {1: 3, 3: 2, 4: 1}
+
+
+def test_query_groups_of_both_sources_are_counted_up_to_a_limit() -> None:
+    """Two lists, one of them clicked; three baskets: the click, and two purchases at other times."""
+    served = [(10.0, 0, 1, SHOWN, 3), (15.0, 0, 2, SHOWN, 4), (20.0, 0, 1, CLICK, 3)]
+    bought = [(30.0, 1, 1, BOUGHT, -1), (30.0, 1, 2, BOUGHT, -1), (40.0, 2, 2, BOUGHT, -1)]
+    assert count_lists(log(*served, *bought), log(*bought, served[2]), 86400.0, 100) == (1, 3)
+    assert count_lists(log(*served, *bought), log(*bought, served[2]), 86400.0, 2) == (1, 2)
+    assert count_lists(log(*bought), log(*bought), 86400.0, 100) == (0, 2)
 
 
 def test_targets_of_logged_lists_are_their_items_with_gain() -> None:

@@ -25,7 +25,7 @@ from offline.data.collection import collect
 from offline.evaluation.skew import compare_rows
 from offline.runtime.errors import DataError
 from serving.release.release import load_release
-from serving.store import SERVED, STREAM, BulkStore, Event, Pointer
+from serving.store import SERVED, BulkStore, Event, Pointer
 from tests.offline.data.test_collection import data
 from tests.serving.test_release import CUT_OFF, planted_items, publish
 from tests.serving.test_service import FAST, ready, served, until, url
@@ -89,7 +89,7 @@ def shop(url: str, release: Path, data: Path) -> Iterator[tuple[httpx.Client, Bu
     with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
         raw.flushall()
         store.write(earlier, CUT_OFF)
-        raw.delete(STREAM)  # events before the release are in its item state already
+        raw.delete("sw:events")  # events before the release are in its item state already
         store.set_pointer(Pointer(release.name, str(release)))
         clock = iter(range(10**6))
         with served(url, LOGGED, release, clock=lambda: CUT_OFF + 100 + 0.125 * next(clock)) as client:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
+from offline.data import profiles
 from offline.ingest.detection import detect
-from offline.ingest.importer import USERS_FILE, ImportSummary, import_data
+from offline.ingest.importer import ImportSummary, import_data
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -62,7 +63,7 @@ def import_export(folder: Path, files: Mapping[str, str | bytes]) -> Imported:
     return Imported(
         said[0].removeprefix("preset ").split(":")[0],
         {row["item_id"]: row for row in table("items.parquet")},
-        {row["user_id"]: row for row in table(USERS_FILE)},
+        {row["user_id"]: row for row in table(profiles.FILE)},
         table("events.parquet"),
         summary,
     )

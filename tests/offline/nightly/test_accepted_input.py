@@ -114,7 +114,7 @@ def shop(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def url(shop: Config) -> Iterator[str]:
-    with connect_url(None, shop.redis) as url:
+    with connect_url(None, shop.embedded) as url:
         yield url
 
 

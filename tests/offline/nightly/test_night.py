@@ -29,7 +29,7 @@ from offline.simulation.dataset import simulate
 from ranker import query_prior
 from serving.ranking.live import Live
 from serving.release import release
-from serving.store import BulkStore, Store
+from serving.store import STREAM, BulkStore, Store
 from serving.store.embedded import connect_url
 from tests.serving.test_service import FAST, ready, served
 from text_encoder.examples import examples
@@ -52,7 +52,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def url(config: Config) -> Iterator[str]:
-    with connect_url(None, config.redis) as url:
+    with connect_url(None, config.embedded) as url:
         yield url
 
 
@@ -182,19 +182,24 @@ def test_an_interrupted_run_makes_the_same_release_to_the_byte(
     assert resumed().id == new_release.id
 
 
-def test_a_replayed_row_equals_the_served_row_to_the_bit(night: Night, new_release: release.Release, url: str) -> None:
+@pytest.mark.parametrize(("away_days", "rank"), [(0, 1), (165, 2), (190, 3)])
+def test_a_replayed_row_equals_the_served_row_to_the_bit(
+    night: Night, new_release: release.Release, url: str, away_days: int, rank: int
+) -> None:
     """Rows of events sent to the service after the release equal the rows of the same events replayed from the log.
 
-    Served through HTTP, Redis, the event stream and the memory-mapped release; replayed from arrays.
+    Served through HTTP, Redis, the event stream and the memory-mapped release; replayed from arrays. After 190 days,
+    the user's lists have expired in both; after 165 and at most 10 days of the log, they have not. rank: of the user by
+    the number of events.
     """
-    at = night.inputs.cut_off + 1000.0
+    at = night.inputs.cut_off + away_days * 86400.0 + 1000.0
     catalogue = new_release.items.catalogue
     rng = np.random.default_rng(0)
-    user = night.inputs.data.events.user_ids[3]
+    user = night.inputs.data.events.user_ids[int(np.bincount(night.inputs.data.events.user).argsort()[-rank])]
     query = f"{catalogue.titles[0]} wodden xyzzy"
     sent = [
         {
-            "event_id": f"parity-{k}",
+            "event_id": f"parity-{away_days}-{k}",
             "event": kind,
             "user_id": user,
             "item_id": catalogue.item_ids[item],
@@ -207,6 +212,8 @@ def test_a_replayed_row_equals_the_served_row_to_the_bit(night: Night, new_relea
             for _ in range(60)
         )
     ]
+    with BulkStore(url) as store:
+        store.run([["DEL", STREAM]])
     with served(url, FAST, new_release.path, clock=lambda: at) as client:
         ready(client)
         assert client.post("/v1/events", json=sent).json()["accepted"] == len(sent)
@@ -222,7 +229,9 @@ def test_a_replayed_row_equals_the_served_row_to_the_bit(night: Night, new_relea
     live = Live.of(new_release)
     with BulkStore(url) as store:
         live.apply(store.tail(live.last))
-        online = rows(live.items, store.read(user, catalogue, at), candidates, at, Context(Device.TABLET, query))
+        history = store.read(user, catalogue, at, new_release.manifest.retention)
+    online = rows(live.items, history, candidates, at, Context(Device.TABLET, query))
+    assert (history.at.min() < night.inputs.cut_off) == (away_days < 180)
     log = _with_events(night.inputs.data, sent)
     replay = replace(night.artefacts.replay, events=log, refresh_at=np.array([night.inputs.cut_off]), given=None)
     offline = replay.rows(_one_list(log.user_ids.index(user), at, candidates, Device.TABLET, query))

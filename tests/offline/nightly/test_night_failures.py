@@ -40,6 +40,7 @@ from serving.store import BulkStore, Pointer
 from serving.store.embedded import connect_url
 from tests import ROOT
 from tests.serving.test_service import FAST, ready, served
+from tests.tiny_encoder import tiny_encoder
 
 pytestmark = pytest.mark.nights
 END = datetime(2024, 6, 1, tzinfo=UTC)
@@ -77,7 +78,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def url(shop: Config) -> Iterator[str]:
-    with connect_url(None, shop.redis) as url:
+    with connect_url(None, shop.embedded) as url:
         yield url
 
 
@@ -218,7 +219,7 @@ def test_each_step_reads_only_what_it_declares_and_is_reproducible(
     for planned in finished.run.plan(finished.steps):
         assert planned.done
     timed = {"evaluation.json", "report.html"}  # contain durations
-    for name in ("windows", "lists", "rows", "ranker", "evaluate", "release"):
+    for name in ("windows", "texts", "lists", "rows", "ranker", "evaluate", "release"):
         night = night_of(shop, url, **options)
         night.run.directory = tmp_path / name
         night.run.directory.mkdir()
@@ -407,7 +408,7 @@ def test_an_encoder_of_another_dimension_does_not_disturb_the_live_release(
     another: Config, first: release.Release, url: str, tmp_path: Path
 ) -> None:
     """The release is scored in shadow, its vectors have keys of their own, and the live release can be restored."""
-    tiny = _tiny_encoder(tmp_path / "tiny")
+    tiny = tiny_encoder(tmp_path / "tiny")
     config = another.model_copy(
         update={
             "encoder": another.encoder.model_copy(update={"model": str(tiny)}),
@@ -446,27 +447,6 @@ def test_an_encoder_of_another_dimension_does_not_disturb_the_live_release(
         assert made.manifest.dimension == 32
         stored = store.read_vectors(made.manifest.encoder_fingerprint, list(made.items.catalogue.item_ids[:3]), 32)
     assert np.isfinite(stored).all()
-
-
-def _tiny_encoder(path: Path) -> Path:
-    """A BERT with one layer, 32 dimensions, random weights and the tokenizer of the packaged model."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    from text_encoder.encoder import load as load_encoder
-
-    load_encoder("minilm").save(path.with_name("minilm"))
-    tokenizer = AutoTokenizer.from_pretrained(path.with_name("minilm"))
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
-    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 FULL = """

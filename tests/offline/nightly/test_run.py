@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from offline.config import SimulateConfig, load
+from offline.nightly.night import Night
 from offline.nightly.run import Run, Step, resolve_reads
-from offline.runtime.files import checksum, write_json
+from offline.runtime.files import checksum, sources, write_json
+from offline.simulation import simulate
 from serving.lock import Locked, locked
 from tests import ROOT
 
@@ -246,3 +249,32 @@ def test_a_checksum_depends_only_on_names_and_contents(tmp_path: Path) -> None:
     assert tree("two", {"sub/y": "2", "x": "1"}) == one
     assert len({one, tree("three", {"x": "2", "sub/y": "1"}), tree("four", {"x": "1", "sub/z": "2"})}) == 3
     assert checksum(tmp_path / "one" / "x") == checksum(tmp_path / "two" / "x")
+
+
+def test_a_run_depends_on_the_source_of_every_package() -> None:
+    """So that another version does not continue with the files of this one."""
+    found = {str(path.relative_to(ROOT)) for path in sources()}
+    some = (
+        "features/table.py",
+        "text_encoder/encoder.py",
+        "ranker/train.py",
+        "serving/app.py",
+        "offline/nightly/run.py",
+    )
+    assert set(some) <= found
+
+
+def test_the_last_run_that_differs_in_the_budget_only_is_found(tmp_path: Path) -> None:
+    """A run with a budget of 45 s has a ranker. It is that of the default budget, but not of another seed."""
+    simulate(SimulateConfig.model_validate({"items": 30, "users": 10, "days": 2}), tmp_path / "data")
+
+    def night(**settings: Any) -> Night:
+        return Night(load(None, workspace=tmp_path, **settings))
+
+    made = night(encoder={"budget_s": 45})
+    made.run.do([Step("ranker", "", ["ranker.txt"], lambda _: made.run.file("ranker.txt").touch())])
+    assert night().budget_of_last_run() == 45
+    assert night(seed=3).budget_of_last_run() is None
+    own = night()
+    own.run.do([Step("encoder", "", ["encoder.json"], lambda _: own.run.file("encoder.json").touch())])
+    assert night().budget_of_last_run() is None, "it continues with its own encoder"

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from offline.data.query_groups import baskets, rebuild_lists
 from offline.runtime.engine import Local, split_evenly
 from offline.training.rows import RowBlock, RowsJob, make_rows
+from offline.training.vector_store import VectorStore
 from tests import ROOT
 from tests.features.test_replay import LISTS
 from tests.worlds import LogRow, logs, make_events, make_replay, make_vectors
-from text_encoder import texts
+from text_encoder import reading
 from text_encoder.encoder import load
 
 
@@ -80,17 +81,13 @@ def test_the_number_of_parts_does_not_change_rebuilt_lists(log: list[LogRow], pa
         np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
 
 
-def test_the_engine_does_not_change_text_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """70 texts in blocks of 32. Blocks are whole batches, split before the engine gets them."""
-    monkeypatch.setattr(texts, "BLOCK", 32)
+def test_the_engine_does_not_change_text_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """70 texts in batches of 64 of up to 8 tokens and 32 of up to 16, one batch per part."""
+    monkeypatch.setattr(reading, "_PART_BATCHES", 1)
     encoder = load("minilm", max_tokens=16)
     lamps = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(70)]
-    serial, mapped = (
-        texts.encode_texts(encoder, lamps, None, None, lambda _: None, over_blocks).vectors
-        for over_blocks in (texts.map_serially, Parted(1).map)
-    )
-    np.testing.assert_array_equal(mapped, serial)
-    np.testing.assert_array_equal(serial, encoder.encode(lamps))
+    mapped = reading.read_texts(encoder, lamps, VectorStore(tmp_path), over_batches=Parted(1).map)
+    np.testing.assert_array_equal(mapped.vectors, encoder.encode(lamps))
 
 
 _WITHOUT_RAY = """

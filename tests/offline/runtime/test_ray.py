@@ -25,9 +25,10 @@ from offline.runtime.progress import OnProgress
 from offline.runtime.ray_engine import Ray, connected
 from offline.simulation.dataset import simulate
 from offline.training.rows import RowBlock, RowsJob, make_rows
+from offline.training.vector_store import VectorStore
 from ranker.metrics import paired_difference, score_lists, tie_break
 from ranker.trees import Trees
-from text_encoder import texts
+from text_encoder import reading
 from text_encoder.encoder import load as load_encoder
 
 pytestmark = [
@@ -106,16 +107,15 @@ def test_a_nightly_run_on_ray_writes_the_same_bytes_as_a_local_run(local: Night,
     assert {n: checksum(night.run.file(n)) for n in names} == {n: checksum(local.run.file(n)) for n in names}
 
 
-def test_encoding_texts_on_several_nodes_gives_the_same_vectors(engine: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three blocks, each encoded on any free node: the same vectors as in this process, bit for bit."""
-    monkeypatch.setattr(texts, "BLOCK", 32)
+def test_encoding_texts_on_several_nodes_gives_the_same_vectors(
+    engine: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch per part, each encoded on any free node: the same vectors as in this process, bit for bit."""
+    monkeypatch.setattr(reading, "_PART_BATCHES", 1)
     encoder = load_encoder("minilm", max_tokens=16)
     lamps = [f"lamp number {k}" + " for the garden" * (k % 3) for k in range(80)]
-    serial, mapped = (
-        texts.encode_texts(encoder, lamps, None, None, lambda _: None, over_blocks).vectors
-        for over_blocks in (texts.map_serially, engine.map)
-    )
-    np.testing.assert_array_equal(mapped, serial)
+    mapped = reading.read_texts(encoder, lamps, VectorStore(tmp_path), over_batches=engine.map)
+    np.testing.assert_array_equal(mapped.vectors, encoder.encode(lamps))
 
 
 def ndcg(tested: Lists, score: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Embedding worker: an item written as it is in the release keeps its text and its vector."""
+"""Embedding worker: an item written as it is in the release keeps its text and its vector; the store is only read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import STANDARD_COLUMNS
-from offline.training.embedding_worker import texts_of
+from offline.training.embedding_worker import ItemTexts, ReadOnly, texts_of
+from offline.training.vector_store import VectorStore
 from serving.api.decoding import split_body
 from serving.api.items import accept_item
 from serving.store import ItemFields, decode_fields
@@ -80,3 +81,20 @@ def test_an_item_written_as_released_keeps_its_text_and_vector(tmp_path: Path, c
     assert found.released == nightly
     assert found.now == nightly
     assert {i: v.tolist() for i, v in found.vectors.items()} == dict(zip(nightly, vector.tolist(), strict=True))
+
+
+def test_an_item_whose_text_the_nightly_run_did_not_read_has_no_vector() -> None:
+    """Its vector in the release is NaN, so the worker encodes it, also if its text has not changed."""
+    vectors = {"read": np.ones(3, np.float32), "unread": np.full(3, np.nan, np.float32)}
+    found = ItemTexts({}, {}, vectors)
+    assert [found.has_vector(i) for i in ("read", "unread", "new")] == [True, False, False]
+
+
+def test_the_worker_reads_the_vector_store_and_adds_nothing(tmp_path: Path) -> None:
+    """In all deployments, the workspace of the worker is read-only."""
+    store, known, new = VectorStore(tmp_path), b"k" * 16, b"n" * 16
+    store.write("model", [known], np.ones((1, 3), np.float32))
+    worker = ReadOnly(store)
+    worker.write("model", [new], np.ones((1, 3), np.float32))
+    assert worker.read("model", [known, new], 3)[1].tolist() == [True, False]
+    assert store.rows("model") == 1

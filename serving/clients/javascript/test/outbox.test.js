@@ -41,6 +41,21 @@ test("events are sent in batches, with shopper, session, time and id, and are re
     assert.deepEqual(shop.counts, { waiting: 0, accepted: 3, duplicates: 0, rejected: 0, expired: 0, turnedAway: 0 });
   }));
 
+test("the shopper token is sent with every request, and a function is asked for the current one", () => {
+  let current = "token 1";
+  return withShop(() => undefined, async (shop, service) => {
+    shop.track({ event: "click", item_id: "i1" });
+    await shop.flush();
+    current = "token 2";
+    shop.track({ event: "click", item_id: "i2" });
+    await shop.flush();
+    shop.identify("u2", "token 3");
+    shop.track({ event: "click", item_id: "i3" });
+    await shop.flush();
+    assert.deepEqual(service.requests.map(({ headers }) => headers["x-shopper-token"]), ["token 1", "token 2", "token 3"]);
+  }, { token: () => current });
+});
+
 test("after a lost response, events are sent again and counted once", () =>
   withShop((_, turn) => (turn < 2 ? "cut" : undefined), async (shop, service) => {
     shop.track({ event: "click", item_id: "i" });

@@ -19,7 +19,7 @@ from shelfwise_client.answers import EventsAnswer
 from shelfwise_client.calls import Call
 from shelfwise_client.client import attempted
 from shelfwise_client.errors import ShelfwiseError
-from shelfwise_client.exchange import LIMITS, Service, answered, failed
+from shelfwise_client.exchange import LIMITS, Service, ShopperToken, answered, failed
 from shelfwise_client.forms import Event
 from shelfwise_client.outbox import Counts, Outbox, Queued, Refused, Sending
 from shelfwise_client.retry import Retry
@@ -60,9 +60,10 @@ class AsyncShelfwise:
         retry: Retry | None = None,
         sending: Sending | None = None,
         on_refused: Refused | None = None,
+        shopper_token: ShopperToken = None,
     ) -> None:
         """Arguments as for `Shelfwise`; on_refused is called in the event loop."""
-        self._service = Service(url, key, deadline_s, retry or Retry())
+        self._service = Service(url, key, deadline_s, retry or Retry(), shopper_token)
         self._sending = sending or Sending()
         self._outbox = Outbox(self._sending, on_refused)
         self._since, self._flush_before, self._close_by = time.monotonic(), 0, float("inf")

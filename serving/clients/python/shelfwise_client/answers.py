@@ -44,7 +44,10 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class RankedItem:
-    """One item of a list. `sources` is set only for recommendations, and the fields after it only with `explain`."""
+    """One item of a list. `sources` is set only for recommendations, and the fields after it only with `explain`.
+
+    known: False if the item is not in the catalogue; its score is that of an item without any data.
+    """
 
     item_id: str
     score: float
@@ -54,6 +57,7 @@ class RankedItem:
     others: float | None = None
     rules: tuple[Applied, ...] = ()
     because: Because | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class Removed:
 class RankAnswer:
     """Items best first. request_id: send it with the shopper's events on this list.
 
-    degraded: the user's history could not be read in time, so the list is not personalised.
+    degraded: the list is worse than usual. degraded_reason: `history-unavailable` if the user's history could not be
+    read in time, `release-from-disk` if Redis names no release, `redis-replaced` if Redis lost data; None otherwise.
     """
 
     request_id: str
@@ -78,6 +83,7 @@ class RankAnswer:
     items: tuple[RankedItem, ...]
     took_ms: float
     removed: tuple[Removed, ...] = ()
+    degraded_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +105,8 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class EventsAnswer:
-    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events; the others
-    in the request are unaffected."""
+    """accepted: number of new events stored. duplicates: number already stored. rejected: invalid events, and those of
+    new users while the maximum number of users have lists (`user_id`); the others in the request are unaffected."""
 
     accepted: int
     duplicates: int

@@ -42,11 +42,23 @@ def rank(
     device: str | None = None,
     query: str | None = None,
     rules: Rules | None = None,
+    shown: bool = True,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
-    """Rank candidates for a user; without candidates, the whole catalogue if it is small enough."""
-    ids = None if candidates is None else list(candidates)
-    body = _body(user_id=user_id, candidates=ids, limit=limit, explain=explain, device=device, query=query, rules=rules)
+    """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
+
+    shown: as in `recommend`.
+    """
+    body = _body(
+        user_id=user_id,
+        candidates=None if candidates is None else list(candidates),
+        limit=limit,
+        explain=explain or None,
+        device=device,
+        query=query,
+        rules=rules,
+        shown=None if shown else False,
+    )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
 
@@ -58,10 +70,23 @@ def recommend(
     device: str | None = None,
     query: str | None = None,
     rules: Rules | None = None,
+    shown: bool = True,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
-    """Recommend items of the whole catalogue to a user."""
-    body = _body(user_id=user_id, limit=limit, explain=explain, device=device, query=query, rules=rules)
+    """Recommend items of the whole catalogue to a user.
+
+    shown: False if the user may never see the list, as in an e-mail. It then counts as seen only once impressions with
+    its request_id are sent.
+    """
+    body = _body(
+        user_id=user_id,
+        limit=limit,
+        explain=explain or None,
+        device=device,
+        query=query,
+        rules=rules,
+        shown=None if shown else False,
+    )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 
 
@@ -191,7 +216,7 @@ def _write(method: str, path: str, answer: type[T], deadline_s: float | None, bo
 
 
 def _body(**given: Any) -> bytes:
-    return _json({name: value for name, value in given.items() if value is not None and value is not False})
+    return _json({name: value for name, value in given.items() if value is not None})
 
 
 def _json(value: Any) -> bytes:

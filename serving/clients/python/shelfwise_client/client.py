@@ -19,7 +19,7 @@ from shelfwise_client import calls
 from shelfwise_client.answers import EventsAnswer
 from shelfwise_client.calls import Call
 from shelfwise_client.errors import DeadlineError, ShelfwiseError, UnsentError
-from shelfwise_client.exchange import LIMITS, Service, answered, failed
+from shelfwise_client.exchange import LIMITS, Service, ShopperToken, answered, failed
 from shelfwise_client.forms import Event
 from shelfwise_client.outbox import Counts, Outbox, Queued, Refused, Sending
 from shelfwise_client.retry import Retry
@@ -61,12 +61,14 @@ class Shelfwise:
         retry: Retry | None = None,
         sending: Sending | None = None,
         on_refused: Refused | None = None,
+        shopper_token: ShopperToken = None,
     ) -> None:
         """key: API key, as `shelfwise keys new` prints it. deadline_s: maximum seconds per call, including retries.
 
         on_refused: called by the delivery thread for each event that will not be delivered; by default it is logged.
+        shopper_token: proof of the shopper for whom this client acts, for a public key; a function if it is renewed.
         """
-        self._service = Service(url, key, deadline_s, retry or Retry())
+        self._service = Service(url, key, deadline_s, retry or Retry(), shopper_token)
         self._sending, self._on_refused = sending or Sending(), on_refused
         self._begin()
         atexit.register(self._at_exit)

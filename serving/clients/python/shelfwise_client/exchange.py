@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ from shelfwise_client.errors import DeadlineError, ServiceError, ShelfwiseError,
 from shelfwise_client.retry import Retry, may_pass, retry_after_s, surely_not_done
 
 T = TypeVar("T")
+ShopperToken = str | Callable[[], str | None] | None
+"""A shopper token, or a function that returns the current one. Only needed with a public API key."""
 
 VERSION = "0.1.0"
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=30.0)
@@ -27,7 +30,9 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 class Service:
     """The service's address and API key, and the settings for calls to it."""
 
-    def __init__(self, url: str, key: str | None, deadline_s: float, retry: Retry) -> None:
+    def __init__(
+        self, url: str, key: str | None, deadline_s: float, retry: Retry, shopper_token: ShopperToken = None
+    ) -> None:
         """Raises ValueError for an invalid URL, key or deadline."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -40,6 +45,7 @@ class Service:
         self.headers = {"user-agent": f"shelfwise-client/{VERSION}", "accept": "application/json"}
         if key is not None:
             self.headers["authorization"] = f"Bearer {key}"
+        self._token = shopper_token
 
     def due(self, call: Call[Any]) -> float:
         """Deadline of a call that starts now, as a `time.monotonic` value."""
@@ -48,6 +54,8 @@ class Service:
     def request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any], due: float) -> httpx.Request:
         """Build the request. The timeout of each step is the time left until the deadline."""
         headers = {"content-type": "application/json"} if call.body is not None else {}
+        if token := self._token() if callable(self._token) else self._token:
+            headers["x-shopper-token"] = token
         return http.build_request(
             call.method,
             self.url + call.path,

@@ -1,0 +1,82 @@
+"""Removal of erased users from the quarantine and the summary of an import.
+
+A quarantined row has the value of one cell, which may be a user ID, or a whole line that contains one. A tombstone can
+be compared with an ID, but not searched in a text. Therefore a value is removed if it or one of its words is the ID of
+an erased user, and every value that is a whole line or was cut is removed with the first erasure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.bounds import IdError, clean_id
+from offline.data.erasures import Erasures
+from offline.runtime import atomic_path, write_json
+
+FILE = "quarantine.parquet"
+SUMMARY_FILE = "import.json"
+SHOWN_CHARACTERS = 200
+"""Maximum length of a rejected value that is kept: enough to recognise it, too little to fill a disk."""
+
+_BETWEEN = re.compile(r"[\s,;|\"'{}\[\]()=&?]+")
+
+
+def without_erased_values(quarantine: pa.Table, erasures: Erasures) -> pa.Table:
+    """The same rows, with null for every value that may have the ID of an erased user."""
+    if not erasures.at or not len(quarantine):
+        return quarantine
+    values = quarantine["value"].combine_chunks().dictionary_encode()
+    named = [_may_name_erased(value, erasures) for value in values.dictionary.to_pylist()]
+    is_line = quarantine["column"].combine_chunks().is_null().to_numpy(zero_copy_only=False)
+    removed = is_line | np.array([*named, False])[values.indices.fill_null(len(named)).to_numpy()]
+    kept = pa.array(
+        [None if gone else value for gone, value in zip(removed, quarantine["value"].to_pylist(), strict=True)],
+        quarantine.schema.field("value").type,
+    )
+    return quarantine.set_column(quarantine.schema.get_field_index("value"), quarantine.schema.field("value"), kept)
+
+
+def _may_name_erased(value: str, erasures: Erasures) -> bool:
+    if len(value) >= SHOWN_CHARACTERS:
+        return True
+    parts = {value, *_BETWEEN.split(value)}
+    return any(erasures.until(user) > -np.inf for part in parts for user in _as_ids(part))
+
+
+def _as_ids(text: str) -> list[str]:
+    """The text, and the ID that it is after `clean_id`."""
+    try:
+        return [text, clean_id(text)]
+    except IdError:
+        return [text]
+
+
+def remove_erased(directory: Path, erasures: Erasures) -> None:
+    """Remove erased users from the quarantine and the summary of the last import of a data set."""
+    path, summary = directory / FILE, directory / SUMMARY_FILE
+    if not path.is_file():
+        return
+    before = pq.read_table(path)
+    after = without_erased_values(before, erasures)
+    if after.equals(before):
+        return
+    with atomic_path(path) as temporary:
+        pq.write_table(after, temporary, compression="zstd")
+    if summary.is_file():
+        content = json.loads(summary.read_text("utf-8"))
+        rows = zip(before.to_pylist(), after["value"].to_pylist(), strict=True)
+        # An example begins with the file and the row that it describes.
+        gone = {f"{row['file']}, row {row['row']}" for row, value in rows if row["value"] != value}
+        content["examples"] = [e for e in content["examples"] if not _is_about(e, gone)]
+        write_json(summary, content)
+
+
+def _is_about(example: str, rows: set[str]) -> bool:
+    start = re.match(r"(.*?, row \d+)[,:]", example)
+    return start is not None and start[1] in rows

@@ -1,0 +1,78 @@
+"""The gate's rule that no simple order is better than what is published."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offline.config.publication import GateConfig
+from offline.data import Targets
+from offline.evaluation import BASELINES
+from offline.nightly.comparison import HeldOut, ndcg_of_baselines
+from offline.nightly.gate import judge_against_simple_orders
+
+N = 200
+COLD = np.arange(N) >= N // 2
+POPULARITY = np.random.default_rng(0).uniform(0.3, 0.5, N)
+
+
+def judge(ranker: np.ndarray, simple: dict[str, np.ndarray] | None = None) -> list[tuple[str, str]]:
+    """(verdict, message) of the rule, for lists of 100 known and 100 new users, one list each."""
+    lists: Any = SimpleNamespace(user=np.arange(N))
+    unused: Any = None
+    of_lists = {"all": np.ones(N, bool), "warm_users": ~COLD, "cold_users": COLD}
+    held_out = HeldOut(lists, unused, np.zeros(N), simple or {"popularity": POPULARITY}, of_lists, {}, np.ones(0))
+    return [(r.verdict, r.message) for r in judge_against_simple_orders(ranker, held_out, GateConfig())]
+
+
+def test_a_release_better_than_every_simple_order_is_promoted() -> None:
+    ((verdict, message),) = judge(POPULARITY + 0.1)
+    assert verdict == "promote"
+    assert "popularity" in message
+    assert "better than the best simple order" in message
+
+
+def test_a_release_worse_for_new_users_is_held_even_if_its_mean_is_as_good() -> None:
+    """.1 better for 100 known users and .1 worse for 100 new ones: the means are equal, and new users lose."""
+    verdicts = dict(judge(np.where(COLD, POPULARITY - 0.1, POPULARITY + 0.1)))
+    assert set(verdicts) == {"promote", "keep"}
+    assert "no clear difference from" in verdicts["promote"]
+    assert verdicts["keep"].startswith("cold users: ")
+    assert "-0.1000 [-0.1000, -0.1000] on 100 lists: worse than the best simple order" in verdicts["keep"]
+
+
+@pytest.mark.parametrize(("difference", "verdict"), [(-0.01, "ask"), (-0.004, "promote")])
+def test_a_mean_that_may_be_worse_by_more_than_the_margin_needs_approval(difference: float, verdict: str) -> None:
+    """The margin is .005. The noise of .3 on 200 lists gives an interval of about .04 on both sides."""
+    noise = np.random.default_rng(1).normal(0, 0.3, N)
+    ranker = POPULARITY + noise - noise.mean() + difference
+    assert [v for v, message in judge(ranker) if message.startswith("all: ")] == [verdict]
+
+
+def test_the_rival_is_the_best_simple_order_of_each_slice() -> None:
+    """Popularity is best for new users, and the own history for known ones."""
+    own = np.where(COLD, 0.0, 0.9)
+    simple = {"popularity": POPULARITY, "own": own}
+    messages = {message.partition(":")[0]: message for _, message in judge(np.full(N, 0.2), simple)}
+    assert "own 0.9000" in messages["warm users"]
+    assert "popularity 0." in messages["cold users"]
+
+
+def test_slices_of_fewer_than_twenty_lists_are_not_judged() -> None:
+    """With 19 lists that have a target, none of which is enough, there is no reason."""
+    ranker = np.where(np.arange(N) < 19, POPULARITY - 0.2, np.nan)
+    assert judge(ranker) == []
+
+
+def test_a_list_that_a_baseline_cannot_score_has_the_random_order() -> None:
+    """One item is wanted: popularity has it first (1), the random order second (1 / log2(3)); EASE scores no list."""
+    best = np.full((2, len(BASELINES), 3), -1, np.int32)
+    best[:, BASELINES.index("random"), :2] = [5, 7]
+    best[0, BASELINES.index("popularity"), 0] = 7
+    targets = Targets(np.array([0, 1]), np.array([7, 7], np.int32), np.ones(2, np.int8))
+    found = ndcg_of_baselines(best, targets)
+    assert set(found) == {"random", "popularity"}
+    assert found["popularity"].tolist() == pytest.approx([1.0, 1 / np.log2(3)])
