@@ -62,6 +62,7 @@ class EncoderConfig(BaseModel):
     read_s: float | None = Field(
         None,
         gt=0,
+        examples=[600],
         description="Maximum time in seconds for reading new item texts, those with most events first. Items whose "
         "text is not read in time have no text vector in this run, and a later run reads them. null reads all texts.",
     )

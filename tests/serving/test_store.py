@@ -718,6 +718,6 @@ def test_a_user_takes_the_bytes_that_the_formula_says(
     for u in range(200):
         store.write([event(n, NOW - n, kind, f"sku-{n:08d}", f"user-{u:08d}") for n, kind in enumerate(kinds)], NOW)
     lists = [raw.memory_usage(f"sw:{{user-00000007}}:{suffix}", samples=0) or 0 for suffix in "es"]
-    measured = sum(lists) + raw.memory_usage("sw:users", samples=0) / 200
+    measured = sum(lists) + (raw.memory_usage("sw:users", samples=0) or 0) / 200
     formula = UNITS["user"].value + UNITS["engagement"].value * engagements + UNITS["impression"].value * shown
     assert measured == pytest.approx(formula, rel=0.1)
