@@ -88,10 +88,12 @@ def evaluate(
 def with_protocol(config: Config, data: Path | None, protocol: str | None) -> Config:
     """The configuration with the given protocol, or the default one for its data, and the settings that go with it."""
     from offline.config import PROTOCOLS
+    from offline.ingest import detect
 
     windows, lists = config.windows.model_fields_set, config.lists.model_fields_set
     if protocol is None and "protocol" not in windows and (data is not None or config.sources is not None):
-        ordered = any(e.order_column is not None for e in sources(config, data).events)
+        found = config.sources if data is None else detect(data)[0]
+        ordered = found is not None and any(e.order_column is not None for e in found.events)
         protocol = "leave-last-out" if ordered else None
     protocol = protocol or config.windows.protocol
     if protocol not in PROTOCOLS:

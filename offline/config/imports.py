@@ -319,7 +319,8 @@ class ImportConfig(_Section):
 
     def to_mapping(self) -> Mapping[str, Any]:
         """The section as plain values for YAML, without defaults."""
-        return _compact(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        out: Mapping[str, Any] = _compact(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        return out
 
 
 def _compact(value: Any) -> Any:

@@ -115,7 +115,7 @@ def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, late
     whole = f"position BETWEEN 0 AND {MAX_POSITION} AND position = trunc(position)"
     reader.add("position", f"{reader.number('position')} - {start}", whole)
     reader.add_number("value")
-    problems.append((f"value < 0 AND kind <> {int(Kind.RATING)}", "'negative_value'", "value"))
+    problems.append((f"value < 0 AND isfinite(value) AND kind <> {int(Kind.RATING)}", "'negative_value'", "value"))
     reader.add("clicked", reader.flag("clicked"))
     for name in TEXT_COLUMNS:
         reader.add_prose(name)

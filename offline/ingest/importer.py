@@ -64,8 +64,8 @@ def import_data(
     """
     if (directory / "truth.parquet").exists() and not (directory / _ACCOUNT).exists():
         raise DataError(f"{directory}: contains a simulated shop (truth.parquet). Import into another directory.")
-    directory.mkdir(parents=True, exist_ok=True)
-    with _imported(config, now, on_progress, directory) as found:
+    with _imported(config, now, on_progress, _existing(directory)) as found:
+        directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "quarantine.parquet", quarantine_table(found.library.sql))
         with atomic_path(directory / _ACCOUNT) as temporary:
             temporary.write_text(found.summary.to_json(), "utf-8")
@@ -86,6 +86,11 @@ def import_data(
                 # A file left over from an earlier import would not match this log.
                 (directory / name).unlink(missing_ok=True)
         return found.summary
+
+
+def _existing(directory: Path) -> Path:
+    """The directory, or the nearest one above it that exists: on the disk that the data set will be on."""
+    return next(folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.is_dir())
 
 
 def validate(config: ImportConfig, now: datetime, on_progress: OnProgress | None = None) -> ImportSummary:

@@ -60,8 +60,8 @@ def _peeks(folder: Path, name: str, table: TableConfig, directory: Path) -> Sequ
             parts = ", ".join(str(p.part) for p in found)
             raise DataError(f"table {name}: no part is called {table.part!r}. Parts of its files: {parts}.")
         return chosen
-    parts = [p for p in found if p.part is not None and set(p.columns) != set(found[0].columns)]
-    if parts:
+    several = [p for p in found if p.part is not None and set(p.columns) != set(found[0].columns)]
+    if several:
         listed = ", ".join(f"{p.part} ({', '.join(list(p.columns)[:4])}, ...)" for p in found)
         raise DataError(f"table {name}: its file holds several tables. Set `part` to one of: {listed}.")
     return found

@@ -109,7 +109,7 @@ class Profiles:
         value = scope.resolve(unpack.path)
         if value is None:
             return []
-        sql = f"TRY_CAST({value.sql} AS JSON)"
+        sql = value.sql if value.type == "JSON" else f"as_json(CAST({value.sql} AS VARCHAR))"
         where = f" WHERE {source.where}" if source.where else ""
         if unpack.key:
             key = f"json_extract_string({sql}, {literal('$[*].' + json_key(unpack.key))})"

@@ -62,7 +62,7 @@ REASONS: Mapping[str, Reason] = {
         "does not have the same number of columns as the header",
         "Quote cells that contain the delimiter, or set `delimiter`.",
     ),
-    "bad_json": Reason("is not valid JSON", "Write one JSON object per line. NaN and Infinity are not valid JSON."),
+    "bad_json": Reason("is not valid JSON", "Write one JSON object per line."),
     "not_an_object": Reason("is not a JSON object", "Write one JSON object per line."),
     "line_too_long": Reason("is longer than 16 MiB", "Write one event per line."),
     "duplicate_event": Reason(

@@ -2,7 +2,7 @@
 
 A body holds several events, and each event several items; every item becomes one event. Fields that only analytics
 needs are ignored, so unknown fields are not an error. GA4 files (the BigQuery export) are read by
-`offline.ingest.readers`.
+`offline/ingest/presets/ga4.yaml`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -47,20 +48,26 @@ _BLOCKS = frozenset(
 
 
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
-    """Define the functions `tidy`, `number_text`, `join_key`, `id_problem`, `plain_text` and `flag` in a database.
+    """Define the SQL functions of this file in a database: `tidy`, `id_text`, `join_key`, `scalar`, `plain_text` and others.
 
     missing: texts that count as missing.
     """
     words = ", ".join(literal(word) for word in dict.fromkeys(("", *missing)))
     placeholders = ", ".join(literal(word) for word in sorted(PLACEHOLDER_IDS))
     spaces = literal(_SPACES)
-    sql.create_function("plain_text_of", _plain_texts, ["VARCHAR"], "VARCHAR", type="arrow", side_effects=False)  # type: ignore[arg-type]
+    register: Any = sql.create_function
+    register("plain_text_of", _plain_texts, ["VARCHAR"], "VARCHAR", type="arrow")
     for macro in (
         # `trim` with a set of characters takes 8 us a cell, so that only cells that need it get it.
         f"tidy(x) AS CASE WHEN x IN ({words}) THEN NULL WHEN regexp_matches(x, {_OUTER_SPACE}) THEN"
         f" (CASE WHEN trim(x, {spaces}) IN ({words}) THEN NULL ELSE trim(x, {spaces}) END)"
         # Spreadsheets write ="00042" for a text that looks like a number.
         """ WHEN starts_with(x, '="') AND ends_with(x, '"') THEN nullif(x[3:-2], '') ELSE x END""",
+        # `nfc_normalize` ends a text at its first NUL.
+        "id_text(x) AS CASE WHEN contains(x, chr(0)) THEN x ELSE nfc_normalize(x) END",
+        # A key of JSON that is an object in any record is a JSON column, which a text cannot be compared with.
+        "scalar(x) AS json_extract_string(to_json(x), '$')",
+        "as_json(x) AS CASE WHEN json_valid(x) THEN x::JSON END",
         "number_text(x) AS CASE WHEN isnan(x::DOUBLE) THEN NULL WHEN isfinite(x::DOUBLE) AND abs(x::DOUBLE) < 1e18 AND"
         " x::DOUBLE = trunc(x::DOUBLE) THEN x::BIGINT::VARCHAR ELSE x::VARCHAR END",
         # As IDs are compared in joins: if a cell of the column is empty, pandas writes 1001.0 for 1001 and 1e+05 for

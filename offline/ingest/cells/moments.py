@@ -18,12 +18,14 @@ _DAYS = (
     "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%a, %d %b %Y",
     "%a %b %d %Y", "%Y年%m月%d日", "%Y-%m-%d",
 )  # fmt: skip
-_CLOCKS = ("", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", ", %H:%M:%S", ", %H:%M", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S")
-_CLOCKS += (" %H:%M:%S %z", " %H时%M分%S秒", " %H时%M分", " %H時%M分")
+_CLOCKS = (
+    "", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", ", %H:%M:%S", ", %H:%M", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S",
+    *(" %H:%M:%S %z", "T%H%M%SZ", "T%H%M%S", " %H时%M分%S秒", " %H时%M分", " %H時%M分"),
+)  # fmt: skip
 _SAMPLE = 2000
 _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
 _ISO = r"^(\d{4}-\d\d?-\d\d?)(?:[Tt ]+(\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?))?"
-_ISO += r"\s*([Zz]|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?(?:\s+[A-Z]{2,5})?$"
+_ISO += r"\s*([Zz]|UTC|GMT|[+-][01]\d:?(?:[0-5]\d)?)?(?:\s+[A-Z]{2,5})?$"
 
 
 class Moments(NamedTuple):
@@ -77,7 +79,7 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         cases.append(_iso_case(column, zone))
     if others:
         found = _of_formats(library, relation, column, zone)
-        cases.append(f"ELSE {found.sql}")
+        cases.append(f"ELSE {found.sql}" if cases else f"WHEN true THEN {found.sql}")
         said += [found.said] if found.said else []
     return Moments(f"(CASE {' '.join(cases)} END)" if cases else "CAST(NULL AS BIGINT)", "; ".join(said) or None)
 
@@ -130,7 +132,7 @@ def _of_formats(library: Library, relation: str, column: str, zone: str) -> Mome
     parsed = ", ".join(
         f"epoch_us(try_strptime({column}, {literal(f)}))"
         if "%z" in f
-        else _local_us(f"CAST(try_strptime({column}, {literal(f)}) AS TIMESTAMP)", zone)
+        else _local_us(f"CAST(try_strptime({column}, {literal(f)}) AS TIMESTAMP)", "UTC" if f.endswith("Z") else zone)
         for f in chosen
     )
     return Moments(f"coalesce({parsed})", said)

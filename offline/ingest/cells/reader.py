@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import duckdb
+
 from features.bounds import ITEM_MOMENTS, MAX_NUMBER, TEXT_CHARACTERS
 from offline.config import Column
 from offline.ingest.cells.moments import moments
@@ -12,6 +14,7 @@ from offline.ingest.mapping import MappedSource
 from offline.ingest.mapping.paths import Value, text
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import quoted
+from offline.runtime import DataError
 
 _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
 _DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
@@ -52,10 +55,19 @@ class Reader:
             else:
                 cells.append(f"{text(Value(quoted(name), kind))} AS {quoted(name)}")
                 self.types[name] = "VARCHAR"
-        self.library.sql.execute(
+        create = (
             f"CREATE OR REPLACE TEMP TABLE {self._from} AS SELECT {', '.join(['_file, _row, _seq, _index', *cells])}"
             f" FROM ({self.mapped.query})"
         )
+        try:
+            self.library.sql.execute(create)
+        except duckdb.Error as error:
+            source = self.mapped.source
+            conditions = f" (where: {source.where})" if source.where else ""
+            raise DataError(
+                f"table {source.table}: its mapping cannot be evaluated{conditions}: {str(error).splitlines()[0]}."
+                " Check `where` and `sql` of this source."
+            ) from None
 
     def _nested_values(self, names: list[str]) -> set[str]:
         """Those of some JSON values that have an object or a list in any row."""
@@ -137,7 +149,7 @@ class Reader:
         """An ID in canonical form. Where all values of the column are written as floats, they are read as integers."""
         if not self.has(name):
             return "CAST(NULL AS VARCHAR)"
-        sql = f"nfc_normalize({self.text(name)})"
+        sql = f"id_text({self.text(name)})"
         if self.types[name] == "VARCHAR" and self._all_match(name, r"^(-?\d+\.0+|\d(\.\d+)?e\+\d+)$"):
             self.said.append(f"{self.mapped.names[name]}: IDs were written as decimals; 13085.0 is read as 13085")
             sql = f"join_key({sql})"
@@ -160,7 +172,7 @@ class Reader:
         raw = quoted(name)
         if self.types[name] != "VARCHAR":
             return f"TRY_CAST({raw} AS DOUBLE)"
-        decimal = self.column(name).decimal
+        decimal: str | None = self.column(name).decimal
         if decimal is None and self._all_numbers(name):
             return f"TRY_CAST({raw} AS DOUBLE)"
         if decimal is None:

@@ -82,7 +82,7 @@ def _column(alias: str, columns: Mapping[str, str], path: str) -> Value | None:
 
 def _descend(value: Value, rest: str) -> Value:
     """The value at a path below a nested value."""
-    sql = value.sql if value.type == "JSON" else f"TRY_CAST({value.sql} AS JSON)"
+    sql = value.sql if value.type == "JSON" else f"as_json(CAST({value.sql} AS VARCHAR))"
     pending, is_list, at = "", False, 0
     while at < len(rest):
         step = _STEP.match(rest, at)

@@ -179,7 +179,8 @@ def _exploded(scope: Scope, source: Source) -> str:
         parts = f"string_split({text(value)}, {literal(source.explode.split)})"
         elements = f"list_transform(list_filter({parts}, lambda x: trim(x) <> ''), lambda x: to_json(trim(x)))"
     else:
-        elements = f"TRY_CAST({value.sql} AS JSON[])"
+        json = value.sql if value.type == "JSON" else f"as_json(CAST({value.sql} AS VARCHAR))"
+        elements = f"TRY_CAST({json} AS JSON[])"
     filled = f"CASE WHEN len({elements}) > 0 THEN {elements} ELSE [CAST(NULL AS JSON)] END"
     index = f"CASE WHEN len({elements}) > 0 THEN range(len({elements})) ELSE [CAST(NULL AS BIGINT)] END"
     return f" CROSS JOIN LATERAL (SELECT unnest({filled}) AS _each, unnest({index}) AS _index) AS _list"

@@ -59,7 +59,7 @@ def record_paths(path: Path) -> list[Path_]:
                 nested.add(tuple(names))
             names.pop()
             children.pop()
-            element.clear(keep_tail=True)
+            element.clear()
         if i > _SAMPLE and repeated & nested:
             break
     found = repeated & nested
@@ -78,11 +78,11 @@ def records(path: Path, record: Path_) -> Iterator[dict[str, Any]]:
         if here == record:
             value = _value(element)
             yield value if isinstance(value, dict) else {"text": value}
-            element.clear(keep_tail=True)
+            element.clear()
             while (before := element.getprevious()) is not None:
                 cast(Any, before.getparent()).remove(before)
         elif here[: len(record)] != record:
-            element.clear(keep_tail=True)
+            element.clear()
 
 
 def _value(element: etree._Element) -> Any:

@@ -139,14 +139,15 @@ def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.M
             "Valkey. A relative path starts at the current directory.)",
         ),
         (
-            "import: {events: [{format: csv}]}",
-            "import.events[0].path is missing (Path of the file. Gzip files are decompressed while reading.)",
+            "import: {events: [{where: 'true'}]}",
+            "import.events[0].from is missing (Table whose rows are read.)",
         ),
-        ("import: {events: []}", "import.events is []; at least 1 needed (Event files.)"),
+        ("import: {events: []}", "import.events is []; at least 1 needed (Tables of events.)"),
         (
-            "import: {events: [{path: a.jsonl}, {path: b.csv, event: foo}]}",
-            "import.events[1].event: 'foo' is not an event kind; use one of impression, view, click, cart, purchase, "
-            "rating (Event kind of every row, for a file without an event column.)",
+            "import: {events: [{from: a.jsonl}, {from: b.csv, columns: {event: {value: foo}}}], unknown_items: keep}",
+            "import.events[1].columns: 'foo' is not an event kind; use one of impression, view, click, cart, purchase, "
+            "rating, drop (Canonical column to path, or to an object with more options. A column of the same name "
+            "needs no entry; `null` leaves it out.)",
         ),
         (
             "ranker: {label_gain: [0, x]}",

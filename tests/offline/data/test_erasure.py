@@ -146,7 +146,7 @@ def test_a_later_import_does_not_restore_an_erased_user(tmp_path: Path) -> None:
     lines = [f"purchase,{user},A,{at}" for user in "uv" for at in (1_700_000_000, 1_700_000_100)]
     (source / "events.csv").write_text("\n".join(["event,user_id,item_id,timestamp", *lines]))
     pq.write_table(erasures.to_table({user_hash("u"): 1_700_000_050.0}), data / erasures.FILE)
-    import_data(detect(source), data, datetime.now(UTC))
+    import_data(detect(source)[0], data, datetime.now(UTC))
     assert sorted(pq.read_table(data / "events.parquet")["user_id"].to_pylist()) == ["u", "v", "v"]
 
 

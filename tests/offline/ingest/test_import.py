@@ -472,20 +472,20 @@ def broken_gzip(folder: Path) -> Path:
 def import_error(config: ImportConfig, folder: Path) -> str:
     with pytest.raises(DataError) as error:
         import_data(config, folder / "out", NOW)
-    assert not list((folder / "out").iterdir()), "a source that cannot be read leaves no files"
+    assert not (folder / "out").exists(), "a source that cannot be read leaves no files"
     return str(error.value)
 
 
 def test_a_truncated_gzip_file_is_rejected_as_a_whole(tmp_path: Path) -> None:
     broken_gzip(tmp_path)
     assert import_error(mapped(tmp_path, {"from": "events.csv.gz"}), tmp_path) == (
-        "events.csv.gz: the gzip data is truncated or corrupt (Compressed file ended before the end-of-stream marker"
-        " was reached). Nothing was imported; download the file again."
+        "events.csv.gz: the compressed data is truncated or corrupt (Compressed file ended before the end-of-stream"
+        " marker was reached). Nothing was imported; download the file again."
     )
     jsonl = tmp_path / "log.jsonl.gz"
     jsonl.write_bytes(gzip.compress(b'{"event": "click"}\n' * 100_000)[:-30])
     config = mapped(tmp_path, {"from": "log.jsonl.gz"})
-    assert import_error(config, tmp_path).startswith("log.jsonl.gz: the gzip data is truncated or corrupt")
+    assert import_error(config, tmp_path).startswith("log.jsonl.gz: the compressed data is truncated or corrupt")
 
 
 def test_a_missing_column_raises_with_the_existing_columns_and_how_to_map_them(tmp_path: Path) -> None:
@@ -535,9 +535,7 @@ def test_a_repeated_column_name_gets_a_number(tmp_path: Path) -> None:
 
 def test_an_unknown_layout_raises_with_the_files_found(tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(
-        DataError, match=r"no preset fits \(found: sales.csv \(a, b\)\)\. Presets: .*--suggest > shop.yaml"
-    ):
+    with pytest.raises(DataError, match=r"no preset fits \(found: sales.csv \(a, b\)\)\. .*--suggest > shop.yaml"):
         detect(tmp_path)
     with pytest.raises(DataError, match="there is no such file or folder"):
         detect(tmp_path / "nowhere")

@@ -5,21 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.config.imports import EventSource, ItemSource
 from offline.data.query_groups import baskets, rebuild_lists
-from offline.ingest.importer import ImportConfig, import_data
-from offline.runtime.engine import LOCAL, Local, split_evenly
-from offline.runtime.files import checksum
+from offline.runtime.engine import Local, split_evenly
 from offline.training.rows import RowBlock, RowsJob, make_rows
 from tests import ROOT
 from tests.features.test_replay import LISTS
@@ -96,36 +91,6 @@ def test_the_engine_does_not_change_text_vectors(monkeypatch: pytest.MonkeyPatch
     )
     np.testing.assert_array_equal(mapped, serial)
     np.testing.assert_array_equal(serial, encoder.encode(lamps))
-
-
-def log_of_days(folder: Path) -> ImportConfig:
-    """An import configuration for one file of items and one log file per day, for three days.
-
-    Every file has rows that are rejected, some as duplicates of a row in another file.
-    """
-    (folder / "items.csv").write_text("item_id,title,price\ni1,Lamp,3\ni2,Rug,-1\ni1,Lamp again,3\n")
-    for day in (1, 2, 3):
-        (folder / f"day{day}.csv").write_text(
-            "event,user_id,item_id,timestamp\n"
-            f"click,u1,i1,2026-01-0{day}T10:00:00Z\nview,u2,i1,2026-01-01T09:00:00Z\nstare,u1,i1,2026-01-01\n"
-        )
-    days = tuple(EventSource(path=folder / f"day{day}.csv") for day in (1, 2, 3))
-    return ImportConfig(items=(ItemSource(path=folder / "items.csv"),), events=days)
-
-
-def test_the_number_of_parts_does_not_change_an_import(tmp_path: Path) -> None:
-    """Events, items, quarantine and the summary are the same, byte for byte."""
-    config, now = log_of_days(tmp_path), datetime(2026, 2, 1, tzinfo=UTC)
-    summaries = [
-        import_data(config, tmp_path / name, now, engine=engine)
-        for name, engine in (("one", LOCAL), ("two", Parted(3)))
-    ]
-    assert summaries[0] == summaries[1]
-    assert summaries[0].events["click"] == 3
-    for name in ("events.parquet", "items.parquet", "quarantine.parquet"):
-        assert checksum(tmp_path / "two" / name) == checksum(tmp_path / "one" / name)
-    reasons = pq.read_table(tmp_path / "two" / "quarantine.parquet")["reason"].to_pylist()
-    assert sorted(reasons) == ["duplicate_event"] * 2 + ["duplicate_item", "negative_price"] + ["unknown_event"] * 3
 
 
 _WITHOUT_RAY = """

@@ -17,9 +17,8 @@ import pytest
 from features.log import Lists
 from offline.config.configuration import Config, load
 from offline.config.simulation import SimulateConfig
-from offline.ingest.importer import import_data
 from offline.nightly.night import Night
-from offline.runtime.engine import LOCAL, Engine, WorkerGroup, split_evenly
+from offline.runtime.engine import WorkerGroup, split_evenly
 from offline.runtime.errors import DataError
 from offline.runtime.files import checksum
 from offline.runtime.progress import OnProgress
@@ -28,7 +27,6 @@ from offline.simulation.dataset import simulate
 from offline.training.rows import RowBlock, RowsJob, make_rows
 from ranker.metrics import paired_difference, score_lists, tie_break
 from ranker.trees import Trees
-from tests.offline.runtime.test_engine import log_of_days
 from text_encoder import texts
 from text_encoder.encoder import load as load_encoder
 
@@ -118,16 +116,6 @@ def test_encoding_texts_on_several_nodes_gives_the_same_vectors(engine: Ray, mon
         for over_blocks in (texts.map_serially, engine.map)
     )
     np.testing.assert_array_equal(mapped, serial)
-
-
-def test_an_import_on_several_nodes_writes_the_same_bytes(engine: Ray, tmp_path: Path) -> None:
-    """An import of four sources writes the same files and summary as in this process."""
-    config, now = log_of_days(tmp_path), datetime(2026, 2, 1, tzinfo=UTC)
-    engines: tuple[Engine, ...] = (LOCAL, engine)
-    local, remote = (import_data(config, tmp_path / str(k), now, engine=e) for k, e in enumerate(engines))
-    assert remote == local
-    names = ("events.parquet", "items.parquet", "quarantine.parquet")
-    assert [checksum(tmp_path / "1" / n) for n in names] == [checksum(tmp_path / "0" / n) for n in names]
 
 
 def ndcg(tested: Lists, score: np.ndarray) -> np.ndarray:
