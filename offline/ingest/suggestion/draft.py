@@ -50,8 +50,10 @@ def suggest(source: Path) -> str:
             create_macros(library.sql, _MISSING)
             tables = Tables(source, library, copies)
             found = find_preset(tables.peeks)
-            if found is not None:
-                return _of_preset(bind(found, tables.folder), found.preset)
+            bound = bind(found, tables.folder) if found is not None else None
+            # A preset that leaves files out and knows no items is not all of it.
+            if found is not None and bound is not None and (bound.items or not found.others):
+                return _of_preset(bound, found.preset)
             tables.load()
             return _Draft(tables, source).write()
         finally:
@@ -64,29 +66,30 @@ def _of_preset(config: ImportConfig, preset: Preset) -> str:
 
 
 class _Draft:
-    """The draft of a mapping. Tables of items are found with the events, whose item IDs show which key is meant."""
+    """The draft of a mapping. Which of several keys of a table of items is meant, the item IDs of the events show."""
 
     def __init__(self, tables: Tables, source: Path) -> None:
         self.tables, self.source = tables, source
         self.links: list[Link] = find_links(tables)
         self.left_out: list[str] = list(tables.said)
         self.events: list[EventTable] = []
-        lacking: dict[str, str] = {}
-        for table in tables.tables.values():
+        self.lacking: dict[str, str] = {}
+        every = list(tables.tables.values())
+        catalogues = {t.name for t in every if find_item_table(tables, t, ()) is not None}
+        for table in (t for t in every if t.name not in catalogues):
             found = find_event_table(tables, table, self.links)
             if isinstance(found, str):
-                lacking[table.name] = found
+                self.lacking[table.name] = found
             else:
                 self.events.append(found)
         taken = {e.table.name for e in self.events}
         self.items: list[ItemTable] = []
         self.users: list[tuple[Table, str]] = []
-        for table in (t for t in tables.tables.values() if t.name not in taken):
+        for table in (t for t in every if t.name not in taken):
             if (item := find_item_table(tables, table, self.events)) is not None:
                 self.items.append(item)
             elif (key := find_user_key(tables, table, self.links)) is not None:
                 self.users.append((table, key))
-        self.lacking = lacking
 
     def write(self) -> str:
         """The draft as YAML. Raises DataError if there are no events."""

@@ -56,6 +56,8 @@ def find_event_table(tables: Tables, table: Table, links: Sequence[Link]) -> Eve
     """The roles of a table if its rows are events, else what it lacks."""
     explode = _list_of_items(table)
     own = _own_roles(table, explode)
+    if "item_id" not in own and (path := _item_by_link(tables, table, links)) is not None:
+        own = {**{role: p for role, p in own.items() if p != path}, "item_id": path}
     if "item_id" not in own:
         return "has no column of item IDs"
     roles = {role: Place(path, table.name, path) for role, path in own.items()}
@@ -75,6 +77,20 @@ def find_event_table(tables: Tables, table: Table, links: Sequence[Link]) -> Eve
         return f"has no column of {' and none of '.join(lacking)}, also not in a table that it leads to"
     needed = {place.table for role, place in roles.items() if role not in ITEM_TEXTS}
     return EventTable(table, roles, _without_needless(reached, needed, links), explode)
+
+
+def _item_by_link(tables: Tables, table: Table, links: Sequence[Link]) -> str | None:
+    """A column whose name does not say so, but whose values are the key of a table that describes items."""
+    for link in links:
+        other = choose(tables.tables[link.other], ("user_id", "title", "category", "price"), (link.key,))
+        if (
+            link.table == table.name != link.other
+            and "title" in other
+            and {"price", "category"} & set(other)
+            and "user_id" not in other
+        ):
+            return link.path
+    return None
 
 
 def _list_of_items(table: Table) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from offline.ingest.suggestion.tables import Facts, Table, Tables
+from offline.ingest.suggestion.vocabulary import fold
 
 _ENTITIES = frozenset(
     {
@@ -93,7 +94,8 @@ def _link(tables: Tables, table: Table, facts: Facts, other: Table, key: Facts) 
     if table is other:
         named = mine - {"parent"} <= theirs or mine <= {"parent"}
     else:
-        named = bool(mine) and mine == theirs and _is_id(facts) and "parent" not in facts.name.concepts
+        same = fold(facts.path) == fold(key.path) and facts.path.lower() not in ("id", "name", "title")
+        named = (same or (bool(mine) and mine == theirs)) and _is_id(facts) and "parent" not in facts.name.concepts
     if not named and not _could_only_be_ids(facts):
         return None
     share = tables.included(table.name, facts.path, other.name, key.path)

@@ -39,6 +39,8 @@ def find_item_table(tables: Tables, table: Table, events: Sequence[EventTable]) 
         and "email" not in table.columns[roles["user_id"]].name.concepts
     ):
         return None
+    if "order_id" in roles and roles["order_id"] not in _KEYLESS:
+        return None
     described = {"title", "price", "category", "description", "brand"} & set(roles)
     about_items = "item" in table.topic.concepts or not table.topic.concepts & {"category", "brand", "user", "order"}
     if not described or not about_items:
@@ -54,7 +56,7 @@ def find_item_table(tables: Tables, table: Table, events: Sequence[EventTable]) 
     }
     if unique:
         return ItemTable(table, max(unique, key=lambda p: unique[p]), True)
-    if keys and "title" in roles and "order_id" not in roles and (len(described) > 1 or "item" in table.topic.concepts):
+    if keys and "title" in roles and (len(described) > 1 or "item" in table.topic.concepts):
         return ItemTable(table, max(keys, key=lambda p: keys[p] + _met(tables, table, p, events)), False)
     return None
 

@@ -20,13 +20,20 @@ from offline.runtime import DataError
 SAMPLE = 20_000
 """Rows of which cells are looked at. What depends on all rows, such as uniqueness, is queried."""
 _PROBES = 300
-_NUMBER = re.compile(r"[^\d\w]{0,3}\s*[A-Za-z]{0,4}\s*[+-]?\s*[\d.,'’\s]*\d[.,]?\s*(?:[^\d\s.,:/-]{1,4})?")
+_NUMBER = re.compile(r"[^\d\w]{0,3}\s*[A-Za-z]{0,4}\s*[+-]?\s*[\d.,'’\s]*\d[.,]?\s*(?:[^\d\s,:/-]{1,5})?")
 _DAY = r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4}|\d{4}年\d\d?月\d\d?日|(?:[A-Za-z]{3},? )?\d\d? [A-Za-zäé]{3,9}\.? \d{4}"
 _DAY += r"|[A-Za-z]{3,9}\.? \d\d?,? \d{4}|\d\d?-[A-Za-z]{3}-\d{2,4}|20\d\d[01]\d[0-3]\d)"
-_MOMENT = re.compile(rf"{_DAY}(?:[T, ].*)?|1\d{{9}}(?:\.\d+)?|1\d{{12}}|1\d{{15}}|1\d{{18}}")
+_MOMENT = re.compile(rf"{_DAY}(?:[T, ].*)?|[1-9]\d{{8}}|1\d{{9}}(?:\.\d+)?|1\d{{12}}|1\d{{15}}|1\d{{18}}")
 _CLOCK = re.compile(r"\d\d?[:.時时]\d\d(?:[:.分]\d\d)?(?:分|秒)?(?: ?[AaPp][Mm])?")
 _HEX = re.compile(r"[0-9a-f]{32,128}|[0-9a-f-]{36}")
-_TOPICS = {"bought": "purchases", "order": "orders", "kind": "events", "event": "events", "item": "products", "user": "users"}
+_TOPICS = {
+    "bought": "purchases",
+    "order": "orders",
+    "kind": "events",
+    "event": "events",
+    "item": "products",
+    "user": "users",
+}
 """Names of tables whose files have no name in Latin letters, by a concept of the name."""
 
 
@@ -43,12 +50,15 @@ class Facts:
 
     @cached_property
     def name(self) -> Name:
-        """What the column's name says. Of a nested value, the last key; with the key above if that says little."""
-        steps = self.path.replace("[]", "").split(".")
-        last = understand(steps[-1])
+        """What the column's name says. Of a nested value, the last key; with the key above if that says little.
+
+        The elements of a list are taken for items, whatever the list is called: `basket[].id`.
+        """
+        steps = self.path.split(".")
+        last = understand(steps[-1].replace("[]", ""))
         if len(steps) > 1 and last.concepts <= {"id", "name", "kind", "position"}:
-            above = understand(steps[-2])
-            return Name(last.concepts | above.concepts, last.unknown, last.level)
+            above = {"item"} if steps[-2].endswith("[]") else understand(steps[-2]).concepts
+            return Name(last.concepts | above, last.unknown, last.level)
         return last
 
     @cached_property
