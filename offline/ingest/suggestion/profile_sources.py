@@ -181,7 +181,8 @@ def _attribute(facts: Facts) -> Any:
         return {"path": facts.path, "type": "date"}
     for separator in ("|", ";"):
         parts = [part.strip() for c in cells for part in c.split(separator)]
-        if sum(separator in c for c in cells) >= 0.3 * len(cells) > 0 and len(set(parts)) < 0.8 * len(parts):
+        lists = sum(separator in c for c in cells)
+        if lists >= 0.3 * len(cells) > 0 and (separator == "|" or len(set(parts)) < 0.8 * len(parts)):
             return {"path": facts.path, "split": separator}
     return None
 
