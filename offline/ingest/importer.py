@@ -41,6 +41,7 @@ from offline.ingest.profiles import Profiles, read_profiles
 from offline.ingest.quarantine import examples, quarantine_table
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal, quoted
+from offline.ingest.shoppers import check_shoppers
 from offline.ingest.summary import ImportSummary
 from offline.runtime import DataError, OnProgress, atomic_path
 
@@ -190,6 +191,7 @@ def _check(library: Library, config: ImportConfig, latest_us: int, annotations: 
     checks = EventChecks(library, account, config)
     if not_products := _not_products(config, items):
         checks.refuse(f"SELECT seq FROM shop.events WHERE {not_products}", "item_id", "not_a_product")
+    notes += check_shoppers(checks)
     notes += match_items(library, config)
     notes += checks.run()
     notes += _complete_items(library, checks, items)

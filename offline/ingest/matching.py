@@ -57,7 +57,8 @@ def match_items(library: Library, config: ImportConfig) -> list[str]:
         return []
     ours = f"source IN ({', '.join(described)})"
     library.sql.execute(
-        f"CREATE OR REPLACE TEMP TABLE _unknown AS SELECT item_id AS x, count(*) AS events FROM shop.events WHERE {ours}"
+        "CREATE OR REPLACE TEMP TABLE _unknown AS SELECT item_id AS x, count(*) AS events FROM shop.events"
+        f" WHERE {ours}"
         " AND item_id NOT IN (SELECT item_id FROM shop.items) GROUP BY item_id"
     )
     total = library.rows(f"SELECT count(*) FROM shop.events WHERE {ours}")[0][0]
@@ -81,7 +82,8 @@ def _pairs(form: _Form) -> str:
         f"SELECT {form.sql} AS form, any_value(x) AS item_id FROM (SELECT item_id AS x FROM shop.items) GROUP BY form"
         " HAVING count(*) = 1"
     )
-    return f"SELECT u.x, i.item_id, u.events FROM (SELECT x, {form.sql} AS form, events FROM _unknown) AS u JOIN ({items}) AS i USING (form)"
+    unknown = f"SELECT x, {form.sql} AS form, events FROM _unknown"
+    return f"SELECT u.x, i.item_id, u.events FROM ({unknown}) AS u JOIN ({items}) AS i USING (form)"
 
 
 def _match(library: Library, form: _Form) -> _Match:
@@ -92,12 +94,13 @@ def _match(library: Library, form: _Form) -> _Match:
 def _rename(library: Library, match: _Match, ours: str) -> str:
     library.sql.execute(f"CREATE OR REPLACE TEMP TABLE _renamed AS {_pairs(match.form)}")
     library.sql.execute(
-        f"UPDATE shop.events SET item_id = r.item_id FROM _renamed AS r WHERE shop.events.item_id = r.x AND shop.events.{ours}"
+        "UPDATE shop.events SET item_id = r.item_id FROM _renamed AS r"
+        f" WHERE shop.events.item_id = r.x AND shop.events.{ours}"
     )
     old, new = library.rows("SELECT x, item_id FROM _renamed ORDER BY x LIMIT 1")[0]
     return (
-        f"item IDs of {match.events} events differ from the catalogue's by {match.form.called}: {old!r} is read as {new!r}."
-        " Set `match_items: false` if they are different items"
+        f"item IDs of {match.events} events differ from the catalogue's by {match.form.called}:"
+        f" {old!r} is read as {new!r}. Set `match_items: false` if they are different items"
     )
 
 
@@ -109,7 +112,7 @@ def _message(library: Library, best: _Match, unknown: int, total: int, config: I
     elif best.ids:
         cause = (
             f"{best.ids} of the IDs differ by {best.form.called}; write them alike with `sql`, such as"
-            f' `item_id: {{sql: "lower(product)"}}`.'
+            " `item_id: {sql: lower(product)}`."
         )
     else:
         cause = (

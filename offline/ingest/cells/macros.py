@@ -48,7 +48,7 @@ _BLOCKS = frozenset(
 
 
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
-    """Define the SQL functions of this file in a database: `tidy`, `id_text`, `join_key`, `scalar`, `plain_text` and others.
+    """Define the SQL functions of this file in a database: `tidy`, `id_text`, `join_key` and others.
 
     missing: texts that count as missing.
     """

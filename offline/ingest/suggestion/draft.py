@@ -13,6 +13,7 @@ from offline.config import ImportConfig
 from offline.ingest.cells import create_macros
 from offline.ingest.presets import Preset, bind, find_preset
 from offline.ingest.reading import Library
+from offline.ingest.reading.library import quoted
 from offline.ingest.suggestion.event_sources import EventTable, draft_events, find_event_table
 from offline.ingest.suggestion.joins import Link, find_links
 from offline.ingest.suggestion.notes import Noted, to_yaml, wrap
@@ -169,8 +170,9 @@ class _Draft:
         title, place = event.roles.get("title"), event.roles["item_id"]
         if title is None or title.table != place.table or "[]" in title.path:
             return ""
-        query = f'SELECT {self.tables.value(title.table, title.own)} FROM "{place.table}" WHERE {self.tables.value(place.table, place.own)} = ?'
-        row = self.tables.library.sql.execute(query + " LIMIT 1", [item]).fetchone()
+        cell, key = (self.tables.value(p.table, p.own) for p in (title, place))
+        query = f"SELECT {cell} FROM {quoted(place.table)} WHERE {key} = ? LIMIT 1"
+        row = self.tables.library.sql.execute(query, [item]).fetchone()
         return str(row[0] or "") if row else ""
 
     def _no_events(self) -> str:

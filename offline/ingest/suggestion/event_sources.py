@@ -201,13 +201,14 @@ def _moment(found: EventTable) -> Any:
 
 def _where(tables: Tables, found: EventTable) -> Any:
     """Condition without cancelled rows, by every status and flag of the table and of those it leads to."""
-    conditions = []
-    for name in found.reach.prefix:
-        for path in [c.path for c in candidates(tables.tables[name], "status") if "[]" not in c.path]:
-            if path != found.roles.get("event", Place("", "", "")).path:
-                conditions.append(status_condition(tables, name, path))
-        for path in [c.path for c in candidates(tables.tables[name], "flag") if "[]" not in c.path]:
-            conditions.append(flag_condition(tables, name, path))
+    kind = found.roles.get("event")
+    conditions = [
+        condition(tables, name, candidate.path)
+        for name in found.reach.prefix
+        for role, condition in (("status", status_condition), ("flag", flag_condition))
+        for candidate in candidates(tables.tables[name], role)
+        if "[]" not in candidate.path and (kind is None or (name, candidate.path) != (kind.table, kind.own))
+    ]
     known = [c for c in conditions if c is not None]
     if not known:
         return None

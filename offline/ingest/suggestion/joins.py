@@ -64,7 +64,7 @@ class Reach:
 
 
 def find_links(tables: Tables) -> list[Link]:
-    """All links, by names that are about the same, or by the values alone if they are texts that hardly fit by chance."""
+    """All links: by names that are about the same, or by values alone if they are texts that hardly fit by chance."""
     out = []
     keys = [
         (t, f)
@@ -74,7 +74,7 @@ def find_links(tables: Tables) -> list[Link]:
     ]
     for table in tables.tables.values():
         for facts in table.columns.values():
-            if "[]" in facts.path or not facts.cells or facts.moments > 0.9 and not facts.name.concepts & {"id"}:
+            if "[]" in facts.path or not facts.cells or (facts.moments > 0.9 and "id" not in facts.name.concepts):
                 continue
             out += [link for other, key in keys if (link := _link(tables, table, facts, other, key)) is not None]
     return _best(out)
@@ -109,7 +109,7 @@ def _is_id(facts: Facts) -> bool:
 
 
 def _could_only_be_ids(facts: Facts) -> bool:
-    """Whether cells are texts with digits, of which at least some are different: small numbers fit any key by chance."""
+    """Whether cells are several long codes, not numbers: small numbers fit any key by chance."""
     cells = facts.distinct[:300]
     return (
         len(cells) >= _FEWEST_VALUES

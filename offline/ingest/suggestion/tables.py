@@ -23,7 +23,8 @@ _PROBES = 300
 _NUMBER = re.compile(
     r"[^\d\w]{0,3}\s*(?:[A-Z]{3}\s|kr\s?|Rs\.?\s?)?[+-]?\s*[\d.,'’\s]*\d[.,]?[–-]*\s*(?:[^\d\s,:/-]{1,5})?"
 )
-_DAY = r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4}|\d{4}年\d\d?月\d\d?日|(?:[A-Za-z]{3},? )?\d\d? [A-Za-zäé]{3,9}\.? \d{4}"
+_DAY = r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4}|\d{4}年\d\d?月\d\d?日"
+_DAY += r"|(?:[A-Za-z]{3},? )?\d\d? [A-Za-zäé]{3,9}\.? \d{4}"
 _DAY += r"|[A-Za-z]{3,9}\.? \d\d?,? \d{4}|\d\d?-[A-Za-z]{3}-\d{2,4}|20\d\d[01]\d[0-3]\d)"
 _MOMENT = re.compile(rf"{_DAY}(?:[T, ].*)?|[1-9]\d{{8}}|1\d{{9}}(?:\.\d+)?|1\d{{12}}|1\d{{15}}|1\d{{18}}")
 _CLOCK = re.compile(r"\d\d?[:.時时]\d\d(?:[:.分]\d\d)?(?:分|秒)?(?: ?[AaPp][Mm])?")
@@ -226,7 +227,8 @@ class Tables:
         assert found is not None
         value = text(found)
         rows = self.library.rows(
-            f"SELECT {value} AS v FROM {quoted(table)} WHERE v IS NOT NULL GROUP BY v ORDER BY count(*) DESC, v LIMIT {most + 1}"
+            f"SELECT {value} AS v FROM {quoted(table)} WHERE v IS NOT NULL GROUP BY v"
+            f" ORDER BY count(*) DESC, v LIMIT {most + 1}"
         )
         return [row[0] for row in rows]
 

@@ -34,7 +34,9 @@ class Name(NamedTuple):
 
 @cache
 def _data() -> Mapping[str, Mapping[str, str] | str]:
-    out: Mapping[str, Mapping[str, str] | str] = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text())
+    out: Mapping[str, Mapping[str, str] | str] = yaml.safe_load(
+        (Path(__file__).parent / "words.yaml").read_text("utf-8")
+    )
     return out
 
 

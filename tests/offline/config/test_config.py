@@ -138,10 +138,7 @@ def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.M
             "workspace is ['a']; this is not a valid path (Directory for data, runs, releases and the embedded "
             "Valkey. A relative path starts at the current directory.)",
         ),
-        (
-            "import: {events: [{where: 'true'}]}",
-            "import.events[0].from is missing (Table whose rows are read.)",
-        ),
+        ("import: {events: [{where: 'true'}]}", "import.events[0].from is missing (Table whose rows are read.)"),
         ("import: {events: []}", "import.events is []; at least 1 needed (Tables of events.)"),
         (
             "import: {events: [{from: a.jsonl}, {from: b.csv, columns: {event: {value: foo}}}], unknown_items: keep}",
