@@ -317,6 +317,17 @@ class ImportConfig(_Section):
         default="quarantine",
         description="Events of items that no source describes: reject the event, or add the item with its ID only.",
     )
+    match_items: bool = Field(
+        default=True,
+        description="Read an event's item ID as the catalogue's where they differ by leading zeros, case, accents, `.0`"
+        " or a prefix only, and only one item can be meant.",
+    )
+    most_unknown: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of events without a catalogue entry. The import stops above it. 1 for any share.",
+    )
     not_products: str | None = Field(
         default=None,
         description="Regular expression that matches whole IDs of items that are not products, such as postage.",

@@ -37,11 +37,13 @@ from offline.ingest.account import Account
 from offline.ingest.cells import create_macros
 from offline.ingest.events import read_events
 from offline.ingest.lists import EventChecks
+from offline.ingest.matching import match_items
 from offline.ingest.opening import open_tables
 from offline.ingest.profiles import Profiles, read_profiles
 from offline.ingest.quarantine import examples, quarantine_table
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal, quoted
+from offline.ingest.shoppers import check_shoppers
 from offline.ingest.summary import ImportSummary
 from offline.runtime import DataError, OnProgress, atomic_path
 
@@ -189,12 +191,14 @@ def _check(
     users = read_profiles(library, account, config, "user_id", config.users)
     read_events(library, account, config, latest_us)
     account.close()
+    items.finish()
+    described = users.finish()
     checks = EventChecks(library, account, config)
     if not_products := _not_products(config, items):
         checks.refuse(f"SELECT seq FROM shop.events WHERE {not_products}", "item_id", "not_a_product")
+    notes += check_shoppers(checks)
+    notes += match_items(library, config)
     notes += checks.run()
-    items.finish()
-    described = users.finish()
     notes += _complete_items(library, checks, items)
     for number, source in enumerate(config.events):
         found = library.rows(f"SELECT count(*) FROM shop.events WHERE source = {number}")

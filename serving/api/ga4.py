@@ -20,10 +20,11 @@ _EVENTS = 25
 
 
 class Ga4Item(Struct):
-    """One item of an event. index: its position in the list."""
+    """One item of an event. index: its position in the list, in exports `item_list_index`."""
 
     item_id: str
     index: int | None = None
+    item_list_index: int | None = None
     item_list_id: str | None = None
     quantity: float | None = None
 
@@ -64,7 +65,8 @@ class Ga4Body(Struct):
     device: Ga4Device | None = None
 
 
-_BODY = msgspec.json.Decoder(Ga4Body)
+_BODY = msgspec.json.Decoder(Ga4Body, strict=False)
+"""Reads numbers that are written as texts too, as BigQuery and many tag managers write 64-bit ones."""
 
 
 def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -83,6 +85,7 @@ def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[
             request = event.params.request_id
             if request is None and impression:
                 request = f"{user}:{at or int(now * 1e6)}:{list_id}"
+            index = item.item_list_index if item.index is None else item.index
             session, order = event.params.session_id, event.params.transaction_id
             fields = {
                 "event": event.name,
@@ -90,7 +93,7 @@ def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[
                 "item_id": item.item_id,
                 "timestamp": at,
                 "request_id": request,
-                "position": (k if item.index is None else item.index) if impression else None,
+                "position": (k if index is None else index) if impression else None,
                 "session_id": None if session is None else str(session),
                 "value": item.quantity,
                 "device": body.device.category if body.device else None,

@@ -96,6 +96,20 @@ def test_each_item_of_a_ga4_body_is_an_event(client: httpx.Client, url: str) -> 
     assert (again["accepted"], again["duplicates"]) == (1, 3)
 
 
+def test_a_ga4_body_may_write_numbers_as_texts_and_name_positions_as_exports_do(client: httpx.Client, url: str) -> None:
+    """BigQuery and tag managers write 64-bit numbers as texts; `item_list_index` is `index` in an export."""
+    items = [{"item_id": "red-01", "item_list_index": "2"}, {"item_id": "blue-00", "item_list_index": 1}]
+    shown = {"name": "view_item_list", "params": {"items": items}}
+    body = {"user_id": "u", "timestamp_micros": "1700000000000000", "events": [shown]}
+    assert client.post("/v1/events", json=body).json()["rejected"] == []
+    with BulkStore(url) as store:
+        events = store.events()[1]
+    assert [(e.item_id, e.position, e.timestamp) for e in events] == [
+        ("red-01", 2, 1_700_000_000.0),
+        ("blue-00", 1, 1_700_000_000.0),
+    ]
+
+
 def test_a_rejected_ga4_item_is_named_by_its_path(client: httpx.Client) -> None:
     """`index` is the part of the request, `field` the path within it."""
     events = [

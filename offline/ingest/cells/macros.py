@@ -48,7 +48,7 @@ _BLOCKS = frozenset(
 
 
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
-    """Define the SQL functions of this file in a database: `tidy`, `id_text`, `scalar`, `plain_text` and others.
+    """Define the SQL functions of this file in a database: `tidy`, `id_text`, `join_key` and others.
 
     `joined(x, separator)` is the elements of a JSON list as one text, and any other value as a text. missing: texts
     that count as missing.
@@ -61,7 +61,9 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
     for macro in (
         # `trim` with a set of characters takes 8 us a cell, so that only cells that need it get it.
         f"tidy(x) AS CASE WHEN x IN ({words}) THEN NULL WHEN regexp_matches(x, {_OUTER_SPACE}) THEN"
-        f" (CASE WHEN trim(x, {spaces}) IN ({words}) THEN NULL ELSE trim(x, {spaces}) END) ELSE x END",
+        f" (CASE WHEN trim(x, {spaces}) IN ({words}) THEN NULL ELSE trim(x, {spaces}) END)"
+        # Spreadsheets write ="00042" for a text that looks like a number.
+        """ WHEN starts_with(x, '="') AND ends_with(x, '"') THEN nullif(x[3:-2], '') ELSE x END""",
         # `nfc_normalize` ends a text at its first NUL.
         "id_text(x) AS CASE WHEN contains(x, chr(0)) THEN x ELSE nfc_normalize(x) END",
         # A key of JSON that is an object in any record is a JSON column, which a text cannot be compared with.
@@ -69,6 +71,10 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         "as_json(x) AS CASE WHEN json_valid(x) THEN x::JSON END",
         "number_text(x) AS CASE WHEN isnan(x::DOUBLE) THEN NULL WHEN isfinite(x::DOUBLE) AND abs(x::DOUBLE) < 1e18 AND"
         " x::DOUBLE = trunc(x::DOUBLE) THEN x::BIGINT::VARCHAR ELSE x::VARCHAR END",
+        # As IDs are compared in joins: if a cell of the column is empty, pandas writes 1001.0 for 1001 and 1e+05 for
+        # 100000.
+        "join_key(x) AS CASE WHEN regexp_matches(x, '^-?\\d+\\.0+$') THEN regexp_replace(x, '\\.0+$', '')"
+        " WHEN regexp_matches(x, '^\\d(\\.\\d+)?e\\+\\d+$') THEN number_text(TRY_CAST(x AS DOUBLE)) ELSE x END",
         f"id_problem(x) AS CASE WHEN x IN ({placeholders}) THEN 'placeholder_id'"
         " WHEN regexp_matches(x, '[\\x{0}-\\x{1f}\\x{7f}-\\x{9f}]') THEN 'control_character'"
         " WHEN strlen(x) > 256 THEN 'id_too_long' END",

@@ -148,13 +148,13 @@ class Reader:
         return quoted(name) if self.types[name] == "VARCHAR" else text(Value(quoted(name), self.types[name]))
 
     def id(self, name: str) -> str:
-        """An ID in canonical form. The fraction `.0` is dropped where all values of the column have it."""
+        """An ID in canonical form. Where all values of the column are written as floats, they are read as integers."""
         if not self.has(name):
             return "CAST(NULL AS VARCHAR)"
         sql = f"id_text({self.text(name)})"
-        if self.types[name] == "VARCHAR" and self._all_match(name, r"^-?\d+\.0+$"):
+        if self.types[name] == "VARCHAR" and self._all_match(name, r"^(-?\d+\.0+|\d(\.\d+)?e\+\d+)$"):
             self.said.append(f"{self.mapped.names[name]}: IDs were written as decimals; 13085.0 is read as 13085")
-            sql = f"regexp_replace({sql}, '\\.0+$', '')"
+            sql = f"join_key({sql})"
         return sql
 
     def id_problem(self, name: str) -> str:

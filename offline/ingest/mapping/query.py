@@ -161,10 +161,10 @@ def _join(library: Library, scope: Scope, source: Source, name: str, pairs: Mapp
     table = library.tables[name]
     if lacking := [theirs for theirs in pairs.values() if theirs not in table.columns]:
         raise DataError(f"{table.file}: no column {lacking[0]!r} to join. It has: {', '.join(table.columns)}.")
-    keys = [text(Value(quoted(theirs), table.columns[theirs])) for theirs in pairs.values()]
+    keys = [f"join_key({text(Value(quoted(theirs), table.columns[theirs]))})" for theirs in pairs.values()]
     names = [f"_key_{i}" for i in range(len(keys))]
     listed = ", ".join(f"{key} AS {n}" for key, n in zip(keys, names, strict=True))
-    ours = [text(_path(library, scope, source, theirs, path)) for path, theirs in pairs.items()]
+    ours = [f"join_key({text(_path(library, scope, source, theirs, path))})" for path, theirs in pairs.items()]
     equal = " AND ".join(f"{quoted(name)}.{n} = {path}" for n, path in zip(names, ours, strict=True))
     rows = f"SELECT *, {listed} FROM {quoted(name)}"
     unique = f"SELECT * FROM ({rows}) QUALIFY row_number() OVER (PARTITION BY {', '.join(names)} ORDER BY _seq) = 1"

@@ -17,8 +17,8 @@ _SAMPLE = 2**16
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _LEGACY = ("cp932", "gb18030", "euc_jp", "euc_kr", "big5", "cp1251", "cp1253", "cp1250", "cp1252")
 """Encodings that a guess may choose, those that reject more byte sequences first."""
-_CENTRAL_EUROPEAN = re.compile(r"[a-z][\u00b9\u00b3\u00bf\u00be\u00bc\u00a3\u00a5\u00aa][a-z]")
-"""Letters of cp1250 (such as Polish l with stroke) that are signs in cp1252, between letters."""
+_CENTRAL_EUROPEAN = re.compile(r"[a-z\u00b3][\u00b9\u00b3\u00bf\u00be\u00bc\u00a3\u00a5\u00aa][a-z]|\bz\u00b3(?!\w)")
+"""Letters of cp1250 (such as Polish l with stroke) that are signs in cp1252: between letters, or in a currency."""
 _KANA = frozenset(map(chr, range(0x3041, 0x3100)))
 
 
