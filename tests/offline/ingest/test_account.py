@@ -50,20 +50,16 @@ def test_a_cell_that_spans_many_lines_is_named(tmp_path: Path) -> None:
         (["00007", "00012"], ["7", "12"], "leading zeros"),
         (["AB-1", "AB-2"], ["ab-1", "ab-2"], "upper and lower case"),
         (["the", "cafe"], ["thé", "café"], "accents"),
-        (["123", "124"], ["123.0", "124"], None),
+        (["123", "124", "a"], ["123.0", "124.0", "a"], "a decimal fraction such as .0"),
         (["9", "10"], ["gid://shopify/Product/9", "gid://shopify/Product/10"], "a prefix that ends in / or :"),
     ],
 )
 def test_item_ids_of_events_that_are_spelled_differently_are_matched_and_said(
-    tmp_path: Path, items: list[str], events: list[str], difference: str | None
+    tmp_path: Path, items: list[str], events: list[str], difference: str
 ) -> None:
-    """Where only one item can be meant, its ID is used. One ID is too little evidence, as that of `123.0`."""
-    if difference is None:
-        summary = check(tmp_path, items, views(events))
-        assert summary.sources[1].quarantined == {"unknown_item": 1}
-        return
-    summary = check(tmp_path, items, views(events))
-    assert summary.events["view"] == 2
+    """Where only one item can be meant, its ID is used."""
+    summary = check(tmp_path, items, views(events), unknown_items="quarantine")
+    assert summary.events["view"] == len(events)
     assert any(f"item IDs of 2 events differ from the catalogue's by {difference}" in note for note in summary.notes)
 
 
@@ -80,8 +76,9 @@ def test_ids_that_never_meet_stop_the_import_with_the_column_that_has_them(tmp_p
 
 
 def test_a_share_of_unknown_items_can_be_allowed(tmp_path: Path) -> None:
-    """With `most_unknown: 1` events of unknown items are only quarantined, or kept if a preset says so."""
-    assert check(tmp_path, ["a"], views(["a", "x", "y"]), most_unknown=1.0).events["view"] >= 1
+    """With `most_unknown: 1` the two events of unknown items are quarantined, and the third is accepted."""
+    summary = check(tmp_path, ["a"], views(["a", "x", "y"]), most_unknown=1.0, unknown_items="quarantine")
+    assert (summary.events["view"], summary.sources[1].quarantined) == (1, {"unknown_item": 2})
 
 
 def test_words_for_a_missing_shopper_are_refused_and_a_large_shopper_is_named(tmp_path: Path) -> None:
