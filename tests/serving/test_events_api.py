@@ -104,7 +104,7 @@ def test_a_ga4_body_may_write_numbers_as_texts_and_name_positions_as_exports_do(
     assert client.post("/v1/events", json=body).json()["rejected"] == []
     with BulkStore(url) as store:
         events = store.events()[1]
-    assert [(e.item_id, e.position, e.timestamp) for e in events] == [
+    assert [(e.item_id, e.position, e.at) for e in events] == [
         ("red-01", 2, 1_700_000_000.0),
         ("blue-00", 1, 1_700_000_000.0),
     ]

@@ -167,7 +167,7 @@ class _Draft:
         )
 
     def _title(self, event: EventTable, item: str) -> str:
-        title, place = event.roles.get("title"), event.roles["item_id"]
+        title, place = event.roles.get("title") or event.roles.get("description"), event.roles["item_id"]
         if title is None or title.table != place.table or "[]" in title.path:
             return ""
         cell, key = (self.tables.value(p.table, p.own) for p in (title, place))
