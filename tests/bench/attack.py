@@ -14,7 +14,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ class Answer(NamedTuple):
 class Outcome:
     """What became of an attack.
 
-    answers: number of requests of a kind by status, or by `closed`, `reset` or `silent` (no answer in time).
+    answers: number of requests of a kind by status, or by `closed`, `reset`, `silent` (none in time) or `unreadable`.
     connections: number of hostile connections opened by kind. closed: those that the service closed.
     unexplained: kind and response of the server's errors without a reason. seconds: duration of the requests.
     """
@@ -329,6 +329,9 @@ async def send(port: int, hostile: Hostile, outcome: Outcome) -> None:
         pass
     except OSError:
         ended = "reset"
+    except httptools.HttpParserError as e:
+        outcome.unexplained.append(f"{hostile.kind}: a response cannot be parsed: {e}")
+        ended = "unreadable"
     for answer in responses.answers:
         outcome.take(hostile.kind, answer)
     if not responses.answers:
@@ -368,15 +371,19 @@ async def _drip(
     """Send `first`, then `then` again and again, until the service closes."""
     writer.write(first)
     ended = asyncio.create_task(_read_all(reader))
-    while then and not ended.done():
-        await asyncio.wait({ended}, timeout=every_s)
-        await _write(writer, then)
-    await ended
+    try:
+        while then and not ended.done():
+            await asyncio.wait({ended}, timeout=every_s)
+            await _write(writer, then)
+        await ended
+    finally:
+        ended.cancel()
 
 
 async def _read_all(reader: asyncio.StreamReader) -> None:
-    while await reader.read(65_536):
-        pass
+    with contextlib.suppress(OSError):
+        while await reader.read(65_536):
+            pass
 
 
 async def _never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -388,17 +395,17 @@ async def _never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         writer.write(b"\r\n")  # a reset shows when sending only
 
 
-Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[None, None, None]]
 
 
 def _dripping(first: bytes, then: bytes = b"", every_s: float = 1.0) -> Behaviour:
-    return lambda reader, writer: asyncio.ensure_future(_drip(reader, writer, first, then, every_s))
+    return lambda reader, writer: _drip(reader, writer, first, then, every_s)
 
 
-def _half_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Future[None]:
+async def _half_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(_HEALTH)
     writer.write_eof()
-    return asyncio.ensure_future(_read_all(reader))
+    await _read_all(reader)
 
 
 def behaviours(key: str) -> dict[str, Behaviour]:
@@ -411,7 +418,7 @@ def behaviours(key: str) -> dict[str, Behaviour]:
         "line breaks": _dripping(b"", b"\r\n"),
         "slow body": _dripping(body[:-10_000], b" "),
         "slow chunks": _dripping(chunked("/v1/events", key, b"["), b"1\r\n \r\n"),
-        "never reads": lambda reader, writer: asyncio.ensure_future(_never_read(reader, writer)),
+        "never reads": _never_read,
         "idle after an answer": _dripping(_HEALTH),
         "half-closed": _half_closed,
         "CONNECT": _dripping(b"CONNECT shop.test:443 HTTP/1.1\r\nHost: shop.test\r\n\r\n"),

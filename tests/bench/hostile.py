@@ -92,6 +92,11 @@ class Honest:
             await asyncio.gather(*repeating, return_exceptions=True)
             await asyncio.gather(*self._asking)
 
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in self._free:
+            connection.close()
+
     async def _repeat(self, ask: Callable[[int, float], Coroutine[None, None, None]], per_second: float) -> None:
         start = time.perf_counter()
         for n in count():
@@ -143,8 +148,8 @@ def _failures(load: Load) -> Iterator[None]:
 
 
 def attack_from_here(*arguments: Any) -> Outcome:
-    """Run an attack to its end, in this process."""
-    return uvloop.run(attack(*arguments))
+    """Run an attack to its end, in this process. Not on uvloop, which raises RuntimeError for a lost connection."""
+    return asyncio.run(attack(*arguments))
 
 
 async def measure(
@@ -163,6 +168,7 @@ async def measure(
             outcome = await asyncio.get_running_loop().run_in_executor(
                 attackers, attack_from_here, port, public_key, *plan
             )
+    honest.close()
     return quiet, [honest.rankings, honest.checks], outcome
 
 
