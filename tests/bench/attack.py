@@ -66,11 +66,14 @@ class Answer(NamedTuple):
 class Outcome:
     """What became of an attack.
 
-    answers: number of requests of a kind by status, or by `closed`, `reset`, `silent` (none in time) or `unreadable`.
+    sent: number of hostile requests.
+    answers: number of responses to a kind by status; of its requests without any, by `closed`, `reset`, `silent` (none
+    in time) or `unreadable`.
     connections: number of hostile connections opened by kind. closed: those that the service closed.
     unexplained: kind and response of the server's errors without a reason. seconds: duration of the requests.
     """
 
+    sent: int = 0
     answers: dict[str, Counter[str]] = field(default_factory=dict)
     connections: Counter[str] = field(default_factory=Counter)
     closed: Counter[str] = field(default_factory=Counter)
@@ -89,7 +92,7 @@ class Outcome:
 
     @property
     def statuses(self) -> Counter[str]:
-        """Number of requests by answer."""
+        """`answers` of all kinds together."""
         return sum(self.answers.values(), Counter())
 
 
@@ -461,6 +464,7 @@ async def attack(
             if per_second:
                 await asyncio.sleep(max(0.0, start + n / per_second - time.perf_counter()))
             await send(port, hostile, outcome)
+            outcome.sent += 1
 
     await asyncio.gather(*(sender() for _ in range(senders)))
     outcome.seconds = time.perf_counter() - start
