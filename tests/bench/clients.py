@@ -90,9 +90,11 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def posted(path: str, body: bytes) -> bytes:
-    """The bytes of a POST request with a JSON body."""
+def posted(path: str, body: bytes, key: str = "") -> bytes:
+    """The bytes of a POST request with a JSON body. key: the API key, if the service has any."""
     headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    if key:
+        headers += f"\r\nAuthorization: Bearer {key}"
     return f"POST {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body
 
 

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,10 +36,19 @@ from tests.bench.memory import write_release_with
 
 
 class Started(NamedTuple):
-    """A service that is ready. address: of its API. ready_s: seconds from the start of the command."""
+    """A service that is ready. port: of its API on this machine. ready_s: seconds from the start of the command.
 
-    address: str
+    log: file with everything it prints.
+    """
+
+    port: int
     ready_s: float
+    log: Path
+
+    @property
+    def address(self) -> str:
+        """URL of its API."""
+        return f"http://127.0.0.1:{self.port}"
 
 
 def compile_kernels(folder: Path, *options: str) -> float:
@@ -51,32 +60,36 @@ def compile_kernels(folder: Path, *options: str) -> float:
 
 
 @contextmanager
-def started(url: str, work: Path, cache: Path, compiled: Path | None, workers: int = 1) -> Iterator[Started]:
-    """The service, started with `shelfwise serve` and ready. compiled: the folder of compiled kernels, if any."""
+def started(url: str, work: Path, cache: Path | None, compiled: Path | None, **settings: Any) -> Iterator[Started]:
+    """The service, started with `shelfwise serve` and ready.
+
+    cache: Numba's cache of kernels; None for that of this process. compiled: the folder of compiled kernels, if any.
+    settings: those of the section `serving`, besides the port.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    config = work / "shelfwise.yaml"
-    config.write_text(json.dumps({"serving": {"port": port, "workers": workers, "poll_s": 0.1}}), "utf-8")
+    config, log = work / "shelfwise.yaml", work / "service.log"
+    config.write_text(json.dumps({"serving": {"port": port} | settings}), "utf-8")
     command = [sys.executable, "-m", "offline.cli", "serve", "--config", str(config), "--workspace", str(work)]
-    with tempfile.TemporaryFile() as log:
+    with log.open("wb") as out:
         began = time.monotonic()
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=ROOT, env=_environment(cache, compiled) | {"REDIS_URL": url}
+            command, stdout=out, stderr=out, cwd=ROOT, env=_environment(cache, compiled) | {"REDIS_URL": url}
         )
         try:
-            address = f"http://127.0.0.1:{port}"
-            _wait(process, address)
-            yield Started(address, time.monotonic() - began)
+            _wait(process, f"http://127.0.0.1:{port}")
+            yield Started(port, time.monotonic() - began, log)
         except Exception:
-            log.seek(0)
-            print(log.read()[-4000:].decode(), file=sys.stderr)
+            print(log.read_text("utf-8", "replace")[-4000:], file=sys.stderr)
             raise
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
 
 
-def _environment(cache: Path, compiled: Path | None) -> dict[str, str]:
+def _environment(cache: Path | None, compiled: Path | None) -> dict[str, str]:
+    if cache is None:
+        return dict(os.environ)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", SHIPPED))}
     kernels = {} if compiled is None else {SHIPPED: str(compiled)}
     return kept | {"NUMBA_CACHE_DIR": str(cache)} | kernels
@@ -113,7 +126,7 @@ def main() -> None:
         print(f"compiled in {compile_s:.1f} s", file=sys.stderr)
 
         def ready(cache: str, compiled: Path | None) -> float:
-            with started(url, work, work / cache, compiled, options.workers) as service:
+            with started(url, work, work / cache, compiled, workers=options.workers, poll_s=0.1) as service:
                 print(f"{cache}: ready in {service.ready_s:.2f} s", file=sys.stderr)
                 return service.ready_s
 

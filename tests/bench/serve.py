@@ -61,7 +61,9 @@ class Question(NamedTuple):
     bytes: bytes
 
 
-def made_up_questions(rng: np.random.Generator, items: int, users: int, candidates: int, count: int) -> list[Question]:
+def made_up_questions(
+    rng: np.random.Generator, items: int, users: int, candidates: int, count: int, key: str = ""
+) -> list[Question]:
     """Requests of uniformly drawn users, for candidates drawn by popularity, in random order."""
     out = []
     for _ in range(count):
@@ -69,7 +71,7 @@ def made_up_questions(rng: np.random.Generator, items: int, users: int, candidat
         ids = [f"sku-{i:08d}" for i in rng.permutation(rows_drawn)[:candidates].tolist()]
         user = f"user-{int(rng.integers(users)):08d}"
         body = json.dumps({"user_id": user, "candidates": ids, "limit": LIMIT}, separators=(",", ":"))
-        out.append(Question(user, ids, posted("/v1/rank", body.encode())))
+        out.append(Question(user, ids, posted("/v1/rank", body.encode(), key)))
     return out
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,17 +74,36 @@ TINY = {
 }
 
 
+def run(name: str, *options: str) -> dict[str, Any]:
+    """The figures of a benchmark, which has to succeed."""
+    command = [sys.executable, "-W", "error", "-m", f"tests.bench.{name}", *options]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert process.returncode == 0, process.stderr
+    figures: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return figures
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_prints_its_figures_as_one_json_object_last(name: str) -> None:
     """The last line of standard output has the promised keys, each a finite number. Other output goes elsewhere."""
     options, keys = TINY[name]
-    command = [sys.executable, "-W", "error", "-m", f"tests.bench.{name}", *options]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert process.returncode == 0, process.stderr
-    figures = json.loads(process.stdout.splitlines()[-1])
+    figures = run(name, *options)
     assert keys <= set(figures)
     assert all(np.isfinite(figures[key]) and figures[key] != 0 for key in keys)
+
+
+@pytest.mark.slow
+def test_no_honest_request_fails_during_an_attack() -> None:
+    """400 hostile requests of every kind and 40 hostile connections, against two workers. Speed is not asserted."""
+    sizes = ["--requests", "400", "--connections", "40", "--workers", "2", "--items", "1000", "--trees", "5"]
+    figures = run("hostile", *sizes, "--per-second", "20", "--quiet", "4")
+    assert sum(figures["statuses"].values()) >= 400, "a request with several responses counts several times"
+    assert {"200", "202", "400", "401", "404", "405", "413", "415", "422"} <= set(figures["statuses"])
+    assert figures["connections"] > 40, "the service has closed some, and others were opened in their place"
+    assert figures["rankings"] >= 150, "10 per second for 400 / 20 = 20 s, less those that a slow start takes"
+    assert figures["failed"] == figures["health_failed"] == 0, figures["first_failure"]
+    assert figures["server_errors"] == figures["tracebacks"] == figures["deaths"] == 0
 
 
 def test_item_state_agrees_with_pandas_over_months_with_a_half_life_of_an_hour(tmp_path: Path) -> None:

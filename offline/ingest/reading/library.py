@@ -188,7 +188,7 @@ class Library:
 
         A key that is among the columns is filled first.
         """
-        if key in columns:
+        if key is not None and key in columns:
             self.fill_down(name, [key], None)
             columns = [c for c in columns if c != key]
         if not columns:

@@ -303,7 +303,7 @@ def test_the_quarantine_and_the_summary_of_an_import_forget_an_erased_user(
         "purchase,someone,A",
     ]
     (source / "events.csv").write_text("\n".join(["event,user_id,item_id,timestamp,value", *rows]))
-    config = detect(source)
+    config = detect(source)[0]
     import_data(config, data, datetime.now(UTC))
     files = [data / "quarantine.parquet", data / "import.json"]
     before = pq.read_table(files[0])

@@ -191,7 +191,7 @@ def test_snowplow_actions_are_nested_and_an_event_id_told_twice_is_one_event(tmp
     vendor = "com_snowplowanalytics_snowplow_ecommerce"
 
     def event(number: int, action: str | None, *products: dict[str, Any]) -> dict[str, Any]:
-        out = {
+        out: dict[str, Any] = {
             "event_id": f"e{number}",
             "domain_userid": "d",
             "user_id": None,
