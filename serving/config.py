@@ -39,6 +39,9 @@ class ServiceConfig(BaseModel):
     )
     workers: int = Field(1, ge=1, le=64, description="Worker processes; each follows the event stream on its own.")
     max_candidates: int = Field(1000, ge=1, le=5000, description="Maximum number of candidates per request.")
+    max_explained: int = Field(
+        100, ge=1, le=5000, description="Maximum number of items in a response with explanations, which take most time."
+    )
     max_events: int = Field(1000, ge=1, le=10_000, description="Maximum number of events per request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, le=100_000_000, description="Maximum size of a request body.")
     shopper_events_per_minute: int | None = Field(

@@ -153,6 +153,7 @@ class Service:
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_size(request, live)
+        self._check_explained(request, len(request.candidates or live.items.catalogue))
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live)
         answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan, shows_history)
@@ -165,6 +166,7 @@ class Service:
         shows_history: as in `rank`.
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
+        self._check_explained(request, request.limit)
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
@@ -276,6 +278,19 @@ class Service:
                 f"{whole}{given} candidates in one request; the maximum is {self.config.max_candidates}",
                 "Send fewer `candidates`.",
                 "candidates",
+            )
+
+    def _check_explained(self, request: RankRequest | RecommendRequest, given: int) -> None:
+        # An explanation takes several times as long as a score, and other requests wait meanwhile.
+        count = min(given, request.limit or given)
+        if request.explain and count > self.config.max_explained:
+            raise Problem(
+                422,
+                "too-many-explained",
+                "Too many explained items",
+                f"{count} items with explanations in one response; the maximum is {self.config.max_explained}",
+                f"Send a `limit` of at most {self.config.max_explained}, or leave `explain` out.",
+                "limit",
             )
 
     def _explain(self, ranking: Ranking, parts: list[ScoreParts], ruled: RuledList | None) -> list[RankedItem]:

@@ -26,6 +26,7 @@ VARIANTS = 8
 """Requests that are generated of each kind, and then sent in turn."""
 EVENTS = 1000
 CANDIDATES = 1000
+_EXPLAINED = 100
 PATIENCE_S = 15.0
 """Seconds after which a sender gives up on an answer."""
 _KEPT = 4096
@@ -125,16 +126,19 @@ def worst_events(rng: random.Random) -> bytes:
 
 
 def most_candidates(rng: random.Random) -> bytes:
-    """As many candidates as a request may have, with strange IDs, to be explained and diversified."""
+    """As many candidates as a request may have, with strange IDs, to be diversified and partly explained."""
     ids = [strange_id(rng, rng.randrange(10**7)) for _ in range(CANDIDATES)]
     rules = {"diversity": {"lambda": 0.5, "pool": 500}} if rng.random() < 0.5 else {}
-    return json.dumps({"user_id": ids[0], "candidates": ids, "explain": True, "rules": rules}).encode()
+    return json.dumps(
+        {"user_id": ids[0], "candidates": ids, "explain": True, "limit": _EXPLAINED, "rules": rules}
+    ).encode()
 
 
 def known_candidates(rng: random.Random, items: int) -> bytes:
-    """Candidates of the catalogue, as many as a request may have, to be explained."""
+    """Candidates of the catalogue, as many as a request may have, of which as many as possible are explained."""
     ids = [f"sku-{i:08d}" for i in rng.sample(range(items), min(items, CANDIDATES))]
-    return json.dumps({"user_id": f"attacker-{rng.randrange(_USERS)}", "candidates": ids, "explain": True}).encode()
+    user = f"attacker-{rng.randrange(_USERS)}"
+    return json.dumps({"user_id": user, "candidates": ids, "explain": True, "limit": _EXPLAINED}).encode()
 
 
 def cut_json(rng: random.Random) -> bytes:

@@ -217,6 +217,22 @@ def test_without_candidates_the_whole_catalogue_is_ranked_if_it_is_small_enough(
         )
 
 
+def test_a_list_with_explanations_has_a_maximum_of_items_of_its_own(
+    client: httpx.Client, url: str, releases: list[Path]
+) -> None:
+    """With a maximum of 3: 3 of 20 items can be explained, 4 cannot, and 20 can be ranked."""
+    with served(url, FAST.model_copy(update={"max_explained": 3}), releases[0]) as small:
+        ready(small)
+        assert len(ranked(small, explain=True, limit=3)) == 3
+        assert len(ranked(small)) == 20
+        for route, request in (("rank", {"candidates": EVERY}), ("rank", {}), ("recommend", {"limit": 4})):
+            document = refused(small.post(f"/v1/{route}", json={"explain": True, **request}), 422)
+            assert (document["field"], document["detail"].partition(" items")[0]) == (
+                "limit",
+                "4" if route == "recommend" else "20",
+            )
+
+
 def test_explained_items_have_reasons_and_a_similar_item_of_the_history(client: httpx.Client) -> None:
     client.post("/v1/events", json=click("red-01"))
     answer = client.post("/v1/rank", json={"user_id": "u", "explain": True, "limit": 3}).json()
