@@ -113,10 +113,10 @@ class Candidate(NamedTuple):
 
 def candidates(table: Table, role: str, paths: Iterable[str] | None = None) -> list[Candidate]:
     """Columns that may have a role, the likeliest first. paths: the only ones to look at."""
-    fits = _CONTENT.get(role, lambda _: True)
+    fits = _CONTENT.get(role)
     out = []
     for path, facts in table.columns.items():
-        if (paths is not None and path not in paths) or not facts.cells or not fits(facts):
+        if (paths is not None and path not in paths) or not facts.cells or (fits and not fits(facts)):
             continue
         score = _score(table, role, facts)
         if score >= LEAST:
