@@ -34,10 +34,8 @@ def test_files_named_in_the_tree_exist() -> None:
         assert {f"{package}/{p.parent.name}/" for p in (ROOT / package).glob("*/__init__.py")} <= subpackages
 
 
-def test_the_mapping_in_the_docs_is_a_configuration() -> None:
-    """The mapping of the example is valid, and the excerpt in the docs matches it."""
-    excerpt = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/data.md").read_text("utf-8"), re.DOTALL)[0]
+def test_the_mapping_of_the_example_is_a_configuration() -> None:
+    """It maps the three columns that every log needs."""
     config = load(ROOT / "docs/examples/online_retail.yaml")
     assert config.sources is not None
-    columns = config.sources.events[0].columns
-    assert all(f"{canonical}: {source}" in excerpt for canonical, source in columns.items())
+    assert {"user_id", "item_id", "timestamp"} <= set(config.sources.events[0].columns)
