@@ -20,7 +20,7 @@ def attribute_names(columns: Iterable[str]) -> dict[str, str]:
     """
     out: dict[str, str] = {}
     taken: set[str] = set()
-    for column in columns:
+    for column in dict.fromkeys(columns):
         name = " ".join(_CONTROL.sub(" ", column).split())[:ATTRIBUTE_NAME].strip() or "column"
         if name.lower() in RESERVED_NAMES or name.startswith("#"):
             name = f"{name[: ATTRIBUTE_NAME - 1]}_"

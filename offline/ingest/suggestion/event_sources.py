@@ -31,6 +31,7 @@ _ROLES = (
 _JOINED_ROLES = ("user_id", "timestamp", "clock", "session_id", "order_id", "device", "status", "flag", "query")
 _COPIED = ("position", "device", "query", "request_id")
 _LIST_WINDOW_S = 1800
+_ALSO = ", also not in a table that it leads to"
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ def find_event_table(tables: Tables, table: Table, links: Sequence[Link]) -> Eve
                 roles[role] = Place(reached.path(name, path), name, path)
     if "user_id" not in roles and "session_id" in roles:
         roles["user_id"] = roles["session_id"]
-    lacking = [what for role, what in (("user_id", "shopper IDs"), ("timestamp", "times")) if role not in roles]
-    if lacking:
-        return f"has no column of {' and none of '.join(lacking)}, also not in a table that it leads to"
+    if "user_id" not in roles:
+        return "has no column of shopper IDs" + ("" if "timestamp" in roles else " and none of times") + _ALSO
+    if "timestamp" not in roles:
+        return f"has no column of times{_ALSO}"
     needed = {place.table for role, place in roles.items() if role not in ITEM_TEXTS}
     return EventTable(table, roles, _without_needless(reached, needed, links), explode)
 

@@ -97,6 +97,23 @@ def test_ratings_without_a_header_are_recognised_by_their_first_line(tmp_path: P
     assert [(e["event"], e["user_id"], e["value"]) for e in events] == [("rating", "1", 5.0), ("rating", "2", 3.0)]
 
 
+def test_a_mapped_field_of_metarank_is_not_unpacked_again(tmp_path: Path) -> None:
+    fields = [
+        {"name": "title", "value": "Heat"},
+        {"name": "release_date", "value": 8.2e8},
+        {"name": "size", "value": 2},
+    ]
+    lines = [
+        {"event": "item", "item": "a", "timestamp": "1769763600000", "fields": fields},
+        {"event": "interaction", "type": "click", "user": "u", "item": "a", "timestamp": "1769763600000"},
+    ]
+    (item,), _, _ = imported(tmp_path, {"log.jsonl": "\n".join(json.dumps(line) for line in lines)})
+    # 820,000,000 s are 9,490 days and 17:46:40, and 1970-01-01 plus 9,490 days is 1995-12-26.
+    assert item["release_date"] == datetime(1995, 12, 26, 17, 46, 40, tzinfo=UTC)
+    assert (item["title"], item["size"]) == ("Heat", 2.0)
+    assert not [name for name in item if "(2)" in name]
+
+
 def test_detection_names_the_preset_and_the_files_left_out(tmp_path: Path) -> None:
     for name, text in {**SHOPIFY, "notes.csv": "a,b\n1,2\n"}.items():
         (tmp_path / name).write_text(text)

@@ -427,7 +427,7 @@ def test_a_missing_price_is_null_not_zero(tmp_path: Path) -> None:
 
 
 def test_an_event_of_an_unknown_item_is_rejected_or_kept_as_configured(tmp_path: Path) -> None:
-    config = items_file(tmp_path, "i9,A,1,1,true")
+    config = items_file(tmp_path, "i9,A,1,1,true").model_copy(update={"most_unknown": 1.0})
     assert validate(config, NOW).examples == (
         "events.csv, row 2, column item_id: 'i1' is not in the catalogue (unknown_item)."
         " Add the item, or set `unknown_items: keep` to import it with its ID only.",
