@@ -28,6 +28,7 @@ from serving.store import SERVED, BulkStore, Event, tombstone, user_hash
 from tests.offline.data.test_collection import data
 from tests.serving.test_service import (
     FAST,
+    clear,
     click,
     client,
     ranked,
@@ -137,7 +138,7 @@ def test_imported_events_of_an_erased_user_are_removed(
     pq.write_table(table, data / "events.parquet")
     erase(client, "u")
     with redis.Redis.from_url(url) as raw:
-        raw.delete("sw:events")
+        raw.xtrim("sw:events", maxlen=0, approximate=False)
     collect(data, store)
     assert load_dataset(data).events.user_ids == ["v"]
     written = pq.read_table(data / "events.parquet", read_dictionary=["user_id"])["user_id"].combine_chunks()
@@ -202,15 +203,14 @@ def test_tombstones_stay_valid_after_redis_was_emptied(
     """The service then makes a new secret, unless `collect` comes first and restores the one of the file."""
     erase(client, "a")
     collect(data, store)
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
-        erase(client, "b")
-        collect(data, store, repair=True)
-        assert len(erasures.read_erasures(data).secrets) == 2
-        raw.flushall()
-        collect(data, store, repair=True)
-        erase(client, "c")
-        collect(data, store)
+    clear(url)
+    erase(client, "b")
+    collect(data, store, repair=True)
+    assert len(erasures.read_erasures(data).secrets) == 2
+    clear(url)
+    collect(data, store, repair=True)
+    erase(client, "c")
+    collect(data, store)
     found = erasures.read_erasures(data)
     assert len(found.secrets) == 2
     assert all(found.until(user) > 0 for user in "abc")
