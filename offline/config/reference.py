@@ -57,15 +57,15 @@ _GUIDES = {
 _EXAMPLES = {
     "import": """\
 import:
+  tables:
+    products: {files: products.csv}
+    orders: {files: orders.csv.gz}
   items:
-    - path: products.csv
-      columns: {item_id: sku, title: name}
-      list_columns: {colours: "|"}
+    - from: products
+      columns: {item_id: sku, title: name, colours: {path: colours, split: "|"}}
   events:
-    - path: orders.csv.gz
-      event: purchase
-      timezone: Europe/London
-      columns: {user_id: customer, item_id: sku, timestamp: ordered_at}
+    - from: orders
+      columns: {event: {value: purchase}, user_id: customer, item_id: sku, timestamp: ordered_at}
 """
 }
 """Examples of sections whose required keys have no default to show."""

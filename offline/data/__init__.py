@@ -7,7 +7,7 @@ time; `partitions` stores them by day.
 
 from __future__ import annotations
 
-from offline.data import dataset, erasures, profiles, quarantined, query_groups, written_items
+from offline.data import dataset, erasures, imported, query_groups, written_items
 from offline.data.append_only import release_pages
 from offline.data.collection import collect
 from offline.data.dataset import Dataset, annotation_table, load_dataset
@@ -36,12 +36,11 @@ __all__ = [
     "concat",
     "dataset",
     "erasures",
+    "imported",
     "keys",
     "load_dataset",
     "load_log",
     "logged_lists",
-    "profiles",
-    "quarantined",
     "query_groups",
     "release_pages",
     "select",

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.log import KINDS
-from offline.data import erasures, profiles, quarantined, written_items
+from offline.data import erasures, imported, written_items
 from offline.data.erasures import Erasures
 from offline.data.partitions import DAY_US, Storage, day_name, day_of, split_by_day
 from offline.data.schema import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED_FORM, SERVED_SCHEMA, UTC_US
@@ -148,8 +148,7 @@ def collect(
             counts.append(count)
         if new:
             _erase_users(home, storage, store, Erasures(new, erased.secrets))
-            quarantined.remove_erased(directory, erased)
-            profiles.remove_erased(directory, erased)
+            imported.remove_erased(directory, erased)
         store.trim_through(store.layout.key(ERASED), last_erased)
         store.drop_old_erasures(time.time())
         items = _collect_items(directory, store)

@@ -29,8 +29,7 @@ from offline.data import (
     UTC_US,
     annotation_table,
     erasures,
-    profiles,
-    quarantined,
+    imported,
     written_items,
 )
 from offline.ingest.account import Account
@@ -63,23 +62,23 @@ def import_data(
     with the bytes read and in total. Raises DataError if a source cannot be read (nothing is written), if no event is
     accepted (only the quarantine and the summary are written), or if the directory contains a simulated shop.
     """
-    if (directory / "truth.parquet").exists() and not (directory / quarantined.SUMMARY_FILE).exists():
+    if (directory / "truth.parquet").exists() and not (directory / imported.SUMMARY_FILE).exists():
         raise DataError(f"{directory}: contains a simulated shop (truth.parquet). Import into another directory.")
     erased = erasures.read_erasures(directory)
     with _imported(config, now, on_progress, _existing(directory), erased) as found:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / quarantined.FILE, quarantine_table(found.library.sql, erased))
-        with atomic_path(directory / quarantined.SUMMARY_FILE) as temporary:
+        _write(directory / imported.QUARANTINE_FILE, quarantine_table(found.library.sql, erased))
+        with atomic_path(directory / imported.SUMMARY_FILE) as temporary:
             temporary.write_text(found.summary.to_json(), "utf-8")
         if not sum(found.summary.events.values()):
-            where = directory / quarantined.FILE
+            where = directory / imported.QUARANTINE_FILE
             raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {where}.")
         _write(directory / "items.parquet", found.items.arrow())
         (directory / written_items.FILE).unlink(missing_ok=True)
         if len(found.users.types) > 1:
-            _write(directory / profiles.FILE, profiles.without_erased(found.users.arrow(), erased))
+            _write(directory / imported.PROFILES_FILE, imported.without_erased_profiles(found.users.arrow(), erased))
         else:
-            (directory / profiles.FILE).unlink(missing_ok=True)
+            (directory / imported.PROFILES_FILE).unlink(missing_ok=True)
         _write_events(found.library, directory, erased)
         for name in ANNOTATION_FILES:
             if name in found.annotations:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import duckdb
 import pyarrow as pa
 
-from offline.data import erasures, quarantined
-from offline.data.quarantined import SHOWN_CHARACTERS
+from offline.data import erasures, imported
 
 
 class Reason(NamedTuple):
@@ -116,17 +115,17 @@ def quarantine_table(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) 
 
     Values that may have the ID of an erased user are null.
     """
-    value = f"left(value, {SHOWN_CHARACTERS})"
+    value = f"left(value, {imported.SHOWN_CHARACTERS})"
     found = sql.sql(f'SELECT file, "row", "column", {value} AS value, reason FROM _refused').to_arrow_table()
     remedies = [REASONS[reason].remedy for reason in found["reason"].to_pylist()]
     table = found.append_column("remedy", pa.array(remedies, pa.string())).cast(SCHEMA)
-    return quarantined.without_erased_values(table, erased)
+    return imported.without_erased_values(table, erased)
 
 
 def examples(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) -> Sequence[str]:
     """Messages about the first refused row of every file and reason."""
     found = sql.sql(
-        f'SELECT file, "row", "column", left(value, {SHOWN_CHARACTERS}) AS value, reason FROM (SELECT *, rowid AS place'
-        " FROM _refused) QUALIFY row_number() OVER (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
+        f'SELECT file, "row", "column", left(value, {imported.SHOWN_CHARACTERS}) AS value, reason FROM'
+        " (SELECT *, rowid AS place FROM _refused) QUALIFY row_number() OVER (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
     ).to_arrow_table()
-    return [describe_refusal(**row) for row in quarantined.without_erased_values(found, erased).to_pylist()]
+    return [describe_refusal(**row) for row in imported.without_erased_values(found, erased).to_pylist()]

@@ -44,7 +44,7 @@ __all__ = ["releases", "url"]
 QUICK = Sending(every_s=0.01, retry=Retry(first_s=0.01, most_s=0.1))
 NOWHERE = "http://127.0.0.1:9"
 OK, BUSY = b'{"status": "ready"}', b'{"type": "urn:shelfwise:problem:busy", "title": "Service busy", "status": 503}'
-KEY, LINE = new_key("shop", ["rank", "events", "items", "admin"])
+KEY, LINE = new_key("shop", ["rank", "explain", "events", "items", "admin"])
 WEAK, WEAK_LINE = new_key("weak", ["events"])
 
 

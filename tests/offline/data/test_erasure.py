@@ -17,7 +17,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.data import erasures, profiles
+from offline.data import erasures, imported
 from offline.data.collection import collect
 from offline.data.dataset import load_dataset
 from offline.data.log import LogFiles
@@ -157,15 +157,15 @@ def test_a_later_import_does_not_restore_an_erased_user(tmp_path: Path) -> None:
     erasures.write_erasures(data, erased("u", at=1_700_000_050.0))
     import_data(detect(source)[0], data, datetime.now(UTC))
     assert sorted(pq.read_table(data / "events.parquet")["user_id"].to_pylist()) == ["u", "v", "v"]
-    assert pq.read_table(data / profiles.FILE).to_pylist() == [{"user_id": "v", "city": "Umea"}]
+    assert pq.read_table(data / imported.PROFILES_FILE).to_pylist() == [{"user_id": "v", "city": "Umea"}]
 
 
 def test_collect_removes_the_attributes_of_an_erased_user(client: httpx.Client, store: BulkStore, data: Path) -> None:
     """Of the users u and v, the attributes of v remain."""
-    pq.write_table(pa.table({"user_id": ["u", "v"], "city": ["Lund", "Umea"]}), data / profiles.FILE)
+    pq.write_table(pa.table({"user_id": ["u", "v"], "city": ["Lund", "Umea"]}), data / imported.PROFILES_FILE)
     erase(client, "u")
     collect(data, store)
-    assert pq.read_table(data / profiles.FILE).to_pylist() == [{"user_id": "v", "city": "Umea"}]
+    assert pq.read_table(data / imported.PROFILES_FILE).to_pylist() == [{"user_id": "v", "city": "Umea"}]
 
 
 def test_a_tombstone_does_not_reveal_the_user_id_without_its_secret(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from offline.data import profiles
+from offline.data import imported
 from offline.ingest.detection import detect
 from offline.ingest.importer import ImportSummary, import_data
 
@@ -63,7 +63,7 @@ def import_export(folder: Path, files: Mapping[str, str | bytes]) -> Imported:
     return Imported(
         said[0].removeprefix("preset ").split(":")[0],
         {row["item_id"]: row for row in table("items.parquet")},
-        {row["user_id"]: row for row in table(profiles.FILE)},
+        {row["user_id"]: row for row in table(imported.PROFILES_FILE)},
         table("events.parquet"),
         summary,
     )

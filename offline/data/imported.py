@@ -1,8 +1,9 @@
-"""Removal of erased users from the quarantine and the summary of an import.
+"""What an import writes beside items and events, and the removal of erased users from it.
 
-A quarantined row has the value of one cell, which may be a user ID, or a whole line that contains one. A tombstone can
-be compared with an ID, but not searched in a text. Therefore a value is removed if it or one of its words is the ID of
-an erased user, and every value that is a whole line or was cut is removed with the first erasure.
+`users.parquet` has the attributes of users: `user_id` and a column per attribute. A row of the quarantine has the value
+of one cell, which may be a user ID, or a whole line that contains one. A tombstone can be compared with an ID, but not
+searched in a text. Therefore a value is removed if it or one of its words is the ID of an erased user, and every value
+that is a whole line or was cut is removed with the first erasure.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from features.bounds import IdError, clean_id
 from offline.data.erasures import Erasures
 from offline.runtime import atomic_path, write_json
 
-FILE = "quarantine.parquet"
+QUARANTINE_FILE = "quarantine.parquet"
 SUMMARY_FILE = "import.json"
+PROFILES_FILE = "users.parquet"
 SHOWN_CHARACTERS = 200
 """Maximum length of a rejected value that is kept: enough to recognise it, too little to fill a disk."""
 
@@ -57,9 +59,18 @@ def _as_ids(text: str) -> list[str]:
         return [text]
 
 
+def without_erased_profiles(profiles: pa.Table, erasures: Erasures) -> pa.Table:
+    """The rows of users who were never erased. Attributes have no time, so they are never newer than an erasure."""
+    if not erasures.at:
+        return profiles
+    kept = [erasures.until(user) == -np.inf for user in profiles["user_id"].to_pylist()]
+    return profiles.filter(pa.array(kept, pa.bool_()))
+
+
 def remove_erased(directory: Path, erasures: Erasures) -> None:
-    """Remove erased users from the quarantine and the summary of the last import of a data set."""
-    path, summary = directory / FILE, directory / SUMMARY_FILE
+    """Remove erased users from the quarantine, the summary and the users' attributes of the last import."""
+    _remove_profiles(directory / PROFILES_FILE, erasures)
+    path, summary = directory / QUARANTINE_FILE, directory / SUMMARY_FILE
     if not path.is_file():
         return
     before = pq.read_table(path)
@@ -80,3 +91,13 @@ def remove_erased(directory: Path, erasures: Erasures) -> None:
 def _is_about(example: str, rows: set[str]) -> bool:
     start = re.match(r"(.*?, row \d+)[,:]", example)
     return start is not None and start[1] in rows
+
+
+def _remove_profiles(path: Path, erasures: Erasures) -> None:
+    if not path.is_file():
+        return
+    before = pq.read_table(path)
+    after = without_erased_profiles(before, erasures)
+    if len(after) < len(before):
+        with atomic_path(path) as temporary:
+            pq.write_table(after, temporary, compression="zstd")
