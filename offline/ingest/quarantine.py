@@ -124,8 +124,9 @@ def quarantine_table(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) 
 
 def examples(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) -> Sequence[str]:
     """Messages about the first refused row of every file and reason."""
+    value = f"left(value, {imported.SHOWN_CHARACTERS}) AS value"
     found = sql.sql(
-        f'SELECT file, "row", "column", left(value, {imported.SHOWN_CHARACTERS}) AS value, reason FROM'
-        " (SELECT *, rowid AS place FROM _refused) QUALIFY row_number() OVER (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
+        f'SELECT file, "row", "column", {value}, reason FROM (SELECT *, rowid AS place FROM _refused)'
+        " QUALIFY row_number() OVER (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
     ).to_arrow_table()
     return [describe_refusal(**row) for row in imported.without_erased_values(found, erased).to_pylist()]

@@ -110,12 +110,12 @@ def running(url: str, releases: list[Path]) -> Iterator[httpx.Client]:
 
 
 def clear(url: str) -> None:
-    """Delete the data of a running service, but neither its pointer nor the counters of its streams."""
+    """Delete the data of a running service, but not what shows that Redis was not replaced, nor its pointer."""
     with redis.Redis.from_url(url) as raw:
         for key in raw.scan_iter():
             if raw.type(key) == b"stream":
                 raw.xtrim(key, maxlen=0, approximate=False)
-            elif key != b"sw:release":
+            elif key not in {b"sw:release", b"sw:origin"}:
                 raw.delete(key)
 
 
