@@ -128,6 +128,7 @@ class Config(BaseModel):
     )
     vectors: str | None = Field(
         None,
+        examples=["s3://bucket/vectors"],
         description="Location of the store of text vectors: a directory, or a URI such as s3://bucket/vectors. Nightly "
         "runs, studies and the embedding worker read only texts that it lacks. Give each workspace its own. null: the "
         "directory vectors in the workspace.",

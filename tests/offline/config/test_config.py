@@ -11,7 +11,7 @@ from offline.config.configuration import Config, ConfigError, load, redis_url
 
 TOP = (
     "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
-    "retention, serving"
+    "retention, redis, serving"
 )
 
 LISTS = "source, logged_share, attribution_s, size, most, refreshes"

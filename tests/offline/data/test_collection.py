@@ -32,7 +32,7 @@ from serving.ranking.exploration import explore
 from serving.release.release import load_release as load_release
 from serving.store import SERVED, STREAM, BulkStore, Event
 from tests.serving.test_release import CUT_OFF, columns, planted_items
-from tests.serving.test_service import FAST, click, client, ranked, ready, releases, running, served, until, url
+from tests.serving.test_service import FAST, clear, click, client, ranked, ready, releases, running, served, until, url
 
 DAY = 86400.0
 __all__ = ["client", "releases", "running", "url"]
@@ -274,8 +274,8 @@ def test_an_event_both_imported_and_collected_counts_once(store: BulkStore, data
 
 def test_feature_rows_are_logged_for_the_configured_share_of_lists(url: str, releases: list[Path], data: Path) -> None:
     """The rows of all candidates, including those beyond `limit`. They give the logged scores."""
-    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
-        raw.flushall()
+    clear(url)
+    with BulkStore(url) as store:
         with served(url, FAST.model_copy(update={"log_rows_share": 1.0}), releases[0]) as one:
             ready(one)
             assert len(ranked(one, user_id="u", limit=2)) == 2
@@ -290,8 +290,8 @@ def test_feature_rows_are_logged_for_the_configured_share_of_lists(url: str, rel
 
 
 def test_served_lists_beyond_the_limit_are_dropped_and_counted(url: str, releases: list[Path]) -> None:
+    clear(url)
     with redis.Redis.from_url(url) as raw:
-        raw.flushall()
         with served(url, FAST.model_copy(update={"log_served_most": 2}), releases[0]) as one:
             ready(one)
             for _ in range(3):
@@ -324,8 +324,8 @@ def test_propensities_match_the_frequencies_of_positions() -> None:
 
 
 def test_propensities_of_an_explored_list_are_logged(url: str, releases: list[Path], data: Path) -> None:
-    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
-        raw.flushall()
+    clear(url)
+    with BulkStore(url) as store:
         with served(url, FAST.model_copy(update={"explore": 1.0}), releases[0]) as one:
             ready(one)
             orders = {tuple(ranked(one, user_id="u")) for _ in range(5)}

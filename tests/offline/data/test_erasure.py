@@ -195,10 +195,10 @@ def test_tombstones_stay_valid_after_redis_was_emptied(
     collect(data, store)
     clear(url)
     erase(client, "b")
-    collect(data, store, repair=True)
+    collect(data, store)
     assert len(erasures.read_erasures(data).secrets) == 2
     clear(url)
-    collect(data, store, repair=True)
+    collect(data, store)
     erase(client, "c")
     collect(data, store)
     found = erasures.read_erasures(data)
