@@ -240,7 +240,7 @@ def test_tables_are_joined_by_keys_whose_values_meet(tmp_path: Path) -> None:
 
 def test_of_twins_the_readable_first_and_single_one_is_mapped(tmp_path: Path) -> None:
     """The shopper not its hash, the moment of the order not of its change, the price of a piece not the total."""
-    row = {
+    row: dict[str, Any] = {
         "customer_hash": "h1",
         "customer_ref": "C1",
         "sku": "S1",
