@@ -35,6 +35,8 @@ from serving.store import (
     StoreAway,
     UserLimits,
     WrittenItems,
+    tombstone,
+    user_hash,
     users,
 )
 from serving.store.embedded import EmbeddedError, connect_url
@@ -370,6 +372,16 @@ def test_an_erased_user_is_no_longer_counted(url: str, raw: redis.Redis) -> None
 
     asyncio.run(erase())
     assert raw.zcard("sw:users") == 1
+
+
+def test_an_event_from_before_an_erasure_is_erased_even_at_the_maximum_of_users(url: str, raw: redis.Redis) -> None:
+    """It must not be sent again, unlike a refused one. A repeated event has the outcome of the first one."""
+    with BulkStore(url, limits=UserLimits(most=1)) as store:
+        assert store.write([event(1, NOW, user="known")], NOW) == [NEW]
+        store.refuse_events("00", {tombstone("00", user_hash("u")): NOW})
+        batch = [event(1, NOW), event(2, NOW + 1), event(1, NOW), event(2, NOW + 1), event(1, NOW, user="known")]
+        assert store.write(batch, NOW + 1) == [Outcome.ERASED, REFUSED, Outcome.ERASED, REFUSED, DUPLICATE]
+    assert not raw.exists("sw:{u}:e", "sw:{u}:s")
 
 
 def test_a_history_ends_strictly_before_the_given_time(store: BulkStore) -> None:
