@@ -87,10 +87,10 @@ def test_known_event_names_are_mapped_and_unknown_ones_dropped_with_a_comment(tm
     rows = [
         {
             "timestamp": 1_433_221_332_117 + k,
-            "visitorid": k % 3,
+            "visitor": k % 3,
             "event": words[k % 4],
             "itemid": k % 5,
-            "transactionid": k,
+            "basket": k,
         }
         for k in range(40)
     ]
