@@ -18,7 +18,6 @@ from offline.ingest.cells import Reader
 from offline.ingest.mapping import compile_source
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal, quoted
-from offline.runtime import DataError
 
 _ORDER = "order_column"
 _MOST_KINDS = 10_000
@@ -51,10 +50,7 @@ def _check_required(library: Library, source: EventSource) -> None:
     moment = [] if source.order_column else ["timestamp"]
     for name in ("user_id", "item_id", *moment, "event"):
         if source.columns.get(name) is None and name not in table.columns:
-            raise DataError(
-                f"{table.file}: no column {name!r}. It has: {', '.join(table.columns)}."
-                f" Map one of them in the configuration: columns: {{{name}: <column>}}."
-            )
+            raise table.unmapped(name)
 
 
 def _read_source(
@@ -181,17 +177,13 @@ def _take(
         accepted = _times_from_order(midnight_us(source.order_last_day))
         counts.said.append(
             f"no timestamps, only an order ({source.order_column}): timestamps were generated one day apart, the last"
-            f" of"
-            f" each user on {source.order_last_day.isoformat()}"
+            f" of each user on {source.order_last_day.isoformat()}"
         )
     kept = (
         f"SELECT {number} AS source, _file AS file, _row AS row, _seq + ({number}::BIGINT << 55) AS seq, {cells}"
         f" FROM ({accepted})"
     )
-    exists = library.rows("SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'shop' AND table_name = 'events'")[
-        0
-    ][0]
-    library.sql.execute(f"INSERT INTO shop.events {kept}" if exists else f"CREATE TABLE shop.events AS {kept}")
+    library.sql.execute(f"INSERT INTO shop.events {kept}" if number else f"CREATE TABLE shop.events AS {kept}")
     library.sql.execute("DROP TABLE _checked")
 
 

@@ -229,9 +229,8 @@ def _complete_items(library: Library, checks: EventChecks, items: Profiles) -> l
             for n in wanted
         )
         query = (
-            f"SELECT item_id{cells} FROM shop.events WHERE source IN ({', '.join(sources)}) AND item_id NOT IN"
-            f" (SELECT item_id FROM"
-            " shop.items) GROUP BY item_id"
+            f"SELECT item_id{cells} FROM shop.events WHERE source IN ({', '.join(sources)})"
+            " AND item_id NOT IN (SELECT item_id FROM shop.items) GROUP BY item_id"
         )
         notes.append(f"{_append(library, items, query, wanted)} items were created from their events")
     unknown = "item_id NOT IN (SELECT item_id FROM shop.items)"

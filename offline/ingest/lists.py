@@ -30,9 +30,8 @@ class EventChecks(NamedTuple):
             name = ((source.columns.get(column) or None) and source.columns[column].path) or column  # type: ignore[union-attr]
             self.account.refuse(
                 self.account.of(source.table),
-                f"SELECT file, row, {literal(name)}, CAST({column} AS VARCHAR), {literal(reason)} AS reason FROM"
-                f" shop.events WHERE"
-                f" source = {number} AND seq IN (SELECT seq FROM _bad) ORDER BY seq",
+                f"SELECT file, row, {literal(name)}, CAST({column} AS VARCHAR), {literal(reason)} AS reason"
+                f" FROM shop.events WHERE source = {number} AND seq IN (SELECT seq FROM _bad) ORDER BY seq",
             )
         sql.execute("DELETE FROM shop.events WHERE seq IN (SELECT seq FROM _bad)")
         return int(n)
@@ -50,9 +49,8 @@ class EventChecks(NamedTuple):
             "duplicate_event",
         )
         self.refuse(
-            f"SELECT seq FROM shop.events WHERE {_SHOWN} AND request_id IS NOT NULL QUALIFY row_number() OVER"
-            f" (PARTITION BY"
-            " request_id, item_id ORDER BY seq) > 1",
+            f"SELECT seq FROM shop.events WHERE {_SHOWN} AND request_id IS NOT NULL"
+            " QUALIFY row_number() OVER (PARTITION BY request_id, item_id ORDER BY seq) > 1",
             "item_id",
             "item_twice_in_list",
         )
@@ -65,15 +63,13 @@ class EventChecks(NamedTuple):
             if source.find_list_within_s is None:
                 continue
             within_us = round(source.find_list_within_s * 1e6)
+            events = f"SELECT * FROM shop.events WHERE source = {number} AND NOT {_SHOWN} AND request_id IS NULL"
+            shown = f"SELECT * FROM shop.events WHERE {_SHOWN} AND request_id IS NOT NULL"
             found = self.library.rows(
-                f"CREATE OR REPLACE TEMP TABLE _found AS SELECT e.seq, s.request_id FROM (SELECT * FROM shop.events"
-                f" WHERE source ="
-                f" {number} AND NOT {_SHOWN} AND request_id IS NULL) AS e ASOF JOIN (SELECT user_id, item_id,"
-                f" timestamp,"
-                f" request_id FROM shop.events WHERE {_SHOWN} AND request_id IS NOT NULL) AS s ON e.user_id ="
-                f" s.user_id AND"
-                f" e.item_id = s.item_id AND e.timestamp >= s.timestamp WHERE e.timestamp - s.timestamp <= {within_us};"
-                " SELECT count(*) FROM _found"
+                f"CREATE OR REPLACE TEMP TABLE _found AS SELECT e.seq, s.request_id FROM ({events}) AS e"
+                f" ASOF JOIN ({shown}) AS s"
+                " ON e.user_id = s.user_id AND e.item_id = s.item_id AND e.timestamp >= s.timestamp"
+                f" WHERE e.timestamp - s.timestamp <= {within_us}; SELECT count(*) FROM _found"
             )
             if found[0][0]:
                 self.library.sql.execute(
@@ -82,16 +78,15 @@ class EventChecks(NamedTuple):
             minutes = source.find_list_within_s / 60
             notes.append(
                 f"{found[0][0]} events were assigned to the newest list of the last {minutes:g} minutes that showed"
-                f" the item"
+                " the item"
             )
         return notes
 
     def refuse_shared_lists(self) -> None:
         """Refuse rows of a list that was first shown to another user."""
         owners = (
-            f"SELECT request_id, arg_min(user_id, seq) AS owner FROM shop.events WHERE {_SHOWN} AND request_id IS NOT"
-            f" NULL GROUP"
-            " BY request_id"
+            f"SELECT request_id, arg_min(user_id, seq) AS owner FROM shop.events"
+            f" WHERE {_SHOWN} AND request_id IS NOT NULL GROUP BY request_id"
         )
         self.refuse(
             f"SELECT seq FROM shop.events JOIN ({owners}) AS o USING (request_id) WHERE user_id <> owner",
@@ -106,9 +101,8 @@ class EventChecks(NamedTuple):
             " AND request_id IS NOT NULL GROUP BY 1"
         )
         self.library.sql.execute(
-            f"CREATE OR REPLACE TEMP TABLE _moved AS SELECT seq, first_shown FROM shop.events JOIN ({first}) USING"
-            f" (request_id) WHERE {_SHOWN}"
-            " AND timestamp > first_shown"
+            "CREATE OR REPLACE TEMP TABLE _moved AS SELECT seq, first_shown FROM shop.events"
+            f" JOIN ({first}) USING (request_id) WHERE {_SHOWN} AND timestamp > first_shown"
         )
         moved = self.library.rows("SELECT count(*) FROM _moved")[0][0]
         if not moved:
@@ -136,20 +130,20 @@ class EventChecks(NamedTuple):
         derived = f"md5({' || chr(31) || '.join(f'({p})' for p in parts)})"
         self.library.sql.execute(
             f"CREATE OR REPLACE TABLE shop.events AS SELECT * REPLACE (coalesce(event_id, {derived}) AS event_id)"
-            f" FROM shop.events"
+            " FROM shop.events"
         )
 
     def compare_clicks(self) -> list[str]:
         """Note on impressions with a `clicked` flag that contradicts the click events."""
         clicks = f"SELECT DISTINCT request_id, item_id, true AS found FROM shop.events WHERE kind = {int(Kind.CLICK)}"
         flagged, wrong = self.library.rows(
-            f"SELECT count(*), count(*) FILTER (clicked <> coalesce(found, false)) FROM shop.events AS e LEFT JOIN"
-            f" ({clicks}) AS c ON"
-            " e.item_id = c.item_id AND e.request_id IS NOT DISTINCT FROM c.request_id WHERE clicked IS NOT NULL"
+            "SELECT count(*), count(*) FILTER (clicked <> coalesce(found, false)) FROM shop.events AS e"
+            f" LEFT JOIN ({clicks}) AS c ON e.item_id = c.item_id AND e.request_id IS NOT DISTINCT FROM c.request_id"
+            " WHERE clicked IS NOT NULL"
         )[0]
         if not flagged:
             return []
         return [
             f"`clicked` agrees with the click events for {flagged - wrong} of {flagged} impressions; the events are"
-            f" used"
+            " used"
         ]

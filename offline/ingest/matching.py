@@ -58,8 +58,7 @@ def match_items(library: Library, config: ImportConfig) -> list[str]:
     ours = f"source IN ({', '.join(described)})"
     library.sql.execute(
         "CREATE OR REPLACE TEMP TABLE _unknown AS SELECT item_id AS x, count(*) AS events FROM shop.events"
-        f" WHERE {ours}"
-        " AND item_id NOT IN (SELECT item_id FROM shop.items) GROUP BY item_id"
+        f" WHERE {ours} AND item_id NOT IN (SELECT item_id FROM shop.items) GROUP BY item_id"
     )
     total = library.rows(f"SELECT count(*) FROM shop.events WHERE {ours}")[0][0]
     ids, unknown = library.rows("SELECT count(*), coalesce(sum(events), 0) FROM _unknown")[0]

@@ -17,7 +17,6 @@ from offline.ingest.mapping import MappedSource, compile_source
 from offline.ingest.mapping.paths import Scope
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import json_key, literal, quoted
-from offline.runtime import DataError
 
 MOST_UNPACKED = 200
 _TYPES: Mapping[str, pa.DataType] = {
@@ -50,11 +49,7 @@ class Profiles:
         """Read one source. Raises DataError for a table or column that does not exist."""
         mapped = self._compile(source)
         if self.key not in mapped.types:
-            table = self.library.tables[source.table]
-            raise DataError(
-                f"{table.file}: no column {self.key!r}. It has: {', '.join(table.columns)}."
-                f" Map one of them in the configuration: columns: {{{self.key}: <column>}}."
-            )
+            raise self.library.tables[source.table].unmapped(self.key)
         reader = Reader(self.library, mapped, f"_{self.table}_{number}", self.config.timezone)
         names = [n for n in mapped.types if n not in self.canonical and n not in ("#order", "#product")]
         reader.prepare(names)
@@ -68,9 +63,8 @@ class Profiles:
         called = named(mapped.names[self.key])
         self.account.refuse(
             counts,
-            f"SELECT _file, _row, {called}, {quoted(self.key)}, _problem AS reason FROM {quoted(checked)} WHERE"
-            f" _problem IS NOT NULL"
-            " ORDER BY _seq",
+            f"SELECT _file, _row, {called}, {quoted(self.key)}, _problem AS reason FROM {quoted(checked)}"
+            " WHERE _problem IS NOT NULL ORDER BY _seq",
         )
         if isinstance(source, ItemSource) and source.product_column:
             found = self.library.rows(
@@ -120,9 +114,8 @@ class Profiles:
         else:
             key = f"CASE WHEN json_type({sql}) = 'OBJECT' THEN json_keys({sql}) END"
         found = self.library.rows(
-            f"SELECT name, count(*) FROM (SELECT unnest({key}) AS name FROM {quoted(source.table)}{where}) GROUP BY"
-            f" name ORDER BY"
-            f" 2 DESC, 1 LIMIT {MOST_UNPACKED + 1}"
+            f"SELECT name, count(*) FROM (SELECT unnest({key}) AS name FROM {quoted(source.table)}{where})"
+            f" GROUP BY name ORDER BY 2 DESC, 1 LIMIT {MOST_UNPACKED + 1}"
         )
         names = [row[0] for row in found if row[0]]
         if len(names) > MOST_UNPACKED:
@@ -175,9 +168,8 @@ class Profiles:
             rank = 'row_number() OVER (ORDER BY "#order" NULLS FIRST, _seq) AS _rank'
             merged = "".join(f", {best}({v}, _rank) AS {v}" for v in values)
             query = (
-                f"SELECT min(_seq) AS _seq, arg_min(_file, _seq) AS _file, min(_row) AS _row, {key}{merged} FROM"
-                f" (SELECT *,"
-                f" {rank} FROM {quoted(checked)} WHERE _problem IS NULL) GROUP BY {key}"
+                f"SELECT min(_seq) AS _seq, arg_min(_file, _seq) AS _file, min(_row) AS _row, {key}{merged}"
+                f" FROM (SELECT *, {rank} FROM {quoted(checked)} WHERE _problem IS NULL) GROUP BY {key}"
             )
             accepted = self.library.rows(f"SELECT count(*) FROM {quoted(checked)} WHERE _problem IS NULL")[0][0]
             self.account.of(source.table).accepted += accepted

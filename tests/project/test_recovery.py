@@ -111,6 +111,13 @@ def clicks(*users: str) -> list[Event]:
     return [Event(f"{user}-{at}", Kind.CLICK, user, "red-01", at) for user in users]
 
 
+async def erase(url: str, user: str) -> None:
+    """Erase a user, as the service does."""
+    store = Store(url, 5.0)
+    await store.erase(user, time.time())
+    await store.close()
+
+
 def known_users(url: str) -> set[str]:
     """The users with any key in Redis, and those in the event stream."""
     with redis.Redis.from_url(url) as client, BulkStore(url) as store:
@@ -128,13 +135,7 @@ def test_a_restored_backup_has_everything_but_the_users_who_were_erased_since(ma
             store.write(clicks("kept", "erased", "other"), time.time())
             machine.run(guide("BGSAVE"))
             store.write(clicks("late"), time.time())
-
-        async def erase() -> None:
-            online = Store(machine.url, 5.0)
-            await online.erase("erased", time.time())
-            await online.close()
-
-        asyncio.run(erase())
+        asyncio.run(erase(machine.url, "erased"))
         machine.run(guide("data/erasures.key"))
     shutil.rmtree(machine.redis)
     shutil.rmtree(machine.workspace)
@@ -182,13 +183,7 @@ def test_redis_restored_alone_does_not_bring_back_users_whom_the_workspace_knows
             events = clicks("kept", "erased")
             store.write(events, time.time())
         machine.run(guide("BGSAVE"))
-
-        async def erase() -> None:
-            online = Store(machine.url, 5.0)
-            await online.erase("erased", time.time())
-            await online.close()
-
-        asyncio.run(erase())
+        asyncio.run(erase(machine.url, "erased"))
         machine.run(guide("data/erasures.key"))
     shutil.rmtree(machine.redis)
 

@@ -13,7 +13,7 @@ from offline.ingest.cells.numbers import decimal_separator, number_sql
 from offline.ingest.mapping import MappedSource
 from offline.ingest.mapping.paths import Value, text
 from offline.ingest.reading import Library
-from offline.ingest.reading.library import quoted
+from offline.ingest.reading.library import first_line, quoted
 from offline.runtime import DataError
 
 _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
@@ -67,7 +67,7 @@ class Reader:
             source = self.mapped.source
             conditions = f" (where: {source.where})" if source.where else ""
             raise DataError(
-                f"table {source.table}: its mapping cannot be evaluated{conditions}: {str(error).splitlines()[0]}."
+                f"table {source.table}: its mapping cannot be evaluated{conditions}: {first_line(error)}."
                 " Check `where` and `sql` of this source."
             ) from None
 
@@ -127,17 +127,13 @@ class Reader:
         bits = self.library.rows(f"SELECT bit_or(_lost) FROM {quoted(checked)}")[0][0] or 0
         for i, name in enumerate(names):
             if bits >> i & 1:
-                raw = self.text(name)
+                raw = self.text(name).replace(quoted(name), f"r.{quoted(name)}")
                 n, first = self.library.rows(
-                    f"SELECT count(*), arg_min({raw}, r._seq) FROM {quoted(checked)} AS c JOIN {self._from} AS r ON"
-                    f" r._seq ="
-                    f" c._seq WHERE c._lost >> {i} & 1 = 1".replace(raw, self._qualified(name))
+                    f"SELECT count(*), arg_min({raw}, r._seq) FROM {quoted(checked)} AS c"
+                    f" JOIN {self._from} AS r ON r._seq = c._seq WHERE c._lost >> {i} & 1 = 1"
                 )[0]
                 called = self.mapped.names[name]
                 yield f"{called}: {n} cells cannot be read and count as missing, such as {str(first)[:80]!r}"
-
-    def _qualified(self, name: str) -> str:
-        return self.text(name).replace(quoted(name), f"r.{quoted(name)}")
 
     # Expressions.
 

@@ -139,11 +139,7 @@ def _path(library: Library, scope: Scope, source: Source, name: str, path: str) 
     if table.form == "json":
         # No record of this file has the key, although others of its kind may.
         return NO_VALUE
-    what = f"no column {path!r}" + (f" for {name}" if path != name else "")
-    raise DataError(
-        f"{table.file}: {what}. It has: {', '.join(table.columns)}."
-        f" Map one of them in the configuration: columns: {{{name}: <column>}}."
-    )
+    raise table.unmapped(name, path)
 
 
 def _expression(library: Library, scope: Scope, source: Source, sql: str) -> Value:
@@ -160,7 +156,7 @@ def _join(library: Library, scope: Scope, source: Source, name: str, pairs: Mapp
     """LEFT JOIN with the first row of each key, so that a join never adds or loses rows."""
     table = library.tables[name]
     if lacking := [theirs for theirs in pairs.values() if theirs not in table.columns]:
-        raise DataError(f"{table.file}: no column {lacking[0]!r} to join. It has: {', '.join(table.columns)}.")
+        raise table.error(f"no column {lacking[0]!r} to join")
     keys = [f"join_key({text(Value(quoted(theirs), table.columns[theirs]))})" for theirs in pairs.values()]
     names = [f"_key_{i}" for i in range(len(keys))]
     listed = ", ".join(f"{key} AS {n}" for key, n in zip(keys, names, strict=True))

@@ -37,6 +37,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def first_line(error: duckdb.Error) -> str:
+    """What DuckDB says is wrong, without the excerpt of the query that follows."""
+    return str(error).splitlines()[0]
+
+
 def table_name(path: Path | str) -> str:
     """Name of a file's table: without endings, and without the date or number of a shard."""
     name = Path(path).name
@@ -91,11 +96,20 @@ class RawTable:
     refused: Counter[str] = field(default_factory=Counter)
     said: list[str] = field(default_factory=list)
 
+    def error(self, problem: str, remedy: str = "") -> DataError:
+        """An error about the columns of this table, which lists them."""
+        return DataError(f"{self.file}: {problem}. It has: {', '.join(self.columns)}.{remedy and ' '}{remedy}")
+
+    def unmapped(self, name: str, path: str | None = None) -> DataError:
+        """An error: the table lacks the column of a target. path: the column, if it has another name."""
+        what = f"no column {name!r}" if path in (None, name) else f"no column {path!r} for {name}"
+        return self.error(what, f"Map one of them in the configuration: columns: {{{name}: <column>}}.")
+
 
 class Library:
     """The database of an import. refusals: table `_refused` (file, row, column, value, reason)."""
 
-    def __init__(self, directory: Path, missing: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.sql = duckdb.connect()
         for setting in (
@@ -218,7 +232,7 @@ class Library:
     def _require(self, name: str, columns: Sequence[str]) -> None:
         table = self.tables[name]
         if lacking := [c for c in columns if c not in table.columns]:
-            raise DataError(f"{table.file}: no column {lacking[0]!r}. It has: {', '.join(table.columns)}.")
+            raise table.error(f"no column {lacking[0]!r}")
 
     def refuse(self, file: str, row: int, column: str | None, value: str, reason: str) -> None:
         """Record a row that could not be parsed."""
@@ -240,8 +254,7 @@ def _load_csv(library: Library, peek: Peek, part: str, table: RawTable) -> None:
         row, text = open_quote
         raise DataError(
             f"{peek.name}, row {row}: a quote is opened and never closed, so all rows after it would be one cell:"
-            f" {text}."
-            " Close the quote, or set `quote: ''` for this table if quotes are part of the text."
+            f" {text}. Close the quote, or set `quote: ''` for this table if quotes are part of the text."
         )
     q = literal(dialect.quote)
     columns = ", ".join(f"{literal(n)}: 'VARCHAR'" for n in dialect.names)
@@ -258,7 +271,7 @@ def _load_csv(library: Library, peek: Peek, part: str, table: RawTable) -> None:
             f" row_number() OVER () + {first - 1} AS _row FROM {read}"
         )
     except duckdb.Error as error:
-        raise DataError(f"{peek.name}: cannot be read as CSV ({str(error).splitlines()[0]}).") from None
+        raise DataError(f"{peek.name}: cannot be read as CSV ({first_line(error)}).") from None
     _take_rejects(library, peek, part, table)
     _warn_of_long_cells(library, peek, part, dialect, table)
 
@@ -285,12 +298,13 @@ def _take_rejects(library: Library, peek: Peek, part: str, table: RawTable) -> N
         lines = ", ".join(f"({line})" for line, _, _ in refused)
         library.sql.execute(f"CREATE TEMP TABLE _gaps AS SELECT * FROM (VALUES {lines}) AS g(line)")
         # The rows after a rejected record have a higher number than their order among the rows that were read.
+        shifts = (
+            "SELECT line - number + 1 AS from_row, number AS shift,"
+            " coalesce(lead(line) OVER (ORDER BY line) - number, 9223372036854775807) AS to_row"
+            " FROM (SELECT line, row_number() OVER (ORDER BY line) AS number FROM _gaps)"
+        )
         library.sql.execute(
-            f"UPDATE {part} SET _row = _row + shift FROM (SELECT line - row_number() OVER (ORDER BY line) + 1 AS"
-            f" from_row,"
-            f" row_number() OVER (ORDER BY line) AS shift, coalesce(lead(line) OVER (ORDER BY line) - row_number() OVER"
-            f" (ORDER BY line), 9223372036854775807) AS to_row FROM _gaps) AS g WHERE _row >= from_row AND _row <"
-            f" to_row"
+            f"UPDATE {part} SET _row = _row + shift FROM ({shifts}) AS g WHERE _row >= from_row AND _row < to_row"
         )
         library.sql.execute("DROP TABLE _gaps")
 
@@ -320,12 +334,12 @@ def _load_parquet(library: Library, peek: Peek, part: str, table: RawTable) -> N
         nested = [n for n in names if re.search(r"\[\]|^(STRUCT|MAP|UNION)|\]$", types[n])]
         cells = ", ".join(f"to_json({quoted(n)}) AS {quoted(n)}" if n in nested else quoted(n) for n in names)
         library.sql.execute(
-            f"CREATE TABLE {part} AS SELECT {cells}, {literal(peek.name)} AS _file, file_row_number + 1 AS _row FROM"
-            f" {read}"
+            f"CREATE TABLE {part} AS SELECT {cells}, {literal(peek.name)} AS _file, file_row_number + 1 AS _row"
+            f" FROM {read}"
         )
     except duckdb.Error as error:
         raise DataError(
-            f"{peek.name}: cannot be read as Parquet ({str(error).splitlines()[0]}). Export the file again."
+            f"{peek.name}: cannot be read as Parquet ({first_line(error)}). Export the file again."
         ) from None
 
 
@@ -334,11 +348,11 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
     if peek.shape == "array":
         try:
             library.sql.execute(
-                f"CREATE TABLE _json AS SELECT json, row_number() OVER () AS _row, json::VARCHAR AS line FROM"
-                f" read_json_objects({path}, format='array', maximum_object_size={MAX_LINE})"
+                "CREATE TABLE _json AS SELECT json, row_number() OVER () AS _row, json::VARCHAR AS line"
+                f" FROM read_json_objects({path}, format='array', maximum_object_size={MAX_LINE})"
             )
         except duckdb.Error as error:
-            raise DataError(f"{peek.name}: is not a valid JSON array ({str(error).splitlines()[0]}).") from None
+            raise DataError(f"{peek.name}: is not a valid JSON array ({first_line(error)}).") from None
     else:
         library.sql.execute(
             f"CREATE TABLE _text AS SELECT line, row_number() OVER () AS _row FROM read_csv({path}, auto_detect=false,"
@@ -352,8 +366,8 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
         library.sql.execute("DROP TABLE _text")
     bad = "CASE WHEN json IS NULL THEN 'bad_json' WHEN json_type(json) <> 'OBJECT' THEN 'not_an_object' END"
     library.sql.execute(
-        f"INSERT INTO _refused SELECT {literal(peek.name)}, _row, NULL, line[:1000], {bad} FROM _json WHERE {bad} IS"
-        f" NOT NULL"
+        f"INSERT INTO _refused SELECT {literal(peek.name)}, _row, NULL, line[:1000], {bad} FROM _json"
+        f" WHERE {bad} IS NOT NULL"
     )
     table.refused.update(dict(library.rows(f"SELECT {bad}, count(*) FROM _json WHERE {bad} IS NOT NULL GROUP BY 1")))
     library.sql.execute(
@@ -366,10 +380,9 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
 def _json_columns(library: Library) -> str:
     """Select list of the top-level keys. A key with only numbers or only booleans has that type, nested values JSON."""
     found = library.rows(
-        "WITH objects AS (SELECT json FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT'), keys AS"
-        " (SELECT json,"
-        " unnest(json_keys(json)) AS key FROM objects) SELECT key, list(DISTINCT json_type(json, '$.' || to_json(key)))"
-        " FROM keys GROUP BY key ORDER BY key"
+        "WITH objects AS (SELECT json FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT'),"
+        " keys AS (SELECT json, unnest(json_keys(json)) AS key FROM objects)"
+        " SELECT key, list(DISTINCT json_type(json, '$.' || to_json(key))) FROM keys GROUP BY key ORDER BY key"
     )
     out = ""
     for key, types in found:

@@ -85,13 +85,7 @@ def test_known_event_names_are_mapped_and_unknown_ones_dropped_with_a_comment(tm
     """`addtocart` is a cart and `transaction` a purchase; `quiz` is left to the user."""
     words = ["view", "addtocart", "transaction", "quiz"]
     rows = [
-        {
-            "timestamp": 1_433_221_332_117 + k,
-            "visitor": k % 3,
-            "event": words[k % 4],
-            "itemid": k % 5,
-            "basket": k,
-        }
+        {"timestamp": 1_433_221_332_117 + k, "visitor": k % 3, "event": words[k % 4], "itemid": k % 5, "basket": k}
         for k in range(40)
     ]
     text, summary = imported(table(tmp_path / "events.csv", rows))
