@@ -79,7 +79,8 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             for partial_file in self.directory.glob(".*"):  # left by a killed run
                 partial_file.unlink()
-            write_json(self.directory / _INPUTS, self.inputs)
+            if not self.file(_INPUTS).is_file():  # the directory is named by their digest, so they never change
+                write_json(self.file(_INPUTS), self.inputs)
             self.finished = _read(self._record, warn=True)
             sums: dict[str, str] = {}
             for step in resolve_reads(steps):

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,7 @@ from serving.api.problem import Problem
 from serving.store import BulkStore, Event
 from tests.serving.test_guard import counted
 from tests.serving.test_release import CUT_OFF
-from tests.serving.test_service import FAST, click, client, refused, releases, running, served, url
+from tests.serving.test_service import FAST, clear, click, client, refused, releases, running, served, url
 
 __all__ = ["client", "releases", "running", "url"]
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -134,8 +133,7 @@ def test_ga4_items_count_towards_the_limit(client: httpx.Client) -> None:
 
 def test_events_of_new_users_are_refused_at_the_maximum_and_counted(url: str, releases: list[Path]) -> None:
     """Known users are not affected. If every event is refused, the answer is 503, so that clients send it again."""
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
+    clear(url)
     with served(url, FAST.model_copy(update={"max_users": 1}), releases[0]) as client:
         answer = client.post("/v1/events", json=[click(), click(user_id="second", event_id="x")]).json()
         assert (answer["accepted"], [(r["index"], r["field"]) for r in answer["rejected"]]) == (1, [(1, "user_id")])

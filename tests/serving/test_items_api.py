@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +38,7 @@ from tests.serving.test_release import CUT_OFF, planted_items, planted_model, pu
 from tests.serving.test_service import (
     EVERY,
     FAST,
+    clear,
     click,
     client,
     ranked,
@@ -271,15 +271,14 @@ def test_invalid_items_are_rejected_individually(client: httpx.Client) -> None:
 
 
 def test_the_number_of_written_items_is_limited(url: str, releases: list[Path]) -> None:
-    with redis.Redis.from_url(url) as raw:
-        raw.flushall()
-        with served(url, FAST.model_copy(update={"written_items": 2, "max_items": 3}), releases[0]) as one:
-            ready(one)
-            put(one, {"item_id": "a"}, {"item_id": "b"})
-            put(one, {"item_id": "a", "price": 1})
-            assert refused(one.put("/v1/items", json={"item_id": "c"}), 503)["type"].endswith("too-many-written-items")
-            document = refused(one.put("/v1/items", json=[{"item_id": "c"}] * 4), 413)
-            assert document["detail"] == "4 items in one request; the maximum is 3"
+    clear(url)
+    with served(url, FAST.model_copy(update={"written_items": 2, "max_items": 3}), releases[0]) as one:
+        ready(one)
+        put(one, {"item_id": "a"}, {"item_id": "b"})
+        put(one, {"item_id": "a", "price": 1})
+        assert refused(one.put("/v1/items", json={"item_id": "c"}), 503)["type"].endswith("too-many-written-items")
+        document = refused(one.put("/v1/items", json=[{"item_id": "c"}] * 4), 413)
+        assert document["detail"] == "4 items in one request; the maximum is 3"
 
 
 def test_an_item_that_would_become_too_large_keeps_what_it_has(client: httpx.Client) -> None:

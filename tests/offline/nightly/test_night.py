@@ -213,7 +213,7 @@ def test_a_replayed_row_equals_the_served_row_to_the_bit(
         )
     ]
     with BulkStore(url) as store:
-        store.run([["DEL", STREAM]])
+        store.run([["DEL", store.layout.key(STREAM)]])
     with served(url, FAST, new_release.path, clock=lambda: at) as client:
         ready(client)
         assert client.post("/v1/events", json=sent).json()["accepted"] == len(sent)
