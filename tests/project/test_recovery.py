@@ -231,6 +231,7 @@ def release_of(client: httpx.Client) -> str:
     return str(client.post("/v1/rank", json={"candidates": ["red-01"]}).raise_for_status().json()["release"])
 
 
+@pytest.mark.slow
 def test_an_upgrade_and_a_downgrade_across_formats_never_stop_the_service(machine: Machine) -> None:
     """Old workers keep the old release, new ones start with the new one, and promoting the old one reverses this."""
     releases = machine.workspace / "releases"

@@ -357,6 +357,7 @@ ENSURED = {name: load_preset(name).tables["events"].options for name in ("metara
 GA4_KEYS = ("event_name", "event_timestamp", "user_id", "items", "item_list_id", "event_params", "request_id", "device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "keys"), [("metarank", METARANK_KEYS), ("ga4", GA4_KEYS)])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
@@ -557,6 +558,7 @@ def test_progress_reaches_its_total(tmp_path: Path) -> None:
 # --- real data ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @real
 def test_both_formats_of_ranklens_give_the_same_events_and_items(tmp_path: Path) -> None:
     folder = DATA / "ranklens"
@@ -575,6 +577,7 @@ def test_both_formats_of_ranklens_give_the_same_events_and_items(tmp_path: Path)
     assert len(items) == 2512 + 8  # eight of the items shown have no catalogue entry
 
 
+@pytest.mark.slow
 @real
 def test_a_raw_shop_export_imports_with_only_a_mapping(tmp_path: Path) -> None:
     path = ROOT / "docs/examples/online_retail.yaml"
@@ -590,6 +593,7 @@ def test_a_raw_shop_export_imports_with_only_a_mapping(tmp_path: Path) -> None:
     assert {i["item_id"] for i in items}.isdisjoint({"POST", "m", "BANK CHARGES"})
 
 
+@pytest.mark.slow
 @real
 def test_retail_and_order_only_folders_import_without_configuration(tmp_path: Path) -> None:
     retail = import_data(recognised(DATA / "online_retail"), tmp_path / "retail", NOW)

@@ -72,6 +72,7 @@ def test_an_invoice_file_is_fully_mapped_and_guesses_are_commented(tmp_path: Pat
     assert set(summary.sources[0].quarantined) == {"missing_user", "negative_value", "duplicate_event", "not_a_product"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RAW.is_file(), reason="the real data of ../shared/data is not here")
 def test_a_real_export_is_mapped_as_in_the_example() -> None:
     """The suggested columns equal those of docs/examples/online_retail.yaml."""

@@ -610,6 +610,7 @@ def check_counts(config: ImportConfig, folder: Path, rows: int) -> None:
         assert keys == sorted(keys)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.one_of(LIKELY, ROW), min_size=1, max_size=12))
 def test_every_row_of_a_dirty_csv_is_accepted_or_rejected_once(
@@ -621,6 +622,7 @@ def test_every_row_of_a_dirty_csv_is_accepted_or_rejected_once(
     check_counts(config, folder, len(rows))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.one_of(LIKELY, JSON_ROW), min_size=1, max_size=12))
 def test_every_line_of_dirty_json_is_accepted_or_rejected_once(
