@@ -15,7 +15,7 @@ import pytest
 from offline.config.publication import RetentionConfig
 from offline.nightly import retention
 from serving.lock import locked
-from serving.release import registry
+from serving.release import read_owner, registry
 from serving.release.manifest import ReleaseError, read_manifest
 from serving.store import BulkStore, Pointer
 from serving.store.embedded import connect_url
@@ -102,10 +102,10 @@ def test_a_rollback_is_reported_until_the_release_is_promoted_again(
 
 def test_pinning_and_unpinning_keep_the_same_release_live(tmp_path: Path, store: BulkStore, three: list[str]) -> None:
     registry.promote(tmp_path, store, three[0], "known good", action="pin")
-    pinned = store.pointer()
-    assert pinned == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=True)
+    pinned = Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=True, owner=read_owner(tmp_path))
+    assert store.pointer() == pinned
     assert registry.unpin(tmp_path, store, "fine").id == three[0]
-    assert store.pointer() == Pointer(three[0], str((tmp_path / three[0]).resolve()), pinned=False)
+    assert store.pointer() == Pointer(pinned.id, pinned.path, owner=pinned.owner)
 
 
 def test_simultaneous_rollbacks_go_back_one_step_each(
