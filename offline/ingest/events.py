@@ -74,7 +74,7 @@ def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, late
     """Take all columns of `shop.events`; returns the expression of a refused row's [reason, column], else null."""
     reader.add("kind", _kinds(reader, source))
     problems = [
-        (f"{_raw(reader, 'event')} IS NULL", "'missing_event'", "event"),
+        (f"NOT {_has(reader, 'event')}", "'missing_event'", "event"),
         ("kind = -1", "'unknown_event'", "event"),
         ("kind = -2", literal(DROP), "event"),
     ]
@@ -102,7 +102,7 @@ def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, late
         reader.add("timestamp", reader.moment("timestamp"))
         earliest_us = max(midnight_us(config.earliest), EVENT_MOMENTS[0] * 10**6)
         problems += [
-            (f"{_raw(reader, 'timestamp')} IS NULL", "'missing_timestamp'", "timestamp"),
+            (f"NOT {_has(reader, 'timestamp')}", "'missing_timestamp'", "timestamp"),
             ("timestamp IS NULL", "'bad_timestamp'", "timestamp"),
             (f"timestamp < {earliest_us}", "'timestamp_too_old'", "timestamp"),
             (f"timestamp > {latest_us}", "'future_event'", "timestamp"),
@@ -119,8 +119,8 @@ def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, late
     return f"CASE {' '.join(f'WHEN {bad} THEN [{reason}, {literal(n)}]' for bad, reason, n in problems)} END"
 
 
-def _raw(reader: Reader, name: str) -> str:
-    return quoted(f"raw {name}") if reader.has(name) else "NULL"
+def _has(reader: Reader, name: str) -> str:
+    return quoted(f"has {name}") if reader.has(name) else "false"
 
 
 def _kinds(reader: Reader, source: EventSource) -> str:

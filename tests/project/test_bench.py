@@ -66,6 +66,10 @@ TINY = {
         ["--items", "150", "--users", "80", "--days", "6", "--epochs", "1"],
         {"read_share", "equal", "first_s", "second_s"},
     ),
+    "import_": (
+        ["--events", "2000", "--items", "50", "--users", "40", "--repeats", "1"],
+        {"events_per_s", "ratio_to_duckdb", "peak_gb"},
+    ),
     "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],

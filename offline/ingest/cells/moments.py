@@ -24,6 +24,10 @@ _CLOCKS = (
 )  # fmt: skip
 _SAMPLE = 2000
 _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+_SECONDS = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?"
+_PLAIN = rf"^{_SECONDS}$"
+_ZONED = rf"^{_SECONDS}(Z| UTC|[+-][01]\d:[0-5]\d)$"
+"""The two most common forms of ISO 8601, which DuckDB's casts read ten times faster than `_ISO`."""
 _ISO = r"^(\d{4}-\d\d?-\d\d?)(?:[Tt ]+(\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?))?"
 _ISO += r"\s*([Zz]|UTC|GMT|[+-][01]\d:?(?:[0-5]\d)?)?(?:\s+(?:[A-Z]{2,5}|[+-][01]\d(?:[0-5]\d)?))?$"
 
@@ -65,6 +69,8 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         zoned = "%z" in how.format.lower()
         parsed = f"try_strptime({column}, {literal(how.format)})"
         return Moments(f"epoch_us({parsed})" if zoned else _local_us(f"CAST({parsed} AS TIMESTAMP)", zone))
+    if fast := _cast(library, relation, column, zone):
+        return Moments(fast)
     numerals, iso, others = library.rows(
         f"SELECT count(*) FILTER (regexp_matches({column}, '{_NUMERAL}')), count(*) FILTER (regexp_matches({column},"
         f" '{_ISO}')), count(*) FILTER (NOT regexp_matches({column}, '{_NUMERAL}') AND NOT regexp_matches({column},"
@@ -82,6 +88,22 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         rest = found.sql
         said += [found.said] if found.said else []
     return Moments(f"(CASE {' '.join(cases)} ELSE {rest} END)" if cases else rest, "; ".join(said) or None)
+
+
+def _cast(library: Library, relation: str, column: str, zone: str) -> str | None:
+    """A cast, for a column whose values are all `_PLAIN` or all `_ZONED`."""
+    for pattern in (_PLAIN, _ZONED):
+        filled = f"FROM {relation} WHERE {column} IS NOT NULL"
+        # The first rows show most columns of another form, without a look at all of them.
+        some = f"SELECT bool_and(regexp_matches(v, '{pattern}')) FROM (SELECT {column} AS v {filled} LIMIT {_SAMPLE})"
+        if (
+            library.rows(some)[0][0]
+            and library.rows(f"SELECT bool_and(regexp_matches({column}, '{pattern}')) {filled}")[0][0]
+        ):
+            if pattern == _PLAIN:
+                return _local_us(f"TRY_CAST({column} AS TIMESTAMP)", zone)
+            return f"epoch_us(TRY_CAST(replace({column}, ' UTC', 'Z') AS TIMESTAMPTZ))"
+    return None
 
 
 def _iso_case(column: str, zone: str) -> str:

@@ -141,17 +141,20 @@ class Library:
 
     def load(self, name: str, peeks: Sequence[Peek], on_file: Callable[[Peek], None] | None = None) -> RawTable:
         """Load the files of one table. Columns that a file lacks are null. Raises DataError if one cannot be read."""
-        parts = []
+        parts, last = [], 0
         table = RawTable(name, _common_name(peeks), {}, peeks[0].form)
         for number, peek in enumerate(peeks):
             part = quoted(f"_part_{number}")
             _LOADERS[peek.form](self, peek, part, table)
-            parts.append(f"SELECT * FROM {part}")
+            parts.append(f"SELECT * REPLACE (_seq + {last} AS _seq) FROM {part}")
+            last += self.rows(f"SELECT coalesce(max(_seq), 0) FROM {part}")[0][0]
             table.said += [f"{peek.name}: {text}" for text in peek.said]
             if on_file:
                 on_file(peek)
-        union = " UNION ALL BY NAME ".join(parts)
-        self.sql.execute(f"CREATE TABLE {quoted(name)} AS SELECT *, row_number() OVER () AS _seq FROM ({union})")
+        if len(parts) == 1:
+            self.sql.execute(f"ALTER TABLE _part_0 RENAME TO {quoted(name)}")
+            return self.add(table)
+        self.sql.execute(f"CREATE TABLE {quoted(name)} AS {' UNION ALL BY NAME '.join(parts)}")
         for number in range(len(peeks)):
             self.sql.execute(f"DROP TABLE {quoted(f'_part_{number}')}")
         return self.add(table)
@@ -268,7 +271,7 @@ def _load_csv(library: Library, peek: Peek, part: str, table: RawTable) -> None:
     try:
         library.sql.execute(
             f"CREATE TABLE {part} AS SELECT *, {literal(peek.name)} AS _file,"
-            f" row_number() OVER () + {first - 1} AS _row FROM {read}"
+            f" row_number() OVER () + {first - 1} AS _row, row_number() OVER () AS _seq FROM {read}"
         )
     except duckdb.Error as error:
         raise DataError(f"{peek.name}: cannot be read as CSV ({first_line(error)}).") from None
@@ -334,8 +337,8 @@ def _load_parquet(library: Library, peek: Peek, part: str, table: RawTable) -> N
         nested = [n for n in names if re.search(r"\[\]|^(STRUCT|MAP|UNION)|\]$", types[n])]
         cells = ", ".join(f"to_json({quoted(n)}) AS {quoted(n)}" if n in nested else quoted(n) for n in names)
         library.sql.execute(
-            f"CREATE TABLE {part} AS SELECT {cells}, {literal(peek.name)} AS _file, file_row_number + 1 AS _row"
-            f" FROM {read}"
+            f"CREATE TABLE {part} AS SELECT {cells}, {literal(peek.name)} AS _file, file_row_number + 1 AS _row,"
+            f" _row AS _seq FROM {read}"
         )
     except duckdb.Error as error:
         raise DataError(
@@ -371,8 +374,8 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
     )
     table.refused.update(dict(library.rows(f"SELECT {bad}, count(*) FROM _json WHERE {bad} IS NOT NULL GROUP BY 1")))
     library.sql.execute(
-        f"CREATE TABLE {part} AS SELECT {_json_columns(library)} {literal(peek.name)} AS _file, _row FROM _json"
-        " WHERE json IS NOT NULL AND json_type(json) = 'OBJECT' ORDER BY _row"
+        f"CREATE TABLE {part} AS SELECT {_json_columns(library)} {literal(peek.name)} AS _file, _row, _row AS _seq"
+        " FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT' ORDER BY _row"
     )
     library.sql.execute("DROP TABLE _json")
 
