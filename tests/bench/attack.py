@@ -436,8 +436,8 @@ def behaviours(key: str) -> dict[str, Behaviour]:
     }
 
 
-async def hold(port: int, kind: str, behaviour: Behaviour, outcome: Outcome) -> None:
-    """Keep one hostile connection open, and open another half a second after the service closes it, until cancelled."""
+async def hold(port: int, kind: str, behaviour: Behaviour, outcome: Outcome, again_s: float) -> None:
+    """Keep one hostile connection open, and open another some seconds after the service closes it, until cancelled."""
     while True:
         with contextlib.suppress(OSError):
             async with connection(port, 4096 if kind == "never reads" else 0) as (reader, writer):
@@ -445,20 +445,29 @@ async def hold(port: int, kind: str, behaviour: Behaviour, outcome: Outcome) -> 
                 with contextlib.suppress(OSError):
                     await behaviour(reader, writer)
                 outcome.closed[kind] += 1
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(again_s)
 
 
 async def attack(
-    port: int, key: str, items: int, requests: int, connections: int, per_second: float, senders: int, seed: int
+    port: int,
+    key: str,
+    items: int,
+    requests: int,
+    connections: int,
+    again_s: float,
+    per_second: float,
+    senders: int,
+    seed: int,
 ) -> Outcome:
     """Hold the hostile connections while all hostile requests are sent.
 
-    per_second: requests per second at most; 0 for as many as are answered. senders: requests sent at the same time.
+    again_s: seconds until another connection takes the place of one that was closed. per_second: requests per second at
+    most; 0 for as many as are answered. senders: requests sent at the same time.
     """
     outcome = Outcome()
     plan = enumerate(made_up_attack(seed, requests, key, items))
     held = [
-        asyncio.create_task(hold(port, kind, behaviour, outcome))
+        asyncio.create_task(hold(port, kind, behaviour, outcome, again_s))
         for kind, behaviour in itertools.islice(itertools.cycle(behaviours(key).items()), connections)
     ]
     start = time.perf_counter()

@@ -10,7 +10,7 @@ full lists, first for a while alone, and then during the attack. A ranking count
 if it has another status than 200 or has not the 50 items. A health check per second has a connection of its own. Ends
 with one line of JSON:
 
-p50_ms, p99_ms: rankings during the attack. quiet_p50_ms, quiet_p99_ms: before it. p99_ratio: of the two p99
+p50_ms, p90_ms, p99_ms: rankings during the attack. quiet_p50_ms, quiet_p99_ms: before it. p99_ratio: of the two p99
 rankings: those answered during the attack. failed, first_failure: in both phases
 degraded: rankings during the attack without the user's history, because Redis did not answer in time
 health_p99_ms, health_failed: the same for health checks
@@ -164,7 +164,10 @@ async def measure(
         await asyncio.sleep(options.quiet)
     quiet = [honest.rankings, honest.checks]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as attackers:
-        plan = options.items, options.requests, options.connections, options.per_second, options.senders, options.seed
+        plan = (
+            *(options.items, options.requests, options.connections, options.again),
+            *(options.per_second, options.senders, options.seed),
+        )
         async with honest.phase():
             outcome = await asyncio.get_running_loop().run_in_executor(
                 attackers, attack_from_here, port, public_key, *plan
@@ -208,6 +211,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000, help="hostile requests")
     parser.add_argument("--connections", type=int, default=1000, help="hostile connections that are open at once")
+    parser.add_argument("--again", type=float, default=0.5, help="seconds until a closed connection is opened again")
     parser.add_argument("--workers", type=int, default=4, help="worker processes of the service")
     parser.add_argument("--per-second", type=float, default=100, help="hostile requests per second; 0: no pause")
     parser.add_argument("--senders", type=int, default=32, help="hostile requests in progress at most")
@@ -263,6 +267,7 @@ def figures_of(quiet: list[Load], disturbed: list[Load], outcome: Outcome) -> di
     rankings, checks = disturbed
     ms = {
         "p50_ms": rankings.at(50),
+        "p90_ms": rankings.at(90),
         "p99_ms": rankings.at(99),
         "quiet_p50_ms": quiet[0].at(50),
         "quiet_p99_ms": quiet[0].at(99),

@@ -255,13 +255,24 @@ def test_the_quickstart_leads_from_a_csv_to_a_ranked_list(tmp_path: Path) -> Non
     expect("docs/quickstart.md", run_page(Terminal(tmp_path), "docs/quickstart.md"))
 
 
+@pytest.fixture(scope="session")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of a simulated shop with enough purchases for a ranker that is better than a random order."""
+    directory = tmp_path_factory.mktemp("month")
+    Terminal(directory).shell("shelfwise simulate --items 100 --users 700 --days 30 --seed 5 --end 2026-06-01")
+    return directory / "workspace" / "data"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SHOPS)
-def test_the_page_of_a_shop_leads_from_its_export_to_a_ranked_list(page: str, shop: Path, tmp_path: Path) -> None:
-    """The commands of the page run on the simulated shop, written as the system of the page writes its export."""
+def test_the_page_of_a_shop_leads_from_its_export_to_a_ranked_list(
+    page: str, shop: Path, month: Path, tmp_path: Path
+) -> None:
+    """The commands of the page run on a simulated shop, written as the system of the page writes its export."""
     (tmp_path / "my-export").mkdir()
-    SYSTEMS[SHOPS[page]](read_shop(shop / "data"), tmp_path / "my-export")
-    expect(page, run_page(Terminal(tmp_path, QUICK), page))
+    only_purchases = SHOPS[page] in ("shopify", "woocommerce")
+    SYSTEMS[SHOPS[page]](read_shop(month if only_purchases else shop / "data"), tmp_path / "my-export")
+    expect(page, run_page(Terminal(tmp_path, QUICK.replace("trees: 15", "trees: 100")), page))
 
 
 RAW = ROOT.parent / "shared" / "data" / "online_retail" / "raw_2009_2010.csv.gz"
