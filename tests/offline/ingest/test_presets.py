@@ -66,6 +66,8 @@ def test_segment_calls_have_products_flat_or_in_a_list_and_positions_from_1(tmp_
         {**common, "messageId": "m2", "event": "Product Added", "userId": "u1", "properties": {"product_id": "P1"}},
         {**common, "messageId": "m2", "event": "Product Added", "userId": "u1", "properties": {"product_id": "P1"}},
         {**common, "messageId": "m3", "type": "identify", "userId": "u1", "traits": {"plan": "gold", "email": "x"}},
+        {**common, "messageId": "m4", "event": "Product Viewed", "properties": {"name": "Mug"}},
+        {**common, "messageId": "m5", "event": "Products Searched", "properties": {"query": "mug"}},
     ]
     items, events, summary = imported(tmp_path, {"calls.jsonl": "\n".join(json.dumps(call) for call in calls)})
     assert [(i["item_id"], i["title"]) for i in items] == [("P1", "Mug"), ("P2", "Jug")]
@@ -75,7 +77,9 @@ def test_segment_calls_have_products_flat_or_in_a_list_and_positions_from_1(tmp_
         ("impression", "a1", "P1", 0, "m1:0"),
         ("impression", "a1", "P2", 1, "m1:1"),
     ]
-    assert dict(summary.sources[0].quarantined) == {"duplicate_event": 1}, "a retry has the same messageId"
+    # A retry has the same messageId. A view has to say of what, a search does not.
+    assert dict(summary.sources[0].quarantined) == {"duplicate_event": 1, "missing_item": 1}
+    assert dict(summary.sources[0].left_out) == {"row excluded by `where`": 1}
     assert pq.read_table(tmp_path / "out/users.parquet").to_pylist() == [{"user_id": "u1", "plan": "gold"}]
 
 
