@@ -79,6 +79,11 @@ class TableConfig(_Section):
     ensure: tuple[str, ...] = Field(
         default=(), description="Columns that are added, without values, if no file has them; `sql` may then name them."
     )
+    as_text: bool = Field(
+        default=False,
+        description="Read numbers, moments and truth values of Parquet and JSON as texts, as those of CSV are, so that"
+        " one `sql` or `where` fits every format.",
+    )
     fill_down: tuple[str, ...] = Field(
         default=(), description="Columns that are filled only in the first of several rows, such as those of an order."
     )

@@ -155,11 +155,18 @@ def _keys(found: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, list[st
             if isinstance(value, list) and value and isinstance(value[0], dict):
                 look(value[0], f"{at}[]", depth)
             elif value is not None and not isinstance(value, dict | list):
-                cells[at].append(json.dumps(value) if isinstance(value, bool) else str(value))
+                cells[at].append(_text(value))
 
     for record in found:
         look(record, "", 0)
     return list(cells), cells
+
+
+def _text(value: Any) -> str:
+    """A scalar as a raw table shows it in texts: 7.0 of a column with missing values is 7."""
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _parquet(source: Path, name: str, path: Path) -> Peek:
