@@ -84,6 +84,11 @@ class TableConfig(_Section):
         description="Read numbers, moments and truth values of Parquet and JSON as texts, as those of CSV are, so that"
         " one `sql` or `where` fits every format.",
     )
+    lists: dict[str, str] = Field(
+        default={},
+        description="Lists from numbered columns, such as line_1_sku, line_1_price, line_2_sku: name of the list to"
+        " names of the columns, with {number} for the number and {field} for the rest. `explode` makes rows of a list.",
+    )
     fill_down: tuple[str, ...] = Field(
         default=(), description="Columns that are filled only in the first of several rows, such as those of an order."
     )
@@ -100,6 +105,14 @@ class TableConfig(_Section):
         except LookupError:
             raise ValueError(f"{encoding!r} is not a text encoding; use utf-8, latin-1, cp1252, ...") from None
         return encoding
+
+    @field_validator("lists")
+    @classmethod
+    def _have_numbers(cls, lists: dict[str, str]) -> dict[str, str]:
+        for name, template in lists.items():
+            if template.count("{number}") != 1 or template.count("{field}") > 1:
+                raise ValueError(f"{name}: {template!r} needs {{number}} once, and {{field}} at most once")
+        return lists
 
     @model_validator(mode="after")
     def _files_or_sql(self) -> Self:

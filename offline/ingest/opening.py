@@ -7,7 +7,7 @@ from pathlib import Path
 
 from offline.config import ImportConfig, TableConfig
 from offline.ingest.mapping.paths import Value, text
-from offline.ingest.reading import Library, Options, Peek, find_files, peek
+from offline.ingest.reading import Library, Options, Peek, find_files, make_lists, peek
 from offline.ingest.reading.library import quoted
 from offline.runtime import DataError, OnProgress
 
@@ -35,6 +35,7 @@ def open_tables(library: Library, config: ImportConfig, directory: Path, on_prog
             _to_text(library, name)
         library.rename(name, wanted[name].rename)
         library.ensure(name, wanted[name].ensure)
+        make_lists(library, name, wanted[name].lists)
         if wanted[name].fill_down:
             library.fill_down(name, wanted[name].fill_down, wanted[name].key)
     for name, table in wanted.items():

@@ -49,6 +49,7 @@ class PresetTable(BaseModel):
     encoding: str | None = None
     rename: dict[str, tuple[str, ...]] = Field(default={})
     ensure: tuple[str, ...] = ()
+    lists: dict[str, str] = Field(default={})
     fill_down: tuple[str, ...] = ()
     key: str | None = None
 

@@ -192,7 +192,12 @@ def _table(table: Table, by_sql: bool) -> dict[str, Any]:
     files = table.files[0] if len(table.files) == 1 else list(table.files)
     part = {"part": table.part} if table.part is not None else {}
     typed = by_sql and set(table.raw.columns.values()) - {"VARCHAR", "JSON"}
-    return {"files": files, **part, **({"as_text": True} if typed else {})}
+    return {
+        "files": files,
+        **part,
+        **({"as_text": True} if typed else {}),
+        **({"lists": dict(table.lists)} if table.lists else {}),
+    }
 
 
 def _has_sql(value: Any) -> bool:
