@@ -22,7 +22,8 @@ _SEP = re.compile(r"sep=(.+)", re.IGNORECASE)
 class Dialect:
     """How to parse a delimited text.
 
-    quote: "" for none. header: whether the first row (after `skip` lines) has the column names. names: of the columns.
+    quote: "" for none. given: whether the quote is configured rather than guessed. header: whether the first row (after
+    `skip` lines) has the column names. names: of the columns.
     """
 
     delimiter: str
@@ -30,6 +31,7 @@ class Dialect:
     header: bool
     names: Sequence[str]
     skip: int = 0
+    given: bool = False
 
 
 def column_names(cells: Sequence[str]) -> list[str]:
@@ -62,7 +64,7 @@ def sniff(path: Path, delimiter: str | None = None, quote: str | None = None, he
     text = raw.decode("utf-8-sig", "replace")
     if not whole:
         text = text[: text.rfind("\n") + 1] or text
-    skip = 0
+    skip, given = 0, quote is not None
     if found := _SEP.fullmatch(text.split("\n", 1)[0].strip()):
         delimiter, skip = delimiter or found[1].replace("\\t", "\t"), 1
         text = text.split("\n", 1)[1] if "\n" in text else ""
@@ -76,7 +78,7 @@ def sniff(path: Path, delimiter: str | None = None, quote: str | None = None, he
     if header is None:
         header = not any(_VALUE.fullmatch(cell.strip()) for cell in rows[0])
     names = column_names(rows[0]) if header else [f"column_{i}" for i in range(1, len(rows[0]) + 1)]
-    return Dialect(delimiter, quote, header, names, skip)
+    return Dialect(delimiter, quote, header, names, skip, given)
 
 
 def _rows(lines: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:

@@ -25,6 +25,8 @@ from offline.runtime import DataError
 MEMORY = "2GB"
 MOST_COLUMNS = 2000
 _LONG_CELL_LINES = 100
+_SWALLOWED_ROWS = 20
+"""Lines of one cell that look like rows of the table, from which on its quotes are taken for strays."""
 
 
 def quoted(name: str) -> str:
@@ -276,7 +278,7 @@ def _load_csv(library: Library, peek: Peek, part: str, table: RawTable) -> None:
     except duckdb.Error as error:
         raise DataError(f"{peek.name}: cannot be read as CSV ({first_line(error)}).") from None
     _take_rejects(library, peek, part, table)
-    _warn_of_long_cells(library, peek, part, dialect, table)
+    _check_long_cells(library, peek, part, dialect, table)
 
 
 _REJECTS: Mapping[str, str] = {
@@ -312,21 +314,40 @@ def _take_rejects(library: Library, peek: Peek, part: str, table: RawTable) -> N
         library.sql.execute("DROP TABLE _gaps")
 
 
-def _warn_of_long_cells(library: Library, peek: Peek, part: str, dialect: Dialect, table: RawTable) -> None:
+def _check_long_cells(library: Library, peek: Peek, part: str, dialect: Dialect, table: RawTable) -> None:
+    """Look for rows that an even number of stray quotes has made part of one cell.
+
+    Raises DataError for a cell of which `_SWALLOWED_ROWS` lines have as many delimiters as a row, unless the quote is
+    configured; a row of one or two columns has too few to tell. Notes a cell of more than `_LONG_CELL_LINES` lines.
+    """
     if not dialect.quote:
         return
+    # The length rules most cells out, and is read without the cell.
     cells = " UNION ALL ".join(
-        f"SELECT _row, {literal(n)} AS name, {quoted(n)} AS cell FROM {part} WHERE length({quoted(n)}) > 2000"
+        f"SELECT _row, {literal(n)} AS name, {quoted(n)} AS cell FROM {part} WHERE strlen({quoted(n)}) >"
+        f" {2 * _SWALLOWED_ROWS} AND contains({quoted(n)}, chr(10))"
         for n in dialect.names
     )
+    delimiter = literal(dialect.delimiter)
+    if len(dialect.names) > 2:
+        delimiters = f"(length(line) - length(replace(line, {delimiter}, ''))) / length({delimiter})"
+        like_rows = f"len(list_filter(lines, lambda line: {delimiters} = {len(dialect.names) - 1}))"
+    else:
+        like_rows = "0"
     found = library.rows(
-        f"SELECT _row, name, lines FROM (SELECT _row, name, len(string_split(cell, chr(10))) AS lines FROM ({cells}))"
-        f" WHERE lines > {_LONG_CELL_LINES} ORDER BY lines DESC LIMIT 1"
+        f"SELECT _row, name, len(lines), {like_rows} AS rows FROM (SELECT _row, name, string_split(cell, chr(10)) AS"
+        f" lines FROM ({cells})) WHERE rows >= {_SWALLOWED_ROWS} OR len(lines) > {_LONG_CELL_LINES}"
+        " ORDER BY rows DESC, len(lines) DESC, _row LIMIT 1"
     )
-    for row, name, lines in found:
-        table.said.append(
-            f"{peek.name}, row {row}, column {name}: one cell spans {lines} lines; check that its quote is closed"
-        )
+    for row, name, lines, rows in found:
+        where = f"{peek.name}, row {row}, column {name}: one cell spans {lines} lines"
+        if rows >= _SWALLOWED_ROWS and not dialect.given:
+            raise DataError(
+                f"{where}, of which {rows} look like rows of the table, so its quotes are probably stray ones. Remove"
+                " them, or set `quote` for this table: '' if quotes are part of the text, or"
+                f" {dialect.quote!r} if the cell is right."
+            )
+        table.said.append(f"{where}; check that its quote is closed")
 
 
 def _load_parquet(library: Library, peek: Peek, part: str, table: RawTable) -> None:

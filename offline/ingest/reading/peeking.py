@@ -112,7 +112,7 @@ def _csv(source: Path, name: str, path: Path, options: Options, said: Sequence[s
                 f"{name}: has {len(dialect.names)} columns, and `columns` names {len(names)}."
                 f" Its first line: {_first_line(path)[:200]}"
             )
-        dialect = Dialect(dialect.delimiter, dialect.quote, False, names, dialect.skip)
+        dialect = replace(dialect, header=False, names=names)
     elif not dialect.header:
         said = [*said, f"no header; columns are called column_1 to column_{len(dialect.names)}"]
     if dialect.delimiter != ",":
