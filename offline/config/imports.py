@@ -153,6 +153,11 @@ class Column(_Section):
         default=None, description="strptime format of moments. Found from the values if missing."
     )
     start: Literal[0, 1] = Field(default=0, description="Number of the first position of a list.")
+    currency: str | None = Field(
+        default=None,
+        description="Path of the currency of an amount, which `rates` converts. If missing, the sign or code beside the"
+        " number of a `price`.",
+    )
 
     @field_validator("zone")
     @classmethod
@@ -359,6 +364,16 @@ class ImportConfig(_Section):
         description="Cell values that count as missing.",
     )
     timezone: str = Field(default="UTC", description="Time zone of moments without an offset.")
+    currency: str | None = Field(
+        default=None,
+        pattern="^[A-Z]{3}$",
+        description="Currency of the shop, such as EUR. Prices in another one are converted by `rates`; without a rate,"
+        " they count as missing. null: prices are not converted.",
+    )
+    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={},
+        description="Price of one unit of another currency in that of the shop, by its code or sign: {USD: 0.92}.",
+    )
 
     @field_validator("timezone")
     @classmethod
@@ -374,6 +389,13 @@ class ImportConfig(_Section):
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return pattern
+
+    @model_validator(mode="after")
+    def _shop_has_currency(self) -> Self:
+        columns = [c for s in (*self.items, *self.events, *self.users) for c in s.columns.values() if c is not None]
+        if self.currency is None and (self.rates or any(c.currency for c in columns)):
+            raise ValueError("set `currency` to the shop's own, such as EUR: amounts are converted to it")
+        return self
 
     @model_validator(mode="after")
     def _items_somewhere(self) -> Self:

@@ -8,9 +8,10 @@ import duckdb
 
 from features.bounds import ITEM_MOMENTS, MAX_NUMBER, TEXT_CHARACTERS
 from offline.config import Column
+from offline.ingest.cells.currencies import Currencies, rates_sql, written_currency
 from offline.ingest.cells.moments import moments
 from offline.ingest.cells.numbers import decimal_separator, number_sql
-from offline.ingest.mapping import MappedSource
+from offline.ingest.mapping import CURRENCY, MappedSource
 from offline.ingest.mapping.paths import Value, text
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import first_line, quoted
@@ -19,6 +20,7 @@ from offline.runtime import DataError
 _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
 # Words for a missing number. In a column of texts they may be words: NA is also Namibia.
 _NO_NUMBER = "'n/a', 'na', '#n/a', '-', '--', '?', 'unknown'"
+_MOST_CURRENCIES = 1000
 _DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
@@ -38,8 +40,11 @@ class Reader:
     relation: name of the temporary table. types: of its columns. said: guesses, and cells that were not read.
     """
 
-    def __init__(self, library: Library, mapped: MappedSource, relation: str, zone: str) -> None:
+    def __init__(
+        self, library: Library, mapped: MappedSource, relation: str, zone: str, currencies: Currencies | None = None
+    ) -> None:
         self.library, self.mapped, self.relation, self.zone = library, mapped, relation, zone
+        self.currencies = currencies
         self.types: dict[str, str] = {}
         self.said: list[str] = list(mapped.said)
         self._columns: dict[str, str] = {}
@@ -187,8 +192,40 @@ class Reader:
         return number_sql(raw, decimal)
 
     def add_number(self, name: str, *, least: float = -MAX_NUMBER) -> None:
-        """Take a column of numbers between a bound and `MAX_NUMBER`; others are missing."""
-        self.add(name, self.number(name), f"{quoted(name)} BETWEEN {least:.0f} AND {MAX_NUMBER:.0f}")
+        """Take a column of numbers between a bound and `MAX_NUMBER`; others are missing.
+
+        A price, and a number whose column has a currency, is converted to the currency of the shop.
+        """
+        sql = f"{self.number(name)}{self._times_rate(name)}"
+        self.add(name, sql, f"{quoted(name)} BETWEEN {least:.0f} AND {MAX_NUMBER:.0f}")
+
+    def _times_rate(self, name: str) -> str:
+        """Multiplication by the rate of each cell's currency; nothing if no cell is converted."""
+        given = CURRENCY + name
+        if not self.has(name) or not (name == "price" or self.has(given)):
+            return ""
+        is_text = self.types[name] == "VARCHAR"
+        if not self.has(given) and (not is_text or self._all_numbers(name)):
+            return ""
+        beside = written_currency(quoted(name)) if is_text else "CAST(NULL AS VARCHAR)"
+        currency = f"coalesce({self.text(given)}, {beside})" if self.has(given) else beside
+        counts = self.library.rows(
+            f"SELECT {currency} AS c, count(*) FROM {self._from} WHERE {quoted(name)} IS NOT NULL AND c IS NOT NULL"
+            f" GROUP BY c ORDER BY 2 DESC, c LIMIT {_MOST_CURRENCIES}"
+        )
+        called = self.mapped.names[name]
+        if self.currencies is None:
+            if len(counts) > 1:
+                found = ", ".join(f"{word} ({n})" for word, n in counts[:5])
+                self.said.append(f"{called}: several currencies, which are not converted: {found}. Set `currency`")
+            return ""
+        rates = {word: self.currencies.rate(word) for word, _ in counts}
+        for word, n in counts:
+            if rates[word] is None:
+                self.said.append(f"{called}: {n} cells are in {word!r}, which has no rate, and count as missing")
+            elif rates[word] != 1:
+                self.said.append(f"{called}: {n} cells were converted from {word} to {self.currencies.own}")
+        return f" * {rates_sql(currency, rates)}" if any(rate != 1 for rate in rates.values()) else ""
 
     def moment(self, name: str) -> str:
         """Microseconds since 1970 UTC; null if missing or not a moment."""
