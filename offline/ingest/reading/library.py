@@ -17,13 +17,12 @@ from typing import Any
 
 import duckdb
 
-from offline.ingest.reading.dialects import Dialect, unclosed_quote
+from offline.ingest.reading.dialects import MOST_COLUMNS, Dialect, unclosed_quote
 from offline.ingest.reading.json_shapes import MAX_LINE
 from offline.ingest.reading.peeking import Peek
 from offline.runtime import DataError
 
 MEMORY = "2GB"
-MOST_COLUMNS = 2000
 _LONG_CELL_LINES = 100
 _SWALLOWED_ROWS = 20
 """Lines of one cell that look like rows of the table, from which on its quotes are taken for strays."""
@@ -381,8 +380,10 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
         library.sql.execute(
             f"CREATE TABLE _text AS SELECT line, row_number() OVER () AS _row FROM read_csv({path}, auto_detect=false,"
             f" header=false, delim=chr(1), quote='', escape='', columns={{'line': 'VARCHAR'}}, strict_mode=false,"
-            f" max_line_size={MAX_LINE}, ignore_errors=true, parallel=false)"
+            f" max_line_size={MAX_LINE}, store_rejects=true, rejects_table='_rejects', rejects_scan='_scans',"
+            " parallel=false)"
         )
+        _take_rejects(library, peek, "_text", table)
         library.sql.execute(
             "CREATE TABLE _json AS SELECT CASE WHEN json_valid(line) THEN line::JSON END AS json, _row, line FROM _text"
             " WHERE line IS NOT NULL AND trim(line) <> ''"
@@ -394,20 +395,32 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
         f" WHERE {bad} IS NOT NULL"
     )
     table.refused.update(dict(library.rows(f"SELECT {bad}, count(*) FROM _json WHERE {bad} IS NOT NULL GROUP BY 1")))
+    columns = _json_columns(library, peek.name)
     library.sql.execute(
-        f"CREATE TABLE {part} AS SELECT {_json_columns(library)} {literal(peek.name)} AS _file, _row, _row AS _seq"
+        f"CREATE TABLE {part} AS SELECT {columns} {literal(peek.name)} AS _file, _row, _row AS _seq"
         " FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT' ORDER BY _row"
     )
     library.sql.execute("DROP TABLE _json")
 
 
-def _json_columns(library: Library) -> str:
-    """Select list of the top-level keys. A key with only numbers or only booleans has that type, nested values JSON."""
+def _json_columns(library: Library, name: str) -> str:
+    """Select list of the top-level keys. A key with only numbers or only booleans has that type, nested values JSON.
+
+    Raises DataError for more than `MOST_COLUMNS` keys, in one record or in all.
+    """
+    objects = "json IS NOT NULL AND json_type(json) = 'OBJECT'"
+    most = library.rows(f"SELECT coalesce(max(len(json_keys(json))), 0) FROM _json WHERE {objects}")[0][0]
+    if most > MOST_COLUMNS:
+        raise DataError(f"{name}: a record has {most} keys; the maximum is {MOST_COLUMNS}. Nest them in one key.")
     found = library.rows(
         "WITH objects AS (SELECT json FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT'),"
         " keys AS (SELECT json, unnest(json_keys(json)) AS key FROM objects)"
         " SELECT key, list(DISTINCT json_type(json, '$.' || to_json(key))) FROM keys GROUP BY key ORDER BY key"
     )
+    if len(found) > MOST_COLUMNS:
+        raise DataError(
+            f"{name}: has {len(found)} different keys; the maximum is {MOST_COLUMNS}. Nest them in one key."
+        )
     out = ""
     for key, types in found:
         kinds = frozenset(types) - {"NULL"}
