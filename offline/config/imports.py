@@ -280,7 +280,7 @@ class ItemSource(_Profiles):
     """A table of items. Other columns become attributes."""
 
     product_column: str | None = Field(
-        default=None, description="Column that is false for rows that are not products; their events are left out too."
+        default=None, description="Column that is false for rows that are not products; their events are rejected too."
     )
 
 
