@@ -295,9 +295,10 @@ class Reader:
             None,
             "NULL",
         }
-        if "OBJECT" in kinds:
+        listed, in_lists = self._element_kinds(raw) if "ARRAY" in kinds else (False, False)
+        if "OBJECT" in kinds or in_lists:
             self.said.append(f"{name}: nested objects are left out; `unpack` makes attributes of their fields")
-        if not kinds - {"OBJECT"}:
+        if not kinds - {"OBJECT"} or (kinds <= {"OBJECT", "ARRAY"} and in_lists and not listed):
             return None
         if kinds == {"ARRAY"} and self._all_single_numbers(raw):
             self.add(name, f"TRY_CAST(json_extract_string({raw}, '$[0]') AS DOUBLE)")
@@ -309,6 +310,16 @@ class Reader:
         return "VARCHAR[]"
 
     # What the whole column shows.
+
+    def _element_kinds(self, raw: str) -> tuple[bool, bool]:
+        """Whether the lists of a JSON column have elements that are texts or numbers, and any that are objects."""
+        kinds = f"list_transform(json_extract({raw}, '$[*]'), lambda x: json_type(x))"
+        plain = "len(list_filter(kinds, lambda x: x NOT IN ('OBJECT', 'ARRAY', 'NULL'))) > 0"
+        found = self.library.rows(
+            f"SELECT coalesce(bool_or({plain}), false), coalesce(bool_or(list_contains(kinds, 'OBJECT')), false)"
+            f" FROM (SELECT {kinds} AS kinds FROM {self._from} WHERE json_type({raw}) = 'ARRAY')"
+        )[0]
+        return bool(found[0]), bool(found[1])
 
     def _all_single_numbers(self, raw: str) -> bool:
         """Whether all lists of a JSON column are empty or hold one number."""
