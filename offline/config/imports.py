@@ -392,9 +392,8 @@ class ImportConfig(_Section):
 
     @model_validator(mode="after")
     def _shop_has_currency(self) -> Self:
-        columns = [c for s in (*self.items, *self.events, *self.users) for c in s.columns.values() if c is not None]
-        if self.currency is None and (self.rates or any(c.currency for c in columns)):
-            raise ValueError("set `currency` to the shop's own, such as EUR: amounts are converted to it")
+        if self.currency is None and self.rates:
+            raise ValueError("set `currency` to the shop's own, such as EUR: `rates` convert amounts to it")
         return self
 
     @model_validator(mode="after")

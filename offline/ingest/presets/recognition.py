@@ -169,7 +169,7 @@ def _bound(source: Mapping[str, Any], columns: Mapping[str, Mapping[str, str] | 
                 kept[name] = value
         elif isinstance(value, dict) and "path" in value:
             if there(value["path"]):
-                kept[name] = value
+                kept[name] = {k: v for k, v in value.items() if k != "currency" or there(v)}
         elif isinstance(value, dict) and "first" in value:
             if paths := [p for p in value["first"] if there(p)]:
                 kept[name] = {**value, "first": paths}

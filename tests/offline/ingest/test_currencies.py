@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from offline.ingest.cells import Currencies
+from offline.ingest.detection import detect
 from offline.ingest.importer import ImportConfig, import_data
 from tests.offline.ingest.exports import NOW
 
@@ -76,6 +77,23 @@ def test_the_price_and_value_of_an_event_are_converted_where_a_currency_is_named
         import_data(config, tmp_path / "out", NOW)
         assert pq.read_table(tmp_path / "out/events.parquet")["value"].to_pylist() == [expected]
         assert pq.read_table(tmp_path / "out/items.parquet")["price"].to_pylist() == [5.0]
+
+
+def test_the_currency_of_an_offer_is_converted_where_the_shop_has_one(tmp_path: Path) -> None:
+    """A preset names the column of the currency; the configuration the shop's own."""
+    offers = "".join(
+        f'<offer id="{name}"><name>Mug</name><price>8</price><currencyId>{currency}</currencyId></offer>'
+        for name, currency in (("a", "USD"), ("b", "EUR"))
+    )
+    (tmp_path / "feed.yml").write_text(
+        f'<?xml version="1.0"?><yml_catalog date="2026-01-30"><shop><offers>{offers}</offers></shop></yml_catalog>'
+    )
+    (tmp_path / "log.csv").write_text("event,user_id,item_id,timestamp\nview,u,a,2026-01-01\n")
+    config, _ = detect(tmp_path)
+    for own, expected in ((None, [8.0, 8.0]), ("EUR", [4.0, 8.0])):
+        rates = RATES if own else {}
+        import_data(config.model_copy(update={"currency": own, "rates": rates}), tmp_path / "out", NOW)
+        assert pq.read_table(tmp_path / "out" / "items.parquet")["price"].to_pylist() == expected
 
 
 @pytest.mark.parametrize(
