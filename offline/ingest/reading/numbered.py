@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -70,8 +71,8 @@ def _element(fields: Mapping[str, str]) -> str:
 
 def find_numbered(columns: Sequence[str]) -> Iterator[Numbered]:
     """Lists that columns may be: at least two numbers with a field of one name, or with nothing but the number."""
-    templates = dict.fromkeys(template for column in columns for template in _templates(column))
-    for template in templates:
+    templates = Counter(template for column in columns for template in dict.fromkeys(_templates(column)))
+    for template in (t for t, count in templates.items() if count > 1):
         found = matching(columns, template)
         fields = dict.fromkeys(field for of_number in found.values() for field in of_number)
         repeated = [f for f in fields if sum(f in of_number for of_number in found.values()) > 1]

@@ -54,9 +54,10 @@ _TOPICS = {
 
 def _numbered_items(raw: RawTable) -> Iterator[Numbered]:
     """The list of items that numbered columns of a table are, if any: one of its fields is an item's ID."""
-    found = [x for x in find_numbered(list(raw.columns)) if any(_names_item(f"{x.name}[].{f}") for f in x.fields)]
+    every = list(find_numbered(list(raw.columns)))
+    found = [x for x in every if any(_names_item(f"{x.name}[].{f}") for f in x.fields)]
     if not found:
-        found = [x for x in find_numbered(list(raw.columns)) if not x.fields and _names_item(f"{x.name}[]")]
+        found = [x for x in every if not x.fields and _names_item(f"{x.name}[]")]
     yield from sorted(found, key=lambda x: -len(x.fields))[:1]
 
 
