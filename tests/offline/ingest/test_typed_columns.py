@@ -112,3 +112,15 @@ def test_columns_keep_their_types_unless_sql_needs_texts(tmp_path: Path) -> None
 
     # As numbers, 10 > 9 alone holds. As texts, '10' and '9' are both at most '9', so both rows are left out.
     assert (left_out("n > 9"), left_out("n > '9'", as_text=True)) == (1, 2)
+
+
+@pytest.mark.parametrize("whole", ["BIGINT", "DOUBLE"])
+def test_a_configured_format_also_reads_numbers(tmp_path: Path, whole: str) -> None:
+    """260130 is the 30th of January 2026, not a number of seconds since 1970."""
+    log = {"log.csv": "user_id,item_id,event,on\nu,a,view,260130\n"}
+    typed, types = with_types(log, tmp_path / "typed", whole)
+    assert types == {"BIGINT"}
+    (tmp_path / "log.parquet").write_bytes(bytes(typed["log.parquet"]))  # type: ignore[arg-type]
+    source = {"from": "log.parquet", "columns": {"timestamp": {"path": "on", "format": "%y%m%d"}}}
+    mapping = {"folder": tmp_path, "events": [source], "unknown_items": "keep"}
+    assert validate(ImportConfig.model_validate(mapping), NOW).first == "2026-01-30T00:00:00+00:00"
