@@ -258,7 +258,8 @@ class Reader:
         Attributes without any value, or with only nested objects, are left out.
         """
         profile = self._profile([n for n in names if self.types[n] == "VARCHAR" and self.column(n).split is None])
-        found = {name: self._add_attribute(name, profile.get(name)) for name in names}
+        empty = self._empty([n for n in names if self.types[n] not in ("VARCHAR", "JSON")])
+        found = {name: self._add_attribute(name, profile.get(name)) for name in names if name not in empty}
         return {name: kind for name, kind in found.items() if kind is not None}
 
     def _add_attribute(self, name: str, profile: tuple[int, int, int, int] | None) -> str | None:
@@ -341,6 +342,13 @@ class Reader:
         )
         row = self.library.rows(f"SELECT {counts} FROM {self._from}")[0]
         return {name: (row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]) for i, name in enumerate(names)}
+
+    def _empty(self, names: list[str]) -> set[str]:
+        """Columns without any value."""
+        if not names:
+            return set()
+        counts = self.library.rows(f"SELECT {', '.join(f'count({quoted(n)})' for n in names)} FROM {self._from}")[0]
+        return {name for name, count in zip(names, counts, strict=True) if not count}
 
     def _all_match(self, name: str, pattern: str) -> bool:
         raw = quoted(name)

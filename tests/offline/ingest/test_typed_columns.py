@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
+from datetime import date, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from offline.config import ImportConfig
-from offline.ingest.importer import validate
+from offline.ingest.importer import DataError, import_data, validate
 from offline.ingest.reading.library import literal, quoted
 from offline.ingest.suggestion import suggest
 from tests.offline.ingest.exports import NOW, Imported, import_export
@@ -124,3 +131,72 @@ def test_a_configured_format_also_reads_numbers(tmp_path: Path, whole: str) -> N
     source = {"from": "log.parquet", "columns": {"timestamp": {"path": "on", "format": "%y%m%d"}}}
     mapping = {"folder": tmp_path, "events": [source], "unknown_items": "keep"}
     assert validate(ImportConfig.model_validate(mapping), NOW).first == "2026-01-30T00:00:00+00:00"
+
+
+IDS = st.integers(-5, 10**12)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "item": st.one_of(IDS, st.none()),
+            "user": IDS,
+            "at": st.datetimes(datetime(2000, 1, 1), datetime(2026, 5, 1)),
+            "n": st.one_of(st.none(), st.integers(0, 10**6), st.floats(0, 1e6, width=32)),
+            "price": st.one_of(st.none(), st.decimals(0, 10**6, places=2)),
+            "day": st.one_of(st.none(), st.dates(date(1900, 1, 1), date(2100, 1, 1))),
+            "weight": st.one_of(st.none(), st.integers(0, 10**6)),
+        }
+    ),
+    min_size=1,
+    max_size=8,
+)
+SCHEMA = pa.schema(
+    [
+        *(("item", pa.int64()), ("user", pa.int64()), ("at", pa.timestamp("us")), ("n", pa.float64())),
+        *(("price", pa.decimal128(12, 2)), ("day", pa.date32()), ("weight", pa.int32())),
+    ]
+)
+SOURCES = {
+    "items": [
+        {
+            "from": "log",
+            "merge": "first",
+            "include": ["weight"],
+            "columns": {"item_id": "item", "price": "price", "available_from": "day"},
+        }
+    ],
+    "events": [
+        {
+            "from": "log",
+            "columns": {"event": {"value": "purchase"}, "user_id": "user", "item_id": "item"}
+            | {"timestamp": "at", "value": "n", "price": "price"},
+        }
+    ],
+}
+
+
+@pytest.mark.slow
+@settings(max_examples=10, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(ROWS)
+def test_typed_columns_mean_what_their_texts_mean(rows: list[dict[str, Any]]) -> None:
+    """Integers, floats, decimals, moments and days; and the same with `as_text`."""
+    found = []
+    for name, as_text in (("log.csv", False), ("log.parquet", False), ("log.parquet", True)):
+        with TemporaryDirectory() as directory:
+            folder = Path(directory)
+            typed = pa.Table.from_pylist(rows, SCHEMA)
+            pq.write_table(typed, folder / "log.parquet")
+            with (folder / "log.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, SCHEMA.names)
+                writer.writeheader()
+                writer.writerows(typed.to_pylist())
+            tables = {"log": {"files": name, "as_text": as_text}}
+            config = ImportConfig.model_validate({"folder": folder, "tables": tables, **SOURCES})
+            try:
+                summary = import_data(config, folder / "out", NOW)
+            except DataError:
+                # Every item is missing.
+                assert all(row["item"] is None for row in rows)
+                continue
+            items, events = (pq.read_table(folder / "out" / f"{n}.parquet").to_pylist() for n in ("items", "events"))
+            found.append((items, events, [s.quarantined for s in summary.sources]))
+    assert all(one == found[0] for one in found)
