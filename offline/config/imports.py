@@ -79,6 +79,16 @@ class TableConfig(_Section):
     ensure: tuple[str, ...] = Field(
         default=(), description="Columns that are added, without values, if no file has them; `sql` may then name them."
     )
+    as_text: bool = Field(
+        default=False,
+        description="Read numbers, moments and truth values of Parquet and JSON as texts, as those of CSV are, so that"
+        " one `sql` or `where` fits every format.",
+    )
+    lists: dict[str, str] = Field(
+        default={},
+        description="Lists from numbered columns, such as line_1_sku, line_1_price, line_2_sku: name of the list to"
+        " names of the columns, with {number} for the number and {field} for the rest. `explode` makes rows of a list.",
+    )
     fill_down: tuple[str, ...] = Field(
         default=(), description="Columns that are filled only in the first of several rows, such as those of an order."
     )
@@ -95,6 +105,14 @@ class TableConfig(_Section):
         except LookupError:
             raise ValueError(f"{encoding!r} is not a text encoding; use utf-8, latin-1, cp1252, ...") from None
         return encoding
+
+    @field_validator("lists")
+    @classmethod
+    def _have_numbers(cls, lists: dict[str, str]) -> dict[str, str]:
+        for name, template in lists.items():
+            if template.count("{number}") != 1 or template.count("{field}") > 1:
+                raise ValueError(f"{name}: {template!r} needs {{number}} once, and {{field}} at most once")
+        return lists
 
     @model_validator(mode="after")
     def _files_or_sql(self) -> Self:
@@ -135,6 +153,11 @@ class Column(_Section):
         default=None, description="strptime format of moments. Found from the values if missing."
     )
     start: Literal[0, 1] = Field(default=0, description="Number of the first position of a list.")
+    currency: str | None = Field(
+        default=None,
+        description="Path of the currency of an amount, which `rates` converts. If missing, the sign or code beside the"
+        " number of a `price`.",
+    )
 
     @field_validator("zone")
     @classmethod
@@ -257,7 +280,7 @@ class ItemSource(_Profiles):
     """A table of items. Other columns become attributes."""
 
     product_column: str | None = Field(
-        default=None, description="Column that is false for rows that are not products; their events are left out too."
+        default=None, description="Column that is false for rows that are not products; their events are rejected too."
     )
 
 
@@ -341,6 +364,16 @@ class ImportConfig(_Section):
         description="Cell values that count as missing.",
     )
     timezone: str = Field(default="UTC", description="Time zone of moments without an offset.")
+    currency: str | None = Field(
+        default=None,
+        pattern="^[A-Z]{3}$",
+        description="Currency of the shop, such as EUR. Prices in another one are converted by `rates`; without a rate,"
+        " they count as missing. null: prices are not converted.",
+    )
+    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={},
+        description="Price of one unit of another currency in that of the shop, by its code or sign: {USD: 0.92}.",
+    )
 
     @field_validator("timezone")
     @classmethod
@@ -356,6 +389,12 @@ class ImportConfig(_Section):
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return pattern
+
+    @model_validator(mode="after")
+    def _shop_has_currency(self) -> Self:
+        if self.currency is None and self.rates:
+            raise ValueError("set `currency` to the shop's own, such as EUR: `rates` convert amounts to it")
+        return self
 
     @model_validator(mode="after")
     def _items_somewhere(self) -> Self:

@@ -31,8 +31,16 @@ def detect(path: Path, preset: str | None = None) -> tuple[ImportConfig, list[st
     if found is None:
         raise DataError(_unknown(path, peeks, preset, said))
     said.insert(0, f"preset {found.preset.name}: {found.preset.title}")
-    said += [f"left out: {p.name} (not part of the preset)" for p in found.others if not _is_annotation(p)]
-    return bind(found, folder), said
+    others = [p for p in found.others if not _is_annotation(p)]
+    said += [f"left out: {p.name} (not part of the preset)" for p in others]
+    config = bind(found, folder)
+    if others and not config.items and not any(source.items_from_events for source in config.events):
+        names = " or ".join(p.name for p in others[:3])
+        said.append(
+            f"no table describes the items, so they will have only their IDs. If {names} does, map it:"
+            f" `shelfwise import {path} --suggest > shop.yaml`, then `shelfwise import --config shop.yaml`"
+        )
+    return config, said
 
 
 def _is_annotation(found: Peek) -> bool:

@@ -14,7 +14,7 @@ from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, KINDS, Kind
 from offline.config import DROP, EVENT_COLUMNS, Column, EventSource, ImportConfig
 from offline.ingest.account import Account, TableAccount, named
-from offline.ingest.cells import Reader
+from offline.ingest.cells import Currencies, Reader
 from offline.ingest.mapping import compile_source
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal, quoted
@@ -60,7 +60,7 @@ def _read_source(
     order = {_ORDER: Column(path=source.order_column)} if source.order_column else {}
     canonical = [c for c in EVENT_COLUMNS if c != "timestamp" or not source.order_column]
     mapped = compile_source(library, source, canonical, order)
-    reader = Reader(library, mapped, f"_events_{number}", config.timezone)
+    reader = Reader(library, mapped, f"_events_{number}", config.timezone, Currencies.of(config))
     reader.prepare()
     counts = account.take(source.table, reader.relation, source.where is not None)
     problem = _add_columns(reader, config, source, latest_us)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from offline.config import ImportConfig, TableConfig
-from offline.ingest.reading import Library, Options, Peek, find_files, peek
+from offline.ingest.mapping.paths import Value, text
+from offline.ingest.reading import Library, Options, Peek, find_files, make_lists, peek
+from offline.ingest.reading.library import quoted
 from offline.runtime import DataError, OnProgress
 
 
@@ -29,14 +31,30 @@ def open_tables(library: Library, config: ImportConfig, directory: Path, on_prog
 
     for name, found in peeks.items():
         library.load(name, found, on_file)
+        if wanted[name].as_text:
+            _to_text(library, name)
         library.rename(name, wanted[name].rename)
         library.ensure(name, wanted[name].ensure)
+        make_lists(library, name, wanted[name].lists)
         if wanted[name].fill_down:
             library.fill_down(name, wanted[name].fill_down, wanted[name].key)
     for name, table in wanted.items():
         if table.sql is not None:
             library.derive(name, table.sql)
     library.lock()
+
+
+def _to_text(library: Library, name: str) -> None:
+    """Convert the columns of a table that have another type than text. Nested values stay."""
+    table = library.tables[name]
+    typed = {column: kind for column, kind in table.columns.items() if kind not in ("VARCHAR", "JSON")}
+    if not typed:
+        return
+    cells = ", ".join(f"{text(Value(quoted(column), kind))} AS {quoted(column)}" for column, kind in typed.items())
+    library.sql.execute(
+        f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * REPLACE ({cells}) FROM {quoted(name)} ORDER BY _seq"
+    )
+    table.columns |= dict.fromkeys(typed, "VARCHAR")
 
 
 def named_tables(config: ImportConfig) -> Mapping[str, TableConfig]:

@@ -12,8 +12,8 @@ from offline.config import Column, ImportConfig, ItemSource, Unpack, UserSource
 from offline.data import CANONICAL, TAGS, UTC_US
 from offline.ingest.account import Account, named
 from offline.ingest.attribute_names import attribute_names
-from offline.ingest.cells import Reader
-from offline.ingest.mapping import MappedSource, compile_source
+from offline.ingest.cells import Currencies, Reader
+from offline.ingest.mapping import CURRENCY, MappedSource, compile_source
 from offline.ingest.mapping.paths import Scope
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import json_key, literal, quoted
@@ -50,8 +50,10 @@ class Profiles:
         mapped = self._compile(source)
         if self.key not in mapped.types:
             raise self.library.tables[source.table].unmapped(self.key)
-        reader = Reader(self.library, mapped, f"_{self.table}_{number}", self.config.timezone)
+        money = Currencies.of(self.config)
+        reader = Reader(self.library, mapped, f"_{self.table}_{number}", self.config.timezone, money)
         names = [n for n in mapped.types if n not in self.canonical and n not in ("#order", "#product")]
+        names = [n for n in names if not n.startswith(CURRENCY)]
         reader.prepare(names)
         counts = self.account.take(source.table, reader.relation, source.where is not None)
         types = {**self._add_canonical(reader), **reader.add_attributes(names)}

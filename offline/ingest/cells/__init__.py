@@ -6,7 +6,8 @@ from one cell. A cell that cannot be read is missing; `Reader` counts it and kee
 
 from __future__ import annotations
 
+from offline.ingest.cells.currencies import Currencies
 from offline.ingest.cells.macros import create_macros
 from offline.ingest.cells.reader import Reader
 
-__all__ = ["Reader", "create_macros"]
+__all__ = ["Currencies", "Reader", "create_macros"]

@@ -63,6 +63,8 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         return Moments(f"epoch_us({column})")
     if kind.startswith("TIMESTAMP") or kind == "DATE":
         return Moments(_local_us(f"TRY_CAST({column} AS TIMESTAMP)", zone))
+    if kind != "VARCHAR" and how.format is not None:
+        column, kind = f"number_text({column})", "VARCHAR"
     if kind != "VARCHAR":
         return _of_numbers(library, relation, column, f"TRY_CAST({column} AS DOUBLE)", how)
     if how.format is not None:

@@ -8,9 +8,10 @@ import duckdb
 
 from features.bounds import ITEM_MOMENTS, MAX_NUMBER, TEXT_CHARACTERS
 from offline.config import Column
+from offline.ingest.cells.currencies import Currencies, rates_sql, written_currency
 from offline.ingest.cells.moments import moments
 from offline.ingest.cells.numbers import decimal_separator, number_sql
-from offline.ingest.mapping import MappedSource
+from offline.ingest.mapping import CURRENCY, MappedSource
 from offline.ingest.mapping.paths import Value, text
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import first_line, quoted
@@ -19,6 +20,7 @@ from offline.runtime import DataError
 _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
 # Words for a missing number. In a column of texts they may be words: NA is also Namibia.
 _NO_NUMBER = "'n/a', 'na', '#n/a', '-', '--', '?', 'unknown'"
+_MOST_CURRENCIES = 1000
 _DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
@@ -38,8 +40,11 @@ class Reader:
     relation: name of the temporary table. types: of its columns. said: guesses, and cells that were not read.
     """
 
-    def __init__(self, library: Library, mapped: MappedSource, relation: str, zone: str) -> None:
+    def __init__(
+        self, library: Library, mapped: MappedSource, relation: str, zone: str, currencies: Currencies | None = None
+    ) -> None:
         self.library, self.mapped, self.relation, self.zone = library, mapped, relation, zone
+        self.currencies = currencies
         self.types: dict[str, str] = {}
         self.said: list[str] = list(mapped.said)
         self._columns: dict[str, str] = {}
@@ -187,8 +192,40 @@ class Reader:
         return number_sql(raw, decimal)
 
     def add_number(self, name: str, *, least: float = -MAX_NUMBER) -> None:
-        """Take a column of numbers between a bound and `MAX_NUMBER`; others are missing."""
-        self.add(name, self.number(name), f"{quoted(name)} BETWEEN {least:.0f} AND {MAX_NUMBER:.0f}")
+        """Take a column of numbers between a bound and `MAX_NUMBER`; others are missing.
+
+        A price, and a number whose column has a currency, is converted to the currency of the shop.
+        """
+        sql = f"{self.number(name)}{self._times_rate(name)}"
+        self.add(name, sql, f"{quoted(name)} BETWEEN {least:.0f} AND {MAX_NUMBER:.0f}")
+
+    def _times_rate(self, name: str) -> str:
+        """Multiplication by the rate of each cell's currency; nothing if no cell is converted."""
+        given = CURRENCY + name
+        if not self.has(name) or not (name == "price" or self.has(given)):
+            return ""
+        is_text = self.types[name] == "VARCHAR"
+        if not self.has(given) and (not is_text or self._all_numbers(name)):
+            return ""
+        beside = written_currency(quoted(name)) if is_text else "CAST(NULL AS VARCHAR)"
+        currency = f"coalesce({self.text(given)}, {beside})" if self.has(given) else beside
+        counts = self.library.rows(
+            f"SELECT {currency} AS c, count(*) FROM {self._from} WHERE {quoted(name)} IS NOT NULL AND c IS NOT NULL"
+            f" GROUP BY c ORDER BY 2 DESC, c LIMIT {_MOST_CURRENCIES}"
+        )
+        called = self.mapped.names[name]
+        if self.currencies is None:
+            if len(counts) > 1:
+                found = ", ".join(f"{word} ({n})" for word, n in counts[:5])
+                self.said.append(f"{called}: several currencies, which are not converted: {found}. Set `currency`")
+            return ""
+        rates = {word: self.currencies.rate(word) for word, _ in counts}
+        for word, n in counts:
+            if rates[word] is None:
+                self.said.append(f"{called}: {n} cells are in {word!r}, which has no rate, and count as missing")
+            elif rates[word] != 1:
+                self.said.append(f"{called}: {n} cells were converted from {word} to {self.currencies.own}")
+        return f" * {rates_sql(currency, rates)}" if any(rate != 1 for rate in rates.values()) else ""
 
     def moment(self, name: str) -> str:
         """Microseconds since 1970 UTC; null if missing or not a moment."""
@@ -221,7 +258,8 @@ class Reader:
         Attributes without any value, or with only nested objects, are left out.
         """
         profile = self._profile([n for n in names if self.types[n] == "VARCHAR" and self.column(n).split is None])
-        found = {name: self._add_attribute(name, profile.get(name)) for name in names}
+        empty = self._empty([n for n in names if self.types[n] not in ("VARCHAR", "JSON")])
+        found = {name: self._add_attribute(name, profile.get(name)) for name in names if name not in empty}
         return {name: kind for name, kind in found.items() if kind is not None}
 
     def _add_attribute(self, name: str, profile: tuple[int, int, int, int] | None) -> str | None:
@@ -258,9 +296,10 @@ class Reader:
             None,
             "NULL",
         }
-        if "OBJECT" in kinds:
+        listed, in_lists = self._element_kinds(raw) if "ARRAY" in kinds else (False, False)
+        if "OBJECT" in kinds or in_lists:
             self.said.append(f"{name}: nested objects are left out; `unpack` makes attributes of their fields")
-        if not kinds - {"OBJECT"}:
+        if not kinds - {"OBJECT"} or (kinds <= {"OBJECT", "ARRAY"} and in_lists and not listed):
             return None
         if kinds == {"ARRAY"} and self._all_single_numbers(raw):
             self.add(name, f"TRY_CAST(json_extract_string({raw}, '$[0]') AS DOUBLE)")
@@ -272,6 +311,16 @@ class Reader:
         return "VARCHAR[]"
 
     # What the whole column shows.
+
+    def _element_kinds(self, raw: str) -> tuple[bool, bool]:
+        """Whether the lists of a JSON column have elements that are texts or numbers, and any that are objects."""
+        kinds = f"list_transform(json_extract({raw}, '$[*]'), lambda x: json_type(x))"
+        plain = "len(list_filter(kinds, lambda x: x NOT IN ('OBJECT', 'ARRAY', 'NULL'))) > 0"
+        found = self.library.rows(
+            f"SELECT coalesce(bool_or({plain}), false), coalesce(bool_or(list_contains(kinds, 'OBJECT')), false)"
+            f" FROM (SELECT {kinds} AS kinds FROM {self._from} WHERE json_type({raw}) = 'ARRAY')"
+        )[0]
+        return bool(found[0]), bool(found[1])
 
     def _all_single_numbers(self, raw: str) -> bool:
         """Whether all lists of a JSON column are empty or hold one number."""
@@ -293,6 +342,13 @@ class Reader:
         )
         row = self.library.rows(f"SELECT {counts} FROM {self._from}")[0]
         return {name: (row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]) for i, name in enumerate(names)}
+
+    def _empty(self, names: list[str]) -> set[str]:
+        """Columns without any value."""
+        if not names:
+            return set()
+        counts = self.library.rows(f"SELECT {', '.join(f'count({quoted(n)})' for n in names)} FROM {self._from}")[0]
+        return {name for name, count in zip(names, counts, strict=True) if not count}
 
     def _all_match(self, name: str, pattern: str) -> bool:
         raw = quoted(name)

@@ -6,6 +6,6 @@ values is the task of `cells`.
 
 from __future__ import annotations
 
-from offline.ingest.mapping.query import MappedSource, compile_source
+from offline.ingest.mapping.query import CURRENCY, MappedSource, compile_source
 
-__all__ = ["MappedSource", "compile_source"]
+__all__ = ["CURRENCY", "MappedSource", "compile_source"]

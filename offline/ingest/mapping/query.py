@@ -11,6 +11,9 @@ from offline.ingest.reading import Library, RawTable
 from offline.ingest.reading.library import literal, quoted
 from offline.runtime import DataError
 
+CURRENCY = "#currency "
+"""Prefix of the target with the currency of another target."""
+
 
 @dataclass(frozen=True)
 class MappedSource:
@@ -56,6 +59,7 @@ def compile_source(
         **(extra or {}),
         **{name: Column(path=name) for name in keep},
     }
+    wanted |= {CURRENCY + name: Column(path=c.currency) for name, c in wanted.items() if c.currency is not None}
     values = {name: _value(library, scope, source, name, column) for name, column in wanted.items()}
     said: list[str] = []
     origin = quoted(source.table)

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent
 class Match(BaseModel):
     """Shape of a table's files; all conditions hold.
 
+    form: csv or json. Parquet is either, because its columns are typed and may be nested.
     columns: required, after `rename`, for JSON also nested keys (`device.category`); `a|b` is either. cells: regular
     expression that every sample value of a column matches in full. empty: columns that are absent or have no value.
     line: regular expression that the first line matches in full. name: glob of file names, in lower case, which decides
@@ -23,7 +24,7 @@ class Match(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    form: Literal["csv", "json", "parquet", "any"] = "any"
+    form: Literal["csv", "json", "any"] = "any"
     columns: tuple[str, ...] = ()
     cells: dict[str, str] = Field(default={})
     empty: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class PresetTable(BaseModel):
     encoding: str | None = None
     rename: dict[str, tuple[str, ...]] = Field(default={})
     ensure: tuple[str, ...] = ()
+    lists: dict[str, str] = Field(default={})
     fill_down: tuple[str, ...] = ()
     key: str | None = None
 
@@ -71,6 +73,18 @@ class Preset(BaseModel):
     include: tuple[str, ...] = ()
     tables: dict[str, PresetTable]
     mapping: dict[str, Any]
+
+    @property
+    def has_sql(self) -> bool:
+        """Whether any table, condition or column is SQL, which is written for texts."""
+        return any(t.sql is not None for t in self.tables.values()) or has_sql(self.mapping)
+
+
+def has_sql(mapping: Any) -> bool:
+    """Whether the sources of a mapping have an `sql` or `where`."""
+    if isinstance(mapping, dict):
+        return bool({"sql", "where"} & mapping.keys()) or any(map(has_sql, mapping.values()))
+    return isinstance(mapping, list) and any(map(has_sql, mapping))
 
 
 def load_preset(name: str) -> Preset:

@@ -86,7 +86,7 @@ def _weight(match: Match | None) -> int:
 
 
 def _fits(peek: Peek, match: Match, table: PresetTable) -> bool:
-    if match.form not in ("any", peek.form):
+    if match.form not in ("any", peek.form) and peek.form != "parquet":
         return False
     if match.name and not fnmatch.fnmatch(peek.name.lower(), match.name):
         return False
@@ -115,7 +115,8 @@ def bind(recognised: Recognised, folder: Path) -> ImportConfig:
         files = list(dict.fromkeys(p.source.relative_to(folder).as_posix() for p in peeks))
         parts = {p.part for p in peeks}
         part = {"part": next(iter(parts))} if len(parts) == 1 and parts != {None} else {}
-        tables[name] = {"files": files[0] if len(files) == 1 else files, **spec.options, **part}
+        typed = {"as_text": True} if preset.has_sql and any(p.form == "parquet" for p in peeks) else {}
+        tables[name] = {"files": files[0] if len(files) == 1 else files, **spec.options, **part, **typed}
         own = spec.columns or _after_rename(peeks, spec)
         # Keys of JSON that no sample has may follow later.
         columns[name] = None if peeks[0].form == "json" else dict.fromkeys(own, "VARCHAR")
@@ -168,7 +169,7 @@ def _bound(source: Mapping[str, Any], columns: Mapping[str, Mapping[str, str] | 
                 kept[name] = value
         elif isinstance(value, dict) and "path" in value:
             if there(value["path"]):
-                kept[name] = value
+                kept[name] = {k: v for k, v in value.items() if k != "currency" or there(v)}
         elif isinstance(value, dict) and "first" in value:
             if paths := [p for p in value["first"] if there(p)]:
                 kept[name] = {**value, "first": paths}

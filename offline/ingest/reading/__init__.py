@@ -9,6 +9,19 @@ from __future__ import annotations
 
 from offline.ingest.reading.files import find_files
 from offline.ingest.reading.library import Library, RawTable, renamed_columns, table_name
+from offline.ingest.reading.numbered import Numbered, find_numbered, make_lists
 from offline.ingest.reading.peeking import Options, Peek, peek
 
-__all__ = ["Library", "Options", "Peek", "RawTable", "find_files", "peek", "renamed_columns", "table_name"]
+__all__ = [
+    "Library",
+    "Numbered",
+    "Options",
+    "Peek",
+    "RawTable",
+    "find_files",
+    "find_numbered",
+    "make_lists",
+    "peek",
+    "renamed_columns",
+    "table_name",
+]

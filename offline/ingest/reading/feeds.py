@@ -19,6 +19,8 @@ from offline.runtime import DataError
 _RECORDS = frozenset({"item", "entry", "offer", "product", "category"})
 """Elements that are records even if a feed has only one."""
 MOST_DEPTH = 40
+MOST_ELEMENTS = 100_000
+"""Elements of one record, which is kept in memory."""
 _SAMPLE = 20_000
 
 Path_ = tuple[str, ...]
@@ -30,10 +32,12 @@ def _local(tag: Any) -> str:
 
 def _events(path: Path) -> Iterator[tuple[str, etree._Element]]:
     try:
-        parser = etree.iterparse(
-            str(path), events=("start", "end"), resolve_entities=False, no_network=True, huge_tree=False, load_dtd=False
-        )
-        yield from cast(Iterator[tuple[str, etree._Element]], parser)
+        with path.open("rb") as file:
+            # `huge_tree=False` bounds the whole file: 256 levels, 10 MB a text, and entities that multiply.
+            parser = etree.iterparse(
+                file, events=("start", "end"), resolve_entities=False, no_network=True, huge_tree=False, load_dtd=False
+            )
+            yield from cast(Iterator[tuple[str, etree._Element]], parser)
     except etree.XMLSyntaxError as error:
         raise DataError(f"{path.name}: is not valid XML ({error}). Export the file again.") from None
 
@@ -69,9 +73,13 @@ def record_paths(path: Path) -> list[Path_]:
 def records(path: Path, record: Path_) -> Iterator[dict[str, Any]]:
     """The elements at one path as objects, in the order of the file."""
     names: list[str] = []
+    inside = 0
     for event, element in _events(path):
         if event == "start":
             names.append(_local(element.tag))
+            inside = inside + 1 if len(names) > len(record) else 0
+            if inside > MOST_ELEMENTS:
+                raise DataError(f"{path.name}: a record has more than {MOST_ELEMENTS:,} elements.")
             continue
         here = tuple(names)
         names.pop()

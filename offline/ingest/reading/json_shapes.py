@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,24 +18,37 @@ _WHOLE = 2**30
 
 Shape = Literal["lines", "array", "object", "bulk", "literals"]
 _BULK = frozenset({"index", "create", "update", "delete"})
+_LINES = (".jsonl", ".ndjson")
+_OF_A_RECORD = re.compile(r"(?:.*[^a-z])?(?:id|sku|handle|slug|title|event|event_?name|event_?type)|.*(?:Id|ID|Sku)")
+"""Keys that a record has, and an object around a list of records has not."""
 
 
 def find_shape(path: Path) -> Shape:
-    """The shape of a UTF-8 JSON file, from its beginning."""
+    """The shape of a UTF-8 JSON file, from its beginning.
+
+    A file of one object is one record if its name or a key says so, such as an ID, else an object around a list.
+    """
     with path.open("rb") as file:
         start = file.read(_SAMPLE).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"["):
         return "array"
     first, _, rest = start.partition(b"\n")
     value = _decode(first)
+    if isinstance(value, dict) and path.suffix.lower() in _LINES and not _is_bulk(value):
+        return "lines"
     if value is None:
         return "literals" if _literal(first) is not None else "object" if _is_open(first) else "lines"
     if isinstance(value, dict) and not rest.strip() and _records(value) is not None:
         return "object"
-    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _BULK:
-        inner = next(iter(value.values()))
-        return "bulk" if isinstance(inner, dict) and ("_id" in inner or "_index" in inner) else "lines"
-    return "lines"
+    return "bulk" if isinstance(value, dict) and _is_bulk(value) else "lines"
+
+
+def _is_bulk(value: Mapping[str, Any]) -> bool:
+    """Whether an object is the action line of a bulk file."""
+    if len(value) != 1 or next(iter(value)) not in _BULK:
+        return False
+    inner = next(iter(value.values()))
+    return isinstance(inner, dict) and ("_id" in inner or "_index" in inner)
 
 
 def _is_open(line: bytes) -> bool:
@@ -58,7 +72,9 @@ def _literal(line: bytes) -> Any:
 
 
 def _records(value: Mapping[str, Any]) -> list[Any] | None:
-    """The longest list of objects in an object, at most three levels down."""
+    """The longest list of objects in an object, at most three levels down. None if there is none, or in a record."""
+    if any(_OF_A_RECORD.fullmatch(key) and not isinstance(inner, dict | list) for key, inner in value.items()):
+        return None
     found: list[list[Any]] = []
 
     def look(inner: Any, depth: int) -> None:

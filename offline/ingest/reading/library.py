@@ -17,14 +17,15 @@ from typing import Any
 
 import duckdb
 
-from offline.ingest.reading.dialects import Dialect, unclosed_quote
+from offline.ingest.reading.dialects import MOST_COLUMNS, Dialect, unclosed_quote
 from offline.ingest.reading.json_shapes import MAX_LINE
 from offline.ingest.reading.peeking import Peek
 from offline.runtime import DataError
 
 MEMORY = "2GB"
-MOST_COLUMNS = 2000
 _LONG_CELL_LINES = 100
+_SWALLOWED_ROWS = 20
+"""Lines of one cell that look like rows of the table, from which on its quotes are taken for strays."""
 
 
 def quoted(name: str) -> str:
@@ -276,7 +277,7 @@ def _load_csv(library: Library, peek: Peek, part: str, table: RawTable) -> None:
     except duckdb.Error as error:
         raise DataError(f"{peek.name}: cannot be read as CSV ({first_line(error)}).") from None
     _take_rejects(library, peek, part, table)
-    _warn_of_long_cells(library, peek, part, dialect, table)
+    _check_long_cells(library, peek, part, dialect, table)
 
 
 _REJECTS: Mapping[str, str] = {
@@ -312,21 +313,40 @@ def _take_rejects(library: Library, peek: Peek, part: str, table: RawTable) -> N
         library.sql.execute("DROP TABLE _gaps")
 
 
-def _warn_of_long_cells(library: Library, peek: Peek, part: str, dialect: Dialect, table: RawTable) -> None:
+def _check_long_cells(library: Library, peek: Peek, part: str, dialect: Dialect, table: RawTable) -> None:
+    """Look for rows that an even number of stray quotes has made part of one cell.
+
+    Raises DataError for a cell of which `_SWALLOWED_ROWS` lines have as many delimiters as a row, unless the quote is
+    configured; a row of one or two columns has too few to tell. Notes a cell of more than `_LONG_CELL_LINES` lines.
+    """
     if not dialect.quote:
         return
+    # The length rules most cells out, and is read without the cell.
     cells = " UNION ALL ".join(
-        f"SELECT _row, {literal(n)} AS name, {quoted(n)} AS cell FROM {part} WHERE length({quoted(n)}) > 2000"
+        f"SELECT _row, {literal(n)} AS name, {quoted(n)} AS cell FROM {part} WHERE strlen({quoted(n)}) >"
+        f" {2 * _SWALLOWED_ROWS} AND contains({quoted(n)}, chr(10))"
         for n in dialect.names
     )
+    delimiter = literal(dialect.delimiter)
+    if len(dialect.names) > 2:
+        delimiters = f"(length(line) - length(replace(line, {delimiter}, ''))) / length({delimiter})"
+        like_rows = f"len(list_filter(lines, lambda line: {delimiters} = {len(dialect.names) - 1}))"
+    else:
+        like_rows = "0"
     found = library.rows(
-        f"SELECT _row, name, lines FROM (SELECT _row, name, len(string_split(cell, chr(10))) AS lines FROM ({cells}))"
-        f" WHERE lines > {_LONG_CELL_LINES} ORDER BY lines DESC LIMIT 1"
+        f"SELECT _row, name, len(lines), {like_rows} AS rows FROM (SELECT _row, name, string_split(cell, chr(10)) AS"
+        f" lines FROM ({cells})) WHERE rows >= {_SWALLOWED_ROWS} OR len(lines) > {_LONG_CELL_LINES}"
+        " ORDER BY rows DESC, len(lines) DESC, _row LIMIT 1"
     )
-    for row, name, lines in found:
-        table.said.append(
-            f"{peek.name}, row {row}, column {name}: one cell spans {lines} lines; check that its quote is closed"
-        )
+    for row, name, lines, rows in found:
+        where = f"{peek.name}, row {row}, column {name}: one cell spans {lines} lines"
+        if rows >= _SWALLOWED_ROWS and not dialect.given:
+            raise DataError(
+                f"{where}, of which {rows} look like rows of the table, so its quotes are probably stray ones. Remove"
+                " them, or set `quote` for this table: '' if quotes are part of the text, or"
+                f" {dialect.quote!r} if the cell is right."
+            )
+        table.said.append(f"{where}; check that its quote is closed")
 
 
 def _load_parquet(library: Library, peek: Peek, part: str, table: RawTable) -> None:
@@ -360,8 +380,10 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
         library.sql.execute(
             f"CREATE TABLE _text AS SELECT line, row_number() OVER () AS _row FROM read_csv({path}, auto_detect=false,"
             f" header=false, delim=chr(1), quote='', escape='', columns={{'line': 'VARCHAR'}}, strict_mode=false,"
-            f" max_line_size={MAX_LINE}, ignore_errors=true, parallel=false)"
+            f" max_line_size={MAX_LINE}, store_rejects=true, rejects_table='_rejects', rejects_scan='_scans',"
+            " parallel=false)"
         )
+        _take_rejects(library, peek, "_text", table)
         library.sql.execute(
             "CREATE TABLE _json AS SELECT CASE WHEN json_valid(line) THEN line::JSON END AS json, _row, line FROM _text"
             " WHERE line IS NOT NULL AND trim(line) <> ''"
@@ -373,20 +395,32 @@ def _load_json(library: Library, peek: Peek, part: str, table: RawTable) -> None
         f" WHERE {bad} IS NOT NULL"
     )
     table.refused.update(dict(library.rows(f"SELECT {bad}, count(*) FROM _json WHERE {bad} IS NOT NULL GROUP BY 1")))
+    columns = _json_columns(library, peek.name)
     library.sql.execute(
-        f"CREATE TABLE {part} AS SELECT {_json_columns(library)} {literal(peek.name)} AS _file, _row, _row AS _seq"
+        f"CREATE TABLE {part} AS SELECT {columns} {literal(peek.name)} AS _file, _row, _row AS _seq"
         " FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT' ORDER BY _row"
     )
     library.sql.execute("DROP TABLE _json")
 
 
-def _json_columns(library: Library) -> str:
-    """Select list of the top-level keys. A key with only numbers or only booleans has that type, nested values JSON."""
+def _json_columns(library: Library, name: str) -> str:
+    """Select list of the top-level keys. A key with only numbers or only booleans has that type, nested values JSON.
+
+    Raises DataError for more than `MOST_COLUMNS` keys, in one record or in all.
+    """
+    objects = "json IS NOT NULL AND json_type(json) = 'OBJECT'"
+    most = library.rows(f"SELECT coalesce(max(len(json_keys(json))), 0) FROM _json WHERE {objects}")[0][0]
+    if most > MOST_COLUMNS:
+        raise DataError(f"{name}: a record has {most} keys; the maximum is {MOST_COLUMNS}. Nest them in one key.")
     found = library.rows(
         "WITH objects AS (SELECT json FROM _json WHERE json IS NOT NULL AND json_type(json) = 'OBJECT'),"
         " keys AS (SELECT json, unnest(json_keys(json)) AS key FROM objects)"
         " SELECT key, list(DISTINCT json_type(json, '$.' || to_json(key))) FROM keys GROUP BY key ORDER BY key"
     )
+    if len(found) > MOST_COLUMNS:
+        raise DataError(
+            f"{name}: has {len(found)} different keys; the maximum is {MOST_COLUMNS}. Nest them in one key."
+        )
     out = ""
     for key, types in found:
         kinds = frozenset(types) - {"NULL"}

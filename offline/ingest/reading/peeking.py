@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offline.ingest.reading.dialects import SAMPLE_LINES, Dialect, sniff, split_line
+from offline.ingest.reading.dialects import MOST_COLUMNS, SAMPLE_LINES, Dialect, beginning, sniff, split_line
 from offline.ingest.reading.encodings import detect_encoding, to_utf8
 from offline.ingest.reading.feeds import record_paths, records
 from offline.ingest.reading.feeds import to_lines as feed_to_lines
@@ -112,13 +113,12 @@ def _csv(source: Path, name: str, path: Path, options: Options, said: Sequence[s
                 f"{name}: has {len(dialect.names)} columns, and `columns` names {len(names)}."
                 f" Its first line: {_first_line(path)[:200]}"
             )
-        dialect = Dialect(dialect.delimiter, dialect.quote, False, names, dialect.skip)
+        dialect = replace(dialect, header=False, names=names)
     elif not dialect.header:
         said = [*said, f"no header; columns are called column_1 to column_{len(dialect.names)}"]
     if dialect.delimiter != ",":
         said = [*said, f"delimiter {dialect.delimiter!r}"]
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = list(islice(file, SAMPLE_LINES))[dialect.skip :]
+    lines = list(islice(StringIO(beginning(path), newline=""), dialect.skip, SAMPLE_LINES))
     rows = [split_line(line, dialect.delimiter, dialect.quote) for line in lines[1 if dialect.header else 0 :]]
     cells = {
         column: [row[i].strip() for row in rows if i < len(row) and row[i].strip()]
@@ -130,8 +130,7 @@ def _csv(source: Path, name: str, path: Path, options: Options, said: Sequence[s
 
 
 def _first_line(path: Path) -> str:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline().strip()
+    return beginning(path).split("\n", 1)[0].strip()
 
 
 def _json(source: Path, name: str, path: Path, directory: Path, said: Sequence[str]) -> Peek:
@@ -155,17 +154,26 @@ def _keys(found: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, list[st
             if isinstance(value, list) and value and isinstance(value[0], dict):
                 look(value[0], f"{at}[]", depth)
             elif value is not None and not isinstance(value, dict | list):
-                cells[at].append(json.dumps(value) if isinstance(value, bool) else str(value))
+                cells[at].append(_text(value))
 
     for record in found:
         look(record, "", 0)
     return list(cells), cells
 
 
+def _text(value: Any) -> str:
+    """A scalar as a raw table shows it in texts: 7.0 of a column with missing values is 7."""
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _parquet(source: Path, name: str, path: Path) -> Peek:
     try:
         with pq.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
+            if len(names) > MOST_COLUMNS:
+                raise DataError(f"{name}: has {len(names)} columns; the maximum is {MOST_COLUMNS}. Export fewer.")
             part = next(file.iter_batches(SAMPLE_RECORDS), None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: cannot be read as Parquet ({error}). Export the file again.") from None

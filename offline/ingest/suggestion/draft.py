@@ -110,7 +110,11 @@ class _Draft:
         users = [draft_users(table, key) for table, key in self.users]
         events = [draft_events(self.tables, found, described) for found in self.events]
         used = _mentioned([items, users, events, derived], set(self.tables.tables))
-        section["tables"] = {**{n: _table(t) for n, t in self.tables.tables.items() if n in used}, **derived}
+        by_sql = {n for s in (*items, *users, *events) if _has_sql(s) for n in _mentioned([s], set(self.tables.tables))}
+        section["tables"] = {
+            **{n: _table(t, n in by_sql) for n, t in self.tables.tables.items() if n in used},
+            **derived,
+        }
         section |= {
             name: sources for name, sources in (("items", items), ("events", events), ("users", users)) if sources
         }
@@ -183,9 +187,26 @@ class _Draft:
         return f"{self.source}: no table holds events. {'; '.join([*reasons, *self.tables.said])}. {_BY_HAND}"
 
 
-def _table(table: Table) -> dict[str, Any]:
+def _table(table: Table, by_sql: bool) -> dict[str, Any]:
+    """A table of the configuration. by_sql: whether SQL reads it, which drafts write for texts."""
     files = table.files[0] if len(table.files) == 1 else list(table.files)
-    return {"files": files, **({"part": table.part} if table.part is not None else {})}
+    part = {"part": table.part} if table.part is not None else {}
+    typed = by_sql and set(table.raw.columns.values()) - {"VARCHAR", "JSON"}
+    return {
+        "files": files,
+        **part,
+        **({"as_text": True} if typed else {}),
+        **({"lists": dict(table.lists)} if table.lists else {}),
+    }
+
+
+def _has_sql(value: Any) -> bool:
+    """Whether a source, with its notes, has an `sql` or `where`."""
+    if isinstance(value, Noted):
+        return _has_sql(value.value)
+    if isinstance(value, dict):
+        return bool({"sql", "where"} & value.keys()) or any(map(_has_sql, value.values()))
+    return isinstance(value, list) and any(map(_has_sql, value))
 
 
 def _comment(text: str) -> Sequence[str]:

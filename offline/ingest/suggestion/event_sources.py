@@ -137,6 +137,11 @@ def draft_events(tables: Tables, found: EventTable, described: bool) -> Any:
     if value:
         columns["value"] = value
     columns |= {role: roles[role] for role in _COPIED if role in roles}
+    order = found.roles.get("order_id")
+    own_order = order is not None and order.table == found.table.name and "[]" not in order.own
+    if found.explode and order is not None and own_order and tables.is_unique(order.table, order.own):
+        # Two lines of one item in an order are two events, which only their place in the list tells apart.
+        columns["event_id"] = order.path
     if "event_id" in found.roles and tables.is_unique(found.table.name, found.roles["event_id"].own):
         columns["event_id"] = roles["event_id"]
     out: dict[str, Any] = {"from": found.table.name}

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from offline.config import ImportConfig
 from offline.ingest.mapping.paths import Scope, text
-from offline.ingest.reading import Library, Peek, RawTable, find_files, peek, table_name
+from offline.ingest.reading import (
+    Library,
+    Numbered,
+    Peek,
+    RawTable,
+    find_files,
+    find_numbered,
+    make_lists,
+    peek,
+    table_name,
+)
 from offline.ingest.reading.library import quoted
 from offline.ingest.suggestion.vocabulary import Name, fold, understand
 from offline.runtime import DataError
@@ -38,6 +50,32 @@ _TOPICS = {
     "user": "users",
 }
 """Names of tables whose files have no name in Latin letters, by a concept of the name."""
+
+
+def _numbered_items(raw: RawTable) -> Iterator[Numbered]:
+    """The list of items that numbered columns of a table are, if any: one of its fields is an item's ID."""
+    every = list(find_numbered(list(raw.columns)))
+    found = [x for x in every if any(_names_item(f"{x.name}[].{f}") for f in x.fields)]
+    if not found:
+        found = [x for x in every if not x.fields and _names_item(f"{x.name}[]")]
+    yield from sorted(found, key=lambda x: -len(x.fields))[:1]
+
+
+def _names_item(path: str) -> bool:
+    name = Facts(path, 0, ()).name
+    return not name.unknown and ("sku" in name.concepts or name.concepts in ({"item"}, {"item", "id"}))
+
+
+def _cells(called: str, elements: Sequence[Any]) -> Mapping[str, list[str]]:
+    """Cells that are not missing, by the path of their field."""
+    out: dict[str, list[str]] = {}
+    for element in elements:
+        fields = element.items() if isinstance(element, dict) else [("", element)]
+        for field_name, value in fields:
+            key = f'"{field_name}"' if set(field_name) & set(".[]") else field_name
+            if value is not None and '"' not in field_name:
+                out.setdefault(f"{called}[].{key}" if field_name else f"{called}[]", []).append(str(value))
+    return out
 
 
 @dataclass(frozen=True)
@@ -117,7 +155,11 @@ class Facts:
 
 @dataclass
 class Table:
-    """A raw table. files: relative to the folder. part: sheet, element or member. left_out: path to reason."""
+    """A raw table.
+
+    files: relative to the folder. part: sheet, element or member. lists: made of numbered columns, name to template.
+    left_out: path to reason.
+    """
 
     name: str
     files: Sequence[str]
@@ -125,6 +167,7 @@ class Table:
     raw: RawTable
     columns: Mapping[str, Facts]
     topic: Name
+    lists: Mapping[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -174,8 +217,11 @@ class Tables:
             files = list(dict.fromkeys(p.source.relative_to(self.folder).as_posix() for p in found))
             parts = {p.part for p in found}
             part = found[0].part if len(parts) == 1 else None
-            columns = self._facts(name, raw, found)
-            self.tables[name] = Table(name, files, part, raw, columns, understand(table_name(called)))
+            own = frozenset(raw.columns)
+            lists = {x.name: x.template for x in _numbered_items(raw)}
+            make_lists(self.library, name, lists)
+            columns = {**self._facts(name, raw, found, own), **self._list_facts(name, raw, lists)}
+            self.tables[name] = Table(name, files, part, raw, columns, understand(table_name(called)), lists)
 
     def _free_name(self, called: str) -> str:
         """A name that the configuration accepts: the file's in Latin letters, else one for what it is about."""
@@ -189,7 +235,8 @@ class Tables:
             name, number = f"{plain}_{number}", number + 1
         return name
 
-    def _facts(self, name: str, raw: RawTable, found: Sequence[Peek]) -> Mapping[str, Facts]:
+    def _facts(self, name: str, raw: RawTable, found: Sequence[Peek], own: frozenset[str]) -> Mapping[str, Facts]:
+        """Facts of the columns and of nested values. own: columns of the files, which are not nested."""
         scope = Scope({name: raw.columns})
         values = {c: text(v) for c in raw.columns if (v := scope.resolve(c)) is not None and v.type != "JSON"}
         out: dict[str, Facts] = {}
@@ -200,11 +247,21 @@ class Tables:
         nested: dict[str, list[str]] = {}
         for peeked in found:
             for path, texts in peeked.cells.items():
-                if path not in raw.columns:
+                if path not in own:
                     nested.setdefault(path, []).extend(texts)
         rows_of = max(map(len, nested.values()), default=0)
         missing = set(ImportConfig.model_fields["missing"].default)
         out |= {p: Facts(p, rows_of, [t for t in texts if t not in missing]) for p, texts in nested.items() if texts}
+        return out
+
+    def _list_facts(self, name: str, raw: RawTable, lists: Iterable[str]) -> Mapping[str, Facts]:
+        """Facts of the fields of lists of numbered columns."""
+        out = {}
+        for called in lists:
+            some = f"(SELECT unnest(CAST({quoted(called)} AS JSON[])) AS x FROM {quoted(name)} LIMIT {SAMPLE})"
+            elements = [row[0] for row in self.library.rows(f"SELECT x FROM {some}")]
+            for path, cells in _cells(called, [json.loads(x) for x in elements]).items():
+                out[path] = Facts(path, len(elements), cells)
         return out
 
     def value(self, table: str, path: str) -> str:

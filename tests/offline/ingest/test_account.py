@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from offline.ingest import detect, validate
-from offline.ingest.importer import DataError, ImportSummary
+from offline.ingest.importer import DataError, ImportConfig, ImportSummary
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 HEADER = "user_id,item_id,event,timestamp,query\n"
@@ -35,13 +35,58 @@ def test_a_quote_that_is_never_closed_is_an_error_that_names_its_row(tmp_path: P
         check(tmp_path, ["a"], lines)
 
 
-def test_a_cell_that_spans_many_lines_is_named(tmp_path: Path) -> None:
-    """Another quote later closes the cell: rows 7 to 157 are one record of 151 lines."""
+def test_rows_between_two_stray_quotes_are_an_error_that_names_the_cell(tmp_path: Path) -> None:
+    """Another quote later closes the cell: rows 7 to 157 are one record of 151 lines.
+
+    The first line is the rest of row 7, and the other 150 have the four commas of a row.
+    """
     lines = views(["a"] * 200)
     lines[5] += '"oops'
     lines[155] += 'oops"'
-    notes = [n for s in check(tmp_path, ["a"], lines).sources for n in s.notes]
-    assert "events.csv, row 7, column query: one cell spans 151 lines; check that its quote is closed" in notes
+    with pytest.raises(
+        DataError, match=r"events.csv, row 7, column query: one cell spans 151 lines, of which 150 look"
+    ):
+        check(tmp_path, ["a"], lines)
+
+
+def test_a_cell_that_holds_a_table_is_accepted_where_the_quote_is_configured(tmp_path: Path) -> None:
+    """25 lines with four commas, as before, in a cell that is right: 40 rows less the 24 that are part of it."""
+    lines = views(["a"] * 40)
+    lines[5] += '"'
+    lines[29] += '"'
+    (tmp_path / "events.csv").write_text(HEADER + "".join(line + "\n" for line in lines))
+
+    def read(**table: str) -> ImportSummary:
+        tables = {"log": {"files": "events.csv", **table}}
+        mapping = {"folder": tmp_path, "tables": tables, "events": [{"from": "log"}], "unknown_items": "keep"}
+        return validate(ImportConfig.model_validate(mapping), NOW)
+
+    with pytest.raises(DataError, match="of which 24 look like rows of the table"):
+        read()
+    assert read(quote='"').events["view"] == 40 - 24
+
+
+@pytest.mark.parametrize("between", [0, 1, 19, 20, 60])
+def test_rows_swallowed_by_two_stray_quotes_are_an_error_from_twenty_on(tmp_path: Path, between: int) -> None:
+    """Fewer lines are also the size of a description, so they are one cell. No row more than these is lost."""
+    lines = views(["a"] * 100)
+    lines[5] += '"'
+    lines[5 + between] += '"'
+    if between >= 20:
+        with pytest.raises(DataError, match=f"of which {between} look like rows"):
+            check(tmp_path, ["a"], lines)
+    else:
+        assert check(tmp_path, ["a"], lines).events["view"] == 100 - between
+
+
+def test_a_long_text_of_many_lines_is_named_and_kept(tmp_path: Path) -> None:
+    """A query of 151 lines with a comma each is no row of five columns."""
+    lines = views(["a"] * 3)
+    lines[1] += '"' + "\n".join(f"line {k}, more" for k in range(151)) + '"'
+    summary = check(tmp_path, ["a"], lines)
+    notes = [n for s in summary.sources for n in s.notes]
+    assert "events.csv, row 3, column query: one cell spans 151 lines; check that its quote is closed" in notes
+    assert summary.events["view"] == 3
 
 
 @pytest.mark.parametrize(

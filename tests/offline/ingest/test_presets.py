@@ -10,10 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from offline.ingest.detection import detect
-from offline.ingest.importer import DataError, ImportSummary, import_data
+from offline.ingest.importer import DataError, ImportConfig, ImportSummary, import_data
 from offline.ingest.presets import load_presets
+from offline.ingest.suggestion import suggest
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 Rows = list[dict[str, Any]]
@@ -66,6 +68,8 @@ def test_segment_calls_have_products_flat_or_in_a_list_and_positions_from_1(tmp_
         {**common, "messageId": "m2", "event": "Product Added", "userId": "u1", "properties": {"product_id": "P1"}},
         {**common, "messageId": "m2", "event": "Product Added", "userId": "u1", "properties": {"product_id": "P1"}},
         {**common, "messageId": "m3", "type": "identify", "userId": "u1", "traits": {"plan": "gold", "email": "x"}},
+        {**common, "messageId": "m4", "event": "Product Viewed", "properties": {"name": "Mug"}},
+        {**common, "messageId": "m5", "event": "Products Searched", "properties": {"query": "mug"}},
     ]
     items, events, summary = imported(tmp_path, {"calls.jsonl": "\n".join(json.dumps(call) for call in calls)})
     assert [(i["item_id"], i["title"]) for i in items] == [("P1", "Mug"), ("P2", "Jug")]
@@ -75,7 +79,9 @@ def test_segment_calls_have_products_flat_or_in_a_list_and_positions_from_1(tmp_
         ("impression", "a1", "P1", 0, "m1:0"),
         ("impression", "a1", "P2", 1, "m1:1"),
     ]
-    assert dict(summary.sources[0].quarantined) == {"duplicate_event": 1}, "a retry has the same messageId"
+    # A retry has the same messageId. A view has to say of what, a search does not.
+    assert dict(summary.sources[0].quarantined) == {"duplicate_event": 1, "missing_item": 1}
+    assert dict(summary.sources[0].left_out) == {"row excluded by `where`": 1}
     assert pq.read_table(tmp_path / "out/users.parquet").to_pylist() == [{"user_id": "u1", "plan": "gold"}]
 
 
@@ -126,6 +132,27 @@ def test_detection_names_the_preset_and_the_files_left_out(tmp_path: Path) -> No
         detect(tmp_path, "instacart")
     with pytest.raises(DataError, match=r"there is no preset 'shopfy'\. Presets: .*ga4, .*, shopify"):
         detect(tmp_path, "shopfy")
+
+
+def test_items_in_a_file_that_the_preset_does_not_know_are_said_and_mapped_by_the_suggestion(tmp_path: Path) -> None:
+    """Events in our own layout, and the shop's own table of products."""
+    (tmp_path / "events.csv").write_text("event,user_id,item_id,timestamp\nview,u,1,2026-01-30T10:00:00Z\n")
+    (tmp_path / "produkte.csv").write_text("artikelnummer,name,preis\n1,Mug,3\n2,Cup,4\n")
+    _, said = detect(tmp_path)
+    assert said[1:] == [
+        "left out: produkte.csv (not part of the preset)",
+        "no table describes the items, so they will have only their IDs. If produkte.csv does, map it:"
+        f" `shelfwise import {tmp_path} --suggest > shop.yaml`, then `shelfwise import --config shop.yaml`",
+    ]
+    config = ImportConfig.model_validate(yaml.safe_load(suggest(tmp_path))["import"])
+    import_data(config, tmp_path / "out", NOW)
+    items = pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()
+    assert [(i["item_id"], i["title"], i["price"]) for i in items] == [("1", "Mug", 3.0), ("2", "Cup", 4.0)]
+
+
+def test_without_a_file_of_items_nothing_is_said_of_them_where_nothing_was_left_out(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("event,user_id,item_id,timestamp\nview,u,1,2026-01-30T10:00:00Z\n")
+    assert detect(tmp_path)[1] == ["preset standard: Shelfwise's own layout"]
 
 
 @pytest.mark.parametrize("name", [p.name for p in load_presets()])

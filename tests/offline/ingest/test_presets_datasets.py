@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.offline.ingest.exports import import_export, lines
@@ -37,6 +37,30 @@ def test_olist_orders_are_of_persons_and_reviews_of_the_products_of_an_order(tmp
     assert (got.items["lamp"]["category"], got.items["lamp"]["price"]) == ("home", 11.0)
     assert got.items["rug"]["category"] is None
     assert got.users["ana"]["customer_zip_code_prefix"] == "01409"
+
+
+def test_instacart_orders_keep_the_days_between_them_and_end_on_one_day(tmp_path: Path) -> None:
+    """User 1 orders, 30 days later and 15 days after that: 45 days from the lamp to the rug. User 2 orders once."""
+    got = import_export(
+        tmp_path,
+        {
+            "orders.csv": "order_id,user_id,eval_set,order_number,order_dow,order_hour_of_day,days_since_prior_order\n"
+            "13,1,train,3,2,10,15.0\n11,1,prior,1,2,08,\n12,1,prior,2,3,09,30.0\n21,2,prior,1,1,23,\n",
+            "order_products__prior.csv": "order_id,product_id,add_to_cart_order,reordered\n"
+            "11,7,1,0\n12,8,1,0\n21,7,1,0\n",
+            "order_products__train.csv": "order_id,product_id,add_to_cart_order,reordered\n13,9,1,0\n",
+            "products.csv": "product_id,product_name,aisle_id,department_id\n7,Lamp,1,1\n8,Mug,1,1\n9,Rug,1,1\n",
+            "aisles.csv": "aisle_id,aisle\n1,things\n",
+            "departments.csv": "department_id,department\n1,home\n",
+        },
+    )
+    at = {(row["user_id"], row["item_id"]): row["timestamp"] for row in got.rows}
+    assert at["1", "9"] == datetime(2020, 1, 1, 10, tzinfo=UTC)
+    assert at["2", "7"] == datetime(2020, 1, 1, 23, tzinfo=UTC)
+    # 08:00 of the first day to 10:00 of the last.
+    assert at["1", "9"] - at["1", "7"] == timedelta(days=45, hours=2)
+    assert at["1", "8"] - at["1", "7"] == timedelta(days=30, hours=1)
+    assert got.items["7"]["category"] == "home > things"
 
 
 def test_yelp_lists_and_nulls_cost_no_business_and_tips_are_counted_as_left_out(tmp_path: Path) -> None:

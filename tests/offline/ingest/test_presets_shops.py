@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,70 @@ def test_woocommerce_variations_are_their_product_and_order_columns_stand_on_the
         ["S", "M"],
     )
     assert (tee["description"], soap["category"], got.items["OLD"]["title"]) == ("Soft cotton", "Bath, body", "Old cup")
+
+
+SHOPIFY_ORDER = "Name,Email,Financial Status,Created at,Cancelled at,Lineitem quantity,Lineitem name,Lineitem sku\n"
+SHOPIFY_PRODUCTS = (
+    "Handle,Title,Body (HTML),Vendor,Type,Tags,Variant SKU,Variant Price\n"
+    "mug,Mug,,Kiln,Mugs,,MUG-B,14.50\nmug,,,,,,MUG-R,15.00\n"
+)
+BIG_LINE = "Product ID: 7, Product Qty: 1, Product SKU: {}, Product Name: Mug"
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    "shopify": {
+        "products.csv": SHOPIFY_PRODUCTS,
+        "orders.csv": SHOPIFY_ORDER + "#1,a@x.example,paid,2026-01-31 10:15:22 +0100,,1,Mug - Blue,MUG-B\n"
+        "#1,,,2026-01-31 10:15:22 +0100,,1,Mug - Red,MUG-R\n"
+        "#2,a@x.example,paid,2026-01-31 10:15:22 +0100,,1,Mug - Red,MUG-R\n",
+    },
+    "bigcommerce": {
+        "products.csv": "Item Type,Product ID,Product Name,Product Code/SKU,Price,Category\nProduct,7,Mug,MUG,9,Mugs\n",
+        "orders.csv": "Order ID,Customer ID,Customer Email,Order Date,Order Status,Product Details\n"
+        f'1,5,a@x.example,2026-01-30,Shipped,"{BIG_LINE.format("MUG-B")}|{BIG_LINE.format("MUG-R")}"\n'
+        f'2,5,a@x.example,2026-01-30,Shipped,"{BIG_LINE.format("MUG-R")}"\n',
+    },
+    "woocommerce": {
+        **WOO_PRODUCTS,
+        "orders.csv": "Order Number,Order Status,Order Date,Email (Billing),SKU,Item Name,Quantity,Item Cost\n"
+        "1,Completed,2026-01-30 09:05,a@x.example,TEE-S,Tee - S,1,21\n,,,,TEE-M,Tee - M,1,21\n"
+        "2,Completed,2026-01-30 09:05,a@x.example,TEE-M,Tee - M,1,21\n",
+    },
+    "magento2": {
+        "catalog.csv": "sku,store_view_code,attribute_set_code,product_type,name,price,"
+        "configurable_variations,visibility\n"
+        'mug,,Default,configurable,Mug,,"sku=mug-b,color=blue|sku=mug-r,color=red",Catalog\n'
+        "mug-b,,Default,simple,Mug Blue,9,,Not Visible Individually\n"
+        "mug-r,,Default,simple,Mug Red,9,,Not Visible Individually\n",
+        "sales_order.csv": "entity_id,state,status,customer_email,created_at\n"
+        "1,complete,complete,a@x.example,2026-01-30 09:05:00\n2,complete,complete,a@x.example,2026-01-30 09:05:00\n",
+        "sales_order_item.csv": "item_id,order_id,parent_item_id,product_type,sku,name,qty_ordered,price\n"
+        "1,1,,configurable,mug-b,Mug,1,9\n2,1,1,simple,mug-b,Mug Blue,1,0\n3,1,,configurable,mug-r,Mug,1,9\n"
+        "4,1,3,simple,mug-r,Mug Red,1,0\n5,2,,configurable,mug-r,Mug,1,9\n",
+    },
+    "olist": {
+        "orders.csv": "order_id,customer_id,order_status,order_purchase_timestamp\n"
+        "o1,c1,delivered,2026-01-30 09:05:00\no2,c2,delivered,2026-01-30 09:05:00\n",
+        "customers.csv": "customer_id,customer_unique_id\nc1,a@x.example\nc2,a@x.example\n",
+        "lines.csv": "order_id,order_item_id,product_id,seller_id,price\no1,1,mug,s,9\no1,2,mug,s,9\no2,1,mug,s,9\n",
+    },
+}
+
+
+@pytest.mark.parametrize("preset", VARIANTS)
+def test_lines_of_one_product_in_one_order_are_an_event_each(tmp_path: Path, preset: str) -> None:
+    """Two variants of a product in order 1, and one in order 2 of the same shopper and time: 2 + 1 events."""
+    got = import_export(tmp_path, VARIANTS[preset])
+    assert (got.preset, got.quarantined) == (preset, {})
+    assert [(event, user) for event, user, _, _ in got.events] == [("purchase", "a@x.example")] * 3
+    assert len({item for _, _, item, _ in got.events}) == 1
+
+
+@pytest.mark.parametrize("preset", ["shopify", "woocommerce"])
+def test_a_line_that_is_exported_twice_is_one_event(tmp_path: Path, preset: str) -> None:
+    """The last line of the file again, as in the overlap of two exports: equal in all cells."""
+    orders = VARIANTS[preset]["orders.csv"]
+    again = orders + orders.splitlines()[-1] + "\n"
+    got = import_export(tmp_path, {**VARIANTS[preset], "orders.csv": again})
+    assert (len(got.events), got.quarantined) == (3, {"duplicate_event": 1})
 
 
 def test_woocommerce_headers_may_be_in_the_language_of_the_shop(tmp_path: Path) -> None:
