@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -77,12 +77,13 @@ def write_shopify(shop: Shop, folder: Path) -> None:
     for number, lines in enumerate(shop.orders, 1001):
         at = lines[0]["timestamp"].strftime("%Y-%m-%d %H:%M:%S +0000")
         status = "refunded" if number % 20 == 0 else "paid"
-        for place, line in enumerate(lines):
-            size = "SM"[place % 2]
-            own = [_mail(line["user_id"]), status, at, ""] if place == 0 else ["", "", "", ""]
-            what = f"{title_of[line['item_id']]} - {size}"
-            price = line["value"] or ""
-            orders.append([f"#{number}", *own[:2], *own[2:], 1, what, price, f"{line['item_id']}-{size}"])
+        # The cart adds up equal lines.
+        quantity = Counter((line["item_id"], "SM"[place % 2]) for place, line in enumerate(lines))
+        price_of = {line["item_id"]: line["value"] or "" for line in lines}
+        for place, ((item, size), pieces) in enumerate(quantity.items()):
+            own = [_mail(lines[0]["user_id"]), status, at, ""] if place == 0 else ["", "", "", ""]
+            what, price = f"{title_of[item]} - {size}", price_of[item]
+            orders.append([f"#{number}", *own, pieces, what, price, f"{item}-{size}"])
     _write(
         folder / "orders_export.csv",
         "Name,Email,Financial Status,Created at,Cancelled at,Lineitem quantity,Lineitem name,Lineitem price,"
