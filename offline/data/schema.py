@@ -58,8 +58,10 @@ EVENTS_SCHEMA = pa.schema(
         ("session_id", pa.string()),
         ("device", pa.string()),
         ("query", pa.string()),
+        ("columns", pa.string()),
     ]
 )
+"""Of an event. columns: of an impression, the columns of its request, as a JSON object of one value each."""
 SERVED_SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
@@ -81,6 +83,8 @@ SERVED_SCHEMA = pa.schema(
         ("shadow_overlap", pa.float64()),
         ("shadow_ms", pa.float64()),
         ("live_ms", pa.float64()),
+        ("columns", pa.string()),
+        ("candidate_columns", pa.string()),
     ]
 )
 EVENTS_FORM = Form(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from features.custom import load as load_features
 from features.log import Lists
 from features.moment import Feature
 from offline.config import ANNOTATION_FILES, Config
-from offline.data import Dataset, LogFiles, Targets, load_dataset, query_groups
+from offline.data import Dataset, LogFiles, Targets, list_columns, load_dataset, query_groups
 from offline.evaluation import check_columns
 from offline.runtime import LOCAL, Engine, checksum, source_digest
 from ranker.train import MAX_LIST
@@ -122,6 +122,13 @@ class Inputs:
     def logged_lists(self) -> Iterator[Lists]:
         """All logged lists, in blocks, in time order."""
         return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
+
+    def with_columns(self, lists: Lists) -> Lists:
+        """The lists with the values of the declared columns of their requests; NaN for a list that was not logged."""
+        declared = self.config.features.columns
+        if not declared:
+            return lists
+        return replace(lists, columns=list_columns(self.log_files, lists, self.data.catalogue.item_ids, declared))
 
     def targets(self, tested: Lists) -> Targets:
         """Items that users engaged with in the test lists, whether they were listed or not."""

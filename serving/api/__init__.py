@@ -5,7 +5,7 @@ This subpackage does not depend on routes or on ranking.
 
 from __future__ import annotations
 
-from serving.api import decoding, events, items, problem, rankings, request_id
+from serving.api import columns, decoding, events, items, problem, rankings, request_id
 from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
 from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
@@ -29,6 +29,7 @@ __all__ = [
     "Refusal",
     "Rejected",
     "accept_item",
+    "columns",
     "decoding",
     "events",
     "items",

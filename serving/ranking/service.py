@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from features.arrays import F64
+from features.columns import Sent, has_lists, pick
 from features.context import Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
@@ -37,6 +38,7 @@ from serving.api import (
     Refusal,
     Rejected,
     accept_item,
+    columns,
     decoding,
     events,
     rankings,
@@ -153,10 +155,10 @@ class Service:
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_size(request, live)
-        self._check_explained(request, len(request.candidates or live.items.catalogue))
+        self._check_explained(request, len(request.ids or live.items.catalogue))
         history, outside, degraded = await self.known_of(request.user_id, live, at)
-        plan = plan_of(request.rules, live)
-        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan, shows_history)
+        plan, context = plan_of(request.rules, live), self._context(request, live, ("candidate", "request"))
+        answer = self._answer(request, live, history, outside, degraded, request.ids, at, plan, context, shows_history)
         answer.took_ms = _ms_since(started)
         return answer
 
@@ -170,11 +172,11 @@ class Service:
         history, outside, degraded = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
-        context = Context.parse(request.device, request.query)
+        context = self._context(request, live, ("request",))
         found = await live.retriever.candidates(history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
-        answer = self._answer(request, live, history, outside, degraded, ids, at, plan, shows_history)
+        answer = self._answer(request, live, history, outside, degraded, ids, at, plan, context, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -191,6 +193,7 @@ class Service:
         candidates: list[str] | None,
         at: float,
         plan: Plan | None,
+        context: Context,
         shows_history: bool,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
@@ -198,7 +201,6 @@ class Service:
         self.slow += slow
         count = len(live.items.catalogue) if candidates is None else len(candidates)
         self.metrics.ranked(count, degraded is not None, slow)
-        context = Context.parse(request.device, request.query)
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
@@ -214,7 +216,7 @@ class Service:
             ranking, propensity = self._explore(ranking) if request.shown else (ranking, None)
         record = self._record(request, live, at, degraded is not None, ranking, propensity, whole if sampled else None)
         if shadowed:
-            self.shadow.put(record, whole, context, live_ms)
+            self.shadow.put(record, whole, context, _columns_of(request, whole.item_ids), live_ms)
         elif logged:
             self.served.put(record)
         removed: list[Removed] | UnsetType = UNSET
@@ -265,12 +267,25 @@ class Service:
             None if whole is None else whole.item_ids,
             None if whole is None else whole.rows.tobytes(),
             query=request.query or None,
+            columns=_columns_text(request, shown.item_ids),
+            candidate_columns=None if whole is None else _columns_text(request, whole.item_ids),
         )
 
+    def _context(self, request: RankRequest | RecommendRequest, live: Live, expected: tuple[str, ...]) -> Context:
+        """The context of a request with the columns that the release declares. Raises Problem (422).
+
+        expected: what a request of this kind has columns of; the others are not counted as missing.
+        """
+        context, declared = Context.parse(request.device, request.query), live.items.columns
+        if declared or request.columns:
+            missing = [c.name for c in declared if c.per in expected and c.name not in request.columns]
+            self.metrics.columns(missing, len(request.columns.keys() - {c.name for c in declared}))
+        return context._replace(columns=columns.encoded(declared, request.columns)) if request.columns else context
+
     def _check_size(self, request: RankRequest, live: Live) -> None:
-        given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
+        given = len(live.items.catalogue) if request.ids is None else len(request.ids)
         if given > self.config.max_candidates:
-            whole = "the whole catalogue, " if request.candidates is None else ""
+            whole = "the whole catalogue, " if request.ids is None else ""
             raise Problem(
                 422,
                 "too-many-candidates",
@@ -557,6 +572,22 @@ def _with_history_in_others(item: RankedItem) -> RankedItem:
     explained = sum(reason.contribution for reason in item.reasons) + sum(rule.added or 0.0 for rule in item.rules)
     item.others = item.score - (item.base or 0.0) - explained
     return item
+
+
+def _columns_of(request: RankRequest | RecommendRequest, item_ids: list[str]) -> Sent:
+    """The columns of a request, in the order of these candidates."""
+    sent = request.columns
+    if not has_lists(sent):
+        return sent
+    assert isinstance(request, RankRequest)
+    assert request.ids is not None
+    place = dict(zip(reversed(request.ids), range(len(request.ids) - 1, -1, -1), strict=True))
+    return pick(sent, [place[i] for i in item_ids])
+
+
+def _columns_text(request: RankRequest | RecommendRequest, item_ids: list[str]) -> str | None:
+    """The columns of a request for these candidates as JSON, for the log; None if none were sent."""
+    return msgspec.json.encode(_columns_of(request, item_ids)).decode() if request.columns else None
 
 
 def _ms_since(started: float) -> float:

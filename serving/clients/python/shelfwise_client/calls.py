@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from shelfwise_client import answers
-from shelfwise_client.forms import Event, Item, Rules, SentEventName
+from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Call(Generic[T]):
 
 def rank(
     user_id: str | None,
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[str | Candidate] | None = None,
     *,
     limit: int | None = None,
     explain: bool = False,
@@ -43,11 +43,13 @@ def rank(
     query: str | None = None,
     rules: Rules | None = None,
     shown: bool = True,
+    columns: Columns | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
 
-    shown: as in `recommend`.
+    shown: as in `recommend`. columns: values of the candidates or of the request, such as a search engine's score; a
+    candidate may also be a dictionary with an `id` and its columns.
     """
     body = _body(
         user_id=user_id,
@@ -58,6 +60,7 @@ def rank(
         query=query,
         rules=rules,
         shown=None if shown else False,
+        columns=None if columns is None else dict(columns),
     )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
@@ -71,12 +74,13 @@ def recommend(
     query: str | None = None,
     rules: Rules | None = None,
     shown: bool = True,
+    columns: Columns | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Recommend items of the whole catalogue to a user.
 
     shown: False if the user may never see the list, as in an e-mail. It then counts as seen only once impressions with
-    its request_id are sent.
+    its request_id are sent. columns: as in `rank`, one value each.
     """
     body = _body(
         user_id=user_id,
@@ -86,6 +90,7 @@ def recommend(
         query=query,
         rules=rules,
         shown=None if shown else False,
+        columns=None if columns is None else dict(columns),
     )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 

@@ -4,6 +4,7 @@ A test compares their fields with that schema. The service validates the values,
 (This file does not use `from __future__ import annotations`, so that `Required` is visible at run time.)
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired, Required, TypedDict
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
@@ -47,6 +48,10 @@ class Item(TypedDict, total=False):
 
 
 Value = str | float | bool
+Candidate = dict[str, Value | None]
+"""A candidate with columns: `id`, and a value per column."""
+Columns = Mapping[str, Value | Sequence[Value | None] | None]
+"""Columns of a request by name: one value for all candidates, or one per candidate. None is missing."""
 
 Condition = TypedDict(
     "Condition",

@@ -1,0 +1,113 @@
+"""Columns of a request: what it says about its candidates and itself, such as a search engine's score or a country.
+
+They are sent beside the candidates, as lists in the same order, or as further keys of candidates that are objects. Any
+name may be sent. A column that the live release does not declare is kept with the list and counted, not refused: a shop
+can send a column before it trains on it, and keep sending one that it has stopped to train on. A value of a declared
+column that cannot be used is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from typing import Annotated
+
+from msgspec import Meta
+
+from features.arrays import F32
+from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES
+from features.columns import Column, ColumnError, Scalar, Sent, table
+from serving.api.decoding import ID_SCHEMA, PLAIN, Id, _invalid, _short
+
+ID_KEY = "id"
+"""The key of an object that has the ID of a candidate; its other keys are columns."""
+Name = Annotated[str, Meta(min_length=1, max_length=ATTRIBUTE_NAME)]
+Value = Annotated[str, Meta(max_length=COLUMN_TEXT, extra_json_schema=PLAIN)] | float | bool | None
+ColumnsIn = Annotated[
+    dict[Name, Value | list[Value]],
+    Meta(
+        description="Columns by name: a value for all candidates, or a list with one per candidate. null is missing.",
+        extra_json_schema={"maxProperties": COLUMNS},
+    ),
+]
+Candidate = Annotated[
+    dict[Name, Value],
+    Meta(
+        description=f"A candidate with columns: `{ID_KEY}` and one value per column.",
+        extra_json_schema={"properties": {ID_KEY: {"type": "string", "maxLength": ID_BYTES, **ID_SCHEMA}}},
+    ),
+]
+Candidates = list[Id | Candidate]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class _OfObjects(list[Scalar]):
+    """Values of a column that was sent with the candidates as objects; messages name the field accordingly."""
+
+
+def split_candidates(given: Candidates) -> tuple[list[str], ColumnsIn]:
+    """The IDs of candidates, and the columns of those that are objects. Raises Problem (422) for one without an ID."""
+    if set(map(type, given)) <= {str}:
+        return given, {}  # type: ignore[return-value]
+    objects = [{ID_KEY: c} if isinstance(c, str) else c for c in given]
+    ids = [c.get(ID_KEY) for c in objects]
+    for at, candidate_id in enumerate(ids):
+        if not isinstance(candidate_id, str) or not 0 < len(candidate_id) <= ID_BYTES:
+            found = "has no ID" if candidate_id is None else f"{_short(str(candidate_id))} is not an ID"
+            raise _invalid(f"candidates[{at}].{ID_KEY}", found)
+    names = dict.fromkeys(chain.from_iterable(objects))
+    del names[ID_KEY]
+    _check_count(len(names))
+    return ids, {name: _OfObjects(c.get(name) for c in objects) for name in names}  # type: ignore[return-value]
+
+
+def merged(body: bytes, columns: ColumnsIn, of_objects: ColumnsIn, candidates: int | None) -> ColumnsIn:
+    """The columns of a request, checked. Raises Problem (422) naming the field.
+
+    body: the whole request. of_objects: the columns of candidates that are objects. candidates: their number; None if
+    the request has none.
+    """
+    out = {**columns, **of_objects}
+    _check_count(len(out))
+    if len(out) < len(columns) + len(of_objects):
+        name = next(n for n in columns if n in of_objects)
+        raise _invalid(_field(name), "was sent both in `columns` and with the candidates: send it once")
+    for name, values in out.items():
+        if name != name.strip() or _CONTROL.search(name):
+            raise _invalid(_field(name), "a name has no control characters, and no white space around it")
+        if isinstance(values, list) and len(values) != candidates:
+            given = "the request has no `candidates`" if candidates is None else f"there are {candidates} candidates"
+            raise _invalid(_field(name), f"has {len(values)} values, but {given}: send one value, or one per candidate")
+    # JSON escapes every control character with a backslash, except DEL.
+    if b"\\" in body or b"\x7f" in body:
+        for name, values in out.items():
+            for k, value in enumerate(values if isinstance(values, list) else [values]):
+                if isinstance(value, str) and _CONTROL.search(value):
+                    raise _invalid(_field(name, k, values), f"{_short(value)} contains a control character")
+    return out
+
+
+def encoded(declared: Sequence[Column], sent: Sent) -> F32:
+    """`features.columns.table` of a request. Raises Problem (422) naming the field of a value that cannot be used."""
+    for column in declared:
+        if column.per == "request" and isinstance(sent.get(column.name), list):
+            raise _invalid(
+                _field(column.name, None, sent[column.name]), "is a column of the request: send one value in `columns`"
+            )
+    try:
+        return table(declared, sent)
+    except ColumnError as e:
+        raise _invalid(_field(e.column, e.index, sent[e.column]), str(e)) from None
+
+
+def _check_count(count: int) -> None:
+    if count > COLUMNS:
+        raise _invalid("columns", f"{count} columns in one request; the maximum is {COLUMNS}")
+
+
+def _field(name: str, index: int | None = None, values: object = None) -> str:
+    """The field of a value in the request."""
+    if isinstance(values, _OfObjects):
+        return f"candidates[{index or 0}].{name}"
+    return f"columns.{name}" if index is None or not isinstance(values, list) else f"columns.{name}[{index}]"
