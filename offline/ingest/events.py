@@ -14,11 +14,10 @@ from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, KINDS, Kind
 from offline.config import DROP, EVENT_COLUMNS, Column, EventSource, ImportConfig
 from offline.ingest.account import Account, TableAccount, named
-from offline.ingest.cells import Reader
+from offline.ingest.cells import Reader, add_request_columns, columns_sql, request_columns
 from offline.ingest.mapping import compile_source
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal, quoted
-from offline.ingest.request_columns import add_request_columns, columns_sql, request_columns
 
 _ORDER = "order_column"
 _MOST_KINDS = 10_000
@@ -70,7 +69,7 @@ def _read_source(
     types = add_request_columns(reader, list(sent))
     library.sql.execute(f"CREATE OR REPLACE TEMP TABLE _checked AS {reader.query(problem)}")
     counts.said += [*reader.said, *reader.count_lost("_checked")]
-    _take(library, account, counts, reader, source, number, columns_sql(library, "_checked", types, counts))
+    _take(library, account, counts, reader, source, number, columns_sql(library, "_checked", types, counts.said))
     reader.drop()
 
 

@@ -18,7 +18,7 @@ from msgspec import Meta
 from features.arrays import F32
 from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES
 from features.columns import Column, ColumnError, Scalar, Sent, table
-from serving.api.decoding import ID_SCHEMA, PLAIN, Id, _invalid, _short
+from serving.api.decoding import ID_SCHEMA, PLAIN, Id, Refusal, _invalid, _short
 
 ID_KEY = "id"
 """The key of an object that has the ID of a candidate; its other keys are columns."""
@@ -39,6 +39,10 @@ Candidate = Annotated[
     ),
 ]
 Candidates = list[Id | Candidate]
+EventColumns = Annotated[
+    dict[Name, Value],
+    Meta(description="Columns by name. null is missing.", extra_json_schema={"maxProperties": COLUMNS}),
+]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -86,6 +90,17 @@ def merged(body: bytes, columns: ColumnsIn, of_objects: ColumnsIn, candidates: i
                 if isinstance(value, str) and _CONTROL.search(value):
                     raise _invalid(_field(name, k, values), f"{_short(value)} contains a control character")
     return out
+
+
+def check_event_columns(columns: EventColumns) -> None:
+    """Raise Refusal for columns of an impression that a request could not have."""
+    if len(columns) > COLUMNS:
+        raise Refusal("columns", f"{len(columns)} columns in one event; the maximum is {COLUMNS}")
+    for name, value in columns.items():
+        if name != name.strip() or _CONTROL.search(name):
+            raise Refusal(_field(name), "a name has no control characters, and no white space around it")
+        if isinstance(value, str) and _CONTROL.search(value):
+            raise Refusal(_field(name), f"{_short(value)} contains a control character")
 
 
 def encoded(declared: Sequence[Column], sent: Sent) -> F32:

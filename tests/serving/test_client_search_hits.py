@@ -24,7 +24,7 @@ ANSWER: dict[str, Any] = {
 
 
 def answer(*item_ids: str) -> RankAnswer:
-    return RankAnswer("r", "release", False, [RankedItem(i, 0.0) for i in item_ids], 1.0)
+    return RankAnswer("r", "release", False, tuple(RankedItem(i, 0.0) for i in item_ids), 1.0)
 
 
 def test_hits_are_candidates_in_the_order_of_the_engine() -> None:

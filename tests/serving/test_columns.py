@@ -250,6 +250,53 @@ def test_the_log_replays_the_columns_to_the_bit(
     assert of_file.tobytes() == for_night.tobytes()
 
 
+def test_an_impression_brings_its_own_columns(
+    running: httpx.Client, store: BulkStore, data: Path, release: Path
+) -> None:
+    """Of a list that the shop ranked itself: they are collected, and read for the night to the bit.
+
+    If the service has ranked the list, its own columns count, because its scores came from them.
+    """
+    scores = [0.1, 1e-7 / 3, -2.5]
+    served_id = running.post(
+        "/v1/rank", json={"user_id": "u5", "candidates": IDS[:1], "columns": {"bm25": 7.0}}
+    ).json()["request_id"]
+    shown = [
+        {"event": "impression", "user_id": "u5", "item_id": i, "request_id": "own", "columns": {"bm25": s, "x": "y"}}
+        for i, s in zip(IDS, scores, strict=False)
+    ]
+    also = {"event": "impression", "user_id": "u5", "item_id": IDS[0], "request_id": served_id, "columns": {"bm25": 1}}
+    assert running.post("/v1/events", json=[*shown, also]).json()["accepted"] == 4
+    until(lambda: store.length(SERVED) == 1)
+    collect(data, store)
+    dataset = load_dataset(data)
+    lists = logged_lists(dataset.shown)
+    found = list_columns(LogFiles.of(data), lists, dataset.catalogue.item_ids, DECLARED[:1])[0]
+    by_list = {r: found[lists.start[g] : lists.start[g + 1]].tolist() for g, r in enumerate(lists.request_ids)}
+    assert by_list == {"own": np.float32(scores).tolist(), served_id: [7.0]}
+
+
+@pytest.mark.parametrize(
+    ("event", "columns", "message"),
+    [
+        ("click", {"bm25": 1}, "only an impression has columns"),
+        ("impression", {f"c{k}": 1 for k in range(COLUMNS + 1)}, "51 columns in one event"),
+        ("impression", {"note": "a\x00b"}, "contains a control character"),
+        ("impression", {" note": 1}, "white space around it"),
+        ("impression", {"bm25": [1.0]}, "got `array`"),
+    ],
+)
+def test_an_event_with_invalid_columns_is_refused(
+    running: httpx.Client, event: str, columns: dict[str, Any], message: str
+) -> None:
+    answer = running.post(
+        "/v1/events", json={"event": event, "user_id": "u", "item_id": IDS[0], "columns": columns}
+    ).json()
+    assert answer["status"] == 422
+    assert answer["field"].startswith("columns")
+    assert message in answer["detail"]
+
+
 def sent_values(served: pa.Table, declared: tuple[Column, ...]) -> dict[tuple[str, str], np.ndarray]:
     """float32[columns] by request and candidate, from the feature rows that the service scored and logged."""
     out: dict[tuple[str, str], np.ndarray] = {}

@@ -16,6 +16,8 @@ export interface EventIn {
   session_id?: string | null;
   device?: string | null;
   query?: string | null;
+  /** Of an impression: what its list was ranked with. Not needed for lists that the service ranked. */
+  columns?: Record<string, ColumnValue> | null;
 }
 
 /** An event for `track`; the client adds shopper, session, device, time and an id. */

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from shelfwise_client import answers
-from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName
+from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName, Value
 
 T = TypeVar("T")
 
@@ -179,10 +179,12 @@ def event(
     session_id: str | None = None,
     device: str | None = None,
     query: str | None = None,
+    columns: Mapping[str, Value | None] | None = None,
 ) -> Event:
     """Build an event to queue. `send` returns its event_id, generated if omitted. timestamp: defaults to now.
 
     request_id, position: the ranking the shopper saw, and the position in it, from 0. They join clicks to lists.
+    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked.
     """
     given: Event = {
         "event": event,
@@ -196,6 +198,7 @@ def event(
         "session_id": session_id,
         "device": device,
         "query": query,
+        "columns": None if columns is None else dict(columns),
     }
     return identified(given)
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS
 from features.log import Kind
 from offline.config import Column, EventSource, Unpack
-from offline.ingest.account import TableAccount
-from offline.ingest.cells import Reader
+from offline.ingest.cells.reader import Reader
 from offline.ingest.mapping import compile_source
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import json_key, literal, quoted
@@ -30,6 +29,8 @@ def request_columns(library: Library, source: EventSource) -> dict[str, Column]:
 
 
 def _unpacked(library: Library, source: EventSource, unpack: Unpack) -> list[tuple[str, Column]]:
+    if compile_source(library, source, ()).scope.resolve(unpack.path) is None:
+        return []
     mapped = compile_source(library, source, (), {"#members": Column(path=unpack.path)})
     value, kind = quoted("#members"), mapped.types["#members"]
     members = value if kind == "JSON" else f"as_json(CAST({value} AS VARCHAR))"
@@ -56,8 +57,11 @@ def add_request_columns(reader: Reader, names: Sequence[str]) -> Mapping[str, st
     return {name: kind for name, kind in types.items() if kind != "VARCHAR[]"}
 
 
-def columns_sql(library: Library, checked: str, types: Mapping[str, str], counts: TableAccount) -> str:
-    """Expression of the JSON text of an impression's columns; null without any. checked: table with their values."""
+def columns_sql(library: Library, checked: str, types: Mapping[str, str], said: list[str]) -> str:
+    """Expression of the JSON text of an impression's columns; null without any. checked: table with their values.
+
+    said: gets a sentence about them.
+    """
     if not types:
         return "CAST(NULL AS VARCHAR)"
     flags = _flags(library, checked, [n for n, kind in types.items() if kind == "VARCHAR"])
@@ -67,7 +71,7 @@ def columns_sql(library: Library, checked: str, types: Mapping[str, str], counts
     shown = f"kind = {int(Kind.IMPRESSION)}"
     known = library.rows(f"SELECT count(*) FROM {quoted(checked)} WHERE {shown} AND ({any_value})")[0][0]
     listed = ", ".join(n.removeprefix(PREFIX) for n in types)
-    counts.said.append(f"columns of requests, of {known} impressions: {listed}")
+    said.append(f"columns of requests, of {known} impressions: {listed}")
     return f"CASE WHEN {shown} AND ({any_value}) THEN CAST(json_object({members}) AS VARCHAR) END"
 
 
