@@ -1,4 +1,5 @@
-"""Columns that a request brings: values of its candidates, such as a search engine's score, and of the request itself.
+"""Columns that a request brings: values of its candidates, such as a search engine's score, and of the request itself;
+and the attributes of its user, which the shop has written before.
 
 The shop declares each column in the configuration, and a release keeps the declarations. A request may send any column.
 Those that the release declares become features; all are kept with the list, so that a column can be declared later.
@@ -7,6 +8,7 @@ Those that the release declares become features; all are kept with the list, so 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,18 +20,20 @@ Scalar = bool | float | str | None
 """One value as it is sent: None is missing."""
 Sent = Mapping[str, Scalar | Sequence[Scalar]]
 """Columns as they are sent, by name: one value for all candidates, or a list with a value per candidate."""
+NOTHING: Mapping[str, Scalar] = MappingProxyType({})
+"""The attributes of a user who has none."""
 
 
 class Column(NamedTuple):
     """Declaration of a column.
 
-    kind: number; category, a text; flag, true or false. per: whether it is a property of each candidate, or one of the
-    request. values: of a category, those that features tell apart; all others are one further value.
+    kind: number; category, a text; flag, true or false. per: whether each candidate has a value, or the request, or the
+    user. values: of a category, those that features tell apart; all others are one further value.
     """
 
     name: str
     kind: Literal["number", "category", "flag"]
-    per: Literal["candidate", "request"] = "candidate"
+    per: Literal["candidate", "request", "user"] = "candidate"
     values: tuple[str, ...] = ()
 
     def code(self, value: Scalar) -> float:
@@ -118,15 +122,19 @@ def _usable(column: Column, value: Scalar) -> F32:
         return np.full(1, np.nan, np.float32)
 
 
-def table(columns: Sequence[Column], sent: Sent, strict: bool = True) -> F32:
+def table(columns: Sequence[Column], sent: Sent, user: Mapping[str, Scalar] = NOTHING, strict: bool = True) -> F32:
     """float32[columns, c]: the declared columns of a request, NaN where one was not sent.
 
-    c is the number of candidates if any column is a list, otherwise 1: the same values for all candidates. strict:
-    raise ColumnError for a value that cannot be used; otherwise it is missing.
+    c is the number of candidates if any column is a list, otherwise 1: the same values for all candidates. user: the
+    attributes of the user; those that cannot be used are missing. strict: raise ColumnError for a value of the request
+    that cannot be used; otherwise it is missing too.
     """
     read = encode if strict else encode_usable
     out = np.full((len(columns), _candidates(sent)), np.nan, np.float32)
     for k, column in enumerate(columns):
+        if column.per == "user":
+            out[k] = encode_usable(column, [user.get(column.name)])
+            continue
         values = sent.get(column.name)
         if isinstance(values, list | tuple):
             out[k] = read(column, values)

@@ -455,7 +455,6 @@ def _of_request(columns: Sequence[Column]) -> Iterator[Feature]:
 
     The scale of a search engine's score depends on the query, so that only its order within the list compares.
     """
-    declare = partial(Feature, group="request")
     reasons = {
         c: Reasons(f"its {c.name} counts in its favour", f"its {c.name} counts against it")
         for c in columns
@@ -463,9 +462,11 @@ def _of_request(columns: Sequence[Column]) -> Iterator[Feature]:
     }
     for column in columns:
         about = f"{column.name.replace('_', ' ')} of the {column.per}"
-        missing = f"the request has no {column.name}"
-        name = f"request_{column.name}"
-        yield declare(name, about, column.unit, missing, _request_columns, reasons=reasons.get(column))
+        owner = "user" if column.per == "user" else "request"
+        group = "user attributes" if column.per == "user" else "request"
+        missing = f"the {owner} has no {column.name}"
+        name = f"{owner}_{column.name}"
+        yield Feature(name, about, column.unit, missing, _request_columns, group, reasons.get(column))
     ranked = [k for k, c in enumerate(columns) if c.per == "candidate" and c.kind == "number"]
 
     def ranks(m: Moment) -> F32:
@@ -473,7 +474,7 @@ def _of_request(columns: Sequence[Column]) -> Iterator[Feature]:
 
     for k in ranked:
         name, missing = columns[k].name, f"the request has no {columns[k].name}"
-        within = partial(declare, compute=ranks, reasons=reasons[columns[k]])
+        within = partial(Feature, compute=ranks, group="request", reasons=reasons[columns[k]])
         yield within(f"request_{name}_rank", f"rank of {name} in the list", "0 to 1", missing)
         yield within(f"request_{name}_over_mean", f"{name} minus its mean in the list", "difference", missing)
 

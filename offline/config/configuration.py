@@ -87,16 +87,13 @@ class RedisConfig(BaseModel):
     )
 
 
-class ColumnConfig(BaseModel):
-    """A column that requests send with their candidates, and its features."""
+class UserColumnConfig(BaseModel):
+    """An attribute of users, and its feature."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["number", "category", "flag"] = Field(
         "number", description="number; category: a text; flag: true or false."
-    )
-    per: Literal["candidate", "request"] = Field(
-        "candidate", description="Whether each candidate has a value, or the request as a whole."
     )
     values: tuple[Annotated[str, Field(min_length=1, max_length=COLUMN_TEXT)], ...] = Field(
         (),
@@ -117,11 +114,19 @@ class ColumnConfig(BaseModel):
         return self
 
 
+class RequestColumnConfig(UserColumnConfig):
+    """A column that requests send with their candidates, and its features."""
+
+    per: Literal["candidate", "request"] = Field(
+        "candidate", description="Whether each candidate has a value, or the request as a whole."
+    )
+
+
 ColumnName = Annotated[str, Field(pattern=rf"^[^\x00-\x20\x7f-\x9f]{{1,{ATTRIBUTE_NAME}}}$")]
 
 
 class FeatureConfig(BaseModel):
-    """Item attributes, weights, columns of requests, and custom features."""
+    """Attributes of items and users, weights, columns of requests, and custom features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -130,7 +135,7 @@ class FeatureConfig(BaseModel):
         examples=[{"size": "number", "released": "date"}],
         description="Type of each item attribute. An attribute not listed is read by its column's type.",
     )
-    request: dict[ColumnName, ColumnConfig] = Field(
+    request: dict[ColumnName, RequestColumnConfig] = Field(
         default={},
         max_length=COLUMNS,
         examples=[
@@ -138,6 +143,13 @@ class FeatureConfig(BaseModel):
         ],
         description="Columns that requests send with their candidates, such as a search engine's score, by name. A new "
         "release uses them as features.",
+    )
+    user: dict[ColumnName, UserColumnConfig] = Field(
+        default={},
+        max_length=COLUMNS,
+        examples=[{"age": {"type": "number"}, "country": {"type": "category", "values": ["AT", "DE"]}}],
+        description="Attributes of users that are features, by name: of the imported users, and written with "
+        "`PUT /v1/users`.",
     )
     session_weight: float = Field(
         SESSION_WEIGHT,
@@ -155,8 +167,11 @@ class FeatureConfig(BaseModel):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of requests, in the order of the configuration."""
-        return tuple(Column(name, c.type, c.per, c.values) for name, c in self.request.items())
+        """The columns of requests and then the attributes of users, in the order of the configuration."""
+        return (
+            *(Column(name, c.type, c.per, c.values) for name, c in self.request.items()),
+            *(Column(name, c.type, "user", c.values) for name, c in self.user.items()),
+        )
 
 
 class Config(BaseModel):

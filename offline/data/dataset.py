@@ -20,7 +20,7 @@ from features.columns import table as encoded_table
 from features.kernels.strings import Strings
 from features.log import KINDS, Events, Kind, Lists
 from offline.config import AttributeKind
-from offline.data import written_items
+from offline.data import imported, written_items
 from offline.data.attributes import convert_attributes
 from offline.data.log import LogFiles
 from offline.data.log import load_log as load_log
@@ -328,12 +328,17 @@ _ListRows = Mapping[str, Mapping[str, int]]
 """The row of each item of each list."""
 
 
-def list_columns(files: LogFiles, lists: Lists, item_ids: Sequence[str], columns: Sequence[Column]) -> F32:
+def list_columns(
+    files: LogFiles, lists: Lists, item_ids: Sequence[str], columns: Sequence[Column], user_ids: Sequence[str] = ()
+) -> F32:
     """float32[columns, rows]: the values of declared columns for every row of these lists; NaN if none was logged.
 
     A served list keeps the columns of its request. An impression may have columns of its own, of an import or sent with
-    the event; those of the served list come first, because the service ranked with them.
-    item_ids: of the catalogue. Values that cannot be used, such as a text in a column of numbers, are missing.
+    the event; those of the served list come first, because the service ranked with them. The attributes of users are
+    also those that the service ranked with; for a list that it did not rank, or ranked without attributes, those as of
+    the time of the list. Values that cannot be used, such as a text in a column of numbers, are missing.
+
+    item_ids, user_ids: of the catalogue and of the log.
     """
     out = np.full((len(columns), lists.rows), np.nan, np.float32)
     if columns and lists.rows:
@@ -343,13 +348,36 @@ def list_columns(files: LogFiles, lists: Lists, item_ids: Sequence[str], columns
         }
         _fill(out, columns, *_of_impressions(files, rows))
         _fill(out, columns, *_of_served(files, rows))
+        _fill_attributes(out, columns, files, lists, user_ids)
     return out
+
+
+def _fill_attributes(
+    out: F32, columns: Sequence[Column], files: LogFiles, lists: Lists, user_ids: Sequence[str]
+) -> None:
+    of_user = [k for k, column in enumerate(columns) if column.per == "user"]
+    if not of_user:
+        return
+    ranked_with: dict[str, Mapping[str, Any]] = {}
+    wanted = pa.array(list(lists.request_ids), pa.string())
+    for served in files.served_spans(("request_id", "user_attributes")):
+        part = served.filter(pc.and_(pc.is_valid(served["user_attributes"]), pc.is_in(served["request_id"], wanted)))
+        texts = zip(part["request_id"].to_pylist(), part["user_attributes"].to_pylist(), strict=True)
+        ranked_with |= {request: _decode_columns(text) for request, text in texts}
+    users = [user_ids[u] for u in lists.user.tolist()]
+    written = imported.UserAttributes(files, set(users))
+    for g in np.argsort(lists.at, kind="stable").tolist():
+        known = written.at(users[g], float(lists.at[g]))
+        known = ranked_with.get(lists.request_ids[g], known)
+        for k in of_user:
+            (code,) = encode_usable(columns[k], [known.get(columns[k].name)])
+            out[k, lists.start[g] : lists.start[g + 1]] = code
 
 
 def _fill(out: F32, columns: Sequence[Column], row: list[int], values: Mapping[str, list[Scalar]]) -> None:
     """Write the values that are not missing. values: by column, one for each of the rows."""
     for k, column in enumerate(columns):
-        if column.name in values:
+        if column.per != "user" and column.name in values:
             code = encode_usable(column, values[column.name])
             known = ~np.isnan(code)
             out[k, np.array(row, np.int64)[known]] = code[known]
@@ -403,9 +431,12 @@ def _padded(values: dict[str, list[Scalar]], count: int) -> dict[str, list[Scala
     return {name: of_name + [None] * (count - len(of_name)) for name, of_name in values.items()}
 
 
-def logged_table(columns: Sequence[Column], text: str) -> F32:
-    """`features.columns.table` of the columns in a log record; values that cannot be used are missing."""
-    return encoded_table(columns, _decode_columns(text), strict=False)
+def logged_table(columns: Sequence[Column], sent: str | None, user: str | None) -> F32:
+    """`features.columns.table` of a log record; values that cannot be used are missing.
+
+    sent: columns of the request, user: attributes of its user, as JSON objects; None if there were none.
+    """
+    return encoded_table(columns, _decode_columns(sent or "{}"), _decode_columns(user or "{}"), strict=False)
 
 
 def _decode_columns(text: str) -> Mapping[str, Any]:

@@ -38,7 +38,17 @@ from offline.data.append_only import (
     to_strings,
 )
 from offline.data.partitions import EARLIEST, LATEST, SPAN_ROWS, Partitions, Storage, to_microseconds
-from offline.data.schema import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED, SERVED_FORM, SERVED_SCHEMA
+from offline.data.schema import (
+    ATTRIBUTES,
+    ATTRIBUTES_FORM,
+    EVENTS,
+    EVENTS_FILE,
+    EVENTS_FORM,
+    EVENTS_SCHEMA,
+    SERVED,
+    SERVED_FORM,
+    SERVED_SCHEMA,
+)
 from offline.runtime import DataError
 
 _TYPES: dict[str, type] = {
@@ -101,6 +111,11 @@ class LogFiles:
     def served(self) -> Partitions:
         """The files of collected lists; possibly none."""
         return Partitions([(self.storage, name) for name in self.storage.parts(SERVED)], SERVED_FORM)
+
+    @cached_property
+    def attributes(self) -> Partitions:
+        """The files of writes of users' attributes; possibly none."""
+        return Partitions([(self.storage, name) for name in self.storage.parts(ATTRIBUTES)], ATTRIBUTES_FORM)
 
     @property
     def collected(self) -> bool:

@@ -104,9 +104,8 @@ class _Differences:
     def count_missing(self, columns: Sequence[Column], context: Context, route: str) -> None:
         """Count the columns that a request could have sent and did not. route: `rank` or `recommend`."""
         for k, column in enumerate(columns):
-            if (route == "rank" or column.per == "request") and (
-                context.columns is None or np.isnan(context.columns[k]).all()
-            ):
+            expected = column.per == "request" or (route == "rank" and column.per == "candidate")
+            if expected and (context.columns is None or np.isnan(context.columns[k]).all()):
                 self.missing[column.name] += 1
 
     def features(self) -> list[FeatureSkew]:
@@ -187,8 +186,8 @@ def _compare(
             continue
         scored = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
         context = Context.parse(row["device"], row["query"])
-        if row["candidate_columns"]:
-            sent = logged_table(release.items.columns, row["candidate_columns"])
+        if release.items.columns:
+            sent = logged_table(release.items.columns, row["candidate_columns"], row["user_attributes"])
             context = context._replace(columns=sent)
         differences.count_missing(release.items.columns, context, row["route"])
         differences.add(scored, rows(items, history, candidates, at, context))

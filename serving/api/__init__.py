@@ -6,6 +6,7 @@ This subpackage does not depend on routes or on ranking.
 from __future__ import annotations
 
 from serving.api import columns, decoding, events, items, problem, rankings, request_id
+from serving.api.columns import UserAnswer, UserIn
 from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
 from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
@@ -28,6 +29,8 @@ __all__ = [
     "RecommendRequest",
     "Refusal",
     "Rejected",
+    "UserAnswer",
+    "UserIn",
     "accept_item",
     "columns",
     "decoding",

@@ -9,16 +9,17 @@ column that cannot be used is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, Struct
+from msgspec.json import Decoder
 
 from features.arrays import F32
-from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES
+from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES, MAX_NUMBER
 from features.columns import Column, ColumnError, Scalar, Sent, table
-from serving.api.decoding import ID_SCHEMA, PLAIN, Id, Refusal, _invalid, _short
+from serving.api.decoding import ID_SCHEMA, PLAIN, Id, Refusal, _invalid, _short, decode
 
 ID_KEY = "id"
 """The key of an object that has the ID of a candidate; its other keys are columns."""
@@ -94,16 +95,59 @@ def merged(body: bytes, columns: ColumnsIn, of_objects: ColumnsIn, candidates: i
 
 def check_event_columns(columns: EventColumns) -> None:
     """Raise Refusal for columns of an impression that a request could not have."""
-    if len(columns) > COLUMNS:
-        raise Refusal("columns", f"{len(columns)} columns in one event; the maximum is {COLUMNS}")
-    for name, value in columns.items():
+    _check_values("columns", columns, "event")
+
+
+class UserIn(Struct, forbid_unknown_fields=True):
+    """Attributes of a user: a new value of each attribute that is named; null clears one. Others stay unchanged.
+
+    The ranker uses those that the live release declares (`features.user`), from the next request on. All are logged,
+    so that an attribute can be declared later.
+    """
+
+    attributes: EventColumns
+
+
+class UserAnswer(Struct):
+    """The attributes are written. at: Unix seconds of the write."""
+
+    at: float
+
+
+_USER = Decoder(UserIn)
+
+
+def user_attributes(body: bytes, declared: Sequence[Column]) -> dict[str, Scalar]:
+    """Decode and validate attributes of a user. declared: columns of the live release, whose types the values must
+    have. Raises Problem (400, 422) naming the field."""
+    given = decode(_USER, body).attributes
+    try:
+        _check_values("attributes", given, "write")
+    except Refusal as e:
+        raise _invalid(e.field, e.message) from None
+    for column in declared:
+        if column.per == "user":
+            try:
+                column.code(given.get(column.name))
+            except ColumnError as e:
+                raise _invalid(f"attributes.{column.name}", str(e)) from None
+    return dict(given)
+
+
+def _check_values(what: str, values: EventColumns, where: str) -> None:
+    """Raise Refusal for names and texts that are not allowed. what: the field that has the values."""
+    if len(values) > COLUMNS:
+        raise Refusal(what, f"{len(values)} {what} in one {where}; the maximum is {COLUMNS}")
+    for name, value in values.items():
         if name != name.strip() or _CONTROL.search(name):
-            raise Refusal(_field(name), "a name has no control characters, and no white space around it")
+            raise Refusal(f"{what}.{name}", "a name has no control characters, and no white space around it")
         if isinstance(value, str) and _CONTROL.search(value):
-            raise Refusal(_field(name), f"{_short(value)} contains a control character")
+            raise Refusal(f"{what}.{name}", f"{_short(value)} contains a control character")
+        if isinstance(value, float) and abs(value) > MAX_NUMBER:
+            raise Refusal(f"{what}.{name}", f"{value:g} is not between -{MAX_NUMBER:g} and {MAX_NUMBER:g}")
 
 
-def encoded(declared: Sequence[Column], sent: Sent) -> F32:
+def encoded(declared: Sequence[Column], sent: Sent, user: Mapping[str, Scalar]) -> F32:
     """`features.columns.table` of a request. Raises Problem (422) naming the field of a value that cannot be used."""
     for column in declared:
         if column.per == "request" and isinstance(sent.get(column.name), list):
@@ -111,7 +155,7 @@ def encoded(declared: Sequence[Column], sent: Sent) -> F32:
                 _field(column.name, None, sent[column.name]), "is a column of the request: send one value in `columns`"
             )
     try:
-        return table(declared, sent)
+        return table(declared, sent, user)
     except ColumnError as e:
         raise _invalid(_field(e.column, e.index, sent[e.column]), str(e)) from None
 

@@ -123,6 +123,11 @@ class Live:
         return item_ids, index, item
 
     @cached_property
+    def reads_attributes(self) -> bool:
+        """Whether attributes of users are features of this release."""
+        return any(column.per == "user" for column in self.items.columns)
+
+    @cached_property
     def attributes(self) -> Attributes:
         """The attributes that rules may use."""
         return Attributes(self.items)

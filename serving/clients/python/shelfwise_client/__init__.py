@@ -25,6 +25,7 @@ from shelfwise_client.answers import (
     ServiceState,
     SimilarAnswer,
     SimilarItem,
+    UserAnswer,
 )
 from shelfwise_client.client import Shelfwise
 from shelfwise_client.errors import (
@@ -78,6 +79,7 @@ __all__ = [
     "SimilarItem",
     "UnreachableError",
     "UnsentError",
+    "UserAnswer",
     "candidates_of",
     "reranked",
 ]

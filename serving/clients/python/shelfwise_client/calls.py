@@ -149,6 +149,15 @@ def delete_item(item_id: str, *, deadline_s: float | None = None) -> Call[answer
     return _write("DELETE", f"/v1/items/{_path_segment('item_id', item_id)}", answers.ItemsAnswer, deadline_s)
 
 
+def put_user(
+    user_id: str, attributes: Mapping[str, Value | None], *, deadline_s: float | None = None
+) -> Call[answers.UserAnswer]:
+    """Write attributes of a user; None clears one, and others stay unchanged. Not retried once the service may have
+    received it: a retry could undo another client's write."""
+    path = f"/v1/users/{_path_segment('user_id', user_id)}"
+    return _write("PUT", path, answers.UserAnswer, deadline_s, _json({"attributes": dict(attributes)}))
+
+
 def delete_user(user_id: str, *, deadline_s: float | None = None) -> Call[answers.ErasureAnswer]:
     """Erase a user. Not retried once the service may have received it: a retry would erase newer events as well."""
     return _write("DELETE", f"/v1/users/{_path_segment('user_id', user_id)}", answers.ErasureAnswer, deadline_s)
