@@ -367,8 +367,8 @@ def _fill_attributes(
     users = [user_ids[u] for u in lists.user.tolist()]
     written = imported.UserAttributes(files, set(users))
     for g in np.argsort(lists.at, kind="stable").tolist():
-        known = written.at(users[g], float(lists.at[g]))
-        known = ranked_with.get(lists.request_ids[g], known)
+        as_of = written.at(users[g], float(lists.at[g]))
+        known = ranked_with.get(lists.request_ids[g], as_of)
         for k in of_user:
             (code,) = encode_usable(columns[k], [known.get(columns[k].name)])
             out[k, lists.start[g] : lists.start[g + 1]] = code

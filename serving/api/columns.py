@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
+from operator import itemgetter
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -23,17 +25,16 @@ from serving.api.decoding import ID_SCHEMA, PLAIN, Id, Refusal, _invalid, _short
 
 ID_KEY = "id"
 """The key of an object that has the ID of a candidate; its other keys are columns."""
-Name = Annotated[str, Meta(min_length=1, max_length=ATTRIBUTE_NAME)]
 Value = Annotated[str, Meta(max_length=COLUMN_TEXT, extra_json_schema=PLAIN)] | float | bool | None
 ColumnsIn = Annotated[
-    dict[Name, Value | list[Value]],
+    dict[str, Value | list[Value]],
     Meta(
         description="Columns by name: a value for all candidates, or a list with one per candidate. null is missing.",
         extra_json_schema={"maxProperties": COLUMNS},
     ),
 ]
 Candidate = Annotated[
-    dict[Name, Value],
+    dict[str, Value],
     Meta(
         description=f"A candidate with columns: `{ID_KEY}` and one value per column.",
         extra_json_schema={"properties": {ID_KEY: {"type": "string", "maxLength": ID_BYTES, **ID_SCHEMA}}},
@@ -41,7 +42,7 @@ Candidate = Annotated[
 ]
 Candidates = list[Id | Candidate]
 EventColumns = Annotated[
-    dict[Name, Value],
+    dict[str, Value],
     Meta(description="Columns by name. null is missing.", extra_json_schema={"maxProperties": COLUMNS}),
 ]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -53,18 +54,29 @@ class _OfObjects(list[Scalar]):
 
 def split_candidates(given: Candidates) -> tuple[list[str], ColumnsIn]:
     """The IDs of candidates, and the columns of those that are objects. Raises Problem (422) for one without an ID."""
-    if set(map(type, given)) <= {str}:
+    kinds = set(map(type, given))
+    if kinds <= {str}:
         return given, {}  # type: ignore[return-value]
-    objects = [{ID_KEY: c} if isinstance(c, str) else c for c in given]
-    ids = [c.get(ID_KEY) for c in objects]
-    for at, candidate_id in enumerate(ids):
-        if not isinstance(candidate_id, str) or not 0 < len(candidate_id) <= ID_BYTES:
-            found = "has no ID" if candidate_id is None else f"{_short(str(candidate_id))} is not an ID"
-            raise _invalid(f"candidates[{at}].{ID_KEY}", found)
-    names = dict.fromkeys(chain.from_iterable(objects))
-    del names[ID_KEY]
-    _check_count(len(names))
-    return ids, {name: _OfObjects(c.get(name) for c in objects) for name in names}  # type: ignore[return-value]
+    objects: list[Candidate] = [{ID_KEY: c} if isinstance(c, str) else c for c in given]
+    names, values = _transposed(objects)
+    ids = values.pop(names.index(ID_KEY)) if ID_KEY in names else [None] * len(objects)
+    if set(map(type, ids)) != {str} or not all(ids):
+        at = next(k for k, one in enumerate(ids) if not isinstance(one, str) or not one)
+        found = "has no ID" if ids[at] is None else f"{_short(str(ids[at]))} is not an ID"
+        raise _invalid(f"candidates[{at}].{ID_KEY}", found)
+    columns = (name for name in names if name != ID_KEY)
+    return list(ids), dict(zip(columns, map(_OfObjects, values), strict=True))  # type: ignore[arg-type]
+
+
+def _transposed(objects: Sequence[Candidate]) -> tuple[list[str], list[Sequence[Scalar]]]:
+    """The keys of all objects, and the values of each key. Fast if all objects have the same keys."""
+    names = list(objects[0])
+    if len(names) > 1 and all(len(c) == len(names) for c in objects):
+        with suppress(KeyError):
+            return names, list(zip(*map(itemgetter(*names), objects), strict=True))
+    names = list(dict.fromkeys(chain.from_iterable(objects)))
+    _check_count(len(names) - 1)
+    return names, [[c.get(name) for c in objects] for name in names]
 
 
 def merged(body: bytes, columns: ColumnsIn, of_objects: ColumnsIn, candidates: int | None) -> ColumnsIn:
@@ -79,8 +91,8 @@ def merged(body: bytes, columns: ColumnsIn, of_objects: ColumnsIn, candidates: i
         name = next(n for n in columns if n in of_objects)
         raise _invalid(_field(name), "was sent both in `columns` and with the candidates: send it once")
     for name, values in out.items():
-        if name != name.strip() or _CONTROL.search(name):
-            raise _invalid(_field(name), "a name has no control characters, and no white space around it")
+        if problem := _name_problem(name):
+            raise _invalid(_field(name), problem)
         if isinstance(values, list) and len(values) != candidates:
             given = "the request has no `candidates`" if candidates is None else f"there are {candidates} candidates"
             raise _invalid(_field(name), f"has {len(values)} values, but {given}: send one value, or one per candidate")
@@ -139,8 +151,8 @@ def _check_values(what: str, values: EventColumns, where: str) -> None:
     if len(values) > COLUMNS:
         raise Refusal(what, f"{len(values)} {what} in one {where}; the maximum is {COLUMNS}")
     for name, value in values.items():
-        if name != name.strip() or _CONTROL.search(name):
-            raise Refusal(f"{what}.{name}", "a name has no control characters, and no white space around it")
+        if problem := _name_problem(name):
+            raise Refusal(f"{what}.{name[:ATTRIBUTE_NAME]}", problem)
         if isinstance(value, str) and _CONTROL.search(value):
             raise Refusal(f"{what}.{name}", f"{_short(value)} contains a control character")
         if isinstance(value, float) and abs(value) > MAX_NUMBER:
@@ -160,6 +172,13 @@ def encoded(declared: Sequence[Column], sent: Sent, user: Mapping[str, Scalar]) 
         raise _invalid(_field(e.column, e.index, sent[e.column]), str(e)) from None
 
 
+def _name_problem(name: str) -> str:
+    """Why a name is not allowed; empty if it is."""
+    if name and len(name) <= ATTRIBUTE_NAME and name == name.strip() and not _CONTROL.search(name):
+        return ""
+    return f"a name has 1 to {ATTRIBUTE_NAME} characters, without control characters or white space around it"
+
+
 def _check_count(count: int) -> None:
     if count > COLUMNS:
         raise _invalid("columns", f"{count} columns in one request; the maximum is {COLUMNS}")
@@ -167,6 +186,7 @@ def _check_count(count: int) -> None:
 
 def _field(name: str, index: int | None = None, values: object = None) -> str:
     """The field of a value in the request."""
+    name = name[:ATTRIBUTE_NAME]
     if isinstance(values, _OfObjects):
         return f"candidates[{index or 0}].{name}"
     return f"columns.{name}" if index is None or not isinstance(values, list) else f"columns.{name}[{index}]"

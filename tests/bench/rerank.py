@@ -79,7 +79,8 @@ def measure(config: Config, seeds: int) -> dict[str, Any]:
 
     def of_ranker(*without: str) -> F64:
         rankers = [study.ranker.model_copy(update={"seed": study.ranker.seed + s}) for s in range(seeds)]
-        return np.mean([study.ndcg("test", ranker, without) for ranker in rankers], axis=0)
+        mean: F64 = np.mean([study.ndcg("test", ranker, without) for ranker in rankers], axis=0)
+        return mean
 
     orders: Mapping[str, F64] = {
         "the engine's order": of_score(lists.columns[0].astype(np.float64)),
@@ -94,13 +95,13 @@ def measure(config: Config, seeds: int) -> dict[str, Any]:
     print(f"{'':>42} {'ndcg@10':>8}   against the engine's order")
     for name, values in orders.items():
         gap = paired_difference(values[searched], base[searched], user)
-        print(f"{name:>42} {values[searched].mean():8.4f}   {gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
+        print(f"{name:>42} {values[searched].mean():8.4f}   {gap.difference:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
         out[name] = round(float(values[searched].mean()), 4)
     gap = paired_difference(
         orders["ranker with the score"][searched], orders["ranker without the score"][searched], user
     )
-    print(f"with the score against without: {gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
-    return out | {"gain_of_score": round(gap.mean, 4), "low": round(gap.low, 4), "high": round(gap.high, 4)}
+    print(f"with the score against without: {gap.difference:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
+    return out | {"gain_of_score": round(gap.difference, 4), "low": round(gap.low, 4), "high": round(gap.high, 4)}
 
 
 def parse_options() -> argparse.Namespace:

@@ -173,6 +173,10 @@ def test_a_value_of_the_request_is_used_without_candidates(running: httpx.Client
         ({"columns": {"note": "x" * (COLUMN_TEXT + 1)}}, "columns[...]", "length <= 256"),
         ({"columns": {"note": "a\x00b"}}, "columns.note", "contains a control character"),
         ({"columns": {" bm25": 1}}, "columns. bm25", "white space around it"),
+        ({"columns": {"": 1}}, "columns.", "a name has 1 to 64 characters"),
+        ({"columns": {"x" * 65: 1}}, "columns." + "x" * 64, "a name has 1 to 64 characters"),
+        ({"candidates": [{"id": IDS[0], **{f"c{k}": 1 for k in range(COLUMNS + 1)}}]}, "columns", "51 columns"),
+        ({"candidates": [{"id": ""}]}, "candidates[0].id", "is not an ID"),
     ],
 )
 def test_an_invalid_column_is_refused_with_its_field(
@@ -273,7 +277,7 @@ def test_an_impression_brings_its_own_columns(
     lists = logged_lists(dataset.shown)
     found = list_columns(LogFiles.of(data), lists, dataset.catalogue.item_ids, DECLARED[:1])[0]
     by_list = {r: found[lists.start[g] : lists.start[g + 1]].tolist() for g, r in enumerate(lists.request_ids)}
-    assert by_list == {"own": np.float32(scores).tolist(), served_id: [7.0]}
+    assert by_list == {"own": np.array(scores, np.float32).tolist(), served_id: [7.0]}
 
 
 @pytest.mark.parametrize(

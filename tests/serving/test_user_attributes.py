@@ -143,7 +143,7 @@ def test_columns_of_a_request_are_not_attributes(running: httpx.Client) -> None:
         ({"attributes": {"age": 1e16}}, "attributes.age", "is not between"),
         ({"attributes": {"x": [1]}}, "attributes[...]", "got `array`"),
         ({"attributes": {f"a{k}": k for k in range(COLUMNS + 1)}}, "attributes", "51 attributes in one write"),
-        ({"attributes": {"a\u0001": 1}}, "attributes.a\u0001", "no control characters"),
+        ({"attributes": {"a\u0001": 1}}, "attributes.a\u0001", "without control characters"),
         ({"attributes": {"note": "a\u0000b"}}, "attributes.note", "contains a control character"),
         ({"country": "AT"}, "country", "unknown field"),
         ({}, "attributes", "missing required field"),
