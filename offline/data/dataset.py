@@ -334,9 +334,9 @@ def list_columns(
     """float32[columns, rows]: the values of declared columns for every row of these lists; NaN if none was logged.
 
     A served list keeps the columns of its request. An impression may have columns of its own, of an import or sent with
-    the event; those of the served list come first, because the service ranked with them. The attributes of users are
-    also those that the service ranked with; for a list that it did not rank, or ranked without attributes, those as of
-    the time of the list. Values that cannot be used, such as a text in a column of numbers, are missing.
+    the event; they count only if the request of the list had none, because the service ranked with those of the
+    request. The attributes of users are also those that the service ranked with; for a list that it did not rank, or
+    ranked without attributes, those as of the time of the list. Values that cannot be used, such as a text in a column of numbers, are missing.
 
     item_ids, user_ids: of the catalogue and of the log.
     """
@@ -346,8 +346,10 @@ def list_columns(
             request: {item_ids[lists.item[row]]: row for row in range(*bounds)}
             for request, bounds in zip(lists.request_ids, pairwise(lists.start.tolist()), strict=True)
         }
-        _fill(out, columns, *_of_impressions(files, rows))
-        _fill(out, columns, *_of_served(files, rows))
+        _fill(out, columns, *_of_impressions(files, rows, int(lists.at.min() * 1e6)))
+        place, values = _of_served(files, rows)
+        out[:, place] = np.nan
+        _fill(out, columns, place, values)
         _fill_attributes(out, columns, files, lists, user_ids)
     return out
 
@@ -383,13 +385,14 @@ def _fill(out: F32, columns: Sequence[Column], row: list[int], values: Mapping[s
             out[k, np.array(row, np.int64)[known]] = code[known]
 
 
-def _of_impressions(files: LogFiles, rows: _ListRows) -> tuple[list[int], dict[str, list[Scalar]]]:
+def _of_impressions(files: LogFiles, rows: _ListRows, begin: int) -> tuple[list[int], dict[str, list[Scalar]]]:
+    """The rows of impressions that have columns, and their values. begin: time of the first list, Unix microseconds."""
     place, values = list[int](), dict[str, list[Scalar]]()
     if "columns" not in files.event_columns:
         return place, values
     wanted = pa.array(list(rows), pa.string())
     names = ("timestamp", "event", "request_id", "item_id", "columns")
-    for table in files.events.spans(names, files.begin, files.end):
+    for table in files.events.spans(names, max(begin, files.begin), files.end):
         if "columns" not in table.column_names:
             continue
         shown = pc.equal(table["event"].cast(pa.string()), KINDS[Kind.IMPRESSION])

@@ -259,7 +259,7 @@ def test_an_impression_brings_its_own_columns(
 ) -> None:
     """Of a list that the shop ranked itself: they are collected, and read for the night to the bit.
 
-    If the service has ranked the list, its own columns count, because its scores came from them.
+    If the service has ranked the list with columns, those of the request count alone: its scores came from them.
     """
     scores = [0.1, 1e-7 / 3, -2.5]
     served_id = running.post(
@@ -269,15 +269,16 @@ def test_an_impression_brings_its_own_columns(
         {"event": "impression", "user_id": "u5", "item_id": i, "request_id": "own", "columns": {"bm25": s, "x": "y"}}
         for i, s in zip(IDS, scores, strict=False)
     ]
-    also = {"event": "impression", "user_id": "u5", "item_id": IDS[0], "request_id": served_id, "columns": {"bm25": 1}}
+    also = shown[0] | {"request_id": served_id, "columns": {"bm25": 1, "in_stock": True}}
     assert running.post("/v1/events", json=[*shown, also]).json()["accepted"] == 4
     until(lambda: store.length(SERVED) == 1)
     collect(data, store)
     dataset = load_dataset(data)
     lists = logged_lists(dataset.shown)
-    found = list_columns(LogFiles.of(data), lists, dataset.catalogue.item_ids, DECLARED[:1])[0]
-    by_list = {r: found[lists.start[g] : lists.start[g + 1]].tolist() for g, r in enumerate(lists.request_ids)}
+    bm25, in_stock = list_columns(LogFiles.of(data), lists, dataset.catalogue.item_ids, DECLARED[:2])
+    by_list = {r: bm25[lists.start[g] : lists.start[g + 1]].tolist() for g, r in enumerate(lists.request_ids)}
     assert by_list == {"own": np.array(scores, np.float32).tolist(), served_id: [7.0]}
+    assert np.isnan(in_stock).all(), "the service ranked without it"
 
 
 @pytest.mark.parametrize(
