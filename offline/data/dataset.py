@@ -336,7 +336,8 @@ def list_columns(
     A served list keeps the columns of its request. An impression may have columns of its own, of an import or sent with
     the event; they count only if the request of the list had none, because the service ranked with those of the
     request. The attributes of users are also those that the service ranked with; for a list that it did not rank, or
-    ranked without attributes, those as of the time of the list. Values that cannot be used, such as a text in a column of numbers, are missing.
+    ranked without attributes, those as of the time of the list. Values that cannot be used, such as a text in a column
+    of numbers, are missing.
 
     item_ids, user_ids: of the catalogue and of the log.
     """
