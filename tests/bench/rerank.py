@@ -120,11 +120,14 @@ def measure(config: Config, seeds: int) -> dict[str, Any]:
         gap = paired_difference(values[searched], base[searched], user)
         print(f"{name:>42} {values[searched].mean():8.4f}   {gap.difference:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
         out[name] = round(float(values[searched].mean()), 4)
-    gap = paired_difference(
-        orders["ranker with the score"][searched], orders["ranker without the score"][searched], user
-    )
-    print(f"with the score against without: {gap.difference:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
-    return out | {"gain_of_score": round(gap.difference, 4), "low": round(gap.low, 4), "high": round(gap.high, 4)}
+    for name, one, other in (
+        ("gain_of_score", "ranker with the score", "ranker without the score"),
+        ("gain_of_score_alone", "ranker with the score, without the query", "ranker with neither"),
+    ):
+        gap = paired_difference(orders[one][searched], orders[other][searched], user)
+        print(f"{one}, against {other}: {gap.difference:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
+        out |= {name: [round(value, 4) for value in (gap.difference, gap.low, gap.high)]}
+    return out
 
 
 def parse_options() -> argparse.Namespace:
