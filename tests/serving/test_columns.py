@@ -334,3 +334,14 @@ def test_a_release_without_columns_has_no_trace_of_them(tmp_path: Path, release:
     assert "columns" not in json.loads((plain / "manifest.json").read_text())
     assert load_release(plain).items.columns == ()
     assert load_release(release).items.columns == DECLARED
+
+
+def test_columns_follow_their_candidates_beside_written_items(running: httpx.Client) -> None:
+    """Candidates are then sorted in another way. This is the last test of the module, because it adds an item."""
+    ids = [IDS[3], "new", IDS[0], IDS[3]]
+    assert running.put("/v1/items", json={"item_id": "new", "title": "A new thing"}).status_code == 202
+    until(lambda: running.get("/v1/items/new").json()["live"])
+    found = ranked(running, {"candidates": ids, "columns": {"bm25": [2.0, 1.0, -1.0, -9.0], "in_stock": True}})
+    assert list(found) == [IDS[3], "new", IDS[0]]
+    backwards = {"candidates": ids[2::-1], "columns": {"bm25": [-1.0, 1.0, 2.0], "in_stock": True}}
+    assert ranked(running, backwards) == found
