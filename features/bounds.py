@@ -53,8 +53,11 @@ COLUMN_TEXT = 256
 RESERVED_NAMES = frozenset({*STANDARD_COLUMNS, "embedding", "available", "at", "attributes"})
 """Names that an attribute cannot have, because they are columns or fields of their own."""
 
+CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+"""Regular expression of a control character, for Python and for RE2. IDs, names, devices and queries have none."""
+
 _PLAIN = bytes(range(0x21, 0x7F))
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(CONTROL)
 
 
 class IdError(ValueError):
@@ -63,6 +66,11 @@ class IdError(ValueError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def has_control(text: str) -> bool:
+    """Whether a text has a control character: U+0000 to U+001F, or U+007F to U+009F."""
+    return _CONTROL.search(text) is not None
 
 
 def clean_id(text: str) -> str:
@@ -77,7 +85,7 @@ def clean_id(text: str) -> str:
         raise IdError("missing_id", "is blank")
     if out in PLACEHOLDER_IDS:
         raise IdError("placeholder_id", "stands for a missing ID")
-    if _CONTROL.search(out):
+    if has_control(out):
         raise IdError("control_character", "contains a control character")
     if len(out) * 4 > ID_BYTES and (size := len(out.encode("utf-8", "surrogatepass"))) > ID_BYTES:
         raise IdError("id_too_long", f"has {size} bytes; the maximum is {ID_BYTES}")
@@ -108,7 +116,7 @@ def check_attribute_names(names: Iterable[str]) -> None:
     for name in names:
         if name in RESERVED_NAMES:
             raise ValueError(f"{name!r} is reserved for a field of the item")
-        if not name or name != name.strip() or _CONTROL.search(name) or len(name) > ATTRIBUTE_NAME:
+        if not name or name != name.strip() or has_control(name) or len(name) > ATTRIBUTE_NAME:
             raise ValueError(
                 f"{name[:80]!r} is not a valid name: use 1 to {ATTRIBUTE_NAME} characters, without control characters "
                 "or surrounding spaces"

@@ -14,7 +14,7 @@ _NOUNS = ("MUG", "LAMP", "BOWL", "CLOCK", "FRAME", "BASKET", "BUNTING", "DOORMAT
 _LOOKS = ("RED RETROSPOT", "PINK CHERRY", "VINTAGE BLUE", "WOODEN", "IVORY HEART", "ENAMEL")
 
 _FIXED_CODES = {(0, 0): "85123A", (0, 1): "22423", (0, 2): "85048"}
-"""Item codes used in the guide. Its customer, 13085, likes these products."""
+"""Item codes used in the guide. Its customer, 13089, likes these products."""
 
 
 def write(path: Path, customers: int = 80, baskets: int = 700, seed: int = 1) -> None:
@@ -51,15 +51,15 @@ def write(path: Path, customers: int = 80, baskets: int = 700, seed: int = 1) ->
                     quantity,
                     at,
                     paid,
-                    "" if anonymous else f"{13085 + customer}.0",
+                    "" if anonymous else f"{13089 + customer}.0",
                     "United Kingdom",
                 ]
             )
             if rng.random() < 0.02:
                 rows.append(rows[-1])
         if rng.random() < 0.1:
-            rows.append([invoice, "POST", "POSTAGE", 1, at, 18, f"{13085 + customer}.0", "France"])
+            rows.append([invoice, "POST", "POSTAGE", 1, at, 18, f"{13089 + customer}.0", "France"])
         if rng.random() < 0.02:
-            rows.append([invoice, "M", "Manual", 1, at, 5, f"{13085 + customer}.0", "United Kingdom"])
+            rows.append([invoice, "M", "Manual", 1, at, 5, f"{13089 + customer}.0", "United Kingdom"])
     with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEADER, *rows])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from features.bounds import ATTRIBUTE_NAME, RESERVED_NAMES
+from features.bounds import ATTRIBUTE_NAME, CONTROL, RESERVED_NAMES
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_CONTROL = re.compile(f"{CONTROL}+")
 
 
 def attribute_names(columns: Iterable[str]) -> dict[str, str]:

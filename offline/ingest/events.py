@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 
-from features.bounds import EVENT_MOMENTS, MAX_POSITION
+from features.bounds import CONTROL, EVENT_MOMENTS, MAX_POSITION
 from features.catalogue import TEXT_COLUMNS
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, KINDS, Kind
@@ -95,7 +95,7 @@ def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, late
         event_id = f"CASE WHEN _index IS NULL THEN {event_id} ELSE {event_id} || ':' || _index END"
     reader.add("event_id", event_id, f"{reader.id_problem('event_id')} IS NULL")
     for name, most in (("device", DEVICE_CHARACTERS), ("query", QUERY_CHARACTERS)):
-        control = f"regexp_matches({name}, '[\\x{{0}}-\\x{{1f}}\\x{{7f}}-\\x{{9f}}]')"
+        control = f"regexp_matches({name}, '{CONTROL}')"
         reader.add(name, reader.text(name), f"length({name}) <= {most} AND NOT {control}")
     if source.order_column:
         reader.add("timestamp", "CAST(0 AS BIGINT)")

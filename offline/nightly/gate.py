@@ -77,7 +77,7 @@ def judge_alone(ndcg: F64, held_out: HeldOut, evaluation: Mapping[str, Any], con
     return out
 
 
-def judge_against_simple_orders(ndcg: F64, held_out: HeldOut, config: GateConfig) -> list[Reason]:
+def judge_against_simple_orders(ndcg: F64, held_out: HeldOut) -> list[Reason]:
     """Reasons by the rule that no simple order is better than what is published: for all, known and new users.
 
     In each slice, the rival is the simple order with the highest mean there. ndcg: float64[lists] of the new release.
@@ -95,8 +95,6 @@ def judge_against_simple_orders(ndcg: F64, held_out: HeldOut, config: GateConfig
         about = f"{name.replace('_', ' ')}: ndcg@10 {values}"
         if d.high < 0:
             out.append(Reason("simple_order", KEEP, f"{about}: worse than the best simple order"))
-        elif name == "all" and d.difference < -config.margin:
-            out.append(Reason("simple_order", ASK, f"{about}: may be worse than the best simple order"))
         elif name == "all":
             result = "better than" if d.low > 0 else "no clear difference from"
             out.append(Reason("simple_order", PROMOTE, f"{about}: {result} the best simple order"))
@@ -249,7 +247,7 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
     evaluation = a.json("evaluation.json")
     ndcg = comparison.ndcg(score, held_out.lists, held_out.targets)
     reasons = judge_alone(ndcg, held_out, evaluation, config)
-    reasons += judge_against_simple_orders(ndcg, held_out, config)
+    reasons += judge_against_simple_orders(ndcg, held_out)
     figures: dict[str, Any] = {}
     live_score: F64 | None = None
     live_id = pointer.id if pointer else None

@@ -8,18 +8,18 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from features.bounds import ID_BYTES, IdError, are_clean, clean_id
+from features.bounds import ID_BYTES, IdError, are_clean, clean_id, has_control
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from serving.api.problem import Problem
 
-PLAIN = {"pattern": r"^[^\u0000-\u001f\u007f]*$"}
+_NOT_CONTROL = r"[^\u0000-\u001f\u007f-\u009f]"
+PLAIN = {"pattern": f"^{_NOT_CONTROL}*$"}
 """JSON schema of a text without control characters. Documentation only: msgspec would search every text separately."""
 
 _ID_RULES = (
     f"At most {ID_BYTES} bytes in UTF-8, without control characters. Surrounding white space is ignored; accents are "
     'compared in Unicode NFC. Placeholders such as "undefined" and "null" are refused.'
 )
-_NOT_CONTROL = r"[^\u0000-\u001f\u007f-\u009f]"
 ID_SCHEMA = {"pattern": rf"^{_NOT_CONTROL}*[^\u0000-\u001f\u007f-\u009f\s]{_NOT_CONTROL}*$"}
 """JSON schema of an ID: no control characters, and not blank."""
 Id = Annotated[str, Meta(min_length=1, max_length=ID_BYTES, description=_ID_RULES, extra_json_schema=ID_SCHEMA)]
@@ -46,19 +46,17 @@ _NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `(.*?)`")
 _ENDS = re.compile(rb"[\r\n]+")
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def check_texts(body: bytes, **texts: str | None) -> None:
     """Raise Problem (422) for a text of a request with a control character."""
-    # JSON escapes every control character with a backslash, except DEL. These two checks clear almost every body.
-    if b"\\" not in body and b"\x7f" not in body:
+    # JSON escapes every control character with a backslash, except U+007F to U+009F, which end in these bytes or
+    # begin with 0xc2. These checks clear almost every body.
+    if b"\\" not in body and b"\x7f" not in body and b"\xc2" not in body:
         return
     for field, text in texts.items():
-        if text and _CONTROL.search(text):
+        if text and has_control(text):
             raise _invalid(field, f"{_short(text)} contains a control character")
 
 
@@ -87,7 +85,7 @@ def part_id(name: str, given: str) -> str:
 
 def check_no_control(name: str, text: str) -> None:
     """Raise Refusal if a text contains a control character."""
-    if _CONTROL.search(text):
+    if has_control(text):
         raise Refusal(name, f"{_short(text)} contains a control character")
 
 

@@ -19,6 +19,7 @@ from features.arrays import I32, I64
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, History
 from features.log import Kind
+from features.retention import unexpired
 from features.retrieval import retrieve, search_space
 from features.table import Feature, Items, features, rows
 from ranker import query_prior
@@ -199,6 +200,7 @@ class Live:
             self.explain(ranking, user, 1, context)
             self.nearest_engaged(ranking, user)
         self._warm_rules(ranking, history, at, search)
+        unexpired(np.full(1, at), at, 1.0)
         Live.of(self.release).apply(Tail(START, ["warm"], np.zeros(1, np.int8), np.full(1, at)))
 
     def _warm_rules(self, ranking: Ranking, history: History, at: float, context: Context) -> None:

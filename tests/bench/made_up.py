@@ -108,8 +108,8 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
         request[order],
         np.full(n, -1, np.int16),
         np.full(n, np.nan),
-        range(users),  # type: ignore[arg-type]  # only the number of IDs is used
-        range(lists),  # type: ignore[arg-type]
+        [f"user-{k}" for k in range(users)],
+        [f"list-{k}" for k in range(lists)],
         np.full(n, -1, np.int32),
         np.full(n, -1, np.int8),
     )

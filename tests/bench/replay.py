@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -173,7 +172,7 @@ def _user_histories(log: dict[str, np.ndarray]) -> dict[str, float]:
     n = len(log["at"])
     before = time.perf_counter()
     none = np.full(n, -1, np.int32)
-    user_ids: Any = range(int(max(log["user"].max(), log["list_user"].max())) + 1)  # only their number is used
+    user_ids = [str(user) for user in range(int(max(log["user"].max(), log["list_user"].max())) + 1)]
     histories = Histories.of(
         Events(
             log["at"],

@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def main() -> None:
         paths = [write_release_with(Path(folder), items, text, AT + n) for n in range(2)]
         live, shadow_release = (Pointer(p.name, str(p)) for p in paths)
         questions = [q.bytes for q in made_up_questions(rng, options.items, users, min(500, options.items // 4), 200)]
-        with BulkStore(url) as store, service(url, paths[0]) as (process, port):
+        with ExitStack() as context:
+            store = context.enter_context(BulkStore(url))
             write_users(store, rng, users, ENGAGEMENTS, SHOWN, options.items)
             store.set_pointer(live)
+            process, port = context.enter_context(service(url, paths[0]))
             uvloop.run(closed_loop(port, questions, 1, total=min(200, options.requests)))
             turns: list[list[dict[str, float]]] = [[], []]
             for _ in range(options.turns):

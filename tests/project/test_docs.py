@@ -18,10 +18,20 @@ from offline.config.configuration import load
 from serving.release.manifest import MANIFEST
 from tests import ROOT, invoices
 from tests.blocks import LANGUAGES, PAGES, Block, Terminal, blocks, send
+from tests.shop_exports import SYSTEMS, read_shop
 
 BLOCKS = [b for path in PAGES for b in blocks(path)]
 FROM_NOTHING = ("README.md", "docs/quickstart.md")
 """Pages that start in an empty directory; the others start after a nightly run of a simulated shop."""
+
+SHOPS = {
+    "docs/shops/shopify.md": "shopify",
+    "docs/shops/woocommerce.md": "woocommerce",
+    "docs/shops/ga4.md": "ga4",
+    "docs/shops/olist.md": "olist",
+    "docs/shops/own_tables.md": "chinese",
+}
+"""Pages that start in a directory with the export of a shop, and the layout of the export."""
 
 QUICK = "encoder: {max_tokens: 16, refreshes: 0, epochs: 2}\nranker: {trees: 15, min_data_in_leaf: 20}\n"
 
@@ -73,7 +83,7 @@ OUTPUT = {
         "timezone: UTC",
         "accepted",
         "ndcg@10 on",
-        "For 13085 (",
+        "For 13089 (",
         '"accepted":1',
         '"degraded":false',
         '"because"',
@@ -82,6 +92,11 @@ OUTPUT = {
     "docs/features.md": ["own"],
     "docs/text_encoder.md": ["nearest to"],
     "docs/nights.md": ["live:", "unpin"],
+    "docs/shops/shopify.md": ["preset shopify", "accepted", "ranker", "release", "rank"],
+    "docs/shops/woocommerce.md": ["preset woocommerce", "accepted", "ranker", "release"],
+    "docs/shops/ga4.md": ["preset ga4", "accepted", "ranker", "release"],
+    "docs/shops/olist.md": ["preset olist", "accepted", "ranker", "release"],
+    "docs/shops/own_tables.md": ["title: 商品名称", "浏览: view", "accepted", "ranker", "release"],
 }
 """Expected output of the blocks of a page, among other output."""
 
@@ -219,7 +234,7 @@ def expect(page: str, output: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in RUN if p not in FROM_NOTHING])
+@pytest.mark.parametrize("page", [p for p in RUN if p not in (*FROM_NOTHING, *SHOPS)])
 def test_the_blocks_of_a_page_run_in_order(page: str, terminal: Terminal) -> None:
     """Commands and programs succeed, and the service accepts request bodies."""
     expect(page, run_page(terminal, page))
@@ -238,6 +253,15 @@ def test_the_quickstart_leads_from_a_csv_to_a_ranked_list(tmp_path: Path) -> Non
     """The commands of the page run on a synthetic export with the same columns and errors, without further steps."""
     invoices.write(tmp_path / "raw_2009_2010.csv.gz")
     expect("docs/quickstart.md", run_page(Terminal(tmp_path), "docs/quickstart.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SHOPS)
+def test_the_page_of_a_shop_leads_from_its_export_to_a_ranked_list(page: str, shop: Path, tmp_path: Path) -> None:
+    """The commands of the page run on the simulated shop, written as the system of the page writes its export."""
+    (tmp_path / "my-export").mkdir()
+    SYSTEMS[SHOPS[page]](read_shop(shop / "data"), tmp_path / "my-export")
+    expect(page, run_page(Terminal(tmp_path, QUICK), page))
 
 
 RAW = ROOT.parent / "shared" / "data" / "online_retail" / "raw_2009_2010.csv.gz"

@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from features.bounds import PLACEHOLDER_IDS
+from features.bounds import CONTROL, PLACEHOLDER_IDS
 from offline.ingest.reading.library import literal
 
 _SPACES = "".join(
@@ -76,7 +76,7 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         "join_key(x) AS CASE WHEN regexp_matches(x, '^-?\\d+\\.0+$') THEN regexp_replace(x, '\\.0+$', '')"
         " WHEN regexp_matches(x, '^\\d(\\.\\d+)?e\\+\\d+$') THEN number_text(TRY_CAST(x AS DOUBLE)) ELSE x END",
         f"id_problem(x) AS CASE WHEN x IN ({placeholders}) THEN 'placeholder_id'"
-        " WHEN regexp_matches(x, '[\\x{0}-\\x{1f}\\x{7f}-\\x{9f}]') THEN 'control_character'"
+        f" WHEN regexp_matches(x, '{CONTROL}') THEN 'control_character'"
         " WHEN strlen(x) > 256 THEN 'id_too_long' END",
         "plain_text(x) AS CASE WHEN x IS NULL THEN NULL WHEN contains(x, '<') OR contains(x, '&') THEN plain_text_of(x)"
         " ELSE x END",
