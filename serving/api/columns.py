@@ -8,7 +8,6 @@ column that cannot be used is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -19,9 +18,9 @@ from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
 from features.arrays import F32
-from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES, MAX_NUMBER
+from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES, MAX_NUMBER, has_control
 from features.columns import Column, ColumnError, Scalar, Sent, table
-from serving.api.decoding import ID_SCHEMA, PLAIN, Id, Refusal, _invalid, _short, decode
+from serving.api.decoding import ID_SCHEMA, PLAIN, Id, Refusal, _invalid, _short, decode, may_have_control
 
 ID_KEY = "id"
 """The key of an object that has the ID of a candidate; its other keys are columns."""
@@ -45,7 +44,6 @@ EventColumns = Annotated[
     dict[str, Value],
     Meta(description="Columns by name. null is missing.", extra_json_schema={"maxProperties": COLUMNS}),
 ]
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class _OfObjects(list[Scalar]):
@@ -96,11 +94,10 @@ def merged(body: bytes, columns: ColumnsIn, of_objects: ColumnsIn, candidates: i
         if isinstance(values, list) and len(values) != candidates:
             given = "the request has no `candidates`" if candidates is None else f"there are {candidates} candidates"
             raise _invalid(_field(name), f"has {len(values)} values, but {given}: send one value, or one per candidate")
-    # JSON escapes every control character with a backslash, except DEL.
-    if b"\\" in body or b"\x7f" in body:
+    if may_have_control(body):
         for name, values in out.items():
             for k, value in enumerate(values if isinstance(values, list) else [values]):
-                if isinstance(value, str) and _CONTROL.search(value):
+                if isinstance(value, str) and has_control(value):
                     raise _invalid(_field(name, k, values), f"{_short(value)} contains a control character")
     return out
 
@@ -153,7 +150,7 @@ def _check_values(what: str, values: EventColumns, where: str) -> None:
     for name, value in values.items():
         if problem := _name_problem(name):
             raise Refusal(f"{what}.{name[:ATTRIBUTE_NAME]}", problem)
-        if isinstance(value, str) and _CONTROL.search(value):
+        if isinstance(value, str) and has_control(value):
             raise Refusal(f"{what}.{name}", f"{_short(value)} contains a control character")
         if isinstance(value, float) and abs(value) > MAX_NUMBER:
             raise Refusal(f"{what}.{name}", f"{value:g} is not between -{MAX_NUMBER:g} and {MAX_NUMBER:g}")
@@ -174,7 +171,7 @@ def encoded(declared: Sequence[Column], sent: Sent, user: Mapping[str, Scalar]) 
 
 def _name_problem(name: str) -> str:
     """Why a name is not allowed; empty if it is."""
-    if name and len(name) <= ATTRIBUTE_NAME and name == name.strip() and not _CONTROL.search(name):
+    if name and len(name) <= ATTRIBUTE_NAME and name == name.strip() and not has_control(name):
         return ""
     return f"a name has 1 to {ATTRIBUTE_NAME} characters, without control characters or white space around it"
 

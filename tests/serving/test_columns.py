@@ -172,6 +172,7 @@ def test_a_value_of_the_request_is_used_without_candidates(running: httpx.Client
         ({"columns": {f"c{k}": 1 for k in range(COLUMNS + 1)}}, "columns", "51 columns in one request"),
         ({"columns": {"note": "x" * (COLUMN_TEXT + 1)}}, "columns[...]", "length <= 256"),
         ({"columns": {"note": "a\x00b"}}, "columns.note", "contains a control character"),
+        ({"columns": {"note": "a\x85b"}}, "columns.note", "contains a control character"),
         ({"columns": {" bm25": 1}}, "columns. bm25", "white space around it"),
         ({"columns": {"": 1}}, "columns.", "a name has 1 to 64 characters"),
         ({"columns": {"x" * 65: 1}}, "columns." + "x" * 64, "a name has 1 to 64 characters"),
