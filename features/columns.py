@@ -24,6 +24,10 @@ NOTHING: Mapping[str, Scalar] = MappingProxyType({})
 """The attributes of a user who has none."""
 
 
+_FLAGS: Mapping[bool | float | str, float] = {False: 0.0, True: 1.0, "false": 0.0, "true": 1.0}
+"""Codes of flags, of which 0 and 1 are equal to the first two. Imported files often have them as texts."""
+
+
 class Column(NamedTuple):
     """Declaration of a column.
 
@@ -46,9 +50,9 @@ class Column(NamedTuple):
         if self.kind == "category":
             return self._category(value)
         if self.kind == "flag":
-            if isinstance(value, str) or value not in (0, 1):
+            if value not in _FLAGS:
                 raise ColumnError(f"{_short(value)} is not true or false")
-            return float(value)
+            return _FLAGS[value]
         if isinstance(value, bool | str):
             raise ColumnError(f"{_short(value)} is not a number")
         if not abs(value) <= MAX_NUMBER:

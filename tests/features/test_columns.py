@@ -24,7 +24,10 @@ COUNTRY = Column("country", "category", "request", ("AT", "DE"))
 DECLARED = (BM25, IN_STOCK, COUNTRY)
 EVERY = np.arange(4, dtype=np.int32)
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["AT", "DE", "", "x"])
+    st.none(),
+    st.booleans(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["AT", "DE", "", "x", "true"]),
 )
 
 
@@ -51,6 +54,7 @@ def computed(sent: Sent, columns: tuple[Column, ...] = DECLARED) -> dict[str, li
         (BM25, -2, -2.0),
         (IN_STOCK, True, 1.0),
         (IN_STOCK, 0, 0.0),
+        (IN_STOCK, "true", 1.0),
         (COUNTRY, "AT", 0.0),
         (COUNTRY, "DE", 1.0),
         (COUNTRY, "FR", 2.0),
