@@ -44,6 +44,12 @@ One text of the maximum length fits, whatever its script."""
 ATTRIBUTE_NAME = 64
 """Maximum characters of an attribute's name."""
 
+COLUMNS = 50
+"""Maximum columns of a request; see `features.columns`. Their names are as long as those of attributes."""
+
+COLUMN_TEXT = 256
+"""Maximum characters of a text in a column of a request: that of an ID."""
+
 RESERVED_NAMES = frozenset({*STANDARD_COLUMNS, "embedding", "available", "at", "attributes"})
 """Names that an attribute cannot have, because they are columns or fields of their own."""
 

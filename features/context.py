@@ -8,6 +8,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+from features.arrays import F32
+
 DEVICE_CHARACTERS = 64
 """Maximum length of a device name, in files and calls."""
 QUERY_CHARACTERS = 200
@@ -39,11 +41,14 @@ def device_code(device: str | None) -> int:
 class Context(NamedTuple):
     """Context of one request.
 
-    device: a `Device`, `NO_DEVICE` if not given. query: the search text, empty if nothing was searched for.
+    device: a `Device`, `NO_DEVICE` if not given. query: the search text, empty if nothing was searched for. columns:
+    float32[k, c], the values of the declared columns for each candidate, as `features.columns.table` returns them;
+    c is 1 if all candidates have the same values. None if no column was sent.
     """
 
     device: int = NO_DEVICE
     query: str = ""
+    columns: F32 | None = None
 
     @classmethod
     def parse(cls, device: str | None, query: str | None) -> Context:

@@ -92,12 +92,13 @@ def violations(
     """Violations of the feature contract, as sentences; empty if there are none.
 
     The feature is computed for this list and user, for an unknown user, for the unknown item, for one candidate and for
-    none. It must return finite numbers or NaN, one per candidate or one for all; leave its inputs unchanged; return the
-    same values again; and not depend on the order of the candidates.
+    none, each without columns of the request. It must return finite numbers or NaN, one per candidate or one for all;
+    leave its inputs unchanged; return the same values again; and not depend on the order of the candidates.
     """
     if custom.name in names(replace(items, custom=())):
         return [f"{custom.name}: a feature of this name already exists; choose another name"]
     items, out = replace(items, custom=(custom,)), []
+    context = context._replace(columns=None)  # they have a value per candidate of the list, and others are tried here
     before = [hashlib.sha256(a.tobytes()).digest() for a in _writable_arrays(items)]
     with_unknown = np.append(candidates, np.int32(-1))
     for user, user_history in (("a known user", history), ("an unknown user", EMPTY)):

@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from features.arrays import F64, I8, I16, I32, I64
+from features.arrays import F32, F64, I8, I16, I32, I64
 
 
 class Kind(IntEnum):
@@ -133,6 +133,7 @@ class Lists:
     missed: I32
     device: I8
     query: Sequence[str]
+    columns: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     def __len__(self) -> int:
         return len(self.at)
@@ -163,4 +164,9 @@ class Lists:
             self.missed[lists],
             self.device[lists],
             [self.query[g] for g in lists.tolist()],
+            self.columns[:, rows] if len(self.columns) else self.columns,
         )
+
+    def columns_of(self, number: int) -> F32 | None:
+        """float32[k, c]: the columns of one list; None if none are read."""
+        return self.columns[:, self.start[number] : self.start[number + 1]] if len(self.columns) else None

@@ -15,6 +15,7 @@ import numpy as np
 
 from features.arrays import F32, F64, I8, I32, I64
 from features.catalogue import Catalogue, Codes, Tags, means, totals
+from features.columns import Column
 from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import History, Session, engagement_weights, session
@@ -48,7 +49,8 @@ class Items:
     lists were logged to fit it on. attribute_rates: float32[n + 1, a], click rate of the items that share a value of
     each attribute of `catalogue.by_attribute`, NaN as for `prior` and for an item without a value; empty before the
     first fit. factors: float32[n + 1, d], see `features.taste`; empty if no lists were logged to fit them on. segments:
-    clusters of users, in the space of these factors. custom: custom features.
+    clusters of users, in the space of these factors. custom: custom features. columns: the columns of requests that
+    are features.
     inverted: inverted lists of the vectors, None if the catalogue is small enough to compare every item. words:
     vocabulary of the catalogue, None if no query needs to be read. attribution_s: time after an impression in which a
     click counts for it. Row `-1` of every array is the unknown item.
@@ -63,6 +65,7 @@ class Items:
     factors: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     segments: Segments = field(default_factory=Segments.none)
     custom: tuple[Feature, ...] = ()
+    columns: tuple[Column, ...] = ()
     inverted: InvertedLists | None = None
     words: Vocabulary | None = None
     attribution_s: float = ATTRIBUTION_S
@@ -388,6 +391,12 @@ class Moment:
         query = self.items.words.read(self.context.query)
         cosine = self.items.vectors.cosines_to(self.candidates, query.direction)
         return np.stack([cosine, self.items.words.match(query, self.candidates)])
+
+    @cached_property
+    def request_columns(self) -> F32:
+        """float32[k, c]: the values of `items.columns` for each candidate; NaN if not sent."""
+        sent, shape = self.context.columns, (len(self.items.columns), len(self.candidates))
+        return np.full(shape, np.nan, np.float32) if sent is None else np.broadcast_to(sent, shape)
 
     @cached_property
     def co_occurrence(self) -> F64:

@@ -11,6 +11,7 @@ import numpy as np
 
 from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
+from features.columns import Column
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
@@ -45,7 +46,8 @@ class Replay:
     refresh_at: float64[r], ascending: times at which neighbours, prior and taste factors are refit to the events before
     them. Rows never use a fit to their own future, and no fit before the first time. encoder_vectors: the time and the
     vectors (like `vectors`) of each later encoder, ascending, used from the first of `refresh_at` at or after that
-    time; an encoder must be trained only on events before its time. custom: custom features. session_weight: as in
+    time; an encoder must be trained only on events before its time. custom: custom features. columns: the declared
+    columns of requests, whose values the lists have. session_weight: as in
     `Neighbours.build`. words: of each item's text, from which taste factors infer missing tags; None to infer none.
     given: histories of the events, with the same `retention`; None to build them in memory. attribution_s: as in
     `Items`.
@@ -62,11 +64,12 @@ class Replay:
     given: Histories | None = None
     attribution_s: float = ATTRIBUTION_S
     retention: Retention = DEFAULT_RETENTION
+    columns: tuple[Column, ...] = ()
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """The columns of `rows`, in order."""
-        return declare(self.catalogue, self.custom)
+        return declare(self.catalogue, self.custom, self.columns)
 
     @cached_property
     def histories(self) -> Histories:
@@ -97,7 +100,7 @@ class Replay:
                 items, refreshed = self.refit(items, refresh_time), due
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
-            context = Context(int(lists.device[g]), lists.query[g])
+            context = Context(int(lists.device[g]), lists.query[g], lists.columns_of(g))
             yield Snapshot(g, items, self.histories.read(int(lists.user[g]), at), candidates, at, context)
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
@@ -161,6 +164,7 @@ class Replay:
             Neighbours.none(n),
             ItemState.empty(self.catalogue.category, len(self.catalogue.category_names)),
             custom=self.custom,
+            columns=self.columns,
             words=self._words(0) if with_words else None,
             attribution_s=self.attribution_s,
         )

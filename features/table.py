@@ -19,6 +19,7 @@ import numpy as np
 
 from features.arrays import F32, F64, I32, Bool
 from features.catalogue import Catalogue, Codes, Tags
+from features.columns import Column
 from features.context import DEVICES, NO_CONTEXT, NO_DEVICE, Context
 from features.decay import HALF_LIFE_NAMES
 from features.history import History
@@ -445,6 +446,39 @@ def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
     )
 
 
+def _request_columns(m: Moment) -> F32:
+    return m.request_columns
+
+
+def _of_request(columns: Sequence[Column]) -> Iterator[Feature]:
+    """The value of each column; then, for a number per candidate, its rank and difference within the list.
+
+    The scale of a search engine's score depends on the query, so that only its order within the list compares.
+    """
+    reasons = {
+        c: Reasons(f"its {c.name} counts in its favour", f"its {c.name} counts against it")
+        for c in columns
+        if c.per == "candidate"
+    }
+    for column in columns:
+        about = f"{column.name.replace('_', ' ')} of the {column.per}"
+        owner = "user" if column.per == "user" else "request"
+        group = "user attributes" if column.per == "user" else "request"
+        missing = f"the {owner} has no {column.name}"
+        name = f"{owner}_{column.name}"
+        yield Feature(name, about, column.unit, missing, _request_columns, group, reasons.get(column))
+    ranked = [k for k, c in enumerate(columns) if c.per == "candidate" and c.kind == "number"]
+
+    def ranks(m: Moment) -> F32:
+        return rank_within_list(np.ascontiguousarray(m.request_columns[ranked]))
+
+    for k in ranked:
+        name, missing = columns[k].name, f"the request has no {columns[k].name}"
+        within = partial(Feature, compute=ranks, group="request", reasons=reasons[columns[k]])
+        yield within(f"request_{name}_rank", f"rank of {name} in the list", "0 to 1", missing)
+        yield within(f"request_{name}_over_mean", f"{name} minus its mean in the list", "difference", missing)
+
+
 def groups(columns: Sequence[Feature]) -> list[str]:
     """The groups of these features in column order; `WITHIN_LIST`, which is derived from the others, comes last."""
     distinct = dict.fromkeys(f.group for f in columns)
@@ -473,18 +507,19 @@ def personal(columns: Sequence[Feature]) -> Bool:
 
 
 def features(items: Items) -> tuple[Feature, ...]:
-    """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, then custom features.
+    """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, of the request's columns,
+    and custom features.
 
     A number or date has two columns (its value, and the user's slope in it), any other attribute has three (its click
     rate, and the user's share and residual in it). An attribute may have any name: `Unit Weight` has the column
     `item_Unit_Weight`.
     """
-    return declare(items.catalogue, items.custom)
+    return declare(items.catalogue, items.custom, items.columns)
 
 
-def declare(catalogue: Catalogue, custom: tuple[Feature, ...]) -> tuple[Feature, ...]:
-    """`features` from the catalogue and custom features alone, without any state of items."""
-    return _layout(*_attribute_names(catalogue), custom)[0]
+def declare(catalogue: Catalogue, custom: tuple[Feature, ...], columns: tuple[Column, ...] = ()) -> tuple[Feature, ...]:
+    """`features` from the catalogue, custom features and columns of the request alone, without any state of items."""
+    return _layout(*_attribute_names(catalogue), columns, custom)[0]
 
 
 def _attribute_names(c: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -519,9 +554,10 @@ class _ComputedColumns(Mapping[str, F32]):
 
 
 def _renamed(own: Sequence[Feature]) -> Iterator[Feature]:
-    """Features of attributes with names that the trees can hold, each used once; their texts keep the attribute's name.
+    """Features of attributes and columns with names that the trees can hold, each used once.
 
-    A character that the model text separates names with becomes `_`; a name that is taken gets a number, from 2.
+    Their texts keep the name of the attribute or column. A character that the model text separates names with becomes
+    `_`; a name that is taken gets a number, from 2.
     """
     taken = {f.name for f in FEATURES}
     for feature in own:
@@ -536,11 +572,16 @@ def _renamed(own: Sequence[Feature]) -> Iterator[Feature]:
 
 @lru_cache(maxsize=16)
 def _layout(
-    numbers: tuple[str, ...], dates: tuple[str, ...], attributes: tuple[str, ...], custom: tuple[Feature, ...]
+    numbers: tuple[str, ...],
+    dates: tuple[str, ...],
+    attributes: tuple[str, ...],
+    sent: tuple[Column, ...],
+    custom: tuple[Feature, ...],
 ) -> tuple[tuple[Feature, ...], tuple[_Block, ...], dict[str, int]]:
     own = (
         *(f for k, name in enumerate(numbers) for f in _number(name, k, name in dates)),
         *(f for a, name in enumerate(attributes) for f in _attribute(name, a)),
+        *_of_request(sent),
     )
     out = (*FEATURES, *_renamed(own), *custom)
     blocks, first = [], 0
@@ -565,11 +606,11 @@ def schema_hash(items: Items) -> str:
 def rows(items: Items, history: History, candidates: I32, at: float, context: Context = NO_CONTEXT) -> F32:
     """float32[candidates, features]: features of each candidate for this user, from events strictly before `at`.
 
-    candidates: int32[c] catalogue rows, `-1` unknown. at: Unix seconds. context: device and query of the request.
-    Missing values are NaN. The order of the candidates does not matter: each row depends only on their set.
+    candidates: int32[c] catalogue rows, `-1` unknown. at: Unix seconds. context: device, query and columns of the
+    request. Missing values are NaN. The order of the candidates does not matter: each row depends only on their set.
     """
     moment = Moment(items, history, candidates, at, context)
-    columns, blocks, place = _layout(*_attribute_names(items.catalogue), items.custom)
+    columns, blocks, place = _layout(*_attribute_names(items.catalogue), items.columns, items.custom)
     out = np.empty((len(columns), len(candidates)), np.float32)
     moment.columns = computed = _ComputedColumns(out, place)
     for compute, first, end in blocks:

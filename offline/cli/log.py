@@ -97,6 +97,8 @@ def skew(
         rows,
         {1, 2, 3, 4},
     )
+    for name, count in comparison.missing_columns.items():
+        say(f"- {count:,} lists without {name!r} (features.request): check what the storefront sends", "yellow")
     for reason, count in comparison.left_out.items():
         say(f"- {count:,} lists skipped: {reason}")
     if json is not None:

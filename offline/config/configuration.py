@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS
+from features.columns import Column
 from features.log import ATTRIBUTION_S
 from features.neighbours import SESSION_WEIGHT
 from offline.config import fields
@@ -85,8 +87,46 @@ class RedisConfig(BaseModel):
     )
 
 
+class UserColumnConfig(BaseModel):
+    """An attribute of users, and its feature."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["number", "category", "flag"] = Field(
+        "number", description="number; category: a text; flag: true or false."
+    )
+    values: tuple[Annotated[str, Field(min_length=1, max_length=COLUMN_TEXT)], ...] = Field(
+        (),
+        max_length=1000,
+        examples=[["AT", "DE", "CH"]],
+        description="Values of a category that features tell apart, similar ones next to each other. All others are "
+        "one further value.",
+    )
+
+    @model_validator(mode="after")
+    def _values_of_category(self) -> Self:
+        if self.type == "category" and not self.values:
+            raise ValueError("a category needs `values`, such as [AT, DE, CH]")
+        if self.type != "category" and self.values:
+            raise ValueError(f"a {self.type} has no `values`: remove them, or set `type: category`")
+        if len(set(self.values)) < len(self.values):
+            raise ValueError("`values` has a value twice")
+        return self
+
+
+class RequestColumnConfig(UserColumnConfig):
+    """A column that requests send with their candidates, and its features."""
+
+    per: Literal["candidate", "request"] = Field(
+        "candidate", description="Whether each candidate has a value, or the request as a whole."
+    )
+
+
+ColumnName = Annotated[str, Field(pattern=rf"^[^\x00-\x20\x7f-\x9f]{{1,{ATTRIBUTE_NAME}}}$")]
+
+
 class FeatureConfig(BaseModel):
-    """Item attributes, weights and custom features."""
+    """Attributes of items and users, weights, columns of requests, and custom features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,6 +134,22 @@ class FeatureConfig(BaseModel):
         default={},
         examples=[{"size": "number", "released": "date"}],
         description="Type of each item attribute. An attribute not listed is read by its column's type.",
+    )
+    request: dict[ColumnName, RequestColumnConfig] = Field(
+        default={},
+        max_length=COLUMNS,
+        examples=[
+            {"bm25": {"type": "number"}, "country": {"type": "category", "per": "request", "values": ["AT", "DE"]}}
+        ],
+        description="Columns that requests send with their candidates, such as a search engine's score, by name. A new "
+        "release uses them as features.",
+    )
+    user: dict[ColumnName, UserColumnConfig] = Field(
+        default={},
+        max_length=COLUMNS,
+        examples=[{"age": {"type": "number"}, "country": {"type": "category", "values": ["AT", "DE"]}}],
+        description="Attributes of users that are features, by name: of the imported users, and written with "
+        "`PUT /v1/users`.",
     )
     session_weight: float = Field(
         SESSION_WEIGHT,
@@ -108,6 +164,14 @@ class FeatureConfig(BaseModel):
         examples=[["shop_features:margin"]],
         description="Custom features, as module:function. See docs/features.md.",
     )
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of requests and then the attributes of users, in the order of the configuration."""
+        return (
+            *(Column(name, c.type, c.per, c.values) for name, c in self.request.items()),
+            *(Column(name, c.type, "user", c.values) for name, c in self.user.items()),
+        )
 
 
 class Config(BaseModel):

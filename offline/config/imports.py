@@ -291,6 +291,16 @@ class UserSource(_Profiles):
 class EventSource(Source):
     """A table of events."""
 
+    request: dict[str, ColumnConfig | None] = Field(
+        default={},
+        description="Of impressions: columns of the request that the list answers, such as a search engine's score, by"
+        " name. `features.request` declares which of them are features.",
+    )
+    unpack: tuple[Unpack, ...] = Field(
+        default=(), description="Of impressions: nested values whose members become columns of the request."
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="Members of `unpack` that do not.")
+
     order_column: str | None = Field(
         default=None,
         description="Column that orders each user's rows if there are no moments. They are generated from it.",

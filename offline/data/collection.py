@@ -2,7 +2,8 @@
 
     <log>/events/date=2026-01-31/part-<entry>.parquet    accepted events, as in events.parquet
     <log>/served/date=2026-01-31/part-<entry>.parquet    served lists
-    <log>/events/_mark, <log>/served/_mark               last stream entry that is in the files
+    <log>/attributes/date=.../part-<entry>.parquet       writes of users' attributes
+    <log>/events/_mark, and of the other folders         last stream entry that is in the files
     <data>/written_items.parquet                         items written through the service
     <data>/erasures.parquet, <data>/erasures.key         tombstones of erased users, and their secrets
     <data>/origin.json                                   the Redis that was collected last
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +40,18 @@ from features.log import KINDS
 from offline.data import erasures, imported, written_items
 from offline.data.erasures import Erasures
 from offline.data.partitions import DAY_US, Storage, day_name, day_of, split_by_day
-from offline.data.schema import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED_FORM, SERVED_SCHEMA, UTC_US
+from offline.data.schema import (
+    ATTRIBUTES,
+    ATTRIBUTES_FORM,
+    ATTRIBUTES_SCHEMA,
+    EVENTS,
+    EVENTS_FILE,
+    EVENTS_FORM,
+    EVENTS_SCHEMA,
+    SERVED_FORM,
+    SERVED_SCHEMA,
+    UTC_US,
+)
 from offline.data.schema import SERVED as SERVED_FOLDER
 from offline.runtime import DataError, OnProgress
 from serving.lock import locked
@@ -49,12 +62,14 @@ from serving.store import (
     SERVED,
     START,
     STREAM,
+    WRITES,
     BulkStore,
     BulkWrittenItems,
     Event,
     ItemFields,
     ItemSize,
     Origin,
+    decode_attribute_write,
     decode_event,
     decode_fields,
     entry_number,
@@ -296,9 +311,20 @@ def _cast(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def _attributes_table(entries: Sequence[bytes]) -> pa.Table:
+    writes = [decode_attribute_write(entry) for entry in entries]
+    columns: dict[str, list[Any]] = {
+        "user_id": [w.user_id for w in writes],
+        "at": [round(w.at * 1e6) for w in writes],
+        "attributes": [msgspec.json.encode(w.attributes).decode() for w in writes],
+    }
+    return _cast(columns, ATTRIBUTES_SCHEMA)
+
+
 _LOGS = (
     _Log(STREAM, b"e", EVENTS, EVENTS_FORM.moment, 1000, _events_table),
     _Log(SERVED, b"l", SERVED_FOLDER, SERVED_FORM.moment, 200, _served_table),
+    _Log(WRITES, b"a", ATTRIBUTES, ATTRIBUTES_FORM.moment, 1000, _attributes_table),
 )
 
 
@@ -334,7 +360,8 @@ def _drop_old_days(storage: Storage, keep_days: int, releases: Path | None) -> N
     if not cut_offs:
         return
     oldest = int(min(cut_offs) * 1e6 // DAY_US) - keep_days
-    for log in _LOGS:
+    # Attributes hold until they are written again, however long ago that was.
+    for log in (log for log in _LOGS if log.folder != ATTRIBUTES):
         for name in storage.parts(log.folder):
             if day_of(name) < oldest:
                 storage.remove(name)
@@ -404,7 +431,8 @@ def _trim(storage: Storage, store: BulkStore, kept: Sequence[ListedRelease], rep
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     trimmed = 0
     for shard in _shards(store):
-        store.trim_through(store.layout.part(SERVED, shard or 0), read_mark(storage, SERVED_FOLDER, shard, repairs))
+        for stream, folder in ((SERVED, SERVED_FOLDER), (WRITES, ATTRIBUTES)):
+            store.trim_through(store.layout.part(stream, shard or 0), read_mark(storage, folder, shard, repairs))
         collected = int(read_mark(storage, EVENTS, shard, repairs).partition("-")[0]) / 1e3
         # The margin of one hour covers clock differences, as in `serving.ranking.live`.
         trimmed += store.trim(min(collected, min(cut_offs) - 3600), shard or 0) if cut_offs else 0

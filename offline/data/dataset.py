@@ -6,18 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.arrays import F64, I32, I64, U64
+from features.arrays import F32, F64, I32, I64, U64
 from features.catalogue import STANDARD_COLUMNS, Catalogue
+from features.columns import Column, Scalar, encode_usable
+from features.columns import table as encoded_table
 from features.kernels.strings import Strings
-from features.log import Events
+from features.log import KINDS, Events, Kind, Lists
 from offline.config import AttributeKind
-from offline.data import written_items
+from offline.data import imported, written_items
 from offline.data.attributes import convert_attributes
 from offline.data.log import LogFiles
 from offline.data.log import load_log as load_log
@@ -36,6 +39,9 @@ _NEVER_NULL = {
     _TRUTH: ("request_id", "item_id", "utility"),
     _PROPENSITIES: ("request_id", "item_id", "position", "propensity"),
 }
+
+
+_DECODE_COLUMNS = msgspec.json.Decoder(dict[str, bool | float | str | list[bool | float | str | None] | None])
 
 
 T = TypeVar("T")
@@ -316,3 +322,130 @@ def _read_propensities(files: LogFiles) -> ListAnnotations[tuple[int, float]] | 
             )
 
     return ListAnnotations(parts, _positions_and_propensities)
+
+
+_ListRows = Mapping[str, Mapping[str, int]]
+"""The row of each item of each list."""
+
+
+def list_columns(
+    files: LogFiles, lists: Lists, item_ids: Sequence[str], columns: Sequence[Column], user_ids: Sequence[str] = ()
+) -> F32:
+    """float32[columns, rows]: the values of declared columns for every row of these lists; NaN if none was logged.
+
+    A served list keeps the columns of its request. An impression may have columns of its own, of an import or sent with
+    the event; they count only if the request of the list had none, because the service ranked with those of the
+    request. The attributes of users are also those that the service ranked with; for a list that it did not rank, or
+    ranked without attributes, those as of the time of the list. Values that cannot be used, such as a text in a column
+    of numbers, are missing.
+
+    item_ids, user_ids: of the catalogue and of the log.
+    """
+    out = np.full((len(columns), lists.rows), np.nan, np.float32)
+    if columns and lists.rows:
+        rows = {
+            request: {item_ids[lists.item[row]]: row for row in range(*bounds)}
+            for request, bounds in zip(lists.request_ids, pairwise(lists.start.tolist()), strict=True)
+        }
+        _fill(out, columns, *_of_impressions(files, rows, int(lists.at.min() * 1e6)))
+        place, values = _of_served(files, rows)
+        out[:, place] = np.nan
+        _fill(out, columns, place, values)
+        _fill_attributes(out, columns, files, lists, user_ids)
+    return out
+
+
+def _fill_attributes(
+    out: F32, columns: Sequence[Column], files: LogFiles, lists: Lists, user_ids: Sequence[str]
+) -> None:
+    of_user = [k for k, column in enumerate(columns) if column.per == "user"]
+    if not of_user:
+        return
+    ranked_with: dict[str, Mapping[str, Any]] = {}
+    wanted = pa.array(list(lists.request_ids), pa.string())
+    for served in files.served_spans(("request_id", "user_attributes")):
+        part = served.filter(pc.and_(pc.is_valid(served["user_attributes"]), pc.is_in(served["request_id"], wanted)))
+        texts = zip(part["request_id"].to_pylist(), part["user_attributes"].to_pylist(), strict=True)
+        ranked_with |= {request: _decode_columns(text) for request, text in texts}
+    users = [user_ids[u] for u in lists.user.tolist()]
+    written = imported.UserAttributes(files, set(users))
+    for g in np.argsort(lists.at, kind="stable").tolist():
+        as_of = written.at(users[g], float(lists.at[g]))
+        known = ranked_with.get(lists.request_ids[g], as_of)
+        for k in of_user:
+            (code,) = encode_usable(columns[k], [known.get(columns[k].name)])
+            out[k, lists.start[g] : lists.start[g + 1]] = code
+
+
+def _fill(out: F32, columns: Sequence[Column], row: list[int], values: Mapping[str, list[Scalar]]) -> None:
+    """Write the values that are not missing. values: by column, one for each of the rows."""
+    for k, column in enumerate(columns):
+        if column.per != "user" and column.name in values:
+            code = encode_usable(column, values[column.name])
+            known = ~np.isnan(code)
+            out[k, np.array(row, np.int64)[known]] = code[known]
+
+
+def _of_impressions(files: LogFiles, rows: _ListRows, begin: int) -> tuple[list[int], dict[str, list[Scalar]]]:
+    """The rows of impressions that have columns, and their values. begin: time of the first list, Unix microseconds."""
+    place, values = list[int](), dict[str, list[Scalar]]()
+    if "columns" not in files.event_columns:
+        return place, values
+    wanted = pa.array(list(rows), pa.string())
+    names = ("timestamp", "event", "request_id", "item_id", "columns")
+    for table in files.events.spans(names, max(begin, files.begin), files.end):
+        if "columns" not in table.column_names:
+            continue
+        shown = pc.equal(table["event"].cast(pa.string()), KINDS[Kind.IMPRESSION])
+        has = pc.and_(pc.is_valid(table["columns"]), pc.is_in(table["request_id"].cast(pa.string()), wanted))
+        part = table.filter(pc.and_(shown, has))
+        texts = part["columns"].cast(pa.string()).combine_chunks().dictionary_encode()
+        decoded = [_decode_columns(text) for text in texts.dictionary.to_pylist()]
+        ids = zip(part["request_id"].to_pylist(), part["item_id"].to_pylist(), texts.indices.to_pylist(), strict=True)
+        for request, item, text in ids:
+            if (row := rows[request].get(item)) is not None:
+                _append(values, len(place), decoded[text])
+                place.append(row)
+    return place, _padded(values, len(place))
+
+
+def _of_served(files: LogFiles, rows: _ListRows) -> tuple[list[int], dict[str, list[Scalar]]]:
+    place, values = list[int](), dict[str, list[Scalar]]()
+    wanted = pa.array(list(rows), pa.string())
+    for table in files.served_spans(("request_id", "item_ids", "columns")):
+        part = table.filter(pc.and_(pc.is_valid(table["columns"]), pc.is_in(table["request_id"], wanted)))
+        for served in part.to_pylist():
+            sent, row_of = _decode_columns(served["columns"]), rows[served["request_id"]]
+            for k, item in enumerate(served["item_ids"]):
+                if (row := row_of.get(item)) is not None:
+                    _append(values, len(place), {n: v[k] if isinstance(v, list) else v for n, v in sent.items()})
+                    place.append(row)
+    return place, _padded(values, len(place))
+
+
+def _append(values: dict[str, list[Scalar]], count: int, one: Mapping[str, Any]) -> None:
+    """Add the values of one row. count: number of rows before it."""
+    for name, value in one.items():
+        of_name = values.setdefault(name, [])
+        of_name.extend([None] * (count - len(of_name)))
+        of_name.append(None if isinstance(value, list) else value)
+
+
+def _padded(values: dict[str, list[Scalar]], count: int) -> dict[str, list[Scalar]]:
+    return {name: of_name + [None] * (count - len(of_name)) for name, of_name in values.items()}
+
+
+def logged_table(columns: Sequence[Column], sent: str | None, user: str | None) -> F32:
+    """`features.columns.table` of a log record; values that cannot be used are missing.
+
+    sent: columns of the request, user: attributes of its user, as JSON objects; None if there were none.
+    """
+    return encoded_table(columns, _decode_columns(sent or "{}"), _decode_columns(user or "{}"), strict=False)
+
+
+def _decode_columns(text: str) -> Mapping[str, Any]:
+    """The columns in a log, as they were sent; empty for a text that is not of this form."""
+    try:
+        return _DECODE_COLUMNS.decode(text)
+    except msgspec.MsgspecError:
+        return {}

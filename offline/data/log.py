@@ -38,7 +38,17 @@ from offline.data.append_only import (
     to_strings,
 )
 from offline.data.partitions import EARLIEST, LATEST, SPAN_ROWS, Partitions, Storage, to_microseconds
-from offline.data.schema import EVENTS, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, SERVED, SERVED_FORM, SERVED_SCHEMA
+from offline.data.schema import (
+    ATTRIBUTES,
+    ATTRIBUTES_FORM,
+    EVENTS,
+    EVENTS_FILE,
+    EVENTS_FORM,
+    EVENTS_SCHEMA,
+    SERVED,
+    SERVED_FORM,
+    SERVED_SCHEMA,
+)
 from offline.runtime import DataError
 
 _TYPES: dict[str, type] = {
@@ -54,6 +64,8 @@ _TYPES: dict[str, type] = {
 }
 _RELEASE_EVERY = 4096
 Arrays = Mapping[str, NDArray[Any]]
+_EVENT_COLUMNS = pa.schema([f for f in EVENTS_SCHEMA if f.name != "columns"])
+"""The columns of events that arrays are made of."""
 _LIST_COLUMNS = ("request_id", "at", "user_id", "device", "query", "item_ids")
 
 
@@ -100,6 +112,11 @@ class LogFiles:
         """The files of collected lists; possibly none."""
         return Partitions([(self.storage, name) for name in self.storage.parts(SERVED)], SERVED_FORM)
 
+    @cached_property
+    def attributes(self) -> Partitions:
+        """The files of writes of users' attributes; possibly none."""
+        return Partitions([(self.storage, name) for name in self.storage.parts(ATTRIBUTES)], ATTRIBUTES_FORM)
+
     @property
     def collected(self) -> bool:
         """Whether the log has data collected from a service."""
@@ -142,9 +159,9 @@ class LogFiles:
         if bounds is not None and (bounds[0] >= self.end or bounds[1] < self.begin):
             first, last = (datetime.fromtimestamp(at / 1e6, UTC).isoformat() for at in bounds)
             raise DataError(f"no event is in the requested time range; the log is from {first} to {last}")
-        for table in self.events.spans(EVENTS_SCHEMA.names, self.begin, self.end):
+        for table in self.events.spans(_EVENT_COLUMNS.names, self.begin, self.end):
             span = _span(
-                _complete(erasures.without_erased(table, self.erased, "timestamp"), EVENTS_SCHEMA),
+                _complete(erasures.without_erased(table, self.erased, "timestamp"), _EVENT_COLUMNS),
                 "timestamp",
                 "event_id",
             )
@@ -385,7 +402,7 @@ class _ServedLists:
             "device": row["device"],
             "query": row["query"],
         }
-        return _span(_complete(pa.table(columns), EVENTS_SCHEMA), "timestamp", "event_id")
+        return _span(_complete(pa.table(columns), _EVENT_COLUMNS), "timestamp", "event_id")
 
 
 def _merge_logs(one: Arrays, other: Arrays, scratch: Path) -> Arrays:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from features.arrays import F64, I8, I32, I64
+from features.arrays import F32, F64, I8, I32, I64
 from features.context import NO_DEVICE
 from features.log import ATTRIBUTION_S, CHUNK_ROWS, GAIN, Events, Kind, Lists
 from features.replay import Replay
@@ -226,7 +226,17 @@ def concat(parts: Iterable[Lists]) -> Lists:
         missed,
         device,
         [q for p in parts for q in p.query],
+        _concat_columns(parts),
     )
+
+
+def _concat_columns(parts: Sequence[Lists]) -> F32:
+    """The columns of all parts; NaN for a part whose columns were not read."""
+    count = max(len(p.columns) for p in parts)
+    if not count:
+        return parts[0].columns
+    missing = [np.full((count, p.rows), np.nan, np.float32) for p in parts]
+    return np.concatenate([p.columns if len(p.columns) else m for p, m in zip(parts, missing, strict=True)], axis=1)
 
 
 class ListCounts(NamedTuple):

@@ -58,8 +58,10 @@ EVENTS_SCHEMA = pa.schema(
         ("session_id", pa.string()),
         ("device", pa.string()),
         ("query", pa.string()),
+        ("columns", pa.string()),
     ]
 )
+"""Of an event. columns: of an impression, the columns of its request, as a JSON object of one value each."""
 SERVED_SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
@@ -81,8 +83,15 @@ SERVED_SCHEMA = pa.schema(
         ("shadow_overlap", pa.float64()),
         ("shadow_ms", pa.float64()),
         ("live_ms", pa.float64()),
+        ("columns", pa.string()),
+        ("candidate_columns", pa.string()),
+        ("user_attributes", pa.string()),
     ]
 )
+ATTRIBUTES = "attributes"
+"""The folder of day partitions of writes of users' attributes."""
+ATTRIBUTES_SCHEMA = pa.schema([("user_id", pa.string()), ("at", UTC_US), ("attributes", pa.string())])
+"""attributes: JSON object; null for one that was cleared."""
 EVENTS_FORM = Form(
     "timestamp",
     ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),
@@ -90,4 +99,5 @@ EVENTS_FORM = Form(
     {"event": KINDS},
     RECREATE,
 )
+ATTRIBUTES_FORM = Form("at", ("user_id", "at", "attributes"), ("user_id", "at"), {}, "restore it from a backup")
 SERVED_FORM = Form("at", ("request_id", "at"), ("request_id", "at"), {}, "restore it from a backup")

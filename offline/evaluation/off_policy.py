@@ -50,11 +50,13 @@ def estimate_values(
     seed: int,
     level: float,
     on_progress: OnProgress | None = None,
+    with_columns: Callable[[Lists], Lists] = lambda lists: lists,
 ) -> dict[str, Any]:
     """Value of each system's ranking on the test window; empty for a log without propensities.
 
-    logged: every shown list in time order, in blocks. text: vectors of the pretrained encoder. The result is that of
-    `value_estimates`, and `left_out`, the number of test lists that lack a propensity for a position.
+    logged: every shown list in time order, in blocks. text: vectors of the pretrained encoder. with_columns: adds the
+    columns of their requests to lists. The result is that of `value_estimates`, and `left_out`, the number of test
+    lists that lack a propensity for a position.
     """
     ids, every = data.catalogue.item_ids, keys(logged())
     tested = _thin(windows.lists("test", every), MOST)
@@ -66,7 +68,7 @@ def estimate_values(
         return {}
     earlier = select(logged(), _thin(windows.lists("validation", every), MOST_EARLIER))
     evaluated, n = shown.take(numbers), len(earlier)
-    both = concat([earlier, evaluated])
+    both = with_columns(concat([earlier, evaluated]))
     baselines, best = Baselines(replay, evaluated, text, seed, whole=False), []
     score = np.empty(both.rows)
     for r in replay.snapshots(both):

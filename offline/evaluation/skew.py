@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.arrays import F32
+from features.columns import Column
 from features.context import Context
 from features.decay import ItemState
 from features.history import EMPTY, Histories
 from features.table import Feature, names, rows
-from offline.data import LogFiles, load_log
+from offline.data import LogFiles, load_log, logged_table
 from offline.runtime import DataError, OnProgress
 from serving.release import MANIFEST, Release, load_release
 
@@ -51,17 +52,28 @@ class FeatureSkew(NamedTuple):
 
 @dataclass(frozen=True)
 class Skew:
-    """Differences by feature, and the number of lists and rows compared. left_out: reason -> lists not compared."""
+    """Differences by feature, and the number of lists and rows compared.
+
+    left_out: reason -> lists not compared. missing_columns: column -> compared lists of requests that could have sent
+    it, and did not for any candidate. Only columns missing somewhere are in it.
+    """
 
     features: Sequence[FeatureSkew]
     lists: int
     rows: int
     left_out: Mapping[str, int]
+    missing_columns: Mapping[str, int]
 
     def as_json(self, threshold: float) -> dict[str, Any]:
         """All values, as JSON values, with the verdict of each feature."""
         features = [f._asdict() | {"verdict": f.verdict(threshold)} for f in self.features]
-        return {"lists": self.lists, "rows": self.rows, "left_out": dict(self.left_out), "features": features}
+        return {
+            "lists": self.lists,
+            "rows": self.rows,
+            "left_out": dict(self.left_out),
+            "missing_columns": dict(self.missing_columns),
+            "features": features,
+        }
 
 
 class _Differences:
@@ -71,6 +83,7 @@ class _Differences:
         self._tolerance = tolerance
         self.columns = tuple(columns)
         self.lists = self.rows = 0
+        self.missing: Counter[str] = Counter()
         self._differ, self._beyond = np.zeros((2, len(columns)), np.int64)
         self._largest = np.zeros(len(columns))
 
@@ -87,6 +100,13 @@ class _Differences:
         self._differ += ((served.view(np.uint32) != replayed.view(np.uint32)) & ~both_missing).sum(axis=0)
         self._beyond += (gap > self._tolerance * scale).sum(axis=0)
         self._largest = np.maximum(self._largest, gap.max(axis=0, initial=0))
+
+    def count_missing(self, columns: Sequence[Column], context: Context, route: str) -> None:
+        """Count the columns that a request could have sent and did not. route: `rank` or `recommend`."""
+        for k, column in enumerate(columns):
+            expected = column.per == "request" or (route == "rank" and column.per == "candidate")
+            if expected and (context.columns is None or np.isnan(context.columns[k]).all()):
+                self.missing[column.name] += 1
 
     def features(self) -> list[FeatureSkew]:
         """One entry per feature."""
@@ -137,7 +157,7 @@ def compare_rows(
     if differences is None or not differences.lists:
         reasons = "; ".join(f"{n} lists: {reason}" for reason, n in left_out.items())
         raise DataError(f"{directory / 'served'}: no list with feature rows can be compared ({reasons})")
-    return Skew(differences.features(), differences.lists, differences.rows, dict(left_out))
+    return Skew(differences.features(), differences.lists, differences.rows, dict(left_out), differences.missing)
 
 
 def _compare(
@@ -166,4 +186,8 @@ def _compare(
             continue
         scored = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
         context = Context.parse(row["device"], row["query"])
+        if release.items.columns:
+            sent = logged_table(release.items.columns, row["candidate_columns"], row["user_attributes"])
+            context = context._replace(columns=sent)
+        differences.count_missing(release.items.columns, context, row["route"])
         differences.add(scored, rows(items, history, candidates, at, context))

@@ -14,7 +14,7 @@ from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, KINDS, Kind
 from offline.config import DROP, EVENT_COLUMNS, Column, EventSource, ImportConfig
 from offline.ingest.account import Account, TableAccount, named
-from offline.ingest.cells import Currencies, Reader
+from offline.ingest.cells import Currencies, Reader, add_request_columns, columns_sql, request_columns
 from offline.ingest.mapping import compile_source
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal, quoted
@@ -23,7 +23,7 @@ _ORDER = "order_column"
 _MOST_KINDS = 10_000
 _WRITTEN = (
     *("kind", "user_id", "item_id", "timestamp", "request_id", "session_id", "event_id", "device", "query", "position"),
-    *("value", "clicked", *TEXT_COLUMNS, "price"),
+    *("value", "clicked", *TEXT_COLUMNS, "price", "columns"),
 )
 DAY_US = 86400 * 10**6
 
@@ -37,7 +37,8 @@ def read_events(library: Library, account: Account, config: ImportConfig, latest
     """Create the table `shop.events` from all event sources. latest_us: events after it are refused.
 
     Columns: source (number of the event source), file, row, seq (order of all rows), kind, user_id, item_id, timestamp
-    (Unix us), request_id, session_id, event_id, device, query, position, value, clicked, item texts, price.
+    (Unix us), request_id, session_id, event_id, device, query, position, value, clicked, item texts, price, columns (of
+    the request of an impression, JSON).
     """
     for number, source in enumerate(config.events):
         _read_source(library, account, config, number, source, latest_us)
@@ -59,14 +60,16 @@ def _read_source(
     _check_required(library, source)
     order = {_ORDER: Column(path=source.order_column)} if source.order_column else {}
     canonical = [c for c in EVENT_COLUMNS if c != "timestamp" or not source.order_column]
-    mapped = compile_source(library, source, canonical, order)
+    sent = request_columns(library, source)
+    mapped = compile_source(library, source, canonical, order | sent)
     reader = Reader(library, mapped, f"_events_{number}", config.timezone, Currencies.of(config))
-    reader.prepare()
+    reader.prepare(list(sent))
     counts = account.take(source.table, reader.relation, source.where is not None)
     problem = _add_columns(reader, config, source, latest_us)
+    types = add_request_columns(reader, list(sent))
     library.sql.execute(f"CREATE OR REPLACE TEMP TABLE _checked AS {reader.query(problem)}")
     counts.said += [*reader.said, *reader.count_lost("_checked")]
-    _take(library, account, counts, reader, source, number)
+    _take(library, account, counts, reader, source, number, columns_sql(library, "_checked", types, counts.said))
     reader.drop()
 
 
@@ -146,9 +149,18 @@ def _kind(word: str, values: Mapping[str, str]) -> int:
 
 
 def _take(
-    library: Library, account: Account, counts: TableAccount, reader: Reader, source: EventSource, number: int
+    library: Library,
+    account: Account,
+    counts: TableAccount,
+    reader: Reader,
+    source: EventSource,
+    number: int,
+    columns: str,
 ) -> None:
-    """Move the checked rows: those with a problem to the quarantine or the rows left out, others to `events`."""
+    """Move the checked rows: those with a problem to the quarantine or the rows left out, others to `events`.
+
+    columns: expression of the columns of the request.
+    """
     shown_names = [n for n in ("event", "user_id", "item_id", "timestamp", "value", _ORDER) if reader.has(n)]
     texts = "".join(f", {reader.text(name)} AS {quoted(name)}" for name in shown_names)
     cases = " ".join(f"WHEN {literal(name)} THEN r.{quoted(name)}" for name in shown_names)
@@ -170,7 +182,11 @@ def _take(
         )
         counts.left_out.update({f"event {word}": n for word, n in dropped})
     without = ", ".join(str(int(kind)) for kind in (Kind.IMPRESSION, Kind.VIEW, Kind.CLICK))
-    changed = {"position": "CAST(position AS SMALLINT)", "value": f"CASE WHEN kind NOT IN ({without}) THEN value END"}
+    changed = {
+        "position": "CAST(position AS SMALLINT)",
+        "value": f"CASE WHEN kind NOT IN ({without}) THEN value END",
+        "columns": columns,
+    }
     cells = ", ".join(f"{changed.get(name, name)} AS {name}" for name in _WRITTEN)
     accepted = "SELECT * FROM _checked WHERE _problem IS NULL"
     if source.order_column:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,10 @@ def score_with_live(live: Release, replay: Replay, lists: Lists) -> F64:
     """float64[rows]: scores of the live release for the candidates of these lists, at the time of each list."""
     live_row = live.items.catalogue.rows(list(replay.catalogue.item_ids))  # -1 is the unknown item, which has no vector
     vectors = live.items.vectors
+    if len(lists.columns):
+        # A column of the same name that was declared otherwise, such as a category with other values, has other codes.
+        known = np.array([column in live.items.columns for column in replay.columns])
+        lists = replace(lists, columns=np.where(known[:, None], lists.columns, np.float32(np.nan)))
     live_vectors: F32 = (vectors.code[live_row].astype(np.float32) * vectors.scale[live_row, None]).astype(np.float32)
     return score_with_vectors(live.trees, live_vectors, replay, lists)
 
@@ -66,6 +71,7 @@ def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay
         words=replay.words,
         given=replay.histories,
         retention=replay.retention,
+        columns=replay.columns,
     )
     return score_by_name(trees, [f.name for f in own.features], own.rows(lists))
 

@@ -96,7 +96,7 @@ def _off_policy(a: Artefacts, trees: Trees, on_progress: OnProgress) -> dict[str
     text = Vectors.quantise(with_unknown(a.zero_shot))
     seed, level = inputs.config.seed, systems.LEVEL
     return off_policy.estimate_values(
-        inputs.data, a.replay, inputs.lists, a.windows, trees, text, seed, level, on_progress
+        inputs.data, a.replay, inputs.lists, a.windows, trees, text, seed, level, on_progress, inputs.with_columns
     )
 
 

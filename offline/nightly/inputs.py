@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from features.custom import load as load_features
 from features.log import Lists
 from features.moment import Feature
 from offline.config import ANNOTATION_FILES, Config
-from offline.data import Dataset, LogFiles, Targets, load_dataset, query_groups
+from offline.data import Dataset, LogFiles, Targets, imported, list_columns, load_dataset, query_groups
 from offline.evaluation import check_columns
 from offline.runtime import LOCAL, Engine, checksum, source_digest
 from ranker.train import MAX_LIST
@@ -68,6 +68,7 @@ class Inputs:
             "retention": asdict(self.config.serving.retention),
             "data": {name: checksum(data / name) for name in _FILES if (data / name).exists()},
             "log": self.log_files.checksums(),
+            **({"users": self._attributes} if self.config.features.user else {}),
             "code": source_digest(),
             "own": [f.origin for f in self.custom],
             "since": self.since,
@@ -75,6 +76,13 @@ class Inputs:
             # The number of workers changes the trained model; the kind of engine does not.
             **({"workers": self.engine.workers} if self.engine.workers > 1 else {}),
         }
+
+    @property
+    def _attributes(self) -> dict[str, str]:
+        """SHA-256 of the files with users' attributes."""
+        path = self.config.data / imported.PROFILES_FILE
+        own = {path.name: checksum(path)} if path.exists() else {}
+        return own | {name: storage.checksum(name) for storage, name in self.log_files.attributes.sources}
 
     @cached_property
     def log_files(self) -> LogFiles:
@@ -122,6 +130,14 @@ class Inputs:
     def logged_lists(self) -> Iterator[Lists]:
         """All logged lists, in blocks, in time order."""
         return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
+
+    def with_columns(self, lists: Lists) -> Lists:
+        """The lists with the values of the declared columns of their requests; NaN for a list that was not logged."""
+        declared = self.config.features.columns
+        if not declared:
+            return lists
+        ids, users = self.data.catalogue.item_ids, self.data.events.user_ids
+        return replace(lists, columns=list_columns(self.log_files, lists, ids, declared, users))
 
     def targets(self, tested: Lists) -> Targets:
         """Items that users engaged with in the test lists, whether they were listed or not."""

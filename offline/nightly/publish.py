@@ -7,14 +7,15 @@ import time
 import numpy as np
 
 from features.arrays import F64
+from features.bounds import COLUMNS
 from features.history import ENGAGEMENTS, SHOWN, EventsByUser
-from offline.data import erasures
+from offline.data import erasures, imported
 from offline.nightly import checks, gate, retention
 from offline.nightly.artefacts import Artefacts
 from offline.runtime import OnProgress, console
 from offline.training import VectorStore
 from serving.release import read_manifest, registry
-from serving.store import DUPLICATES_S, BulkStore, UserLimits
+from serving.store import DUPLICATES_S, AttributeWrite, BulkStore, UserLimits
 
 _USERS = 1000
 """Users per batch when seeding histories."""
@@ -39,6 +40,7 @@ def publish(a: Artefacts, on_progress: OnProgress) -> None:
         fingerprint = a.json("encoder.json")["fingerprint"]
         store.write_vectors(fingerprint, [ids[i] for i in known.tolist()], vectors[known], on_progress)
         seeded = _seed_histories(a, store, on_progress)
+        _seed_attributes(a, store)
         registry.publish(config.releases, store, read_manifest(a.release_path), a.release_path)
     a.write_json("published.json", {"release": release_id, "seeded": seeded})
 
@@ -95,6 +97,28 @@ def _seed_histories(a: Artefacts, store: BulkStore, on_progress: OnProgress) -> 
     return added
 
 
+def _seed_attributes(a: Artefacts, store: BulkStore) -> None:
+    """Add the attributes of users in the data set to those in Redis, if any is a feature."""
+    if not a.inputs.config.features.user:
+        return
+    known, now = imported.UserAttributes(a.inputs.log_files), time.time()
+    known.advance(np.inf)
+    gone = _erasures(a, store)
+    # Imported attributes have no time, so that those of a user who was ever erased are not known to be newer.
+    writes = [
+        AttributeWrite(user, now, dict(list(attributes.items())[:COLUMNS]))
+        for user, attributes in known.state.items()
+        if attributes and gone.until(user) == -np.inf
+    ]
+    if refused := store.seed_attributes(writes):
+        console.print(
+            f"{refused} users have no attributes in Redis, because the maximum number of users have lists: raise "
+            f"serving.max_users ({a.inputs.config.serving.max_users}), if the memory of Redis allows it",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
 def _rows_to_seed(history: EventsByUser, user: int, cap: int, now: float) -> slice:
     """A user's newest `cap` rows, and all rows recent enough for a resent event to be recognised by its ID."""
     newest = history.newest(user, np.inf, cap)
@@ -120,6 +144,11 @@ def _erased_until(a: Artefacts, store: BulkStore) -> F64:
 
     Includes erasures after the log was read, so that seeding does not restore erased events.
     """
-    known = erasures.read_erasures(a.inputs.config.data)
-    gone = known.merged(erasures.waiting_erasures(store, known.secrets)[1])
+    gone = _erasures(a, store)
     return np.array([gone.until(u) for u in a.inputs.data.events.user_ids], np.float64)
+
+
+def _erasures(a: Artefacts, store: BulkStore) -> erasures.Erasures:
+    """All erasures, also those that `collect` has not recorded yet."""
+    known = erasures.read_erasures(a.inputs.config.data)
+    return known.merged(erasures.waiting_erasures(store, known.secrets)[1])

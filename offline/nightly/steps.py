@@ -112,7 +112,7 @@ def make_query_groups(a: Artefacts, on_progress: OnProgress) -> None:
     groups = query_groups.select(_lists_with_gain(a), numbers)
     if not inputs.is_logged:
         groups = query_groups.rebuild_lists(a.replay, groups, config.size, on_progress, inputs.engine)
-    a.save_lists(groups)
+    a.save_lists(inputs.with_columns(groups))
 
 
 def _lists_with_gain(a: Artefacts) -> Iterator[Lists]:

@@ -46,6 +46,7 @@ def make_replay(
         user_histories(data.events, config.workspace, config.serving.retention),
         config.lists.attribution_s,
         config.serving.retention,
+        config.features.columns,
     )
 
 

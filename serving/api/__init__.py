@@ -5,7 +5,8 @@ This subpackage does not depend on routes or on ranking.
 
 from __future__ import annotations
 
-from serving.api import decoding, events, items, problem, rankings, request_id
+from serving.api import columns, decoding, events, items, problem, rankings, request_id
+from serving.api.columns import UserAnswer, UserIn
 from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
 from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
@@ -28,7 +29,10 @@ __all__ = [
     "RecommendRequest",
     "Refusal",
     "Rejected",
+    "UserAnswer",
+    "UserIn",
     "accept_item",
+    "columns",
     "decoding",
     "events",
     "items",

@@ -49,11 +49,16 @@ _ENDS = re.compile(rb"[\r\n]+")
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
+def may_have_control(body: bytes) -> bool:
+    """Whether a text in a body may have a control character; a fast check that clears almost every body."""
+    # JSON escapes every control character with a backslash, except U+007F to U+009F, which end in these bytes or
+    # begin with 0xc2.
+    return b"\\" in body or b"\x7f" in body or b"\xc2" in body
+
+
 def check_texts(body: bytes, **texts: str | None) -> None:
     """Raise Problem (422) for a text of a request with a control character."""
-    # JSON escapes every control character with a backslash, except U+007F to U+009F, which end in these bytes or
-    # begin with 0xc2. These checks clear almost every body.
-    if b"\\" not in body and b"\x7f" not in body and b"\xc2" not in body:
+    if not may_have_control(body):
         return
     for field, text in texts.items():
         if text and has_control(text):

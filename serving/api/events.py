@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from features.bounds import EVENT_MOMENTS, MAX_NUMBER, MAX_POSITION, is_within
 from features.log import GA4, KINDS, Kind
 from serving.api import ga4
+from serving.api.columns import EventColumns, check_event_columns
 from serving.api.decoding import Device, Id, Query, Refusal, _short, _where, check_no_control, part_id
 from serving.store import Event
 
@@ -27,7 +28,8 @@ class EventIn(Struct, forbid_unknown_fields=True):
     well, a retry is counted again. timestamp: Unix seconds, milliseconds or microseconds, or ISO 8601 (UTC if it has no
     time zone). Defaults to now, as does a timestamp slightly ahead of the service's clock.
     request_id, position: the list that was shown, and the item's position in it, from 0. device: the shopper's device.
-    query: the search query that the list answers.
+    query: the search query that the list answers. columns: of an impression, what its list was ranked with, such as a
+    search engine's score; see `RankRequest`. Not needed for lists that this service ranked.
     """
 
     event: Annotated[str, Meta(extra_json_schema={"enum": list(KIND_OF)})]
@@ -41,6 +43,7 @@ class EventIn(Struct, forbid_unknown_fields=True):
     session_id: Id | None = None
     device: Device | None = None
     query: Query | None = None
+    columns: EventColumns | None = None
 
 
 class Rejected(Struct):
@@ -141,6 +144,10 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
             setattr(given, name, part_id(name, sent))
     for name in ("device", "query"):
         check_no_control(name, getattr(given, name) or "")
+    if given.columns:
+        if KIND_OF[given.event] != Kind.IMPRESSION:
+            raise Refusal("columns", "only an impression has columns: any other event is an outcome of its list")
+        check_event_columns(given.columns)
     if given.value is not None and given.value < 0 and given.event != "rating":
         raise Refusal("value", f"{given.value:g} is negative; only ratings may be")
     now_us, sent_us = int(now * 1e6), None if given.timestamp is None else _event_time(given.timestamp)
@@ -162,6 +169,7 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
         given.session_id,
         given.device,
         given.query or None,
+        msgspec.json.encode(given.columns).decode() if given.columns else None,
     )
     return Accepted(event, given.event_id is None)
 
@@ -178,6 +186,7 @@ def _derived_id(given: EventIn, microseconds: int) -> str:
         given.session_id,
         *filter(None, [given.device]),
         *(["query", given.query] if given.query else []),
+        *(["columns", given.columns] if given.columns else []),
     ]
     return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
 

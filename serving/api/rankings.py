@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from serving.api.columns import Candidates, ColumnsIn, merged, split_candidates
 from serving.api.decoding import Device, Id, Query, check_texts, decode, request_id, request_ids
 from serving.rules import Applied, Removed, Rules
 
@@ -20,17 +21,25 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     Duplicate candidates are ranked once. Candidates that are not in the catalogue are ranked as unknown items. Without
     `candidates`, the whole catalogue is ranked if it is small enough. device: as in events. query: the search query;
     candidates that match it come first, and the others follow. shown: false if the user may never see the list, as in
-    an e-mail; see `RecommendRequest`.
+    an e-mail; see `RecommendRequest`. columns: values of the candidates or of the request, such as a search engine's
+    score; a candidate may also be an object with an `id` and its columns. Columns that the release does not declare
+    (`features.request`) are logged but not used.
     """
 
     user_id: Id | None = None
-    candidates: list[Id] | None = None
+    candidates: Candidates | None = None
     limit: Annotated[int, Meta(ge=1, le=5000, description="Maximum number of items; all by default.")] | None = None
     explain: bool = False
     device: Device | None = None
     query: Query | None = None
     rules: Rules | None = None
     shown: bool = True
+    columns: ColumnsIn = {}
+
+    @property
+    def ids(self) -> list[str] | None:
+        """The IDs of the candidates. `rank_request` moves the columns of those that are objects to `columns`."""
+        return self.candidates  # type: ignore[return-value]
 
 
 class RecommendRequest(Struct, forbid_unknown_fields=True):
@@ -39,7 +48,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     Filters and exclusions are applied before retrieval, so they do not shorten the list while enough items remain.
     query: the search query; items that match it are retrieved in addition to the others, and come first. shown: false
     if the user may never see the list, as in an e-mail or a preview. It is then not logged, counts as seen only once
-    impressions with its request_id are sent, and is not explored.
+    impressions with its request_id are sent, and is not explored. columns: as in `RankRequest`, one value each.
     """
 
     user_id: Id | None = None
@@ -49,6 +58,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     rules: Rules | None = None
     explain: bool = False
     shown: bool = True
+    columns: ColumnsIn = {}
 
 
 class Reason(Struct):
@@ -150,8 +160,11 @@ def rank_request(body: bytes) -> RankRequest:
     check_texts(body, device=request.device, query=request.query)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
-    if request.candidates is not None:
-        request.candidates = request_ids("candidates", request.candidates)
+    ids, of_objects = (None, {}) if request.candidates is None else split_candidates(request.candidates)
+    if ids is not None:
+        request.candidates = request_ids("candidates", ids)  # type: ignore[assignment]  # only IDs from here on
+    if request.columns or of_objects:
+        request.columns = merged(body, request.columns, of_objects, None if ids is None else len(ids))
     return request
 
 
@@ -161,4 +174,6 @@ def recommend_request(body: bytes) -> RecommendRequest:
     check_texts(body, device=request.device, query=request.query)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
+    if request.columns:
+        request.columns = merged(body, request.columns, {}, None)
     return request

@@ -9,7 +9,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi import Path as PathPart
 
 from features.bounds import ID_BYTES
-from serving.api import EventsAnswer, RankAnswer, RankRequest, RecommendRequest, decoding, events, problem, rankings
+from serving.api import (
+    EventsAnswer,
+    RankAnswer,
+    RankRequest,
+    RecommendRequest,
+    UserAnswer,
+    UserIn,
+    decoding,
+    events,
+    problem,
+    rankings,
+)
 from serving.api import items as item_forms
 from serving.http.guard import needs
 
@@ -91,6 +102,8 @@ def _add_schemas(app: FastAPI) -> None:
                 EventsAnswer,
                 rankings.SimilarAnswer,
                 events.ErasureAnswer,
+                UserIn,
+                UserAnswer,
                 item_forms.ItemIn,
                 item_forms.ItemsAnswer,
                 item_forms.ItemAnswer,

@@ -18,6 +18,8 @@ from serving.api import (
     RankAnswer,
     RankRequest,
     RecommendRequest,
+    UserAnswer,
+    UserIn,
     rankings,
     request_id,
 )
@@ -102,6 +104,15 @@ def _for_data(app: FastAPI, service: Service) -> None:
     )
     async def withdraw(item_id: PathId) -> Response:
         return json_response(await service.withdraw(item_id), 202)
+
+    @app.put(
+        "/v1/users/{user_id:path}",
+        status_code=202,
+        summary="Write attributes of a user",
+        openapi_extra=operation(UserIn, UserAnswer, 202) | needs("items"),
+    )
+    async def write_user(user_id: PathId, request: Request) -> Response:
+        return json_response(await service.write_user(user_id, await request.body()), 202)
 
     @app.delete(
         "/v1/users/{user_id:path}",

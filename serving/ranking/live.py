@@ -83,12 +83,19 @@ class Live:
     def rank(
         self, history: History, item_ids: list[str] | None, at: float, limit: int | None, context: Context = NO_CONTEXT
     ) -> Ranking:
-        """Rank candidates and return the best `limit`, each once. item_ids: the whole catalogue if None."""
+        """Rank candidates and return the best `limit`, each once.
+
+        item_ids: the whole catalogue if None. context: its columns are in the order of `item_ids`; of an item that is
+        given twice, the first values count.
+        """
         # Candidates are sorted by id, so a stable sort by score orders equal scores by id.
         ids, index, item = self._unique_candidates(item_ids)
         if not len(item):
             return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32), np.empty(0))
         unknown = int(np.count_nonzero(item < 0))
+        if item_ids is not None and context.columns is not None and context.columns.shape[1] > 1:
+            place = index if ids is item_ids else _first_places(item_ids, ids)
+            context = context._replace(columns=context.columns[:, place])
         table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
         bonus = np.zeros(len(score))
@@ -115,6 +122,11 @@ class Live:
             return item_ids, np.arange(len(item_ids)), catalogue.rows(item_ids)
         item, index = np.unique(item, return_index=True)  # rows are in id order
         return item_ids, index, item
+
+    @cached_property
+    def reads_attributes(self) -> bool:
+        """Whether attributes of users are features of this release."""
+        return any(column.per == "user" for column in self.items.columns)
 
     @cached_property
     def attributes(self) -> Attributes:
@@ -199,6 +211,12 @@ class Live:
         assert plan is not None
         plan.apply(Ranked(ranking.item_ids, ranking.item, ranking.score), self.items.vectors, history, at, 1)
         retrieve(self.items, history, at, 1, context)
+
+
+def _first_places(item_ids: list[str], ids: Sequence[str]) -> I64:
+    """int64, like `ids`: the first place of each ID in `item_ids`."""
+    place = dict(zip(reversed(item_ids), range(len(item_ids) - 1, -1, -1), strict=True))
+    return np.array([place[i] for i in ids], np.int64)
 
 
 def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), rules: Rules | None = None) -> Live:

@@ -12,13 +12,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
 from features.arrays import F64
+from features.bounds import COLUMNS
+from features.columns import NOTHING, Scalar, Sent, has_lists, pick
 from features.context import Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
@@ -36,7 +38,9 @@ from serving.api import (
     RecommendRequest,
     Refusal,
     Rejected,
+    UserAnswer,
     accept_item,
+    columns,
     decoding,
     events,
     rankings,
@@ -53,12 +57,36 @@ from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
 from serving.rules import Plan, Ranked, Removed, RuledList, RuleError, Rules
-from serving.store import Event, ItemSize, Outcome, Store, StoreAway, WrittenItems, decode_fields
+from serving.store import (
+    REFUSED,
+    TOO_MANY,
+    AttributeWrite,
+    Event,
+    ItemSize,
+    Outcome,
+    Store,
+    StoreAway,
+    WrittenItems,
+    decode_fields,
+)
 
 log = logging.getLogger(__name__)
 
 _MEMORY_S = 5.0
 """Seconds between two checks of the memory of Redis."""
+
+
+class Known(NamedTuple):
+    """What is known of a user. outside: their events outside the catalogue.
+
+    attributes: None if they were not read, because no release needs them or Redis is unavailable. degraded: why the
+    response is degraded; None if it is not.
+    """
+
+    history: History
+    outside: Outside
+    attributes: dict[str, Scalar] | None
+    degraded: DegradedReason | None
 
 
 class Service:
@@ -128,23 +156,25 @@ class Service:
             )
         return self.follower.live
 
-    async def known_of(
-        self, user_id: str | None, live: Live, at: float
-    ) -> tuple[History, Outside, DegradedReason | None]:
-        """A user's history, their events outside the catalogue, and why the response is degraded, if it is.
+    async def known_of(self, user_id: str | None, live: Live, at: float) -> Known:
+        """What is known of a user, and why the response is degraded, if it is.
 
         Degraded responses are decided and counted only here.
         """
         history, outside, reason = EMPTY, NO_OUTSIDE, self.follower.degraded
+        attributes: dict[str, Scalar] | None = None
         if user_id is not None:
             try:
-                retention = live.release.manifest.retention
-                history, outside = await self.store.read_lists(user_id, live.items.catalogue, at, retention)
+                catalogue, retention = live.items.catalogue, live.release.manifest.retention
+                if live.reads_attributes or self.shadow.reads_attributes:
+                    history, outside, attributes = await self.store.read_known(user_id, catalogue, at, retention)
+                else:
+                    history, outside = await self.store.read_lists(user_id, catalogue, at, retention)
             except StoreAway as e:
                 log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
                 reason = reason or "history-unavailable"
         self.degraded += reason is not None
-        return history, outside, reason
+        return Known(history, outside, attributes, reason)
 
     async def rank(self, request: RankRequest, shows_history: bool = True) -> RankAnswer:
         """Rank candidates for a user. Raises Problem.
@@ -153,10 +183,10 @@ class Service:
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_size(request, live)
-        self._check_explained(request, len(request.candidates or live.items.catalogue))
-        history, outside, degraded = await self.known_of(request.user_id, live, at)
-        plan = plan_of(request.rules, live)
-        answer = self._answer(request, live, history, outside, degraded, request.candidates, at, plan, shows_history)
+        self._check_explained(request, len(request.ids or live.items.catalogue))
+        known = await self.known_of(request.user_id, live, at)
+        plan, context = plan_of(request.rules, live), self._context(request, live, known, ("candidate", "request"))
+        answer = self._answer(request, live, known, request.ids, at, plan, context, shows_history)
         answer.took_ms = _ms_since(started)
         return answer
 
@@ -167,14 +197,14 @@ class Service:
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         self._check_explained(request, request.limit)
-        history, outside, degraded = await self.known_of(request.user_id, live, at)
+        known = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
         size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
-        context = Context.parse(request.device, request.query)
-        found = await live.retriever.candidates(history, at, size, plan, context)
-        candidates = with_pinned(found.item, live.items, plan, history, at)
+        context = self._context(request, live, known, ("request",))
+        found = await live.retriever.candidates(known.history, at, size, plan, context)
+        candidates = with_pinned(found.item, live.items, plan, known.history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
-        answer = self._answer(request, live, history, outside, degraded, ids, at, plan, shows_history)
+        answer = self._answer(request, live, known, ids, at, plan, context, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -185,20 +215,19 @@ class Service:
         self,
         request: RankRequest | RecommendRequest,
         live: Live,
-        history: History,
-        outside: Outside,
-        degraded: DegradedReason | None,
+        known: Known,
         candidates: list[str] | None,
         at: float,
         plan: Plan | None,
+        context: Context,
         shows_history: bool,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
+        history, degraded = known.history, known.degraded
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         count = len(live.items.catalogue) if candidates is None else len(candidates)
         self.metrics.ranked(count, degraded is not None, slow)
-        context = Context.parse(request.device, request.query)
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
@@ -207,14 +236,15 @@ class Service:
         whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        ranking, ruled = _apply_rules(live, whole, plan, history, outside, at, request.limit)
+        ranking, ruled = _apply_rules(live, whole, plan, history, known.outside, at, request.limit)
         propensity: F64 | None = None
         if ruled is None:
             ranking = ranking.first(request.limit)
             ranking, propensity = self._explore(ranking) if request.shown else (ranking, None)
-        record = self._record(request, live, at, degraded is not None, ranking, propensity, whole if sampled else None)
+        record = self._record(request, live, at, known, ranking, propensity, whole if sampled else None)
         if shadowed:
-            self.shadow.put(record, whole, context, live_ms)
+            sent = _columns_of(request, whole.item_ids)
+            self.shadow.put(record, whole, context, sent, known.attributes or NOTHING, live_ms)
         elif logged:
             self.served.put(record)
         removed: list[Removed] | UnsetType = UNSET
@@ -244,7 +274,7 @@ class Service:
         request: RankRequest | RecommendRequest,
         live: Live,
         at: float,
-        degraded: bool,
+        known: Known,
         shown: Ranking,
         propensity: F64 | None,
         whole: Ranking | None,
@@ -260,17 +290,34 @@ class Service:
             shown.score.tobytes(),
             request.user_id,
             request.device,
-            degraded,
+            known.degraded is not None,
             None if propensity is None else propensity.tobytes(),
             None if whole is None else whole.item_ids,
             None if whole is None else whole.rows.tobytes(),
             query=request.query or None,
+            columns=_columns_text(request, shown.item_ids),
+            candidate_columns=None if whole is None else _columns_text(request, whole.item_ids),
+            user_attributes=None if known.attributes is None else msgspec.json.encode(known.attributes).decode(),
         )
 
+    def _context(
+        self, request: RankRequest | RecommendRequest, live: Live, known: Known, expected: tuple[str, ...]
+    ) -> Context:
+        """The context of a request, with the columns and attributes that the release declares. Raises Problem (422).
+
+        expected: what a request of this kind has columns of; the others are not counted as missing.
+        """
+        context, declared = Context.parse(request.device, request.query), live.items.columns
+        if not (declared or request.columns):
+            return context
+        missing = [c.name for c in declared if c.per in expected and c.name not in request.columns]
+        self.metrics.columns(missing, len(request.columns.keys() - {c.name for c in declared if c.per != "user"}))
+        return context._replace(columns=columns.encoded(declared, request.columns, known.attributes or NOTHING))
+
     def _check_size(self, request: RankRequest, live: Live) -> None:
-        given = len(live.items.catalogue) if request.candidates is None else len(request.candidates)
+        given = len(live.items.catalogue) if request.ids is None else len(request.ids)
         if given > self.config.max_candidates:
-            whole = "the whole catalogue, " if request.candidates is None else ""
+            whole = "the whole catalogue, " if request.ids is None else ""
             raise Problem(
                 422,
                 "too-many-candidates",
@@ -449,6 +496,27 @@ class Service:
             outcomes = stored or [Outcome.DUPLICATE] * len(given)
             self.limits.take_back(e for e, o in zip(given, outcomes, strict=True) if o != Outcome.NEW)
 
+    async def write_user(self, user_id: str, body: bytes) -> UserAnswer:
+        """Write attributes of a user. Raises Problem (422, 503)."""
+        user_id, live = decoding.request_id("user_id", user_id), self.follower.live
+        write = AttributeWrite(
+            user_id, self.moment(), columns.user_attributes(body, live.items.columns if live is not None else ())
+        )
+        with _redis_required("Attributes cannot be written", "Retry after a second."):
+            count = await self.store.write_attributes(write)
+        if count == REFUSED:
+            raise _too_many_users(f"the maximum of {self.config.max_users} users have lists or attributes")
+        if count == TOO_MANY:
+            raise Problem(
+                422,
+                "too-many-attributes",
+                "Too many attributes",
+                f"the user would have more than {COLUMNS} attributes; none was written",
+                "Write fewer attributes. Those that were cleared count until the user expires.",
+                "attributes",
+            )
+        return UserAnswer(write.at)
+
     async def erase(self, user_id: str) -> events.ErasureAnswer:
         """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""
         at = self.moment()
@@ -557,6 +625,22 @@ def _with_history_in_others(item: RankedItem) -> RankedItem:
     explained = sum(reason.contribution for reason in item.reasons) + sum(rule.added or 0.0 for rule in item.rules)
     item.others = item.score - (item.base or 0.0) - explained
     return item
+
+
+def _columns_of(request: RankRequest | RecommendRequest, item_ids: list[str]) -> Sent:
+    """The columns of a request, in the order of these candidates."""
+    sent = request.columns
+    if not has_lists(sent):
+        return sent
+    assert isinstance(request, RankRequest)
+    assert request.ids is not None
+    place = dict(zip(reversed(request.ids), range(len(request.ids) - 1, -1, -1), strict=True))
+    return pick(sent, [place[i] for i in item_ids])
+
+
+def _columns_text(request: RankRequest | RecommendRequest, item_ids: list[str]) -> str | None:
+    """The columns of a request for these candidates as JSON, for the log; None if none were sent."""
+    return msgspec.json.encode(_columns_of(request, item_ids)).decode() if request.columns else None
 
 
 def _ms_since(started: float) -> float:

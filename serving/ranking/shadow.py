@@ -12,11 +12,13 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from features import columns
 from features.arrays import F64
 from features.context import Context
 from features.history import EMPTY, History
@@ -38,11 +40,16 @@ _IDLE_S = 0.02
 
 
 class ShadowJob(NamedTuple):
-    """A list to score: its log record, and the live release's ranking of all candidates."""
+    """A list to score: its log record, and the live release's ranking of all candidates.
+
+    sent: the columns of the request, in the order of the ranking. user: the attributes of the user.
+    """
 
     record: Served
     ranking: Ranking
     context: Context
+    sent: columns.Sent
+    user: Mapping[str, columns.Scalar]
     live_ms: float
 
 
@@ -65,16 +72,31 @@ class Shadow:
             return False
         return bool(self._rng.random() < self._config.shadow_share)
 
-    def put(self, record: Served, ranking: Ranking, context: Context, live_ms: float) -> None:
+    def put(
+        self,
+        record: Served,
+        ranking: Ranking,
+        context: Context,
+        sent: columns.Sent,
+        user: Mapping[str, columns.Scalar],
+        live_ms: float,
+    ) -> None:
         """Queue a list to be scored and logged. If the queue is full, log it at once without shadow scores.
 
-        ranking: the live release's ranking of all candidates, before rules. live_ms: milliseconds that ranking took.
+        ranking: the live release's ranking of all candidates, before rules. sent: the columns of the request, in the
+        order of the ranking. user: the attributes of the user. live_ms: milliseconds that ranking took.
         """
         if len(self._queue) < _WAITING:
-            self._queue.append(ShadowJob(record, ranking, context, live_ms))
+            self._queue.append(ShadowJob(record, ranking, context, sent, user, live_ms))
         else:
             self._served.put(record)
             self._metrics.shadow("dropped")
+
+    @property
+    def reads_attributes(self) -> bool:
+        """Whether the shadow release has attributes of users as features."""
+        live = self._follower.live
+        return live is not None and live.reads_attributes
 
     def state(self) -> str | None:
         """The shadow release's id, or the reason it is not loaded; None without a shadow release."""
@@ -134,7 +156,9 @@ class Shadow:
 def _score(live: Live, history: History, job: ShadowJob) -> tuple[F64, float]:
     """(float64[candidates] in the order of the live release's ranking, NaN for withdrawn items; milliseconds)."""
     began = time.perf_counter()
-    ranking = live.rank(history, job.ranking.item_ids, job.record.at, None, job.context)
+    # The two releases may declare different columns.
+    context = job.context._replace(columns=columns.table(live.items.columns, job.sent, job.user, strict=False))
+    ranking = live.rank(history, job.ranking.item_ids, job.record.at, None, context)
     ms = (time.perf_counter() - began) * 1e3
     score_of = dict(zip(ranking.item_ids, ranking.score.tolist(), strict=True))
     return np.array([score_of.get(i, math.nan) for i in job.ranking.item_ids], np.float64), ms

@@ -77,6 +77,17 @@ class Metrics:
         self._unknown = Counter(
             f"{name}unknown_candidates", "Candidates of rankings that are not in the catalogue.", registry=r
         )
+        self._missing_columns = Counter(
+            f"{name}missing_columns",
+            "Requests without a column that the release declares, by column.",
+            ["column"],
+            registry=r,
+        )
+        self._undeclared = Counter(
+            f"{name}undeclared_columns",
+            "Columns of requests that the release does not declare. They are logged, but not used.",
+            registry=r,
+        )
         self._dropped = Counter(f"{name}served_dropped", "Served lists dropped because the log was full.", registry=r)
         self._oversized = Counter(
             f"{name}items_oversized", "Times a written item was not used because it is too large.", registry=r
@@ -178,6 +189,16 @@ class Metrics:
     def unknown(self, candidates: int) -> None:
         """Count candidates that are not in the catalogue."""
         self._unknown.inc(candidates)
+
+    def columns(self, missing: Sequence[str], undeclared: int) -> None:
+        """Count the columns of a request.
+
+        missing: those that the release declares and the request lacks. undeclared: number of those that only the
+        request has.
+        """
+        for name in missing:
+            self._missing_columns.labels(name).inc()
+        self._undeclared.inc(undeclared)
 
     def keys_checked(self, at: float) -> None:
         """Set the time in Unix seconds at which this worker last had the keys of its key file."""

@@ -51,7 +51,9 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     the probability of each item at its position, in the same form; only with exploration. candidates, rows: all ranked
     candidates and the feature rows that were scored, float32[candidates, features]; only for a sampled share of the
     lists. degraded: ranked without the user's history. shadow: for a share of the lists while a release is in shadow.
-    query: the search query.
+    query: the search query. columns: the columns that were sent, as a JSON object; a list has one value per item of
+    `item_ids`. candidate_columns: the same per item of `candidates`. user_attributes: those
+    of the user at that time, as a JSON object; None if no release asked for them.
     """
 
     request_id: str
@@ -68,6 +70,9 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: bytes | None = None
     shadow: ShadowScores | None = None
     query: str | None = None
+    columns: str | None = None
+    candidate_columns: str | None = None
+    user_attributes: str | None = None
 
     @property
     def scores(self) -> F64:

@@ -23,7 +23,7 @@ from serving.release.manifest import MANIFEST, Manifest, ReleaseError
 
 
 def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
-    """The arrays of `items` by file name, without custom features."""
+    """The arrays of `items` by file name, without custom features and columns."""
     c = items.catalogue
     out: dict[str, NDArray[Any]] = {
         "price": c.price,

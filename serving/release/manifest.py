@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from features.columns import Column
 from features.retention import Retention
 
 FORMAT = 2
@@ -34,7 +35,8 @@ class Manifest(msgspec.Struct, frozen=True):
     cut_off: item state includes the events before this time. window: the time ranges of training and testing.
     metrics: results of the evaluation that passed the gate. parent: ID of the release that was live at creation.
     files: by path relative to the directory, with `/`. attribution_s: as in `features.moment.Items`. retention: of the
-    users' lists that the ranker was trained on. custom: where the code of each custom feature is.
+    users' lists that the ranker was trained on. custom: where the code of each custom feature is. columns: the
+    declared columns of requests; not in the file if there are none.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Manifest(msgspec.Struct, frozen=True):
     retention: Retention
     files: dict[str, FileEntry]
     custom: list[str] = []
+    columns: list[Column] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)

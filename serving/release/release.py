@@ -129,6 +129,7 @@ def write_release(
             attribution_s=items.attribution_s,
             retention=retention,
             custom=[f.origin for f in items.custom],
+            columns=list(items.columns) or msgspec.UNSET,
             files={p.relative_to(staging).as_posix(): _entry(p) for p in _files(staging)},
         )
         # Round trip through JSON, so that the ID is of the values as they will be read: an int for a float, for
@@ -156,7 +157,12 @@ def load_release(path: Path, verify: bool = True, custom: tuple[Feature, ...] = 
         )
     for name, entry in manifest.files.items():
         _check_file(path, name, entry, verify)
-    items = replace(from_arrays(Arrays(path, manifest)), custom=custom, attribution_s=manifest.attribution_s)
+    items = replace(
+        from_arrays(Arrays(path, manifest)),
+        custom=custom,
+        columns=tuple(manifest.columns or ()),
+        attribution_s=manifest.attribution_s,
+    )
     if (schema := schema_hash(items)) != manifest.schema_hash:
         differ = [f"{a} / {b}" for a, b in zip(manifest.feature_names, names(items), strict=False) if a != b]
         raise ReleaseError(

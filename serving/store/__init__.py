@@ -7,6 +7,7 @@ keys.
 from __future__ import annotations
 
 from serving.store.address import PREFIX_PATTERN, Address, AddressError, with_prefix
+from serving.store.attributes import REFUSED, TOO_MANY, WRITES, AttributeWrite, decode_attribute_write
 from serving.store.bulk import BulkStore
 from serving.store.continuity import Continuity, Extent, Origin, origin_loss, rewound
 from serving.store.embedded import EmbeddedError, connect_url
@@ -26,11 +27,15 @@ __all__ = [
     "ERASED",
     "PREFIX",
     "PREFIX_PATTERN",
+    "REFUSED",
     "SERVED",
     "START",
     "STREAM",
+    "TOO_MANY",
+    "WRITES",
     "Address",
     "AddressError",
+    "AttributeWrite",
     "Backlog",
     "BulkStore",
     "BulkWrittenItems",
@@ -51,6 +56,7 @@ __all__ = [
     "UserLimits",
     "WrittenItems",
     "connect_url",
+    "decode_attribute_write",
     "decode_event",
     "decode_fields",
     "entry_number",

@@ -21,8 +21,9 @@ from features.arrays import F32, F64, I8, I64
 from features.catalogue import Catalogue
 from features.history import History
 from features.retention import DEFAULT_RETENTION, Retention
-from serving.store import erasure, users
+from serving.store import attributes, erasure, users
 from serving.store.address import Address
+from serving.store.attributes import AttributeWrite
 from serving.store.continuity import Origin, decode_origin, extent_commands
 from serving.store.errors import StoreCorrupt, to_store_away
 from serving.store.layout import AUDIT, ERASED, ERASED_UNTIL, NIGHTS, ORIGIN, POINTER, SHADOW, STREAM, Layout
@@ -190,16 +191,20 @@ class BulkStore:
         return dropped
 
     def erase(self, until: Callable[[str], float]) -> int:
-        """Erase users from a restored backup: their records up to the erasure, and their event IDs.
+        """Erase users from a restored backup: their records up to the erasure, their event IDs and attributes.
 
         until: as in `drop_events`. Returns the number of records deleted. Reads the name of every list, so it takes a
         second per 100,000 users or so. Nothing else may write meanwhile.
         """
         count = 0
-        for suffix in ("e", "s", "d:*"):
+        for suffix in ("a", "e", "s", "d:*"):
             for key in self.client.scan_iter(match=self.layout.users(suffix), count=_BATCH):
                 user = self.layout.user_of(key)
                 if (erased_at := until(user)) == -math.inf:
+                    continue
+                if suffix == "a":
+                    # Attributes have no time. Those of a user who came back are also in the log.
+                    self.run([["UNLINK", key]])
                     continue
                 if suffix == "d:*":
                     # In a cluster, the pattern also matches the lists of a user ID that contains `:d:`.
@@ -341,6 +346,15 @@ class BulkStore:
                 if on_progress:
                     on_progress(u + 1, len(user_ids))
         return Seeded(records, len(refused))
+
+    def seed_attributes(self, writes: Sequence[AttributeWrite]) -> int:
+        """Add attributes of the log to those that users have, which are not changed. Returns the number of users who
+        have none because the maximum number of users have lists."""
+        refused = 0
+        for first in range(0, len(writes), _BATCH):
+            commands = attributes.seed_commands(self.layout, writes[first : first + _BATCH], self._limits)
+            refused += sum(reply == attributes.REFUSED for reply in self.run(commands))
+        return refused
 
     def write_vectors(
         self,

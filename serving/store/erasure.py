@@ -45,10 +45,12 @@ def secret_commands(layout: Layout, secret: str) -> list[list[Any]]:
 
 
 def erase_commands(layout: Layout, user_id: str, secret: str, at: float) -> list[list[Any]]:
-    """Commands that refuse a user's events up to `at` (Unix seconds) from now on, and delete their lists and IDs."""
+    """Commands that refuse a user's events up to `at` (Unix seconds) from now on, and delete all that is kept of them:
+    lists, event IDs and attributes."""
     marks = layout.part(ERASED_UNTIL, layout.shard(user_id))
     until = ["HSET", marks, "", secret, tombstone(secret, user_hash(user_id)), repr(at)]
-    return [until, ["UNLINK", layout.user(user_id, "e"), layout.user(user_id, "s"), *layout.id_keys(user_id, at)]]
+    kept = [*(layout.user(user_id, suffix) for suffix in "aes"), *layout.id_keys(user_id, at)]
+    return [until, ["UNLINK", *kept]]
 
 
 def mark_commands(layout: Layout, secret: str, until: Mapping[str, float]) -> Iterable[list[Any]]:

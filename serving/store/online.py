@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from features.catalogue import Catalogue
+from features.columns import Scalar
 from features.history import History, Outside
 from features.retention import DEFAULT_RETENTION, Retention
-from serving.store import erasure, users
+from serving.store import attributes, erasure, users
 from serving.store.address import Address
+from serving.store.attributes import AttributeWrite
 from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
 from serving.store.continuity import Extent, decode_extent, extent_commands
@@ -116,9 +118,23 @@ class Store:
         replies = await self.run(users.read_commands(self.layout, user_id))
         return users.decode_lists(self.layout, replies, user_id, catalogue, at, retention)
 
+    async def read_known(
+        self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION
+    ) -> tuple[History, Outside, dict[str, Scalar]]:
+        """`read_lists`, and the user's attributes, in one round trip."""
+        commands = users.read_commands(self.layout, user_id)
+        *lists, found = await self.run([*commands, attributes.read_command(self.layout, user_id)])
+        history, outside = users.decode_lists(self.layout, lists, user_id, catalogue, at, retention)
+        return history, outside, attributes.decode_attributes(self.layout, user_id, found)
+
+    async def write_attributes(self, write: AttributeWrite) -> int:
+        """Write attributes of a user. Returns the number of all that the user has afterwards, or one of the replies of
+        `serving.store.attributes`."""
+        return int((await self.run(attributes.write_command(self.layout, write, self._limits)))[0])
+
     async def erase(self, user_id: str, at: float) -> None:
-        """Erase a user: delete lists and event IDs now, and add a tombstone for `shelfwise collect`, which erases the
-        log.
+        """Erase a user: delete lists, event IDs and attributes now, and add a tombstone for `shelfwise collect`, which
+        erases the log.
 
         at: Unix seconds; events of the user after it are kept, and those up to it are refused from now on. Idempotent.
         """

@@ -28,7 +28,8 @@ _MIN_PER_PART = 100
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One accepted event. at: Unix seconds, a whole number of microseconds. Missing fields are None."""
+    """One accepted event. at: Unix seconds, a whole number of microseconds. columns: of an impression, those of its
+    request, as a JSON object. Missing fields are None."""
 
     event_id: str
     kind: Annotated[int, msgspec.Meta(ge=0, lt=len(Kind))]
@@ -41,6 +42,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     session_id: str | None = None
     device: str | None = None
     query: str | None = None
+    columns: str | None = None
 
 
 class Tail(NamedTuple):

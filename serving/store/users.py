@@ -123,7 +123,7 @@ def write_commands(
     for user, distinct in of_user.items():
         shard = layout.shard(user)
         head: list[Any] = [
-            7,
+            8,
             layout.user(user, "e"),
             layout.user(user, "s"),
             layout.user(user, f"d:{period}"),
@@ -131,6 +131,7 @@ def write_commands(
             layout.part(STREAM, shard),
             layout.part(USERS, shard),
             layout.part(ERASED_UNTIL, shard),
+            layout.user(user, "a"),
             ENGAGEMENTS,
             SHOWN,
             2 * DUPLICATES_S,

@@ -1,5 +1,6 @@
 -- Writes some events of one user to their two lists and the stream, atomically and each event once.
--- KEYS: engagements, shown, ids seen in this period, ids seen in the previous period, stream, users, times of erasures.
+-- KEYS: engagements, shown, ids seen in this period, ids seen in the previous period, stream, users, times of erasures,
+-- attributes.
 -- ARGV: cap of engagements, cap of shown, seconds to keep the ids, user hash, seconds to keep the lists, maximum number
 -- of users, now, hash of the user ID in tombstones, then for the n-th event: id hash, record, stream entry, and the
 -- number of the event with the n-th oldest record. The id hashes differ.
@@ -23,6 +24,7 @@ for n, id in ipairs(ids) do
   end
 end
 if #unseen == 0 then return new end
+redis.call('EXPIRE', KEYS[8], math.ceil(kept_s + LATE_S), 'GT')
 redis.call('SADD', KEYS[3], unpack(unseen))
 redis.call('EXPIRE', KEYS[3], ARGV[3])
 local engaged, shown = {}, {}

@@ -23,6 +23,7 @@ import lightgbm as lgb
 import numpy as np
 
 from features.arrays import I32
+from features.context import Context
 from features.history import ENGAGEMENTS, SHOWN, History
 from features.log import Kind
 from features.moment import Items, Moment
@@ -65,7 +66,9 @@ def train_model(items: Items, n: int, trees: int, lists: int) -> str:
     for _ in range(lists):
         engagements, shown = int(rng.integers(0, ENGAGEMENTS + 1)), int(rng.integers(0, SHOWN + 1))
         request = made_up_request(rng, n, 50, engagements, shown)
-        tables.append(rows(items, request.history, request.candidates, AT))
+        sent = rng.normal(size=(len(items.columns), len(request.candidates))).astype(np.float32)
+        context = Context(columns=sent if len(sent) else None)
+        tables.append(rows(items, request.history, request.candidates, AT, context))
     sizes, table = [len(m) for m in tables], np.vstack(tables)
     filled = np.nan_to_num(table.astype(np.float64))
     spread = (filled - filled.mean(axis=0)) / np.maximum(filled.std(axis=0), 1e-6)

@@ -9,6 +9,8 @@ clients in this one. A request has a user and 500 candidates and gets the best 5
 2. Latency by number of candidates, one client.
 3. Requests per second and latency by number of clients: undisturbed, while releases are swapped, and with a stream of
    500 events per second (ten per request, like the impressions of a page).
+4. Processor time of requests with ten columns of numbers per candidate, as lists and as objects, by a release that has
+   them as features, compared with requests without columns by the release without; the releases are swapped each round.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +36,7 @@ import lightgbm as lgb
 import numpy as np
 import uvloop
 
+from features.columns import Column
 from features.history import ENGAGEMENTS, SHOWN
 from features.table import names, rows
 from serving.config import ServiceConfig
@@ -51,6 +55,7 @@ CLIENTS = (1, 8, 32)
 USERS = 1000
 POST = 10
 """Events per request of the stream."""
+COLUMNS = tuple(Column(f"column_{k}", "number") for k in range(10))
 
 
 class Question(NamedTuple):
@@ -86,6 +91,22 @@ def made_up_posts(rng: np.random.Generator, items: int, users: int, count: int) 
         ]
         out.append(posted("/v1/events", json.dumps(events).encode()))
     return out
+
+
+def with_columns(rng: np.random.Generator, questions: list[Question]) -> dict[str, list[bytes]]:
+    """The requests of these questions with a number per candidate in each of `COLUMNS`, in both forms."""
+    lists, objects = [], []
+    for q in questions:
+        values = {c.name: rng.normal(size=len(q.item_ids)).round(4).tolist() for c in COLUMNS}
+        given: dict[str, Any] = {"user_id": q.user_id, "limit": LIMIT}
+        lists.append(given | {"candidates": q.item_ids, "columns": values})
+        each = zip(*values.values(), strict=True)
+        named = [dict(zip(values, of_item, strict=True)) for of_item in each]
+        objects.append(given | {"candidates": [{"id": i} | v for i, v in zip(q.item_ids, named, strict=True)]})
+    return {
+        form: [posted("/v1/rank", json.dumps(body, separators=(",", ":")).encode()) for body in bodies]
+        for form, bodies in (("lists", lists), ("objects", objects))
+    }
 
 
 @contextmanager
@@ -160,6 +181,25 @@ def measure_cpu(
                 booster.predict(table, raw_score=True, num_threads=1)
             out[r, 1] = (time.thread_time() - started) * 1e3 / per_round
     return out
+
+
+def measure_columns(
+    process: int, port: int, url: str, releases: dict[str, Path], bodies: dict[str, list[bytes]], rounds: int
+) -> dict[str, np.ndarray]:
+    """CPU ms[rounds] per request by form. releases: of each form. Those of adjacent forms may be the same."""
+    out: dict[str, list[float]] = {form: [] for form in bodies}
+    with BulkStore(url) as store:
+        for _ in range(rounds):
+            for form, requests in bodies.items():
+                store.set_pointer(Pointer(releases[form].name, str(releases[form])))
+                _wait(port, releases[form].name)
+                uvloop.run(closed_loop(port, requests, 1, total=len(requests) // 4 + 1))  # pages of the release
+                before = cpu_s(process)
+                load = uvloop.run(closed_loop(port, requests, 1, total=len(requests)))
+                out[form].append((cpu_s(process) - before) * 1e3 / len(requests))
+                if load.errors or load.degraded:
+                    raise SystemExit(f"{load.errors} errors, {load.degraded} degraded: {load.first_error}")
+    return {form: np.array(values) for form, values in out.items()}
 
 
 async def measure_disturbed(
@@ -238,11 +278,14 @@ def main() -> None:
     text = train_model(items, options.items, options.trees, 30 if options.quick else 300)
     with tempfile.TemporaryDirectory() as folder, connect_url(None, Path(folder) / "valkey") as url:
         releases = [write_release_with(Path(folder), items, text, AT + n) for n in range(2)]
+        sending = replace(items, columns=COLUMNS)
+        text = train_model(sending, options.items, options.trees, 30 if options.quick else 300)
+        releases.append(write_release_with(Path(folder), sending, text, AT + 2))
         with BulkStore(url) as store:
             write_users(store, rng, users, ENGAGEMENTS, SHOWN, options.items)
             store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         features = len(names(items))
-        del items
+        del items, sending
         with service(url, releases[0]) as (process, port):
             machine = platform.processor() or platform.machine()
             print(f"{machine}, {options.items:,} items, {features} features, {options.trees} trees x 31", flush=True)
@@ -290,10 +333,19 @@ def measure(
             lines[name] = print_line(name, load)
             if stream_of:
                 lines[f"{name}: posts"] = print_line("requests with events", events)
+    few = questions_by_size[500][: 5 if options.quick else 60]
+    forms = {"without columns": [q.bytes for q in few], **with_columns(rng, few)}
+    of_form = {form: releases[2 if form in ("lists", "objects") else 0] for form in forms}
+    columns = measure_columns(process, port, url, of_form, forms, max(2, options.rounds // 3))
+    plain = columns["without columns"]
+    for form, ms in columns.items():
+        against = f", {np.median(ms / plain):.3f} of it" if ms is not plain else ""
+        print(f"500 candidates, {form:>16}: CPU ms {np.median(ms):.2f}{against}")
     return {
         "cpu_ratio_vs_predict": round(float(np.median(ratio)), 4),
         "cpu_ms": round(float(service_ms), 3),
         "predict_ms": round(float(predict_ms), 3),
+        **{f"columns_ratio_{form}": round(float(np.median(columns[form] / plain)), 3) for form in ("lists", "objects")},
         "errors": sum(load["errors"] for load in lines.values()),
         **{f"p50_ms_{c}": lines[f"{c} candidates"]["p50"] for c in CANDIDATES},
         **{f"p99_ms_{c}": lines[f"{c} candidates"]["p99"] for c in CANDIDATES},

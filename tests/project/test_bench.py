@@ -70,7 +70,11 @@ TINY = {
         ["--events", "2000", "--items", "50", "--users", "40", "--repeats", "1"],
         {"events_per_s", "ratio_to_duckdb", "peak_gb"},
     ),
-    "serve": (["--quick"], {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000"}),
+    "rerank": (["--quick", "--synonyms"], {"lists", "the engine's order", "ranker with the score"}),
+    "serve": (
+        ["--quick"],
+        {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000", "columns_ratio_lists"},
+    ),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],
         {"bytes_per_user", "bytes_per_item_redis", "bytes_per_item_worker_private", "bytes_per_item_worker_shared"},

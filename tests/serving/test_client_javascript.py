@@ -25,7 +25,7 @@ SUPPORTED = {"/v1/rank": "post", "/v1/recommend": "post", "/v1/similar/{item_id}
 NOT_SUPPORTED = {
     "/v1/items": "writes the catalogue: a page must not have a key for that",
     "/v1/items/{item_id}": "writes the catalogue: a page must not have a key for that",
-    "/v1/users/{user_id}": "erases users: a page must not have a key for that",
+    "/v1/users/{user_id}": "writes and erases users: a page must not have a key for that",
     "/metrics": "for Prometheus",
     "/health/live": "for the process manager",
     "/health/ready": "for operators; a page gets it from the responses to its calls",

@@ -37,6 +37,7 @@ RESULTS = [
     "SimilarAnswer",
     "SimilarItem",
     "ErasureAnswer",
+    "UserAnswer",
     "ItemsAnswer",
     "ItemAnswer",
     "ServiceState",
@@ -50,6 +51,7 @@ CALLS: dict[str, calls.Call[Any]] = {
     "put_item": calls.put_item({"item_id": "a"}),
     "put_items": calls.put_items([]),
     "delete_item": calls.delete_item("a"),
+    "put_user": calls.put_user("u", {}),
     "delete_user": calls.delete_user("u"),
     "health": calls.health(),
 }

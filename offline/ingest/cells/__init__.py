@@ -9,5 +9,6 @@ from __future__ import annotations
 from offline.ingest.cells.currencies import Currencies
 from offline.ingest.cells.macros import create_macros
 from offline.ingest.cells.reader import Reader
+from offline.ingest.cells.request_columns import add_request_columns, columns_sql, request_columns
 
-__all__ = ["Currencies", "Reader", "create_macros"]
+__all__ = ["Currencies", "Reader", "add_request_columns", "columns_sql", "create_macros", "request_columns"]

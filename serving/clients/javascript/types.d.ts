@@ -16,6 +16,8 @@ export interface EventIn {
   session_id?: string | null;
   device?: string | null;
   query?: string | null;
+  /** Of an impression: what its list was ranked with. Not needed for lists that the service ranked. */
+  columns?: Record<string, ColumnValue> | null;
 }
 
 /** An event for `track`; the client adds shopper, session, device, time and an id. */
@@ -74,16 +76,24 @@ export interface Rules {
   pin?: Pin[];
 }
 
+/** A value of a column; null is missing. */
+export type ColumnValue = string | number | boolean | null;
+
+/** Columns of a request by name: one value for all candidates, or one per candidate. */
+export type Columns = Record<string, ColumnValue | ColumnValue[]>;
+
 /** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. */
 export interface RankRequest {
   user_id?: string | null;
-  candidates?: string[] | null;
+  /** IDs, or objects with an `id` and the candidate's columns. */
+  candidates?: (string | ({ id: string } & Record<string, ColumnValue>))[] | null;
   limit?: number | null;
   explain?: boolean;
   device?: string | null;
   query?: string | null;
   rules?: Rules | null;
   shown?: boolean;
+  columns?: Columns;
 }
 
 /** Request for recommendations from the whole catalogue. */
@@ -95,6 +105,7 @@ export interface RecommendRequest {
   rules?: Rules | null;
   explain?: boolean;
   shown?: boolean;
+  columns?: Columns;
 }
 
 export interface Reason {

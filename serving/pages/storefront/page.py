@@ -33,7 +33,7 @@ def add_storefront(app: FastAPI, service: Service) -> None:
 
     async def decoded(request: Request) -> rankings.RankRequest:
         rank_request = rankings.rank_request(await request.body())
-        decoding.check_count(len(rank_request.candidates or ()), service.config.max_candidates, "candidates")
+        decoding.check_count(len(rank_request.ids or ()), service.config.max_candidates, "candidates")
         return rank_request
 
     @app.get("/v1/storefront/shop", **guarded)
@@ -42,7 +42,7 @@ def add_storefront(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/storefront/products", **guarded)
     async def products(request: Request) -> Response:
-        return _json(shop.products(service.live(), (await decoded(request)).candidates or []))
+        return _json(shop.products(service.live(), (await decoded(request)).ids or []))
 
     @app.get("/v1/storefront/search", **guarded)
     async def search(words: str = "") -> Response:

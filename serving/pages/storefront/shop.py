@@ -121,9 +121,7 @@ def popular(service: Service, request: RankRequest) -> RankAnswer:
     """
     at, live = service.clock(), service.live()
     c, plan = live.items.catalogue, plan_of(request.rules, live)
-    rows = (
-        np.arange(len(c), dtype=np.int32) if request.candidates is None else c.rows(dict.fromkeys(request.candidates))
-    )
+    rows = np.arange(len(c), dtype=np.int32) if request.ids is None else c.rows(dict.fromkeys(request.ids))
     withdrawn = c.rows(live.overlay.withdrawn)
     rows = np.setdiff1d(rows[rows >= 0], withdrawn)
     rows = rows[~(c.available_from[rows] > at)]

@@ -66,7 +66,7 @@ def wait_for_lists(store: BulkStore, lists: int) -> None:
 
 def test_every_field_of_an_event_is_written_unchanged(store: BulkStore, data: Path) -> None:
     events = [
-        Event("e1", Kind.IMPRESSION, "u", "red-01", CUT_OFF + 1.25, "r", 3, 9.5, "s", "iPad"),
+        Event("e1", Kind.IMPRESSION, "u", "red-01", CUT_OFF + 1.25, "r", 3, 9.5, "s", "iPad", "mug", '{"bm25":0.1}'),
         Event("e2", Kind.PURCHASE, "ü", "not in the catalogue", CUT_OFF),
     ]
     store.write(events, time.time())

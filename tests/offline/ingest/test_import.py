@@ -193,7 +193,7 @@ def test_every_format_gives_the_same_data_set(tmp_path: Path, write: Any) -> Non
         },
     ]
     assert len({e.pop("event_id") for e in events}) == 4
-    empty = {"value": None, "session_id": None, "device": None, "query": None}
+    empty = {"value": None, "session_id": None, "device": None, "query": None, "columns": None}
     sorted_events = [EVENTS[1], EVENTS[0], EVENTS[2], EVENTS[3]]  # rows with equal times are sorted by kind, then item
     expected = [empty | e | {"timestamp": datetime.fromtimestamp(e["timestamp"], UTC)} for e in sorted_events]
     assert events == expected

@@ -5,7 +5,7 @@
         shop.send("click", "u00003", shelf.items[0].item_id, request_id=shelf.request_id)
 
 `AsyncShelfwise` offers the same methods with `await`. Calls are in `calls`, their results in `answers`, exceptions in
-`errors`, and the event queue is in `outbox`.
+`errors`, and the event queue is in `outbox`. `candidates_of` and `reranked` rerank the hits of a search engine.
 """
 
 from shelfwise_client.aio import AsyncShelfwise
@@ -25,6 +25,7 @@ from shelfwise_client.answers import (
     ServiceState,
     SimilarAnswer,
     SimilarItem,
+    UserAnswer,
 )
 from shelfwise_client.client import Shelfwise
 from shelfwise_client.errors import (
@@ -35,15 +36,18 @@ from shelfwise_client.errors import (
     UnreachableError,
     UnsentError,
 )
-from shelfwise_client.forms import Cap, Condition, Diversity, Event, Exclude, Item, Lift, Pin, Rules
+from shelfwise_client.forms import Candidate, Cap, Columns, Condition, Diversity, Event, Exclude, Item, Lift, Pin, Rules
 from shelfwise_client.outbox import Counts, Sending
 from shelfwise_client.retry import Retry
+from shelfwise_client.search_hits import candidates_of, reranked
 
 __all__ = [
     "Applied",
     "AsyncShelfwise",
     "Because",
+    "Candidate",
     "Cap",
+    "Columns",
     "Condition",
     "Counts",
     "DeadlineError",
@@ -75,4 +79,7 @@ __all__ = [
     "SimilarItem",
     "UnreachableError",
     "UnsentError",
+    "UserAnswer",
+    "candidates_of",
+    "reranked",
 ]

@@ -156,6 +156,13 @@ class ItemAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class UserAnswer:
+    """The attributes are written. at: Unix seconds of the write."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class ErasureAnswer:
     """The user has been erased. at: Unix seconds. Events after this time are stored again."""
 

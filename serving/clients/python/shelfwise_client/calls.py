@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from shelfwise_client import answers
-from shelfwise_client.forms import Event, Item, Rules, SentEventName
+from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName, Value
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Call(Generic[T]):
 
 def rank(
     user_id: str | None,
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[str | Candidate] | None = None,
     *,
     limit: int | None = None,
     explain: bool = False,
@@ -43,11 +43,13 @@ def rank(
     query: str | None = None,
     rules: Rules | None = None,
     shown: bool = True,
+    columns: Columns | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
 
-    shown: as in `recommend`.
+    shown: as in `recommend`. columns: values of the candidates or of the request, such as a search engine's score; a
+    candidate may also be a dictionary with an `id` and its columns.
     """
     body = _body(
         user_id=user_id,
@@ -58,6 +60,7 @@ def rank(
         query=query,
         rules=rules,
         shown=None if shown else False,
+        columns=None if columns is None else dict(columns),
     )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
@@ -71,12 +74,13 @@ def recommend(
     query: str | None = None,
     rules: Rules | None = None,
     shown: bool = True,
+    columns: Columns | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Recommend items of the whole catalogue to a user.
 
     shown: False if the user may never see the list, as in an e-mail. It then counts as seen only once impressions with
-    its request_id are sent.
+    its request_id are sent. columns: as in `rank`, one value each.
     """
     body = _body(
         user_id=user_id,
@@ -86,6 +90,7 @@ def recommend(
         query=query,
         rules=rules,
         shown=None if shown else False,
+        columns=None if columns is None else dict(columns),
     )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 
@@ -144,6 +149,15 @@ def delete_item(item_id: str, *, deadline_s: float | None = None) -> Call[answer
     return _write("DELETE", f"/v1/items/{_path_segment('item_id', item_id)}", answers.ItemsAnswer, deadline_s)
 
 
+def put_user(
+    user_id: str, attributes: Mapping[str, Value | None], *, deadline_s: float | None = None
+) -> Call[answers.UserAnswer]:
+    """Write attributes of a user; None clears one, and others stay unchanged. Not retried once the service may have
+    received it: a retry could undo another client's write."""
+    path = f"/v1/users/{_path_segment('user_id', user_id)}"
+    return _write("PUT", path, answers.UserAnswer, deadline_s, _json({"attributes": dict(attributes)}))
+
+
 def delete_user(user_id: str, *, deadline_s: float | None = None) -> Call[answers.ErasureAnswer]:
     """Erase a user. Not retried once the service may have received it: a retry would erase newer events as well."""
     return _write("DELETE", f"/v1/users/{_path_segment('user_id', user_id)}", answers.ErasureAnswer, deadline_s)
@@ -174,10 +188,12 @@ def event(
     session_id: str | None = None,
     device: str | None = None,
     query: str | None = None,
+    columns: Mapping[str, Value | None] | None = None,
 ) -> Event:
     """Build an event to queue. `send` returns its event_id, generated if omitted. timestamp: defaults to now.
 
     request_id, position: the ranking the shopper saw, and the position in it, from 0. They join clicks to lists.
+    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked.
     """
     given: Event = {
         "event": event,
@@ -191,6 +207,7 @@ def event(
         "session_id": session_id,
         "device": device,
         "query": query,
+        "columns": None if columns is None else dict(columns),
     }
     return identified(given)
 

@@ -4,6 +4,7 @@ A test compares their fields with that schema. The service validates the values,
 (This file does not use `from __future__ import annotations`, so that `Required` is visible at run time.)
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired, Required, TypedDict
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
@@ -12,11 +13,19 @@ SentEventName = EventName | Literal["view_item_list", "select_item", "view_item"
 """Event names that may be sent: Shelfwise's or those of Google Analytics 4."""
 
 
+Value = str | float | bool
+Candidate = dict[str, Value | None]
+"""A candidate with columns: `id`, and a value per column."""
+Columns = Mapping[str, Value | Sequence[Value | None] | None]
+"""Columns of a request by name: one value for all candidates, or one per candidate. None is missing."""
+
+
 class Event(TypedDict, total=False):
     """One interaction of a shopper with an item.
 
     event_id: makes retries idempotent; the client generates one if it is missing. timestamp: Unix seconds, milliseconds
     or microseconds, or ISO 8601. request_id, position: the list that was shown, and the position in it, from 0.
+    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked.
     """
 
     event: Required[SentEventName]
@@ -30,6 +39,7 @@ class Event(TypedDict, total=False):
     session_id: str | None
     device: str | None
     query: str | None
+    columns: dict[str, Value | None] | None
 
 
 class Item(TypedDict, total=False):
@@ -45,8 +55,6 @@ class Item(TypedDict, total=False):
     available: bool
     attributes: dict[str, bool | float | str | list[str] | None]
 
-
-Value = str | float | bool
 
 Condition = TypedDict(
     "Condition",
