@@ -34,7 +34,8 @@ class Manifest(msgspec.Struct, frozen=True):
     cut_off: item state includes the events before this time. window: the time ranges of training and testing.
     metrics: results of the evaluation that passed the gate. parent: ID of the release that was live at creation.
     files: by path relative to the directory, with `/`. attribution_s: as in `features.moment.Items`. retention: of the
-    users' lists that the ranker was trained on. custom: where the code of each custom feature is.
+    users' lists that the ranker was trained on. custom: where the code of each custom feature is. tokens: version of
+    `features.text.tokens` that split the texts into words; not set in releases of version 1, whose IDs do not cover it.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Manifest(msgspec.Struct, frozen=True):
     retention: Retention
     files: dict[str, FileEntry]
     custom: list[str] = []
+    tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)
