@@ -52,14 +52,15 @@ def _of_categories(*names: str) -> Iterator[int]:
     return (number for number in range(0x300, 0x20000) if unicodedata.category(chr(number)) in names)
 
 
-_MARKS = _ranges(_of_categories("Mn", "Mc", "Me"))
-"""Vowel signs, viramas, tones and other marks, which belong to the letter before them. `\\w` does not match them."""
+MARKS = _ranges(_of_categories("Mn", "Mc", "Me"))
+"""Vowel signs, viramas, tones and other marks, which belong to the letter before them, as the inside of a character
+class. `\\w` does not match them."""
 _UNSPACED = _LETTERS + _ranges(n for first, last in _BLOCKS for n in range(first, last + 1) if chr(n).isalnum())
-_WORD = re.compile(rf"((?:[^\W_{_UNSPACED}][{_MARKS}]*)+)|((?:[{_UNSPACED}][{_MARKS}]*)+)")
+_WORD = re.compile(rf"((?:[^\W_{_UNSPACED}][{MARKS}]*)+)|((?:[{_UNSPACED}][{MARKS}]*)+)")
 """A word, or a run of a script without spaces."""
 _ASCII_WORD = re.compile("[0-9a-z]+")
-_MARK = re.compile(f"[{_MARKS}]")
-_CHARACTER = re.compile(rf"[{_UNSPACED}][{_MARKS}]*")
+_MARK = re.compile(f"[{MARKS}]")
+_CHARACTER = re.compile(rf"[{_UNSPACED}][{MARKS}]*")
 
 _DROPPED = re.compile(
     "['’ʼ`\u05f3\u05f4"  # apostrophes, geresh and gershayim

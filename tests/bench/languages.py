@@ -1,6 +1,6 @@
 """Words and encoders in languages other than English.
 
-    python -m tests.bench.languages search FOLDER     judged searches (search_relevance): match of query words, by tokenizer
+    python -m tests.bench.languages search FOLDER     judged searches (search_relevance): match of query words
     python -m tests.bench.languages reviews FILE      Chinese reviews (chinese.parquet): kind of product by shared words
     python -m tests.bench.languages shop              the simulated shop in English and in Chinese: wanted items found
     python -m tests.bench.languages nights WORKSPACE  its nightly runs, by language and encoder, on the same log
