@@ -31,7 +31,7 @@ MAX_QUERY_WORDS = 16
 """Maximum number of words read from a query; the rest is ignored."""
 MAX_QUERY_PARTS = 48
 """Maximum number of characters and pairs read from a query in a script without spaces: those of 24 characters."""
-_ENOUGH_ITEMS = 10_000
+_ENOUGH_ITEMS = 5_000
 """Once the rarest words of a query are in this many items, no other items are searched for its common words."""
 _MAX_REPLACEMENTS = 4
 """Maximum number of known words that replace one unknown word."""
@@ -181,14 +181,15 @@ class Vocabulary:
         """
         first, row = self._index
         words = np.unique(query.word)
-        found, count = [np.empty(0, np.int32)], 0
+        found, count = np.zeros(len(self.start) - 2, np.bool_), 0
         for word in words[np.argsort(first[words + 1] - first[words], kind="stable")].tolist():
             if count >= _ENOUGH_ITEMS:
                 break
             items = row[first[word] : first[word + 1]]
-            found.append(items if admitted is None else items[admitted[items]])
-            count += len(found[-1])
-        return np.unique(np.concatenate(found))
+            items = items if admitted is None else items[admitted[items]]
+            found[items] = True
+            count += len(items)
+        return np.flatnonzero(found).astype(np.int32)
 
     @cached_property
     def _index(self) -> tuple[I64, I32]:
