@@ -46,10 +46,14 @@ def _ranges(numbers: Iterable[int]) -> str:
     return "".join(out)
 
 
+_FIRST = 0x300
+# No marks or digits between the scripts of plane 1 and the variation selectors of plane 14, which are dropped.
+_CATEGORIES = tuple(map(unicodedata.category, map(chr, range(_FIRST, 0x20000))))
+
+
 def _of_categories(*names: str) -> Iterator[int]:
     """Code points of these general categories, ascending."""
-    # No marks or digits between the scripts of plane 1 and the variation selectors of plane 14, which are dropped.
-    return (number for number in range(0x300, 0x20000) if unicodedata.category(chr(number)) in names)
+    return (number for number, name in enumerate(_CATEGORIES, _FIRST) if name in names)
 
 
 MARKS = _ranges(_of_categories("Mn", "Mc", "Me"))
