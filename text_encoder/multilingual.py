@@ -107,7 +107,7 @@ def convert(path: Path, directory: Path) -> None:
     from transformers import BertConfig
 
     try:
-        header, tokenizer, tensors = _read(np.fromfile(path, np.uint8))
+        header, tokenizer, tensors = _read(path.read_bytes())
         state = _state(header, tensors)
     except (struct.error, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise EncoderError(f"{path}: not a file of weights of {PACKAGE} ({type(error).__name__}: {error})") from error
@@ -127,7 +127,7 @@ def convert(path: Path, directory: Path) -> None:
     _save_tokenizer(tokenizer, header.positions, directory)
 
 
-def _read(data: NDArray[np.uint8]) -> tuple[_Header, _Tokenizer, dict[str, NDArray[Any]]]:
+def _read(data: bytes) -> tuple[_Header, _Tokenizer, dict[str, NDArray[Any]]]:
     raw = memoryview(data)
     if bytes(raw[:4]) != b"E5S1":
         raise ValueError("it does not begin with E5S1")
@@ -218,7 +218,7 @@ def _save_tokenizer(tokenizer: _Tokenizer, positions: int, directory: Path) -> N
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A {eos}", special_tokens=[(bos, tokenizer.bos), (eos, tokenizer.eos)]
     )
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token=bos,
         eos_token=eos,

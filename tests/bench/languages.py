@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy import sparse
 
 from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
@@ -57,11 +58,8 @@ def characters(text: str) -> list[str]:
 @contextmanager
 def reading_by(tokenizer: Tokenizer) -> Iterator[None]:
     """Vocabularies read texts and queries by another tokenizer."""
-    vocabulary.tokenize = tokenizer
-    try:
+    with patch.object(vocabulary, "tokenize", tokenizer):
         yield
-    finally:
-        vocabulary.tokenize = tokens.tokenize
 
 
 def titled(item_ids: Sequence[str], titles: Sequence[str]) -> Catalogue:
@@ -127,7 +125,10 @@ def reviews(file: Path) -> None:
     _difference("now - characters", right["now"], right["characters"])
 
 
-def _tf_idf(texts: list[list[str]], fitted: np.ndarray) -> sparse.csr_matrix:
+def _tf_idf(texts: list[list[str]], fitted: np.ndarray) -> Any:
+    """A sparse matrix of unit rows. fitted: bool[texts], those that decide how rare a word is."""
+    from scipy import sparse  # type: ignore[import-untyped]
+
     number: dict[str, int] = {}
     counts = [Counter(number.setdefault(word, len(number)) for word in words) for words in texts]
     start = np.cumsum([0, *map(len, counts)])
@@ -181,27 +182,19 @@ def _worth(words: Vocabulary, searches: Searches, every: I32) -> float:
 
 def nights(workspace: Path) -> None:
     """ndcg@10 on the test lists of nightly runs that differ in language and encoder alone; the log is the same."""
-    values: dict[str, F64] = {}
-    users: I32 | None = None
-    for language, model in (("en", "minilm"), ("zh", "minilm"), ("zh", "multilingual"), ("en", "multilingual")):
-        place = workspace / f"{language}_{model}"
+    values: dict[tuple[str, str], F64] = {}
+    for name in ("en minilm", "zh multilingual", "zh minilm", "en multilingual"):
+        language, model = name.split()
+        place = workspace / name.replace(" ", "_")
         simulate(SimulateConfig(language=language, end=datetime(2026, 6, 1, tzinfo=UTC)), place / "data")
         study = Study(Night(load(None, workspace=place, encoder={"model": model})))
-        name, users = f"{language} {model}", study.users("test")
-        values[f"{name}: ranker"] = study.ndcg("test")
-        values[f"{name}: text"] = _by_text(study)
-        for kind in ("ranker", "text"):
-            print(f"{name}: {kind}: {values[f'{name}: {kind}'].mean():.4f} of {len(users)} lists", flush=True)
-    assert users is not None
-    for kind in ("ranker", "text"):
-        for changed, base in (
-            ("zh minilm", "en minilm"),
-            ("zh multilingual", "en minilm"),
-            ("zh multilingual", "zh minilm"),
-            ("en multilingual", "en minilm"),
-        ):
-            d = paired_difference(values[f"{changed}: {kind}"], values[f"{base}: {kind}"], users)
-            print(f"{kind}: {changed} - {base}: {d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+        others = list(dict.fromkeys(of for of, _ in values))
+        for kind, found in (("ranker", study.ndcg("test")), ("text", _by_text(study))):
+            print(f"{name}: {kind}: {found.mean():.4f} of {len(found)} lists", flush=True)
+            for other in others:
+                d = paired_difference(found, values[other, kind], study.users("test"))
+                print(f"    - {other}: {d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", flush=True)
+            values[name, kind] = found
 
 
 def _by_text(study: Study) -> F64:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text_encoder import multilingual
-from text_encoder.encoder import EncoderError, load
+from text_encoder.encoder import load
+from text_encoder.errors import EncoderError
 from text_encoder.language import Languages, languages
 from text_encoder.multilingual import prompted
 
@@ -25,10 +26,13 @@ def quantised(rng: np.random.Generator, numbers: int) -> bytes:
     return b"".join(struct.pack("<e", 0.05) + rng.bytes(16) for _ in range(numbers // 32))
 
 
+def floats(count: int, value: float) -> bytes:
+    return np.full(count, value, "<f4").tobytes()
+
+
 def weights(changed: dict[str, bytes] | None = None) -> bytes:
     """A file like the package's: header, tokenizer, an empty table of the normaliser, directory of tensors, tensors."""
     rng = np.random.default_rng(0)
-    floats = lambda n, v: np.full(n, v, "<f4").tobytes()  # noqa: E731
     tensors = {
         "emb.word": quantised(rng, len(PIECES) * HIDDEN),
         "emb.pos": rng.normal(size=POSITIONS * HIDDEN).astype("<f4").tobytes(),
@@ -83,8 +87,7 @@ def test_the_converted_model_reads_its_tokens_with_the_prompt(packaged: Path) ->
 
 def test_weights_are_those_of_the_file(packaged: Path) -> None:
     encoder = load("multilingual")
-    raw = np.frombuffer(weights(), np.uint8)
-    _, _, tensors = multilingual._read(raw)
+    _, _, tensors = multilingual._read(weights())
     words = encoder.transformer.get_input_embeddings().weight.detach().numpy()
     np.testing.assert_array_equal(words.ravel(), multilingual._dequantised(tensors["emb.word"]))
 
