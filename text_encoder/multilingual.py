@@ -181,7 +181,7 @@ def _state(header: _Header, tensors: dict[str, NDArray[Any]]) -> dict[str, F32]:
 
     def values(name: str, *shape: int) -> F32:
         array = tensors[name]
-        return np.ascontiguousarray((_dequantised(array) if array.dtype == _BLOCK_TYPE else array).reshape(shape))
+        return (_dequantised(array) if array.dtype == _BLOCK_TYPE else array.astype(np.float32)).reshape(shape)
 
     out = {
         "embeddings.word_embeddings.weight": values("emb.word", header.vocabulary, h),
