@@ -105,8 +105,7 @@ def text_candidates(
     if not context.query or items.words is None:
         return TextCandidates(liked[:0], liked[:0], liked)
     query = items.words.read(context.query)
-    holding = items.words.holding(query)
-    holding = holding if admitted is None else holding[admitted[holding]]
+    holding = items.words.holding(query, admitted)
     share = items.words.match(query, holding)
     share += _TIE_BREAK * np.nan_to_num(items.vectors.cosines_to(holding, query.direction))
     words = _best(holding, share, size, items.catalogue.available_from[holding] > at)

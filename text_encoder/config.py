@@ -11,6 +11,10 @@ from text_encoder.text import attributes
 
 MINILM = "minilm"
 """Name of the MiniLM-L6-v2 model that is installed as a package and needs no download from a model hub."""
+AUTO = "auto"
+"""Chooses between the two packaged models by the language of the catalogue."""
+MULTILINGUAL = "multilingual"
+"""Name of the multilingual-e5-small model, which is also installed as a package."""
 
 
 TEMPLATE = "{title}. {brand}. {category}. {attributes}. {description}"
@@ -23,10 +27,11 @@ class EncoderConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
-        MINILM,
+        AUTO,
         min_length=1,
-        description="The base model: a model directory, a name on the Hugging Face hub, or 'minilm' for the packaged "
-        "MiniLM-L6-v2.",
+        description="The base model: a model directory, a name on the Hugging Face hub, 'minilm' for the packaged "
+        "MiniLM-L6-v2, which is trained on English, or 'multilingual' for the packaged multilingual-e5-small. 'auto' "
+        "is multilingual if the catalogue is not in English and its package is installed, else minilm.",
     )
     template: str = Field(
         TEMPLATE,

@@ -28,8 +28,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 
 from features.arrays import F32, I64
+from text_encoder import multilingual
 from text_encoder.batches import Batch, batches, padded_length
-from text_encoder.config import MINILM
+from text_encoder.config import MINILM, MULTILINGUAL
 from text_encoder.errors import EncoderError
 from text_encoder.text import DEFAULT_TEMPLATE, attributes
 
@@ -82,7 +83,8 @@ def _download(name: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"model '{name}': no such directory, and downloading it from the model hub failed "
-            f"({type(error).__name__}); give a directory, a name on the hub, or '{MINILM}' for the packaged model"
+            f"({type(error).__name__}); give a directory, a name on the hub, or '{MINILM}' or "
+            f"'{MULTILINGUAL}' for a packaged model"
         ) from error
 
 
@@ -281,6 +283,11 @@ class Encoder:
         head = list(self.model)[self._base_modules :]
         return next((int(module.in_features) for module in head if isinstance(module, Dense)), self.dimension)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the base vectors are the vectors: no module follows the first normalisation."""
+        return self._base_modules == len(self.model)
+
     def base_vectors(self, batch: Batch) -> F32:
         """float32[b, base_dimension]: unit vectors of the texts of a batch, before any projection.
 
@@ -341,6 +348,20 @@ class Encoder:
         modules += [_dense(matrix, None, torch.nn.Identity()), Normalize()]
         model = SentenceTransformer(modules=modules, device=str(self.model.device))
         return replace(self, model=model.eval())
+
+    def centred(self, mean: F32) -> Encoder:
+        """This encoder with a vector subtracted from its unit vectors, which are normalised again.
+
+        mean: float32[d]. The vectors of some models have a large part in common, by which all texts are alike.
+        """
+        if mean.shape != (self.dimension,) or not np.isfinite(mean).all():
+            raise ValueError(f"mean has shape {mean.shape}, expected {(self.dimension,)} with finite values")
+        modules: list[Any] = [copy.deepcopy(module) for module in self.model]
+        if not isinstance(modules[-1], Normalize):
+            modules.append(Normalize())
+        eye = np.eye(self.dimension, dtype=np.float32)
+        modules += [_dense(eye, -mean.astype(np.float32), torch.nn.Identity()), Normalize()]
+        return replace(self, model=SentenceTransformer(modules=modules, device=str(self.model.device)).eval())
 
     def _check_projection(self, matrix: F32, hidden: HiddenLayer | None) -> None:
         d = self.dimension
@@ -427,10 +448,11 @@ def _check_tokenizer(model: SentenceTransformer, directory: Path) -> None:
 def load(
     name_or_path: str | Path, *, template: str | None = None, max_tokens: int | None = None, device: str | None = None
 ) -> Encoder:
-    """Loads an encoder from a model directory, by its name on the Hugging Face hub, or as "minilm" from its package.
+    """Loads an encoder from a model directory, by its name on the Hugging Face hub, or from its package.
 
-    template: template of the texts, for `item_texts`. Default: the saved one, or `DEFAULT_TEMPLATE`. Prompts defined in
-    the model are ignored; include them in the template. max_tokens: 8 to the maximum of the model. Default: the saved
+    name_or_path: "minilm" and "multilingual" are packaged. template: template of the texts, for `item_texts`. Default:
+    the saved one, or `DEFAULT_TEMPLATE`. Prompts defined in the model are ignored; include them in the template. That
+    of "multilingual" is added to a template without one. max_tokens: 8 to the maximum of the model. Default: the saved
     value, or the maximum. device: default "cuda" if available, else "cpu".
 
     Raises `FileNotFoundError` if the model or package does not exist, and `EncoderError` for pickled weights, modules
@@ -438,10 +460,20 @@ def load(
     unexpected SHA-256, a directory that was changed after it was saved (by its fingerprint), and an invalid template or
     max_tokens.
     """
-    packaged = str(name_or_path) == MINILM
-    directory = _minilm_directory() if packaged else Path(name_or_path)
+    if str(name_or_path) == MULTILINGUAL:
+        # Converted each time, which takes seconds: a copy on the disk would have to be checked as often.
+        with tempfile.TemporaryDirectory() as converted:
+            multilingual.convert(multilingual.weights_file(), Path(converted))
+            template = multilingual.prompted(DEFAULT_TEMPLATE if template is None else template)
+            return _load(MULTILINGUAL, Path(converted), template, max_tokens, device)
+    directory = _minilm_directory() if str(name_or_path) == MINILM else Path(name_or_path)
     if not directory.is_dir():
         directory = _download(str(name_or_path))
+    return _load(str(name_or_path), directory, template, max_tokens, device)
+
+
+def _load(name: str, directory: Path, template: str | None, max_tokens: int | None, device: str | None) -> Encoder:
+    """See `load`. directory: of the model named `name`."""
     _check_safe(directory)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -459,9 +491,7 @@ def load(
             "another model"
         ) from error
     if not isinstance(model[0], Transformer):
-        raise EncoderError(
-            f"model '{name_or_path}': the first module is {type(model[0]).__name__}, expected Transformer"
-        )
+        raise EncoderError(f"model '{name}': the first module is {type(model[0]).__name__}, expected Transformer")
     _check_tokenizer(model, directory)
     model.default_prompt_name = None
     metadata = directory / _METADATA_FILE
@@ -474,7 +504,7 @@ def load(
             f"{encoder.fingerprint}; a file was changed or is damaged, so restore the directory from another copy"
         )
     if max_tokens is not None and not 8 <= max_tokens <= limit:
-        raise EncoderError(f"max_tokens is {max_tokens}, expected 8 to {limit}, the maximum of '{name_or_path}'")
+        raise EncoderError(f"max_tokens is {max_tokens}, expected 8 to {limit}, the maximum of '{name}'")
     template = encoder.template if template is None else template
     attributes(template)
     return replace(encoder, template=template, max_tokens=max_tokens or limit)

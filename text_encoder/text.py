@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.catalogue import STANDARD_COLUMNS
+from features.text.tokens import MARKS
 from text_encoder.errors import EncoderError
 
 DEFAULT_TEMPLATE = "{title}. {brand}. {category}. {description}"
@@ -25,8 +26,9 @@ DEFAULT_TEMPLATE = "{title}. {brand}. {category}. {description}"
 MAX_CHARACTERS = 10_000
 """Longer values are truncated. More than any encoder reads, and not enough to make the tokenizer slow."""
 
+_NAME = re.compile(rf"[^\W\d][\w{MARKS} -]*")
 _SEPARATORS = " \t\n.,;:!?|/-–—·"
-_END_PUNCTUATION = ".,;:!?"
+_END_PUNCTUATION = ".,;:!?。，；：！？।،؛؟"
 
 
 class _Field(NamedTuple):
@@ -54,7 +56,7 @@ def _parse(template: str) -> _Template:
         literal += text
         if attribute is None:
             continue
-        if spec or conversion or not re.fullmatch(r"[^\W\d][\w -]*", attribute):
+        if spec or conversion or not _NAME.fullmatch(attribute):
             raise EncoderError(
                 f"text template {template!r}: '{attribute}' is not a plain attribute name; "
                 "write {name}, without an index, format or conversion"

@@ -3,6 +3,9 @@
 A request cannot wait for an encoder, so the nightly run gives every word a vector: the mean of the items that contain
 it. A query is the sum of its words, weighted by rarity. A word that no item contains is replaced by the words that it
 may be a misspelling of (Damerau-Levenshtein, with the distances that Lucene allows) or a prefix of.
+
+Of scripts without spaces, the words are characters and pairs of them (`features.text.tokens`), which are not replaced:
+a wrong or unknown character leaves the others of the query to match.
 """
 
 from __future__ import annotations
@@ -16,16 +19,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.arrays import F32, F64, I32, I64, U64
+from features.arrays import F32, F64, I32, I64, U64, Bool
 from features.catalogue import Catalogue
 from features.kernels.compiled import compiled
 from features.kernels.dots import I8Matrix
 from features.kernels.strings import U8, StringIndex, Strings
-from features.text.tokens import tokenize
+from features.text.tokens import is_pair, is_part, tokenize
 from features.text.vectors import Vectors
 
 MAX_QUERY_WORDS = 16
 """Maximum number of words read from a query; the rest is ignored."""
+MAX_QUERY_PARTS = 48
+"""Maximum number of characters and pairs read from a query in a script without spaces: those of 24 characters."""
+_ENOUGH_ITEMS = 5_000
+"""Once the rarest words of a query are in this many items, no other items are searched for its common words."""
 _MAX_REPLACEMENTS = 4
 """Maximum number of known words that replace one unknown word."""
 _MIN_LETTERS = 3
@@ -95,7 +102,10 @@ class Vocabulary:
         return out
 
     def over(self, changed: Mapping[int, I32], added: Sequence[I32]) -> Vocabulary:
-        """A copy with the words of some items replaced, and those of added items inserted before the unknown item."""
+        """A copy with the words of some items replaced, and those of added items inserted before the unknown item.
+
+        changed, added: words as `of` returns them, ascending and distinct.
+        """
         parts = [self.word[a:b] for a, b in pairwise(self.start[:-1].tolist())]
         for row, words in changed.items():
             parts[row] = words
@@ -110,25 +120,20 @@ class Vocabulary:
         return StringIndex.of(self.names)
 
     @cached_property
-    def _letters(self) -> U64:
-        return _letter_bits(self.names.start, self.names.text)
-
-    @cached_property
-    def _by_initial(self) -> I64:
-        """int64[257]: index of the first word that starts with each byte or a later one."""
-        initial = self.names.text[self.names.start[:-1]]
-        return np.searchsorted(initial, np.arange(257)).astype(np.int64)
+    def _letters(self) -> tuple[U64, I32, I32]:
+        """uint64[w], int32[w], int32[w]: see `_summarise_letters`."""
+        return _summarise_letters(self.names.start, self.names.text)
 
     def read(self, text: str) -> Query:
         """Parse a query; any text is accepted."""
-        typed = list(dict.fromkeys(tokenize(text)[: 4 * MAX_QUERY_WORDS]))[:MAX_QUERY_WORDS]
+        typed, known = self._query_words(text)
         # A word that no item contains gets the largest weight: what is searched for is not in the catalogue.
         weight = np.full(len(typed), math.log1p(2 * len(self.start)))
         word: list[int] = []
         term: list[int] = []
         credit: list[float] = []
-        for t, (known, name) in enumerate(zip(self._places.find(typed).tolist(), typed, strict=True)):
-            matches, similarity = ([known], [1.0]) if known >= 0 else self._replacements(name)
+        for t, (place, name) in enumerate(zip(known, typed, strict=True)):
+            matches, similarity = ([place], [1.0]) if place >= 0 else self._replacements(name)
             word += matches
             credit += similarity
             term += [t] * len(matches)
@@ -140,22 +145,51 @@ class Vocabulary:
         code, scale = self.vectors.code, self.vectors.scale
         return Query(weight, words, terms, credits, _query_vector(code, scale, self.strength, words, terms, credits))
 
+    def _query_words(self, text: str) -> tuple[list[str], list[int]]:
+        """The distinct words of a query, up to the maximum of each kind, and their places, -1 for an unknown word."""
+        words: list[str] = []
+        parts: list[str] = []
+        for word in dict.fromkeys(tokenize(text)):
+            if is_part(word):
+                parts.append(word)
+            else:
+                words.append(word)
+        words, parts = words[:MAX_QUERY_WORDS], parts[:MAX_QUERY_PARTS]
+        places = self._places.find([*words, *parts]).tolist()
+        # Most pairs that no item contains are of two words that happen to be neighbours. They say nothing that their
+        # characters, which are words of their own, do not say.
+        typed = [(w, at) for w, at in zip([*words, *parts], places, strict=True) if at >= 0 or not is_pair(w)]
+        return [word for word, _ in typed], [at for _, at in typed]
+
     def _replacements(self, name: str) -> tuple[list[int], list[float]]:
         """The known words that an unknown word may stand for, and the credit of each."""
-        if len(name) < _MIN_LETTERS:
+        if len(name) < _MIN_LETTERS or is_part(name):
             return [], []
-        given = np.frombuffer(name.encode("utf-8", "surrogatepass"), np.uint8)
-        low, high = self._by_initial[int(given[0])], self._by_initial[int(given[0]) + 1]
-        found, similarity = _similar_words(self.names.start, self.names.text, self._letters, low, high, given)
+        given = np.array([ord(letter) for letter in name], np.int32)
+        bits, length, initial = self._letters
+        low, high = np.searchsorted(initial, np.array([given[0], given[0] + 1], np.int32)).tolist()
+        found, similarity = _similar_words(self.names.start, self.names.text, bits, length, low, high, given)
         # Of equally similar words, the more common one is more likely to be meant.
         best = np.lexsort((found, self.rarity[found], -similarity))[:_MAX_REPLACEMENTS]
         return found[best].tolist(), similarity[best].tolist()
 
-    def holding(self, query: Query) -> I32:
-        """int32, ascending: the items that contain any of the matched words."""
+    def holding(self, query: Query, admitted: Bool | None = None) -> I32:
+        """int32, ascending: the items that contain any of the matched words.
+
+        Items that contain only common words are left out once the rarer words are in `_ENOUGH_ITEMS` items. admitted:
+        bool[n], items that may be returned; None for all.
+        """
         first, row = self._index
-        found = [row[first[w] : first[w + 1]] for w in np.unique(query.word).tolist()]
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int32)
+        words = np.unique(query.word)
+        found, count = np.zeros(len(self.start) - 2, np.bool_), 0
+        for word in words[np.argsort(first[words + 1] - first[words], kind="stable")].tolist():
+            if count >= _ENOUGH_ITEMS:
+                break
+            items = row[first[word] : first[word + 1]]
+            items = items if admitted is None else items[admitted[items]]
+            found[items] = True
+            count += len(items)
+        return np.flatnonzero(found).astype(np.int32)
 
     @cached_property
     def _index(self) -> tuple[I64, I32]:
@@ -168,7 +202,7 @@ class Vocabulary:
         """
         if not len(query.weight):
             return np.full(len(items), np.nan)
-        return _match_share(self.start, self.word, len(self.rarity), *query[:4], items)
+        return _match_share(self.start, self.word, *query[:4], items)
 
 
 def _catalogue_words(c: Catalogue) -> Iterator[list[str]]:
@@ -242,40 +276,75 @@ def _items_by_word(start: I64, word: I32, n_words: int) -> tuple[I64, I32]:
 
 
 @compiled
-def _letter_bits(start: I64, text: U8) -> U64:
-    """uint64[w]: a bit mask of the bytes in each word, by their lowest 6 bits."""
-    out = np.zeros(len(start) - 1, np.uint64)
-    for w in range(len(out)):
-        for p in range(start[w], start[w + 1]):
-            out[w] |= np.uint64(1) << np.uint64(text[p] & 63)
-    return out
+def _letters_of(text: U8, first: int, end: int, out: I32) -> int:
+    """Write the code points of a word in UTF-8 into `out`, as many as fit. Returns their number."""
+    count = 0
+    for p in range(first, end):
+        byte = np.int32(text[p])
+        if byte & 0xC0 == 0x80 and count:
+            out[count - 1] = out[count - 1] << 6 | byte & 0x3F
+        elif count == len(out):
+            break
+        else:
+            out[count] = byte & (0x7F if byte < 0x80 else 0x1F if byte < 0xE0 else 0x0F if byte < 0xF0 else 0x07)
+            count += 1
+    return count
 
 
 @compiled
-def _similar_words(start: I64, text: U8, letters: U64, low: int, high: int, given: U8) -> tuple[I32, F64]:
+def _summarise_letters(start: I64, text: U8) -> tuple[U64, I32, I32]:
+    """uint64[w], int32[w], int32[w]: of each word a bit mask of the lowest 6 bits of its letters, their number, and
+    its first letter.
+
+    A letter is a code point.
+    """
+    n = len(start) - 1
+    bits, length, initial = np.zeros(n, np.uint64), np.zeros(n, np.int32), np.zeros(n, np.int32)
+    letter = np.zeros(1, np.int32)
+    for w in range(n):
+        if _letters_of(text, start[w], start[w + 1], letter):
+            initial[w] = letter[0]
+        for p in range(start[w], start[w + 1]):
+            if text[p] & 0xC0 != 0x80:
+                length[w] += 1
+            # The last byte of a letter has its lowest 6 bits.
+            if p + 1 == start[w + 1] or text[p + 1] & 0xC0 != 0x80:
+                bits[w] |= np.uint64(1) << np.uint64(text[p] & 63)
+    return bits, length, initial
+
+
+@compiled
+def _similar_words(start: I64, text: U8, bits: U64, letters: I32, low: int, high: int, given: I32) -> tuple[I32, F64]:
     """int32[k], float64[k]: the words that a word may be a misspelling or a prefix of, and the credit of each.
 
-    The credit is 1 minus edits per byte, or the share of the word that was typed. Edits are deletions, insertions,
-    substitutions and swaps of neighbouring bytes: one is allowed in up to 5 bytes, two in longer words, none in the
-    first byte, so that only the words from `low` to below `high` are compared.
+    given: code points. The credit is 1 minus edits per letter, or the share of the word that was typed. Edits are
+    deletions, insertions, substitutions and swaps of neighbouring letters: one is allowed in up to 5 letters, two in
+    longer words, none in the first letter, so that only the words from `low` to below `high` are compared. bits,
+    letters: of `_summarise_letters`.
     """
     n, max_edits = len(given), 1 if len(given) <= 5 else 2
     given_bits = np.uint64(0)
     for p in range(n):
         given_bits |= np.uint64(1) << np.uint64(given[p] & 63)
     word, credit = np.empty(high - low, np.int32), np.empty(high - low)
+    name = np.empty(n + max_edits, np.int32)
     count = 0
     for w in range(low, high):
-        first, length = start[w], start[w + 1] - start[w]
+        length = letters[w]
+        may_begin = length > n and (given_bits & ~bits[w]) == 0
+        # An edit changes at most one letter on either side.
+        may_differ = abs(length - n) <= max_edits and _popcount(given_bits ^ bits[w]) <= 2 * max_edits
+        if not (may_begin or may_differ):
+            continue
+        known = _letters_of(text, start[w], start[w + 1], name)
         similarity = 0.0
-        if length > n and (given_bits & ~letters[w]) == 0:
+        if may_begin:
             same = True
             for p in range(n):
-                same = same and text[first + p] == given[p]
+                same = same and name[p] == given[p]
             similarity = n / length if same else 0.0
-        # An edit changes at most one byte on either side.
-        if abs(length - n) <= max_edits and _popcount(given_bits ^ letters[w]) <= 2 * max_edits:
-            edits = _edit_distance(text[first : first + length], given, max_edits)
+        if may_differ:
+            edits = _edit_distance(name[:known], given, max_edits)
             if edits <= max_edits:
                 similarity = max(similarity, 1.0 - edits / max(length, n))
         if similarity > 0.0:
@@ -294,7 +363,7 @@ def _popcount(x: np.uint64) -> int:
 
 
 @compiled
-def _edit_distance(a: U8, b: U8, most: int) -> int:
+def _edit_distance(a: I32, b: I32, most: int) -> int:
     """Restricted Damerau-Levenshtein distance of two words; any value above `most` if it is larger than `most`."""
     before, last, now = np.arange(len(b) + 1), np.arange(len(b) + 1), np.arange(len(b) + 1)
     for i in range(1, len(a) + 1):
@@ -331,24 +400,24 @@ def _query_vector(code: I8Matrix, scale: F32, strength: F32, word: I32, term: I3
 
 
 @compiled
-def _match_share(
-    start: I64, word: I32, n_words: int, weight: F64, matched: I32, term: I32, credit: F64, items: I32
-) -> F64:
+def _match_share(start: I64, word: I32, weight: F64, matched: I32, term: I32, credit: F64, items: I32) -> F64:
     """See `Vocabulary.match`. Each query word counts by the best match among the item's words."""
-    match_of = np.full(n_words, -1, np.int32)
-    for j in range(len(matched)):
-        match_of[matched[j]] = j
-    # Several query words may match the same catalogue word, so that all matches of a word are compared below.
+    order = np.argsort(matched, kind="mergesort")
     out = np.zeros(len(items))
     best = np.empty(len(weight))
     for c in range(len(items)):
         row = items[c] if items[c] >= 0 else len(start) - 2
         best[:] = 0.0
+        # Both lists of words are ascending. Several query words may match the same catalogue word.
+        j = 0
         for p in range(start[row], start[row + 1]):
-            if match_of[word[p]] >= 0:
-                for j in range(len(matched)):
-                    if matched[j] == word[p]:
-                        best[term[j]] = max(best[term[j]], credit[j])
+            while j < len(order) and matched[order[j]] < word[p]:
+                j += 1
+            if j == len(order):
+                break
+            while j < len(order) and matched[order[j]] == word[p]:
+                best[term[order[j]]] = max(best[term[order[j]]], credit[order[j]])
+                j += 1
         for t in range(len(weight)):
             out[c] += weight[t] * best[t]
     return out

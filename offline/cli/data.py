@@ -27,6 +27,7 @@ def simulate(
     ] = None,
     days: Annotated[int | None, typer.Option(help="Length of the log in days.")] = None,
     searches: Annotated[float | None, typer.Option(help="Share of lists that are search results, from 0 to 1.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of all texts: en or zh.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     end: Annotated[str | None, typer.Option(help="End of the last day, such as 2026-06-01. Default: today.")] = None,
 ) -> None:
@@ -45,6 +46,7 @@ def simulate(
         "users": users,
         "days": days,
         "searches": searches,
+        "language": language,
         "seed": seed,
         "end": end and f"{end}T00:00:00Z",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -51,6 +51,11 @@ class SimulateConfig(BaseModel):
         le=1,
         allow_inf_nan=False,
         description="Share of the lists that are search results, with the query logged. 0: no queries.",
+    )
+    language: Literal["en", "zh"] = Field(
+        "en",
+        description="Language of titles, descriptions, categories, brands, tags and queries: English or Chinese. All "
+        "else is the same.",
     )
     end: AwareDatetime = Field(datetime(2026, 6, 1, tzinfo=UTC), description="End of the last day, at midnight UTC.")
 

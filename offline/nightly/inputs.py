@@ -21,6 +21,8 @@ from offline.runtime import LOCAL, Engine, checksum, source_digest
 from ranker.train import MAX_LIST
 from serving.release import live_pointer
 from serving.store import BulkStore, Pointer
+from text_encoder import multilingual
+from text_encoder.config import AUTO
 
 _FILES = ("items.parquet", "written_items.parquet", "erasures.parquet", *ANNOTATION_FILES)
 
@@ -71,6 +73,8 @@ class Inputs:
             **({"users": self._attributes} if self.config.features.user else {}),
             "code": source_digest(),
             "own": [f.origin for f in self.custom],
+            # Which model `auto` chooses depends on it.
+            **({"multilingual": multilingual.is_installed()} if self.config.encoder.model == AUTO else {}),
             "since": self.since,
             "until": self.until,
             # The number of workers changes the trained model; the kind of engine does not.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from features.arrays import F32
 from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, systems
@@ -22,12 +23,19 @@ from offline.runtime import DataError, OnProgress, console, split_evenly
 from offline.training import RowsJob, VectorStore, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
-from text_encoder.encoder import load
+from text_encoder import multilingual
+from text_encoder.config import AUTO, MINILM, MULTILINGUAL
+from text_encoder.encoder import Encoder, load
+from text_encoder.language import languages
 from text_encoder.reading import WINDOW, read_texts
 from text_encoder.scalars import check_package
 from text_encoder.text import catalogue_texts
 
 _PARENT = "parent.json"
+_ALIKE = 0.5
+"""Mean cosine of two items' vectors from which their mean is subtracted from all."""
+_MIN_CENTRED = 100
+"""Number of items with text below which no mean is subtracted."""
 
 
 def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
@@ -47,8 +55,9 @@ def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
     """Encode the texts that the vector store lacks: `zero_shot.npy`, `texts.json`, `text_keys.npy`."""
     inputs, config = a.inputs, a.inputs.config.encoder
     check_package(config.log_to)
-    encoder = load(config.model, template=config.template, max_tokens=config.max_tokens)
-    texts = catalogue_texts(config.template, inputs.data.items)
+    model = _choose_model(config.model, inputs.data.items)
+    encoder = load(model, template=config.template, max_tokens=config.max_tokens)
+    texts = catalogue_texts(encoder.template, inputs.data.items)
     encoder = encoder.capped(texts, config.token_percentile)
     engaged = inputs.data.events.item
     popularity = np.bincount(engaged[engaged >= 0], minlength=len(texts))
@@ -68,12 +77,52 @@ def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
             f"{read.unread:,} of {len(texts):,} items have no text vector in this run: encoder.read_s is "
             f"{config.read_s:g} s, which ended before their texts were read. Later runs read them"
         )
-    a.save("zero_shot.npy", read.vectors)
+    vectors, mean = _centred(encoder, read.vectors)
+    a.save("zero_shot.npy", vectors)
     a.save("text_keys.npy", np.frombuffer(b"".join(read.keys), np.uint8).reshape(-1, 16))
     a.write_json(
         "texts.json",
-        {"max_tokens": encoder.max_tokens, "base_fingerprint": encoder.base_fingerprint, "unread": read.unread},
+        {
+            "model": model,
+            "max_tokens": encoder.max_tokens,
+            "base_fingerprint": encoder.base_fingerprint,
+            "unread": read.unread,
+            "mean": None if mean is None else mean.tolist(),
+        },
     )
+
+
+def _choose_model(model: str, items: pa.Table) -> str:
+    """The model that the configuration names; for `auto`, the packaged one that fits the language of the catalogue."""
+    if model != AUTO:
+        return model
+    found = languages(catalogue_texts("{title}. {description}", items))
+    if found.is_english:
+        return MINILM
+    why = (
+        f"{found.foreign:,} of {found.texts:,} item texts are not in English, so encoder.model {AUTO} "
+        f"{{}} {MULTILINGUAL}"
+    )
+    if multilingual.is_installed():
+        _announce(why.format("uses") + f"; set encoder.model to {MINILM} or another model if this is not wanted")
+        return MULTILINGUAL
+    _announce(
+        why.format("would use")
+        + f", which is not installed: run `pip install 'shelfwise[multilingual]'`. This run uses {MINILM}, which is "
+        "trained on English"
+    )
+    return MINILM
+
+
+def _centred(encoder: Encoder, vectors: F32) -> tuple[F32, F32 | None]:
+    """The vectors without their mean, of unit length, and the mean. Unchanged, and None, if they are not alike."""
+    known = np.isfinite(vectors).all(axis=1)
+    if known.sum() < _MIN_CENTRED or not encoder.is_plain:
+        return vectors, None
+    mean: F32 = vectors[known].mean(axis=0, dtype=np.float64).astype(np.float32)
+    if float(mean.astype(np.float64) @ mean) < _ALIKE:
+        return vectors, None
+    return encoder.centred(mean).from_base(vectors), mean
 
 
 def _announce(message: str) -> None:
@@ -83,8 +132,11 @@ def _announce(message: str) -> None:
 def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
     """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `encoder.json`."""
     inputs, config, read = a.inputs, a.inputs.config.encoder, a.json("texts.json")
+    config = config.model_copy(update={"model": read["model"]})
     encoder = load(config.model, template=config.template, max_tokens=read["max_tokens"])
-    texts = catalogue_texts(config.template, inputs.data.items)
+    if read["mean"] is not None:
+        encoder = encoder.centred(np.array(read["mean"], np.float32))
+    texts = catalogue_texts(encoder.template, inputs.data.items)
     events = inputs.data.events
     moments = encoders.refresh_moments(events, a.windows, config.refreshes)
     retention = inputs.config.serving.retention

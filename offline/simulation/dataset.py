@@ -119,7 +119,7 @@ def open_shop(config: SimulateConfig) -> Shop:
     arrivals = rngs[0].poisson(config.new_items_per_day, days).astype(np.int64)
     opening_us = int(config.start.timestamp()) * 1_000_000
     return Shop(
-        make_products(rngs[1], config.items, arrivals, opening_us),
+        make_products(rngs[1], config.items, arrivals, opening_us, config.language),
         Shoppers.invent(rngs[2], config.users),
         fashions(rngs[3], days),
         opening_us,

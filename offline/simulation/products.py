@@ -2,18 +2,21 @@
 
 The latent vector and the text of an item come from the same attributes, so a user's taste over the vectors can be
 learned from texts. It cannot be learned completely: texts leave out some attributes and use varying words for the rest.
+
+All choices are made with English phrases. Another language has a phrase for each, so that the shop is the same in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from features.arrays import F32, F64, I32, I64
+from offline.simulation import chinese
 from offline.simulation.vocabulary import (
     ATTRIBUTES,
     BRANDS,
@@ -35,6 +38,9 @@ _FACET_ROWS = {f: np.array([k for k, a in enumerate(ATTRIBUTES) if a.facet == f]
 _ROW = {a.name: k for k, a in enumerate(ATTRIBUTES)}
 _MENTION_PROBABILITY = 0.9
 """Probability that the text of an item mentions one of its attributes."""
+
+_PHRASES: dict[str, Mapping[str, str]] = {"zh": chinese.PHRASES}
+"""Phrases by English phrase, of the languages other than English."""
 
 _SCHEMA = pa.schema(
     [
@@ -60,7 +66,8 @@ class Products:
     effect on the log-odds of a click by any user, mean 0, with a long right tail. price: float64[n], never missing.
     price_level: float64[n], log of the price relative to the median of its department. department: int32[n], index into
     `vocabulary.DEPARTMENTS`. noun: the kind of product. available_us: int64[n], Unix microseconds. table: the columns
-    that the shop knows, with missing values.
+    that the shop knows, with missing values. phrases: phrase in the language of the shop by English phrase; empty for
+    English.
     """
 
     latent: F32
@@ -71,6 +78,7 @@ class Products:
     noun: Sequence[str]
     available_us: I64
     table: pa.Table
+    phrases: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.price)
@@ -96,10 +104,13 @@ class _Brands:
         return cls(weight, rng.normal(0, 0.35, n), rng.normal(0, 0.25, n), of_department)
 
 
-def make_products(rng: np.random.Generator, opening: int, arrivals: I64, opening_us: int) -> Products:
+def make_products(
+    rng: np.random.Generator, opening: int, arrivals: I64, opening_us: int, language: str = "en"
+) -> Products:
     """Draw a catalogue with `opening` items from the two years before day 0, and `arrivals[d]` new ones on day d.
 
-    opening_us: start of day 0, Unix microseconds. New items become available at a random time of their day.
+    opening_us: start of day 0, Unix microseconds. New items become available at a random time of their day. language:
+    of all texts, en or zh; it changes nothing else.
     """
     n = opening + int(arrivals.sum())
     share = rng.dirichlet(np.full(len(DEPARTMENTS), 12.0))
@@ -119,8 +130,9 @@ def make_products(rng: np.random.Generator, opening: int, arrivals: I64, opening
     level = brands.price_level[brand] + latent @ _price_of_attributes() + rng.normal(0, 0.35, n)
     price = np.round(np.array([d.price for d in DEPARTMENTS])[department] * np.exp(level), 2)
     available = _available(rng, opening, arrivals, opening_us)
-    table, noun = _table(rng, department, brand, attributes, appeal, np.maximum(price, 0.5), available)
-    return Products(latent, appeal, np.maximum(price, 0.5), level, department, noun, available, table)
+    phrases = _PHRASES.get(language, {})
+    table, noun = _table(rng, department, brand, attributes, appeal, np.maximum(price, 0.5), available, phrases)
+    return Products(latent, appeal, np.maximum(price, 0.5), level, department, noun, available, table, phrases)
 
 
 def _price_of_attributes() -> F64:
@@ -170,15 +182,16 @@ def _table(
     appeal: F64,
     price: F64,
     available: I64,
+    phrases: Mapping[str, str],
 ) -> tuple[pa.Table, list[str]]:
-    """The table of items, with some values missing, and the noun of each product."""
+    """The table of items, with some values missing, and the noun of each product, in English."""
     n = len(price)
     titles, descriptions, tags, nouns = [], [], [], []
     for i, rows in enumerate(attributes):
-        writer = _Writer(rng, DEPARTMENTS[department[i]], BRANDS[brand[i]], [ATTRIBUTES[k] for k in rows])
+        writer = _Writer(rng, DEPARTMENTS[department[i]], BRANDS[brand[i]], [ATTRIBUTES[k] for k in rows], phrases)
         titles.append(writer.title())
         descriptions.append(writer.description())
-        tags.append(_tags(rng, rows))
+        tags.append([phrases.get(tag, tag) for tag in _tags(rng, rows)])
         nouns.append(writer.noun)
     newest = available > np.quantile(available, 0.97)
     rating = np.round(np.clip(3.9 + 0.35 * appeal + rng.normal(0, 0.35, n), 1.0, 5.0), 1)
@@ -188,8 +201,11 @@ def _table(
         pa.array([f"p{i:0{width}d}" for i in range(n)]),
         pa.array(titles),
         pa.array(descriptions, mask=rng.random(n) < 0.06),
-        pa.array([DEPARTMENTS[d].name for d in department.tolist()], mask=rng.random(n) < 0.01),
-        pa.array([BRANDS[b] for b in brand.tolist()], mask=rng.random(n) < 0.08),
+        pa.array(
+            [phrases.get(d.name, d.name) for d in map(DEPARTMENTS.__getitem__, department.tolist())],
+            mask=rng.random(n) < 0.01,
+        ),
+        pa.array([phrases.get(BRANDS[b], BRANDS[b]) for b in brand.tolist()], mask=rng.random(n) < 0.08),
         pa.array(price, mask=rng.random(n) < 0.03),
         pa.array(available, pa.timestamp("us", tz="UTC"), mask=rng.random(n) < 0.02),
         pa.array(tags, pa.list_(pa.string())),
@@ -211,9 +227,15 @@ class _Writer:
     """Writes the texts of one product. The description may mention attributes of the title again, in other words."""
 
     def __init__(
-        self, rng: np.random.Generator, department: Department, brand: str, attributes: list[Attribute]
+        self,
+        rng: np.random.Generator,
+        department: Department,
+        brand: str,
+        attributes: list[Attribute],
+        phrases: Mapping[str, str],
     ) -> None:
         self.rng = rng
+        self.phrases = phrases
         self.noun = self._pick(department.nouns)
         self.brand = brand
         self.line = self._pick(LINES)
@@ -229,19 +251,24 @@ class _Writer:
         if self.rng.random() < 0.6:
             words.insert(0, self.brand)
         suffix = self._pick(SUFFIXES) if self.rng.random() < 0.25 else ""
+        if self.phrases:
+            return translated([*words, suffix], self.phrases)
         return " ".join(_capitalised(word) for word in " ".join(words).split()) + suffix
 
     def description(self) -> str:
         """A description of 25 to 60 words, sometimes with facts that are unrelated to the attributes."""
         predicates = self._predicates()
-        sentences = [self._sentence(self._pick(OPENERS), predicates)]
+        own: list[str] = []
+        sentences = [self._sentence(self._pick(OPENERS), predicates, own)]
         while _word_count(sentences) < 25 or (len(sentences) < 4 and self.rng.random() < 0.6):
             fact = len(sentences) > 1 and self.rng.random() < 0.25
             frame = self._pick(FACTS) if fact else self._pick(MIDDLES)
-            sentence = self._sentence(frame, predicates)
+            sentence = self._sentence(frame, predicates, own)
             if sentence not in sentences and _word_count([*sentences, sentence]) <= 60:
                 sentences.append(sentence)
-        return " ".join(sentences)
+            elif own:
+                own.pop()
+        return "".join(own) or " ".join(sentences)
 
     def _predicates(self) -> Iterator[str]:
         """Predicates of the mentioned attributes, all attributes in turn, without direct repetitions."""
@@ -251,19 +278,19 @@ class _Writer:
                 last = self._pick([p for p in attribute.predicates if p != last])
                 yield last
 
-    def _sentence(self, frame: str, predicates: Iterator[str]) -> str:
+    def _sentence(self, frame: str, predicates: Iterator[str], own: list[str]) -> str:
+        """A sentence in English. In the language of the shop, if it is another, it is added to `own`."""
         mod = self._pick(self._pick(self.mentioned).modifiers)
+        filled = {"mod": mod, "noun": self.noun, "line": self.line, "n": str(int(self.rng.integers(6, 60)))}
+        filled |= {"p": next(predicates), "q": next(predicates) if "{q}" in frame else ""}
+        if self.phrases:
+            own.append(self.phrases[frame].format(**{name: self.phrases.get(t, t) for name, t in filled.items()}))
         text = frame.format(
             a=_article(mod),
             A=_article(mod).capitalize(),
             an=_article(self.noun),
             An=_article(self.noun).capitalize(),
-            mod=mod,
-            noun=self.noun,
-            line=self.line,
-            n=int(self.rng.integers(6, 60)),
-            p=next(predicates),
-            q=next(predicates) if "{q}" in frame else "",
+            **filled,
         )
         return _capitalised(text)
 
@@ -272,6 +299,11 @@ class _Writer:
 
     def _sample(self, options: list[Attribute], count: int) -> list[Attribute]:
         return [options[k] for k in self.rng.permutation(len(options))[:count]]
+
+
+def translated(phrases: Sequence[str], by_english: Mapping[str, str]) -> str:
+    """English phrases in another language, one after the other without spaces."""
+    return "".join(by_english.get(phrase, phrase) for phrase in phrases)
 
 
 def _article(word: str) -> str:

@@ -76,9 +76,17 @@ class Searches:
             modifiers = attribute.modifiers
             use_name = self.rng.random() < _ATTRIBUTE_NAME_PROBABILITY
             words.append(attribute.name if use_name else modifiers[int(self.rng.integers(len(modifiers)))])
-        if intent.noun:
-            words.append(intent.noun + ("s" if self.rng.random() < _PLURAL_PROBABILITY else ""))
-        return " ".join(self.slipped(word) for word in " ".join(words).lower().split())
+        plural = "s" if intent.noun and self.rng.random() < _PLURAL_PROBABILITY else ""
+        words += [intent.noun] if intent.noun else []
+        typed = [
+            " ".join(self.slipped(word) for word in phrase.lower().split())
+            for phrase in [*words[:-1], words[-1] + plural]
+        ]
+        if not (own := self.stock.phrases):
+            return " ".join(typed)
+        # A slip in the English words stands for a character that is left out.
+        slips = [phrase.lower() + (plural if k == len(words) - 1 else "") != typed[k] for k, phrase in enumerate(words)]
+        return "".join(own[p][: len(own[p]) - slip] or own[p] for p, slip in zip(words, slips, strict=True))
 
     def slipped(self, word: str) -> str:
         """The word, sometimes with a typo: a letter omitted, doubled or swapped with the next."""

@@ -36,7 +36,8 @@ class Manifest(msgspec.Struct, frozen=True):
     metrics: results of the evaluation that passed the gate. parent: ID of the release that was live at creation.
     files: by path relative to the directory, with `/`. attribution_s: as in `features.moment.Items`. retention: of the
     users' lists that the ranker was trained on. custom: where the code of each custom feature is. columns: the
-    declared columns of requests; not in the file if there are none.
+    declared columns of requests; not in the file if there are none. tokens: version of `features.text.tokens` that
+    split the texts into words; not set in releases of version 1, whose IDs do not cover it.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileEntry]
     custom: list[str] = []
     columns: list[Column] | msgspec.UnsetType = msgspec.UNSET
+    tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ import numpy as np
 
 from features.retention import DEFAULT_RETENTION, Retention
 from features.table import Feature, Items, names, schema_hash
+from features.text import tokens
 from ranker import query_prior
 from ranker.booster import BoosterTrees, scorer
 from ranker.model_text import ModelTextError
@@ -130,6 +131,7 @@ def write_release(
             retention=retention,
             custom=[f.origin for f in items.custom],
             columns=list(items.columns) or msgspec.UNSET,
+            tokens=tokens.VERSION,
             files={p.relative_to(staging).as_posix(): _entry(p) for p in _files(staging)},
         )
         # Round trip through JSON, so that the ID is of the values as they will be read: an int for a float, for
@@ -170,11 +172,30 @@ def load_release(path: Path, verify: bool = True, custom: tuple[Feature, ...] = 
             f"this version is {schema} ({len(names(items))}){', first difference ' + differ[0] if differ else ''}: "
             "serve it with the version that built it, or make a new release"
         )
+    _check_words(path, manifest, items)
     if _MODEL not in manifest.files:
         raise ReleaseError(f"{path / MANIFEST}: does not list {_MODEL}; rebuild the release")
     trees = _trees((path / _MODEL).read_text(encoding="utf-8"), str(path / _MODEL))
     _check_features(items, trees, str(path / _MODEL))
     return Release(path, manifest, items, trees)
+
+
+def _check_words(path: Path, manifest: Manifest, items: Items) -> None:
+    """Raise ReleaseError if queries would be split into other words than the texts of the release were."""
+    made = 1 if manifest.tokens is msgspec.UNSET else manifest.tokens
+    if items.words is None or made == tokens.VERSION:
+        return
+    # Version 2 reads Latin, Greek, Cyrillic and Armenian letters as version 1 did.
+    if made == 1 and (other := next((name for name in items.words.names if max(name, default="") >= "\u0590"), None)):
+        raise ReleaseError(
+            f"{path}: its words, such as {other!r}, were split by version 1 of the tokenizer, and version "
+            f"{tokens.VERSION} would not find them: serve it with the version that built it, or make a new release"
+        )
+    if made > tokens.VERSION:
+        raise ReleaseError(
+            f"{path}: its words were split by version {made} of the tokenizer, this version has {tokens.VERSION}: "
+            "serve it with the version that built it, or make a new release"
+        )
 
 
 def _check_features(items: Items, trees: Trees | BoosterTrees, where: str) -> None:

@@ -2,7 +2,8 @@
 
     python -m tests.bench.query WORKSPACE        a simulated shop with a nightly run up to its encoder
     python -m tests.bench.query --films FOLDER   the items of RankLens, with the encoder not fine-tuned
-    python -m tests.bench.query --cost [ITEMS]   cost of a query in a request, for a synthetic shop
+    python -m tests.bench.query --cost [ITEMS] [zh]   cost of a query in a request, for a synthetic shop; zh: titles of
+                                                 words of two Chinese characters, without spaces
 
 Each method makes a vector from a query, which orders the catalogue. Reported for each: the share of the encoder's
 nearest 10 and 50 that it finds; the share of the wanted properties that its first 10 have (shop), or how often they
@@ -188,14 +189,17 @@ def _overlap(a: I32, b: I32) -> float:
     return float(np.mean([len(np.intersect1d(x, y)) / a.shape[1] for x, y in zip(a, b, strict=True)]))
 
 
-def cost(n: int, repeats: int = 101) -> None:
+def cost(n: int = 20_000, script: str = "", repeats: int = 101) -> None:
     """Processor ms of rows for 500 candidates and of retrieval, each without and with a query, alternating."""
+    chinese = script == "zh"
     rng = np.random.default_rng(1)
     items = made_up_items(rng, n, 10 * n)
     vocabulary = ["".join(rng.choice(list("aeioubcdfglmnprst"), int(rng.integers(4, 10)))) for _ in range(20_000)]
-    titles = [
-        " ".join(vocabulary[k] for k in row) for row in skewed(rng, len(vocabulary), 7 * n).reshape(n, 7).tolist()
-    ]
+    if chinese:
+        pairs = skewed(rng, 3_000, 2 * len(vocabulary)).reshape(-1, 2).tolist()
+        vocabulary = [chr(0x4E00 + 5 * a) + chr(0x4E00 + 5 * b) for a, b in pairs]
+    drawn = skewed(rng, len(vocabulary), 7 * n).reshape(n, 7).tolist()
+    titles = [("" if chinese else " ").join(vocabulary[k] for k in row) for row in drawn]
     catalogue = replace(items.catalogue, titles=titles)
     vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
     words = Vocabulary.build(catalogue, vectors)
@@ -213,9 +217,9 @@ def cost(n: int, repeats: int = 101) -> None:
     ms: dict[str, list[float]] = {}
     for number in range(-3, repeats):
         request = made_up_request(rng, n, 500, ENGAGEMENTS, SHOWN)
-        typed_words = titles[int(rng.integers(n))].split()[:3]
+        typed_words = [vocabulary[k] for k in drawn[int(rng.integers(n))][:3]]
         typed_words[2] = typed_words[2][:1] + typed_words[2][2:]  # a typo, which is searched for among all words
-        context = Context(query=" ".join(typed_words))
+        context = Context(query=("" if chinese else " ").join(typed_words))
         for name, work in parts(request, context).items():
             start = time.thread_time()
             work()
@@ -239,6 +243,6 @@ def cost(n: int, repeats: int = 101) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--cost":
-        cost(*map(int, sys.argv[2:]))
+        cost(int(sys.argv[2]) if len(sys.argv) > 2 else 20_000, "".join(sys.argv[3:]))
     else:
         main(film_shop(Path(sys.argv[2])) if sys.argv[1] == "--films" else shop(Path(sys.argv[1])))

@@ -16,7 +16,7 @@ from features.replay import Replay
 from features.retrieval import SOURCES, retrieve
 from features.table import names, rows
 from features.text.tokens import WORD_CHARACTERS, tokenize
-from features.text.vocabulary import MAX_QUERY_WORDS, Vocabulary
+from features.text.vocabulary import MAX_QUERY_PARTS, MAX_QUERY_WORDS, Vocabulary
 from tests.worlds import START, make_catalogue, make_events, make_lists, make_replay, make_vectors
 
 TITLES = [
@@ -149,7 +149,7 @@ def test_a_query_means_what_the_items_with_its_words_have_in_common() -> None:
 @example("a " * 300)
 def test_any_text_gives_a_valid_query(text: str) -> None:
     query = WORDS.read(text)
-    assert len(query.weight) <= MAX_QUERY_WORDS
+    assert len(query.weight) <= MAX_QUERY_WORDS + MAX_QUERY_PARTS
     assert len(query.weight) == 0 or query.weight.sum() == pytest.approx(1)
     assert np.isfinite(query.direction).all()
     match = WORDS.match(query, EVERY)
@@ -198,7 +198,8 @@ def test_retrieval_uses_both_the_meaning_and_the_words_of_a_query() -> None:
 
 
 def test_changed_and_added_items_get_new_words_and_others_keep_theirs() -> None:
-    over = WORDS.over({3: WORDS.read("oak kettle").word}, [np.sort(WORDS.read("walnut lantern").word)])
+    kettle, lantern = (np.sort(WORDS.read(text).word) for text in ("oak kettle", "walnut lantern"))
+    over = WORDS.over({3: kettle}, [lantern])
     match = over.match(over.read("kettle"), np.arange(N + 1, dtype=np.int32))
     assert [k for k in range(N + 1) if match[k] == 1] == [3, TITLES.index("Steel Kettle")]
     assert over.match(over.read("lantern"), np.array([N, -1], np.int32)).tolist() == [1.0, 0.0]

@@ -23,6 +23,7 @@ from features.log import Kind
 from features.neighbours import Neighbours
 from features.segments import Segments
 from features.table import Items, names, rows
+from features.text import tokens
 from features.text.vectors import Vectors
 from features.text.vocabulary import Vocabulary
 from serving.release.manifest import ReleaseError, as_json, list_releases, read_manifest, release_id
@@ -319,6 +320,32 @@ def test_another_schema_is_reported_with_both_values(copy: Path) -> None:
     with pytest.raises(
         ReleaseError, match=r"its feature schema is 0{64} \(\d+ features\), that of this version is [0-9a-f]{64} "
     ):
+        load_release(copy)
+
+
+def test_a_release_without_a_tokenizer_version_is_served_if_its_words_are_read_as_before(copy: Path) -> None:
+    """Releases made before version 2 do not have the field, and their IDs do not cover it."""
+    rewrite(copy, lambda m: m.pop("tokens"))
+    assert b"tokens" not in (copy / "manifest.json").read_bytes()
+    assert load_release(copy).items.words is not None
+
+
+@pytest.mark.parametrize("title", ["红木椅", "लकड़ी", "كرسي"])
+def test_a_release_whose_words_were_split_in_another_way_is_refused(tmp_path: Path, title: str) -> None:
+    items = planted_items()
+    catalogue = replace(items.catalogue, titles=[title, *list(items.catalogue.titles)[1:]])
+    vectors = (items.vectors.code * items.vectors.scale[:, None]).astype(np.float32)
+    items = replace(items, catalogue=catalogue, words=Vocabulary.build(catalogue, vectors))
+    release = publish(tmp_path, items=items)
+    assert load_release(release).manifest.tokens == tokens.VERSION
+    rewrite(release, lambda m: m.pop("tokens"))
+    with pytest.raises(ReleaseError, match=r"its words, such as '.+', were split by version 1 of the tokenizer"):
+        load_release(release)
+
+
+def test_a_release_of_a_later_tokenizer_is_refused(copy: Path) -> None:
+    rewrite(copy, lambda m: m.update(tokens=tokens.VERSION + 1))
+    with pytest.raises(ReleaseError, match=r"split by version 3 of the tokenizer, this version has 2: serve it with"):
         load_release(copy)
 
 

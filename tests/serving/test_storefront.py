@@ -104,7 +104,15 @@ def test_products_are_in_the_requested_order_without_unknown_ones(client: httpx.
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [("", sorted(IDS)), ("RED-0 thing", [i for i in IDS if i.startswith("red-0")]), ("<script>", []), ("\x00", [])],
+    [
+        ("", sorted(IDS)),
+        (" ", sorted(IDS)),
+        ("RED-0 thing", [i for i in IDS if i.startswith("red-0")]),
+        ("ＲＥＤ-0", [i for i in IDS if i.startswith("red-0")]),
+        ("<script>", []),
+        ("\x00", []),
+        ("红", []),
+    ],
 )
 def test_search_finds_titles_that_contain_every_word(client: httpx.Client, words: str, found: list[str]) -> None:
     assert client.get("/v1/storefront/search", params={"words": words}).json() == found

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from text_encoder.text import catalogue_texts
+from text_encoder.text import catalogue_texts, item_texts
 
 TEXT_LIST = pa.list_(pa.string())
 
@@ -125,6 +125,12 @@ def test_texts_do_not_depend_on_the_chunks_of_the_table() -> None:
     chunked = pa.concat_tables([items.slice(0, 1), items.slice(1)])
     assert chunked["tags"].num_chunks == 2
     assert catalogue_texts("{title}. {tags}", chunked) == catalogue_texts("{title}. {tags}", items)
+
+
+def test_attribute_names_and_punctuation_of_other_scripts_are_known() -> None:
+    """The marks of a Hindi or Thai name belong to it. A Chinese full stop ends a sentence as an English one does."""
+    columns = {"रंग": ["लाल"], "สี": ["แดง"], "标题": ["红椅。"], "brand": ["禾洛"]}
+    assert item_texts("{标题}. {brand}. {रंग}, {สี}", columns) == ["红椅。 禾洛. लाल, แดง"]
 
 
 def test_an_invalid_template_is_rejected() -> None:

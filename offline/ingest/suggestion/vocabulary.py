@@ -12,12 +12,15 @@ from typing import NamedTuple
 import yaml
 
 from features.log import GA4, KINDS
+from features.text.tokens import MARKS
 from offline.config import DROP
 
 _LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 _BRACKETS = re.compile(r"[(\[{（［【].*?[)\]}）］】]")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_SEPARATORS = re.compile(r"[\W_]+|(?<=\D)(?=\d)")
+_SEPARATOR = rf"(?:(?![{MARKS}])[\W_])+"
+"""Not the marks of a word, such as the vowel signs of Thai."""
+_SEPARATORS = re.compile(rf"{_SEPARATOR}|(?<=\D)(?=\d)")
 _LINKS = ("", "s", "n", "e", "en", "es", "er")
 """Letters between the parts of a compound: `Kunde-n-nummer`."""
 _SHORTEST = 3
@@ -130,7 +133,7 @@ def _split(token: str) -> tuple[set[str], int]:
 
 
 def _phrase(word: str) -> str:
-    return re.sub(r"[\W_]+", "_", fold(word)).strip("_")
+    return re.sub(_SEPARATOR, "_", fold(word)).strip("_")
 
 
 @cache

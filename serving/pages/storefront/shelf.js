@@ -235,14 +235,17 @@ function listen() {
   $("controls").addEventListener("submit", (e) => (e.preventDefault(), clearTimeout(wait), reload()));
   $("clear").addEventListener("click", clear);
   $("words").addEventListener("keydown", (e) => {
-    if (e.key !== "Escape" || !$("words").value) return;
+    if (e.isComposing || e.key !== "Escape" || !$("words").value) return;
     e.preventDefault();
     clear();
   });
-  $("controls").addEventListener("input", () => {
+  const soon = () => {
     clearTimeout(wait);
     wait = setTimeout(reload, 200);
-  });
+  };
+  // An input method, as for Chinese, first shows the letters that are typed for the characters: they are no query.
+  $("controls").addEventListener("input", (e) => e.isComposing || soon());
+  $("words").addEventListener("compositionend", soon);
   $("shopper").addEventListener("change", () => (choose($("shopper").value), reload()));
   $("fresh").addEventListener("click", () => (newShopper(), reload()));
   $("product").addEventListener("submit", (e) => (e.preventDefault(), guarded(() => add(e.target))));

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from features.history import EMPTY
 from features.retrieval import recent_popularity
+from features.text.tokens import fold, is_pair, tokenize
 from serving.api import RankAnswer, RankedItem, RankRequest, request_id
 from serving.ranking import Live, Service, plan_of
 from serving.rules import Ranked
@@ -17,8 +18,8 @@ from serving.store import StoreAway
 
 _SHOPPERS = 8
 """Maximum number of known shoppers listed."""
-_WORDS = 8
-"""Maximum number of words used of a title search."""
+_WORDS = 24
+"""Maximum number of words used of a title search. Of a script without spaces, each character is one."""
 
 
 class Product(Struct):
@@ -103,10 +104,16 @@ def products(live: Live, item_ids: list[str]) -> list[Product]:
 
 
 def search(live: Live, words: str, most: int) -> list[str]:
-    """Ids of items whose title contains every word, in id order, at most `most`. Without words, all items match."""
-    terms, matches, c, withdrawn = words.casefold().split()[:_WORDS], [], live.items.catalogue, live.overlay.withdrawn
+    """Ids of items whose title contains every word, in id order, at most `most`. For blank text, all items match.
+
+    A word may be part of a longer one. Of a script without spaces, the title contains every character, in any order.
+    """
+    terms = [word for word in dict.fromkeys(tokenize(words)) if not is_pair(word)][:_WORDS]
+    if words.strip() and not terms:
+        return []
+    matches, c, withdrawn = [], live.items.catalogue, live.overlay.withdrawn
     for row in range(len(c)):
-        title = c.titles[row].casefold()
+        title = fold(c.titles[row])
         if all(term in title for term in terms) and c.item_ids[row] not in withdrawn:
             matches.append(c.item_ids[row])
             if len(matches) == most:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from offline.cli import app
 from offline.ingest.importer import DataError, ImportConfig, ImportSummary, validate
 from offline.ingest.suggestion import suggest
+from offline.ingest.suggestion.vocabulary import understand
 from tests import ROOT, SHARED, invoices
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -253,6 +254,15 @@ def test_of_twins_the_readable_first_and_single_one_is_mapped(tmp_path: Path) ->
         "value": "qty",
     }
     assert "note (empty), batch (always 'b')" in text.replace("\n#  ", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "same"), [("ลูกค้า", "customer"), ("สินค้า", "product"), ("会員", "customer"), ("고객", "customer")]
+)
+def test_column_names_keep_the_marks_of_their_words(name: str, same: str) -> None:
+    """The Thai words for customer and product have vowel signs and tones that are no letters."""
+    assert understand(name) == understand(same)
+    assert understand(name).concepts
 
 
 @given(

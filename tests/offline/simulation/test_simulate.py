@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -20,11 +21,23 @@ from pydantic import ValidationError
 from features.log import GAIN, KINDS
 from features.text.tokens import tokenize
 from offline.config.simulation import POSITION_BIAS, SimulateConfig
+from offline.simulation import chinese
 from offline.simulation.dataset import SimulationSummary, open_shop, simulate
 from offline.simulation.products import Products, make_products
 from offline.simulation.shop import DEVICES_IN_USE
 from offline.simulation.shoppers import Mood, Response, Shoppers, response
-from offline.simulation.vocabulary import ATTRIBUTES, BRANDS, DEPARTMENTS, FACETS, LIFESTYLES
+from offline.simulation.vocabulary import (
+    ATTRIBUTES,
+    BRANDS,
+    DEPARTMENTS,
+    FACETS,
+    FACTS,
+    LIFESTYLES,
+    LINES,
+    MIDDLES,
+    OPENERS,
+    SUFFIXES,
+)
 from ranker.examination import power_law
 
 SMALL = SimulateConfig(items=40, users=30, days=3, lists_per_user_day=0.5, new_items_per_day=3)
@@ -142,6 +155,61 @@ def test_queries_have_attributes_and_nouns_with_occasional_typos(tmp_path: Path)
     words = [w for q in found.events["query"].dropna().unique() for w in tokenize(q)]
     assert 0.8 < np.mean([w in known for w in words]) < 0.97
     assert np.mean([any(n in q for d in DEPARTMENTS for n in d.nouns) for q in found.events["query"].dropna()]) > 0.5
+
+
+# --- languages ---
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Shop]:
+    """A shop in English and in Chinese, without searches."""
+    size = {"items": 200, "users": 60, "days": 3}
+    english, chinese = (SimulateConfig(**size, language=language) for language in ("en", "zh"))
+    return Shop(english, tmp_path_factory.mktemp("en")), Shop(chinese, tmp_path_factory.mktemp("zh"))
+
+
+def test_the_chinese_shop_is_the_english_one_in_other_words(both: tuple[Shop, Shop]) -> None:
+    """The same products, shoppers and actions: all but the texts is equal."""
+    english, chinese = both
+    pd.testing.assert_frame_equal(english.events, chinese.events)
+    pd.testing.assert_frame_equal(english.truth, chinese.truth)
+    same = ["item_id", "price", "available_from", "rating_average", "weight_kg"]
+    pd.testing.assert_frame_equal(english.items[same], chinese.items[same])
+    for column in ("description", "category", "brand"):
+        assert (english.items[column].isna() == chinese.items[column].isna()).all()
+        pairs = set(zip(english.items[column].dropna(), chinese.items[column].dropna(), strict=True))
+        assert len(pairs) == len({a for a, _ in pairs}), column  # a text always has the same translation
+    assert english.items["tags"].map(len).equals(chinese.items["tags"].map(len))
+
+
+def test_all_texts_of_the_chinese_shop_are_chinese(both: tuple[Shop, Shop]) -> None:
+    """Without spaces between words, and without Latin letters, apart from the T of a T-shirt."""
+    items = both[1].items
+    for column in ("title", "description", "category", "brand"):
+        texts = items[column].dropna().str.replace("T恤", "")
+        assert not texts.str.contains("[A-Za-z{}]").any(), column
+    assert (items["title"].str.contains(" ") == items["title"].str.endswith(" 带盖")).all()
+    assert items["description"].dropna().str.len().between(20, 200).all()
+
+
+def test_every_phrase_of_the_grammar_has_a_chinese_one_with_the_same_gaps() -> None:
+    gaps = re.compile(r"\{(mod|noun|line|p|q|n)\}")
+    for frame in (*OPENERS, *MIDDLES, *FACTS):
+        assert sorted(gaps.findall(chinese.PHRASES[frame])) == sorted(gaps.findall(frame)), frame
+    words = [*BRANDS, *LINES, *SUFFIXES, *(n for d in DEPARTMENTS for n in (d.name, *d.nouns))]
+    words += [w for a in ATTRIBUTES for w in (a.name, *a.modifiers, *a.predicates)]
+    assert [w for w in words if w not in chinese.PHRASES] == []
+
+
+def test_chinese_queries_name_attributes_and_nouns_without_spaces(tmp_path: Path) -> None:
+    found = Shop(SimulateConfig(items=200, users=200, days=4, searches=0.5, language="zh"), tmp_path)
+    queries = found.events["query"].dropna().unique()
+    assert len(queries) > 40
+    assert not any(" " in q for q in queries)
+    nouns = [chinese.PHRASES[n] for d in DEPARTMENTS for n in d.nouns]
+    assert np.mean([any(n in q for n in nouns) for q in queries]) > 0.5
+    known = {c for title in found.items.title for c in title}
+    assert np.mean([c in known for q in queries for c in q]) > 0.9
 
 
 # --- files and columns ---
