@@ -81,9 +81,9 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11.5 
 lock: setup ## Write the lock files, with hashes, from pyproject.toml
 	$(PIP) uv
 	mkdir -p build && echo 'torch; python_version < "3"' > build/no-torch.txt
-	$(LOCK) --extra train --extra embedded --extra docs --extra dev --output-file requirements.lock pyproject.toml
+	$(LOCK) --extra train --extra embedded --extra multilingual --extra docs --extra dev --output-file requirements.lock pyproject.toml
 	$(LOCK) --constraint requirements.lock --output-file requirements-serve.lock pyproject.toml
-	$(LOCK) --constraint requirements.lock --extra train --extra embedded --output-file requirements-train.lock pyproject.toml
+	$(LOCK) --constraint requirements.lock --extra train --extra embedded --extra multilingual --output-file requirements-train.lock pyproject.toml
 	$(LOCK) --constraint requirements.lock --extra ray --output-file requirements-ray.lock pyproject.toml
 	$(LOCK) --constraint requirements.lock --group audit --output-file requirements-audit.lock
 
