@@ -186,7 +186,8 @@ def _list_counts(block: Lists) -> tuple[int, int, int]:
 def _data_facts(a: Artefacts, notes_on_runs: list[str]) -> dict[str, Any]:
     inputs = a.inputs
     size = inputs.config.lists.size
-    notes = [] if inputs.is_logged else [f"Lists were rebuilt: up to {size} retrieved items for each basket."]
+    which = "Some lists" if inputs.is_mixed else "Lists"
+    notes = [] if inputs.is_logged else [f"{which} were rebuilt: up to {size} retrieved items for each basket."]
     notes += [inputs.list_source.notice] if inputs.list_source.notice else []
     if a.windows.protocol == "leave-last-out":
         users = len(np.unique(query_groups.keys(inputs.lists()).user))
