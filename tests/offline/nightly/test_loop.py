@@ -82,11 +82,11 @@ def test_an_interrupted_loop_of_two_days_continues_to_two_complete_days(tmp_path
 
 
 def test_a_shop_of_purchases_is_served_for_three_days_and_no_night_is_broken_by_its_first_lists(tmp_path: Path) -> None:
-    """The first release learns from rebuilt lists. Each day adds some 40 served lists, too few to carry the windows.
+    """The first release learns from some 1,000 rebuilt lists. Each day adds about 30 served ones, too few for a window.
 
     Every night ends with a verdict of the gate on rebuilt lists, and reports the served ones apart.
     """
-    loop = start(tmp_path, "--days", "3", "--purchases")
+    loop = start(tmp_path, "--days", "3", "--purchases", "--opening", "60", "--users", "150")
     _, err = loop.communicate(timeout=900)
     assert loop.returncode == 0, err
     report = json.loads((tmp_path / "loop" / "loop.json").read_text("utf-8"))
@@ -101,5 +101,5 @@ def test_a_shop_of_purchases_is_served_for_three_days_and_no_night_is_broken_by_
         lists = night["lists"]
         assert (lists["source"], lists["judged"]) == ("mixed", "rebuilt")
         assert 0 < lists["kinds"]["logged"]["lists"] <= served
-        assert lists["kinds"]["rebuilt"]["lists"] >= 20
+        assert lists["kinds"]["rebuilt"]["lists"] >= 100
         assert {"quality", "other_lists"} <= {rule for rule, _, _ in night["gate"]}
