@@ -95,7 +95,7 @@ class Inputs:
         source = self.config.lists.source
         if source != "auto":
             return ListSource(source, f"lists.source is {source}")
-        return choose(self._logged_keys, (len(block) for block in self._unlogged_baskets(-np.inf)), self.config)
+        return choose(self.logged_keys, (len(block) for block in self._unlogged_baskets(-np.inf)), self.config)
 
     @property
     def is_logged(self) -> bool:
@@ -133,7 +133,8 @@ class Inputs:
         return (b.take(np.flatnonzero(np.diff(b.start) <= MAX_LIST)) for b in self.logged_lists())
 
     @cached_property
-    def _logged_keys(self) -> query_groups.ListKeys:
+    def logged_keys(self) -> query_groups.ListKeys:
+        """Time and user of the logged lists that are short enough to train on, and whether they have an action."""
         has_list = query_groups.has_logged_list(self.data.shown)
         return query_groups.logged_keys(self._short_lists() if has_list else ())
 

@@ -13,6 +13,7 @@ would only be a few late purchases, so a shop that has always logged its lists u
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -104,12 +105,37 @@ def _exceeds(counts: Iterable[int], limit: int) -> bool:
 
 
 def _lack(keys: query_groups.ListKeys, config: WindowConfig, least: int) -> str | None:
-    """What the first window that logged lists do not carry lacks; None if they carry all."""
+    """What the logged lists lack to be split into windows by themselves; None if they carry each."""
     try:
         windows = Windows.split(keys.at, keys.user, config)
     except DataError:
         times = len(np.unique(keys.at))
         return f"with {times:,} different {'time' if times == 1 else 'times'} they cannot be split into windows"
+    return _first_lack(windows, keys, least)
+
+
+def split_both(lists: Lists, keys: query_groups.ListKeys, config: Config) -> Windows:
+    """Windows of logged and rebuilt lists.
+
+    By time, the logged lists are the latest, and the shares of all lists would put them all into the test window. As
+    soon as they are enough for the ranker, validation and test windows to be carried, the last two are therefore cut by
+    the logged lists alone: each has its share of them, and at least `lists.window_lists`. The ranker then learns from
+    all rebuilt lists before, and from the other logged ones.
+
+    lists: time and user of all query groups. keys: of the logged lists. Raises DataError for too few different times.
+    """
+    windows, least = Windows.split(lists.at, lists.user, config.windows), config.lists.window_lists
+    at = np.sort(keys.at[keys.has_gain])
+    tested, valid = (max(least, round(share * len(at))) for share in (config.windows.test, config.windows.validation))
+    if len(at) < tested + valid + least:
+        return windows
+    later = replace(windows, validation=float(at[-tested - valid]), test=float(at[-tested]))
+    in_order = later.ranker < later.validation < later.test
+    return later if in_order and _first_lack(later, keys, least) is None else windows
+
+
+def _first_lack(windows: Windows, keys: query_groups.ListKeys, least: int) -> str | None:
+    """What the first of the windows that logged lists do not carry lacks; None if they carry all."""
     for name in WINDOWS[1:]:
         begin, end = windows.bounds(name)
         support = Support.of(keys, keys.has_gain & (keys.at >= begin) & (keys.at < end))

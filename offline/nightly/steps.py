@@ -18,6 +18,7 @@ from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, systems
 from offline.nightly.artefacts import Artefacts
+from offline.nightly.list_source import split_both
 from offline.runtime import DataError, OnProgress, console, split_evenly
 from offline.training import RowsJob, VectorStore, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
 from ranker.train import RankerConfig
@@ -47,7 +48,11 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
         raise DataError("the log has no click, view, cart or purchase of an item in the catalogue; import a longer log")
     if inputs.list_source.notice:
         _announce(inputs.list_source.notice)
-    a.write_json("windows.json", vars(Windows.split(groups.at, groups.user, inputs.config.windows)))
+    if inputs.is_mixed:
+        windows = split_both(groups, inputs.logged_keys, inputs.config)
+    else:
+        windows = Windows.split(groups.at, groups.user, inputs.config.windows)
+    a.write_json("windows.json", vars(windows))
 
 
 def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:

@@ -19,6 +19,7 @@ from offline.config import Config, load
 from offline.config.checks import CheckConfig
 from offline.config.simulation import SimulateConfig
 from offline.nightly.night import Night
+from offline.nightly.steps import ranker_config
 from offline.runtime import ChecksFailed, DataError
 from offline.simulation.dataset import simulate
 from serving.store.embedded import connect_url
@@ -195,3 +196,27 @@ def test_logged_lists_that_carry_the_test_window_decide(simulated: Path, tmp_pat
     assert found["windows"]["test"]["logged"] == found["systems"]["ranker"]["all"]["lists"] >= 60
     assert "shown_order" in found["systems"]
     assert set(found["lists"]["kinds"]) == {"logged", "rebuilt"}
+
+
+def test_logged_lists_that_fill_a_window_each_train_the_ranker_beside_rebuilt_ones(
+    simulated: Path, tmp_path: Path
+) -> None:
+    """With 30 lists for a window, those of the last day are training, validation and test, and their position counts.
+
+    Rebuilt lists go on in training: they are most of what the ranker learns from.
+    """
+    lists = load(None, lists={"size": 20, "window_lists": 30}).lists
+    config = shop_of(simulated, tmp_path, 1000).model_copy(update={"lists": lists})
+    night = night_of(config)
+    a = night.run_to("ranker")
+    logged = {name: int(a.logged[a.windows.lists(name, a.lists)].sum()) for name in ("ranker", "validation", "test")}
+    assert min(logged.values()) >= 30
+    assert a.json("ranker.json")["lists"] == len(a.window_rows("ranker", "validation").lists)
+    rebuilt = ~a.logged[a.windows.lists("ranker", a.lists)]
+    assert rebuilt.sum() > 2 * logged["ranker"]
+    assert a.judged_kind == "logged"
+    assert ranker_config(a).position_debias
+    night()
+    found = facts(night)
+    assert found["calibration"]["error"] < 0.2
+    assert json.loads(night.run.file("drift.json").read_text("utf-8"))["drift"], "logged lists of both windows"

@@ -10,10 +10,10 @@ import pytest
 
 from features.log import Events, Kind
 from offline.config import load
-from offline.data import query_groups
+from offline.data import WINDOWS, query_groups
 from offline.nightly.evaluate import _list_counts
 from offline.nightly.inputs import Inputs
-from offline.nightly.list_source import Support, judged_kind
+from offline.nightly.list_source import Support, judged_kind, split_both
 from tests.worlds import LogRow, make_events, make_lists
 
 BOUGHT, HOUR = 4000, 3600.0
@@ -116,6 +116,36 @@ def test_logged_lists_decide_once_they_carry_the_test_window() -> None:
 
     assert [judged(0), judged(99), judged(100), judged(400)] == ["rebuilt", "rebuilt", "logged", "logged"]
     assert [judged(200, 1000), judged(201, 1000)] == ["rebuilt", "logged"]
+
+
+def windows_of(lists: int, users: int = 50) -> tuple[list[int], list[int]]:
+    """Numbers of logged and of rebuilt lists in the windows for training, validation and test."""
+    run = run_on(shop(lists, users))
+    both = query_groups.concat(run.lists())
+    windows, logged = split_both(both, run.logged_keys, run.config), run.are_logged(both)
+    numbers = [windows.lists(name, both) for name in WINDOWS[1:]]
+    return [int(logged[n].sum()) for n in numbers], [int((~logged[n]).sum()) for n in numbers]
+
+
+def test_a_few_logged_lists_are_all_in_the_test_window() -> None:
+    """Of 4,299 lists in all, training starts after 645 (.15), validation after 3,009 (.7) and test after 3,439 (.8)."""
+    assert windows_of(299) == ([0, 0, 299], [3009 - 645, 3439 - 3009, 4299 - 3439 - 299])
+
+
+@pytest.mark.parametrize(("lists", "logged"), [(300, [100, 100, 100]), (500, [300, 100, 100]), (900, [620, 100, 180])])
+def test_logged_lists_that_fill_a_window_each_are_validation_and_test(lists: int, logged: list[int]) -> None:
+    """Of 900 lists, a fifth (180) is the test; validation has its least number, as a tenth would be 90.
+
+    The ranker learns from the other logged lists, and from all baskets but those of the encoder's window, .15 of all.
+    """
+    baskets = BOUGHT - round(0.15 * (BOUGHT + lists))
+    assert windows_of(lists) == (logged, [baskets, 0, 0])
+
+
+def test_logged_lists_of_one_user_fill_no_window() -> None:
+    """They are in the test window, as few lists are."""
+    logged, _ = windows_of(500, users=1)
+    assert logged == [0, 0, 500]
 
 
 def test_what_a_window_lacks_is_said_in_numbers() -> None:
