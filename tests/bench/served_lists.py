@@ -1,11 +1,12 @@
 """Rebuilt, logged and mixed lists for a shop of purchases that starts to serve: `python -m tests.bench.served_lists`.
 
 A simulated shop keeps only the purchases of its first days. From then on it serves some lists, and sells beside them.
-A nightly run after a week learns from rebuilt lists, from both kinds, and from logged lists, where these can be split.
+A nightly run after a week learns from rebuilt lists, from both kinds (`mixed`: what `lists.source: auto` makes of fewer
+than 1,000 lists with an action), and from logged lists, where these can be split.
 All releases then rank the lists of the following week, which none of them has seen. `ndcg@10` is the mean over lists
 with an action; `over_rebuilt` is the difference from the release of rebuilt lists (the first of `--sources`), paired by
-list, with an interval over users. `auto` is true for what `lists.source: auto` chooses. `sd` is the standard deviation
-per list of that difference: divided by the root of the number of test lists, it is the standard error of a comparison.
+list, with an interval over users. `sd` is the standard deviation per list of that difference: divided by the root of
+the number of test lists, it is the standard error of a comparison.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ DAY_S = 86400.0
 END = datetime(2024, 6, 1, tzinfo=UTC)
 SOURCES: dict[str, dict[str, Any]] = {
     "rebuilt": {"source": "rebuilt"},
-    "mixed": {"source": "auto", "window_lists": 1_000_000},
+    "mixed": {"source": "auto"},
     "logged": {"source": "logged"},
 }
 
@@ -59,13 +60,12 @@ def measure(folder: Path, served: int, seed: int, options: argparse.Namespace) -
     later = query_groups.concat(
         block.take(np.flatnonzero(query_groups.has_gain(block) & (block.at >= until))) for block in base.inputs.lists()
     )
-    auto = Night(config, until=until).inputs.list_source
     values: dict[str, F64] = {}
     rows = []
     first = options.sources[0]
     for name in options.sources:
         start = time.perf_counter()
-        row: dict[str, Any] = {"seed": seed, "served": served, "source": name, "auto": auto.kind == name}
+        row: dict[str, Any] = {"seed": seed, "served": served, "source": name}
         try:
             values[name], facts = _evaluate(load(None, **settings, lists=SOURCES[name]), until, base, later)
         except DataError as e:
