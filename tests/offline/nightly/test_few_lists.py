@@ -18,6 +18,7 @@ import pytest
 from offline.config import Config, load
 from offline.config.checks import CheckConfig
 from offline.config.simulation import SimulateConfig
+from offline.data.query_groups import has_gain
 from offline.nightly.night import Night
 from offline.nightly.steps import ranker_config
 from offline.runtime import ChecksFailed, DataError
@@ -42,10 +43,10 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
-def shop_of(simulated: Path, workspace: Path, served: int) -> Config:
-    """The shop with the purchases of all days, and `served` lists on the last one."""
+def shop_of(simulated: Path, workspace: Path, served: int, days: float = 1) -> Config:
+    """The shop with the purchases of all days, and at most `served` lists on the last ones."""
     shutil.copytree(simulated, workspace, dirs_exist_ok=True)
-    forget_lists(workspace / "data", served, since=END.timestamp() - DAY)
+    forget_lists(workspace / "data", served, since=END.timestamp() - days * DAY)
     return load(
         None,
         workspace=workspace,
@@ -201,17 +202,16 @@ def test_logged_lists_that_carry_the_test_window_decide(simulated: Path, tmp_pat
 def test_logged_lists_that_fill_a_window_each_train_the_ranker_beside_rebuilt_ones(
     simulated: Path, tmp_path: Path
 ) -> None:
-    """With 30 lists for a window, those of the last day are training, validation and test, and their position counts.
+    """Some 380 lists of the last three days are training, validation and test, and their positions count.
 
     Rebuilt lists go on in training: they are most of what the ranker learns from.
     """
-    lists = load(None, lists={"size": 20, "window_lists": 30}).lists
-    config = shop_of(simulated, tmp_path, 1000).model_copy(update={"lists": lists})
-    night = night_of(config)
+    night = night_of(shop_of(simulated, tmp_path, 1000, days=3))
     a = night.run_to("ranker")
     logged = {name: int(a.logged[a.windows.lists(name, a.lists)].sum()) for name in ("ranker", "validation", "test")}
-    assert min(logged.values()) >= 30
-    assert a.json("ranker.json")["lists"] == len(a.window_rows("ranker", "validation").lists)
+    assert min(logged.values()) >= 100
+    learned = a.window_rows("ranker", "validation").lists
+    assert a.json("ranker.json")["lists"] == has_gain(learned).sum(), "the others missed every item that was bought"
     rebuilt = ~a.logged[a.windows.lists("ranker", a.lists)]
     assert rebuilt.sum() > 2 * logged["ranker"]
     assert a.judged_kind == "logged"
