@@ -44,14 +44,14 @@ class ListConfig(BaseModel):
     source: Literal["auto", "logged", "rebuilt"] = Field(
         "auto",
         description="Source of the lists. logged: lists from logged impressions. rebuilt: lists that retrieval would "
-        "have offered. auto: logged if there are enough (`logged_share`), else rebuilt.",
+        "have offered. auto: logged once there are enough for every window (`window_lists`), until then both.",
     )
-    logged_share: float = Field(
-        0.1,
-        gt=0,
-        le=1,
-        description="With `source: auto`, lists are rebuilt while fewer logged lists have an action than this share of "
-        "the lists that could be rebuilt (counting at most `most`).",
+    window_lists: int = Field(
+        100,
+        ge=2,
+        le=1_000_000,
+        description="With `source: auto`, rebuilt lists go on until the logged lists give each window for training, "
+        "validation and test at least this many lists with an action.",
     )
     attribution_s: float = Field(
         ATTRIBUTION_S,

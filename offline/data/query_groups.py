@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from features.arrays import F32, F64, I8, I32, I64
+from features.arrays import F32, F64, I8, I32, I64, Bool
 from features.context import NO_DEVICE
 from features.log import ATTRIBUTION_S, CHUNK_ROWS, GAIN, Events, Kind, Lists
 from features.replay import Replay
@@ -239,38 +239,92 @@ def _concat_columns(parts: Sequence[Lists]) -> F32:
     return np.concatenate([p.columns if len(p.columns) else m for p, m in zip(parts, missing, strict=True)], axis=1)
 
 
-class ListCounts(NamedTuple):
-    """Query groups that the logged lists, and the rebuilt ones, would give: each counted up to a limit.
+class ListKeys(NamedTuple):
+    """Time and user of logged lists, in time order, and whether they have an action.
 
-    logged: logged lists with an action. baskets: baskets, for each of which one list can be rebuilt.
+    at: float64[n], Unix seconds. user: int32[n]. has_gain: bool[n].
     """
 
-    logged: int
-    baskets: int
+    at: F64
+    user: I32
+    has_gain: Bool
 
 
-def count_lists(shown: Events, events: Events, attribution_s: float, most: int) -> ListCounts:
-    """Counts of the query groups of both sources, each at most `most`, so that a long log is not read to its end.
+def logged_keys(blocks: Iterable[Lists]) -> ListKeys:
+    """The keys of logged lists, given in blocks as by `iter_logged_lists`."""
+    parts = [(b.at, b.user, has_gain(b)) for b in blocks]
+    at, user, gain = ([part[k] for part in parts] for k in range(3))
+    return ListKeys(
+        np.concatenate([NO_LISTS.at, *at]),
+        np.concatenate([NO_LISTS.user, *user]),
+        np.concatenate([np.empty(0, bool), *gain]),
+    )
 
-    shown: the events with the impressions of served lists. events: without them.
+
+def has_gain(lists: Lists) -> Bool:
+    """bool[lists]: whether an item in the list has gain."""
+    out = np.zeros(len(lists), bool)
+    out[lists.group[lists.gain > 0]] = True
+    return out
+
+
+def has_logged_list(shown: Events) -> bool:
+    """True if the log has an impression of a known item in a list. Stops at the first."""
+    return any(
+        bool(((part.kind == Kind.IMPRESSION) & (part.request >= 0) & (part.item >= 0)).any()) for part in shown.parts()
+    )
+
+
+def without_logged(blocks: Iterable[Lists], logged: Lists, attribution_s: float) -> Iterator[Lists]:
+    """Blocks of baskets without the actions that belong to a logged list, so that each action is in one query group.
+
+    An action belongs to a logged list if this list gives gain to the same item of the same user, and is at most
+    `attribution_s` older than the action. Baskets without other actions are left out. logged: lists with gain.
     """
+    shown_at: dict[int, list[float]] = {}
+    positive = logged.gain > 0
+    group = logged.group[positive]
+    for pair, at in zip(
+        _pair(logged.user[group], logged.item[positive]).tolist(), logged.at[group].tolist(), strict=True
+    ):
+        shown_at.setdefault(pair, []).append(at)
+    known = np.array(sorted(shown_at), np.int64)
+    for block in blocks:
+        pair, at, kept = _pair(block.user[block.group], block.item), block.at[block.group], np.ones(block.rows, bool)
+        for row in np.flatnonzero(np.isin(pair, known)).tolist():
+            kept[row] = not any(start <= at[row] <= start + attribution_s for start in shown_at[int(pair[row])])
+        yield _with_rows(block, kept)
 
-    def up_to_most(counts: Iterable[int]) -> int:
-        total = 0
-        for count in counts:
-            total += count
-            if total >= most:
-                return most
-        return total
 
-    def has_list(part: Events) -> bool:
-        return bool(((part.kind == Kind.IMPRESSION) & (part.request >= 0) & (part.item >= 0)).any())
+def _with_rows(lists: Lists, kept: Bool) -> Lists:
+    """The lists with these rows only; a list without rows is left out."""
+    sizes = np.bincount(lists.group[kept], minlength=len(lists))
+    out = replace(
+        lists,
+        start=np.concatenate(([0], np.cumsum(sizes))),
+        item=lists.item[kept],
+        position=lists.position[kept],
+        gain=lists.gain[kept],
+        columns=lists.columns[:, kept] if len(lists.columns) else lists.columns,
+    )
+    return out.take(np.flatnonzero(sizes))
 
-    baskets_ = up_to_most(len(b) for b in iter_baskets(events, -np.inf))
-    if not any(has_list(part) for part in shown.parts()):
-        return ListCounts(0, baskets_)
-    blocks = iter_logged_lists(shown, attribution_s)
-    return ListCounts(up_to_most(len(np.unique(b.group[b.gain > 0])) for b in blocks), baskets_)
+
+def merge(blocks: Iterable[Lists], other: Lists) -> Iterator[Lists]:
+    """Blocks of lists with `other` among them, in time order. Lists of equal times keep their order, `other` last.
+
+    blocks, other: in time order.
+    """
+    done = 0
+    for block in blocks:
+        if not len(block):
+            continue
+        until = int(np.searchsorted(other.at, block.at[-1], side="right"))
+        both = concat([block, other.take(np.arange(done, until))])
+        yield both.take(np.argsort(both.at, kind="stable"))
+        done = until
+    if done < len(other):
+        yield other.take(np.arange(done, len(other)))
 
 
 def keys(parts: Iterable[Lists]) -> Lists:

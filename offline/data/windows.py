@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.arrays import F64, I32, I64
+from features.arrays import F64, I32, I64, Bool
 from features.log import Lists
 from offline.config import Protocol, WindowConfig
 from offline.runtime import DataError
@@ -87,11 +87,12 @@ class Windows:
             return np.flatnonzero(inside & (lists.at >= begin) & (lists.at < end))
         return np.flatnonzero((lists.at >= begin) & (lists.at < end))
 
-    def kept(self, lists: Lists, most: int, seed: int) -> I64:
+    def kept(self, lists: Lists, most: int, seed: int, first: Bool | None = None) -> I64:
         """int64, ascending: indices of a uniform sample of the lists, drawn with `seed`.
 
         At most `most` lists for the ranker, and at most `HELD_OUT`, or `most` if larger, for validation and for test.
-        Fewer held-out lists would widen the confidence intervals.
+        Fewer held-out lists would widen the confidence intervals. first: bool[lists], lists that are kept before any
+        other, for a split by time.
         """
         rng = np.random.default_rng(seed)
         held = max(most, HELD_OUT)
@@ -100,9 +101,13 @@ class Windows:
             # Sample users, not lists: if a user's last list were dropped, the one before it would count as the last.
             numbers = np.flatnonzero(np.isin(lists.user, _sample(np.unique(lists.user), held, rng)))
         part = lists.take(numbers)
+        chosen = np.zeros(len(part), bool) if first is None else first[numbers]
         return np.sort(
             np.concatenate(
-                [numbers[_sample(self.lists(n, part), most if n == "ranker" else held, rng)] for n in WINDOWS[1:]]
+                [
+                    numbers[_sample(self.lists(n, part), most if n == "ranker" else held, rng, chosen)]
+                    for n in WINDOWS[1:]
+                ]
             )
         )
 
@@ -140,6 +145,11 @@ def _nth_last(at: F64, user: I32) -> I64:
     return out
 
 
-def _sample(numbers: I64, most: int, rng: np.random.Generator) -> I64:
-    """A uniform sample of at most `most` of the numbers, in their order."""
-    return numbers if len(numbers) <= most else np.sort(rng.choice(numbers, most, replace=False))
+def _sample(numbers: I64, most: int, rng: np.random.Generator, first: Bool | None = None) -> I64:
+    """A uniform sample of at most `most` of the numbers, in their order. first: bool, by number: kept before others."""
+    if len(numbers) <= most:
+        return numbers
+    if first is None or not first[numbers].any():
+        return np.sort(rng.choice(numbers, most, replace=False))
+    before = _sample(numbers[first[numbers]], most, rng)
+    return np.sort(np.concatenate((before, rng.choice(numbers[~first[numbers]], most - len(before), replace=False))))

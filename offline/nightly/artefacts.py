@@ -16,6 +16,7 @@ from features.log import Lists
 from features.replay import Replay
 from offline.data import Windows, release_pages
 from offline.nightly.inputs import Inputs
+from offline.nightly.list_source import Kind, judged_kind
 from offline.nightly.run import Run
 from offline.runtime import DataError, write_json
 from offline.training import WindowRows, make_replay
@@ -74,10 +75,28 @@ class Artefacts:
         arrays = np.load(self.file("lists.npz"), allow_pickle=False)
         return Lists(**{f.name: arrays[f.name] for f in fields(Lists)})
 
-    def save_lists(self, lists: Lists) -> None:
-        """Write the query groups."""
+    @cached_property
+    def logged(self) -> Bool:
+        """bool[lists]: True for a logged list, False for a rebuilt one."""
+        logged: Bool = np.load(self.file("lists.npz"), allow_pickle=False)["logged"]
+        return logged
+
+    def save_lists(self, lists: Lists, logged: Bool) -> None:
+        """Write the query groups. logged: bool[lists], as in `logged`."""
         arrays = {f.name: np.asarray(getattr(lists, f.name)) for f in fields(Lists)}
-        np.savez(self.file("lists.npz"), allow_pickle=False, **arrays)
+        np.savez(self.file("lists.npz"), allow_pickle=False, logged=logged, **arrays)
+
+    @cached_property
+    def judged_kind(self) -> Kind:
+        """The kind of test lists that metrics, gate and drift are of. Other test lists are evaluated apart."""
+        tested = np.isin(np.arange(len(self.lists)), self.windows.lists("test", self.lists))
+        return judged_kind(self.lists, tested, self.logged, self.inputs.config.lists.window_lists)
+
+    def test_lists(self, kind: Kind) -> I64:
+        """int64, ascending: numbers of the test lists of a kind."""
+        numbers = self.windows.lists("test", self.lists)
+        chosen: I64 = numbers[self.logged[numbers] == (kind == "logged")]
+        return chosen
 
     @property
     def zero_shot(self) -> F32:
@@ -110,9 +129,12 @@ class Artefacts:
     def window_rows(self, *windows: str, among: I64 | None = None) -> WindowRows:
         """Feature rows and lists of some windows, restricted to the list numbers in `among` if given.
 
-        Raises DataError if a window has no lists.
+        Of the test window, the lists of the judged kind. Raises DataError if a window has no lists.
         """
-        by_window = {window: self.windows.lists(window, self.lists) for window in windows}
+        by_window = {
+            window: self.test_lists(self.judged_kind) if window == "test" else self.windows.lists(window, self.lists)
+            for window in windows
+        }
         for window, numbers in by_window.items():
             if not len(numbers):
                 raise DataError(
@@ -120,15 +142,18 @@ class Artefacts:
                     "give it a larger share in `windows`, or import a longer log"
                 )
         selected: I64 = np.sort(np.concatenate(list(by_window.values())))
-        if among is not None:
-            selected = np.intersect1d(selected, among)
-        is_selected = np.isin(np.arange(len(self.lists)), selected)[self.lists.group]
-        return WindowRows(self.array("rows.npy", mapped=True)[is_selected], self.lists.take(selected), selected)
+        return self.rows_of(selected if among is None else np.intersect1d(selected, among))
 
-    @property
-    def baselines(self) -> I32:
-        """int32[test lists, BASELINES, DEPTH]: top items of each baseline."""
-        return self.array("baselines.npy")
+    def rows_of(self, numbers: I64) -> WindowRows:
+        """Feature rows and lists with these numbers, ascending."""
+        is_selected = np.isin(np.arange(len(self.lists)), numbers)[self.lists.group]
+        return WindowRows(self.array("rows.npy", mapped=True)[is_selected], self.lists.take(numbers), numbers)
+
+    def baselines_of(self, tested: I64) -> I32:
+        """int32[lists, BASELINES, DEPTH]: top items of each baseline. tested: numbers of test lists, ascending."""
+        chosen = np.isin(self.windows.lists("test", self.lists), tested)
+        best: I32 = self.array("baselines.npy")[chosen]
+        return best
 
     @property
     def warm(self) -> Bool:

@@ -177,9 +177,11 @@ def _volumes(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
     days = min(now["span_days"] - 1, 14)
     if days - 1 < config.history_days:
         return
+    # A kind of event that begins is a new source, such as the service on its first day: not a part of the log twice.
+    began = sum(c[0] for kind, c in now["per_day"].items() if kind != "events" and not any(c[1:days]))
     # The first day of a log is usually incomplete, so it is left out.
     for kind, counts in now["per_day"].items():
-        today, before = counts[0], counts[1:days]
+        today, before = counts[0] - (began if kind == "events" else 0), counts[1:days]
         low, high = min(before), max(before)
         if kind != "events" and low < 50:
             continue
@@ -268,6 +270,9 @@ def _bot(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
 
 
 def _inputs(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
+    # With a new kind of event, such as the first impressions, the hours and items of all events differ as well.
+    kinds = now["inputs"]["kind of event"]
+    began = any(n and not usual for n, usual in zip(kinds["now"], kinds["usual"], strict=True))
     for name, histogram in now["inputs"].items():
         if (
             histogram["psi"] <= max(0.25, 2 * histogram["psi_before"])
@@ -275,7 +280,7 @@ def _inputs(now: Mapping[str, Any], config: CheckConfig) -> Iterator[Finding]:
             or sum(histogram["usual"]) < 100
         ):
             continue
-        level = STOP if histogram["psi"] > config.input_drift else WARN
+        level = STOP if histogram["psi"] > config.input_drift and not began else WARN
         share = [np.array(histogram[k], np.float64) / max(sum(histogram[k]), 1) for k in ("usual", "now")]
         bin_changed = int(np.argmax(np.abs(share[1] - share[0])))
         yield Finding(

@@ -31,7 +31,7 @@ class HeldOut(NamedTuple):
 
     random: float64[lists], ndcg@10 of a random order. simple: the same by name of every other simple order. of_lists,
     of_targets: bool[lists] and bool[targets], membership in each slice. examination_probability: float64[targets], at
-    the position of each target.
+    the position of each target. kind: of the lists, logged or rebuilt; empty if unknown.
     """
 
     lists: Lists
@@ -41,6 +41,7 @@ class HeldOut(NamedTuple):
     of_lists: Mapping[str, Mask]
     of_targets: Mapping[str, Mask]
     examination_probability: F64
+    kind: str = ""
 
 
 def score_with_live(live: Release, replay: Replay, lists: Lists) -> F64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from features.text.vectors import Vectors
 from offline.data import query_groups
 from offline.evaluation import explanation, facts, off_policy, report, runs, slices, systems
 from offline.nightly.artefacts import Artefacts
+from offline.nightly.list_source import Kind
 from offline.nightly.steps import ranker_config, window_facts
 from offline.runtime import OnProgress, checksum
 from offline.training import fit_ranker, with_unknown
@@ -22,7 +24,6 @@ from ranker.trees import Trees
 def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     """Write `evaluation.json` and `report.html`."""
     inputs, (rows, tested, numbers) = a.inputs, a.window_rows("test")
-    valid = a.lists.take(a.windows.lists("validation", a.lists))
     warm, trees = a.warm[numbers], a.trees
     score, data, seed = trees.score(rows), inputs.data, inputs.config.seed
     events, catalogue, items = data.events, data.catalogue, data.items
@@ -32,7 +33,7 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     known = slices.known_engagements(events, a.windows, targets, len(catalogue))
     truth = data.truth.of(tested.request_ids) if data.truth else None
     others = _other_runs(a, tested)
-    orders = systems.orders(tested, a.baselines, score, truth, catalogue.item_ids)
+    orders = systems.orders(tested, a.baselines_of(numbers), score, truth, catalogue.item_ids)
     orders |= {name: run.order for name, run in others.items()}
     results = systems.judge(
         orders,
@@ -53,12 +54,13 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "seed": seed,
         "protocol": a.windows.protocol,
         "data": _data_facts(a, [run.note for run in others.values()]),
+        "lists": _list_facts(a, results),
         "windows": window_facts(a),
         "encoder": a.json("encoder.json"),
         "ranker": a.json("ranker.json"),
         **results,
         "examples": facts.examples(data, a.replay.histories, tested, orders, warm),
-        "calibration": systems.calibrate(a.valid_score, valid.gain, score, tested.gain),
+        "calibration": _calibration(a, score, tested),
         "explanation": explanation.explain_model(a.model_text, rows, a.replay.features, seed),
         "off_policy": _off_policy(a, trees, on_progress),
         "options": _options(a),
@@ -87,6 +89,60 @@ def _other_runs(a: Artefacts, tested: Lists) -> dict[str, runs.OrderedRun]:
     whole = a.windows.protocol == "leave-last-out"
     item_ids = a.inputs.data.catalogue.item_ids
     return {runs.run_name(path): runs.order_run(path, tested, item_ids, whole) for path in a.inputs.runs}
+
+
+def _calibration(a: Artefacts, score: F64, tested: Lists) -> dict[str, Any] | None:
+    """Calibration of click probabilities, fitted on validation lists of the judged kind; None without a click there.
+
+    Rebuilt lists have one choice among 100 candidates, logged ones several among those shown: a fit on one kind says
+    nothing about the other.
+    """
+    numbers = a.windows.lists("validation", a.lists)
+    valid = a.lists.take(numbers)
+    rows = (a.logged[numbers] == (a.judged_kind == "logged"))[valid.group]
+    if not valid.gain[rows].any():
+        return None
+    return systems.calibrate(a.valid_score[rows], valid.gain[rows], score, tested.gain)
+
+
+def _list_facts(a: Artefacts, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The source of the lists, the reason for it, the judged kind of test lists, and the figures of each kind.
+
+    results: of `systems.judge` for the judged kind. Figures (`kinds`): number of test lists, and for each system the
+    mean of `PRIMARY` with its interval, `[mean, low, high]`.
+    """
+    source = a.inputs.list_source
+    facts = {"source": source.kind, "reason": source.reason, "judged": a.judged_kind}
+    kinds: tuple[Kind, ...] = ("logged", "rebuilt")
+    by_kind = {
+        kind: _kind_figures(results if kind == a.judged_kind else _judge_other_kind(a, kind), len(a.test_lists(kind)))
+        for kind in kinds
+    }
+    return facts | {"kinds": {kind: figures for kind, figures in by_kind.items() if figures["lists"]}}
+
+
+def _judge_other_kind(a: Artefacts, kind: Kind) -> Mapping[str, Any]:
+    """`systems.judge` of the test lists of a kind as a whole; empty without lists."""
+    numbers = a.test_lists(kind)
+    if not len(numbers):
+        return {}
+    rows, tested, _ = a.rows_of(numbers)
+    data, everything = a.inputs.data, np.ones(len(tested), bool)
+    # The simulator's truth is of shown lists alone, and this kind is evaluated for comparison only.
+    orders = systems.orders(tested, a.baselines_of(numbers), a.trees.score(rows), None, data.catalogue.item_ids)
+    targets, count = a.inputs.targets(tested), np.zeros(len(data.catalogue))
+    return systems.judge(orders, tested, targets, {"all": everything}, {}, count, a.zero_shot, a.inputs.config.seed)
+
+
+def _kind_figures(results: Mapping[str, Any], lists: int) -> dict[str, Any]:
+    return {
+        "lists": lists,
+        systems.PRIMARY: {
+            system: [by["all"][systems.PRIMARY], *results["intervals"][system]["all"][systems.PRIMARY]]
+            for system, by in results.get("systems", {}).items()
+            if "all" in by
+        },
+    }
 
 
 def _off_policy(a: Artefacts, trees: Trees, on_progress: OnProgress) -> dict[str, Any]:
@@ -130,8 +186,9 @@ def _list_counts(block: Lists) -> tuple[int, int, int]:
 def _data_facts(a: Artefacts, notes_on_runs: list[str]) -> dict[str, Any]:
     inputs = a.inputs
     size = inputs.config.lists.size
-    notes = [] if inputs.is_logged else [f"Lists were rebuilt: up to {size} retrieved items for each basket."]
-    notes += [inputs.list_note] if inputs.list_note else []
+    which = "Some lists" if inputs.is_mixed else "Lists"
+    notes = [] if inputs.is_logged else [f"{which} were rebuilt: up to {size} retrieved items for each basket."]
+    notes += [inputs.list_source.notice] if inputs.list_source.notice else []
     if a.windows.protocol == "leave-last-out":
         users = len(np.unique(query_groups.keys(inputs.lists()).user))
         early = users - len(a.windows.lists("test", a.lists))
@@ -145,7 +202,7 @@ def _data_facts(a: Artefacts, notes_on_runs: list[str]) -> dict[str, Any]:
         notes += [f"Lists of more than {MAX_LIST:,} items were left out: {too_long:,}."] if too_long else []
     return facts.data_facts(inputs.data) | {
         "lists": shown,
-        "lists_source": "logged" if inputs.is_logged else "rebuilt",
+        "lists_source": inputs.list_source.kind,
         "lists_without_gain": without_gain,
         "notes": notes + notes_on_runs,
     }

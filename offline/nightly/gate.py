@@ -18,13 +18,13 @@ import numpy as np
 
 from features.arrays import F64
 from features.history import EMPTY
-from features.log import Lists
 from offline.config import GateConfig
 from offline.data import Targets
 from offline.evaluation import slices, systems
 from offline.nightly import comparison
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.comparison import HeldOut
+from offline.nightly.list_source import Kind
 from offline.runtime import ApprovalNeeded, OnProgress, ReleaseKept
 from offline.training import WindowRows, examination_probability
 from ranker.metrics import paired_difference
@@ -43,21 +43,16 @@ def judge_alone(ndcg: F64, held_out: HeldOut, evaluation: Mapping[str, Any], con
     out = []
     if (systems.lists_with_gain(held_out.lists)).sum() >= _LEAST_LISTS:
         d = paired_difference(ndcg, held_out.random, held_out.lists.user)
-        ok = d.low > 0
-        out.append(
-            Reason(
-                "floor",
-                PROMOTE if ok else KEEP,
-                f"ndcg@10 {np.nanmean(ndcg):.4f}, random order {np.nanmean(held_out.random):.4f}: "
-                f"95% interval of the difference [{d.low:+.4f}, {d.high:+.4f}]"
-                + (
-                    ""
-                    if ok
-                    else ". No better than random on the test lists. "
-                    "Check for shuffled labels, or clicks joined to the wrong lists."
-                ),
-            )
-        )
+        values = f"ndcg@10 {np.nanmean(ndcg):.4f}, random order {np.nanmean(held_out.random):.4f}: "
+        interval = f"95% interval of the difference [{d.low:+.4f}, {d.high:+.4f}]"
+        if d.clusters < 2:
+            one = f"all {d.lists:,} test lists are of one user, so no interval can say whether this is chance"
+            out.append(Reason("floor", ASK, values + one))
+        elif d.low > 0:
+            out.append(Reason("floor", PROMOTE, values + interval))
+        else:
+            why = "Check for shuffled labels, or clicks joined to the wrong lists."
+            out.append(Reason("floor", KEEP, f"{values}{interval}. No better than random on the test lists. {why}"))
     error = (evaluation.get("calibration") or {}).get("error")
     if error is not None:
         verdict = PROMOTE if error <= config.calibration else ASK
@@ -155,10 +150,11 @@ def _signed(d: Any) -> str:
 def _label_collapse(unweighted: F64, held_out: HeldOut, live: Release, config: GateConfig) -> list[Reason]:
     """A reason to keep the live release if it does much worse on these lists than when it was made.
 
-    In that case the labels of the lists are suspect, not the release.
+    In that case the labels of the lists are suspect, not the release. A lead on rebuilt lists says nothing about the
+    lead on logged ones, so the rule needs lists of the same kind.
     """
-    then = live.manifest.metrics
-    if not {"ranker", "random"} <= set(then):
+    then, kind = live.manifest.metrics, live.manifest.window.get("test", {}).get("judged")
+    if not {"ranker", "random"} <= set(then) or (kind and held_out.kind and kind != held_out.kind):
         return []
     lead, now = (then["ranker"] - then["random"], float(np.nanmean(unweighted) - np.nanmean(held_out.random)))
     if lead <= 0 or now >= config.collapse * lead:
@@ -260,6 +256,8 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
             live_score = comparison.score_with_live(live, a.replay, test.lists)
             compared, figures = _compare(score, live_score, held_out, live, config)
             reasons += [*compared, *compare_cost(new, live, config)]
+            other, other_figures = _compare_other_kind(a, live)
+            reasons, figures = reasons + other, figures | other_figures
     verdict, reasons = decide(reasons, config)
     item_ids = inputs.data.catalogue.item_ids
     comparison.write_scores(a.file("shadow.parquet"), test.lists, item_ids, score, live_score)
@@ -291,7 +289,7 @@ def _held_out(a: Artefacts, test: WindowRows) -> HeldOut:
     inputs, lists = a.inputs, test.lists
     events, catalogue, targets = inputs.data.events, inputs.data.catalogue, a.inputs.targets(lists)
     known = slices.known_engagements(events, a.windows, targets, len(catalogue))
-    simple = comparison.ndcg_of_baselines(a.baselines, targets)
+    simple = comparison.ndcg_of_baselines(a.baselines_of(test.numbers), targets)
     return HeldOut(
         lists,
         targets,
@@ -299,17 +297,45 @@ def _held_out(a: Artefacts, test: WindowRows) -> HeldOut:
         simple,
         slices.list_slices(events, lists, a.warm[test.numbers]),
         slices.target_slices(events, lists, targets, catalogue, known),
-        _examination(a, lists, targets),
+        _examination(a, test, targets),
+        a.judged_kind,
     )
 
 
-def _examination(a: Artefacts, lists: Lists, targets: Targets) -> F64:
-    """float64[targets]: examination probability at the position of each target; 1 without position debiasing."""
-    if not (a.inputs.is_logged and a.inputs.config.ranker.position_debias):
+def _examination(a: Artefacts, test: WindowRows, targets: Targets) -> F64:
+    """float64[targets]: examination probability at the position of each target; 1 without position debiasing.
+
+    It is estimated from the logged lists of the ranker window, or from the test lists themselves if that has none.
+    """
+    if a.judged_kind != "logged" or not a.inputs.config.ranker.position_debias:
         return np.ones(len(targets.of))
-    learned, names = a.window_rows("ranker"), [f.name for f in a.replay.features]
+    numbers, names = a.windows.lists("ranker", a.lists), [f.name for f in a.replay.features]
+    numbers = numbers[a.logged[numbers]]
+    learned = a.rows_of(numbers) if len(numbers) else test
     # The targets of logged lists are their rows with a gain, in order.
-    return examination_probability(learned.rows, learned.lists, lists, names)[lists.gain > 0]
+    return examination_probability(learned.rows, learned.lists, test.lists, names)[test.lists.gain > 0]
+
+
+def _compare_other_kind(a: Artefacts, live: Release) -> tuple[list[Reason], dict[str, Any]]:
+    """Both releases on the test lists of the other kind: a reason that never objects, and the figures.
+
+    Empty if all test lists are of one kind, or if fewer than 2 are later than the live release's training data.
+    """
+    kind: Kind = "rebuilt" if a.judged_kind == "logged" else "logged"
+    numbers = a.test_lists(kind)
+    numbers = numbers[comparison.comparable_lists(a.lists.take(numbers), live)]
+    if len(numbers) < 2:
+        return [], {}
+    rows, lists, _ = a.rows_of(numbers)
+    targets = a.inputs.targets(lists)
+    scores = a.trees.score(rows), comparison.score_with_live(live, a.replay, lists)
+    new, old = (comparison.ndcg(score, lists, targets) for score in scores)
+    d = paired_difference(new, old, lists.user)
+    message = (
+        f"{kind} lists, reported only: ndcg@10 {np.nanmean(new):.4f}, live release {np.nanmean(old):.4f}: {_signed(d)} "
+        f"on {d.lists:,} lists; the {a.judged_kind} lists decide"
+    )
+    return [Reason("other_lists", PROMOTE, message)], {f"{kind}_lists": asdict(d)}
 
 
 def _compare(

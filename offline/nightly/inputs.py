@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from features.arrays import Bool
 from features.custom import load as load_features
 from features.log import Lists
 from features.moment import Feature
 from offline.config import ANNOTATION_FILES, Config
 from offline.data import Dataset, LogFiles, Targets, imported, list_columns, load_dataset, query_groups
 from offline.evaluation import check_columns
+from offline.nightly.list_source import ListSource, choose
 from offline.runtime import LOCAL, Engine, checksum, source_digest
 from ranker.train import MAX_LIST
 from serving.release import live_pointer
@@ -100,36 +102,40 @@ class Inputs:
         return load_dataset(c.data, c.features.attributes, self.log_files, c.workspace)
 
     @cached_property
-    def list_counts(self) -> query_groups.ListCounts:
-        """Lists that the log has, and that could be rebuilt, each counted up to `lists.most`."""
-        lists = self.config.lists
-        return query_groups.count_lists(self.data.shown, self.data.events, lists.attribution_s, lists.most)
-
-    @cached_property
-    def is_logged(self) -> bool:
-        """True if query groups are logged lists, False if they are rebuilt."""
-        lists = self.config.lists
-        if lists.source != "auto":
-            return lists.source == "logged"
-        found = self.list_counts
-        return found.logged > 0 and found.logged >= lists.logged_share * found.baskets
+    def list_source(self) -> ListSource:
+        """Whether query groups are logged lists, rebuilt lists, or both, and why."""
+        source = self.config.lists.source
+        if source != "auto":
+            return ListSource(source, f"lists.source is {source}")
+        return choose(self.logged_keys, (len(block) for block in self._unlogged_baskets(-np.inf)), self.config)
 
     @property
-    def list_note(self) -> str | None:
-        """Why the logged lists are not used although the log has some; None if they are, or if there are none."""
-        found = self.list_counts if self.config.lists.source == "auto" and not self.is_logged else None
-        if found is None or not found.logged:
-            return None
-        return (
-            f"Lists were rebuilt, because only {found.logged:,} logged lists have an action, fewer than "
-            f"{self.config.lists.logged_share:.0%} of the {found.baskets:,} that can be rebuilt (lists.logged_share)."
-        )
+    def is_logged(self) -> bool:
+        """True if all query groups are logged lists."""
+        return self.list_source.kind == "logged"
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if query groups are logged lists and rebuilt lists."""
+        return self.list_source.kind == "mixed"
 
     def lists(self) -> Iterator[Lists]:
-        """All logged lists short enough to train on, or all baskets to rebuild lists for; in blocks, in time order."""
+        """All logged lists short enough to train on, all baskets to rebuild lists for, or both; in blocks, in time
+        order.
+
+        Of both, logged lists without an action are left out, and so are baskets whose actions belong to a logged list.
+        """
         if self.is_logged:
-            return (b.take(np.flatnonzero(np.diff(b.start) <= MAX_LIST)) for b in self.logged_lists())
+            return self._short_lists()
+        if self.is_mixed:
+            return query_groups.merge(self._unlogged_baskets(-np.inf), self._logged_with_gain)
         return query_groups.iter_baskets(self.data.events, -np.inf)
+
+    def are_logged(self, lists: Lists) -> Bool:
+        """bool[lists]: whether each of these query groups is a logged list."""
+        if not self.is_mixed:
+            return np.full(len(lists), self.is_logged)
+        return np.array([request in self._logged_requests for request in lists.request_ids], bool)
 
     def logged_lists(self) -> Iterator[Lists]:
         """All logged lists, in blocks, in time order."""
@@ -143,12 +149,34 @@ class Inputs:
         ids, users = self.data.catalogue.item_ids, self.data.events.user_ids
         return replace(lists, columns=list_columns(self.log_files, lists, ids, declared, users))
 
+    def _short_lists(self) -> Iterator[Lists]:
+        return (b.take(np.flatnonzero(np.diff(b.start) <= MAX_LIST)) for b in self.logged_lists())
+
+    @cached_property
+    def logged_keys(self) -> query_groups.ListKeys:
+        """Time and user of the logged lists that are short enough to train on, and whether they have an action."""
+        has_list = query_groups.has_logged_list(self.data.shown)
+        return query_groups.logged_keys(self._short_lists() if has_list else ())
+
+    @cached_property
+    def _logged_with_gain(self) -> Lists:
+        return query_groups.concat(b.take(np.flatnonzero(query_groups.has_gain(b))) for b in self._short_lists())
+
+    @cached_property
+    def _logged_requests(self) -> frozenset[str]:
+        return frozenset(self._logged_with_gain.request_ids)
+
+    def _unlogged_baskets(self, begin: float) -> Iterator[Lists]:
+        """Baskets from `begin` on, without the actions that belong to a logged list."""
+        baskets = query_groups.iter_baskets(self.data.events, begin)
+        return query_groups.without_logged(baskets, self._logged_with_gain, self.config.lists.attribution_s)
+
     def targets(self, tested: Lists) -> Targets:
-        """Items that users engaged with in the test lists, whether they were listed or not."""
-        if self.is_logged:
+        """Items that users engaged with in the test lists, whether they were listed or not. tested: of one kind."""
+        if self.are_logged(tested).all():
             return query_groups.find_targets(tested, tested)
-        requests = set(tested.request_ids)
-        blocks = query_groups.iter_baskets(self.data.events, float(tested.at.min()))
+        requests, begin = set(tested.request_ids), float(tested.at.min())
+        blocks = self._unlogged_baskets(begin) if self.is_mixed else query_groups.iter_baskets(self.data.events, begin)
         baskets = (
             b.take(np.array([g for g, r in enumerate(b.request_ids) if r in requests], np.int64)) for b in blocks
         )

@@ -39,13 +39,20 @@ def check_data(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def check_features(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write `drift.json`: the drift of each feature between the training and the test lists.
+    """Write `drift.json`: the drift of each feature between the training and the test lists of the judged kind.
 
-    Raises ChecksFailed if too many features drifted; the file is written in any case.
+    Logged and rebuilt lists differ in every feature of the list. If no training list is of the judged kind, nothing is
+    compared, and there is a finding. Raises ChecksFailed if too many features drifted; the file is written in any case.
     """
-    learned, tested = a.window_rows("ranker").rows, a.window_rows("test").rows
-    drift = statistics.feature_drift(learned, tested, [f.name for f in a.replay.features])
-    findings = checks.check_drift(drift, a.inputs.config.checks)
+    numbers = a.windows.lists("ranker", a.lists)
+    numbers = numbers[a.logged[numbers] == (a.judged_kind == "logged")]
+    if len(numbers):
+        learned, tested = a.rows_of(numbers).rows, a.window_rows("test").rows
+        drift = statistics.feature_drift(learned, tested, [f.name for f in a.replay.features])
+        findings = checks.check_drift(drift, a.inputs.config.checks)
+    else:
+        drift = {}
+        findings = [Finding("feature_drift", checks.WARN, f"not checked: no training list is {a.judged_kind} yet")]
     _write(a, "drift.json", findings, drift)
     checks.raise_if_stopped(findings, a.file("drift.json"))
 

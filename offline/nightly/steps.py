@@ -19,6 +19,7 @@ from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, systems
 from offline.nightly.artefacts import Artefacts
+from offline.nightly.list_source import split_both
 from offline.runtime import DataError, OnProgress, console, split_evenly
 from offline.training import RowsJob, VectorStore, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
 from ranker.train import RankerConfig
@@ -39,7 +40,10 @@ _MIN_CENTRED = 100
 
 
 def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
-    """Write `windows.json`. Raises DataError if the log has no lists, or if the protocol does not fit their source."""
+    """Write `windows.json`, and announce the source of the lists if it was decided.
+
+    Raises DataError if the log has no lists, or if the protocol does not fit their source.
+    """
     inputs, protocol = a.inputs, a.inputs.config.windows.protocol
     if protocol == "leave-last-out" and inputs.is_logged:
         raise DataError("protocol leave-last-out needs rebuilt lists; set lists.source to rebuilt")
@@ -48,7 +52,15 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
     groups = query_groups.keys(inputs.lists())
     if inputs.is_logged and not len(groups):
         raise DataError("the log has no lists, only user actions; set lists.source to rebuilt or auto")
-    a.write_json("windows.json", vars(Windows.split(groups.at, groups.user, inputs.config.windows)))
+    if not len(groups):
+        raise DataError("the log has no click, view, cart or purchase of an item in the catalogue; import a longer log")
+    if inputs.list_source.notice:
+        _announce(inputs.list_source.notice)
+    if inputs.is_mixed:
+        windows = split_both(groups, inputs.logged_keys, inputs.config)
+    else:
+        windows = Windows.split(groups.at, groups.user, inputs.config.windows)
+    a.write_json("windows.json", vars(windows))
 
 
 def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
@@ -160,11 +172,16 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
 def make_query_groups(a: Artefacts, on_progress: OnProgress) -> None:
     """Write `lists.npz`: the lists with gain from the start of the ranker window, logged or rebuilt."""
     inputs, config = a.inputs, a.inputs.config.lists
-    numbers = a.windows.kept(query_groups.keys(_lists_with_gain(a)), config.most, inputs.config.seed)
+    # The few logged lists would be lost in a sample of both kinds.
+    first = np.concatenate([inputs.are_logged(b) for b in _lists_with_gain(a)]) if inputs.is_mixed else None
+    numbers = a.windows.kept(query_groups.keys(_lists_with_gain(a)), config.most, inputs.config.seed, first)
     groups = query_groups.select(_lists_with_gain(a), numbers)
-    if not inputs.is_logged:
-        groups = query_groups.rebuild_lists(a.replay, groups, config.size, on_progress, inputs.engine)
-    a.save_lists(inputs.with_columns(groups))
+    logged = inputs.are_logged(groups)
+    if not logged.all():
+        wanted, shown = (groups.take(np.flatnonzero(mask)) for mask in (~logged, logged))
+        rebuilt = query_groups.rebuild_lists(a.replay, wanted, config.size, on_progress, inputs.engine)
+        groups = query_groups.concat(query_groups.merge([rebuilt], shown))
+    a.save_lists(inputs.with_columns(groups), inputs.are_logged(groups))
 
 
 def _lists_with_gain(a: Artefacts) -> Iterator[Lists]:
@@ -178,7 +195,7 @@ def replay_rows(a: Artefacts, on_progress: OnProgress) -> None:
     rows = a.create_array("rows.npy", (lists.rows, len(a.replay.features)))
     tested, warm = a.windows.lists("test", lists), np.empty(n, bool)
     whole_catalogue = a.windows.protocol == "leave-last-out"
-    job = RowsJob(a.replay, lists, tested, with_unknown(a.zero_shot), inputs.config.seed, whole_catalogue)
+    job = RowsJob(a.replay, lists, tested, with_unknown(a.zero_shot), inputs.config.seed, whole_catalogue, a.logged)
     baselines = [np.empty((0, len(BASELINES), DEPTH), np.int32)]
     for block in inputs.engine.map(make_rows, job, split_evenly(lists.start, inputs.engine.parts)):
         end = block.first + len(block.warm)
@@ -193,18 +210,30 @@ def replay_rows(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def ranker_config(a: Artefacts) -> RankerConfig:
-    """The ranker settings of this run. Position debiasing is off for rebuilt lists, which no user saw."""
+    """The ranker settings of this run.
+
+    Position debiasing is off if the ranker learns from rebuilt lists alone, which no user saw.
+    """
     config = a.inputs.config.ranker
-    return config if a.inputs.is_logged else config.model_copy(update={"position_debias": False})
+    if a.inputs.is_logged or a.logged[a.windows.lists("ranker", a.lists)].any():
+        return config
+    return config.model_copy(update={"position_debias": False})
 
 
 def train_ranker(a: Artefacts, on_progress: OnProgress) -> None:
     """Train the ranker: `ranker.txt`, `ranker.json`, `valid_score.npy`."""
     config, features = ranker_config(a), a.replay.features
     names = [f.name for f in features]
+    learned, valid = a.window_rows("ranker"), a.window_rows("validation")
+    for window, part in (("ranker", learned), ("validation", valid)):
+        if not part.lists.gain.any():
+            raise DataError(
+                f"no list of the {window} window offers an item that its user chose ({len(part.lists):,} lists), so "
+                "there is no order to learn; import a longer log, or raise lists.size"
+            )
     trained, valid_score = fit_ranker(
-        a.window_rows("ranker"),
-        a.window_rows("validation"),
+        learned,
+        valid,
         a.window_rows("ranker", "validation") if config.refit else None,
         names,
         config,
@@ -268,7 +297,12 @@ def _parent(a: Artefacts) -> str | None:
 
 
 def window_facts(a: Artefacts) -> dict[str, Any]:
-    """Start (`from`) and end (`to`) of each window, ISO 8601, and its number of lists (`lists`)."""
+    """Start (`from`) and end (`to`) of each window, ISO 8601, and its number of lists (`lists`).
+
+    With logged and rebuilt lists, also the number of logged ones (`logged`). Of the test window, the kind of lists that
+    the figures are of (`judged`).
+    """
+    of_both = a.inputs.is_mixed
     # The last encoder and a refit ranker are trained on all data before the test window, not only on their own.
     until = {"encoder": a.json("encoder.json")["moments"][-1]}
     if a.inputs.config.ranker.refit:
@@ -278,6 +312,10 @@ def window_facts(a: Artefacts) -> dict[str, Any]:
             "from": facts.iso(a.windows.bounds(name)[0]),
             "to": facts.iso(until.get(name, a.windows.bounds(name)[1])),
             "lists": len(a.windows.lists(name, a.lists)) if name != "encoder" else None,
+            **(
+                {"logged": int(a.logged[a.windows.lists(name, a.lists)].sum())} if of_both and name != "encoder" else {}
+            ),
+            **({"judged": a.judged_kind} if name == "test" else {}),
         }
         for name in WINDOWS
     }

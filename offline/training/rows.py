@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.arrays import F32, I32, I64
+from features.arrays import F32, I32, I64, Bool
 from features.custom import FeatureError, violations
 from features.log import Lists
 from features.replay import Replay, Snapshot
@@ -32,6 +32,8 @@ class RowsJob:
     """Input shared by the parts.
 
     tested: int64, ascending, numbers of the lists that baselines order too. zero_shot, seed, whole: as in `Baselines`.
+    logged: bool[lists], False for a rebuilt list; None if all are of one kind. Baselines order each kind by itself,
+    because in rebuilt lists they may leave out what the user had.
     """
 
     replay: Replay
@@ -40,12 +42,16 @@ class RowsJob:
     zero_shot: F32
     seed: int
     whole: bool
+    logged: Bool | None = None
 
-    def baselines(self) -> Baselines:
-        """The baselines of the tested lists."""
-        return Baselines(
-            self.replay, self.lists.take(self.tested), Vectors.quantise(self.zero_shot), self.seed, self.whole
-        )
+    def kinds(self, numbers: I64) -> Bool:
+        """bool, like `numbers`: whether these lists are logged ones."""
+        return np.zeros(len(numbers), bool) if self.logged is None else self.logged[numbers]
+
+    def baselines(self, logged: bool) -> Baselines:
+        """The baselines of the tested lists of a kind."""
+        tested = self.tested[self.kinds(self.tested) == logged]
+        return Baselines(self.replay, self.lists.take(tested), Vectors.quantise(self.zero_shot), self.seed, self.whole)
 
 
 class RowBlock(NamedTuple):
@@ -65,7 +71,8 @@ def make_rows(job: RowsJob, part: range) -> Iterator[RowBlock]:
     """Blocks of the consecutive lists in `part`. Raises FeatureError for a custom feature that breaks its contract."""
     lists = job.lists.take(np.arange(part.start, part.stop))
     is_tested = np.isin(part, job.tested)
-    baselines = job.baselines() if is_tested.any() else None
+    is_logged = job.kinds(np.arange(part.start, part.stop))
+    baselines = {bool(kind): job.baselines(bool(kind)) for kind in np.unique(is_logged[is_tested])}
     width, snapshots = len(job.replay.features), job.replay.snapshots(lists)
     for begin in range(0, len(lists), _BLOCK):
         end = min(begin + _BLOCK, len(lists))
@@ -81,8 +88,8 @@ def make_rows(job: RowsJob, part: range) -> Iterator[RowBlock]:
                 _check_custom_features(r)
             x[start[k] : start[k + 1]] = rows(r.items, r.history, r.candidates, r.at, r.context)
             warm[k] = systems.has_history(r)
-            if baselines is not None and is_tested[begin + k]:
-                best[tested] = baselines.best(r)
+            if is_tested[begin + k]:
+                best[tested] = baselines[bool(is_logged[begin + k])].best(r)
                 tested += 1
         yield RowBlock(part.start + begin, x, best, warm)
 

@@ -6,6 +6,9 @@ and at the end of each day `collect` and `nightly --date` run, including the gat
 its own. New items are written by PUT /v1/items. A second service, in its own workspace, keeps the first release and
 gets the same events and items; what it would have answered to each request is compared, but never shown.
 
+With `--purchases`, only the purchases of the opening log are kept, as in a shop that goes live with an import. The
+first release then learns from rebuilt lists.
+
 Quality is ndcg@10 of the expected gain of each list by the hidden truth: 1 is the best possible order of everything
 that may be on that page. The simulated days are in the past, because entries of the event stream are numbered by the
 real clock.
@@ -42,6 +45,7 @@ from offline.runtime.progress import console, progress_bar
 from serving.store.embedded import connect_url
 from tests.bench.loop_report import draw, summary
 from tests.bench.visitors import Arms, Played, Visitors, set_clock, write_items
+from tests.purchases import forget_lists
 
 _STATUS = {0: "published", 3: "kept by the gate", 4: "stopped by the checks", 6: "left to a person"}
 _WAIT_S = 180.0
@@ -55,6 +59,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--users", type=int, default=800)
     parser.add_argument("--new-items", type=float, default=4, help="new items per day")
+    parser.add_argument("--purchases", action="store_true", help="keep only the purchases of the opening log")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--config", type=Path, help="YAML file with more settings for both workspaces")
     parser.add_argument("--directory", type=Path, default=Path("build/loop"), help="folder for all state")
@@ -74,7 +79,7 @@ def main() -> None:
         }
     )
     more = yaml.safe_load(options.config.read_text("utf-8")) if options.config else {}
-    loop = Loop(options.directory.resolve(), shop, more)
+    loop = Loop(options.directory.resolve(), shop, more, options.purchases)
     report = summary(loop.run(), shop)
     write_json(loop.directory / "loop.json", report)
     for path in (loop.directory / "loop.svg", options.plot):
@@ -89,11 +94,12 @@ class Failed(RuntimeError):
 
 @dataclass
 class Loop:
-    """A closed loop with its state in a directory. more: settings for both workspaces."""
+    """A closed loop with its state in a directory. more: settings for both workspaces. purchases: as in `main`."""
 
     directory: Path
     shop: SimulateConfig
     more: dict[str, Any]
+    purchases: bool = False
 
     @property
     def clock(self) -> Path:
@@ -170,7 +176,7 @@ class Loop:
     def _check_settings(self) -> None:
         """Refuse to continue a loop with different settings."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        settings = {"shop": self.shop.model_dump(mode="json"), "more": self.more}
+        settings = {"shop": self.shop.model_dump(mode="json"), "more": self.more, "purchases": self.purchases}
         file = self.directory / "settings.json"
         if file.exists() and json.loads(file.read_text("utf-8")) != settings:
             raise SystemExit(f"{self.directory} has a loop with different settings; delete it or change --directory")
@@ -193,9 +199,19 @@ class Loop:
         if not file.exists():
             console.print(f"first nightly run of the workspace {workspace.name}")
             workspace.command("simulate", log=f"simulate-{workspace.name}")
+            if self.purchases:
+                forget_lists(workspace.config.data)
             date = (self.shop.end - timedelta(days=1)).date().isoformat()
             night = workspace.command("nightly", "--date", date, log=f"first-{workspace.name}")
-            write_json(file, {"release": night.release, "night_s": night.seconds, "night_peak_mb": night.peak_mb})
+            write_json(
+                file,
+                {
+                    "release": night.release,
+                    "night_s": night.seconds,
+                    "night_peak_mb": night.peak_mb,
+                    **_reasons(workspace.config, self.shop.end.timestamp()),
+                },
+            )
         return str(json.loads(file.read_text("utf-8"))["release"])
 
     def _file(self, what: str, which: object) -> Path:
@@ -296,12 +312,16 @@ def wait_until(condition: Callable[..., bool], what: str) -> None:
 
 
 def _reasons(config: Config, end: float) -> dict[str, Any]:
-    """The findings of the run's data checks, and the reasons of its gate."""
+    """The findings of the run's data checks, its lists by kind, and the reasons of its gate."""
     run = Night(config, None, until=end).run
-    names = [n for n in ("checks.json", "drift.json", "gate.json") if run.file(n).exists()]
+    names = [n for n in ("checks.json", "drift.json", "evaluation.json", "gate.json") if run.file(n).exists()]
     by_file = {n: json.loads(run.file(n).read_text("utf-8")) for n in names}
     findings = [[f["level"], f["check"], f["message"]] for n in names for f in by_file[n].get("findings", ())]
-    return {"findings": findings, "gate": by_file.get("gate.json", {}).get("reasons", [])}
+    return {
+        "findings": findings,
+        "lists": by_file.get("evaluation.json", {}).get("lists"),
+        "gate": by_file.get("gate.json", {}).get("reasons", []),
+    }
 
 
 def _summary_line(day: int, played: Played, night: dict[str, Any]) -> str:
@@ -309,6 +329,7 @@ def _summary_line(day: int, played: Played, night: dict[str, Any]) -> str:
     return (
         f"day {day} ({night['date']}): {len(played.lines)} lists, ndcg@10 {mean['live']:.3f}, first release "
         f"{mean['kept']:.3f}; {played.clicks} clicks; nightly run {night['night_s']:.0f} s: {night['outcome']}"
+        + (f" ({night['lists']['source']} lists)" if night.get("lists") else "")
     )
 
 

@@ -9,7 +9,16 @@ from typing import Any
 
 from offline.evaluation.report.conclusions import gap_shares, outcome, remarks, rivals, verdict
 from offline.evaluation.report.content import CEILING, DRAWN, HEADLINE, RANKER, slices, value_of
-from offline.evaluation.report.formatting import count, decimal, difference, display_name, interval, moment, slice_name
+from offline.evaluation.report.formatting import (
+    count,
+    decimal,
+    difference,
+    display_name,
+    finite,
+    interval,
+    moment,
+    slice_name,
+)
 from offline.evaluation.report.plots import ACCENT, BAD, SOFT, Plot, Row, dots, drawable, interval_row, limits, plot
 
 _SYSTEMS = {
@@ -38,9 +47,31 @@ def opening(page: Mapping[str, Any]) -> dict[str, Any]:
         "outcome": result,
         "verdict": sentence,
         "rebuilt": page["data"].get("lists_source") == "rebuilt",
+        "kinds": _kinds(page),
         "remarks": remarks(page),
         "test": {k: test.get(k) for k in ("lists", "from", "to")} if isinstance(test, dict) else None,
     }
+
+
+def _kinds(page: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The test lists by kind, if there are logged and rebuilt ones: the judged kind, and figures of each kind."""
+    facts = page.get("lists")
+    kinds = facts.get("kinds") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or not isinstance(kinds, dict) or len(kinds) < 2:
+        return None
+    rows = []
+    for kind, figures in kinds.items():
+        values = {s: v for s, v in figures.get(HEADLINE, {}).items() if finite(v[0]) is not None}
+        own, others = values.pop(RANKER, [None]), {s: v for s, v in values.items() if s not in (CEILING, "shown_order")}
+        best = max(others, key=lambda s: float(others[s][0]), default=None)
+        rival = f"{display_name(best)} {_with_interval(others[best])}" if best else "-"
+        rows.append([f"{kind} lists", count(figures.get("lists")), _with_interval(own), rival])
+    return {"judged": facts.get("judged"), "rows": rows}
+
+
+def _with_interval(value: list[Any]) -> str:
+    mean, low, high = [*value, None, None][:3]
+    return f"{decimal(mean)} {interval({'low': low, 'high': high})}"
 
 
 def quality(page: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ TOP = (
     "retention, redis, serving"
 )
 
-LISTS = "source, logged_share, attribution_s, size, most, refreshes"
+LISTS = "source, window_lists, attribution_s, size, most, refreshes"
 
 
 def write_config(directory: Path, content: str | bytes) -> Path:
@@ -123,8 +123,8 @@ def test_the_url_of_redis_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.M
         (
             "lists: {source: maybe}",
             "lists.source is 'maybe'; expected 'auto', 'logged' or 'rebuilt' (Source of the lists. logged: lists from "
-            "logged impressions. rebuilt: lists that retrieval would have offered. auto: logged if there are enough "
-            "(`logged_share`), else rebuilt.)",
+            "logged impressions. rebuilt: lists that retrieval would have offered. auto: logged once there are enough "
+            "for every window (`window_lists`), until then both.)",
         ),
         ("lists:", f"lists is None; expected keys and values; valid keys: {LISTS}"),
         ("lists: [1]", f"lists is [1]; expected keys and values; valid keys: {LISTS}"),

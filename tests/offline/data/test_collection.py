@@ -26,7 +26,7 @@ from offline.data.collection import collect
 from offline.data.dataset import load_dataset
 from offline.data.log import LogFiles
 from offline.data.partitions import Storage
-from offline.data.query_groups import logged_lists
+from offline.data.query_groups import iter_logged_lists, logged_keys, logged_lists
 from offline.data.schema import EVENTS_SCHEMA
 from serving.ranking.exploration import explore
 from serving.release.release import load_release as load_release
@@ -231,6 +231,22 @@ def test_a_list_that_is_not_shown_is_a_list_only_once_impressions_are_sent(
     lists = logged_lists(load_dataset(data).shown)
     assert unseen not in lists.request_ids
     assert np.diff(lists.start)[list(lists.request_ids).index(opened["request_id"])] == 1
+
+
+def test_lists_for_a_mailing_are_no_lists_of_the_next_night(client: httpx.Client, store: BulkStore, data: Path) -> None:
+    """Of 107 lists for an e-mail and one for a page, the page's list is logged. A click on the way from the e-mail into
+    the shop is an event with the e-mail's request ID, and gives a list to nobody."""
+    mailed = [
+        client.post("/v1/recommend", json={"user_id": f"u{k}", "limit": 2, "shown": False}).json() for k in range(107)
+    ]
+    page = client.post("/v1/recommend", json={"user_id": "u0", "limit": 2}).json()
+    first = mailed[0]
+    client.post("/v1/events", json=[click(first["items"][0]["item_id"], user_id="u0", request_id=first["request_id"])])
+    wait_for_lists(store, 1)
+    assert collect(data, store)[:2] == (1, 1)
+    dataset = load_dataset(data)
+    assert list(logged_lists(dataset.shown).request_ids) == [page["request_id"]]
+    assert not logged_keys(iter_logged_lists(dataset.shown, DAY)).has_gain.any(), "the e-mail's click is not the page's"
 
 
 def test_clicks_join_served_lists_without_logged_impressions(

@@ -15,14 +15,18 @@ from features.replay import Replay
 from offline.data.query_groups import (
     baskets,
     concat,
-    count_lists,
     find_targets,
+    has_gain,
+    has_logged_list,
     iter_baskets,
     iter_logged_lists,
     keys,
+    logged_keys,
     logged_lists,
+    merge,
     rebuild_lists,
     select,
+    without_logged,
 )
 from tests.worlds import DAY, START, logs, make_events, make_replay
 
@@ -268,13 +272,64 @@ def test_targets_include_items_that_were_not_offered() -> None:
     assert dict(zip(found.item.tolist(), found.gain.tolist(), strict=True)) == {1: 3, 3: 2, 4: 1}
 
 
-def test_query_groups_of_both_sources_are_counted_up_to_a_limit() -> None:
-    """Two lists, one of them clicked; three baskets: the click, and two purchases at other times."""
-    served = [(10.0, 0, 1, SHOWN, 3), (15.0, 0, 2, SHOWN, 4), (20.0, 0, 1, CLICK, 3)]
-    bought = [(30.0, 1, 1, BOUGHT, -1), (30.0, 1, 2, BOUGHT, -1), (40.0, 2, 2, BOUGHT, -1)]
-    assert count_lists(log(*served, *bought), log(*bought, served[2]), 86400.0, 100) == (1, 3)
-    assert count_lists(log(*served, *bought), log(*bought, served[2]), 86400.0, 2) == (1, 2)
-    assert count_lists(log(*bought), log(*bought), 86400.0, 100) == (0, 2)
+def test_logged_lists_have_a_time_a_user_and_perhaps_an_action() -> None:
+    """Two lists, one of them clicked. A log of purchases has none."""
+    served = [(10.0, 0, 1, SHOWN, 3), (15.0, 1, 2, SHOWN, 4), (20.0, 0, 1, CLICK, 3)]
+    found = logged_keys(iter_logged_lists(log(*served), DAY))
+    assert found.at.tolist() == [START + 10, START + 15]
+    assert found.user.tolist() == [0, 1]
+    assert found.has_gain.tolist() == [True, False]
+    bought = log((30.0, 1, 1, BOUGHT, -1), (31.0, 1, 1, SHOWN, -1))
+    assert [has_logged_list(log(*served)), has_logged_list(bought)] == [True, False]
+    assert len(logged_keys(iter_logged_lists(bought, DAY)).at) == 0
+
+
+def test_an_action_that_belongs_to_a_logged_list_is_in_no_basket() -> None:
+    """Item 1 was clicked in the list, and item 2 bought from it half a day later.
+
+    Left are the purchase of item 9 at the same time, and those of item 1 two days after the list and by another user.
+    """
+    served = [(0.0, 0, 1, SHOWN, 3), (0.0, 0, 2, SHOWN, 3), (5.0, 0, 1, CLICK, 3), (DAY / 2, 0, 2, BOUGHT, -1)]
+    other = [(DAY / 2, 0, 9, BOUGHT, -1), (2 * DAY, 0, 1, BOUGHT, -1), (6.0, 1, 1, BOUGHT, -1)]
+    events = log(*served, *other)
+    (left,) = without_logged(iter_baskets(events, -np.inf), logged_lists(events), DAY)
+    assert [(at - START, user) for at, user in zip(left.at.tolist(), left.user.tolist(), strict=True)] == [
+        (6, 1),
+        (DAY / 2, 0),
+        (2 * DAY, 0),
+    ]
+    assert left.item.tolist() == [1, 9, 1]
+    assert left.request_ids[0] == f"u1@{START + 6:.6f}"
+
+
+@given(logs())
+@settings(max_examples=60, deadline=None)
+def test_each_action_is_in_a_logged_list_or_in_a_basket_and_lists_stay_in_time_order(rows: list[Row]) -> None:
+    """Left of the baskets is what no logged list of the user gave a gain within a day."""
+    events = make_events(rows, 3)
+    shown = logged_lists(events)
+    shown = shown.take(np.flatnonzero(has_gain(shown)))
+    given = [
+        (int(shown.user[g]), int(i), float(shown.at[g]))
+        for g, i, gain in zip(shown.group.tolist(), shown.item.tolist(), shown.gain.tolist(), strict=True)
+        if gain
+    ]
+    everything, left = baskets(events, -np.inf), concat(without_logged([baskets(events, -np.inf)], shown, DAY))
+
+    def actions(lists: Lists) -> set[tuple[int, int, float]]:
+        group = lists.group
+        return set(zip(lists.user[group].tolist(), lists.item.tolist(), lists.at[group].tolist(), strict=True))
+
+    expected = {
+        (user, item, at)
+        for user, item, at in actions(everything)
+        if not any((u, i) == (user, item) and start <= at <= start + DAY for u, i, start in given)
+    }
+    assert actions(left) == expected
+    merged = concat(merge(without_logged(iter_baskets(events, -np.inf), shown, DAY), shown))
+    assert (np.diff(merged.at) >= 0).all()
+    assert sorted(merged.request_ids) == sorted([*left.request_ids, *shown.request_ids])
+    assert actions(merged) == actions(left) | actions(shown)
 
 
 def test_targets_of_logged_lists_are_their_items_with_gain() -> None:

@@ -193,3 +193,17 @@ def test_ranker_lists_are_sampled_uniformly_and_reproducibly() -> None:
     assert (np.diff(kept) > 0).all()
     assert kept.tolist() == windows.kept(lists, 50, seed=4).tolist() != windows.kept(lists, 50, seed=5).tolist()
     assert (np.diff(np.quantile(kept[:50], [0, 0.5, 1])) > 100).all(), "the sample covers the whole window"
+
+
+def test_lists_to_keep_first_are_all_kept_before_others_are_sampled() -> None:
+    """Of 550 ranker lists 50 are kept. All 30 that come first are among them; of 60, 50 are, and no other."""
+    lists = lists_of([(t, t % 7) for t in range(1000)])
+    windows = split(lists.at)
+    for number in (30, 60):
+        first = np.zeros(1000, bool)
+        first[200 : 200 + number] = True
+        kept = windows.kept(lists, 50, seed=4, first=first)
+        ranker = kept[windows.lists("ranker", lists.take(kept))]
+        assert len(ranker) == 50
+        assert first[ranker].sum() == min(number, 50)
+        assert len(windows.lists("test", lists.take(kept))) == 200

@@ -294,6 +294,36 @@ def test_the_page_says_that_lists_were_rebuilt_before_any_plot() -> None:
     assert text.index("The lists were rebuilt, not logged.") < text.index("<figure")
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_test_lists_of_two_kinds_have_a_table_of_figures_by_kind() -> None:
+    """The best baseline is the best simple order; the shown order has an unfair advantage and is none."""
+    evaluation = full()
+    evaluation["data"]["lists_source"] = "mixed"
+    evaluation["lists"] = {
+        "source": "mixed",
+        "reason": "",
+        "judged": "rebuilt",
+        "kinds": {
+            "logged": {
+                "lists": 21,
+                "ndcg@10": {
+                    "ranker": [0.61, 0.5, 0.7],
+                    "popularity": [0.55, 0.4, 0.7],
+                    "shown_order": [0.9, 0.8, 1.0],
+                    "text": [None, None, None],
+                },
+            },
+            "rebuilt": {"lists": 1568, "ndcg@10": {"ranker": [0.31, 0.3, 0.32], "text": [0.22, 0.2, 0.24]}},
+        },
+    }
+    words = Page(report.render(evaluation)).words
+    assert "All figures below are of the rebuilt lists" in words
+    assert "logged lists210.610 [0.500, 0.700]popularity 0.550 [0.400, 0.700]" in words
+    assert "rebuilt lists1,5680.310 [0.300, 0.320]text 0.220 [0.200, 0.240]" in words
+    del evaluation["lists"]["kinds"]["logged"]
+    assert "of two kinds" not in Page(report.render(evaluation)).words
+
+
 def test_logged_lists_are_not_called_rebuilt(page: str) -> None:
     assert "rebuilt" not in Page(page).words
 

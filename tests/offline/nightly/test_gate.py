@@ -1,4 +1,4 @@
-"""The gate's rule that no simple order is better than what is published."""
+"""The gate's rules on simple orders, on random order, and on test lists that changed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offline.config.publication import GateConfig
 from offline.data import Targets
 from offline.evaluation import BASELINES
 from offline.nightly.comparison import HeldOut, ndcg_of_baselines
-from offline.nightly.gate import judge_against_simple_orders
+from offline.nightly.gate import judge_against, judge_against_simple_orders, judge_alone
+from tests.worlds import make_lists
 
 N = 200
 COLD = np.arange(N) >= N // 2
@@ -75,3 +77,39 @@ def test_a_list_that_a_baseline_cannot_score_has_the_random_order() -> None:
     found = ndcg_of_baselines(best, targets)
     assert set(found) == {"random", "popularity"}
     assert found["popularity"].tolist() == pytest.approx([1.0, 1 / np.log2(3)])
+
+
+def held_out(users: list[int], kind: str = "") -> HeldOut:
+    """One list per user of `users`, each with a chosen item. A random order has an ndcg@10 of .3."""
+    lists = make_lists([float(k) for k in range(len(users))], users, [[1, 2]] * len(users))
+    lists.gain[::2] = 1
+    unused: Any = None
+    return HeldOut(lists, unused, np.full(len(users), 0.3), {}, {}, {}, np.ones(0), kind)
+
+
+def test_test_lists_of_one_user_cannot_show_that_a_release_is_better_than_random() -> None:
+    """The interval is a bootstrap over users. With one, a person decides, whatever the mean."""
+    (reason,) = judge_alone(np.full(40, 0.9), held_out([7] * 40), {}, GateConfig())
+    assert (reason.rule, reason.verdict) == ("floor", "ask")
+    assert "all 40 test lists are of one user" in reason.message
+    (reason,) = judge_alone(np.full(40, 0.9), held_out(list(range(40))), {}, GateConfig())
+    assert (reason.rule, reason.verdict) == ("floor", "promote")
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "kept"),
+    [("rebuilt", "logged", False), ("logged", "logged", True), ("rebuilt", "rebuilt", True), (None, "logged", True)],
+)
+def test_a_lead_over_random_is_only_compared_between_lists_of_one_kind(then: str | None, now: str, kept: bool) -> None:
+    """The live release led a random order by .4 when it was made, and leads by .1 here, less than half of it.
+
+    On rebuilt lists most candidates are easy to tell from the bought one, on served ones they are all good. A release
+    made before the kind was recorded is compared.
+    """
+    window = {"test": {} if then is None else {"judged": then}}
+    live: Any = SimpleNamespace(
+        manifest=SimpleNamespace(metrics={"ranker": 0.7, "random": 0.3}, window=window, cut_off=0.0)
+    )
+    ndcg = np.full(40, 0.4)
+    reasons, _ = judge_against((ndcg, ndcg), {}, ndcg, held_out(list(range(40)), now), live, GateConfig())
+    assert ("labels" in {r.rule for r in reasons if r.verdict == "keep"}) == kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,25 @@ def test_the_number_of_parts_does_not_change_rows_baselines_and_warm_flags(log: 
         np.testing.assert_array_equal(results[0].rows, replay.rows(LISTS))
         for name in ("rows", "best", "warm"):
             np.testing.assert_array_equal(getattr(results[1], name), getattr(results[0], name))
+
+
+@given(logs(), st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_baselines_order_each_kind_of_lists_as_if_there_were_no_other(log: list[LogRow], parts: int) -> None:
+    """Lists 1 and 4 were logged and list 3 was rebuilt. The rows are the same for all."""
+    replay, zero_shot = make_replay(make_events(log, 3)), make_vectors(seed=9)
+    position = np.where(np.isin(LISTS.group, [3]), -1, LISTS.position).astype(np.int16)
+    lists = replace(LISTS, position=position)
+    logged = np.arange(len(lists)) != 3
+
+    def best(tested: list[int], kinds: np.ndarray | None) -> np.ndarray:
+        job = RowsJob(replay, lists, np.array(tested), zero_shot, 3, False, kinds)
+        ranges = split_evenly(lists.start, parts)
+        return np.concatenate([b.best for part in ranges for b in make_rows(job, part)])
+
+    both = best([1, 3, 4], logged)
+    np.testing.assert_array_equal(both[[0, 2]], best([1, 4], None))
+    np.testing.assert_array_equal(both[[1]], best([3], None))
 
 
 @given(logs(), st.integers(2, 6))
