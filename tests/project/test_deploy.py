@@ -692,6 +692,7 @@ def exported() -> dict[str, set[str]]:
     metrics.fresh(0.1)
     metrics.release("r1")
     metrics.redis(True)
+    metrics.columns(["bm25"], 1)
     families = text_string_to_metric_families(metrics.exposition().decode())
     return {s.name: {*s.labels, "job", "instance"} for family in families for s in family.samples}
 
