@@ -20,29 +20,54 @@ from msgspec.json import Decoder
 from features.arrays import F32
 from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES, MAX_NUMBER, has_control
 from features.columns import Column, ColumnError, Scalar, Sent, table
-from serving.api.decoding import ID_SCHEMA, PLAIN, Id, Refusal, _invalid, _short, decode, may_have_control
+from serving.api.decoding import (
+    ID_SCHEMA,
+    NOT_CONTROL,
+    NOT_CONTROL_OR_SPACE,
+    PLAIN,
+    Id,
+    Refusal,
+    _invalid,
+    _short,
+    decode,
+    may_have_control,
+)
 
+NAME_SCHEMA = {
+    "maxLength": ATTRIBUTE_NAME,
+    "pattern": rf"^{NOT_CONTROL_OR_SPACE}({NOT_CONTROL}*{NOT_CONTROL_OR_SPACE})?$",
+}
+"""JSON schema of the name of a column."""
 ID_KEY = "id"
 """The key of an object that has the ID of a candidate; its other keys are columns."""
-Value = Annotated[str, Meta(max_length=COLUMN_TEXT, extra_json_schema=PLAIN)] | float | bool | None
+_Text = Annotated[str, Meta(max_length=COLUMN_TEXT, extra_json_schema=PLAIN)]
+_Number = Annotated[float, Meta(extra_json_schema={"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER})]
+Value = _Text | _Number | bool | None
 ColumnsIn = Annotated[
     dict[str, Value | list[Value]],
     Meta(
         description="Columns by name: a value for all candidates, or a list with one per candidate. null is missing.",
-        extra_json_schema={"maxProperties": COLUMNS},
+        extra_json_schema={"maxProperties": COLUMNS, "propertyNames": NAME_SCHEMA},
     ),
 ]
 Candidate = Annotated[
     dict[str, Value],
     Meta(
         description=f"A candidate with columns: `{ID_KEY}` and one value per column.",
-        extra_json_schema={"properties": {ID_KEY: {"type": "string", "maxLength": ID_BYTES, **ID_SCHEMA}}},
+        extra_json_schema={
+            "properties": {ID_KEY: {"type": "string", "maxLength": ID_BYTES, **ID_SCHEMA}},
+            "required": [ID_KEY],
+            "propertyNames": NAME_SCHEMA,
+        },
     ),
 ]
 Candidates = list[Id | Candidate]
 EventColumns = Annotated[
     dict[str, Value],
-    Meta(description="Columns by name. null is missing.", extra_json_schema={"maxProperties": COLUMNS}),
+    Meta(
+        description="Columns by name. null is missing.",
+        extra_json_schema={"maxProperties": COLUMNS, "propertyNames": NAME_SCHEMA},
+    ),
 ]
 
 

@@ -12,15 +12,16 @@ from features.bounds import ID_BYTES, IdError, are_clean, clean_id, has_control
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from serving.api.problem import Problem
 
-_NOT_CONTROL = r"[^\u0000-\u001f\u007f-\u009f]"
-PLAIN = {"pattern": f"^{_NOT_CONTROL}*$"}
+NOT_CONTROL = r"[^\u0000-\u001f\u007f-\u009f]"
+NOT_CONTROL_OR_SPACE = r"[^\u0000-\u001f\u007f-\u009f\s]"
+PLAIN = {"pattern": f"^{NOT_CONTROL}*$"}
 """JSON schema of a text without control characters. Documentation only: msgspec would search every text separately."""
 
 _ID_RULES = (
     f"At most {ID_BYTES} bytes in UTF-8, without control characters. Surrounding white space is ignored; accents are "
     'compared in Unicode NFC. Placeholders such as "undefined" and "null" are refused.'
 )
-ID_SCHEMA = {"pattern": rf"^{_NOT_CONTROL}*[^\u0000-\u001f\u007f-\u009f\s]{_NOT_CONTROL}*$"}
+ID_SCHEMA = {"pattern": f"^{NOT_CONTROL}*{NOT_CONTROL_OR_SPACE}{NOT_CONTROL}*$"}
 """JSON schema of an ID: no control characters, and not blank."""
 Id = Annotated[str, Meta(min_length=1, max_length=ID_BYTES, description=_ID_RULES, extra_json_schema=ID_SCHEMA)]
 """An ID as it is sent. `features.bounds.clean_id` validates it and gives its canonical form."""

@@ -51,14 +51,22 @@ def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) 
     def ask(case: Any) -> None:
         # The schema cannot express everything: events and items are rejected individually, for example for their
         # timestamp; 461.0 is an integer in JSON schema but not here; IDs are limited in bytes, and placeholders are
-        # refused; and the attributes and values in rules depend on the catalogue.
+        # refused; the attributes and values in rules depend on the catalogue; at most 100 items are explained; and
+        # a list in columns has a value for each candidate.
         body = case.body if isinstance(case.body, dict) else {}
         ids = [
             body.get("user_id"),
             *(body.get("candidates") or []),
             *map(unquote, (case.path_parameters or {}).values()),
         ]
-        not_in_schema = isinstance(body.get("limit"), float) or body.get("rules") is not None or not are_ids(ids)
+        not_in_schema = (
+            isinstance(body.get("limit"), float)
+            or body.get("rules") is not None
+            or bool(body.get("explain"))
+            or not are_ids(ids)
+            or any(isinstance(value, list) for value in (body.get("columns") or {}).values())
+            or any(isinstance(value, dict) for value in ids)
+        )
         excluded = [positive_data_acceptance] if not_in_schema else []
         if operation.path in ("/v1/events", "/v1/items"):
             excluded = [positive_data_acceptance, negative_data_rejection]
