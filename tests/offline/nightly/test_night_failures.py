@@ -190,7 +190,7 @@ def test_a_run_killed_at_every_step_makes_the_same_release_while_the_live_one_se
     assert made.manifest.parent == first.id
 
     remaining = {p.name for p in config.releases.iterdir()}
-    assert remaining == {first.id, made.id, "audit.jsonl", "judgements.jsonl", "lock"}, (
+    assert remaining == {first.id, made.id, "audit.jsonl", "judgements.jsonl", "lock", "owner"}, (
         "no unfinished directories are left"
     )
     assert not [p.name for p in night.run.directory.iterdir() if p.name.startswith(".")]
