@@ -47,6 +47,9 @@ ATTRIBUTE_NAME = 64
 COLUMNS = 50
 """Maximum columns of a request; see `features.columns`. Their names are as long as those of attributes."""
 
+COLUMN_NAME = rf"^[^\x00-\x20\x7f-\x9f]{{1,{ATTRIBUTE_NAME}}}$"
+"""Regular expression of the name of a column that can be declared, for Python, Rust and RE2: it has no white space."""
+
 COLUMN_TEXT = 256
 """Maximum characters of a text in a column of a request: that of an ID."""
 
@@ -71,6 +74,12 @@ class IdError(ValueError):
 def has_control(text: str) -> bool:
     """Whether a text has a control character: U+0000 to U+001F, or U+007F to U+009F."""
     return _CONTROL.search(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can name an attribute or a column: 1 to `ATTRIBUTE_NAME` characters, no control characters, and no
+    white space around it."""
+    return 0 < len(text) <= ATTRIBUTE_NAME and text == text.strip() and not has_control(text)
 
 
 def clean_id(text: str) -> str:
@@ -116,7 +125,7 @@ def check_attribute_names(names: Iterable[str]) -> None:
     for name in names:
         if name in RESERVED_NAMES:
             raise ValueError(f"{name!r} is reserved for a field of the item")
-        if not name or name != name.strip() or has_control(name) or len(name) > ATTRIBUTE_NAME:
+        if not is_name(name):
             raise ValueError(
                 f"{name[:80]!r} is not a valid name: use 1 to {ATTRIBUTE_NAME} characters, without control characters "
                 "or surrounding spaces"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS
+from features.bounds import COLUMN_NAME, COLUMN_TEXT, COLUMNS
 from features.columns import Column
 from features.log import ATTRIBUTION_S
 from features.neighbours import SESSION_WEIGHT
@@ -122,7 +122,7 @@ class RequestColumnConfig(UserColumnConfig):
     )
 
 
-ColumnName = Annotated[str, Field(pattern=rf"^[^\x00-\x20\x7f-\x9f]{{1,{ATTRIBUTE_NAME}}}$")]
+ColumnName = Annotated[str, Field(pattern=COLUMN_NAME)]
 
 
 class FeatureConfig(BaseModel):

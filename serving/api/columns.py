@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
 from features.arrays import F32
-from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES, MAX_NUMBER, has_control
+from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS, ID_BYTES, MAX_NUMBER, has_control, is_name
 from features.columns import Column, ColumnError, Scalar, Sent, table
 from serving.api.decoding import (
     ID_SCHEMA,
@@ -29,6 +29,7 @@ from serving.api.decoding import (
     Refusal,
     _invalid,
     _short,
+    check_no_control,
     decode,
     may_have_control,
 )
@@ -175,8 +176,8 @@ def _check_values(what: str, values: EventColumns, where: str) -> None:
     for name, value in values.items():
         if problem := _name_problem(name):
             raise Refusal(f"{what}.{name[:ATTRIBUTE_NAME]}", problem)
-        if isinstance(value, str) and has_control(value):
-            raise Refusal(f"{what}.{name}", f"{_short(value)} contains a control character")
+        if isinstance(value, str):
+            check_no_control(f"{what}.{name}", value)
         if isinstance(value, float) and abs(value) > MAX_NUMBER:
             raise Refusal(f"{what}.{name}", f"{value:g} is not between -{MAX_NUMBER:g} and {MAX_NUMBER:g}")
 
@@ -196,7 +197,7 @@ def encoded(declared: Sequence[Column], sent: Sent, user: Mapping[str, Scalar]) 
 
 def _name_problem(name: str) -> str:
     """Why a name is not allowed; empty if it is."""
-    if name and len(name) <= ATTRIBUTE_NAME and name == name.strip() and not has_control(name):
+    if is_name(name):
         return ""
     return f"a name has 1 to {ATTRIBUTE_NAME} characters, without control characters or white space around it"
 

@@ -94,7 +94,7 @@ class Live:
             return Ranking([], item, np.empty(0), np.empty((0, len(self.features)), np.float32), np.empty(0))
         unknown = int(np.count_nonzero(item < 0))
         if item_ids is not None and context.columns is not None and context.columns.shape[1] > 1:
-            place = index if ids is item_ids else _first_places(item_ids, ids)
+            place = index if ids is item_ids else first_places(item_ids, ids)
             context = context._replace(columns=context.columns[:, place])
         table = rows(self.items, history, item, at, context)
         score = self.release.trees.score(table)
@@ -213,7 +213,7 @@ class Live:
         retrieve(self.items, history, at, 1, context)
 
 
-def _first_places(item_ids: list[str], ids: Sequence[str]) -> I64:
+def first_places(item_ids: list[str], ids: Sequence[str]) -> I64:
     """int64, like `ids`: the first place of each ID in `item_ids`."""
     place = dict(zip(reversed(item_ids), range(len(item_ids) - 1, -1, -1), strict=True))
     return np.array([place[i] for i in ids], np.int64)

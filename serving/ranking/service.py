@@ -51,7 +51,7 @@ from serving.ranking.event_limits import EventLimits
 from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
-from serving.ranking.live import Live
+from serving.ranking.live import Live, first_places
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
@@ -634,8 +634,7 @@ def _columns_of(request: RankRequest | RecommendRequest, item_ids: list[str]) ->
         return sent
     assert isinstance(request, RankRequest)
     assert request.ids is not None
-    place = dict(zip(reversed(request.ids), range(len(request.ids) - 1, -1, -1), strict=True))
-    return pick(sent, [place[i] for i in item_ids])
+    return pick(sent, first_places(request.ids, item_ids).tolist())
 
 
 def _columns_text(request: RankRequest | RecommendRequest, item_ids: list[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
+from features.arrays import F32, F64
 from features.bounds import COLUMN_TEXT, COLUMNS
 from features.columns import Column, Scalar, table
 from features.context import Context
@@ -43,11 +45,46 @@ IDS = list(planted_items().catalogue.item_ids)
 LOGGED = FAST.model_copy(update={"log_rows_share": 1.0})
 
 
-def items() -> Items:
-    """The planted items before any event, so that an empty log replays to their state."""
+def before_events(declared: tuple[Column, ...]) -> Items:
+    """The planted items before any event, so that an empty log replays to their state, with declared columns."""
     planted = planted_items()
     state = ItemState.empty(planted.catalogue.category, len(planted.catalogue.category_names))
-    return replace(planted, columns=DECLARED, state=state)
+    return replace(planted, columns=declared, state=state)
+
+
+def fitted(them: Items, tables: list[F32], labels: list[F64], leaves: int, trees: int) -> str:
+    """The text of trees that were fitted to feature rows."""
+    data = lightgbm.Dataset(
+        np.concatenate(tables), np.concatenate(labels), feature_name=[n.replace(" ", "_") for n in names(them)]
+    )
+    settings = {"objective": "regression", "verbose": -1, "num_threads": 1, "deterministic": True}
+    return str(lightgbm.train(settings | {"num_leaves": leaves}, data, trees).model_to_string())
+
+
+@contextmanager
+def logging_service(url: str, release: Path) -> Iterator[httpx.Client]:
+    """A service that logs all feature rows; each request is 1/8 s after the one before."""
+    clock = itertools.count()
+    with BulkStore(url) as store:
+        store.set_pointer(Pointer(release.name, str(release)))
+    with served(url, LOGGED, release, clock=lambda: CUT_OFF + 100 + 0.125 * next(clock)) as client:
+        ready(client)
+        yield client
+
+
+@contextmanager
+def emptied_store(running: httpx.Client, url: str, *streams: str) -> Iterator[BulkStore]:
+    """The store of a service, with these logs emptied once the lists that it served before are written."""
+    last = running.post("/v1/rank", json={"candidates": IDS[:1]}).json()["request_id"].encode()
+    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
+        until(lambda: any(last in fields[b"l"] for _, fields in raw.xrange("sw:served")))
+        for stream in streams:
+            raw.xtrim(stream, 0)
+        yield store
+
+
+def items() -> Items:
+    return before_events(DECLARED)
 
 
 def model() -> str:
@@ -59,11 +96,7 @@ def model() -> str:
         sent: dict[str, Any] = {"bm25": scores.tolist(), "in_stock": in_stock.tolist(), "country": "AT"}
         table_.append(rows(them, EMPTY, every, CUT_OFF, Context(columns=table(DECLARED, sent))))
         label.append(scores + in_stock)
-    data = lightgbm.Dataset(
-        np.concatenate(table_), np.concatenate(label), feature_name=[n.replace(" ", "_") for n in names(them)]
-    )
-    settings = {"objective": "regression", "num_leaves": 7, "verbose": -1, "num_threads": 1, "deterministic": True}
-    return str(lightgbm.train(settings, data, 20).model_to_string())
+    return fitted(them, table_, label, leaves=7, trees=20)
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +106,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(url: str, release: Path) -> Iterator[httpx.Client]:
-    """A service that logs all feature rows; each request is 1/8 s after the one before."""
-    clock = itertools.count()
-    with BulkStore(url) as store:
-        store.set_pointer(Pointer(release.name, str(release)))
-    with served(url, LOGGED, release, clock=lambda: CUT_OFF + 100 + 0.125 * next(clock)) as client:
-        ready(client)
+    with logging_service(url, release) as client:
         yield client
 
 
 @pytest.fixture
 def store(running: httpx.Client, url: str) -> Iterator[BulkStore]:
     """The store of the service, with an empty log of served lists: those of earlier tests are written and removed."""
-    last = running.post("/v1/rank", json={"candidates": IDS[:1]}).json()["request_id"].encode()
-    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
-        until(lambda: any(last in fields[b"l"] for _, fields in raw.xrange("sw:served")))
-        raw.xtrim("sw:served", 0)
+    with emptied_store(running, url, "sw:served") as store:
         yield store
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from features.text.vocabulary import Vocabulary
 from serving.store import BulkStore, Pointer
@@ -16,13 +16,13 @@ from serving.store.embedded import connect_url
 from tests.serving.test_release import planted_items, planted_model, publish
 from tests.serving.test_service import ready, served
 from tests.serving.test_storefront import OPEN
-from tests.serving.test_storefront_page import CHROMIUM, browser, opened, shelf
+from tests.serving.test_storefront_page import CHROMIUM, browser, page, shelf
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
 ]
-__all__ = ["browser"]
+__all__ = ["browser", "page"]
 
 OTHERS = {"ja": "木製ダイニングチェア", "th": "เก้าอี้ไม้สัก", "hi": "लकड़ी की कुर्सी", "ar": "كرسي خشبي"}
 TITLES = (
@@ -45,14 +45,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with served(url, OPEN) as client:
             ready(client)
             yield str(client.base_url)
-
-
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    errors: list[str] = []
-    with opened(browser, address, errors) as page:
-        yield page
-    assert errors == []
 
 
 def titles(page: Page, which: str = "own") -> list[str]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import lightgbm
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,12 +19,11 @@ import redis
 from features.bounds import COLUMNS
 from features.columns import Column, table
 from features.context import Context
-from features.decay import ItemState
 from features.history import EMPTY
 from features.log import Kind
 from features.moment import Items
 from features.retention import Retention
-from features.table import features, names, rows
+from features.table import features, rows
 from offline.data import LogFiles, collect, list_columns, load_dataset, logged_lists
 from offline.data.imported import PROFILES_FILE, UserAttributes
 from offline.data.schema import EVENTS_SCHEMA
@@ -35,7 +31,7 @@ from offline.evaluation.skew import compare_rows
 from serving.store import REFUSED, TOO_MANY, WRITES, AttributeWrite, BulkStore, Event, Pointer, Store, UserLimits
 from serving.store.attributes import write_command
 from tests.offline.data.test_collection import data
-from tests.serving.test_columns import IDS, LOGGED, ranked
+from tests.serving.test_columns import IDS, LOGGED, before_events, emptied_store, fitted, logging_service, ranked
 from tests.serving.test_release import CUT_OFF, planted_items, publish
 from tests.serving.test_service import ready, served, until, url
 
@@ -49,9 +45,7 @@ AT = CUT_OFF + 50.0
 
 
 def items() -> Items:
-    planted = planted_items()
-    state = ItemState.empty(planted.catalogue.category, len(planted.catalogue.category_names))
-    return replace(planted, columns=DECLARED, state=state)
+    return before_events(DECLARED)
 
 
 def model() -> str:
@@ -63,11 +57,7 @@ def model() -> str:
         sent = table(DECLARED, {}, {"country": str(country), "age": age})
         table_.append(rows(them, EMPTY, every, CUT_OFF, Context(columns=sent)))
         label.append(price * (1.0 if country == "DE" else -0.3))
-    data = lightgbm.Dataset(
-        np.concatenate(table_), np.concatenate(label), feature_name=[n.replace(" ", "_") for n in names(them)]
-    )
-    settings = {"objective": "regression", "num_leaves": 15, "verbose": -1, "num_threads": 1, "deterministic": True}
-    return str(lightgbm.train(settings, data, 30).model_to_string())
+    return fitted(them, table_, label, leaves=15, trees=30)
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +67,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(url: str, release: Path) -> Iterator[httpx.Client]:
-    clock = itertools.count()
-    with BulkStore(url) as store:
-        store.set_pointer(Pointer(release.name, str(release)))
-    with served(url, LOGGED, release, clock=lambda: CUT_OFF + 100 + 0.125 * next(clock)) as client:
-        ready(client)
+    with logging_service(url, release) as client:
         yield client
 
 
 @pytest.fixture
 def store(running: httpx.Client, url: str) -> Iterator[BulkStore]:
     """The store of the service, with empty logs."""
-    last = running.post("/v1/rank", json={"candidates": IDS[:1]}).json()["request_id"].encode()
-    with redis.Redis.from_url(url) as raw, BulkStore(url) as store:
-        until(lambda: any(last in fields[b"l"] for _, fields in raw.xrange("sw:served")))
-        for stream in ("sw:served", f"sw:{WRITES}", "sw:erased"):
-            raw.xtrim(stream, 0)
+    with emptied_store(running, url, "sw:served", f"sw:{WRITES}", "sw:erased") as store:
         yield store
 
 

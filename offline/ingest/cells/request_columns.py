@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from features.bounds import ATTRIBUTE_NAME, COLUMN_TEXT, COLUMNS
+from features.bounds import COLUMN_NAME, COLUMN_TEXT, COLUMNS
 from features.log import Kind
 from offline.config import Column, EventSource, Unpack
 from offline.ingest.cells.reader import Reader
@@ -14,7 +14,6 @@ from offline.ingest.reading.library import json_key, literal, quoted
 
 PREFIX = "@"
 """Before the name of a request column among the values of a source, whose other names are those of events."""
-_NAMES = rf"^[^\x{{0}}-\x{{20}}\x{{7f}}-\x{{9f}}]{{1,{ATTRIBUTE_NAME}}}$"
 
 
 def request_columns(library: Library, source: EventSource) -> dict[str, Column]:
@@ -40,7 +39,7 @@ def _unpacked(library: Library, source: EventSource, unpack: Unpack) -> list[tup
         key = f"CASE WHEN json_type({members}) = 'OBJECT' THEN json_keys({members}) END"
     rows = library.rows(
         f"SELECT name, count(*) FROM (SELECT unnest({key}) AS name FROM ({mapped.query}))"
-        f" WHERE regexp_matches(name, {literal(_NAMES)}) GROUP BY name ORDER BY 2 DESC, 1 LIMIT {COLUMNS}"
+        f" WHERE regexp_matches(name, {literal(COLUMN_NAME)}) GROUP BY name ORDER BY 2 DESC, 1 LIMIT {COLUMNS}"
     )
     names = [str(row[0]) for row in rows]
     if unpack.key:
