@@ -54,9 +54,10 @@ def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) 
         # refused; the attributes and values in rules depend on the catalogue; at most 100 items are explained; and
         # a list in columns has a value for each candidate.
         body = case.body if isinstance(case.body, dict) else {}
+        candidates, columns = body.get("candidates"), body.get("columns")
         ids = [
             body.get("user_id"),
-            *(body.get("candidates") or []),
+            *(candidates if isinstance(candidates, list) else []),
             *map(unquote, (case.path_parameters or {}).values()),
         ]
         not_in_schema = (
@@ -64,7 +65,7 @@ def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) 
             or body.get("rules") is not None
             or bool(body.get("explain"))
             or not are_ids(ids)
-            or any(isinstance(value, list) for value in (body.get("columns") or {}).values())
+            or (isinstance(columns, dict) and any(isinstance(value, list) for value in columns.values()))
             or any(isinstance(value, dict) for value in ids)
         )
         excluded = [positive_data_acceptance] if not_in_schema else []
