@@ -72,12 +72,12 @@ class IdError(ValueError):
 
 
 def has_control(text: str) -> bool:
-    """Whether a text has a control character: U+0000 to U+001F, or U+007F to U+009F."""
+    """True if a text has a control character: U+0000 to U+001F, or U+007F to U+009F."""
     return _CONTROL.search(text) is not None
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can name an attribute or a column: 1 to `ATTRIBUTE_NAME` characters, no control characters, and no
+    """True if a text can name an attribute or a column: 1 to `ATTRIBUTE_NAME` characters, no control characters, and no
     white space around it."""
     return 0 < len(text) <= ATTRIBUTE_NAME and text == text.strip() and not has_control(text)
 
@@ -102,7 +102,7 @@ def clean_id(text: str) -> str:
 
 
 def are_clean(ids: Sequence[str]) -> bool:
-    """Whether no ID needs `clean_id`. A fast check for long lists: it is False for some lists that are clean.
+    """True if no ID needs `clean_id`. A fast check for long lists: it is False for some lists that are clean.
 
     ids: of at most `ID_BYTES` characters each, which the decoder of a request checks.
     """
@@ -116,7 +116,7 @@ def are_clean(ids: Sequence[str]) -> bool:
 
 
 def is_within(moment: float, bounds: tuple[int, int]) -> bool:
-    """Whether a time in Unix seconds is within bounds; False for NaN."""
+    """True if a time in Unix seconds is within bounds; False for NaN."""
     return bounds[0] <= moment <= bounds[1]
 
 

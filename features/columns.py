@@ -165,7 +165,7 @@ def pick(sent: Sent, index: Sequence[int]) -> dict[str, Scalar | Sequence[Scalar
 
 
 def has_lists(sent: Sent) -> bool:
-    """Whether any column has a value per candidate."""
+    """True if any column has a value per candidate."""
     return any(isinstance(values, list | tuple) for values in sent.values())
 
 

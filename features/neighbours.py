@@ -102,8 +102,8 @@ def _scores(near: I32, near_weight: F32, candidates: I32, item: I32, weight: F64
         prefetch(near, upcoming)
         prefetch(near_weight, upcoming)
         row = near[candidates[c]]
-        # Most neighbours are not in the list. Always write, and count only if the slot is full: there is no branch to
-        # mispredict.
+        # Most neighbours are not in the list. Always write, and count only if the slot is full, which leaves no branch
+        # to mispredict.
         count = 0
         for k in range(near.shape[1]):
             listed[count] = k

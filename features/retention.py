@@ -1,4 +1,4 @@
-"""How long a user's lists are kept: a setting that replay and the service share, recorded in every release."""
+"""Retention of a user's lists: a setting that replay and the service share, recorded in every release."""
 
 from __future__ import annotations
 

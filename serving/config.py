@@ -213,7 +213,7 @@ class ServiceConfig(BaseModel):
 
     @property
     def retention(self) -> Retention:
-        """How long users' lists are kept."""
+        """Retention of users' lists."""
         return Retention(self.user_ttl_days * DAY_S, self.anonymous_ttl_days * DAY_S, self.anonymous_prefixes)
 
     @model_validator(mode="after")

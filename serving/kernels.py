@@ -100,7 +100,7 @@ def manifest(levels: list[str]) -> str:
 
 
 def _installation() -> dict[str, str]:
-    """What the kernels depend on: numba finds a kernel by the path of its source file and by its own version.
+    """The state that the kernels depend on: numba finds a kernel by the path of its source file and by its own version.
 
     It compares the source of a kernel, but not of the kernels that this one calls, which may be in other files.
     """

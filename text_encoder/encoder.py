@@ -285,7 +285,7 @@ class Encoder:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the base vectors are the vectors: no module follows the first normalisation."""
+        """True if the base vectors are the vectors: no module follows the first normalisation."""
         return self._base_modules == len(self.model)
 
     def base_vectors(self, batch: Batch) -> F32:

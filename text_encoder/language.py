@@ -57,7 +57,7 @@ class Languages(NamedTuple):
 
     @property
     def is_english(self) -> bool:
-        """Whether the catalogue is in English, which one without words is as well."""
+        """True if the catalogue is in English, which one without words is as well."""
         judged = self.english + self.foreign
         return self.foreign < max(_FOREIGN_TEXTS * judged, _FOREIGN_OF_ALL * self.texts, 1)
 

@@ -72,7 +72,7 @@ def prompted(template: str) -> str:
 
 
 def is_installed() -> bool:
-    """Whether the package with the weights is installed."""
+    """True if the package with the weights is installed."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 

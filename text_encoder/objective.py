@@ -43,7 +43,7 @@ class EngagedItems:
         self._start = np.searchsorted(self._pair // n_items, np.arange(int(user.max(initial=-1)) + 2))
 
     def contains(self, user: I32, item: I32) -> NDArray[np.bool_]:
-        """Whether the user engaged with the item. The two arrays are broadcast."""
+        """True if the user engaged with the item. The two arrays are broadcast."""
         return np.isin(user.astype(np.int64) * self._n_items + item, self._pair) & (item >= 0)
 
     def excluded_cells(self, user: I64, column: I64) -> tuple[I64, I64]:

@@ -43,7 +43,7 @@ class Tower(Protocol):
 
     parameters: dict[str, Tensor]
     reads_text: bool
-    """Whether a backward pass needs a forward pass over the texts of the items."""
+    """True if a backward pass needs a forward pass over the texts of the items."""
 
     def vectors(self, rows: I64) -> Tensor:
         """float32[m, d]: vectors of the given items. If `reads_text`, these are from the last forward pass of each."""

@@ -72,7 +72,7 @@ class Clock:
 
     @property
     def expired(self) -> bool:
-        """Whether the budget is used up, except for `reserve_s`, the time that a final validation needs."""
+        """True if the budget is used up, except for `reserve_s`, the time that a final validation needs."""
         return self.elapsed_s + self.reserve_s >= self.budget_s
 
 

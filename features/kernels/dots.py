@@ -27,7 +27,7 @@ I16Matrix = NDArray[np.int16]
 
 
 def _has_instructions(instructions: str) -> bool:
-    """Whether kernels are compiled for a processor with these instructions: this one, unless numba targets another."""
+    """True if kernels are compiled for a processor with these instructions: this one, unless numba targets another."""
     if (features := config.CPU_FEATURES) is not None:  # type: ignore[attr-defined]
         return f"+{instructions}" in features.split(",")
     if config.CPU_NAME is not None:  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def _has_instructions(instructions: str) -> bool:
 LANES = 16 if _has_instructions("avx512bw") else 8
 """Sums per register. A tile of `LANES` by `LANES` vectors is computed at a time, so that its sums stay in registers."""
 BYTES = _has_instructions("avx512vnni") if LANES == 16 else _has_instructions("avxvnni")
-"""Whether the products of four bytes are added at once; otherwise those of two int16."""
+"""True if the products of four bytes are added at once; otherwise those of two int16."""
 _PER_WORD = 4 if BYTES else 2
 """Coordinates of a vector per int32."""
 _MAX_DIMENSIONS = 516

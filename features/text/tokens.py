@@ -87,7 +87,7 @@ _VARIANTS = {
 def fold(text: str) -> str:
     """A text without case, accents, vowel points, apostrophes and invisible characters, in Unicode NFKC.
 
-    Digits of all scripts are 0 to 9. What stays is compared: "Café" and "cafe", "ﾗﾝﾌﾟ" and "ランプ", "٣٠" and "30".
+    Digits of all scripts are 0 to 9. The rest is compared: "Café" and "cafe", "ﾗﾝﾌﾟ" and "ランプ", "٣٠" and "30".
     """
     if text.isascii():
         return text.lower().replace("'", "").replace("`", "")
@@ -122,10 +122,10 @@ def _cut(words: list[str], most: int) -> list[str]:
 
 
 def is_part(word: str) -> bool:
-    """Whether a word is a character, or a pair of them, of a script without spaces."""
+    """True if a word is a character, or a pair of them, of a script without spaces."""
     return not word.isascii() and _CHARACTER.match(word) is not None
 
 
 def is_pair(word: str) -> bool:
-    """Whether a word is a pair of characters of a script without spaces."""
+    """True if a word is a pair of characters of a script without spaces."""
     return is_part(word) and _CHARACTER.fullmatch(word) is None

@@ -122,7 +122,7 @@ class TableConfig(_Section):
 
 
 class Column(_Section):
-    """Where the values of a canonical column or an attribute come from, and how to read them.
+    """Source of the values of a canonical column or an attribute, and how to read them.
 
     Exactly one of path, first, value and sql is set, or first and sql.
     """
@@ -272,7 +272,7 @@ class _Profiles(Source):
     order: str | None = Field(default=None, description="With `merge`: column that orders the rows, such as a moment.")
 
     def excludes(self, column: str) -> bool:
-        """Whether a column does not become an attribute."""
+        """True if a column does not become an attribute."""
         return any(re.fullmatch(".*".join(map(re.escape, name.split("*"))), column) for name in self.exclude)
 
 

@@ -234,7 +234,7 @@ def read_mark(storage: Storage, folder: str, shard: int | None = None, repairs: 
 
 
 def _suffix(shard: int | None, repairs: int) -> str:
-    """What the names of the files and the mark of a shard have after their first word."""
+    """Suffix that the names of the files and the mark of a shard share."""
     return (f"-r{repairs}" if repairs else "") + ("" if shard is None else f"-s{shard:02d}")
 
 
@@ -420,7 +420,7 @@ def _drop_written_items(store: BulkStore, kept: Sequence[ListedRelease]) -> None
 
 
 def _is_in_releases(is_known: bool, written: ItemFields, cut_off: float) -> bool:
-    """Whether every kept release includes a write, or does not need it because the item is withdrawn and in none."""
+    """True if every kept release includes a write, or does not need it because the item is withdrawn and in none."""
     if not is_known:
         return not written.available
     return written.available and written.at < cut_off

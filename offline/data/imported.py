@@ -1,4 +1,4 @@
-"""What an import writes beside items and events, the attributes of users, and the removal of erased users.
+"""Files that an import writes beside items and events, the attributes of users, and the removal of erased users.
 
 `users.parquet` has the attributes of users: `user_id` and a column per attribute. It has no times, so they hold for the
 whole log, until the first write of the attribute through the service, which is in the log.

@@ -119,7 +119,7 @@ class LogFiles:
 
     @property
     def collected(self) -> bool:
-        """Whether the log has data collected from a service."""
+        """True if the log has data collected from a service."""
         return bool(self.storage.parts(EVENTS) or self.storage.parts(SERVED))
 
     @cached_property

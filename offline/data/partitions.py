@@ -68,7 +68,7 @@ class Storage:
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
-        """Whether a file exists."""
+        """True if a file exists."""
         return bool(self.fs.get_file_info(self.path(name)).type == pafs.FileType.File)
 
     def parts(self, folder: str) -> list[str]:

@@ -103,7 +103,7 @@ class Inputs:
 
     @cached_property
     def list_source(self) -> ListSource:
-        """Whether query groups are logged lists, rebuilt lists, or both, and why."""
+        """The kind of the query groups (logged lists, rebuilt lists, or both), and the reason."""
         source = self.config.lists.source
         if source != "auto":
             return ListSource(source, f"lists.source is {source}")

@@ -54,7 +54,7 @@ class Support(NamedTuple):
         return cls(int(chosen.sum()), len(np.unique(lists.user[chosen])), len(np.unique(lists.at[chosen])))
 
     def lack(self, least: int) -> str | None:
-        """What is missing for the window to be carried, in words; None if it is carried. least: number of lists."""
+        """The data missing for the window to be carried, in words; None if it is carried. least: number of lists."""
         for number, needed, what in (
             (self.lists, least, "logged lists with an action"),
             (self.users, LEAST_USERS, "users with such a list"),
@@ -105,7 +105,7 @@ def _exceeds(counts: Iterable[int], limit: int) -> bool:
 
 
 def _lack(keys: query_groups.ListKeys, config: WindowConfig, least: int) -> str | None:
-    """What the logged lists lack to be split into windows by themselves; None if they carry each."""
+    """The data that the logged lists lack to be split into windows by themselves; None if they carry each."""
     try:
         windows = Windows.split(keys.at, keys.user, config)
     except DataError:
@@ -135,7 +135,7 @@ def split_both(lists: Lists, keys: query_groups.ListKeys, config: Config) -> Win
 
 
 def _first_lack(windows: Windows, keys: query_groups.ListKeys, least: int) -> str | None:
-    """What the first of the windows that logged lists do not carry lacks; None if they carry all."""
+    """The data missing in the first of the windows that logged lists do not carry; None if they carry all."""
     for name in WINDOWS[1:]:
         begin, end = windows.bounds(name)
         support = Support.of(keys, keys.has_gain & (keys.at >= begin) & (keys.at < end))

@@ -130,7 +130,7 @@ class ItemTexts(NamedTuple):
     vectors: dict[str, F32]
 
     def has_vector(self, item_id: str) -> bool:
-        """Whether the release has a vector for the item."""
+        """True if the release has a vector for the item."""
         return item_id in self.vectors and bool(np.isfinite(self.vectors[item_id]).all())
 
 

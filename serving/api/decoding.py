@@ -51,7 +51,7 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def may_have_control(body: bytes) -> bool:
-    """Whether a text in a body may have a control character; a fast check that clears almost every body."""
+    """True if a text in a body may have a control character; a fast check that clears almost every body."""
     # JSON escapes every control character with a backslash, except U+007F to U+009F, which end in these bytes or
     # begin with 0xc2.
     return b"\\" in body or b"\x7f" in body or b"\xc2" in body

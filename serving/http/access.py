@@ -1,4 +1,4 @@
-"""What a request may ask about a shopper, by its key and its shopper token.
+"""Limits on what a request may ask about a shopper, by its key and its shopper token.
 
 A key that is not public belongs to the shop's back end, which may ask about every shopper. A public key can be read by
 every visitor, so it proves nothing about who sends the request: only a shopper token does.
@@ -24,7 +24,7 @@ class Access(NamedTuple):
     shopper: str | None = None
 
     def check_ranking(self, asked: RankRequest | RecommendRequest) -> bool:
-        """Whether the answer may show the user's history. Raises Problem (401, 403) for what must not be asked."""
+        """True if the answer may show the user's history. Raises Problem (401, 403) for what must not be asked."""
         if asked.explain and self.key is not None and "explain" not in self.key.scopes:
             raise lacks_scope(self.key, "explain")
         if self.key is None or not self.key.public or asked.user_id is None:

@@ -85,7 +85,7 @@ class Connections:
         return Connection(self, **uvicorn)
 
     def reserve(self, connection: Connection) -> bool:
-        """Whether a new connection is beyond the limit, and therefore one that answers health checks only.
+        """True if a new connection is beyond the limit, and therefore one that answers health checks only.
 
         If too many of these are open, the oldest is closed: a health check sends its request at once.
         """
@@ -119,15 +119,15 @@ class Connection(HttpToolsProtocol):
     """The request being answered. Later ones of the same connection wait in `pipeline`."""
     _reserved = False
     _deaf = False
-    """Whether further data are ignored, since the connection is closed after the response in progress."""
+    """True if further data are ignored, since the connection is closed after the response in progress."""
     _refused = False
-    """Whether the request being received is not answered."""
+    """True if the request being received is not answered."""
     _unread = False
-    """Whether the client has left so much unread that no further request is begun."""
+    """True if the client has left so much unread that no further request is begun."""
     _head_bytes = 0
     """Size of an incomplete head, without the data in which it began."""
     _begun = False
-    """Whether a head has begun in the data being parsed."""
+    """True if a head has begun in the data being parsed."""
     _read_by = _write_by = _wakes_at = math.inf
     _timer: asyncio.TimerHandle | None = None
 

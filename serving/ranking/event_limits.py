@@ -28,7 +28,7 @@ class Window:
         self._period, self._counts = -1, OrderedDict[Hashable, int]()
 
     def has_room(self, key: Hashable, now: float) -> bool:
-        """Whether another event of a key is within the limit. now: Unix seconds."""
+        """True if another event of a key is within the limit. now: Unix seconds."""
         if (period := int(now // self.seconds)) != self._period:
             self._period, self._counts = period, OrderedDict()
         return self.most is None or self._counts.get(key, 0) < self.most

@@ -125,7 +125,7 @@ class Live:
 
     @cached_property
     def reads_attributes(self) -> bool:
-        """Whether attributes of users are features of this release."""
+        """True if attributes of users are features of this release."""
         return any(column.per == "user" for column in self.items.columns)
 
     @cached_property

@@ -141,7 +141,7 @@ NO_OVERLAY = Overlay({}, {})
 
 
 def _changes_text(item: ItemFields, number_names: Sequence[str]) -> bool:
-    """Whether the written fields may change the text that is encoded."""
+    """True if the written fields may change the text that is encoded."""
     return any(name in TEXT_COLUMNS for name in item.fields) or any(
         name not in number_names for name in item.attributes
     )

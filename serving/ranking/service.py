@@ -77,7 +77,7 @@ _MEMORY_S = 5.0
 
 
 class Known(NamedTuple):
-    """What is known of a user. outside: their events outside the catalogue.
+    """The data known of a user. outside: their events outside the catalogue.
 
     attributes: None if they were not read, because no release needs them or Redis is unavailable. degraded: why the
     response is degraded; None if it is not.
@@ -136,7 +136,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a release is loaded and Redis keeps what it is sent."""
+        """True if a release is loaded and Redis keeps what it is sent."""
         return self.follower.live is not None and not self.eviction
 
     def moment(self) -> float:
@@ -157,7 +157,7 @@ class Service:
         return self.follower.live
 
     async def known_of(self, user_id: str | None, live: Live, at: float) -> Known:
-        """What is known of a user, and why the response is degraded, if it is.
+        """The data known of a user, and why the response is degraded, if it is.
 
         Degraded responses are decided and counted only here.
         """

@@ -94,7 +94,7 @@ class Shadow:
 
     @property
     def reads_attributes(self) -> bool:
-        """Whether the shadow release has attributes of users as features."""
+        """True if the shadow release has attributes of users as features."""
         live = self._follower.live
         return live is not None and live.reads_attributes
 

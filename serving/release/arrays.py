@@ -91,7 +91,7 @@ class Arrays:
         return array
 
     def has(self, name: str) -> bool:
-        """Whether the release has an array of this name."""
+        """True if the release has an array of this name."""
         return f"arrays/{name}.npy" in self.manifest.files
 
     def within(self, name: str, array: NDArray[Any], low: int, high: int) -> NDArray[Any]:

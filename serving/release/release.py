@@ -66,7 +66,7 @@ class Release:
 
     @cached_property
     def knows_queries(self) -> bool:
-        """Whether the trees use any query feature."""
+        """True if the trees use any query feature."""
         return not {self.trees.names[k] for k in query_prior.query_columns(self.trees.names)}.isdisjoint(
             self.trees.used_columns
         )

@@ -207,7 +207,7 @@ class Plan:
         )
 
     def admits(self, item: I32, history: History, at: float) -> Bool:
-        """Whether each item passes all filters and exclusions; bool, same shape as `item`, which has no -1."""
+        """Mask of the items that pass all filters and exclusions: bool, same shape as `item`, which has no -1."""
         out, listed = np.ones(len(item), np.bool_), Listed(item)
         for _, mask in self._removal_masks(history, NO_OUTSIDE, at):
             out &= mask(listed, at)
@@ -218,7 +218,7 @@ class Plan:
 
     @property
     def removes_items(self) -> bool:
-        """Whether there are filters or exclusions."""
+        """True if there are filters or exclusions."""
         return bool(self.filters or self.excludes)
 
     def apply(

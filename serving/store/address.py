@@ -86,7 +86,7 @@ class Address(NamedTuple):
 
     @property
     def cluster(self) -> bool:
-        """Whether the address is of a cluster."""
+        """True if the address is of a cluster."""
         return bool(self.nodes) and not self.primary
 
     def at(self, node: Node) -> str:

@@ -19,11 +19,11 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether calls are refused without being tried."""
+        """True if calls are refused without being tried."""
         return self._failures >= self._most
 
     def allows(self) -> bool:
-        """Whether to try the next call."""
+        """True if the next call should be tried."""
         if not self.open:
             return True
         now = self._clock()

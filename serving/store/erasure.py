@@ -1,7 +1,7 @@
 """Erasure of users in Redis: tombstones, and the times up to which a user's events are refused.
 
 A tombstone stands for a user ID that was deleted. It is SHA-1 over a secret of 256 random bits and the BLAKE2b hash of
-the ID: whoever does not have the secret cannot test IDs. SHA-1 is the only hash function of scripts in Redis. Its
+the ID: nobody without the secret can test IDs. SHA-1 is the only hash function of scripts in Redis. Its
 collisions do not matter here, since both parts have a fixed length and the secret is not known.
 
     sw:erasure-secret                                the secret; `collect` also keeps it in the data set

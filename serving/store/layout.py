@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def cluster(self) -> bool:
-        """Whether the names are for a cluster."""
+        """True if the names are for a cluster."""
         return bool(self._tags)
 
     def key(self, name: str) -> str:

@@ -27,7 +27,7 @@ class Memory(NamedTuple):
 
 
 def memory_of(servers: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Memory:
-    """Memory of the servers, from the replies of each to `COMMANDS`. What a server does not report counts as 0."""
+    """Memory of the servers, from the replies of each to `COMMANDS`. A value that is not reported counts as 0."""
     evicted, used, problem = 0, 0.0, ""
     for stats, memory in servers:
         evicted += int(stats.get("evicted_keys", 0))

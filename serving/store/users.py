@@ -46,7 +46,7 @@ WRITE, SEED = _LUA["lists"] + _LUA["write"], _LUA["lists"] + _LUA["seed"]
 
 
 class Outcome(IntEnum):
-    """What became of an event.
+    """Outcome of writing an event.
 
     REFUSED: its user is new and the maximum number of users have lists. ERASED: it is from before the erasure of its
     user, and was refused for good.

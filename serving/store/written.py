@@ -51,7 +51,7 @@ class ItemSize(NamedTuple):
 
     @property
     def allowed(self) -> bool:
-        """Whether the item is small enough to be used."""
+        """True if the item is small enough to be used."""
         return self.bytes <= ITEM_BYTES and self.attributes <= ATTRIBUTES
 
     def __str__(self) -> str:
@@ -70,8 +70,8 @@ class StoredItems(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """What a write did not store. full: nothing was written, as there would be too many written items. oversized: the
-    size that each of these items would have; the others were written."""
+    """The part of a write that was not stored. full: nothing was written, as there would be too many written items.
+    oversized: the size that each of these items would have; the others were written."""
 
     full: bool
     oversized: dict[str, ItemSize]
@@ -255,7 +255,7 @@ class ItemFields(NamedTuple):
 
     @property
     def available(self) -> bool:
-        """Whether the item may be recommended."""
+        """True if the item may be recommended."""
         return self.fields.get("available") is not False
 
     @property

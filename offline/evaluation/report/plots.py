@@ -168,7 +168,7 @@ def _label_rows(ax: Axes, labels: Sequence[str]) -> None:
 def curve(
     name: str, series: Mapping[str, Points], xlabel: str, cutoff: float | None = None, band: Band = ()
 ) -> Plot | None:
-    """A plot of lines over whole numbers; None where there is no point.
+    """A plot of lines over whole numbers; None marks a missing point.
 
     cutoff: where training was cut, marked by a vertical line. band: interval around the first line, shaded.
     """

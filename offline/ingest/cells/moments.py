@@ -1,6 +1,6 @@
 """Moments: Unix times, ISO 8601, days of any order, names of months, and serial days of spreadsheets.
 
-What a column holds is found from all of its values. Expressions give microseconds since 1970 UTC as BIGINT.
+The format of a column is found from all of its values. Expressions give microseconds since 1970 UTC as BIGINT.
 """
 
 from __future__ import annotations

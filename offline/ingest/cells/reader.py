@@ -25,7 +25,7 @@ _DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
 def is_number(kind: str) -> bool:
-    """Whether a DuckDB type is numeric."""
+    """True if a DuckDB type is numeric."""
     return any(part in kind for part in _NUMERIC) and not kind.endswith("[]")
 
 
@@ -89,7 +89,7 @@ class Reader:
         self.library.sql.execute(f"DROP TABLE {self._from}")
 
     def has(self, name: str) -> bool:
-        """Whether the source has a value for a target."""
+        """True if the source has a value for a target."""
         return name in self.types
 
     def column(self, name: str) -> Column:
@@ -156,7 +156,7 @@ class Reader:
         return quoted(name) if self.types[name] == "VARCHAR" else text(Value(quoted(name), self.types[name]))
 
     def id(self, name: str) -> str:
-        """An ID in canonical form. Where all values of the column are written as floats, they are read as integers."""
+        """An ID in canonical form. If all values of the column are written as floats, they are read as integers."""
         if not self.has(name):
             return "CAST(NULL AS VARCHAR)"
         sql = f"id_text({self.text(name)})"
@@ -310,10 +310,10 @@ class Reader:
         )
         return "VARCHAR[]"
 
-    # What the whole column shows.
+    # Findings from the whole column.
 
     def _element_kinds(self, raw: str) -> tuple[bool, bool]:
-        """Whether the lists of a JSON column have elements that are texts or numbers, and any that are objects."""
+        """True if the lists of a JSON column have elements that are texts or numbers, and any that are objects."""
         kinds = f"list_transform(json_extract({raw}, '$[*]'), lambda x: json_type(x))"
         plain = "len(list_filter(kinds, lambda x: x NOT IN ('OBJECT', 'ARRAY', 'NULL'))) > 0"
         found = self.library.rows(
@@ -323,7 +323,7 @@ class Reader:
         return bool(found[0]), bool(found[1])
 
     def _all_single_numbers(self, raw: str) -> bool:
-        """Whether all lists of a JSON column are empty or hold one number."""
+        """True if all lists of a JSON column are empty or hold one number."""
         number = f"json_type({raw}, '$[0]') IN ('UBIGINT', 'BIGINT', 'DOUBLE')"
         found = self.library.rows(
             f"SELECT bool_and(json_array_length({raw}) = 0 OR (json_array_length({raw}) = 1 AND {number})),"

@@ -35,7 +35,7 @@ NO_VALUE = Value(_NOTHING, "VARCHAR")
 
 @dataclass(frozen=True)
 class Scope:
-    """What a path may name: columns of the tables by alias, the first being the source's own; and the exploded list."""
+    """Names that a path may use: columns of the tables by alias, its own table first; and the exploded list."""
 
     tables: Mapping[str, Mapping[str, str]]
     exploded: str | None = None

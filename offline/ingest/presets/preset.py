@@ -76,12 +76,12 @@ class Preset(BaseModel):
 
     @property
     def has_sql(self) -> bool:
-        """Whether any table, condition or column is SQL, which is written for texts."""
+        """True if any table, condition or column is SQL, which is written for texts."""
         return any(t.sql is not None for t in self.tables.values()) or has_sql(self.mapping)
 
 
 def has_sql(mapping: Any) -> bool:
-    """Whether the sources of a mapping have an `sql` or `where`."""
+    """True if the sources of a mapping have an `sql` or `where`."""
     if isinstance(mapping, dict):
         return bool({"sql", "where"} & mapping.keys()) or any(map(has_sql, mapping.values()))
     return isinstance(mapping, list) and any(map(has_sql, mapping))

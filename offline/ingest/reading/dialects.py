@@ -25,7 +25,7 @@ _SEP = re.compile(r"sep=(.+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Dialect:
-    """How to parse a delimited text.
+    """Dialect of a delimited text.
 
     quote: "" for none. given: whether the quote is configured rather than guessed. header: whether the first row (after
     `skip` lines) has the column names. names: of the columns.
@@ -111,7 +111,7 @@ def _fitness(lines: Sequence[str], delimiter: str) -> tuple[float, int]:
 
 
 def _quotes_are_text(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether a cell of one line opens a quote that it does not close, in a table that has no other quoted cells."""
+    """True if a cell of one line opens a quote that it does not close, in a table that has no other quoted cells."""
     if delimiter != "\t":
         return False
     cells = [cell for line in lines for cell in line.rstrip("\r\n").split(delimiter) if cell.startswith('"')]

@@ -30,7 +30,7 @@ class Encoding(NamedTuple):
 
     @property
     def is_utf8(self) -> bool:
-        """Whether the bytes can be read as UTF-8 without conversion."""
+        """True if the bytes can be read as UTF-8 without conversion."""
         return self.name in ("utf-8", "utf-8-sig") and not self.wrong
 
 

@@ -41,7 +41,7 @@ _CHUNK = 2**20
 
 
 def is_data(path: Path) -> bool:
-    """Whether the name is that of a data file, packed or not."""
+    """True if the name is that of a data file, packed or not."""
     name = path.name.lower()
     if name.startswith((".", "_", "~$")):
         return False

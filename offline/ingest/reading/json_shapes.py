@@ -44,7 +44,7 @@ def find_shape(path: Path) -> Shape:
 
 
 def _is_bulk(value: Mapping[str, Any]) -> bool:
-    """Whether an object is the action line of a bulk file."""
+    """True if an object is the action line of a bulk file."""
     if len(value) != 1 or next(iter(value)) not in _BULK:
         return False
     inner = next(iter(value.values()))
@@ -52,7 +52,7 @@ def _is_bulk(value: Mapping[str, Any]) -> bool:
 
 
 def _is_open(line: bytes) -> bool:
-    """Whether a line only begins an object, as in a pretty-printed file."""
+    """True if a line only begins an object, as in a pretty-printed file."""
     return line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
 
 

@@ -39,7 +39,7 @@ def literal(text: str) -> str:
 
 
 def first_line(error: duckdb.Error) -> str:
-    """What DuckDB says is wrong, without the excerpt of the query that follows."""
+    """DuckDB's error message, without the excerpt of the query that follows."""
     return str(error).splitlines()[0]
 
 

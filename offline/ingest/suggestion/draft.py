@@ -153,7 +153,7 @@ class _Draft:
         return Noted("UTC", "moments have no offset: set your shop's time zone, such as Europe/London")
 
     def _not_products(self) -> Any:
-        """IDs such as POST. Where nearly all IDs have a digit, also the others, which are rarely products."""
+        """IDs such as POST. If nearly all IDs have a digit, those without one too, since they are rarely products."""
         found: dict[str, str] = {}
         for event in self.events:
             place = event.roles["item_id"]
@@ -201,7 +201,7 @@ def _table(table: Table, by_sql: bool) -> dict[str, Any]:
 
 
 def _has_sql(value: Any) -> bool:
-    """Whether a source, with its notes, has an `sql` or `where`."""
+    """True if a source, with its notes, has an `sql` or `where`."""
     if isinstance(value, Noted):
         return _has_sql(value.value)
     if isinstance(value, dict):

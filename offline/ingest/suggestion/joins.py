@@ -109,7 +109,7 @@ def _is_id(facts: Facts) -> bool:
 
 
 def _could_only_be_ids(facts: Facts) -> bool:
-    """Whether cells are several long codes, not numbers: small numbers fit any key by chance."""
+    """True if cells are several long codes, not numbers: small numbers fit any key by chance."""
     cells = facts.distinct[:300]
     return (
         len(cells) >= _FEWEST_VALUES
@@ -121,7 +121,7 @@ def _could_only_be_ids(facts: Facts) -> bool:
 
 
 def entity(table: Table, facts: Facts) -> frozenset[str]:
-    """What a column identifies: what its name says, or its table if it is only called `id`."""
+    """The entity that a column identifies: that of its name, or of its table if it is only called `id`."""
     said = facts.name.concepts & _ENTITIES | facts.name.concepts & {"parent"}
     if said:
         return frozenset(_SAME.get(c, c) for c in said)

@@ -173,7 +173,7 @@ def _excluded(table: Table, rest: Sequence[str], keys: set[str]) -> dict[str, st
 
 
 def _attribute(facts: Facts) -> Any:
-    """How to read an attribute whose values its plain path would leave as text, None if it needs no entry."""
+    """Settings to read an attribute whose values its plain path would leave as text, None if it needs no entry."""
     cells = facts.distinct[:300]
     if any("," in c for c in cells) and facts.share(_COMMA) == 1 and facts.filled:
         return Noted({"path": facts.path, "type": "number", "decimal": ","}, "a decimal comma")

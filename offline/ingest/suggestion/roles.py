@@ -75,7 +75,7 @@ def _is_id(facts: Facts) -> bool:
 
 
 def _is_spoilt(facts: Facts) -> bool:
-    """Whether a spreadsheet has rounded long numbers: `4,00638E+12`."""
+    """True if a spreadsheet has rounded long numbers: `4,00638E+12`."""
     cells = facts.distinct[:50]
     return bool(cells) and sum("E+" in c for c in cells) * 2 >= len([c for c in cells if not c.startswith("#")])
 
@@ -100,7 +100,7 @@ _CONTENT: Mapping[str, Callable[[Facts], bool]] = {
     "available_from": _is_date,
 }
 
-# What a bare `id`, `name` or `title` is about, by the topic of its table.
+# Entity of a bare `id`, `name` or `title`, by the topic of its table.
 _KEY_OF = {"user_id": "user", "item_id": "item", "order_id": "order"}
 
 

@@ -91,7 +91,7 @@ class Facts:
 
     @cached_property
     def name(self) -> Name:
-        """What the column's name says. Of a nested value, the last key; with the key above if that says little.
+        """Meaning of the column's name. Of a nested value, the last key; with the key above if that says little.
 
         The elements of a list are taken for items, whatever the list is called: `basket[].id`.
         """
@@ -114,7 +114,7 @@ class Facts:
 
     @property
     def is_constant(self) -> bool:
-        """Whether at least three rows all have the same cell."""
+        """True if at least three rows all have the same cell."""
         return self.rows > 2 and len(self.cells) == self.rows and len(self.distinct) == 1
 
     def share(self, pattern: re.Pattern[str]) -> float:
@@ -172,7 +172,7 @@ class Table:
 
     @property
     def label(self) -> str:
-        """How comments call it."""
+        """Its name in comments."""
         return self.files[0] if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
 
 
@@ -271,7 +271,7 @@ class Tables:
         return f"join_key({text(found)})"
 
     def is_unique(self, table: str, path: str) -> bool:
-        """Whether no value of a column occurs twice."""
+        """True if no value of a column occurs twice."""
         value = self.value(table, path)
         filled, distinct = self.library.rows(
             f"SELECT count(k), count(DISTINCT k) FROM (SELECT {value} AS k FROM {quoted(table)})"

@@ -28,7 +28,7 @@ _SHORT_ENDS = frozenset({"id", "nr", "no", "ts", "am", "ab"})
 
 
 class Name(NamedTuple):
-    """What a name says. concepts: of its words. unknown: number of other words. level: number at its end."""
+    """Meaning of a name. concepts: of its words. unknown: number of other words. level: number at its end."""
 
     concepts: frozenset[str]
     unknown: int = 0
@@ -73,7 +73,7 @@ def _set(key: str) -> frozenset[str]:
 
 @cache
 def understand(name: str) -> Name:
-    """Concepts of a column's or a file's name. What stands in brackets is ignored, unless nothing else is there."""
+    """Concepts of a column's or a file's name. Text in brackets is ignored, unless it is all there is."""
     plain = _BRACKETS.sub(" ", unicodedata.normalize("NFKC", name))
     if not plain.strip():
         plain = name
@@ -159,7 +159,7 @@ def kind_of(name: str) -> str | None:
 
 
 def is_cancelled(word: str) -> bool:
-    """Whether a status, or one of its words, says that nothing was bought after all."""
+    """True if a status, or one of its words, says that nothing was bought after all."""
     phrase = _phrase(word)
     words = {phrase, *phrase.split("_")}
     negated = {"not", "non", "nicht", "no", "un"} & words
@@ -167,10 +167,10 @@ def is_cancelled(word: str) -> bool:
 
 
 def is_nobody(word: str) -> bool:
-    """Whether a text stands for a missing shopper."""
+    """True if a text stands for a missing shopper."""
     return fold(word.strip()) in _set("nobody")
 
 
 def is_not_a_product(item_id: str) -> bool:
-    """Whether an item ID names postage, a fee, a discount or the like."""
+    """True if an item ID names postage, a fee, a discount or the like."""
     return _phrase(item_id) in _set("not_products")

@@ -217,7 +217,7 @@ class AsyncShelfwise:
         return None
 
     def _is_due(self) -> bool:
-        """Whether events should be sent now instead of waiting for more."""
+        """True if events should be sent now instead of waiting for more."""
         return self._closed or self._flush_before > self._outbox.settled_before or self._outbox.has_batch
 
     def _at_exit(self) -> None:

@@ -186,7 +186,7 @@ class ServiceState:
 
     @property
     def ready(self) -> bool:
-        """Whether the service can rank."""
+        """True if the service can rank."""
         return self.status == "ready"
 
 

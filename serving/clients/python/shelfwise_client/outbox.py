@@ -125,7 +125,7 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        """Whether the queue is full."""
+        """True if the queue is full."""
         return len(self._waiting) >= self.sending.queue
 
     def put(self, event: Event) -> str:
@@ -152,7 +152,7 @@ class Outbox:
 
     @property
     def has_batch(self) -> bool:
-        """Whether there are enough events for a full batch."""
+        """True if there are enough events for a full batch."""
         return len(self._waiting) >= self._batch
 
     def take(self, now: float) -> list[Queued]:

@@ -38,12 +38,12 @@ class Retry:
 
 
 def may_pass(error: ShelfwiseError) -> bool:
-    """Whether the same request may succeed later."""
+    """True if the same request may succeed later."""
     return isinstance(error, UnreachableError) or (isinstance(error, ServiceError) and error.status in _TRANSIENT)
 
 
 def surely_not_done(error: ShelfwiseError) -> bool:
-    """Whether a request that failed with this error was certainly not carried out, not even in part."""
+    """True if a request that failed with this error was certainly not carried out, not even in part."""
     if isinstance(error, UnreachableError):
         return not error.delivered
     return isinstance(error, ServiceError) and (
