@@ -29,6 +29,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import platform
 import re
 import sys
@@ -39,6 +40,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,7 @@ def _failures(load: Load) -> Iterator[None]:
 
 def attack_from_here(*arguments: Any) -> Outcome:
     """Run an attack to its end, in this process. Not on uvloop, which raises RuntimeError for a lost connection."""
+    os.nice(10)  # attackers have machines of their own, and take no processor from the service
     return asyncio.run(attack(*arguments))
 
 
@@ -168,10 +171,10 @@ async def measure(
             *(options.items, options.requests, options.connections, options.again),
             *(options.per_second, options.senders, options.seed),
         )
+        in_pool = partial(asyncio.get_running_loop().run_in_executor, attackers)
+        await in_pool(os.getpid)  # starts the process before the phase begins
         async with honest.phase():
-            outcome = await asyncio.get_running_loop().run_in_executor(
-                attackers, attack_from_here, port, public_key, *plan
-            )
+            outcome = await in_pool(attack_from_here, port, public_key, *plan)
     honest.close()
     return quiet, [honest.rankings, honest.checks], outcome
 
@@ -211,7 +214,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000, help="hostile requests")
     parser.add_argument("--connections", type=int, default=1000, help="hostile connections that are open at once")
-    parser.add_argument("--again", type=float, default=0.5, help="seconds until a closed connection is opened again")
+    parser.add_argument("--again", type=float, default=5.0, help="seconds until a closed connection is opened again")
     parser.add_argument("--workers", type=int, default=4, help="worker processes of the service")
     parser.add_argument("--per-second", type=float, default=100, help="hostile requests per second; 0: no pause")
     parser.add_argument("--senders", type=int, default=32, help="hostile requests in progress at most")
