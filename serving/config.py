@@ -216,6 +216,10 @@ class ServiceConfig(BaseModel):
         """Retention of users' lists."""
         return Retention(self.user_ttl_days * DAY_S, self.anonymous_ttl_days * DAY_S, self.anonymous_prefixes)
 
+    def candidates_for(self, limit: int) -> int:
+        """Number of candidates to retrieve for a list of `limit` items."""
+        return min(max(self.retrieved, 2 * limit), self.max_candidates)
+
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         if self.internal_port == self.port:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from offline.cli import data, evaluation, keys, log, night, releases, service
+from offline.cli import data, evaluation, exports, keys, log, night, releases, service
 from offline.cli.terminal import printable
 from offline.runtime import Failure, console
 
@@ -60,6 +60,8 @@ app.command()(service.serve)
 app.command()(service.embed)
 app.command()(service.rank)
 app.command()(service.similar)
+app.command()(exports.export)
+app.command()(exports.audience)
 app.command()(log.skew)
 app.add_typer(releases.app)
 app.add_typer(keys.app)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, prepare
 from serving.ranking.overlay import NO_OVERLAY, Overlay
+from serving.ranking.ranking import Ranking
 from serving.ranking.service import Service, plan_of
 
-__all__ = ["NO_OVERLAY", "Follower", "Live", "Overlay", "Service", "plan_of", "prepare"]
+__all__ = ["NO_OVERLAY", "Follower", "Live", "Overlay", "Ranking", "Service", "plan_of", "prepare"]

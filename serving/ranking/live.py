@@ -17,7 +17,7 @@ import numpy as np
 
 from features.arrays import I32, I64
 from features.context import NO_CONTEXT, Context
-from features.history import EMPTY, History
+from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from features.log import Kind
 from features.retention import unexpired
 from features.retrieval import retrieve, search_space
@@ -27,9 +27,9 @@ from ranker.booster import BoosterTrees
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
-from serving.ranking.retrieval import CandidateRetriever
+from serving.ranking.retrieval import CandidateRetriever, with_pinned
 from serving.release import Release, ReleaseError, load_release
-from serving.rules import Attributes, Cap, Condition, Diversity, Plan, Ranked, RuleError, Rules
+from serving.rules import Attributes, Cap, Condition, Diversity, Plan, Ranked, RuledList, RuleError, Rules
 from serving.store import START, Tail
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,45 @@ class Live:
         """The configuration's rules followed by those of a request; None if there are none. Raises RuleError."""
         requested = None if rules is None else Plan.of(rules, self.attributes, "rules")
         return requested if self.standing is None else self.standing.then(requested)
+
+    def recommend(
+        self,
+        history: History,
+        at: float,
+        limit: int,
+        size: int,
+        plan: Plan | None,
+        context: Context = NO_CONTEXT,
+        outside: Outside = NO_OUTSIDE,
+        narrowed: Plan | None = None,
+    ) -> Ranking:
+        """The best `limit` items of the catalogue for a user, after the rules: the list of `/v1/recommend`.
+
+        Without exploration, and all in this thread. size: number of candidates to retrieve. outside: the user's events
+        with items outside the catalogue. narrowed: a plan with further filters; the best `size` items that it admits
+        are candidates as well.
+        """
+        found = self.retriever.candidates_now(history, at, size, plan, context).item
+        if narrowed is not None:
+            more = self.retriever.candidates_now(history, at, size, narrowed, context).item
+            found = np.concatenate([found, more[~np.isin(more, found)]])
+        candidates = with_pinned(found, self.items, plan, history, at)
+        ids = [self.items.catalogue.item_ids[row] for row in candidates.tolist()]
+        whole = self.rank(history, ids, at, None if plan else limit, context)
+        return self.apply_rules(whole, plan, history, outside, at, limit)[0]
+
+    def apply_rules(
+        self, ranking: Ranking, plan: Plan | None, history: History, outside: Outside, at: float, limit: int | None
+    ) -> tuple[Ranking, RuledList | None]:
+        """The ranking after the rules, and their effects; None without rules.
+
+        outside: the user's events with items outside the catalogue. limit: maximum number of items, if there are rules.
+        """
+        if plan is None:
+            return ranking, None
+        ranked = Ranked(ranking.item_ids, ranking.item, ranking.score)
+        ruled = plan.apply(ranked, self.items.vectors, history, at, limit, outside)
+        return ranking.take(ruled.order)._replace(score=ruled.score), ruled
 
     @cached_property
     def explainer(self) -> Explainer:

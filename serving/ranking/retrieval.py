@@ -46,12 +46,22 @@ class CandidateRetriever:
 
         Popular and new items may be up to two seconds old.
         """
-        items = self._items
-        admitted, by_text = await asyncio.to_thread(_static_candidates, items, history, at, size, plan, context)
+        static = await asyncio.to_thread(_static_candidates, self._items, history, at, size, plan, context)
+        return self._merged(history, at, size, *static)
+
+    def candidates_now(
+        self, history: History, at: float, size: int, plan: Plan | None, context: Context = NO_CONTEXT
+    ) -> Retrieved:
+        """`candidates`, all in this thread: for callers without an event loop."""
+        return self._merged(history, at, size, *_static_candidates(self._items, history, at, size, plan, context))
+
+    def _merged(
+        self, history: History, at: float, size: int, admitted: Bool | None, by_text: TextCandidates
+    ) -> Retrieved:
         shared = self._global_candidates(at, size)
         if admitted is not None:
-            shared = restrict(items, shared, admitted, at, size)
-        return merge(items, history, at, size, shared, by_text, admitted)
+            shared = restrict(self._items, shared, admitted, at, size)
+        return merge(self._items, history, at, size, shared, by_text, admitted)
 
     def _global_candidates(self, at: float, size: int) -> GlobalCandidates:
         if self._global is None or self._global[0] < size or not 0 <= at - self._global[1].at <= _GLOBAL_CANDIDATES_S:

@@ -56,7 +56,7 @@ from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Ranked, Removed, RuledList, RuleError, Rules
+from serving.rules import Plan, Removed, RuledList, RuleError, Rules
 from serving.store import (
     REFUSED,
     TOO_MANY,
@@ -201,7 +201,7 @@ class Service:
         self._check_explained(request, request.limit)
         known = await self.known_of(request.user_id, live, at)
         plan, catalogue = plan_of(request.rules, live), live.items.catalogue
-        size = min(max(self.config.retrieved, 2 * request.limit), self.config.max_candidates)
+        size = self.config.candidates_for(request.limit)
         context = self._context(request, live, known, ("request",))
         found = await live.retriever.candidates(known.history, at, size, plan, context)
         candidates = with_pinned(found.item, live.items, plan, known.history, at)
@@ -238,7 +238,7 @@ class Service:
         whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        ranking, ruled = _apply_rules(live, whole, plan, history, known.outside, at, request.limit)
+        ranking, ruled = live.apply_rules(whole, plan, history, known.outside, at, request.limit)
         propensity: F64 | None = None
         if ruled is None:
             ranking = ranking.first(request.limit)
@@ -656,14 +656,3 @@ def plan_of(rules: Rules | None, live: Live) -> Plan | None:
         return live.plan(rules)
     except RuleError as e:
         raise Problem(422, "invalid-rule", "Invalid rule", str(e), "See docs/rules.md for the grammar.", e.path) from e
-
-
-def _apply_rules(
-    live: Live, ranking: Ranking, plan: Plan | None, history: History, outside: Outside, at: float, limit: int | None
-) -> tuple[Ranking, RuledList | None]:
-    """Apply the rules to a ranking. Returns (ranking, effects of the rules), or (ranking, None) without rules."""
-    if plan is None:
-        return ranking, None
-    ranked = Ranked(ranking.item_ids, ranking.item, ranking.score)
-    ruled = plan.apply(ranked, live.items.vectors, history, at, limit, outside)
-    return ranking.take(ruled.order)._replace(score=ruled.score), ruled

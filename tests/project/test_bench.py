@@ -53,6 +53,10 @@ TINY = {
         ["--times", "1"],
         {"own_list_other_worker_p50_ms", "item_state_other_worker_p50_ms", "new_item_other_worker_p50_ms"},
     ),
+    "export": (
+        ["--users", "3000", "--items", "500", "--trees", "5"],
+        {"users_per_s", "peak_mb", "same_bytes", "reused"},
+    ),
     "rules": (["--items", "3000", "--events", "3000", "--repeats", "2"], {"rules_to_rows", "retrieve_to_rows"}),
     "shadow": (["--items", "1000", "--trees", "5", "--requests", "10", "--turns", "1"], {"p50_ratio", "p99_ratio"}),
     "events": (["--lists", "20"], {"us_write_service", "us_write_redis", "us_follow", "us_collect", "bytes_parquet"}),

@@ -31,7 +31,8 @@ OFFLINE: dict[str, set[str]] = {
     "training": _BELOW_TRAINING,
     "nightly": _BELOW_TRAINING | {"training"},
     "studies": _BELOW_TRAINING | {"training", "nightly"},
-    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "simulation", "ingest"},
+    "exports": {"runtime", "config", "data"},
+    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "simulation", "ingest"},
 }
 """Subpackages of `offline/`, and the subpackages each may import."""
 SERVING: dict[str, set[str]] = {
