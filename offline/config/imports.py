@@ -423,9 +423,11 @@ class ImportConfig(_Section):
 
 
 def _compact(value: Any) -> Any:
-    """Plain values in which an object with only a path is written as the path."""
+    """Plain values in which an object with only a path is written as the path, except of `unpack`, which needs one."""
     if isinstance(value, dict):
-        return value["path"] if list(value) == ["path"] else {k: _compact(v) for k, v in value.items()}
+        if list(value) == ["path"]:
+            return value["path"]
+        return {k: v if k == "unpack" else _compact(v) for k, v in value.items()}
     return [_compact(v) for v in value] if isinstance(value, list) else value
 
 

@@ -34,10 +34,12 @@ def detect(path: Path, preset: str | None = None) -> tuple[ImportConfig, list[st
     others = [p for p in found.others if not _is_annotation(p)]
     said += [f"left out: {p.name} (not part of the preset)" for p in others]
     config = bind(found, folder)
-    if others and not config.items and not any(source.items_from_events for source in config.events):
+    if others and not config.items:
+        from_events = any(source.items_from_events for source in config.events)
+        have = "only what the events tell of them" if from_events else "only their IDs"
         names = " or ".join(p.name for p in others[:3])
         said.append(
-            f"no table describes the items, so they will have only their IDs. If {names} does, map it:"
+            f"no table describes the items, so they will have {have}. If {names} does, map it:"
             f" `shelfwise import {path} --suggest > shop.yaml`, then `shelfwise import --config shop.yaml`"
         )
     return config, said

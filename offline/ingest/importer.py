@@ -232,7 +232,8 @@ def _complete_items(library: Library, checks: EventChecks, items: Profiles) -> l
             f"SELECT item_id{cells} FROM shop.events WHERE source IN ({', '.join(sources)})"
             " AND item_id NOT IN (SELECT item_id FROM shop.items) GROUP BY item_id"
         )
-        notes.append(f"{_append(library, items, query, wanted)} items were created from their events")
+        if n := _append(library, items, query, wanted):
+            notes.append(f"{n} items were created from their events")
     unknown = "item_id NOT IN (SELECT item_id FROM shop.items)"
     if checks.config.unknown_items == "keep":
         if n := _append(library, items, f"SELECT DISTINCT item_id FROM shop.events WHERE {unknown}", []):

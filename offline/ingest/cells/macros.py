@@ -20,6 +20,7 @@ _SPACES = "".join(
 _SPACES += "\u3000"
 _SPACE = r"[\s\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _OUTER_SPACE = literal(f"^{_SPACE}|{_SPACE}$")
+_COMMA_AMOUNT = r"^[^,]*\..*,\d+$|^[^.,]*,(\d{1,2}|\d{4,})$"
 _TAG = re.compile(r"<(?:/?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>]*)?/?|!--.*?--)>", re.DOTALL)
 _HIDDEN = frozenset({"style", "script", "template", "head"})
 _BLOCKS = frozenset(
@@ -50,6 +51,7 @@ _BLOCKS = frozenset(
 def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> None:
     """Define the SQL functions of this file in a database: `tidy`, `id_text`, `join_key` and others.
 
+    `amount(x)` is a number with a decimal point or comma: the comma is one unless three digits follow it.
     `joined(x, separator)` is the elements of a JSON list as one text, and any other value as a text. missing: texts
     that count as missing.
     """
@@ -84,6 +86,8 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         "joined(x, separator) AS CASE WHEN json_type(as_json(x::VARCHAR)) = 'ARRAY' THEN"
         " nullif(array_to_string(json_extract_string(as_json(x::VARCHAR), '$[*]'), separator), '')"
         " ELSE tidy(json_extract_string(coalesce(as_json(x::VARCHAR), to_json(x::VARCHAR)), '$')) END",
+        f"amount(x) AS TRY_CAST(CASE WHEN regexp_matches(x::VARCHAR, '{_COMMA_AMOUNT}') THEN"
+        " replace(replace(x::VARCHAR, '.', ''), ',', '.') ELSE replace(x::VARCHAR, ',', '') END AS DOUBLE)",
         "flag(x) AS CASE WHEN lower(x) IN ('true', '1', 'yes') THEN true WHEN lower(x) IN ('false', '0', 'no') THEN"
         " false"
         " END",

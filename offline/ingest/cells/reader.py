@@ -21,6 +21,7 @@ _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
 # Words for a missing number. In a column of texts they may be words: NA is also Namibia.
 _NO_NUMBER = "'n/a', 'na', '#n/a', '-', '--', '?', 'unknown'"
 _MOST_CURRENCIES = 1000
+_DECIMAL_COMMA = r"^([+-]?(\d{1,3}(\.\d{3})+|0|[1-9]\d*)(,\d+)?|[nN]/?[aA]|#[nN]/[aA]|--?|\?)$"
 _DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
@@ -49,6 +50,7 @@ class Reader:
         self.said: list[str] = list(mapped.said)
         self._columns: dict[str, str] = {}
         self._valid: dict[str, str] = {}
+        self._has_commas = False
 
     def prepare(self, attributes: Sequence[str] = ()) -> None:
         """Create the temporary table. attributes: values that may be lists."""
@@ -188,6 +190,7 @@ class Reader:
         if decimal is None:
             decimal = decimal_separator(self.library, self._from, raw)
             if decimal == ",":
+                self._has_commas = True
                 self.said.append(f"{self.mapped.names[name]}: read with a decimal comma (guessed)")
         return number_sql(raw, decimal)
 
@@ -281,11 +284,20 @@ class Reader:
         if kind.startswith(("TIMESTAMP", "DATE")) or how.type == "date" or (guess and dates == filled):
             self.add_date(name)
             return "TIMESTAMP"
-        if is_number(kind) or kind == "BOOLEAN" or how.type == "number" or (guess and numbers == filled and not zeros):
+        is_written = guess and ((numbers == filled and not zeros) or self._has_only_decimal_commas(name))
+        if is_number(kind) or kind == "BOOLEAN" or how.type == "number" or is_written:
             self.add_number(name)
             return "DOUBLE"
         self.add_prose(name)
         return "VARCHAR"
+
+    def _has_only_decimal_commas(self, name: str) -> bool:
+        """Whether an attribute is a number with a decimal comma, as its configuration or the table's price says.
+
+        Elsewhere, `36,38` may be two sizes.
+        """
+        commas = self.column(name).decimal == "," or self._has_commas
+        return commas and self._all_match(name, _DECIMAL_COMMA) and not self._all_numbers(name)
 
     def _add_list(self, name: str, kind: str) -> str | None:
         raw = quoted(name)

@@ -85,7 +85,7 @@ def compile_source(
         query,
         {name: v.type for name, v in values.items()},
         wanted,
-        {name: _called(column, name) for name, column in wanted.items()},
+        {name: _called(column, name, own) for name, column in wanted.items()},
         plain,
         roots,
         scope,
@@ -93,8 +93,11 @@ def compile_source(
     )
 
 
-def _called(column: Column, name: str) -> str:
-    return column.path or (column.first[0] if column.first else name)
+def _called(column: Column, name: str, own: RawTable) -> str:
+    """What messages call a target: of several paths, the first that is a column of the source's own table."""
+    if column.path is not None or not column.first:
+        return column.path or name
+    return next((path for path in column.first if path in own.columns), column.first[0])
 
 
 def _table(library: Library, name: str) -> RawTable:

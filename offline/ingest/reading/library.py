@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -52,15 +52,28 @@ def table_name(path: Path | str) -> str:
 
 
 def renamed_columns(columns: Sequence[str], variants: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """New name to column, for each new name of which the columns have a variant and that none of them has yet."""
+    """New name to column, in the order of renaming, for each new name of which the columns have a variant.
+
+    A column that has the new name keeps it. One that differs from it in case only makes way for the variant that comes
+    first: `Quantity` becomes `Quantity (2)` if `quantity` is the new name of `Quantity (- Refund)`.
+    """
     out: dict[str, str] = {}
-    lower = {c.lower() for c in columns}
     for new, names in variants.items():
         free = [c for c in columns if c not in out.values()]
         found = next((c for name in names if (c := _find(free, name)) is not None), None)
-        if found is not None and (new.lower() not in lower or found.lower() == new.lower()):
-            out[new] = found
-    return {new: old for new, old in out.items() if new != old}
+        if found is None or new in columns:
+            continue
+        if same := next((c for c in free if c != found and c.lower() == new.lower()), None):
+            out[_free_name(f"{same} (2)", [*columns, *out])] = same
+        out[new] = found
+    return out
+
+
+def _free_name(name: str, taken: Iterable[str]) -> str:
+    lower = {t.lower() for t in taken}
+    while name.lower() in lower:
+        name += "_"
+    return name
 
 
 def _find(columns: Sequence[str], name: str) -> str | None:

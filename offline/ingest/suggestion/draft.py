@@ -38,8 +38,9 @@ _MISSING = ImportConfig.model_fields["missing"].default
 def suggest(source: Path) -> str:
     """Draft of an `import` section, as YAML, for a file or for the files of a folder, with comments on guesses.
 
-    It is the mapping of the preset that fits the files, if one does. Files that cannot be read, and tables that hold
-    neither events nor items nor users, are left out, and a comment says so. Raises DataError if no table holds events.
+    It is the mapping of the preset that fits the files, if one does, with the items of other files if it has none.
+    Files that cannot be read, and tables that hold neither events nor items nor users, are left out, and a comment says
+    so. Raises DataError if no table holds events.
     """
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder.")
@@ -56,7 +57,9 @@ def suggest(source: Path) -> str:
             if found is not None and bound is not None and (bound.items or not found.others):
                 return _of_preset(bound, found.preset)
             tables.load()
-            return _Draft(tables, source).write()
+            draft = _Draft(tables, source)
+            beside = draft.write_beside(bound, found.preset) if bound is not None and found is not None else None
+            return beside or draft.write()
         finally:
             library.close()
 
@@ -130,6 +133,31 @@ class _Draft:
             *to_yaml(section, 2),
         ]
         return "\n".join(lines) + "\n"
+
+    def write_beside(self, bound: ImportConfig, preset: Preset) -> str | None:
+        """The mapping of a preset for its files, with the items of the tables that it does not read.
+
+        None if none of them holds items, or one has the name of a table of the preset.
+        """
+        section = dict(bound.to_mapping())
+        listed = [t.files for t in bound.tables.values() if t.files is not None]
+        its_files = {file for files in listed for file in ([files] if isinstance(files, str) else files)}
+        others = [i for i in self.items if not its_files & set(i.table.files)]
+        if not others or {i.table.name for i in others} & set(bound.tables):
+            return None
+        items, derived = [], dict[str, Any]()
+        for found in others:
+            source, more = draft_items(self.tables, found, self.links)
+            items.append(source)
+            derived |= more
+        used = _mentioned([items, derived], set(self.tables.tables)) - set(bound.tables)
+        by_sql = {n for s in items if _has_sql(s) for n in _mentioned([s], used)}
+        tables = {n: _table(t, n in by_sql) for n, t in self.tables.tables.items() if n in used}
+        section["tables"] = {**section["tables"], **tables, **derived}
+        section["items"] = items
+        first = f"# The mapping of the preset {preset.name}: {preset.title}."
+        review = "# The items are guessed from names and values of the other files: review them first."
+        return "\n".join([first, review, "import:", *to_yaml(section, 2)]) + "\n"
 
     def _comments(self) -> Iterator[str]:
         for text in self.left_out:

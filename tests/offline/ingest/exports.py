@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
+import yaml
 
 from offline.data import imported
 from offline.ingest.detection import detect
@@ -55,6 +56,8 @@ def import_export(folder: Path, files: Mapping[str, str | bytes]) -> Imported:
     for name, text in files.items():
         (source / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     config, said = detect(source)
+    # What `--suggest` prints of a preset is the preset.
+    assert type(config).model_validate(yaml.safe_load(yaml.safe_dump(dict(config.to_mapping())))) == config
     summary = import_data(config, to, NOW)
 
     def table(name: str) -> list[dict[str, Any]]:

@@ -342,7 +342,8 @@ def test_ga4_events_become_lists_clicks_and_items(tmp_path: Path) -> None:
         ("click", "p1", "a", listed, None, None, None, None, None),  # GA4 clicks name no list; it is looked up
         ("purchase", "u1", "a", None, None, 2.0, None, None, None),
     ]
-    assert dict(summary.sources[0].quarantined) == {"unknown_event": 1}
+    assert dict(summary.sources[0].quarantined) == {}
+    assert dict(summary.sources[0].left_out) == {"event without items": 1}
 
 
 WORDS = st.sampled_from(["a", "item", "ranking", "click", "1760000000000"])

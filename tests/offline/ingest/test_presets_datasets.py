@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import duckdb
+
+from offline.ingest.cells import create_macros
 from tests.offline.ingest.exports import import_export, lines
 
 
@@ -37,6 +40,33 @@ def test_olist_orders_are_of_persons_and_reviews_of_the_products_of_an_order(tmp
     assert (got.items["lamp"]["category"], got.items["lamp"]["price"]) == ("home", 11.0)
     assert got.items["rug"]["category"] is None
     assert got.users["ana"]["customer_zip_code_prefix"] == "01409"
+
+
+def test_olist_products_without_a_table_have_their_median_price_with_a_decimal_comma(tmp_path: Path) -> None:
+    """Both required tables, as a spreadsheet saves them: (1.118,70 + 1.120,70) / 2 = 1119.70."""
+    got = import_export(
+        tmp_path,
+        {
+            "pedidos.csv": "\ufefforder_status;order_id;customer_id;order_purchase_timestamp;nota\n"
+            "delivered;o1;k1;30/01/2018 10:56;\nCanceled;o2;k2;31/01/2018 10:56;x\nshipped;o3;k2;01/02/2018 10:56;\n",
+            "itens.csv": "price;product_id;order_id;order_item_id\n1.118,70;lamp;o1;1\n1.120,70;lamp;o1;2\n"
+            "7,50;rug;o2;1\n;mug;o3;1\n",
+        },
+    )
+    assert [(user, item) for _, user, item, _ in got.events] == [("k1", "lamp"), ("k1", "lamp"), ("k2", "mug")]
+    assert got.left_out == {"event order canceled": 1}
+    assert {item: row["price"] for item, row in got.items.items()} == {"lamp": 1119.7, "mug": None}
+
+
+AMOUNTS = {"1.118,70": 1118.7, "1,299.00": 1299.0, "1,299": 1299.0, "1.299": 1.299, "-3,5": -3.5, "0,1234": 0.1234}
+AMOUNTS |= {"1.000.000,5": 1000000.5, "12": 12.0, "x": None}
+
+
+def test_sql_of_a_mapping_reads_amounts_with_a_point_or_a_comma() -> None:
+    """`amount(x)` takes a comma as decimal unless three digits follow and nothing else tells."""
+    sql = duckdb.connect()
+    create_macros(sql, [""])
+    assert {x: sql.execute("SELECT amount(?)", [x]).fetchall()[0][0] for x in AMOUNTS} == AMOUNTS
 
 
 def test_instacart_orders_keep_the_days_between_them_and_end_on_one_day(tmp_path: Path) -> None:

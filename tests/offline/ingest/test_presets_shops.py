@@ -114,6 +114,34 @@ def test_a_line_that_is_exported_twice_is_one_event(tmp_path: Path, preset: str)
     assert (len(got.events), got.quarantined) == (3, {"duplicate_event": 1})
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Handle,Title,Body (HTML),Vendor,Product Category,Type,Option1 Value,Option2 Value,Variant SKU,Variant Price",
+        "URL handle,Title,Description,Vendor,Product category,Type,Option1 value,Option2 value,SKU,Price",
+    ],
+)
+def test_shopify_lines_without_an_sku_lead_to_the_product_by_name(tmp_path: Path, header: str) -> None:
+    """`Mug - M / Red` and `Bar` are full names. Two products are Twin, none is Tip, and OLD is no longer there."""
+    products = (
+        f"\ufeff{header}\n"
+        "mug,Mug,<p>Big</p>,Kiln,Home > Mugs,Mugs,S,Blue,MUG-S,9\nmug,,,,,,M,Red,,9\n"
+        "bar,Bar,,,,,Default Title,,,2\ntwin,Twin,,,,,Default Title,,,5\ntwin-2,Twin,,,,,Default Title,,,6\n"
+    )
+    named = ["Mug - S / Blue,MUG-S", "Mug - M / Red,", "Bar,", "Twin,", "Tip,", "Old,OLD"]
+    orders = SHOPIFY_ORDER + "".join(
+        f"#{n},a@x.example,paid,2026-01-31 10:15:22 +0100,,1,{line}\n" for n, line in enumerate(named)
+    )
+    got = import_export(tmp_path, {"products.csv": products, "orders.csv": orders})
+    assert got.preset == "shopify"
+    assert sorted(item for _, _, item, _ in got.events) == ["bar", "mug", "mug"]
+    assert got.quarantined == {"missing_item": 2, "unknown_item": 1}
+    mug = {k: got.items["mug"][k] for k in ("title", "description", "category", "price", "Type")}
+    assert mug == {"title": "Mug", "description": "Big", "category": "Home > Mugs", "price": 9.0, "Type": "Mugs"}
+    # The message names the column of the file and not of the table that it leads to.
+    assert any("column Lineitem sku: the row does not identify an item" in line for line in got.summary.examples)
+
+
 def test_woocommerce_headers_may_be_in_the_language_of_the_shop(tmp_path: Path) -> None:
     products = (
         "ID,Typ,Artikelnummer,Name,Regulärer Preis,Kategorien,Übergeordnetes Produkt\n"
@@ -127,6 +155,32 @@ def test_woocommerce_headers_may_be_in_the_language_of_the_shop(tmp_path: Path) 
     assert got.events == [("purchase", "a@example.com", "10", 3.0)]
     assert got.left_out == {"event order cancelled": 1}
     assert (got.items["10"]["price"], got.items["10"]["category"]) == (6.5, "Bad")
+
+
+def test_woocommerce_quantities_left_after_refunds_are_taken_where_both_are_there(tmp_path: Path) -> None:
+    """Three soaps, one of them sent back; `Quantity` differs only in case from the name that the preset gives."""
+    orders = (
+        "Order Number,Order Status,Order Date,Email (Billing),SKU,Quantity,Quantity (- Refund)\n"
+        "1,Completed,2026-01-30 09:05,a@example.com,SOAP,3,2\n1,Completed,2026-01-30 09:05,a@example.com,TEE-S,1,0\n"
+    )
+    got = import_export(tmp_path, {**WOO_PRODUCTS, "orders.csv": orders})
+    assert got.events == [("purchase", "a@example.com", "10", 2.0)]
+    assert got.left_out == {"event line sent back": 1}
+    assert not any("created from their events" in note for note in got.summary.notes), "none was"
+
+
+def test_german_weights_have_a_decimal_comma_as_prices_do(tmp_path: Path) -> None:
+    """A file without a price with a comma tells nothing of `36,38`, which are sizes there."""
+    header = "ID,Typ,Artikelnummer,Name,Regulärer Preis,Kategorien,Gewicht (kg),Bilder\n"
+    rows = '10,simple,S,Seife,"{}",Bad,"0,25",s.jpg\n11,simple,B,Becher,9,Bad,"1.000,5",b.jpg\n'
+    orders = "Order ID,Status,Order Date,Billing Email,Product SKU\n1,Completed,2026-01-30 09:05,a@example.com,S\n"
+    (tmp_path / "comma").mkdir()
+    (tmp_path / "point").mkdir()
+    comma = import_export(tmp_path / "comma", {"p.csv": header + rows.format("6,50"), "o.csv": orders}).items
+    point = import_export(tmp_path / "point", {"p.csv": header + rows.format("6.50"), "o.csv": orders}).items
+    assert [comma[i]["Gewicht (kg)"] for i in ("10", "11")] == [0.25, 1000.5]
+    assert [point[i]["Gewicht (kg)"] for i in ("10", "11")] == ["0,25", "1.000,5"]
+    assert "Bilder" not in comma["10"]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +382,7 @@ def test_measurement_protocol_bodies_hold_events_that_hold_items(tmp_path: Path)
         ("purchase", "1.2", "A", 2.0),
     ]
     assert [(r["position"], r["query"], r["session_id"]) for r in got.rows[:2]] == [(0, "mug", "s"), (1, "mug", "s")]
-    assert got.left_out == {"event event without items": 1}
+    assert got.left_out == {"event without items": 1}
     assert got.quarantined == {"duplicate_event": 1}
     assert (got.items["A"]["category"], got.items["B"]["price"], got.users["1.2"]["tier"]) == (
         "Home > Mugs",

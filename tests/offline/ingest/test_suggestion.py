@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.cli import app
-from offline.ingest.importer import DataError, ImportConfig, ImportSummary, validate
+from offline.ingest.detection import detect
+from offline.ingest.importer import DataError, ImportConfig, ImportSummary, import_data, validate
 from offline.ingest.suggestion import suggest
 from offline.ingest.suggestion.vocabulary import understand
 from tests import ROOT, SHARED, invoices
@@ -165,6 +167,41 @@ def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> Non
     for what in ("broken.parquet: cannot be read", "empty.csv: is empty", "readme.txt: has no column of item IDs"):
         assert f"# - left out: {what}" in text
     assert summary.events["view"] == 1
+
+
+def test_a_preset_of_events_is_joined_by_the_items_of_other_files(tmp_path: Path) -> None:
+    """GA4's events stay as the preset maps them; the feed has descriptions, which GA4 has not, and prices for two."""
+    (tmp_path / "export").mkdir()
+    at = 1_769_767_200_000_000
+    events = [
+        {"event_name": name, "event_timestamp": str(at + n), "user_pseudo_id": "p1", "items": items}
+        for n, (name, items) in enumerate(
+            [
+                ("page_view", []),
+                ("view_item", [{"item_id": "a", "item_name": "Thing a", "price": "12.5"}]),
+                ("purchase", [{"item_id": "old", "item_name": "Thing old", "price": "3"}]),
+            ]
+        )
+    ]
+    (tmp_path / "export" / "events_20260130.json").write_text("".join(json.dumps(e) + "\n" for e in events))
+    (tmp_path / "export" / "feed.txt").write_text(
+        "id\ttitle\tdescription\tprice\tbrand\n"
+        "a\tMug\tA <b>big</b> mug\t13.50 EUR\tKiln\nb\tPot\tFor tea\t20 EUR\tKiln\n"
+    )
+    text = suggest(tmp_path / "export")
+    assert text.startswith("# The mapping of the preset ga4: GA4 e-commerce events")
+    config = parse(text)
+    assert [source.table for source in (*config.items, *config.events)] == ["feed", "events"]
+    import_data(config, tmp_path / "data", NOW)
+    items = pq.read_table(tmp_path / "data/items.parquet").select(["item_id", "title", "description", "price"])
+    assert items.to_pylist() == [
+        {"item_id": "a", "title": "Mug", "description": "A big mug", "price": 13.5},
+        {"item_id": "b", "title": "Pot", "description": "For tea", "price": 20.0},
+        {"item_id": "old", "title": "Thing old", "description": None, "price": 3.0},
+    ]
+    said = detect(tmp_path / "export")[1]
+    assert "left out: feed.txt (not part of the preset)" in said
+    assert "so they will have only what the events tell of them. If feed.txt does, map it" in said[-1]
 
 
 SHOPS = {
