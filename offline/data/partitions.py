@@ -11,8 +11,9 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -89,11 +90,14 @@ class Storage:
         return {name.lstrip("/"): found[name] for name in sorted(found)}
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file; None if it does not exist."""
+        """The content of a small file; None if it does not exist, or another process deletes it meanwhile."""
         if not self.exists(name):
             return None
-        with self.fs.open_input_stream(self.path(name)) as file:
-            return bytes(file.read())
+        try:
+            with self.fs.open_input_stream(self.path(name)) as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            return None
 
     def checksum(self, name: str) -> str:
         """SHA-256 of a file."""
@@ -134,14 +138,17 @@ class Storage:
             for table in tables:
                 writer.write_table(table, row_group_size=GROUP_ROWS)
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a small file, atomically."""
-        with self._open_atomic(name) as file:
+    def write(self, name: str, content: bytes, *, shared: bool = False) -> None:
+        """Write a small file, atomically. shared: other processes may write the same file at the same time."""
+        with self._open_atomic(name, f".{secrets.token_hex(4)}" if shared else "") as file:
             file.write(content)
 
     @contextmanager
-    def _open_atomic(self, name: str) -> Iterator[pa.NativeFile]:
-        """A file to write to. It is synced before it gets its name: after a power failure it is complete or absent."""
+    def _open_atomic(self, name: str, writer: str = "") -> Iterator[pa.NativeFile]:
+        """A file to write to. It is synced before it gets its name: after a power failure it is complete or absent.
+
+        writer: part of the temporary name. By default, what a killed process leaves over is overwritten by the next.
+        """
         path = self.path(name)
         if self.fs.type_name in _WHOLE_ON_CLOSE:
             # A stream closed after an error would leave a partial object, so buffer everything before opening it.
@@ -152,7 +159,7 @@ class Storage:
             return
         parent, _, last = path.rpartition("/")
         self.fs.create_dir(parent, recursive=True)
-        temporary = f"{parent}/.{last}.new"
+        temporary = f"{parent}/.{last}{writer}.new"
         with self.fs.open_output_stream(temporary) as file:
             yield file
         self._sync(temporary)
@@ -160,9 +167,10 @@ class Storage:
         self._sync(parent)
 
     def remove(self, name: str) -> None:
-        """Delete a file. Does nothing if it does not exist."""
+        """Delete a file. Does nothing if it does not exist, or another process deletes it meanwhile."""
         if self.exists(name):
-            self.fs.delete_file(self.path(name))
+            with suppress(FileNotFoundError):
+                self.fs.delete_file(self.path(name))
 
     def _sync(self, path: str) -> None:
         if self.fs.type_name == "local":

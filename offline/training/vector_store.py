@@ -126,7 +126,7 @@ class VectorStore:
             writer.write_table(rows)
         content = sink.getvalue().to_pybytes()
         name = f"{model}/{_digest(content)}{_SUFFIX}"
-        self._storage.write(name, content)
+        self._storage.write(name, content, shared=True)
         return name
 
     def _names(self, model: str) -> list[str]:
