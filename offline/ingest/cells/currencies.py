@@ -39,12 +39,17 @@ class Currencies(NamedTuple):
 
     def rate(self, written: str) -> float | None:
         """Price of one unit of a currency, as a file writes it; None if it is not known."""
-        word = written.strip().upper()
-        code = _CODES.get(word, word)
+        word, code = written.strip().upper(), currency_code(written)
         if code == self.own or self.own in _SHARED.get(word, ()):
             return 1.0
         rates = {key.upper(): rate for key, rate in self.rates.items()}
         return rates.get(word, rates.get(code, next((r for k, r in rates.items() if _CODES.get(k) == code), None)))
+
+
+def currency_code(written: str) -> str:
+    """The code of a currency, as a file writes it: of a sign or word of one currency only, else the text itself."""
+    word = written.strip().upper()
+    return _CODES.get(word, word)
 
 
 def written_currency(text: str) -> str:

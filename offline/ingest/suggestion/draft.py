@@ -14,6 +14,7 @@ from offline.ingest.cells import create_macros
 from offline.ingest.presets import Preset, bind, find_preset
 from offline.ingest.reading import Library
 from offline.ingest.reading.library import quoted
+from offline.ingest.suggestion.currencies import draft_currency
 from offline.ingest.suggestion.event_sources import EventTable, draft_events, find_event_table
 from offline.ingest.suggestion.joins import Link, find_links
 from offline.ingest.suggestion.notes import Noted, to_yaml, wrap
@@ -26,6 +27,7 @@ from offline.ingest.suggestion.profile_sources import (
     unused,
     without_digit,
 )
+from offline.ingest.suggestion.roles import choose
 from offline.ingest.suggestion.tables import Table, Tables
 from offline.ingest.suggestion.vocabulary import is_not_a_product
 from offline.runtime import DataError
@@ -103,6 +105,8 @@ class _Draft:
         section: dict[str, Any] = {"folder": str(self.tables.folder), "timezone": self._zone()}
         if not described and not any(set(e.roles) & {"title", "price"} for e in self.events):
             section["unknown_items"] = Noted("keep", "no table describes the items, so they have only their IDs")
+        if (currency := self._currency(described)) is not None:
+            section["currency"] = currency
         if pattern := self._not_products():
             section["not_products"] = pattern
         items, derived = [], dict[str, Any]()
@@ -179,6 +183,16 @@ class _Draft:
         ):
             return "UTC"
         return Noted("UTC", "moments have no offset: set your shop's time zone, such as Europe/London")
+
+    def _currency(self, described: bool) -> Any:
+        """The shop's own currency. described: whether items, and not events, have the prices."""
+        priced = [choose(i.table, ("price", "currency")) for i in self.items]
+        facts = [{r: i.table.columns[p] for r, p in roles.items()} for i, roles in zip(self.items, priced, strict=True)]
+        if not described:
+            places = [{r: e.roles[r] for r in ("price", "currency") if r in e.roles} for e in self.events]
+            facts = [{r: self.tables.tables[p.table].columns[p.own] for r, p in place.items()} for place in places]
+        facts = [f for f in facts if "price" in f]
+        return draft_currency((f["currency"] for f in facts if "currency" in f), (f["price"] for f in facts))
 
     def _not_products(self) -> Any:
         """IDs such as POST. If nearly all IDs have a digit, those without one too, since they are rarely products."""

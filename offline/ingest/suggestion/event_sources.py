@@ -8,10 +8,11 @@ from typing import Any
 
 from offline.config import DROP
 from offline.ingest.reading.library import literal
+from offline.ingest.suggestion.currencies import draft_price
+from offline.ingest.suggestion.event_ids import draft_event_id
 from offline.ingest.suggestion.joins import Link, Reach, reach
 from offline.ingest.suggestion.kinds import (
     MOST_KINDS,
-    column_sql,
     fixed_kind,
     flag_condition,
     kind_column,
@@ -26,9 +27,13 @@ from offline.ingest.suggestion.vocabulary import is_nobody
 ITEM_TEXTS = ("title", "description", "category", "brand", "price")
 _ROLES = (
     *("item_id", "user_id", "timestamp", "clock", "event", "session_id", "order_id", "quantity", "rating", "position"),
-    *("device", "query", "request_id", "event_id", "list", "status", "flag", *ITEM_TEXTS),
+    *("device", "query", "request_id", "event_id", "list", "status", "flag", *ITEM_TEXTS, "currency"),
 )
-_JOINED_ROLES = ("user_id", "timestamp", "clock", "session_id", "order_id", "device", "status", "flag", "query")
+_JOINED_ROLES = (
+    *("user_id", "timestamp", "clock", "session_id", "order_id", "device", "status", "flag", "query"),
+    "currency",
+)
+_FOR_ITEMS = (*ITEM_TEXTS, "currency")
 _COPIED = ("position", "device", "query", "request_id")
 _LIST_WINDOW_S = 1800
 _ALSO = ", also not in a table that it leads to"
@@ -77,8 +82,9 @@ def find_event_table(tables: Tables, table: Table, links: Sequence[Link]) -> Eve
         return "has no column of shopper IDs" + ("" if "timestamp" in roles else " and none of times") + _ALSO
     if "timestamp" not in roles:
         return f"has no column of times{_ALSO}"
-    needed = {place.table for role, place in roles.items() if role not in ITEM_TEXTS}
-    return EventTable(table, roles, _without_needless(reached, needed, links), explode)
+    needed = {place.table for role, place in roles.items() if role not in _FOR_ITEMS}
+    reached = _without_needless(reached, needed, links)
+    return EventTable(table, {r: p for r, p in roles.items() if p.table in reached.prefix}, reached, explode)
 
 
 def _item_by_link(tables: Tables, table: Table, links: Sequence[Link]) -> str | None:
@@ -124,7 +130,7 @@ def draft_events(tables: Tables, found: EventTable, described: bool) -> Any:
     columns: dict[str, Any] = {"event": event}
     columns["user_id"] = _user(tables, found)
     columns["item_id"] = roles["item_id"]
-    columns["timestamp"] = _moment(found)
+    columns["timestamp"] = _moment(tables, found)
     session = next((roles[r] for r in ("session_id", "order_id") if r in roles), None)
     if session and session != roles["user_id"]:
         columns["session_id"] = session
@@ -136,14 +142,12 @@ def draft_events(tables: Tables, found: EventTable, described: bool) -> Any:
     )
     if value:
         columns["value"] = value
-    columns |= {role: roles[role] for role in _COPIED if role in roles}
-    order = found.roles.get("order_id")
-    own_order = order is not None and order.table == found.table.name and "[]" not in order.own
-    if found.explode and order is not None and own_order and tables.is_unique(order.table, order.own):
-        # Two lines of one item in an order are two events, which only their place in the list tells apart.
-        columns["event_id"] = order.path
-    if "event_id" in found.roles and tables.is_unique(found.table.name, found.roles["event_id"].own):
-        columns["event_id"] = roles["event_id"]
+    # The number of a line in an order is no place in a list that was shown.
+    copied = [role for role in _COPIED if role in roles and (role != "position" or kind not in ("purchase", "rating"))]
+    columns |= {role: roles[role] for role in copied}
+    own = {role: place.own for role, place in found.roles.items() if place.table == found.table.name}
+    if (event_id := draft_event_id(tables, found.table, own, found.explode)) is not None:
+        columns["event_id"] = event_id
     out: dict[str, Any] = {"from": found.table.name}
     if found.reach.links:
         out["join"] = found.reach.joins
@@ -152,11 +156,13 @@ def draft_events(tables: Tables, found: EventTable, described: bool) -> Any:
     if where := _where(tables, found):
         out["where"] = where
     if impressions and "request_id" not in columns:
-        columns["request_id"] = _lists(found, impressions)
+        columns["request_id"] = _lists(tables, found, impressions)
         out["find_list_within_s"] = Noted(_LIST_WINDOW_S, "a click belongs to the list that showed the item")
     if not described and set(ITEM_TEXTS) & set(roles):
         out["items_from_events"] = Noted(True, "no other table describes items: they are created from their events")
-        columns |= {role: _item_text(found, role) for role in ITEM_TEXTS if role in roles}
+        columns |= {role: _item_text(tables, found, role) for role in ITEM_TEXTS if role in roles}
+        if "price" in columns:
+            columns["price"] = draft_price(columns["price"], roles.get("currency"))
         if "title" not in columns and "description" in columns:
             columns["title"] = columns.pop("description")
     out["columns"] = columns
@@ -198,11 +204,11 @@ def _needed(path: str, facts: Facts) -> Any:
     return path if empty < 0.001 else Noted(path, f"empty in {empty:.1%} of the rows, which are rejected")
 
 
-def _moment(found: EventTable) -> Any:
+def _moment(tables: Tables, found: EventTable) -> Any:
     place, clock = found.roles["timestamp"], found.roles.get("clock")
     if clock is None or clock.table != place.table or clock.own == place.own:
         return place.path
-    day, time = column_sql(place.table, place.own), column_sql(clock.table, clock.own)
+    day, time = tables.column_sql(place.table, place.own), tables.column_sql(clock.table, clock.own)
     return Noted({"sql": f"{day} || ' ' || coalesce({time}, '0:00')"}, "day and time of day are two columns")
 
 
@@ -224,23 +230,23 @@ def _where(tables: Tables, found: EventTable) -> Any:
     )
 
 
-def _lists(found: EventTable, impressions: Sequence[str]) -> Any:
+def _lists(tables: Tables, found: EventTable, impressions: Sequence[str]) -> Any:
     """The items that a shopper was shown at one moment in one place are one list."""
     parts = [found.roles[r] for r in ("user_id", "timestamp", "list", "query") if r in found.roles]
-    cells = ", ".join(column_sql(p.table, p.own) for p in parts)
+    cells = ", ".join(tables.column_sql(p.table, p.own) for p in parts)
     event = found.roles["event"]
     words = ", ".join(map(literal, impressions))
-    sql = f"CASE WHEN {column_sql(event.table, event.own)} IN ({words}) THEN concat_ws('/', {cells}) END"
+    sql = f"CASE WHEN {tables.column_sql(event.table, event.own)} IN ({words}) THEN concat_ws('/', {cells}) END"
     return Noted({"sql": sql}, "what a shopper is shown at one moment is one list")
 
 
-def _item_text(found: EventTable, role: str) -> Any:
+def _item_text(tables: Tables, found: EventTable, role: str) -> Any:
     """A text of the item; categories in several numbered columns become one path."""
     place = found.roles[role]
     levels = category_levels(found.table.columns, place.own) if role == "category" else [place.own]
     if len(levels) < 2:
         return place.path
-    cells = ", ".join(f"tidy({column_sql(place.table, p)})" for p in levels)
+    cells = ", ".join(f"tidy({tables.column_sql(place.table, p)})" for p in levels)
     return Noted({"sql": f"concat_ws(' > ', {cells})"}, "the levels of the category, from wide to narrow")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from features.log import GA4, KINDS
 from offline.config import DROP
-from offline.ingest.reading.library import literal, quoted
+from offline.ingest.reading.library import literal
 from offline.ingest.suggestion.notes import Noted
 from offline.ingest.suggestion.tables import Table, Tables
 from offline.ingest.suggestion.vocabulary import is_cancelled, kind_of
@@ -56,12 +56,6 @@ def fixed_kind(table: Table, has: Mapping[str, str]) -> Any:
     return Noted({"value": "view"}, note)
 
 
-def column_sql(alias: str, path: str) -> str:
-    """SQL of a path as a person would write it."""
-    column, *keys = path.split(".")
-    return f"{quoted(alias)}.{quoted(column)}" + (f" ->> {literal('$.' + '.'.join(keys))}" if keys else "")
-
-
 def status_condition(tables: Tables, table: str, path: str) -> tuple[str, str] | None:
     """Condition that leaves out rows of a status such as `cancelled`, and its note. None if there is no such status."""
     words = tables.distinct(table, path, MOST_KINDS)
@@ -70,14 +64,14 @@ def status_condition(tables: Tables, table: str, path: str) -> tuple[str, str] |
         return None
     kept = ", ".join(word for word in words if word not in bad)
     listed = ", ".join(map(literal, bad))
-    column = column_sql(table, path)
+    column = tables.column_sql(table, path)
     return f"({column} IS NULL OR trim({column}) NOT IN ({listed}))", f"by {path}; kept: {kept}"
 
 
 def flag_condition(tables: Tables, table: str, path: str) -> tuple[str, str] | None:
     """Condition that leaves out rows with a flag or a date of cancellation, and its note. None if it is neither."""
     words = tables.distinct(table, path, MOST_KINDS)
-    column = column_sql(table, path)
+    column = tables.column_sql(table, path)
     facts = tables.tables[table].columns[path]
     if facts.moments > 0.9:
         return f"{column} IS NULL", f"a row with {path} was cancelled"

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from offline.ingest.reading.library import quoted
+from offline.ingest.suggestion.currencies import draft_price
 from offline.ingest.suggestion.event_sources import EventTable, category_levels
 from offline.ingest.suggestion.joins import Link, entity
-from offline.ingest.suggestion.kinds import column_sql
 from offline.ingest.suggestion.notes import Noted
 from offline.ingest.suggestion.roles import candidates, choose
 from offline.ingest.suggestion.tables import Facts, Table, Tables
 
 _ROLES = ("item_id", "title", "description", "category", "brand", "price", "available_from")
+_PRICED = (*_ROLES[1:], "currency")
 _KEYLESS = frozenset({"id", "handle", "slug"})
 _PRIVATE = frozenset({"email", "name", "hash", "url"})
 _COMMA = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+(?:,\d+)?|[+-]?\d+(?:,\d+)?")
@@ -74,7 +75,7 @@ def _met(tables: Tables, table: Table, path: str, events: Sequence[EventTable]) 
 def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tuple[Any, dict[str, Any]]:
     """An item source of the configuration, and tables that it needs: paths of a category tree."""
     table = found.table
-    roles = {**choose(table, _ROLES[1:], (found.key,)), "item_id": found.key}
+    roles = {**choose(table, _PRICED, (found.key,)), "item_id": found.key}
     if "title" not in roles and "description" in roles:
         roles["title"] = roles.pop("description")
     columns: dict[str, Any] = {role: roles[role] for role in _ROLES if role in roles}
@@ -82,6 +83,7 @@ def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tupl
     joins: list[dict[str, Any]] = []
     derived: dict[str, Any] = {}
     keys = set[str]()
+    currency = roles.get("currency") if "price" in columns else None
     for link in links:
         about = _looked_up(tables, table, link)
         if about is None:
@@ -96,11 +98,14 @@ def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tupl
     if "category" in roles and isinstance(columns["category"], str) and columns["category"] == roles["category"]:
         levels = category_levels(table.columns, roles["category"])
         if len(levels) > 1:
-            cells = ", ".join(f"tidy({column_sql(table.name, p)})" for p in levels)
+            cells = ", ".join(f"tidy({tables.column_sql(table.name, p)})" for p in levels)
             columns["category"] = Noted({"sql": f"concat_ws(' > ', {cells})"}, "the levels of the category")
             keys |= set(levels)
-    rest = [p for p in table.columns if p not in columns.values() and p not in keys and "[]" not in p and "." not in p]
+    taken = {*keys, *([currency] if currency else ())}
+    rest = [p for p in table.columns if p not in columns.values() and p not in taken and _is_column(table, p)]
     exclude = _excluded(table, rest, keys)
+    if currency is not None:
+        columns["price"] = draft_price(columns["price"], currency)
     if joins:
         out["join"] = joins
     if not found.unique:
@@ -110,6 +115,11 @@ def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tupl
     if exclude:
         out["exclude"] = Noted(list(exclude), "; ".join(f"{p}: {why}" for p, why in exclude.items()))
     return (Noted(out, "; ".join(table.raw.said)) if table.raw.said else out), derived
+
+
+def _is_column(table: Table, path: str) -> bool:
+    """Whether a path is a column of the file, and no field of a nested value."""
+    return "[]" not in path and ("." not in path or path in table.raw.columns)
 
 
 def _looked_up(tables: Tables, table: Table, link: Link) -> tuple[str, str, str | None] | None:
@@ -198,7 +208,7 @@ def find_user_key(tables: Tables, table: Table, links: Sequence[Link]) -> str | 
 
 def draft_users(table: Table, key: str) -> Any:
     """A user source of the configuration. Names and addresses say who a shopper is, not what they like."""
-    rest = [p for p in table.columns if p != key and "[]" not in p and "." not in p]
+    rest = [p for p in table.columns if p != key and _is_column(table, p)]
     exclude = _excluded(table, rest, set())
     for path in rest:
         if path not in exclude and table.columns[path].name.concepts & _PRIVATE:

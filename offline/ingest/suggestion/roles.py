@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -80,6 +81,10 @@ def _is_spoilt(facts: Facts) -> bool:
     return bool(cells) and sum("E+" in c for c in cells) * 2 >= len([c for c in cells if not c.startswith("#")])
 
 
+def _is_currency(facts: Facts) -> bool:
+    return facts.share(re.compile(r"[A-Za-z]{3}|\W|[€£]\S?")) >= 0.9
+
+
 _CONTENT: Mapping[str, Callable[[Facts], bool]] = {
     "user_id": _is_id,
     "item_id": _is_id,
@@ -97,6 +102,7 @@ _CONTENT: Mapping[str, Callable[[Facts], bool]] = {
     "title": _is_text,
     "description": _is_text,
     "price": _is_number,
+    "currency": _is_currency,
     "available_from": _is_date,
 }
 

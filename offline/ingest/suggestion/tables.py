@@ -25,7 +25,7 @@ from offline.ingest.reading import (
     peek,
     table_name,
 )
-from offline.ingest.reading.library import quoted
+from offline.ingest.reading.library import literal, quoted
 from offline.ingest.suggestion.vocabulary import Name, fold, understand
 from offline.runtime import DataError
 
@@ -40,6 +40,7 @@ _DAY += r"|(?:[A-Za-z]{3},? )?\d\d? [A-Za-zäé]{3,9}\.? \d{4}"
 _DAY += r"|[A-Za-z]{3,9}\.? \d\d?,? \d{4}|\d\d?-[A-Za-z]{3}-\d{2,4}|20\d\d[01]\d[0-3]\d)"
 _MOMENT = re.compile(rf"{_DAY}(?:[T, ].*)?|[1-9]\d{{8}}|1\d{{9}}(?:\.\d+)?|1\d{{12}}|1\d{{15}}|1\d{{18}}")
 _CLOCK = re.compile(r"\d\d?[:.時时]\d\d(?:[:.分]\d\d)?(?:分|秒)?(?: ?[AaPp][Mm])?")
+_NESTED = re.compile(r'[^.]*\w(?:\[\])?"?(?:\."?\w[^.]*)+')
 _HEX = re.compile(r"[0-9a-f]{32,128}|[0-9a-f-]{36}")
 _TOPICS = {
     "bought": "purchases",
@@ -95,7 +96,8 @@ class Facts:
 
         The elements of a list are taken for items, whatever the list is called: `basket[].id`.
         """
-        steps = self.path.split(".")
+        # The points of `Art.-Nr.` separate no keys.
+        steps = self.path.split(".") if _NESTED.fullmatch(self.path) else [self.path]
         last = understand(steps[-1].replace("[]", ""))
         if len(steps) > 1 and last.concepts <= {"id", "name", "kind", "position"}:
             above = {"item"} if steps[-2].endswith("[]") else understand(steps[-2]).concepts
@@ -270,11 +272,28 @@ class Tables:
         assert found is not None
         return f"join_key({text(found)})"
 
+    def column_sql(self, table: str, path: str) -> str:
+        """SQL of a path as a person would write it. A column of the file may have points in its name: `Best.-Nr.`."""
+        if path in self.tables[table].raw.columns:
+            return f"{quoted(table)}.{quoted(path)}"
+        column, *keys = path.split(".")
+        return f"{quoted(table)}.{quoted(column)}" + (f" ->> {literal('$.' + '.'.join(keys))}" if keys else "")
+
     def is_unique(self, table: str, path: str) -> bool:
         """True if no value of a column occurs twice."""
         value = self.value(table, path)
         filled, distinct = self.library.rows(
             f"SELECT count(k), count(DISTINCT k) FROM (SELECT {value} AS k FROM {quoted(table)})"
+        )[0]
+        return bool(filled) and filled == distinct
+
+    def are_unique(self, table: str, paths: Sequence[str]) -> bool:
+        """Whether no two rows have the same values in all columns, of the rows that have them all."""
+        keys = ", ".join(f"{self.value(table, path)} AS k{i}" for i, path in enumerate(paths))
+        names = [f"k{i}" for i in range(len(paths))]
+        filled, distinct = self.library.rows(
+            f"SELECT count(*), count(DISTINCT ({', '.join(names)})) FROM (SELECT {keys} FROM {quoted(table)})"
+            f" WHERE {' AND '.join(f'{n} IS NOT NULL' for n in names)}"
         )[0]
         return bool(filled) and filled == distinct
 

@@ -271,6 +271,110 @@ def test_tables_are_joined_by_keys_whose_values_meet(tmp_path: Path) -> None:
     assert (summary.items, summary.users, summary.events["purchase"]) == (2, 1, 2)
 
 
+ORDER_LINES = "order_id,customer,sku,order_date,unit_price,{}\n"
+LINE_ROWS = (("7", "u", "a"), ("7", "u", "b"), ("8", "v", "a"))
+"""Order, shopper and item of three lines."""
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "event_id", "ids"),
+    [
+        ("line_no", "121", {"sql": '"lines"."order_id" || \':\' || "lines"."line_no"'}, ["7:1", "7:2", "8:1"]),
+        ("position", "121", {"sql": '"lines"."order_id" || \':\' || "lines"."position"'}, ["7:1", "7:2", "8:1"]),
+        ("line_id", "456", "line_id", ["4", "5", "6"]),
+        ("id", "456", "id", ["4", "5", "6"]),
+        ("qty", "121", {"sql": '"lines"."order_id" || \':\' || "lines"."sku"'}, ["7:a", "7:b", "8:a"]),
+    ],
+)
+def test_lines_of_orders_are_named_by_an_id_a_number_or_their_item(
+    tmp_path: Path, column: str, cells: str, event_id: Any, ids: list[str]
+) -> None:
+    """A line that a second export has again, with another price, is the same purchase."""
+    text = ORDER_LINES.format(column)
+    for (order, user, item), cell in zip(LINE_ROWS, cells, strict=True):
+        text += f"{order},{user},{item},2026-01-30 10:00,3.50,{cell}\n"
+    (tmp_path / "lines.csv").write_text(text)
+    config = parse(suggest(tmp_path))
+    columns = yaml.safe_load(suggest(tmp_path))["import"]["events"][0]["columns"]
+    assert columns["event_id"] == event_id
+    assert "position" not in columns, "the place of a line in its order is none in a shown list"
+    (tmp_path / "lines.csv").write_text(text + text.splitlines()[1].replace("3.50", "3.60") + "\n")
+    summary = import_data(config, tmp_path / "data", NOW)
+    assert sorted(pq.read_table(tmp_path / "data/events.parquet")["event_id"].to_pylist()) == ids
+    assert summary.sources[0].quarantined == {"duplicate_event": 1}
+
+
+def test_lines_that_nothing_tells_apart_have_no_event_id(tmp_path: Path) -> None:
+    """Order 7 has the item twice, with two quantities."""
+    lines = "7,u,a,2026-01-30 10:00,3.50,1\n7,u,a,2026-01-30 10:00,3.50,2\n,v,b,2026-01-30 10:00,3.50,1\n"
+    (tmp_path / "lines.csv").write_text(ORDER_LINES.format("qty") + lines)
+    text, summary = imported(tmp_path)
+    assert "event_id" not in yaml.safe_load(text)["import"]["events"][0]["columns"]
+    assert summary.events["purchase"] == 3
+
+
+def test_columns_with_points_in_their_names_can_be_read_by_the_sql_of_a_draft(tmp_path: Path) -> None:
+    """The ID, the moment of two columns and the condition on a status name them in quotes."""
+    (tmp_path / "bestellungen.csv").write_text(
+        "Best.-Nr.;Kunden-Nr.;Art.-Nr.;Best.-Datum;Uhrzeit;Best.-Status\n1;20;a;30.01.2026;10:05;Versendet\n"
+        "1;20;b;30.01.2026;10:05;Storniert\n"
+    )
+    (tmp_path / "artikel.csv").write_text("Art.-Nr.;Bezeichnung;Gew. (kg)\na;Topf;1,5\nb;Tasse;0,25\n")
+    text, summary = imported(tmp_path)
+    items = yaml.safe_load(text)["import"]["items"][0]["columns"]
+    assert items["Gew. (kg)"] == {"path": "Gew. (kg)", "type": "number", "decimal": ","}
+    columns = yaml.safe_load(text)["import"]["events"][0]["columns"]
+    assert columns["event_id"] == {"sql": '"bestellungen"."Best.-Nr." || \':\' || "bestellungen"."Art.-Nr."'}
+    assert columns["timestamp"] == {
+        "sql": '"bestellungen"."Best.-Datum" || \' \' || coalesce("bestellungen"."Uhrzeit", \'0:00\')'
+    }
+    assert (summary.events["purchase"], summary.first) == (1, "2026-01-30T10:05:00+00:00")
+
+
+def test_a_column_of_currencies_is_that_of_its_prices_and_the_most_frequent_the_shops_own(tmp_path: Path) -> None:
+    """Two of three products are in EUR. With a dollar at 0.5, the mug costs 8 USD * 0.5 = 4."""
+    products = "sku,name,price,currency\na,Pot,10.50,EUR\nb,Cup,3,eur\nc,Mug,8,USD\n"
+    (tmp_path / "products.csv").write_text(products)
+    (tmp_path / "orders.csv").write_text("order_id,customer,sku,order_date\n1,u,a,2026-01-30\n2,u,c,2026-01-31\n")
+    text, summary = imported(tmp_path)
+    section = yaml.safe_load(text)["import"]
+    assert (section["currency"], section["items"][0]["columns"]["price"]) == (
+        "EUR",
+        {"path": "price", "currency": "currency"},
+    )
+    flat = " ".join(text.replace("#", " ").split())
+    assert "the most frequent of EUR 67%, USD 33%. Add `rates`, such as {USD: 0.92}" in flat
+    assert "price: 1 cells are in 'USD', which has no rate, and count as missing" in summary.sources[0].notes
+    config = ImportConfig.model_validate({**section, "rates": {"USD": 0.5}})
+    import_data(config, tmp_path / "data", NOW)
+    items = pq.read_table(tmp_path / "data/items.parquet")
+    assert items["price"].to_pylist() == [10.5, 3.0, 4.0]
+    assert "currency" not in items.column_names
+
+
+def test_the_currency_of_an_order_is_that_of_the_prices_of_its_lines(tmp_path: Path) -> None:
+    """The column is in the table of orders; the lines create the items. One currency needs no rates."""
+    (tmp_path / "orders.csv").write_text(
+        "order_id,customer_id,created_at,currency\n7,20,2026-01-01 10:00,CHF\n8,21,2026-01-02 10:00,CHF\n"
+    )
+    (tmp_path / "order_lines.csv").write_text("order_id,sku,name,unit_price\n7,a,Pot,2.5\n7,b,Cup,4\n8,a,Pot,2.5\n")
+    text, summary = imported(tmp_path)
+    section = yaml.safe_load(text)["import"]
+    assert section["events"][0]["columns"]["price"] == {"path": "unit_price", "currency": "orders.currency"}
+    assert "currency: CHF  # the currency of all prices" in text
+    assert (summary.items, summary.events["purchase"]) == (2, 3)
+
+
+def test_codes_beside_prices_are_currencies_if_there_are_several(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(
+        "customer,sku,order_date,price\nu,a,2026-01-30,2.50 GBP\nu,b,2026-01-31,£3\nu,c,2026-01-31,4.00 USD\n"
+    )
+    text, _ = imported(tmp_path)
+    assert "currency: GBP" in text
+    (tmp_path / "log.csv").write_text("customer,sku,order_date,price\nu,a,2026-01-30,2.50 GBP\nu,b,2026-01-31,£3\n")
+    assert "currency" not in imported(tmp_path)[0]
+
+
 def test_of_twins_the_readable_first_and_single_one_is_mapped(tmp_path: Path) -> None:
     """The shopper not its hash, the moment of the order not of its change, the price of a piece not the total."""
     row: dict[str, Any] = {
