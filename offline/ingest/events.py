@@ -136,6 +136,7 @@ def _kinds(reader: Reader, source: EventSource) -> str:
         for row in reader.library.rows(f"SELECT DISTINCT {raw} FROM {quoted(reader.relation)} LIMIT {_MOST_KINDS}")
     ]
     values = source.columns["event"].values if source.columns.get("event") else {}  # type: ignore[union-attr]
+    values = {name.lower(): kind for name, kind in values.items()} | dict(values)
     codes = {word: _kind(word, values) for word in words if word is not None}
     cases = " ".join(f"WHEN {literal(word)} THEN {code}" for word, code in codes.items() if code != -1)
     return f"CAST(CASE {raw} {cases} ELSE -1 END AS TINYINT)" if cases else "CAST(-1 AS TINYINT)"

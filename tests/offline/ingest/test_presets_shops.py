@@ -353,6 +353,57 @@ def test_snowplow_actions_are_nested_and_an_event_id_told_twice_is_one_event(tmp
     assert (got.items["A"]["category"], got.items["A"]["price"]) == ("Home > Mugs", 9.5)
 
 
+def test_an_order_of_bigcommerce_without_products_is_counted(tmp_path: Path) -> None:
+    """Order 2 has an empty cell of products: its row is refused, and not lost."""
+    products = "Item,ID,Name,Price\nProduct,7,Mug,9\n"
+    orders = (
+        "Order ID,Customer Email,Order Date,Order Status,Product Details\n"
+        f'1,a@x.example,2026-01-30,Shipped,"{BIG_LINE.format("MUG")}"\n2,a@x.example,2026-01-30,Shipped,\n'
+    )
+    got = import_export(tmp_path, {"products.csv": products, "orders.csv": orders})
+    assert (got.preset, len(got.events), got.quarantined) == ("bigcommerce", 1, {"missing_item": 1})
+    assert got.summary.sources[-1].read == 2
+
+
+def test_lists_of_trackers_without_positions_have_the_order_of_their_products(tmp_path: Path) -> None:
+    """Segment's names may be in any case. A click 4 minutes later is on the list, one after 31 minutes on none."""
+
+    def call(number: int, minute: int, event: str, properties: dict[str, Any] | None) -> dict[str, Any]:
+        out = {"messageId": f"m{number}", "type": "track", "anonymousId": "a", "userId": None, "event": event}
+        return out | {"timestamp": f"2026-01-30T09:{minute:02}:00.000Z", "properties": properties}
+
+    (tmp_path / "segment").mkdir()
+    shown = {"products": [{"product_id": 7, "name": "Mug:\nbig"}, {"product_id": "8", "price": "3.50"}]}
+    segment = import_export(
+        tmp_path / "segment",
+        {
+            "calls.jsonl": lines(
+                call(1, 0, "product list viewed", shown),
+                call(2, 4, "Product clicked", {"product_id": "8"}),
+                call(3, 31, "Product Clicked", {"product_id": "7"}),
+                call(4, 32, "Signed Up", None),
+            )
+        },
+    )
+    assert [(r["event"], r["item_id"], r["position"], r["request_id"]) for r in segment.rows] == [
+        ("impression", "7", 0, "m1"),
+        ("impression", "8", 1, "m1"),
+        ("click", "8", None, "m1"),
+        ("click", "7", None, None),
+    ]
+    assert (segment.items["7"]["title"], segment.quarantined) == ("Mug: big", {})
+    vendor = "com_snowplowanalytics_snowplow_ecommerce"
+    action, products = f"unstruct_event_{vendor}_snowplow_ecommerce_action_1", f"contexts_{vendor}_product_1"
+    (tmp_path / "snowplow").mkdir()
+    row = {"event_id": "e1", "domain_userid": "d", "collector_tstamp": "2026-01-30T09:00:00Z"}
+    listed = lines(row | {action: {"type": "list_view"}, products: [{"id": "b"}, {"id": "a"}]})
+    snowplow = import_export(tmp_path / "snowplow", {"enriched.jsonl": listed})
+    assert [(r["item_id"], r["position"]) for r in sorted(snowplow.rows, key=lambda r: r["position"])] == [
+        ("b", 0),
+        ("a", 1),
+    ]
+
+
 def test_measurement_protocol_bodies_hold_events_that_hold_items(tmp_path: Path) -> None:
     mug, cup = (
         {"item_id": "A", "item_name": "Mug", "item_category": "Home", "item_category2": "Mugs"},
