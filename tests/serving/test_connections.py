@@ -31,6 +31,11 @@ def one_limit(**limit: float) -> ServiceConfig:
     return FAST.model_copy(update=PATIENT | limit)
 
 
+def test_a_connection_stays_open_longer_than_balancers_keep_theirs() -> None:
+    """Most keep an idle one for 60 s; if the service closed it first, a request could arrive on a closed connection."""
+    assert ServiceConfig().idle_s > 60
+
+
 @pytest.mark.parametrize(
     ("name", "sent", "limit"),
     [

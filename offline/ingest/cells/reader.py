@@ -199,11 +199,15 @@ class Reader:
 
         A price, and a number whose column has a currency, is converted to the currency of the shop.
         """
-        sql = f"{self.number(name)}{self._times_rate(name)}"
-        self.add(name, sql, f"{quoted(name)} BETWEEN {least:.0f} AND {MAX_NUMBER:.0f}")
+        number = self.number(name)
+        self.add(
+            name,
+            f"{number}{self._times_rate(name, number)}",
+            f"{quoted(name)} BETWEEN {least:.0f} AND {MAX_NUMBER:.0f}",
+        )
 
-    def _times_rate(self, name: str) -> str:
-        """Multiplication by the rate of each cell's currency; nothing if no cell is converted."""
+    def _times_rate(self, name: str, number: str) -> str:
+        """Multiplication by the rate of each cell's currency; nothing if no cell is converted. number: of the cell."""
         given = CURRENCY + name
         if not self.has(name) or not (name == "price" or self.has(given)):
             return ""
@@ -213,7 +217,7 @@ class Reader:
         beside = written_currency(quoted(name)) if is_text else "CAST(NULL AS VARCHAR)"
         currency = f"coalesce({self.text(given)}, {beside})" if self.has(given) else beside
         counts = self.library.rows(
-            f"SELECT {currency} AS c, count(*) FROM {self._from} WHERE {quoted(name)} IS NOT NULL AND c IS NOT NULL"
+            f"SELECT {currency} AS c, count(*) FROM {self._from} WHERE {number} IS NOT NULL AND c IS NOT NULL"
             f" GROUP BY c ORDER BY 2 DESC, c LIMIT {_MOST_CURRENCIES}"
         )
         called = self.mapped.names[name]

@@ -63,6 +63,12 @@ def test_without_a_currency_of_the_shop_several_ones_are_said_and_not_converted(
     assert run(tmp_path / "one", ["8 USD,", "6 USD,"], "price") == ([8.0, 6.0], [])
 
 
+def test_a_word_without_a_number_is_no_currency(tmp_path: Path) -> None:
+    prices, notes = run(tmp_path, ["8 USD,", "free,", "TBA,"], "price")
+    assert prices == [8.0, None, None]
+    assert notes == ["price: 2 cells cannot be read and count as missing, such as 'free'"]
+
+
 def test_the_price_and_value_of_an_event_are_converted_where_a_currency_is_named(tmp_path: Path) -> None:
     """A purchase of 6 at 10 USD: 3 and 5 EUR. A value without a currency is a quantity, and stays 6."""
     (tmp_path / "log.csv").write_text(
