@@ -18,6 +18,7 @@ from offline.ingest.suggestion.currencies import draft_currency
 from offline.ingest.suggestion.event_sources import EventTable, draft_events, find_event_table
 from offline.ingest.suggestion.joins import Link, find_links
 from offline.ingest.suggestion.notes import Noted, to_yaml, wrap
+from offline.ingest.suggestion.order_headers import fill_headers
 from offline.ingest.suggestion.profile_sources import (
     ItemTable,
     draft_items,
@@ -76,6 +77,8 @@ class _Draft:
 
     def __init__(self, tables: Tables, source: Path) -> None:
         self.tables, self.source = tables, source
+        for table in tables.tables.values():
+            fill_headers(tables, table)
         self.links: list[Link] = find_links(tables)
         self.left_out: list[str] = list(tables.said)
         self.events: list[EventTable] = []
@@ -239,6 +242,7 @@ def _table(table: Table, by_sql: bool) -> dict[str, Any]:
         **part,
         **({"as_text": True} if typed else {}),
         **({"lists": dict(table.lists)} if table.lists else {}),
+        **({"fill_down": table.fill_down, "key": table.key} if table.fill_down else {}),
     }
 
 

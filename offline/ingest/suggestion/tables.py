@@ -160,7 +160,7 @@ class Table:
     """A raw table.
 
     files: relative to the folder. part: sheet, element or member. lists: made of numbered columns, name to template.
-    left_out: path to reason.
+    left_out: path to reason. fill_down: columns filled only in the first row of an order, whose column is `key`.
     """
 
     name: str
@@ -171,6 +171,8 @@ class Table:
     topic: Name
     lists: Mapping[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    fill_down: list[str] = field(default_factory=list)
+    key: str | None = None
 
     @property
     def label(self) -> str:

@@ -313,6 +313,31 @@ def test_lines_that_nothing_tells_apart_have_no_event_id(tmp_path: Path) -> None
     assert summary.events["purchase"] == 3
 
 
+@pytest.mark.parametrize(("again", "filled"), [("1", ["email", "date"]), ("", ["order", "email", "date"])])
+def test_columns_of_the_first_row_of_an_order_are_filled_down(tmp_path: Path, again: str, filled: list[str]) -> None:
+    """The second row of order 1 has no e-mail of its own; order 2 has none at all, and is rejected."""
+    (tmp_path / "orders.csv").write_text(
+        f"order,email,date,sku,qty\n1,a@x.example,2026-01-30 10:00,A,1\n{again},,,B,1\n{again},,,C,1\n"
+        "2,,2026-01-31 10:00,A,2\n3,c@x.example,2026-02-01 10:00,A,2\n"
+    )
+    text, summary = imported(tmp_path)
+    table = yaml.safe_load(text)["import"]["tables"]["orders"]
+    assert table == {"files": "orders.csv", "fill_down": filled, "key": "order"}
+    assert "user_id: email  # empty in 20.0% of the rows, which are rejected" in text
+    assert (summary.events["purchase"], summary.users) == (4, 2)
+    assert summary.sources[0].quarantined == {"missing_user": 1}
+
+
+def test_a_missing_shopper_is_not_that_of_another_order(tmp_path: Path) -> None:
+    """Each order has one row here, so nothing is filled down."""
+    (tmp_path / "orders.csv").write_text(
+        "order,email,date,sku\n1,a@x.example,2026-01-30,A\n2,,2026-01-31,B\n,,2026-01-31,C\n"
+    )
+    text, summary = imported(tmp_path)
+    assert "fill_down" not in text
+    assert summary.sources[0].quarantined == {"missing_user": 2}
+
+
 def test_columns_with_points_in_their_names_can_be_read_by_the_sql_of_a_draft(tmp_path: Path) -> None:
     """The ID, the moment of two columns and the condition on a status name them in quotes."""
     (tmp_path / "bestellungen.csv").write_text(
