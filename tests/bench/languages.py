@@ -36,7 +36,7 @@ from offline.config.simulation import SimulateConfig
 from offline.nightly import Night
 from offline.simulation.dataset import open_shop, simulate
 from offline.simulation.searches import Searches
-from offline.studies.study import Study
+from offline.studies import Study
 from ranker.metrics import paired_difference
 
 Tokenizer = Callable[[str], list[str]]
