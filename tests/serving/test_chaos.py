@@ -35,7 +35,7 @@ from tests.serving.test_alone import judged
 from tests.serving.test_guard import counted
 from tests.serving.test_release import planted_items, planted_model
 from tests.serving.test_release import publish as publish_release
-from tests.serving.test_service import EVERY, ready, releases, served, until
+from tests.serving.test_service import EVERY, answers_until, ready, releases, served, until
 
 __all__ = ["releases"]
 pytestmark = pytest.mark.chaos
@@ -459,10 +459,9 @@ def test_workers_killed_while_redis_is_away_are_replaced_and_answer_from_disk(
             before = worker_processes(service.pid)
             assert len(before) == 2
             kill_workers(service.pid, {min(before)})
-            answers = [asked(client)]
-            until(lambda: answers.append(asked(client)) or answers[-1][1] == newest.name)
             allowed = {(200, first.name, "history-unavailable"), (200, newest.name, "release-from-disk")}
-            assert set(answers) == allowed, "the worker that was not killed, and the one that was started"
+            answers = answers_until(lambda: asked(client), lambda answer: answer[1] == newest.name)
+            assert set(answers) == allowed, "of the worker that was not killed, and of the one that replaced the other"
 
             kill_workers(service.pid, worker_processes(service.pid))
             assert {asked(client) for _ in range(20)} == {(200, newest.name, "release-from-disk")}

@@ -17,7 +17,7 @@ from tests.bench.cold_start import started
 from tests.offline.cli.test_cli import run_cli
 from tests.serving.test_guard import counted
 from tests.serving.test_release import planted_items, planted_model, publish
-from tests.serving.test_service import click, until, url
+from tests.serving.test_service import answers_until, click, until, url
 
 __all__ = ["url"]
 pytestmark = pytest.mark.slow
@@ -105,8 +105,7 @@ def test_with_different_prefixes_neither_shop_sees_the_other(
             assert ranked(our_service)["release"] == ours.releases[0]
             with BulkStore(url) as our_store:
                 promote(ours.work / "releases", our_store, ours.releases[1], "a test")
-            seen = []
-            until(lambda: seen.append(ranked(our_service)["release"]) or seen[-1] == ours.releases[1])
+            seen = answers_until(lambda: ranked(our_service)["release"], lambda release: release == ours.releases[1])
             assert set(seen) <= set(ours.releases), "our service follows our pointer alone"
             assert ranked(their_service)["release"] == theirs.releases[1]
 
