@@ -198,7 +198,8 @@ def bound(items: str = "20000") -> None:
         searches, every = Searches(stock, np.random.default_rng(1)), np.arange(len(stock), dtype=np.int32)
         wishes = [searches.wish(int(searches.rng.integers(len(stock)))) for _ in range(QUERIES)]
         queries = [words.read(searches.typed(wish)) for wish in wishes]
-        found = {}
+        found: dict[str, tuple[F64, F64]] = {}
+        candidates = []
         for name, most in (("bound", vocabulary._ENOUGH_ITEMS), ("no bound", len(stock) * 100)):
             with patch.object(vocabulary, "_ENOUGH_ITEMS", most):
                 _by_words(words, coded, queries[0])  # compiles, and makes the index
@@ -207,10 +208,11 @@ def bound(items: str = "20000") -> None:
                 ms = 1e3 * (time.process_time() - start) / QUERIES
             scores = [_found(order, searches.odds(w, every)) for order, w in zip(orders, wishes, strict=True)]
             ndcg, recall = np.array(scores).T
-            found[name] = ndcg, recall, orders
+            found[name] = ndcg, recall
+            candidates.append([order.tolist() for order in orders])
             print(f"{language}, {name}: ndcg@10 {ndcg.mean():.4f}, recall {recall.mean():.4f}, {ms:.2f} ms")
-        pairs = zip(found["bound"][2], found["no bound"][2], strict=True)
-        print(f"{sum(a.tolist() != b.tolist() for a, b in pairs)} of {QUERIES} queries have other candidates")
+        others = sum(a != b for a, b in zip(*candidates, strict=True))
+        print(f"{others} of {QUERIES} queries have other candidates")
         for k, name in enumerate(("ndcg@10", "recall")):
             _difference(f"{language}, bound - no bound, {name}", found["bound"][k], found["no bound"][k])
 

@@ -153,8 +153,8 @@ def test_a_shadow_release_is_scored_with_the_columns_that_it_declares(
         ready(client)
         shadowed(client, shadow)
         assert client.put("/v1/users/known", json={"attributes": known}).status_code == 202
-        for user, columns, _ in cases:
-            body = {"user_id": user, "candidates": ids, "columns": columns}
+        for user_id, columns, _ in cases:
+            body = {"user_id": user_id, "candidates": ids, "columns": columns}
             assert client.post("/v1/rank", json=body).status_code == 200
         until(lambda: store.length(SERVED) == len(cases))
         assert counted(client)["shelfwise_shadow_total", "scored"] == len(cases)
