@@ -47,7 +47,11 @@ ATTRIBUTE_NAME = 64
 COLUMNS = 50
 """Maximum columns of a request; see `features.columns`. Their names are as long as those of attributes."""
 
-COLUMN_NAME = rf"^[^\x00-\x20\x7f-\x9f]{{1,{ATTRIBUTE_NAME}}}$"
+CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f"
+"""The control characters, as they stand within the brackets of a regular expression, for Python, Rust, RE2 and JSON
+schemas. IDs, names, devices and queries have none."""
+
+COLUMN_NAME = rf"^[^{CONTROL_CHARACTERS} ]{{1,{ATTRIBUTE_NAME}}}$"
 """Regular expression of the name of a column that can be declared, for Python, Rust and RE2: it has no white space."""
 
 COLUMN_TEXT = 256
@@ -56,8 +60,8 @@ COLUMN_TEXT = 256
 RESERVED_NAMES = frozenset({*STANDARD_COLUMNS, "embedding", "available", "at", "attributes"})
 """Names that an attribute cannot have, because they are columns or fields of their own."""
 
-CONTROL = r"[\x00-\x1f\x7f-\x9f]"
-"""Regular expression of a control character, for Python and for RE2. IDs, names, devices and queries have none."""
+CONTROL = f"[{CONTROL_CHARACTERS}]"
+"""Regular expression of a control character."""
 
 _PLAIN = bytes(range(0x21, 0x7F))
 _CONTROL = re.compile(CONTROL)

@@ -122,7 +122,8 @@ class Feature(NamedTuple):
     compute: returns float64 or float32, one value per candidate or one for all. Features declared next to each other
     may share a function: it is called once and returns a row for each of them. group: features that `ablate` leaves out
     together; "own" for a custom feature. reasons: texts that explain its contributions; None if these are never listed.
-    origin: for a custom feature, where its code is.
+    origin: for a custom feature, where its code is. of_history: its reasons are about the user's history, so that they
+    explain nothing to a user without one.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Feature(NamedTuple):
     group: str = "own"
     reasons: Reasons | None = None
     origin: str = ""
+    of_history: bool = False
 
 
 class Residuals(NamedTuple):

@@ -27,7 +27,7 @@ from features.kernels.ranks import rank_within_list
 from features.log import Kind
 from features.moment import Feature, Items, Moment, Reasons
 
-__all__ = ["FEATURES", "Feature", "Items", "features", "groups", "in_group", "names", "personal", "rows", "schema_hash"]
+__all__ = ["FEATURES", "Feature", "Items", "features", "groups", "in_group", "names", "rows", "schema_hash"]
 
 _DAY_S = 86400.0
 _YEAR_S = 365.25 * _DAY_S
@@ -131,7 +131,7 @@ def _co_occurrence(m: Moment) -> F64:
 
 
 def _history() -> Iterator[Feature]:
-    text = partial(Feature, group="interest text", compute=_text_similarity)
+    text = partial(Feature, group="interest text", compute=_text_similarity, of_history=True)
     yield text(
         "text_pooled",
         "similarity to the user's history as a whole",
@@ -174,7 +174,7 @@ def _history() -> Iterator[Feature]:
         _NO_LISTS_LOGGED,
         reasons=Reasons("your choices clearly point to it", "your choices clearly point away from it"),
     )
-    neighbours = partial(Feature, group="co-occurrence", compute=_co_occurrence)
+    neighbours = partial(Feature, group="co-occurrence", compute=_co_occurrence, of_history=True)
     yield neighbours(
         "co_occurrence",
         "chosen by users who chose what this user did",
@@ -230,7 +230,7 @@ def _repeats(m: Moment) -> F64:
 
 
 def _affinity() -> Iterator[Feature]:
-    declare = partial(Feature, group="affinity")
+    declare = partial(Feature, group="affinity", of_history=True)
     for name, these, tags in (
         ("category", "this category", lambda items: items.category),
         ("brand", "this brand", lambda items: items.brand),
@@ -280,11 +280,12 @@ def _affinity() -> Iterator[Feature]:
         lambda m: m.log_price - m.usual_log_price,
         group="price",
         reasons=Reasons("in your usual price range", "not in your usual price range"),
+        of_history=True,
     )
 
 
 def _repetition() -> Iterator[Feature]:
-    declare = partial(Feature, group="repeats", compute=_repeats)
+    declare = partial(Feature, group="repeats", compute=_repeats, of_history=True)
     yield declare(
         "repeat_engagements",
         "times the user engaged with the item",
@@ -368,7 +369,8 @@ def _ranks(m: Moment) -> F32:
 def _within_list(absolute: Sequence[Feature]) -> Iterator[Feature]:
     by_name = {f.name: f for f in absolute}
     for name in _COMPARED:
-        declare = partial(Feature, compute=_ranks, group=WITHIN_LIST, reasons=by_name[name].reasons)
+        of = by_name[name]
+        declare = partial(Feature, compute=_ranks, group=WITHIN_LIST, reasons=of.reasons, of_history=of.of_history)
         yield declare(f"{name}_rank", f"rank of {name} in the list", "0 to 1", f"{name} is missing")
         yield declare(f"{name}_over_mean", f"{name} minus its mean in the list", "difference", f"{name} is missing")
 
@@ -404,6 +406,7 @@ def _number(name: str, k: int, is_date: bool) -> tuple[Feature, Feature]:
             "clicks above expectation times deviation",
             f"{_NO_LISTS_LOGGED}, or no {name}",
             reasons=Reasons(f"the {words} you tend to choose", f"not the {words} you tend to choose"),
+            of_history=True,
         ),
     )
 
@@ -434,6 +437,7 @@ def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
             f"{_NO_HISTORY}, or no {name}",
             affinity,
             reasons=Reasons(f"you often choose {these}", f"you rarely choose {these}", f"{these} would be new to you"),
+            of_history=True,
         ),
         declare(
             f"{name}_residual",
@@ -442,6 +446,7 @@ def _attribute(name: str, a: int) -> tuple[Feature, Feature, Feature]:
             f"{_NO_LISTS_LOGGED}, or no {name}",
             affinity,
             reasons=Reasons(f"you choose {these} more than others do", f"you choose {these} less than others do"),
+            of_history=True,
         ),
     )
 
@@ -496,14 +501,6 @@ def in_group(columns: Sequence[Feature], group: str) -> Bool:
         ],
         np.bool_,
     )
-
-
-def personal(columns: Sequence[Feature]) -> Bool:
-    """bool[columns]: features of the user's history, which explain nothing about a new user."""
-    out = np.zeros(len(columns), np.bool_)
-    for group in ("interest text", "co-occurrence", "affinity", "repeats"):
-        out |= in_group(columns, group)
-    return out
 
 
 def features(items: Items) -> tuple[Feature, ...]:

@@ -21,6 +21,7 @@ from features.history import ENGAGEMENTS
 from serving.config import ServiceConfig
 from serving.http.keys import KEYS_VARIABLE
 from serving.store import START, BulkStore, Event
+from serving.store.layout import AUDIT
 from tests import NO_EVENT_LIMITS, ROOT
 from tests.serving.test_service import until
 
@@ -87,6 +88,11 @@ def emptied(url: str) -> None:
                 raw.xtrim(key, maxlen=0, approximate=False)  # a deleted stream would be a loss to repair
             elif key not in (b"sw:release", b"sw:audit"):
                 raw.delete(key)
+
+
+def audit_lines(store: BulkStore) -> list[str]:
+    """The lines of the audit log in Redis, oldest first."""
+    return [line.decode() for line in store.run([["LRANGE", store.layout.key(AUDIT), 0, -1]])[0]]
 
 
 def engagements(url: str, user_id: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -348,25 +348,25 @@ def list_columns(
             for request, bounds in zip(lists.request_ids, pairwise(lists.start.tolist()), strict=True)
         }
         _fill(out, columns, *_of_impressions(files, rows, int(lists.at.min() * 1e6)))
-        place, values = _of_served(files, rows)
-        out[:, place] = np.nan
-        _fill(out, columns, place, values)
-        _fill_attributes(out, columns, files, lists, user_ids)
+        of_user = [k for k, column in enumerate(columns) if column.per == "user"]
+        served = _of_served(files, rows, bool(of_user))
+        out[:, served.row] = np.nan
+        _fill(out, columns, served.row, served.values)
+        if of_user:
+            _fill_attributes(out, columns, of_user, served.attributes, files, lists, user_ids)
     return out
 
 
 def _fill_attributes(
-    out: F32, columns: Sequence[Column], files: LogFiles, lists: Lists, user_ids: Sequence[str]
+    out: F32,
+    columns: Sequence[Column],
+    of_user: Sequence[int],
+    ranked_with: Mapping[str, Mapping[str, Any]],
+    files: LogFiles,
+    lists: Lists,
+    user_ids: Sequence[str],
 ) -> None:
-    of_user = [k for k, column in enumerate(columns) if column.per == "user"]
-    if not of_user:
-        return
-    ranked_with: dict[str, Mapping[str, Any]] = {}
-    wanted = pa.array(list(lists.request_ids), pa.string())
-    for served in files.served_spans(("request_id", "user_attributes")):
-        part = served.filter(pc.and_(pc.is_valid(served["user_attributes"]), pc.is_in(served["request_id"], wanted)))
-        texts = zip(part["request_id"].to_pylist(), part["user_attributes"].to_pylist(), strict=True)
-        ranked_with |= {request: _decode_columns(text) for request, text in texts}
+    """Write the attributes of users. of_user: indices of their columns. ranked_with: see `_ServedColumns`."""
     users = [user_ids[u] for u in lists.user.tolist()]
     written = imported.UserAttributes(files, set(users))
     for g in np.argsort(lists.at, kind="stable").tolist():
@@ -409,18 +409,38 @@ def _of_impressions(files: LogFiles, rows: _ListRows, begin: int) -> tuple[list[
     return place, _padded(values, len(place))
 
 
-def _of_served(files: LogFiles, rows: _ListRows) -> tuple[list[int], dict[str, list[Scalar]]]:
-    place, values = list[int](), dict[str, list[Scalar]]()
+class _ServedColumns(NamedTuple):
+    """What the service ranked some lists with.
+
+    row: rows of the lists whose request had columns. values: of the request's columns by name, one for each of these
+    rows. attributes: of the user, by request ID; only of lists that were ranked with attributes.
+    """
+
+    row: list[int]
+    values: dict[str, list[Scalar]]
+    attributes: dict[str, Mapping[str, Any]]
+
+
+def _of_served(files: LogFiles, rows: _ListRows, with_attributes: bool) -> _ServedColumns:
+    """Read the log of served lists once. with_attributes: also read those of users."""
+    out = _ServedColumns([], {}, {})
     wanted = pa.array(list(rows), pa.string())
-    for table in files.served_spans(("request_id", "item_ids", "columns")):
-        part = table.filter(pc.and_(pc.is_valid(table["columns"]), pc.is_in(table["request_id"], wanted)))
-        for served in part.to_pylist():
-            sent, row_of = _decode_columns(served["columns"]), rows[served["request_id"]]
+    for table in files.served_spans(("request_id", "item_ids", "columns", *["user_attributes"] * with_attributes)):
+        has = pc.is_valid(table["columns"])
+        if with_attributes:
+            has = pc.or_(has, pc.is_valid(table["user_attributes"]))
+        for served in table.filter(pc.and_(has, pc.is_in(table["request_id"], wanted))).to_pylist():
+            request = served["request_id"]
+            if (user := served.get("user_attributes")) is not None:
+                out.attributes[request] = _decode_columns(user)
+            if served["columns"] is None:
+                continue
+            sent = _decode_columns(served["columns"])
             for k, item in enumerate(served["item_ids"]):
-                if (row := row_of.get(item)) is not None:
-                    _append(values, len(place), {n: v[k] if isinstance(v, list) else v for n, v in sent.items()})
-                    place.append(row)
-    return place, _padded(values, len(place))
+                if (row := rows[request].get(item)) is not None:
+                    _append(out.values, len(out.row), {n: v[k] if isinstance(v, list) else v for n, v in sent.items()})
+                    out.row.append(row)
+    return out._replace(values=_padded(out.values, len(out.row)))
 
 
 def _append(values: dict[str, list[Scalar]], count: int, one: Mapping[str, Any]) -> None:

@@ -172,9 +172,11 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
 def make_query_groups(a: Artefacts, on_progress: OnProgress) -> None:
     """Write `lists.npz`: the lists with gain from the start of the ranker window, logged or rebuilt."""
     inputs, config = a.inputs, a.inputs.config.lists
+    parts = [(query_groups.keys([block]), inputs.are_logged(block)) for block in _lists_with_gain(a)]
+    keys = query_groups.keys(part for part, _ in parts)
     # The few logged lists would be lost in a sample of both kinds.
-    first = np.concatenate([inputs.are_logged(b) for b in _lists_with_gain(a)]) if inputs.is_mixed else None
-    numbers = a.windows.kept(query_groups.keys(_lists_with_gain(a)), config.most, inputs.config.seed, first)
+    first = np.concatenate([are_logged for _, are_logged in parts]) if inputs.is_mixed else None
+    numbers = a.windows.kept(keys, config.most, inputs.config.seed, first)
     groups = query_groups.select(_lists_with_gain(a), numbers)
     logged = inputs.are_logged(groups)
     if not logged.all():

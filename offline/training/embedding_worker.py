@@ -114,6 +114,9 @@ class Embedder:
         if stored is not None:
             changed = [i for i in changed if i in texts.vectors and np.array_equal(texts.vectors[i], stored[i])]
         new = [texts.now[i] for i in changed]
+        # A single text is read in a full batch, with copies of it: its vector must be the same to the bit as in a batch
+        # of the night, and only a fixed shape ensures that on every processor (`text_encoder.batches`). For texts of 16
+        # to 48 tokens (MiniLM, AVX2), a write takes 0.16 s of a CPU; without copies, it would take 0.02 s.
         vectors = self._encoder.encode(new) if base is None else read_texts(self._encoder, new, base).vectors
         known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         good = [changed[k] for k in known.tolist()]

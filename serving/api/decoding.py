@@ -8,12 +8,12 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from features.bounds import ID_BYTES, IdError, are_clean, clean_id, has_control
+from features.bounds import CONTROL_CHARACTERS, ID_BYTES, IdError, are_clean, clean_id, has_control
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from serving.api.problem import Problem
 
-NOT_CONTROL = r"[^\u0000-\u001f\u007f-\u009f]"
-NOT_CONTROL_OR_SPACE = r"[^\u0000-\u001f\u007f-\u009f\s]"
+NOT_CONTROL = f"[^{CONTROL_CHARACTERS}]"
+NOT_CONTROL_OR_SPACE = rf"[^{CONTROL_CHARACTERS}\s]"
 PLAIN = {"pattern": f"^{NOT_CONTROL}*$"}
 """JSON schema of a text without control characters. Documentation only: msgspec would search every text separately."""
 

@@ -16,7 +16,7 @@ from features.arrays import F32, F64, I64, Bool
 from features.context import NO_CONTEXT, Context
 from features.history import History
 from features.log import KINDS
-from features.table import WITHIN_LIST, Feature, personal
+from features.table import WITHIN_LIST, Feature
 from features.text.vectors import Vectors
 from serving.ranking.ranking import Ranking
 
@@ -60,7 +60,7 @@ class Explainer:
             [-1 if key is None else families.setdefault(key, len(families)) for key in keys], np.int64
         )
         self._n_families = len(families)
-        self._personal = personal(features)
+        self._of_history = np.array([f.of_history for f in features], np.bool_)
 
     def explain(
         self, ranking: Ranking, contributions: F64, history: History, most: int, context: Context = NO_CONTEXT
@@ -71,7 +71,7 @@ class Explainer:
         value are never reasons, nor are user features for a user without history; both count towards `others`.
         """
         is_guest = not (len(history.item) or len(history.shown_item))
-        eligible = (self._family >= 0) & ~(self._personal & is_guest)
+        eligible = (self._family >= 0) & ~(self._of_history & is_guest)
         return [
             self._parts(row, share, float(bonus), eligible, most, context)
             for row, share, bonus in zip(ranking.rows, contributions, ranking.query_bonus, strict=True)

@@ -300,10 +300,6 @@ class BulkStore:
         key = self.layout.key(AUDIT)
         self.run([["RPUSH", key, line], ["LTRIM", key, -AUDITED, -1]])
 
-    def audit_lines(self) -> list[str]:
-        """The lines of the audit log in Redis, oldest first."""
-        return [line.decode() for line in self.run([["LRANGE", self.layout.key(AUDIT), 0, -1]])[0]]
-
     def begin_night(self, day: str) -> None:
         """Record that a nightly run was started on this day; `end_night` deletes it if the run succeeds."""
         self.run([["HSET", self.layout.key(NIGHTS), day, ""]])

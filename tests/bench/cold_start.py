@@ -38,12 +38,13 @@ from tests.bench.memory import write_release_with
 class Started(NamedTuple):
     """A service that is ready. port: of its API on this machine. ready_s: seconds from the start of the command.
 
-    log: file with everything it prints.
+    log: file with everything it prints. pid: of the process that was started, whose children are the workers.
     """
 
     port: int
     ready_s: float
     log: Path
+    pid: int
 
     @property
     def address(self) -> str:
@@ -60,16 +61,18 @@ def compile_kernels(folder: Path, *options: str) -> float:
 
 
 @contextmanager
-def started(url: str, work: Path, cache: Path | None, compiled: Path | None, **settings: Any) -> Iterator[Started]:
+def started(
+    url: str, work: Path, cache: Path | None, compiled: Path | None, prefix: str = "sw", **settings: Any
+) -> Iterator[Started]:
     """The service, started with `shelfwise serve` and ready.
 
     cache: Numba's cache of kernels; None for that of this process. compiled: the folder of compiled kernels, if any.
-    settings: those of the section `serving`, besides the port.
+    prefix: of the keys in Redis. settings: those of the section `serving`, besides the port.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     config, log = work / "shelfwise.yaml", work / "service.log"
-    config.write_text(json.dumps({"serving": {"port": port} | settings}), "utf-8")
+    config.write_text(json.dumps({"redis": {"prefix": prefix}, "serving": {"port": port} | settings}), "utf-8")
     command = [sys.executable, "-m", "offline.cli", "serve", "--config", str(config), "--workspace", str(work)]
     with log.open("wb") as out:
         began = time.monotonic()
@@ -78,7 +81,7 @@ def started(url: str, work: Path, cache: Path | None, compiled: Path | None, **s
         )
         try:
             _wait(process, f"http://127.0.0.1:{port}")
-            yield Started(port, time.monotonic() - began, log)
+            yield Started(port, time.monotonic() - began, log, process.pid)
         except Exception:
             print(log.read_text("utf-8", "replace")[-4000:], file=sys.stderr)
             raise

@@ -3,6 +3,7 @@
     python -m tests.bench.languages search FOLDER     judged searches (search_relevance): match of query words
     python -m tests.bench.languages reviews FILE      Chinese reviews (chinese.parquet): kind of product by shared words
     python -m tests.bench.languages shop              the simulated shop in English and in Chinese: wanted items found
+    python -m tests.bench.languages bound [ITEMS]     candidates by words, with and without the bound on common words
     python -m tests.bench.languages nights WORKSPACE  its nightly runs, by language and encoder, on the same log
 
 Differences have a 95% interval of a paired bootstrap. `first` is the tokenizer before version 2: Unicode letters and
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,18 +31,20 @@ import pyarrow.parquet as pq
 
 from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
+from features.retrieval import _TIE_BREAK, _best
 from features.text import tokens, vocabulary
-from features.text.vocabulary import Vocabulary
+from features.text.vectors import Vectors
+from features.text.vocabulary import Query, Vocabulary
 from offline.config import load
 from offline.config.simulation import SimulateConfig
 from offline.nightly import Night
 from offline.simulation.dataset import open_shop, simulate
 from offline.simulation.searches import Searches
-from offline.studies.study import Study
+from offline.studies import Study
 from ranker.metrics import paired_difference
 
 Tokenizer = Callable[[str], list[str]]
-QUERIES, NEIGHBOURS = 1_000, 10
+QUERIES, NEIGHBOURS, CANDIDATES = 1_000, 10, 500
 
 
 def first(text: str) -> list[str]:
@@ -76,9 +80,9 @@ def _difference(name: str, changed: F64, base: F64) -> None:
     print(f"{name:45s}{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
 
 
-def search(folder: Path) -> None:
+def search(folder: str) -> None:
     """Mean over queries of ndcg@10, gain 2^(r - 1) - 1, of the match of query words with title and description."""
-    pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
+    pairs = pq.read_table(Path(folder) / "pairs.parquet").to_pylist()
     queries: dict[str, list[tuple[str, float]]] = {}
     for row in pairs:
         text = f"{row['product_title']} {row['product_description'] or ''}"
@@ -105,7 +109,7 @@ def _ndcg(ordered: F64, gain: F64) -> float:
     return float(ordered[:10] @ discount[: len(gain)] / best) if best else 1.0
 
 
-def reviews(file: Path) -> None:
+def reviews(file: str) -> None:
     """Share of held-out reviews whose 10 nearest others, by cosine of tf-idf, have the same kind of product most often.
 
     Every fifth review is held out.
@@ -180,12 +184,61 @@ def _worth(words: Vocabulary, searches: Searches, every: I32) -> float:
     return float(np.mean((odds - best.min()) / (best.max() - best.min())))
 
 
-def nights(workspace: Path) -> None:
+def bound(items: str = "20000") -> None:
+    """ndcg@10 and recall of the candidates by words of a large shop, with the bound on common words and without.
+
+    The gain of an item is its share of the wanted properties. Recall is the share of the items with all of them that is
+    found, of as many as there are places. Vectors are the latent properties of the items.
+    """
+    for language in ("en", "zh"):
+        config = SimulateConfig(items=int(items), new_items_per_day=0, language=language)
+        stock = open_shop(config).stock
+        vectors = np.vstack([stock.latent, np.full((1, stock.latent.shape[1]), np.nan, np.float32)])
+        words, coded = Vocabulary.build(_catalogue(stock.table.to_pylist()), vectors), Vectors.quantise(vectors)
+        searches, every = Searches(stock, np.random.default_rng(1)), np.arange(len(stock), dtype=np.int32)
+        wishes = [searches.wish(int(searches.rng.integers(len(stock)))) for _ in range(QUERIES)]
+        queries = [words.read(searches.typed(wish)) for wish in wishes]
+        found: dict[str, tuple[F64, F64]] = {}
+        candidates = []
+        for name, most in (("bound", vocabulary._ENOUGH_ITEMS), ("no bound", len(stock) * 100)):
+            with patch.object(vocabulary, "_ENOUGH_ITEMS", most):
+                _by_words(words, coded, queries[0])  # compiles, and makes the index
+                start = time.process_time()
+                orders = [_by_words(words, coded, query) for query in queries]
+                ms = 1e3 * (time.process_time() - start) / QUERIES
+            scores = [_found(order, searches.odds(w, every)) for order, w in zip(orders, wishes, strict=True)]
+            ndcg, recall = np.array(scores).T
+            found[name] = ndcg, recall
+            candidates.append([order.tolist() for order in orders])
+            print(f"{language}, {name}: ndcg@10 {ndcg.mean():.4f}, recall {recall.mean():.4f}, {ms:.2f} ms")
+        others = sum(a != b for a, b in zip(*candidates, strict=True))
+        print(f"{others} of {QUERIES} queries have other candidates")
+        for k, name in enumerate(("ndcg@10", "recall")):
+            _difference(f"{language}, bound - no bound, {name}", found["bound"][k], found["no bound"][k])
+
+
+def _by_words(words: Vocabulary, vectors: Vectors, query: Query) -> I32:
+    """The best 500 items by words, as in `features.retrieval.text_candidates`."""
+    holding = words.holding(query)
+    share = words.match(query, holding) + _TIE_BREAK * np.nan_to_num(vectors.cosines_to(holding, query.direction))
+    return _best(holding, share, CANDIDATES)
+
+
+def _found(order: I32, odds: F64) -> tuple[float, float]:
+    """ndcg@10 and recall of an order. odds: of every item, lowest without and highest with all wanted properties."""
+    gain = (odds - odds.min()) / (odds.max() - odds.min())
+    whole = gain == 1.0
+    found = np.zeros(10)
+    found[: len(order[:10])] = gain[order[:10]]
+    return _ndcg(found, np.sort(gain)[::-1][:10]), whole[order].sum() / min(CANDIDATES, whole.sum())
+
+
+def nights(workspace: str) -> None:
     """ndcg@10 on the test lists of nightly runs that differ in language and encoder alone; the log is the same."""
     values: dict[tuple[str, str], F64] = {}
     for name in ("en minilm", "zh multilingual", "zh minilm", "en multilingual"):
         language, model = name.split()
-        place = workspace / name.replace(" ", "_")
+        place = Path(workspace) / name.replace(" ", "_")
         simulate(SimulateConfig(language=language, end=datetime(2026, 6, 1, tzinfo=UTC)), place / "data")
         study = Study(Night(load(None, workspace=place, encoder={"model": model})))
         others = list(dict.fromkeys(of for of, _ in values))
@@ -209,5 +262,11 @@ def _by_text(study: Study) -> F64:
 
 
 if __name__ == "__main__":
-    modes: dict[str, Callable[..., None]] = {"search": search, "reviews": reviews, "shop": shop, "nights": nights}
-    modes[sys.argv[1]](*map(Path, sys.argv[2:]))
+    modes: dict[str, Callable[..., None]] = {
+        "search": search,
+        "reviews": reviews,
+        "shop": shop,
+        "bound": bound,
+        "nights": nights,
+    }
+    modes[sys.argv[1]](*sys.argv[2:])

@@ -32,7 +32,7 @@ from offline.evaluation import PRIMARY
 from offline.nightly import Night
 from offline.simulation import simulate
 from offline.simulation.vocabulary import ATTRIBUTES, DEPARTMENTS
-from offline.studies.study import Study
+from offline.studies import Study
 from ranker.metrics import paired_difference, score_lists, tie_break
 
 K1, B = 1.2, 0.75

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from features.log import Kind
 from offline.config.configuration import RedisConfig
 from serving.store import Address, AddressError, BulkStore, Event, Pointer, Store, with_prefix
+from tests.running import audit_lines
 from tests.serving.test_release import planted_items
 
 NOW = 1.7e9
@@ -124,7 +125,7 @@ def test_shops_with_different_prefixes_share_a_redis_without_seeing_each_other(s
             store.write_vectors("f", [shop], np.ones((1, 2), np.float32))
         b.write([Event("b2", Kind.CLICK, "u", "red-02", NOW + 1)], NOW)
         assert [store.pointer() for store in (a, b)] == [Pointer("a", "/a"), Pointer("b", "/b")]
-        assert [store.audit_lines() for store in (a, b)] == [["a"], ["b"]]
+        assert [audit_lines(store) for store in (a, b)] == [["a"], ["b"]]
         assert [[e.event_id for e in store.events()[1]] for store in (a, b)] == [["a1"], ["b1", "b2"]]
         assert [len(store.read("u", catalogue, NOW + 9).item) for store in (a, b)] == [1, 2]
         assert [np.isnan(store.read_vectors("f", ["b"], 2)).all() for store in (a, b)] == [True, False]

@@ -29,11 +29,13 @@ from serving.config import ServiceConfig
 from serving.release import promote
 from serving.store import BulkStore, Pointer
 from tests import NO_EVENT_LIMITS, ROOT
+from tests.bench.cold_start import started
 from tests.running import stored
+from tests.serving.test_alone import judged
 from tests.serving.test_guard import counted
 from tests.serving.test_release import planted_items, planted_model
 from tests.serving.test_release import publish as publish_release
-from tests.serving.test_service import EVERY, ready, releases, served, until
+from tests.serving.test_service import EVERY, answers_until, ready, releases, served, until
 
 __all__ = ["releases"]
 pytestmark = pytest.mark.chaos
@@ -413,6 +415,63 @@ def workers(redis_url: str, count: int) -> Iterator[tuple[subprocess.Popen[bytes
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(15)
         process.kill()
+
+
+def worker_processes(supervisor: int) -> set[int]:
+    """Process IDs of the running workers of a service. It has another child, a helper of the multiprocessing module."""
+    out = set()
+    for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):  # it ended just now
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():  # empty once it has been killed
+                out.add(int(pid))
+    return out
+
+
+def kill_workers(supervisor: int, pids: set[int]) -> None:
+    """Kill worker processes, and wait until they are gone."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not worker_processes(supervisor) & pids)
+
+
+def test_workers_killed_while_redis_is_away_are_replaced_and_answer_from_disk(
+    own_releases: list[Path], tmp_path: Path
+) -> None:
+    """`shelfwise serve` with two workers: one is killed, and then both at once.
+
+    The newest release passed the gate while Redis was away, so only a worker that starts then serves it, degraded and
+    flagged. No request is refused: the other worker answers, or requests wait until a worker is ready.
+    """
+    first, newest = own_releases
+    with valkey(tmp_path) as server:
+        url = f"unix://{server.unix_socket_path}"
+        publish(url, first)
+        no_reuse = httpx.Limits(max_keepalive_connections=0)  # a connection to a killed worker would fail
+        with (
+            started(url, tmp_path, None, None, workers=2, poll_s=0.1) as service,
+            httpx.Client(base_url=service.address, timeout=120, limits=no_reuse) as client,
+        ):
+            until(lambda: workers_ready(client) == 2)
+            assert asked(client) == (200, first.name, None)
+            server.terminate()
+            until(lambda: asked(client)[2] == "history-unavailable")
+            judged(newest.parent, newest, "promote")
+            before = worker_processes(service.pid)
+            assert len(before) == 2
+            kill_workers(service.pid, {min(before)})
+            allowed = {(200, first.name, "history-unavailable"), (200, newest.name, "release-from-disk")}
+            answers = answers_until(lambda: asked(client), lambda answer: answer[1] == newest.name)
+            assert set(answers) == allowed, "of the worker that was not killed, and of the one that replaced the other"
+
+            kill_workers(service.pid, worker_processes(service.pid))
+            assert {asked(client) for _ in range(20)} == {(200, newest.name, "release-from-disk")}
+
+
+def asked(client: httpx.Client) -> tuple[int, str, str | None]:
+    """Status, release, and reason for a degraded answer, of a ranking for a user."""
+    time.sleep(0.02)
+    answer = client.post("/v1/rank", json={"user_id": "u", "candidates": EVERY})
+    return answer.status_code, answer.json().get("release", ""), answer.json().get("degraded_reason")
 
 
 def test_a_promotion_killed_at_any_moment_leaves_a_release_that_is_served(

@@ -41,7 +41,7 @@ from serving.store.layout import SHARDS, Layout
 from serving.store.written import BulkWrittenItems
 from tests.clusters import LocalCluster, local_cluster
 from tests.offline.data.test_collection import data, event_ids
-from tests.running import stored
+from tests.running import audit_lines, stored
 from tests.serving.test_chaos import Load
 from tests.serving.test_guard import counted
 from tests.serving.test_release import CUT_OFF
@@ -200,7 +200,7 @@ def test_vectors_written_items_pointer_and_audit_log_are_stored_across_nodes(sto
     assert store.drop_vectors("cafe") == 300
     store.set_pointer(Pointer("r", "/r"))
     store.append_audit("a line")
-    assert (store.pointer(), store.audit_lines()) == (Pointer("r", "/r"), ["a line"])
+    assert (store.pointer(), audit_lines(store)) == (Pointer("r", "/r"), ["a line"])
     written = BulkWrittenItems(store)
     written.announce_vectors(["a", "b"])
     claimed = written.claim("worker", 10, 0, 1000)

@@ -16,7 +16,7 @@ from features.context import Context
 from features.history import EMPTY, History
 from features.log import KINDS, Kind
 from features.moment import Reasons
-from features.table import Feature, features, personal, rows
+from features.table import Feature, features, rows
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
 from serving.ranking.ranking import Ranking
 from tests.serving.test_release import CUT_OFF, planted_items
@@ -188,11 +188,18 @@ def test_a_user_without_history_gets_no_reason_about_their_history(contributions
     table = rows(ITEMS, EMPTY, every, CUT_OFF, QUERY)
     shap = np.tile(contributions, (len(table), 1))
     ranking = ranking_of(table, shap)
-    about_history = {f.name for f, p in zip(FEATURES, personal(FEATURES), strict=True) if p}
+    about_history = {f.name for f in FEATURES if f.of_history}
     for parts, score in zip(EXPLAINER.explain(ranking, shap, EMPTY, 100, QUERY), ranking.score, strict=True):
         assert not about_history & {r.feature for r in parts.reasons}
         assert not [r.text for r in parts.reasons if ABOUT_THE_USER.search(r.text)]
         assert parts.base + sum(r.contribution for r in parts.reasons) + parts.others == pytest.approx(score, abs=1e-9)
+
+
+def test_a_feature_whose_reasons_are_about_the_user_is_declared_as_one_of_their_history() -> None:
+    """Those of the catalogue's attributes, too. A few declared ones do not say it: "bought before"."""
+    about = {f.name for f in FEATURES if f.reasons and ABOUT_THE_USER.search(" / ".join(f.reasons))}
+    assert about < {f.name for f in FEATURES if f.of_history}
+    assert {"net_weight_slope", "hue_share", "hue_residual", "price_to_habit", "text_pooled_rank"} <= about
 
 
 def test_a_user_with_history_gets_reasons_about_it() -> None:

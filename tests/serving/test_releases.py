@@ -19,6 +19,7 @@ from serving.release import read_owner, registry
 from serving.release.manifest import ReleaseError, read_manifest
 from serving.store import BulkStore, Pointer
 from serving.store.embedded import connect_url
+from tests.running import audit_lines
 from tests.serving.test_release import planted_items, planted_model, publish
 from tests.serving.test_service import FAST, ready, served
 
@@ -81,7 +82,7 @@ def test_every_change_is_recorded_in_the_audit_file_and_in_redis(
     ]
     assert lines[-1]["reason"] == "clicks fell"
     assert all("@" in line["by"] and line["at"] for line in lines)
-    assert [json.loads(line) for line in store.audit_lines()] == lines
+    assert [json.loads(line) for line in audit_lines(store)] == lines
     with (tmp_path / "audit.jsonl").open("a") as file:
         file.write('{"half of a line')
     registry.unpin(tmp_path, store, "")

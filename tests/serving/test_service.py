@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -45,6 +45,7 @@ from serving.store.users import record
 from tests import NO_EVENT_LIMITS
 from tests.serving.test_release import CUT_OFF, planted_items, planted_model, publish
 
+T = TypeVar("T")
 FAST = ServiceConfig(poll_s=0.05, reload_s=0.1, redis_timeout_s=1, **NO_EVENT_LIMITS)
 EVERY = list(planted_items().catalogue.item_ids)
 TEXT_OF_FIELDS = "See /docs for the fields and their types."
@@ -85,6 +86,15 @@ def until(condition: Callable[..., Any], seconds: float = 120) -> None:
 
 def ready(client: httpx.Client) -> None:
     until(lambda: client.get("/health/ready").status_code == 200)
+
+
+def answers_until(ask: Callable[[], T], is_last: Callable[[T], bool], seconds: float = 120) -> list[T]:
+    """All answers, up to the first for which `is_last` holds."""
+    end, out = time.monotonic() + seconds, [ask()]
+    while not is_last(out[-1]):
+        assert time.monotonic() < end, "the last answer did not come in time"
+        out.append(ask())
+    return out
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,6 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from features.columns import Column, Scalar, Sent, table
+from features.context import Context
+from features.history import EMPTY
+from features.table import rows
 from offline.config.publication import RetentionConfig
 from offline.data.collection import collect
 from offline.evaluation.shadow import compare_shadow, to_json
@@ -23,12 +28,15 @@ from offline.nightly.retention import remove_old
 from offline.runtime.errors import DataError
 from serving.ranking.live import Live
 from serving.ranking.shadow import agreement
-from serving.records.served import decode_served
+from serving.records.served import Served, decode_served
 from serving.release import registry
 from serving.release.manifest import ReleaseError
+from serving.release.release import load_release
 from serving.store import SERVED, BulkStore, Pointer
 from tests.offline.data.test_collection import data
+from tests.serving.test_columns import before_events, fitted
 from tests.serving.test_guard import counted
+from tests.serving.test_release import CUT_OFF, publish
 from tests.serving.test_service import EVERY, FAST, click, ready, releases, served, until, url
 
 __all__ = ["data", "releases", "url"]
@@ -91,6 +99,83 @@ def test_both_scores_of_every_list_are_logged_and_the_live_release_answers(
     json.dumps(to_json(comparison))
     with pytest.raises(DataError, match="no list was scored by another"):
         compare_shadow(data, "another")
+
+
+LIVE = (Column("bm25", "number"), Column("country", "category", "request", ("AT", "DE")))
+SHADOW = (
+    Column("in_stock", "flag"),
+    Column("margin", "number"),
+    Column("store", "category", "request", ("vienna", "graz")),
+    Column("age", "number", "user"),
+    Column("country", "category", "user", ("AT", "DE")),
+)
+
+
+def sum_of_columns(declared: tuple[Column, ...]) -> str:
+    """Trees for the sum of the columns, each of which is 0 or 1."""
+    rng, them, tables, labels = np.random.default_rng(1), before_events(declared), [], []
+    every, of_all = np.arange(len(EVERY), dtype=np.int32), np.array([c.per != "candidate" for c in declared])
+    for _ in range(60):
+        sent = rng.integers(0, 2, (len(declared), len(EVERY))).astype(np.float32)
+        sent[of_all] = sent[of_all, :1]
+        tables.append(rows(them, EMPTY, every, CUT_OFF, Context(columns=sent)))
+        labels.append(sent.sum(axis=0, dtype=np.float64))
+    return fitted(them, tables, labels, leaves=15, trees=30)
+
+
+def scored_by(release: Path, record: Served, sent: Sent, user: Mapping[str, Scalar]) -> np.ndarray:
+    """float64[k]: scores of the list of a user without history. sent: columns, with values in the order of the list."""
+    loaded = load_release(release)
+    items, context = loaded.items, Context(columns=table(loaded.items.columns, sent, user, strict=False))
+    return loaded.trees.score(rows(items, EMPTY, items.catalogue.rows(record.item_ids), record.at, context))
+
+
+def test_a_shadow_release_is_scored_with_the_columns_that_it_declares(
+    store: BulkStore, url: str, tmp_path: Path
+) -> None:
+    """The releases have no column in common: both have a country, but one that of the request, one that of the user.
+
+    A value that is missing, or that is a text where the shadow release has a number, is missing for it alone.
+    """
+    live, shadow = (publish(tmp_path, before_events(c), model_text=sum_of_columns(c)) for c in (LIVE, SHADOW))
+    store.set_pointer(Pointer(live.name, str(live)))
+    store.set_shadow(Pointer(shadow.name, str(shadow)))
+    ids = [EVERY[k] for k in (7, 2, 11, 4)]
+    sent: dict[str, list[Scalar]] = {"bm25": [1.0, 0.0, 1.0, None], "in_stock": [False, True, None, True]}
+    known: dict[str, Scalar] = {"age": 1.0, "country": "DE"}
+    cases: list[tuple[str, dict[str, Any], dict[str, Scalar]]] = [
+        ("known", {**sent, "margin": [1.0, 0.0, 0.5, 1.0], "store": "graz", "country": "AT"}, known),
+        ("new", {**sent, "margin": ["high", 1.0, None, 0.0], "store": 7.5, "country": "AT"}, {}),
+        ("known", {}, known),
+        ("new", {}, {}),
+    ]
+    with served(url, ALL) as client:
+        ready(client)
+        shadowed(client, shadow)
+        assert client.put("/v1/users/known", json={"attributes": known}).status_code == 202
+        for user_id, columns, _ in cases:
+            body = {"user_id": user_id, "candidates": ids, "columns": columns}
+            assert client.post("/v1/rank", json=body).status_code == 200
+        until(lambda: store.length(SERVED) == len(cases))
+        assert counted(client)["shelfwise_shadow_total", "scored"] == len(cases)
+    found = []
+    for (_, columns, user), (_, entry) in zip(cases, store.entries("sw:served", b"l"), strict=True):
+        record = decode_served(entry)
+        assert (record.release, record.degraded, record.shadow and record.shadow.release) == (
+            live.name,
+            False,
+            shadow.name,
+        )
+        order = [ids.index(i) for i in record.item_ids]
+        of_list = {name: [v[k] for k in order] if isinstance(v, list) else v for name, v in columns.items()}
+        assert record.scores.tolist() == scored_by(live, record, of_list, {}).tolist()
+        assert record.shadow is not None
+        score = np.frombuffer(record.shadow.score)
+        assert score.tolist() == scored_by(shadow, record, of_list, user).tolist()
+        found.append(dict(zip(record.item_ids, score.tolist(), strict=True)))
+    first = [found[0][ids[k]] for k in (0, 1, 3)]
+    assert first == pytest.approx([0 + 1 + 3, 1 + 0 + 3, 1 + 1 + 3], abs=0.5), "in_stock + margin + store, age, country"
+    assert len({tuple(scores.values()) for scores in found}) == len(cases)
 
 
 def test_a_failing_shadow_release_affects_neither_responses_nor_the_log(

@@ -151,27 +151,31 @@ def test_a_user_has_a_maximum_number_of_attributes(running: httpx.Client) -> Non
 def test_served_lists_replay_to_the_bit_with_the_attributes_of_their_time(
     running: httpx.Client, store: BulkStore, data: Path, release: Path
 ) -> None:
-    """The night reads what each list was ranked with, however the attributes have changed since."""
+    """The night reads what each list was ranked with, however the attributes have changed since.
+
+    The first two lists have the same attributes, and only the second has columns of its request.
+    """
     pq.write_table(EVENTS_SCHEMA.empty_table(), data / "events.parquet")
-    ages = [0.1 + 0.2, 33.3, None]
-    for age in ages:
+    put(running, "kim", age=0.1 + 0.2, country="DE")
+    ranked(running, {"user_id": "kim", "candidates": IDS[:4]})
+    for age in [0.1 + 0.2, 33.3, None]:
         put(running, "kim", age=age, country="DE" if age else None)
-        ranked(running, {"user_id": "kim", "candidates": IDS[:4], "columns": {"bm25": [1.0, 2.0, 3.0, 4.0]}})
+        ranked(running, {"user_id": "kim", "candidates": IDS[:4], "columns": {"bm25": 1.0}})
     ranked(running, {"user_id": "new", "candidates": IDS[:4]})
-    until(lambda: store.length("served") == 4)
+    until(lambda: store.length("served") == 5)
     collect(data, store)
     assert store.length(WRITES) == 0, "collected writes are removed from Redis"
     found = compare_rows(data, release.parent)
-    assert (found.lists, [f.name for f in found.features if f.differ]) == (4, [])
-    assert found.missing_columns == {"bm25": 1}
+    assert (found.lists, [f.name for f in found.features if f.differ]) == (5, [])
+    assert found.missing_columns == {"bm25": 2}
 
     dataset = load_dataset(data)
     lists = logged_lists(dataset.shown)
     values = list_columns(LogFiles.of(data), lists, dataset.catalogue.item_ids, DECLARED, dataset.events.user_ids)
-    of_list = values[1:, lists.start[:-1]].T
-    np.testing.assert_array_equal(
-        of_list, np.array([[0.1 + 0.2, 1], [33.3, 1], [np.nan, np.nan], [np.nan, np.nan]], np.float32)
-    )
+    of_list = values[:, lists.start[:-1]].T
+    none = np.nan
+    expected = [[none, 0.1 + 0.2, 1], [1, 0.1 + 0.2, 1], [1, 33.3, 1], [1, none, none], [none, none, none]]
+    np.testing.assert_array_equal(of_list, np.array(expected, np.float32))
     assert pq.read_schema(next((data / "attributes").glob("date=*/*.parquet"))).names == ["user_id", "at", "attributes"]
 
 
