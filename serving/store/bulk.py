@@ -40,7 +40,7 @@ from serving.store.stream import (
     last_position,
     tail_commands,
 )
-from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
+from serving.store.users import DEFAULT_LIMITS, Moved, Outcome, UserLimits
 from serving.store.vectors import decode_vectors, encode_vectors
 
 _IDS_KEY = re.compile(rb":d:\d+$")
@@ -105,15 +105,15 @@ class BulkStore:
             raise to_store_away(e) from e
         return replies
 
-    def write(self, events: Sequence[Event], now: float, since: float = 0.0) -> list[Outcome]:
+    def write(self, events: Sequence[Event], now: float, moved: Moved | None = None) -> list[Outcome]:
         """Same as `Store.write`."""
         if not events:
             return []
-        commands, members = users.write_commands(self.layout, events, now, self._limits, since)
+        commands, members = users.write_commands(self.layout, events, now, self._limits, moved)
         replies = self.run(commands)
-        for moved in users.moved_events(replies):
-            theirs = [msgspec.structs.replace(events[members[k][p]], user_id=moved.into) for k, p in moved.places]
-            for (k, p), outcome in zip(moved.places, self.write(theirs, now, moved.at), strict=True):
+        for by in users.moved_events(replies):
+            theirs = [events[members[k][p]] for k, p in by.places]
+            for (k, p), outcome in zip(by.places, self.write(theirs, now, by), strict=True):
                 replies[k][p] = outcome
         return users.outcomes(replies, members, events)
 

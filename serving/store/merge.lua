@@ -6,7 +6,7 @@
 -- user hash, ID as JSON, seconds to keep the lists; of `into` the same, ID, hash of the ID in tombstones, maximum number
 -- of users; entry of the merge; and for `join` the numbers of engagements and impressions taken, these, and names and
 -- values of attributes.
--- Returns for `take` the records of both lists and the attributes, for `all` and `join` the number of events moved, or
+-- Returns for `take` the records of both lists, the attributes, and 1 if the merge goes on, else 0; for `all` and `join` the number of events moved, or
 -- -2 if the user is new and the maximum number of users have lists, having written nothing.
 local step, caps, at = ARGV[1], {tonumber(ARGV[2]), tonumber(ARGV[3])}, tonumber(ARGV[4])
 local from = {hash = ARGV[7], json = ARGV[8], kept_s = tonumber(ARGV[9])}
@@ -95,7 +95,7 @@ local function join_attributes(taken)
   log_attributes(into, names, values)
 end
 
--- Adds what was taken to `into`, and the merge to the stream. Nothing older than the erasure of `into` comes back; an
+-- Adds what was taken to `into`. Nothing older than the erasure of `into` comes back; an
 -- attribute has no time, so that none is known to be newer.
 local function join(engaged, shown, attributes)
   local erased = erased_until(into.erased, ARGV[14])
@@ -103,7 +103,6 @@ local function join(engaged, shown, attributes)
   if not erased then join_attributes(attributes) end
   local left = math.ceil(into.kept_s + LATE_S)
   if redis.call('EXPIRE', into.attributes, left) == 1 then redis.call('ZADD', into.users, 'GT', at + left, into.hash) end
-  redis.call('XADD', into.merges, '*', 'm', ARGV[16])
   return moved
 end
 
@@ -112,6 +111,12 @@ local function mark()
   redis.call('LPUSH', from.marks, struct.pack('<d', at) .. into.id)
   redis.call('LTRIM', from.marks, 0, MARKS - 1)
   redis.call('EXPIRE', from.marks, ARGV[6])
+end
+
+-- Whether the last merge of `from` was into the same user.
+local function is_last()
+  local newest = redis.call('LINDEX', from.marks, 0)
+  return newest and string.sub(newest, 9) == into.id
 end
 
 -- Deletes what `from` has. Events from the time on stay.
@@ -149,13 +154,16 @@ elseif step == 'join' then
     part[#part + 1] = ARGV[i]
   end
 end
-local moved = 0
-if step == 'all' or step == 'join' then
-  if #taken[1] + #taken[2] + #taken[3] > 0 then
-    if not admitted() then return -2 end
-    moved = join(taken[1], taken[2], taken[3])
-  end
+local any, moved = taken and #taken[1] + #taken[2] + #taken[3] > 0, 0
+-- A repeated merge that finds nothing changes nothing.
+local merges = any or step == 'join' or (taken and not is_last())
+if any and step ~= 'take' then
+  if not admitted() then return -2 end
+  moved = join(taken[1], taken[2], taken[3])
 end
-if step == 'all' or step == 'take' then mark() end
+if merges and step ~= 'take' then redis.call('XADD', into.merges, '*', 'm', ARGV[16]) end
+if merges and step ~= 'join' then mark() end
 if step == 'all' or step == 'clear' then clear() end
-return step == 'take' and taken or moved
+if step ~= 'take' then return moved end
+taken[4] = merges and 1 or 0
+return taken

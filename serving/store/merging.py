@@ -5,8 +5,8 @@
 
 A merge at a time `at` moves all that the user `from_id` has before it. Both lists are merged newest first, an event ID
 once, and cut to their maximum; attributes that the other user lacks are added. Events of `from_id` from `at` on begin a
-new history, which a later merge moves. Events from before `at` that arrive later are written as those of the other
-user (`write.lua`), for `MARK_S`; therefore it makes no difference to the lists in which order events arrive.
+new history, which a later merge moves. Events from before `at` that arrive later are written to the lists of the
+other user (`write.lua`), for `MARK_S`; therefore it makes no difference to the lists in which order events arrive.
 
 One script does it. In a cluster, users of different shards take three, each atomic and idempotent: `take` reads and
 sets the mark, `join` adds to the one user, `clear` deletes from the other. If the service dies in between, nothing is

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from msgspec import structs
 from redis.exceptions import ResponseError
 
 from features.catalogue import Catalogue
@@ -25,7 +24,7 @@ from serving.store.merging import Merge
 from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server, primary_client, server_client
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
-from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
+from serving.store.users import DEFAULT_LIMITS, Moved, Outcome, UserLimits
 
 _TAIL = 1000
 _SCAN_COUNT, _SCANS = 1000, 5
@@ -93,20 +92,20 @@ class Store:
             raise _away(error) from error
         return replies
 
-    async def write(self, events: Sequence[Event], now: float, since: float = 0.0) -> list[Outcome]:
+    async def write(self, events: Sequence[Event], now: float, moved: Moved | None = None) -> list[Outcome]:
         """Write new events to their users' lists and the stream; returns the outcome of each event.
 
-        now: Unix seconds, from which the times to keep event IDs and lists are counted. since: as in
+        now: Unix seconds, from which the times to keep event IDs and lists are counted. moved: as in
         `users.write_commands`. If StoreAway is raised, none, some or all events were written; repeating the call writes
         the others.
         """
         if not events:
             return []
-        commands, members = users.write_commands(self.layout, events, now, self._limits, since)
+        commands, members = users.write_commands(self.layout, events, now, self._limits, moved)
         replies = await self.run(commands)
-        for moved in users.moved_events(replies):
-            theirs = [structs.replace(events[members[k][p]], user_id=moved.into) for k, p in moved.places]
-            for (k, p), outcome in zip(moved.places, await self.write(theirs, now, moved.at), strict=True):
+        for by in users.moved_events(replies):
+            theirs = [events[members[k][p]] for k, p in by.places]
+            for (k, p), outcome in zip(by.places, await self.write(theirs, now, by), strict=True):
                 replies[k][p] = outcome
         return users.outcomes(replies, members, events)
 
@@ -118,8 +117,8 @@ class Store:
         layout, limits = self.layout, self._limits
         if layout.shard(merge.user_id) == layout.shard(merge.from_id):
             return int((await self.run(merging.merge_command(layout, merge, limits)))[0])
-        (taken,) = await self.run(merging.take_command(layout, merge, limits))
-        if not any(taken):
+        ((*taken, goes_on),) = await self.run(merging.take_command(layout, merge, limits))
+        if not goes_on:
             return 0
         moved = int((await self.run(merging.join_command(layout, merge, limits, taken)))[0])
         refused = moved == attributes.REFUSED

@@ -6,7 +6,8 @@ deduplicated log, regardless of the order of arrival. A Lua script writes up to 
 is atomic and idempotent, and other clients of Redis wait for at most one script. Event IDs are kept for one to two
 periods of DUPLICATES_S after they arrive.
 
-After a merge (`serving.store.merging`), late events of the one user from before it are written to the other.
+After a merge (`serving.store.merging`), late events of the one user from before it are written to the lists of the
+other.
 
 A list is deleted a day after it has expired (`Retention`); until then, readers skip its expired records. The number of
 users who have lists is limited (`UserLimits`).
@@ -60,6 +61,17 @@ class Outcome(IntEnum):
     NEW = 1
 
 
+class Moved(NamedTuple):
+    """Events that were not written because a merge moved them to another user.
+
+    into: that user. at: Unix seconds of the merge. places: (index of the reply, place in it) of each event.
+    """
+
+    into: str
+    at: float
+    places: list[tuple[int, int]]
+
+
 class UserLimits(NamedTuple):
     """Limits of the users in Redis: how long their lists are kept, and the maximum number of users who have lists.
 
@@ -110,11 +122,12 @@ def script_commands(script: str, calls: Sequence[list[Any]], shards: Sequence[in
 
 
 def write_commands(
-    layout: Layout, events: Sequence[Event], now: float, limits: UserLimits = DEFAULT_LIMITS, since: float = 0.0
+    layout: Layout, events: Sequence[Event], now: float, limits: UserLimits = DEFAULT_LIMITS, moved: Moved | None = None
 ) -> tuple[list[list[Any]], list[list[int]]]:
     """Script commands that write these events, and the indices of the events in each. now: Unix seconds.
 
-    since: time from which these events are their users', if a merge moved them; merges up to it are past.
+    moved: the merge that moved these events: they are written to the lists of the user who has them since, and to the
+    stream with their own user, where replay finds the merge.
 
     A user's events are divided over several commands if there are more than EVENTS_PER_SCRIPT. Of several events with
     one ID, the first is written and the others are in no command.
@@ -122,7 +135,7 @@ def write_commands(
     packed = [record(e.at, e.kind, e.event_id, e.item_id) for e in events]
     of_user: dict[str, dict[bytes, int]] = {}
     for n, event in enumerate(events):
-        of_user.setdefault(event.user_id, {}).setdefault(packed[n][_HASH], n)
+        of_user.setdefault(moved.into if moved else event.user_id, {}).setdefault(packed[n][_HASH], n)
     period, calls, members, shards = _period(now), list[list[Any]](), list[list[int]](), list[int]()
     for user, distinct in of_user.items():
         shard = layout.shard(user)
@@ -145,7 +158,7 @@ def write_commands(
             limits.most_of(layout),
             now,
             user_hash(user),
-            since,
+            moved.at if moved else 0.0,
         ]
         numbers = list(distinct.values())
         for first in range(0, len(numbers), EVENTS_PER_SCRIPT):
@@ -174,17 +187,6 @@ def outcomes(replies: Sequence[Any], members: Sequence[Sequence[int]], events: S
     first = {(events[n].user_id, events[n].event_id): outcome for n, outcome in found.items()}
     repeated = (min(Outcome.DUPLICATE, first.get((e.user_id, e.event_id), Outcome.DUPLICATE)) for e in events)
     return [found.get(n, other) for n, other in enumerate(repeated)]
-
-
-class Moved(NamedTuple):
-    """Events that were not written because a merge moved them to another user.
-
-    into: that user. at: Unix seconds of the merge. places: (index of the reply, place in it) of each event.
-    """
-
-    into: str
-    at: float
-    places: list[tuple[int, int]]
 
 
 def moved_events(replies: Sequence[Any]) -> list[Moved]:

@@ -101,7 +101,7 @@ def test_served_lists_before_and_after_a_merge_replay_to_the_bit(
         for at in (first["at"], first["at"] + 0.01, first["at"] + 60)
     ]
     # Newest first. Item 1, the guest's event `g1`, is left out: the user has this event ID, for item 6.
-    assert clicked == [[[3, 6, 7], [2, 1, 0]], [[3, 6, 7, 2, 0], []], [[4, 3, 6, 7, 2, 0], []]]
+    assert clicked == [[[6, 7], [3, 2, 1, 0]], [[3, 6, 7, 2, 0], []], [[4, 3, 6, 7, 2, 0], []]]
 
 
 def merge_rows(data: Path) -> list[tuple[str, str]]:
