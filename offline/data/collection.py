@@ -3,6 +3,7 @@
     <log>/events/date=2026-01-31/part-<entry>.parquet    accepted events, as in events.parquet
     <log>/served/date=2026-01-31/part-<entry>.parquet    served lists
     <log>/attributes/date=.../part-<entry>.parquet       writes of users' attributes
+    <log>/merges/date=.../part-<entry>.parquet           merges of users
     <log>/events/_mark, and of the other folders         last stream entry that is in the files
     <data>/written_items.parquet                         items written through the service
     <data>/erasures.parquet, <data>/erasures.key         tombstones of erased users, and their secrets
@@ -27,7 +28,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +49,13 @@ from offline.data.schema import (
     EVENTS_FILE,
     EVENTS_FORM,
     EVENTS_SCHEMA,
+    MERGES_FORM,
+    MERGES_SCHEMA,
     SERVED_FORM,
     SERVED_SCHEMA,
     UTC_US,
 )
+from offline.data.schema import MERGES as MERGES_FOLDER
 from offline.data.schema import SERVED as SERVED_FOLDER
 from offline.runtime import DataError, OnProgress
 from serving.lock import locked
@@ -59,6 +63,7 @@ from serving.records import Served, decode_served
 from serving.release import ListedRelease, list_releases
 from serving.store import (
     ERASED,
+    MERGES,
     SERVED,
     START,
     STREAM,
@@ -68,13 +73,17 @@ from serving.store import (
     Event,
     ItemFields,
     ItemSize,
+    Merge,
     Origin,
     decode_attribute_write,
     decode_event,
     decode_fields,
+    decode_merge,
     entry_number,
     origin_loss,
     size_of,
+    tombstone,
+    user_hash,
 )
 
 _logger = logging.getLogger(__name__)
@@ -149,6 +158,7 @@ def collect(
             erased = erased.merged(saved)
             store.erase(erased.until)
             store.refuse_events(waiting.secrets[0], erased.at)
+        erased = _with_merged(erased, storage, store, known, origin.repairs)
         new = {name: at for name, at in erased.at.items() if known.get(name) != at}
         if erased != before:
             erasures.write_erasures(directory, erased)
@@ -321,10 +331,18 @@ def _attributes_table(entries: Sequence[bytes]) -> pa.Table:
     return _cast(columns, ATTRIBUTES_SCHEMA)
 
 
+def _merges_table(entries: Sequence[bytes]) -> pa.Table:
+    merges = [decode_merge(entry) for entry in entries]
+    columns: dict[str, list[Any]] = {name: [getattr(m, name) for m in merges] for name in MERGES_SCHEMA.names}
+    return _cast(columns | {"at": [round(m.at * 1e6) for m in merges]}, MERGES_SCHEMA)
+
+
+_MERGES = _Log(MERGES, b"m", MERGES_FOLDER, MERGES_FORM.moment, 1000, _merges_table)
 _LOGS = (
     _Log(STREAM, b"e", EVENTS, EVENTS_FORM.moment, 1000, _events_table),
     _Log(SERVED, b"l", SERVED_FOLDER, SERVED_FORM.moment, 200, _served_table),
     _Log(WRITES, b"a", ATTRIBUTES, ATTRIBUTES_FORM.moment, 1000, _attributes_table),
+    _MERGES,
 )
 
 
@@ -338,10 +356,43 @@ def _erase_users(home: Storage, storage: Storage, store: BulkStore, erased: Eras
     store.drop_events(erased.until)
 
 
+def _with_merged(
+    erased: Erasures, storage: Storage, store: BulkStore, known: Mapping[str, float], repairs: int
+) -> Erasures:
+    """The erasures, and those of what was merged into erased users. known: those of earlier runs, by tombstone.
+
+    Redis forgets what it knows of new ones: late events are refused, and the marks of merges are deleted.
+    """
+    if not erased.at:
+        return erased
+    merges = list(_merges(storage, store, repairs))
+    by_merges = erasures.erased_by_merges(erased, merges)
+    names = {user: tombstone(erased.secrets[0], user_hash(user)) for user in by_merges}
+    out = erased.merged(Erasures({names[user]: at for user, at in by_merges.items()}))
+    new = [user for user, name in names.items() if out.at[name] != known.get(name)]
+    secret = store.erasure_secret(erased.secrets[0])
+    store.refuse_events(secret, {tombstone(secret, user_hash(user)): out.at[names[user]] for user in new})
+    store.forget_merges({m.from_id for m in merges if m.from_id in new and m.at <= out.until(m.user_id)})
+    return out
+
+
+def _merges(storage: Storage, store: BulkStore, repairs: int) -> Iterator[Merge]:
+    """All merges, of the log and those that are not collected yet."""
+    for name in storage.parts(MERGES_FOLDER):
+        with storage.parquet(name) as file:
+            for row in file.read().to_pylist():
+                yield Merge(row["user_id"], row["from_id"], row["at"].timestamp())
+    for shard in _shards(store):
+        last, stream = read_mark(storage, MERGES_FOLDER, shard, repairs), store.layout.part(MERGES, shard or 0)
+        while entries := store.entries(stream, _MERGES.field, last, _MERGES.batch):
+            last = entries[-1][0]
+            yield from (decode_merge(entry) for _, entry in entries)
+
+
 def _rewrite(storage: Storage, name: str, erased: Erasures, time_column: str) -> None:
     """Rewrite a file without the rows of erased users, one row group at a time. Does nothing if it has none."""
     with storage.parquet(name) as file:
-        columns = ["user_id", time_column]
+        columns = [c for c in (*erasures.USER_COLUMNS, time_column) if c in file.schema_arrow.names]
         groups = range(file.num_row_groups)
         tables = (file.read_row_group(k, columns) for k in groups)
         if all(len(erasures.without_erased(table, erased, time_column)) == len(table) for table in tables):
@@ -360,8 +411,8 @@ def _drop_old_days(storage: Storage, keep_days: int, releases: Path | None) -> N
     if not cut_offs:
         return
     oldest = int(min(cut_offs) * 1e6 // DAY_US) - keep_days
-    # Attributes hold until they are written again, however long ago that was.
-    for log in (log for log in _LOGS if log.folder != ATTRIBUTES):
+    # Attributes hold until they are written again, however long ago that was. An erasure needs every merge.
+    for log in (log for log in _LOGS if log.folder not in {ATTRIBUTES, MERGES_FOLDER}):
         for name in storage.parts(log.folder):
             if day_of(name) < oldest:
                 storage.remove(name)
@@ -431,7 +482,7 @@ def _trim(storage: Storage, store: BulkStore, kept: Sequence[ListedRelease], rep
     cut_offs = [r.manifest.cut_off for r in kept if r.manifest]
     trimmed = 0
     for shard in _shards(store):
-        for stream, folder in ((SERVED, SERVED_FOLDER), (WRITES, ATTRIBUTES)):
+        for stream, folder in ((SERVED, SERVED_FOLDER), (WRITES, ATTRIBUTES), (MERGES, MERGES_FOLDER)):
             store.trim_through(store.layout.part(stream, shard or 0), read_mark(storage, folder, shard, repairs))
         collected = int(read_mark(storage, EVENTS, shard, repairs).partition("-")[0]) / 1e3
         # The margin of one hour covers clock differences, as in `serving.ranking.live`.

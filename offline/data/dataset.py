@@ -17,6 +17,7 @@ from features.arrays import F32, F64, I32, I64, U64
 from features.catalogue import STANDARD_COLUMNS, Catalogue
 from features.columns import Column, Scalar, encode_usable
 from features.columns import table as encoded_table
+from features.history import NO_MERGES, Merges
 from features.kernels.strings import Strings
 from features.log import KINDS, Events, Kind, Lists
 from offline.config import AttributeKind
@@ -74,7 +75,8 @@ class Dataset:
     no logged impression. Use it for query groups only: the state of users and items in the service does not include
     these impressions either. truth: the hidden utility of the simulator; None for real data and if there are collected
     lists. propensities: (position, propensity) of the items of lists shown in partly random order, where propensity in
-    (0, 1] is the probability of the item to be at that position; None if propensities were not logged.
+    (0, 1] is the probability of the item to be at that position; None if propensities were not logged. merges: of users
+    of the log.
     """
 
     items: pa.Table
@@ -85,6 +87,7 @@ class Dataset:
     shown: Events
     truth: ListAnnotations[float] | None
     propensities: ListAnnotations[tuple[int, float]] | None = None
+    merges: Merges = NO_MERGES
 
 
 def load_dataset(
@@ -111,7 +114,15 @@ def load_dataset(
     # The simulator has no utility for lists that a service served later.
     truth = None if files.collected else _truth(directory / _TRUTH)
     return Dataset(
-        items, catalogue, arrays.events, arrays.event_id, arrays.event_key, arrays.shown, truth, propensities
+        items,
+        catalogue,
+        arrays.events,
+        arrays.event_id,
+        arrays.event_key,
+        arrays.shown,
+        truth,
+        propensities,
+        arrays.merges,
     )
 
 

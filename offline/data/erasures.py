@@ -9,7 +9,7 @@ erasure. Events up to that time are excluded from every nightly run. Later event
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from offline.runtime import DataError, atomic_path
-from serving.store import BulkStore, new_secret, tombstone, user_hash
+from serving.store import BulkStore, Merge, new_secret, tombstone, user_hash
 
 FILE = "erasures.parquet"
 SECRETS_FILE = "erasures.key"
 SCHEMA = pa.schema([("user", pa.string()), ("at", pa.float64())])
 
+USER_COLUMNS = ("user_id", "from_id")
+"""Columns of the log that have a user ID."""
 _TOMBSTONE_DIGITS = 40
 
 
@@ -59,6 +61,20 @@ class Erasures:
 
 
 NOBODY = Erasures({})
+
+
+def erased_by_merges(erasures: Erasures, merges: Iterable[Merge]) -> dict[str, float]:
+    """Users whose events were merged into erased users: Unix seconds, by ID, up to which theirs are erased as well.
+
+    An ID that was merged into several users is erased up to the merge into the erased one.
+    """
+    out: dict[str, float] = {}
+    # The latest first: an erased user may have been merged into another one after others were merged into it.
+    for merge in sorted(merges, key=lambda m: m.at, reverse=True) if erasures.at else ():
+        until = max(erasures.until(merge.user_id), out.get(merge.user_id, -np.inf))
+        if until > -np.inf:
+            out[merge.from_id] = max(out.get(merge.from_id, -np.inf), min(until, merge.at))
+    return out
 
 
 def read_erasures(directory: Path) -> Erasures:
@@ -108,10 +124,20 @@ def write_erasures(directory: Path, erasures: Erasures) -> None:
 
 
 def without_erased(rows: pa.Table, erasures: Erasures, time_column: str) -> pa.Table:
-    """The rows that remain after the erasures. time_column: the column with the time of a row."""
+    """The rows that remain after the erasures. time_column: the column with the time of a row.
+
+    A row is of the user in the column `user_id`, and of the one in `from_id` as well if there is one.
+    """
+    for column in USER_COLUMNS:
+        if column in rows.column_names:
+            rows = _without_erased(rows, erasures, time_column, column)
+    return rows
+
+
+def _without_erased(rows: pa.Table, erasures: Erasures, time_column: str, user_column: str) -> pa.Table:
     if not erasures.at or not len(rows):
         return rows
-    users = rows["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
+    users = rows[user_column].cast(pa.string()).combine_chunks().dictionary_encode()
     until = [-np.inf if u is None else erasures.until(u) for u in users.dictionary.to_pylist()]
     bound = np.array([*until, -np.inf])[pc.fill_null(users.indices, len(until)).to_numpy(zero_copy_only=False)]
     if not np.isfinite(bound).any():

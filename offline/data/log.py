@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from features.arrays import I8, I32, I64, U64, Bool
 from features.catalogue import Catalogue
 from features.context import NO_DEVICE, device_code
-from features.history import EventsByUser, Histories
+from features.history import NO_MERGES, EventsByUser, Histories, Merges
 from features.kernels.strings import StringIndex, Strings, hashes
 from features.log import CHUNK_ROWS, KINDS, Events, Kind
 from features.retention import Retention
@@ -45,6 +45,8 @@ from offline.data.schema import (
     EVENTS_FILE,
     EVENTS_FORM,
     EVENTS_SCHEMA,
+    MERGES,
+    MERGES_FORM,
     SERVED,
     SERVED_FORM,
     SERVED_SCHEMA,
@@ -116,6 +118,11 @@ class LogFiles:
     def attributes(self) -> Partitions:
         """The files of writes of users' attributes; possibly none."""
         return Partitions([(self.storage, name) for name in self.storage.parts(ATTRIBUTES)], ATTRIBUTES_FORM)
+
+    @cached_property
+    def merges(self) -> Partitions:
+        """The files of merges of users; possibly none."""
+        return Partitions([(self.storage, name) for name in self.storage.parts(MERGES)], MERGES_FORM)
 
     @property
     def collected(self) -> bool:
@@ -249,6 +256,7 @@ class Log(NamedTuple):
     event_id: Strings
     event_key: U64
     shown: Events
+    merges: Merges = NO_MERGES
 
 
 def load_log(files: LogFiles, catalogue: Catalogue, scratch: Path | None = None) -> Log:
@@ -278,6 +286,7 @@ def load_log(files: LogFiles, catalogue: Catalogue, scratch: Path | None = None)
             ids.append(to_strings(span.table["event_id"].take(pa.array(order))))
             keys.append(key=span.key[order])
         append_unsent(LATEST)
+        merges = _merges(files, encoder.users)
         user_ids, request_ids, queries = list(encoder.users), requests.mapped(), encoder.queries
         sent, added = events.mapped(), unsent.mapped()
         log = MappedEvents(**sent, user_ids=user_ids, request_ids=request_ids, queries=queries)
@@ -285,7 +294,26 @@ def load_log(files: LogFiles, catalogue: Catalogue, scratch: Path | None = None)
         if len(added["at"]):
             merged = _merge_logs(sent, added, directory)
             shown = MappedEvents(**merged, user_ids=user_ids, request_ids=request_ids, queries=queries)
-        return Log(log, ids.mapped(), keys.mapped()["key"], shown)
+        return Log(log, ids.mapped(), keys.mapped()["key"], shown, merges)
+
+
+def _merges(files: LogFiles, users: dict[str, int]) -> Merges:
+    """The merges before the end of the time range of users who are in the log; adds the users they were merged into.
+
+    users: number by ID.
+    """
+    source, into, at = list[int](), list[int](), list[float]()
+    for table in files.merges.spans(("user_id", "from_id", "at"), EARLIEST, files.end):
+        rows = erasures.without_erased(table, files.erased, MERGES_FORM.moment)
+        rows = rows.sort_by([(name, "ascending") for name in ("at", "from_id", "user_id")])
+        times = to_microseconds(rows["at"]) / 1e6
+        pairs = zip(rows["from_id"].to_pylist(), rows["user_id"].to_pylist(), times.tolist(), strict=True)
+        for from_id, user_id, time in pairs:
+            if from_id in users:
+                source.append(users[from_id])
+                into.append(users.setdefault(user_id, len(users)))
+                at.append(time)
+    return Merges(np.array(source, np.int32), np.array(into, np.int32), np.array(at, np.float64))
 
 
 class _EventEncoder:
@@ -425,8 +453,10 @@ def _merge_logs(one: Arrays, other: Arrays, scratch: Path) -> Arrays:
 _HISTORY_TYPES = {"row": np.int64, "item": np.int32, "kind": np.int8, "at": np.float64}
 
 
-def user_histories(events: Events, scratch: Path, retention: Retention) -> Histories:
-    """Sort the events by user, into temporary files. scratch: as in `load_log`."""
+def user_histories(
+    events: Events, scratch: Path, retention: Retention, merges: Merges = NO_MERGES, event_key: U64 | None = None
+) -> Histories:
+    """Sort the events by user, into temporary files. scratch: as in `load_log`. event_key: as in `Histories`."""
     count = np.zeros((2, events.n_users), np.int64)
     for part in events.parts():
         shown = part.kind == Kind.IMPRESSION
@@ -449,7 +479,7 @@ def user_histories(events: Events, scratch: Path, retention: Retention) -> Histo
                 release_pages(*columns[k].values())
             first += len(part)
     engaged, impressions = (EventsByUser(s, **by_name) for s, by_name in zip(start, columns, strict=True))
-    return Histories(engaged, impressions, retention.of_all(events.user_ids))
+    return Histories(engaged, impressions, retention.of_all(events.user_ids), merges, event_key)
 
 
 def _create_column(file: IO[bytes], dtype: type, rows: int) -> NDArray[Any]:

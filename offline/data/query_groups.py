@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from features.arrays import F32, F64, I8, I32, I64, Bool
 from features.context import NO_DEVICE
+from features.history import NO_MERGES, Merges
 from features.log import ATTRIBUTION_S, CHUNK_ROWS, GAIN, Events, Kind, Lists
 from features.replay import Replay
 from features.retrieval import retrieve
@@ -32,7 +33,9 @@ NO_LISTS = Lists(
 """An empty set of lists."""
 
 
-def iter_logged_lists(events: Events, attribution_s: float, rows: int = CHUNK_ROWS) -> Iterator[Lists]:
+def iter_logged_lists(
+    events: Events, attribution_s: float, rows: int = CHUNK_ROWS, merges: Merges = NO_MERGES
+) -> Iterator[Lists]:
     """The lists of `logged_lists` in blocks, in time order.
 
     A block has the lists that start within about `rows` events, or within the attribution time if that is longer.
@@ -48,13 +51,17 @@ def iter_logged_lists(events: Events, attribution_s: float, rows: int = CHUNK_RO
             int(np.searchsorted(events.at, since - attribution_s)),
             int(np.searchsorted(events.at, until + attribution_s, side="right")),
         )
-        yield logged_lists(events.take(needed), attribution_s, since, until)
+        yield logged_lists(events.take(needed), attribution_s, since, until, merges)
         release_pages(events)
         begin = int(np.searchsorted(events.at, until))
 
 
 def logged_lists(
-    events: Events, attribution_s: float = ATTRIBUTION_S, since: float = -np.inf, until: float = np.inf
+    events: Events,
+    attribution_s: float = ATTRIBUTION_S,
+    since: float = -np.inf,
+    until: float = np.inf,
+    merges: Merges = NO_MERGES,
 ) -> Lists:
     """The lists in the log. A list has the impressions of one request, in shown order, at the time of the first.
 
@@ -62,7 +69,8 @@ def logged_lists(
     after the range. Impressions later than the attribution time after the first one of their list are ignored.
 
     The gain of an item is that of the best action attributed to it. An action counts for the list of its request ID if
-    it has one, otherwise for the latest list within `attribution_s` that showed the item to the user. An item shown
+    it has one, otherwise for the latest list within `attribution_s` that showed the item to the user, or to a user who
+    was merged into them in between: a guest who logs in and buys has bought what the guest was shown. An item shown
     twice in a list is kept once, at its first position. Impressions of items outside the catalogue are ignored. Device
     and query are taken from the first impression that has one, never from clicks: that would reveal which lists were
     clicked.
@@ -75,7 +83,7 @@ def logged_lists(
     start = np.flatnonzero(np.diff(shown.request, prepend=-1))
     at = np.minimum.reduceat(shown.at, start) if len(start) else np.empty(0)
     bounds = np.append(start, len(shown))
-    gain = _gains(events, shown, np.repeat(at, np.diff(bounds)), attribution_s)
+    gain = _gains(events, shown, np.repeat(at, np.diff(bounds)), attribution_s, merges)
     request_ids = [events.request_ids[r] for r in shown.request[start].tolist()]
     none_missed = np.zeros((len(start), 3), np.int32)
     device = _first_device(shown.device, bounds)
@@ -107,7 +115,7 @@ def _pair(a: I32, b: I32) -> I64:
     return a.astype(np.int64) << 32 | b
 
 
-def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: float) -> I8:
+def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: float, merges: Merges) -> I8:
     """int8[n]: the best gain of the actions attributed to each impression."""
     acts = events.take((events.kind != Kind.IMPRESSION) & (events.item >= 0))
     rows = pd.DataFrame(
@@ -119,17 +127,31 @@ def _gains(events: Events, shown: Events, shown_at: np.ndarray, attribution_s: f
     by_request = acted[acted.request >= 0].merge(rows, on=["request", "item"], suffixes=("", "_shown"))
     delay = by_request["at"] - by_request["at_shown"]
     by_request = by_request[(by_request["at"] >= by_request["at_shown"]) & (delay <= attribution_s)]
-    by_user = pd.merge_asof(
-        acted[acted.request < 0],
-        rows.sort_values("at", kind="stable"),
-        on="at",
-        by=["user", "item"],
-        tolerance=attribution_s,  # type: ignore[arg-type]  # seconds, as `at` is
-    ).dropna(subset="row")
+    by_user = _by_user(acted[acted.request < 0], rows.sort_values("at", kind="stable"), attribution_s, merges)
     gain = np.zeros(len(shown), np.int8)
     for matches in (by_request, by_user):
         np.maximum.at(gain, matches["row"].to_numpy(np.int64), matches["gain"].to_numpy(np.int8))
     return gain
+
+
+def _by_user(acted: pd.DataFrame, rows: pd.DataFrame, attribution_s: float, merges: Merges) -> pd.DataFrame:
+    """The actions with the latest list that showed the item to their user, or to users merged into them before."""
+    shown = rows.rename(columns={"at": "shown_at"})[["shown_at", "user", "item", "row"]]
+    # known: the time before which the user had a list for the action to count for it.
+    parts = [acted.assign(act=np.arange(len(acted)), known=acted["at"])]
+    if len(acted) and len(merges.at):
+        between = slice(*np.searchsorted(merges.at, (acted["at"].iloc[0] - attribution_s, acted["at"].iloc[-1])))
+        merged = pd.DataFrame({n: getattr(merges, n)[between] for n in ("source", "into")})
+        merged["merged_at"] = merges.at[between]
+        while len(parts[-1]):
+            older = parts[-1].merge(merged, left_on="user", right_on="into")
+            older = older[(older["known"] > older["merged_at"]) & (older["at"] - older["merged_at"] <= attribution_s)]
+            parts.append(older.assign(user=older["source"], known=older["merged_at"])[parts[0].columns])
+    every = pd.concat([part for part in parts if len(part)]) if len(acted) else parts[0]
+    every = every.sort_values("known", kind="stable")
+    found = pd.merge_asof(every, shown, left_on="known", right_on="shown_at", by=["user", "item"]).dropna(subset="row")
+    found = found[found["at"] - found["shown_at"] <= attribution_s]
+    return found.sort_values("shown_at", kind="stable").drop_duplicates("act", keep="last")
 
 
 class RebuildJob(NamedTuple):
@@ -275,25 +297,44 @@ def has_logged_list(shown: Events) -> bool:
     )
 
 
-def without_logged(blocks: Iterable[Lists], logged: Lists, attribution_s: float) -> Iterator[Lists]:
+def without_logged(
+    blocks: Iterable[Lists], logged: Lists, attribution_s: float, merges: Merges = NO_MERGES
+) -> Iterator[Lists]:
     """Blocks of baskets without the actions that belong to a logged list, so that each action is in one query group.
 
-    An action belongs to a logged list if this list gives gain to the same item of the same user, and is at most
-    `attribution_s` older than the action. Baskets without other actions are left out. logged: lists with gain.
+    An action belongs to a logged list if this list gives gain to the same item of the same user, or of one merged into
+    them since, and is at most `attribution_s` older than the action. Baskets without other actions are left out.
+    logged: lists with gain.
     """
     shown_at: dict[int, list[float]] = {}
     positive = logged.gain > 0
-    group = logged.group[positive]
-    for pair, at in zip(
-        _pair(logged.user[group], logged.item[positive]).tolist(), logged.at[group].tolist(), strict=True
-    ):
-        shown_at.setdefault(pair, []).append(at)
+    group, merged = logged.group[positive], _merged_from(merges)
+    pairs = zip(logged.user[group].tolist(), logged.item[positive].tolist(), strict=True)
+    for (user, item), at in zip(pairs, logged.at[group].tolist(), strict=True):
+        for owner in _owners(user, at, merged):
+            shown_at.setdefault(owner << 32 | item, []).append(at)
     known = np.array(sorted(shown_at), np.int64)
     for block in blocks:
         pair, at, kept = _pair(block.user[block.group], block.item), block.at[block.group], np.ones(block.rows, bool)
         for row in np.flatnonzero(np.isin(pair, known)).tolist():
             kept[row] = not any(start <= at[row] <= start + attribution_s for start in shown_at[int(pair[row])])
         yield _with_rows(block, kept)
+
+
+def _merged_from(merges: Merges) -> dict[int, list[tuple[float, int]]]:
+    """(time, user merged into) of the merges of each user, in time order."""
+    out: dict[int, list[tuple[float, int]]] = {}
+    for source, into, at in zip(merges.source.tolist(), merges.into.tolist(), merges.at.tolist(), strict=True):
+        out.setdefault(source, []).append((at, into))
+    return out
+
+
+def _owners(user: int, at: float, merged: Mapping[int, list[tuple[float, int]]]) -> Iterator[int]:
+    """A user, and those to whom merges moved what they had at a time."""
+    yield user
+    while (found := next(((t, into) for t, into in merged.get(user, ()) if t > at), None)) is not None:
+        at, user = found
+        yield user
 
 
 def _with_rows(lists: Lists, kept: Bool) -> Lists:

@@ -92,6 +92,10 @@ ATTRIBUTES = "attributes"
 """The folder of day partitions of writes of users' attributes."""
 ATTRIBUTES_SCHEMA = pa.schema([("user_id", pa.string()), ("at", UTC_US), ("attributes", pa.string())])
 """attributes: JSON object; null for one that was cleared."""
+MERGES = "merges"
+"""The folder of day partitions of merges of users."""
+MERGES_SCHEMA = pa.schema([("user_id", pa.string()), ("from_id", pa.string()), ("at", UTC_US)])
+"""What `from_id` had before `at` is in the lists of `user_id` from then on."""
 EVENTS_FORM = Form(
     "timestamp",
     ("event_id", "event", "user_id", "item_id", "timestamp", "request_id", "position", "value"),
@@ -100,4 +104,5 @@ EVENTS_FORM = Form(
     RECREATE,
 )
 ATTRIBUTES_FORM = Form("at", ("user_id", "at", "attributes"), ("user_id", "at"), {}, "restore it from a backup")
+MERGES_FORM = Form("at", MERGES_SCHEMA.names, MERGES_SCHEMA.names, {}, "restore it from a backup")
 SERVED_FORM = Form("at", ("request_id", "at"), ("request_id", "at"), {}, "restore it from a backup")

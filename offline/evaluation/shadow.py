@@ -103,7 +103,7 @@ def _list_positions(served: pa.Table, data: Dataset, attribution_s: float) -> tu
         row["request_id"]: dict(zip(row["item_ids"], zip(row["score"], row["shadow_score"], strict=True), strict=True))
         for row in served.select(["request_id", "item_ids", "score", "shadow_score"]).to_pylist()
     }
-    lists = logged_lists(data.shown, attribution_s)
+    lists = logged_lists(data.shown, attribution_s, merges=data.merges)
     lists = lists.take(np.flatnonzero([r in scores for r in lists.request_ids]))
     ids, missing = data.catalogue.item_ids, (np.nan, np.nan)
     both = [

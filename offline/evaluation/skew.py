@@ -168,8 +168,9 @@ def _compare(
     if names(release.items) != differences.columns:
         left_out[_OTHER] += len(lists)
         return
-    events = load_log(files, catalogue).events
-    histories = Histories.of(events, release.manifest.retention)
+    loaded = load_log(files, catalogue)
+    events = loaded.events
+    histories = Histories.of(events, release.manifest.retention, loaded.merges, loaded.event_key)
     user_of = {u: n for n, u in enumerate(events.user_ids)}
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
     items, applied = replace(release.items, state=state), 0

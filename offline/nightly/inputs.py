@@ -73,6 +73,7 @@ class Inputs:
             "data": {name: checksum(data / name) for name in _FILES if (data / name).exists()},
             "log": self.log_files.checksums(),
             **({"users": self._attributes} if self.config.features.user else {}),
+            **({"merges": merges} if (merges := self._merges) else {}),
             "code": source_digest(),
             "own": [f.origin for f in self.custom],
             # Which model `auto` chooses depends on it.
@@ -89,6 +90,12 @@ class Inputs:
         path = self.config.data / imported.PROFILES_FILE
         own = {path.name: checksum(path)} if path.exists() else {}
         return own | {name: storage.checksum(name) for storage, name in self.log_files.attributes.sources}
+
+    @property
+    def _merges(self) -> dict[str, str]:
+        """SHA-256 of the files with merges of users before the end of the time range."""
+        files = self.log_files.merges.files(end=self.log_files.end)
+        return {name: storage.checksum(name) for storage, name in files}
 
     @cached_property
     def log_files(self) -> LogFiles:
@@ -139,7 +146,8 @@ class Inputs:
 
     def logged_lists(self) -> Iterator[Lists]:
         """All logged lists, in blocks, in time order."""
-        return query_groups.iter_logged_lists(self.data.shown, self.config.lists.attribution_s)
+        attribution_s, merges = self.config.lists.attribution_s, self.data.merges
+        return query_groups.iter_logged_lists(self.data.shown, attribution_s, merges=merges)
 
     def with_columns(self, lists: Lists) -> Lists:
         """The lists with the values of the declared columns of their requests; NaN for a list that was not logged."""
@@ -169,7 +177,8 @@ class Inputs:
     def _unlogged_baskets(self, begin: float) -> Iterator[Lists]:
         """Baskets from `begin` on, without the actions that belong to a logged list."""
         baskets = query_groups.iter_baskets(self.data.events, begin)
-        return query_groups.without_logged(baskets, self._logged_with_gain, self.config.lists.attribution_s)
+        attribution_s, merges = self.config.lists.attribution_s, self.data.merges
+        return query_groups.without_logged(baskets, self._logged_with_gain, attribution_s, merges)
 
     def targets(self, tested: Lists) -> Targets:
         """Items that users engaged with in the test lists, whether they were listed or not. tested: of one kind."""

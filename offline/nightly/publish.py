@@ -8,7 +8,6 @@ import numpy as np
 
 from features.arrays import F64
 from features.bounds import COLUMNS
-from features.history import ENGAGEMENTS, SHOWN, EventsByUser
 from offline.data import erasures, imported
 from offline.nightly import checks, gate, retention
 from offline.nightly.artefacts import Artefacts
@@ -63,17 +62,15 @@ def _seed_histories(a: Artefacts, store: BulkStore, on_progress: OnProgress) -> 
     added = refused = 0
     for first in range(0, len(users), _USERS):
         batch = range(first, min(first + _USERS, len(users)))
-        rows = [
-            events_by_user.row[_rows_to_seed(events_by_user, u, cap, now)]
-            for u in batch
-            for events_by_user, cap in ((histories.engagements, 2 * ENGAGEMENTS), (histories.shown, 2 * SHOWN))
-        ]
+        # All recent enough for a resent event to be recognised by its ID.
+        rows = [rows for u in batch for rows in histories.latest_rows(u, 2, now - DUPLICATES_S)]
         row = np.concatenate(rows)
         user = np.repeat(
             np.array(batch), [len(engaged) + len(shown) for engaged, shown in zip(rows[::2], rows[1::2], strict=True)]
         )
         # The data set has no ID for items outside the catalogue.
-        kept = (events.item[row] >= 0) & (events.at[row] > erased[user])
+        # Rows that a merge moved are of two users.
+        kept = (events.item[row] >= 0) & (events.at[row] > np.maximum(erased[user], erased[events.user[row]]))
         row, user = row[kept], user[kept]
         seeded = store.seed(
             users[first : batch.stop],
@@ -108,7 +105,7 @@ def _seed_attributes(a: Artefacts, store: BulkStore) -> None:
     writes = [
         AttributeWrite(user, now, dict(list(attributes.items())[:COLUMNS]))
         for user, attributes in known.state.items()
-        if attributes and gone.until(user) == -np.inf
+        if any(value is not None for value in attributes.values()) and gone.until(user) == -np.inf
     ]
     if refused := store.seed_attributes(writes):
         console.print(
@@ -117,15 +114,6 @@ def _seed_attributes(a: Artefacts, store: BulkStore) -> None:
             markup=False,
             soft_wrap=True,
         )
-
-
-def _rows_to_seed(history: EventsByUser, user: int, cap: int, now: float) -> slice:
-    """A user's newest `cap` rows, and all rows recent enough for a resent event to be recognised by its ID."""
-    newest = history.newest(user, np.inf, cap)
-    recent = history.start[user] + int(
-        np.searchsorted(history.at[history.start[user] : newest.stop], now - DUPLICATES_S)
-    )
-    return slice(min(newest.start, recent), newest.stop)
 
 
 def tidy(a: Artefacts, on_progress: OnProgress) -> None:

@@ -43,7 +43,7 @@ def make_replay(
         config.features.session_weight,
         tuple(zip(moments, map(with_unknown, vectors), strict=True)),
         _title_and_description_words(data),
-        user_histories(data.events, config.workspace, config.serving.retention),
+        user_histories(data.events, config.workspace, config.serving.retention, data.merges, data.event_key),
         config.lists.attribution_s,
         config.serving.retention,
         config.features.columns,

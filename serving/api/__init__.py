@@ -5,11 +5,12 @@ This subpackage does not depend on routes or on ranking.
 
 from __future__ import annotations
 
-from serving.api import columns, decoding, events, items, problem, rankings, request_id
+from serving.api import columns, decoding, events, items, merges, problem, rankings, request_id
 from serving.api.columns import UserAnswer, UserIn
 from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
 from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
+from serving.api.merges import MergeAnswer, MergeIn
 from serving.api.problem import Problem
 from serving.api.rankings import DegradedReason, RankAnswer, RankedItem, RankRequest, RecommendRequest
 
@@ -22,6 +23,8 @@ __all__ = [
     "EventsAnswer",
     "ItemAnswer",
     "ItemsAnswer",
+    "MergeAnswer",
+    "MergeIn",
     "Problem",
     "RankAnswer",
     "RankRequest",
@@ -36,6 +39,7 @@ __all__ = [
     "decoding",
     "events",
     "items",
+    "merges",
     "problem",
     "rankings",
     "request_id",

@@ -31,7 +31,7 @@ from serving.records import Metrics
 
 _BUFFERED_BYTES = 64_000_000
 """Maximum total size of the bodies one worker reads at the same time."""
-_GATES = {"rank": "rank", "events": "write", "items": "write", "admin": "write"}
+_GATES = {"rank": "rank", "events": "write", "items": "write", "merge": "write", "admin": "write"}
 """Queue by scope. There are two, so that a flood of events does not block rankings; /metrics uses neither."""
 _GONE = 499
 """Status recorded in metrics when the client disconnected before there was a response."""

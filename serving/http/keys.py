@@ -24,10 +24,11 @@ from pathlib import Path
 
 from serving.http.credentials import CredentialFile, KeysError, content_of, strictly
 
-SCOPES = ("rank", "explain", "events", "items", "admin", "metrics")
+SCOPES = ("rank", "explain", "events", "items", "merge", "admin", "metrics")
 """rank: rankings, recommendations, similar items. explain: `explain` in rankings, beside rank. events: send events.
-items: write the catalogue. admin: erase users, and use the operator's page. metrics: read /metrics; separate from
-admin, so that monitoring cannot erase users."""
+items: write the catalogue and attributes of users. merge: merge users, which makes the history of one readable as that
+of another; for the shop's back end, which knows who has logged in. admin: erase users, and use the operator's page.
+metrics: read /metrics; separate from admin, so that monitoring cannot erase users."""
 
 PUBLIC_SCOPES = frozenset({"rank", "explain", "events"})
 """Scopes that a public key may have."""

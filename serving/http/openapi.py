@@ -11,6 +11,8 @@ from fastapi import Path as PathPart
 from features.bounds import ID_BYTES
 from serving.api import (
     EventsAnswer,
+    MergeAnswer,
+    MergeIn,
     RankAnswer,
     RankRequest,
     RecommendRequest,
@@ -104,6 +106,8 @@ def _add_schemas(app: FastAPI) -> None:
                 events.ErasureAnswer,
                 UserIn,
                 UserAnswer,
+                MergeIn,
+                MergeAnswer,
                 item_forms.ItemIn,
                 item_forms.ItemsAnswer,
                 item_forms.ItemAnswer,

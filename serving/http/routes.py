@@ -14,6 +14,8 @@ from serving.api import (
     ErasureAnswer,
     EventIn,
     EventsAnswer,
+    MergeAnswer,
+    MergeIn,
     Problem,
     RankAnswer,
     RankRequest,
@@ -113,6 +115,14 @@ def _for_data(app: FastAPI, service: Service) -> None:
     )
     async def write_user(user_id: PathId, request: Request) -> Response:
         return json_response(await service.write_user(user_id, await request.body()), 202)
+
+    @app.post(
+        "/v1/users/{user_id:path}/merge",
+        summary="Merge an anonymous user into a user at login",
+        openapi_extra=operation(MergeIn, MergeAnswer) | needs("merge"),
+    )
+    async def merge(user_id: PathId, request: Request) -> Response:
+        return json_response(await service.merge(user_id, await request.body()))
 
     @app.delete(
         "/v1/users/{user_id:path}",

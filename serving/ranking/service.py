@@ -31,6 +31,7 @@ from serving.api import (
     EventsAnswer,
     ItemAnswer,
     ItemsAnswer,
+    MergeAnswer,
     Problem,
     RankAnswer,
     RankedItem,
@@ -43,6 +44,7 @@ from serving.api import (
     columns,
     decoding,
     events,
+    merges,
     rankings,
     request_id,
 )
@@ -63,6 +65,7 @@ from serving.store import (
     AttributeWrite,
     Event,
     ItemSize,
+    Merge,
     Outcome,
     Store,
     StoreAway,
@@ -520,6 +523,17 @@ class Service:
                 "attributes",
             )
         return UserAnswer(write.at)
+
+    async def merge(self, user_id: str, body: bytes) -> MergeAnswer:
+        """Move the history and the attributes of an anonymous user to a user. Idempotent. Raises Problem (400, 422,
+        503)."""
+        user, anonymous = merges.merge_users(user_id, body)
+        merge = Merge(user, anonymous, self.moment())
+        with _redis_required("The users cannot be merged", "Retry after a second. What was moved is moved once."):
+            moved = await self.store.merge(merge)
+        if moved == REFUSED:
+            raise _too_many_users(f"the maximum of {self.config.max_users} users have lists; nothing was moved")
+        return MergeAnswer(merge.at, moved)
 
     async def erase(self, user_id: str) -> events.ErasureAnswer:
         """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""

@@ -7,14 +7,15 @@ keys.
 from __future__ import annotations
 
 from serving.store.address import PREFIX_PATTERN, Address, AddressError, with_prefix
-from serving.store.attributes import REFUSED, TOO_MANY, WRITES, AttributeWrite, decode_attribute_write
+from serving.store.attributes import REFUSED, TOO_MANY, AttributeWrite, decode_attribute_write
 from serving.store.bulk import BulkStore
 from serving.store.continuity import Continuity, Extent, Origin, origin_loss, rewound
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.erasure import new_secret, tombstone, user_hash
 from serving.store.errors import StoreAway
-from serving.store.layout import DUPLICATES_S, ERASED, PREFIX, SERVED, STREAM
+from serving.store.layout import DUPLICATES_S, ERASED, MERGES, PREFIX, SERVED, STREAM, WRITES
 from serving.store.memory import EvictionError, Memory
+from serving.store.merging import Merge, decode_merge
 from serving.store.online import Backlog, Store
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event, entry_number
@@ -25,6 +26,7 @@ __all__ = [
     "DUPLICATES_S",
     "END",
     "ERASED",
+    "MERGES",
     "PREFIX",
     "PREFIX_PATTERN",
     "REFUSED",
@@ -47,6 +49,7 @@ __all__ = [
     "ItemFields",
     "ItemSize",
     "Memory",
+    "Merge",
     "Origin",
     "Outcome",
     "Pointer",
@@ -59,6 +62,7 @@ __all__ = [
     "decode_attribute_write",
     "decode_event",
     "decode_fields",
+    "decode_merge",
     "entry_number",
     "new_secret",
     "origin_loss",

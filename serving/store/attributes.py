@@ -18,11 +18,9 @@ import msgspec
 from features.bounds import COLUMNS
 from features.columns import Scalar
 from serving.store.errors import StoreCorrupt
-from serving.store.layout import USERS, Layout
-from serving.store.users import UserLimits, _member, script_commands
+from serving.store.layout import USERS, WRITES, Layout
+from serving.store.users import UserLimits, member, script_commands
 
-WRITES = "attributes"
-"""The stream of writes."""
 TOO_MANY, REFUSED = -1, -2
 """Replies of the script instead of the number of attributes, see `attributes.lua`."""
 _LUA = {name: Path(__file__).with_name(f"{name}.lua").read_text("utf-8") for name in ("lists", "attributes")}
@@ -74,7 +72,8 @@ def decode_attributes(layout: Layout, user_id: str, reply: Mapping[bytes, bytes]
 
 def _call(layout: Layout, write: AttributeWrite, limits: UserLimits, entry: bytes) -> list[Any]:
     user, shard = write.user_id, layout.shard(write.user_id)
-    keys = [*(layout.user(user, suffix) for suffix in "aes"), layout.part(USERS, shard), layout.part(WRITES, shard)]
-    of_user = [_member(user), limits.retention.of(user), limits.most_of(layout), write.at, COLUMNS, entry]
+    streams = [layout.part(USERS, shard), layout.part(WRITES, shard)]
+    keys = [*(layout.user(user, suffix) for suffix in "aes"), *streams, layout.user(user, "m")]
+    of_user = [member(user), limits.retention.of(user), limits.most_of(layout), write.at, COLUMNS, entry]
     pairs = [x for name, value in write.attributes.items() for x in (name, msgspec.json.encode(value))]
     return [len(keys), *keys, *of_user, *pairs]

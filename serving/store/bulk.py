@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -40,7 +40,7 @@ from serving.store.stream import (
     last_position,
     tail_commands,
 )
-from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
+from serving.store.users import DEFAULT_LIMITS, Moved, Outcome, UserLimits
 from serving.store.vectors import decode_vectors, encode_vectors
 
 _IDS_KEY = re.compile(rb":d:\d+$")
@@ -105,12 +105,17 @@ class BulkStore:
             raise to_store_away(e) from e
         return replies
 
-    def write(self, events: Sequence[Event], now: float) -> list[Outcome]:
+    def write(self, events: Sequence[Event], now: float, moved: Moved | None = None) -> list[Outcome]:
         """Same as `Store.write`."""
         if not events:
             return []
-        commands, members = users.write_commands(self.layout, events, now, self._limits)
-        return users.outcomes(self.run(commands), members, events)
+        commands, members = users.write_commands(self.layout, events, now, self._limits, moved)
+        replies = self.run(commands)
+        for by in users.moved_events(replies):
+            theirs = [events[members[k][p]] for k, p in by.places]
+            for (k, p), outcome in zip(by.places, self.write(theirs, now, by), strict=True):
+                replies[k][p] = outcome
+        return users.outcomes(replies, members, events)
 
     def read(self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION) -> History:
         """Same as `Store.read`."""
@@ -197,13 +202,13 @@ class BulkStore:
         second per 100,000 users or so. Nothing else may write meanwhile.
         """
         count = 0
-        for suffix in ("a", "e", "s", "d:*"):
+        for suffix in ("a", "m", "e", "s", "d:*"):
             for key in self.client.scan_iter(match=self.layout.users(suffix), count=_BATCH):
                 user = self.layout.user_of(key)
                 if (erased_at := until(user)) == -math.inf:
                     continue
-                if suffix == "a":
-                    # Attributes have no time. Those of a user who came back are also in the log.
+                if suffix in {"a", "m"}:
+                    # Neither has a time to compare. Attributes of a user who came back are also in the log.
                     self.run([["UNLINK", key]])
                     continue
                 if suffix == "d:*":
@@ -220,6 +225,12 @@ class BulkStore:
     def refuse_events(self, secret: str, until: Mapping[str, float]) -> None:
         """Refuse the events of erased users that arrive from now on. until: Unix seconds by tombstone."""
         commands = list(erasure.mark_commands(self.layout, secret, until))
+        for first in range(0, len(commands), _BATCH):
+            self.run(commands[first : first + _BATCH])
+
+    def forget_merges(self, from_ids: Iterable[str]) -> None:
+        """Delete the marks of users who were merged into erased ones."""
+        commands = [["UNLINK", self.layout.user(from_id, "m")] for from_id in from_ids]
         for first in range(0, len(commands), _BATCH):
             self.run(commands[first : first + _BATCH])
 

@@ -6,8 +6,8 @@ A cluster puts all keys with the same hash tag (the text between braces) into on
 of one slot. One script writes an event both to its user's lists and to the event stream. Therefore users are divided
 into SHARDS shards in a cluster, and the streams are divided into as many parts:
 
-    sw:{<tag>}:u:<user>:a, :e, :s, :d:<period>                     a user of this shard
-    sw:{<tag>}:events, sw:{<tag>}:served, sw:{<tag>}:attributes    the shard's part of the streams
+    sw:{<tag>}:u:<user>:a, :e, :m, :s, :d:<period>                 a user of this shard
+    sw:{<tag>}:events, :served, :attributes, :merges               the shard's part of the streams
     sw:{<tag>}:users                          the users of this shard who have lists
     sw:{<tag>}:erased-until                   the shard's part of the times of erasures
     sw:{items}:i:<item id>, sw:{items}:items, sw:{items}:item-changes    written items, all on one node
@@ -31,6 +31,10 @@ SHARDS = 64
 PREFIX = "sw"
 STREAM = "events"
 SERVED = "served"
+WRITES = "attributes"
+"""The stream of writes of users' attributes."""
+MERGES = "merges"
+"""The stream of merges of users."""
 ERASED = "erased"
 ERASED_UNTIL = "erased-until"
 ERASURE_SECRET = "erasure-secret"
@@ -44,7 +48,7 @@ ORIGIN = "origin"
 GROUP = "embed"
 """Consumer group of the embedding workers in the stream of item changes."""
 _ITEMS = "items"
-_SUFFIX = re.compile(r":(a|e|s|d:\d+)$")
+_SUFFIX = re.compile(r":(a|e|m|s|d:\d+)$")
 
 DUPLICATES_S = 48 * 3600
 """Length in seconds of a period of event IDs; they are kept for one to two periods."""
@@ -104,7 +108,7 @@ class Layout:
         return f"{self._prefix}:{{*}}:u:*:{suffix}" if self._tags else f"{self._prefix}:{{*}}:{suffix}"
 
     def part(self, stream: str, shard: int) -> str:
-        """The key of a shard's part of STREAM, SERVED, USERS, ERASED_UNTIL or the writes of attributes."""
+        """The key of a shard's part of STREAM, SERVED, WRITES, MERGES, USERS or ERASED_UNTIL."""
         return f"{self._prefix}:{{{self._tags[shard]}}}:{stream}" if self._tags else self.key(stream)
 
     def parts(self, stream: str) -> list[str]:

@@ -77,3 +77,29 @@ local function extend(list, records, cap, users, user, kept_s, now)
   end
   return inserted
 end
+
+-- Time up to which the events of a user are refused, false without an erasure. erasures: hash of times of erasures.
+-- of_user: hash of the user ID in tombstones.
+local function erased_until(erasures, of_user)
+  local secret = redis.call('HGET', erasures, '')  -- false while no user was erased
+  return secret and tonumber(redis.call('HGET', erasures, redis.sha1hex(secret .. of_user)) or nil)
+end
+
+-- Maximum number of merges of a user that are remembered.
+local MARKS = 10
+
+-- The marks of the merges of a user; almost none has any.
+local function marks_of(key)
+  return redis.call('EXISTS', key) == 1 and redis.call('LRANGE', key, 0, -1) or {}
+end
+
+-- The mark of the merge that moved an event of a user at a time to another user; nil if none did. A mark is the time of
+-- the merge (float64, little-endian) and the ID of the other user.
+local function moved_by(marks, at)
+  local found, first
+  for _, mark in ipairs(marks) do
+    local when = struct.unpack('<d', mark)
+    if when > at and not (first and when >= first) then found, first = mark, when end
+  end
+  return found
+end

@@ -11,7 +11,7 @@ from features.catalogue import Catalogue
 from features.columns import Scalar
 from features.history import History, Outside
 from features.retention import DEFAULT_RETENTION, Retention
-from serving.store import attributes, erasure, users
+from serving.store import attributes, erasure, merging, users
 from serving.store.address import Address
 from serving.store.attributes import AttributeWrite
 from serving.store.breaker import Breaker
@@ -20,10 +20,11 @@ from serving.store.continuity import Extent, decode_extent, extent_commands
 from serving.store.errors import StoreAway, to_store_away
 from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, USERS, Layout
 from serving.store.memory import COMMANDS, Memory, memory_of
+from serving.store.merging import Merge
 from serving.store.pointer import Pointer, decode_pointer
 from serving.store.server import Server, primary_client, server_client
 from serving.store.stream import START, Event, Tail, decode_tail, tail_commands
-from serving.store.users import DEFAULT_LIMITS, Outcome, UserLimits
+from serving.store.users import DEFAULT_LIMITS, Moved, Outcome, UserLimits
 
 _TAIL = 1000
 _SCAN_COUNT, _SCANS = 1000, 5
@@ -91,16 +92,39 @@ class Store:
             raise _away(error) from error
         return replies
 
-    async def write(self, events: Sequence[Event], now: float) -> list[Outcome]:
+    async def write(self, events: Sequence[Event], now: float, moved: Moved | None = None) -> list[Outcome]:
         """Write new events to their users' lists and the stream; returns the outcome of each event.
 
-        now: Unix seconds, from which the times to keep event IDs and lists are counted. If StoreAway is raised, none,
-        some or all events were written; repeating the call writes the others.
+        now: Unix seconds, from which the times to keep event IDs and lists are counted. moved: as in
+        `users.write_commands`. If StoreAway is raised, none, some or all events were written; repeating the call writes
+        the others.
         """
         if not events:
             return []
-        commands, members = users.write_commands(self.layout, events, now, self._limits)
-        return users.outcomes(await self.run(commands), members, events)
+        commands, members = users.write_commands(self.layout, events, now, self._limits, moved)
+        replies = await self.run(commands)
+        for by in users.moved_events(replies):
+            theirs = [events[members[k][p]] for k, p in by.places]
+            for (k, p), outcome in zip(by.places, await self.write(theirs, now, by), strict=True):
+                replies[k][p] = outcome
+        return users.outcomes(replies, members, events)
+
+    async def merge(self, merge: Merge) -> int:
+        """Move the history of one user to another; returns the number of events moved, or REFUSED.
+
+        Idempotent. If StoreAway is raised, repeating the call completes the merge.
+        """
+        layout, limits = self.layout, self._limits
+        if layout.shard(merge.user_id) == layout.shard(merge.from_id):
+            return int((await self.run(merging.merge_command(layout, merge, limits)))[0])
+        ((*taken, goes_on),) = await self.run(merging.take_command(layout, merge, limits))
+        if not goes_on:
+            return 0
+        moved = int((await self.run(merging.join_command(layout, merge, limits, taken)))[0])
+        refused = moved == attributes.REFUSED
+        after = [merging.unmark_command(layout, merge)] if refused else merging.clear_command(layout, merge, limits)
+        await self.run(after)
+        return moved
 
     async def read(
         self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION

@@ -6,6 +6,9 @@ deduplicated log, regardless of the order of arrival. A Lua script writes up to 
 is atomic and idempotent, and other clients of Redis wait for at most one script. Event IDs are kept for one to two
 periods of DUPLICATES_S after they arrive.
 
+After a merge (`serving.store.merging`), late events of the one user from before it are written to the lists of the
+other.
+
 A list is deleted a day after it has expired (`Retention`); until then, readers skip its expired records. The number of
 users who have lists is limited (`UserLimits`).
 """
@@ -37,7 +40,7 @@ EVENTS_PER_SCRIPT = 100
 _IDS_PER_SCRIPT = 1000
 """Maximum number of event IDs that one run of SEED adds to the IDs seen."""
 
-_PACK = struct.Struct("<dBq")
+_PACK, _TIME = struct.Struct("<dBq"), struct.Struct("<d")
 _HASH = slice(9, _PACK.size)
 """The hash of the event ID in a record."""
 _HEADER = np.dtype([("at", "<f8"), ("kind", "u1"), ("hash", "<i8")])
@@ -56,6 +59,17 @@ class Outcome(IntEnum):
     ERASED = -1
     DUPLICATE = 0
     NEW = 1
+
+
+class Moved(NamedTuple):
+    """Events that were not written because a merge moved them to another user.
+
+    into: that user. at: Unix seconds of the merge. places: (index of the reply, place in it) of each event.
+    """
+
+    into: str
+    at: float
+    places: list[tuple[int, int]]
 
 
 class UserLimits(NamedTuple):
@@ -80,7 +94,7 @@ def event_hash(event_id: str) -> int:
     return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _member(user_id: str) -> bytes:
+def member(user_id: str) -> bytes:
     """The member of USERS for a user (BLAKE2b, 8 bytes)."""
     return blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
@@ -108,9 +122,12 @@ def script_commands(script: str, calls: Sequence[list[Any]], shards: Sequence[in
 
 
 def write_commands(
-    layout: Layout, events: Sequence[Event], now: float, limits: UserLimits = DEFAULT_LIMITS
+    layout: Layout, events: Sequence[Event], now: float, limits: UserLimits = DEFAULT_LIMITS, moved: Moved | None = None
 ) -> tuple[list[list[Any]], list[list[int]]]:
     """Script commands that write these events, and the indices of the events in each. now: Unix seconds.
+
+    moved: the merge that moved these events: they are written to the lists of the user who has them since, and to the
+    stream with their own user, where replay finds the merge.
 
     A user's events are divided over several commands if there are more than EVENTS_PER_SCRIPT. Of several events with
     one ID, the first is written and the others are in no command.
@@ -118,12 +135,12 @@ def write_commands(
     packed = [record(e.at, e.kind, e.event_id, e.item_id) for e in events]
     of_user: dict[str, dict[bytes, int]] = {}
     for n, event in enumerate(events):
-        of_user.setdefault(event.user_id, {}).setdefault(packed[n][_HASH], n)
+        of_user.setdefault(moved.into if moved else event.user_id, {}).setdefault(packed[n][_HASH], n)
     period, calls, members, shards = _period(now), list[list[Any]](), list[list[int]](), list[int]()
     for user, distinct in of_user.items():
         shard = layout.shard(user)
         head: list[Any] = [
-            8,
+            9,
             layout.user(user, "e"),
             layout.user(user, "s"),
             layout.user(user, f"d:{period}"),
@@ -132,14 +149,16 @@ def write_commands(
             layout.part(USERS, shard),
             layout.part(ERASED_UNTIL, shard),
             layout.user(user, "a"),
+            layout.user(user, "m"),
             ENGAGEMENTS,
             SHOWN,
             2 * DUPLICATES_S,
-            _member(user),
+            member(user),
             limits.retention.of(user),
             limits.most_of(layout),
             now,
             user_hash(user),
+            moved.at if moved else 0.0,
         ]
         numbers = list(distinct.values())
         for first in range(0, len(numbers), EVENTS_PER_SCRIPT):
@@ -170,9 +189,19 @@ def outcomes(replies: Sequence[Any], members: Sequence[Sequence[int]], events: S
     return [found.get(n, other) for n, other in enumerate(repeated)]
 
 
+def moved_events(replies: Sequence[Any]) -> list[Moved]:
+    """The events in the replies to `write_commands` that belong to other users, by merge."""
+    found: dict[bytes, list[tuple[int, int]]] = {}
+    for k, reply in enumerate(replies):
+        for place, outcome in enumerate(reply):
+            if isinstance(outcome, bytes):
+                found.setdefault(outcome, []).append((k, place))
+    return [Moved(mark[_TIME.size :].decode(), _TIME.unpack_from(mark)[0], p) for mark, p in found.items()]
+
+
 def forget_command(layout: Layout, user_id: str) -> list[Any]:
     """The command that no longer counts a user among those who have lists."""
-    return ["ZREM", layout.part(USERS, layout.shard(user_id)), _member(user_id)]
+    return ["ZREM", layout.part(USERS, layout.shard(user_id)), member(user_id)]
 
 
 def record_time(packed: bytes) -> float:
@@ -200,17 +229,17 @@ def seed_calls(
     shown = kind[rows] == Kind.IMPRESSION
     recent = [event_hash(event_ids[n]) for n in rows[at[rows] > now - DUPLICATES_S].tolist()]
     engagements, impressions, seen = (layout.user(user_id, suffix) for suffix in ("e", "s", f"d:{_period(now)}"))
-    keys = [seen, layout.part(USERS, layout.shard(user_id)), engagements, impressions]
+    keys = [seen, layout.part(USERS, layout.shard(user_id)), engagements, impressions, layout.user(user_id, "m")]
     kept_s = limits.retention.of(user_id)
-    of_user = [2 * DUPLICATES_S, _member(user_id), kept_s, limits.most_of(layout), as_of]
+    of_user = [2 * DUPLICATES_S, member(user_id), kept_s, limits.most_of(layout), as_of]
     calls: list[list[Any]] = [
-        [5, engagements, *keys, ENGAGEMENTS, *of_user, 0, *recent[first : first + _IDS_PER_SCRIPT]]
+        [6, engagements, *keys, ENGAGEMENTS, *of_user, 0, *recent[first : first + _IDS_PER_SCRIPT]]
         for first in range(0, len(recent), _IDS_PER_SCRIPT)
     ]
     for key, cap, of_list in ((engagements, ENGAGEMENTS, ~shown), (impressions, SHOWN, shown)):
         kept = _kept(at, rows[of_list], as_of, kept_s)
         if records := _seed_records(at, kind, item_ids, event_ids, kept, cap):
-            calls.append([5, key, *keys, cap, *of_user, len(records), *records])
+            calls.append([6, key, *keys, cap, *of_user, len(records), *records])
     return calls
 
 

@@ -2,15 +2,16 @@
 
 Redis runs one script at a time, so any other request may have to wait for the slowest script that the API accepts. Each
 case writes one request of 1,000 events, in an order and with IDs and lists that are as unfavourable as the API accepts.
-The last cases seed the lists of a user. Times are those that Valkey reports for each script in its slow log, without
-transfer and parsing. The figure of a case is the median over repetitions of the slowest script, so that other jobs on
-the machine hardly matter. Ends with one line of JSON:
+The last cases seed the lists of a user, and merge two users with full lists. Times are those that Valkey reports for
+each script in its slow log, without transfer and parsing. The figure of a case is the median over repetitions of the
+slowest script, so that other jobs on the machine hardly matter. Ends with one line of JSON:
 
 worst_ms, worst: the slowest script of all cases, and the name of its case
 request_ms: all scripts of one request together, in the slowest case; Redis serves other clients between them
 honest_ms, honest_request_ms: the same two for impressions of ranked lists at one moment, IDs sharing 29 characters
 ratio_to_append: time of the honest request divided by that of a script that only appends its events to a stream
 seed_ms: the slowest script that seeds a user
+merge_ms: the script that merges two users with full lists
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from features.bounds import ID_BYTES
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.history import ENGAGEMENTS, SHOWN
 from features.log import Kind
-from serving.store import BulkStore, Event
+from serving.store import BulkStore, Event, Merge, UserLimits, merging
 from serving.store.embedded import connect_url
 from serving.store.stream import encode_event
 from tests.bench.made_up import AT
@@ -60,12 +61,16 @@ _APPEND = "for i = 1, #ARGV do redis.call('XADD', KEYS[1], '*', 'e', ARGV[i]) en
 
 
 class Case(NamedTuple):
-    """A request. before: events already in Redis. events: those of the request. seeded: whether they are seeded."""
+    """A request. before: events already in Redis. events: those of the request. seeded: whether they are seeded.
+
+    merged: whether the request merges their user, `guest`, into the user of the others; all of them are in Redis.
+    """
 
     name: str
     before: list[Event]
     events: list[Event]
     seeded: bool = False
+    merged: bool = False
 
 
 class Times(NamedTuple):
@@ -129,6 +134,11 @@ def cases(count: int) -> Iterator[Case]:
         both = [event(r, name, kind) for r in range(2 * cap)]
         yield Case(f"seed {kind.name.lower()}s between those of a full list", both[::2], both[1::2], seeded=True)
     yield Case("seed recent events", [], older, seeded=True)
+    for ids in (SHARE_29, LONGEST):
+        pairs = [(kind, r) for kind, cap in ((Kind.IMPRESSION, SHOWN), (Kind.CLICK, ENGAGEMENTS)) for r in range(cap)]
+        own = [event(2 * r, IDS[ids], kind) for kind, r in pairs]
+        theirs = [event(2 * r + 1, IDS[ids], kind, user="guest") for kind, r in pairs]
+        yield Case(f"merge two users with full lists, {ids}", own, theirs, merged=True)
 
 
 def honest(count: int) -> Case:
@@ -142,9 +152,12 @@ def honest(count: int) -> Case:
 def measure(case: Case, store: BulkStore, client: redis.Redis) -> list[float]:
     """Milliseconds of each script of a case, latest first."""
     client.flushall()
-    store.write(case.before, AT)
+    store.write(case.before + (case.events if case.merged else []), AT)
     client.slowlog_reset()
-    if case.seeded:
+    if case.merged:
+        merge = Merge(case.before[0].user_id, case.events[0].user_id, AT + 1e6)
+        store.run(merging.merge_command(store.layout, merge, UserLimits()))
+    elif case.seeded:
         seed(store, case.events)
     else:
         store.write(case.events, AT)
@@ -213,6 +226,7 @@ def main() -> None:
         "honest_request_ms": times[page.name].request,
         "ratio_to_append": times[page.name].request / times_of(append_runs).request,
         "seed_ms": max((times[case.name].slowest for case in measured if case.seeded), default=0.0),
+        "merge_ms": max((times[case.name].slowest for case in measured if case.merged), default=0.0),
     }
     print(json.dumps({**{name: round(value, 3) for name, value in figures.items()}, "worst": worst}))
 

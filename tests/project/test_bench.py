@@ -62,7 +62,7 @@ TINY = {
     "events": (["--lists", "20"], {"us_write_service", "us_write_redis", "us_follow", "us_collect", "bytes_parquet"}),
     "scripts": (
         ["--events", "240", "--rounds", "1"],
-        {"worst_ms", "request_ms", "honest_ms", "honest_request_ms", "ratio_to_append", "seed_ms"},
+        {"worst_ms", "request_ms", "honest_ms", "honest_request_ms", "ratio_to_append", "seed_ms", "merge_ms"},
     ),
     "position": (["--users", "60", "--seeds", "1"], {"without", "with", "lists"}),
     "query": (["--cost", "300", "2"], {"rows_ratio", "retrieval_ratio", "read_ms"}),

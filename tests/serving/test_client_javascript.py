@@ -21,7 +21,13 @@ DECLARED = {
 }
 CLIENT_TYPES = {"Options", "KeyValue", "Counts", "ObserveOptions"}
 """Interfaces of the client that are not in the service's schema."""
-SUPPORTED = {"/v1/rank": "post", "/v1/recommend": "post", "/v1/similar/{item_id}": "get", "/v1/events": "post"}
+SUPPORTED = {
+    "/v1/rank": "post",
+    "/v1/recommend": "post",
+    "/v1/similar/{item_id}": "get",
+    "/v1/events": "post",
+    "/v1/users/{user_id}/merge": "post",
+}
 NOT_SUPPORTED = {
     "/v1/items": "writes the catalogue: a page must not have a key for that",
     "/v1/items/{item_id}": "writes the catalogue: a page must not have a key for that",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -38,6 +39,7 @@ RESULTS = [
     "SimilarItem",
     "ErasureAnswer",
     "UserAnswer",
+    "MergeAnswer",
     "ItemsAnswer",
     "ItemAnswer",
     "ServiceState",
@@ -52,6 +54,7 @@ CALLS: dict[str, calls.Call[Any]] = {
     "put_items": calls.put_items([]),
     "delete_item": calls.delete_item("a"),
     "put_user": calls.put_user("u", {}),
+    "merge_user": calls.merge_user("u/v", "anon"),
     "delete_user": calls.delete_user("u"),
     "health": calls.health(),
 }
@@ -59,8 +62,8 @@ CALLS: dict[str, calls.Call[Any]] = {
 
 def route_of(call: calls.Call[Any]) -> tuple[str, str]:
     """(method, path in the schema) of a call."""
-    path, (stem, _, last) = call.path.partition("?")[0], call.path.partition("?")[0].rpartition("/")
-    matches = [p for p in SCHEMA["paths"] if p == path or (p.rpartition("/")[0] == stem and "{" in p and last)]
+    path = call.path.partition("?")[0]
+    matches = [p for p in SCHEMA["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", p), path)]
     assert len(matches) == 1, f"{call.path} is not a route of the service: {list(SCHEMA['paths'])}"
     return call.method.lower(), matches[0]
 

@@ -22,18 +22,23 @@ from offline.data.partitions import Storage
 from serving.release import registry
 from serving.release.manifest import read_manifest
 from serving.store import (
+    REFUSED,
     SERVED,
     START,
     STREAM,
     Address,
     AddressError,
+    AttributeWrite,
     Backlog,
     BulkStore,
     Event,
+    Merge,
     Outcome,
     Pointer,
     Store,
     StoreAway,
+    UserLimits,
+    merging,
     tombstone,
     user_hash,
 )
@@ -162,6 +167,54 @@ def test_the_asyncio_store_behaves_like_the_bulk_store_and_pages_through_the_str
         assert set(await store.some_users(100)) == set(USERS)
         await store.erase("u7", NOW)
         assert len((await store.read("u7", catalogue(ITEMS), NOW + 1)).at) == 0
+        await store.close()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("done", [[], ["take"], ["take", "join"]])
+def test_a_merge_of_users_on_two_nodes_is_completed_by_repeating_it(cluster: LocalCluster, done: list[str]) -> None:
+    """The service has died after some of the three steps. Every event is the user's once, and the guest's are gone; a
+    late event of the guest goes to the user's node."""
+    into, guest = "u1", "u2"
+    limits = UserLimits()
+
+    async def use() -> None:
+        store = Store(cluster.url, timeout_s=5)
+        layout, merge = store.layout, Merge(into, guest, NOW)
+        assert layout.shard(into) != layout.shard(guest)
+        await store.write([event(n, NOW - n, user=guest) for n in range(1, 4)], NOW)
+        await store.write([event(9, NOW - 9, user=into)], NOW)
+        await store.write_attributes(AttributeWrite(guest, NOW - 1, {"age": 30}))
+        if "take" in done:
+            (taken,) = await store.run(merging.take_command(layout, merge, limits))
+            if "join" in done:
+                await store.run(merging.join_command(layout, merge, limits, taken[:3]))
+        await store.write([event(4, NOW - 4, user=guest)], NOW)
+        moved = await store.merge(Merge(into, guest, NOW + 1))
+        assert moved == (3 if done else 4), "with the mark set, the last event was written as the user's"
+        assert await store.merge(Merge(into, guest, NOW + 2)) == 0
+        assert await store.write([event(5, NOW - 5, user=guest)], NOW + 3) == [NEW]
+        history, _, known = await store.read_known(into, catalogue(ITEMS), NOW + 4)
+        assert history.at.tolist() == [NOW - n for n in (1, 2, 3, 4, 5, 9)]
+        assert known == {"age": 30}
+        history, _, known = await store.read_known(guest, catalogue(ITEMS), NOW + 4)
+        assert (len(history.at), known) == (0, {})
+        await store.close()
+
+    asyncio.run(use())
+
+
+def test_a_merge_into_a_full_node_moves_nothing(cluster: LocalCluster) -> None:
+    """One user per shard: the guest keeps the list, and later events of the guest are the guest's."""
+
+    async def use() -> None:
+        store = Store(cluster.url, timeout_s=5, limits=UserLimits(most=1))
+        full = next(u for u in USERS if u != "u13" and store.layout.shard(u) == store.layout.shard("u13"))
+        await store.write([event(1, NOW - 1, user=full), event(2, NOW - 2, user="u2")], NOW)
+        assert await store.merge(Merge("u13", "u2", NOW)) == REFUSED
+        assert await store.write([event(3, NOW - 3, user="u2")], NOW) == [NEW]
+        assert (await store.read("u2", catalogue(ITEMS), NOW)).at.tolist() == [NOW - 2, NOW - 3]
         await store.close()
 
     asyncio.run(use())

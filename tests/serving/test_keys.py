@@ -210,6 +210,7 @@ def test_each_route_needs_its_scope_and_public_routes_need_none(url: str) -> Non
         ("POST", "/v1/rank"): "rank",
         ("GET", "/v1/similar/x"): "rank",
         ("POST", "/v1/events"): "events",
+        ("POST", "/v1/users/ann/merge"): "merge",
         ("GET", "/metrics"): "metrics",
     }
     with served(url, good=good) as client:

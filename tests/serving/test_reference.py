@@ -62,7 +62,7 @@ def test_the_reference_has_every_route_field_and_scope() -> None:
         for method, operation in methods.items():
             assert f"{method.upper()} {path}" in page.text
             assert operation["summary"] in page.text
-    for scope in ("rank", "events", "items", "admin", "metrics"):
+    for scope in ("rank", "events", "items", "merge", "admin", "metrics"):
         assert f"Needs a key with scope {scope}." in page.text
     anchors = values(page, "id")
     assert len(anchors) == len(set(anchors))

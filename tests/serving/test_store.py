@@ -195,8 +195,8 @@ def test_a_script_writes_at_most_100_events_of_a_user_in_the_order_of_the_reques
     batch = [*sent, event(300, NOW, user="v"), *sent[:30]]
     commands, members = write_commands(Layout(cluster=False), batch, NOW)
     assert EVENTS_PER_SCRIPT == 100
-    # Each command begins with 16 arguments, and has 4 per event.
-    assert [(len(command) - 16) // 4 for command in commands] == [100, 100, 50, 1]
+    # Each command begins with its name, the script, the number of keys, 9 keys and 9 arguments, and has 4 per event.
+    assert [(len(command) - 21) / 4 for command in commands] == [100, 100, 50, 1]
     assert members == [[*range(100)], [*range(100, 200)], [*range(200, 250)], [250]]
 
 

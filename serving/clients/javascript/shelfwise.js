@@ -22,6 +22,7 @@ export { ShelfwiseError };
 /** @typedef {import("./types.js").EventIn} EventIn */
 /** @typedef {import("./types.js").RankAnswer} RankAnswer */
 /** @typedef {import("./types.js").SimilarAnswer} SimilarAnswer */
+/** @typedef {import("./types.js").MergeAnswer} MergeAnswer */
 
 const ADOPT_MS = 30_000;
 
@@ -95,6 +96,16 @@ export class Shelfwise {
   async similar(itemId, { limit = 10, deadlineMs } = {}) {
     if (["", ".", ".."].includes(itemId)) throw new TypeError(`item id "${itemId}" cannot be used in a path: pass an item's id`);
     return this.#exchange.ask("GET", `/v1/similar/${encodeURIComponent(itemId)}?limit=${limit}`, undefined, deadlineMs);
+  }
+
+  /**
+   * @param {string} user
+   * @param {{from?: string, deadlineMs?: number}} [how]
+   * @returns {Promise<MergeAnswer>}
+   */
+  async merge(user, { from = this.user, deadlineMs } = {}) {
+    if (["", ".", ".."].includes(user)) throw new TypeError(`user id "${user}" cannot be used in a path: pass a user's id`);
+    return this.#exchange.ask("POST", `/v1/users/${encodeURIComponent(user)}/merge`, { from }, deadlineMs);
   }
 
   /**

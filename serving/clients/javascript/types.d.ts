@@ -169,6 +169,17 @@ export interface SimilarAnswer {
   items: SimilarItem[];
 }
 
+/** What an anonymous shopper did becomes the history of the user. from: the anonymous user id. */
+export interface MergeIn {
+  from: string;
+}
+
+/** at: Unix seconds of the merge. moved: number of events that now belong to the user. */
+export interface MergeAnswer {
+  at: number;
+  moved: number;
+}
+
 export interface Rejected {
   index: number;
   field: string | null;
@@ -281,6 +292,11 @@ export class Shelfwise {
   recommend(request?: RecommendRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
   /** List items with similar text. Rejects with ShelfwiseError. */
   similar(itemId: string, how?: { limit?: number; deadlineMs?: number }): Promise<SimilarAnswer>;
+  /**
+   * Move what an anonymous shopper did to a user, at login. from: defaults to the client's own user. Needs a key with
+   * scope `merge`, which a public key cannot have: call it in the back end. Rejects with ShelfwiseError.
+   */
+  merge(user: string, how?: { from?: string; deadlineMs?: number }): Promise<MergeAnswer>;
   /** Queue an event. Returns its id, or null if the queue is full (`onRefused` is called). */
   track(event: Tracked): string | null;
   /** Send queued events now. Resolves to true if all are delivered, to false if an attempt failed (it will be retried). */

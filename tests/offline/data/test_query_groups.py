@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.context import NO_DEVICE, Device
+from features.history import Merges
 from features.log import GAIN, Events, Kind, Lists
 from features.replay import Replay
 from offline.data.query_groups import (
@@ -75,6 +76,46 @@ def test_gain_is_the_best_action() -> None:
 @pytest.mark.parametrize("request_", [3, -1])
 def test_the_gain_of_an_action_does_not_depend_on_how_it_is_attributed(kind: Kind, gain: int, request_: int) -> None:
     assert gains(logged_lists(log(*LIST, (20, 0, 2, kind, request_))))["r3"] == {1: 0, 2: gain, 3: 0}
+
+
+def merged(*merges: tuple[int, int, float]) -> Merges:
+    """Merges of (user, user merged into, seconds after START)."""
+    source, into, at = zip(*merges, strict=True)
+    return Merges(np.array(source, np.int32), np.array(into, np.int32), START + np.array(at, np.float64))
+
+
+def test_what_a_guest_was_shown_counts_for_what_the_user_does_after_login() -> None:
+    """Item 1 is bought by user 1 after the merge at 30 s, item 2 before it, and item 3 a day and a second after the
+    list."""
+    bought = [(40, 1, 1, BOUGHT, -1), (25, 1, 2, BOUGHT, -1), (10 + DAY + 1, 1, 3, BOUGHT, -1)]
+    events = log(*LIST, *bought)
+    assert gains(logged_lists(events)) == {"r3": {1: 0, 2: 0, 3: 0}}
+    assert gains(logged_lists(events, merges=merged((0, 1, 30)))) == {"r3": {1: 3, 2: 0, 3: 0}}
+    assert gains(concat(iter_logged_lists(events, DAY, 2, merged((0, 1, 30)))))["r3"] == {1: 3, 2: 0, 3: 0}
+
+
+def test_after_a_merge_the_latest_list_of_either_user_counts_and_none_of_the_next_guest() -> None:
+    """User 1 was shown item 1 before the guest was (r4, 5 s), or after (r5, 20 s); r6 is shown to the guest's ID after
+    the login. Through a second merge, what user 2 buys counts for the guest's list as well."""
+    bought, of_next = (60, 1, 1, BOUGHT, -1), (50, 0, 1, SHOWN, 6)
+    once, twice = merged((0, 1, 30)), merged((0, 1, 30), (1, 2, 40))
+    first = gains(logged_lists(log(*LIST, (5, 1, 1, SHOWN, 4), of_next, bought), merges=once))
+    assert (first["r3"][1], first["r4"][1], first["r6"][1]) == (3, 0, 0)
+    second = gains(logged_lists(log(*LIST, (20, 1, 1, SHOWN, 5), of_next, bought), merges=once))
+    assert (second["r3"][1], second["r5"][1], second["r6"][1]) == (0, 3, 0)
+    by_other = log(*LIST, (60, 2, 1, BOUGHT, -1))
+    assert gains(logged_lists(by_other, merges=once))["r3"][1] == 0
+    assert gains(logged_lists(by_other, merges=twice))["r3"][1] == 3
+
+
+def test_an_action_of_a_merged_users_list_is_in_no_basket() -> None:
+    events, merges = (
+        log(*LIST, (40, 1, 1, BOUGHT, -1), (40, 1, 3, CLICK, -1), (40, 1, 5, BOUGHT, -1)),
+        merged((0, 1, 30)),
+    )
+    shown = logged_lists(events, merges=merges)
+    (left,) = without_logged(iter_baskets(events, -np.inf), shown, DAY, merges)
+    assert left.item.tolist() == [5]
 
 
 def test_an_action_with_a_request_is_attributed_to_its_list_only() -> None:

@@ -56,6 +56,18 @@ test("the shopper token is sent with every request, and a function is asked for 
   }, { token: () => current });
 });
 
+test("a merge names the anonymous shopper, is repeated after an error, and returns what the service answered", () =>
+  withShop((_, turn) => (turn < 1 ? [503, {}] : [200, { at: 1.5, moved: 3 }]), async (shop, service) => {
+    assert.deepEqual(await shop.merge("ann/1", { from: "anon-7" }), { at: 1.5, moved: 3 });
+    assert.deepEqual(service.requests.map(({ events, path }) => [path, events]), [
+      ["/v1/users/ann%2F1/merge", { from: "anon-7" }],
+      ["/v1/users/ann%2F1/merge", { from: "anon-7" }],
+    ]);
+    await shop.merge("ann");
+    assert.deepEqual(service.requests[2].events, { from: "u1" }, "by default, the shopper of the client");
+    await assert.rejects(() => shop.merge(".."), TypeError);
+  }));
+
 test("after a lost response, events are sent again and counted once", () =>
   withShop((_, turn) => (turn < 2 ? "cut" : undefined), async (shop, service) => {
     shop.track({ event: "click", item_id: "i" });

@@ -16,7 +16,7 @@ export async function fakeService(respond) {
     request.on("data", (part) => parts.push(part));
     request.on("end", () => {
       const events = JSON.parse(Buffer.concat(parts).toString());
-      requests.push({ events, headers: request.headers, at: Date.now() });
+      requests.push({ events, path: request.url, headers: request.headers, at: Date.now() });
       const answer = respond(events, turn++);
       if (Array.isArray(answer)) {
         response.writeHead(answer[0], answer[2] ?? {}).end(JSON.stringify(answer[1]));

@@ -16,6 +16,9 @@ export async function used(list: Element): Promise<number> {
   client.track({ event: "click" });
   // @ts-expect-error unknown field
   await client.rank({ candidate: ["p1"] });
+  const moved: number = (await client.merge("ann", { from: "anon-7" })).moved;
+  // @ts-expect-error the user is required
+  await client.merge({ from: "anon-7" });
   stop();
-  return error.status + (options.batch ?? 0) + client.counts.waiting;
+  return moved + error.status + (options.batch ?? 0) + client.counts.waiting;
 }

@@ -90,6 +90,7 @@ class AsyncShelfwise:
     put_items = _call_method(calls.put_items)
     delete_item = _call_method(calls.delete_item)
     put_user = _call_method(calls.put_user)
+    merge_user = _call_method(calls.merge_user)
     delete_user = _call_method(calls.delete_user)
     health = _call_method(calls.health)
     send = _send_method(calls.event)

@@ -163,6 +163,14 @@ class UserAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeAnswer:
+    """The users are merged. at: Unix seconds of the merge. moved: number of events that now belong to the user."""
+
+    at: float
+    moved: int
+
+
+@dataclass(frozen=True, slots=True)
 class ErasureAnswer:
     """The user has been erased. at: Unix seconds. Events after this time are stored again."""
 

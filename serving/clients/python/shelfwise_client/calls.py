@@ -158,6 +158,19 @@ def put_user(
     return _write("PUT", path, answers.UserAnswer, deadline_s, _json({"attributes": dict(attributes)}))
 
 
+def merge_user(user_id: str, from_id: str, *, deadline_s: float | None = None) -> Call[answers.MergeAnswer]:
+    """Move what an anonymous shopper did to a user, at login. from_id: the anonymous user ID. Needs a key with scope
+    `merge`."""
+    return Call(
+        method="POST",
+        path=f"/v1/users/{_path_segment('user_id', user_id)}/merge",
+        answer=answers.MergeAnswer,
+        body=_json({"from": from_id}),
+        repeatable=True,
+        deadline_s=deadline_s,
+    )
+
+
 def delete_user(user_id: str, *, deadline_s: float | None = None) -> Call[answers.ErasureAnswer]:
     """Erase a user. Not retried once the service may have received it: a retry would erase newer events as well."""
     return _write("DELETE", f"/v1/users/{_path_segment('user_id', user_id)}", answers.ErasureAnswer, deadline_s)
