@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -22,6 +22,11 @@ def section(field: FieldInfo | None) -> type[BaseModel] | None:
     return next((o for o in options(field.annotation) if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
+def is_mapping(field: FieldInfo | None) -> bool:
+    """Whether a field is a mapping of names to sections."""
+    return section(field) is not None and field is not None and dict in map(get_origin, options(field.annotation))
+
+
 def names(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a model by the key that is written in the file."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
@@ -30,7 +35,7 @@ def names(model: type[BaseModel]) -> dict[str, FieldInfo]:
 def number_type(field: FieldInfo) -> str | None:
     """The type of a numeric field, in words; None for other fields."""
     found = options(field.annotation)
-    if bool in found or str in found:
+    if bool in found or str in found or dict in map(get_origin, found):
         return None
     return "a whole number" if int in found else "a number" if float in found else None
 

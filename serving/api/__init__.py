@@ -11,9 +11,10 @@ from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
 from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
 from serving.api.problem import Problem
-from serving.api.rankings import DegradedReason, RankAnswer, RankedItem, RankRequest, RecommendRequest
+from serving.api.rankings import DEFAULT_LIMIT, DegradedReason, RankAnswer, RankedItem, RankRequest, RecommendRequest
 
 __all__ = [
+    "DEFAULT_LIMIT",
     "Accepted",
     "DegradedReason",
     "Derived",
