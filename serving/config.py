@@ -45,7 +45,7 @@ class PlacementConfig(BaseModel):
         "named are not used. Empty: all sources take turns equally.",
     )
     requires: tuple[Literal["query"], ...] = Field(
-        (), examples=[["query"]], description="What a request must bring; without it, it is refused."
+        (), examples=[["query"]], description="Parts that a request must have; without them, it is refused."
     )
     rules: StandingRules = Field(
         Rules(),

@@ -23,7 +23,7 @@ def section(field: FieldInfo | None) -> type[BaseModel] | None:
 
 
 def is_mapping(field: FieldInfo | None) -> bool:
-    """Whether a field is a mapping of names to sections."""
+    """True if a field is a mapping of names to sections."""
     return section(field) is not None and field is not None and dict in map(get_origin, options(field.annotation))
 
 

@@ -14,7 +14,7 @@ from offline.data.dataset import Dataset, annotation_table, list_columns, load_d
 from offline.data.log import LogFiles, load_log, user_histories
 from offline.data.partitions import GROUP_ROWS, Storage
 from offline.data.query_groups import Targets, concat, keys, logged_lists, select
-from offline.data.schema import CANONICAL, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, TAGS, UTC_US
+from offline.data.schema import CANONICAL, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, PLACEMENT, TAGS, UTC_US
 from offline.data.windows import WINDOWS, Windows
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "EVENTS_FORM",
     "EVENTS_SCHEMA",
     "GROUP_ROWS",
+    "PLACEMENT",
     "TAGS",
     "UTC_US",
     "WINDOWS",

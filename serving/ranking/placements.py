@@ -1,4 +1,4 @@
-"""Placements: what the configuration says of the list of a request, by the name of the spot that it is for."""
+"""Placements: settings of the list of a request, by the name of the spot in the shop that it is for."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ export interface EventIn {
   query?: string | null;
   /** Of an impression: what its list was ranked with. Not needed for lists that the service ranked. */
   columns?: Record<string, ColumnValue> | null;
+  /** The spot in the shop where the list was shown. Not needed if the request for the list named it. */
+  placement?: string | null;
 }
 
 /** An event for `track`; the client adds shopper, session, device, time and an id. */

@@ -194,11 +194,13 @@ def event(
     device: str | None = None,
     query: str | None = None,
     columns: Mapping[str, Value | None] | None = None,
+    placement: str | None = None,
 ) -> Event:
     """Build an event to queue. `send` returns its event_id, generated if omitted. timestamp: defaults to now.
 
     request_id, position: the ranking the shopper saw, and the position in it, from 0. They join clicks to lists.
-    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked.
+    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked. placement:
+    the spot in the shop where the list was shown; not needed if the request for the list named it.
     """
     given: Event = {
         "event": event,
@@ -213,6 +215,7 @@ def event(
         "device": device,
         "query": query,
         "columns": None if columns is None else dict(columns),
+        "placement": placement,
     }
     return identified(given)
 
