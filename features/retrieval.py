@@ -19,6 +19,7 @@ from features.moment import Items
 from features.text.inverted_lists import EXACT_UP_TO
 
 SOURCES = ("query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new")
+_BY_TEXT = [SOURCES.index(name) for name in ("query", "query_words", "text")]
 _TIE_BREAK = 1e-3
 """Weight of a cosine relative to a share of query words: it orders items that contain the same words."""
 _POPULARITY_HALF_LIFE = 2
@@ -98,9 +99,19 @@ def retrieve(items: Items, history: History, at: float, size: int, context: Cont
 
 
 def text_candidates(
-    items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None = None
+    items: Items,
+    history: History,
+    at: float,
+    size: int,
+    context: Context,
+    admitted: Bool | None = None,
+    shares: F64 | None = None,
 ) -> TextCandidates:
-    """At most `size` available items each by query and by interest. admitted: as in `nearest_by_text`."""
+    """At most `size` available items each by query and by interest. admitted: as in `nearest_by_text`. shares: as in
+    `merge`; without a share, no text is compared."""
+    if shares is not None and not shares[_BY_TEXT].any():
+        nothing = np.empty(0, np.int32)
+        return TextCandidates(nothing, nothing, nothing)
     liked = nearest_by_text(items, interest_vector(items, history, at), at, size, admitted)
     if not context.query or items.words is None:
         return TextCandidates(liked[:0], liked[:0], liked)
@@ -145,8 +156,12 @@ def merge(
     offered: GlobalCandidates,
     by_text: TextCandidates,
     admitted: Bool | None = None,
+    shares: F64 | None = None,
 ) -> Retrieved:
-    """Merge the best of all sources in turn, each item once. admitted: bool[n], applied to every source, or None."""
+    """Merge the best of all sources in turn, each item once. admitted: bool[n], applied to every source, or None.
+
+    shares: float64, the share of turns of each of `SOURCES`, 0 for one that is not used; None if all are equal.
+    """
     item, weight = _weighted_engagements(history, at)
     engaged, amount = _sum_by_row(item, weight)
     near_items, near_weight = items.neighbours.item[item], items.neighbours.weight[item].astype(np.float64)
@@ -164,17 +179,26 @@ def merge(
         offered.new,
     ]
     ranked = []
-    for rows in lists:
+    for number, rows in enumerate(lists):
+        if shares is not None and not shares[number]:
+            rows = rows[:0]
         rows = rows if admitted is None else rows[admitted[rows]]
         ranked.append(_only_available(items, rows, at)[:size])
-    return _interleave(ranked, size)
+    return _interleave(ranked, size, np.ones(len(ranked)) if shares is None else shares)
 
 
-def _interleave(ranked: list[I32], size: int) -> Retrieved:
-    """Interleave ranked lists: the best of each, then the second of each, ...; each row once, at its first place."""
+def _interleave(ranked: list[I32], size: int, shares: F64) -> Retrieved:
+    """Interleave ranked lists, each row once, at its first place.
+
+    The n-th of a list, from 0, has its turn at (n + 1/2) / share; equal turns are in the order of the lists. With equal
+    shares: the best of each, then the second of each, and so on. shares: float64, one for each list; lists without a
+    share are empty.
+    """
     row = np.concatenate(ranked)
     source = np.repeat(np.arange(len(ranked), dtype=np.int8), [len(r) for r in ranked])
-    position = np.concatenate([np.arange(len(r)) for r in ranked])
+    position = np.concatenate(
+        [(np.arange(len(r)) + 0.5) / (share or 1.0) for r, share in zip(ranked, shares.tolist(), strict=True)]
+    )
     order = np.lexsort((source, position))
     distinct, first, index = np.unique(row[order], return_index=True, return_inverse=True)
     source_bits = np.zeros(len(distinct), np.uint8)

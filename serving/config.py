@@ -1,20 +1,76 @@
-"""The `serving` section of the configuration: one frozen value, built at startup and passed down."""
+"""The sections `serving` and `placements` of the configuration: one frozen value, built at startup and passed down."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from features.bounds import ATTRIBUTE_NAME, COLUMN_NAME, is_name
 from features.retention import DAY_S, Retention
 from serving.rules import Rules, StandingRules
 
 HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
 """A host name without scheme and port, or * for any."""
+PLACEMENTS = 50
+"""Maximum number of placements."""
 
 
-class ServiceConfig(BaseModel):
+def _placement_name(name: str) -> str:
+    if re.fullmatch(COLUMN_NAME, name) is None or not is_name(name):
+        raise ValueError(
+            f"{name[:80]!r} is not a valid name: use 1 to {ATTRIBUTE_NAME} characters, without white space and control "
+            "characters"
+        )
+    return name
+
+
+PlacementName = Annotated[str, AfterValidator(_placement_name)]
+Source = Literal["query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new"]
+"""A candidate source: one of `features.retrieval.SOURCES`."""
+Share = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+
+
+class PlacementConfig(BaseModel):
+    """Settings of the lists of a named spot in the shop, such as the home page or the results of a search."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: dict[Source, Share] = Field(
+        default={},
+        examples=[{"co_occurrence": 2, "popular": 1}],
+        description="Candidate sources of /v1/recommend, with the share of turns that each takes. Sources that are not "
+        "named are not used. Empty: all sources take turns equally.",
+    )
+    requires: tuple[Literal["query"], ...] = Field(
+        (), examples=[["query"]], description="Parts that a request must have; without them, it is refused."
+    )
+    rules: StandingRules = Field(
+        Rules(),
+        examples=[{"cap": [{"attribute": "brand", "most": 2}]}],
+        description="Rules for the lists of this placement, after those of `serving.rules` and before those of the "
+        "request; see docs/rules.md.",
+    )
+    limit: int | None = Field(
+        None, ge=1, le=500, examples=[12], description="Length of the list if the request has no `limit`."
+    )
+    explore: float | None = Field(
+        None, ge=0, le=1, examples=[0.1], description="The same as `serving.explore`, in its place. null: that one."
+    )
+
+    @model_validator(mode="after")
+    def _explores_without_rules(self) -> Self:
+        if self.explore and self.rules != Rules():
+            raise ValueError("a list with rules is never explored: remove `explore` or `rules`")
+        return self
+
+
+Placements = dict[PlacementName, PlacementConfig]
+
+
+class ServingConfig(BaseModel):
     """Settings of the service: addresses, limits, timeouts and features.
 
     Secrets are not settings: the address of Redis, which may contain a password, is read from `REDIS_URL` at startup.
@@ -225,3 +281,9 @@ class ServiceConfig(BaseModel):
         if self.internal_port == self.port:
             raise ValueError(f"internal_port is {self.port}, and so is port: use another one")
         return self
+
+
+class ServiceConfig(ServingConfig):
+    """The settings of the service, with the placements."""
+
+    placements: Placements = Field(default={}, max_length=PLACEMENTS, description="Placements by name.")

@@ -50,7 +50,7 @@ def serve(
         if as_of_data:
             overrides["clock_file"] = None
             overrides["clock_offset_s"] = live_release(c, url).manifest.cut_off - datetime.now(UTC).timestamp()
-        run(c.serving.model_copy(update=overrides), url, c.releases, c.features.custom)
+        run(c.service.model_copy(update=overrides), url, c.releases, c.features.custom)
 
 
 def embed(config: ConfigPath = None, workspace: Workspace = None) -> None:

@@ -28,7 +28,7 @@ from offline.config.publication import GateConfig, RetentionConfig
 from offline.config.simulation import SimulateConfig
 from offline.config.windows import WindowConfig
 from ranker.train import RankerConfig
-from serving.config import ServiceConfig
+from serving.config import PLACEMENTS, Placements, ServiceConfig, ServingConfig
 from text_encoder.config import EncoderConfig
 
 
@@ -212,7 +212,17 @@ class Config(BaseModel):
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     retention: RetentionConfig = Field(default_factory=lambda: RetentionConfig.model_validate({}))
     redis: RedisConfig = Field(default_factory=lambda: RedisConfig.model_validate({}))
-    serving: ServiceConfig = Field(default_factory=lambda: ServiceConfig.model_validate({}))
+    placements: Placements = Field(
+        default={},
+        max_length=PLACEMENTS,
+        description="Settings of the lists of each placement, a named spot in the shop, by its name.",
+    )
+    serving: ServingConfig = Field(default_factory=lambda: ServingConfig.model_validate({}))
+
+    @property
+    def service(self) -> ServiceConfig:
+        """The settings of the service: those of `serving`, and the placements."""
+        return ServiceConfig.model_validate({**dict(self.serving), "placements": self.placements})
 
     @property
     def data(self) -> Path:
@@ -355,19 +365,22 @@ def _shortened(text: str, most: int) -> str:
 
 def _key(loc: tuple[int | str, ...]) -> str:
     """A location as a key, such as import.events[0].path."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    parts = (part for part in loc if part != "[key]")  # pydantic's mark of an error in the key of a mapping
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _field(loc: tuple[int | str, ...]) -> FieldInfo | None:
     """The declaration of the field at a location; None for an unknown key."""
     model: type[BaseModel] | None = Config
-    field = None
+    field, is_name = None, False
     for part in loc:
-        # A number in a location is a list index; an entry has the declaration of its list.
-        if isinstance(part, int):
+        # A number in a location is a list index; an entry has the declaration of its list, or of its mapping.
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         field = fields.names(model).get(part) if model else None
         model = fields.section(field)
+        is_name = fields.is_mapping(field)
     return field
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -22,6 +22,15 @@ def section(field: FieldInfo | None) -> type[BaseModel] | None:
     return next((o for o in options(field.annotation) if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
+def is_mapping(field: FieldInfo | None) -> bool:
+    """True if a field is a mapping of names to sections."""
+    return field is not None and section(field) is not None and _has_mapping(options(field.annotation))
+
+
+def _has_mapping(annotations: list[Any]) -> bool:
+    return any(get_origin(annotation) is dict for annotation in annotations)
+
+
 def names(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a model by the key that is written in the file."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
@@ -30,7 +39,7 @@ def names(model: type[BaseModel]) -> dict[str, FieldInfo]:
 def number_type(field: FieldInfo) -> str | None:
     """The type of a numeric field, in words; None for other fields."""
     found = options(field.annotation)
-    if bool in found or str in found:
+    if bool in found or str in found or _has_mapping(found):
         return None
     return "a whole number" if int in found else "a number" if float in found else None
 

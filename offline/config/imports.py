@@ -37,6 +37,7 @@ EVENT_COLUMNS = (
     "session_id",
     "device",
     "query",
+    "placement",
     "clicked",
     *TEXT_COLUMNS,
     "price",

@@ -50,6 +50,7 @@ _GUIDES = {
     "checks": "See [data checks](nights.md#data-checks).",
     "gate": "See [the gate](nights.md#the-gate).",
     "retention": "See [day partitions](data.md#day-partitions) for `log_days`.",
+    "placements": "See [placements](placements.md).",
     "serving": "See [serving](serving.md).",
 }
 """The guide of each section."""
@@ -66,9 +67,22 @@ import:
   events:
     - from: orders
       columns: {event: {value: purchase}, user_id: customer, item_id: sku, timestamp: ordered_at}
-"""
+""",
+    "placements": """\
+placements:
+  home:
+    sources: {co_occurrence: 2, popular: 1}
+    requires: []
+    rules: {}
+    limit: 12
+    explore: 0.1
+  search:
+    requires: [query]
+    rules:
+      cap: [{attribute: brand, most: 2}]
+""",
 }
-"""Examples of sections whose required keys have no default to show."""
+"""Examples of sections that cannot be made from the defaults and examples of their keys."""
 
 
 def page() -> str:
@@ -78,8 +92,9 @@ def page() -> str:
     for key, field in sections.items():
         model = fields.section(field)
         assert model is not None
-        blocks += [f"## {key}", f"{_about(model)} {_GUIDES[key]}", _table(model, key), _example(key, model)]
-        for path, part in _parts(model, key):
+        where = _path("", key, field)
+        blocks += [f"## {where}", f"{_about(model)} {_GUIDES[key]}", _table(model, where), _example(key, model)]
+        for path, part in _parts(model, where):
             blocks += [f"### {path}", _about(part), _table(part, path)]
     return "\n\n".join(blocks) + "\n"
 

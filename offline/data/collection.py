@@ -51,6 +51,7 @@ from offline.data.schema import (
     EVENTS_SCHEMA,
     MERGES_FORM,
     MERGES_SCHEMA,
+    PLACEMENT,
     SERVED_FORM,
     SERVED_SCHEMA,
     UTC_US,
@@ -298,7 +299,7 @@ def _events_table(entries: Sequence[bytes]) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [getattr(e, name, None) for e in events] for name in EVENTS_SCHEMA.names}
     columns["event"] = [KINDS[e.kind] for e in events]
     columns["timestamp"] = [round(e.at * 1e6) for e in events]
-    return _cast(columns, EVENTS_SCHEMA)
+    return _with_placements(_cast(columns, EVENTS_SCHEMA), [e.placement for e in events])
 
 
 def _served_table(entries: Sequence[bytes]) -> pa.Table:
@@ -313,7 +314,14 @@ def _served_table(entries: Sequence[bytes]) -> pa.Table:
     for name in ("correlation", "overlap", "ms"):
         columns[f"shadow_{name}"] = [s.shadow and getattr(s.shadow, name) for s in lists]
     columns["live_ms"] = [s.shadow and s.shadow.live_ms for s in lists]
-    return _cast(columns, SERVED_SCHEMA)
+    return _with_placements(_cast(columns, SERVED_SCHEMA), [s.placement for s in lists])
+
+
+def _with_placements(table: pa.Table, placements: Sequence[str | None]) -> pa.Table:
+    """The table with the column of placements, if any row has one."""
+    if not any(placements):
+        return table
+    return table.append_column(PLACEMENT, pa.array(placements, PLACEMENT.type))
 
 
 def _cast(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:

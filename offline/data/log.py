@@ -47,6 +47,7 @@ from offline.data.schema import (
     EVENTS_SCHEMA,
     MERGES,
     MERGES_FORM,
+    PLACEMENT,
     SERVED,
     SERVED_FORM,
     SERVED_SCHEMA,
@@ -68,6 +69,7 @@ _RELEASE_EVERY = 4096
 Arrays = Mapping[str, NDArray[Any]]
 _EVENT_COLUMNS = pa.schema([f for f in EVENTS_SCHEMA if f.name != "columns"])
 """The columns of events that arrays are made of."""
+_SERVED_FIELDS = SERVED_SCHEMA.append(PLACEMENT)
 _LIST_COLUMNS = ("request_id", "at", "user_id", "device", "query", "item_ids")
 
 
@@ -183,7 +185,7 @@ class LogFiles:
 
     def served_spans(
         self,
-        columns: Sequence[str] = SERVED_SCHEMA.names,
+        columns: Sequence[str] = _SERVED_FIELDS.names,
         begin: int = EARLIEST,
         end: int = LATEST,
         deduplicator: Deduplicator | None = None,
@@ -194,14 +196,14 @@ class LogFiles:
         """
         deduplicator = deduplicator or Deduplicator()
         required = list(dict.fromkeys(("request_id", "at", "user_id", *columns)))
-        schema = pa.schema([SERVED_SCHEMA.field(name) for name in required])
+        schema = pa.schema([_SERVED_FIELDS.field(name) for name in required])
         for table in self.served.spans(required, max(begin, self.begin), min(end, self.end)):
             span = _span(_complete(erasures.without_erased(table, self.erased, "at"), schema), "at", "request_id")
             yield span.filter(deduplicator.is_first(span.key, span.at)).table.select(list(columns))
 
-    def read_served(self, columns: Sequence[str] = SERVED_SCHEMA.names) -> pa.Table:
+    def read_served(self, columns: Sequence[str] = _SERVED_FIELDS.names) -> pa.Table:
         """All served lists as one table, possibly empty."""
-        schema = pa.schema([SERVED_SCHEMA.field(name) for name in columns])
+        schema = pa.schema([_SERVED_FIELDS.field(name) for name in columns])
         return pa.concat_tables([schema.empty_table(), *self.served_spans(columns)])
 
 

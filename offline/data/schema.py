@@ -62,6 +62,8 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 """Of an event. columns: of an impression, the columns of its request, as a JSON object of one value each."""
+PLACEMENT = pa.field("placement", pa.string())
+"""The placement of the list of an event, and of a served list: the last column of files in which a row has one."""
 SERVED_SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),

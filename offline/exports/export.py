@@ -131,7 +131,7 @@ def write_export(
     done = total - sum(len(export.parts[number]) for number in missing)
     on_progress(done, total)
     # Compiled rules and features have functions that do not reach another process, so each part makes them again.
-    job = replace(export, live=replace(export.live, standing=None, features=()))
+    job = replace(export, live=replace(export.live, standing=None, placed={}, features=()))
     for number, part in zip(missing, engine.map(_rank_part, job, [export.parts[n] for n in missing]), strict=True):
         to.storage.write(names[number], _to_bytes(part, to.format))
         done += len(export.parts[number])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 
-from features.bounds import CONTROL, EVENT_MOMENTS, MAX_POSITION
+from features.bounds import ATTRIBUTE_NAME, CONTROL, EVENT_MOMENTS, MAX_POSITION
 from features.catalogue import TEXT_COLUMNS
 from features.context import DEVICE_CHARACTERS, QUERY_CHARACTERS
 from features.log import GA4, KINDS, Kind
@@ -23,7 +23,7 @@ _ORDER = "order_column"
 _MOST_KINDS = 10_000
 _WRITTEN = (
     *("kind", "user_id", "item_id", "timestamp", "request_id", "session_id", "event_id", "device", "query", "position"),
-    *("value", "clicked", *TEXT_COLUMNS, "price", "columns"),
+    *("value", "clicked", *TEXT_COLUMNS, "price", "columns", "placement"),
 )
 DAY_US = 86400 * 10**6
 
@@ -38,7 +38,7 @@ def read_events(library: Library, account: Account, config: ImportConfig, latest
 
     Columns: source (number of the event source), file, row, seq (order of all rows), kind, user_id, item_id, timestamp
     (Unix us), request_id, session_id, event_id, device, query, position, value, clicked, item texts, price, columns (of
-    the request of an impression, JSON).
+    the request of an impression, JSON), placement.
     """
     for number, source in enumerate(config.events):
         _read_source(library, account, config, number, source, latest_us)
@@ -94,7 +94,8 @@ def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, late
         # One message about several items: its ID and the item's place name each event.
         event_id = f"CASE WHEN _index IS NULL THEN {event_id} ELSE {event_id} || ':' || _index END"
     reader.add("event_id", event_id, f"{reader.id_problem('event_id')} IS NULL")
-    for name, most in (("device", DEVICE_CHARACTERS), ("query", QUERY_CHARACTERS)):
+    limits = {"device": DEVICE_CHARACTERS, "query": QUERY_CHARACTERS, "placement": ATTRIBUTE_NAME}
+    for name, most in limits.items():
         control = f"regexp_matches({name}, '{CONTROL}')"
         reader.add(name, reader.text(name), f"length({name}) <= {most} AND NOT {control}")
     if source.order_column:

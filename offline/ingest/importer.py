@@ -26,6 +26,7 @@ from offline.data import (
     EVENTS_FORM,
     EVENTS_SCHEMA,
     GROUP_ROWS,
+    PLACEMENT,
     UTC_US,
     annotation_table,
     erasures,
@@ -109,18 +110,20 @@ def _write_events(library: Library, directory: Path, erased: erasures.Erasures) 
     """Write the accepted events in time order, without those of erased users."""
     kinds = ", ".join(literal(kind) for kind in KINDS)
     ours: Mapping[str, str] = {"event": f"[{kinds}][kind + 1]", "timestamp": "make_timestamp(timestamp)"}
-    columns = ", ".join(f"{ours.get(n, quoted(n))} AS {quoted(n)}" for n in EVENTS_SCHEMA.names)
+    placed = library.rows("SELECT count(placement) FROM shop.events")[0][0] > 0
+    schema = EVENTS_SCHEMA.append(PLACEMENT) if placed else EVENTS_SCHEMA
+    columns = ", ".join(f"{ours.get(n, quoted(n))} AS {quoted(n)}" for n in schema.names)
     order = "e.timestamp, event, item_id, user_id, request_id NULLS LAST, position NULLS LAST, event_id"
     batches = library.sql.sql(f"SELECT {columns} FROM shop.events AS e ORDER BY {order}").to_arrow_reader(GROUP_ROWS)
     with (
         atomic_path(directory / EVENTS_FILE) as temporary,
-        pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
-        left = EVENTS_SCHEMA.empty_table()
+        left = schema.empty_table()
         for batch in batches:
             table = pa.Table.from_batches([batch])
             at = table["timestamp"].cast(pa.timestamp("us")).cast(UTC_US)
-            table = table.set_column(table.schema.get_field_index("timestamp"), "timestamp", at).cast(EVENTS_SCHEMA)
+            table = table.set_column(table.schema.get_field_index("timestamp"), "timestamp", at).cast(schema)
             table = erasures.without_erased(table, erased, EVENTS_FORM.moment)
             left = pa.concat_tables([left, table])
             while len(left) >= GROUP_ROWS:

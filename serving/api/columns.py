@@ -39,6 +39,7 @@ NAME_SCHEMA = {
     "pattern": rf"^{NOT_CONTROL_OR_SPACE}({NOT_CONTROL}*{NOT_CONTROL_OR_SPACE})?$",
 }
 """JSON schema of the name of a column."""
+NAME_RULE = f"a name has 1 to {ATTRIBUTE_NAME} characters, without control characters or white space around it"
 ID_KEY = "id"
 """The key of an object that has the ID of a candidate; its other keys are columns."""
 _Text = Annotated[str, Meta(max_length=COLUMN_TEXT, extra_json_schema=PLAIN)]
@@ -197,9 +198,7 @@ def encoded(declared: Sequence[Column], sent: Sent, user: Mapping[str, Scalar]) 
 
 def _name_problem(name: str) -> str:
     """Why a name is not allowed; empty if it is."""
-    if is_name(name):
-        return ""
-    return f"a name has 1 to {ATTRIBUTE_NAME} characters, without control characters or white space around it"
+    return "" if is_name(name) else NAME_RULE
 
 
 def _check_count(count: int) -> None:

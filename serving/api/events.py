@@ -9,15 +9,17 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from features.bounds import EVENT_MOMENTS, MAX_NUMBER, MAX_POSITION, is_within
+from features.bounds import ATTRIBUTE_NAME, EVENT_MOMENTS, MAX_NUMBER, MAX_POSITION, is_name, is_within
 from features.log import GA4, KINDS, Kind
 from serving.api import ga4
-from serving.api.columns import EventColumns, check_event_columns
+from serving.api.columns import NAME_RULE, NAME_SCHEMA, EventColumns, check_event_columns
 from serving.api.decoding import Device, Id, Query, Refusal, _short, _where, check_no_control, part_id
 from serving.store import Event
 
 KIND_OF = {name: Kind(KINDS.index(kind)) for name, kind in ({k: k for k in KINDS} | GA4).items()}
 """Event kind by name: Shelfwise's names and those of Google Analytics 4 (`purchase` is in both)."""
+
+_Placement = Annotated[str, Meta(min_length=1, max_length=ATTRIBUTE_NAME, extra_json_schema=NAME_SCHEMA)]
 
 
 class EventIn(Struct, forbid_unknown_fields=True):
@@ -29,7 +31,8 @@ class EventIn(Struct, forbid_unknown_fields=True):
     time zone). Defaults to now, as does a timestamp slightly ahead of the service's clock.
     request_id, position: the list that was shown, and the item's position in it, from 0. device: the shopper's device.
     query: the search query that the list answers. columns: of an impression, what its list was ranked with, such as a
-    search engine's score; see `RankRequest`. Not needed for lists that this service ranked.
+    search engine's score; see `RankRequest`. Not needed for lists that this service ranked. placement: the spot in the
+    shop where the list was shown, by any name; not needed either if the request for the list named it.
     """
 
     event: Annotated[str, Meta(extra_json_schema={"enum": list(KIND_OF)})]
@@ -44,6 +47,7 @@ class EventIn(Struct, forbid_unknown_fields=True):
     device: Device | None = None
     query: Query | None = None
     columns: EventColumns | None = None
+    placement: _Placement | None = None
 
 
 class Rejected(Struct):
@@ -122,9 +126,11 @@ def accept(raw: msgspec.Raw, now: float, future_s: float) -> list[Accepted | Ref
 def _of_ga4(raw: msgspec.Raw, now: float, future_s: float) -> list[Accepted | Refused]:
     out: list[Accepted | Refused] = []
     try:
-        for place, fields in ga4.events_of(raw, now):
+        for place, fields, placement in ga4.events_of(raw, now):
             try:
-                out.append(_accepted(msgspec.convert(fields, EventIn), now, future_s))
+                accepted = _accepted(msgspec.convert(fields, EventIn), now, future_s)
+                # Not a field of `EventIn`, so that the derived ID of an event does not depend on it.
+                out.append(accepted._replace(event=msgspec.structs.replace(accepted.event, placement=placement)))
             except Refusal as e:
                 out.append(Refused(f"{place}.{e.field}", e.message))
             except msgspec.ValidationError as e:
@@ -148,6 +154,8 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
         if KIND_OF[given.event] != Kind.IMPRESSION:
             raise Refusal("columns", "only an impression has columns: any other event is an outcome of its list")
         check_event_columns(given.columns)
+    if given.placement is not None and not is_name(given.placement):
+        raise Refusal("placement", NAME_RULE)
     if given.value is not None and given.value < 0 and given.event != "rating":
         raise Refusal("value", f"{given.value:g} is negative; only ratings may be")
     now_us, sent_us = int(now * 1e6), None if given.timestamp is None else _event_time(given.timestamp)
@@ -170,6 +178,7 @@ def _accepted(given: EventIn, now: float, future_s: float) -> Accepted:
         given.device,
         given.query or None,
         msgspec.json.encode(given.columns).decode() if given.columns else None,
+        given.placement,
     )
     return Accepted(event, given.event_id is None)
 
@@ -187,6 +196,7 @@ def _derived_id(given: EventIn, microseconds: int) -> str:
         *filter(None, [given.device]),
         *(["query", given.query] if given.query else []),
         *(["columns", given.columns] if given.columns else []),
+        *(["placement", given.placement] if given.placement else []),
     ]
     return "derived-" + blake2b(msgspec.json.encode(content), digest_size=12).hexdigest()
 

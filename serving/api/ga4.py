@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from features.bounds import PLACEHOLDER_IDS, is_name
+
 _ITEMS = 200
 """Maximum number of items in one event, as in GA4."""
 _EVENTS = 25
@@ -20,7 +22,8 @@ _EVENTS = 25
 
 
 class Ga4Item(Struct):
-    """One item of an event. index: its position in the list, in exports `item_list_index`."""
+    """One item of an event. index: its position in the list, in exports `item_list_index`. item_list_id: the placement
+    of the list."""
 
     item_id: str
     index: int | None = None
@@ -69,11 +72,12 @@ _BODY = msgspec.json.Decoder(Ga4Body, strict=False)
 """Reads numbers that are written as texts too, as BigQuery and many tag managers write 64-bit ones."""
 
 
-def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path in the body, fields of an `EventIn`) for each item of each event.
+def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+    """Yield (path in the body, fields of an `EventIn`, placement) for each item of each event.
 
     An impression without a request_id gets one derived from shopper, time and list, so that all impressions of a list
-    share it. now: Unix seconds, for a body without a timestamp. Raises msgspec's errors if the body is not in GA4 form.
+    share it. The placement is the ID of the list, None if that is not a valid name. now: Unix seconds, for a body
+    without a timestamp. Raises msgspec's errors if the body is not in GA4 form.
     """
     body = _BODY.decode(raw)
     user = body.user_id or body.client_id
@@ -101,4 +105,11 @@ def events_of(raw: bytes | msgspec.Raw, now: float) -> Iterator[tuple[str, dict[
                 # The shop's order number as id: the order counts once, however often it is sent.
                 "event_id": f"{order}:{item.item_id}" if order and event.name == "purchase" else None,
             }
-            yield f"events[{n}].params.items[{k}]", {name: v for name, v in fields.items() if v is not None}
+            given = {name: v for name, v in fields.items() if v is not None}
+            yield f"events[{n}].params.items[{k}]", given, _placement(list_id)
+
+
+def _placement(list_id: str) -> str | None:
+    """The placement of a list; None if its ID is missing or is not a valid name."""
+    name = list_id.strip()
+    return name if is_name(name) and name not in PLACEHOLDER_IDS else None

@@ -10,9 +10,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from features.bounds import ATTRIBUTE_NAME
 from serving.api.columns import Candidates, ColumnsIn, merged, split_candidates
 from serving.api.decoding import Device, Id, Query, check_texts, decode, request_id, request_ids
 from serving.rules import Applied, Removed, Rules
+
+DEFAULT_LIMIT = 10
+"""Length of a recommendation without a limit of its own or of its placement."""
+PlacementIn = Annotated[
+    str, Meta(min_length=1, max_length=ATTRIBUTE_NAME, description="A placement of the configuration.")
+]
 
 
 class RankRequest(Struct, forbid_unknown_fields=True):
@@ -23,18 +30,24 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     candidates that match it come first, and the others follow. shown: false if the user may never see the list, as in
     an e-mail; see `RecommendRequest`. columns: values of the candidates or of the request, such as a search engine's
     score; a candidate may also be an object with an `id` and its columns. Columns that the release does not declare
-    (`features.request`) are logged but not used.
+    (`features.request`) are logged but not used. placement: as in `RecommendRequest`; its sources are not used.
     """
 
     user_id: Id | None = None
     candidates: Candidates | None = None
-    limit: Annotated[int, Meta(ge=1, le=5000, description="Maximum number of items; all by default.")] | None = None
+    limit: (
+        Annotated[
+            int, Meta(ge=1, le=5000, description="Maximum number of items; by default the placement's, otherwise all.")
+        ]
+        | None
+    ) = None
     explain: bool = False
     device: Device | None = None
     query: Query | None = None
     rules: Rules | None = None
     shown: bool = True
     columns: ColumnsIn = {}
+    placement: PlacementIn | None = None
 
     @property
     def ids(self) -> list[str] | None:
@@ -49,16 +62,24 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     query: the search query; items that match it are retrieved in addition to the others, and come first. shown: false
     if the user may never see the list, as in an e-mail or a preview. It is then not logged, counts as seen only once
     impressions with its request_id are sent, and is not explored. columns: as in `RankRequest`, one value each.
+    placement: the spot in the shop that the list is for, one of `placements` in the configuration. It decides the
+    candidate sources, further rules, the default `limit` and the exploration.
     """
 
     user_id: Id | None = None
-    limit: Annotated[int, Meta(ge=1, le=500, description="Maximum number of items to return.")] = 10
+    limit: (
+        Annotated[
+            int, Meta(ge=1, le=500, description="Maximum number of items; by default the placement's, otherwise 10.")
+        ]
+        | UnsetType
+    ) = UNSET
     device: Device | None = None
     query: Query | None = None
     rules: Rules | None = None
     explain: bool = False
     shown: bool = True
     columns: ColumnsIn = {}
+    placement: PlacementIn | None = None
 
 
 class Reason(Struct):
@@ -107,7 +128,7 @@ class RankAnswer(Struct):
     degraded: the list is worse than usual. degraded_reason says why: the user's history could not be read in time
     (history-unavailable); Redis names no release, and the worker serves the newest one that it found on disk
     (release-from-disk); or Redis was replaced by an empty or older one (redis-replaced). removed: with `explain`, the
-    items that each rule removed.
+    items that each rule removed. placement: that of the request.
     """
 
     request_id: str
@@ -117,6 +138,7 @@ class RankAnswer(Struct):
     took_ms: float
     removed: list[Removed] | UnsetType = UNSET
     degraded_reason: DegradedReason | UnsetType = UNSET
+    placement: str | UnsetType = UNSET
 
 
 class SimilarItem(Struct):

@@ -201,7 +201,8 @@ class Follower:
         if not written:
             return live
         near = {} if live.overlay is NO_OVERLAY else live.overlay.near
-        return await asyncio.to_thread(live.with_overlay, Overlay(written, vectors, near), self._config.rules)
+        overlay = Overlay(written, vectors, near)
+        return await asyncio.to_thread(live.with_overlay, overlay, self._config.rules, self._config.placements)
 
     def _set_redis(self, state: str) -> None:
         if state != self.redis and not self._shadow:
@@ -244,8 +245,9 @@ class Follower:
     async def _load(self, pointer: Pointer) -> None:
         """Load and warm a release, catch up with the stream, and only then serve it."""
         try:
+            c = self._config
             live = await asyncio.to_thread(
-                prepare, Path(pointer.path), pointer.id or None, self._custom, self._config.rules
+                prepare, Path(pointer.path), pointer.id or None, self._custom, c.rules, c.placements
             )
         except Exception as e:  # a problem with the next release must not stop the live one
             self.reason = f"release {pointer.id or pointer.path} cannot be loaded: {e}"

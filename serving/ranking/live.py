@@ -8,10 +8,11 @@ assignment, so no response mixes two releases.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from features.retrieval import retrieve, search_space
 from features.table import Feature, Items, features, rows
 from ranker import query_prior
 from ranker.booster import BoosterTrees
+from serving.config import PlacementConfig
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
@@ -34,13 +36,16 @@ from serving.store import START, Tail
 
 log = logging.getLogger(__name__)
 
+NO_RULES = Rules()
+
 
 @dataclass
 class Live:
     """A release with current item state.
 
     last, changes: the last entries applied of the event stream and of the stream of item changes.
-    standing: the configuration's rules, compiled for this release. overlay: items written since the release.
+    standing: the configuration's rules, compiled for this release. placed: the same followed by those of each
+    placement. overlay: items written since the release.
     """
 
     release: Release
@@ -48,6 +53,7 @@ class Live:
     features: tuple[Feature, ...]
     last: str
     standing: Plan | None = None
+    placed: Mapping[str, Plan | None] = field(default_factory=dict)
     overlay: Overlay = NO_OVERLAY
     changes: str = START
 
@@ -59,13 +65,27 @@ class Live:
         items = replace(release.items, state=release.items.state.copy())
         return cls(release, items, features(release.items), first)
 
-    def with_overlay(self, overlay: Overlay, rules: Rules | None = None) -> Live:
+    def compile_rules(self, rules: Rules, placements: Mapping[str, PlacementConfig]) -> None:
+        """Compile the rules of the configuration and of its placements. Raises RuleError."""
+        standing = self.standing = Plan.of(rules, self.attributes, "serving.rules")
+        own = {
+            name: Plan.of(placement.rules, self.attributes, f"placements.{name}.rules")
+            for name, placement in placements.items()
+        }
+        self.placed = {name: plan if standing is None else standing.then(plan) for name, plan in own.items()}
+
+    def with_overlay(
+        self,
+        overlay: Overlay,
+        rules: Rules = NO_RULES,
+        placements: Mapping[str, PlacementConfig] = MappingProxyType({}),
+    ) -> Live:
         """A copy with the same release and item state, and these written items.
 
-        rules: the configuration's rules, compiled for the items with the overlay.
+        rules, placements: of the configuration. Their rules are compiled for the items with the overlay.
         """
         live = replace(self, items=overlay.over(self.release.items, self.items.state), overlay=overlay)
-        live.standing = Plan.of(rules or Rules(), live.attributes, "serving.rules")
+        live.compile_rules(rules, placements)
         # Compute lazily created values now, while no request waits for them.
         at = self.release.manifest.cut_off
         live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1)
@@ -138,10 +158,14 @@ class Live:
         """Candidate retrieval from this release."""
         return CandidateRetriever(self.items)
 
-    def plan(self, rules: Rules | None) -> Plan | None:
-        """The configuration's rules followed by those of a request; None if there are none. Raises RuleError."""
+    def plan(self, rules: Rules | None, placement: str | None = None) -> Plan | None:
+        """The configuration's rules followed by those of a placement and of a request; None if there are none.
+
+        Raises RuleError.
+        """
         requested = None if rules is None else Plan.of(rules, self.attributes, "rules")
-        return requested if self.standing is None else self.standing.then(requested)
+        configured = self.standing if placement is None else self.placed[placement]
+        return requested if configured is None else configured.then(requested)
 
     def recommend(
         self,
@@ -258,10 +282,16 @@ def first_places(item_ids: list[str], ids: Sequence[str]) -> I64:
     return np.array([place[i] for i in ids], np.int64)
 
 
-def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), rules: Rules | None = None) -> Live:
+def prepare(
+    path: Path,
+    expected: str | None,
+    custom: tuple[Feature, ...] = (),
+    rules: Rules = NO_RULES,
+    placements: Mapping[str, PlacementConfig] = MappingProxyType({}),
+) -> Live:
     """Load, verify and warm a release. Raises ReleaseError if it is not usable or its id is not `expected`.
 
-    rules: the configuration's rules. A release whose catalogue lacks what they need is refused.
+    rules, placements: of the configuration. A release whose catalogue lacks what their rules need is refused.
     custom: custom features, as in `serving.release.load_release`.
     """
     release = load_release(path, custom=custom)
@@ -273,7 +303,7 @@ def prepare(path: Path, expected: str | None, custom: tuple[Feature, ...] = (), 
         log.warning("release %s is scored by LightGBM (several times slower): %s", release.id, release.trees.why)
     live = Live.of(release)
     try:
-        live.standing = Plan.of(rules or Rules(), live.attributes, "serving.rules")
+        live.compile_rules(rules, placements)
     except RuleError as e:
         raise ReleaseError(f"{path}: the configuration's {e.path}: {e}: fix the rule or the release") from e
     live.warm()

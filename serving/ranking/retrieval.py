@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from features.arrays import I32, Bool
+from features.arrays import F64, I32, Bool
 from features.context import NO_CONTEXT, Context
 from features.history import History
 from features.moment import Items
@@ -40,28 +40,42 @@ class CandidateRetriever:
         self._global: tuple[int, GlobalCandidates] | None = None
 
     async def candidates(
-        self, history: History, at: float, size: int, plan: Plan | None, context: Context = NO_CONTEXT
+        self,
+        history: History,
+        at: float,
+        size: int,
+        plan: Plan | None,
+        context: Context = NO_CONTEXT,
+        shares: F64 | None = None,
     ) -> Retrieved:
         """At most `size` candidates allowed by the plan's filters and exclusions, as `features.retrieval.retrieve`.
 
-        Popular and new items may be up to two seconds old.
+        Popular and new items may be up to two seconds old. shares: of the sources, as in `features.retrieval.merge`.
         """
-        static = await asyncio.to_thread(_static_candidates, self._items, history, at, size, plan, context)
-        return self._merged(history, at, size, *static)
+        items = self._items
+        static = await asyncio.to_thread(_static_candidates, items, history, at, size, plan, context, shares)
+        return self._merged(history, at, size, *static, shares)
 
     def candidates_now(
-        self, history: History, at: float, size: int, plan: Plan | None, context: Context = NO_CONTEXT
+        self,
+        history: History,
+        at: float,
+        size: int,
+        plan: Plan | None,
+        context: Context = NO_CONTEXT,
+        shares: F64 | None = None,
     ) -> Retrieved:
         """`candidates`, all in this thread: for callers without an event loop."""
-        return self._merged(history, at, size, *_static_candidates(self._items, history, at, size, plan, context))
+        static = _static_candidates(self._items, history, at, size, plan, context, shares)
+        return self._merged(history, at, size, *static, shares)
 
     def _merged(
-        self, history: History, at: float, size: int, admitted: Bool | None, by_text: TextCandidates
+        self, history: History, at: float, size: int, admitted: Bool | None, by_text: TextCandidates, shares: F64 | None
     ) -> Retrieved:
         shared = self._global_candidates(at, size)
         if admitted is not None:
             shared = restrict(self._items, shared, admitted, at, size)
-        return merge(self._items, history, at, size, shared, by_text, admitted)
+        return merge(self._items, history, at, size, shared, by_text, admitted, shares)
 
     def _global_candidates(self, at: float, size: int) -> GlobalCandidates:
         if self._global is None or self._global[0] < size or not 0 <= at - self._global[1].at <= _GLOBAL_CANDIDATES_S:
@@ -70,13 +84,13 @@ class CandidateRetriever:
 
 
 def _static_candidates(
-    items: Items, history: History, at: float, size: int, plan: Plan | None, context: Context
+    items: Items, history: History, at: float, size: int, plan: Plan | None, context: Context, shares: F64 | None
 ) -> tuple[Bool | None, TextCandidates]:
     """The parts of retrieval that do not read item state: (mask of admitted items, candidates by text)."""
     admitted = None
     if plan is not None and plan.removes_items:
         admitted = plan.admits(np.arange(len(items.catalogue), dtype=np.int32), history, at)
-    return admitted, text_candidates(items, history, at, size, context, admitted)
+    return admitted, text_candidates(items, history, at, size, context, admitted, shares)
 
 
 def with_pinned(candidates: I32, items: Items, plan: Plan | None, history: History, at: float) -> I32:

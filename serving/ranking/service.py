@@ -20,11 +20,12 @@ from msgspec import UNSET, UnsetType
 
 from features.arrays import F64
 from features.bounds import COLUMNS
-from features.columns import NOTHING, Scalar, Sent, has_lists, pick
+from features.columns import NOTHING, Scalar, Sent, has_lists, pick, with_placement
 from features.context import Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
+    DEFAULT_LIMIT,
     Accepted,
     DegradedReason,
     Derived,
@@ -54,6 +55,7 @@ from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
+from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import sources_of, with_pinned
 from serving.ranking.shadow import Shadow
@@ -116,6 +118,7 @@ class Service:
         self.served = ServedLog(store, self.metrics, config.log_served_most)
         self.shadow = Shadow(config, store, follower.of_shadow(), self.served, self.metrics)
         self.limits = EventLimits(config)
+        self.placements = PlacementTable(config.placements)
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
@@ -187,11 +190,13 @@ class Service:
         shows_history: whether an explanation may show the user's history. If not, it has the reasons for a new user.
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
+        placement = self.placements.of(request)
         self._check_size(request, live)
-        self._check_explained(request, len(request.ids or live.items.catalogue))
+        self._check_explained(request, placement.limit_of(request), len(request.ids or live.items.catalogue))
         known = await self.known_of(request.user_id, live, at)
-        plan, context = plan_of(request.rules, live), self._context(request, live, known, ("candidate", "request"))
-        answer = self._answer(request, live, known, request.ids, at, plan, context, shows_history)
+        plan = plan_of(request.rules, live, placement.name)
+        context = self._context(request, live, known, ("candidate", "request"))
+        answer = self._answer(request, placement, live, known, request.ids, at, plan, context, shows_history)
         answer.took_ms = _ms_since(started)
         return answer
 
@@ -201,15 +206,17 @@ class Service:
         shows_history: as in `rank`.
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
-        self._check_explained(request, request.limit)
+        placement = self.placements.of(request)
+        limit = placement.limit_of(request) or DEFAULT_LIMIT
+        self._check_explained(request, limit, limit)
         known = await self.known_of(request.user_id, live, at)
-        plan, catalogue = plan_of(request.rules, live), live.items.catalogue
-        size = self.config.candidates_for(request.limit)
+        plan, catalogue = plan_of(request.rules, live, placement.name), live.items.catalogue
+        size = self.config.candidates_for(limit)
         context = self._context(request, live, known, ("request",))
-        found = await live.retriever.candidates(known.history, at, size, plan, context)
+        found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares)
         candidates = with_pinned(found.item, live.items, plan, known.history, at)
         ids = [catalogue.item_ids[row] for row in candidates.tolist()]
-        answer = self._answer(request, live, known, ids, at, plan, context, shows_history)
+        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -219,6 +226,7 @@ class Service:
     def _answer(
         self,
         request: RankRequest | RecommendRequest,
+        placement: Placement,
         live: Live,
         known: Known,
         candidates: list[str] | None,
@@ -228,24 +236,24 @@ class Service:
         shows_history: bool,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
-        history, degraded = known.history, known.degraded
+        history, degraded, limit = known.history, known.degraded, placement.limit_of(request)
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         count = len(live.items.catalogue) if candidates is None else len(candidates)
-        self.metrics.ranked(count, degraded is not None, slow)
+        self.metrics.ranked(count, degraded is not None, slow, placement.name)
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
         rank_all = sampled or shadowed or plan is not None
         began = time.perf_counter()
-        whole = live.rank(history, candidates, at, None if rank_all else request.limit, context)
+        whole = live.rank(history, candidates, at, None if rank_all else limit, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        ranking, ruled = live.apply_rules(whole, plan, history, known.outside, at, request.limit)
+        ranking, ruled = live.apply_rules(whole, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
         if ruled is None:
-            ranking = ranking.first(request.limit)
-            ranking, propensity = self._explore(ranking) if request.shown else (ranking, None)
+            ranking = ranking.first(limit)
+            ranking, propensity = self._explore(ranking, placement) if request.shown else (ranking, None)
         record = self._record(request, live, at, known, ranking, propensity, whole if sampled else None)
         if shadowed:
             sent = _columns_of(request, whole.item_ids)
@@ -263,15 +271,17 @@ class Service:
             # A rule's removed items may have been excluded by the history, so they are left out.
             parts = live.explain_without_history(ranking, candidates, at, self.config.reasons, context)
             items = [_with_history_in_others(item) for item in self._explain(ranking, parts, ruled)]
-        return RankAnswer(
-            request_id.current(), live.release.id, degraded is not None, items, 0.0, removed, degraded or UNSET
-        )
+        answer = RankAnswer(request_id.current(), live.release.id, degraded is not None, items, 0.0)
+        answer.removed, answer.degraded_reason = removed, degraded or UNSET
+        answer.placement = placement.name or UNSET
+        return answer
 
-    def _explore(self, ranking: Ranking) -> tuple[Ranking, F64 | None]:
+    def _explore(self, ranking: Ranking, placement: Placement) -> tuple[Ranking, F64 | None]:
         """The ranking as shown, and the propensity of each position; None if exploration is off."""
-        if not self.config.explore:
+        share = self.config.explore if placement.config.explore is None else placement.config.explore
+        if not share:
             return ranking, None
-        order, propensity = explore(len(ranking.item_ids), self.config.explore, self._rng)
+        order, propensity = explore(len(ranking.item_ids), share, self._rng)
         return ranking.take(order), propensity
 
     def _record(
@@ -303,6 +313,7 @@ class Service:
             columns=_columns_text(request, shown.item_ids),
             candidate_columns=None if whole is None else _columns_text(request, whole.item_ids),
             user_attributes=None if known.attributes is None else msgspec.json.encode(known.attributes).decode(),
+            placement=request.placement,
         )
 
     def _context(
@@ -315,9 +326,10 @@ class Service:
         context, declared = Context.parse(request.device, request.query), live.items.columns
         if not (declared or request.columns):
             return context
-        missing = [c.name for c in declared if c.per in expected and c.name not in request.columns]
+        sent = with_placement(declared, request.columns, request.placement)
+        missing = [c.name for c in declared if c.per in expected and c.name not in sent]
         self.metrics.columns(missing, len(request.columns.keys() - {c.name for c in declared if c.per != "user"}))
-        return context._replace(columns=columns.encoded(declared, request.columns, known.attributes or NOTHING))
+        return context._replace(columns=columns.encoded(declared, sent, known.attributes or NOTHING))
 
     def _check_size(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.ids is None else len(request.ids)
@@ -332,9 +344,9 @@ class Service:
                 "candidates",
             )
 
-    def _check_explained(self, request: RankRequest | RecommendRequest, given: int) -> None:
+    def _check_explained(self, request: RankRequest | RecommendRequest, limit: int | None, given: int) -> None:
         # An explanation takes several times as long as a score, and other requests wait meanwhile.
-        count = min(given, request.limit or given)
+        count = min(given, limit or given)
         if request.explain and count > self.config.max_explained:
             raise Problem(
                 422,
@@ -664,9 +676,12 @@ def _ms_since(started: float) -> float:
     return round((time.perf_counter() - started) * 1e3, 3)
 
 
-def plan_of(rules: Rules | None, live: Live) -> Plan | None:
-    """The configuration's rules and a request's, compiled. Raises Problem (422) naming the rule and the reason."""
+def plan_of(rules: Rules | None, live: Live, placement: str | None = None) -> Plan | None:
+    """The rules of the configuration, of a placement and of a request, compiled.
+
+    Raises Problem (422) naming the rule and the reason.
+    """
     try:
-        return live.plan(rules)
+        return live.plan(rules, placement)
     except RuleError as e:
         raise Problem(422, "invalid-rule", "Invalid rule", str(e), "See docs/rules.md for the grammar.", e.path) from e

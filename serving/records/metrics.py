@@ -44,6 +44,12 @@ class Metrics:
             f"{name}refused", "Requests refused before they reached a route.", ["reason"], registry=r
         )
         self._candidates = Histogram(f"{name}candidates", "Candidates per ranking.", registry=r, buckets=_CANDIDATES)
+        self._placements = Counter(
+            f"{name}placement_rankings",
+            "Rankings of requests with a placement, by placement.",
+            ["placement"],
+            registry=r,
+        )
         self._degraded = Counter(f"{name}degraded", "Rankings answered as degraded: see `degraded_reason`.", registry=r)
         self._slow = Counter(
             f"{name}slow_trees", "Rankings scored by LightGBM instead of the compiled trees.", registry=r
@@ -130,9 +136,11 @@ class Metrics:
         """Count a refused request. reason: the slug of the problem."""
         self._refused.labels(reason).inc()
 
-    def ranked(self, candidates: int, degraded: bool, slow: bool) -> None:
-        """Count an answered ranking."""
+    def ranked(self, candidates: int, degraded: bool, slow: bool, placement: str | None = None) -> None:
+        """Count an answered ranking. placement: a configured one, which keeps the number of labels small."""
         self._candidates.observe(candidates)
+        if placement is not None:
+            self._placements.labels(placement).inc()
         if degraded:
             self._degraded.inc()
         if slow:

@@ -29,7 +29,7 @@ _MIN_PER_PART = 100
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """One accepted event. at: Unix seconds, a whole number of microseconds. columns: of an impression, those of its
-    request, as a JSON object. Missing fields are None."""
+    request, as a JSON object. placement: of the list that it belongs to. Missing fields are None."""
 
     event_id: str
     kind: Annotated[int, msgspec.Meta(ge=0, lt=len(Kind))]
@@ -43,6 +43,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     device: str | None = None
     query: str | None = None
     columns: str | None = None
+    placement: str | None = None
 
 
 class Tail(NamedTuple):

@@ -79,7 +79,10 @@ GA4 = {
 
 
 def test_each_item_of_a_ga4_body_is_an_event(client: httpx.Client, url: str) -> None:
-    """The request id is built from shopper, time and list; the position is `index`, or the position in `items`."""
+    """The request id is built from shopper, time and list; the position is `index`, or the position in `items`.
+
+    The list is the placement.
+    """
     answer = client.post("/v1/events", json=GA4).json()
     assert (answer["accepted"], answer["rejected"]) == (3, [])
     with BulkStore(url) as store:
@@ -88,7 +91,7 @@ def test_each_item_of_a_ga4_body_is_an_event(client: httpx.Client, url: str) -> 
     shown = [("red-01", 4), ("blue-00", 1)]
     for event, (item, position) in zip(events, shown, strict=False):
         assert event == Event(
-            event.event_id, Kind.IMPRESSION, "u", item, at, request, position, None, "7", "mobile", "red"
+            event.event_id, Kind.IMPRESSION, "u", item, at, request, position, None, "7", "mobile", "red", None, "home"
         )
     assert events[2] == Event("T1:red-01", Kind.PURCHASE, "u", "red-01", at, None, None, 2.0, None, "mobile")
     again = client.post("/v1/events", json=[GA4, click()]).json()

@@ -18,6 +18,8 @@ export interface EventIn {
   query?: string | null;
   /** Of an impression: what its list was ranked with. Not needed for lists that the service ranked. */
   columns?: Record<string, ColumnValue> | null;
+  /** The spot in the shop where the list was shown. Not needed if the request for the list named it. */
+  placement?: string | null;
 }
 
 /** An event for `track`; the client adds shopper, session, device, time and an id. */
@@ -82,7 +84,7 @@ export type ColumnValue = string | number | boolean | null;
 /** Columns of a request by name: one value for all candidates, or one per candidate. */
 export type Columns = Record<string, ColumnValue | ColumnValue[]>;
 
-/** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. */
+/** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. placement: the spot in the shop that the list is for, as configured. */
 export interface RankRequest {
   user_id?: string | null;
   /** IDs, or objects with an `id` and the candidate's columns. */
@@ -94,9 +96,10 @@ export interface RankRequest {
   rules?: Rules | null;
   shown?: boolean;
   columns?: Columns;
+  placement?: string | null;
 }
 
-/** Request for recommendations from the whole catalogue. */
+/** Request for recommendations from the whole catalogue. limit: by default that of the placement, otherwise 10. */
 export interface RecommendRequest {
   user_id?: string | null;
   limit?: number;
@@ -106,6 +109,7 @@ export interface RecommendRequest {
   explain?: boolean;
   shown?: boolean;
   columns?: Columns;
+  placement?: string | null;
 }
 
 export interface Reason {
@@ -155,6 +159,7 @@ export interface RankAnswer {
   took_ms: number;
   removed?: Removed[];
   degraded_reason?: "history-unavailable" | "release-from-disk" | "redis-replaced";
+  placement?: string;
 }
 
 export interface SimilarItem {

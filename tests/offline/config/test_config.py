@@ -8,10 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from offline.config.configuration import Config, ConfigError, load, redis_url
+from serving.config import ServiceConfig
 
 TOP = (
     "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
-    "retention, redis, serving"
+    "retention, redis, placements, serving"
 )
 
 LISTS = "source, window_lists, attribution_s, size, most, refreshes"
@@ -169,6 +170,84 @@ def test_an_invalid_value_is_an_error_with_its_key_and_range(
 ) -> None:
     """The message names the file, the key, its value and the values allowed."""
     assert error_of(tmp_path, content) == expected
+
+
+PLACEMENT = "sources, requires, rules, limit, explore"
+PLACED = "(Settings of the lists of each placement, a named spot in the shop, by its name.)"
+BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and control characters"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{home: {lenght: 3}}", f".home.lenght: no such key; valid keys: {PLACEMENT}"),
+        ("{home: 3}", f".home is 3; expected keys and values; valid keys: {PLACEMENT}"),
+        ("{home: }", f".home is None; expected keys and values; valid keys: {PLACEMENT}"),
+        ("[home]", f" is ['home']; expected a valid dictionary {PLACED}"),
+        ("{front page: {}}", f".front page: 'front page' {BAD_NAME}"),
+        ('{"": {}}', f".: '' {BAD_NAME}"),
+        ('{"a\\0b": {}}', f".a\0b: 'a\\x00b' {BAD_NAME}"),
+        ('{"\\u00a0": {}}', f".\u00a0: '\\xa0' {BAD_NAME}"),
+        (f"{{{'x' * 65}: {{}}}}", f".{'x' * 65}: '{'x' * 65}' {BAD_NAME}"),
+        (
+            "{home: {limit: 501}}",
+            ".home.limit is 501; expected a whole number >= 1 and <= 500, or null (Length of the list if the request "
+            "has no `limit`.)",
+        ),
+        (
+            "{home: {limit: yes}}",
+            ".home.limit is True; expected a whole number >= 1 and <= 500, or null (Length of the list if the request "
+            "has no `limit`.)",
+        ),
+        (
+            "{home: {explore: 1.5}}",
+            ".home.explore is 1.5; expected a number >= 0 and <= 1, or null (The same as `serving.explore`, in its "
+            "place. null: that one.)",
+        ),
+        (
+            "{home: {requires: [cart]}}",
+            ".home.requires[0] is 'cart'; expected 'query' (Parts that a request must have; without them, it is "
+            "refused.)",
+        ),
+        (
+            "{home: {sources: {seen: 1}}}",
+            ".home.sources.seen is 'seen'; expected 'query', 'query_words', 'again', 'co_occurrence', 'text', "
+            "'popular', 'popular_in_category' or 'new'",
+        ),
+        ("{home: {sources: {new: 0}}}", ".home.sources.new is 0; expected greater than 0"),
+        ("{home: {sources: {new: .inf}}}", ".home.sources.new is inf; expected a finite number"),
+        ("{home: {sources: {new: .nan}}}", ".home.sources.new is nan; expected a finite number"),
+        (
+            "{home: {rules: {cap: [{attribute: brand}]}}}",
+            ".home.rules: Object missing required field `most` - at `$.cap[0]` (Rules for the lists of this placement, "
+            "after those of `serving.rules` and before those of the request; see docs/rules.md.)",
+        ),
+        (
+            "{home: {explore: 0.1, rules: {cap: [{attribute: brand, most: 1}]}}}",
+            f".home: a list with rules is never explored: remove `explore` or `rules` {PLACED}",
+        ),
+    ],
+)
+def test_an_invalid_placement_is_an_error_with_its_key(tmp_path: Path, content: str, expected: str) -> None:
+    assert error_of(tmp_path, f"placements: {content}") == f"placements{expected}"
+
+
+def test_there_are_at_most_fifty_placements(tmp_path: Path) -> None:
+    names = [f"p{k}: {{}}" for k in range(51)]
+    assert "at most 50 items" in error_of(tmp_path, f"placements: {{{', '.join(names)}}}")
+    path = write_config(tmp_path, f"placements: {{{', '.join(names[:50])}}}")
+    assert len(load(path).placements) == 50
+
+
+def test_the_service_gets_the_placements_beside_its_own_settings(tmp_path: Path) -> None:
+    """Placements are no key of `serving`, and survive the JSON that its workers are started with."""
+    assert "serving.placements: no such key" in error_of(tmp_path, "serving: {placements: {home: {}}}")
+    rules = "rules: {filter: {attribute: price, lt: 5}}"
+    config = load(write_config(tmp_path, f"serving: {{port: 81}}\nplacements: {{a: {{limit: 3}}, b: {{{rules}}}}}"))
+    service = config.service
+    assert (service.port, list(service.placements), service.placements["a"].limit) == (81, ["a", "b"], 3)
+    assert ServiceConfig.model_validate_json(service.model_dump_json()) == service
+    assert load(None).service == ServiceConfig()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ class RankAnswer:
 
     degraded: the list is worse than usual. degraded_reason: `history-unavailable` if the user's history could not be
     read in time, `release-from-disk` if Redis names no release, `redis-replaced` if Redis lost data; None otherwise.
+    placement: that of the request.
     """
 
     request_id: str
@@ -84,6 +85,7 @@ class RankAnswer:
     took_ms: float
     removed: tuple[Removed, ...] = ()
     degraded_reason: str | None = None
+    placement: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,12 +44,13 @@ def rank(
     rules: Rules | None = None,
     shown: bool = True,
     columns: Columns | None = None,
+    placement: str | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
 
     shown: as in `recommend`. columns: values of the candidates or of the request, such as a search engine's score; a
-    candidate may also be a dictionary with an `id` and its columns.
+    candidate may also be a dictionary with an `id` and its columns. placement: as in `recommend`.
     """
     body = _body(
         user_id=user_id,
@@ -61,6 +62,7 @@ def rank(
         rules=rules,
         shown=None if shown else False,
         columns=None if columns is None else dict(columns),
+        placement=placement,
     )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
@@ -68,19 +70,21 @@ def rank(
 def recommend(
     user_id: str | None,
     *,
-    limit: int = 10,
+    limit: int | None = None,
     explain: bool = False,
     device: str | None = None,
     query: str | None = None,
     rules: Rules | None = None,
     shown: bool = True,
     columns: Columns | None = None,
+    placement: str | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Recommend items of the whole catalogue to a user.
 
     shown: False if the user may never see the list, as in an e-mail. It then counts as seen only once impressions with
-    its request_id are sent. columns: as in `rank`, one value each.
+    its request_id are sent. columns: as in `rank`, one value each. placement: the spot in the shop that the list is
+    for, as configured. limit: by default that of the placement, otherwise 10.
     """
     body = _body(
         user_id=user_id,
@@ -91,6 +95,7 @@ def recommend(
         rules=rules,
         shown=None if shown else False,
         columns=None if columns is None else dict(columns),
+        placement=placement,
     )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 
@@ -202,11 +207,13 @@ def event(
     device: str | None = None,
     query: str | None = None,
     columns: Mapping[str, Value | None] | None = None,
+    placement: str | None = None,
 ) -> Event:
     """Build an event to queue. `send` returns its event_id, generated if omitted. timestamp: defaults to now.
 
     request_id, position: the ranking the shopper saw, and the position in it, from 0. They join clicks to lists.
-    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked.
+    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked. placement:
+    the spot in the shop where the list was shown; not needed if the request for the list named it.
     """
     given: Event = {
         "event": event,
@@ -221,6 +228,7 @@ def event(
         "device": device,
         "query": query,
         "columns": None if columns is None else dict(columns),
+        "placement": placement,
     }
     return identified(given)
 

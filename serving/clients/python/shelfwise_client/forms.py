@@ -25,7 +25,8 @@ class Event(TypedDict, total=False):
 
     event_id: makes retries idempotent; the client generates one if it is missing. timestamp: Unix seconds, milliseconds
     or microseconds, or ISO 8601. request_id, position: the list that was shown, and the position in it, from 0.
-    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked.
+    columns: of an impression, what its list was ranked with; not needed for lists that the service ranked. placement:
+    the spot in the shop where the list was shown; not needed if the request for the list named it.
     """
 
     event: Required[SentEventName]
@@ -40,6 +41,7 @@ class Event(TypedDict, total=False):
     device: str | None
     query: str | None
     columns: dict[str, Value | None] | None
+    placement: str | None
 
 
 class Item(TypedDict, total=False):

@@ -1,0 +1,79 @@
+"""Placements: settings of the list of a request, by the name of the spot in the shop that it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import UNSET
+
+from features.arrays import F64
+from features.retrieval import SOURCES
+from serving.api import DEFAULT_LIMIT, Problem, RankRequest, RecommendRequest
+from serving.config import PlacementConfig
+
+
+class Placement(NamedTuple):
+    """The settings of a list. name: None without a placement. shares: as in `features.retrieval.merge`."""
+
+    name: str | None
+    config: PlacementConfig
+    shares: F64 | None
+
+    def limit_of(self, request: RankRequest | RecommendRequest) -> int | None:
+        """The maximum length of the list of a request: its own, else that of the placement, else that of the route.
+
+        None for no maximum.
+        """
+        if request.limit is not None and request.limit is not UNSET:
+            return request.limit
+        return self.config.limit or (DEFAULT_LIMIT if isinstance(request, RecommendRequest) else None)
+
+
+NO_PLACEMENT = Placement(None, PlacementConfig(), None)
+
+
+class PlacementTable:
+    """The placements of the configuration by name."""
+
+    def __init__(self, configs: Mapping[str, PlacementConfig]) -> None:
+        self._by_name = {name: Placement(name, config, _shares(config)) for name, config in configs.items()}
+
+    def of(self, request: RankRequest | RecommendRequest) -> Placement:
+        """The placement of a request, `NO_PLACEMENT` if it names none.
+
+        Raises Problem (422) if the name is not configured, or if the request lacks what the placement requires.
+        """
+        if request.placement is None:
+            return NO_PLACEMENT
+        found = self._by_name.get(request.placement)
+        if found is None:
+            raise self._unknown(request.placement)
+        if "query" in found.config.requires and not (request.query or "").strip():
+            raise Problem(
+                422,
+                "placement-requires",
+                "Request lacks what its placement requires",
+                f"placement {found.name!r} requires a `query`, and the request has none",
+                f"Send the `query`, or remove `query` from `placements.{found.name}.requires`.",
+                "query",
+            )
+        return found
+
+    def _unknown(self, name: str) -> Problem:
+        known = ", ".join(self._by_name)
+        return Problem(
+            422,
+            "unknown-placement",
+            "Unknown placement",
+            f"{name!r} is not a placement; " + (f"the placements are {known}" if known else "none is configured"),
+            "Use a configured placement, or add this one to `placements` and restart the service.",
+            "placement",
+        )
+
+
+def _shares(config: PlacementConfig) -> F64 | None:
+    if not config.sources:
+        return None
+    return np.array([config.sources.get(name, 0.0) for name in SOURCES])  # type: ignore[call-overload]
