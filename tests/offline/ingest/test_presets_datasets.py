@@ -58,7 +58,14 @@ def test_olist_products_without_a_table_have_their_median_price_with_a_decimal_c
     assert {item: row["price"] for item, row in got.items.items()} == {"lamp": 1119.7, "mug": None}
 
 
-AMOUNTS = {"1.118,70": 1118.7, "1,299.00": 1299.0, "1,299": 1299.0, "1.299": 1.299, "-3,5": -3.5, "0,1234": 0.1234}
+AMOUNTS: dict[str, float | None] = {
+    "1.118,70": 1118.7,
+    "1,299.00": 1299.0,
+    "1,299": 1299.0,
+    "1.299": 1.299,
+    "-3,5": -3.5,
+    "0,1234": 0.1234,
+}
 AMOUNTS |= {"1.000.000,5": 1000000.5, "12": 12.0, "x": None}
 
 
