@@ -275,7 +275,8 @@ class Histories:
         low, high = events.start[user], events.start[user + 1]
         first, recent = low + np.searchsorted(events.at[low:high], (began, since))
         first = max(first, min(recent, high - most))
-        return events.row[np.concatenate((before, np.arange(first, high)))]
+        rows: I64 = events.row[np.concatenate((before, np.arange(first, high)))]
+        return rows
 
     def _kept(self, events: EventsByUser, of_list: int, user: int, at: float, cap: int) -> slice | I64:
         period = self._periods[of_list].at(user, at)

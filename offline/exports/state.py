@@ -62,9 +62,10 @@ def live_at(
     """
     files = LogFiles.of(config.data, config.log, until=at)
     live = _with_written(Live.of(release), config.data, store)
-    events = load_log(files, live.items.catalogue, config.workspace).events
+    loaded = load_log(files, live.items.catalogue, config.workspace)
+    events, retention = loaded.events, release.manifest.retention
     _apply_later_events(live, events)
-    histories = user_histories(events, config.workspace, release.manifest.retention)
+    histories = user_histories(events, config.workspace, retention, loaded.merges, loaded.event_key)
     number = {user_id: k for k, user_id in enumerate(events.user_ids)}
     user_ids = sorted(number if users is None else users)
     shoppers = Shoppers(user_ids, np.array([number.get(u, -1) for u in user_ids], np.int32), histories, {}, len(events))

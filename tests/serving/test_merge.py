@@ -21,7 +21,8 @@ from features.history import ENGAGEMENTS, Histories, Merges
 from features.log import Events, Kind
 from features.retention import Retention
 from offline.data import collect
-from serving.http.keys import KeysError, new_key
+from serving.http.credentials import KeysError
+from serving.http.keys import new_key
 from serving.store import (
     MERGES,
     REFUSED,

@@ -26,7 +26,7 @@ from offline.exports import Audience, Destination, Export, live_at, read_user_id
 from offline.runtime import LOCAL, DataError, Failure
 from serving.release.release import load_release
 from serving.rules import Condition, Rules
-from serving.store import BulkStore, Event, Pointer
+from serving.store import BulkStore, Event, Merge, Pointer, UserLimits, merging
 from tests.offline.data.test_collection import data
 from tests.offline.evaluation.test_skew import earlier_events, items_after, write_events
 from tests.serving.test_release import CUT_OFF, publish
@@ -115,6 +115,19 @@ def test_lists_are_those_of_the_service_at_that_time(shop: Shop, tmp_path: Path)
     done = write_export(shop.export(), to(tmp_path / "out"))
     assert (done.users, done.new, done.rows, done.files, done.reused) == (5, 0, 25, 3, 0), "two users per file"
     assert rows_of(tmp_path / "out") == expected
+
+
+def test_a_merged_guest_is_left_out_and_the_user_has_the_joined_history(shop: Shop, tmp_path: Path) -> None:
+    """u1 logged in as u0: the service recommends to u0 by what both did, and u1 has nothing left."""
+    write_export(shop.export(), to(tmp_path / "before"))
+    before = [row for row in rows_of(tmp_path / "before") if row[0] == "u0"]
+    shop.store.run(merging.merge_command(shop.store.layout, Merge("u0", "u1", AT - 60), UserLimits()))
+    collect(shop.config.data, shop.store)
+    done = write_export(shop.export(), to(tmp_path / "out"))
+    assert done.users == 4
+    expected = [row for row in answers(shop, {"limit": 5}) if row[0] != "u1"]
+    assert rows_of(tmp_path / "out") == expected
+    assert [row for row in expected if row[0] == "u0"] != before
 
 
 def test_lists_follow_the_rules_of_the_configuration_and_of_the_export(shop: Shop, tmp_path: Path) -> None:
