@@ -76,6 +76,15 @@ class Column(NamedTuple):
         return "as sent" if self.kind == "number" else "1 is true"
 
 
+PLACEMENT = "placement"
+"""The column that is the placement of a request, if it is declared as a category of the request."""
+
+
+def is_placement(column: Column) -> bool:
+    """True if a column has the placement of a request that does not send the column itself."""
+    return (column.name, column.kind, column.per) == (PLACEMENT, "category", "request")
+
+
 class ColumnError(ValueError):
     """A value of a column cannot be used; the message says why.
 
@@ -150,6 +159,13 @@ def table(columns: Sequence[Column], sent: Sent, user: Mapping[str, Scalar] = NO
                 e.index = None
                 raise
     return out
+
+
+def with_placement(columns: Sequence[Column], sent: Sent, placement: str | None) -> Sent:
+    """The columns of a request, and its placement as a column if that is declared and was not sent."""
+    if placement is None or sent.get(PLACEMENT) not in (None, "") or not any(map(is_placement, columns)):
+        return sent
+    return {**sent, PLACEMENT: placement}
 
 
 def _candidates(sent: Sent) -> int:

@@ -24,7 +24,11 @@ def section(field: FieldInfo | None) -> type[BaseModel] | None:
 
 def is_mapping(field: FieldInfo | None) -> bool:
     """True if a field is a mapping of names to sections."""
-    return section(field) is not None and field is not None and dict in map(get_origin, options(field.annotation))
+    return field is not None and section(field) is not None and _has_mapping(options(field.annotation))
+
+
+def _has_mapping(annotations: list[Any]) -> bool:
+    return any(get_origin(annotation) is dict for annotation in annotations)
 
 
 def names(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -35,7 +39,7 @@ def names(model: type[BaseModel]) -> dict[str, FieldInfo]:
 def number_type(field: FieldInfo) -> str | None:
     """The type of a numeric field, in words; None for other fields."""
     found = options(field.annotation)
-    if bool in found or str in found or dict in map(get_origin, found):
+    if bool in found or str in found or _has_mapping(found):
         return None
     return "a whole number" if int in found else "a number" if float in found else None
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from features.arrays import F32, F64, I32, I64, U64
 from features.catalogue import STANDARD_COLUMNS, Catalogue
-from features.columns import Column, Scalar, encode_usable
+from features.columns import Column, Scalar, encode_usable, is_placement, with_placement
 from features.columns import table as encoded_table
 from features.kernels.strings import Strings
 from features.log import KINDS, Events, Kind, Lists
@@ -335,9 +335,10 @@ def list_columns(
 
     A served list keeps the columns of its request. An impression may have columns of its own, of an import or sent with
     the event; they count only if the request of the list had none, because the service ranked with those of the
-    request. The attributes of users are also those that the service ranked with; for a list that it did not rank, or
-    ranked without attributes, those as of the time of the list. Values that cannot be used, such as a text in a column
-    of numbers, are missing.
+    request. The placement of a list is its column `placement`, if that is declared as a category of the request and
+    was not logged. The attributes of users are also those that the service ranked with; for a list that it did not
+    rank, or ranked without attributes, those as of the time of the list. Values that cannot be used, such as a text in
+    a column of numbers, are missing.
 
     item_ids, user_ids: of the catalogue and of the log.
     """
@@ -347,12 +348,60 @@ def list_columns(
             request: {item_ids[lists.item[row]]: row for row in range(*bounds)}
             for request, bounds in zip(lists.request_ids, pairwise(lists.start.tolist()), strict=True)
         }
+        placed = [k for k, column in enumerate(columns) if is_placement(column)]
+        if placed:
+            _fill_placements(out, columns, placed, lists, _shown_placements(files, lists))
         _fill(out, columns, *_of_impressions(files, rows, int(lists.at.min() * 1e6)))
         place, values = _of_served(files, rows)
         out[:, place] = np.nan
+        if placed:
+            _fill_placements(out, columns, placed, lists, _served_placements(files, lists))
         _fill(out, columns, place, values)
         _fill_attributes(out, columns, files, lists, user_ids)
     return out
+
+
+def list_placements(files: LogFiles, lists: Lists) -> dict[str, str]:
+    """The placement of each of these lists that has one, by request ID.
+
+    It is that of the request, if the service ranked the list and the request named one. Otherwise it is that of the
+    first impression with a placement, and never of a click: that would reveal which lists were clicked.
+    """
+    return _shown_placements(files, lists) | _served_placements(files, lists) if len(lists) else {}
+
+
+def _served_placements(files: LogFiles, lists: Lists) -> dict[str, str]:
+    wanted, out = pa.array(list(lists.request_ids), pa.string()), dict[str, str]()
+    for table in files.served_spans(("request_id", "placement")):
+        part = table.filter(pc.and_(pc.is_valid(table["placement"]), pc.is_in(table["request_id"], wanted)))
+        out |= dict(zip(part["request_id"].to_pylist(), part["placement"].to_pylist(), strict=True))
+    return out
+
+
+def _shown_placements(files: LogFiles, lists: Lists) -> dict[str, str]:
+    out = dict[str, str]()
+    if "placement" not in files.event_columns:
+        return out
+    wanted, begin = pa.array(list(lists.request_ids), pa.string()), max(int(lists.at.min() * 1e6), files.begin)
+    for table in files.events.spans(("timestamp", "event", "request_id", "placement"), begin, files.end):
+        if "placement" not in table.column_names:
+            continue
+        shown = pc.equal(table["event"].cast(pa.string()), KINDS[Kind.IMPRESSION])
+        has = pc.and_(pc.is_valid(table["placement"]), pc.is_in(table["request_id"].cast(pa.string()), wanted))
+        part = table.filter(pc.and_(shown, has)).sort_by([("timestamp", "ascending"), ("placement", "ascending")])
+        for request, name in zip(part["request_id"].to_pylist(), part["placement"].to_pylist(), strict=True):
+            out.setdefault(request, name)
+    return out
+
+
+def _fill_placements(
+    out: F32, columns: Sequence[Column], placed: Sequence[int], lists: Lists, placements: Mapping[str, str]
+) -> None:
+    """Write the placements of lists. placed: numbers of the columns that have them."""
+    for g, request in enumerate(lists.request_ids):
+        if request in placements:
+            for k in placed:
+                out[k, lists.start[g] : lists.start[g + 1]] = columns[k].code(placements[request])
 
 
 def _fill_attributes(
@@ -435,12 +484,14 @@ def _padded(values: dict[str, list[Scalar]], count: int) -> dict[str, list[Scala
     return {name: of_name + [None] * (count - len(of_name)) for name, of_name in values.items()}
 
 
-def logged_table(columns: Sequence[Column], sent: str | None, user: str | None) -> F32:
+def logged_table(columns: Sequence[Column], sent: str | None, user: str | None, placement: str | None) -> F32:
     """`features.columns.table` of a log record; values that cannot be used are missing.
 
-    sent: columns of the request, user: attributes of its user, as JSON objects; None if there were none.
+    sent: columns of the request, user: attributes of its user, as JSON objects; None if there were none. placement: of
+    the request.
     """
-    return encoded_table(columns, _decode_columns(sent or "{}"), _decode_columns(user or "{}"), strict=False)
+    with_all = with_placement(columns, _decode_columns(sent or "{}"), placement)
+    return encoded_table(columns, with_all, _decode_columns(user or "{}"), strict=False)
 
 
 def _decode_columns(text: str) -> Mapping[str, Any]:

@@ -178,7 +178,7 @@ class LogFiles:
 
     def served_spans(
         self,
-        columns: Sequence[str] = SERVED_SCHEMA.names,
+        columns: Sequence[str] = _SERVED_FIELDS.names,
         begin: int = EARLIEST,
         end: int = LATEST,
         deduplicator: Deduplicator | None = None,
@@ -194,7 +194,7 @@ class LogFiles:
             span = _span(_complete(erasures.without_erased(table, self.erased, "at"), schema), "at", "request_id")
             yield span.filter(deduplicator.is_first(span.key, span.at)).table.select(list(columns))
 
-    def read_served(self, columns: Sequence[str] = SERVED_SCHEMA.names) -> pa.Table:
+    def read_served(self, columns: Sequence[str] = _SERVED_FIELDS.names) -> pa.Table:
         """All served lists as one table, possibly empty."""
         schema = pa.schema([_SERVED_FIELDS.field(name) for name in columns])
         return pa.concat_tables([schema.empty_table(), *self.served_spans(columns)])

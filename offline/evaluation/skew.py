@@ -187,7 +187,8 @@ def _compare(
         scored = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
         context = Context.parse(row["device"], row["query"])
         if release.items.columns:
-            sent = logged_table(release.items.columns, row["candidate_columns"], row["user_attributes"])
+            logged = (row[name] for name in ("candidate_columns", "user_attributes", "placement"))
+            sent = logged_table(release.items.columns, *logged)
             context = context._replace(columns=sent)
         differences.count_missing(release.items.columns, context, row["route"])
         differences.add(scored, rows(items, history, candidates, at, context))

@@ -10,7 +10,7 @@ can look worse than under a random order. Therefore `new_only` also removes the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -138,6 +138,20 @@ def event_column_slices(log: LogFiles, columns: Sequence[str], lists: Lists, but
         row = pc.index_in(requests, filled["request_id"].combine_chunks())
         out |= _slices(name, filled[name].take(row))
     return out
+
+
+def placement_slices(names: Sequence[str], placements: Mapping[str, str], lists: Lists) -> dict[str, Mask]:
+    """bool[lists] by `placement:name`, for each of `names` and for all others; empty if no list has a placement.
+
+    placements: the placement of each list that has one, by request ID.
+    """
+    found = [placements.get(request) for request in lists.request_ids]
+    if not any(found):
+        return {}
+    out = {name: np.array([one == name for one in found], bool) for name in names}
+    out[OTHER] = np.array([one is not None and one not in names for one in found], bool)
+    out[MISSING] = np.array([one is None for one in found], bool)
+    return {f"placement:{name}": mask for name, mask in out.items() if mask.any()}
 
 
 def _columns(path: Path) -> list[str]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.arrays import F64, I64
 from features.log import Lists
 from features.text.vectors import Vectors
-from offline.data import query_groups
+from offline.data import list_placements, query_groups
 from offline.evaluation import explanation, facts, off_policy, report, runs, slices, systems
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import Kind
@@ -29,7 +30,6 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     events, catalogue, items = data.events, data.catalogue, data.items
     targets, columns = inputs.targets(tested), inputs.config.slices.columns
     item_slices = slices.item_column_slices(items, columns, targets)
-    event_slices = slices.event_column_slices(inputs.log_files, columns, tested, items.column_names)
     known = slices.known_engagements(events, a.windows, targets, len(catalogue))
     truth = data.truth.of(tested.request_ids) if data.truth else None
     others = _other_runs(a, tested)
@@ -39,7 +39,7 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         orders,
         tested,
         targets,
-        slices.list_slices(events, tested, warm) | event_slices,
+        slices.list_slices(events, tested, warm) | _logged_slices(a, tested),
         slices.target_slices(events, tested, targets, catalogue, known) | item_slices,
         known,
         a.zero_shot,
@@ -71,6 +71,15 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     report.write(evaluation, a.run.directory)
 
 
+def _logged_slices(a: Artefacts, tested: Lists) -> dict[str, NDArray[np.bool_]]:
+    """bool[lists] by slice: of the configured columns of events, and of each placement."""
+    files, config = a.inputs.log_files, a.inputs.config
+    out = slices.event_column_slices(files, config.slices.columns, tested, a.inputs.data.items.column_names)
+    if config.placements:
+        out |= slices.placement_slices(list(config.placements), list_placements(files, tested), tested)
+    return out
+
+
 def is_current(a: Artefacts) -> bool:
     """True if the evaluation was written with the current options."""
     return bool(a.json("evaluation.json").get("options") == _options(a))
@@ -78,8 +87,10 @@ def is_current(a: Artefacts) -> bool:
 
 def _options(a: Artefacts) -> dict[str, Any]:
     """Options that add optional parts to the evaluation."""
+    placements = list(a.inputs.config.placements)
     return {
         "slices": list(a.inputs.config.slices.columns),
+        **({"placements": placements} if placements else {}),
         "learning_curve": a.inputs.learning_curve,
         "runs": {path.name: checksum(path) for path in a.inputs.runs},
     }

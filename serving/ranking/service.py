@@ -20,7 +20,7 @@ from msgspec import UNSET, UnsetType
 
 from features.arrays import F64
 from features.bounds import COLUMNS
-from features.columns import NOTHING, Scalar, Sent, has_lists, pick
+from features.columns import NOTHING, Scalar, Sent, has_lists, pick, with_placement
 from features.context import Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
@@ -323,9 +323,10 @@ class Service:
         context, declared = Context.parse(request.device, request.query), live.items.columns
         if not (declared or request.columns):
             return context
-        missing = [c.name for c in declared if c.per in expected and c.name not in request.columns]
+        sent = with_placement(declared, request.columns, request.placement)
+        missing = [c.name for c in declared if c.per in expected and c.name not in sent]
         self.metrics.columns(missing, len(request.columns.keys() - {c.name for c in declared if c.per != "user"}))
-        return context._replace(columns=columns.encoded(declared, request.columns, known.attributes or NOTHING))
+        return context._replace(columns=columns.encoded(declared, sent, known.attributes or NOTHING))
 
     def _check_size(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.ids is None else len(request.ids)

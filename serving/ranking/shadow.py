@@ -157,7 +157,8 @@ def _score(live: Live, history: History, job: ShadowJob) -> tuple[F64, float]:
     """(float64[candidates] in the order of the live release's ranking, NaN for withdrawn items; milliseconds)."""
     began = time.perf_counter()
     # The two releases may declare different columns.
-    context = job.context._replace(columns=columns.table(live.items.columns, job.sent, job.user, strict=False))
+    sent = columns.with_placement(live.items.columns, job.sent, job.record.placement)
+    context = job.context._replace(columns=columns.table(live.items.columns, sent, job.user, strict=False))
     ranking = live.rank(history, job.ranking.item_ids, job.record.at, None, context)
     ms = (time.perf_counter() - began) * 1e3
     score_of = dict(zip(ranking.item_ids, ranking.score.tolist(), strict=True))

@@ -1,0 +1,59 @@
+"""A nightly run of a log with placements that nothing uses is that of a log without them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from offline.config.configuration import Config, load
+from offline.config.simulation import SimulateConfig
+from offline.nightly.night import Night
+from offline.simulation.dataset import simulate
+
+pytestmark = pytest.mark.slow
+SHOP = SimulateConfig(items=100, users=300, days=10, new_items_per_day=1, end=datetime(2024, 6, 1, tzinfo=UTC))
+NAMES = ("home", "<i>cart", "retired")
+
+
+def place(request_id: str) -> str | None:
+    """The placement of a list; every fourth has none."""
+    return [*NAMES, None][int(request_id[1:]) % 4]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated log whose impressions have placements."""
+    workspace = tmp_path_factory.mktemp("shop")
+    simulate(SHOP, workspace / "data")
+    path = workspace / "data/events.parquet"
+    events = pq.read_table(path)
+    shown = zip(events["event"].to_pylist(), events["request_id"].to_pylist(), strict=True)
+    placements = [place(request) if kind == "impression" else "clicked" for kind, request in shown]
+    pq.write_table(events.append_column("placement", pa.array(placements, pa.string())), path)
+    return workspace
+
+
+def config(workspace: Path) -> Config:
+    return load(
+        None,
+        workspace=workspace,
+        ranker={"trees": 20, "min_data_in_leaf": 20},
+        encoder={"mode": "frozen", "refreshes": 0, "max_tokens": 16},
+    )
+
+
+def test_a_log_with_placements_gives_the_run_of_one_without_if_nothing_uses_them(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """The model and its rows are the same to the byte."""
+    simulate(SHOP, tmp_path / "data")
+    nights = [Night(config(folder), None) for folder in (workspace, tmp_path)]
+    for one in nights:
+        one()
+    for name in ("rows.npy", "ranker.txt"):
+        with_placements, without = ((one.run.directory / name).read_bytes() for one in nights)
+        assert with_placements == without
