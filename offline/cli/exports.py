@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -15,7 +15,11 @@ from offline.cli.terminal import ConfigPath, EngineName, RayAddress, Workspace, 
 from offline.runtime import Failure, open_engine, progress_bar
 
 if TYPE_CHECKING:
+    from offline.config import Config
     from offline.exports import Audience
+    from serving.ranking import Placement
+
+_LIMIT = 20
 
 To = Annotated[
     str, typer.Option("--to", help="Folder to write to: a path, or a URI such as s3://bucket/mails/2026-01-31.")
@@ -23,6 +27,9 @@ To = Annotated[
 Users = Annotated[
     Path | None,
     typer.Option(help="CSV or Parquet file with a column user_id, or a text with an ID per line. Default: all users."),
+]
+PlacementName = Annotated[
+    str | None, typer.Option("--placement", help="Placement of the configuration, whose settings the lists have.")
 ]
 RulesFile = Annotated[
     Path | None, typer.Option("--rules", help="JSON file with rules, as `rules` in a request; see docs/rules.md.")
@@ -36,8 +43,11 @@ def export(
     to: To,
     config: ConfigPath = None,
     workspace: Workspace = None,
+    placement: PlacementName = None,
     users: Users = None,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="Number of items per user.")] = 20,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=500, help="Number of items per user. Default: the placement's, else 20.")
+    ] = None,
     rules: RulesFile = None,
     form: FormatName = "parquet",
     as_of_data: AsOfData = False,
@@ -50,7 +60,8 @@ def export(
     The lists are those of `/v1/recommend` with the live release and the collected log: run `shelfwise collect` first.
     Nothing is logged as shown. If interrupted, run it again to continue; the files are the same.
     """
-    _export(to, config, workspace, users, limit, rules, form, as_of_data, restart, (engine, ray_address), None)
+    lists = (placement, users, limit, rules)
+    _export(_Options(to, config, workspace, *lists, form, as_of_data, restart, engine, ray_address), None)
 
 
 def audience(
@@ -65,6 +76,7 @@ def audience(
     within: Annotated[
         int, typer.Option(min=1, max=500, help="Number of first positions of a list in which a product must be.")
     ] = 10,
+    placement: PlacementName = None,
     users: Users = None,
     rules: RulesFile = None,
     form: FormatName = "parquet",
@@ -88,47 +100,73 @@ def audience(
         chosen = Condition(attribute="item_id", eq=item) if condition is None else _read(condition, Condition)
         return Audience(chosen, within)
 
-    _export(to, config, workspace, users, within, rules, form, as_of_data, restart, (engine, ray_address), of)
+    lists = (placement, users, within, rules)
+    _export(_Options(to, config, workspace, *lists, form, as_of_data, restart, engine, ray_address), of)
 
 
-def _export(
-    to: str,
-    config: Path | None,
-    workspace: Path | None,
-    users: Path | None,
-    limit: int,
-    rules: Path | None,
-    form: str,
-    as_of_data: bool,
-    restart: bool,
-    engine: tuple[str, str | None],
-    audience: Callable[[], Audience] | None,
-) -> None:
+class _Options(NamedTuple):
+    """The options that both commands have."""
+
+    to: str
+    config: Path | None
+    workspace: Path | None
+    placement: str | None
+    users: Path | None
+    limit: int | None
+    rules: Path | None
+    form: str
+    as_of_data: bool
+    restart: bool
+    engine: str
+    ray_address: str | None
+
+
+def _export(o: _Options, audience: Callable[[], Audience] | None) -> None:
     from offline.data import Storage
     from offline.exports import Destination, Export, live_at, read_user_ids, started_at, write_export
     from serving.rules import Rules
     from serving.store import BulkStore
 
-    c = load_config(config, workspace)
-    destination = Destination(Storage.of(to), _format(form), restart)
-    requested = None if rules is None else _read(rules, Rules)
-    user_ids = None if users is None else read_user_ids(users)
+    c = load_config(o.config, o.workspace)
+    destination = Destination(Storage.of(o.to), _format(o.form), o.restart)
+    of_placement = _placement(o.placement, c)
+    limit = o.limit or of_placement.config.limit or _LIMIT
+    requested = None if o.rules is None else _read(o.rules, Rules)
+    user_ids = None if o.users is None else read_user_ids(o.users)
     with ExitStack() as stack:
-        executor = stack.enter_context(open_engine(*engine, 1, c.features.custom))
+        executor = stack.enter_context(open_engine(o.engine, o.ray_address, 1, c.features.custom))
         url = stack.enter_context(open_redis(c))
         store = stack.enter_context(BulkStore(url))
         release = live_release(c, url)
-        begun = None if restart else started_at(destination.storage)
-        now = release.manifest.cut_off if as_of_data else datetime.now(UTC).timestamp()
+        begun = None if o.restart else started_at(destination.storage)
+        now = release.manifest.cut_off if o.as_of_data else datetime.now(UTC).timestamp()
         live, shoppers = live_at(c, release, store, begun or now, user_ids)
-        of = None if audience is None else audience()
         size = c.serving.candidates_for(limit)
-        job = Export(live, shoppers, begun or now, limit, size, c.serving.rules, requested, of)
+        job = Export(
+            live, shoppers, begun or now, limit, size, c.serving.rules, of_placement, requested, audience and audience()
+        )
         on_progress = stack.enter_context(progress_bar("Ranking"))
         done = write_export(job, destination, executor, on_progress)
     new = f", of whom {done.new:,} have no history" if done.new else ""
     reused = f", {done.reused:,} of them from before" if done.reused else ""
-    say(f"{to}: {done.rows:,} rows for {done.users:,} users{new}, in {done.files:,} files{reused}")
+    say(f"{o.to}: {done.rows:,} rows for {done.users:,} users{new}, in {done.files:,} files{reused}")
+
+
+def _placement(name: str | None, config: Config) -> Placement:
+    """The placement of this name. Raises Failure if there is none, or if its lists need a query."""
+    from serving.ranking import NO_PLACEMENT, Placement
+
+    if name is None:
+        return NO_PLACEMENT
+    if name not in config.placements:
+        known = ", ".join(config.placements)
+        raise Failure(
+            f"--placement {name}: no such placement; "
+            + (f"the placements are {known}" if known else "the configuration has none")
+        )
+    if config.placements[name].requires:
+        raise Failure(f"--placement {name}: its lists need a query, which the users of a file have not")
+    return Placement.of(name, config.placements[name])
 
 
 def _format(name: str) -> Literal["parquet", "csv"]:

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
-from features.columns import NOTHING, table
+from features.columns import NOTHING, table, with_placement
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY
 from features.table import features
 from offline.data import Storage
 from offline.exports.state import Shoppers
 from offline.runtime import LOCAL, DataError, Engine, Failure, OnProgress, no_progress
-from serving.ranking import Live, Ranking
+from serving.ranking import NO_PLACEMENT, Live, Placement, Ranking
 from serving.rules import Condition, Plan, RuleError, Rules
 
 USERS_PER_FILE = 1000
@@ -58,7 +58,8 @@ class Export:
     """What to rank, for whom and when.
 
     live, shoppers: from `live_at`. at: Unix seconds. limit: items per list. size: number of candidates to retrieve.
-    rules: added to the configuration's `standing` rules; None for none. users_per_file: at least 1.
+    rules: added to the configuration's `standing` rules and those of the placement; None for none. users_per_file: at
+    least 1.
     """
 
     live: Live
@@ -67,6 +68,7 @@ class Export:
     limit: int
     size: int
     standing: Rules = NO_RULES
+    placement: Placement = NO_PLACEMENT
     rules: Rules | None = None
     audience: Audience | None = None
     users_per_file: int = USERS_PER_FILE
@@ -87,6 +89,7 @@ class Export:
             "format": form,
             "limit": self.limit,
             "candidates": self.size,
+            "placement": [self.placement.name, self.placement.config.model_dump(mode="json")],
             "rules": msgspec.to_builtins([self.standing, self.rules]),
             "audience": msgspec.to_builtins(self.audience),
             "users": len(self.shoppers.user_ids),
@@ -123,7 +126,7 @@ def write_export(
     on_progress: called with the number of users done and of all. Raises Failure if the destination has another export,
     and for rules or a condition that the catalogue does not support.
     """
-    _plans(export)
+    _plans(export, replace(export.live))
     summary = _begin(export, to)
     names = [f"part-{number:05d}.{to.format}" for number in range(len(export.parts))]
     missing = [number for number, name in enumerate(names) if not to.storage.exists(name)]
@@ -186,16 +189,18 @@ class _Plans(NamedTuple):
     narrowed: Plan | None = None
 
 
-def _plans(export: Export) -> _Plans:
-    """The compiled rules of an export. Raises Failure, naming the rule, for what the catalogue does not support."""
-    attributes = export.live.attributes
+def _plans(export: Export, live: Live) -> _Plans:
+    """The compiled rules of an export. Raises Failure, naming the rule, for what the catalogue does not support.
+
+    live: a copy of that of the export, which keeps the rules of the configuration.
+    """
+    name, config = export.placement.name, export.placement.config
     try:
-        standing = Plan.of(export.standing, attributes, "serving.rules")
-        requested = None if export.rules is None else Plan.of(export.rules, attributes, "rules")
-        rules = requested if standing is None else standing.then(requested)
+        live.compile_rules(export.standing, {} if name is None else {name: config})
+        rules = live.plan(export.rules, name)
         if export.audience is None:
             return _Plans(rules)
-        matching = Plan.of(Rules(filter=export.audience.condition), attributes, "audience")
+        matching = Plan.of(Rules(filter=export.audience.condition), live.attributes, "audience")
     except RuleError as e:
         raise Failure(f"{e.path.replace('audience.filter', 'condition')}: {e}") from e
     assert matching is not None
@@ -205,7 +210,8 @@ def _plans(export: Export) -> _Plans:
 def _rank_part(export: Export, part: range) -> Iterator[pa.Table]:
     """The rows of the users with these numbers, as one table."""
     live = replace(export.live, features=features(export.live.items))
-    plans, columns = _plans(replace(export, live=live)), live.items.columns
+    plans, columns = _plans(export, live), live.items.columns
+    sent = with_placement(columns, {}, export.placement.name)
     rows: list[tuple[str, int, str, float]] = []
     for number in part:
         user_id = export.shoppers.user_ids[number]
@@ -213,9 +219,18 @@ def _rank_part(export: Export, part: range) -> Iterator[pa.Table]:
         context = NO_CONTEXT
         if columns:
             user = export.shoppers.attributes.get(user_id, NOTHING)
-            context = Context(columns=table(columns, {}, user, strict=False))
+            context = Context(columns=table(columns, sent, user, strict=False))
         limit = export.limit if export.audience is None else export.audience.within
-        ranking = live.recommend(history, export.at, limit, export.size, plans.rules, context, narrowed=plans.narrowed)
+        ranking = live.recommend(
+            history,
+            export.at,
+            limit,
+            export.size,
+            plans.rules,
+            context,
+            narrowed=plans.narrowed,
+            shares=export.placement.shares,
+        )
         positions = range(len(ranking.item_ids))
         if plans.matching is not None:
             positions = _first_matching(ranking, plans.matching, export.at)

@@ -9,7 +9,19 @@ from __future__ import annotations
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, prepare
 from serving.ranking.overlay import NO_OVERLAY, Overlay
+from serving.ranking.placements import NO_PLACEMENT, Placement
 from serving.ranking.ranking import Ranking
 from serving.ranking.service import Service, plan_of
 
-__all__ = ["NO_OVERLAY", "Follower", "Live", "Overlay", "Ranking", "Service", "plan_of", "prepare"]
+__all__ = [
+    "NO_OVERLAY",
+    "NO_PLACEMENT",
+    "Follower",
+    "Live",
+    "Overlay",
+    "Placement",
+    "Ranking",
+    "Service",
+    "plan_of",
+    "prepare",
+]

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from features.arrays import I32, I64
+from features.arrays import F64, I32, I64
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from features.log import Kind
@@ -177,16 +177,17 @@ class Live:
         context: Context = NO_CONTEXT,
         outside: Outside = NO_OUTSIDE,
         narrowed: Plan | None = None,
+        shares: F64 | None = None,
     ) -> Ranking:
         """The best `limit` items of the catalogue for a user, after the rules: the list of `/v1/recommend`.
 
         Without exploration, and all in this thread. size: number of candidates to retrieve. outside: the user's events
         with items outside the catalogue. narrowed: a plan with further filters; the best `size` items that it admits
-        are candidates as well.
+        are candidates as well. shares: of the sources, as in `features.retrieval.merge`.
         """
-        found = self.retriever.candidates_now(history, at, size, plan, context).item
+        found = self.retriever.candidates_now(history, at, size, plan, context, shares).item
         if narrowed is not None:
-            more = self.retriever.candidates_now(history, at, size, narrowed, context).item
+            more = self.retriever.candidates_now(history, at, size, narrowed, context, shares).item
             found = np.concatenate([found, more[~np.isin(more, found)]])
         candidates = with_pinned(found, self.items, plan, history, at)
         ids = [self.items.catalogue.item_ids[row] for row in candidates.tolist()]

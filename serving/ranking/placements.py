@@ -21,6 +21,11 @@ class Placement(NamedTuple):
     config: PlacementConfig
     shares: F64 | None
 
+    @classmethod
+    def of(cls, name: str, config: PlacementConfig) -> Placement:
+        """A placement of the configuration."""
+        return cls(name, config, _shares(config))
+
     def limit_of(self, request: RankRequest | RecommendRequest) -> int | None:
         """The maximum length of the list of a request: its own, else that of the placement, else that of the route.
 
@@ -38,7 +43,7 @@ class PlacementTable:
     """The placements of the configuration by name."""
 
     def __init__(self, configs: Mapping[str, PlacementConfig]) -> None:
-        self._by_name = {name: Placement(name, config, _shares(config)) for name, config in configs.items()}
+        self._by_name = {name: Placement.of(name, config) for name, config in configs.items()}
 
     def of(self, request: RankRequest | RecommendRequest) -> Placement:
         """The placement of a request, `NO_PLACEMENT` if it names none.

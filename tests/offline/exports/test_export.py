@@ -24,6 +24,8 @@ from offline.data import Storage
 from offline.data.collection import collect
 from offline.exports import Audience, Destination, Export, live_at, read_user_ids, started_at, write_export
 from offline.runtime import LOCAL, DataError, Failure
+from serving.config import PlacementConfig
+from serving.ranking import Placement
 from serving.release.release import load_release
 from serving.rules import Condition, Rules
 from serving.store import BulkStore, Event, Merge, Pointer, UserLimits, merging
@@ -137,6 +139,17 @@ def test_lists_follow_the_rules_of_the_configuration_and_of_the_export(shop: Sho
     assert rows_of(tmp_path / "out") == expected
     assert ("u1", "red-05") not in {(u, i) for u, _, i, _ in expected}, "u1 bought it"
     assert expected != answers(shop, {"limit": 5})
+
+
+def test_lists_of_a_placement_have_its_sources_and_rules(shop: Shop, tmp_path: Path) -> None:
+    """Its rules are after those of the configuration and before those of the export; `again` is what the user had."""
+    config = PlacementConfig(sources={"again": 1.0}, rules=Rules(filter=Condition(attribute="price", lt=8.0)))
+    settings = FAST.model_copy(update={"placements": {"mail": config}})
+    expected = answers(shop, {"limit": 5, "rules": EXCLUDE, "placement": "mail"}, settings)
+    rules = msgspec.convert(EXCLUDE, Rules)
+    write_export(shop.export(placement=Placement.of("mail", config), rules=rules), to(tmp_path / "out"))
+    assert rows_of(tmp_path / "out") == expected
+    assert 0 < len(expected) < len(answers(shop, {"limit": 5, "rules": EXCLUDE}))
 
 
 def test_a_written_item_is_used_and_a_withdrawn_one_is_not(shop: Shop, tmp_path: Path) -> None:
@@ -282,6 +295,7 @@ def test_the_commands_write_csv_for_the_users_of_a_file(shop: Shop, tmp_path: Pa
         (["export", "--format", "xml"], "--format xml: expected parquet or csv"),
         (["export", "--rules", "rules.json"], "rules.json: "),
         (["export", "--users", "gone.csv"], "gone.csv: no such file"),
+        (["export", "--placement", "kitchen"], "--placement kitchen: no such placement; the configuration has none"),
         (["audience"], "give either --item ID or --when FILE"),
         (["audience", "--item", "a", "--when", "b"], "give either --item ID or --when FILE"),
         (["audience", "--when", "shade.json"], "condition.attribute: unknown attribute 'shade'"),
