@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.history import NO_MERGES
 from features.log import Events, Kind
 from offline.config import load
 from offline.data import WINDOWS, query_groups
@@ -21,7 +22,7 @@ BOUGHT, HOUR = 4000, 3600.0
 
 def run_on(log: Events, lists: dict[str, Any] | None = None, protocol: str = "time-split") -> Inputs:
     out = Inputs(load(None, lists=lists or {}, windows={"protocol": protocol}), None, ())
-    out.__dict__["data"] = SimpleNamespace(shown=log, events=log)  # in the cache of the property
+    out.__dict__["data"] = SimpleNamespace(shown=log, events=log, merges=NO_MERGES)  # in the cache of the property
     return out
 
 
