@@ -51,21 +51,20 @@ def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) 
     def ask(case: Any) -> None:
         # The schema cannot express everything: events and items are rejected individually, for example for their
         # timestamp; 461.0 is an integer in JSON schema but not here; IDs are limited in bytes, and placeholders are
-        # refused; the attributes and values in rules depend on the catalogue; placements have to be configured; at
-        # most 100 items are explained; and a list in columns has a value for each candidate.
+        # refused; the attributes and values in rules depend on the catalogue; placements have to be configured; a user
+        # is not merged into itself; at most 100 items are explained; and a list in columns has a value for each
+        # candidate.
         body = case.body if isinstance(case.body, dict) else {}
-        candidates, columns = body.get("candidates"), body.get("columns")
-        ids = [
-            body.get("user_id"),
-            *(candidates if isinstance(candidates, list) else []),
-            *map(unquote, (case.path_parameters or {}).values()),
-        ]
+        candidates, columns, guest = body.get("candidates"), body.get("columns"), body.get("from")
+        in_path = [unquote(value) for value in (case.path_parameters or {}).values()]
+        ids = [body.get("user_id"), guest, *(candidates if isinstance(candidates, list) else []), *in_path]
         not_in_schema = (
             isinstance(body.get("limit"), float)
             or body.get("rules") is not None
             or body.get("placement") is not None
             or bool(body.get("explain"))
             or not are_ids(ids)
+            or (isinstance(guest, str) and clean_id(guest) in map(clean_id, in_path))
             or (isinstance(columns, dict) and any(isinstance(value, list) for value in columns.values()))
             or any(isinstance(value, dict) for value in ids)
         )
