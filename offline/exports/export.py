@@ -132,17 +132,19 @@ def write_export(
     missing = [number for number, name in enumerate(names) if not to.storage.exists(name)]
     total = len(export.shoppers.user_ids)
     done = total - sum(len(export.parts[number]) for number in missing)
+    reused = [name for number, name in enumerate(names) if number not in missing]
+    rows = sum(_count_rows(to, name) for name in reused)
     on_progress(done, total)
     # Compiled rules and features have functions that do not reach another process, so each part makes them again.
     job = replace(export, live=replace(export.live, standing=None, placed={}, features=()))
     for number, part in zip(missing, engine.map(_rank_part, job, [export.parts[n] for n in missing]), strict=True):
         to.storage.write(names[number], _to_bytes(part, to.format))
+        rows += len(part)
         done += len(export.parts[number])
         on_progress(done, total)
-    rows = sum(_count_rows(to, name) for name in names)
     _write_summary(to.storage, summary | {"complete": True, "rows": rows})
-    new = sum(export.shoppers.history(k, export.at) is None for k in range(total))
-    return Exported(total, new, rows, len(names), len(names) - len(missing))
+    new = int((export.shoppers.row < 0).sum())
+    return Exported(total, new, rows, len(names), len(reused))
 
 
 def _begin(export: Export, to: Destination) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def _rank_part(export: Export, part: range) -> Iterator[pa.Table]:
     rows: list[tuple[str, int, str, float]] = []
     for number in part:
         user_id = export.shoppers.user_ids[number]
-        history = export.shoppers.history(number, export.at) or EMPTY
+        history = export.shoppers.history(number, export.at)
         context = NO_CONTEXT
         if columns:
             user = export.shoppers.attributes.get(user_id, NOTHING)

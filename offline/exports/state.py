@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from features.arrays import I32
 from features.bounds import IdError, clean_id
 from features.columns import Scalar
-from features.history import Histories, History
+from features.history import EMPTY, Histories, History
 from features.log import Events
 from offline.config import Config
 from offline.data import LogFiles, imported, load_log, user_histories, written_items
@@ -31,8 +31,8 @@ _COLUMN = "user_id"
 class Shoppers:
     """Users to rank for, in the order of their IDs, and their state.
 
-    row: int32, like `user_ids`: number of the user in `histories`, -1 without a history. attributes: by user ID, of
-    users who have any; empty if the release has no features of them. events: number of events in the histories.
+    row: int32, like `user_ids`: number of the user in `histories`, -1 if both lists are empty. attributes: by user ID,
+    of users who have any; empty if the release has no features of them. events: number of events in the histories.
     """
 
     user_ids: Sequence[str]
@@ -41,13 +41,10 @@ class Shoppers:
     attributes: Mapping[str, Mapping[str, Scalar]]
     events: int
 
-    def history(self, number: int, at: float) -> History | None:
-        """The lists of a user strictly before a time; None without events."""
+    def history(self, number: int, at: float) -> History:
+        """The lists of a user strictly before a time."""
         row = int(self.row[number])
-        if row < 0:
-            return None
-        history = self.histories.read(row, at)
-        return history if len(history.item) or len(history.shown_item) else None
+        return EMPTY if row < 0 else self.histories.read(row, at)
 
 
 def live_at(
@@ -68,13 +65,16 @@ def live_at(
     histories = user_histories(events, config.workspace, retention, loaded.merges, loaded.event_key)
     number = {user_id: k for k, user_id in enumerate(events.user_ids)}
     user_ids = sorted(number if users is None else users)
-    shoppers = Shoppers(user_ids, np.array([number.get(u, -1) for u in user_ids], np.int32), histories, {}, len(events))
+    row = np.array([number.get(u, -1) for u in user_ids], np.int32)
+    for k in np.flatnonzero(row >= 0).tolist():
+        history = histories.read(int(row[k]), at)
+        if not (len(history.item) or len(history.shown_item)):
+            row[k] = -1
     if users is None:
-        kept = [k for k in range(len(user_ids)) if shoppers.history(k, at) is not None]
-        shoppers = replace(shoppers, user_ids=[user_ids[k] for k in kept], row=shoppers.row[kept])
-    if not shoppers.user_ids:
+        user_ids, row = [u for u, r in zip(user_ids, row.tolist(), strict=True) if r >= 0], row[row >= 0]
+    if not user_ids:
         raise DataError(f"{config.data}: no user has an event that has not expired; collect or import events first")
-    return live, replace(shoppers, attributes=_attributes(live, files, shoppers.user_ids, at))
+    return live, Shoppers(user_ids, row, histories, _attributes(live, files, user_ids, at), len(events))
 
 
 def _with_written(live: Live, data: Path, store: BulkStore) -> Live:

@@ -29,7 +29,7 @@ from serving.config import PlacementConfig
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
-from serving.ranking.retrieval import CandidateRetriever, with_pinned
+from serving.ranking.retrieval import CandidateRetriever, ids_with_pinned
 from serving.release import Release, ReleaseError, load_release
 from serving.rules import Attributes, Cap, Condition, Diversity, Plan, Ranked, RuledList, RuleError, Rules
 from serving.store import START, Tail
@@ -189,8 +189,7 @@ class Live:
         if narrowed is not None:
             more = self.retriever.candidates_now(history, at, size, narrowed, context, shares).item
             found = np.concatenate([found, more[~np.isin(more, found)]])
-        candidates = with_pinned(found, self.items, plan, history, at)
-        ids = [self.items.catalogue.item_ids[row] for row in candidates.tolist()]
+        ids = ids_with_pinned(found, self.items, plan, history, at)
         whole = self.rank(history, ids, at, None if plan else limit, context)
         return self.apply_rules(whole, plan, history, outside, at, limit)[0]
 

@@ -93,14 +93,14 @@ def _static_candidates(
     return admitted, text_candidates(items, history, at, size, context, admitted, shares)
 
 
-def with_pinned(candidates: I32, items: Items, plan: Plan | None, history: History, at: float) -> I32:
-    """The candidates followed by the plan's pinned items, if the catalogue has them and the plan admits them."""
-    if plan is None or not plan.pins:
-        return candidates
-    pinned = items.catalogue.rows(pin.item_id for _, pin in plan.pins)
-    pinned = pinned[pinned >= 0]
-    pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, candidates)]
-    return np.concatenate([candidates, pinned])
+def ids_with_pinned(candidates: I32, items: Items, plan: Plan | None, history: History, at: float) -> list[str]:
+    """The IDs of the candidates, then of the plan's pinned items that the catalogue has and the plan admits."""
+    if plan is not None and plan.pins:
+        pinned = items.catalogue.rows(pin.item_id for _, pin in plan.pins)
+        pinned = pinned[pinned >= 0]
+        pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, candidates)]
+        candidates = np.concatenate([candidates, pinned])
+    return [items.catalogue.item_ids[row] for row in candidates.tolist()]
 
 
 def sources_of(retrieved: Retrieved, item_ids: Sequence[str]) -> dict[str, list[str]]:

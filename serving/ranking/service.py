@@ -57,7 +57,7 @@ from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
 from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
-from serving.ranking.retrieval import sources_of, with_pinned
+from serving.ranking.retrieval import ids_with_pinned, sources_of
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
 from serving.rules import Plan, Removed, RuledList, RuleError, Rules
@@ -214,8 +214,7 @@ class Service:
         size = self.config.candidates_for(limit)
         context = self._context(request, live, known, ("request",))
         found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares)
-        candidates = with_pinned(found.item, live.items, plan, known.history, at)
-        ids = [catalogue.item_ids[row] for row in candidates.tolist()]
+        ids = ids_with_pinned(found.item, live.items, plan, known.history, at)
         answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
