@@ -28,6 +28,9 @@ ITEM_MOMENTS = (-8_520_336_000, 7_258_118_400)
 MAX_NUMBER = 1e15
 """Largest magnitude of a price, a value or a numeric attribute: below it, whole numbers are exact in float64."""
 
+URL_CHARACTERS = 2_000
+"""Maximum characters of the address of a picture: browsers and servers refuse longer ones."""
+
 TEXT_CHARACTERS = 100_000
 """Maximum characters of a title, a description, a category, a brand or a text attribute."""
 

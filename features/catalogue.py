@@ -16,7 +16,7 @@ from features.kernels.strings import StringIndex, Strings
 
 TEXT_COLUMNS = ("title", "description", "category", "brand")
 """Columns of an item table with its texts, besides text attributes."""
-STANDARD_COLUMNS = ("item_id", *TEXT_COLUMNS, "price", "available_from")
+STANDARD_COLUMNS = ("item_id", *TEXT_COLUMNS, "price", "available_from", "image_url")
 """Columns of an item table with a fixed meaning; all other columns are attributes."""
 
 

@@ -14,6 +14,8 @@ from serving.rules import Rules, StandingRules
 
 HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
 """A host name without scheme and port, or * for any."""
+ImageOrigin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$")]
+"""Scheme, host and port of pictures, in lower case, without a path: it becomes a part of a header."""
 PLACEMENTS = 50
 """Maximum number of placements."""
 
@@ -261,6 +263,18 @@ class ServingConfig(BaseModel):
     )
     storefront: bool = Field(
         False, description="Serve /storefront, a page to try out a release; it lists the IDs of some known users."
+    )
+    currency: str | None = Field(
+        None,
+        pattern=r"^[A-Z]{3}$",
+        examples=["EUR"],
+        description="Currency of prices on the storefront. null: that of the import, if it has one.",
+    )
+    image_origins: tuple[ImageOrigin, ...] = Field(
+        (),
+        examples=[["https://cdn.shop.test"]],
+        description="Origins from which the storefront shows the products' own pictures (`image_url`). Other products "
+        "have a drawn pattern.",
     )
     operator: bool = Field(
         False, description="Serve /operator, a page with releases and metrics; needs a key with the `admin` scope."

@@ -222,7 +222,8 @@ class Config(BaseModel):
     @property
     def service(self) -> ServiceConfig:
         """The settings of the service: those of `serving`, and the placements."""
-        return ServiceConfig.model_validate({**dict(self.serving), "placements": self.placements})
+        currency = self.serving.currency or (self.sources and self.sources.currency)
+        return ServiceConfig.model_validate({**dict(self.serving), "currency": currency, "placements": self.placements})
 
     @property
     def data(self) -> Path:

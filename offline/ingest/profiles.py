@@ -143,6 +143,9 @@ class Profiles:
         if reader.has("available_from"):
             reader.add_date("available_from")
             types["available_from"] = "TIMESTAMP"
+        if reader.has("image_url"):
+            reader.add_url("image_url")
+            types["image_url"] = "VARCHAR"
         return types
 
     def _problem(self, reader: Reader) -> str:

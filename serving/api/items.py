@@ -41,6 +41,7 @@ class ItemIn(Struct, forbid_unknown_fields=True):
     brand: Text | UnsetType | None = UNSET
     price: Annotated[float, Meta(ge=0, le=MAX_NUMBER)] | UnsetType | None = UNSET
     available_from: float | str | UnsetType | None = UNSET
+    image_url: Text | UnsetType | None = UNSET
     available: bool | UnsetType = UNSET
     attributes: Annotated[dict[_NAME, _VALUE], Meta(max_length=ATTRIBUTES)] | UnsetType = UNSET
 
@@ -81,7 +82,7 @@ def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
         raise to_refusal(e) from e
     item_id = part_id("item_id", given.item_id)
     fields: dict[str, Any] = {"at": now}
-    for name in (*TEXT_COLUMNS, "price", "available"):
+    for name in (*TEXT_COLUMNS, "price", "image_url", "available"):
         if (value := getattr(given, name)) is not UNSET:
             fields[name] = value
     if given.available_from is not UNSET:

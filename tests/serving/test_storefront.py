@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 import redis
+from pydantic import ValidationError
 
 from features.log import Kind
+from serving.config import ServiceConfig
 from serving.http.keys import Keys, new_key
 from serving.pages.storefront.page import FILES
 from serving.store import BulkStore, Event
 from serving.store.embedded import connect_url
-from tests.serving.test_recommend import AT, IDS, released
+from tests.serving.test_recommend import AT, IDS, released, shop
+from tests.serving.test_release import columns, planted_items, planted_model, publish
 from tests.serving.test_service import FAST, ready, served
 
 OPEN = FAST.model_copy(update={"storefront": True})
@@ -82,6 +86,46 @@ def test_the_page_is_smaller_than_150_kilobytes_and_loads_nothing_from_elsewhere
         rest = content.replace(b"http://www.w3.org/2000/svg", b"")  # a namespace, which is not fetched
         for never in (b"http:", b"https:", b"innerHTML", b"eval("):
             assert never not in rest, name
+
+
+def test_a_product_has_its_own_picture_if_its_origin_is_configured(url: str, tmp_path: Path) -> None:
+    """The origin is scheme, host and port of the address: other ones are not shown, whatever they look like."""
+    origin, items = "https://cdn.shop.test", shop()
+    addresses = {
+        "red-01": f"{origin}/mug.jpg?w=300",
+        "red-03": f"{origin}.evil.test/mug.jpg",
+        "red-05": f"{origin}@evil.test/mug.jpg",
+        "red-07": "http://cdn.shop.test/mug.jpg",
+        "blue-00": "https://[",
+        "blue-02": "javascript:alert(1)",
+    }
+    table = columns(items)
+    urls = pa.array([addresses.get(i) for i in table["item_id"].to_pylist()], pa.string())
+    release = publish(
+        tmp_path / "releases",
+        items=items,
+        model_text=planted_model(planted_items()),
+        item_columns=table.append_column("image_url", urls),
+    )
+    allowed = OPEN.model_copy(update={"image_origins": (origin,), "currency": "EUR"})
+    with served("redis://127.0.0.1:1/0", allowed, release, lambda: AT) as client:
+        ready(client)
+        policy = client.get("/storefront").headers["content-security-policy"]
+        assert f"img-src 'self' {origin};" in policy
+        found = client.post("/v1/storefront/products", json={"candidates": [*addresses, "red-09"]}).json()
+        assert {p["item_id"]: p["image_url"] for p in found if p["image_url"]} == {"red-01": addresses["red-01"]}
+        assert len(found) == 7
+        assert client.get("/v1/storefront/shop").json()["currency"] == "EUR"
+    with served("redis://127.0.0.1:1/0", OPEN, release, lambda: AT) as client:
+        ready(client)
+        found = client.post("/v1/storefront/products", json={"candidates": list(addresses)}).json()
+        assert {p["image_url"] for p in found} == {None}
+
+
+@pytest.mark.parametrize("origin", ["https://cdn.shop.test/path", "cdn.shop.test", "https://x; script-src *", "*"])
+def test_an_origin_of_pictures_is_a_scheme_a_host_and_a_port(origin: str) -> None:
+    with pytest.raises(ValidationError, match="image_origins"):
+        ServiceConfig(image_origins=(origin,))
 
 
 def test_the_shop_has_its_categories_prices_and_known_shoppers(client: httpx.Client) -> None:

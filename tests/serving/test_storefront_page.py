@@ -212,7 +212,7 @@ def test_a_title_with_markup_is_shown_as_text(page: Page) -> None:
 def test_the_page_works_by_keyboard_and_the_focus_follows_the_product(page: Page) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # skip to the shelf
-    for _ in range(7):  # five stops per card (the reasons, view, cart, buy, pin), then view of the second card
+    for _ in range(9):  # six stops per card (its page, the reasons, view, cart, buy, pin), then view of the second card
         page.keyboard.press("Tab")
     item = shelf(page)[1]
     focus = "[document.activeElement.closest('li')?.dataset.item, document.activeElement.className]"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import duckdb
 
-from features.bounds import ITEM_MOMENTS, MAX_NUMBER, TEXT_CHARACTERS
+from features.bounds import ITEM_MOMENTS, MAX_NUMBER, TEXT_CHARACTERS, URL_CHARACTERS
 from offline.config import Column
 from offline.ingest.cells.currencies import Currencies, rates_sql, written_currency
 from offline.ingest.cells.moments import moments
@@ -254,6 +254,16 @@ class Reader:
         if self.has(name):
             sql = f"one_line({sql})" if self.column(name).html is False else f"one_line(plain_text({sql}))"
         self.add(name, sql, f"length({quoted(name)}) <= {TEXT_CHARACTERS}")
+
+    def add_url(self, name: str) -> None:
+        """Take a column of web addresses: the first of each cell; missing if it has none, or an overlong one.
+
+        An address that leaves its scheme open, as in `//cdn.shop.test/mug.jpg`, is read as https.
+        """
+        first = f"regexp_replace({self.text(name)}, '[,;|]\\s*(https?:)?//.*$', '')"
+        address = f"regexp_extract({first}, '(https?:)?//[^\\s\"''<>|]+')"
+        sql = f"nullif(regexp_replace({address}, '^//', 'https://'), '')"
+        self.add(name, sql, f"length({quoted(name)}) <= {URL_CHARACTERS}")
 
     def flag(self, name: str) -> str:
         """BOOLEAN from true or false, 1 or 0, yes or no."""

@@ -11,7 +11,25 @@ export function make(tag, name, text, ...children) {
   return element;
 }
 
-const money = new Intl.NumberFormat(undefined, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+let number = new Intl.NumberFormat(undefined, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+
+/** Show prices in a currency, such as EUR, from now on. */
+export function useCurrency(currency) {
+  number = new Intl.NumberFormat(undefined, { style: "currency", currency });
+}
+
+/** A price as text. */
+export const money = (price) => number.format(price);
+
+/** The address of the page of a product. */
+export const pageOf = (id) => `#/product/${encodeURIComponent(id)}`;
+
+/** Brand, category and price of a product. */
+export function about(product) {
+  const line = make("p", "about", null, make("span", "", [product.brand, product.category].filter(Boolean).join(" · ")));
+  if (product.price !== null) line.append(make("b", "price", money(product.price)));
+  return line;
+}
 
 /** Past tense by event name. */
 const PAST_TENSE = { view: "viewed", click: "clicked", cart: "added to your cart", purchase: "bought", rating: "rated" };
@@ -26,36 +44,37 @@ function ruleTexts(rules = []) {
   });
 }
 
+/** A button for an action with a product. press: called with the action. */
+export function button(label, action, product, press) {
+  const element = make("button", action, label);
+  element.type = "button";
+  element.setAttribute("aria-label", `${label}: ${product.title || product.item_id}`);
+  element.addEventListener("click", () => press(action));
+  return element;
+}
+
 export class Card {
-  /** act: called with (event, card) when a button is pressed. plain: without buttons and explanation. */
+  /** act: called with (action, card) when a button is pressed, and "open" when the title is. plain: without buttons and explanation. */
   constructor(product, act, plain = false) {
     this.product = product;
     this.element = make("li", plain ? "card plain" : "card");
     this.element.dataset.item = product.item_id;
     this.place = make("span", "place");
     this.moved = make("span", "moved");
-    const about = [product.brand, product.category].filter(Boolean).join(" · ");
     const head = make("div", "head", null, this.place, this.moved);
-    const title = make("h3", "title", product.title || product.item_id);
-    title.title = product.title;
-    const line = make("p", "about", null, make("span", "", about));
-    if (product.price !== null) line.append(make("b", "price", money.format(product.price)));
-    this.element.append(make("div", "picture", null, picture(product)), head, title, line);
+    const link = make("a", "", product.title || product.item_id);
+    link.href = pageOf(product.item_id);
+    link.title = product.title;
+    if (!plain) link.addEventListener("click", () => act("open", this));
+    this.element.append(make("div", "picture", null, picture(product)), head, make("h3", "title", null, link), about(product));
     if (plain) return;
     this.why = make("p", "why");
     this.more = make("ul", "reasons");
     this.details = make("details", "", null, make("summary", "", "Why here?"), this.more);
-    this.pin = this.button("Pin", "pin", act);
-    this.element.append(this.why, this.details, make("div", "acts", null,
-      this.button("View", "click", act), this.button("Add to cart", "cart", act), this.button("Buy", "purchase", act), this.pin));
-  }
-
-  button(label, event, act) {
-    const element = make("button", event, label);
-    element.type = "button";
-    element.setAttribute("aria-label", `${label}: ${this.product.title || this.product.item_id}`);
-    element.addEventListener("click", () => act(event, this));
-    return element;
+    const acts = [["View", "click"], ["Add to cart", "cart"], ["Buy", "purchase"], ["Pin", "pin"]];
+    const buttons = acts.map(([label, action]) => button(label, action, product, () => act(action, this)));
+    this.pin = buttons.at(-1);
+    this.element.append(this.why, this.details, make("div", "acts", null, ...buttons));
   }
 
   /** Show a position, from 1. was: the previous position, 0 if the card is new, undefined to mark no movement. */
@@ -75,13 +94,16 @@ export class Card {
     const { because, reasons = [] } = item, rules = ruleTexts(item.rules);
     const similar = because ? [`because you ${PAST_TENSE[because.event] ?? "saw"} ${because.title || because.item_id}`] : [];
     const raised = reasons.filter((r) => r.contribution > 0).slice(0, similar.length ? 1 : 2).map((r) => r.text);
-    this.why.textContent = [...rules, ...similar, ...raised].join("; ") || "a better match than the rest of this list";
-    const most = Math.max(...reasons.map((r) => Math.abs(r.contribution)), 1e-9);
-    this.more.replaceChildren(...reasons.map(({ text, contribution: sum }) => {
+    const said = [...new Set([...rules, ...similar, ...raised])];
+    this.why.textContent = said.join("; ") || "no single reason stands out";
+    const sums = new Map();  // of reasons with one text, which would otherwise be repeated
+    for (const { text, contribution } of reasons) sums.set(text, (sums.get(text) ?? 0) + contribution);
+    const most = Math.max(...[...sums.values()].map(Math.abs), 1e-9);
+    this.more.replaceChildren(...[...sums].map(([text, sum]) => {
       const bar = make("i", sum > 0 ? "bar for" : "bar against");
       bar.style.width = `${Math.round((40 * Math.abs(sum)) / most)}%`;
       return make("li", "", null, bar, make("span", "", `${sum > 0 ? "+" : "−"} ${text}`));
-    }), ...similar.map((text) => make("li", "", text)));
+    }), ...[...rules, ...similar].map((text) => make("li", "", text)));
     this.pin.setAttribute("aria-pressed", String(pinned));
     this.pin.firstChild.data = pinned ? "Unpin" : "Pin";
     this.pin.setAttribute("aria-label", `${pinned ? "Unpin" : "Pin"}: ${this.product.title || this.product.item_id}`);

@@ -17,6 +17,7 @@ from serving.api import decoding, rankings
 from serving.http import needs
 from serving.pages.files import add_files
 from serving.pages.storefront import shop
+from serving.pages.storefront.pictures import Pictures
 from serving.ranking import Service
 
 PATH = "/storefront"
@@ -27,7 +28,8 @@ FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".
 
 def add_storefront(app: FastAPI, service: Service) -> None:
     """Add the page at /storefront and its API under /v1/storefront, which needs a key with scope `rank`."""
-    add_files(app, PATH, FILES)
+    add_files(app, PATH, FILES, service.config.image_origins)
+    pictures = Pictures(service.config.image_origins)
     writes = any(getattr(r, "path", "") == "/v1/items" and "PUT" in (r.methods or ()) for r in app.routes)  # type: ignore[attr-defined]
     guarded: dict[str, Any] = {"openapi_extra": needs("rank"), "include_in_schema": False}
 
@@ -42,7 +44,8 @@ def add_storefront(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/storefront/products", **guarded)
     async def products(request: Request) -> Response:
-        return _json(shop.products(service.live(), (await decoded(request)).ids or []))
+        live, ids = service.live(), (await decoded(request)).ids or []
+        return _json(shop.products(live, ids, await pictures.of(live)))
 
     @app.get("/v1/storefront/search", **guarded)
     async def search(words: str = "") -> Response:

@@ -1,15 +1,19 @@
 // The storefront page: the shopper, the request for a list, and what the buttons do.
 
 import { ApiError, call, newId, useKey } from "./api.js";
-import { Card, make } from "./card.js";
+import { Card, make, useCurrency } from "./card.js";
 import { Shelf } from "./movement.js";
+import { Cart, here, showProduct } from "./views.js";
 
-const SHOWN = 24, MANY = 200;
+const SHOWN = 24, MANY = 200, GUEST = "guest-";
 const $ = (id) => document.getElementById(id);
 const own = new Shelf($("own")), popular = new Shelf($("popular"));
 const products = new Map();
-const pins = [], added = [], cart = [];
-let shopper, turn = 0, timer, total, shown = null;
+const pins = [], added = [];
+const cart = new Cart(products, { bought: (ids) => guarded(() => buy(ids)), changed: () => guarded(() => load()) });
+/** Of each product that was chosen from a list: the request ID of the list, and its position in it. */
+const chosen = new Map();
+let shopper, turn = 0, timer, total, shown = null, placements = new Set();
 
 /** Announce a message to screen readers. */
 function announce(message) {
@@ -55,9 +59,20 @@ function typed() {
   return $("words").value.replace(/[\s\u0000-\u001f\u007f]+/g, " ").trim();
 }
 
+/** The parts of a request for the page that is shown: its placement, if one of that name is configured, and the products on it. */
+function spot(query) {
+  const view = here(), name = query ? "search" : view.name;
+  const items = name === "product" ? [view.item] : name === "cart" ? cart.ids() : [];
+  return {
+    ...(placements.has(name) && (name !== "cart" || items.length) ? { placement: name } : {}),
+    ...(query ? { query } : {}),
+    ...(items.length ? { items } : {}),
+  };
+}
+
 /** Recommendations for the shopper. query: empty if there is none. */
 async function personal(query) {
-  const request = { user_id: shopper, limit: SHOWN, explain: true, rules: rules(), ...(query ? { query } : {}) };
+  const request = { user_id: shopper, limit: SHOWN, explain: true, rules: rules(), ...spot(query) };
   const answer = await call("POST", "v1/recommend", request);
   const ids = answer.items.map((item) => item.item_id);
   if (added.every((id) => ids.includes(id))) return answer;
@@ -86,7 +101,8 @@ async function load(did) {
   $("clear").hidden = !$("words").value;
   clearTimeout(timer);
   const [answer, best] = await Promise.all([personal(query), $("compare").checked ? bestSellers(query) : null]);
-  await loadProducts([...answer.items, ...(best?.items ?? [])].map((item) => item.item_id));
+  const ids = [...answer.items, ...(best?.items ?? [])].map((item) => item.item_id);
+  await loadProducts([...ids, ...cart.ids(), ...(here().item ? [here().item] : [])]);
   if (ownTurn !== turn) return;  // a newer request has been made
   notice("");
   show(answer, best, did, query);
@@ -113,6 +129,7 @@ function show(answer, best, did, query) {
     return [item.item_id, card];
   }));
   shown = answer.request_id;
+  showPage(query);
   own.show(cards, before, answer.far);
   total = answer.of ?? cards.size;
   $("empty").hidden = cards.size > 0;
@@ -129,6 +146,23 @@ function show(answer, best, did, query) {
   if (did) announce(`${did} ${moves(before, own.places())}`);
   else if (query) announce(noMatch || `${cards.size} products for “${query}”${first}.`);
   else announce(`${cards.size} products for ${$("shopper").selectedOptions[0]?.text ?? "you"}.`);
+}
+
+const HEADINGS = { home: "For you", product: "Goes with this", cart: "For your cart" };
+
+/** Show what is on the page besides the list: the product, or the cart. */
+function showPage(query) {
+  const view = here();
+  $("own-title").textContent = query ? "Results" : HEADINGS[view.name];
+  $("product-page").hidden = view.name !== "product";
+  if (view.name === "product") showProduct($("product-page"), products.get(view.item), (action) => press(action, view.item));
+  $("cart-page").hidden = view.name !== "cart";
+  $("to-cart").textContent = cart.size ? `Cart (${cart.size})` : "Cart";
+  for (const name of ["home", "cart"]) {
+    if (view.name === name) $(`to-${name}`).setAttribute("aria-current", "page");
+    else $(`to-${name}`).removeAttribute("aria-current");
+  }
+  cart.show($("lines"), $("sum"), $("buy"));
 }
 
 /** The largest moves between two orders, as text. */
@@ -152,52 +186,91 @@ function state(answer, waited) {
   if (answer.degraded) timer = setTimeout(() => guarded(() => load()), 3000);
 }
 
-function event(kind, item_id, position) {
-  return { event: kind, user_id: shopper, item_id, event_id: newId(), request_id: shown, ...(position === undefined ? {} : { position }) };
+/** An event with a product. from: the list that showed it, and its position there, if it is known. */
+function event(kind, item_id, from) {
+  return { event: kind, user_id: shopper, item_id, event_id: newId(), ...from };
 }
 
 /** Send impressions, which also show what was skipped. A real shop would send each one as it scrolls into view. */
 function impressions(answer, query) {
-  const events = answer.items.map((item, k) => ({ ...event("impression", item.item_id, k), ...(query ? { query } : {}) }));
+  const events = answer.items.map((item, k) => ({ ...event("impression", item.item_id, { request_id: shown, position: k }), ...(query ? { query } : {}) }));
   if (events.length) call("POST", "v1/events", events).catch(() => {});
 }
 
 const DONE = { click: "Viewed", cart: "Added to cart:", purchase: "Bought" };
 
 /** Handle a card's button. The View button sends the event `click`: a product chosen from a list. */
-async function act(kind, card) {
+async function act(action, card) {
   const id = card.product.item_id;
+  if (action === "pin") {
+    const at = pins.indexOf(id);
+    if (at < 0) pins.push(id);
+    else pins.splice(at, 1);
+    return guarded(() => load(`${at < 0 ? "Pinned" : "Unpinned"} ${title(id)}.`));
+  }
+  chosen.set(id, { request_id: shown, position: own.places().get(id) - 1 });
+  if (action !== "open") return press(action, id);
+  return send([event("click", id, chosen.get(id))]);  // the link of the title opens the page
+}
+
+/** Send an action with a product, and show the new list. */
+async function press(action, id) {
   await guarded(async () => {
-    if (kind === "pin") {
-      const at = pins.indexOf(id);
-      if (at < 0) pins.push(id);
-      else pins.splice(at, 1);
-      return load(`${at < 0 ? "Pinned" : "Unpinned"} ${title(id)}.`);
-    }
-    try {
-      await call("POST", "v1/events", event(kind, id, own.places().get(id) - 1));
-    } catch (error) {
-      if (error.status !== 503) throw error;
-      await load();  // the list still works, and shows that it is degraded
-      throw error;
-    }
-    if (kind !== "click") cart.push(kind);
-    const count = (k) => cart.filter((c) => c === k).length;
-    $("done").textContent = cart.length ? `${count("cart")} in cart, ${count("purchase")} bought` : "";
-    return load(`${DONE[kind]} ${title(id)}.`);
+    await send([event(action, id, chosen.get(id))]);
+    if (action === "cart") cart.add(id);
+    if (action === "purchase") cart.buy([id]);
+    $("done").textContent = cart.bought ? `${cart.bought} bought` : "";
+    return load(`${DONE[action]} ${title(id)}.`);
   });
+}
+
+/** Buy all products of the cart. */
+async function buy(ids) {
+  await send(ids.map((id) => event("purchase", id, chosen.get(id))));
+  cart.buy(ids);
+  $("done").textContent = `${cart.bought} bought`;
+  await load(`Bought ${ids.length} product${ids.length === 1 ? "" : "s"}.`);
+}
+
+async function send(events) {
+  try {
+    await call("POST", "v1/events", events);
+  } catch (error) {
+    if (error.status !== 503) throw error;
+    await load();  // the list still works, and shows that it is degraded
+    throw error;
+  }
 }
 
 function choose(id) {
   shopper = id;
-  cart.length = 0;
+  cart.clear();
+  chosen.clear();
   $("done").textContent = "";
   $("shopper").value = id;
+  $("login").hidden = !id.startsWith(GUEST) || $("account").options.length === 0;
+  openLogin(false);
+}
+
+function openLogin(open) {
+  $("known").hidden = !open;
+  $("login").setAttribute("aria-expanded", String(open));
+  if (open) $("account").focus();
+}
+
+/** Log the guest in: their events and cart become those of the chosen shopper. */
+async function login() {
+  const guest = shopper, id = $("account").value, kept = cart.ids();
+  const { moved } = await call("POST", `v1/users/${encodeURIComponent(id)}/merge`, { from: guest });
+  choose(id);
+  for (const item of kept) cart.add(item);
+  $("shopper").querySelector(`option[value="${CSS.escape(guest)}"]`)?.remove();
+  await load(`Logged in as ${id}; ${moved} event${moved === 1 ? "" : "s"} of the guest kept.`);
 }
 
 function newShopper() {
-  const id = `guest-${newId().slice(0, 8)}`;
-  $("shopper").prepend(new Option(`new shopper ${id.slice(6, 10)}`, id));
+  const id = `${GUEST}${newId().slice(0, 8)}`;
+  $("shopper").prepend(new Option(`new shopper ${id.slice(GUEST.length, GUEST.length + 4)}`, id));
   choose(id);
 }
 
@@ -226,13 +299,18 @@ async function add(form) {
 function listen() {
   let wait;
   const reload = () => guarded(() => load());
+  // The results of a search are a page of their own.
+  const search = () => {
+    if (typed() && here().name !== "home") history.pushState(null, "", "#/");
+    reload();
+  };
   const clear = () => {
     clearTimeout(wait);
     $("words").value = "";
     $("words").focus();
     reload();
   };
-  $("controls").addEventListener("submit", (e) => (e.preventDefault(), clearTimeout(wait), reload()));
+  $("controls").addEventListener("submit", (e) => (e.preventDefault(), clearTimeout(wait), search()));
   $("clear").addEventListener("click", clear);
   $("words").addEventListener("keydown", (e) => {
     if (e.isComposing || e.key !== "Escape" || !$("words").value) return;
@@ -241,13 +319,20 @@ function listen() {
   });
   const soon = () => {
     clearTimeout(wait);
-    wait = setTimeout(reload, 200);
+    wait = setTimeout(search, 200);
   };
   // An input method, as for Chinese, first shows the letters that are typed for the characters: they are no query.
   $("controls").addEventListener("input", (e) => e.isComposing || soon());
   $("words").addEventListener("compositionend", soon);
   $("shopper").addEventListener("change", () => (choose($("shopper").value), reload()));
   $("fresh").addEventListener("click", () => (newShopper(), reload()));
+  $("login").addEventListener("click", () => openLogin($("known").hidden));
+  $("known").addEventListener("submit", (e) => (e.preventDefault(), guarded(login)));
+  window.addEventListener("hashchange", () => {
+    if (here().name !== "home") $("words").value = "";
+    scrollTo(0, 0);
+    reload();
+  });
   $("product").addEventListener("submit", (e) => (e.preventDefault(), guarded(() => add(e.target))));
   $("key").addEventListener("submit", (e) => {
     e.preventDefault();
@@ -259,8 +344,12 @@ function listen() {
 
 async function begin() {
   const shop = await call("GET", "v1/storefront/shop");
-  $("shopper").replaceChildren(...shop.shoppers.map(({ user_id: id, engagements, likes }) =>
-    new Option(`${id} (${engagements} interactions${likes.length ? `; ${likes.join(", ")}` : ""})`, id)));
+  const known = ({ user_id: id, engagements, likes }) =>
+    new Option(`${id} (${engagements} interactions${likes.length ? `; ${likes.join(", ")}` : ""})`, id);
+  $("shopper").replaceChildren(...shop.shoppers.map(known));
+  $("account").replaceChildren(...shop.shoppers.map(known));
+  placements = new Set(shop.placements);
+  if (shop.currency) useCurrency(shop.currency);
   $("category").replaceChildren(new Option("All", ""), ...shop.categories.map((name) => new Option(name, name)));
   $("categories").replaceChildren(...shop.categories.map((name) => make("option", "", name)));
   $("adding").hidden = !shop.writes;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 from msgspec import Struct
@@ -23,13 +24,14 @@ _WORDS = 24
 
 
 class Product(Struct):
-    """Product details; null if missing from the catalogue."""
+    """Product details; null if missing from the catalogue. image_url: null also if its origin is not configured."""
 
     item_id: str
     title: str
     category: str | None
     brand: str | None
     price: float | None
+    image_url: str | None = None
 
 
 class Shopper(Struct):
@@ -42,13 +44,15 @@ class Shopper(Struct):
 
 class Shop(Struct):
     """Data the page loads once. price: (lowest, highest), null if no item has a price. writes: whether items can be
-    written."""
+    written. currency: of prices, such as EUR; null if it is not configured. placements: names of those configured."""
 
     release: str
     categories: list[str]
     price: tuple[float, float] | None
     shoppers: list[Shopper]
     writes: bool
+    currency: str | None
+    placements: list[str]
 
 
 async def shop(service: Service, writes: bool) -> Shop:
@@ -62,6 +66,8 @@ async def shop(service: Service, writes: bool) -> Shop:
         (float(known.min()), float(known.max())) if len(known) else None,
         await _shoppers(service, live),
         writes,
+        service.config.currency,
+        list(service.config.placements),
     )
 
 
@@ -84,7 +90,7 @@ def _likes(live: Live, item: np.ndarray[tuple[int], np.dtype[np.int32]]) -> list
     return [names[code] for code, _ in codes.most_common(3) if code < len(names)][:2]
 
 
-def products(live: Live, item_ids: list[str]) -> list[Product]:
+def products(live: Live, item_ids: list[str], image_urls: Callable[[int], str | None] | None = None) -> list[Product]:
     """The products with these ids, in the same order. Ids that are not in the catalogue are left out."""
     c = live.items.catalogue
     out = []
@@ -98,6 +104,7 @@ def products(live: Live, item_ids: list[str]) -> list[Product]:
                     c.category_names[category] if category < len(c.category_names) else None,
                     c.brand_names[brand] if brand < len(c.brand_names) else None,
                     price if math.isfinite(price) else None,
+                    image_urls(row) if image_urls else None,
                 )
             )
     return out

@@ -150,11 +150,15 @@ EXPORTS: Mapping[str, Export] = {
         "google_merchant",
         {
             "feed.txt": "id\ttitle\tlink\timage link\tprice\tproduct type\tgtin\n"
-            'a\t9" Pot\t/a\t/a.jpg\t1,299.00 EUR\tCook > Pots\t0042\nb\tPan\t/b\t/b.jpg\tEUR 4.50\t\t0043\n',
+            'a\t9" Pot\t/a\t//cdn.test/a.jpg\t1,299.00 EUR\tCook > Pots\t0042\nb\tPan\t/b\t/b.jpg\tEUR 4.50\t\t0043\n',
             "events.csv": f"event,user_id,item_id,timestamp\nview,u,a,{T0}\n",
         },
         [("view", "u", "a", None)],
-        {"a": {"title": '9" Pot', "price": 1299.0, "category": "Cook > Pots", "gtin": "0042"}, "b": {"price": 4.5}},
+        {
+            "a": {"title": '9" Pot', "price": 1299.0, "category": "Cook > Pots", "gtin": "0042"}
+            | {"image_url": "https://cdn.test/a.jpg"},
+            "b": {"price": 4.5, "image_url": None},  # /b.jpg has no host
+        },
     ),
     "products of a Google Retail search are a list, and a variant is its product": Export(
         "google_retail",

@@ -54,6 +54,7 @@ class Item(TypedDict, total=False):
     brand: str | None
     price: float | None
     available_from: float | str | None
+    image_url: str | None
     available: bool
     attributes: dict[str, bool | float | str | list[str] | None]
 
