@@ -50,6 +50,9 @@ ATTRIBUTE_NAME = 64
 COLUMNS = 50
 """Maximum columns of a request; see `features.columns`. Their names are as long as those of attributes."""
 
+SEEDS = 50
+"""Maximum items that a request names, such as those in the cart."""
+
 CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f"
 """The control characters, as they stand within the brackets of a regular expression, for Python, Rust, RE2 and JSON
 schemas. IDs, names, devices and queries have none."""

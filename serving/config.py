@@ -46,7 +46,7 @@ class PlacementConfig(BaseModel):
         description="Candidate sources of /v1/recommend, with the share of turns that each takes. Sources that are not "
         "named are not used. Empty: all sources take turns equally.",
     )
-    requires: tuple[Literal["query"], ...] = Field(
+    requires: tuple[Literal["query", "items"], ...] = Field(
         (), examples=[["query"]], description="Parts that a request must have; without them, it is refused."
     )
     rules: StandingRules = Field(

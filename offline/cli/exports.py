@@ -165,7 +165,8 @@ def _placement(name: str | None, config: Config) -> Placement:
             + (f"the placements are {known}" if known else "the configuration has none")
         )
     if config.placements[name].requires:
-        raise Failure(f"--placement {name}: its lists need a query, which the users of a file have not")
+        needed = " and ".join({"query": "a query", "items": "items"}[part] for part in config.placements[name].requires)
+        raise Failure(f"--placement {name}: its lists need {needed}, which the users of a file have not")
     return Placement.of(name, config.placements[name])
 
 

@@ -52,6 +52,7 @@ from offline.data.schema import (
     MERGES_FORM,
     MERGES_SCHEMA,
     PLACEMENT,
+    SEEDS,
     SERVED_FORM,
     SERVED_SCHEMA,
     UTC_US,
@@ -299,7 +300,7 @@ def _events_table(entries: Sequence[bytes]) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [getattr(e, name, None) for e in events] for name in EVENTS_SCHEMA.names}
     columns["event"] = [KINDS[e.kind] for e in events]
     columns["timestamp"] = [round(e.at * 1e6) for e in events]
-    return _with_placements(_cast(columns, EVENTS_SCHEMA), [e.placement for e in events])
+    return _with_used(_cast(columns, EVENTS_SCHEMA), {PLACEMENT: [e.placement for e in events]})
 
 
 def _served_table(entries: Sequence[bytes]) -> pa.Table:
@@ -314,14 +315,19 @@ def _served_table(entries: Sequence[bytes]) -> pa.Table:
     for name in ("correlation", "overlap", "ms"):
         columns[f"shadow_{name}"] = [s.shadow and getattr(s.shadow, name) for s in lists]
     columns["live_ms"] = [s.shadow and s.shadow.live_ms for s in lists]
-    return _with_placements(_cast(columns, SERVED_SCHEMA), [s.placement for s in lists])
+    used: dict[pa.Field, Sequence[Any]] = {
+        PLACEMENT: [s.placement for s in lists],
+        SEEDS: [s.items or None for s in lists],
+    }
+    return _with_used(_cast(columns, SERVED_SCHEMA), used)
 
 
-def _with_placements(table: pa.Table, placements: Sequence[str | None]) -> pa.Table:
-    """The table with the column of placements, if any row has one."""
-    if not any(placements):
-        return table
-    return table.append_column(PLACEMENT, pa.array(placements, PLACEMENT.type))
+def _with_used(table: pa.Table, columns: Mapping[pa.Field, Sequence[Any]]) -> pa.Table:
+    """The table with those columns of which any row has a value."""
+    for field, values in columns.items():
+        if any(values):
+            table = table.append_column(field, pa.array(values, field.type))
+    return table
 
 
 def _cast(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:

@@ -48,6 +48,7 @@ from offline.data.schema import (
     MERGES,
     MERGES_FORM,
     PLACEMENT,
+    SEEDS,
     SERVED,
     SERVED_FORM,
     SERVED_SCHEMA,
@@ -69,7 +70,7 @@ _RELEASE_EVERY = 4096
 Arrays = Mapping[str, NDArray[Any]]
 _EVENT_COLUMNS = pa.schema([f for f in EVENTS_SCHEMA if f.name != "columns"])
 """The columns of events that arrays are made of."""
-_SERVED_FIELDS = SERVED_SCHEMA.append(PLACEMENT)
+_SERVED_FIELDS = SERVED_SCHEMA.append(PLACEMENT).append(SEEDS)
 _LIST_COLUMNS = ("request_id", "at", "user_id", "device", "query", "item_ids")
 
 

@@ -64,6 +64,8 @@ EVENTS_SCHEMA = pa.schema(
 """Of an event. columns: of an impression, the columns of its request, as a JSON object of one value each."""
 PLACEMENT = pa.field("placement", pa.string())
 """The placement of the list of an event, and of a served list: the last column of files in which a row has one."""
+SEEDS = pa.field("items", pa.list_(pa.string()))
+"""The items that the request of a served list named: a column of files in which a row has some, after `PLACEMENT`."""
 SERVED_SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),

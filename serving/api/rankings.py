@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from features.bounds import ATTRIBUTE_NAME
+from features.bounds import ATTRIBUTE_NAME, SEEDS
 from serving.api.columns import Candidates, ColumnsIn, merged, split_candidates
 from serving.api.decoding import Device, Id, Query, check_texts, decode, request_id, request_ids
 from serving.rules import Applied, Removed, Rules
@@ -19,6 +19,10 @@ DEFAULT_LIMIT = 10
 """Length of a recommendation without a limit of its own or of its placement."""
 PlacementIn = Annotated[
     str, Meta(min_length=1, max_length=ATTRIBUTE_NAME, description="A placement of the configuration.")
+]
+SeedsIn = Annotated[
+    list[Id],
+    Meta(max_length=SEEDS, description="Items that the list is for, such as those on the page or in the cart."),
 ]
 
 
@@ -30,7 +34,8 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     candidates that match it come first, and the others follow. shown: false if the user may never see the list, as in
     an e-mail; see `RecommendRequest`. columns: values of the candidates or of the request, such as a search engine's
     score; a candidate may also be an object with an `id` and its columns. Columns that the release does not declare
-    (`features.request`) are logged but not used. placement: as in `RecommendRequest`; its sources are not used.
+    (`features.request`) are logged but not used. placement: as in `RecommendRequest`; its sources are not used. items:
+    as in `RecommendRequest`; those that are candidates are ranked like the others.
     """
 
     user_id: Id | None = None
@@ -48,6 +53,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     shown: bool = True
     columns: ColumnsIn = {}
     placement: PlacementIn | None = None
+    items: SeedsIn = []
 
     @property
     def ids(self) -> list[str] | None:
@@ -63,7 +69,9 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     if the user may never see the list, as in an e-mail or a preview. It is then not logged, counts as seen only once
     impressions with its request_id are sent, and is not explored. columns: as in `RankRequest`, one value each.
     placement: the spot in the shop that the list is for, one of `placements` in the configuration. It decides the
-    candidate sources, further rules, the default `limit` and the exploration.
+    candidate sources, further rules, the default `limit` and the exploration. items: the items that the list is for,
+    such as the one on the page or those in the cart. Items that go with them are retrieved in addition to the others;
+    they themselves are not in the list. Unknown ones are ignored and counted.
     """
 
     user_id: Id | None = None
@@ -80,6 +88,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     shown: bool = True
     columns: ColumnsIn = {}
     placement: PlacementIn | None = None
+    items: SeedsIn = []
 
 
 class Reason(Struct):
@@ -180,6 +189,7 @@ def rank_request(body: bytes) -> RankRequest:
     """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RANK, body)
     check_texts(body, device=request.device, query=request.query)
+    request.items = _seeds(request.items)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
     ids, of_objects = (None, {}) if request.candidates is None else split_candidates(request.candidates)
@@ -194,8 +204,14 @@ def recommend_request(body: bytes) -> RecommendRequest:
     """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RECOMMEND, body)
     check_texts(body, device=request.device, query=request.query)
+    request.items = _seeds(request.items)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
     if request.columns:
         request.columns = merged(body, request.columns, {}, None)
     return request
+
+
+def _seeds(given: list[str]) -> list[str]:
+    """The items that a request names, each once. Raises Problem (422) naming one that is not an ID."""
+    return list(dict.fromkeys(request_ids("items", given))) if given else given

@@ -36,6 +36,8 @@ class Placement(NamedTuple):
         return self.config.limit or (DEFAULT_LIMIT if isinstance(request, RecommendRequest) else None)
 
 
+_NAMED = {"query": "a `query`", "items": "`items`"}
+"""Parts of a request that a placement may require, in messages."""
 NO_PLACEMENT = Placement(None, PlacementConfig(), None)
 
 
@@ -55,15 +57,17 @@ class PlacementTable:
         found = self._by_name.get(request.placement)
         if found is None:
             raise self._unknown(request.placement)
-        if "query" in found.config.requires and not (request.query or "").strip():
-            raise Problem(
-                422,
-                "placement-requires",
-                "Request lacks what its placement requires",
-                f"placement {found.name!r} requires a `query`, and the request has none",
-                f"Send the `query`, or remove `query` from `placements.{found.name}.requires`.",
-                "query",
-            )
+        given = {"query": (request.query or "").strip(), "items": request.items}
+        for part in found.config.requires:
+            if not given[part]:
+                raise Problem(
+                    422,
+                    "placement-requires",
+                    "Request lacks what its placement requires",
+                    f"placement {found.name!r} requires {_NAMED[part]}, and the request has none",
+                    f"Send the `{part}`, or remove `{part}` from `placements.{found.name}.requires`.",
+                    part,
+                )
         return found
 
     def _unknown(self, name: str) -> Problem:

@@ -21,7 +21,7 @@ from msgspec import UNSET, UnsetType
 from features.arrays import F64
 from features.bounds import COLUMNS
 from features.columns import NOTHING, Scalar, Sent, has_lists, pick, with_placement
-from features.context import Context
+from features.context import Context, seed_rows
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
@@ -313,6 +313,7 @@ class Service:
             candidate_columns=None if whole is None else _columns_text(request, whole.item_ids),
             user_attributes=None if known.attributes is None else msgspec.json.encode(known.attributes).decode(),
             placement=request.placement,
+            items=request.items,
         )
 
     def _context(
@@ -323,6 +324,9 @@ class Service:
         expected: what a request of this kind has columns of; the others are not counted as missing.
         """
         context, declared = Context.parse(request.device, request.query), live.items.columns
+        if request.items:
+            context = context._replace(seeds=seed_rows(live.items.catalogue, request.items))
+            self.metrics.unknown_seeds(len(request.items) - len(context.seeds))
         if not (declared or request.columns):
             return context
         sent = with_placement(declared, request.columns, request.placement)

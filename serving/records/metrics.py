@@ -83,6 +83,9 @@ class Metrics:
         self._unknown = Counter(
             f"{name}unknown_candidates", "Candidates of rankings that are not in the catalogue.", registry=r
         )
+        self._unknown_seeds = Counter(
+            f"{name}unknown_request_items", "Items that requests name and the catalogue has not.", registry=r
+        )
         self._missing_columns = Counter(
             f"{name}missing_columns",
             "Requests without a column that the release declares, by column.",
@@ -193,6 +196,10 @@ class Metrics:
     def redis_replaced(self, replaced: bool) -> None:
         """Set whether this worker noticed that Redis was replaced, and it was not repaired since."""
         self._replaced.set(replaced)
+
+    def unknown_seeds(self, count: int) -> None:
+        """Count items that a request names and the catalogue has not."""
+        self._unknown_seeds.inc(count)
 
     def unknown(self, candidates: int) -> None:
         """Count candidates that are not in the catalogue."""

@@ -53,7 +53,8 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     lists. degraded: ranked without the user's history. shadow: for a share of the lists while a release is in shadow.
     query: the search query. columns: the columns that were sent, as a JSON object; a list has one value per item of
     `item_ids`. candidate_columns: the same per item of `candidates`. user_attributes: those
-    of the user at that time, as a JSON object; None if no release asked for them. placement: that of the request.
+    of the user at that time, as a JSON object; None if no release asked for them. placement,
+    items: those of the request.
     """
 
     request_id: str
@@ -74,6 +75,7 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     candidate_columns: str | None = None
     user_attributes: str | None = None
     placement: str | None = None
+    items: list[str] = []
 
     @property
     def scores(self) -> F64:

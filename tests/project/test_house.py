@@ -52,8 +52,12 @@ SERVING: dict[str, set[str]] = {
     "app": {"api", "clock", "config", "http", "lock", "pages", "ranking", "records", "release", "store"},
 }
 """Subpackages of `serving/` and files outside subpackages, and what each may import."""
-FEATURES: dict[str, set[str]] = {"kernels": {"arrays"}, "text": {"arrays", "catalogue", "kernels"}}
-"""Subpackages of `features/`, and what each may import. Files outside subpackages may import both."""
+FEATURES: dict[str, set[str]] = {
+    "kernels": {"arrays"},
+    "text": {"arrays", "catalogue", "kernels"},
+    "companions": {"arrays", "catalogue", "history", "kernels", "log", "neighbours", "text"},
+}
+"""Subpackages of `features/`, and what each may import. Files outside subpackages may import all of them."""
 SUBPACKAGES = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}
 HEAVY = {"torch", "transformers", "sentence_transformers", "pandas", "lightgbm"}
 MOST_FILES, FEW_FILES = 20, 12

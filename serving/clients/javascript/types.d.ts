@@ -84,7 +84,7 @@ export type ColumnValue = string | number | boolean | null;
 /** Columns of a request by name: one value for all candidates, or one per candidate. */
 export type Columns = Record<string, ColumnValue | ColumnValue[]>;
 
-/** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. placement: the spot in the shop that the list is for, as configured. */
+/** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. placement: the spot in the shop that the list is for, as configured. items: the items that the list is for, such as those in the cart; at most 50. */
 export interface RankRequest {
   user_id?: string | null;
   /** IDs, or objects with an `id` and the candidate's columns. */
@@ -97,9 +97,10 @@ export interface RankRequest {
   shown?: boolean;
   columns?: Columns;
   placement?: string | null;
+  items?: string[];
 }
 
-/** Request for recommendations from the whole catalogue. limit: by default that of the placement, otherwise 10. */
+/** Request for recommendations from the whole catalogue. limit: by default that of the placement, otherwise 10. items: the items that the list is for, such as those in the cart, and which are not in it; at most 50. */
 export interface RecommendRequest {
   user_id?: string | null;
   limit?: number;
@@ -110,6 +111,7 @@ export interface RecommendRequest {
   shown?: boolean;
   columns?: Columns;
   placement?: string | null;
+  items?: string[];
 }
 
 export interface Reason {

@@ -206,8 +206,8 @@ BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and
         ),
         (
             "{home: {requires: [cart]}}",
-            ".home.requires[0] is 'cart'; expected 'query' (Parts that a request must have; without them, it is "
-            "refused.)",
+            ".home.requires[0] is 'cart'; expected 'query' or 'items' (Parts that a request must have; without them, "
+            "it is refused.)",
         ),
         (
             "{home: {sources: {seen: 1}}}",
