@@ -23,6 +23,10 @@ setup: .venv/ready ## Create .venv with all pinned dependencies
 demo: setup ## Simulate a shop, train a release, serve it, and send three clicks
 	$(BIN)/shelfwise demo
 
+# One thread per process, so that the threads of one do not wait for those of the others: two workers run tests on two
+# cores. Computations of small matrices took three times as long with two threads each.
+test test-slow test-nights test-ray: export OMP_NUM_THREADS = 1
+
 test: setup ## Run the fast tests
 	$(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadfile
 
@@ -37,9 +41,8 @@ test-nights: setup ## Test nightly runs killed at every step, and with corrupt d
 	$(PIP) --no-deps --require-hashes -r requirements-ray.lock
 	touch $@
 
-# One thread per process, so that the threads of one do not wait for those of the others.
 test-ray: setup .venv/ray ## Test a nightly run on a Ray cluster of several node processes, one of which is killed
-	OMP_NUM_THREADS=1 timeout 1200 $(BIN)/python -m pytest -m ray
+	timeout 1200 $(BIN)/python -m pytest -m ray
 
 # Not in parallel, because these tests depend on timing.
 test-chaos: setup ## Test the service with Redis killed, paused, cut off, full or emptied under load
