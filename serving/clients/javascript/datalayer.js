@@ -13,6 +13,9 @@ const NAMES = new Set(["view_item_list", "select_item", "view_item", "add_to_car
 const LISTED = "shelfwise listed";
 const MOST_LISTED = 300;
 const LONGEST_ID = 256;
+const LONGEST_PLACEMENT = 64;
+/** What tag managers write in place of a missing ID. */
+const NO_ID = new Set(["(not set)", "undefined", "null"]);
 const patched = new WeakSet();
 
 /**
@@ -75,6 +78,8 @@ export function eventsOf(pushed, storage) {
       const request = text(given.request_id) ?? (name === "select_item" ? lists.choose(list, id) : lists.chosen(id));
       if (request !== null) event.request_id = request;
     }
+    const place = placement(text(item.item_list_id) ?? text(given.item_list_id) ?? "");
+    if (place !== null) event.placement = place;
     if (typeof item.quantity === "number" && Number.isFinite(item.quantity)) event.value = item.quantity;
     const order = name === "purchase" ? text(given.transaction_id) : null;
     // The order number as id: the order counts once, however often its page is opened.
@@ -83,6 +88,16 @@ export function eventsOf(pushed, storage) {
   });
   lists.keep();
   return out;
+}
+
+/**
+ * The placement that the ID of a list names; null if it is not a valid name, which costs the placement and not the event.
+ * @param {string} list
+ */
+function placement(list) {
+  const name = list.trim();
+  const valid = name !== "" && [...name].length <= LONGEST_PLACEMENT && !/\p{Cc}/u.test(name) && !NO_ID.has(name);
+  return valid ? name : null;
 }
 
 /** The request ids of the lists in which items were shown and chosen, so that a purchase on a later page finds its list. */

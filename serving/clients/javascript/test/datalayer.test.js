@@ -23,6 +23,14 @@ test("a view_item_list becomes one impression per item, with one request id and 
   assert.deepEqual(more, []);
 });
 
+test("the id of a list is the placement, of the item before that of the event, if it is a valid name", () => {
+  const placed = (list, of) => eventsOf({ event: "select_item", ecommerce: { item_list_id: list, items: [{ item_id: "p1", item_list_id: of }] } }, null)[0].placement;
+  assert.equal(placed(" home "), "home");
+  assert.equal(placed("home", "cart"), "cart");
+  assert.equal(placed("ü".repeat(64)), "ü".repeat(64));
+  for (const invalid of [undefined, "", "(not set)", "x".repeat(65), "a\u0000b"]) assert.equal(placed(invalid), undefined);
+});
+
 test("gtag's form and the shop's own request_id are supported", () => {
   const layer = [];
   gtag(layer)("event", "view_item_list", { request_id: "r1", items: [{ item_id: 7, quantity: 2 }] });
@@ -39,8 +47,8 @@ test("an item chosen from a list keeps its request id in cart and purchase, even
   page({ event: "view_item", ecommerce: { items: [{ item_id: "p1" }] } }, { event: "add_to_cart", ecommerce: { items: [{ item_id: "p1", quantity: 3 }] } });
   page({ event: "purchase", ecommerce: { transaction_id: "T1", items: [{ item_id: "p1", quantity: 3 }, { item_id: "p2" }] } });
   assert.deepEqual(seen.slice(2), [
-    { event: "select_item", item_id: "p1", request_id: "r1" },
-    { event: "select_item", item_id: "p2" }, // chosen from another list, so it has no request id
+    { event: "select_item", item_id: "p1", request_id: "r1", placement: "home" },
+    { event: "select_item", item_id: "p2", placement: "other" }, // chosen from another list, so it has no request id
     { event: "view_item", item_id: "p1", request_id: "r1" },
     { event: "add_to_cart", item_id: "p1", request_id: "r1", value: 3 },
     { event: "purchase", item_id: "p1", request_id: "r1", value: 3, event_id: "T1:p1" },
