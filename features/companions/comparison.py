@@ -88,7 +88,8 @@ def compare(
         (SeedRow.GOES_WITH, companions.goes_with),
         (SeedRow.FOLLOWING, companions.following),
     ):
-        if (table.item[seeds, 0] >= 0).any():
-            out[row : row + 2] = seed_scores(table, candidates, seeds, amount)
+        # Computed in any case, so that the first request compiles all there is to compile.
+        scores = seed_scores(table, candidates, seeds, amount)
+        out[row : row + 2] = scores if (table.item[seeds, 0] >= 0).any() else np.nan
     out[:, candidates < 0] = np.nan
     return out

@@ -397,7 +397,7 @@ def list_seeds(files: LogFiles, lists: Lists, catalogue: Catalogue) -> I32:
             found[row_of[request]] = rows[rows >= 0]
     width = max(map(len, found.values()), default=0)
     out = np.full((len(lists) if width else 0, width), -1, np.int32)
-    for g, rows in found.items():
+    for g, rows in found.items() if width else ():
         out[g, : len(rows)] = rows
     return out
 

@@ -123,9 +123,19 @@ class Live:
         if context.query and not self.release.knows_queries:
             bonus = query_prior.query_bonus(table, self.release.trees.names, score)
             score = score + bonus
+        of_seeds = None
+        if len(context.seeds) and not self.release.knows_seeds:
+            of_seeds = query_prior.seed_bonus(table, self.release.trees.names, score)
+            score = score + of_seeds
         best = np.argsort(-score, kind="stable")[:limit]
         return Ranking(
-            [ids[i] for i in index[best].tolist()], item[best], score[best], table[best], bonus[best], unknown
+            [ids[i] for i in index[best].tolist()],
+            item[best],
+            score[best],
+            table[best],
+            bonus[best],
+            unknown,
+            None if of_seeds is None else of_seeds[best],
         )
 
     def _unique_candidates(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:

@@ -88,7 +88,8 @@ TABLES = ("together", "goes_with", "following")
 def test_a_source_has_what_its_table_lists_for_the_seeds_best_first_without_the_seeds(name: str) -> None:
     """Of 0 and 4: item 5 has .2 + .3, item 7 has .4; item 4 itself is a seed."""
     listed: Rows = {0: [(4, 0.9), (7, 0.4), (5, 0.2)], 4: [(5, 0.3)]}
-    items = make_items(companions(*(listed if name == other else None for other in TABLES)))
+    of = {other: listed if name == other else None for other in TABLES}
+    items = make_items(companions(of["together"], of["goes_with"], of["following"]))
     source = {"together": "bought_together", "following": "next"}.get(name, name)
     assert named(found(items, [0, 4], shares(**{source: 1}))) == [(5, source), (7, source)]
 

@@ -29,9 +29,10 @@ from serving.release.release import load_release
 from serving.store import BulkStore, ItemFields, Pointer
 from tests.offline.data.test_collection import data
 from tests.serving.test_columns import IDS, before_events, emptied_store, fitted
+from tests.serving.test_placements import logged
 from tests.serving.test_recommend import ids, recommended
-from tests.serving.test_release import CUT_OFF, publish
-from tests.serving.test_service import FAST, ready, served, until, url
+from tests.serving.test_release import CUT_OFF, planted_model, publish
+from tests.serving.test_service import FAST, ready, served, url
 from tests.worlds import make_lists
 
 __all__ = ["data", "url"]
@@ -147,7 +148,7 @@ def test_an_explanation_names_the_items_of_the_request(running: httpx.Client) ->
 
 
 def test_the_log_replays_items_of_requests_to_the_bit(
-    running: httpx.Client, store: BulkStore, data: Path, release: Path
+    running: httpx.Client, url: str, store: BulkStore, data: Path, release: Path
 ) -> None:
     """Served rows equal replayed rows, and the night reads for each list what its request named."""
     pq.write_table(EVENTS_SCHEMA.empty_table(), data / "events.parquet")
@@ -162,7 +163,8 @@ def test_the_log_replays_items_of_requests_to_the_bit(
         recommended(running, route, user_id="u", limit=3, **request)["request_id"]: seeds
         for route, request, seeds in asked
     }
-    logged_rows(store, expected)
+    *_, last = expected
+    logged(url, last)
     collect(data, store)
     found = compare_rows(data, release.parent)
     assert [f.name for f in found.features if f.differ] == []
@@ -175,11 +177,6 @@ def test_the_log_replays_items_of_requests_to_the_bit(
     assert [seeds.seeds_of(g).tolist() for g in range(6)] == [*expected.values(), []]
     plain = lists.take(np.array([3, 4, 5]))
     assert list_seeds(LogFiles.of(data), plain, catalogue).size == 0
-
-
-def logged_rows(store: BulkStore, requests: Any) -> None:
-    """Wait until the lists of these requests are in the log."""
-    until(lambda: store.length("sw:served") >= len(requests))
 
 
 def test_a_release_keeps_companions_and_one_without_has_no_file_for_them(tmp_path: Path, release: Path) -> None:
@@ -220,3 +217,29 @@ def test_nothing_goes_with_a_written_item_until_the_next_release(release: Path) 
     assert as_candidate[0, names(live.items).index("seed_together")] == 0.0
     assert live.items.companions is not None
     assert live.items.companions.repurchase_s[N] == 9e5
+
+
+def test_a_ranker_that_learned_no_lists_with_items_adds_a_bonus_for_what_goes_with_them(tmp_path: Path) -> None:
+    """What is bought together with red-01 comes first, and the parts of the explanation add up to the score."""
+    live = Live.of(load_release(publish(tmp_path, items(), model_text=planted_model(items()))))
+    assert not live.release.knows_seeds
+    context = Context(seeds=np.array([row_of("red-01")], np.int32))
+    plain, with_seeds = (live.rank(EMPTY, IDS, AT, None, c) for c in (Context(), context))
+    assert plain.seed_bonus is None
+    assert with_seeds.item_ids[0] == "blue-04"
+    assert with_seeds.seed_bonus is not None
+    score_of = dict(zip(plain.item_ids, plain.score.tolist(), strict=True))
+    for item_id, score, bonus in zip(with_seeds.item_ids, with_seeds.score, with_seeds.seed_bonus, strict=True):
+        assert score == pytest.approx(score_of[item_id] + bonus)
+    parts = live.explain(with_seeds.first(2), EMPTY, 3, context)
+    for part, score in zip(parts, with_seeds.score.tolist(), strict=False):
+        assert part.base + sum(r.contribution for r in part.reasons) + part.others == pytest.approx(score)
+    assert ("items", "goes with this") in {(r.feature, r.text) for r in parts[0].reasons}
+
+
+def test_a_ranker_that_learned_them_or_a_release_without_tables_adds_none(tmp_path: Path, release: Path) -> None:
+    context = Context(seeds=np.array([row_of("red-01")], np.int32))
+    without = publish(tmp_path, before_events(()), model_text=planted_model(before_events(())))
+    for path in (release, without):
+        live = Live.of(load_release(path))
+        assert live.rank(EMPTY, IDS, AT, None, context).seed_bonus is None
