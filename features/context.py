@@ -5,14 +5,12 @@ It is a struct, so that a new request property needs a new field and no new argu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 
 from features.arrays import F32, I32
-from features.catalogue import Catalogue
 
 DEVICE_CHARACTERS = 64
 """Maximum length of a device name, in files and calls."""
@@ -50,7 +48,7 @@ class Context(NamedTuple):
     device: a `Device`, `NO_DEVICE` if not given. query: the search text, empty if nothing was searched for. columns:
     float32[k, c], the values of the declared columns for each candidate, as `features.columns.table` returns them;
     c is 1 if all candidates have the same values. None if no column was sent. seeds: int32[s], catalogue rows of the
-    items that the request names, such as the one on the page or those in the cart: known ones, each once.
+    items that the request names, such as the one on the page or those in the cart: each once, `-1` unknown.
     """
 
     device: int = NO_DEVICE
@@ -66,9 +64,3 @@ class Context(NamedTuple):
 
 NO_CONTEXT = Context()
 """Context of a request without a device or a query."""
-
-
-def seed_rows(catalogue: Catalogue, item_ids: Sequence[str]) -> I32:
-    """int32[s]: the rows of the items that a request names, in its order, without unknown ones."""
-    rows = catalogue.rows(item_ids)
-    return rows[rows >= 0]

@@ -120,7 +120,8 @@ class Lists:
     item: int32[rows]. position: int16[rows] from 0, `-1` in a list that was rebuilt because none was logged. gain:
     int8[rows], 0 to 3 (see `GAIN`). missed: int32[g, 3], column j: items of gain j + 1 that a rebuilt list did not
     retrieve; they count in the ideal of a metric. device: int8[g], a `Device`, `-1` unknown. query: search text of each
-    list, empty for none.
+    list, empty for none. columns: float32[k, rows], values of declared columns; empty if none are read. seeds:
+    int32[g, m], the known items that the request of each list named, then `-1`; empty if none are read.
     """
 
     at: F64
@@ -134,6 +135,7 @@ class Lists:
     device: I8
     query: Sequence[str]
     columns: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    seeds: I32 = field(default_factory=lambda: np.empty((0, 0), np.int32))
 
     def __len__(self) -> int:
         return len(self.at)
@@ -165,8 +167,16 @@ class Lists:
             self.device[lists],
             [self.query[g] for g in lists.tolist()],
             self.columns[:, rows] if len(self.columns) else self.columns,
+            self.seeds[lists] if len(self.seeds) else self.seeds,
         )
 
     def columns_of(self, number: int) -> F32 | None:
         """float32[k, c]: the columns of one list; None if none are read."""
         return self.columns[:, self.start[number] : self.start[number + 1]] if len(self.columns) else None
+
+    def seeds_of(self, number: int) -> I32:
+        """int32[s]: the seeds of one list."""
+        if not len(self.seeds):
+            return np.empty(0, np.int32)
+        row: I32 = self.seeds[number]
+        return row[row >= 0]

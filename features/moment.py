@@ -16,6 +16,8 @@ import numpy as np
 from features.arrays import F32, F64, I8, I32, I64
 from features.catalogue import Catalogue, Codes, Tags, means, totals
 from features.columns import Column
+from features.companions import Companions, buy_again_scores
+from features.companions.comparison import compare
 from features.context import NO_CONTEXT, Context
 from features.decay import HALF_LIVES_S, ItemState
 from features.history import History, Session, engagement_weights, session
@@ -52,7 +54,8 @@ class Items:
     clusters of users, in the space of these factors. custom: custom features. columns: the columns of requests that
     are features.
     inverted: inverted lists of the vectors, None if the catalogue is small enough to compare every item. words:
-    vocabulary of the catalogue, None if no query needs to be read. attribution_s: time after an impression in which a
+    vocabulary of the catalogue, None if no query needs to be read. companions: tables of what goes with each item, None
+    if neither features nor sources need them. attribution_s: time after an impression in which a
     click counts for it. Row `-1` of every array is the unknown item.
     """
 
@@ -69,6 +72,7 @@ class Items:
     inverted: InvertedLists | None = None
     words: Vocabulary | None = None
     attribution_s: float = ATTRIBUTION_S
+    companions: Companions | None = None
 
     @cached_property
     def numbers(self) -> F64:
@@ -399,6 +403,30 @@ class Moment:
         """float32[k, c]: the values of `items.columns` for each candidate; NaN if not sent."""
         sent, shape = self.context.columns, (len(self.items.columns), len(self.candidates))
         return np.full(shape, np.nan, np.float32) if sent is None else np.broadcast_to(sent, shape)
+
+    @cached_property
+    def seeds(self) -> I32:
+        """int32[s]: the known seeds of the request."""
+        seeds = self.context.seeds
+        return seeds[seeds >= 0]
+
+    @cached_property
+    def of_seeds(self) -> F64:
+        """float64[ROWS, c]: each candidate compared with the seeds; see `features.companions.comparison.compare`."""
+        items = self.items
+        assert items.companions is not None, "only declared for items with companions"
+        return compare(items.companions, items.neighbours, items.vectors, items.catalogue, self.candidates, self.seeds)
+
+    @cached_property
+    def buy_again(self) -> F64:
+        """float64[c]: how due the user is to buy each candidate again; NaN for one that they never bought."""
+        assert self.items.companions is not None, "only declared for items with companions"
+        bought, due = buy_again_scores(self.engaged, self.at, self.items.companions.repurchase_s)
+        out = np.full(len(self.candidates), np.nan)
+        if len(bought):
+            place = np.minimum(np.searchsorted(bought, self.candidates), len(bought) - 1)
+            out = np.where(bought[place] == self.candidates, due[place], out)
+        return out
 
     @cached_property
     def co_occurrence(self) -> F64:

@@ -12,6 +12,7 @@ import numpy as np
 from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
 from features.columns import Column
+from features.companions import Companions
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
@@ -50,7 +51,7 @@ class Replay:
     columns of requests, whose values the lists have. session_weight: as in
     `Neighbours.build`. words: of each item's text, from which taste factors infer missing tags; None to infer none.
     given: histories of the events, with the same `retention`; None to build them in memory. attribution_s: as in
-    `Items`.
+    `Items`. seeds: whether items have companions, which are refit like neighbours, and their features.
     """
 
     catalogue: Catalogue
@@ -65,11 +66,12 @@ class Replay:
     attribution_s: float = ATTRIBUTION_S
     retention: Retention = DEFAULT_RETENTION
     columns: tuple[Column, ...] = ()
+    seeds: bool = False
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """The columns of `rows`, in order."""
-        return declare(self.catalogue, self.custom, self.columns)
+        return declare(self.catalogue, self.custom, self.columns, self.seeds)
 
     @cached_property
     def histories(self) -> Histories:
@@ -100,7 +102,7 @@ class Replay:
                 items, refreshed = self.refit(items, refresh_time), due
             applied = self._apply(items.state, applied, at)
             candidates = lists.item[lists.start[g] : lists.start[g + 1]]
-            context = Context(int(lists.device[g]), lists.query[g], lists.columns_of(g))
+            context = Context(int(lists.device[g]), lists.query[g], lists.columns_of(g), lists.seeds_of(g))
             yield Snapshot(g, items, self.histories.read(int(lists.user[g]), at), candidates, at, context)
 
     def rows(self, lists: Lists, on_progress: Callable[[int, int], None] | None = None) -> F32:
@@ -136,6 +138,10 @@ class Replay:
             neighbours=Neighbours.build(self.recent(at), len(self.catalogue), at, session_weight=self.session_weight),
             words=None if items.words is None else self._words(revision),
         )
+        if self.seeds:
+            n = len(self.catalogue)
+            companions = Companions.build(self.catalogue, fresh.vectors, self.recent(at), n, at)
+            fresh = replace(fresh, companions=companions)
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
         evidence = self._evidence(fresh, at)
@@ -167,6 +173,7 @@ class Replay:
             columns=self.columns,
             words=self._words(0) if with_words else None,
             attribution_s=self.attribution_s,
+            companions=Companions.none(n) if self.seeds else None,
         )
 
     def _revision(self, revision: int) -> F32:

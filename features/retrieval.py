@@ -2,23 +2,38 @@
 
 `retrieve` does all of it. A service computes two parts separately: user-independent candidates (`GlobalCandidates`),
 once for many requests, and candidates by text (`TextCandidates`), outside its event loop. `merge` combines them.
+
+Five sources are for the items that a request names (its seeds), for the session or for what is bought again. They have
+turns if the request has seeds, or if a placement names them; without either, nothing of them is computed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.arrays import F64, I8, I32, Bool
-from features.context import NO_CONTEXT, Context
+from features.companions import buy_again_scores
+from features.companions.sources import Anchors, Near, from_table, near_any, of_seeds, of_session, substitutes
+from features.context import NO_CONTEXT, NO_SEEDS, Context
 from features.history import History, engagement_weights
 from features.log import Kind
 from features.moment import Items
 from features.text.inverted_lists import EXACT_UP_TO
 
-SOURCES = ("query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new")
+_OF_USER = ("query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new")
+_OF_SEEDS = ("similar", "bought_together", "goes_with", "next")
+SOURCES = (*_OF_USER, *_OF_SEEDS, "buy_again")
+"""Names of the sources, in the order in which they take equal turns."""
+FALLBACKS = ("fallback_text", "fallback_popular")
+"""Names of what takes the turns of a source of seeds for a seed that it has nothing for: items with similar text; for a
+seed without, popular items of its category, or of the shop if it has no category."""
+_FIRST_OF_SEEDS = len(_OF_USER)
+_COMPARED_SEEDS = 10
+"""Number of seeds, the first ones, whose text is compared with the catalogue: each takes a scan."""
 _BY_TEXT = [SOURCES.index(name) for name in ("query", "query_words", "text")]
 _TIE_BREAK = 1e-3
 """Weight of a cosine relative to a share of query words: it orders items that contain the same words."""
@@ -31,25 +46,29 @@ _TOP_CATEGORIES = 3
 class Retrieved(NamedTuple):
     """Retrieved candidates.
 
-    item: int32[c], distinct catalogue rows. source: int8[c], index in `SOURCES` of the first source of the item.
-    source_bits: uint8[c], one bit per entry of `SOURCES` that has the item among its best `size`, lowest bit first.
+    item: int32[c], distinct catalogue rows. source: int8[c], the first source of the item, as an index of `SOURCES` and
+    then `FALLBACKS`. source_bits: uint16[c], one bit per entry of these that has the item among its best `size`, lowest
+    bit first.
     """
 
     item: I32
     source: I8
-    source_bits: NDArray[np.uint8]
+    source_bits: NDArray[np.uint16]
 
 
 class TextCandidates(NamedTuple):
     """Candidates by text: int32 rows, best first, ties by row.
 
     query, words: by the meaning and by the words of the query, empty without a query. interest: nearest to the user's
-    interest vector.
+    interest vector. anchors: what the sources of seeds start from: the seeds, otherwise the items of the session if the
+    source `next` has a share, otherwise None. near: the rows nearest to the text of each of the first anchors.
     """
 
     query: I32
     words: I32
     interest: I32
+    anchors: Anchors | None = None
+    near: Sequence[Near] = ()
 
 
 class GlobalCandidates(NamedTuple):
@@ -87,15 +106,15 @@ def retrieve(items: Items, history: History, at: float, size: int, context: Cont
     """At most `size` candidates for a user strictly before `at`: the best of each source in turn.
 
     Sources: meaning of the query, words of the query, items engaged with before, co-occurrence neighbours of the user's
-    list, text neighbours of their interest vector, recently popular, recently popular in their categories, newest.
-    Items that are not yet available are never returned. Every source orders ties by row. Raises ValueError if `size` is
-    below 1.
+    list, text neighbours of their interest vector, recently popular, recently popular in their categories, newest. If
+    the context has seeds, also: substitutes, what is bought together with them, complements, what comes next in a
+    session. Items that are not yet available are never returned, nor are seeds. Every source orders ties by row. Raises
+    ValueError if `size` is below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}; ask for at least 1 candidate")
-    return merge(
-        items, history, at, size, global_candidates(items, at, size), text_candidates(items, history, at, size, context)
-    )
+    by_text = text_candidates(items, history, at, size, context)
+    return merge(items, history, at, size, global_candidates(items, at, size), by_text, seeds=context.seeds)
 
 
 def text_candidates(
@@ -107,8 +126,19 @@ def text_candidates(
     admitted: Bool | None = None,
     shares: F64 | None = None,
 ) -> TextCandidates:
-    """At most `size` available items each by query and by interest. admitted: as in `nearest_by_text`. shares: as in
-    `merge`; without a share, no text is compared."""
+    """At most `size` available items each by query and by interest, and near each seed. admitted: as in
+    `nearest_by_text`. shares: as in `merge`; without a share, no text is compared."""
+    found = _by_user(items, history, at, size, context, admitted, shares)
+    anchors = _anchors(history, at, context.seeds, shares)
+    if anchors is None:
+        return found
+    near = tuple(_near(items, row, at, size, admitted) for row in anchors.item[:_COMPARED_SEEDS].tolist())
+    return found._replace(anchors=anchors, near=near)
+
+
+def _by_user(
+    items: Items, history: History, at: float, size: int, context: Context, admitted: Bool | None, shares: F64 | None
+) -> TextCandidates:
     if shares is not None and not shares[_BY_TEXT].any():
         nothing = np.empty(0, np.int32)
         return TextCandidates(nothing, nothing, nothing)
@@ -121,6 +151,24 @@ def text_candidates(
     share += _TIE_BREAK * np.nan_to_num(items.vectors.cosines_to(holding, query.direction))
     words = _best(holding, share, size, items.catalogue.available_from[holding] > at)
     return TextCandidates(nearest_by_text(items, query.direction, at, size, admitted), words, liked)
+
+
+def _anchors(history: History, at: float, seeds: I32, shares: F64 | None) -> Anchors | None:
+    """What the sources of seeds start from; None if no text has to be compared for them."""
+    if len(seeds):
+        wanted = shares is None or shares[_FIRST_OF_SEEDS : _FIRST_OF_SEEDS + len(_OF_SEEDS)].any()
+        return of_seeds(seeds) if wanted else None
+    if shares is not None and shares[SOURCES.index("next")]:
+        return of_session(history, at)
+    return None
+
+
+def _near(items: Items, row: int, at: float, size: int, admitted: Bool | None) -> Near:
+    """The rows with the most similar text to an item, ascending, and their cosines; none for an unknown item."""
+    one = np.array([row], np.int32)
+    rows = nearest_by_text(items, items.vectors.pooled(one, np.ones(1)), at, size + 1, admitted)
+    rows = np.sort(rows[rows != row])
+    return rows, items.vectors.cosines(rows, one)[:, 0].astype(np.float64)
 
 
 def interest_vector(items: Items, history: History, at: float) -> F64:
@@ -157,10 +205,12 @@ def merge(
     by_text: TextCandidates,
     admitted: Bool | None = None,
     shares: F64 | None = None,
+    seeds: I32 = NO_SEEDS,
 ) -> Retrieved:
     """Merge the best of all sources in turn, each item once. admitted: bool[n], applied to every source, or None.
 
-    shares: float64, the share of turns of each of `SOURCES`, 0 for one that is not used; None if all are equal.
+    shares: float64, the share of turns of each of `SOURCES`, 0 for one that is not used. None: those of the user are
+    equal, and so are those of seeds if there are any. seeds: as in `Context`; never candidates.
     """
     item, weight = _weighted_engagements(history, at)
     engaged, amount = _sum_by_row(item, weight)
@@ -178,13 +228,83 @@ def merge(
         _best(category, offered.popularity[category], len(category)),
         offered.new,
     ]
+    turns = np.ones(len(lists)) if shares is None else shares[:_FIRST_OF_SEEDS]
+    if by_text.anchors is not None or (shares is not None and shares[_FIRST_OF_SEEDS:].any()):
+        asked = _DEFAULT_OF_SEEDS if shares is None else shares[_FIRST_OF_SEEDS:]
+        more, of_more = _of_seeds_and_fallbacks(items, history, at, offered, by_text, seeds, asked)
+        lists, turns = lists + more, np.concatenate([turns, of_more])
     ranked = []
     for number, rows in enumerate(lists):
-        if shares is not None and not shares[number]:
+        if not turns[number]:
             rows = rows[:0]
         rows = rows if admitted is None else rows[admitted[rows]]
+        if len(seeds):
+            rows = rows[~np.isin(rows, seeds)]
         ranked.append(_only_available(items, rows, at)[:size])
-    return _interleave(ranked, size, np.ones(len(ranked)) if shares is None else shares)
+    return _interleave(ranked, size, turns)
+
+
+_DEFAULT_OF_SEEDS = np.append(np.ones(len(_OF_SEEDS)), 0.0)
+"""Shares of the sources of seeds, and of `buy_again`, in a request with seeds that has no shares."""
+
+
+def _of_seeds_and_fallbacks(
+    items: Items,
+    history: History,
+    at: float,
+    offered: GlobalCandidates,
+    by_text: TextCandidates,
+    seeds: I32,
+    asked: F64,
+) -> tuple[list[I32], F64]:
+    """Rows of each source of seeds, of `buy_again` and of each fallback, best first; and their shares, float64.
+
+    A source gives up the part of its share that is due to anchors that it has nothing for. It goes to what is near
+    their text, or if they have no text that is known, to what is popular. asked: shares of these sources.
+    """
+    none = np.empty(0, np.int32)
+    anchors = by_text.anchors or Anchors(none, np.empty(0))
+    companions, count = items.companions, len(anchors.item)
+    tables = (None,) * 3 if companions is None else (companions.together, companions.goes_with, companions.following)
+    lists, turns, lacking = [], np.zeros(len(_OF_SEEDS)), np.zeros(count)
+    for number, share in enumerate(asked[: len(_OF_SEEDS)].tolist()):
+        is_next = number == len(_OF_SEEDS) - 1
+        if not share or not count or not (len(seeds) or is_next):
+            lists.append(none)
+            continue
+        found = (
+            from_table(tables[number - 1], anchors)
+            if number
+            else substitutes(items.neighbours, items.vectors, anchors, by_text.near)
+        )
+        lists.append(_best(found.row, found.score, len(found.row)))
+        turns[number] = share * found.has.mean()
+        lacking += share / count * ~found.has
+    lists.append(_buy_again(items, history, at) if asked[-1] else none)
+    has_text = np.array([len(rows) > 0 for rows, _ in by_text.near] + [False] * (count - len(by_text.near)), bool)
+    row, cosine = near_any(by_text.near, has_text & (lacking > 0))
+    without = anchors.item[~has_text & (lacking > 0)]
+    lists += [_best(row, cosine, len(row)), _popular_like(items, without, offered) if len(without) else none]
+    return lists, np.concatenate([turns, asked[-1:], [lacking[has_text].sum(), lacking[~has_text].sum()]])
+
+
+def _buy_again(items: Items, history: History, at: float) -> I32:
+    """What the user has bought, the most due first."""
+    typical = None if items.companions is None else items.companions.repurchase_s
+    if typical is None:
+        typical = np.full(len(items.catalogue) + 1, np.nan, np.float32)
+    row, due = buy_again_scores(history, at, typical)
+    return _best(row, due, len(row))
+
+
+def _popular_like(items: Items, rows: I32, offered: GlobalCandidates) -> I32:
+    """The popular items of the categories of `rows`, best first; those of the shop if none has a category."""
+    code, missing = items.category
+    categories = [c for c in np.unique(code[rows]).tolist() if c != missing]
+    if not categories:
+        return offered.popular
+    same = np.sort(np.concatenate([items.of_category(c) for c in categories]))
+    return _best(same, offered.popularity[same], len(same))
 
 
 def _interleave(ranked: list[I32], size: int, shares: F64) -> Retrieved:
@@ -201,8 +321,8 @@ def _interleave(ranked: list[I32], size: int, shares: F64) -> Retrieved:
     )
     order = np.lexsort((source, position))
     distinct, first, index = np.unique(row[order], return_index=True, return_inverse=True)
-    source_bits = np.zeros(len(distinct), np.uint8)
-    np.bitwise_or.at(source_bits, index, np.left_shift(np.uint8(1), source[order].astype(np.uint8)))
+    source_bits = np.zeros(len(distinct), np.uint16)
+    np.bitwise_or.at(source_bits, index, np.left_shift(np.uint16(1), source[order].astype(np.uint16)))
     best = np.argsort(first, kind="stable")[:size]
     return Retrieved(distinct[best].astype(np.int32), source[order][first[best]], source_bits[best])
 

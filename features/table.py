@@ -380,6 +380,75 @@ def _all() -> tuple[Feature, ...]:
     return (*absolute, *_within_list(absolute))
 
 
+def _seed_rows(m: Moment) -> F64:
+    return m.of_seeds
+
+
+def _seeds() -> Iterator[Feature]:
+    """Features of the seeds, in the order of the rows of `compare`, and of what is bought again."""
+    declare = partial(Feature, group="seeds", compute=_seed_rows)
+    none = "the request names no known item"
+    no_text = f"{none}, or no text is known"
+    alike = Reasons("similar to this", "not similar to this")
+    yield declare(
+        "seed_text_max", "largest text similarity to the items of the request", "cosine", no_text, reasons=alike
+    )
+    yield declare(
+        "seed_text_mean", "mean text similarity to the items of the request", "cosine", no_text, reasons=alike
+    )
+    yield declare(
+        "seed_same_category",
+        "share of the items of the request in the same category",
+        "0 to 1",
+        f"{none}, or a category is missing",
+        reasons=Reasons("of the same kind", "of another kind", "of another kind"),
+    )
+    yield declare(
+        "seed_price",
+        "price compared with the mean of the items of the request",
+        "difference of log(1 + price)",
+        f"{none}, or a price is missing",
+        reasons=Reasons("its price, compared with this", "its price, compared with this"),
+    )
+    yield declare(
+        "seed_co_occurrence",
+        "co-occurrence with the items of the request",
+        "sum of weights",
+        none,
+        reasons=Reasons("often chosen by those who chose this", "rarely chosen by those who chose this"),
+    )
+    for name, about, reasons in (
+        (
+            "together",
+            "bought together with the items of the request",
+            ("often bought with this", "rarely bought with this"),
+        ),
+        ("goes_with", "complements the items of the request", ("goes with this", "does not go with this")),
+        ("following", "next in sessions after the items of the request", ("often chosen next", "rarely chosen next")),
+    ):
+        missing = f"{none}, or nothing is known to go with any of them"
+        for suffix, over in (("", "sum"), ("_max", "largest")):
+            yield declare(
+                f"seed_{name}{suffix}",
+                f"{about}, {over} over these",
+                "weight",
+                missing,
+                reasons=Reasons(*reasons, reasons[1]),
+            )
+    yield Feature(
+        "buy_again_due",
+        "how due the user is to buy the item again",
+        "purchases per second since the last one and the typical time between two",
+        "the user has not bought the item",
+        lambda m: m.buy_again,
+        "buy again",
+        Reasons("time to buy it again", "bought too recently to buy again"),
+        of_history=True,
+    )
+
+
+FEATURES_OF_SEEDS = tuple(_seeds())
+"""The features of items that have companions, after those of the catalogue and of requests."""
 FEATURES = _all()
 """The features of every shop, in column order; those of a catalogue's own attributes follow (see `features`)."""
 
@@ -505,18 +574,23 @@ def in_group(columns: Sequence[Feature], group: str) -> Bool:
 
 def features(items: Items) -> tuple[Feature, ...]:
     """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, of the request's columns,
-    and custom features.
+    of its seeds, and custom features.
 
     A number or date has two columns (its value, and the user's slope in it), any other attribute has three (its click
     rate, and the user's share and residual in it). An attribute may have any name: `Unit Weight` has the column
     `item_Unit_Weight`.
     """
-    return declare(items.catalogue, items.custom, items.columns)
+    return declare(items.catalogue, items.custom, items.columns, items.companions is not None)
 
 
-def declare(catalogue: Catalogue, custom: tuple[Feature, ...], columns: tuple[Column, ...] = ()) -> tuple[Feature, ...]:
-    """`features` from the catalogue, custom features and columns of the request alone, without any state of items."""
-    return _layout(*_attribute_names(catalogue), columns, custom)[0]
+def declare(
+    catalogue: Catalogue, custom: tuple[Feature, ...], columns: tuple[Column, ...] = (), seeds: bool = False
+) -> tuple[Feature, ...]:
+    """`features` from the catalogue, custom features and columns of the request alone, without any state of items.
+
+    seeds: whether the items have companions.
+    """
+    return _layout(*_attribute_names(catalogue), columns, custom, seeds)[0]
 
 
 def _attribute_names(c: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -556,7 +630,7 @@ def _renamed(own: Sequence[Feature]) -> Iterator[Feature]:
     Their texts keep the name of the attribute or column. A character that the model text separates names with becomes
     `_`; a name that is taken gets a number, from 2.
     """
-    taken = {f.name for f in FEATURES}
+    taken = {f.name for f in (*FEATURES, *FEATURES_OF_SEEDS)}
     for feature in own:
         base = name = _SEPARATORS.sub("_", feature.name)
         number = 1
@@ -574,13 +648,14 @@ def _layout(
     attributes: tuple[str, ...],
     sent: tuple[Column, ...],
     custom: tuple[Feature, ...],
+    seeds: bool,
 ) -> tuple[tuple[Feature, ...], tuple[_Block, ...], dict[str, int]]:
     own = (
         *(f for k, name in enumerate(numbers) for f in _number(name, k, name in dates)),
         *(f for a, name in enumerate(attributes) for f in _attribute(name, a)),
         *_of_request(sent),
     )
-    out = (*FEATURES, *_renamed(own), *custom)
+    out = (*FEATURES, *_renamed(own), *(FEATURES_OF_SEEDS if seeds else ()), *custom)
     blocks, first = [], 0
     for compute, together in groupby(out, lambda f: f.compute):
         end = first + len(tuple(together))
@@ -607,7 +682,8 @@ def rows(items: Items, history: History, candidates: I32, at: float, context: Co
     request. Missing values are NaN. The order of the candidates does not matter: each row depends only on their set.
     """
     moment = Moment(items, history, candidates, at, context)
-    columns, blocks, place = _layout(*_attribute_names(items.catalogue), items.columns, items.custom)
+    names_of = _attribute_names(items.catalogue)
+    columns, blocks, place = _layout(*names_of, items.columns, items.custom, items.companions is not None)
     out = np.empty((len(columns), len(candidates)), np.float32)
     moment.columns = computed = _ComputedColumns(out, place)
     for compute, first, end in blocks:

@@ -1,8 +1,9 @@
-"""Query match bonus for rankers that were not trained on searches.
+"""Bonuses for rankers that were not trained on what a request asks for: its query, or the items it is for (its seeds).
 
 A ranker trained on few or no searches would ignore the query. If the log has fewer than `LEARNED_FROM` searched lists,
 the query features are therefore hidden in training, and a bonus for matching the query is added to the scores. The
 bonus is measured in standard deviations of the scores in the list. A ranker that uses a query feature gets no bonus.
+The same holds for seeds, their features and what goes with them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ _WORDS_WEIGHT = 6.0
 _MEANING_WEIGHT = 0.5
 """Bonus in standard deviations of the list's scores: for matching all words rather than none, and per standard
 deviation of the cosine."""
+SEED_TEXT = "seed_text_max"
+SEED_TABLES = ("seed_together_max", "seed_goes_with_max", "seed_following_max", "seed_co_occurrence")
+"""Features of how much a candidate goes with the seeds: by text, and by baskets, sessions and users."""
+_TABLE_WEIGHT = 12.0
+_SEED_TEXT_WEIGHT = 0.5
+"""Bonus in standard deviations of the list's scores: for having the largest weight of the list in every table that has
+any, and per standard deviation of the cosine. Chosen on validation, see docs/decisions.md."""
 
 
 def query_columns(names: Sequence[str]) -> list[int]:
@@ -51,6 +59,42 @@ def query_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
     cosine, match = (rows[:, names.index(name)].astype(np.float64) for name in (MEANING, WORDS))
     deviation = float(score.std()) or 1.0
     return deviation * (_WORDS_WEIGHT * np.nan_to_num(match) + _MEANING_WEIGHT * _standardize(cosine))
+
+
+def seed_columns(names: Sequence[str]) -> list[int]:
+    """Column numbers of the features of seeds, which are missing without any."""
+    return [k for k, name in enumerate(names) if name.startswith("seed_")]
+
+
+def hide_seeds(rows: F32, names: Sequence[str], lists: int) -> F32:
+    """Training rows, with all features of seeds missing if there are fewer than `LEARNED_FROM` lists with seeds.
+
+    rows: float32[n, features], returned unchanged or as a modified copy. lists: number of lists with seeds and a gain.
+    """
+    if lists >= LEARNED_FROM or not (columns := seed_columns(names)):
+        return rows
+    out = rows.copy()
+    out[:, columns] = np.nan
+    return out
+
+
+def seed_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
+    """Bonus for going with the seeds, float64[n], to add to the scores of one list. All 0 without seeds.
+
+    rows: float32[n, features]. score: float64[n], of the ranker.
+    """
+    if not len(score):
+        return np.zeros(0)
+    deviation = float(score.std()) or 1.0
+    shares = []
+    for name in SEED_TABLES:
+        weight = np.nan_to_num(rows[:, names.index(name)].astype(np.float64))
+        if (largest := weight.max()) > 0:
+            shares.append(weight / largest)
+    tables = np.mean(shares, axis=0) if shares else np.zeros(len(rows))
+    text = _standardize(rows[:, names.index(SEED_TEXT)].astype(np.float64))
+    bonus: F64 = deviation * (_TABLE_WEIGHT * tables + _SEED_TEXT_WEIGHT * text)
+    return bonus
 
 
 def _standardize(values: F64) -> F64:

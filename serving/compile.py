@@ -94,6 +94,7 @@ def _write(root: Path) -> Path:
     import pyarrow as pa
 
     from features.catalogue import Catalogue
+    from features.companions import Companions
     from features.decay import ItemState
     from features.neighbours import Neighbours
     from features.segments import Segments
@@ -135,6 +136,7 @@ def _write(root: Path) -> Path:
         segments=Segments(rng.normal(size=(3, 4)).astype(np.float32), np.log(np.full(3, 1 / 3, np.float32))),
         inverted=InvertedLists.assigned(vectors, vectors[:4]),
         words=Vocabulary.build(catalogue, vectors),
+        companions=Companions.none(n),
     )
     return write_release(
         root,
@@ -188,6 +190,7 @@ async def _use(live: Any) -> None:
     live.similar(0, 3)
     for query in ("", "item"):
         await live.retriever.candidates(EMPTY, _CUT_OFF, 5, None, Context(query=query))
+        await live.retriever.candidates(EMPTY, _CUT_OFF, 5, None, Context(query=query, seeds=_one_row()[0]))
 
 
 def _one_row() -> tuple[Any, Any]:

@@ -30,8 +30,24 @@ def _placement_name(name: str) -> str:
 
 
 PlacementName = Annotated[str, AfterValidator(_placement_name)]
-Source = Literal["query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new"]
+Source = Literal[
+    "query",
+    "query_words",
+    "again",
+    "co_occurrence",
+    "text",
+    "popular",
+    "popular_in_category",
+    "new",
+    "similar",
+    "bought_together",
+    "goes_with",
+    "next",
+    "buy_again",
+]
 """A candidate source: one of `features.retrieval.SOURCES`."""
+_OF_COMPANIONS: frozenset[Source] = frozenset({"bought_together", "goes_with", "next", "buy_again"})
+"""Sources whose tables a release has only if they are needed."""
 Share = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
@@ -44,7 +60,7 @@ class PlacementConfig(BaseModel):
         default={},
         examples=[{"co_occurrence": 2, "popular": 1}],
         description="Candidate sources of /v1/recommend, with the share of turns that each takes. Sources that are not "
-        "named are not used. Empty: all sources take turns equally.",
+        "named are not used. Empty: all sources take turns equally, those of the request's items if it has any.",
     )
     requires: tuple[Literal["query", "items"], ...] = Field(
         (), examples=[["query"]], description="Parts that a request must have; without them, it is refused."
@@ -61,6 +77,11 @@ class PlacementConfig(BaseModel):
     explore: float | None = Field(
         None, ge=0, le=1, examples=[0.1], description="The same as `serving.explore`, in its place. null: that one."
     )
+
+    @property
+    def needs_companions(self) -> bool:
+        """True if a source reads the tables of what goes with an item, or requests have to name items."""
+        return "items" in self.requires or not _OF_COMPANIONS.isdisjoint(self.sources)
 
     @model_validator(mode="after")
     def _explores_without_rules(self) -> Self:

@@ -1,4 +1,4 @@
-"""Kernels that count pairs of items in groups and keep the best of each item."""
+"""Kernels that count pairs of items in groups, and keep the best of each item."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ from features.kernels.compiled import compiled
 
 
 @compiled
-def keep_best(total: F64, touched: I32, count: int, k: int, best: I32, score: F32) -> None:
-    """Write the `k` largest of the touched totals into `best` and `score`, ties by item; the totals become 0.
+def _same_kind(kinds: I32, i: int, j: int) -> bool:
+    """True if two items share a known code. kinds: int32[codes, n], -1 unknown."""
+    for c in range(len(kinds)):  # noqa: SIM110 (a compiled loop)
+        if kinds[c, i] >= 0 and kinds[c, i] == kinds[c, j]:
+            return True
+    return False
 
-    Inserts into the sorted list of the best: most items are no better than its last.
+
+@compiled
+def _keep_best(value: F64, touched: I32, count: int, best: I32, score: F32) -> None:
+    """Write the largest values of the touched items, ties by item, in descending order; `value` becomes 0 again.
+
+    Inserts into the sorted list of the best, because most items are no better than its last.
     """
+    k = len(best)
     top, row = np.empty(k + 1), np.empty(k + 1, np.int32)
     filled = 0
     for t in range(count):
         j = touched[t]
-        value = total[j]
-        total[j] = 0.0
-        if not value > 0.0:
-            continue
+        x = value[j]
+        value[j] = 0.0
         place = filled
-        while place > 0 and (value > top[place - 1] or (value == top[place - 1] and j < row[place - 1])):
+        while place > 0 and (x > top[place - 1] or (x == top[place - 1] and j < row[place - 1])):
             top[place] = top[place - 1]
             row[place] = row[place - 1]
             place -= 1
         if place < k:
-            top[place] = value
+            top[place] = x
             row[place] = j
             filled = min(filled + 1, k)
     for t in range(filled):
@@ -40,84 +48,100 @@ def keep_best(total: F64, touched: I32, count: int, k: int, best: I32, score: F3
 def top_pairs(
     owner_start: I64,
     owner_row: I64,
-    group_of: I64,
+    group: I64,
     group_start: I64,
-    item_of: I32,
+    item: I32,
     place: I32,
     weight: F64,
+    support: F64,
     by_distance: F64,
     left: F64,
     right: F64,
-    shrinkage: float,
-    kind: I32,
-    product: I32,
+    support_shrinkage: float,
+    kinds: I32,
     k: int,
 ) -> tuple[I32, F32]:
-    """int32[owners, k], float32[owners, k]: the items that share most groups with the items of each owner.
+    """int32[owners, k], float32[owners, k]: the items most associated with each owner, best first; -1 and 0 for none.
 
-    owner_start, owner_row: the rows of owner o are `owner_row[owner_start[o]:owner_start[o + 1]]`. An owner is an item,
-    or a category. group_of, item_of, place: of each row. group_start: rows of each group. weight: of each group.
-    by_distance: weight of a pair whose second item is d places after the first; 0 for items before it, or further away.
-    left: float64[owners], right: float64[n]: a pair's total is divided by `left * right + shrinkage`. kind, product:
-    int32[n], codes of items; a pair of equal codes is left out, except -1.
+    An owner is an item or a category; its rows of the groups are `owner_row[owner_start[o]:owner_start[o + 1]]`. group,
+    item, place, group_start: as in `Groups`. A pair's weight is `t / (left * right) * s / (s + support_shrinkage)`,
+    with t and s its totals of `weight` and `support` (float64[groups], above 0), times `by_distance` (float64, above
+    0): for items d places after the owner's, `by_distance[d]`, and none for items before it or further away. left:
+    float64[owners]. right: float64[n]. kinds: int32[codes, n], -1 unknown; items that share a code are no pair.
     """
     n, owners = len(right), len(owner_start) - 1
-    best = np.full((owners, k), -1, np.int32)
-    score = np.zeros((owners, k), np.float32)
-    total = np.zeros(n)
-    touched = np.empty(n, np.int32)
+    best, score = np.full((owners, k), -1, np.int32), np.zeros((owners, k), np.float32)
+    total, supported, touched = np.zeros(n), np.zeros(n), np.empty(n, np.int32)
     for o in range(owners):
         count = 0
         for p in range(owner_start[o], owner_start[o + 1]):
             row = owner_row[p]
-            i, g = item_of[row], group_of[row]
+            i, g = item[row], group[row]
             for q in range(group_start[g], group_start[g + 1]):
-                j = item_of[q]
-                distance = place[q] - place[row]
-                if j == i or distance < 0 or distance >= len(by_distance):
-                    continue
-                if (kind[i] >= 0 and kind[i] == kind[j]) or (product[i] >= 0 and product[i] == product[j]):
+                j, distance = item[q], place[q] - place[row]
+                if j == i or distance < 0 or distance >= len(by_distance) or _same_kind(kinds, i, j):
                     continue
                 if total[j] == 0.0:
                     touched[count] = j
                     count += 1
                 total[j] += weight[g] * by_distance[distance]
+                supported[j] += support[g] * by_distance[distance]
         for t in range(count):
             j = touched[t]
-            total[j] /= left[o] * right[j] + shrinkage
-        keep_best(total, touched, count, k, best[o], score[o])
+            total[j] *= supported[j] / ((supported[j] + support_shrinkage) * left[o] * right[j])
+            supported[j] = 0.0
+        _keep_best(total, touched, count, best[o], score[o])
     return best, score
 
 
 @compiled
-def combined(
-    start: I64, source: I32, amount: F64, row_of: I32, item: I32, weight: F32, kind: I32, product: I32, k: int
+def blended(
+    start: I64, source: I32, of_row: F64, of_item: F64, item: I32, weight: F32, kinds: I32, k: int
 ) -> tuple[I32, F32]:
-    """int32[m, k], float32[m, k]: weighted sums of rows of a table, best first.
+    """int32[n, k], float32[n, k]: a table blended with other rows of it and with other items, best first.
 
-    Row r of the result is for item `row_of[r]` (-1 for none) and sums the rows `source[start[r]:start[r + 1]]` of
-    `item` and `weight`, times `amount`. An item never has itself, nor an item of the same `kind` or `product`
-    (int32[n]).
+    item, weight: the table, int32[m >= n, K] and float32[m, K]; rows from n on belong to no item. Row i is the sum of
+    row i and, for each e in `start[i]:start[i + 1]`, of row `source[e]` times `of_row[e]`, and of item `source[e]` with
+    weight `of_item[e]`. kinds: int32[codes, n], as in `top_pairs`. An item gets neither itself nor items of its kind.
     """
-    n = len(kind)
-    best = np.full((len(row_of), k), -1, np.int32)
-    score = np.zeros((len(row_of), k), np.float32)
-    total = np.zeros(n)
-    touched = np.empty(n, np.int32)
-    for r in range(len(row_of)):
-        i, count = row_of[r], 0
-        for e in range(start[r], start[r + 1]):
-            for t in range(item.shape[1]):
-                j = item[source[e], t]
-                if j < 0:
-                    break
-                if i >= 0 and (
-                    j == i or (kind[i] >= 0 and kind[i] == kind[j]) or (product[i] >= 0 and product[i] == product[j])
-                ):
+    n = kinds.shape[1]
+    best, score = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
+    total, touched = np.zeros(n), np.empty(n, np.int32)
+    for i in range(n):
+        count = 0
+        for e in range(start[i] - 1, start[i + 1]):
+            row, share, direct = i, 1.0, 0.0
+            if e >= start[i]:
+                row, share, direct = source[e], of_row[e], of_item[e]
+            for t in range(-1, item.shape[1] if share > 0.0 else 0):
+                j, contribution = row, direct
+                if t >= 0:
+                    j, contribution = item[row, t], share * weight[row, t]
+                if not contribution > 0.0 or j == i or _same_kind(kinds, i, j):
                     continue
                 if total[j] == 0.0:
                     touched[count] = j
                     count += 1
-                total[j] += amount[e] * weight[source[e], t]
-        keep_best(total, touched, count, k, best[r], score[r])
+                total[j] += contribution
+        _keep_best(total, touched, count, best[i], score[i])
     return best, score
+
+
+@compiled
+def nearest(cosine: F32, row: I32, column: I32, k: int) -> tuple[I32, F64]:
+    """int32[r, k], float64[r, k]: the columns with the largest cosines above 0 in each row; -1 and 0 for none.
+
+    cosine: float32[r, c]. row: int32[r], column: int32[c], the items compared. An item is not near itself.
+    """
+    best, top = np.full((len(row), k), -1, np.int32), np.zeros((len(row), k))
+    for r in range(len(row)):
+        for c in range(len(column)):
+            x = cosine[r, c]
+            if not x > top[r, k - 1] or column[c] == row[r]:
+                continue
+            place = k - 1
+            while place > 0 and x > top[r, place - 1]:
+                top[r, place], best[r, place] = top[r, place - 1], best[r, place - 1]
+                place -= 1
+            top[r, place], best[r, place] = x, column[c]
+    return best, top

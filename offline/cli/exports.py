@@ -153,7 +153,7 @@ def _export(o: _Options, audience: Callable[[], Audience] | None) -> None:
 
 
 def _placement(name: str | None, config: Config) -> Placement:
-    """The placement of this name. Raises Failure if there is none, or if its lists need a query."""
+    """The placement of this name. Raises Failure if there is none, or if its lists need a query or items."""
     from serving.ranking import NO_PLACEMENT, Placement
 
     if name is None:

@@ -151,6 +151,11 @@ class FeatureConfig(BaseModel):
         description="Attributes of users that are features, by name: of the imported users, and written with "
         "`PUT /v1/users`.",
     )
+    seeds: bool = Field(
+        False,
+        description="Find what goes with each item, for features of the items that a request names (`items`). It is "
+        "also done if a placement requires `items`, or has a source that needs it.",
+    )
     session_weight: float = Field(
         SESSION_WEIGHT,
         ge=0,
@@ -224,6 +229,11 @@ class Config(BaseModel):
         """The settings of the service: those of `serving`, and the placements."""
         currency = self.serving.currency or (self.sources and self.sources.currency)
         return ServiceConfig.model_validate({**dict(self.serving), "currency": currency, "placements": self.placements})
+
+    @property
+    def needs_companions(self) -> bool:
+        """True if releases have tables of what goes with each item, and the features that read them."""
+        return self.features.seeds or any(placement.needs_companions for placement in self.placements.values())
 
     @property
     def data(self) -> Path:

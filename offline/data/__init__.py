@@ -10,7 +10,15 @@ from __future__ import annotations
 from offline.data import dataset, erasures, imported, query_groups, written_items
 from offline.data.append_only import release_pages
 from offline.data.collection import collect
-from offline.data.dataset import Dataset, annotation_table, list_columns, list_placements, load_dataset, logged_table
+from offline.data.dataset import (
+    Dataset,
+    annotation_table,
+    list_columns,
+    list_placements,
+    list_seeds,
+    load_dataset,
+    logged_table,
+)
 from offline.data.log import LogFiles, load_log, user_histories
 from offline.data.partitions import GROUP_ROWS, Storage
 from offline.data.query_groups import Targets, concat, keys, logged_lists, select
@@ -41,6 +49,7 @@ __all__ = [
     "keys",
     "list_columns",
     "list_placements",
+    "list_seeds",
     "load_dataset",
     "load_log",
     "logged_lists",

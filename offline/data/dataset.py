@@ -383,6 +383,25 @@ def list_placements(files: LogFiles, lists: Lists) -> dict[str, str]:
     return _shown_placements(files, lists) | _served_placements(files, lists) if len(lists) else {}
 
 
+def list_seeds(files: LogFiles, lists: Lists, catalogue: Catalogue) -> I32:
+    """int32[g, m], as in `Lists`: the items that the requests of these lists named; empty if none did.
+
+    They are in the log of served lists. A list that the service did not rank, or that was rebuilt, has none.
+    """
+    row_of = {request: g for g, request in enumerate(lists.request_ids)}
+    wanted, found = pa.array(list(row_of), pa.string()), dict[int, I32]()
+    for table in files.served_spans(("request_id", "items")):
+        part = table.filter(pc.and_(pc.is_valid(table["items"]), pc.is_in(table["request_id"], wanted)))
+        for request, items in zip(part["request_id"].to_pylist(), part["items"].to_pylist(), strict=True):
+            rows = catalogue.rows(items)
+            found[row_of[request]] = rows[rows >= 0]
+    width = max(map(len, found.values()), default=0)
+    out = np.full((len(lists) if width else 0, width), -1, np.int32)
+    for g, rows in found.items() if width else ():
+        out[g, : len(rows)] = rows
+    return out
+
+
 def _served_placements(files: LogFiles, lists: Lists) -> dict[str, str]:
     wanted, out = pa.array(list(lists.request_ids), pa.string()), dict[str, str]()
     for table in files.served_spans(("request_id", "placement")):

@@ -249,6 +249,7 @@ def concat(parts: Iterable[Lists]) -> Lists:
         device,
         [q for p in parts for q in p.query],
         _concat_columns(parts),
+        _concat_seeds(parts),
     )
 
 
@@ -259,6 +260,20 @@ def _concat_columns(parts: Sequence[Lists]) -> F32:
         return parts[0].columns
     missing = [np.full((count, p.rows), np.nan, np.float32) for p in parts]
     return np.concatenate([p.columns if len(p.columns) else m for p, m in zip(parts, missing, strict=True)], axis=1)
+
+
+def _concat_seeds(parts: Sequence[Lists]) -> I32:
+    """The seeds of all parts; -1 for a part whose seeds were not read."""
+    width = max(p.seeds.shape[1] for p in parts)
+    if not width:
+        return parts[0].seeds
+    out = np.full((sum(map(len, parts)), width), -1, np.int32)
+    first = 0
+    for part in parts:
+        if len(part.seeds):
+            out[first : first + len(part), : part.seeds.shape[1]] = part.seeds
+        first += len(part)
+    return out
 
 
 class ListKeys(NamedTuple):

@@ -187,6 +187,8 @@ def _compare(
             continue
         scored = np.frombuffer(row["rows"], "<f4").astype(np.float32).reshape(len(candidates), -1)
         context = Context.parse(row["device"], row["query"])
+        if row["items"]:
+            context = context._replace(seeds=catalogue.rows(row["items"]))
         if release.items.columns:
             logged = (row[name] for name in ("candidate_columns", "user_attributes", "placement"))
             sent = logged_table(release.items.columns, *logged)

@@ -73,6 +73,7 @@ def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay
         given=replay.histories,
         retention=replay.retention,
         columns=replay.columns,
+        seeds=replay.seeds,
     )
     return score_by_name(trees, [f.name for f in own.features], own.rows(lists))
 

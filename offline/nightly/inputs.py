@@ -16,7 +16,7 @@ from features.custom import load as load_features
 from features.log import Lists
 from features.moment import Feature
 from offline.config import ANNOTATION_FILES, Config
-from offline.data import Dataset, LogFiles, Targets, imported, list_columns, load_dataset, query_groups
+from offline.data import Dataset, LogFiles, Targets, imported, list_columns, list_seeds, load_dataset, query_groups
 from offline.evaluation import check_columns
 from offline.nightly.list_source import ListSource, choose
 from offline.runtime import LOCAL, Engine, checksum, source_digest
@@ -73,6 +73,8 @@ class Inputs:
             "data": {name: checksum(data / name) for name in _FILES if (data / name).exists()},
             "log": self.log_files.checksums(),
             **({"users": self._attributes} if self.config.features.user else {}),
+            # Placements may need them.
+            **({"companions": True} if self.config.needs_companions else {}),
             **({"merges": merges} if (merges := self._merges) else {}),
             "code": source_digest(),
             "own": [f.origin for f in self.custom],
@@ -150,12 +152,15 @@ class Inputs:
         return query_groups.iter_logged_lists(self.data.shown, attribution_s, merges=merges)
 
     def with_columns(self, lists: Lists) -> Lists:
-        """The lists with the values of the declared columns of their requests; NaN for a list that was not logged."""
-        declared = self.config.features.columns
+        """The lists with the values of the declared columns of their requests, NaN for a list that was not logged; and
+        with the items that they named, if these have features."""
+        declared, catalogue = self.config.features.columns, self.data.catalogue
+        if self.config.needs_companions:
+            lists = replace(lists, seeds=list_seeds(self.log_files, lists, catalogue))
         if not declared:
             return lists
-        ids, users = self.data.catalogue.item_ids, self.data.events.user_ids
-        return replace(lists, columns=list_columns(self.log_files, lists, ids, declared, users))
+        users = self.data.events.user_ids
+        return replace(lists, columns=list_columns(self.log_files, lists, catalogue.item_ids, declared, users))
 
     def _short_lists(self) -> Iterator[Lists]:
         return (b.take(np.flatnonzero(np.diff(b.start) <= MAX_LIST)) for b in self.logged_lists())

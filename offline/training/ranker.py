@@ -50,8 +50,7 @@ def fit_ranker(
     numbers then index `columns`. Position bias is removed if `config.position_debias` is set and lists have positions.
     """
     use = np.arange(len(names)) if columns is None else columns
-    query_lists = sum(map(bool, learn.lists.query))
-    x, x_valid = (query_prior.hide_query(w.rows, names, query_lists) for w in (learn, valid))
+    x, x_valid = (_without_rare(w.rows, names, learn.lists) for w in (learn, valid))
     examination = None
     if config.position_debias:
         examination = examination_probability(x, learn.lists, valid.lists, names)
@@ -68,9 +67,18 @@ def fit_ranker(
     if refit_on is None:
         return trained, valid_score
     del x, x_valid, job
-    rows = _select_columns(query_prior.hide_query(refit_on.rows, names, query_lists), columns)
+    rows = _select_columns(_without_rare(refit_on.rows, names, learn.lists), columns)
     job = _job(rows, refit_on.lists, [names[k] for k in use], config) | {"trained": trained}
     return engine.train("lightgbm", _refit, job, report), valid_score
+
+
+def _without_rare(rows: F32, names: Sequence[str], learned: Lists) -> F32:
+    """The rows without the features of queries, or of seeds, if too few lists have these.
+
+    learned: the lists to learn from.
+    """
+    seeded = int((learned.seeds >= 0).any(axis=1).sum()) if len(learned.seeds) else 0
+    return query_prior.hide_seeds(query_prior.hide_query(rows, names, sum(map(bool, learned.query))), names, seeded)
 
 
 def _select_columns(rows: F32, columns: I64 | None) -> F32:

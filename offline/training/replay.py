@@ -47,6 +47,7 @@ def make_replay(
         config.lists.attribution_s,
         config.serving.retention,
         config.features.columns,
+        config.needs_companions,
     )
 
 

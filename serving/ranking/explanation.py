@@ -72,12 +72,18 @@ class Explainer:
         """
         is_guest = not (len(history.item) or len(history.shown_item))
         eligible = (self._family >= 0) & ~(self._of_history & is_guest)
+        of_seeds = np.zeros(len(ranking.rows)) if ranking.seed_bonus is None else ranking.seed_bonus
         return [
-            self._parts(row, share, float(bonus), eligible, most, context)
-            for row, share, bonus in zip(ranking.rows, contributions, ranking.query_bonus, strict=True)
+            self._parts(row, share, (float(of_query), float(of_seed)), eligible, most, context)
+            for row, share, of_query, of_seed in zip(
+                ranking.rows, contributions, ranking.query_bonus, of_seeds, strict=True
+            )
         ]
 
-    def _parts(self, row: F32, share: F64, bonus: float, eligible: Bool, most: int, context: Context) -> ScoreParts:
+    def _parts(
+        self, row: F32, share: F64, bonus: tuple[float, float], eligible: Bool, most: int, context: Context
+    ) -> ScoreParts:
+        """bonus: for the query, and for the items of the request."""
         used = np.flatnonzero(eligible & ~np.isnan(row) & (share[:-1] != 0))
         family_sum = np.bincount(self._family[used], share[used], minlength=self._n_families)
         reasons = [
@@ -85,11 +91,13 @@ class Explainer:
             for f in self._strongest(used, share)
             if family_sum[self._family[f]] != 0
         ]
-        if bonus:
-            reasons.append(Reason("query", bonus, _matches(bonus, context.query)))
+        if bonus[0]:
+            reasons.append(Reason("query", bonus[0], _matches(bonus[0], context.query)))
+        if bonus[1]:
+            reasons.append(Reason("items", bonus[1], "goes with this" if bonus[1] > 0 else "does not go with this"))
         reasons = sorted(reasons, key=lambda r: -abs(r.contribution))[:most]
         explained = sum(r.contribution for r in reasons)
-        return ScoreParts(float(share[-1]), reasons, float(share[:-1].sum()) + bonus - explained)
+        return ScoreParts(float(share[-1]), reasons, float(share[:-1].sum()) + sum(bonus) - explained)
 
     def _strongest(self, used: I64, share: F64) -> list[int]:
         """The feature with the largest contribution of each family."""

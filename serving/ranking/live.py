@@ -88,8 +88,9 @@ class Live:
         live.compile_rules(rules, placements)
         # Compute lazily created values now, while no request waits for them.
         at = self.release.manifest.cut_off
-        live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1)
-        retrieve(live.items, EMPTY, at, 1, Context(query="a"))
+        context = Context(seeds=np.arange(min(2, len(live.items.catalogue)), dtype=np.int32))
+        live.rank(EMPTY, [*self.items.catalogue.item_ids[:2], *list(overlay.written)[:2]], at, 1, context)
+        retrieve(live.items, EMPTY, at, 1, context._replace(query="a"))
         # The arrays of a release are read-only, which is another type to numba than those of an overlay.
         live.items.state.apply(np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0))
         return live
@@ -122,9 +123,19 @@ class Live:
         if context.query and not self.release.knows_queries:
             bonus = query_prior.query_bonus(table, self.release.trees.names, score)
             score = score + bonus
+        of_seeds = None
+        if len(context.seeds) and not self.release.knows_seeds:
+            of_seeds = query_prior.seed_bonus(table, self.release.trees.names, score)
+            score = score + of_seeds
         best = np.argsort(-score, kind="stable")[:limit]
         return Ranking(
-            [ids[i] for i in index[best].tolist()], item[best], score[best], table[best], bonus[best], unknown
+            [ids[i] for i in index[best].tolist()],
+            item[best],
+            score[best],
+            table[best],
+            bonus[best],
+            unknown,
+            None if of_seeds is None else of_seeds[best],
         )
 
     def _unique_candidates(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
@@ -258,7 +269,7 @@ class Live:
             item, np.full(len(item), Kind.CLICK, np.int8), np.full(len(item), at - 1), item, np.full(len(item), at - 2)
         )
         search = Context(query=self.items.catalogue.titles[0] + " xyzzy" if n else "")
-        for user, context in ((EMPTY, NO_CONTEXT), (history, NO_CONTEXT), (history, search)):
+        for user, context in ((EMPTY, Context(seeds=item[:2])), (history, NO_CONTEXT), (history, search)):
             ranking = self.rank(user, list(self.items.catalogue.item_ids[:500]), at, None, context)
             self.explain(ranking, user, 1, context)
             self.nearest_engaged(ranking, user)
@@ -273,7 +284,7 @@ class Live:
         plan = Plan.of(rules, self.attributes, "rules")
         assert plan is not None
         plan.apply(Ranked(ranking.item_ids, ranking.item, ranking.score), self.items.vectors, history, at, 1)
-        retrieve(self.items, history, at, 1, context)
+        retrieve(self.items, history, at, 1, context._replace(seeds=ranking.item[:2]))
 
 
 def first_places(item_ids: list[str], ids: Sequence[str]) -> I64:

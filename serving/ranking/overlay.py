@@ -1,7 +1,8 @@
 """Overlay: items written since the release, applied to copies of its arrays. New items are appended as new rows.
 
 Rows of the release keep their numbers, so what a request in progress has looked up stays valid. The cost is memory: a
-worker with any written item has its own copy of arrays that workers otherwise share, about 800 bytes per item.
+worker with any written item has its own copy of arrays that workers otherwise share, about 800 bytes per item, or 2,000
+with companions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from features.arrays import F32, F64, I32
 from features.catalogue import TEXT_COLUMNS, Catalogue
+from features.companions import Companions
 from features.decay import ItemState
 from features.kernels.strings import Strings, StringSequence
 from features.neighbours import Neighbours
@@ -87,10 +89,7 @@ class Overlay:
             catalogue=catalogue,
             vectors=vectors,
             prior=_extend(base.prior, _mean(base.prior, near)),
-            neighbours=Neighbours(
-                _extend(base.neighbours.item, np.full((k, base.neighbours.item.shape[1]), -1, np.int32)),
-                _extend(base.neighbours.weight, np.zeros((k, base.neighbours.weight.shape[1]), np.float32)),
-            ),
+            neighbours=_with_empty_rows(base.neighbours, k),
             state=_state(state, catalogue, n, k),
             attribute_rates=_extend(rates, _mean(rates, near)) if rates.size else rates,
             factors=_extend(factors, _mean(factors, near)) if factors.size else factors,
@@ -100,6 +99,16 @@ class Overlay:
             items = replace(
                 items,
                 words=base.words.over(dict(zip(changed, words[: len(changed)], strict=True)), words[len(changed) :]),
+            )
+        if (companions := base.companions) is not None:
+            items = replace(
+                items,
+                companions=Companions(
+                    _with_empty_rows(companions.together, k),
+                    _with_empty_rows(companions.goes_with, k),
+                    _with_empty_rows(companions.following, k),
+                    _extend(companions.repurchase_s, _mean(companions.repurchase_s, near)),
+                ),
             )
         # Standardised with the release's mean and deviation: a new item must not shift every other item's numbers.
         items.__dict__["numbers"] = _extend(base.numbers, _standardised(base, catalogue.numbers[n : n + k]))
@@ -150,6 +159,14 @@ def _changes_text(item: ItemFields, number_names: Sequence[str]) -> bool:
 def _extend(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
     """A copy with rows inserted before the last one, which is the unknown item's."""
     return np.concatenate([array[:-1], rows.astype(array.dtype, copy=False), array[-1:]])
+
+
+def _with_empty_rows(table: Neighbours, k: int) -> Neighbours:
+    """The table with k rows for new items, which have nothing in it."""
+    width = table.item.shape[1]
+    return Neighbours(
+        _extend(table.item, np.full((k, width), -1, np.int32)), _extend(table.weight, np.zeros((k, width), np.float32))
+    )
 
 
 def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mapping[str, ItemFields]) -> Catalogue:

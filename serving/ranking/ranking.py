@@ -14,7 +14,8 @@ class Ranking(NamedTuple):
 
     item: int32[k], catalogue rows. score: float64[k]. rows: float32[k, features]. query_bonus: float64[k], the part of
     the score for matching the query, added if the ranker was trained without queries. unknown: number of candidates
-    that are not in the catalogue, whether or not they are among the items.
+    that are not in the catalogue, whether or not they are among the items. seed_bonus: float64[k], the same for going
+    with the items of the request, added if the ranker was trained without these; None if it was not.
     """
 
     item_ids: list[str]
@@ -23,6 +24,7 @@ class Ranking(NamedTuple):
     rows: F32
     query_bonus: F64
     unknown: int = 0
+    seed_bonus: F64 | None = None
 
     def take(self, order: I64) -> Ranking:
         """The same items in another order."""
@@ -33,6 +35,7 @@ class Ranking(NamedTuple):
             self.rows[order],
             self.query_bonus[order],
             self.unknown,
+            None if self.seed_bonus is None else self.seed_bonus[order],
         )
 
     def first(self, limit: int | None) -> Ranking:

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from features.arrays import F64, I32, Bool
-from features.context import NO_CONTEXT, Context
+from features.context import NO_CONTEXT, NO_SEEDS, Context
 from features.history import History
 from features.moment import Items
 from features.retrieval import (
+    FALLBACKS,
     SOURCES,
     GlobalCandidates,
     Retrieved,
@@ -54,7 +55,7 @@ class CandidateRetriever:
         """
         items = self._items
         static = await asyncio.to_thread(_static_candidates, items, history, at, size, plan, context, shares)
-        return self._merged(history, at, size, *static, shares)
+        return self._merged(history, at, size, *static, shares, context.seeds)
 
     def candidates_now(
         self,
@@ -67,15 +68,22 @@ class CandidateRetriever:
     ) -> Retrieved:
         """`candidates`, all in this thread: for callers without an event loop."""
         static = _static_candidates(self._items, history, at, size, plan, context, shares)
-        return self._merged(history, at, size, *static, shares)
+        return self._merged(history, at, size, *static, shares, context.seeds)
 
     def _merged(
-        self, history: History, at: float, size: int, admitted: Bool | None, by_text: TextCandidates, shares: F64 | None
+        self,
+        history: History,
+        at: float,
+        size: int,
+        admitted: Bool | None,
+        by_text: TextCandidates,
+        shares: F64 | None,
+        seeds: I32,
     ) -> Retrieved:
         shared = self._global_candidates(at, size)
         if admitted is not None:
             shared = restrict(self._items, shared, admitted, at, size)
-        return merge(self._items, history, at, size, shared, by_text, admitted, shares)
+        return merge(self._items, history, at, size, shared, by_text, admitted, shares, seeds)
 
     def _global_candidates(self, at: float, size: int) -> GlobalCandidates:
         if self._global is None or self._global[0] < size or not 0 <= at - self._global[1].at <= _GLOBAL_CANDIDATES_S:
@@ -93,18 +101,24 @@ def _static_candidates(
     return admitted, text_candidates(items, history, at, size, context, admitted, shares)
 
 
-def ids_with_pinned(candidates: I32, items: Items, plan: Plan | None, history: History, at: float) -> list[str]:
-    """The IDs of the candidates, then of the plan's pinned items that the catalogue has and the plan admits."""
+def ids_with_pinned(
+    candidates: I32, items: Items, plan: Plan | None, history: History, at: float, seeds: I32 = NO_SEEDS
+) -> list[str]:
+    """The IDs of the candidates, then of the plan's pinned items that the catalogue has and the plan admits.
+
+    seeds: as in `Context`; they are not pinned, because they are on the page already.
+    """
     if plan is not None and plan.pins:
         pinned = items.catalogue.rows(pin.item_id for _, pin in plan.pins)
         pinned = pinned[pinned >= 0]
-        pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, candidates)]
+        pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, candidates) & ~np.isin(pinned, seeds)]
         candidates = np.concatenate([candidates, pinned])
     return [items.catalogue.item_ids[row] for row in candidates.tolist()]
 
 
 def sources_of(retrieved: Retrieved, item_ids: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the sources that retrieved each item, in the order of `SOURCES`."""
-    names = {bits: [s for k, s in enumerate(SOURCES) if bits >> k & 1] for bits in set(retrieved.source_bits.tolist())}
+    """The names of the sources that retrieved each item, in the order of `SOURCES`, then of `FALLBACKS`."""
+    every, found = (*SOURCES, *FALLBACKS), set(retrieved.source_bits.tolist())
+    names = {bits: [s for k, s in enumerate(every) if bits >> k & 1] for bits in found}
     pairs = zip(retrieved.item.tolist(), retrieved.source_bits.tolist(), strict=True)
     return {item_ids[row]: names[bits] for row, bits in pairs}

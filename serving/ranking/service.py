@@ -21,7 +21,7 @@ from msgspec import UNSET, UnsetType
 from features.arrays import F64
 from features.bounds import COLUMNS
 from features.columns import NOTHING, Scalar, Sent, has_lists, pick, with_placement
-from features.context import Context, seed_rows
+from features.context import Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
@@ -214,7 +214,7 @@ class Service:
         size = self.config.candidates_for(limit)
         context = self._context(request, live, known, ("request",))
         found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares)
-        ids = ids_with_pinned(found.item, live.items, plan, known.history, at)
+        ids = ids_with_pinned(found.item, live.items, plan, known.history, at, context.seeds)
         answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
@@ -325,8 +325,8 @@ class Service:
         """
         context, declared = Context.parse(request.device, request.query), live.items.columns
         if request.items:
-            context = context._replace(seeds=seed_rows(live.items.catalogue, request.items))
-            self.metrics.unknown_seeds(len(request.items) - len(context.seeds))
+            context = context._replace(seeds=live.items.catalogue.rows(request.items))
+            self.metrics.unknown_seeds(int(np.count_nonzero(context.seeds < 0)))
         if not (declared or request.columns):
             return context
         sent = with_placement(declared, request.columns, request.placement)

@@ -156,9 +156,12 @@ class Shadow:
 def _score(live: Live, history: History, job: ShadowJob) -> tuple[F64, float]:
     """(float64[candidates] in the order of the live release's ranking, NaN for withdrawn items; milliseconds)."""
     began = time.perf_counter()
-    # The two releases may declare different columns.
+    # The two releases may declare different columns, and their rows differ.
     sent = columns.with_placement(live.items.columns, job.sent, job.record.placement)
-    context = job.context._replace(columns=columns.table(live.items.columns, sent, job.user, strict=False))
+    context = job.context._replace(
+        columns=columns.table(live.items.columns, sent, job.user, strict=False),
+        seeds=live.items.catalogue.rows(job.record.items),
+    )
     ranking = live.rank(history, job.ranking.item_ids, job.record.at, None, context)
     ms = (time.perf_counter() - began) * 1e3
     score_of = dict(zip(ranking.item_ids, ranking.score.tolist(), strict=True))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from features.arrays import F32
 from features.catalogue import Catalogue
+from features.companions import Companions
 from features.decay import HALF_LIVES_S, ItemState
 from features.kernels.strings import Strings
 from features.log import Kind
@@ -20,6 +21,9 @@ from features.text.inverted_lists import InvertedLists
 from features.text.vectors import Vectors
 from features.text.vocabulary import Vocabulary
 from serving.release.manifest import MANIFEST, Manifest, ReleaseError
+
+_COMPANIONS = ("together", "goes_with", "following")
+"""The tables of `Companions`, by which their arrays are named."""
 
 
 def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
@@ -53,6 +57,11 @@ def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
         out |= w.names.arrays("word_names") | {"word_rarity": w.rarity, "word_strength": w.strength}
         out |= {"word_code": w.vectors.code, "word_scale": w.vectors.scale}
         out |= {"item_word_start": w.start, "item_word": w.word}
+    if (companions := items.companions) is not None:
+        for name in _COMPANIONS:
+            table = getattr(companions, name)
+            out |= {f"{name}_item": table.item, f"{name}_weight": table.weight}
+        out["repurchase_s"] = companions.repurchase_s
     for name, strings in (
         ("item_ids", c.item_ids),
         ("titles", c.titles),
@@ -171,7 +180,21 @@ def from_arrays(read: Arrays) -> Items:
         _segments(read, factors),
         inverted=_inverted(read, n, d),
         words=_words(read, n, d),
+        companions=_companions(read, n),
     )
+
+
+def _companions(read: Arrays, n: int) -> Companions | None:
+    """What goes with each item; None for a release that was made without."""
+    if not read.has("repurchase_s"):
+        return None
+    together, goes_with, following = (_table(read, name, n) for name in _COMPANIONS)
+    return Companions(together, goes_with, following, read("repurchase_s", np.float32, n + 1))
+
+
+def _table(read: Arrays, name: str, n: int) -> Neighbours:
+    item = read.within(f"{name}_item", read(f"{name}_item", np.int32, n + 1, None), -1, n)
+    return Neighbours(item, read(f"{name}_weight", np.float32, n + 1, item.shape[1]))
 
 
 def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:

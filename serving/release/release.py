@@ -71,6 +71,12 @@ class Release:
             self.trees.used_columns
         )
 
+    @cached_property
+    def knows_seeds(self) -> bool:
+        """True if the trees use any feature of the items of a request, or rows have none of these."""
+        columns = [self.trees.names[k] for k in query_prior.seed_columns(self.trees.names)]
+        return not columns or not set(columns).isdisjoint(self.trees.used_columns)
+
     @property
     def id(self) -> str:
         """Date and checksum, such as `20250131-0123456789`."""

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from features.companions import Companions
 from serving import kernels
 from serving.compile import compile_kernels as compile_in_process
 from serving.store import BulkStore, Pointer
@@ -163,7 +165,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items = planted_items()
-    return publish(tmp_path_factory.mktemp("releases"), model_text=planted_model(items))
+    items = replace(items, companions=Companions.none(len(items.catalogue)))
+    return publish(tmp_path_factory.mktemp("releases"), items, model_text=planted_model(items))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +213,9 @@ def use(client: httpx.Client) -> None:
                 for route, more in (
                     ("rank", {"candidates": ["red-01", "blue-02", "new", "nowhere"]}),
                     ("rank", {}),
+                    ("rank", {"items": ["red-01", "new"]}),
                     ("recommend", {}),
+                    ("recommend", {"items": ["red-01", "new"]}),
                 ):
                     answer = client.post(f"/v1/{route}", json=body | more, timeout=60)
                     assert answer.status_code == 200, answer.text

@@ -92,7 +92,8 @@ def test_as_many_items_as_allowed_are_accepted(client: httpx.Client) -> None:
 
 def test_a_placement_that_requires_items_refuses_a_request_without_any(client: httpx.Client) -> None:
     """Unknown items are items: the page cannot know what the catalogue lacks."""
-    for asked in ({}, {"items": []}):
+    without: list[dict[str, Any]] = [{}, {"items": []}]
+    for asked in without:
         problem = refused(client.post("/v1/recommend", json={"placement": "cart", **asked}), 422)
         assert problem["field"] == "items"
         assert problem["detail"] == "placement 'cart' requires `items`, and the request has none"
