@@ -6,6 +6,7 @@ once for many requests, and candidates by text (`TextCandidates`), outside its e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -157,10 +158,13 @@ def merge(
     by_text: TextCandidates,
     admitted: Bool | None = None,
     shares: F64 | None = None,
+    offered_by: Callable[[I32], I32] | None = None,
 ) -> Retrieved:
     """Merge the best of all sources in turn, each item once. admitted: bool[n], applied to every source, or None.
 
     shares: float64, the share of turns of each of `SOURCES`, 0 for one that is not used; None if all are equal.
+    offered_by: from the rows of a source, best first, to those that it offers, in the order of its turns; None if it
+    offers all of them in this order.
     """
     item, weight = _weighted_engagements(history, at)
     engaged, amount = _sum_by_row(item, weight)
@@ -183,7 +187,8 @@ def merge(
         if shares is not None and not shares[number]:
             rows = rows[:0]
         rows = rows if admitted is None else rows[admitted[rows]]
-        ranked.append(_only_available(items, rows, at)[:size])
+        rows = _only_available(items, rows, at)
+        ranked.append((rows if offered_by is None else offered_by(rows))[:size])
     return _interleave(ranked, size, np.ones(len(ranked)) if shares is None else shares)
 
 

@@ -143,6 +143,9 @@ class Profiles:
         if reader.has("available_from"):
             reader.add_date("available_from")
             types["available_from"] = "TIMESTAMP"
+        if reader.has("group_id"):
+            reader.add("group_id", reader.id("group_id"), f"{reader.id_problem('group_id')} IS NULL")
+            types["group_id"] = "VARCHAR"
         return types
 
     def _problem(self, reader: Reader) -> str:

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from features.bounds import ATTRIBUTE_NAME
 from serving.api.columns import Candidates, ColumnsIn, merged, split_candidates
 from serving.api.decoding import Device, Id, Query, check_texts, decode, request_id, request_ids
-from serving.rules import Applied, Removed, Rules
+from serving.rules import Applied, Removed, Rules, Variants
 
 DEFAULT_LIMIT = 10
 """Length of a recommendation without a limit of its own or of its placement."""
@@ -31,6 +31,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     an e-mail; see `RecommendRequest`. columns: values of the candidates or of the request, such as a search engine's
     score; a candidate may also be an object with an `id` and its columns. Columns that the release does not declare
     (`features.request`) are logged but not used. placement: as in `RecommendRequest`; its sources are not used.
+    variants: which variants of a product may be in the list, by default all that were sent.
     """
 
     user_id: Id | None = None
@@ -48,6 +49,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     shown: bool = True
     columns: ColumnsIn = {}
     placement: PlacementIn | None = None
+    variants: Variants | None = None
 
     @property
     def ids(self) -> list[str] | None:
@@ -63,7 +65,8 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     if the user may never see the list, as in an e-mail or a preview. It is then not logged, counts as seen only once
     impressions with its request_id are sent, and is not explored. columns: as in `RankRequest`, one value each.
     placement: the spot in the shop that the list is for, one of `placements` in the configuration. It decides the
-    candidate sources, further rules, the default `limit` and the exploration.
+    candidate sources, further rules, the default `limit` and the exploration. variants: which variants of a product may
+    be in the list, by default the one with the best score.
     """
 
     user_id: Id | None = None
@@ -80,6 +83,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     shown: bool = True
     columns: ColumnsIn = {}
     placement: PlacementIn | None = None
+    variants: Variants | None = None
 
 
 class Reason(Struct):
@@ -128,7 +132,7 @@ class RankAnswer(Struct):
     degraded: the list is worse than usual. degraded_reason says why: the user's history could not be read in time
     (history-unavailable); Redis names no release, and the worker serves the newest one that it found on disk
     (release-from-disk); or Redis was replaced by an empty or older one (redis-replaced). removed: with `explain`, the
-    items that each rule removed. placement: that of the request.
+    items that each rule removed, and the variants that were left out. placement: that of the request.
     """
 
     request_id: str

@@ -55,6 +55,15 @@ class Access(NamedTuple):
                 "Leave out `rules.exclude`, set the rule in the configuration of the service, or send a shopper token.",
                 "rules.exclude",
             )
+        if asked.variants is not None and asked.variants.after_purchase_days is not None:
+            raise Problem(
+                403,
+                "history-rule",
+                "Rule reads a history",
+                "a public key may set `variants.after_purchase_days` only with the shopper token of the user",
+                "Leave it out, set it in the configuration of the service, or send a shopper token.",
+                "variants.after_purchase_days",
+            )
 
 
 def lacks_scope(key: Key, scope: str) -> Problem:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,7 +60,7 @@ from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import ids_with_pinned, sources_of
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Removed, RuledList, RuleError, Rules
+from serving.rules import Plan, Removed, RuledList, RuleError, Rules, VariantPlan
 from serving.store import (
     REFUSED,
     TOO_MANY,
@@ -195,8 +195,10 @@ class Service:
         self._check_explained(request, placement.limit_of(request), len(request.ids or live.items.catalogue))
         known = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live, placement.name)
+        variants = self._variants(request, placement, live, known, at)
+        plan = live.with_variants(plan, variants)
         context = self._context(request, live, known, ("candidate", "request"))
-        answer = self._answer(request, placement, live, known, request.ids, at, plan, context, shows_history)
+        answer = self._answer(request, placement, live, known, request.ids, at, plan, context, shows_history, variants)
         answer.took_ms = _ms_since(started)
         return answer
 
@@ -213,9 +215,11 @@ class Service:
         plan, catalogue = plan_of(request.rules, live, placement.name), live.items.catalogue
         size = self.config.candidates_for(limit)
         context = self._context(request, live, known, ("request",))
-        found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares)
+        variants = self._variants(request, placement, live, known, at)
+        found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares, variants)
+        plan = live.with_variants(plan, variants)
         ids = ids_with_pinned(found.item, live.items, plan, known.history, at)
-        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history)
+        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
@@ -233,6 +237,7 @@ class Service:
         plan: Plan | None,
         context: Context,
         shows_history: bool,
+        variants: VariantPlan | None,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
         history, degraded, limit = known.history, known.degraded, placement.limit_of(request)
@@ -243,12 +248,13 @@ class Service:
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
-        rank_all = sampled or shadowed or plan is not None
+        rank_all = sampled or shadowed or plan is not None or variants is not None
         began = time.perf_counter()
         whole = live.rank(history, candidates, at, None if rank_all else limit, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        ranking, ruled = live.apply_rules(whole, plan, history, known.outside, at, limit)
+        chosen, left_out = live.choose_variants(whole, plan, variants)
+        ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
         if ruled is None:
             ranking = ranking.first(limit)
@@ -265,7 +271,7 @@ class Service:
         elif shows_history:
             items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
             self._name_nearest(items, live, ranking, history)
-            removed = UNSET if ruled is None else ruled.removed
+            removed = (left_out or UNSET) if ruled is None else ruled.removed
         else:
             # A rule's removed items may have been excluded by the history, so they are left out.
             parts = live.explain_without_history(ranking, candidates, at, self.config.reasons, context)
@@ -329,6 +335,14 @@ class Service:
         missing = [c.name for c in declared if c.per in expected and c.name not in sent]
         self.metrics.columns(missing, len(request.columns.keys() - {c.name for c in declared if c.per != "user"}))
         return context._replace(columns=columns.encoded(declared, sent, known.attributes or NOTHING))
+
+    def _variants(
+        self, request: RankRequest | RecommendRequest, placement: Placement, live: Live, known: Known, at: float
+    ) -> VariantPlan | None:
+        """Which variants of products may be in the list of a request; None for all."""
+        settings = placement.variants_of(request.variants, self.config.variants)
+        keep: Literal["one", "all"] = "all" if isinstance(request, RankRequest) else "one"
+        return VariantPlan.of(live.items.catalogue, settings, keep, known.history, at)
 
     def _check_size(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.ids is None else len(request.ids)
@@ -564,7 +578,8 @@ class Service:
             )
             raise Problem(404, "no-such-item", "No such item", why, "Use an item of the catalogue.", "item_id")
         withdrawn = live.overlay.withdrawn
-        near = await asyncio.to_thread(live.similar, row, limit + len(withdrawn))
+        one = self.config.variants.keep != "all"
+        near = await asyncio.to_thread(live.similar, row, limit + len(withdrawn), one)
         near = [(r, c) for r, c in near if catalogue.item_ids[r] not in withdrawn][:limit]
         items = [rankings.SimilarItem(catalogue.item_ids[r], catalogue.titles[r], c) for r, c in near]
         return rankings.SimilarAnswer(item_id, live.release.id, items)

@@ -78,6 +78,12 @@ export interface Rules {
   pin?: Pin[];
 }
 
+/** Which variants of a product, items with the same group_id, may be in a list. See docs/variants.md. */
+export interface Variants {
+  keep?: "one" | "all" | null;
+  after_purchase_days?: number | null;
+}
+
 /** A value of a column; null is missing. */
 export type ColumnValue = string | number | boolean | null;
 
@@ -97,6 +103,7 @@ export interface RankRequest {
   shown?: boolean;
   columns?: Columns;
   placement?: string | null;
+  variants?: Variants | null;
 }
 
 /** Request for recommendations from the whole catalogue. limit: by default that of the placement, otherwise 10. */
@@ -110,6 +117,7 @@ export interface RecommendRequest {
   shown?: boolean;
   columns?: Columns;
   placement?: string | null;
+  variants?: Variants | null;
 }
 
 export interface Reason {

@@ -37,7 +37,20 @@ from shelfwise_client.errors import (
     UnreachableError,
     UnsentError,
 )
-from shelfwise_client.forms import Candidate, Cap, Columns, Condition, Diversity, Event, Exclude, Item, Lift, Pin, Rules
+from shelfwise_client.forms import (
+    Candidate,
+    Cap,
+    Columns,
+    Condition,
+    Diversity,
+    Event,
+    Exclude,
+    Item,
+    Lift,
+    Pin,
+    Rules,
+    Variants,
+)
 from shelfwise_client.outbox import Counts, Sending
 from shelfwise_client.retry import Retry
 from shelfwise_client.search_hits import candidates_of, reranked
@@ -82,6 +95,7 @@ __all__ = [
     "UnreachableError",
     "UnsentError",
     "UserAnswer",
+    "Variants",
     "candidates_of",
     "reranked",
 ]

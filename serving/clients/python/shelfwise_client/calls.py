@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from shelfwise_client import answers
-from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName, Value
+from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName, Value, Variants
 
 T = TypeVar("T")
 
@@ -45,12 +45,14 @@ def rank(
     shown: bool = True,
     columns: Columns | None = None,
     placement: str | None = None,
+    variants: Variants | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
 
     shown: as in `recommend`. columns: values of the candidates or of the request, such as a search engine's score; a
-    candidate may also be a dictionary with an `id` and its columns. placement: as in `recommend`.
+    candidate may also be a dictionary with an `id` and its columns. placement: as in `recommend`. variants: which of the
+    variants of a product may be in the list, by default all.
     """
     body = _body(
         user_id=user_id,
@@ -63,6 +65,7 @@ def rank(
         shown=None if shown else False,
         columns=None if columns is None else dict(columns),
         placement=placement,
+        variants=variants,
     )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
@@ -78,13 +81,15 @@ def recommend(
     shown: bool = True,
     columns: Columns | None = None,
     placement: str | None = None,
+    variants: Variants | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Recommend items of the whole catalogue to a user.
 
     shown: False if the user may never see the list, as in an e-mail. It then counts as seen only once impressions with
     its request_id are sent. columns: as in `rank`, one value each. placement: the spot in the shop that the list is
-    for, as configured. limit: by default that of the placement, otherwise 10.
+    for, as configured. limit: by default that of the placement, otherwise 10. variants: which variants of a product may
+    be in the list, by default the one with the best score.
     """
     body = _body(
         user_id=user_id,
@@ -96,6 +101,7 @@ def recommend(
         shown=None if shown else False,
         columns=None if columns is None else dict(columns),
         placement=placement,
+        variants=variants,
     )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 
