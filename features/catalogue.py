@@ -16,7 +16,7 @@ from features.kernels.strings import StringIndex, Strings
 
 TEXT_COLUMNS = ("title", "description", "category", "brand")
 """Columns of an item table with its texts, besides text attributes."""
-STANDARD_COLUMNS = ("item_id", *TEXT_COLUMNS, "price", "available_from", "image_url")
+STANDARD_COLUMNS = ("item_id", *TEXT_COLUMNS, "price", "available_from", "group_id", "image_url")
 """Columns of an item table with a fixed meaning; all other columns are attributes."""
 
 
@@ -122,6 +122,8 @@ class Catalogue:
     are dates, in years since 1970.
     tags of item i: `tag[tag_start[i]:tag_start[i + 1]]` (int32, into `tag_names`, each as `attribute=value`).
     titles: for display; never a feature.
+    group: int32[n + 1], index into `group_names`: the product of which the item is a variant. The number of names means
+    that the item is a product of its own. None if that is so of every item. Never a feature.
     """
 
     item_ids: Sequence[str]
@@ -138,6 +140,8 @@ class Catalogue:
     tag: I32
     tag_names: Sequence[str]
     date_names: Sequence[str] = ()
+    group: I32 | None = None
+    group_names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)

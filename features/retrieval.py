@@ -9,7 +9,7 @@ turns if the request has seeds, or if a placement names them; without either, no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -206,11 +206,14 @@ def merge(
     admitted: Bool | None = None,
     shares: F64 | None = None,
     seeds: I32 = NO_SEEDS,
+    offered_by: Callable[[I32], I32] | None = None,
 ) -> Retrieved:
     """Merge the best of all sources in turn, each item once. admitted: bool[n], applied to every source, or None.
 
     shares: float64, the share of turns of each of `SOURCES`, 0 for one that is not used. None: those of the user are
-    equal, and so are those of seeds if there are any. seeds: as in `Context`; never candidates.
+    equal, and so are those of seeds if there are any. seeds: as in `Context`; never candidates. offered_by: from the
+    rows of a source, best first, to those that it offers, in the order of its turns; None if it offers all of them in
+    this order.
     """
     item, weight = _weighted_engagements(history, at)
     engaged, amount = _sum_by_row(item, weight)
@@ -240,7 +243,8 @@ def merge(
         rows = rows if admitted is None else rows[admitted[rows]]
         if len(seeds):
             rows = rows[~np.isin(rows, seeds)]
-        ranked.append(_only_available(items, rows, at)[:size])
+        rows = _only_available(items, rows, at)
+        ranked.append((rows if offered_by is None else offered_by(rows))[:size])
     return _interleave(ranked, size, turns)
 
 

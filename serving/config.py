@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from features.bounds import ATTRIBUTE_NAME, COLUMN_NAME, is_name
 from features.retention import DAY_S, Retention
-from serving.rules import Rules, StandingRules
+from serving.rules import Rules, StandingRules, Variants, VariantSettings
 
 HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
 """A host name without scheme and port, or * for any."""
@@ -76,6 +76,12 @@ class PlacementConfig(BaseModel):
     )
     explore: float | None = Field(
         None, ge=0, le=1, examples=[0.1], description="The same as `serving.explore`, in its place. null: that one."
+    )
+
+    variants: VariantSettings = Field(
+        Variants(),
+        examples=[{"keep": "all"}],
+        description="The same as `serving.variants`, in its place; what is not set here is as there.",
     )
 
     @property
@@ -281,6 +287,12 @@ class ServingConfig(BaseModel):
         Rules(),
         examples=[{"cap": [{"attribute": "brand", "most": 3}]}],
         description="Rules for every list: filter, exclude, boost, bury, cap, diversity, pin; see docs/rules.md.",
+    )
+    variants: VariantSettings = Field(
+        Variants(),
+        examples=[{"keep": "one", "after_purchase_days": 90}],
+        description="Variants of one product in a list: `keep` one or all of them, and `after_purchase_days` for which "
+        "the others are left out after a purchase of one; see docs/variants.md.",
     )
     storefront: bool = Field(
         False, description="Serve /storefront, a page to try out a release; it lists the IDs of some known users."

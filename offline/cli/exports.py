@@ -143,7 +143,16 @@ def _export(o: _Options, audience: Callable[[], Audience] | None) -> None:
         live, shoppers = live_at(c, release, store, begun or now, user_ids)
         size = c.serving.candidates_for(limit)
         job = Export(
-            live, shoppers, begun or now, limit, size, c.serving.rules, of_placement, requested, audience and audience()
+            live,
+            shoppers,
+            begun or now,
+            limit,
+            size,
+            c.serving.rules,
+            of_placement,
+            requested,
+            audience and audience(),
+            variants=c.serving.variants,
         )
         on_progress = stack.enter_context(progress_bar("Ranking"))
         done = write_export(job, destination, executor, on_progress)

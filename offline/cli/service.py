@@ -150,6 +150,6 @@ def similar(
     row = int(catalogue.rows([item])[0])
     if row < 0:
         raise Failure(f"item {item!r} is not in release {release.id}; use an item ID from {c.data / 'items.parquet'}")
-    neighbours = Live.of(release).similar(row, limit)
+    neighbours = Live.of(release).similar(row, limit, c.serving.variants.keep != "all")
     rows = [[catalogue.item_ids[r], catalogue.titles[r], f"{cosine:.3f}"] for r, cosine in neighbours]
     print_table(f"Similar to {catalogue.titles[row]}", ["item", "title", "cosine"], rows, {2})

@@ -20,7 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from offline.config import fields
 from offline.config.configuration import Config
-from serving.rules import Rules
+from serving.rules import Rules, Variants
 
 _INTRODUCTION = """\
 # Configuration
@@ -179,6 +179,8 @@ def _type_name(annotation: Any, path: str) -> str:
         return f"mapping of {_type_name(inner[0], path)} to {_type_name(inner[1], path)}"
     if annotation is Rules:
         return "[rules](rules.md)"
+    if annotation is Variants:
+        return "[variants](variants.md)"
     if _is_model(annotation):
         return f"section [`{path}`](#{_anchor(path)})"
     return _NAMES[annotation]
@@ -199,7 +201,7 @@ def _default(field: FieldInfo) -> str:
 
 def _plain(value: Any) -> Any:
     """A default as JSON values."""
-    return msgspec.to_builtins(value) if isinstance(value, Rules) else to_jsonable_python(value)
+    return msgspec.to_builtins(value) if isinstance(value, Rules | Variants) else to_jsonable_python(value)
 
 
 def _flow(value: Any) -> str:

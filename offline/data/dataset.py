@@ -203,6 +203,7 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
     numbers = [_numbers(items, n) for n in number_names] + [_seconds(items, n) / (365.25 * 86400) for n in date_names]
     tag_start, tag, tag_names = _tags(items, list_names, text_names)
     titles = [t or i for t, i in zip(items["title"].to_pylist(), ids, strict=True)]
+    group, group_names = _groups(items, file)
     return Catalogue(
         ids,
         titles,
@@ -218,7 +219,18 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
         tag,
         tag_names,
         date_names,
+        group,
+        group_names,
     )
+
+
+def _groups(items: pa.Table, file: str) -> tuple[I32 | None, Sequence[str]]:
+    """The groups of variants: (codes, names), the codes None if no item has a group."""
+    column = _column(items, "group_id")
+    if column is not None and pa.types.is_nested(column.type):
+        raise DataError(f"{file}, column 'group_id': has type {column.type}; an item has one group, as a text")
+    code, names = _codes(items, "group_id")
+    return (code, names) if names else (None, ())
 
 
 def _kind(field: pa.Field, file: str) -> str:

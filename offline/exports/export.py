@@ -26,10 +26,11 @@ from offline.data import Storage
 from offline.exports.state import Shoppers
 from offline.runtime import LOCAL, DataError, Engine, Failure, OnProgress, no_progress
 from serving.ranking import NO_PLACEMENT, Live, Placement, Ranking
-from serving.rules import Condition, Plan, RuleError, Rules
+from serving.rules import Condition, Plan, RuleError, Rules, VariantPlan, Variants
 
 USERS_PER_FILE = 1000
 NO_RULES = Rules()
+NO_VARIANTS = Variants()
 SUMMARY = "export.json"
 SCHEMA = pa.schema(
     [("user_id", pa.string()), ("position", pa.int32()), ("item_id", pa.string()), ("score", pa.float64())]
@@ -59,7 +60,7 @@ class Export:
 
     live, shoppers: from `live_at`. at: Unix seconds. limit: items per list. size: number of candidates to retrieve.
     rules: added to the configuration's `standing` rules and those of the placement; None for none. users_per_file: at
-    least 1.
+    least 1. variants: those of the configuration, which the placement may change.
     """
 
     live: Live
@@ -72,6 +73,7 @@ class Export:
     rules: Rules | None = None
     audience: Audience | None = None
     users_per_file: int = USERS_PER_FILE
+    variants: Variants = NO_VARIANTS
 
     @property
     def parts(self) -> list[range]:
@@ -91,6 +93,7 @@ class Export:
             "candidates": self.size,
             "placement": [self.placement.name, self.placement.config.model_dump(mode="json")],
             "rules": msgspec.to_builtins([self.standing, self.rules]),
+            "variants": msgspec.to_builtins(self.variants),
             "audience": msgspec.to_builtins(self.audience),
             "users": len(self.shoppers.user_ids),
             "users_sha256": users.hexdigest(),
@@ -223,6 +226,8 @@ def _rank_part(export: Export, part: range) -> Iterator[pa.Table]:
             user = export.shoppers.attributes.get(user_id, NOTHING)
             context = Context(columns=table(columns, sent, user, strict=False))
         limit = export.limit if export.audience is None else export.audience.within
+        settings = export.placement.variants_of(None, export.variants)
+        variants = VariantPlan.of(live.items.catalogue, settings, "one", history, export.at)
         ranking = live.recommend(
             history,
             export.at,
@@ -232,6 +237,7 @@ def _rank_part(export: Export, part: range) -> Iterator[pa.Table]:
             context,
             narrowed=plans.narrowed,
             shares=export.placement.shares,
+            variants=variants,
         )
         positions = range(len(ranking.item_ids))
         if plans.matching is not None:

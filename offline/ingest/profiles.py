@@ -146,6 +146,9 @@ class Profiles:
         if reader.has("image_url"):
             reader.add_url("image_url")
             types["image_url"] = "VARCHAR"
+        if reader.has("group_id"):
+            reader.add("group_id", reader.id("group_id"), f"{reader.id_problem('group_id')} IS NULL")
+            types["group_id"] = "VARCHAR"
         return types
 
     def _problem(self, reader: Reader) -> str:

@@ -31,7 +31,7 @@ class ItemIn(Struct, forbid_unknown_fields=True):
 
     available: false removes the item from all results, true restores it. available_from: ISO 8601 or Unix seconds;
     defaults to now for a new item. attributes: values by catalogue column name, each a number, a text, a list of texts
-    or a boolean.
+    or a boolean. group_id: the product of which the item is a variant; the same for all of its sizes and colours.
     """
 
     item_id: Id
@@ -44,6 +44,7 @@ class ItemIn(Struct, forbid_unknown_fields=True):
     image_url: Text | UnsetType | None = UNSET
     available: bool | UnsetType = UNSET
     attributes: Annotated[dict[_NAME, _VALUE], Meta(max_length=ATTRIBUTES)] | UnsetType = UNSET
+    group_id: Id | UnsetType | None = UNSET
 
 
 class ItemsAnswer(Struct):
@@ -85,6 +86,8 @@ def accept_item(raw: msgspec.Raw, now: float) -> tuple[str, dict[str, bytes]]:
     for name in (*TEXT_COLUMNS, "price", "image_url", "available"):
         if (value := getattr(given, name)) is not UNSET:
             fields[name] = value
+    if given.group_id is not UNSET:
+        fields["group_id"] = None if given.group_id is None else part_id("group_id", given.group_id)
     if given.available_from is not UNSET:
         fields["available_from"] = given.available_from if given.available_from is None else _available_from(given)
     if given.attributes is not UNSET:

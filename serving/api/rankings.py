@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from features.bounds import ATTRIBUTE_NAME, SEEDS
 from serving.api.columns import Candidates, ColumnsIn, merged, split_candidates
 from serving.api.decoding import Device, Id, Query, check_texts, decode, request_id, request_ids
-from serving.rules import Applied, Removed, Rules
+from serving.rules import Applied, Removed, Rules, Variants
 
 DEFAULT_LIMIT = 10
 """Length of a recommendation without a limit of its own or of its placement."""
@@ -36,6 +36,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     score; a candidate may also be an object with an `id` and its columns. Columns that the release does not declare
     (`features.request`) are logged but not used. placement: as in `RecommendRequest`; its sources are not used. items:
     as in `RecommendRequest`; those that are candidates are ranked like the others.
+    variants: which variants of a product may be in the list, by default all that were sent.
     """
 
     user_id: Id | None = None
@@ -54,6 +55,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     columns: ColumnsIn = {}
     placement: PlacementIn | None = None
     items: SeedsIn = []
+    variants: Variants | None = None
 
     @property
     def ids(self) -> list[str] | None:
@@ -71,7 +73,8 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     placement: the spot in the shop that the list is for, one of `placements` in the configuration. It decides the
     candidate sources, further rules, the default `limit` and the exploration. items: the items that the list is for,
     such as the one on the page or those in the cart. Items that go with them are retrieved in addition to the others;
-    they themselves are not in the list. Unknown ones are ignored and counted.
+    they themselves are not in the list. Unknown ones are ignored and counted. variants: which variants of a product may
+    be in the list, by default the one with the best score.
     """
 
     user_id: Id | None = None
@@ -89,6 +92,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     columns: ColumnsIn = {}
     placement: PlacementIn | None = None
     items: SeedsIn = []
+    variants: Variants | None = None
 
 
 class Reason(Struct):
@@ -137,7 +141,7 @@ class RankAnswer(Struct):
     degraded: the list is worse than usual. degraded_reason says why: the user's history could not be read in time
     (history-unavailable); Redis names no release, and the worker serves the newest one that it found on disk
     (release-from-disk); or Redis was replaced by an empty or older one (redis-replaced). removed: with `explain`, the
-    items that each rule removed. placement: that of the request.
+    items that each rule removed, and the variants that were left out. placement: that of the request.
     """
 
     request_id: str
@@ -189,7 +193,7 @@ def rank_request(body: bytes) -> RankRequest:
     """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RANK, body)
     check_texts(body, device=request.device, query=request.query)
-    request.items = _seeds(request.items)
+    request.items = seed_ids(request.items)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
     ids, of_objects = (None, {}) if request.candidates is None else split_candidates(request.candidates)
@@ -204,7 +208,7 @@ def recommend_request(body: bytes) -> RecommendRequest:
     """Decode and validate a request. Raises Problem naming the field, the reason and the remedy."""
     request = decode(_RECOMMEND, body)
     check_texts(body, device=request.device, query=request.query)
-    request.items = _seeds(request.items)
+    request.items = seed_ids(request.items)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
     if request.columns:
@@ -212,6 +216,6 @@ def recommend_request(body: bytes) -> RecommendRequest:
     return request
 
 
-def _seeds(given: list[str]) -> list[str]:
+def seed_ids(given: list[str]) -> list[str]:
     """The items that a request names, each once. Raises Problem (422) naming one that is not an ID."""
     return list(dict.fromkeys(request_ids("items", given))) if given else given

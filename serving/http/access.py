@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from serving.api import Problem, RankRequest, RecommendRequest
+from serving.api import PageRequest, Problem, RankRequest, RecommendRequest, page
 from serving.http.keys import Key
 from serving.http.shopper_tokens import Policy, token_problem
 
@@ -43,6 +43,14 @@ class Access(NamedTuple):
             )
         return True
 
+    def check_page(self, asked: PageRequest) -> bool:
+        """The same for every list of a page."""
+        shows_history = self.check_ranking(RecommendRequest(user_id=asked.user_id, explain=asked.explain))
+        for number, one in enumerate(asked.requests()):
+            with page.within_list(number):
+                self.check_ranking(one)
+        return shows_history
+
     def _check_unproven(self, asked: RankRequest | RecommendRequest) -> None:
         if self.policy == "required":
             raise token_problem("a public key needs a shopper token for the history of a user, and none was sent")
@@ -54,6 +62,15 @@ class Access(NamedTuple):
                 "a public key may exclude items by a user's history only with the shopper token of the user",
                 "Leave out `rules.exclude`, set the rule in the configuration of the service, or send a shopper token.",
                 "rules.exclude",
+            )
+        if asked.variants is not None and asked.variants.after_purchase_days is not None:
+            raise Problem(
+                403,
+                "history-rule",
+                "Rule reads a history",
+                "a public key may set `variants.after_purchase_days` only with the shopper token of the user",
+                "Leave it out, set it in the configuration of the service, or send a shopper token.",
+                "variants.after_purchase_days",
             )
 
 

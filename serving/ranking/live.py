@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from features.arrays import F64, I32, I64
+from features.arrays import F32, F64, I32, I64
 from features.context import NO_CONTEXT, Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from features.log import Kind
@@ -31,7 +31,20 @@ from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import CandidateRetriever, ids_with_pinned
 from serving.release import Release, ReleaseError, load_release
-from serving.rules import Attributes, Cap, Condition, Diversity, Plan, Ranked, RuledList, RuleError, Rules
+from serving.rules import (
+    Attributes,
+    Cap,
+    Condition,
+    Diversity,
+    Plan,
+    Ranked,
+    Removed,
+    RuledList,
+    RuleError,
+    Rules,
+    VariantPlan,
+    first_of_group,
+)
 from serving.store import START, Tail
 
 log = logging.getLogger(__name__)
@@ -189,20 +202,40 @@ class Live:
         outside: Outside = NO_OUTSIDE,
         narrowed: Plan | None = None,
         shares: F64 | None = None,
+        variants: VariantPlan | None = None,
     ) -> Ranking:
         """The best `limit` items of the catalogue for a user, after the rules: the list of `/v1/recommend`.
 
         Without exploration, and all in this thread. size: number of candidates to retrieve. outside: the user's events
         with items outside the catalogue. narrowed: a plan with further filters; the best `size` items that it admits
         are candidates as well. shares: of the sources, as in `features.retrieval.merge`.
+        variants: which variants of products may be in the list; None for all.
         """
-        found = self.retriever.candidates_now(history, at, size, plan, context, shares).item
+        found = self.retriever.candidates_now(history, at, size, plan, context, shares, variants).item
         if narrowed is not None:
-            more = self.retriever.candidates_now(history, at, size, narrowed, context, shares).item
+            more = self.retriever.candidates_now(history, at, size, narrowed, context, shares, variants).item
             found = np.concatenate([found, more[~np.isin(more, found)]])
+        plan = self.with_variants(plan, variants)
         ids = ids_with_pinned(found, self.items, plan, history, at)
-        whole = self.rank(history, ids, at, None if plan else limit, context)
-        return self.apply_rules(whole, plan, history, outside, at, limit)[0]
+        whole = self.rank(history, ids, at, None if plan or variants else limit, context)
+        whole, _ = self.choose_variants(whole, plan, variants)
+        return self.apply_rules(whole, plan, history, outside, at, limit)[0].first(limit)
+
+    def with_variants(self, plan: Plan | None, variants: VariantPlan | None) -> Plan | None:
+        """The rules, if there are any, with those of variants."""
+        return plan if plan is None or variants is None else variants.with_rules(plan, self.attributes)
+
+    def choose_variants(
+        self, ranking: Ranking, plan: Plan | None, variants: VariantPlan | None
+    ) -> tuple[Ranking, list[Removed]]:
+        """The ranking with the variants that may be shown, and those removed; the same ranking if it has rules.
+
+        plan: from `with_variants`, which chooses between variants after boosts and pins.
+        """
+        if variants is None or plan is not None:
+            return ranking, []
+        kept, removed = variants.apply(ranking.item_ids, ranking.item)
+        return ranking.take(kept), removed
 
     def apply_rules(
         self, ranking: Ranking, plan: Plan | None, history: History, outside: Outside, at: float, limit: int | None
@@ -244,21 +277,37 @@ class Live:
         """For each item, the most similar other item of the user's history; None if there is none."""
         return nearest_engaged(self.items.vectors, ranking, history)
 
-    def similar(self, row: int, limit: int) -> list[tuple[int, float]]:
+    def similar(self, row: int, limit: int, one_variant: bool = True) -> list[tuple[int, float]]:
         """The items with the most similar text as (row, cosine), best first, with equal cosines in id order.
 
         All items are compared, unless the catalogue has inverted lists: then only those of the nearest lists.
+        one_variant: leave out other variants of this product, and all but the most similar variant of every other.
         """
         one = np.array([row], np.int32)
         others = search_space(self.items, self.items.vectors.pooled(one, np.ones(1)))
         cosine = self.items.vectors.cosines(others, one)[:, 0]
         kept = ~np.isnan(cosine) & (others != row)
         others, cosine = others[kept], cosine[kept]
+        if one_variant and self.items.catalogue.group is not None:
+            others, cosine = self._one_per_product(row, others, cosine)
         if len(others) > limit:
             near = cosine >= np.partition(cosine, len(cosine) - limit)[len(cosine) - limit]
             others, cosine = others[near], cosine[near]
         best = np.argsort(-cosine, kind="stable")[:limit]
         return list(zip(others[best].tolist(), cosine[best].tolist(), strict=True))
+
+    def _one_per_product(self, row: int, others: I32, cosine: F32) -> tuple[I32, F32]:
+        """The most similar variant of each other product, in the order of rows. Withdrawn items are left out."""
+        catalogue = self.items.catalogue
+        assert catalogue.group is not None
+        alone = len(catalogue.group_names)
+        out = (catalogue.group[others] == catalogue.group[row]) & (catalogue.group[row] != alone)
+        if self.overlay.withdrawn:
+            out |= np.isin(others, catalogue.rows(self.overlay.withdrawn))
+        others, cosine = others[~out], cosine[~out]
+        best = np.argsort(-cosine, kind="stable")
+        chosen = np.sort(best[first_of_group(catalogue.group[others[best]], alone)])
+        return others[chosen], cosine[chosen]
 
     def warm(self) -> None:
         """Rank and explain once, so that kernels are compiled and pages are loaded before the first request."""

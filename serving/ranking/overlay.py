@@ -18,7 +18,7 @@ from features.arrays import F32, F64, I32
 from features.catalogue import TEXT_COLUMNS, Catalogue
 from features.companions import Companions
 from features.decay import ItemState
-from features.kernels.strings import Strings, StringSequence
+from features.kernels.strings import StringIndex, Strings, StringSequence
 from features.neighbours import Neighbours
 from features.table import Items
 from features.text.vectors import Vectors
@@ -72,8 +72,9 @@ class Overlay:
     def over(self, base: Items, state: ItemState) -> Items:
         """The release's items with the written ones. state: current item state, of the release or an earlier overlay.
 
-        A category, brand or tag that the release has no code for is missing until the next nightly run. A new item gets
-        the mean rates of the items with the most similar text, and no neighbours.
+        A category, brand or tag that the release has no code for is missing until the next nightly run; a new group of
+        variants is known at once. A new item gets the mean rates of the items with the most similar text, and no
+        neighbours.
         """
         known = base.catalogue.rows(list(self.written))
         ids = list(self.written)
@@ -196,6 +197,7 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
                 numbers[row, list(base.number_names).index(name)] = _number(value, name in base.date_names)
         if not item.available:
             born[row] = np.inf  # retrieval treats it as not yet on sale
+    group, group_names = _groups(base, rows, k)
     tags = _tags(base, list(added.values()))
     start = np.concatenate(
         [base.tag_start[:-1], base.tag_start[-2] + np.cumsum([len(t) for t in tags], dtype=np.int64)]
@@ -212,7 +214,33 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
         numbers=numbers,
         tag_start=np.append(start, start[-1]),
         tag=np.concatenate([base.tag[: base.tag_start[-2]], np.array(flat_tags, np.int32)]),
+        group=group,
+        group_names=group_names,
     )
+
+
+def _groups(base: Catalogue, rows: Mapping[int, ItemFields], k: int) -> tuple[I32 | None, Sequence[str]]:
+    """The groups with those of the written items, which may be new. rows: by row. k: number of added items."""
+    written = {row: item.fields["group_id"] for row, item in rows.items() if "group_id" in item.fields}
+    given = sorted({name for name in written.values() if name})
+    if base.group is None and not given:
+        return None, ()
+    count = len(base.group_names)
+    known = _index(base.group_names).find(given).tolist()
+    new = [name for name, code in zip(given, known, strict=True) if code < 0]
+    names = _extend_ids(base.group_names, new) if new else base.group_names
+    before = np.full(len(base) + 1, count, np.int32) if base.group is None else base.group
+    group = _extend(before, np.full(k, count, np.int32))
+    group[group == count] = len(names)
+    code_of = {name: code for name, code in zip(given, known, strict=True) if code >= 0}
+    code_of |= {name: count + number for number, name in enumerate(new)}
+    for row, name in written.items():
+        group[row] = code_of.get(name, len(names))
+    return group, names
+
+
+def _index(names: Sequence[str]) -> StringIndex:
+    return StringIndex.of(names if isinstance(names, Strings) else Strings.of(names))
 
 
 def _extend_ids(base: Sequence[str], added: Sequence[str]) -> Strings:

@@ -12,6 +12,7 @@ from features.arrays import F64
 from features.retrieval import SOURCES
 from serving.api import DEFAULT_LIMIT, Problem, RankRequest, RecommendRequest
 from serving.config import PlacementConfig
+from serving.rules import Variants
 
 
 class Placement(NamedTuple):
@@ -34,6 +35,12 @@ class Placement(NamedTuple):
         if request.limit is not None and request.limit is not UNSET:
             return request.limit
         return self.config.limit or (DEFAULT_LIMIT if isinstance(request, RecommendRequest) else None)
+
+    def variants_of(self, requested: Variants | None, standing: Variants) -> list[tuple[str, Variants]]:
+        """The settings of variants by path, those that take precedence first. standing: `serving.variants`."""
+        own = [] if requested is None else [("variants", requested)]
+        placed = [] if self.name is None else [(f"placements.{self.name}.variants", self.config.variants)]
+        return [*own, *placed, ("serving.variants", standing)]
 
 
 _NAMED = {"query": "a `query`", "items": "`items`"}

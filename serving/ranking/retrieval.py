@@ -27,7 +27,7 @@ from features.retrieval import (
     restrict,
     text_candidates,
 )
-from serving.rules import Plan
+from serving.rules import Plan, VariantPlan
 
 _GLOBAL_CANDIDATES_S = 2.0
 """Maximum age of the popular and new items: a pass over 100,000 items takes a few milliseconds."""
@@ -48,14 +48,16 @@ class CandidateRetriever:
         plan: Plan | None,
         context: Context = NO_CONTEXT,
         shares: F64 | None = None,
+        variants: VariantPlan | None = None,
     ) -> Retrieved:
         """At most `size` candidates allowed by the plan's filters and exclusions, as `features.retrieval.retrieve`.
 
         Popular and new items may be up to two seconds old. shares: of the sources, as in `features.retrieval.merge`.
+        variants: decides which variants of products the sources offer.
         """
-        items = self._items
-        static = await asyncio.to_thread(_static_candidates, items, history, at, size, plan, context, shares)
-        return self._merged(history, at, size, *static, shares, context.seeds)
+        items, found = self._items, size if variants is None else variants.candidates_for(size)
+        static = await asyncio.to_thread(_static_candidates, items, history, at, found, plan, context, shares)
+        return self._merged(history, at, size, *static, shares, context.seeds, variants)
 
     def candidates_now(
         self,
@@ -65,10 +67,12 @@ class CandidateRetriever:
         plan: Plan | None,
         context: Context = NO_CONTEXT,
         shares: F64 | None = None,
+        variants: VariantPlan | None = None,
     ) -> Retrieved:
         """`candidates`, all in this thread: for callers without an event loop."""
-        static = _static_candidates(self._items, history, at, size, plan, context, shares)
-        return self._merged(history, at, size, *static, shares, context.seeds)
+        found = size if variants is None else variants.candidates_for(size)
+        static = _static_candidates(self._items, history, at, found, plan, context, shares)
+        return self._merged(history, at, size, *static, shares, context.seeds, variants)
 
     def _merged(
         self,
@@ -79,11 +83,14 @@ class CandidateRetriever:
         by_text: TextCandidates,
         shares: F64 | None,
         seeds: I32,
+        variants: VariantPlan | None,
     ) -> Retrieved:
-        shared = self._global_candidates(at, size)
+        found = size if variants is None else variants.candidates_for(size)
+        shared = self._global_candidates(at, found)
         if admitted is not None:
-            shared = restrict(self._items, shared, admitted, at, size)
-        return merge(self._items, history, at, size, shared, by_text, admitted, shares, seeds)
+            shared = restrict(self._items, shared, admitted, at, found)
+        offered_by = None if variants is None else variants.offered
+        return merge(self._items, history, at, size, shared, by_text, admitted, shares, seeds, offered_by)
 
     def _global_candidates(self, at: float, size: int) -> GlobalCandidates:
         if self._global is None or self._global[0] < size or not 0 <= at - self._global[1].at <= _GLOBAL_CANDIDATES_S:

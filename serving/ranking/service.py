@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,6 +33,8 @@ from serving.api import (
     ItemAnswer,
     ItemsAnswer,
     MergeAnswer,
+    PageAnswer,
+    PageRequest,
     Problem,
     RankAnswer,
     RankedItem,
@@ -46,6 +48,7 @@ from serving.api import (
     decoding,
     events,
     merges,
+    page,
     rankings,
     request_id,
 )
@@ -55,12 +58,13 @@ from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
+from serving.ranking.page import Page
 from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import ids_with_pinned, sources_of
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Removed, RuledList, RuleError, Rules
+from serving.rules import Plan, Removed, RuledList, RuleError, Rules, VariantPlan
 from serving.store import (
     REFUSED,
     TOO_MANY,
@@ -195,8 +199,10 @@ class Service:
         self._check_explained(request, placement.limit_of(request), len(request.ids or live.items.catalogue))
         known = await self.known_of(request.user_id, live, at)
         plan = plan_of(request.rules, live, placement.name)
+        variants = self._variants(request, placement, live, known, at)
+        plan = live.with_variants(plan, variants)
         context = self._context(request, live, known, ("candidate", "request"))
-        answer = self._answer(request, placement, live, known, request.ids, at, plan, context, shows_history)
+        answer = self._answer(request, placement, live, known, request.ids, at, plan, context, shows_history, variants)
         answer.took_ms = _ms_since(started)
         return answer
 
@@ -210,16 +216,69 @@ class Service:
         limit = placement.limit_of(request) or DEFAULT_LIMIT
         self._check_explained(request, limit, limit)
         known = await self.known_of(request.user_id, live, at)
-        plan, catalogue = plan_of(request.rules, live, placement.name), live.items.catalogue
-        size = self.config.candidates_for(limit)
         context = self._context(request, live, known, ("request",))
-        found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares)
+        answer = await self._recommended(request, placement, live, known, at, limit, context, shows_history)
+        answer.took_ms = _ms_since(started)
+        return answer
+
+    async def page(self, request: PageRequest, shows_history: bool = True) -> PageAnswer:
+        """Recommend items for several placements at once, each item in one list. Raises Problem.
+
+        shows_history: as in `rank`.
+        """
+        started, at, live = time.perf_counter(), self.moment(), self.live()
+        asked = request.requests()
+        placements, limits = list[Placement](), list[int]()
+        for k, one in enumerate(asked):
+            with page.within_list(k):
+                placements.append(self.placements.of(one))
+                limits.append(placements[-1].limit_of(one) or DEFAULT_LIMIT)
+                plan_of(one.rules, live, placements[-1].name)
+                self._check_page(request, sum(limits))
+        known = await self.known_of(request.user_id, live, at)
+        self.degraded += (len(asked) - 1) * (known.degraded is not None)
+        contexts = list[Context]()
+        for k, one in enumerate(asked):
+            with page.within_list(k):
+                contexts.append(self._context(one, live, known, ("request",)))
+        shared, lists = Page(live, known.history, at), list[RankAnswer]()
+        for one, placement, limit, context in zip(asked, placements, limits, contexts, strict=True):
+            began = time.perf_counter()
+            with request_id.nested():
+                answer = await self._recommended(one, placement, live, known, at, limit, context, shows_history, shared)
+            answer.took_ms = _ms_since(began)
+            shared.add([item.item_id for item in answer.items])
+            lists.append(answer)
+            await asyncio.sleep(0)  # so that other requests have a turn between two lists
+        return PageAnswer(live.release.id, known.degraded is not None, lists, _ms_since(started))
+
+    async def _recommended(
+        self,
+        request: RecommendRequest,
+        placement: Placement,
+        live: Live,
+        known: Known,
+        at: float,
+        limit: int,
+        context: Context,
+        shows_history: bool,
+        shared: Page | None = None,
+    ) -> RankAnswer:
+        """The answer of `recommend`, but for its time. shared: the page that the list is part of."""
+        plan, catalogue = plan_of(request.rules, live, placement.name), live.items.catalogue
+        size = self.config.candidates_for(limit + (0 if shared is None else len(shared.taken)))
+        variants = self._variants(request, placement, live, known, at)
+        if shared is None:
+            found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares, variants)
+        else:
+            found = await shared.candidates(size, plan, context, placement.shares, variants)
+            variants = shared.variants(variants)
+        plan = live.with_variants(plan, variants)
         ids = ids_with_pinned(found.item, live.items, plan, known.history, at, context.seeds)
-        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history)
+        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants, shared)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
-        answer.took_ms = _ms_since(started)
         return answer
 
     def _answer(
@@ -233,6 +292,8 @@ class Service:
         plan: Plan | None,
         context: Context,
         shows_history: bool,
+        variants: VariantPlan | None,
+        shared: Page | None = None,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
         history, degraded, limit = known.history, known.degraded, placement.limit_of(request)
@@ -243,12 +304,16 @@ class Service:
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
-        rank_all = sampled or shadowed or plan is not None
+        rank_all = sampled or shadowed or plan is not None or variants is not None
         began = time.perf_counter()
-        whole = live.rank(history, candidates, at, None if rank_all else limit, context)
+        if shared is None:
+            whole = live.rank(history, candidates, at, None if rank_all else limit, context)
+        else:
+            whole = shared.rank(candidates, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        ranking, ruled = live.apply_rules(whole, plan, history, known.outside, at, limit)
+        chosen, left_out = live.choose_variants(whole, plan, variants)
+        ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
         if ruled is None:
             ranking = ranking.first(limit)
@@ -265,7 +330,7 @@ class Service:
         elif shows_history:
             items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
             self._name_nearest(items, live, ranking, history)
-            removed = UNSET if ruled is None else ruled.removed
+            removed = (left_out or UNSET) if ruled is None else ruled.removed
         else:
             # A rule's removed items may have been excluded by the history, so they are left out.
             parts = live.explain_without_history(ranking, candidates, at, self.config.reasons, context)
@@ -334,6 +399,14 @@ class Service:
         self.metrics.columns(missing, len(request.columns.keys() - {c.name for c in declared if c.per != "user"}))
         return context._replace(columns=columns.encoded(declared, sent, known.attributes or NOTHING))
 
+    def _variants(
+        self, request: RankRequest | RecommendRequest, placement: Placement, live: Live, known: Known, at: float
+    ) -> VariantPlan | None:
+        """Which variants of products may be in the list of a request; None for all."""
+        settings = placement.variants_of(request.variants, self.config.variants)
+        keep: Literal["one", "all"] = "all" if isinstance(request, RankRequest) else "one"
+        return VariantPlan.of(live.items.catalogue, settings, keep, known.history, at)
+
     def _check_size(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.ids is None else len(request.ids)
         if given > self.config.max_candidates:
@@ -357,6 +430,20 @@ class Service:
                 "Too many explained items",
                 f"{count} items with explanations in one response; the maximum is {self.config.max_explained}",
                 f"Send a `limit` of at most {self.config.max_explained}, or leave `explain` out.",
+                "limit",
+            )
+
+    def _check_page(self, request: PageRequest, items: int) -> None:
+        """Raise Problem (422) for more items than one request may have. items: of the lists so far."""
+        most = self.config.max_explained if request.explain else self.config.max_candidates
+        if items > most:
+            explained = " with explanations" if request.explain else ""
+            raise Problem(
+                422,
+                "page-too-long",
+                "Page too long",
+                f"the lists up to this one have {items} items{explained} together; the maximum is {most}",
+                "Send a smaller `limit`, or several pages.",
                 "limit",
             )
 
@@ -568,7 +655,8 @@ class Service:
             )
             raise Problem(404, "no-such-item", "No such item", why, "Use an item of the catalogue.", "item_id")
         withdrawn = live.overlay.withdrawn
-        near = await asyncio.to_thread(live.similar, row, limit + len(withdrawn))
+        one = self.config.variants.keep != "all"
+        near = await asyncio.to_thread(live.similar, row, limit + len(withdrawn), one)
         near = [(r, c) for r, c in near if catalogue.item_ids[r] not in withdrawn][:limit]
         items = [rankings.SimilarItem(catalogue.item_ids[r], catalogue.titles[r], c) for r, c in near]
         return rankings.SimilarAnswer(item_id, live.release.id, items)

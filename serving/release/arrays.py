@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.arrays import F32
+from features.arrays import F32, I32
 from features.catalogue import Catalogue
 from features.companions import Companions
 from features.decay import HALF_LIVES_S, ItemState
@@ -49,6 +50,8 @@ def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
         "state_value": items.state.value,
         "state_latest": items.state.latest,
     }
+    if c.group is not None:
+        out |= {"group": c.group, **Strings.of(c.group_names).arrays("group_names")}
     if items.inverted is not None:
         lists = items.inverted
         out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
@@ -130,6 +133,7 @@ def from_arrays(read: Arrays) -> Items:
     category_names, brand_names = list(read.strings("category_names", None)), list(read.strings("brand_names", None))
     number_names, tag_names = list(read.strings("number_names", None)), list(read.strings("tag_names", None))
     category = read.within("category", read("category", np.int32, n + 1), 0, len(category_names) + 1)
+    group, group_names = _groups(read, n)
     tag = read.within("tag", read("tag", np.int32, None), 0, len(tag_names))
     catalogue = Catalogue(
         item_ids=read.strings("item_ids", n),
@@ -146,6 +150,8 @@ def from_arrays(read: Arrays) -> Items:
         tag=tag,
         tag_names=tag_names,
         date_names=list(read.strings("date_names", None)),
+        group=group,
+        group_names=group_names,
     )
     near = read.within("neighbour_item", read("neighbour_item", np.int32, n + 1, None), -1, n)
     entities = n + 1 + len(category_names) + 1 + 1
@@ -195,6 +201,14 @@ def _companions(read: Arrays, n: int) -> Companions | None:
 def _table(read: Arrays, name: str, n: int) -> Neighbours:
     item = read.within(f"{name}_item", read(f"{name}_item", np.int32, n + 1, None), -1, n)
     return Neighbours(item, read(f"{name}_weight", np.float32, n + 1, item.shape[1]))
+
+
+def _groups(read: Arrays, n: int) -> tuple[I32 | None, Sequence[str]]:
+    """The groups of variants as in `Catalogue`; (None, ()) for a release without any."""
+    if not read.has("group"):
+        return None, ()
+    names = read.strings("group_names", None)
+    return read.within("group", read("group", np.int32, n + 1), 0, len(names) + 1), names
 
 
 def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:

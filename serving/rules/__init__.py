@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from serving.rules.conditions import Attributes, Condition, RuleError
 from serving.rules.rules import Applied, Cap, Diversity, Plan, Ranked, Removed, RuledList, Rules, StandingRules
+from serving.rules.variants import VariantPlan, Variants, VariantSettings, first_of_group, only_without
 
 __all__ = [
     "Applied",
@@ -18,4 +19,9 @@ __all__ = [
     "RuledList",
     "Rules",
     "StandingRules",
+    "VariantPlan",
+    "VariantSettings",
+    "Variants",
+    "first_of_group",
+    "only_without",
 ]

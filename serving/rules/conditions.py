@@ -10,10 +10,10 @@ Comparisons with a missing attribute are false; `missing` tests for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
+from functools import cached_property, reduce
 from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
@@ -23,6 +23,7 @@ from msgspec import Meta, Struct, field
 from features.arrays import F64, I32, Bool
 from features.bounds import IdError, clean_id
 from features.catalogue import Catalogue, Codes, Tags
+from features.kernels.strings import StringIndex, Strings
 from features.moment import Items
 
 MOST_CONDITIONS = 200
@@ -105,6 +106,29 @@ class TextAttribute:
     code: Mapping[str, int]
 
 
+class _CodeOf(Mapping[str, int]):
+    """The code of each of many names, without a dictionary of them: they are looked up only if a rule names one."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    @cached_property
+    def _index(self) -> StringIndex:
+        return StringIndex.of(self._names if isinstance(self._names, Strings) else Strings.of(self._names))
+
+    def __getitem__(self, name: str) -> int:
+        code = int(self._index.find([name])[0])
+        if code < 0:
+            raise KeyError(name)
+        return code
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class Attributes:
     """The attributes of a catalogue by name, for conditions and caps; built once per release."""
 
@@ -122,6 +146,9 @@ class Attributes:
             "price": _NumberAttribute(c.price),
             "available_from": _NumberAttribute(c.available_from, 1.0),
         }
+        if c.group is not None:
+            group = Codes(c.group, len(c.group_names))
+            self._by_name["group_id"] = TextAttribute(_tags(group), _CodeOf(c.group_names))
 
     def text_attribute(self, name: str, path: str) -> TextAttribute:
         """The text attribute of this name. Raises RuleError if it is unknown or a number."""

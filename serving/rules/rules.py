@@ -43,7 +43,7 @@ from serving.rules.conditions import (
 )
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
-_LISTED = 20
+LISTED = 20
 """Maximum number of removed items listed per rule; all are counted."""
 
 
@@ -284,7 +284,7 @@ class _RuleRun:
     def remove(self, path: str, mask: Bool) -> None:
         rows = np.flatnonzero(self.kept & mask)
         self.kept[rows] = False
-        self.removed.append(Removed(path, len(rows), [self.ranked.item_ids[k] for k in rows[:_LISTED].tolist()]))
+        self.removed.append(Removed(path, len(rows), [self.ranked.item_ids[k] for k in rows[:LISTED].tolist()]))
 
     def lift(self, path: str, mask: Bool, by: float) -> None:
         added = by * self.unit

@@ -252,6 +252,7 @@ BAD: list[tuple[Any, str | None, str]] = [
         "'soon' is not ISO 8601, such as 2025-01-31T12:00:00Z",
     ),
     ({"item_id": "i", "colour": "red"}, "colour", "Object contains unknown field `colour`"),
+    ({"item_id": "i", "group_id": "undefined"}, "group_id", "'undefined' stands for a missing ID"),
     (
         {"item_id": "i", "attributes": {"x": {}}},
         "attributes[...]",

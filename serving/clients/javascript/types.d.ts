@@ -78,6 +78,12 @@ export interface Rules {
   pin?: Pin[];
 }
 
+/** Which variants of a product, items with the same group_id, may be in a list. See docs/variants.md. */
+export interface Variants {
+  keep?: "one" | "all" | null;
+  after_purchase_days?: number | null;
+}
+
 /** A value of a column; null is missing. */
 export type ColumnValue = string | number | boolean | null;
 
@@ -98,6 +104,7 @@ export interface RankRequest {
   columns?: Columns;
   placement?: string | null;
   items?: string[];
+  variants?: Variants | null;
 }
 
 /** Request for recommendations from the whole catalogue. limit: by default that of the placement, otherwise 10. items: the items that the list is for, such as those in the cart, and which are not in it; at most 50. */
@@ -112,6 +119,7 @@ export interface RecommendRequest {
   columns?: Columns;
   placement?: string | null;
   items?: string[];
+  variants?: Variants | null;
 }
 
 export interface Reason {
@@ -162,6 +170,35 @@ export interface RankAnswer {
   removed?: Removed[];
   degraded_reason?: "history-unavailable" | "release-from-disk" | "redis-replaced";
   placement?: string;
+}
+
+/** A list of a page. columns: in addition to those of the page. */
+export interface PageList {
+  placement: string;
+  limit?: number;
+  query?: string | null;
+  rules?: Rules | null;
+  columns?: Columns;
+  items?: string[];
+  variants?: Variants | null;
+}
+
+/** Lists for several placements, in the order of the page: an item is in the first list only. user_id, device: default to the client's own. */
+export interface PageRequest {
+  placements: PageList[];
+  user_id?: string | null;
+  device?: string | null;
+  columns?: Columns;
+  explain?: boolean;
+  shown?: boolean;
+}
+
+/** Lists in the order of the request, each with a request_id of its own for its events. */
+export interface PageAnswer {
+  release: string;
+  degraded: boolean;
+  lists: RankAnswer[];
+  took_ms: number;
 }
 
 export interface SimilarItem {
@@ -297,6 +334,8 @@ export class Shelfwise {
   rank(request: RankRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
   /** Recommend items of the whole catalogue to the shopper. Rejects with ShelfwiseError. */
   recommend(request?: RecommendRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
+  /** Recommend items for several placements at once, without repeats. Rejects with ShelfwiseError. */
+  page(request: PageRequest, how?: { deadlineMs?: number }): Promise<PageAnswer>;
   /** List items with similar text. Rejects with ShelfwiseError. */
   similar(itemId: string, how?: { limit?: number; deadlineMs?: number }): Promise<SimilarAnswer>;
   /**

@@ -14,7 +14,10 @@ import pytest
 from features.catalogue import Catalogue
 from features.log import Kind
 from offline.data.dataset import load_dataset, read_catalogue
+from offline.data.written_items import overlay_written
 from offline.runtime.errors import DataError
+from serving.store import ItemFields
+from text_encoder.text import catalogue_texts
 
 MOMENT = pa.timestamp("us", "UTC")
 NEW_YEAR = datetime(1971, 1, 1, tzinfo=UTC)
@@ -277,3 +280,28 @@ def test_ids_in_any_script_are_sorted_as_in_python(tmp_path: Path) -> None:
     ids = ["é", "Z", "a", "\U0001f600", "\uffee", "中", " ", "10", "9"]
     found = load_dataset(write_dataset(tmp_path, items(len(ids), item_id=ids)))
     assert list(found.catalogue.item_ids) == sorted(ids)
+
+
+def test_variants_have_the_code_of_their_group_and_other_items_the_number_of_groups() -> None:
+    """Groups are sorted. A blank is no group, and a column of nothing is no column."""
+    catalogue = read_catalogue(items(4, group_id=["mug", None, "cap", ""]))
+    assert list(catalogue.group_names) == ["cap", "mug"]
+    assert catalogue.group is not None
+    assert catalogue.group.tolist() == [1, 2, 0, 2, 2]
+    assert not len(catalogue.tag_names)
+    assert read_catalogue(items(4, group_id=pa.nulls(4, pa.string()))).group is None
+    with pytest.raises(DataError, match="'group_id': has type list"):
+        read_catalogue(items(1, group_id=[["a"]]))
+
+
+def test_a_group_is_no_part_of_the_text_of_an_item() -> None:
+    table, template = items(2, group_id=["mug-group", "mug-group"], colour=["red", "blue"]), "{title}. {attributes}"
+    assert catalogue_texts(template, table) == catalogue_texts(template, table.drop(["group_id"]))
+
+
+def test_written_groups_reach_a_catalogue_that_had_none() -> None:
+    written = {"A": ItemFields(1.0, {"group_id": "mug"}), "Z": ItemFields(1.0, {"title": "Z", "group_id": "mug"})}
+    table = overlay_written(items(2), written).sort_by("item_id")
+    assert table["group_id"].to_pylist() == ["mug", None, "mug"]
+    without = overlay_written(items(2), {"A": ItemFields(1.0, {"group_id": None})})
+    assert "group_id" not in without.column_names

@@ -15,7 +15,7 @@ import pytest
 
 from offline.ingest.importer import DataError, ImportConfig, ImportSummary, validate
 from offline.ingest.reading import dialects, feeds, files, workbooks
-from tests.offline.ingest.exports import NOW
+from tests.offline.ingest.exports import NOW, import_export
 
 MIB = 2**20
 
@@ -157,3 +157,13 @@ def test_deeply_nested_json_costs_at_most_its_line(tmp_path: Path) -> None:
     (items, _) = read(tmp_path, "items.jsonl", (deep + '{"item_id": "p1"}\n').encode()).sources
     assert items.read == 2
     assert items.accepted >= 1
+
+
+def test_a_group_is_an_id_and_an_invalid_one_counts_as_missing(tmp_path: Path) -> None:
+    """Of p1 it is read without white space, of p2 it is too long, and of p3 it is a word for a missing one."""
+    events = "event,user_id,item_id,timestamp\nview,u1,p1,2026-01-30T10:00:00Z\n"
+    rows = f"item_id,group_id\np1, mug \np2,{'x' * 257}\np3,undefined\np4,\n"
+    got = import_export(tmp_path, {"items.csv": rows, "events.csv": events})
+    assert {i: row["group_id"] for i, row in got.items.items()} == {"p1": "mug", "p2": None, "p3": None, "p4": None}
+    (note,) = [note for source in got.summary.sources for note in source.notes]
+    assert note.startswith("group_id: 1 cells cannot be read and count as missing, such as 'xxx")

@@ -149,15 +149,16 @@ EXPORTS: Mapping[str, Export] = {
     "an inch mark in a merchant feed is text, and a GTIN keeps its zeros": Export(
         "google_merchant",
         {
-            "feed.txt": "id\ttitle\tlink\timage link\tprice\tproduct type\tgtin\n"
-            'a\t9" Pot\t/a\t//cdn.test/a.jpg\t1,299.00 EUR\tCook > Pots\t0042\nb\tPan\t/b\t/b.jpg\tEUR 4.50\t\t0043\n',
+            "feed.txt": "id\ttitle\tlink\timage link\tprice\tproduct type\tgtin\titem group id\n"
+            'a\t9" Pot\t/a\t//cdn.test/a.jpg\t1,299.00 EUR\tCook > Pots\t0042\t77\n'
+            "b\tPan\t/b\t/b.jpg\tEUR 4.50\t\t0043\t\n",
             "events.csv": f"event,user_id,item_id,timestamp\nview,u,a,{T0}\n",
         },
         [("view", "u", "a", None)],
         {
-            "a": {"title": '9" Pot', "price": 1299.0, "category": "Cook > Pots", "gtin": "0042"}
+            "a": {"title": '9" Pot', "price": 1299.0, "category": "Cook > Pots", "gtin": "0042", "group_id": "77"}
             | {"image_url": "https://cdn.test/a.jpg"},
-            "b": {"price": 4.5, "image_url": None},  # /b.jpg has no host
+            "b": {"price": 4.5, "group_id": None, "image_url": None},  # /b.jpg has no host
         },
     ),
     "products of a Google Retail search are a list, and a variant is its product": Export(

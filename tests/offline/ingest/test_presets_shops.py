@@ -226,7 +226,7 @@ def test_yml_offers_have_the_path_of_their_category_and_one_or_several_parameter
         'date="2026-01-30"><shop><name>S</name>'
         '<categories><category id="1">Home</category><category id="11" parentId="1">Mugs</category></categories><'
         "offers>"
-        '<offer id="p1" available="true"><name>Mug</name><price>490.50</price><categoryId>11</categoryId><'
+        '<offer id="p1" group_id="7" available="true"><name>Mug</name><price>490.50</price><categoryId>11</categoryId><'
         "vendor>Kiln</vendor>"
         '<description><![CDATA[<p>Of <b>clay</b></p>]]></description><param name="Colour">blue</param><param '
         'name="Volume" unit="ml">300</param></offer>'
@@ -239,6 +239,7 @@ def test_yml_offers_have_the_path_of_their_category_and_one_or_several_parameter
     assert (mug["title"], mug["category"], mug["price"], mug["description"]) == ("Mug", "Home > Mugs", 490.5, "Of clay")
     assert (mug["Colour"], mug["Volume"], kettle["Colour"]) == ("blue", 300.0, "white")
     assert (kettle["title"], kettle["category"], kettle["brand"]) == ("Kettle Vapeur K2", "Home", "Vapeur")
+    assert (mug["group_id"], kettle["group_id"]) == ("7", None)
 
 
 def test_vespa_operations_are_applied_in_order_to_the_documents_that_events_name(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from shelfwise_client.answers import (
     ItemAnswer,
     ItemsAnswer,
     MergeAnswer,
+    PageAnswer,
     RankAnswer,
     RankedItem,
     Reason,
@@ -37,7 +38,21 @@ from shelfwise_client.errors import (
     UnreachableError,
     UnsentError,
 )
-from shelfwise_client.forms import Candidate, Cap, Columns, Condition, Diversity, Event, Exclude, Item, Lift, Pin, Rules
+from shelfwise_client.forms import (
+    Candidate,
+    Cap,
+    Columns,
+    Condition,
+    Diversity,
+    Event,
+    Exclude,
+    Item,
+    Lift,
+    PageList,
+    Pin,
+    Rules,
+    Variants,
+)
 from shelfwise_client.outbox import Counts, Sending
 from shelfwise_client.retry import Retry
 from shelfwise_client.search_hits import candidates_of, reranked
@@ -63,6 +78,8 @@ __all__ = [
     "ItemsAnswer",
     "Lift",
     "MergeAnswer",
+    "PageAnswer",
+    "PageList",
     "Pin",
     "QueueFull",
     "RankAnswer",
@@ -82,6 +99,7 @@ __all__ = [
     "UnreachableError",
     "UnsentError",
     "UserAnswer",
+    "Variants",
     "candidates_of",
     "reranked",
 ]

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from shelfwise_client import answers
-from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName, Value
+from shelfwise_client.forms import Candidate, Columns, Event, Item, PageList, Rules, SentEventName, Value, Variants
 
 T = TypeVar("T")
 
@@ -46,13 +46,15 @@ def rank(
     columns: Columns | None = None,
     placement: str | None = None,
     items: Sequence[str] | None = None,
+    variants: Variants | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
 
     shown: as in `recommend`. columns: values of the candidates or of the request, such as a search engine's score; a
     candidate may also be a dictionary with an `id` and its columns. placement: as in `recommend`. items: the items that
-    the list is for, such as those in the cart; at most 50.
+    the list is for, such as those in the cart; at most 50. variants: which of the variants of a product may be in the
+    list, by default all.
     """
     body = _body(
         user_id=user_id,
@@ -66,6 +68,7 @@ def rank(
         columns=None if columns is None else dict(columns),
         placement=placement,
         items=None if items is None else list(items),
+        variants=variants,
     )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
@@ -82,6 +85,7 @@ def recommend(
     columns: Columns | None = None,
     placement: str | None = None,
     items: Sequence[str] | None = None,
+    variants: Variants | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Recommend items of the whole catalogue to a user.
@@ -89,7 +93,8 @@ def recommend(
     shown: False if the user may never see the list, as in an e-mail. It then counts as seen only once impressions with
     its request_id are sent. columns: as in `rank`, one value each. placement: the spot in the shop that the list is
     for, as configured. limit: by default that of the placement, otherwise 10. items: the items that the list is for,
-    such as the one on the page or those in the cart, and which are not in it; at most 50.
+    such as the one on the page or those in the cart, and which are not in it; at most 50. variants: which variants of
+    a product may be in the list, by default the one with the best score.
     """
     body = _body(
         user_id=user_id,
@@ -102,8 +107,35 @@ def recommend(
         columns=None if columns is None else dict(columns),
         placement=placement,
         items=None if items is None else list(items),
+        variants=variants,
     )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
+
+
+def page(
+    user_id: str | None,
+    placements: Sequence[PageList],
+    *,
+    device: str | None = None,
+    columns: Columns | None = None,
+    explain: bool = False,
+    shown: bool = True,
+    deadline_s: float | None = None,
+) -> Call[answers.PageAnswer]:
+    """Recommend items for several placements at once, in the order of the page: an item is in the first list only.
+
+    Each list has a request ID of its own, for the events of that list. explain, shown, columns: of all lists, as in
+    `recommend`.
+    """
+    body = _body(
+        user_id=user_id,
+        placements=[dict(one) for one in placements],
+        device=device,
+        columns=None if columns is None else dict(columns),
+        explain=explain or None,
+        shown=None if shown else False,
+    )
+    return _read("POST", "/v1/page", answers.PageAnswer, deadline_s, body)
 
 
 def similar(item_id: str, *, limit: int = 10, deadline_s: float | None = None) -> Call[answers.SimilarAnswer]:

@@ -45,7 +45,10 @@ class Event(TypedDict, total=False):
 
 
 class Item(TypedDict, total=False):
-    """A new item, or changes to an existing one. Omitted fields stay unchanged; None clears a field."""
+    """A new item, or changes to an existing one. Omitted fields stay unchanged; None clears a field.
+
+    group_id: the product of which the item is a variant; the same for all of its sizes and colours.
+    """
 
     item_id: Required[str]
     title: str | None
@@ -57,6 +60,7 @@ class Item(TypedDict, total=False):
     image_url: str | None
     available: bool
     attributes: dict[str, bool | float | str | list[str] | None]
+    group_id: str | None
 
 
 Condition = TypedDict(
@@ -125,3 +129,28 @@ class Rules(TypedDict, total=False):
     cap: list[Cap]
     diversity: Diversity | None
     pin: list[Pin]
+
+
+class Variants(TypedDict, total=False):
+    """Which variants of a product may be in a list: `keep` one or all. See docs/variants.md.
+
+    after_purchase_days: days for which the other variants of a product that the shopper bought are left out.
+    """
+
+    keep: Literal["one", "all"] | None
+    after_purchase_days: float | None
+
+
+class PageList(TypedDict, total=False):
+    """A list of a page: a placement, and what a request for it alone could have.
+
+    columns: in addition to those of the page.
+    """
+
+    placement: Required[str]
+    limit: int
+    query: str | None
+    rules: Rules | None
+    columns: Columns
+    items: list[str]
+    variants: Variants | None
