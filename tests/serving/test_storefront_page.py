@@ -180,8 +180,7 @@ def asked(page: Page, act: Callable[[], None]) -> dict[str, Any]:
     """The request for a list that an action leads to."""
     with page.expect_request("**/v1/recommend") as request:
         act()
-    body: dict[str, Any] = request.value.post_data_json
-    return body
+    return dict(request.value.post_data_json or {})
 
 
 def test_the_pages_of_a_product_of_the_cart_and_of_a_search_are_placements(page: Page) -> None:

@@ -17,7 +17,7 @@ from features.catalogue import Catalogue
 from features.history import EMPTY, History
 from features.log import Kind
 from features.moment import Items
-from features.retrieval import retrieve
+from features.retrieval import SOURCES, retrieve
 from features.table import names
 from offline.config import ConfigError, load
 from serving.config import ServiceConfig
@@ -349,7 +349,7 @@ def test_variants_do_not_crowd_out_other_products_from_the_candidates() -> None:
     plan = plan_of(c)
     assert plan.candidates_for(4) == 8
     clicked = bought(("red-01", 1.0))._replace(kind=np.array([Kind.CLICK], np.int8))
-    shares = np.array([0, 0, 0, 0, 0, 1.0, 0, 0])
+    shares = np.array([1.0 if name == "popular" else 0.0 for name in SOURCES])
     retriever = CandidateRetriever(replace(items, catalogue=c))
     before = retriever.candidates_now(clicked, AT, 4, None, shares=shares).item
     after = retriever.candidates_now(clicked, AT, 4, None, shares=shares, variants=plan).item
