@@ -5,12 +5,13 @@ This subpackage does not depend on routes or on ranking.
 
 from __future__ import annotations
 
-from serving.api import columns, decoding, events, items, merges, problem, rankings, request_id
+from serving.api import columns, decoding, events, items, merges, page, problem, rankings, request_id
 from serving.api.columns import UserAnswer, UserIn
 from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
 from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
 from serving.api.merges import MergeAnswer, MergeIn
+from serving.api.page import PageAnswer, PageRequest
 from serving.api.problem import Problem
 from serving.api.rankings import DEFAULT_LIMIT, DegradedReason, RankAnswer, RankedItem, RankRequest, RecommendRequest
 
@@ -26,6 +27,8 @@ __all__ = [
     "ItemsAnswer",
     "MergeAnswer",
     "MergeIn",
+    "PageAnswer",
+    "PageRequest",
     "Problem",
     "RankAnswer",
     "RankRequest",
@@ -41,6 +44,7 @@ __all__ = [
     "events",
     "items",
     "merges",
+    "page",
     "problem",
     "rankings",
     "request_id",

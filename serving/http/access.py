@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from serving.api import Problem, RankRequest, RecommendRequest
+from serving.api import PageRequest, Problem, RankRequest, RecommendRequest, page
 from serving.http.keys import Key
 from serving.http.shopper_tokens import Policy, token_problem
 
@@ -42,6 +42,14 @@ class Access(NamedTuple):
                 "user_id",
             )
         return True
+
+    def check_page(self, asked: PageRequest) -> bool:
+        """The same for every list of a page."""
+        shows_history = self.check_ranking(RecommendRequest(user_id=asked.user_id, explain=asked.explain))
+        for number, one in enumerate(asked.requests()):
+            with page.within_list(number):
+                self.check_ranking(one)
+        return shows_history
 
     def _check_unproven(self, asked: RankRequest | RecommendRequest) -> None:
         if self.policy == "required":

@@ -16,6 +16,8 @@ from serving.api import (
     EventsAnswer,
     MergeAnswer,
     MergeIn,
+    PageAnswer,
+    PageRequest,
     Problem,
     RankAnswer,
     RankRequest,
@@ -26,6 +28,7 @@ from serving.api import (
     request_id,
 )
 from serving.api import items as item_forms
+from serving.api import page as api_page
 from serving.http.access import access_of
 from serving.http.guard import needs, problem_answer
 from serving.http.openapi import PathId, operation, problem_responses, state_responses
@@ -58,6 +61,15 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
     async def recommend(request: Request) -> Response:
         asked = rankings.recommend_request(await request.body())
         return json_response(await service.recommend(asked, access_of(request).check_ranking(asked)))
+
+    @app.post(
+        "/v1/page",
+        openapi_extra=operation(PageRequest, PageAnswer) | needs("rank"),
+        summary="Recommend items for several placements, without repeats",
+    )
+    async def page(request: Request) -> Response:
+        asked = api_page.page_request(await request.body())
+        return json_response(await service.page(asked, access_of(request).check_page(asked)))
 
     @app.post(
         "/v1/events",

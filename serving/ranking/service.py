@@ -33,6 +33,8 @@ from serving.api import (
     ItemAnswer,
     ItemsAnswer,
     MergeAnswer,
+    PageAnswer,
+    PageRequest,
     Problem,
     RankAnswer,
     RankedItem,
@@ -46,6 +48,7 @@ from serving.api import (
     decoding,
     events,
     merges,
+    page,
     rankings,
     request_id,
 )
@@ -55,6 +58,7 @@ from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
+from serving.ranking.page import Page
 from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import ids_with_pinned, sources_of
@@ -212,18 +216,69 @@ class Service:
         limit = placement.limit_of(request) or DEFAULT_LIMIT
         self._check_explained(request, limit, limit)
         known = await self.known_of(request.user_id, live, at)
-        plan, catalogue = plan_of(request.rules, live, placement.name), live.items.catalogue
-        size = self.config.candidates_for(limit)
         context = self._context(request, live, known, ("request",))
+        answer = await self._recommended(request, placement, live, known, at, limit, context, shows_history)
+        answer.took_ms = _ms_since(started)
+        return answer
+
+    async def page(self, request: PageRequest, shows_history: bool = True) -> PageAnswer:
+        """Recommend items for several placements at once, each item in one list. Raises Problem.
+
+        shows_history: as in `rank`.
+        """
+        started, at, live = time.perf_counter(), self.moment(), self.live()
+        asked = request.requests()
+        placements, limits = list[Placement](), list[int]()
+        for k, one in enumerate(asked):
+            with page.within_list(k):
+                placements.append(self.placements.of(one))
+                limits.append(placements[-1].limit_of(one) or DEFAULT_LIMIT)
+                plan_of(one.rules, live, placements[-1].name)
+                self._check_page(request, sum(limits))
+        known = await self.known_of(request.user_id, live, at)
+        self.degraded += (len(asked) - 1) * (known.degraded is not None)
+        contexts = list[Context]()
+        for k, one in enumerate(asked):
+            with page.within_list(k):
+                contexts.append(self._context(one, live, known, ("request",)))
+        shared, lists = Page(live, known.history, at), list[RankAnswer]()
+        for one, placement, limit, context in zip(asked, placements, limits, contexts, strict=True):
+            began = time.perf_counter()
+            with request_id.nested():
+                answer = await self._recommended(one, placement, live, known, at, limit, context, shows_history, shared)
+            answer.took_ms = _ms_since(began)
+            shared.add([item.item_id for item in answer.items])
+            lists.append(answer)
+            await asyncio.sleep(0)  # so that other requests have a turn between two lists
+        return PageAnswer(live.release.id, known.degraded is not None, lists, _ms_since(started))
+
+    async def _recommended(
+        self,
+        request: RecommendRequest,
+        placement: Placement,
+        live: Live,
+        known: Known,
+        at: float,
+        limit: int,
+        context: Context,
+        shows_history: bool,
+        shared: Page | None = None,
+    ) -> RankAnswer:
+        """The answer of `recommend`, but for its time. shared: the page that the list is part of."""
+        plan, catalogue = plan_of(request.rules, live, placement.name), live.items.catalogue
+        size = self.config.candidates_for(limit + (0 if shared is None else len(shared.taken)))
         variants = self._variants(request, placement, live, known, at)
-        found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares, variants)
+        if shared is None:
+            found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares, variants)
+        else:
+            found = await shared.candidates(size, plan, context, placement.shares, variants)
+            variants = shared.variants(variants)
         plan = live.with_variants(plan, variants)
         ids = ids_with_pinned(found.item, live.items, plan, known.history, at)
-        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants)
+        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants, shared)
         sources = sources_of(found, catalogue.item_ids)
         for item in answer.items:
             item.sources = sources.get(item.item_id, ["pin"])
-        answer.took_ms = _ms_since(started)
         return answer
 
     def _answer(
@@ -238,6 +293,7 @@ class Service:
         context: Context,
         shows_history: bool,
         variants: VariantPlan | None,
+        shared: Page | None = None,
     ) -> RankAnswer:
         """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
         history, degraded, limit = known.history, known.degraded, placement.limit_of(request)
@@ -250,7 +306,10 @@ class Service:
         shadowed = logged and self.shadow.wants(live)
         rank_all = sampled or shadowed or plan is not None or variants is not None
         began = time.perf_counter()
-        whole = live.rank(history, candidates, at, None if rank_all else limit, context)
+        if shared is None:
+            whole = live.rank(history, candidates, at, None if rank_all else limit, context)
+        else:
+            whole = shared.rank(candidates, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
         chosen, left_out = live.choose_variants(whole, plan, variants)
@@ -367,6 +426,20 @@ class Service:
                 "Too many explained items",
                 f"{count} items with explanations in one response; the maximum is {self.config.max_explained}",
                 f"Send a `limit` of at most {self.config.max_explained}, or leave `explain` out.",
+                "limit",
+            )
+
+    def _check_page(self, request: PageRequest, items: int) -> None:
+        """Raise Problem (422) for more items than one request may have. items: of the lists so far."""
+        most = self.config.max_explained if request.explain else self.config.max_candidates
+        if items > most:
+            explained = " with explanations" if request.explain else ""
+            raise Problem(
+                422,
+                "page-too-long",
+                "Page too long",
+                f"the lists up to this one have {items} items{explained} together; the maximum is {most}",
+                "Send a smaller `limit`, or several pages.",
                 "limit",
             )
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 TIMELINE = "timeline"
 KEPT = 3 * 24 * 60
-_RANKINGS = ("/v1/rank", "/v1/recommend")
+_RANKINGS = ("/v1/rank", "/v1/recommend", "/v1/page")
 _Count = Annotated[float, Meta(ge=0)]
 
 

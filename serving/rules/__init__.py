@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serving.rules.conditions import Attributes, Condition, RuleError
 from serving.rules.rules import Applied, Cap, Diversity, Plan, Ranked, Removed, RuledList, Rules, StandingRules
-from serving.rules.variants import VariantPlan, Variants, VariantSettings, first_of_group
+from serving.rules.variants import VariantPlan, Variants, VariantSettings, first_of_group, only_without
 
 __all__ = [
     "Applied",
@@ -23,4 +23,5 @@ __all__ = [
     "VariantSettings",
     "Variants",
     "first_of_group",
+    "only_without",
 ]

@@ -8,8 +8,8 @@ variant itself stays, because it may be bought again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,12 +21,15 @@ from features.arrays import F64, I32, I64, Bool
 from features.catalogue import Catalogue
 from features.history import History
 from features.log import Kind
-from serving.rules.conditions import Attributes, Listed
+from serving.rules.conditions import Attributes, Mask
 from serving.rules.rules import LISTED, Plan, Removed
 
 AFTER_PURCHASE_DAYS = 30.0
 """Days for which the other variants of a bought product are left out, unless a setting or request says otherwise."""
 _DAY_S = 86400.0
+ON_PAGE = "page"
+"""Path of what leaves out the items of earlier lists of a page."""
+_NONE = np.empty(0, np.int32)
 _MOST_RETRIEVED = 5000
 """Maximum number of items that a source is asked for, whatever the number of variants."""
 
@@ -66,7 +69,8 @@ class VariantPlan:
     """What is done with variants in one list. Paths are those of the settings, for `explain`.
 
     keep: path, None if all variants are kept. bought: int32, rows of the items that the shopper bought recently.
-    bought_groups: int32, their groups, ascending. group: int32[n + 1], as in `Catalogue`.
+    bought_groups: int32, their groups, ascending. group: int32[n + 1], as in `Catalogue`. taken: int32, rows of the
+    items of earlier lists of a page.
     """
 
     group: I32
@@ -75,6 +79,7 @@ class VariantPlan:
     after_purchase: str
     bought: I32
     bought_groups: I32
+    taken: I32 = field(default_factory=lambda: _NONE)
 
     @classmethod
     def of(
@@ -101,10 +106,23 @@ class VariantPlan:
         keep_one = f"{kept_by}.keep" if kept == "one" else None
         return cls(catalogue.group, alone, keep_one, f"{days_path}.after_purchase_days", bought, groups)
 
-    def left_out(self, item: I32) -> Bool:
-        """bool, like `item`: True for another variant of what the shopper bought. item: int32 rows, -1 if unknown."""
-        if not len(self.bought_groups):
-            return np.zeros(len(item), np.bool_)
+    def _removals(self) -> list[tuple[str, Callable[[I32], Bool]]]:
+        """What leaves out items, with its path: bool, like int32 rows (-1 if unknown), True for an item left out."""
+        out: list[tuple[str, Callable[[I32], Bool]]] = []
+        if len(self.taken):
+            out.append((ON_PAGE, self._is_taken))
+        if len(self.bought_groups):
+            out.append((self.after_purchase, self._is_other_of_bought))
+        return out
+
+    def _is_taken(self, item: I32) -> Bool:
+        taken: Bool = np.isin(item, self.taken)
+        if self.keep is not None:
+            groups = self.group[self.taken]
+            taken |= np.isin(self.group[item], groups[groups != self.alone])
+        return taken
+
+    def _is_other_of_bought(self, item: I32) -> Bool:
         return np.isin(self.group[item], self.bought_groups) & ~np.isin(item, self.bought)
 
     def first(self, item: I32) -> Bool:
@@ -114,13 +132,20 @@ class VariantPlan:
     def offered(self, rows: I32) -> I32:
         """The rows in the order in which a candidate source offers them: the best variant of each product, then others.
 
-        rows: best first. Variants that would be left out are not offered.
+        rows: best first. Other variants of what was bought are not offered. Items of earlier lists of a page are, so
+        that its lists can have the same candidates.
         """
-        rows = rows[~self.left_out(rows)]
+        if len(self.bought_groups):
+            rows = rows[~self._is_other_of_bought(rows)]
         if self.keep is None:
             return rows
         first = self.first(rows)
         return np.concatenate([rows[first], rows[~first]])
+
+    @property
+    def offer(self) -> object:
+        """A key of what `offered` and `candidates_for` depend on, besides the catalogue."""
+        return self.keep is None, self.bought.tobytes()
 
     def candidates_for(self, size: int) -> int:
         """How many items a source has to find so that about `size` products are among them."""
@@ -135,9 +160,12 @@ class VariantPlan:
 
         item: int32, catalogue rows, best first.
         """
-        out = self.left_out(item)
-        kept = np.flatnonzero(~out)
-        removed = [_removed(self.after_purchase, item_ids, np.flatnonzero(out))] if len(self.bought_groups) else []
+        removed, remains = list[Removed](), np.ones(len(item), np.bool_)
+        for path, is_left_out in self._removals():
+            out = remains & is_left_out(item)
+            removed.append(_removed(path, item_ids, np.flatnonzero(out)))
+            remains &= ~out
+        kept = np.flatnonzero(remains)
         if self.keep is not None:
             first = self.first(item[kept])
             removed.append(_removed(self.keep, item_ids, kept[~first]))
@@ -146,16 +174,25 @@ class VariantPlan:
 
     def with_rules(self, plan: Plan, attributes: Attributes) -> Plan:
         """The rules with those of variants: purchases as the last filter, and one per group as the first cap."""
-        filters, caps = plan.filters, plan.caps
-        if len(self.bought_groups):
-            filters = (*filters, (self.after_purchase, self._not_left_out))
+        filters, caps = (*plan.filters, *((path, _not(out)) for path, out in self._removals())), plan.caps
         if self.keep is not None:
             # Before other caps, which would count variants that are not shown.
             caps = ((self.keep, attributes.text_attribute("group_id", self.keep), 1), *caps)
         return replace(plan, filters=filters, caps=caps)
 
-    def _not_left_out(self, listed: Listed, at: float) -> Bool:
-        return ~self.left_out(listed.item)
+    def without(self, taken: I32) -> VariantPlan:
+        """The plan that also leaves out items, and their variants unless all are kept. taken: int32, catalogue rows."""
+        return replace(self, taken=taken)
+
+
+def only_without(taken: I32, catalogue: Catalogue) -> VariantPlan:
+    """A plan for a list of all variants that leaves out items. taken: int32, catalogue rows."""
+    group = np.zeros(len(catalogue) + 1, np.int32)
+    return VariantPlan(group, 0, None, "", _NONE, _NONE, taken)
+
+
+def _not(is_left_out: Callable[[I32], Bool]) -> Mask:
+    return lambda listed, at: ~is_left_out(listed.item)
 
 
 def first_of_group(code: I32, alone: int) -> Bool:
@@ -163,9 +200,6 @@ def first_of_group(code: I32, alone: int) -> Bool:
     first: Bool = code == alone
     first[np.unique(code, return_index=True)[1]] = True
     return first
-
-
-_NONE = np.empty(0, np.int32)
 
 
 def _bought(history: History, since: float) -> I32:

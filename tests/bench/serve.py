@@ -110,15 +110,15 @@ def with_columns(rng: np.random.Generator, questions: list[Question]) -> dict[st
 
 
 @contextmanager
-def service(url: str, release: Path, at: float | None = AT) -> Iterator[tuple[int, int]]:
+def service(url: str, release: Path, at: float | None = AT, **settings: Any) -> Iterator[tuple[int, int]]:
     """(process id, port) of a service with one worker that serves this release.
 
-    at: the time that its clock shows now; None for the current time.
+    at: the time that its clock shows now; None for the current time. settings: further ones of the service.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     offset_s = 0 if at is None else at - time.time()
-    config = ServiceConfig(port=port, clock_offset_s=offset_s, redis_timeout_s=5, **NO_EVENT_LIMITS)
+    config = ServiceConfig(port=port, clock_offset_s=offset_s, redis_timeout_s=5, **NO_EVENT_LIMITS, **settings)
     code = (
         "import sys; from pathlib import Path; from serving.app import serve; from serving.config import ServiceConfig;"
         "serve(ServiceConfig.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))"

@@ -519,7 +519,7 @@ def test_the_autoscaler_uses_requests_in_flight(tmp_path: Path) -> None:
     assert series.name in exported()
     assert rule["seriesQuery"].startswith(f"{series.name}{{")
     (route,) = (m.value for m in series.matchers.matchers if m.name == "route")
-    assert {r for r in routes() if re.fullmatch(route, r)} == {"/v1/rank", "/v1/recommend", "/v1/events"}
+    assert {r for r in routes() if re.fullmatch(route, r)} == {"/v1/rank", "/v1/recommend", "/v1/page", "/v1/events"}
 
 
 def test_every_container_has_limits_and_no_privileges() -> None:

@@ -24,6 +24,7 @@ CLIENT_TYPES = {"Options", "KeyValue", "Counts", "ObserveOptions"}
 SUPPORTED = {
     "/v1/rank": "post",
     "/v1/recommend": "post",
+    "/v1/page": "post",
     "/v1/similar/{item_id}": "get",
     "/v1/events": "post",
     "/v1/users/{user_id}/merge": "post",

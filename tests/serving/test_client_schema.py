@@ -23,10 +23,12 @@ NOT_SUPPORTED = {
     ("get", "/health/live"): "for the process manager; /health/ready has more information",
 }
 SENT = {"EventIn": forms.Event, "ItemIn": forms.Item} | {
-    name: getattr(forms, name) for name in ("Rules", "Condition", "Exclude", "Lift", "Cap", "Diversity", "Pin")
+    name: getattr(forms, name)
+    for name in ("Rules", "Condition", "Exclude", "Lift", "Cap", "Diversity", "Pin", "Variants", "PageList")
 }
 RESULTS = [
     "RankAnswer",
+    "PageAnswer",
     "RankedItem",
     "Reason",
     "Applied",
@@ -47,6 +49,7 @@ RESULTS = [
 CALLS: dict[str, calls.Call[Any]] = {
     "rank": calls.rank("u", ["a"]),
     "recommend": calls.recommend("u"),
+    "page": calls.page("u", [{"placement": "home"}]),
     "similar": calls.similar("a/b"),
     "item": calls.item("a"),
     "events": calls.events([]),
@@ -105,7 +108,9 @@ def test_types_of_results_have_the_fields_of_the_schema(name: str) -> None:
     assert FORMS[name]["type"] == "object"
 
 
-@pytest.mark.parametrize(("name", "call"), [("RankRequest", calls.rank), ("RecommendRequest", calls.recommend)])
+@pytest.mark.parametrize(
+    ("name", "call"), [("RankRequest", calls.rank), ("RecommendRequest", calls.recommend), ("PageRequest", calls.page)]
+)
 def test_ranking_calls_take_the_fields_of_the_schema_as_arguments(name: str, call: Any) -> None:
     """And also a deadline."""
     assert set(inspect.signature(call).parameters) - {"deadline_s"} == set(FORMS[name]["properties"])

@@ -62,6 +62,7 @@ def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) 
             isinstance(body.get("limit"), float)
             or body.get("rules") is not None
             or body.get("placement") is not None
+            or body.get("placements") is not None
             or bool(body.get("explain"))
             or not are_ids(ids)
             or (isinstance(guest, str) and clean_id(guest) in map(clean_id, in_path))

@@ -192,6 +192,8 @@ def test_where_tokens_are_required_a_public_key_asks_only_about_the_shopper_of_t
     assert (document["type"].rpartition(":")[2], document["field"]) == ("another-shopper", "user_id")
     refused(rank(required, PAGE, token(secrets_file, seconds=-60)), 401)
     refused(required.post("/v1/recommend", json={"user_id": "u"}, headers=bearer(PAGE)), 401)
+    page = {"user_id": "u", "placements": [{"placement": "a"}]}
+    assert "field" not in refused(required.post("/v1/page", json=page, headers=bearer(PAGE)), 401)
     own = rank(required, PAGE, token(secrets_file), explain=True, rules=exclude())
     assert own.json()["items"] == rank(required, BACK, explain=True, rules=exclude()).json()["items"]
     guest = required.post("/v1/recommend", json={}, headers=bearer(PAGE))
@@ -218,6 +220,11 @@ def test_without_a_token_a_public_key_learns_nothing_of_a_history_from_explanati
     """No rule by history, so no bisection by `within_days`; no `because` and no `removed`; the reasons of a guest."""
     for rules in (exclude(), exclude(within_days=1)):
         assert refused(rank(optional, PAGE, rules=rules), 403)["field"] == "rules.exclude"
+    days = {"after_purchase_days": 1}
+    assert refused(rank(optional, PAGE, variants=days), 403)["field"] == "variants.after_purchase_days"
+    lists = {"user_id": "u", "placements": [{"placement": "a"}, {"placement": "a", "variants": days}]}
+    document = refused(optional.post("/v1/page", json=lists, headers=bearer(PAGE)), 403)
+    assert document["field"] == "placements[1].variants.after_purchase_days"
     red = {"attribute": "item_id", "in": ["red-00", "red-04"]}
     rules = {"filter": {"not": {"attribute": "item_id", "in": ["red-02"]}}, "boost": [{"when": red, "by": 2}]}
     asked = rank(optional, PAGE, explain=True, rules=rules).json()

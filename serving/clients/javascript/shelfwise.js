@@ -89,6 +89,15 @@ export class Shelfwise {
   }
 
   /**
+   * @param {import("./types.js").PageRequest} request
+   * @param {{deadlineMs?: number}} [how]
+   * @returns {Promise<import("./types.js").PageAnswer>}
+   */
+  page(request, { deadlineMs } = {}) {
+    return this.#exchange.ask("POST", "/v1/page", this.#withIdentity(request), deadlineMs);
+  }
+
+  /**
    * @param {string} itemId
    * @param {{limit?: number, deadlineMs?: number}} [how]
    * @returns {Promise<SimilarAnswer>}

@@ -170,6 +170,34 @@ export interface RankAnswer {
   placement?: string;
 }
 
+/** A list of a page. columns: in addition to those of the page. */
+export interface PageList {
+  placement: string;
+  limit?: number;
+  query?: string | null;
+  rules?: Rules | null;
+  columns?: Columns;
+  variants?: Variants | null;
+}
+
+/** Lists for several placements, in the order of the page: an item is in the first list only. user_id, device: default to the client's own. */
+export interface PageRequest {
+  placements: PageList[];
+  user_id?: string | null;
+  device?: string | null;
+  columns?: Columns;
+  explain?: boolean;
+  shown?: boolean;
+}
+
+/** Lists in the order of the request, each with a request_id of its own for its events. */
+export interface PageAnswer {
+  release: string;
+  degraded: boolean;
+  lists: RankAnswer[];
+  took_ms: number;
+}
+
 export interface SimilarItem {
   item_id: string;
   title: string;
@@ -303,6 +331,8 @@ export class Shelfwise {
   rank(request: RankRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
   /** Recommend items of the whole catalogue to the shopper. Rejects with ShelfwiseError. */
   recommend(request?: RecommendRequest, how?: { deadlineMs?: number }): Promise<RankAnswer>;
+  /** Recommend items for several placements at once, without repeats. Rejects with ShelfwiseError. */
+  page(request: PageRequest, how?: { deadlineMs?: number }): Promise<PageAnswer>;
   /** List items with similar text. Rejects with ShelfwiseError. */
   similar(itemId: string, how?: { limit?: number; deadlineMs?: number }): Promise<SimilarAnswer>;
   /**

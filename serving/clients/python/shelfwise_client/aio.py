@@ -83,6 +83,7 @@ class AsyncShelfwise:
 
     rank = _call_method(calls.rank)
     recommend = _call_method(calls.recommend)
+    page = _call_method(calls.page)
     similar = _call_method(calls.similar)
     item = _call_method(calls.item)
     events = _call_method(calls.events)

@@ -89,6 +89,19 @@ class RankAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class PageAnswer:
+    """The lists of a page, in the order of the request; each has a request ID of its own, for the events of that list.
+
+    degraded: as in `RankAnswer`.
+    """
+
+    release: str
+    degraded: bool
+    lists: tuple[RankAnswer, ...]
+    took_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A rejected event or item. index: its position in the request. field: the invalid field. message: the reason."""
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from shelfwise_client import answers
-from shelfwise_client.forms import Candidate, Columns, Event, Item, Rules, SentEventName, Value, Variants
+from shelfwise_client.forms import Candidate, Columns, Event, Item, PageList, Rules, SentEventName, Value, Variants
 
 T = TypeVar("T")
 
@@ -51,8 +51,8 @@ def rank(
     """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
 
     shown: as in `recommend`. columns: values of the candidates or of the request, such as a search engine's score; a
-    candidate may also be a dictionary with an `id` and its columns. placement: as in `recommend`. variants: which of the
-    variants of a product may be in the list, by default all.
+    candidate may also be a dictionary with an `id` and its columns. placement: as in `recommend`. variants: which
+    of the variants of a product may be in the list, by default all.
     """
     body = _body(
         user_id=user_id,
@@ -104,6 +104,32 @@ def recommend(
         variants=variants,
     )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
+
+
+def page(
+    user_id: str | None,
+    placements: Sequence[PageList],
+    *,
+    device: str | None = None,
+    columns: Columns | None = None,
+    explain: bool = False,
+    shown: bool = True,
+    deadline_s: float | None = None,
+) -> Call[answers.PageAnswer]:
+    """Recommend items for several placements at once, in the order of the page: an item is in the first list only.
+
+    Each list has a request ID of its own, for the events of that list. explain, shown, columns: of all lists, as in
+    `recommend`.
+    """
+    body = _body(
+        user_id=user_id,
+        placements=[dict(one) for one in placements],
+        device=device,
+        columns=None if columns is None else dict(columns),
+        explain=explain or None,
+        shown=None if shown else False,
+    )
+    return _read("POST", "/v1/page", answers.PageAnswer, deadline_s, body)
 
 
 def similar(item_id: str, *, limit: int = 10, deadline_s: float | None = None) -> Call[answers.SimilarAnswer]:

@@ -92,6 +92,7 @@ class Shelfwise:
 
     rank = _call_method(calls.rank)
     recommend = _call_method(calls.recommend)
+    page = _call_method(calls.page)
     similar = _call_method(calls.similar)
     item = _call_method(calls.item)
     events = _call_method(calls.events)

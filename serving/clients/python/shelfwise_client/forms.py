@@ -138,3 +138,17 @@ class Variants(TypedDict, total=False):
 
     keep: Literal["one", "all"] | None
     after_purchase_days: float | None
+
+
+class PageList(TypedDict, total=False):
+    """A list of a page: a placement, and what a request for it alone could have.
+
+    columns: in addition to those of the page.
+    """
+
+    placement: Required[str]
+    limit: int
+    query: str | None
+    rules: Rules | None
+    columns: Columns
+    variants: Variants | None
