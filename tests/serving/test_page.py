@@ -166,8 +166,8 @@ def test_an_invalid_list_refuses_the_page_and_is_named(client: httpx.Client) -> 
         "placements[1].rules.cap[0].attribute"
     )
     assert field({"placement": "new", "query": "a\u0000"}) == "placements[1].query"
-    assert field({"placement": "new", "columns": {"a b": 1}}) == "placements[1].columns.a b"
-    assert field(columns={"a b": 1}) == "columns.a b"
+    assert field({"placement": "new", "columns": {" a": 1}}) == "placements[1].columns. a"
+    assert field(columns={" a": 1}) == "columns. a"
     assert field(*[{"placement": "new"}] * LISTS) == "placements"
     assert field({"placement": "new", "limit": 500}, {"placement": "more", "limit": 500}) == "placements[2].limit"
     assert field({"placement": "new", "limit": 97}, explain=True) == "placements[1].limit"

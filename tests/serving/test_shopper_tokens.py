@@ -220,9 +220,9 @@ def test_without_a_token_a_public_key_learns_nothing_of_a_history_from_explanati
     """No rule by history, so no bisection by `within_days`; no `because` and no `removed`; the reasons of a guest."""
     for rules in (exclude(), exclude(within_days=1)):
         assert refused(rank(optional, PAGE, rules=rules), 403)["field"] == "rules.exclude"
-    days = {"variants": {"after_purchase_days": 1}}
-    assert refused(rank(optional, PAGE, **days), 403)["field"] == "variants.after_purchase_days"
-    lists = {"user_id": "u", "placements": [{"placement": "a"}, {"placement": "a", **days}]}
+    days = {"after_purchase_days": 1}
+    assert refused(rank(optional, PAGE, variants=days), 403)["field"] == "variants.after_purchase_days"
+    lists = {"user_id": "u", "placements": [{"placement": "a"}, {"placement": "a", "variants": days}]}
     document = refused(optional.post("/v1/page", json=lists, headers=bearer(PAGE)), 403)
     assert document["field"] == "placements[1].variants.after_purchase_days"
     red = {"attribute": "item_id", "in": ["red-00", "red-04"]}
