@@ -72,7 +72,9 @@ def check_operation(client: httpx.Client, operation: Any, mode: GenerationMode) 
         # A change of merchandising rules needs their current version, and previews are requests with rules.
         not_in_schema = not_in_schema or operation.path.startswith("/v1/merchandising/")
         excluded = [positive_data_acceptance] if not_in_schema else []
-        if operation.path in ("/v1/events", "/v1/items"):
+        # Of a search of merchandisers' items and a history, only unknown parameters are generated, which are ignored.
+        ignores = operation.method.lower() == "get" and operation.path.startswith("/v1/merchandising/")
+        if operation.path in ("/v1/events", "/v1/items") or ignores:
             excluded = [positive_data_acceptance, negative_data_rejection]
         headers = {"Authorization": f"Bearer {KEY}"}
         case.call_and_validate(base_url=str(client.base_url), headers=headers, excluded_checks=excluded)
