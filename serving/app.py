@@ -40,7 +40,7 @@ from serving.http import (
     log_config,
 )
 from serving.lock import locked
-from serving.pages import add_operator, add_reference, add_storefront
+from serving.pages import MERCHANDISING_FORMS, add_merchandising, add_operator, add_reference, add_storefront
 from serving.ranking import Follower, Service
 from serving.records import Metrics, Timeline, metrics
 from serving.release import ensure_owner, latest_release, read_owner
@@ -113,8 +113,10 @@ def create_app(
     timeline = Timeline(store, counts, service.clock)
     if config.operator:
         add_operator(app, service, timeline, redis_url, custom)
+    if config.merchandising:
+        add_merchandising(app, service)
     add_error_handlers(app)
-    add_document(app)
+    add_document(app, MERCHANDISING_FORMS if config.merchandising else ())
     app.add_middleware(Guard, routes=app.router.routes, config=config, keys=good, tokens=tokens, metrics=counts)
     if config.cors_origins:  # outside the guard: a browser's preflight request carries no key
         app.add_middleware(

@@ -114,7 +114,8 @@ class ServingConfig(BaseModel):
         ge=1,
         le=65535,
         examples=[8001],
-        description="TCP port on which only /metrics and /operator are served, and `port` then serves neither.",
+        description="TCP port on which only /metrics, /operator and /merchandising are served, and `port` then serves "
+        "none of them.",
     )
     root_path: str = Field(
         "",
@@ -311,6 +312,11 @@ class ServingConfig(BaseModel):
     )
     operator: bool = Field(
         False, description="Serve /operator, a page with releases and metrics; needs a key with the `admin` scope."
+    )
+    merchandising: bool = Field(
+        False,
+        description="Apply the rules of merchandisers, and serve /merchandising, the page on which they change them; "
+        "needs a key with the `merchandise` scope.",
     )
     reasons: int = Field(5, ge=1, le=50, description="Number of contributions per item when a request sets `explain`.")
 

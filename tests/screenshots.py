@@ -1,7 +1,7 @@
 """The pictures of the documentation: `python -m tests.screenshots WORKSPACE`, about four minutes.
 
 WORKSPACE: with a published nightly run, such as that of `shelfwise demo`. Needs Chromium. Writes the PNG files in
-docs/images: the storefront and operator pages of a running service, and the report of the newest run.
+docs/images: the pages of a running service, and the report of the newest run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import httpx
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from offline.config import load
+from serving.config import PlacementConfig, ServiceConfig
 from serving.http.keys import Keys, new_key
 from serving.release import list_releases
 from serving.store import BulkStore, Pointer
@@ -25,6 +26,7 @@ from tests.serving.test_storefront import OPEN
 from tests.serving.test_storefront_page import CHROMIUM
 
 IMAGES = ROOT / "docs" / "images"
+DESK = ServiceConfig(merchandising=True, placements={"home": PlacementConfig(limit=12)}, poll_s=0.05)
 MINUTES = 3
 """Minutes of traffic before the operator page has lines to draw."""
 
@@ -46,6 +48,9 @@ def main(workspace: Path) -> None:
             ready(client)
             traffic(client)
             operator(browser, str(client.base_url), key)
+        with served(url, DESK) as client:
+            ready(client)
+            merchandising(browser, client)
         report(browser, sorted(workspace.glob("runs/*/report.html"), key=lambda p: p.stat().st_mtime)[-1])
         browser.close()
 
@@ -89,6 +94,22 @@ def operator(browser: Browser, address: str, key: str) -> None:
     expect(page.locator("article.release").first).to_be_visible()
     page.wait_for_timeout(1000)
     _save(page, "operator")
+
+
+def merchandising(browser: Browser, client: httpx.Client) -> None:
+    """The page of merchandisers with a rule that is not saved yet, and one that is."""
+    weeks = {"boost": [{"when": {"attribute": "price", "lte": 40}, "by": 0.5}]}
+    body = {"version": 0, "rules": weeks, "end": time.time() + 30 * 86400, "note": "bargain weeks"}
+    client.put("/v1/merchandising/rules/bargains", json=body).raise_for_status()
+    page = browser.new_context(viewport={"width": 1280, "height": 1180}).new_page()
+    page.goto(f"{client.base_url}/merchandising")
+    page.get_by_label("Shopper").fill("u00003")
+    page.wait_for_timeout(1500)
+    page.locator("#list li").nth(6).drag_to(page.locator("#list li").nth(1))
+    expect(page.locator("#about")).to_contain_text("not saved yet")
+    page.get_by_label("Note", exact=True).fill("we have too many")
+    page.wait_for_timeout(500)
+    _save(page, "merchandising")
 
 
 def report(browser: Browser, file: Path) -> None:

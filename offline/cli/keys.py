@@ -17,7 +17,12 @@ def keys() -> None:
 
 @app.command()
 def new(
-    scope: Annotated[str, typer.Option(help="Comma-separated: rank, explain, events, items, admin, metrics.")],
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: rank, explain, events, items, merge, merchandise, merchandise:read, admin, metrics."
+        ),
+    ],
     name: Annotated[str, typer.Option(help="Name of the key, shown in logs and error responses.")] = "storefront",
     rate: Annotated[float | None, typer.Option(help="Maximum requests per second and worker.")] = None,
     public: Annotated[bool, typer.Option("--public", help="For a web page or an app, where visitors read it.")] = False,

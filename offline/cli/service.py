@@ -29,6 +29,13 @@ def serve(
     operator: Annotated[
         bool | None, typer.Option("--operator/--no-operator", help="Serve a page for operators, at /operator.")
     ] = None,
+    merchandising: Annotated[
+        bool | None,
+        typer.Option(
+            "--merchandising/--no-merchandising",
+            help="Apply the rules of merchandisers, and serve the page on which they change them, at /merchandising.",
+        ),
+    ] = None,
 ) -> None:
     """Serve rankings from the live release over HTTP, and receive events.
 
@@ -46,6 +53,8 @@ def serve(
         overrides["storefront"] = storefront
     if operator is not None:
         overrides["operator"] = operator
+    if merchandising is not None:
+        overrides["merchandising"] = merchandising
     with open_redis(c) as url:
         if as_of_data:
             overrides["clock_file"] = None

@@ -202,7 +202,7 @@ def _plans(export: Export, live: Live) -> _Plans:
     name, config = export.placement.name, export.placement.config
     try:
         live.compile_rules(export.standing, {} if name is None else {name: config})
-        rules = live.plan(export.rules, name)
+        rules = live.plan(export.rules, name, at=export.at)
         if export.audience is None:
             return _Plans(rules)
         matching = Plan.of(Rules(filter=export.audience.condition), live.attributes, "audience")

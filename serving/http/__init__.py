@@ -6,11 +6,12 @@ This is the only subpackage that depends on HTTP; the work of a route is done in
 from __future__ import annotations
 
 from serving.http import keys
+from serving.http.access import access_of
 from serving.http.connection import Connections
 from serving.http.credentials import KeysError
 from serving.http.guard import Guard, caller, needs
 from serving.http.keys import Keys, new_key
-from serving.http.openapi import add_document
+from serving.http.openapi import add_document, operation, problem_responses
 from serving.http.request_log import log_config
 from serving.http.routes import add_error_handlers, add_routes
 from serving.http.shopper_tokens import HEADER as SHOPPER_TOKEN_HEADER
@@ -23,6 +24,7 @@ __all__ = [
     "Keys",
     "KeysError",
     "ShopperTokens",
+    "access_of",
     "add_document",
     "add_error_handlers",
     "add_routes",
@@ -34,4 +36,6 @@ __all__ = [
     "needs",
     "new_key",
     "new_secret",
+    "operation",
+    "problem_responses",
 ]

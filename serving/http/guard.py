@@ -32,6 +32,7 @@ from serving.records import Metrics
 _BUFFERED_BYTES = 64_000_000
 """Maximum total size of the bodies one worker reads at the same time."""
 _GATES = {"rank": "rank", "events": "write", "items": "write", "merge": "write", "admin": "write"}
+_GATES |= {"merchandise:read": "rank", "merchandise": "write"}  # a preview makes two lists
 """Queue by scope. There are two, so that a flood of events does not block rankings; /metrics uses neither."""
 _GONE = 499
 """Status recorded in metrics when the client disconnected before there was a response."""
@@ -39,7 +40,7 @@ _GONE = 499
 
 _TOKEN_HEADER = HEADER.lower().encode()
 
-_INTERNAL = re.compile(r"/metrics$|/operator(/|$)|/v1/operator/")
+_INTERNAL = re.compile(r"/metrics$|/(v1/)?(operator|merchandising)(/|$)")
 """Paths of the internal port, if there is one."""
 
 
@@ -199,7 +200,7 @@ class Guard:
                 "port",
                 "Not on this port",
                 f"{scope['method']} {scope['path']} is not served on port {port}",
-                "/metrics and /operator are on serving.internal_port, all other routes on serving.port.",
+                "/metrics, /operator and /merchandising are on serving.internal_port, all others on serving.port.",
             )
 
     def key(self, rule: Rule, headers: Iterable[tuple[bytes, bytes]]) -> Key | None:

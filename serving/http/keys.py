@@ -24,11 +24,16 @@ from pathlib import Path
 
 from serving.http.credentials import CredentialFile, KeysError, content_of, strictly
 
-SCOPES = ("rank", "explain", "events", "items", "merge", "admin", "metrics")
+SCOPES = ("rank", "explain", "events", "items", "merge", "merchandise", "merchandise:read", "admin", "metrics")
 """rank: rankings, recommendations, similar items. explain: `explain` in rankings, beside rank. events: send events.
 items: write the catalogue and attributes of users. merge: merge users, which makes the history of one readable as that
-of another; for the shop's back end, which knows who has logged in. admin: erase users, and use the operator's page.
+of another; for the shop's back end, which knows who has logged in. merchandise: change the merchandising rules.
+merchandise:read: read them, and preview lists; `merchandise` includes it, and `admin` includes neither, since whoever
+watches over the service need not decide what is sold. admin: erase users, and use the operator's page.
 metrics: read /metrics; separate from admin, so that monitoring cannot erase users."""
+
+_INCLUDED = {"merchandise": "merchandise:read"}
+"""Scopes that another one includes."""
 
 PUBLIC_SCOPES = frozenset({"rank", "explain", "events"})
 """Scopes that a public key may have."""
@@ -93,6 +98,7 @@ def _key(line: str, where: str) -> Key:
         raise KeysError(
             f"{where}: a public key cannot have scope {', '.join(sorted(private))}; create another key without `public`"
         )
+    scopes |= {_INCLUDED[scope] for scope in scopes & set(_INCLUDED)}
     return Key(name, scopes, rest[1], _rate(options[public], where) if len(options) > public else None, public)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -75,13 +76,13 @@ def state_responses(*statuses: int) -> dict[str, Any]:
     return {"responses": {str(status): _answer(rankings.ServiceState) for status in statuses}}
 
 
-def add_document(app: FastAPI) -> None:
+def add_document(app: FastAPI, more: Sequence[type] = ()) -> None:
     """Add /openapi.json, with the schemas of the structs that decode and encode bodies.
 
     FastAPI's own route encodes the document for every request, which takes several milliseconds of the event loop: a
-    client that asks for it all the time would delay health checks.
+    client that asks for it all the time would delay health checks. more: structs of routes that are not always there.
     """
-    _add_schemas(app)
+    _add_schemas(app, more)
     encoded: dict[str, bytes] = {}
 
     @app.get("/openapi.json", include_in_schema=False, openapi_extra=needs(None))
@@ -93,7 +94,7 @@ def add_document(app: FastAPI) -> None:
         return Response(encoded[prefix], media_type="application/json")
 
 
-def _add_schemas(app: FastAPI) -> None:
+def _add_schemas(app: FastAPI, more: Sequence[type]) -> None:
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -117,6 +118,7 @@ def _add_schemas(app: FastAPI) -> None:
                 item_forms.ItemAnswer,
                 problem.ProblemDocument,
                 rankings.ServiceState,
+                *more,
             )
             _, components = msgspec.json.schema_components(forms, ref_template="#/components/schemas/{name}")
             merged = plain().setdefault("components", {})

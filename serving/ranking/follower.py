@@ -14,6 +14,7 @@ import numpy as np
 from features.table import Feature
 from serving.api import DegradedReason
 from serving.config import ServiceConfig
+from serving.merchandising import Compiled, Followed
 from serving.ranking.live import Live, prepare
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.records import Metrics
@@ -36,6 +37,7 @@ class Follower:
     reason: why no release is loaded, or why the next one is not live; empty if all is well.
     redis: "ok", or why it is unavailable. lost: what Redis has lost; empty if nothing, or after a repair.
     started: set when a release is loaded, or when there is none to load.
+    merchandising: the rules of merchandisers; None if they are off, and for the shadow release.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Follower:
         """Whether Redis named the live release when it was last read."""
         self._continuity = Continuity()
         self._next_check_at = 0.0
+        self.merchandising = Followed(store, config.placements) if config.merchandising and not shadow else None
 
     @property
     def lost(self) -> str:
@@ -112,7 +115,9 @@ class Follower:
         """Poll the pointer and the stream once. Returns True if the stream has been read to its end."""
         live = self.live
         try:
-            pointer, tail, away, shadow = await self._store.poll(live.last if live else END)
+            pointer, tail, away, shadow, stamp = await self._store.poll(
+                live.last if live else END, merchandising=self.merchandising is not None
+            )
         except StoreAway as e:
             self._set_redis(str(e))
             if live is None and not self.reason.startswith("release"):
@@ -126,6 +131,7 @@ class Follower:
             with suppress(StoreAway):  # the next poll reads them
                 await self._apply_written(live)
             await self._check_continuity(live)
+        await self._follow_merchandising(stamp)
         named = shadow if self._shadow else pointer
         if named is not None or not away:
             self._consider(named)
@@ -149,6 +155,28 @@ class Follower:
                 log.warning("%s", repair if self.lost else "the data in Redis was repaired")
             if self._metrics:
                 self._metrics.redis_replaced(bool(self.lost))
+
+    async def _follow_merchandising(self, stamp: str | None) -> None:
+        """Use the merchandising rules of Redis from now on, if they have changed."""
+        followed = self.merchandising
+        if followed is None:
+            return
+        await followed.follow(stamp)
+        live = self.live
+        if live is None:
+            return
+        if live.merchandising is None or live.merchandising.document is not followed.document:
+            compiled = await asyncio.to_thread(followed.compiled, live.attributes)
+            if self.live is live:  # otherwise a new release went live meanwhile, with rules of its own
+                live.merchandising = compiled
+                self._report_rules(compiled)
+        await followed.copy(live.release.path.parent)
+
+    def _report_rules(self, compiled: Compiled) -> None:
+        for rule_id, reason in compiled.set_aside.items():
+            log.warning("merchandising rule %s is not used: %s", rule_id, reason)
+        if self._metrics:
+            self._metrics.merchandising(compiled.document.version, len(compiled.set_aside))
 
     async def _with_all_written(self, live: Live) -> Live:
         """A release just loaded, with every item written since its cut-off."""
@@ -258,6 +286,10 @@ class Follower:
             live = await self._with_all_written(live)
             while (tail := (await self._store.poll(live.last)).tail).item_ids:
                 live.apply(tail)
+        if self.merchandising is not None:
+            await asyncio.to_thread(self.merchandising.read_copy, live.release.path.parent)
+            live.merchandising = await asyncio.to_thread(self.merchandising.compiled, live.attributes)
+            self._report_rules(live.merchandising)
         self.live, self._failed = live, None
         self._named = bool(pointer.id)
         self.reason = "" if self._named else f"release {live.release.id} was found on disk, and Redis does not name it"

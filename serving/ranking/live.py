@@ -26,6 +26,7 @@ from features.table import Feature, Items, features, rows
 from ranker import query_prior
 from ranker.booster import BoosterTrees
 from serving.config import PlacementConfig
+from serving.merchandising import Compiled
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
@@ -58,7 +59,8 @@ class Live:
 
     last, changes: the last entries applied of the event stream and of the stream of item changes.
     standing: the configuration's rules, compiled for this release. placed: the same followed by those of each
-    placement. overlay: items written since the release.
+    placement. overlay: items written since the release. merchandising: the merchandising rules, compiled for this
+    release; None if they are not used.
     """
 
     release: Release
@@ -69,6 +71,7 @@ class Live:
     placed: Mapping[str, Plan | None] = field(default_factory=dict)
     overlay: Overlay = NO_OVERLAY
     changes: str = START
+    merchandising: Compiled | None = None
 
     @classmethod
     def of(cls, release: Release) -> Live:
@@ -99,6 +102,8 @@ class Live:
         """
         live = replace(self, items=overlay.over(self.release.items, self.items.state), overlay=overlay)
         live.compile_rules(rules, placements)
+        if self.merchandising is not None:
+            live.merchandising = self.merchandising.again(live.attributes)
         # Compute lazily created values now, while no request waits for them.
         at = self.release.manifest.cut_off
         context = Context(seeds=np.arange(min(2, len(live.items.catalogue)), dtype=np.int32))
@@ -182,13 +187,16 @@ class Live:
         """Candidate retrieval from this release."""
         return CandidateRetriever(self.items)
 
-    def plan(self, rules: Rules | None, placement: str | None = None) -> Plan | None:
-        """The configuration's rules followed by those of a placement and of a request; None if there are none.
+    def plan(self, rules: Rules | None, placement: str | None = None, *, at: float) -> Plan | None:
+        """The rules of a list, None if there are none.
 
-        Raises RuleError.
+        They are those of the configuration, of its placement, of merchandisers at this time (`at`, Unix seconds) and of
+        the request. Raises RuleError.
         """
         requested = None if rules is None else Plan.of(rules, self.attributes, "rules")
         configured = self.standing if placement is None else self.placed[placement]
+        if self.merchandising is not None:
+            configured = self.merchandising.after(configured, placement, at)
         return requested if configured is None else configured.then(requested)
 
     def recommend(

@@ -198,7 +198,7 @@ class Service:
         self._check_size(request, live)
         self._check_explained(request, placement.limit_of(request), len(request.ids or live.items.catalogue))
         known = await self.known_of(request.user_id, live, at)
-        plan = plan_of(request.rules, live, placement.name)
+        plan = plan_of(request.rules, live, placement.name, at=at)
         variants = self._variants(request, placement, live, known, at)
         plan = live.with_variants(plan, variants)
         context = self._context(request, live, known, ("candidate", "request"))
@@ -206,12 +206,14 @@ class Service:
         answer.took_ms = _ms_since(started)
         return answer
 
-    async def recommend(self, request: RecommendRequest, shows_history: bool = True) -> RankAnswer:
+    async def recommend(
+        self, request: RecommendRequest, shows_history: bool = True, live: Live | None = None
+    ) -> RankAnswer:
         """Retrieve and rank items of the whole catalogue for a user, each with its sources. Raises Problem.
 
-        shows_history: as in `rank`.
+        shows_history: as in `rank`. live: a copy of the live release with other rules, for a preview.
         """
-        started, at, live = time.perf_counter(), self.moment(), self.live()
+        started, at, live = time.perf_counter(), self.moment(), live or self.live()
         placement = self.placements.of(request)
         limit = placement.limit_of(request) or DEFAULT_LIMIT
         self._check_explained(request, limit, limit)
@@ -233,7 +235,7 @@ class Service:
             with page.within_list(k):
                 placements.append(self.placements.of(one))
                 limits.append(placements[-1].limit_of(one) or DEFAULT_LIMIT)
-                plan_of(one.rules, live, placements[-1].name)
+                plan_of(one.rules, live, placements[-1].name, at=at)
                 self._check_page(request, sum(limits))
         known = await self.known_of(request.user_id, live, at)
         self.degraded += (len(asked) - 1) * (known.degraded is not None)
@@ -265,7 +267,7 @@ class Service:
         shared: Page | None = None,
     ) -> RankAnswer:
         """The answer of `recommend`, but for its time. shared: the page that the list is part of."""
-        plan, catalogue = plan_of(request.rules, live, placement.name), live.items.catalogue
+        plan, catalogue = plan_of(request.rules, live, placement.name, at=at), live.items.catalogue
         size = self.config.candidates_for(limit + (0 if shared is None else len(shared.taken)))
         variants = self._variants(request, placement, live, known, at)
         if shared is None:
@@ -665,13 +667,17 @@ class Service:
         lost = self.follower.lost
         return f"{lost}: run `shelfwise collect --repair`" if lost else ""
 
+    def _reasons(self) -> tuple[str, ...]:
+        rules = self.follower.merchandising
+        return self.follower.reason or self._repair(), self.eviction, "" if rules is None else rules.problem
+
     def state(self) -> dict[str, Any]:
         """State of the service: whether it is ready, the live release, and the reason if it is not ready."""
         live = self.follower.live
         return {
             "status": "ready" if self.ready else "not ready",
             "release": live.release.id if live else None,
-            "reason": "; ".join(filter(None, (self.follower.reason or self._repair(), self.eviction))) or None,
+            "reason": "; ".join(filter(None, self._reasons())) or None,
             "redis": self.follower.redis,
             "degraded": self.degraded,
             "slow": self.slow,
@@ -767,12 +773,12 @@ def _ms_since(started: float) -> float:
     return round((time.perf_counter() - started) * 1e3, 3)
 
 
-def plan_of(rules: Rules | None, live: Live, placement: str | None = None) -> Plan | None:
-    """The rules of the configuration, of a placement and of a request, compiled.
+def plan_of(rules: Rules | None, live: Live, placement: str | None = None, *, at: float) -> Plan | None:
+    """The rules of a list as in `Live.plan`. at: Unix seconds.
 
     Raises Problem (422) naming the rule and the reason.
     """
     try:
-        return live.plan(rules, placement)
+        return live.plan(rules, placement, at=at)
     except RuleError as e:
         raise Problem(422, "invalid-rule", "Invalid rule", str(e), "See docs/rules.md for the grammar.", e.path) from e

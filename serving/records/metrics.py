@@ -80,6 +80,18 @@ class Metrics:
             registry=r,
             multiprocess_mode="livemax",
         )
+        self._rules = Gauge(
+            f"{name}merchandising_version",
+            "Version of the merchandising rules, the oldest that a worker uses.",
+            registry=r,
+            multiprocess_mode="livemin",
+        )
+        self._set_aside = Gauge(
+            f"{name}merchandising_rules_set_aside",
+            "Merchandising rules that a worker does not use, because its release cannot serve them.",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
         self._unknown = Counter(
             f"{name}unknown_candidates", "Candidates of rankings that are not in the catalogue.", registry=r
         )
@@ -200,6 +212,11 @@ class Metrics:
     def unknown_seeds(self, count: int) -> None:
         """Count items that a request names and the catalogue has not."""
         self._unknown_seeds.inc(count)
+
+    def merchandising(self, version: int, set_aside: int) -> None:
+        """Set the version of the merchandising rules that this worker uses, and how many of them it sets aside."""
+        self._rules.set(version)
+        self._set_aside.set(set_aside)
 
     def unknown(self, candidates: int) -> None:
         """Count candidates that are not in the catalogue."""

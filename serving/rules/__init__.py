@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from serving.rules.conditions import Attributes, Condition, RuleError
+from serving.rules.conditions import MOST_CONDITIONS, MOST_VALUES, AboutAttribute, Attributes, Condition, RuleError
 from serving.rules.rules import Applied, Cap, Diversity, Plan, Ranked, Removed, RuledList, Rules, StandingRules
 from serving.rules.variants import VariantPlan, Variants, VariantSettings, first_of_group, only_without
 
 __all__ = [
+    "MOST_CONDITIONS",
+    "MOST_VALUES",
+    "AboutAttribute",
     "Applied",
     "Attributes",
     "Cap",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, reduce
 from types import MappingProxyType
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta, Struct, field
@@ -129,6 +129,19 @@ class _CodeOf(Mapping[str, int]):
         return len(self._names)
 
 
+class AboutAttribute(Struct, omit_defaults=True):
+    """An attribute as a person may choose it. kind: text, number or date. values: of a text, the most frequent first.
+
+    low, high: range of a number, or of a date in Unix seconds; null if no item has a value.
+    """
+
+    name: str
+    kind: Literal["text", "number", "date"]
+    values: list[str] = []
+    low: float | None = None
+    high: float | None = None
+
+
 class Attributes:
     """The attributes of a catalogue by name, for conditions and caps; built once per release."""
 
@@ -149,6 +162,10 @@ class Attributes:
         if c.group is not None:
             group = Codes(c.group, len(c.group_names))
             self._by_name["group_id"] = TextAttribute(_tags(group), _CodeOf(c.group_names))
+
+    def about(self, most: int) -> list[AboutAttribute]:
+        """The attributes by name, each text with its `most` most frequent values."""
+        return [_about(name, a, most) for name, a in sorted(self._by_name.items())]
 
     def text_attribute(self, name: str, path: str) -> TextAttribute:
         """The text attribute of this name. Raises RuleError if it is unknown or a number."""
@@ -212,6 +229,16 @@ class Attributes:
                 [_number_mask(attribute, name, c, op, f"{path}.{op}") for op in comparisons], np.logical_and
             )
         return _combine([_text_mask(attribute, name, c, op, f"{path}.{op}") for op in comparisons], np.logical_and)
+
+
+def _about(name: str, a: _NumberAttribute | TextAttribute, most: int) -> AboutAttribute:
+    if isinstance(a, TextAttribute):
+        count = np.bincount(a.tags.tag, minlength=a.tags.n_tags)[: len(a.code)]
+        values = list(a.code)
+        return AboutAttribute(name, "text", [values[k] for k in np.argsort(-count, kind="stable")[:most] if count[k]])
+    known = a.value[np.isfinite(a.value)] / (1.0 if a.second is None else a.second)
+    low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
+    return AboutAttribute(name, "number" if a.second is None else "date", [], low, high)
 
 
 _FIELD = {"in": "in_", "not": "not_"}

@@ -12,8 +12,8 @@ from serving.store.bulk import BulkStore
 from serving.store.continuity import Continuity, Extent, Origin, origin_loss, rewound
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.erasure import new_secret, tombstone, user_hash
-from serving.store.errors import StoreAway
-from serving.store.layout import DUPLICATES_S, ERASED, MERGES, PREFIX, SERVED, STREAM, WRITES
+from serving.store.errors import StoreAway, StoreCorrupt
+from serving.store.layout import DUPLICATES_S, ERASED, MERCHANDISING, MERGES, PREFIX, SERVED, STREAM, WRITES
 from serving.store.memory import EvictionError, Memory
 from serving.store.merging import Merge, decode_merge
 from serving.store.online import Backlog, Store
@@ -26,6 +26,7 @@ __all__ = [
     "DUPLICATES_S",
     "END",
     "ERASED",
+    "MERCHANDISING",
     "MERGES",
     "PREFIX",
     "PREFIX_PATTERN",
@@ -55,6 +56,7 @@ __all__ = [
     "Pointer",
     "Store",
     "StoreAway",
+    "StoreCorrupt",
     "Tail",
     "UserLimits",
     "WrittenItems",

@@ -18,7 +18,7 @@ from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
 from serving.store.continuity import Extent, decode_extent, extent_commands
 from serving.store.errors import StoreAway, to_store_away
-from serving.store.layout import ERASED, GROUP, NIGHTS, POINTER, SHADOW, USERS, Layout
+from serving.store.layout import ERASED, GROUP, MERCHANDISING, NIGHTS, POINTER, SHADOW, USERS, Layout
 from serving.store.memory import COMMANDS, Memory, memory_of
 from serving.store.merging import Merge
 from serving.store.pointer import Pointer, decode_pointer
@@ -35,13 +35,15 @@ class PollResult(NamedTuple):
     """The live release, new events of the stream, and the release in shadow.
 
     away: why part of a cluster did not answer; empty if all nodes did. If it is set, the pointers may be those read
-    before, and the events are those of the nodes that answered.
+    before, and the events are those of the nodes that answered. merchandising: stamp of the stored merchandising rules;
+    empty if there are none, None if they were not asked for or their node did not answer.
     """
 
     pointer: Pointer | None
     tail: Tail
     away: str = ""
     shadow: Pointer | None = None
+    merchandising: str | None = None
 
 
 class Backlog(NamedTuple):
@@ -236,20 +238,30 @@ class Store:
                     break
         return sorted(user_ids)[:count]
 
-    async def poll(self, last: str, count: int = _TAIL) -> PollResult:
-        """The live release, the release in shadow, and at most about `count` events after `last`, in one round trip."""
+    async def poll(self, last: str, count: int = _TAIL, merchandising: bool = False) -> PollResult:
+        """The live release, the release in shadow, and at most about `count` events after `last`, in one round trip.
+
+        merchandising: whether to ask for the stamp of the merchandising rules too.
+        """
         pointer_key, shadow_key = self.layout.key(POINTER), self.layout.key(SHADOW)
         commands = [["GET", pointer_key], ["GET", shadow_key], *tail_commands(self.layout, last, count)]
-        pointer, shadow, *parts = await self._redis.ask(commands, probe=True)
-        errors = [r for r in (pointer, shadow, *parts) if isinstance(r, Exception)]
+        if merchandising:
+            commands.append(["HGET", self.layout.key(MERCHANDISING), "stamp"])
+        pointer, shadow, *parts = replies = await self._redis.ask(commands, probe=True)
+        errors = [r for r in replies if isinstance(r, Exception)]
         if len(errors) == len(commands) or (errors and not self.layout.cluster):
             raise _away(errors[0]) from errors[0]
         if not isinstance(pointer, Exception):
             self._pointer = decode_pointer(pointer, pointer_key)
         if not isinstance(shadow, Exception):
             self.shadow = decode_pointer(shadow, shadow_key)
+        stamp = _stamp(parts.pop()) if merchandising else None
         tail = decode_tail(self.layout, [[] if isinstance(p, Exception) else p for p in parts], last)
-        return PollResult(self._pointer, tail, str(_away(errors[0])) if errors else "", self.shadow)
+        return PollResult(self._pointer, tail, str(_away(errors[0])) if errors else "", self.shadow, stamp)
+
+
+def _stamp(reply: Any) -> str | None:
+    return None if isinstance(reply, Exception) else (reply or b"").decode(errors="replace")
 
 
 def _away(error: Exception) -> StoreAway:

@@ -42,13 +42,14 @@ SERVING: dict[str, set[str]] = {
     "store": {"lock"},
     "rules": set(),
     "config": {"rules"},
+    "merchandising": {"rules", "store"},
     "api": {"config", "rules", "store"},
     "release": {"lock", "store"},
     "records": {"api", "store"},
-    "ranking": {"api", "config", "records", "release", "rules", "store"},
+    "ranking": {"api", "config", "merchandising", "records", "release", "rules", "store"},
     "compile": {"kernels", "ranking", "release", "store"},
     "http": {"api", "config", "ranking", "records"},
-    "pages": {"api", "config", "http", "ranking", "records", "release", "rules", "store"},
+    "pages": {"api", "config", "http", "merchandising", "ranking", "records", "release", "rules", "store"},
     "app": {"api", "clock", "config", "http", "lock", "pages", "ranking", "records", "release", "store"},
 }
 """Subpackages of `serving/` and files outside subpackages, and what each may import."""

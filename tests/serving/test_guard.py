@@ -424,13 +424,17 @@ def on_two_ports(url: str, config: ServiceConfig) -> Iterator[tuple[httpx.Client
 
 def test_metrics_and_the_operator_page_are_only_on_the_internal_port(url: str) -> None:
     """Every route is on one of the two ports, and health checks are on both. A Host header does not change the port."""
-    with on_two_ports(url, FAST.model_copy(update={"operator": True})) as (public, internal):
-        paths = {r.route for r in rules_of(create_app(FAST.model_copy(update={"operator": True}), url).routes)}
-        only_internal = {p for p in paths if p == "/metrics" or p.startswith(("/operator", "/v1/operator"))}
+    config = FAST.model_copy(update={"operator": True, "merchandising": True})
+    with on_two_ports(url, config) as (public, internal):
+        paths = {r.route for r in rules_of(create_app(config, url).routes)}
+        pages = ("/operator", "/v1/operator", "/merchandising", "/v1/merchandising")
+        only_internal = {p for p in paths if p == "/metrics" or p.startswith(pages)}
         assert {"/metrics", "/operator", "/operator/operator.js", "/v1/operator/promote"} <= only_internal
+        assert {"/merchandising", "/v1/merchandising", "/v1/merchandising/rules/{rule_id}"} <= only_internal
         forged = {"Host": f"127.0.0.1:{internal.base_url.port}", "X-Forwarded-Port": str(internal.base_url.port)}
         for path in only_internal:
-            method = "POST" if path.endswith(("promote", "rollback")) else "GET"
+            post = path.endswith(("promote", "rollback", "preview", "undo"))
+            method = "POST" if post else "PUT" if "{" in path else "GET"
             document = refused(public.request(method, path, headers=forged), 404)
             assert document["type"] == "urn:shelfwise:problem:port"
             assert internal.request(method, path).status_code != 404

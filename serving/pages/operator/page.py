@@ -20,6 +20,7 @@ from serving.api import Problem, decoding
 from serving.http import caller, needs
 from serving.pages.files import add_files
 from serving.pages.operator.board import Board, Change, Shown, board, encoded
+from serving.pages.sites import check_same_site
 from serving.ranking import Service
 from serving.records import Timeline
 from serving.release import list_releases, registry
@@ -90,15 +91,7 @@ def add_operator(
 
 
 async def _change_request(request: Request) -> ChangeRequest:
-    # A page on another site can make a browser post here. Without keys, nothing else would prevent that.
-    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise Problem(
-            403,
-            "elsewhere",
-            "Cross-site request",
-            "the request was sent by another site's page (Sec-Fetch-Site)",
-            "Use the page at /operator, or an HTTP client other than a browser.",
-        )
+    check_same_site(request, PATH)
     return decoding.decode(_CHANGE_REQUEST, await request.body())
 
 

@@ -134,7 +134,7 @@ def popular(service: Service, request: RankRequest) -> RankAnswer:
     The score is the decayed sum of engagements. No user data is read, so the result is never degraded. Raises Problem.
     """
     at, live = service.clock(), service.live()
-    c, plan = live.items.catalogue, plan_of(request.rules, live)
+    c, plan = live.items.catalogue, plan_of(request.rules, live, at=at)
     rows = np.arange(len(c), dtype=np.int32) if request.ids is None else c.rows(dict.fromkeys(request.ids))
     withdrawn = c.rows(live.overlay.withdrawn)
     rows = np.setdiff1d(rows[rows >= 0], withdrawn)
