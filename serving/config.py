@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from features.bounds import ATTRIBUTE_NAME, COLUMN_NAME, is_name
+from features.bounds import ATTRIBUTE_NAME, COLUMN_NAME, MAX_NUMBER, is_name
 from features.retention import DAY_S, Retention
+from ranker.calibration import Outcome
 from serving.rules import Rules, StandingRules
 
 HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
@@ -31,6 +32,42 @@ PlacementName = Annotated[str, AfterValidator(_placement_name)]
 Source = Literal["query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new"]
 """A candidate source: one of `features.retrieval.SOURCES`."""
 Share = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+
+Amount = Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, strict=True)]
+
+
+class ObjectiveConfig(BaseModel):
+    """What the lists of a placement should earn, weighed against their relevance."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outcomes: dict[Outcome, Share] = Field(
+        default={"purchase": 1.0},
+        min_length=1,
+        examples=[{"purchase": 1, "cart": 0.1}],
+        description="Outcomes that earn the value of an item, each with its weight.",
+    )
+    value: Annotated[str, StringConstraints(min_length=1, max_length=ATTRIBUTE_NAME)] | Amount = Field(
+        "price",
+        examples=["margin"],
+        description="Value of an item: price, another numeric attribute of items, or the same number for all. An item "
+        "without it has the median of the catalogue.",
+    )
+    weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        examples=[0.3],
+        description="Weight of the expected value against relevance. 0: by relevance alone, as without an objective; "
+        "1: by expected value alone.",
+    )
+    floor: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of the highest click probability in the list that an item needs for its value to count. "
+        "Items below it come after all others, by relevance.",
+    )
 
 
 class PlacementConfig(BaseModel):
@@ -58,6 +95,12 @@ class PlacementConfig(BaseModel):
     )
     explore: float | None = Field(
         None, ge=0, le=1, examples=[0.1], description="The same as `serving.explore`, in its place. null: that one."
+    )
+
+    objective: ObjectiveConfig | None = Field(
+        None,
+        examples=[{"value": "margin", "weight": 0.3}],
+        description="What the lists should earn; see docs/objectives.md. null: relevance alone.",
     )
 
     @model_validator(mode="after")

@@ -232,6 +232,7 @@ def _rank_part(export: Export, part: range) -> Iterator[pa.Table]:
             context,
             narrowed=plans.narrowed,
             shares=export.placement.shares,
+            placement=export.placement.name,
         )
         positions = range(len(ranking.item_ids))
         if plans.matching is not None:

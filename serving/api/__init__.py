@@ -12,7 +12,15 @@ from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, Events
 from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
 from serving.api.merges import MergeAnswer, MergeIn
 from serving.api.problem import Problem
-from serving.api.rankings import DEFAULT_LIMIT, DegradedReason, RankAnswer, RankedItem, RankRequest, RecommendRequest
+from serving.api.rankings import (
+    DEFAULT_LIMIT,
+    DegradedReason,
+    ObjectivePart,
+    RankAnswer,
+    RankedItem,
+    RankRequest,
+    RecommendRequest,
+)
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -26,6 +34,7 @@ __all__ = [
     "ItemsAnswer",
     "MergeAnswer",
     "MergeIn",
+    "ObjectivePart",
     "Problem",
     "RankAnswer",
     "RankRequest",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from serving.api import Problem, RankRequest, RecommendRequest
+from serving.api import Problem, RankAnswer, RankRequest, RecommendRequest
 from serving.http.keys import Key
 from serving.http.shopper_tokens import Policy, token_problem
 
@@ -42,6 +42,14 @@ class Access(NamedTuple):
                 "user_id",
             )
         return True
+
+    def without_values(self, answer: RankAnswer) -> RankAnswer:
+        """The answer as this key may see it: a public key does not see the values of items, such as margins."""
+        if self.key is not None and self.key.public:
+            for item in answer.items:
+                if item.objective is not None:
+                    item.others, item.objective = (item.others or 0.0) + item.objective.added, None
+        return answer
 
     def _check_unproven(self, asked: RankRequest | RecommendRequest) -> None:
         if self.policy == "required":

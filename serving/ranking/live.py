@@ -27,6 +27,7 @@ from ranker import query_prior
 from ranker.booster import BoosterTrees
 from serving.config import PlacementConfig
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
+from serving.ranking.objective import Objective, compile_objectives
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import CandidateRetriever, ids_with_pinned
@@ -45,7 +46,7 @@ class Live:
 
     last, changes: the last entries applied of the event stream and of the stream of item changes.
     standing: the configuration's rules, compiled for this release. placed: the same followed by those of each
-    placement. overlay: items written since the release.
+    placement. objectives: of the placements that have one. overlay: items written since the release.
     """
 
     release: Release
@@ -54,6 +55,7 @@ class Live:
     last: str
     standing: Plan | None = None
     placed: Mapping[str, Plan | None] = field(default_factory=dict)
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
     overlay: Overlay = NO_OVERLAY
     changes: str = START
 
@@ -66,12 +68,17 @@ class Live:
         return cls(release, items, features(release.items), first)
 
     def compile_rules(self, rules: Rules, placements: Mapping[str, PlacementConfig]) -> None:
-        """Compile the rules of the configuration and of its placements. Raises RuleError."""
+        """Compile the rules of the configuration and of its placements, and their objectives. Raises RuleError."""
         standing = self.standing = Plan.of(rules, self.attributes, "serving.rules")
         own = {
             name: Plan.of(placement.rules, self.attributes, f"placements.{name}.rules")
             for name, placement in placements.items()
         }
+        self.objectives = compile_objectives(
+            {name: placement.objective for name, placement in placements.items()},
+            self.release.manifest.calibration or {},
+            self.items.catalogue,
+        )
         self.placed = {name: plan if standing is None else standing.then(plan) for name, plan in own.items()}
 
     def with_overlay(
@@ -178,20 +185,28 @@ class Live:
         outside: Outside = NO_OUTSIDE,
         narrowed: Plan | None = None,
         shares: F64 | None = None,
+        placement: str | None = None,
     ) -> Ranking:
         """The best `limit` items of the catalogue for a user, after the rules: the list of `/v1/recommend`.
 
         Without exploration, and all in this thread. size: number of candidates to retrieve. outside: the user's events
         with items outside the catalogue. narrowed: a plan with further filters; the best `size` items that it admits
         are candidates as well. shares: of the sources, as in `features.retrieval.merge`.
+        placement: the name of the one whose objective applies.
         """
         found = self.retriever.candidates_now(history, at, size, plan, context, shares).item
         if narrowed is not None:
             more = self.retriever.candidates_now(history, at, size, narrowed, context, shares).item
             found = np.concatenate([found, more[~np.isin(more, found)]])
         ids = ids_with_pinned(found, self.items, plan, history, at)
-        whole = self.rank(history, ids, at, None if plan else limit, context)
-        return self.apply_rules(whole, plan, history, outside, at, limit)[0]
+        whole = self.rank(history, ids, at, None if plan or placement in self.objectives else limit, context)
+        whole = self.apply_objective(whole, placement)
+        return self.apply_rules(whole, plan, history, outside, at, limit)[0].first(limit)
+
+    def apply_objective(self, ranking: Ranking, placement: str | None) -> Ranking:
+        """The ranking of all candidates for the objective of a placement; unchanged without one."""
+        objective = None if placement is None else self.objectives.get(placement)
+        return ranking if objective is None else objective.apply(ranking)
 
     def apply_rules(
         self, ranking: Ranking, plan: Plan | None, history: History, outside: Outside, at: float, limit: int | None

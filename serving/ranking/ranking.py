@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from features.arrays import F32, F64, I32, I64
+from features.arrays import F32, F64, I32, I64, Bool
+from ranker.calibration import Outcome
+
+
+class Valued(NamedTuple):
+    """What an objective has found and changed, per item of a ranking.
+
+    probability: by outcome. amount: the value of the item. assumed: whether the item has none, so that the median of
+    the catalogue was used. relevance, value: the two parts of the weighted sum, with their weights. expected: the
+    expected amount per shown list position, in the unit of the value. added: the change of the score. below_floor: see
+    `ranker.rerank.Blend`.
+    """
+
+    probability: Mapping[Outcome, F64]
+    amount: F64
+    assumed: Bool
+    relevance: F64
+    value: F64
+    expected: F64
+    added: F64
+    below_floor: Bool
+
+    def take(self, order: I64) -> Valued:
+        """The same items in another order."""
+        return Valued(
+            {outcome: p[order] for outcome, p in self.probability.items()},
+            self.amount[order],
+            self.assumed[order],
+            self.relevance[order],
+            self.value[order],
+            self.expected[order],
+            self.added[order],
+            self.below_floor[order],
+        )
 
 
 class Ranking(NamedTuple):
@@ -14,7 +48,7 @@ class Ranking(NamedTuple):
 
     item: int32[k], catalogue rows. score: float64[k]. rows: float32[k, features]. query_bonus: float64[k], the part of
     the score for matching the query, added if the ranker was trained without queries. unknown: number of candidates
-    that are not in the catalogue, whether or not they are among the items.
+    that are not in the catalogue, whether or not they are among the items. valued: the effects of an objective.
     """
 
     item_ids: list[str]
@@ -23,6 +57,7 @@ class Ranking(NamedTuple):
     rows: F32
     query_bonus: F64
     unknown: int = 0
+    valued: Valued | None = None
 
     def take(self, order: I64) -> Ranking:
         """The same items in another order."""
@@ -33,6 +68,7 @@ class Ranking(NamedTuple):
             self.rows[order],
             self.query_bonus[order],
             self.unknown,
+            None if self.valued is None else self.valued.take(order),
         )
 
     def first(self, limit: int | None) -> Ranking:

@@ -55,6 +55,7 @@ from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
+from serving.ranking.objective import objective_parts
 from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import ids_with_pinned, sources_of
@@ -243,12 +244,14 @@ class Service:
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
-        rank_all = sampled or shadowed or plan is not None
+        rank_all = sampled or shadowed or plan is not None or placement.name in live.objectives
         began = time.perf_counter()
         whole = live.rank(history, candidates, at, None if rank_all else limit, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        ranking, ruled = live.apply_rules(whole, plan, history, known.outside, at, limit)
+        ranking, ruled = live.apply_rules(
+            live.apply_objective(whole, placement.name), plan, history, known.outside, at, limit
+        )
         propensity: F64 | None = None
         if ruled is None:
             ranking = ranking.first(limit)
@@ -264,6 +267,7 @@ class Service:
             items = _ranked_items(ranking)
         elif shows_history:
             items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
+            objective_parts(items, ranking)
             self._name_nearest(items, live, ranking, history)
             removed = UNSET if ruled is None else ruled.removed
         else:

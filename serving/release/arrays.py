@@ -45,6 +45,8 @@ def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
         "state_value": items.state.value,
         "state_latest": items.state.latest,
     }
+    if c.value_names:
+        out |= {"values": c.values, **Strings.of(c.value_names).arrays("value_names")}
     if items.inverted is not None:
         lists = items.inverted
         out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
@@ -122,6 +124,7 @@ def from_arrays(read: Arrays) -> Items:
     number_names, tag_names = list(read.strings("number_names", None)), list(read.strings("tag_names", None))
     category = read.within("category", read("category", np.int32, n + 1), 0, len(category_names) + 1)
     tag = read.within("tag", read("tag", np.int32, None), 0, len(tag_names))
+    value_names = list(read.strings("value_names", None)) if read.has("values") else []
     catalogue = Catalogue(
         item_ids=read.strings("item_ids", n),
         titles=read.strings("titles", n),
@@ -137,6 +140,8 @@ def from_arrays(read: Arrays) -> Items:
         tag=tag,
         tag_names=tag_names,
         date_names=list(read.strings("date_names", None)),
+        values=read("values", np.float64, n + 1, len(value_names)) if value_names else np.empty((0, 0)),
+        value_names=value_names,
     )
     near = read.within("neighbour_item", read("neighbour_item", np.int32, n + 1, None), -1, n)
     entities = n + 1 + len(category_names) + 1 + 1
