@@ -124,6 +124,24 @@ def logistic(x: F64) -> F64:
     return np.asarray(0.5 * (1 + np.tanh(x / 2)))
 
 
+def shifted_loss(lists: Lists, probability: F64, occurred: Bool) -> F64:
+    """float64[lists]: log loss after a shift of the log odds of each list to its own number of outcomes.
+
+    What is left is how well the items of a list are told apart, which is all that orders them. NaN for a list with
+    none, or all.
+    """
+    odds, begin = np.log(probability / (1 - probability)), lists.start[:-1]
+    count = np.add.reduceat(occurred.astype(np.float64), begin)
+    low, high = np.full(len(lists), -30.0), np.full(len(lists), 30.0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        too_low = np.add.reduceat(logistic(odds + middle[lists.group]), begin) < count
+        low, high = np.where(too_low, middle, low), np.where(too_low, high, middle)
+    p = logistic(odds + low[lists.group]).clip(1e-9, 1 - 1e-9)
+    loss = np.add.reduceat(-np.where(occurred, np.log(p), np.log1p(-p)), begin) / np.diff(lists.start)
+    return np.where((count > 0) & (count < np.diff(lists.start)), loss, np.nan)
+
+
 def second_model(log: Log, least: int, learn: Bool, valid: Bool) -> F64:
     """float64[rows]: probability of an outcome by a model of its own, trained like the ranker, with a refit."""
     settings = {"objective": "binary", "num_leaves": 15, "learning_rate": 0.05, "min_data_in_leaf": 100}
@@ -164,6 +182,13 @@ def compare_probabilities(a: Artefacts, log: Log, learn: Bool, valid: Bool, test
             print(
                 f"{outcome:9s} {name:32s} error {error:.4f}  log loss {total:.5f}  {d:+.5f} [{low:+.5f}, {high:+.5f}]"
             )
+        one, two = (shifted_loss(lists, found[name], y) for name in ("map of the score", "second model"))
+        used = tested[lists.start[:-1]] & np.isfinite(one)
+        d, low, high = (x[0] for x in intervals((two - one)[used, None], lists.user[used]))
+        print(
+            f"{outcome:9s} each list shifted to its number of outcomes: map {one[used].mean():.5f}, "
+            f"second model {d:+.5f} [{low:+.5f}, {high:+.5f}]"
+        )
     return out
 
 

@@ -18,7 +18,6 @@ from features.history import EMPTY
 from features.log import Kind
 from ranker.calibration import Outcome, OutcomeMap, probabilities
 from serving.config import PlacementConfig, ServiceConfig
-from serving.http.keys import Key
 from serving.ranking.live import Live, prepare
 from serving.ranking.overlay import Overlay
 from serving.release import Manifest
@@ -146,7 +145,7 @@ def test_a_value_is_not_a_feature(released: Path) -> None:
 # --- over HTTP ---
 
 
-def ranked(client: httpx.Client, key: Key = BACK, **changed: Any) -> list[dict[str, Any]]:
+def ranked(client: httpx.Client, key: str = BACK, **changed: Any) -> list[dict[str, Any]]:
     answer = client.post("/v1/rank", json={"user_id": "u", "explain": True, **changed}, headers=bearer(key))
     assert answer.status_code == 200, answer.text
     items: list[dict[str, Any]] = answer.json()["items"]
