@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -124,6 +124,8 @@ class Catalogue:
     titles: for display; never a feature.
     group: int32[n + 1], index into `group_names`: the product of which the item is a variant. The number of names means
     that the item is a product of its own. None if that is so of every item. Never a feature.
+    values: float64[n + 1, v], the numbers named in `value_names`, which are never features, such as a margin; NaN
+    missing, float64[0, 0] if there are none.
     """
 
     item_ids: Sequence[str]
@@ -142,6 +144,8 @@ class Catalogue:
     date_names: Sequence[str] = ()
     group: I32 | None = None
     group_names: Sequence[str] = ()
+    values: F64 = field(default_factory=lambda: np.empty((0, 0)))
+    value_names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -173,6 +177,24 @@ class Catalogue:
     def row_index(self) -> StringIndex:
         """Index from item id to row."""
         return StringIndex.of(self.item_ids if isinstance(self.item_ids, Strings) else Strings.of(self.item_ids))
+
+    def amounts(self, name: str) -> F64 | None:
+        """float64[n + 1], NaN missing: the price, or the numeric attribute of this name; None if there is none.
+
+        Dates are not amounts.
+        """
+        if name == "price":
+            return self.price
+        if name in self.value_names:
+            return self.values[:, list(self.value_names).index(name)]
+        if name in self.number_names and name not in self.date_names:
+            return self.numbers[:, list(self.number_names).index(name)]
+        return None
+
+    @property
+    def amount_names(self) -> list[str]:
+        """The names that `amounts` knows."""
+        return ["price", *(n for n in self.number_names if n not in self.date_names), *self.value_names]
 
     def rows(self, item_ids: Iterable[str]) -> I32:
         """int32: the row of each id, `-1` for an unknown id."""

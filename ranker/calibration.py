@@ -1,13 +1,72 @@
-"""Click probabilities from ranker scores, and their calibration error. Raw scores only define an order."""
+"""Probabilities of outcomes from ranker scores, and their calibration error. Raw scores only define an order."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from ranker.metrics import F64, I64
+
+I8 = NDArray[np.int8]
+
+Outcome = Literal["click", "cart", "purchase"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""Outcomes of a shown item, from the least gain. An outcome includes those after it: who buys has clicked."""
+LEAST_POSITIVES = 50
+"""Number of rows with an outcome below which its probability is not estimated."""
+
+
+class OutcomeMap(Struct, frozen=True):
+    """Map from a ranker score to the probability of an outcome: 1 / (1 + exp(-(slope * score + intercept))).
+
+    rate: share of the rows that it was fitted on with the outcome. rows: their number.
+    """
+
+    slope: Annotated[float, Meta(gt=0)]
+    intercept: float
+    rate: Annotated[float, Meta(gt=0, le=1)]
+    rows: Annotated[int, Meta(ge=1)]
+
+    def __call__(self, score: F64) -> F64:
+        """float64, like `score`: probabilities, 0 to 1."""
+        return _logistic(self.slope * score + self.intercept)
+
+
+Maps = Mapping[Outcome, OutcomeMap]
+"""The map of each outcome that has one."""
+
+
+def fit_maps(score: F64, gain: I8) -> dict[Outcome, OutcomeMap]:
+    """The map of each outcome, by Platt scaling; see `click_probability`.
+
+    score: float64[n], finite, of a ranker that was not trained on these rows. gain: int8[n], 0 to 3, the best outcome
+    of each row. Left out: an outcome of fewer than `LEAST_POSITIVES` rows, and one whose probability does not rise with
+    the score, so that every map keeps the ranker's order.
+    """
+    out: dict[Outcome, OutcomeMap] = {}
+    for least, outcome in enumerate(OUTCOMES, 1):
+        occurred = gain >= least
+        if (count := int(occurred.sum())) < LEAST_POSITIVES:
+            continue
+        slope, intercept = click_probability(score, occurred)
+        if slope > 0:
+            out[outcome] = OutcomeMap(slope, intercept, count / len(score), len(score))
+    return out
+
+
+def probabilities(maps: Maps, score: F64) -> dict[Outcome, F64]:
+    """The probability of each mapped outcome, float64 like `score`: none above that of a lesser outcome."""
+    out: dict[Outcome, F64] = {}
+    bound = np.ones(len(score))
+    for outcome in OUTCOMES:
+        if outcome in maps:
+            bound = out[outcome] = np.minimum(bound, maps[outcome](score))
+    return out
 
 
 def click_probability(scores: F64, clicked: NDArray[np.bool_]) -> tuple[float, float]:

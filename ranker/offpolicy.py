@@ -26,10 +26,11 @@ from ranker.metrics import F64, I64, U64, Numbers
 class LoggedLists:
     """Shown lists with their gains and propensities.
 
-    start: int[lists + 1]; list g is rows `start[g]:start[g + 1]`. gain: float[rows] >= 0, the gain of the item at its
-    shown position: 1 for a click, or any graded gain. position: int[rows], the shown position; a list of n has each of
-    0 to n - 1 once. propensity: float[rows] in (0, 1], the probability that the logging policy puts this item at this
-    position, given the items of the list. cluster: int[lists], the user; lists of one user are not independent.
+    start: int[lists + 1]; list g is rows `start[g]:start[g + 1]`. gain: float[rows], the gain of the item at its shown
+    position: 1 for a click, any graded gain, or an amount, which may be negative. position: int[rows], the shown
+    position; a list of n has each of 0 to n - 1 once. propensity: float[rows] in (0, 1], the probability that the
+    logging policy puts this item at this position, given the items of the list. cluster: int[lists], the user; lists of
+    one user are not independent.
 
     Raises `ValueError` naming the invalid array and row. Propensities that are 0 or missing are rejected, because they
     give no valid weight. Leave out lists that contain any.
@@ -48,7 +49,7 @@ class LoggedLists:
                 raise ValueError(f"{name} has shape {list(getattr(self, name).shape)}, expected [{rows}], one per row")
         if self.cluster.shape != (len(self),):
             raise ValueError(f"cluster has shape {list(self.cluster.shape)}, expected [{len(self)}], one per list")
-        _check_values("gain", self.gain, ~(np.isfinite(self.gain) & (self.gain >= 0)), "a finite number of at least 0")
+        _check_values("gain", self.gain, ~np.isfinite(self.gain), "a finite number")
         _check_values(
             "propensity",
             self.propensity,

@@ -101,7 +101,8 @@ class Trained:
     each trained tree, including trees after the best. importance: total gain of the splits of each feature, largest
     first; contains every feature. lists: number of lists that the trees of `model_text` were trained on.
     lists_without_gain: number of lists that were left out because no item in them has a gain, so there are no pairs to
-    order. valid_lists, valid_lists_without_gain: the same for the validation lists.
+    order. valid_lists, valid_lists_without_gain: the same for the validation lists. before_refit: the
+    text of the model before the refit, for which the validation lists are new; `model_text` without a refit.
     """
 
     model_text: str
@@ -112,6 +113,7 @@ class Trained:
     lists_without_gain: int
     valid_lists: int
     valid_lists_without_gain: int
+    before_refit: str = ""
 
 
 def train(
@@ -166,8 +168,9 @@ def train(
         train_lists, valid_lists, list(names), config, list(categorical), on_progress, network
     )
     best = int(booster.best_iteration)
+    text = booster.model_to_string(num_iteration=best)
     return Trained(
-        model_text=booster.model_to_string(num_iteration=best),
+        model_text=text,
         best_iteration=best,
         valid_curve=tuple(curve),
         importance=_importance(booster, names, best),
@@ -175,6 +178,7 @@ def train(
         lists_without_gain=all_lists.without_gain,
         valid_lists=len(valid_lists.sizes),
         valid_lists_without_gain=valid_lists.without_gain,
+        before_refit=text,
     )
 
 

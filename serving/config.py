@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from features.bounds import ATTRIBUTE_NAME, COLUMN_NAME, is_name
+from features.bounds import ATTRIBUTE_NAME, COLUMN_NAME, MAX_NUMBER, is_name
 from features.retention import DAY_S, Retention
+from ranker.calibration import Outcome
 from serving.rules import Rules, StandingRules, Variants, VariantSettings
 
 HostName = Annotated[str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$")]
@@ -50,6 +51,42 @@ _OF_COMPANIONS: frozenset[Source] = frozenset({"bought_together", "goes_with", "
 """Sources whose tables a release has only if they are needed."""
 Share = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
+Amount = Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, strict=True)]
+
+
+class ObjectiveConfig(BaseModel):
+    """What the lists of a placement should earn, weighed against their relevance."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outcomes: dict[Outcome, Share] = Field(
+        default={"purchase": 1.0},
+        min_length=1,
+        examples=[{"purchase": 1, "cart": 0.1}],
+        description="Outcomes that earn the value of an item, each with its weight.",
+    )
+    value: Annotated[str, StringConstraints(min_length=1, max_length=ATTRIBUTE_NAME)] | Amount = Field(
+        "price",
+        examples=["margin"],
+        description="Value of an item: price, another numeric attribute of items, or the same number for all. An item "
+        "without it has the median of the catalogue.",
+    )
+    weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        examples=[0.3],
+        description="Weight of the expected value against relevance. 0: by relevance alone, as without an objective; "
+        "1: by expected value alone.",
+    )
+    floor: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of the highest click probability in the list that an item needs for its value to count. "
+        "Items below it come after all others, by relevance.",
+    )
+
 
 class PlacementConfig(BaseModel):
     """Settings of the lists of a named spot in the shop, such as the home page or the results of a search."""
@@ -82,6 +119,11 @@ class PlacementConfig(BaseModel):
         Variants(),
         examples=[{"keep": "all"}],
         description="The same as `serving.variants`, in its place; what is not set here is as there.",
+    )
+    objective: ObjectiveConfig | None = Field(
+        None,
+        examples=[{"value": "margin", "weight": 0.3}],
+        description="What the lists should earn; see docs/objectives.md. null: relevance alone.",
     )
 
     @property

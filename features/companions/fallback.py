@@ -60,7 +60,7 @@ def similar_texts(vectors: Vectors, count: F64, kinds: I32) -> Texts:
     has_text = np.isfinite(vectors.scale[: len(count)])
     by_count = np.argsort(count, kind="stable")
     by_count = by_count[has_text[by_count]].astype(np.int32)
-    known = np.sort(by_count[::-1][:MOST_COMPARED])
+    known: I32 = np.sort(by_count[::-1][:MOST_COMPARED]).astype(np.int32)
     few, many = by_count[count[by_count] <= THIN], by_count[count[by_count] > THIN]
     return Texts(*(_most_similar(vectors, np.sort(item), known, kinds) for item in (few, many[:MEASURED])))
 

@@ -115,11 +115,11 @@ def _table(groups: Groups, at: float, by_distance: F64, kinds: _Kinds, vectors: 
     recent = np.exp2((groups.at - at) / HALF_LIFE_S)
     weight, support = _exact(recent * np.diff(groups.start) ** -SIZE_EXPONENT), _exact(recent)
     of_row = weight[groups.group]
-    right = _at_least(np.bincount(groups.item, of_row, minlength=n)) ** POPULARITY_EXPONENT
+    right = _at_least(np.bincount(groups.item, of_row, minlength=n).astype(np.float64)) ** POPULARITY_EXPONENT
 
     def counted(owner: I32, owners: int) -> tuple[I32, F32]:
         by_owner = np.argsort(owner, kind="stable")
-        left = _at_least(np.bincount(owner, of_row, minlength=owners)) ** (1 - POPULARITY_EXPONENT)
+        left = _at_least(np.bincount(owner, of_row, minlength=owners).astype(np.float64)) ** (1 - POPULARITY_EXPONENT)
         return top_pairs(
             np.searchsorted(owner[by_owner], np.arange(owners + 1)),
             by_owner,

@@ -133,7 +133,8 @@ class FeatureConfig(BaseModel):
     attributes: dict[str, AttributeKind] = Field(
         default={},
         examples=[{"size": "number", "released": "date"}],
-        description="Type of each item attribute. An attribute not listed is read by its column's type.",
+        description="Type of each item attribute. An attribute not listed is read by its column's type. `value` is a "
+        "number for objectives, such as a margin, and not a feature.",
     )
     request: dict[ColumnName, RequestColumnConfig] = Field(
         default={},

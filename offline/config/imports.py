@@ -14,7 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from features.catalogue import STANDARD_COLUMNS, TEXT_COLUMNS
 from features.log import GA4, KINDS
 
-AttributeKind = Literal["number", "category", "tags", "date", "ignore"]
+CellKind = Literal["number", "category", "tags", "date", "ignore"]
+"""Types of attributes in an import."""
+AttributeKind = Literal["number", "category", "tags", "date", "value", "ignore"]
+"""Types of attributes in training. `value`: a number for objectives, and not a feature."""
 
 
 DROP = "drop"
@@ -140,9 +143,7 @@ class Column(_Section):
     )
     html: bool | None = Field(default=None, description="Whether texts are HTML. Texts with tags are, if missing.")
     split: str | None = Field(default=None, min_length=1, description="Separator of a text that holds a list.")
-    type: AttributeKind | None = Field(
-        default=None, description="Type of an attribute. Found from its values if missing."
-    )
+    type: CellKind | None = Field(default=None, description="Type of an attribute. Found from its values if missing.")
     decimal: Literal[".", ","] | None = Field(
         default=None, description="Decimal separator of numbers. Found from the whole column if missing."
     )
@@ -210,7 +211,7 @@ class Pattern(_Section):
     columns: str = Field(
         description="Regular expression that matches a column's whole name. Its first group is the attribute's name."
     )
-    type: AttributeKind | None = Field(default=None, description="Type of the attributes.")
+    type: CellKind | None = Field(default=None, description="Type of the attributes.")
     split: str | None = Field(default=None, min_length=1, description="Separator of texts that hold a list.")
 
     @field_validator("columns")

@@ -76,6 +76,7 @@ placements:
     rules: {}
     limit: 12
     explore: 0.1
+    objective: {outcomes: {purchase: 1}, value: margin, weight: 0.3, floor: 0.2}
   search:
     requires: [query]
     rules:
@@ -147,7 +148,7 @@ def _escaped(text: str) -> str:
 
 
 def _type(field: FieldInfo, path: str) -> str:
-    if set(fields.options(field.annotation)) & {int, float} and get_origin(field.annotation) not in (tuple, dict):
+    if fields.number_type(field) and get_origin(field.annotation) not in (tuple, dict):
         return _escaped(fields.number_range(field).partition(" ")[2])
     return _escaped(_type_name(field.annotation, path))
 

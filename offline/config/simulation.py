@@ -52,6 +52,11 @@ class SimulateConfig(BaseModel):
         allow_inf_nan=False,
         description="Share of the lists that are search results, with the query logged. 0: no queries.",
     )
+    margins: bool = Field(
+        False,
+        description="Whether items have the attribute `margin`, the profit per sale in the currency of the price. It "
+        "has no effect on shoppers. Set `features.attributes.margin` to `value`, so that it is not a feature.",
+    )
     language: Literal["en", "zh"] = Field(
         "en",
         description="Language of titles, descriptions, categories, brands, tags and queries: English or Chinese. All "

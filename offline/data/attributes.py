@@ -25,11 +25,11 @@ UNCHANGED = object()
 
 
 def convert_attributes(items: pa.Table, kinds: Mapping[str, AttributeKind], file: str) -> pa.Table:
-    """Convert attributes to numbers, strings (category), lists of strings (tags) or timestamps (date).
+    """Convert attributes to numbers (number, value), strings (category), lists of strings (tags) or timestamps (date).
 
     kinds: by attribute; other attributes are not changed. Tags are split at commas, semicolons and vertical bars, and
-    dates are parsed as ISO 8601. `ignore` drops the column. Raises DataError for an unknown attribute, and for a value
-    that cannot be converted, with its row.
+    dates are parsed as ISO 8601. `ignore` drops the column. `is_value` tells a value from a number.
+    Raises DataError for an unknown attribute, and for a value that cannot be converted, with its row.
     """
     attributes = [n for n in items.column_names if n not in STANDARD_COLUMNS]
     for name, kind in kinds.items():
@@ -66,6 +66,11 @@ def convert_value(value: object, field: pa.Field) -> object:
     except DataError:
         return UNCHANGED
     return converted[0].as_py()
+
+
+def is_value(field: pa.Field) -> bool:
+    """True if a column of the converted table is a value, which is not a feature."""
+    return bool((field.metadata or {}).get(_KIND) == b"value")
 
 
 def cell(value: object, kind: pa.DataType) -> object:
@@ -114,12 +119,16 @@ def _convert(column: pa.ChunkedArray, kind: AttributeKind, where: str) -> pa.Chu
         dates = pd.to_datetime(column.to_pandas(), utc=True, format="ISO8601", errors="coerce")
         _raise_for_invalid(column, dates.isna().to_numpy(), kind, where)
         return pa.chunked_array([pa.Array.from_pandas(dates.dt.as_unit("us"))])
-    if kind == "number" and is_text:
+    if kind in ("number", "value") and is_text:
         numbers = pd.to_numeric(column.to_pandas(), errors="coerce")
         _raise_for_invalid(column, numbers.isna().to_numpy(), kind, where)
         return pa.chunked_array([pa.array(numbers, pa.float64(), from_pandas=True)])
     try:
-        return column.cast({"number": pa.float64(), "category": pa.string(), "date": pa.timestamp("us", "UTC")}[kind])
+        return column.cast(
+            {"number": pa.float64(), "value": pa.float64(), "category": pa.string(), "date": pa.timestamp("us", "UTC")}[
+                kind
+            ]
+        )
     except pa.ArrowException as e:
         raise DataError(f"{where}: values of type {column.type} cannot be read as a {kind}; choose another kind") from e
 

@@ -22,7 +22,7 @@ from features.kernels.strings import Strings
 from features.log import KINDS, Events, Kind, Lists
 from offline.config import AttributeKind
 from offline.data import imported, written_items
-from offline.data.attributes import convert_attributes
+from offline.data.attributes import convert_attributes, is_value
 from offline.data.log import LogFiles
 from offline.data.log import load_log as load_log
 from offline.data.partitions import Storage
@@ -200,6 +200,7 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
     number_names, date_names, list_names, text_names = (
         [name for name, k in kinds.items() if k == kind] for kind in ("number", "date", "list", "text")
     )
+    value_names = [name for name, k in kinds.items() if k == "value"]
     numbers = [_numbers(items, n) for n in number_names] + [_seconds(items, n) / (365.25 * 86400) for n in date_names]
     tag_start, tag, tag_names = _tags(items, list_names, text_names)
     titles = [t or i for t, i in zip(items["title"].to_pylist(), ids, strict=True)]
@@ -221,6 +222,8 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
         date_names,
         group,
         group_names,
+        np.column_stack([_numbers(items, n) for n in value_names]) if value_names else np.empty((0, 0)),
+        value_names,
     )
 
 
@@ -234,10 +237,12 @@ def _groups(items: pa.Table, file: str) -> tuple[I32 | None, Sequence[str]]:
 
 
 def _kind(field: pa.Field, file: str) -> str:
-    """The kind of an attribute: "number", "date", "list", "text", or "nothing" if the column has no values."""
+    """The kind of an attribute: "number", "value", "date", "list", "text", or "nothing" for a column without values."""
     kind = field.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if is_value(field):
+        return "value"
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return "number"
     if pa.types.is_timestamp(kind):

@@ -2,14 +2,16 @@
 
 `systems` compares rankings of the same lists, with paired intervals. `slices` splits the test by user, item and column.
 `runs` reads rankings of other systems.
+`outcomes` checks probabilities, and `objectives` what a list would earn.
 `off_policy` estimates the gain of rankings that were not shown. `explanation` measures feature importance. `report`
 writes the results as a page.
 """
 
 from __future__ import annotations
 
-from offline.evaluation import explanation, facts, off_policy, report, runs, slices, systems
+from offline.evaluation import explanation, facts, objectives, off_policy, outcomes, report, runs, slices, systems
 from offline.evaluation.baselines import BASELINES, DEPTH, Baselines, order_of
+from offline.evaluation.outcomes import ScoredLists
 from offline.evaluation.shadow import SHADOW_METRIC, compare_shadow, to_json
 from offline.evaluation.skew import compare_rows
 from offline.evaluation.slices import check_columns
@@ -21,13 +23,16 @@ __all__ = [
     "PRIMARY",
     "SHADOW_METRIC",
     "Baselines",
+    "ScoredLists",
     "check_columns",
     "compare_rows",
     "compare_shadow",
     "explanation",
     "facts",
+    "objectives",
     "off_policy",
     "order_of",
+    "outcomes",
     "report",
     "runs",
     "slices",

@@ -238,6 +238,7 @@ def _rank_part(export: Export, part: range) -> Iterator[pa.Table]:
             narrowed=plans.narrowed,
             shares=export.placement.shares,
             variants=variants,
+            placement=export.placement.name,
         )
         positions = range(len(ranking.item_ids))
         if plans.matching is not None:

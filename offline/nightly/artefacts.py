@@ -9,17 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from features.arrays import F32, F64, I32, I64, Bool
 from features.log import Lists
 from features.replay import Replay
 from offline.data import Windows, release_pages
+from offline.evaluation import ScoredLists
 from offline.nightly.inputs import Inputs
 from offline.nightly.list_source import Kind, judged_kind
 from offline.nightly.run import Run
 from offline.runtime import DataError, write_json
 from offline.training import WindowRows, make_replay
+from ranker.calibration import Outcome, OutcomeMap
 from ranker.trees import Trees
 
 
@@ -164,6 +167,28 @@ class Artefacts:
     def valid_score(self) -> F64:
         """float64[validation rows]: scores of the ranker trained without the validation window."""
         return self.array("valid_score.npy")
+
+    @property
+    def trees_before_refit(self) -> Trees:
+        """The ranker that was not trained on the validation window, parsed."""
+        return Trees.parse(self.file("before_refit.txt").read_text("utf-8"))
+
+    @property
+    def maps(self) -> dict[Outcome, OutcomeMap]:
+        """The map from scores to probabilities of each outcome that has one."""
+        return msgspec.convert(self.json("calibration.json")["maps"], dict[Outcome, OutcomeMap])
+
+    def save_scored(self, scored: ScoredLists) -> None:
+        """Write the scored test lists."""
+        arrays = {f.name: np.asarray(getattr(scored.lists, f.name)) for f in fields(Lists)}
+        np.savez(self.file("scored.npz"), allow_pickle=False, score=scored.score, warm=scored.warm, **arrays)
+
+    @cached_property
+    def scored(self) -> ScoredLists:
+        """A sample of the shown test lists, with and without gain, as scored by the ranker."""
+        arrays = np.load(self.file("scored.npz"), allow_pickle=False)
+        lists = Lists(**{f.name: arrays[f.name] for f in fields(Lists)})
+        return ScoredLists(lists, arrays["score"], arrays["warm"])
 
     @property
     def model_text(self) -> str:

@@ -12,7 +12,7 @@ from features.arrays import F64, I64
 from features.log import Lists
 from features.text.vectors import Vectors
 from offline.data import list_placements, query_groups
-from offline.evaluation import explanation, facts, off_policy, report, runs, slices, systems
+from offline.evaluation import explanation, facts, objectives, off_policy, outcomes, report, runs, slices, systems
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import Kind
 from offline.nightly.steps import ranker_config, window_facts
@@ -20,6 +20,8 @@ from offline.runtime import OnProgress, checksum
 from offline.training import fit_ranker, with_unknown
 from ranker.train import MAX_LIST
 from ranker.trees import Trees
+from serving.ranking import Objective, amounts
+from serving.rules import RuleError
 
 
 def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
@@ -62,6 +64,8 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "examples": facts.examples(data, a.replay.histories, tested, orders, warm),
         "calibration": _calibration(a, score, tested),
         "explanation": explanation.explain_model(a.model_text, rows, a.replay.features, seed),
+        "outcomes": _outcomes(a),
+        "objectives": _objectives(a),
         "off_policy": _off_policy(a, trees, on_progress),
         "options": _options(a),
         "learning_curve": _learning_curve(a, on_progress) if inputs.learning_curve else None,
@@ -87,10 +91,13 @@ def is_current(a: Artefacts) -> bool:
 
 def _options(a: Artefacts) -> dict[str, Any]:
     """Options that add optional parts to the evaluation."""
-    placements = list(a.inputs.config.placements)
+    configs = a.inputs.config.placements
+    placements = list(configs)
+    wanted = {n: p.objective.model_dump(mode="json") for n, p in configs.items() if p.objective is not None}
     return {
         "slices": list(a.inputs.config.slices.columns),
         **({"placements": placements} if placements else {}),
+        **({"objectives": wanted} if wanted else {}),
         "learning_curve": a.inputs.learning_curve,
         "runs": {path.name: checksum(path) for path in a.inputs.runs},
     }
@@ -114,6 +121,61 @@ def _calibration(a: Artefacts, score: F64, tested: Lists) -> dict[str, Any] | No
     if not valid.gain[rows].any():
         return None
     return systems.calibrate(a.valid_score[rows], valid.gain[rows], score, tested.gain)
+
+
+def _outcomes(a: Artefacts) -> dict[str, Any]:
+    """The maps of `calibration.json`, and their reliability on test lists: all, by history and by placement."""
+    fitted, scored = a.json("calibration.json"), a.scored
+    if not (fitted["maps"] and len(scored.lists)):
+        return {}
+    of_lists = {"all": np.ones(len(scored.lists), bool), "warm_users": scored.warm, "cold_users": ~scored.warm}
+    names = list(a.inputs.config.placements)
+    of_lists |= slices.placement_slices(names, list_placements(a.inputs.log_files, scored.lists), scored.lists)
+    return fitted | {"reliability": outcomes.reliability(a.maps, scored, of_lists)}
+
+
+def _objectives(a: Artefacts) -> list[dict[str, Any]]:
+    """The trade-off of each objective of the configuration, once for placements that differ in its weight alone.
+
+    An objective that this run cannot have has `problem`, the reason, instead of figures: the service would refuse the
+    release.
+    """
+    catalogue, config, scored = a.inputs.data.catalogue, a.inputs.config, a.scored
+    placements: dict[str, list[str]] = {}
+    configs = {name: p.objective for name, p in config.placements.items() if p.objective is not None}
+    for name, one in configs.items():
+        placements.setdefault(one.model_copy(update={"weight": 0.0}).model_dump_json(), []).append(name)
+    out: list[dict[str, Any]] = []
+    for names in placements.values():
+        one = configs[names[0]]
+        weights = {name: configs[name].weight for name in names}
+        facts = {"value": one.value, "outcomes": one.outcomes, "floor": one.floor, "placements": weights}
+        try:
+            objective = Objective.of(one, a.maps, catalogue, f"placements.{names[0]}.objective")
+            earned = {"price", *(c.value for c in configs.values() if isinstance(c.value, str))}
+            by_name = {
+                name: amounts(catalogue, name, "")[0]
+                for name in sorted(earned)
+                if (found := catalogue.amounts(name)) is not None and not np.isnan(found).all()
+            }
+            out.append(
+                facts
+                | objectives.trade_off(
+                    objective, scored, by_name, list(weights.values()), config.seed, systems.LEVEL, _logged(a)
+                )
+            )
+        except RuleError as e:
+            out.append(facts | {"problem": f"{e.path}: {e}"})
+    return out
+
+
+def _logged(a: Artefacts) -> tuple[I64, F64] | None:
+    """The scored test lists with a propensity for every position, and the propensities; None if there are none."""
+    data, lists = a.inputs.data, a.scored.lists
+    if data.propensities is None or not a.inputs.is_logged or not len(lists):
+        return None
+    found = off_policy.complete_lists(lists, data.propensities.of(lists.request_ids), data.catalogue.item_ids)
+    return found if len(found[0]) else None
 
 
 def _list_facts(a: Artefacts, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Inputs:
         Of both, logged lists without an action are left out, and so are baskets whose actions belong to a logged list.
         """
         if self.is_logged:
-            return self._short_lists()
+            return self.short_lists()
         if self.is_mixed:
             return query_groups.merge(self._unlogged_baskets(-np.inf), self._logged_with_gain)
         return query_groups.iter_baskets(self.data.events, -np.inf)
@@ -162,18 +162,19 @@ class Inputs:
         users = self.data.events.user_ids
         return replace(lists, columns=list_columns(self.log_files, lists, catalogue.item_ids, declared, users))
 
-    def _short_lists(self) -> Iterator[Lists]:
+    def short_lists(self) -> Iterator[Lists]:
+        """The logged lists that are short enough to train on, in blocks, in time order."""
         return (b.take(np.flatnonzero(np.diff(b.start) <= MAX_LIST)) for b in self.logged_lists())
 
     @cached_property
     def logged_keys(self) -> query_groups.ListKeys:
         """Time and user of the logged lists that are short enough to train on, and whether they have an action."""
         has_list = query_groups.has_logged_list(self.data.shown)
-        return query_groups.logged_keys(self._short_lists() if has_list else ())
+        return query_groups.logged_keys(self.short_lists() if has_list else ())
 
     @cached_property
     def _logged_with_gain(self) -> Lists:
-        return query_groups.concat(b.take(np.flatnonzero(query_groups.has_gain(b))) for b in self._short_lists())
+        return query_groups.concat(b.take(np.flatnonzero(query_groups.has_gain(b))) for b in self.short_lists())
 
     @cached_property
     def _logged_requests(self) -> frozenset[str]:

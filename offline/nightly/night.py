@@ -1,7 +1,7 @@
 """A nightly run: from a data set to a published release, step by step.
 
-    checks -> windows -> texts -> encoder -> lists -> rows -> drift -> ranker -> evaluate -> release
-           -> gate -> publish -> tidy
+    checks -> windows -> texts -> encoder -> lists -> rows -> drift -> ranker -> probabilities -> evaluate
+           -> release -> gate -> publish -> tidy
 
 Each step reads and writes files of one run directory. Shoppers see no change until `publish` moves the pointer to the
 live release. `docs/nights.md` describes the checks and the gate, `docs/operations.md` the exit statuses.
@@ -86,16 +86,23 @@ class Night:
             self._step(
                 "ranker",
                 "Training the ranker",
-                ["ranker.txt", "ranker.json", "valid_score.npy"],
+                ["ranker.txt", "before_refit.txt", "ranker.json", "valid_score.npy"],
                 steps.train_ranker,
                 [*_REPLAYED, "rows.npy"],
+            ),
+            self._step(
+                "probabilities",
+                "Estimating probabilities",
+                ["calibration.json", "scored.npz"],
+                steps.estimate_probabilities,
+                [*_REPLAYED, "rows.npy", "warm.npy", "ranker.txt", "before_refit.txt", "valid_score.npy"],
             ),
             self._step(
                 "evaluate",
                 "Evaluating",
                 ["evaluation.json", "report.html"],
                 evaluate.write_evaluation,
-                [*_RANKED, "ranker.json", "valid_score.npy"],
+                [*_RANKED, "ranker.json", "valid_score.npy", "calibration.json", "scored.npz"],
                 evaluate.is_current,
             ),
             self._step(
@@ -103,7 +110,7 @@ class Night:
                 "Writing the release",
                 ["release.json"],
                 steps.make_release,
-                [*_REPLAYED, "encoder", "ranker.txt", "ranker.json", "evaluation.json"],
+                [*_REPLAYED, "encoder", "ranker.txt", "ranker.json", "calibration.json", "evaluation.json"],
                 steps.is_released,
             ),
         ]

@@ -11,17 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
 from features.arrays import F32
 from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
-from offline.evaluation import BASELINES, DEPTH, facts, systems
+from offline.evaluation import BASELINES, DEPTH, facts, outcomes, systems
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import split_both
 from offline.runtime import DataError, OnProgress, console, split_evenly
 from offline.training import RowsJob, VectorStore, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
+from ranker.calibration import fit_maps
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
 from text_encoder import multilingual
@@ -223,7 +225,7 @@ def ranker_config(a: Artefacts) -> RankerConfig:
 
 
 def train_ranker(a: Artefacts, on_progress: OnProgress) -> None:
-    """Train the ranker: `ranker.txt`, `ranker.json`, `valid_score.npy`."""
+    """Train the ranker: `ranker.txt`, `before_refit.txt`, `ranker.json`, `valid_score.npy`."""
     config, features = ranker_config(a), a.replay.features
     names = [f.name for f in features]
     learned, valid = a.window_rows("ranker"), a.window_rows("validation")
@@ -243,6 +245,7 @@ def train_ranker(a: Artefacts, on_progress: OnProgress) -> None:
         on_progress=on_progress,
     )
     a.file("ranker.txt").write_text(trained.model_text, "utf-8")
+    a.file("before_refit.txt").write_text(trained.before_refit, "utf-8")
     a.save("valid_score.npy", valid_score)
     about = {f.name: f.about for f in features}
     a.write_json(
@@ -256,6 +259,41 @@ def train_ranker(a: Artefacts, on_progress: OnProgress) -> None:
             "importance": [[name, about[name], gain] for name, gain in trained.importance.items()],
         },
     )
+
+
+def estimate_probabilities(a: Artefacts, on_progress: OnProgress) -> None:
+    """Fit the probabilities of outcomes: `calibration.json`; score test lists to check them: `scored.npz`.
+
+    Of logged lists, with and without gain, at most `outcomes.MOST` per window are replayed. Of rebuilt lists, all have
+    gain, and the rows are those of the ranker.
+    """
+    if a.judged_kind == "rebuilt":
+        valid, tested = _scored_rows(a)
+    else:
+        valid, tested = _scored_lists(a, on_progress)
+    maps = fit_maps(valid.score, valid.lists.gain) if len(valid.lists) else {}
+    a.write_json("calibration.json", {"maps": msgspec.to_builtins(maps), "lists": len(valid.lists)})
+    a.save_scored(tested)
+
+
+def _scored_rows(a: Artefacts) -> tuple[outcomes.ScoredLists, outcomes.ScoredLists]:
+    """The validation and the test lists, from the feature rows of the run."""
+    numbers = a.windows.lists("validation", a.lists)
+    rows, tested, test_numbers = a.window_rows("test")
+    return (
+        outcomes.ScoredLists(a.lists.take(numbers), a.valid_score, a.warm[numbers]),
+        outcomes.ScoredLists(tested, a.trees.score(rows), a.warm[test_numbers]),
+    )
+
+
+def _scored_lists(a: Artefacts, on_progress: OnProgress) -> tuple[outcomes.ScoredLists, outcomes.ScoredLists]:
+    """A sample of the logged lists of the validation and the test window, replayed."""
+    inputs, keys = a.inputs, query_groups.keys(a.inputs.short_lists())
+    chosen = [outcomes.thin(a.windows.lists(window, keys)) for window in ("validation", "test")]
+    lists = inputs.with_columns(query_groups.select(inputs.short_lists(), np.sort(np.concatenate(chosen))))
+    scored = outcomes.score_shown(a.replay, lists, (a.trees_before_refit, a.trees), a.windows.test, on_progress)
+    is_tested = lists.at >= a.windows.test
+    return scored.take(np.flatnonzero(~is_tested)), scored.take(np.flatnonzero(is_tested))
 
 
 def make_release(a: Artefacts, on_progress: OnProgress) -> None:
@@ -277,6 +315,7 @@ def make_release(a: Artefacts, on_progress: OnProgress) -> None:
         created_at=inputs.cut_off,
         encoder_fingerprint=encoder["fingerprint"],
         retention=a.replay.retention,
+        calibration=a.maps,
     )
     a.write_json("release.json", {"path": str(path.resolve()), "id": path.name})
 

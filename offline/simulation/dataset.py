@@ -25,7 +25,7 @@ from features.arrays import I32, I64
 from features.log import KINDS, Kind
 from offline.config import SimulateConfig
 from offline.runtime import OnProgress, atomic_path, no_progress
-from offline.simulation.products import Products, make_products
+from offline.simulation.products import Products, make_products, with_margins
 from offline.simulation.shop import DEVICES_IN_USE, DayLog, Shop
 from offline.simulation.shoppers import Shoppers, fashions
 
@@ -114,12 +114,15 @@ def simulate(config: SimulateConfig, directory: Path, on_progress: OnProgress | 
 def open_shop(config: SimulateConfig) -> Shop:
     """The shop at the start of its first day, with the products that arrive on all days of the log and `ahead` more."""
     # One random stream per component, so that for example more shoppers do not change the catalogue.
-    rngs = [np.random.default_rng([config.seed, part]) for part in range(8)]
+    rngs = [np.random.default_rng([config.seed, part]) for part in range(9)]
     days = config.days + config.ahead
     arrivals = rngs[0].poisson(config.new_items_per_day, days).astype(np.int64)
     opening_us = int(config.start.timestamp()) * 1_000_000
+    products = make_products(rngs[1], config.items, arrivals, opening_us, config.language)
+    if config.margins:
+        products = with_margins(products, rngs[8])
     return Shop(
-        make_products(rngs[1], config.items, arrivals, opening_us, config.language),
+        products,
         Shoppers.invent(rngs[2], config.users),
         fashions(rngs[3], days),
         opening_us,

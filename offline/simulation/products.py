@@ -9,7 +9,7 @@ All choices are made with English phrases. Another language has a phrase for eac
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -133,6 +133,21 @@ def make_products(
     phrases = _PHRASES.get(language, {})
     table, noun = _table(rng, department, brand, attributes, appeal, np.maximum(price, 0.5), available, phrases)
     return Products(latent, appeal, np.maximum(price, 0.5), level, department, noun, available, table, phrases)
+
+
+def with_margins(products: Products, rng: np.random.Generator) -> Products:
+    """The products with the attribute `margin`: the profit per sale, in the currency of the price.
+
+    The share of the price differs by brand and by item, around 0.3. A few are loss leaders with a negative margin, and
+    some margins are missing. No shopper sees or reacts to it.
+    """
+    n, brands = len(products), products.table["brand"].combine_chunks().dictionary_encode()
+    of_brand = np.append(rng.normal(0.3, 0.08, len(brands.dictionary)), 0.3)
+    code = brands.indices.fill_null(len(brands.dictionary)).to_numpy()
+    share = of_brand[code] + rng.normal(0, 0.12, n)
+    share[rng.random(n) < 0.03] = -0.1
+    margin = pa.array(np.round(products.price * share, 2), mask=rng.random(n) < 0.04)
+    return replace(products, table=products.table.append_column("margin", margin))
 
 
 def _price_of_attributes() -> F64:

@@ -13,7 +13,15 @@ from serving.api.items import ItemAnswer, ItemsAnswer, accept_item
 from serving.api.merges import MergeAnswer, MergeIn
 from serving.api.page import PageAnswer, PageRequest
 from serving.api.problem import Problem
-from serving.api.rankings import DEFAULT_LIMIT, DegradedReason, RankAnswer, RankedItem, RankRequest, RecommendRequest
+from serving.api.rankings import (
+    DEFAULT_LIMIT,
+    DegradedReason,
+    ObjectivePart,
+    RankAnswer,
+    RankedItem,
+    RankRequest,
+    RecommendRequest,
+)
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -27,6 +35,7 @@ __all__ = [
     "ItemsAnswer",
     "MergeAnswer",
     "MergeIn",
+    "ObjectivePart",
     "PageAnswer",
     "PageRequest",
     "Problem",

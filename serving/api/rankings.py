@@ -116,12 +116,34 @@ class Because(Struct):
 DegradedReason = Literal["history-unavailable", "release-from-disk", "redis-replaced"]
 
 
+class ObjectivePart(Struct, omit_defaults=True):
+    """Effect of the placement's objective on an item.
+
+    added: change of the score. relevance, value: the two parts of the sum that orders the list, with their weights.
+    probability: of a click, a cart and a purchase if the item is shown, as far as the release knows them. amount: the
+    value of the item. expected: the expected amount, by the weights of the outcomes. assumed: present only if true: the
+    item has no value, and the amount is the median of the catalogue. below_floor: present only if true: too few
+    shoppers would click the item for its value to count.
+    """
+
+    added: float
+    relevance: float
+    value: float
+    probability: dict[str, float]
+    amount: float
+    expected: float
+    assumed: bool = False
+    below_floor: bool = False
+
+
 class RankedItem(Struct, omit_defaults=True):
     """One ranked item. Fields after sources are present only with `explain` and if not empty, except `known`.
 
-    score: the ranker's score after boosts and buries. It is the sum of `base`, the contributions in `reasons`, `others`
-    (all features not in `reasons`, together) and what `rules` added. sources: where an item was retrieved from. known:
-    only present if it is false: the item is not in the catalogue, and its score is that of an item without any data.
+    score: the ranker's score after the objective of the placement, boosts and buries. It is the sum of `base`, the
+    contributions in `reasons`, `others` (all features not in `reasons`, together), and what `objective` and `rules`
+    added. objective: not in responses to public keys, whose `others` include what it added. sources: where an item was
+    retrieved from. known: only present if it is false: the item is not in the catalogue, and its score is that of an
+    item without any data.
     """
 
     item_id: str
@@ -133,6 +155,7 @@ class RankedItem(Struct, omit_defaults=True):
     rules: list[Applied] = []
     because: Because | None = None
     known: bool = True
+    objective: ObjectivePart | None = None
 
 
 class RankAnswer(Struct):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from serving.api import PageRequest, Problem, RankRequest, RecommendRequest, page
+from serving.api import PageRequest, Problem, RankAnswer, RankRequest, RecommendRequest, page
 from serving.http.keys import Key
 from serving.http.shopper_tokens import Policy, token_problem
 
@@ -50,6 +50,14 @@ class Access(NamedTuple):
             with page.within_list(number):
                 self.check_ranking(one)
         return shows_history
+
+    def without_values(self, answer: RankAnswer) -> RankAnswer:
+        """The answer as this key may see it: a public key does not see the values of items, such as margins."""
+        if self.key is not None and self.key.public:
+            for item in answer.items:
+                if item.objective is not None:
+                    item.others, item.objective = (item.others or 0.0) + item.objective.added, None
+        return answer
 
     def _check_unproven(self, asked: RankRequest | RecommendRequest) -> None:
         if self.policy == "required":

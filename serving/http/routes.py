@@ -51,7 +51,8 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
     )
     async def rank(request: Request) -> Response:
         asked = rankings.rank_request(await request.body())
-        return json_response(await service.rank(asked, access_of(request).check_ranking(asked)))
+        access = access_of(request)
+        return json_response(access.without_values(await service.rank(asked, access.check_ranking(asked))))
 
     @app.post(
         "/v1/recommend",
@@ -60,7 +61,8 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
     )
     async def recommend(request: Request) -> Response:
         asked = rankings.recommend_request(await request.body())
-        return json_response(await service.recommend(asked, access_of(request).check_ranking(asked)))
+        access = access_of(request)
+        return json_response(access.without_values(await service.recommend(asked, access.check_ranking(asked))))
 
     @app.post(
         "/v1/page",

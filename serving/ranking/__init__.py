@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, prepare
+from serving.ranking.objective import Objective, Worth, amounts
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.placements import NO_PLACEMENT, Placement
 from serving.ranking.ranking import Ranking
@@ -18,10 +19,13 @@ __all__ = [
     "NO_PLACEMENT",
     "Follower",
     "Live",
+    "Objective",
     "Overlay",
     "Placement",
     "Ranking",
     "Service",
+    "Worth",
+    "amounts",
     "plan_of",
     "prepare",
 ]

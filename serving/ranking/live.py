@@ -28,6 +28,7 @@ from ranker.booster import BoosterTrees
 from serving.config import PlacementConfig
 from serving.merchandising import Compiled
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
+from serving.ranking.objective import Objective, compile_objectives
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import CandidateRetriever, ids_with_pinned
@@ -59,8 +60,8 @@ class Live:
 
     last, changes: the last entries applied of the event stream and of the stream of item changes.
     standing: the configuration's rules, compiled for this release. placed: the same followed by those of each
-    placement. overlay: items written since the release. merchandising: the merchandising rules, compiled for this
-    release; None if they are not used.
+    placement. objectives: of the placements that have one. overlay: items written since the release. merchandising: the
+    merchandising rules, compiled for this release; None if they are not used.
     """
 
     release: Release
@@ -69,6 +70,7 @@ class Live:
     last: str
     standing: Plan | None = None
     placed: Mapping[str, Plan | None] = field(default_factory=dict)
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
     overlay: Overlay = NO_OVERLAY
     changes: str = START
     merchandising: Compiled | None = None
@@ -82,12 +84,17 @@ class Live:
         return cls(release, items, features(release.items), first)
 
     def compile_rules(self, rules: Rules, placements: Mapping[str, PlacementConfig]) -> None:
-        """Compile the rules of the configuration and of its placements. Raises RuleError."""
+        """Compile the rules of the configuration and of its placements, and their objectives. Raises RuleError."""
         standing = self.standing = Plan.of(rules, self.attributes, "serving.rules")
         own = {
             name: Plan.of(placement.rules, self.attributes, f"placements.{name}.rules")
             for name, placement in placements.items()
         }
+        self.objectives = compile_objectives(
+            {name: placement.objective for name, placement in placements.items()},
+            self.release.manifest.calibration or {},
+            self.items.catalogue,
+        )
         self.placed = {name: plan if standing is None else standing.then(plan) for name, plan in own.items()}
 
     def with_overlay(
@@ -211,13 +218,15 @@ class Live:
         narrowed: Plan | None = None,
         shares: F64 | None = None,
         variants: VariantPlan | None = None,
+        placement: str | None = None,
     ) -> Ranking:
         """The best `limit` items of the catalogue for a user, after the rules: the list of `/v1/recommend`.
 
         Without exploration, and all in this thread. size: number of candidates to retrieve. outside: the user's events
         with items outside the catalogue. narrowed: a plan with further filters; the best `size` items that it admits
         are candidates as well. shares: of the sources, as in `features.retrieval.merge`.
-        variants: which variants of products may be in the list; None for all.
+        variants: which variants of products may be in the list; None for all. placement: the name of the one whose
+        objective applies.
         """
         found = self.retriever.candidates_now(history, at, size, plan, context, shares, variants).item
         if narrowed is not None:
@@ -225,8 +234,9 @@ class Live:
             found = np.concatenate([found, more[~np.isin(more, found)]])
         plan = self.with_variants(plan, variants)
         ids = ids_with_pinned(found, self.items, plan, history, at)
-        whole = self.rank(history, ids, at, None if plan or variants else limit, context)
-        whole, _ = self.choose_variants(whole, plan, variants)
+        has_objective = placement in self.objectives
+        whole = self.rank(history, ids, at, None if plan or variants or has_objective else limit, context)
+        whole, _ = self.choose_variants(self.apply_objective(whole, placement), plan, variants)
         return self.apply_rules(whole, plan, history, outside, at, limit)[0].first(limit)
 
     def with_variants(self, plan: Plan | None, variants: VariantPlan | None) -> Plan | None:
@@ -244,6 +254,11 @@ class Live:
             return ranking, []
         kept, removed = variants.apply(ranking.item_ids, ranking.item)
         return ranking.take(kept), removed
+
+    def apply_objective(self, ranking: Ranking, placement: str | None) -> Ranking:
+        """The ranking of all candidates for the objective of a placement; unchanged without one."""
+        objective = None if placement is None else self.objectives.get(placement)
+        return ranking if objective is None else objective.apply(ranking)
 
     def apply_rules(
         self, ranking: Ranking, plan: Plan | None, history: History, outside: Outside, at: float, limit: int | None

@@ -121,7 +121,7 @@ class Overlay:
         rows = [
             row
             for row, item in changed.items()
-            if base.catalogue.item_ids[row] in self.vectors and _changes_text(item, base.catalogue.number_names)
+            if base.catalogue.item_ids[row] in self.vectors and _changes_text(item, base.catalogue)
         ]
         ids = [*(base.catalogue.item_ids[row] for row in rows), *added]
         new = Vectors.quantise(np.array([self.vectors.get(i, missing) for i in ids], np.float32).reshape(len(ids), d))
@@ -150,10 +150,10 @@ NO_OVERLAY = Overlay({}, {})
 """The overlay of a release without written items."""
 
 
-def _changes_text(item: ItemFields, number_names: Sequence[str]) -> bool:
+def _changes_text(item: ItemFields, base: Catalogue) -> bool:
     """True if the written fields may change the text that is encoded."""
     return any(name in TEXT_COLUMNS for name in item.fields) or any(
-        name not in number_names for name in item.attributes
+        name not in (*base.number_names, *base.value_names) for name in item.attributes
     )
 
 
@@ -177,6 +177,7 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
     category = _extend(base.category, np.full(k, len(base.category_names), np.int32))
     brand = _extend(base.brand, np.full(k, len(base.brand_names), np.int32))
     numbers = _extend(base.numbers, np.full((k, base.numbers.shape[1]), np.nan))
+    values = _extend(base.values, np.full((k, base.values.shape[1]), np.nan)) if base.value_names else base.values
     born[n : n + k] = [item.at for item in added.values()]
     code_of = {
         name: {value: code for code, value in enumerate(names)}
@@ -195,6 +196,8 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
         for name, value in item.attributes.items():
             if name in base.number_names:
                 numbers[row, list(base.number_names).index(name)] = _number(value, name in base.date_names)
+            elif name in base.value_names:
+                values[row, list(base.value_names).index(name)] = _number(value, is_date=False)
         if not item.available:
             born[row] = np.inf  # retrieval treats it as not yet on sale
     group, group_names = _groups(base, rows, k)
@@ -212,6 +215,7 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
         brand=brand,
         available_from=born,
         numbers=numbers,
+        values=values,
         tag_start=np.append(start, start[-1]),
         tag=np.concatenate([base.tag[: base.tag_start[-2]], np.array(flat_tags, np.int32)]),
         group=group,

@@ -53,17 +53,17 @@ from serving.api import (
     request_id,
 )
 from serving.config import ServiceConfig
-from serving.ranking.event_limits import EventLimits
 from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import explore
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
+from serving.ranking.objective import objective_parts
 from serving.ranking.page import Page
 from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import ids_with_pinned, sources_of
 from serving.ranking.shadow import Shadow
-from serving.records import Metrics, Served, ServedLog
+from serving.records import EventLimits, Metrics, Served, ServedLog
 from serving.rules import Plan, Removed, RuledList, RuleError, Rules, VariantPlan
 from serving.store import (
     REFUSED,
@@ -306,7 +306,8 @@ class Service:
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
-        rank_all = sampled or shadowed or plan is not None or variants is not None
+        has_objective = placement.name in live.objectives
+        rank_all = sampled or shadowed or has_objective or plan is not None or variants is not None
         began = time.perf_counter()
         if shared is None:
             whole = live.rank(history, candidates, at, None if rank_all else limit, context)
@@ -314,7 +315,8 @@ class Service:
             whole = shared.rank(candidates, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        chosen, left_out = live.choose_variants(whole, plan, variants)
+        valued = live.apply_objective(whole, placement.name)
+        chosen, left_out = live.choose_variants(valued, plan, variants)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
         if ruled is None:
@@ -331,6 +333,7 @@ class Service:
             items = _ranked_items(ranking)
         elif shows_history:
             items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
+            objective_parts(items, ranking)
             self._name_nearest(items, live, ranking, history)
             removed = (left_out or UNSET) if ruled is None else ruled.removed
         else:

@@ -52,6 +52,8 @@ def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
     }
     if c.group is not None:
         out |= {"group": c.group, **Strings.of(c.group_names).arrays("group_names")}
+    if c.value_names:
+        out |= {"values": c.values, **Strings.of(c.value_names).arrays("value_names")}
     if items.inverted is not None:
         lists = items.inverted
         out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
@@ -135,6 +137,7 @@ def from_arrays(read: Arrays) -> Items:
     category = read.within("category", read("category", np.int32, n + 1), 0, len(category_names) + 1)
     group, group_names = _groups(read, n)
     tag = read.within("tag", read("tag", np.int32, None), 0, len(tag_names))
+    value_names = list(read.strings("value_names", None)) if read.has("values") else []
     catalogue = Catalogue(
         item_ids=read.strings("item_ids", n),
         titles=read.strings("titles", n),
@@ -152,6 +155,8 @@ def from_arrays(read: Arrays) -> Items:
         date_names=list(read.strings("date_names", None)),
         group=group,
         group_names=group_names,
+        values=read("values", np.float64, n + 1, len(value_names)) if value_names else np.empty((0, 0)),
+        value_names=value_names,
     )
     near = read.within("neighbour_item", read("neighbour_item", np.int32, n + 1, None), -1, n)
     entities = n + 1 + len(category_names) + 1 + 1

@@ -12,6 +12,7 @@ import msgspec
 
 from features.columns import Column
 from features.retention import Retention
+from ranker.calibration import Outcome, OutcomeMap
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -37,7 +38,8 @@ class Manifest(msgspec.Struct, frozen=True):
     files: by path relative to the directory, with `/`. attribution_s: as in `features.moment.Items`. retention: of the
     users' lists that the ranker was trained on. custom: where the code of each custom feature is. columns: the
     declared columns of requests; not in the file if there are none. tokens: version of `features.text.tokens` that
-    split the texts into words; not set in releases of version 1, whose IDs do not cover it.
+    split the texts into words; not set in releases of version 1, whose IDs do not cover it. calibration: the map
+    from scores to the probability of each outcome; not set in a release without any.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Manifest(msgspec.Struct, frozen=True):
     custom: list[str] = []
     columns: list[Column] | msgspec.UnsetType = msgspec.UNSET
     tokens: int | msgspec.UnsetType = msgspec.UNSET
+    calibration: dict[Outcome, OutcomeMap] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)

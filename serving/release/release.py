@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, zip_longest
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,6 +34,7 @@ from features.table import Feature, Items, names, schema_hash
 from features.text import tokens
 from ranker import query_prior
 from ranker.booster import BoosterTrees, scorer
+from ranker.calibration import Maps
 from ranker.model_text import ModelTextError
 from ranker.trees import Trees
 from serving.release.arrays import Arrays, from_arrays, to_arrays
@@ -97,12 +99,13 @@ def write_release(
     created_at: float,
     encoder_fingerprint: str,
     retention: Retention = DEFAULT_RETENTION,
+    calibration: Maps = MappingProxyType({}),
 ) -> Path:
     """Write a release under `root`, synced to disk, and return its directory. Equal inputs give the same directory.
 
     items: with item state as of `cut_off`. item_columns: the catalogue, embeddings as fixed_size_list<float32>[d].
-    encoder_dir: copied into the release; None if there is no encoder. Times are Unix seconds. retention: see
-    `Manifest`.
+    encoder_dir: copied into the release; None if there is no encoder. Times are Unix seconds. retention,
+    calibration: see `Manifest`.
     A failed write leaves nothing behind. Raises ReleaseError if model and features do not match, if the encoder
     directory contains code or a format that can run code, or if the directory of this ID exists with different content.
     """
@@ -138,6 +141,7 @@ def write_release(
             custom=[f.origin for f in items.custom],
             columns=list(items.columns) or msgspec.UNSET,
             tokens=tokens.VERSION,
+            calibration=dict(calibration) or msgspec.UNSET,
             files={p.relative_to(staging).as_posix(): _entry(p) for p in _files(staging)},
         )
         # Round trip through JSON, so that the ID is of the values as they will be read: an int for a float, for

@@ -74,6 +74,7 @@ TINY = {
         ["--events", "2000", "--items", "50", "--users", "40", "--repeats", "1"],
         {"events_per_s", "ratio_to_duckdb", "peak_gb"},
     ),
+    "objective": (["--quick"], {"margin at margin 0.3", "sales at price 0.3", "clicks at margin 1"}),
     "rerank": (["--quick", "--synonyms"], {"lists", "the engine's order", "ranker with the score"}),
     "serve": (
         ["--quick"],

@@ -45,7 +45,7 @@ SERVING: dict[str, set[str]] = {
     "merchandising": {"rules", "store"},
     "api": {"config", "rules", "store"},
     "release": {"lock", "store"},
-    "records": {"api", "store"},
+    "records": {"api", "config", "store"},
     "ranking": {"api", "config", "merchandising", "records", "release", "rules", "store"},
     "compile": {"kernels", "ranking", "release", "store"},
     "http": {"api", "config", "ranking", "records"},

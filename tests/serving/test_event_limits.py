@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from features.log import Kind
 from serving.config import ServiceConfig
-from serving.ranking import event_limits
-from serving.ranking.event_limits import EventLimits, Window
+from serving.records import event_limits
+from serving.records.event_limits import EventLimits, Window
 from serving.store import Event
 from tests.serving.test_service import FAST, click, ready, refused, releases, served, url
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from offline.evaluation.report import data, formatting, models, off_policy, results
+from offline.evaluation.report import data, formatting, models, off_policy, outcomes, results
 from offline.evaluation.report.conclusions import significant
 from offline.evaluation.report.content import DRAWN, HEADLINE, SCHEMA, SECTIONS, level, plain, validate
 from offline.runtime import atomic_path
@@ -52,6 +52,8 @@ def render(evaluation: Mapping[str, object]) -> str:
         quality=results.quality(page),
         improvement=results.improvement(page),
         off_policy=off_policy.estimates(page),
+        probabilities=outcomes.probabilities(page),
+        objectives=outcomes.objectives(page),
         examples=results.examples(page),
         explanation=models.explanation(page),
         ranker=models.ranker(page),

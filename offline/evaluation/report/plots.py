@@ -57,6 +57,8 @@ Points = Sequence[tuple[float | None, float | None]]
 """x, y; a point with None is not drawn."""
 Band = Sequence[tuple[float | None, float | None, float | None]]
 """x, low, high."""
+Trade = tuple[float, tuple[float, float, float], tuple[float, float, float]]
+"""Weight, and two changes as (value, low, high), in percent."""
 Limits = tuple[float, float]
 Marks = Sequence[float | None]
 
@@ -208,6 +210,47 @@ def calibration(ax: Axes, bins: Sequence[tuple[float, float]]) -> None:
         axis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlabel("predicted click rate")
     ax.set_ylabel("observed click rate")
+
+
+def reliability(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], outcome: str) -> None:
+    """Observed against predicted rates of each slice, with a dashed line where they are equal."""
+    top = max(1e-6, 1.08 * max(max(pair) for line in lines.values() for pair in line))
+    ax.plot([0, top], [0, top], color=SOFT, linestyle="--", linewidth=1)
+    for (label, line), colour, marker in zip(lines.items(), (ACCENT, SECOND, INK), "osD", strict=False):
+        predicted, observed = zip(*line, strict=True)
+        ax.plot(predicted, observed, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
+    ax.set_xlim(0, top)
+    ax.set_ylim(0, top)
+    ax.grid(True, axis="both")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlabel(f"predicted {outcome} rate")
+    ax.set_ylabel(f"observed {outcome} rate")
+    if len(lines) > 1:
+        ax.legend(labelcolor=INK)
+
+
+def trade_off(ax: Axes, lines: Mapping[str, Sequence[Trade]], xlabel: str, ylabel: str) -> None:
+    """Curves of two changes in percent by weight, with the interval of each; the first is labelled with the weights."""
+    for zero in (ax.axhline, ax.axvline):
+        zero(0.0, color=SOFT, linewidth=1)
+    styles = zip(lines.items(), (ACCENT, SECOND, INK), "osD", strict=False)
+    for k, ((label, line), colour, marker) in enumerate(styles):
+        x, y = [one[0] for _, one, _ in line], [one[0] for _, _, one in line]
+        ax.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
+        for weight, (x0, x1, x2), (y0, y1, y2) in line:
+            ax.plot([x1, x2], [y0, y0], color=colour, linewidth=1, alpha=0.4)
+            ax.plot([x0, x0], [y1, y2], color=colour, linewidth=1, alpha=0.4)
+            if k == 0:
+                ax.annotate(f"{weight:g}", (x0, y0), xytext=(4, 4), textcoords="offset points", color=colour)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_formatter(PercentFormatter(100.0, decimals=0))
+    ax.grid(True, axis="both")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.legend(labelcolor=INK)
 
 
 def swarm(ax: Axes, rows: Sequence[tuple[str, Sequence[tuple[float, float | None]]]], xlabel: str) -> None:

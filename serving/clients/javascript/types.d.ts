@@ -141,6 +141,20 @@ export interface Applied {
   moved_from?: number | null;
 }
 
+/** Effect of the placement's objective on an item. added: change of the score. */
+export interface ObjectivePart {
+  added: number;
+  relevance: number;
+  value: number;
+  probability: Record<string, number>;
+  amount: number;
+  expected: number;
+  /** Present only if it is true: the item has no value, and the amount is the median of the catalogue. */
+  assumed?: boolean;
+  /** Present only if it is true: too few shoppers would click the item for its value to count. */
+  below_floor?: boolean;
+}
+
 export interface RankedItem {
   item_id: string;
   score: number;
@@ -152,6 +166,7 @@ export interface RankedItem {
   because?: Because | null;
   /** Present only if it is false: the item is not in the catalogue. */
   known?: boolean;
+  objective?: ObjectivePart | null;
 }
 
 export interface Removed {

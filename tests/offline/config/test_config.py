@@ -172,7 +172,7 @@ def test_an_invalid_value_is_an_error_with_its_key_and_range(
     assert error_of(tmp_path, content) == expected
 
 
-PLACEMENT = "sources, requires, rules, limit, explore, variants"
+PLACEMENT = "sources, requires, rules, limit, explore, variants, objective"
 PLACED = "(Settings of the lists of each placement, a named spot in the shop, by its name.)"
 BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and control characters"
 

@@ -53,6 +53,17 @@ def test_attributes_are_converted_to_the_configured_kinds() -> None:
     assert np.diff(catalogue.by_attribute["themes"].start).tolist() == [2, 3, 0, 0]
 
 
+def test_a_value_is_a_number_that_is_not_a_feature() -> None:
+    items = ITEMS.append_column("margin", pa.array(["1.5", "-2", None]))
+    catalogue = read_catalogue(convert_attributes(items, {"margin": "value", **KINDS}, "items.parquet"))
+    assert list(catalogue.value_names) == ["margin"]
+    np.testing.assert_array_equal(catalogue.values[:, 0], [1.5, -2, np.nan, np.nan])
+    assert "margin" not in catalogue.number_names
+    assert catalogue.amount_names == ["price", "year", "margin"]
+    np.testing.assert_array_equal(catalogue.amounts("margin"), catalogue.values[:, 0])
+    assert catalogue.amounts("released") is None, "a date is not an amount"
+
+
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [

@@ -45,6 +45,26 @@ def small() -> dict[str, Any]:
     return scored({"ranker": {"all": {"lists": 40, "ndcg@10": 0.6}}})
 
 
+RELIABLE = {
+    "lists": 200,
+    "rows": 4800,
+    "predicted": 0.1,
+    "observed": 0.11,
+    "error": 0.01,
+    "log_loss": 0.3,
+    "log_loss_of_rate": 0.32,
+    "bins": [{"predicted": p, "observed": 1.1 * p, "rows": 480} for p in (0.05, 0.2)],
+}
+
+
+def point(weight: float) -> dict[str, Any]:
+    """Figures of an objective at a weight, with changes from weight 0."""
+    names = [f"{prefix}{name}" for prefix in ("", "expected_") for name in ("clicks", "earned:margin", "earned:price")]
+    changes = {f"change_{name}": [-3.0, -4.0, -2.0] for name in ["ndcg@10", *names]} if weight else {}
+    off_policy = {f"off_policy_{name}": [1.0, 0.5, 1.5] for name in names[:3]}
+    return {"weight": weight, **{key: [2.0, 1.9, 2.1] for key in ["ndcg@10", *names]}, **changes, **off_policy}
+
+
 def full() -> dict[str, Any]:
     """An evaluation with every section."""
     means = {"popularity": 0.5, "item_click_rate": 0.55, "text": 0.52, "ranker": 0.6, "best_possible": 0.75}
@@ -129,6 +149,24 @@ def full() -> dict[str, Any]:
             "left_out": 3,
             "systems": {s: dict.fromkeys(("ips", "snips", "doubly_robust"), estimate) | {"truth": 1.02} for s in means},
         },
+        "outcomes": {
+            "lists": 900,
+            "reliability": {
+                "click": dict.fromkeys(("all", "warm_users", "cold_users", "placement:home"), RELIABLE),
+                "purchase": {"all": RELIABLE},
+            },
+        },
+        "objectives": [
+            {
+                "value": "margin",
+                "outcomes": {"purchase": 1.0},
+                "floor": 0.2,
+                "placements": {"cart": 0.3, "home": 0.0},
+                "lists": 1568,
+                "points": [point(0), point(0.5)],
+            },
+            {"value": "profit", "outcomes": {"click": 1.0}, "floor": 0.2, "placements": {"x": 0.1}, "problem": "none"},
+        ],
         "steps": [{"name": "train_encoder", "seconds": 121.3, "peak_mb": 1810.0}],
     }
 
@@ -347,10 +385,10 @@ def test_plots_use_the_colours_of_the_page_in_both_themes(page: str) -> None:
 
 def test_every_plot_has_a_caption_and_a_text_alternative(page: str) -> None:
     """2 of quality, 2 of improvement, 1 off-policy, 3 of SHAP values, 2 of the ranker, 2 diagnostics, 1 of model age, 2
-    of the encoder, 1 of time = 16."""
+    of the encoder, 1 of time, 2 of probabilities, 1 of an objective = 19."""
     parsed = Page(page)
     named = [attributes for tag, attributes in parsed.tags if tag == "svg" and attributes.get("aria-label")]
-    assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (16, 16, 16)
+    assert (parsed.count("figure"), parsed.count("figcaption"), len(named)) == (19, 19, 19)
 
 
 def test_every_table_has_a_caption_and_every_header_a_scope(page: str) -> None:
@@ -383,6 +421,8 @@ def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
         "explanation": "Feature importance",
         "off_policy": "Off-policy estimates",
         "small_slices": "Slices marked *",
+        "outcomes": "log loss of the rate",
+        "objectives": "Clicks against earned margin",
         "staleness": "Model age",
     }
     evaluation = full()
@@ -599,3 +639,11 @@ def test_any_texts_and_numbers_make_a_page_that_parses(
 ) -> None:
     evaluation = {"systems": systems, "intervals": intervals, "title": title, "ranker": {"importance": importance}}
     Page(report.render(evaluation))
+
+
+def test_an_objective_shows_what_each_weight_earns_and_costs(page: str) -> None:
+    words = Page(page).words
+    assert "purchase times margin, floor 0.20" in words
+    assert "Placements: cart (weight 0.30), home (weight 0.00)." in words
+    assert "2.000 (−3.0% [−4.0, −2.0])" in words
+    assert "The service refuses a release with this objective: none" in words

@@ -122,6 +122,19 @@ def test_a_new_item_is_offered_from_the_next_day_on(tmp_path: Path) -> None:
     assert len(shop.offered(6, -1)) > len(shop.offered(3, -1))
 
 
+# --- margins ---
+
+
+def test_margins_change_nothing_else_and_are_around_a_third_of_the_price(shop: Shop, tmp_path: Path) -> None:
+    found = Shop(shop.config.model_copy(update={"margins": True}), tmp_path)
+    pd.testing.assert_frame_equal(found.items.drop(columns="margin"), shop.items)
+    pd.testing.assert_frame_equal(found.events, shop.events)
+    share = found.items.margin / found.items.price
+    assert 0.2 < share.median() < 0.4
+    assert (share < 0).any()
+    assert 0 < found.items.margin.isna().mean() < 0.15
+
+
 # --- searches ---
 
 

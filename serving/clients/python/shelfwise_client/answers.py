@@ -43,10 +43,31 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectivePart:
+    """Effect of the placement's objective on an item.
+
+    added: change of the score. relevance, value: the two parts of the sum that orders the list, with their weights.
+    probability: of a click, a cart and a purchase if the item is shown. amount: the value of the item. expected: the
+    expected amount. assumed: True if the item has no value, and the amount is the median of the catalogue. below_floor:
+    True if too few shoppers would click the item for its value to count.
+    """
+
+    added: float
+    relevance: float
+    value: float
+    probability: dict[str, float]
+    amount: float
+    expected: float
+    assumed: bool = False
+    below_floor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RankedItem:
     """One item of a list. `sources` is set only for recommendations, and the fields after it only with `explain`.
 
-    known: False if the item is not in the catalogue; its score is that of an item without any data.
+    known: False if the item is not in the catalogue; its score is that of an item without any data. objective: only if
+    the placement has one, and the key is not public.
     """
 
     item_id: str
@@ -58,6 +79,7 @@ class RankedItem:
     rules: tuple[Applied, ...] = ()
     because: Because | None = None
     known: bool = True
+    objective: ObjectivePart | None = None
 
 
 @dataclass(frozen=True, slots=True)
