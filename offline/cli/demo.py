@@ -25,6 +25,23 @@ from offline.config import Config
 from offline.data import dataset
 from offline.runtime import progress_bar
 
+SHOP = """\
+# The configuration of the demo: the placements that its storefront shows. All keys are in docs/configuration.md.
+serving:
+  currency: EUR
+placements:
+  product:                     # the page of a product
+    requires: [items]
+    sources: {goes_with: 2, bought_together: 1, similar: 1}
+    limit: 12
+  cart:
+    requires: [items]
+    sources: {goes_with: 2, bought_together: 2, next: 1}
+    limit: 12
+  search:
+    requires: [query]
+    limit: 24
+"""
 _SHOWN = 10
 _CLICKS = 3
 _STARTS_WITHIN_S = 60.0
@@ -35,13 +52,22 @@ class ServiceDown(RuntimeError):
     """The demo's service does not respond. The message has its address, the reason and its log file."""
 
 
-def show(config: Config, redis_url: str, release_id: str, report: Path, port: int, stay: bool) -> None:
+def write_shop(workspace: Path) -> Path:
+    """Write the configuration of the demo into its workspace, unless it is there, and return its path."""
+    path = workspace / "shop.yaml"
+    workspace.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(SHOP, "utf-8")
+    return path
+
+
+def show(config: Config, file: Path, redis_url: str, release_id: str, report: Path, port: int, stay: bool) -> None:
     """Print one shopper's list before and after three clicks, side by side, with reasons; then the addresses to visit.
 
-    stay: keep serving until interrupted.
+    file: of the configuration. stay: keep serving until interrupted.
     """
     data = dataset.load_dataset(config.data, log=config.log)
-    with _service(config, redis_url, port, release_id) as address:
+    with _service(config, file, redis_url, port, release_id) as address:
         user = _shopper(data)
         candidates = list(data.catalogue.item_ids[: config.serving.max_candidates])
         before = _rank(address, user, candidates, None)
@@ -55,10 +81,11 @@ def show(config: Config, redis_url: str, release_id: str, report: Path, port: in
         print(f"storefront: {address}/storefront (click products and watch the ranking change)", flush=True)
         if stay:
             print("serving until you press Ctrl-C", flush=True)
-            with _embedding_worker(config, redis_url):
+            with _embedding_worker(config, file, redis_url):
                 _wait()
         else:
-            print(f"the service has stopped; start it again with: shelfwise serve --workspace {config.workspace}")
+            again = f"shelfwise serve --storefront --workspace {config.workspace} --config {file}"
+            print(f"the service has stopped; start it again with: {again}")
 
 
 def _wait() -> None:
@@ -69,10 +96,14 @@ def _wait() -> None:
         return
 
 
+def _where(config: Config, file: Path) -> list[str]:
+    return ["--workspace", str(config.workspace), "--config", str(file)]
+
+
 @contextmanager
-def _embedding_worker(config: Config, redis_url: str) -> Iterator[None]:
+def _embedding_worker(config: Config, file: Path, redis_url: str) -> Iterator[None]:
     """Run an embedding worker as a separate process, so that the service can rank products added on the storefront."""
-    command = [sys.executable, "-m", "offline.cli", "embed", "--workspace", str(config.workspace)]
+    command = [sys.executable, "-m", "offline.cli", "embed", *_where(config, file)]
     with (config.workspace / "embed.log").open("wb") as out:
         process = subprocess.Popen(command, env={**os.environ, "REDIS_URL": redis_url}, stdout=out, stderr=out)
         try:
@@ -83,11 +114,11 @@ def _embedding_worker(config: Config, redis_url: str) -> Iterator[None]:
 
 
 @contextmanager
-def _service(config: Config, redis_url: str, port: int, release_id: str) -> Iterator[str]:
+def _service(config: Config, file: Path, redis_url: str, port: int, release_id: str) -> Iterator[str]:
     """Run the service as a separate process, as in production. Yields its address once it has loaded the release."""
     address = f"http://{config.serving.host}:{port}"
     log = config.workspace / "service.log"
-    where = ["--workspace", str(config.workspace), "--port", str(port)]
+    where = [*_where(config, file), "--port", str(port)]
     command = [sys.executable, "-m", "offline.cli", "serve", "--storefront", *where]
     with log.open("wb") as out, progress_bar("Starting the service"):
         process = subprocess.Popen(command, env={**os.environ, "REDIS_URL": redis_url}, stdout=out, stderr=out)

@@ -180,16 +180,17 @@ def demo(
     stay: Annotated[bool | None, typer.Option(help="Keep serving afterwards. Default: only in a terminal.")] = None,
 ) -> None:
     """Simulate a shop, train a release, serve it, and see three clicks change a list."""
-    from offline.cli.demo import ServiceDown, show
+    from offline.cli.demo import ServiceDown, show, write_shop
     from offline.simulation import simulate as run
 
-    c = load_config(config, workspace)
+    file = config or write_shop(workspace)
+    c = load_config(file, workspace)
     shop = c.simulate.model_copy(update={"end": datetime.fromisoformat(f"{today()}T00:00:00+00:00")})
     with progress_bar("Simulating a shop") as on_progress:
         run(shop, c.data, on_progress)
     with open_redis(c) as url:
         release, report = run_night(c, True)
         try:
-            show(c, url, release.id, report, port, sys.stdout.isatty() if stay is None else stay)
+            show(c, file, url, release.id, report, port, sys.stdout.isatty() if stay is None else stay)
         except ServiceDown as e:
             raise Failure(str(e)) from e

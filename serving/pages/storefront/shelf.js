@@ -72,7 +72,8 @@ function spot(query) {
 
 /** Recommendations for the shopper. query: empty if there is none. */
 async function personal(query) {
-  const request = { user_id: shopper, limit: SHOWN, explain: true, rules: rules(), ...spot(query) };
+  const asked = spot(query);  // a placement has a length of its own
+  const request = { user_id: shopper, ...(asked.placement ? {} : { limit: SHOWN }), explain: true, rules: rules(), ...asked };
   const answer = await call("POST", "v1/recommend", request);
   const ids = answer.items.map((item) => item.item_id);
   if (added.every((id) => ids.includes(id))) return answer;

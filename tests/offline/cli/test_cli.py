@@ -15,6 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from offline.cli import app, evaluation, terminal
+from offline.cli.demo import write_shop
+from offline.config import load
 from tests import ROOT
 from text_encoder.errors import EncoderError
 
@@ -285,3 +287,11 @@ def test_a_suggestion_for_a_small_file_never_aborts_at_exit(tmp_path: Path) -> N
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, "terminate" in done.stderr) == (0, False), done.stderr
         assert done.stdout.startswith("# Column mapping")
+
+
+def test_the_demo_writes_its_configuration_once(tmp_path: Path) -> None:
+    """Its placements are pages of the storefront. A file that was changed is kept."""
+    path = write_shop(tmp_path / "demo")
+    assert set(load(path).placements) == {"product", "cart", "search"}
+    path.write_text("seed: 3\n", "utf-8")
+    assert load(write_shop(tmp_path / "demo")).seed == 3
