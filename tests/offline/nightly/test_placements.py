@@ -1,10 +1,12 @@
-"""A nightly run of a log with placements that nothing uses is that of a log without them."""
+"""Nightly runs of a log with placements: unused, they change nothing; configured, they are slices and a feature."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,10 +39,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
-def config(workspace: Path) -> Config:
+def config(workspace: Path, **more: Any) -> Config:
     return load(
         None,
         workspace=workspace,
+        **more,
         ranker={"trees": 20, "min_data_in_leaf": 20},
         encoder={"mode": "frozen", "refreshes": 0, "max_tokens": 16},
     )
@@ -57,3 +60,21 @@ def test_a_log_with_placements_gives_the_run_of_one_without_if_nothing_uses_them
     for name in ("rows.npy", "ranker.txt"):
         with_placements, without = ((one.run.directory / name).read_bytes() for one in nights)
         assert with_placements == without
+
+
+def test_configured_placements_are_slices_of_the_report_and_the_declared_column_is_a_feature(workspace: Path) -> None:
+    """Of every list, the placement of its impressions: a quarter of them has none, and a quarter another one."""
+    known = NAMES[:2]
+    values = {"type": "category", "per": "request", "values": list(known)}
+    using = config(workspace, placements={name: {} for name in known}, features={"request": {"placement": values}})
+    night = Night(using, None)
+    night()
+    lists, features = night.artefacts.lists, night.artefacts.replay.features
+    column = night.artefacts.array("rows.npy")[:, [f.name for f in features].index("request_placement")]
+    code = {**{name: float(k) for k, name in enumerate(known)}, "retired": 2.0, None: np.nan}
+    expected = [code[place(str(lists.request_ids[g]))] for g in lists.group.tolist()]
+    np.testing.assert_array_equal(column, np.array(expected, np.float32))
+    by_slice = night.artefacts.json("evaluation.json")["systems"]["ranker"]
+    counts = {name: by["lists"] for name, by in by_slice.items() if name.startswith("placement:")}
+    assert set(counts) == {"placement:home", "placement:<i>cart", "placement:(other)", "placement:(none)"}
+    assert sum(counts.values()) == by_slice["all"]["lists"]
