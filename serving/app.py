@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -83,6 +85,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _stop_with_parent()
         following = asyncio.create_task(follower.run())
         following.add_done_callback(_log_if_failed)
         tasks = [
@@ -139,6 +142,21 @@ async def _reload_keys(good: Keys, tokens: ShopperTokens, counts: Metrics) -> No
                 counts.keys_checked(time.time())
         except Exception:  # a revoked key must not stay valid because one attempt failed
             log.exception("the keys could not be reloaded; trying again in a second")
+
+
+def _stop_with_parent() -> None:
+    """Stop this worker process if the one that started it ends, even if that was killed: it would keep the port."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    loop, sentinel = asyncio.get_running_loop(), parent.sentinel
+
+    def stop() -> None:
+        loop.remove_reader(sentinel)
+        log.error("the process that started this worker has ended, so the worker stops")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(sentinel, stop)
 
 
 def _log_if_failed(following: asyncio.Task[None]) -> None:

@@ -450,9 +450,19 @@ def test_the_two_ports_must_differ() -> None:
         ServiceConfig(internal_port=8000)
 
 
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health/live").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.mark.slow
 def test_several_workers_serve_both_ports(url: str, releases: list[Path]) -> None:
-    """Any worker answers on either port, with the metrics of both: 2 workers that serve the release."""
+    """Any worker answers on either port, with the metrics of both: 2 workers that serve the release.
+
+    They stop if the process that started them is killed.
+    """
     with BulkStore(url) as store:
         store.set_pointer(Pointer(releases[0].name, str(releases[0])))
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -462,3 +472,4 @@ def test_several_workers_serve_both_ports(url: str, releases: list[Path]) -> Non
             until(lambda: counted(client)["shelfwise_release_info", releases[0].name] == 2)
         assert httpx.get(f"{running.address}/metrics").status_code == 404
         assert httpx.post(f"{running.address}/v1/rank", json={}).status_code == 200
+    until(lambda: not answers(running.address), 20)
