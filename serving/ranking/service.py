@@ -278,9 +278,9 @@ class Service:
         plan = live.with_variants(plan, variants)
         ids = ids_with_pinned(found.item, live.items, plan, known.history, at, context.seeds)
         answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants, shared)
-        sources = sources_of(found, catalogue.item_ids)
-        for item in answer.items:
-            item.sources = sources.get(item.item_id, ["pin"])
+        rows = catalogue.rows([item.item_id for item in answer.items])
+        for item, sources in zip(answer.items, sources_of(found, rows), strict=True):
+            item.sources = sources
         return answer
 
     def _answer(
@@ -316,7 +316,7 @@ class Service:
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
         valued = live.apply_objective(whole, placement.name)
-        chosen, left_out = live.choose_variants(valued, plan, variants)
+        chosen, left_out = live.choose_variants(valued, plan, variants, limit)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
         if ruled is None:
