@@ -236,7 +236,7 @@ class Live:
         ids = ids_with_pinned(found, self.items, plan, history, at)
         has_objective = placement in self.objectives
         whole = self.rank(history, ids, at, None if plan or variants or has_objective else limit, context)
-        whole, _ = self.choose_variants(self.apply_objective(whole, placement), plan, variants)
+        whole, _ = self.choose_variants(self.apply_objective(whole, placement), plan, variants, limit)
         return self.apply_rules(whole, plan, history, outside, at, limit)[0].first(limit)
 
     def with_variants(self, plan: Plan | None, variants: VariantPlan | None) -> Plan | None:
@@ -244,16 +244,16 @@ class Live:
         return plan if plan is None or variants is None else variants.with_rules(plan, self.attributes)
 
     def choose_variants(
-        self, ranking: Ranking, plan: Plan | None, variants: VariantPlan | None
+        self, ranking: Ranking, plan: Plan | None, variants: VariantPlan | None, limit: int | None
     ) -> tuple[Ranking, list[Removed]]:
-        """The ranking with the variants that may be shown, and those removed; the same ranking if it has rules.
+        """The best `limit` items with the variants that may be shown, and those removed; the same ranking with rules.
 
         plan: from `with_variants`, which chooses between variants after boosts and pins.
         """
         if variants is None or plan is not None:
             return ranking, []
         kept, removed = variants.apply(ranking.item_ids, ranking.item)
-        return ranking.take(kept), removed
+        return ranking.take(kept[:limit]), removed
 
     def apply_objective(self, ranking: Ranking, placement: str | None) -> Ranking:
         """The ranking of all candidates for the objective of a placement; unchanged without one."""

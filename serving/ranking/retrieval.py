@@ -8,13 +8,13 @@ which is the only reader of item state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import numpy as np
 
 from features.arrays import F64, I32, Bool
 from features.context import NO_CONTEXT, NO_SEEDS, Context
 from features.history import History
+from features.kernels.strings import Strings
 from features.moment import Items
 from features.retrieval import (
     FALLBACKS,
@@ -120,12 +120,13 @@ def ids_with_pinned(
         pinned = pinned[pinned >= 0]
         pinned = pinned[plan.admits(pinned, history, at) & ~np.isin(pinned, candidates) & ~np.isin(pinned, seeds)]
         candidates = np.concatenate([candidates, pinned])
-    return [items.catalogue.item_ids[row] for row in candidates.tolist()]
+    ids = items.catalogue.item_ids
+    return ids.at(candidates) if isinstance(ids, Strings) else [ids[row] for row in candidates.tolist()]
 
 
-def sources_of(retrieved: Retrieved, item_ids: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the sources that retrieved each item, in the order of `SOURCES`, then of `FALLBACKS`."""
-    every, found = (*SOURCES, *FALLBACKS), set(retrieved.source_bits.tolist())
-    names = {bits: [s for k, s in enumerate(every) if bits >> k & 1] for bits in found}
-    pairs = zip(retrieved.item.tolist(), retrieved.source_bits.tolist(), strict=True)
-    return {item_ids[row]: names[bits] for row, bits in pairs}
+def sources_of(retrieved: Retrieved, rows: I32) -> list[list[str]]:
+    """The names of the sources that retrieved each of these items, in the order of `SOURCES`, then of `FALLBACKS`;
+    `pin` if none did."""
+    bits_of = dict(zip(retrieved.item.tolist(), retrieved.source_bits.tolist(), strict=True))
+    found, every = [bits_of.get(row, 0) for row in rows.tolist()], (*SOURCES, *FALLBACKS)
+    return [[name for k, name in enumerate(every) if bits >> k & 1] or ["pin"] for bits in found]

@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from features.arrays import F64
+from features.arrays import F64, I32
 from features.bounds import COLUMNS
 from features.columns import NOTHING, Scalar, Sent, has_lists, pick, with_placement
-from features.context import Context
+from features.context import NO_SEEDS, Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
@@ -269,7 +269,7 @@ class Service:
         """The answer of `recommend`, but for its time. shared: the page that the list is part of."""
         plan, catalogue = plan_of(request.rules, live, placement.name, at=at), live.items.catalogue
         size = self.config.candidates_for(limit + (0 if shared is None else len(shared.taken)))
-        variants = self._variants(request, placement, live, known, at)
+        variants = self._variants(request, placement, live, known, at, context.seeds)
         if shared is None:
             found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares, variants)
         else:
@@ -278,9 +278,9 @@ class Service:
         plan = live.with_variants(plan, variants)
         ids = ids_with_pinned(found.item, live.items, plan, known.history, at, context.seeds)
         answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants, shared)
-        sources = sources_of(found, catalogue.item_ids)
-        for item in answer.items:
-            item.sources = sources.get(item.item_id, ["pin"])
+        rows = catalogue.rows([item.item_id for item in answer.items])
+        for item, sources in zip(answer.items, sources_of(found, rows), strict=True):
+            item.sources = sources
         return answer
 
     def _answer(
@@ -316,7 +316,7 @@ class Service:
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
         valued = live.apply_objective(whole, placement.name)
-        chosen, left_out = live.choose_variants(valued, plan, variants)
+        chosen, left_out = live.choose_variants(valued, plan, variants, limit)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
         if ruled is None:
@@ -405,12 +405,18 @@ class Service:
         return context._replace(columns=columns.encoded(declared, sent, known.attributes or NOTHING))
 
     def _variants(
-        self, request: RankRequest | RecommendRequest, placement: Placement, live: Live, known: Known, at: float
+        self,
+        request: RankRequest | RecommendRequest,
+        placement: Placement,
+        live: Live,
+        known: Known,
+        at: float,
+        seeds: I32 = NO_SEEDS,
     ) -> VariantPlan | None:
         """Which variants of products may be in the list of a request; None for all."""
         settings = placement.variants_of(request.variants, self.config.variants)
         keep: Literal["one", "all"] = "all" if isinstance(request, RankRequest) else "one"
-        return VariantPlan.of(live.items.catalogue, settings, keep, known.history, at)
+        return VariantPlan.of(live.items.catalogue, settings, keep, known.history, at, seeds)
 
     def _check_size(self, request: RankRequest, live: Live) -> None:
         given = len(live.items.catalogue) if request.ids is None else len(request.ids)

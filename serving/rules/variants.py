@@ -19,6 +19,7 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from features.arrays import F64, I32, I64, Bool
 from features.catalogue import Catalogue
+from features.context import NO_SEEDS
 from features.history import History
 from features.log import Kind
 from serving.rules.conditions import Attributes, Mask
@@ -27,8 +28,8 @@ from serving.rules.rules import LISTED, Plan, Removed
 AFTER_PURCHASE_DAYS = 30.0
 """Days for which the other variants of a bought product are left out, unless a setting or request says otherwise."""
 _DAY_S = 86400.0
-ON_PAGE = "page"
-"""Path of what leaves out the items of earlier lists of a page."""
+ON_PAGE, OF_ITEMS = "page", "items"
+"""Paths of what leaves out the items of earlier lists of a page, and other variants of the items of the request."""
 _NONE = np.empty(0, np.int32)
 _MOST_RETRIEVED = 5000
 """Maximum number of items that a source is asked for, whatever the number of variants."""
@@ -70,7 +71,7 @@ class VariantPlan:
 
     keep: path, None if all variants are kept. bought: int32, rows of the items that the shopper bought recently.
     bought_groups: int32, their groups, ascending. group: int32[n + 1], as in `Catalogue`. taken: int32, rows of the
-    items of earlier lists of a page.
+    items of earlier lists of a page. seed_groups: int32, groups of the items that the request is for.
     """
 
     group: I32
@@ -80,14 +81,22 @@ class VariantPlan:
     bought: I32
     bought_groups: I32
     taken: I32 = field(default_factory=lambda: _NONE)
+    seed_groups: I32 = field(default_factory=lambda: _NONE)
 
     @classmethod
     def of(
-        cls, catalogue: Catalogue, sources: Sequence[Source], keep: Literal["one", "all"], history: History, at: float
+        cls,
+        catalogue: Catalogue,
+        sources: Sequence[Source],
+        keep: Literal["one", "all"],
+        history: History,
+        at: float,
+        seeds: I32 = NO_SEEDS,
     ) -> VariantPlan | None:
         """The plan for a shopper; None if it would never leave anything out.
 
         sources: settings, those that take precedence first. keep: used if none of them sets it. at: Unix seconds.
+        seeds: as in `Context`; other variants of their products are left out, unless all are kept.
         """
         if catalogue.group is None:
             return None
@@ -99,12 +108,13 @@ class VariantPlan:
         )
         alone = len(catalogue.group_names)
         bought = _bought(history, at - days * _DAY_S) if days else _NONE
-        groups = np.unique(catalogue.group[bought])
-        groups = groups[groups != alone]
+        groups, of_seeds = (_groups_of(catalogue.group, rows, alone) for rows in (bought, seeds))
         if kept == "all" and not len(groups):
             return None
         keep_one = f"{kept_by}.keep" if kept == "one" else None
-        return cls(catalogue.group, alone, keep_one, f"{days_path}.after_purchase_days", bought, groups)
+        after_purchase = f"{days_path}.after_purchase_days"
+        of_seeds = of_seeds if keep_one else _NONE
+        return cls(catalogue.group, alone, keep_one, after_purchase, bought, groups, seed_groups=of_seeds)
 
     def _removals(self) -> list[tuple[str, Callable[[I32], Bool]]]:
         """What leaves out items, with its path: bool, like int32 rows (-1 if unknown), True for an item left out."""
@@ -113,17 +123,21 @@ class VariantPlan:
             out.append((ON_PAGE, self._is_taken))
         if len(self.bought_groups):
             out.append((self.after_purchase, self._is_other_of_bought))
+        if len(self.seed_groups):
+            out.append((OF_ITEMS, self._is_other_of_seed))
         return out
 
     def _is_taken(self, item: I32) -> Bool:
         taken: Bool = np.isin(item, self.taken)
         if self.keep is not None:
-            groups = self.group[self.taken]
-            taken |= np.isin(self.group[item], groups[groups != self.alone])
+            taken |= np.isin(self.group[item], _groups_of(self.group, self.taken, self.alone))
         return taken
 
     def _is_other_of_bought(self, item: I32) -> Bool:
         return np.isin(self.group[item], self.bought_groups) & ~np.isin(item, self.bought)
+
+    def _is_other_of_seed(self, item: I32) -> Bool:
+        return np.isin(self.group[item], self.seed_groups)
 
     def first(self, item: I32) -> Bool:
         """bool, like `item`: True for the first of each group, and for items without a group."""
@@ -132,11 +146,13 @@ class VariantPlan:
     def offered(self, rows: I32) -> I32:
         """The rows in the order in which a candidate source offers them: the best variant of each product, then others.
 
-        rows: best first. Other variants of what was bought are not offered. Items of earlier lists of a page are, so
-        that its lists can have the same candidates.
+        rows: best first. Other variants of what was bought and of seeds are not offered. Items of earlier lists of a
+        page are, so that its lists can have the same candidates.
         """
         if len(self.bought_groups):
             rows = rows[~self._is_other_of_bought(rows)]
+        if len(self.seed_groups):
+            rows = rows[~self._is_other_of_seed(rows)]
         if self.keep is None:
             return rows
         first = self.first(rows)
@@ -145,7 +161,7 @@ class VariantPlan:
     @property
     def offer(self) -> object:
         """A key of what `offered` and `candidates_for` depend on, besides the catalogue."""
-        return self.keep is None, self.bought.tobytes()
+        return self.keep is None, self.bought.tobytes(), self.seed_groups.tobytes()
 
     def candidates_for(self, size: int) -> int:
         """How many items a source has to find so that about `size` products are among them."""
@@ -200,6 +216,12 @@ def first_of_group(code: I32, alone: int) -> Bool:
     first: Bool = code == alone
     first[np.unique(code, return_index=True)[1]] = True
     return first
+
+
+def _groups_of(group: I32, rows: I32, alone: int) -> I32:
+    """int32, ascending: the groups of items, without that of items without a group. rows: -1 if unknown."""
+    groups = np.unique(group[rows])
+    return groups[groups != alone]
 
 
 def _bought(history: History, since: float) -> I32:

@@ -20,6 +20,7 @@ def test_strings_are_decoded_as_they_were_encoded(strings: list[str]) -> None:
     assert list(packed) == strings
     assert [packed[i] for i in range(len(packed))] == strings
     assert packed[::-1] == strings[::-1]
+    assert packed.at(np.arange(len(packed), dtype=np.int32)[::-1]) == strings[::-1]
     with pytest.raises(IndexError):
         packed[len(strings)]
 

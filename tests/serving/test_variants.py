@@ -186,6 +186,14 @@ def test_a_list_without_rules_is_explored_after_variants_are_chosen(url: str, re
         assert all(len(shown(listed, SHIRT)) == 1 for listed in lists)
 
 
+def test_a_list_for_a_product_has_no_other_variant_of_it(client: httpx.Client) -> None:
+    answer = recommended(client, user_id="u", items=["red-01"], limit=100, explain=True)
+    assert not shown(ids(answer), SHIRT)
+    assert "items" in removed(answer)
+    every = recommended(client, user_id="u", items=["red-01"], limit=100, variants={"keep": "all"})
+    assert set(shown(ids(every), SHIRT)) == {"red-03", "red-05"}
+
+
 def test_similar_items_are_other_products_and_one_variant_of_each(client: httpx.Client) -> None:
     near = client.get("/v1/similar/red-07?limit=19").json()["items"]
     assert len(shown([i["item_id"] for i in near], SHIRT)) == 1
