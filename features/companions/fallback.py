@@ -1,8 +1,9 @@
-"""Companions of items in few baskets: the items with the most similar texts, and what goes with these.
+"""Companions of items in few baskets: the items with the most similar texts, or what goes with their category.
 
-The prior of an item in n baskets has the weight `PRIOR / (n + PRIOR)`, beside what its own baskets say. It has the
-items with similar texts, each way, with weight `TEXT * cosine^SHARPNESS`, and their rows with `BORROWED` times that. An
-item without a text vector has the row of its category instead: what is bought with the items of the category.
+The prior of an item in n baskets has the weight `PRIOR / (n + PRIOR)`, beside what its own baskets say. Items with
+similar texts are companions of each other with weight `s * cosine^SHARPNESS`. The scale s is what this weight is on
+average between items whose baskets do tell (`text_scale`): gifts of one series are bought together, but few buy two
+brands of yoghurt. An item without a text vector has the row of its category instead: what is bought with its items.
 """
 
 from __future__ import annotations
@@ -20,54 +21,87 @@ THIN = 20
 PRIOR = 3.0
 """Baskets of an item at which its prior has half of its weight."""
 ALIKE = 10
-"""Items with similar texts per thin item."""
-TEXT, SHARPNESS, BORROWED = 0.3, 4.0, 0.1
+"""Items with similar texts per item."""
+SHARPNESS = 4.0
+SCALE, SCALE_STRENGTH = 0.3, 5.0
+"""The scale of a shop in which no item is in more than `THIN` baskets, and its weight beside what is measured, in pairs
+of equal texts."""
+MEASURED = 1000
+"""Items on which the scale is measured: those in the fewest baskets above `THIN`, as they are most like thin ones."""
 MOST_COMPARED = 20_000
 """Items whose texts are compared with those of thin items: those in the most baskets. Bounds the work."""
 _BLOCK = 256
-"""Thin items that are compared at a time, which bounds the memory."""
+"""Items that are compared at a time, which bounds the memory."""
 
 
-class Texts(NamedTuple):
-    """Thin items that have a text vector, and the items with the most similar texts.
+class Alike(NamedTuple):
+    """Items, and those with the most similar texts among the items they can be companions of.
 
-    thin: int32[m], ascending. alike: int32[m, a], best first. cosine: float64[m, a], 0 for none.
+    item: int32[m]. alike: int32[m, a], best first. cosine: float64[m, a], 0 for none.
     """
 
-    thin: I32
+    item: I32
     alike: I32
     cosine: F64
 
 
-def similar_texts(vectors: Vectors, count: F64) -> Texts:
-    """The items most similar to each item in few baskets. count: float64[n], baskets of each item."""
+class Texts(NamedTuple):
+    """thin: the items in few baskets that have a text vector. measured: those on which the scale is measured."""
+
+    thin: Alike
+    measured: Alike
+
+
+def similar_texts(vectors: Vectors, count: F64, kinds: I32) -> Texts:
+    """The items most similar to each item in few baskets.
+
+    count: float64[n], baskets of each item. kinds: as in `top_pairs`; items of one kind are not similar here.
+    """
     has_text = np.isfinite(vectors.scale[: len(count)])
-    thin = np.flatnonzero((count <= THIN) & has_text).astype(np.int32)
-    known = np.flatnonzero(has_text)
-    known = np.sort(known[np.argsort(-count[known], kind="stable")[:MOST_COMPARED]]).astype(np.int32)
-    alike, cosine = np.zeros((len(thin), ALIKE), np.int32), np.zeros((len(thin), ALIKE))
-    for first in range(0, len(thin), _BLOCK):
+    by_count = np.argsort(count, kind="stable")
+    by_count = by_count[has_text[by_count]].astype(np.int32)
+    known = np.sort(by_count[::-1][:MOST_COMPARED])
+    few, many = by_count[count[by_count] <= THIN], by_count[count[by_count] > THIN]
+    return Texts(*(_most_similar(vectors, np.sort(item), known, kinds) for item in (few, many[:MEASURED])))
+
+
+def _most_similar(vectors: Vectors, item: I32, known: I32, kinds: I32) -> Alike:
+    alike, cosine = np.zeros((len(item), ALIKE), np.int32), np.zeros((len(item), ALIKE))
+    for first in range(0, len(item), _BLOCK):
         block = slice(first, first + _BLOCK)
-        found, cosine[block] = nearest(vectors.cosines(thin[block], known), thin[block], known, ALIKE)
+        found, cosine[block] = nearest(vectors.cosines(item[block], known), item[block], known, kinds, ALIKE)
         alike[block] = np.maximum(found, 0)
-    return Texts(thin, alike, cosine)
+    return Alike(item, alike, cosine)
+
+
+def text_scale(texts: Texts, item: I32, weight: F32) -> float:
+    """Weight of a pair of items with equal texts: a regression through 0 of the weights by baskets on the similarities.
+
+    item, weight: the table by baskets; a pair that is not in it has weight 0. Shrunk to `SCALE`.
+    """
+    row, alike, cosine = texts.measured
+    similarity = cosine**SHARPNESS
+    listed = item[row][:, :, None] == alike[:, None, :]
+    by_baskets = (listed * weight[row][:, :, None].astype(np.float64)).sum(axis=1)
+    fitted = SCALE_STRENGTH * SCALE + (similarity * by_baskets).sum()
+    return float(fitted / (SCALE_STRENGTH + (similarity**2).sum()))
 
 
 def blend(item: I32, weight: F32, count: F64, texts: Texts, category: I32, kinds: I32, k: int) -> tuple[I32, F32]:
     """int32[n, k], float32[n, k]: the rows of all items, with the priors of the thin ones.
 
-    item, weight: the table by baskets: int32[n + c, k], float32[n + c, k], a row for each item and category. count: as
-    in `similar_texts`. category: int32[n], from 0 to c - 1. kinds: as in `top_pairs`.
+    item, weight: the table by baskets: int32[n + c, k], float32[n + c, k], a row for each item and category. count,
+    kinds: as in `similar_texts`. category: int32[n], from 0 to c - 1.
     """
     n = len(count)
     prior = PRIOR / (count + PRIOR)
-    thin, alike = np.repeat(texts.thin, texts.alike.shape[1]), texts.alike.ravel()
-    share = texts.cosine.ravel() ** SHARPNESS * prior[thin]
-    textless = np.setdiff1d(np.flatnonzero(count <= THIN), texts.thin)
+    thin, alike = np.repeat(texts.thin.item, ALIKE), texts.thin.alike.ravel()
+    similar = text_scale(texts, item, weight) * texts.thin.cosine.ravel() ** SHARPNESS * prior[thin]
+    textless = np.setdiff1d(np.flatnonzero(count <= THIN), texts.thin.item)
     owner = np.concatenate([thin, alike, textless])
     source = np.concatenate([alike, thin, n + category[textless]]).astype(np.int32)
-    of_row = np.concatenate([BORROWED * share, np.zeros(len(alike)), BORROWED * prior[textless]])
-    of_item = np.concatenate([TEXT * share, TEXT * share, np.zeros(len(textless))])
+    of_row = np.concatenate([np.zeros(2 * len(thin)), prior[textless]])
+    of_item = np.concatenate([similar, similar, np.zeros(len(textless))])
     order = np.argsort(owner, kind="stable")
     start = np.searchsorted(owner[order], np.arange(n + 1))
     return blended(start, source[order], of_row[order], of_item[order], item, weight, kinds, k)

@@ -128,16 +128,17 @@ def blended(
 
 
 @compiled
-def nearest(cosine: F32, row: I32, column: I32, k: int) -> tuple[I32, F64]:
+def nearest(cosine: F32, row: I32, column: I32, kinds: I32, k: int) -> tuple[I32, F64]:
     """int32[r, k], float64[r, k]: the columns with the largest cosines above 0 in each row; -1 and 0 for none.
 
-    cosine: float32[r, c]. row: int32[r], column: int32[c], the items compared. An item is not near itself.
+    cosine: float32[r, c]. row: int32[r], column: int32[c], the items compared. An item is near neither itself nor
+    items of its kind. kinds: as in `top_pairs`.
     """
     best, top = np.full((len(row), k), -1, np.int32), np.zeros((len(row), k))
     for r in range(len(row)):
         for c in range(len(column)):
             x = cosine[r, c]
-            if not x > top[r, k - 1] or column[c] == row[r]:
+            if not x > top[r, k - 1] or column[c] == row[r] or _same_kind(kinds, row[r], column[c]):
                 continue
             place = k - 1
             while place > 0 and x > top[r, place - 1]:

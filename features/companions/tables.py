@@ -21,7 +21,7 @@ import numpy as np
 
 from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
-from features.companions.fallback import Texts, blend, similar_texts
+from features.companions.fallback import blend, similar_texts
 from features.companions.groups import Groups, baskets, sessions
 from features.companions.pairs import top_pairs
 from features.companions.repurchase import repurchase_seconds
@@ -102,21 +102,15 @@ class Companions:
         anything = _Kinds(category, missing, np.full((1, n_items), -1, np.int32))
         others = anything._replace(apart=same_category)
         distance = np.rint(BY_DISTANCE ** np.arange(REACH, dtype=np.float64) * 4096) / 4096  # exact sums, see _TO_EXACT
-        of_baskets, of_sessions = (similar_texts(vectors, _count(groups, n_items)) for groups in (bought, visited))
         return cls(
-            _table(bought, at, np.ones(1), anything, of_baskets, k),
-            _table(bought, at, np.ones(1), others, of_baskets, k),
-            _table(visited, at, distance, anything, of_sessions, k),
+            _table(bought, at, np.ones(1), anything, vectors, k),
+            _table(bought, at, np.ones(1), others, vectors, k),
+            _table(visited, at, distance, anything, vectors, k),
             repurchase_seconds(past, catalogue.category, at),
         )
 
 
-def _count(groups: Groups, n: int) -> F64:
-    """float64[n]: number of groups of each item."""
-    return np.bincount(groups.item, minlength=n).astype(np.float64)
-
-
-def _table(groups: Groups, at: float, by_distance: F64, kinds: _Kinds, texts: Texts, k: int) -> Neighbours:
+def _table(groups: Groups, at: float, by_distance: F64, kinds: _Kinds, vectors: Vectors, k: int) -> Neighbours:
     n = len(kinds.code)
     recent = np.exp2((groups.at - at) / HALF_LIFE_S)
     weight, support = _exact(recent * np.diff(groups.start) ** -SIZE_EXPONENT), _exact(recent)
@@ -146,7 +140,9 @@ def _table(groups: Groups, at: float, by_distance: F64, kinds: _Kinds, texts: Te
     own, of_category = counted(groups.item, n), counted(kinds.code[groups.item], kinds.missing + 1)
     of_category[0][kinds.missing], of_category[1][kinds.missing] = -1, 0.0  # items without a category share nothing
     item, score = (np.vstack(pair) for pair in zip(own, of_category, strict=True))
-    item, score = blend(item, score, _count(groups, n), texts, kinds.code, kinds.apart, k)
+    count = np.bincount(groups.item, minlength=n).astype(np.float64)
+    texts = similar_texts(vectors, count, kinds.apart)
+    item, score = blend(item, score, count, texts, kinds.code, kinds.apart, k)
     nothing = Neighbours.none(0, k)
     return Neighbours(np.vstack([item, nothing.item]), np.vstack([np.minimum(score, np.float32(1)), nothing.weight]))
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.arrays import I32
-from features.companions import Companions, seed_scores
+from features.companions import Companions, buy_again_scores, seed_scores
 from features.companions.groups import MAX_PER_GROUP, baskets, sessions
+from features.history import Histories, History
 from features.log import Events, Kind
 from features.neighbours import Neighbours
 from features.text.vectors import Vectors
@@ -91,13 +92,12 @@ def test_items_of_one_moment_follow_each_other() -> None:
 
 
 def test_an_item_in_no_basket_has_items_with_similar_texts_and_they_have_it() -> None:
-    """4 is nobody's companion. Its text is most like that of 0, so it also appears in the row of 0, after 1."""
+    """0 and 1 are bought together. 4 is never bought, and has a text like that of 0."""
     vectors = make_vectors(N)
     vectors[4] = vectors[0] + 0.1 * vectors[7]
     rows = [r for user in range(9) for r in order(user, 1, 0, 1)]
     found = build(rows, k=N, text=Vectors.quantise(vectors)).together
     assert row(found, 4)[0] == 0
-    assert 1 in row(found, 4)
     assert row(found, 0)[:2] == [1, 4]
 
 
@@ -139,19 +139,63 @@ def test_without_seeds_all_scores_are_0() -> None:
     assert not seed_scores(build(order(0, 1, 0, 1)).together, np.arange(N, dtype=np.int32), none, np.empty(0)).any()
 
 
-def test_the_time_to_the_next_purchase_is_a_geometric_mean_shrunk_to_the_shop() -> None:
-    """0 is bought again after 4 days and 1 after 16, each by one user. The shop's typical time is 8 days. 10 times of
-    the shop's count as prior: ln 0 is (ln 4 + 20 ln 8) / 21 (category and shop are the same here)."""
-    rows = [*order(0, 1, 0), *order(0, 5, 0), *order(1, 1, 1), *order(1, 17, 1)]
-    found = build(rows).repurchase_s / DAY
-    assert found[0] == pytest.approx(np.exp((np.log(4) + 10 * np.log(8)) / 11), rel=1e-5)
-    assert found[1] == pytest.approx(np.exp((np.log(16) + 10 * np.log(8)) / 11), rel=1e-5)
-    assert found[-1] == pytest.approx(8, rel=1e-5)
+def test_the_time_until_an_item_is_bought_again_counts_those_who_have_not_yet() -> None:
+    """At day 30. 0 is bought on days 1 and 5 by one user: 1 repeat in 4 + 25 days. 1 is bought on day 10 by another:
+    none in 20 days. The shop: 1 repeat in 49 days, r_shop = 49, and the same for the only category. As 30 repeats of
+    the category count as prior, r_0 = (29 + 30 * 49) / 31 and r_1 = (20 + 30 * 49) / 30."""
+    found = build([*order(0, 1, 0), *order(0, 5, 0), *order(1, 10, 1)]).repurchase_s / DAY
+    of_category = (49 + 30 * 49) / 31
+    assert of_category == 49
+    assert found[0] == pytest.approx((29 + 30 * of_category) / 31)
+    assert found[1] == pytest.approx((20 + 30 * of_category) / 30)
+    assert found[-1] == pytest.approx(of_category)
 
 
 def test_two_purchases_of_one_session_are_not_a_repurchase() -> None:
     rows = [*order(0, 1, 0), *order(0, 1.01, 0)]
     assert np.isnan(build(rows).repurchase_s).all()
+
+
+def bought(*purchases: tuple[int, float], at: float) -> History:
+    """The history, at a day after START, of purchases of items on days."""
+    rows = [r for item, day in purchases for r in order(0, day, item)]
+    return Histories.of(make_events(rows, 1)).read(0, START + at * DAY)
+
+
+def test_how_due_an_item_is_is_the_users_rate_with_the_items_as_prior() -> None:
+    """Typical times are 10 days. 0: three purchases in 20 days, (3 - 1 + 2) / (20 + 2 * 10). 1: one purchase 4 days
+    ago, (1 - 1 + 2) / (4 + 20)."""
+    history = bought((0, 10), (0, 20), (0, 28), (1, 26), at=30)
+    item, due = buy_again_scores(history, START + 30 * DAY, np.full(N + 1, 10 * DAY, np.float32))
+    assert item.tolist() == [0, 1]
+    assert due == pytest.approx([4 / 40, 2 / 24])
+
+
+def test_an_item_that_is_bought_again_sooner_is_more_due() -> None:
+    typical = np.full(N + 1, 100 * DAY, np.float32)
+    typical[1] = 10 * DAY
+    _, due = buy_again_scores(bought((0, 20), (1, 20), at=30), START + 30 * DAY, typical)
+    assert due[1] > due[0]
+
+
+def test_two_lines_of_an_item_in_one_order_are_one_purchase() -> None:
+    one, two = (bought(*lines, at=9) for lines in ([(0, 1)], [(0, 1), (0, 1)]))
+    typical = np.full(N + 1, 10 * DAY, np.float32)
+    assert len(two.item) == 2
+    assert (
+        buy_again_scores(one, START + 9 * DAY, typical)[1] == buy_again_scores(two, START + 9 * DAY, typical)[1]
+    ).all()
+
+
+def test_only_purchases_can_be_due() -> None:
+    history = Histories.of(make_events(visit(0, 1, 0, 1), 1)).read(0, START + 2 * DAY)
+    item, due = buy_again_scores(history, START + 2 * DAY, np.full(N + 1, np.nan, np.float32))
+    assert len(item) == len(due) == 0
+
+
+def test_if_nobody_bought_anything_twice_all_purchases_are_due_by_the_user_alone() -> None:
+    _, due = buy_again_scores(bought((0, 1), (0, 3), (1, 1), at=9), START + 9 * DAY, np.full(N + 1, np.nan, np.float32))
+    assert due[0] > due[1] > 0
 
 
 def test_a_log_without_engagements_gives_no_companions() -> None:
