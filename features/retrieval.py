@@ -236,13 +236,14 @@ def merge(
         asked = _DEFAULT_OF_SEEDS if shares is None else shares[_FIRST_OF_SEEDS:]
         more, of_more = _of_seeds_and_fallbacks(items, history, at, offered, by_text, seeds, asked)
         lists, turns = lists + more, np.concatenate([turns, of_more])
+    if len(seeds):
+        admitted = np.ones(len(items.catalogue), np.bool_) if admitted is None else admitted.copy()
+        admitted[seeds[seeds >= 0]] = False
     ranked = []
     for number, rows in enumerate(lists):
         if not turns[number]:
             rows = rows[:0]
         rows = rows if admitted is None else rows[admitted[rows]]
-        if len(seeds):
-            rows = rows[~np.isin(rows, seeds)]
         rows = _only_available(items, rows, at)
         ranked.append((rows if offered_by is None else offered_by(rows))[:size])
     return _interleave(ranked, size, turns)

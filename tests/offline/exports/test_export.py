@@ -296,6 +296,7 @@ def test_the_commands_write_csv_for_the_users_of_a_file(shop: Shop, tmp_path: Pa
         (["export", "--rules", "rules.json"], "rules.json: "),
         (["export", "--users", "gone.csv"], "gone.csv: no such file"),
         (["export", "--placement", "kitchen"], "--placement kitchen: no such placement; the configuration has none"),
+        (["export", "--placement", "cart", "--config", "placed.yaml"], "--placement cart: its lists need items, which"),
         (["audience"], "give either --item ID or --when FILE"),
         (["audience", "--item", "a", "--when", "b"], "give either --item ID or --when FILE"),
         (["audience", "--when", "shade.json"], "condition.attribute: unknown attribute 'shade'"),
@@ -307,6 +308,7 @@ def test_a_wrong_setting_is_refused_with_the_reason(
     monkeypatch.chdir(tmp_path)
     Path("rules.json").write_text('{"filters": 1}')
     Path("shade.json").write_text('{"attribute": "shade", "eq": "dark"}')
+    Path("placed.yaml").write_text("placements: {cart: {requires: [items]}}")
     result = run(*arguments, "--to", "out", "--as-of-data", "--workspace", str(shop.config.workspace))
     assert result.exit_code == 1
     assert message in str(result.exception)
