@@ -57,6 +57,11 @@ def judge_alone(ndcg: F64, held_out: HeldOut, evaluation: Mapping[str, Any], con
     if error is not None:
         verdict = PROMOTE if error <= config.calibration else ASK
         out.append(Reason("calibration", verdict, f"click probabilities are off by {error:.3f} on average"))
+    for found in evaluation.get("objectives") or ():
+        used = [name for name, weight in found["placements"].items() if weight > 0]
+        if found.get("problem") and used:
+            why = f"the service would refuse the release for the objective of {', '.join(used)}: {found['problem']}"
+            out.append(Reason("objective", KEEP, why))
     values = (evaluation.get("off_policy") or {}).get("systems", {})
     if {"ranker", "shown_order"} <= set(values):
         own, shown = values["ranker"]["doubly_robust"], values["shown_order"]["doubly_robust"]

@@ -110,11 +110,11 @@ def list_means(lists: Lists, values: F64) -> F64:
 def scaled(lists: Lists, score: F64, how: str) -> F64:
     """Scores on another scale within each list."""
     centred = score - list_means(lists, score)
-    if how == "minus the mean of the list":
+    if how == "minus the mean of its list":
         return centred
-    if how == "standardised in the list":
+    if how == "standardised in its list":
         return centred / np.maximum(np.sqrt(list_means(lists, centred**2)), 1e-9)
-    if how == "log softmax of the list":
+    if how == "as log softmax of its list":
         out: F64 = score - np.log(np.add.reduceat(np.exp(score), lists.start[:-1]))[lists.group]
         return out
     return score
@@ -163,9 +163,11 @@ def compare_probabilities(a: Artefacts, log: Log, learn: Bool, valid: Bool, test
     for least, outcome in enumerate(OUTCOMES):
         y = lists.gain > least
         found = {"rate of the validation lists": np.full(lists.rows, y[valid].mean())}
-        for how in ("score", "minus the mean of the list", "standardised in the list", "log softmax of the list"):
+        for how in ("score", "minus the mean of its list", "standardised in its list", "as log softmax of its list"):
             slope, intercept = click_probability(scaled(lists, before, how)[valid], y[valid])
-            found[f"map of the {how}"] = logistic(slope * scaled(lists, after, how) + intercept)
+            found["map of the score" if how == "score" else f"map of the score {how}"] = logistic(
+                slope * scaled(lists, after, how) + intercept
+            )
         isotonic = IsotonicRegression(out_of_bounds="clip").fit(before[valid], y[valid])
         found["isotonic map of the score"] = isotonic.predict(after).clip(1e-6, 1 - 1e-6)
         old, new = (np.column_stack([s, list_means(lists, s)]) for s in (before, after))
@@ -180,7 +182,7 @@ def compare_probabilities(a: Artefacts, log: Log, learn: Bool, valid: Bool, test
             d, low, high = (x[0] for x in intervals(mean[of_tests, None], lists.user[of_tests]))
             total = log_loss(p[tested], y[tested])
             print(
-                f"{outcome:9s} {name:32s} error {error:.4f}  log loss {total:.5f}  {d:+.5f} [{low:+.5f}, {high:+.5f}]"
+                f"{outcome:9s} {name:42s} error {error:.4f}  log loss {total:.5f}  {d:+.5f} [{low:+.5f}, {high:+.5f}]"
             )
         one, two = (shifted_loss(lists, found[name], y) for name in ("map of the score", "second model"))
         used = tested[lists.start[:-1]] & np.isfinite(one)
@@ -322,7 +324,7 @@ def curves_of(judge: Judge, objective: Objective, scored: ScoredLists, purchase:
     out = {f"calibrated, floor {floor:g}": _curve(judge, objective, scored, worth, floor) for floor in (0, 0.2, 0.5)}
     other = worth._replace(value=purchase * amount / objective.scale)
     out["second model, floor 0.2"] = _curve(judge, objective, scored, other, 0.2)
-    score, value = (scaled(lists, x, "standardised in the list") for x in (scored.score, amount))
+    score, value = (scaled(lists, x, "standardised in its list") for x in (scored.score, amount))
     out["added value"] = [judge.earned(score + factor * value) for factor in FACTORS]
     relevance = judge.click / judge.click.mean()
     expected = judge.purchase * amount / (judge.purchase.mean() * np.abs(objective.amount).mean())

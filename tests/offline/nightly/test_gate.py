@@ -113,3 +113,15 @@ def test_a_lead_over_random_is_only_compared_between_lists_of_one_kind(then: str
     ndcg = np.full(40, 0.4)
     reasons, _ = judge_against((ndcg, ndcg), {}, ndcg, held_out(list(range(40)), now), live, GateConfig())
     assert ("labels" in {r.rule for r in reasons if r.verdict == "keep"}) == kept
+
+
+@pytest.mark.parametrize(
+    ("weight", "problem", "kept"), [(0.3, "no margin", True), (0.0, "no margin", False), (0.3, None, False)]
+)
+def test_a_release_that_cannot_have_an_objective_in_use_is_not_published(
+    weight: float, problem: str | None, kept: bool
+) -> None:
+    evaluation = {"objectives": [{"placements": {"cart": weight, "home": 0.0}, "problem": problem}]}
+    reasons = judge_alone(np.full(40, 0.9), held_out(list(range(40))), evaluation, GateConfig())
+    found = [r.message for r in reasons if r.rule == "objective" and r.verdict == "keep"]
+    assert found == (["the service would refuse the release for the objective of cart: no margin"] if kept else [])

@@ -219,7 +219,7 @@ def test_each_step_reads_only_what_it_declares_and_is_reproducible(
     for planned in finished.run.plan(finished.steps):
         assert planned.done
     timed = {"evaluation.json", "report.html"}  # contain durations
-    for name in ("windows", "texts", "lists", "rows", "ranker", "evaluate", "release"):
+    for name in ("windows", "texts", "lists", "rows", "ranker", "probabilities", "evaluate", "release"):
         night = night_of(shop, url, **options)
         night.run.directory = tmp_path / name
         night.run.directory.mkdir()
