@@ -220,8 +220,9 @@ def first_of_group(code: I32, alone: int) -> Bool:
 
 def _groups_of(group: I32, rows: I32, alone: int) -> I32:
     """int32, ascending: the groups of items, without that of items without a group. rows: -1 if unknown."""
-    groups = np.unique(group[rows])
-    return groups[groups != alone]
+    groups: I32 = np.unique(group[rows])
+    out: I32 = groups[groups != alone]
+    return out
 
 
 def _bought(history: History, since: float) -> I32:

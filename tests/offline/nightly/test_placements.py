@@ -71,7 +71,7 @@ def test_configured_placements_are_slices_of_the_report_and_the_declared_column_
     night()
     lists, features = night.artefacts.lists, night.artefacts.replay.features
     column = night.artefacts.array("rows.npy")[:, [f.name for f in features].index("request_placement")]
-    code = {**{name: float(k) for k, name in enumerate(known)}, "retired": 2.0, None: np.nan}
+    code: dict[str | None, float] = {known[0]: 0.0, known[1]: 1.0, "retired": 2.0, None: np.nan}
     expected = [code[place(str(lists.request_ids[g]))] for g in lists.group.tolist()]
     np.testing.assert_array_equal(column, np.array(expected, np.float32))
     by_slice = night.artefacts.json("evaluation.json")["systems"]["ranker"]
