@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from features.history import EMPTY
+from features.history import EMPTY, History
 from features.log import Kind
 from ranker.calibration import Outcome, OutcomeMap, probabilities
 from serving.config import PlacementConfig, ServiceConfig
@@ -188,6 +188,21 @@ def test_a_public_key_sees_the_order_and_no_values(client: httpx.Client, user: s
         assert "objective" not in item
         parts = item["base"] + sum(r["contribution"] for r in item["reasons"]) + item["others"]
         assert math.isclose(parts, item["score"], abs_tol=1e-9)
+
+
+def test_an_export_orders_a_list_as_the_service_does(client: httpx.Client, live: Live) -> None:
+    clicked = History(
+        np.array([IDS.index("red-01")], np.int32),
+        np.array([Kind.CLICK], np.int8),
+        np.array([AT - 1]),
+        np.empty(0, np.int32),
+        np.empty(0),
+    )
+    exported = live.recommend(clicked, AT, 5, 500, None, placement="cart")
+    asked = {"user_id": "u", "placement": "cart", "limit": 5, "shown": False}
+    answered = client.post("/v1/recommend", json=asked).json()["items"]
+    assert exported.item_ids == [item["item_id"] for item in answered]
+    assert exported.score.tolist() == [item["score"] for item in answered]
 
 
 # --- what cannot be served ---

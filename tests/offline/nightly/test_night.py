@@ -22,7 +22,7 @@ from features.table import names, rows
 from features.text.vectors import Vectors
 from offline.config.configuration import Config, load
 from offline.config.simulation import SimulateConfig
-from offline.data import dataset
+from offline.data import concat, dataset
 from offline.nightly import publish
 from offline.nightly.night import Night
 from offline.simulation.dataset import simulate
@@ -132,6 +132,23 @@ def test_the_ranker_is_refit_on_the_validation_window_and_never_on_the_test_wind
     assert lists.at.max() < night.artefacts.windows.test
     ends = {name: new_release.manifest.window[name]["to"] for name in ("encoder", "ranker", "validation")}
     assert set(ends.values()) == {new_release.manifest.window["test"]["from"]}
+
+
+def test_the_release_has_probabilities_fitted_on_all_lists_of_the_validation_window(
+    night: Night, new_release: release.Release
+) -> None:
+    """Lists without a click count too. The report checks each probability on later lists."""
+    maps, windows = new_release.manifest.calibration, night.artefacts.windows
+    assert maps == night.artefacts.maps
+    lists = concat(night.inputs.short_lists())
+    valid = ((lists.at >= windows.validation) & (lists.at < windows.test))[lists.group]
+    assert maps["click"].rows == valid.sum()
+    assert maps["click"].rate == np.mean(lists.gain[valid] > 0)
+    evaluation = json.loads(night.run.file("evaluation.json").read_text())
+    reliability = evaluation["outcomes"]["reliability"]
+    assert set(reliability) == set(maps)
+    assert reliability["click"]["all"]["rows"] == (lists.at >= windows.test)[lists.group].sum()
+    assert evaluation["objectives"] == []
 
 
 def test_the_evaluation_compares_with_simple_baselines_and_the_best_possible_order(night: Night) -> None:
