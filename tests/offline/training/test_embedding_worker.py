@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         **dict.fromkeys(("title", "description", "category", "brand"), pa.string()),
         "price": pa.float64(),
         "available_from": pa.timestamp("us", "UTC"),
+        **dict.fromkeys(("group_id", "image_url"), pa.string()),
         "style": pa.list_(pa.string()),
         "fabric": pa.string(),
         "net weight": pa.list_(pa.string()),
@@ -42,7 +43,8 @@ texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=1
 tags = st.none() | st.lists(st.sampled_from(["long", "warm", "Warm", " warm", "wool", "", "Ärmel"]), max_size=5)
 rows = st.fixed_dictionaries(
     {
-        **dict.fromkeys(("title", "description", "category", "brand", "fabric"), texts),
+        **dict.fromkeys(("title", "description", "category", "brand", "fabric", "image_url"), texts),
+        "group_id": st.sampled_from([None, "shirt", "7"]),
         "style": tags,
         "net weight": tags,
         "price": st.none() | st.floats(0, 1e6),
