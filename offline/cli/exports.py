@@ -17,7 +17,9 @@ from offline.runtime import Failure, open_engine, progress_bar
 if TYPE_CHECKING:
     from offline.config import Config
     from offline.exports import Audience
-    from serving.ranking import Placement
+    from serving.merchandising import MerchandisingRule
+    from serving.ranking import Live, Placement
+    from serving.store import BulkStore
 
 _LIMIT = 20
 
@@ -123,7 +125,15 @@ class _Options(NamedTuple):
 
 def _export(o: _Options, audience: Callable[[], Audience] | None) -> None:
     from offline.data import Storage
-    from offline.exports import Destination, Export, live_at, read_user_ids, started_at, write_export
+    from offline.exports import (
+        Destination,
+        Export,
+        live_at,
+        read_user_ids,
+        started_at,
+        started_merchandising,
+        write_export,
+    )
     from serving.rules import Rules
     from serving.store import BulkStore
 
@@ -142,6 +152,10 @@ def _export(o: _Options, audience: Callable[[], Audience] | None) -> None:
         now = release.manifest.cut_off if o.as_of_data else datetime.now(UTC).timestamp()
         live, shoppers = live_at(c, release, store, begun or now, user_ids)
         size = c.serving.candidates_for(limit)
+        if begun is not None:  # it continues with the rules that it began with
+            merchandising = started_merchandising(destination.storage)
+        else:
+            merchandising = _merchandising(c, store, live, of_placement.name, now)
         job = Export(
             live,
             shoppers,
@@ -152,6 +166,7 @@ def _export(o: _Options, audience: Callable[[], Audience] | None) -> None:
             of_placement,
             requested,
             audience and audience(),
+            merchandising,
             variants=c.serving.variants,
         )
         on_progress = stack.enter_context(progress_bar("Ranking"))
@@ -159,6 +174,21 @@ def _export(o: _Options, audience: Callable[[], Audience] | None) -> None:
     new = f", of whom {done.new:,} have no history" if done.new else ""
     reused = f", {done.reused:,} of them from before" if done.reused else ""
     say(f"{o.to}: {done.rows:,} rows for {done.users:,} users{new}, in {done.files:,} files{reused}")
+
+
+def _merchandising(
+    c: Config, store: BulkStore, live: Live, placement: str | None, at: float
+) -> tuple[MerchandisingRule, ...]:
+    """The rules of merchandisers that apply to the lists, if they are on. Reports those that cannot be used."""
+    from offline.exports import merchandising_of
+    from serving.merchandising import Document, compile_document, read_rules
+
+    if not c.serving.merchandising:
+        return ()
+    found = merchandising_of(read_rules(store), placement, at)
+    for rule_id, reason in compile_document(Document(0, list(found)), live.attributes, c.placements).set_aside.items():
+        say(f"merchandising rule {rule_id} is not used: {reason}")
+    return found
 
 
 def _placement(name: str | None, config: Config) -> Placement:

@@ -7,7 +7,16 @@ ends with the same bytes. An export is not an exposure: nothing is logged.
 
 from __future__ import annotations
 
-from offline.exports.export import Audience, Destination, Export, Exported, started_at, write_export
+from offline.exports.export import (
+    Audience,
+    Destination,
+    Export,
+    Exported,
+    merchandising_of,
+    started_at,
+    started_merchandising,
+    write_export,
+)
 from offline.exports.state import Shoppers, live_at, read_user_ids
 
 __all__ = [
@@ -17,7 +26,9 @@ __all__ = [
     "Exported",
     "Shoppers",
     "live_at",
+    "merchandising_of",
     "read_user_ids",
     "started_at",
+    "started_merchandising",
     "write_export",
 ]

@@ -25,6 +25,7 @@ from features.table import features
 from offline.data import Storage
 from offline.exports.state import Shoppers
 from offline.runtime import LOCAL, DataError, Engine, Failure, OnProgress, no_progress
+from serving.merchandising import Document, MerchandisingRule, compile_document
 from serving.ranking import NO_PLACEMENT, Live, Placement, Ranking
 from serving.rules import Condition, Plan, RuleError, Rules, VariantPlan, Variants
 
@@ -59,8 +60,9 @@ class Export:
     """What to rank, for whom and when.
 
     live, shoppers: from `live_at`. at: Unix seconds. limit: items per list. size: number of candidates to retrieve.
-    rules: added to the configuration's `standing` rules and those of the placement; None for none. users_per_file: at
-    least 1. variants: those of the configuration, which the placement may change.
+    rules: added to the configuration's `standing` rules and those of the placement; None for none. merchandising: the
+    rules of merchandisers that apply to the lists at this time, in their order. users_per_file: at least 1. variants:
+    those of the configuration, which the placement may change.
     """
 
     live: Live
@@ -72,6 +74,7 @@ class Export:
     placement: Placement = NO_PLACEMENT
     rules: Rules | None = None
     audience: Audience | None = None
+    merchandising: tuple[MerchandisingRule, ...] = ()
     users_per_file: int = USERS_PER_FILE
     variants: Variants = NO_VARIANTS
 
@@ -100,6 +103,7 @@ class Export:
             "users_per_file": self.users_per_file,
             "events": self.shoppers.events,
             "written_items": len(self.live.overlay.written),
+            **({"merchandising": msgspec.to_builtins(list(self.merchandising))} if self.merchandising else {}),
         }
 
 
@@ -119,6 +123,20 @@ def started_at(storage: Storage) -> float | None:
     be read."""
     found = _read_summary(storage)
     return None if found is None or found["complete"] else float(found["at"])
+
+
+def started_merchandising(storage: Storage) -> tuple[MerchandisingRule, ...]:
+    """The rules of merchandisers that an unfinished export began with. Raises DataError as `started_at`."""
+    found = _read_summary(storage)
+    rules = None if found is None else found["settings"].get("merchandising")
+    return () if rules is None else msgspec.convert(rules, tuple[MerchandisingRule, ...])
+
+
+def merchandising_of(
+    rules: Sequence[MerchandisingRule], placement: str | None, at: float
+) -> tuple[MerchandisingRule, ...]:
+    """Those of the rules of merchandisers that apply to the lists of a placement at this time (Unix seconds)."""
+    return tuple(r for r in rules if r.placement in (None, placement) and r.applies(at))
 
 
 def write_export(
@@ -202,6 +220,9 @@ def _plans(export: Export, live: Live) -> _Plans:
     name, config = export.placement.name, export.placement.config
     try:
         live.compile_rules(export.standing, {} if name is None else {name: config})
+        if export.merchandising:
+            document = Document(0, list(export.merchandising))
+            live.merchandising = compile_document(document, live.attributes, () if name is None else (name,))
         rules = live.plan(export.rules, name, at=export.at)
         if export.audience is None:
             return _Plans(rules)

@@ -22,7 +22,7 @@ from serving.merchandising.document import (
     without_rule,
 )
 from serving.merchandising.followed import Followed
-from serving.merchandising.stored import CHANGES, Stored, read_changes, read_document, write_document
+from serving.merchandising.stored import CHANGES, Stored, read_changes, read_document, read_rules, write_document
 
 __all__ = [
     "CHANGES",
@@ -42,6 +42,7 @@ __all__ = [
     "compile_document",
     "read_changes",
     "read_document",
+    "read_rules",
     "restored",
     "with_rule",
     "without_rule",

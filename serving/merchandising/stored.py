@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from serving.merchandising.document import Change, Document
-from serving.store import MERCHANDISING, Store, StoreCorrupt
+from serving.merchandising.document import Change, Document, MerchandisingRule
+from serving.store import MERCHANDISING, BulkStore, Store, StoreCorrupt
 
 CHANGES = 500
 """Maximum number of changes that are kept."""
@@ -66,7 +66,16 @@ def decode_document(encoded: bytes) -> Document:
 async def read_document(store: Store) -> Stored:
     """The document in Redis. Raises StoreAway, also for one that this version cannot read."""
     key = store.layout.key(MERCHANDISING)
-    stamp, encoded = (await store.run([["HMGET", key, "stamp", "document"]]))[0]
+    return _stored(key, *(await store.run([["HMGET", key, "stamp", "document"]]))[0])
+
+
+def read_rules(store: BulkStore) -> list[MerchandisingRule]:
+    """The rules in Redis, for offline jobs. Raises StoreAway, also for a document that this version cannot read."""
+    key = store.layout.key(MERCHANDISING)
+    return _stored(key, *store.run([["HMGET", key, "stamp", "document"]])[0]).document.rules
+
+
+def _stored(key: str, stamp: bytes | None, encoded: bytes | None) -> Stored:
     if stamp is None or encoded is None:
         return NOTHING_STORED
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
+
 from serving.api import Problem
 from serving.merchandising import (
     BoundError,
@@ -146,10 +148,9 @@ class Desk:
         return stored
 
     async def _write(self, before: Stored, after: Document, change: Change) -> MerchandisingState:
-        change_before, change_after = changed(before.document, after)
-        change = Change(
-            change.version, change.at, change.by, change.action, change.note, change_before, change_after, change.to
-        )
+        """Write the next version. change: without the rules that it changes. Raises Problem (409, 503)."""
+        old, new = changed(before.document, after)
+        change = msgspec.structs.replace(change, before=old, after=new)
         try:
             written = await write_document(self._service.store, before.stamp, after, change)
             if written is None:
@@ -157,7 +158,7 @@ class Desk:
         except StoreAway as e:
             raise _redis_away(e) from e
         self._followed.adopt(written)
-        ids = ",".join(dict.fromkeys(r.id for r in (*change_before, *change_after)))
+        ids = ",".join(dict.fromkeys(r.id for r in (*old, *new)))
         log.info("merchandising version %d by %s: %s %s", change.version, change.by, change.action, ids)
         return await self._state_of(after)
 

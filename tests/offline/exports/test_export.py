@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +23,23 @@ from offline.cli.app import app
 from offline.config import Config, load
 from offline.data import Storage
 from offline.data.collection import collect
-from offline.exports import Audience, Destination, Export, live_at, read_user_ids, started_at, write_export
+from offline.exports import (
+    Audience,
+    Destination,
+    Export,
+    live_at,
+    merchandising_of,
+    read_user_ids,
+    started_at,
+    write_export,
+)
 from offline.runtime import LOCAL, DataError, Failure
 from serving.config import PlacementConfig
+from serving.merchandising import Change, Document, MerchandisingRule, read_rules, write_document
 from serving.ranking import Placement
 from serving.release.release import load_release
 from serving.rules import Condition, Rules
-from serving.store import BulkStore, Event, Merge, Pointer, UserLimits, merging
+from serving.store import MERCHANDISING, BulkStore, Event, Merge, Pointer, Store, UserLimits, merging
 from tests.offline.data.test_collection import data
 from tests.offline.evaluation.test_skew import earlier_events, items_after, write_events
 from tests.serving.test_release import CUT_OFF, publish
@@ -150,6 +161,53 @@ def test_lists_of_a_placement_have_its_sources_and_rules(shop: Shop, tmp_path: P
     write_export(shop.export(placement=Placement.of("mail", config), rules=rules), to(tmp_path / "out"))
     assert rows_of(tmp_path / "out") == expected
     assert 0 < len(expected) < len(answers(shop, {"limit": 5, "rules": EXCLUDE}))
+
+
+def merchandise(shop: Shop) -> None:
+    """Merchandisers pin blue-04 to the second position. Other rules are over, for a placement, or cannot be served."""
+    first = {"pin": [{"item_id": "blue-06", "position": 0}]}
+    given: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("top", {"pin": [{"item_id": "blue-04", "position": 1}]}, {}),
+        ("over", first, {"end": CUT_OFF}),
+        ("cart", first, {"placement": "cart"}),
+        ("style", {"filter": {"attribute": "style", "eq": "new"}}, {}),
+    ]
+    rules = [MerchandisingRule(n, msgspec.convert(r, Rules), created=k, **m) for k, (n, r, m) in enumerate(given)]
+
+    async def write() -> None:
+        store = Store(shop.url, 5.0)
+        await write_document(store, "", Document(1, rules), Change(1, AT, "ann", "put", "", [], rules))
+        await store.close()
+
+    asyncio.run(write())
+
+
+def test_lists_follow_the_rules_of_merchandisers_that_apply_at_that_time(shop: Shop, tmp_path: Path) -> None:
+    merchandise(shop)
+    expected = answers(shop, {"limit": 5}, FAST.model_copy(update={"merchandising": True}))
+    assert {item for _, position, item, _ in expected if position == 1} == {"blue-04"}
+    rules = merchandising_of(read_rules(shop.store), None, AT)
+    assert [r.id for r in rules] == ["top", "style"]
+    write_export(shop.export(merchandising=rules), to(tmp_path / "out"), OtherProcess())  # type: ignore[arg-type]
+    assert rows_of(tmp_path / "out") == expected
+
+
+def test_an_interrupted_export_goes_on_with_the_rules_of_merchandisers_that_it_began_with(
+    shop: Shop, tmp_path: Path
+) -> None:
+    merchandise(shop)
+    (tmp_path / "shop.yaml").write_text("serving: {merchandising: true}")
+    common = ("--config", str(tmp_path / "shop.yaml"), "--workspace", str(shop.config.workspace), "--as-of-data")
+    result = run("export", "--to", str(tmp_path / "out"), *common)
+    assert result.exit_code == 0, result.output
+    assert "merchandising rule style is not used: merchandising.style.filter.attribute: unknown" in result.output
+    whole, summary = bytes_of(tmp_path / "out"), json.loads((tmp_path / "out" / "export.json").read_text())
+    assert [rule["id"] for rule in summary["settings"]["merchandising"]] == ["top", "style"]
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    (tmp_path / "out" / "export.json").write_text(json.dumps(summary | {"complete": False}))
+    shop.store.run([["DEL", shop.store.layout.key(MERCHANDISING)]])
+    assert run("export", "--to", str(tmp_path / "out"), *common).exit_code == 0
+    assert bytes_of(tmp_path / "out") == whole
 
 
 def test_a_written_item_is_used_and_a_withdrawn_one_is_not(shop: Shop, tmp_path: Path) -> None:
