@@ -59,13 +59,14 @@ def _top_k(
         for p in range(item_start[i], item_start[i + 1]):
             g = group_of[p]
             for q in range(group_start[g], group_start[g + 1]):
-                j = item_of[q]
-                if j == i or (list_of[q] >= 0 and list_of[q] == list_at_item[p]):
+                j, contribution = item_of[q], weight_at_item[p] * weight[q]
+                # Weights of years ago underflow to 0, and a total of 0 would be listed again and again.
+                if j == i or contribution == 0.0 or (list_of[q] >= 0 and list_of[q] == list_at_item[p]):
                     continue
                 if total[j] == 0.0:
                     touched[count] = j
                     count += 1
-                total[j] += weight_at_item[p] * weight[q]
+                total[j] += contribution
         # Insert into the sorted list of the best; most items are no better than its last. Sorting all items took
         # more than half of the time.
         filled = 0

@@ -23,13 +23,16 @@ PRIOR = 3.0
 ALIKE = 10
 """Items with similar texts per item."""
 SHARPNESS = 4.0
+CATEGORY = 0.3
+"""Weight of the row of its category in the prior of an item."""
 SCALE, SCALE_STRENGTH = 0.3, 5.0
 """The scale of a shop in which no item is in more than `THIN` baskets, and its weight beside what is measured, in pairs
 of equal texts."""
 MEASURED = 1000
 """Items on which the scale is measured: those in the fewest baskets above `THIN`, as they are most like thin ones."""
-MOST_COMPARED = 20_000
-"""Items whose texts are compared with those of thin items: those in the most baskets. Bounds the work."""
+MOST_COMPARED, MOST_PAIRS = 20_000, 500_000_000
+"""Items whose texts are compared with those of thin items: those in the most baskets. Pairs that are compared. Bounds
+the work: a million thin items are compared with 500 others."""
 _BLOCK = 256
 """Items that are compared at a time, which bounds the memory."""
 
@@ -60,9 +63,11 @@ def similar_texts(vectors: Vectors, count: F64, kinds: I32) -> Texts:
     has_text = np.isfinite(vectors.scale[: len(count)])
     by_count = np.argsort(count, kind="stable")
     by_count = by_count[has_text[by_count]].astype(np.int32)
-    known = np.sort(by_count[::-1][:MOST_COMPARED])
     few, many = by_count[count[by_count] <= THIN], by_count[count[by_count] > THIN]
-    return Texts(*(_most_similar(vectors, np.sort(item), known, kinds) for item in (few, many[:MEASURED])))
+    known = np.sort(by_count[::-1][: min(MOST_COMPARED, MOST_PAIRS // max(len(few), 1))])
+    return Texts(
+        *(_most_similar(vectors, np.sort(item).astype(np.int32), known, kinds) for item in (few, many[:MEASURED]))
+    )
 
 
 def _most_similar(vectors: Vectors, item: I32, known: I32, kinds: I32) -> Alike:
@@ -97,11 +102,11 @@ def blend(item: I32, weight: F32, count: F64, texts: Texts, category: I32, kinds
     prior = PRIOR / (count + PRIOR)
     thin, alike = np.repeat(texts.thin.item, ALIKE), texts.thin.alike.ravel()
     similar = text_scale(texts, item, weight) * texts.thin.cosine.ravel() ** SHARPNESS * prior[thin]
-    textless = np.setdiff1d(np.flatnonzero(count <= THIN), texts.thin.item)
-    owner = np.concatenate([thin, alike, textless])
-    source = np.concatenate([alike, thin, n + category[textless]]).astype(np.int32)
-    of_row = np.concatenate([np.zeros(2 * len(thin)), prior[textless]])
-    of_item = np.concatenate([similar, similar, np.zeros(len(textless))])
+    few = np.flatnonzero(count <= THIN)
+    owner = np.concatenate([thin, alike, few])
+    source = np.concatenate([alike, thin, n + category[few]]).astype(np.int32)
+    of_row = np.concatenate([np.zeros(2 * len(thin)), CATEGORY * prior[few]])
+    of_item = np.concatenate([similar, similar, np.zeros(len(few))])
     order = np.argsort(owner, kind="stable")
     start = np.searchsorted(owner[order], np.arange(n + 1))
     return blended(start, source[order], of_row[order], of_item[order], item, weight, kinds, k)

@@ -115,11 +115,11 @@ def _table(groups: Groups, at: float, by_distance: F64, kinds: _Kinds, vectors: 
     recent = np.exp2((groups.at - at) / HALF_LIFE_S)
     weight, support = _exact(recent * np.diff(groups.start) ** -SIZE_EXPONENT), _exact(recent)
     of_row = weight[groups.group]
-    right = _at_least(np.bincount(groups.item, of_row, minlength=n)) ** POPULARITY_EXPONENT
+    right = _total(groups.item, of_row, n) ** POPULARITY_EXPONENT
 
     def counted(owner: I32, owners: int) -> tuple[I32, F32]:
         by_owner = np.argsort(owner, kind="stable")
-        left = _at_least(np.bincount(owner, of_row, minlength=owners)) ** (1 - POPULARITY_EXPONENT)
+        left = _total(owner, of_row, owners) ** (1 - POPULARITY_EXPONENT)
         return top_pairs(
             np.searchsorted(owner[by_owner], np.arange(owners + 1)),
             by_owner,
@@ -145,6 +145,11 @@ def _table(groups: Groups, at: float, by_distance: F64, kinds: _Kinds, vectors: 
     item, score = blend(item, score, count, texts, kinds.code, kinds.apart, k)
     nothing = Neighbours.none(0, k)
     return Neighbours(np.vstack([item, nothing.item]), np.vstack([np.minimum(score, np.float32(1)), nothing.weight]))
+
+
+def _total(owner: I32, weight: F64, owners: int) -> F64:
+    """float64[owners]: total weight of each owner, above 0."""
+    return _at_least(np.bincount(owner, weight, minlength=owners).astype(np.float64))
 
 
 def _exact(weight: F64) -> F64:

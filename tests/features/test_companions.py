@@ -101,6 +101,20 @@ def test_an_item_in_no_basket_has_items_with_similar_texts_and_they_have_it() ->
     assert row(found, 0)[:2] == [1, 4]
 
 
+def test_a_similar_text_counts_as_much_as_it_sells_together_in_the_shop() -> None:
+    """0 and 4 have one text, and so have 1 and 5. 30 shoppers buy both of a text, or else never. 6 is new, with the text
+    of 0, so it is the companion of 0 in the first shop, and hardly in the second."""
+    vectors = make_vectors(N)
+    vectors[4] = vectors[6] = vectors[0]
+    vectors[5] = vectors[1]
+    weight = []
+    for pairs in (((0, 4), (1, 5)), ((0, 1), (4, 5))):
+        rows = [r for user in range(30) for pair in pairs for r in order(user, pair[0], *pair)]
+        found = build(rows, users=30, k=N, text=Vectors.quantise(vectors)).together
+        weight.append(found.weight[0, row(found, 0).index(6)])
+    assert weight[0] > 2 * weight[1] > 0
+
+
 def test_an_item_in_no_basket_and_without_text_has_what_is_bought_with_its_category() -> None:
     """0 and 1 are bought together. 3 and 4 are of their categories, and never bought."""
     rows = [r for user in range(5) for r in order(user, 1, 0, 1)]

@@ -329,6 +329,12 @@ class TestNeighbours:
         assert (Neighbours.build(make_events(same, 1), 12, START + DAY).item == -1).all()
         assert Neighbours.build(make_events(other, 1), 12, START + DAY).item[0, 0] == 1
 
+    def test_a_pair_of_many_years_ago_has_no_weight_and_is_skipped(self) -> None:
+        """After 3,000 days, a weight is 3 * 2^-214, and the product of two is 0 in float32. 50 users have the pair."""
+        rows_ = [(0.0, user, i, Kind.PURCHASE, -1) for user in range(50) for i in (0, 1)]
+        found = Neighbours.build(make_events(rows_, 50), 2, START + 3000 * DAY)
+        assert (found.item == -1).all()
+
     def test_the_weight_is_a_shrunk_cosine(self) -> None:
         """Two users take both items and one only the first, all with weight w: 2 w w / (sqrt(3) w sqrt(2) w + 1)."""
         rows_ = [(0.0, u, i, Kind.CLICK, -1) for u, i in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]
