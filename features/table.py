@@ -437,12 +437,12 @@ def _seeds() -> Iterator[Feature]:
             )
     yield Feature(
         "buy_again_due",
-        "how due the user is to buy the item again",
-        "purchases per second since the last one and the typical time between two",
+        "how soon the user is likely to buy the item again",
+        "expected purchases per day",
         "the user has not bought the item",
         lambda m: m.buy_again,
         "buy again",
-        Reasons("time to buy it again", "bought too recently to buy again"),
+        Reasons("you buy it again and again", "rarely bought again"),
         of_history=True,
     )
 
