@@ -70,8 +70,10 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
         summary="Recommend items for several placements, without repeats",
     )
     async def page(request: Request) -> Response:
-        asked = api_page.page_request(await request.body())
-        return json_response(await service.page(asked, access_of(request).check_page(asked)))
+        asked, access = api_page.page_request(await request.body()), access_of(request)
+        answer = await service.page(asked, access.check_page(asked))
+        answer.lists = [access.without_values(one) for one in answer.lists]
+        return json_response(answer)
 
     @app.post(
         "/v1/events",

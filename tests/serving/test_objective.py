@@ -190,6 +190,13 @@ def test_a_public_key_sees_the_order_and_no_values(client: httpx.Client, user: s
         assert math.isclose(parts, item["score"], abs_tol=1e-9)
 
 
+def test_a_public_key_sees_no_values_on_a_page(client: httpx.Client) -> None:
+    page = {"placements": [{"placement": "cart", "limit": 3}], "explain": True}
+    for key, shown in ((BACK, True), (PAGE, False)):
+        (answer,) = client.post("/v1/page", json=page, headers=bearer(key)).json()["lists"]
+        assert [("objective" in item) == shown for item in answer["items"]] == [True] * 3
+
+
 def test_an_export_orders_a_list_as_the_service_does(client: httpx.Client, live: Live) -> None:
     clicked = History(
         np.array([IDS.index("red-01")], np.int32),
