@@ -10,6 +10,7 @@ A synthetic shop of 100,000 items with full tables of companions, and users with
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import replace
 
@@ -75,10 +76,12 @@ def main() -> None:
     vectors = items.vectors.code * items.vectors.scale[:, None]
     items = replace(items, inverted=build_inverted_lists(vectors.astype(np.float32), 17))
     companions = made_up_companions(rng, n)
+    figures = dict[str, float]()
     print(f"{n:,} items, {SIZE} candidates, medians of {options.requests} requests in ms")
     for name, ms in measure(items, companions, options.requests).items():
         candidates, of_rows = np.median(ms, axis=0)
         print(f"  {name:15} candidates {candidates:6.2f}  rows {of_rows:6.2f}  both {np.median(ms.sum(axis=1)):6.2f}")
+        figures[f"{name} ms"] = float(np.median(ms.sum(axis=1)))
     log = made_up_events(rng, options.events, n // 2, n)
     for name, build in (
         ("neighbours", lambda events: Neighbours.build(events, n, AT)),
@@ -87,11 +90,13 @@ def main() -> None:
         build(log.before(AT - 89 * 86400.0))  # compiles
         began = time.perf_counter()
         build(log)
-        print(f"{name}: {time.perf_counter() - began:.1f} s from {len(log):,} events")
+        figures[f"{name} s"] = time.perf_counter() - began
+        print(f"{name}: {figures[f'{name} s']:.1f} s from {len(log):,} events")
     without, with_tables = (
         sum(a.nbytes for a in to_arrays(of).values()) for of in (items, replace(items, companions=companions))
     )
     print(f"arrays: {without / n:,.0f} bytes per item, with tables {with_tables / n:,.0f}")
+    print(json.dumps(figures | {"bytes per item": without / n, "bytes per item with tables": with_tables / n}))
 
 
 if __name__ == "__main__":

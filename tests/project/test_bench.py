@@ -74,6 +74,14 @@ TINY = {
         ["--events", "2000", "--items", "50", "--users", "40", "--repeats", "1"],
         {"events_per_s", "ratio_to_duckdb", "peak_gb"},
     ),
+    "page": (
+        ["--items", "500", "--trees", "5", "--rounds", "2", "--pages", "2"],
+        {"same candidates, CPU ms", "own sources, latency ms"},
+    ),
+    "seeds": (
+        ["--items", "500", "--events", "5000", "--requests", "5"],
+        {"companions s", "bytes per item with tables"},
+    ),
     "objective": (["--quick"], {"margin at margin 0.3", "sales at price 0.3", "clicks at margin 1"}),
     "rerank": (["--quick", "--synonyms"], {"lists", "the engine's order", "ranker with the score"}),
     "serve": (
