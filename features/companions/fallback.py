@@ -64,7 +64,8 @@ def similar_texts(vectors: Vectors, count: F64, kinds: I32) -> Texts:
     by_count = np.argsort(count, kind="stable")
     by_count = by_count[has_text[by_count]].astype(np.int32)
     few, many = by_count[count[by_count] <= THIN], by_count[count[by_count] > THIN]
-    known: I32 = np.sort(by_count[::-1][: min(MOST_COMPARED, MOST_PAIRS // max(len(few), 1))]).astype(np.int32)
+    most = min(MOST_COMPARED, MOST_PAIRS // max(len(few), 1))
+    known = np.sort(by_count[::-1][:most]).astype(np.int32)
     return Texts(
         *(_most_similar(vectors, np.sort(item).astype(np.int32), known, kinds) for item in (few, many[:MEASURED]))
     )
