@@ -1,9 +1,9 @@
-"""Companions of items in few baskets: the items with the most similar texts, or what goes with their category.
+"""Companions of items in few baskets: the items with the most similar texts, and what goes with their category.
 
 The prior of an item in n baskets has the weight `PRIOR / (n + PRIOR)`, beside what its own baskets say. Items with
 similar texts are companions of each other with weight `s * cosine^SHARPNESS`. The scale s is what this weight is on
 average between items whose baskets do tell (`text_scale`): gifts of one series are bought together, but few buy two
-brands of yoghurt. An item without a text vector has the row of its category instead: what is bought with its items.
+brands of yoghurt. The row of its category, what is bought with its items, counts `CATEGORY`.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def test_an_item_in_no_basket_has_items_with_similar_texts_and_they_have_it() ->
 
 
 def test_a_similar_text_counts_as_much_as_it_sells_together_in_the_shop() -> None:
-    """0 and 4 have one text, and so have 1 and 5. 30 shoppers buy both of a text, or else never. 6 is new, with the text
-    of 0, so it is the companion of 0 in the first shop, and hardly in the second."""
+    """0 and 4 have one text, and so have 1 and 5. 30 shoppers buy both of a text, or else never. 6 is new, with the
+    text of 0, so it is the companion of 0 in the first shop, and hardly in the second."""
     vectors = make_vectors(N)
     vectors[4] = vectors[6] = vectors[0]
     vectors[5] = vectors[1]
