@@ -170,7 +170,7 @@ def test_a_running_change_blocks_others_until_it_is_considered_dead(client: http
     with redis.Redis.from_url(url) as raw:
         for age, status in ((10.0, 409), (700.0, 202)):
             change = {"action": "promote", "release": live, "by": "y", "at": time.time() - age, "state": "running"}
-            raw.set(CHANGE, json.dumps(change))
+            raw.set(f"sw:{CHANGE}", json.dumps(change))
             assert client.post("/v1/operator/promote", json=body).status_code == status
     assert after_change(client)["live"] == before
 

@@ -35,8 +35,8 @@ FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".
     for name, file in (("api.js", "api.js"), ("icon.svg", "icon.svg"), ("base.css", "style.css"))
 }
 """Files of the page by name, including some of the storefront's."""
-CHANGE = "sw:change"
-"""Redis key of the latest change, as JSON."""
+CHANGE = "change"
+"""Name of the Redis key of the latest change, as JSON."""
 _CHANGE_KEPT_S = 3600
 _REPLACE = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
@@ -100,6 +100,7 @@ class Changes:
 
     def __init__(self, service: Service, redis_url: str, custom: tuple[Feature, ...]) -> None:
         self._service, self._redis_url, self._custom = service, redis_url, custom
+        self._key = service.store.layout.key(CHANGE)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -174,12 +175,12 @@ class Changes:
 
     async def _stored(self) -> bytes:
         """The latest change as it is in Redis; empty if there is none."""
-        stored: bytes | None = (await self._service.store.run([["GET", CHANGE]]))[0]
+        stored: bytes | None = (await self._service.store.run([["GET", self._key]]))[0]
         return stored or b""
 
     async def _replace(self, before: bytes, change: Change) -> bool:
         """Store a change if the stored one is still `before`; returns whether it was."""
-        call = ["EVAL", _REPLACE, 1, CHANGE, before, msgspec.json.encode(change), _CHANGE_KEPT_S]
+        call = ["EVAL", _REPLACE, 1, self._key, before, msgspec.json.encode(change), _CHANGE_KEPT_S]
         return bool((await self._service.store.run([call]))[0])
 
 
