@@ -65,7 +65,7 @@ class Companions:
     `seed_scores` for candidates, not `Neighbours.scores`. Items in few baskets also have items with similar texts.
 
     together: bought together. goes_with: bought together and not of the same category (complements). following: next
-    in the session. repurchase_s: float32[n + 1], typical seconds until a user buys the item again, NaN if nobody ever
+    in the session. None of them has another variant of the same product. repurchase_s: float32[n + 1], typical seconds until a user buys the item again, NaN if nobody ever
     bought anything twice; the last is that of the shop.
     """
 
@@ -98,9 +98,14 @@ class Companions:
         bought, visited = baskets(past), sessions(past)
         bought = bought._replace(place=np.zeros_like(bought.place))
         category, missing = catalogue.category[:n_items], len(catalogue.category_names)
+        # Variants of one product are chosen between, and not bought together.
+        product = np.full((1, n_items), -1, np.int32)
+        if catalogue.group is not None:
+            group, alone = catalogue.group[:n_items], len(catalogue.group_names)
+            product = np.where(group < alone, group, -1).astype(np.int32)[None]
         same_category = np.where(category < missing, category, -1).astype(np.int32)[None]
-        anything = _Kinds(category, missing, np.full((1, n_items), -1, np.int32))
-        others = anything._replace(apart=same_category)
+        anything = _Kinds(category, missing, product)
+        others = anything._replace(apart=np.vstack([same_category, product]))
         distance = np.rint(BY_DISTANCE ** np.arange(REACH, dtype=np.float64) * 4096) / 4096  # exact sums, see _TO_EXACT
         return cls(
             _table(bought, at, np.ones(1), anything, vectors, k),

@@ -54,6 +54,16 @@ def test_the_weight_of_a_pair_is_its_baskets_over_those_of_each_shrunk_by_suppor
     assert found.weight[1, 0] == pytest.approx(2 / (2**0.75 * 3**0.25) * 2 / 7, rel=1e-4)
 
 
+def test_a_variant_of_the_same_product_is_no_companion() -> None:
+    """0 and 3 are two sizes of one product, always bought with each other and with 4."""
+    code = np.array([0, 1, 1, 0, *[1] * (N - 3)], np.int32)
+    sizes = replace(UNCATEGORISED, group=code, group_names=["shirt"])
+    events = make_events([r for k in range(3) for r in order(k, 1, 0, 3, 4)], 9)
+    assert row(build([r for k in range(3) for r in order(k, 1, 0, 3, 4)]).together, 0) == [3, 4]
+    found = Companions.build(sizes, TEXTLESS, events, N, LATER, 5)
+    assert [row(table, 0) for table in (found.together, found.goes_with, found.following)] == [[4]] * 3
+
+
 def test_an_item_in_every_basket_comes_after_one_that_goes_with_the_seed() -> None:
     """3 is in all baskets. 1 is in both of those with 0, and in no other."""
     rows = [r for k in range(6) for r in order(k, k, 3, *((0, 1) if k < 2 else (4 + k,)))]
