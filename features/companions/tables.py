@@ -65,8 +65,8 @@ class Companions:
     `seed_scores` for candidates, not `Neighbours.scores`. Items in few baskets also have items with similar texts.
 
     together: bought together. goes_with: bought together and not of the same category (complements). following: next
-    in the session. None of them has another variant of the same product. repurchase_s: float32[n + 1], typical seconds until a user buys the item again, NaN if nobody ever
-    bought anything twice; the last is that of the shop.
+    in the session. None of them has another variant of the same product. repurchase_s: float32[n + 1], typical seconds
+    until a user buys the item again, NaN if nobody ever bought anything twice; the last is that of the shop.
     """
 
     together: Neighbours
