@@ -110,6 +110,8 @@ def by_part(items: Items, requests: list[Request]) -> dict[str, float]:
     """Median us of each shared value of a moment, then of each group of features using them, most expensive first."""
     times: dict[str, list[float]] = defaultdict(list)
     shared = [name for name, value in vars(Moment).items() if isinstance(value, cached_property)]
+    if items.companions is None:  # no feature reads these
+        shared = [name for name in shared if name not in ("of_seeds", "buy_again")]
     for request in requests:
         spent: dict[str, float] = defaultdict(float)
         before = time.thread_time()
