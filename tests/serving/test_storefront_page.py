@@ -68,7 +68,7 @@ def address(url: str, release: Path) -> Iterator[str]:
     placements = {
         "product": PlacementConfig(requires=("items",), sources={"text": 1, "popular": 1}),
         "cart": PlacementConfig(requires=("items",)),
-        "search": PlacementConfig(requires=("query",)),
+        "search": PlacementConfig(requires=("query",), limit=SHOWN),
     }
     with served(url, OPEN.model_copy(update={"placements": placements, "currency": "EUR"})) as client:
         ready(client)
