@@ -88,8 +88,8 @@ def judge_against_simple_orders(ndcg: F64, held_out: HeldOut) -> list[Reason]:
     out = []
     for name, mask in used.items() if held_out.simple else ():
         rival, theirs = max(held_out.simple.items(), key=lambda pair: float(pair[1][mask].mean()))
-        # Bonferroni correction for the number of slices.
-        level = 1 - 0.05 / len(used)
+        # Bonferroni correction for the number of slices, and of the orders of which the best on these lists is chosen.
+        level = 1 - 0.05 / (len(used) * len(held_out.simple))
         d = paired_difference(ndcg[mask], theirs[mask], held_out.lists.user[mask], level=level)
         values = f"{ndcg[mask].mean():.4f}, {rival} {theirs[mask].mean():.4f}: {_signed(d)} on {d.lists:,} lists"
         about = f"{name.replace('_', ' ')}: ndcg@10 {values}"
