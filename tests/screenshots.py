@@ -105,7 +105,8 @@ def operator(browser: Browser, address: str, key: str) -> None:
 def merchandising(browser: Browser, client: httpx.Client) -> None:
     """The page of merchandisers with a rule that is not saved yet, and one that is."""
     weeks = {"boost": [{"when": {"attribute": "price", "lte": 40}, "by": 0.5}]}
-    body = {"version": 0, "rules": weeks, "end": time.time() + 30 * 86400, "note": "bargain weeks"}
+    version = client.get("/v1/merchandising").json()["version"]
+    body = {"version": version, "rules": weeks, "end": time.time() + 30 * 86400, "note": "bargain weeks"}
     client.put("/v1/merchandising/rules/bargains", json=body).raise_for_status()
     page = browser.new_context(viewport={"width": 1280, "height": 1180}).new_page()
     page.goto(f"{client.base_url}/merchandising")
