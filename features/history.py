@@ -161,7 +161,7 @@ _NONE = np.empty(0, np.int64)
 
 
 class _Periods(NamedTuple):
-    """What one list of a user had after a merge, before newer events: `place[start[p]:start[p + 1]]` for period p.
+    """The events of one list of a user after a merge, before newer events: `place[start[p]:start[p + 1]]` for period p.
 
     user: int64[p], ascending. since: float64[p], ascending by user: time of the merge. place: int64, ascending by time,
     places in the `EventsByUser` of the list.

@@ -154,7 +154,7 @@ def _by_user(
 
 
 def _anchors(history: History, at: float, seeds: I32, shares: F64 | None) -> Anchors | None:
-    """What the sources of seeds start from; None if no text has to be compared for them."""
+    """The items that the sources of seeds start from; None if no text has to be compared for them."""
     if len(seeds):
         wanted = shares is None or shares[_FIRST_OF_SEEDS : _FIRST_OF_SEEDS + len(_OF_SEEDS)].any()
         return of_seeds(seeds) if wanted else None
@@ -294,7 +294,7 @@ def _of_seeds_and_fallbacks(
 
 
 def _buy_again(items: Items, history: History, at: float) -> I32:
-    """What the user has bought, the most due first."""
+    """The items that the user has bought, the most due first."""
     typical = None if items.companions is None else items.companions.repurchase_s
     if typical is None:
         typical = np.full(len(items.catalogue) + 1, np.nan, np.float32)

@@ -55,7 +55,7 @@ Amount = Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, strict
 
 
 class ObjectiveConfig(BaseModel):
-    """What the lists of a placement should earn, weighed against their relevance."""
+    """The objective of the lists of a placement: earnings, weighed against their relevance."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

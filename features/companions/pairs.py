@@ -67,7 +67,7 @@ def top_pairs(
     item, place, group_start: as in `Groups`. A pair's weight is `t / (left * right) * s / (s + support_shrinkage)`,
     with t and s its totals of `weight` and `support` (float64[groups], above 0), times `by_distance` (float64, above
     0): for items d places after the owner's, `by_distance[d]`, and none for items before it or further away. left:
-    float64[owners]. right: float64[n]. kinds: int32[codes, n], -1 unknown; items that share a code are no pair.
+    float64[owners]. right: float64[n]. kinds: int32[codes, n], -1 unknown; items that share a code do not form a pair.
     """
     n, owners = len(right), len(owner_start) - 1
     best, score = np.full((owners, k), -1, np.int32), np.zeros((owners, k), np.float32)

@@ -46,7 +46,7 @@ numbering of users."""
 
 
 class _Kinds(NamedTuple):
-    """The categories of items, and which items are no pair.
+    """The categories of items, and the items that do not form a pair.
 
     code: int32[n], from 0 to `missing`. apart: int32[codes, n], as `kinds` of `top_pairs`.
     """

@@ -506,7 +506,7 @@ def _of_impressions(files: LogFiles, rows: _ListRows, begin: int) -> tuple[list[
 
 
 class _ServedColumns(NamedTuple):
-    """What the service ranked some lists with.
+    """The columns and attributes of lists that the service ranked.
 
     row: rows of the lists whose request had columns. values: of the request's columns by name, one for each of these
     rows. attributes: of the user, by request ID; only of lists that were ranked with attributes.

@@ -41,7 +41,7 @@ Format = Literal["parquet", "csv"]
 
 
 class Destination(NamedTuple):
-    """Where to write, and how. restart: delete what an earlier export has left there."""
+    """The place to write to, and the format. restart: delete what an earlier export has left there."""
 
     storage: Storage
     format: Format = "parquet"
@@ -57,7 +57,7 @@ class Audience(NamedTuple):
 
 @dataclass(frozen=True)
 class Export:
-    """What to rank, for whom and when.
+    """The lists to make: the candidates, the users and the time.
 
     live, shoppers: from `live_at`. at: Unix seconds. limit: items per list. size: number of candidates to retrieve.
     rules: added to the configuration's `standing` rules and those of the placement; None for none. merchandising: the

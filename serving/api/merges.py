@@ -9,7 +9,7 @@ from serving.api.problem import Problem
 
 
 class MergeIn(Struct, forbid_unknown_fields=True):
-    """What the anonymous shopper did becomes the history of the user in the path. from: the anonymous user ID."""
+    """The events of the anonymous shopper become the history of the user in the path. from: the anonymous user ID."""
 
     from_id: Id = field(name="from")
 

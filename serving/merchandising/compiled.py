@@ -43,7 +43,7 @@ class Compiled:
         return self._by_list[placement]
 
     def _joined(self, plan: Plan | None, placement: str | None, at: float) -> Plan | None:
-        # What is meant for one placement takes precedence over what is meant for all lists.
+        # Rules for one placement take precedence over those for all lists.
         lists = (None,) if placement is None else (None, placement)
         for of_list in lists:
             for rule, own in self.plans:

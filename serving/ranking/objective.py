@@ -23,7 +23,7 @@ from serving.rules import RuleError
 
 
 class Worth(NamedTuple):
-    """What candidates are worth if they are shown. float64[m] each.
+    """The worth of candidates if they are shown. float64[m] each.
 
     probability: by outcome. chance: of the outcomes of the objective, summed with their weights. relevance, value: the
     probability of a click and the expected amount, relative to those of an average shown item. expected: the amount.
@@ -71,7 +71,7 @@ class Objective:
         return cls(config, maps, amount, assumed, size * rate if size > 0 else 1.0)
 
     def worth(self, score: F64, item: I32) -> Worth:
-        """What candidates are worth. score: float64[m], the ranker's. item: int32[m], catalogue rows, -1 outside it."""
+        """The worth of candidates. score: float64[m], the ranker's. item: int32[m], catalogue rows, -1 outside it."""
         probability = probabilities(self.maps, score)
         chance = np.zeros(len(score))
         for outcome, weight in self.config.outcomes.items():

@@ -1,4 +1,4 @@
-"""What the lists of a page share: the candidates and scores of equal requests, and the items that were shown already.
+"""The shared parts of the lists of a page: candidates and scores of equal requests, and items that were shown already.
 
 A page is one read of the user and one moment. Lists with the same candidates and context are scored once; each then
 leaves out what earlier lists show, after scoring, so that a list has the same scores as if it were alone.

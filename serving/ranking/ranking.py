@@ -12,7 +12,7 @@ from ranker.calibration import Outcome
 
 
 class Valued(NamedTuple):
-    """What an objective has found and changed, per item of a ranking.
+    """The findings and changes of an objective, per item of a ranking.
 
     probability: by outcome. amount: the value of the item. assumed: whether the item has none, so that the median of
     the catalogue was used. relevance, value: the two parts of the weighted sum, with their weights. expected: the

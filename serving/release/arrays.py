@@ -196,7 +196,7 @@ def from_arrays(read: Arrays) -> Items:
 
 
 def _companions(read: Arrays, n: int) -> Companions | None:
-    """What goes with each item; None for a release that was made without."""
+    """The companions of each item; None for a release that was made without."""
     if not read.has("repurchase_s"):
         return None
     together, goes_with, following = (_table(read, name, n) for name in _COMPANIONS)

@@ -67,7 +67,7 @@ Source = tuple[str, Variants]
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """What is done with variants in one list. Paths are those of the settings, for `explain`.
+    """The treatment of variants in one list. Paths are those of the settings, for `explain`.
 
     keep: path, None if all variants are kept. bought: int32, rows of the items that the shopper bought recently.
     bought_groups: int32, their groups, ascending. group: int32[n + 1], as in `Catalogue`. taken: int32, rows of the
@@ -117,7 +117,10 @@ class VariantPlan:
         return cls(catalogue.group, alone, keep_one, after_purchase, bought, groups, seed_groups=of_seeds)
 
     def _removals(self) -> list[tuple[str, Callable[[I32], Bool]]]:
-        """What leaves out items, with its path: bool, like int32 rows (-1 if unknown), True for an item left out."""
+        """The reasons to leave out items, each with its path.
+
+        A reason is a function from int32 rows (-1 if unknown) to bool, True for an item that is left out.
+        """
         out: list[tuple[str, Callable[[I32], Bool]]] = []
         if len(self.taken):
             out.append((ON_PAGE, self._is_taken))
@@ -164,7 +167,7 @@ class VariantPlan:
         return self.keep is None, self.bought.tobytes(), self.seed_groups.tobytes()
 
     def candidates_for(self, size: int) -> int:
-        """How many items a source has to find so that about `size` products are among them."""
+        """The number of items that a source has to find so that about `size` products are among them."""
         if self.keep is None:
             return size
         in_groups = int(np.count_nonzero(self.group[:-1] != self.alone))

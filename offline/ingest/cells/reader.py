@@ -306,7 +306,7 @@ class Reader:
         return "VARCHAR"
 
     def _has_only_decimal_commas(self, name: str) -> bool:
-        """Whether an attribute is a number with a decimal comma, as its configuration or the table's price says.
+        """True if an attribute is a number with a decimal comma, as its configuration or the table's price says.
 
         Elsewhere, `36,38` may be two sizes.
         """

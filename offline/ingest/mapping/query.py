@@ -94,7 +94,7 @@ def compile_source(
 
 
 def _called(column: Column, name: str, own: RawTable) -> str:
-    """What messages call a target: of several paths, the first that is a column of the source's own table."""
+    """The name of a target in messages: of several paths, the first that is a column of the source's own table."""
     if column.path is not None or not column.first:
         return column.path or name
     return next((path for path in column.first if path in own.columns), column.first[0])

@@ -33,7 +33,7 @@ def fill_headers(tables: Tables, table: Table) -> None:
 
 
 def _has_values_without(tables: Tables, table: Table, order: str, columns: list[str]) -> bool:
-    """Whether a row without an order has a value in any of some columns."""
+    """True if a row without an order has a value in any of some columns."""
     some = " OR ".join(f"{quoted(path)} IS NOT NULL" for path in columns)
     query = f"SELECT count(*) FROM {quoted(table.name)} WHERE {quoted(order)} IS NULL AND ({some})"
     return bool(tables.library.rows(query)[0][0])

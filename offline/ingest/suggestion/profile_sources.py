@@ -118,7 +118,7 @@ def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tupl
 
 
 def _is_column(table: Table, path: str) -> bool:
-    """Whether a path is a column of the file, and no field of a nested value."""
+    """True if a path is a column of the file, and no field of a nested value."""
     return "[]" not in path and ("." not in path or path in table.raw.columns)
 
 

@@ -290,7 +290,7 @@ class Tables:
         return bool(filled) and filled == distinct
 
     def are_unique(self, table: str, paths: Sequence[str]) -> bool:
-        """Whether no two rows have the same values in all columns, of the rows that have them all."""
+        """True if no two rows have the same values in all columns, of the rows that have them all."""
         keys = ", ".join(f"{self.value(table, path)} AS k{i}" for i, path in enumerate(paths))
         names = [f"k{i}" for i in range(len(paths))]
         filled, distinct = self.library.rows(

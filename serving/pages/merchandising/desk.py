@@ -163,7 +163,7 @@ class Desk:
         return await self._state_of(after)
 
     async def options(self, may_write: bool) -> MerchandisingOptions:
-        """What can be chosen in a rule and for a preview. Raises Problem (503) if no release is loaded.
+        """The choices in a rule and for a preview. Raises Problem (503) if no release is loaded.
 
         may_write: whether the key may change rules; the IDs of known shoppers are only for those.
         """

@@ -131,7 +131,7 @@ class PlacementOption(Struct):
 
 
 class MerchandisingOptions(Struct):
-    """What can be chosen in a rule and for a preview. shoppers: some known ones; empty for a key that may only read."""
+    """The choices in a rule and for a preview. shoppers: some known ones; empty for a key that may only read."""
 
     placements: list[PlacementOption]
     attributes: list[AboutAttribute]

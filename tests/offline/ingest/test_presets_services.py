@@ -156,7 +156,14 @@ EXPORTS: Mapping[str, Export] = {
         },
         [("view", "u", "a", None)],
         {
-            "a": {"title": '9" Pot', "price": 1299.0, "category": "Cook > Pots", "gtin": "0042", "group_id": "77"}
+            "a": {
+                "title": '9" Pot',
+                "price": 1299.0,
+                "category": "Cook > Pots",
+                "gtin": "0042",
+                "group_id": "77",
+                "item_group_id": "77",
+            }
             | {"image_url": "https://cdn.test/a.jpg"},
             "b": {"price": 4.5, "group_id": None, "image_url": None},  # /b.jpg has no host
         },
