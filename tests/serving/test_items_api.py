@@ -314,12 +314,12 @@ def test_an_item_too_large_from_an_earlier_version_does_not_stop_the_others(
     client: httpx.Client, store: BulkStore, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not used, counted and reported; it can be withdrawn, and collection continues without it."""
+    before = counted(client)["shelfwise_items_oversized_total", ""]
     big, wide = {f"a:{k}": "9" * 50_000 for k in range(11)}, {f"a:{k}": 1 for k in range(1001)}
     for key, fields in (("big", big), ("wide", wide)):
         store.client.hset(f"sw:i:{key}", mapping={"at": time.time(), "title": '"A Red cap"'} | fields)
         store.client.zadd("sw:items", {key: time.time()})
         store.client.xadd("sw:item-changes", {"i": key, "w": "put"})
-    before = counted(client)["shelfwise_items_oversized_total", ""]
     put(client, {"item_id": "small", "title": "A Blue cap"})
     until(lambda: known(client, "small").get("live"))
     assert not known(client, "big")["live"]
