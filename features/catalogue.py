@@ -12,7 +12,7 @@ import numpy as np
 from features.arrays import F64, I32, I64, Bool
 from features.kernels.compiled import compiled
 from features.kernels.prefetch import AHEAD, prefetch
-from features.kernels.strings import StringIndex, Strings
+from features.kernels.strings import StringIndex
 
 TEXT_COLUMNS = ("title", "description", "category", "brand")
 """Columns of an item table with its texts, besides text attributes."""
@@ -176,7 +176,7 @@ class Catalogue:
     @cached_property
     def row_index(self) -> StringIndex:
         """Index from item id to row."""
-        return StringIndex.of(self.item_ids if isinstance(self.item_ids, Strings) else Strings.of(self.item_ids))
+        return StringIndex.of(self.item_ids)
 
     def amounts(self, name: str) -> F64 | None:
         """float64[n + 1], NaN missing: the price, or the numeric attribute of this name; None if there is none.

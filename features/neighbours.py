@@ -19,6 +19,7 @@ import numpy as np
 
 from features.arrays import F32, F64, I32, I64
 from features.history import SESSION_S, engagement_weights
+from features.kernels.best import keep_best
 from features.kernels.compiled import compiled
 from features.kernels.prefetch import AHEAD, prefetch
 from features.kernels.slots import find, first_slot, slots_of
@@ -52,8 +53,6 @@ def _top_k(
     score = np.zeros((n + 1, k), np.float32)
     total = np.zeros(n)
     touched = np.empty(n, np.int32)
-    top = np.empty(k + 1)
-    neighbour = np.empty(k + 1, np.int32)
     for i in range(n):
         count = 0
         for p in range(item_start[i], item_start[i + 1]):
@@ -67,25 +66,9 @@ def _top_k(
                     touched[count] = j
                     count += 1
                 total[j] += contribution
-        # Insert into the sorted list of the best; most items are no better than its last. Sorting all items took
-        # more than half of the time.
-        filled = 0
         for t in range(count):
-            j = touched[t]
-            cosine = total[j] / (norm[i] * norm[j] + shrinkage)
-            total[j] = 0.0
-            place = filled
-            while place > 0 and (cosine > top[place - 1] or (cosine == top[place - 1] and j < neighbour[place - 1])):
-                top[place] = top[place - 1]
-                neighbour[place] = neighbour[place - 1]
-                place -= 1
-            if place < k:
-                top[place] = cosine
-                neighbour[place] = j
-                filled = min(filled + 1, k)
-        for t in range(filled):
-            best[i, t] = neighbour[t]
-            score[i, t] = top[t]
+            total[touched[t]] /= norm[i] * norm[touched[t]] + shrinkage
+        keep_best(total, touched, count, best[i], score[i])
     return best, score
 
 

@@ -44,11 +44,7 @@ def hide_query(rows: F32, names: Sequence[str], searched: int) -> F32:
     rows: float32[n, features], returned unchanged or as a modified copy. searched: number of lists with a query and a
     gain.
     """
-    if searched >= LEARNED_FROM or not (columns := query_columns(names)):
-        return rows
-    out = rows.copy()
-    out[:, columns] = np.nan
-    return out
+    return _hide(rows, query_columns(names), searched)
 
 
 def query_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
@@ -71,11 +67,7 @@ def hide_seeds(rows: F32, names: Sequence[str], lists: int) -> F32:
 
     rows: float32[n, features], returned unchanged or as a modified copy. lists: number of lists with seeds and a gain.
     """
-    if lists >= LEARNED_FROM or not (columns := seed_columns(names)):
-        return rows
-    out = rows.copy()
-    out[:, columns] = np.nan
-    return out
+    return _hide(rows, seed_columns(names), lists)
 
 
 def seed_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
@@ -95,6 +87,15 @@ def seed_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
     text = _standardize(rows[:, names.index(SEED_TEXT)].astype(np.float64))
     bonus: F64 = deviation * (_TABLE_WEIGHT * tables + _SEED_TEXT_WEIGHT * text)
     return bonus
+
+
+def _hide(rows: F32, columns: list[int], lists: int) -> F32:
+    """The rows with these columns missing if fewer than `LEARNED_FROM` lists have values there; else the same rows."""
+    if lists >= LEARNED_FROM or not columns:
+        return rows
+    out = rows.copy()
+    out[:, columns] = np.nan
+    return out
 
 
 def _standardize(values: F64) -> F64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.arrays import F32, F64, I32, I64
+from features.kernels.best import keep_best
 from features.kernels.compiled import compiled
 
 
@@ -15,33 +16,6 @@ def _same_kind(kinds: I32, i: int, j: int) -> bool:
         if kinds[c, i] >= 0 and kinds[c, i] == kinds[c, j]:
             return True
     return False
-
-
-@compiled
-def _keep_best(value: F64, touched: I32, count: int, best: I32, score: F32) -> None:
-    """Write the largest values of the touched items, ties by item, in descending order; `value` becomes 0 again.
-
-    Inserts into the sorted list of the best, because most items are no better than its last.
-    """
-    k = len(best)
-    top, row = np.empty(k + 1), np.empty(k + 1, np.int32)
-    filled = 0
-    for t in range(count):
-        j = touched[t]
-        x = value[j]
-        value[j] = 0.0
-        place = filled
-        while place > 0 and (x > top[place - 1] or (x == top[place - 1] and j < row[place - 1])):
-            top[place] = top[place - 1]
-            row[place] = row[place - 1]
-            place -= 1
-        if place < k:
-            top[place] = x
-            row[place] = j
-            filled = min(filled + 1, k)
-    for t in range(filled):
-        best[t] = row[t]
-        score[t] = top[t]
 
 
 @compiled
@@ -90,7 +64,7 @@ def top_pairs(
             j = touched[t]
             total[j] *= supported[j] / ((supported[j] + support_shrinkage) * left[o] * right[j])
             supported[j] = 0.0
-        _keep_best(total, touched, count, best[o], score[o])
+        keep_best(total, touched, count, best[o], score[o])
     return best, score
 
 
@@ -123,7 +97,7 @@ def blended(
                     touched[count] = j
                     count += 1
                 total[j] += contribution
-        _keep_best(total, touched, count, best[i], score[i])
+        keep_best(total, touched, count, best[i], score[i])
     return best, score
 
 

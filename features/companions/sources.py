@@ -11,12 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from features.arrays import F64, I32, Bool
+from features.companions.tables import BY_DISTANCE
 from features.history import History, session
 from features.neighbours import Neighbours
 from features.text.vectors import Vectors
-
-PER_PLACE = 0.8
-"""Weight of an item of the session relative to the one after it, as in the table of what follows."""
 
 
 class Anchors(NamedTuple):
@@ -51,7 +49,7 @@ def of_session(history: History, at: float) -> Anchors:
     item = item[item >= 0]
     _, first = np.unique(item, return_index=True)
     item = item[np.sort(first)]
-    return Anchors(item, PER_PLACE ** np.arange(len(item), dtype=np.float64))
+    return Anchors(item, BY_DISTANCE ** np.arange(len(item), dtype=np.float64))
 
 
 def from_table(table: Neighbours | None, anchors: Anchors) -> Found:

@@ -323,7 +323,7 @@ class _EventEncoder:
     """Encodes spans as arrays. users, queries: numbers of users and queries of requests, as in `Events`, so far."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._items = StringIndex.of(Strings.of(list(catalogue.item_ids)))
+        self._items = StringIndex.of(list(catalogue.item_ids))
         self.users: dict[str, int] = {}
         self.queries: dict[int, str] = {}
         self._requests, self._sessions = IdEncoder(), IdEncoder()

@@ -230,7 +230,7 @@ def _groups(base: Catalogue, rows: Mapping[int, ItemFields], k: int) -> tuple[I3
     if base.group is None and not given:
         return None, ()
     count = len(base.group_names)
-    known = _index(base.group_names).find(given).tolist()
+    known = StringIndex.of(base.group_names).find(given).tolist()
     new = [name for name, code in zip(given, known, strict=True) if code < 0]
     names = _extend_ids(base.group_names, new) if new else base.group_names
     before = np.full(len(base) + 1, count, np.int32) if base.group is None else base.group
@@ -241,10 +241,6 @@ def _groups(base: Catalogue, rows: Mapping[int, ItemFields], k: int) -> tuple[I3
     for row, name in written.items():
         group[row] = code_of.get(name, len(names))
     return group, names
-
-
-def _index(names: Sequence[str]) -> StringIndex:
-    return StringIndex.of(names if isinstance(names, Strings) else Strings.of(names))
 
 
 def _extend_ids(base: Sequence[str], added: Sequence[str]) -> Strings:

@@ -218,8 +218,9 @@ class Service:
         limit = placement.limit_of(request) or DEFAULT_LIMIT
         self._check_explained(request, limit, limit)
         known = await self.known_of(request.user_id, live, at)
+        plan = plan_of(request.rules, live, placement.name, at=at)
         context = self._context(request, live, known, ("request",))
-        answer = await self._recommended(request, placement, live, known, at, limit, context, shows_history)
+        answer = await self._recommended(request, placement, live, known, at, limit, plan, context, shows_history)
         answer.took_ms = _ms_since(started)
         return answer
 
@@ -230,12 +231,12 @@ class Service:
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         asked = request.requests()
-        placements, limits = list[Placement](), list[int]()
+        placements, limits, plans = list[Placement](), list[int](), list[Plan | None]()
         for k, one in enumerate(asked):
             with page.within_list(k):
                 placements.append(self.placements.of(one))
                 limits.append(placements[-1].limit_of(one) or DEFAULT_LIMIT)
-                plan_of(one.rules, live, placements[-1].name, at=at)
+                plans.append(plan_of(one.rules, live, placements[-1].name, at=at))
                 self._check_page(request, sum(limits))
         known = await self.known_of(request.user_id, live, at)
         self.degraded += (len(asked) - 1) * (known.degraded is not None)
@@ -244,10 +245,12 @@ class Service:
             with page.within_list(k):
                 contexts.append(self._context(one, live, known, ("request",)))
         shared, lists = Page(live, known.history, at), list[RankAnswer]()
-        for one, placement, limit, context in zip(asked, placements, limits, contexts, strict=True):
+        for one, placement, limit, plan, context in zip(asked, placements, limits, plans, contexts, strict=True):
             began = time.perf_counter()
             with request_id.nested():
-                answer = await self._recommended(one, placement, live, known, at, limit, context, shows_history, shared)
+                answer = await self._recommended(
+                    one, placement, live, known, at, limit, plan, context, shows_history, shared
+                )
             answer.took_ms = _ms_since(began)
             shared.add([item.item_id for item in answer.items])
             lists.append(answer)
@@ -262,12 +265,12 @@ class Service:
         known: Known,
         at: float,
         limit: int,
+        plan: Plan | None,
         context: Context,
         shows_history: bool,
         shared: Page | None = None,
     ) -> RankAnswer:
         """The answer of `recommend`, but for its time. shared: the page that the list is part of."""
-        plan, catalogue = plan_of(request.rules, live, placement.name, at=at), live.items.catalogue
         size = self.config.candidates_for(limit + (0 if shared is None else len(shared.taken)))
         variants = self._variants(request, placement, live, known, at, context.seeds)
         if shared is None:
@@ -278,7 +281,7 @@ class Service:
         plan = live.with_variants(plan, variants)
         ids = ids_with_pinned(found.item, live.items, plan, known.history, at, context.seeds)
         answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants, shared)
-        rows = catalogue.rows([item.item_id for item in answer.items])
+        rows = live.items.catalogue.rows([item.item_id for item in answer.items])
         for item, sources in zip(answer.items, sources_of(found, rows), strict=True):
             item.sources = sources
         return answer

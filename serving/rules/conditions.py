@@ -23,7 +23,7 @@ from msgspec import Meta, Struct, field
 from features.arrays import F64, I32, Bool
 from features.bounds import IdError, clean_id
 from features.catalogue import Catalogue, Codes, Tags
-from features.kernels.strings import StringIndex, Strings
+from features.kernels.strings import StringIndex
 from features.moment import Items
 
 MOST_CONDITIONS = 200
@@ -114,7 +114,7 @@ class _CodeOf(Mapping[str, int]):
 
     @cached_property
     def _index(self) -> StringIndex:
-        return StringIndex.of(self._names if isinstance(self._names, Strings) else Strings.of(self._names))
+        return StringIndex.of(self._names)
 
     def __getitem__(self, name: str) -> int:
         code = int(self._index.find([name])[0])

@@ -17,7 +17,8 @@ the request takes precedence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -41,6 +42,8 @@ from serving.rules.conditions import (
     check_rule_id,
     of_items,
 )
+
+_S = TypeVar("_S", bound=Struct)
 
 EventName = Literal["impression", "view", "click", "cart", "purchase", "rating"]
 LISTED = 20
@@ -103,16 +106,17 @@ class Rules(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True)
     pin: Annotated[list[Pin], Meta(max_length=50)] = []
 
 
-def _to_rules(value: Any) -> Rules:
+def to_struct(kind: type[_S], value: Any) -> _S:
+    """A value of the configuration as a struct of this kind. Raises ValueError, as validators of pydantic do."""
     try:
-        return value if isinstance(value, Rules) else msgspec.convert(value, Rules)
+        return value if isinstance(value, kind) else msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
         raise ValueError(str(e)) from e
 
 
 StandingRules = Annotated[
     Rules,
-    PlainValidator(_to_rules),
+    PlainValidator(partial(to_struct, Rules)),
     PlainSerializer(msgspec.to_builtins),
     WithJsonSchema({"type": "object", "description": "The same as `rules` in a request; see docs/rules.md."}),
 ]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -23,7 +24,7 @@ from features.context import NO_SEEDS
 from features.history import History
 from features.log import Kind
 from serving.rules.conditions import Attributes, Mask
-from serving.rules.rules import LISTED, Plan, Removed
+from serving.rules.rules import LISTED, Plan, Removed, to_struct
 
 AFTER_PURCHASE_DAYS = 30.0
 """Days for which the other variants of a bought product are left out, unless a setting or request says otherwise."""
@@ -47,16 +48,9 @@ class Variants(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=Tr
     after_purchase_days: Annotated[float, Meta(ge=0, le=3650)] | None = None
 
 
-def _to_variants(value: Any) -> Variants:
-    try:
-        return value if isinstance(value, Variants) else msgspec.convert(value, Variants)
-    except msgspec.ValidationError as e:
-        raise ValueError(str(e)) from e
-
-
 VariantSettings = Annotated[
     Variants,
-    PlainValidator(_to_variants),
+    PlainValidator(partial(to_struct, Variants)),
     PlainSerializer(msgspec.to_builtins),
     WithJsonSchema({"type": "object", "description": "The same as `variants` in a request; see docs/variants.md."}),
 ]

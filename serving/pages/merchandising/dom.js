@@ -1,15 +1,8 @@
 // Elements, times and prices. Catalogue data and notes are set as text, never parsed as markup.
 
-export const $ = (id) => document.getElementById(id);
+import { make } from "./make.js";
 
-/** Create an element with a class, a text and children. */
-export function make(tag, name, text, ...children) {
-  const element = document.createElement(tag);
-  if (name) element.className = name;
-  if (text !== undefined && text !== null) element.textContent = text;
-  element.append(...children);
-  return element;
-}
+export const $ = (id) => document.getElementById(id);
 
 /** A button that calls `act`. label: for screen readers, where the text alone does not say what it is about. */
 export function button(text, label, act) {

@@ -1,6 +1,7 @@
 // The form of one rule. It holds the draft until it is saved or discarded.
 
-import { $, button, choices, fromLocal, make, toLocal, zone } from "./dom.js";
+import { $, button, choices, fromLocal, toLocal, zone } from "./dom.js";
+import { make } from "./make.js";
 import { comparisons, toForm, toRules } from "./rules.js";
 
 const ANY = "";

@@ -1,6 +1,7 @@
 // The list of products: drag one, or set its position, to pin it.
 
-import { button, make, money } from "./dom.js";
+import { button, money } from "./dom.js";
+import { make } from "./make.js";
 import { effect } from "./rules.js";
 
 /** How an item has moved, as a sign and, for screen readers, in words. */

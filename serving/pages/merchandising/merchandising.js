@@ -1,12 +1,15 @@
 // The page of merchandisers: the list of a placement for a shopper, its rules with a preview, and their history.
 
 import { ApiError, call, useKey } from "./api.js";
-import { $, button, choices, make, when } from "./dom.js";
+import { $, button, choices, when } from "./dom.js";
 import { Editor } from "./editor.js";
+import { guardedBy, notice } from "./guarded.js";
 import { show } from "./list.js";
+import { make } from "./make.js";
 import { describe } from "./rules.js";
 
 const API = "v1/merchandising", EVERY_MS = 5000, SOON_MS = 250, HISTORY = 50;
+const guarded = guardedBy($("desk"));
 let options = null, state = null, asked = 0, drawn = "", timers = {};
 
 const editor = new Editor({ changed: () => soon("preview", preview), save, find: (words) => soon("find", () => find(words)) });
@@ -16,25 +19,6 @@ const placement = () => $("placement").value || null;
 function soon(name, work) {
   clearTimeout(timers[name]);
   timers[name] = setTimeout(() => guarded(work), SOON_MS);
-}
-
-function notice(message) {
-  if ($("notice").textContent === message && $("notice").hidden === !message) return;
-  $("notice").textContent = message;
-  $("notice").hidden = !message;
-}
-
-async function guarded(work) {
-  try {
-    await work();
-    return true;
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    $("key").hidden = error.status !== 401 && error.status !== 403;
-    if (!$("key").hidden) $("desk").hidden = true;
-    notice(error.message);
-    return false;
-  }
 }
 
 /** Read everything, and draw what has changed. */

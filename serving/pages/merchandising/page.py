@@ -41,9 +41,15 @@ PATH = "/merchandising"
 FOLDER = Path(__file__).parent
 FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".css", ".js")} | {
     name: FOLDER.parent / "storefront" / file
-    for name, file in (("api.js", "api.js"), ("icon.svg", "icon.svg"), ("base.css", "style.css"))
+    for name, file in (
+        ("api.js", "api.js"),
+        ("make.js", "make.js"),
+        ("icon.svg", "icon.svg"),
+        ("base.css", "style.css"),
+    )
 }
-"""Files of the page by name, including some of the storefront's."""
+FILES["guarded.js"] = FOLDER.parent / "operator" / "guarded.js"
+"""Files of the page by name, including some of the storefront's and one of the operator's."""
 
 _API = "/v1/merchandising"
 _WRITE, _READ = "merchandise", "merchandise:read"

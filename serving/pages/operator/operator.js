@@ -1,36 +1,14 @@
 // The operator's page: service metrics, nightly runs, releases, promotion and rollback.
 
-import { ApiError, call, useKey } from "./api.js";
+import { call, useKey } from "./api.js";
+import { guardedBy, notice } from "./guarded.js";
+import { make } from "./make.js";
 import { plot } from "./plot.js";
 
 const EVERY_MS = 5000, SOON_MS = 700;
 const $ = (id) => document.getElementById(id);
+const guarded = guardedBy($("board"));
 let board = null, drawn = "", timer;
-
-function make(name, className, text) {
-  const out = document.createElement(name);
-  if (className) out.className = className;
-  if (text !== undefined) out.textContent = text;
-  return out;
-}
-
-function notice(message) {
-  $("notice").textContent = message;
-  $("notice").hidden = !message;
-}
-
-async function guarded(work) {
-  try {
-    await work();
-    return true;
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    $("key").hidden = error.status !== 401 && error.status !== 403;
-    if (!$("key").hidden) $("board").hidden = true;
-    notice(error.message);
-    return false;
-  }
-}
 
 const day = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 16).replace("T", " ");
 const figure = (value, digits = 4) => (value === null || value === undefined ? "–" : value.toFixed(digits));

@@ -32,7 +32,12 @@ PATH = "/operator"
 FOLDER = Path(__file__).parent
 FILES = {f.name: f for f in sorted(FOLDER.iterdir()) if f.suffix in (".html", ".css", ".js")} | {
     name: FOLDER.parent / "storefront" / file
-    for name, file in (("api.js", "api.js"), ("icon.svg", "icon.svg"), ("base.css", "style.css"))
+    for name, file in (
+        ("api.js", "api.js"),
+        ("make.js", "make.js"),
+        ("icon.svg", "icon.svg"),
+        ("base.css", "style.css"),
+    )
 }
 """Files of the page by name, including some of the storefront's."""
 CHANGE = "change"

@@ -1,15 +1,7 @@
 // One product on a shelf. Titles and other catalogue data are set as text, never parsed as markup.
 
+import { make } from "./make.js";
 import { picture } from "./picture.js";
-
-/** Create an element with a class, a text and children. */
-export function make(tag, name, text, ...children) {
-  const element = document.createElement(tag);
-  if (name) element.className = name;
-  if (text !== undefined && text !== null) element.textContent = text;
-  element.append(...children);
-  return element;
-}
 
 let number = new Intl.NumberFormat(undefined, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 

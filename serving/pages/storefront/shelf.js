@@ -1,7 +1,8 @@
 // The storefront page: the shopper, the request for a list, and what the buttons do.
 
 import { ApiError, call, newId, useKey } from "./api.js";
-import { Card, make, useCurrency } from "./card.js";
+import { Card, useCurrency } from "./card.js";
+import { make } from "./make.js";
 import { Shelf } from "./movement.js";
 import { Cart, here, showProduct } from "./views.js";
 

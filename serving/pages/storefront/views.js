@@ -1,6 +1,7 @@
 // The pages of the shop besides the list: a product, and the cart. The address names the page after `#`.
 
-import { about, button, make, money, pageOf } from "./card.js";
+import { about, button, money, pageOf } from "./card.js";
+import { make } from "./make.js";
 import { picture } from "./picture.js";
 
 /** The page that the address names: home, a product with its `item`, or the cart. */
