@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +24,8 @@ from serving.experiments.followed import FILE
 from serving.records import Served, decode_served
 from serving.store import BulkStore, Event, Pointer
 from serving.store.embedded import connect_url
-from tests import NO_EVENT_LIMITS
+from shelfwise_client import Shelfwise
+from tests import NO_EVENT_LIMITS, ROOT
 from tests.running import Process
 from tests.serving.test_objective import write
 from tests.serving.test_recommend import AT, IDS, ids, recommended
@@ -435,10 +438,7 @@ def test_arms_need_no_redis_and_the_stop_switch_stays_as_it_was(
                     assert answer["experiments"] == {"releases": arm_of(config, "releases", user)}
                     assert answer["release"] in (live.name, releases[1].name)
                     assert "experiments" not in recommended(worker, user_id=user, placement="rules")
-                    assert "experiments" not in recommended(worker, user_id=user, placement="where"), (
-                        "not known of them"
-                    )
-                    assert "experiments" in recommended(worker, user_id=user, device="phone", placement="where")
+                    assert "experiments" not in recommended(worker, user_id=user, placement="where"), "country unknown"
                 ready_ = worker.get("/health/ready").json()
                 assert "experiments are stopped" in ready_["reason"]
                 assert ready_["experiments"]["ruled"].startswith("stopped by ana at ")
@@ -495,3 +495,54 @@ def test_all_workers_stop_an_experiment_within_seconds(url: str, releases: list[
             until(lambda: arms(30) == {True: 30}, 10)
     finally:
         process.kill()
+
+
+def test_the_python_client_passes_the_session_and_exposes_the_arms(client: httpx.Client, releases: list[Path]) -> None:
+    config = service(releases[1].name)
+    with Shelfwise(str(client.base_url)) as shop:
+        for k in range(4):
+            answer = shop.recommend("u1", placement="visit", session_id=f"s{k}", limit=2)
+            assert answer.experiments == {"visits": arm_of(config, "visits", f"s{k}")}
+            assert shop.rank("u1", IDS, placement="visit", session_id=f"s{k}").experiments == answer.experiments
+            (of_page,) = shop.page("u1", [{"placement": "visit"}], session_id=f"s{k}").lists
+            assert of_page.experiments == answer.experiments
+        mixed = shop.recommend("u1", placement="draft", explain=True)
+        assert mixed.experiments == {"draft": "interleaved"}
+        assert {item.team for item in mixed.items} == {"old", "new"}
+        assert shop.recommend("u1").experiments == {}
+        assert shop.health().experiments["releases"] == "running"
+
+
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node")
+def test_the_javascript_client_has_the_arms_of_its_user_and_session(client: httpx.Client, releases: list[Path]) -> None:
+    """The session is that of its events."""
+    config = service(releases[1].name)
+    module = (ROOT / "serving/clients/javascript/shelfwise.js").as_uri()
+    code = f"""
+        import {{ Shelfwise }} from "{module}";
+        const kept = {{}};
+        const storage = {{
+          getItem: (key) => kept[key] ?? null,
+          setItem: (key, value) => {{ kept[key] = value; }},
+          removeItem: (key) => {{ delete kept[key]; }},
+        }};
+        const out = [];
+        for (const user of {json.dumps(USERS[:6])}) {{
+          const shop = new Shelfwise({{ url: "{client.base_url}", user, storage }});
+          const one = await shop.recommend({{ placement: "two" }});
+          const other = await shop.recommend({{ placement: "visit" }});
+          out.push([one.experiments, other.experiments, kept["shelfwise visit"].split(" ")[0]]);
+          shop.close();
+        }}
+        console.log(JSON.stringify(out));
+    """
+    process = subprocess.run(
+        [str(NODE), "--input-type=module", "-e", code], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    for user, (of_user, of_session, session) in zip(USERS, json.loads(process.stdout), strict=False):
+        assert of_user == {"releases": arm_of(config, "releases", user)}
+        assert of_session == {"visits": arm_of(config, "visits", session)}
