@@ -159,7 +159,7 @@ class Service:
         attributes: dict[str, Scalar] | None = None
         stored, of_users = None, user_id is not None and self.experiments.of_users
         if user_id is not None:
-            needed = live.reads_attributes or self.shadow.reads_attributes or self.experiments.reads_attributes
+            needed = self._logs_attributes(live) or self.experiments.reads_attributes
             try:
                 found = await self.store.read_user(user_id, needed, of_users)
                 history, outside = found.history(live.items.catalogue, at, live.release.manifest.retention)
@@ -173,6 +173,11 @@ class Service:
             taken_over = None if stored is None else stored.unit
             unit = unit_hash(user_id) if taken_over is None else int.from_bytes(taken_over, "little")
         return Known(history, outside, attributes, reason, stored, unit)
+
+    def _logs_attributes(self, live: Live) -> bool:
+        """True if a release in use has attributes of users as features. live: that of the list."""
+        others = self.shadow.reads_attributes or self.arm_releases.reads_attributes
+        return live.reads_attributes or others
 
     def _treated(
         self, request: RankRequest | RecommendRequest, placement: Placement, live: Live, known: Known, at: float
@@ -449,7 +454,7 @@ class Service:
             query=request.query or None,
             columns=_columns_text(request, item_ids),
             candidate_columns=None if whole is None else _columns_text(request, whole.item_ids),
-            user_attributes=None if known.attributes is None else msgspec.json.encode(known.attributes).decode(),
+            user_attributes=self._attributes_text(made),
             placement=request.placement,
             items=request.items,
         )
@@ -462,6 +467,13 @@ class Service:
             session_id=request.session_id,
             took_ms=_ms_since(started),
         )
+
+    def _attributes_text(self, made: Made) -> str | None:
+        """The attributes of the user as JSON, for the log; None if no release needs them."""
+        attributes = made.known.attributes
+        if attributes is None or not self._logs_attributes(made.treatment.live):
+            return None
+        return msgspec.json.encode(attributes).decode()
 
     def _context(
         self, request: RankRequest | RecommendRequest, live: Live, known: Known, expected: tuple[str, ...]

