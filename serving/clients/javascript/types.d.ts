@@ -209,10 +209,10 @@ export interface PageRequest {
   placements: PageList[];
   user_id?: string | null;
   device?: string | null;
+  session_id?: string | null;
   columns?: Columns;
   explain?: boolean;
   shown?: boolean;
-  session_id?: string | null;
 }
 
 /** Lists in the order of the request, each with a request_id of its own for its events. */
