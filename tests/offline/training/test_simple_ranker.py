@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightgbm as lgb
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.training.simple_ranker import ORDERS, STEPS, SimpleOrder, choose_order, model_text
@@ -25,6 +25,7 @@ def rows_of(**columns: list[float] | np.ndarray) -> np.ndarray:
     return out
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-1000, 1000).map(lambda k: k / 8) | st.just(float("nan")), min_size=2, max_size=60))
 def test_an_order_by_one_feature_is_the_order_of_its_values_with_missing_ones_last(values: list[float]) -> None:
     """Up to `STEPS` distinct values are told apart; a missing value is as low as the lowest."""
