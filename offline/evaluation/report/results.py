@@ -32,7 +32,8 @@ _SYSTEMS = {
     "ease": "linear item-to-item model (EASE, Steck 2019)",
     "text_zero_shot": "text similarity to the user's history, pretrained encoder",
     "text": "text similarity to the user's history, fine-tuned encoder",
-    "ranker": "the published model: boosted trees over all features",
+    "ranker": "the published model: boosted trees over all features, or a simple order where these win nothing",
+    "trained": "boosted trees over all features, which are not published",
     "best_possible": "the hidden utility of the simulated shop: the upper bound for any ranker",
 }
 
