@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from offline.training import fit_ranker, with_unknown
 from ranker.metrics import tie_break
 from ranker.train import MAX_LIST
 from ranker.trees import Trees
+from serving.config import ObjectiveConfig
 from serving.ranking import Objective, amounts
 from serving.rules import RuleError
 
@@ -161,42 +162,63 @@ def _outcomes(a: Artefacts) -> dict[str, Any]:
 
 
 def _objectives(a: Artefacts) -> list[dict[str, Any]]:
-    """The trade-off of each objective of the configuration, once for placements that differ in its weight alone.
+    """The trade-off of each placement with an objective, on its own test lists.
 
-    An objective that this run cannot have has `problem`, the reason, instead of figures: the service would refuse the
-    release.
+    Placements with fewer than `systems.SMALL` of these are judged on all test lists, those that differ in the weight
+    alone together. `lists_of` is the placement, or None for all lists. An objective that this run cannot have has
+    `problem`, the reason, instead of figures: the service would refuse the release.
     """
-    catalogue, config, scored = a.inputs.data.catalogue, a.inputs.config, a.scored
-    placements: dict[str, list[str]] = {}
-    configs = {name: p.objective for name, p in config.placements.items() if p.objective is not None}
+    placements, scored = a.inputs.config.placements, a.scored
+    configs = {name: p.objective for name, p in placements.items() if p.objective is not None}
+    if not configs:
+        return []
+    found = slices.placement_slices(list(placements), list_placements(a.inputs.log_files, scored.lists), scored.lists)
+    of_placement = {name: mask for name in configs if (mask := found.get(f"placement:{name}")) is not None}
+    own = [name for name, mask in of_placement.items() if mask.sum() >= systems.SMALL]
+    together: dict[str, list[str]] = {}
     for name, one in configs.items():
-        placements.setdefault(one.model_copy(update={"weight": 0.0}).model_dump_json(), []).append(name)
-    out: list[dict[str, Any]] = []
-    for names in placements.values():
-        one = configs[names[0]]
-        weights = {name: configs[name].weight for name in names}
-        facts = {"value": one.value, "outcomes": one.outcomes, "floor": one.floor, "placements": weights}
-        try:
-            objective = Objective.of(one, a.maps, catalogue, f"placements.{names[0]}.objective")
-            earned = {"price", *(c.value for c in configs.values() if isinstance(c.value, str))}
-            by_name = {
-                name: amounts(catalogue, name, "")[0]
-                for name in sorted(earned)
-                if (found := catalogue.amounts(name)) is not None and not np.isnan(found).all()
-            }
-            out.append(
-                facts
-                | objectives.trade_off(
-                    objective, scored, by_name, list(weights.values()), config.seed, systems.LEVEL, _logged(a)
-                )
-            )
-        except RuleError as e:
-            out.append(facts | {"problem": f"{e.path}: {e}"})
-    return out
+        if name not in own:
+            together.setdefault(one.model_copy(update={"weight": 0.0}).model_dump_json(), []).append(name)
+    amounts_of, logged = _amounts(a, configs), _logged(a)
+    judged: list[tuple[list[str], objectives.Judged, str | None]]
+    judged = [([name], objectives.part(scored, logged, of_placement[name]), name) for name in own]
+    judged += [(names, (scored, logged), None) for names in together.values()]
+    return [_objective(a, configs, names, lists, amounts_of, of) for names, lists, of in judged]
 
 
-def _logged(a: Artefacts) -> tuple[I64, F64] | None:
-    """The scored test lists with a propensity for every position, and the propensities; None if there are none."""
+def _amounts(a: Artefacts, configs: Mapping[str, ObjectiveConfig]) -> dict[str, F64]:
+    """float64[n + 1] by name: the price and the values of the objectives, of those that some item has."""
+    catalogue = a.inputs.data.catalogue
+    return {
+        name: amounts(catalogue, name, "")[0]
+        for name in sorted({"price", *(c.value for c in configs.values() if isinstance(c.value, str))})
+        if (found := catalogue.amounts(name)) is not None and not np.isnan(found).all()
+    }
+
+
+def _objective(
+    a: Artefacts,
+    configs: Mapping[str, ObjectiveConfig],
+    names: Sequence[str],
+    judged: objectives.Judged,
+    by_name: Mapping[str, F64],
+    lists_of: str | None,
+) -> dict[str, Any]:
+    """The facts and the trade-off of the objective of some placements. judged: lists, and their propensities."""
+    one, weights = configs[names[0]], {name: configs[name].weight for name in names}
+    facts: dict[str, Any] = {"value": one.value, "outcomes": one.outcomes, "floor": one.floor}
+    facts |= {"placements": weights, "lists_of": lists_of}
+    try:
+        objective = Objective.of(one, a.maps, a.inputs.data.catalogue, f"placements.{names[0]}.objective")
+    except RuleError as e:
+        return facts | {"problem": f"{e.path}: {e}"}
+    scored, logged = judged
+    seed = a.inputs.config.seed
+    return facts | objectives.trade_off(objective, scored, by_name, list(weights.values()), seed, systems.LEVEL, logged)
+
+
+def _logged(a: Artefacts) -> objectives.Propensities | None:
+    """The propensities of the scored test lists; None if there are none."""
     data, lists = a.inputs.data, a.scored.lists
     if data.propensities is None or not a.inputs.is_logged or not len(lists):
         return None

@@ -22,8 +22,8 @@ from features.decay import HALF_LIFE_NAMES, ItemState
 from features.log import Kind
 from offline.config.simulation import SimulateConfig
 from offline.simulation.dataset import LogWriter, open_shop
+from offline.simulation.day_log import DEVICES_IN_USE, DayLog, ListRequests
 from offline.simulation.products import DAY_US
-from offline.simulation.shop import DEVICES_IN_USE, DayLog, ListRequests
 
 K = 10
 """Number of top positions for ndcg."""

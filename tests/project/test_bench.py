@@ -82,6 +82,10 @@ TINY = {
         ["--items", "500", "--events", "5000", "--requests", "5"],
         {"companions s", "bytes per item with tables"},
     ),
+    "complements": (
+        ["--users", "100", "--days", "8", "--complements", "0.8"],
+        {"bought_together", "goes_with", "best for this shopper"},
+    ),
     "objective": (["--quick"], {"margin at margin 0.3", "sales at price 0.3", "clicks at margin 1"}),
     "rerank": (["--quick", "--synonyms"], {"lists", "the engine's order", "ranker with the score"}),
     "serve": (

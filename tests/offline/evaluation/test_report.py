@@ -62,6 +62,7 @@ def point(weight: float) -> dict[str, Any]:
     names = [f"{prefix}{name}" for prefix in ("", "expected_") for name in ("clicks", "earned:margin", "earned:price")]
     changes = {f"change_{name}": [-3.0, -4.0, -2.0] for name in ["ndcg@10", *names]} if weight else {}
     off_policy = {f"off_policy_{name}": [1.0, 0.5, 1.5] for name in names[:3]}
+    changes |= {f"change_{name}": [-1.0, -90.0, 80.0] for name in off_policy} if weight else {}
     return {"weight": weight, **{key: [2.0, 1.9, 2.1] for key in ["ndcg@10", *names]}, **changes, **off_policy}
 
 
@@ -161,7 +162,8 @@ def full() -> dict[str, Any]:
                 "value": "margin",
                 "outcomes": {"purchase": 1.0},
                 "floor": 0.2,
-                "placements": {"cart": 0.3, "home": 0.0},
+                "placements": {"cart": 0.3},
+                "lists_of": "cart",
                 "lists": 1568,
                 "points": [point(0), point(0.5)],
             },
@@ -671,6 +673,8 @@ def test_any_texts_and_numbers_make_a_page_that_parses(
 def test_an_objective_shows_what_each_weight_earns_and_costs(page: str) -> None:
     words = Page(page).words
     assert "purchase times margin, floor 0.20" in words
-    assert "Placements: cart (weight 0.30), home (weight 0.00)." in words
+    assert "Placements: cart (weight 0.30)." in words
+    assert "of 1,568 lists of this placement" in words
     assert "2.000 (−3.0% [−4.0, −2.0])" in words
+    assert "1.000 (−1.0% [−90.0, +80.0])" in words
     assert "The service refuses a release with this objective: none" in words
