@@ -1,4 +1,4 @@
-"""The sections `serving` and `placements` of the configuration: one frozen value, built at startup and passed down."""
+"""The sections `serving` and `placements` of the configuration."""
 
 from __future__ import annotations
 
@@ -435,9 +435,3 @@ class ServingConfig(BaseModel):
         if self.internal_port == self.port:
             raise ValueError(f"internal_port is {self.port}, and so is port: use another one")
         return self
-
-
-class ServiceConfig(ServingConfig):
-    """The settings of the service, with the placements."""
-
-    placements: Placements = Field(default={}, max_length=PLACEMENTS, description="Placements by name.")
