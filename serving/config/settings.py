@@ -131,8 +131,9 @@ class ExplorationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
-        unused = sorted(self.model_fields_set & {"quota", "new_below", "budget"}) if self.mode == "swaps" else []
-        if unused:
+        # Defaults are accepted: a configuration that was read may be written with them, and read again.
+        unused = [n for n in ("quota", "new_below", "budget") if getattr(self, n) != type(self).model_fields[n].default]
+        if self.mode == "swaps" and unused:
             raise ValueError(f"{unused[0]} has no effect with the mode swaps: remove it, or use another mode")
         return self
 

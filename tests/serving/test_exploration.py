@@ -332,12 +332,18 @@ def test_a_number_is_the_share_of_swaps() -> None:
     )
 
 
+def test_the_service_reads_what_was_written() -> None:
+    """Workers start with the settings as JSON, which has every default."""
+    assert ServiceConfig.model_validate_json(EXPLORING.model_dump_json()) == EXPLORING
+
+
 EXPLORING = ServiceConfig.model_validate(
     {
         **dict(FAST),
         "placements": {
             "always": {"explore": {"share": 1, "quota": 0.25, "budget": 0.5, "new_below": 5}, "limit": 8},
             "never": {"explore": {"share": 1e-9}, "limit": 8},
+            "swaps": {"explore": 0.5},
         },
     }
 )
