@@ -28,7 +28,7 @@ from features.neighbours import Neighbours
 from features.popularity import PopularityRow, click_rates, popularity, shop_rate
 from features.prior import standardize
 from features.segments import Segments
-from features.taste import taste_logit, taste_posterior_mean
+from features.taste import taste_logit, taste_posterior_mean, taste_variance
 from features.text.inverted_lists import InvertedLists
 from features.text.vectors import Vectors, text_similarity
 from features.text.vocabulary import Vocabulary
@@ -489,6 +489,19 @@ class Moment:
             curvature,
             float(evidence.chance.sum()),
             elsewhere,
+        )
+
+    @property
+    def taste_variance(self) -> F64:
+        """float64[c]: variance of the log odds that the user's taste adds; 0 without factors, and for an unknown
+        item."""
+        evidence, factor = self.residuals, self.items.factors
+        if not factor.size:
+            return np.zeros(len(self.candidates))
+        curvature = evidence.chance * (1.0 - evidence.chance)
+        elsewhere = len(np.setdiff1d(self.engaged.item, evidence.item))
+        return taste_variance(
+            factor, self.candidates, evidence.item, curvature, float(evidence.chance.sum()), elsewhere
         )
 
     @cached_property

@@ -39,9 +39,9 @@ from serving.api import (
     rankings,
     request_id,
 )
-from serving.config import ServiceConfig
+from serving.config import ExplorationConfig, ServiceConfig
 from serving.ranking.explanation import ScoreParts
-from serving.ranking.exploration import explore
+from serving.ranking.exploration import belief_of, explore, explore_by_posterior
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
 from serving.ranking.objective import objective_parts
@@ -289,7 +289,9 @@ class Service:
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
         has_objective = placement.name in live.objectives
+        exploration = self._exploration(request, placement, live) if plan is None else None
         rank_all = sampled or shadowed or has_objective or plan is not None or variants is not None
+        rank_all = rank_all or exploration is not None
         began = time.perf_counter()
         if shared is None:
             whole = live.rank(history, candidates, at, None if rank_all else limit, context)
@@ -298,10 +300,12 @@ class Service:
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
         valued = live.apply_objective(whole, placement.name)
-        chosen, left_out = live.choose_variants(valued, plan, variants, limit)
+        chosen, left_out = live.choose_variants(valued, plan, variants, None if exploration else limit)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
-        if ruled is None:
+        if exploration:
+            ranking, propensity = self._explore_by_posterior(ranking, exploration, live, history, at, limit)
+        elif ruled is None:
             ranking = ranking.first(limit)
             ranking, propensity = self._explore(ranking, placement) if request.shown else (ranking, None)
         record = self._record(request, live, at, known, ranking, propensity, whole if sampled else None)
@@ -327,10 +331,32 @@ class Service:
         answer.placement = placement.name or UNSET
         return answer
 
+    def _exploration(
+        self, request: RankRequest | RecommendRequest, placement: Placement, live: Live
+    ) -> ExplorationConfig | None:
+        """How to explore a list without rules by the posterior; None for most lists, and without such a mode."""
+        config = placement.config.explore
+        if config is None or not config.by_posterior or not request.shown or "click" not in live.calibration:
+            return None
+        return config if self._rng.random() < config.share else None
+
+    def _explore_by_posterior(
+        self, ranking: Ranking, config: ExplorationConfig, live: Live, history: History, at: float, limit: int | None
+    ) -> tuple[Ranking, F64]:
+        """The list as shown, from the ranking of all candidates, and the propensity of each position."""
+        if not ranking.item_ids:
+            return ranking, np.empty(0)
+        belief = belief_of(
+            live.items, live.item_spread, history, ranking.item, ranking.score, at, live.calibration["click"], config
+        )
+        explored = explore_by_posterior(belief, limit or len(ranking.item_ids), config, self._rng)
+        return ranking.take(explored.order), explored.propensity
+
     def _explore(self, ranking: Ranking, placement: Placement) -> tuple[Ranking, F64 | None]:
-        """The ranking as shown, and the propensity of each position; None if exploration is off."""
-        share = self.config.explore if placement.config.explore is None else placement.config.explore
-        if not share:
+        """The ranking as shown, and the propensity of each position; None if exploration by swaps is off."""
+        own = placement.config.explore
+        share = self.config.explore if own is None else own.share
+        if not share or (own is not None and own.by_posterior):
             return ranking, None
         order, propensity = explore(len(ranking.item_ids), share, self._rng)
         return ranking.take(order), propensity

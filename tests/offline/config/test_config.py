@@ -201,8 +201,12 @@ BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and
         ),
         (
             "{home: {explore: 1.5}}",
-            ".home.explore is 1.5; expected a number >= 0 and <= 1, or null (The same as `serving.explore`, in its "
-            "place. null: that one.)",
+            ".home.explore.share is 1.5; expected a number >= 0 and <= 1 (Share of lists that are explored. A number "
+            "alone is this share.)",
+        ),
+        (
+            "{home: {explore: often}}",
+            ".home.explore is 'often'; expected keys and values; valid keys: mode, share, quota, new_below, budget",
         ),
         (
             "{home: {requires: [cart]}}",
