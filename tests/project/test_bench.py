@@ -92,6 +92,10 @@ TINY = {
         ["--quick"],
         {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000", "columns_ratio_lists"},
     ),
+    "experiments": (
+        ["--tests", "20", "--users", "1000", "--days", "5", "--units", "200000"],
+        {"naive_false_alarm_rate", "fixed_horizon_power", "srm_found"},
+    ),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],
         {"bytes_per_user", "bytes_per_item_redis", "bytes_per_item_worker_private", "bytes_per_item_worker_shared"},

@@ -32,7 +32,8 @@ OFFLINE: dict[str, set[str]] = {
     "nightly": _BELOW_TRAINING | {"training"},
     "studies": _BELOW_TRAINING | {"training", "nightly"},
     "exports": {"runtime", "config", "data"},
-    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "simulation", "ingest"},
+    "experiments": {"runtime", "config", "data", "evaluation"},
+    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "experiments", "simulation", "ingest"},
 }
 """Subpackages of `offline/`, and the subpackages each may import."""
 SERVING: dict[str, set[str]] = {
