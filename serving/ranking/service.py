@@ -300,6 +300,8 @@ class Service:
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
         valued = live.apply_objective(whole, placement.name)
+        if valued.valued is not None:
+            exploration = None  # the posterior is of clicks, and this order is by another value
         chosen, left_out = live.choose_variants(valued, plan, variants, None if exploration else limit)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None

@@ -6,7 +6,7 @@ trained. Then its lists are served and acted on, one after the other: item count
 nights refit everything else but the ranker and the encoder (texts are bags of words). The gain of a list is the
 expected gain of its items by the hidden truth, times the probability that their positions are examined.
 
-All state is in --directory: after an interruption, the same command continues with the next shop.
+With --directory, all state is there: after an interruption, the same command continues with the next shop.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,25 +67,21 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="for shops that are played by another process")
     parser.add_argument("--refit", type=int, default=5, help="nights from one refit to the next")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--directory", type=Path, default=Path("build/exploration"))
+    parser.add_argument("--directory", type=Path, help="folder for all state; by default a temporary one")
     options = parser.parse_args()
     arms = options.arms.split(",")
-    played = [
-        play_all(
-            SimulateConfig(
+    with TemporaryDirectory() as temporary:
+        played = []
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            config = SimulateConfig(
                 seed=seed,
                 items=options.items,
                 users=options.users,
                 days=options.opening,
                 ahead=options.days,
                 new_items_per_day=options.new_items,
-            ),
-            arms,
-            options.refit,
-            options.directory,
-        )
-        for seed in range(options.first_seed, options.first_seed + options.seeds)
-    ]
+            )
+            played.append(play_all(config, arms, options.refit, options.directory or Path(temporary)))
     print(json.dumps(summary(played, arms, options.days)))
 
 

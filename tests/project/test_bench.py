@@ -18,6 +18,13 @@ from tests.bench.memory import User, fit_user_bytes
 from tests.bench.replay import Sums, find_difference, ours, pandas_sums, read_log, write_log
 
 TINY = {
+    "exploration": (
+        [
+            *("--days", "1", "--opening", "6", "--items", "120", "--users", "120"),
+            *("--seeds", "1", "--refit", "1", "--arms", "none,thompson,swaps"),
+        ],
+        {"lists", "gain"},
+    ),
     "replay": (
         [
             "--events",

@@ -44,10 +44,11 @@ class Merge(NamedTuple):
         weight: float64[n + m]. others: float64[n], merged: float64[m], values of the items.
         """
         n, m = len(others), len(merged)
-        shifts = np.lib.stride_tricks.sliding_window_view(weight, m + 1) if n else np.empty((0, m + 1))
-        of_others = float((others * (self.above * shifts[:n]).sum(axis=1)).sum())
-        near = np.lib.stride_tricks.sliding_window_view(weight, m)
-        return of_others + float((merged * (self.gap * (self.between * near).sum(axis=2)).sum(axis=1)).sum())
+        shifted = weight[np.arange(n)[:, None] + np.arange(m + 1)]
+        of_others = (others * (self.above * shifted).sum(axis=1)).sum()
+        near = weight[np.arange(n + 1)[:, None] + np.arange(m)]
+        of_merged = (merged * (self.gap * (self.between * near).sum(axis=2)).sum(axis=1)).sum()
+        return float(of_others + of_merged)
 
     def probability(self, others: I64, merged: I64) -> tuple[F64, F64]:
         """float64[n], float64[m]: the probability of each item at its position. others: int64[n], merged: int64[m]."""

@@ -102,9 +102,11 @@ class _Arrangement:
         merged = np.concatenate([within, np.sort(joining)])
         if not len(merged):
             return None
-        others = np.setdiff1d(np.arange(length), within)
-        replaceable = others[~belief.new[others]]
-        others = np.setdiff1d(others, replaceable[len(replaceable) - len(joining) :])
+        stays = np.ones(length, np.bool_)
+        stays[within] = False
+        replaceable = np.flatnonzero(stays & ~belief.new[:length])
+        stays[replaceable[len(replaceable) - len(joining) :]] = False
+        others = np.flatnonzero(stays)
         base = np.searchsorted(others, merged)
         merge = Merge.of(_gaps(belief, others, merged, config))
         weight = 1.0 / np.log2(np.arange(length) + 2.0)
