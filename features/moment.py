@@ -23,6 +23,7 @@ from features.decay import HALF_LIVES_S, ItemState
 from features.history import History, Session, engagement_weights, session
 from features.kernels.compiled import compiled
 from features.kernels.slots import find, slots_of
+from features.linear import Linear
 from features.log import ATTRIBUTION_S, Kind
 from features.neighbours import Neighbours
 from features.popularity import PopularityRow, click_rates, popularity, shop_rate
@@ -55,8 +56,8 @@ class Items:
     are features.
     inverted: inverted lists of the vectors, None if the catalogue is small enough to compare every item. words:
     vocabulary of the catalogue, None if no query needs to be read. companions: tables of what goes with each item, None
-    if neither features nor sources need them. attribution_s: time after an impression in which a
-    click counts for it. Row `-1` of every array is the unknown item.
+    if neither features nor sources need them. linear: linear item-to-item model, None before anything is fitted.
+    attribution_s: time after an impression in which a click counts for it. Row `-1` of every array is the unknown item.
     """
 
     catalogue: Catalogue
@@ -73,6 +74,7 @@ class Items:
     words: Vocabulary | None = None
     attribution_s: float = ATTRIBUTION_S
     companions: Companions | None = None
+    linear: Linear | None = None
 
     @cached_property
     def numbers(self) -> F64:
@@ -376,6 +378,13 @@ class Moment:
     def cosines(self) -> F32:
         """float32[c, m]: cosine of each candidate with each item of the user's list, newest first; NaN without text."""
         return self.interest[:-2].T
+
+    @cached_property
+    def linear(self) -> F64:
+        """float64[2, c]: scores of the linear model from the recent list and from all of it; see `Linear.scores`."""
+        if self.items.linear is None:
+            return np.zeros((2, len(self.candidates)))
+        return self.items.linear.scores(self.candidates, self.engaged.item, self.engaged.at)
 
     @cached_property
     def text_similarity(self) -> F32:

@@ -36,6 +36,7 @@ Source = Literal[
     "query_words",
     "again",
     "co_occurrence",
+    "linear",
     "text",
     "popular",
     "popular_in_category",

@@ -215,8 +215,9 @@ BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and
         ),
         (
             "{home: {sources: {seen: 1}}}",
-            ".home.sources.seen is 'seen'; expected 'query', 'query_words', 'again', 'co_occurrence', 'text', "
-            "'popular', 'popular_in_category', 'new', 'similar', 'bought_together', 'goes_with', 'next' or 'buy_again'",
+            ".home.sources.seen is 'seen'; expected 'query', 'query_words', 'again', 'co_occurrence', 'linear', "
+            "'text', 'popular', 'popular_in_category', 'new', 'similar', 'bought_together', 'goes_with', 'next' or "
+            "'buy_again'",
         ),
         ("{home: {sources: {new: 0}}}", ".home.sources.new is 0; expected greater than 0"),
         ("{home: {sources: {new: .inf}}}", ".home.sources.new is inf; expected a finite number"),
