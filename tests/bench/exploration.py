@@ -33,8 +33,9 @@ from offline.config.simulation import SimulateConfig
 from offline.data import query_groups
 from offline.data.dataset import read_catalogue
 from offline.simulation.dataset import open_shop
+from offline.simulation.day_log import DayLog, ListRequests
 from offline.simulation.products import DAY_US
-from offline.simulation.shop import DayLog, ListRequests, Shop
+from offline.simulation.shop import Shop
 from ranker.calibration import OutcomeMap, fit_maps
 from ranker.examination import power_law
 from ranker.metrics import paired_difference
