@@ -22,7 +22,7 @@ from features.log import Kind
 from features.moment import Items
 from ranker.calibration import OutcomeMap
 from ranker.offpolicy import Estimate, LoggedLists, doubly_robust, ips, snips
-from serving.config import ExplorationConfig, PlacementConfig, ServiceConfig
+from serving.config import ExperimentConfig, ExplorationConfig, PlacementConfig, ServiceConfig
 from serving.ranking.exploration import Belief, Explored, belief_of, explore_by_posterior, item_spread
 from serving.ranking.exploration.merge import Merge, positions
 from serving.ranking.live import prepare
@@ -417,3 +417,12 @@ def test_a_release_without_a_probability_of_a_click_is_refused(tmp_path: Path) -
     placements = {"home": PlacementConfig(explore=config())}
     with pytest.raises(ReleaseError, match=r"placements\.home\.explore: the release has no probability of a click"):
         prepare(path, None, placements=placements)
+
+
+def test_an_experiment_with_such_an_arm_is_set_aside_by_such_a_release(tmp_path: Path) -> None:
+    path = publish(tmp_path, items=shop(), model_text=planted_model(planted_items()))
+    arms = {"control": {}, "learns": {"explore": {"mode": "thompson"}}}
+    experiments = {"first": ExperimentConfig.model_validate({"arms": arms})}
+    live = prepare(path, None, experiments=experiments)
+    assert list(live.arms.set_aside) == ["first"]
+    assert live.arms.set_aside["first"].startswith("experiments.first.arms.learns.explore: the release has no prob")

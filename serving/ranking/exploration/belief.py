@@ -88,14 +88,14 @@ def item_spread(items: Items, at: float) -> float:
 
 
 def check_explorations(configs: Mapping[str, ExplorationConfig | None], maps: Maps) -> None:
-    """Raise RuleError if a placement explores by the probability of a click, and the release has none.
+    """Raise RuleError if lists are explored by the probability of a click, and the release has none.
 
-    configs: `explore` of each placement, by name. maps: of the release.
+    configs: `explore` of placements and arms, by path in the configuration. maps: of the release.
     """
-    for name, config in configs.items():
+    for path, config in configs.items():
         if config is not None and config.by_posterior and "click" not in maps:
             raise RuleError(
-                f"placements.{name}.explore",
+                path,
                 "the release has no probability of a click: its log had too few, or it was made by an earlier version; "
                 "use the mode swaps, or make a new release from a longer log",
             )
