@@ -32,7 +32,8 @@ OFFLINE: dict[str, set[str]] = {
     "nightly": _BELOW_TRAINING | {"training"},
     "studies": _BELOW_TRAINING | {"training", "nightly"},
     "exports": {"runtime", "config", "data"},
-    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "simulation", "ingest"},
+    "experiments": {"runtime", "config", "data", "evaluation"},
+    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "experiments", "simulation", "ingest"},
 }
 """Subpackages of `offline/`, and the subpackages each may import."""
 SERVING: dict[str, set[str]] = {
@@ -60,6 +61,7 @@ FEATURES: dict[str, set[str]] = {
     "kernels": {"arrays"},
     "text": {"arrays", "catalogue", "kernels"},
     "companions": {"arrays", "catalogue", "history", "kernels", "log", "neighbours", "text"},
+    "linear": {"arrays", "kernels", "log", "neighbours"},
 }
 """Subpackages of `features/`, and what each may import. Files outside subpackages may import all of them."""
 SUBPACKAGES = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}

@@ -65,9 +65,8 @@ def service(second: str, **changed: Any) -> ServiceConfig:
             "arms": {"control": {}, "bad": {"rules": {"cap": [{"attribute": "shoe size", "most": 1}]}}},
         },
     }
-    return ServiceConfig.model_validate(
-        {**dict(FAST), "placements": {name: {} for name in PLACEMENTS}, "experiments": experiments, **changed}
-    )
+    placements = {name: {"explore": 1.0} if name == "draft" else {} for name in PLACEMENTS}
+    return ServiceConfig.model_validate({**dict(FAST), "placements": placements, "experiments": experiments, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +279,10 @@ def test_an_arm_is_explored_with_propensities_in_the_log(client: httpx.Client, u
 
 
 def test_interleaved_lists_have_the_team_of_each_position(client: httpx.Client, url: str, releases: list[Path]) -> None:
-    """Each arm's items are in the order of its own list, and the scores are those of the arm."""
+    """Each arm's items are in the order of its own list, and the scores are those of the arm.
+
+    They are not explored, though the placement explores each of its lists.
+    """
     config, first = service(releases[1].name), Counter[str]()
     for user in USERS:
         answer = recommended(client, user_id=user, placement="draft", limit=6, explain=True)
@@ -293,9 +295,9 @@ def test_interleaved_lists_have_the_team_of_each_position(client: httpx.Client, 
         assert record.scores.tolist() == [i["score"] for i in answer["items"]]
         first[str(record.teams[0])] += 1
         alone = {t["item_id"]: t["score"] for t in recommended(client, "rank", user_id=user, candidates=IDS)["items"]}
-        for item in answer["items"]:
-            if item["team"] == "old":
-                assert item["score"] == alone[item["item_id"]]
+        of_old = {i["item_id"]: i["score"] for i in answer["items"] if i["team"] == "old"}
+        assert list(of_old.items()) == [(i, score) for i, score in alone.items() if i in of_old]
+        assert record.propensities is None
     assert len(first) == 2
     assert config.experiments["draft"].interleave
     assert "team" not in recommended(client, user_id="u1", placement="draft")["items"][0], "only `explain` names it"
