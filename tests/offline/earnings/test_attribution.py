@@ -1,0 +1,209 @@
+"""Last touch: which list a click, cart, purchase or return counts for, on hand-made logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offline.earnings.attribution import UserMerges
+from tests.offline.earnings.logs import DAY, Log, settings_of
+
+
+def by_placement(tables: dict[str, Any]) -> dict[str | None, dict[str, Any]]:
+    """The figures of all days by placement."""
+    return {entry["placement"]: entry["total"] for entry in tables["placements"]}
+
+
+def test_of_two_lists_within_the_window_the_last_one_gets_the_purchase(tmp_path: Path) -> None:
+    log = (
+        Log()
+        .show(0, "q1", "u", ["a", "b"])
+        .show(100, "q2", "u", ["a"], "cart")
+        .event(200, "purchase", "u", "a", value=9.0)
+    )
+    found = by_placement(log.earnings(tmp_path))
+    assert (found["home"]["purchases"], found["home"]["revenue"]) == (0, 0.0)
+    assert (found["cart"]["purchases"], found["cart"]["revenue"]) == (1, 9.0)
+
+
+def test_an_action_counts_for_the_list_it_names_even_if_a_later_one_showed_the_item(tmp_path: Path) -> None:
+    log = Log().show(0, "q1", "u", ["a"]).show(100, "q2", "u", ["a"], "cart")
+    log.event(200, "click", "u", "a", request_id="q1").event(300, "purchase", "u", "a", request_id="q1", value=9.0)
+    found = by_placement(log.earnings(tmp_path))
+    assert (found["home"]["clicks"], found["home"]["revenue"]) == (1, 9.0)
+    assert (found["cart"]["clicks"], found["cart"]["revenue"]) == (0, 0.0)
+
+
+@pytest.mark.parametrize(("seconds", "purchases"), [(DAY, 1), (DAY + 0.001, 0)])
+def test_a_purchase_counts_up_to_the_end_of_the_window(tmp_path: Path, seconds: float, purchases: int) -> None:
+    log = Log().show(0, "q1", "u", ["a"]).event(seconds, "purchase", "u", "a", value=9.0)
+    tables = log.earnings(tmp_path)
+    assert by_placement(tables)["home"]["purchases"] == purchases
+    assert tables["shop"]["total"]["revenue"] == 9.0, "the shop's own revenue counts either way"
+
+
+def test_a_list_named_too_late_leaves_the_purchase_to_a_later_list(tmp_path: Path) -> None:
+    log = Log().show(0, "q1", "u", ["a"]).show(DAY, "q2", "u", ["a"], "cart")
+    log.event(DAY + 10, "purchase", "u", "a", request_id="q1", value=9.0)
+    assert by_placement(log.earnings(tmp_path))["cart"]["revenue"] == 9.0
+
+
+def test_a_purchase_before_the_list_counts_for_none(tmp_path: Path) -> None:
+    log = Log().event(5, "purchase", "u", "a", value=9.0).show(10, "q1", "u", ["a"])
+    log.event(7, "click", "u", "a", request_id="q1")
+    found = by_placement(log.earnings(tmp_path))["home"]
+    assert (found["lists"], found["clicks"], found["purchases"]) == (1, 0, 0)
+
+
+def test_items_that_were_not_in_the_list_and_other_users_count_for_none(tmp_path: Path) -> None:
+    log = (
+        Log()
+        .show(0, "q1", "u", ["a"])
+        .event(1, "purchase", "u", "b", value=9.0)
+        .event(2, "purchase", "v", "a", value=9.0)
+    )
+    assert by_placement(log.earnings(tmp_path))["home"]["purchases"] == 0
+
+
+def test_a_duplicate_event_counts_once(tmp_path: Path) -> None:
+    log = Log().show(0, "q1", "u", ["a"]).event(1, "purchase", "u", "a", value=9.0)
+    log.events.append(dict(log.events[-1]))
+    log.events.append(dict(log.events[0]))
+    found = by_placement(log.earnings(tmp_path))["home"]
+    assert (found["lists"], found["users"], found["purchases"], found["revenue"]) == (1, 1, 1, 9.0)
+
+
+def test_a_return_is_subtracted_from_the_list_of_the_purchase(tmp_path: Path) -> None:
+    """Bought for 9 + 9 from the list in the cart; one is sent back after a week, when another list showed it."""
+    log = (
+        Log()
+        .show(0, "q1", "u", ["a"], "cart")
+        .event(1, "purchase", "u", "a", value=9.0)
+        .event(2, "purchase", "u", "a", value=9.0)
+    )
+    log.show(7 * DAY, "q2", "u", ["a"]).event(7 * DAY + 1, "purchase", "u", "a", value=-9.0)
+    found = by_placement(log.earnings(tmp_path))
+    assert (found["cart"]["purchases"], found["cart"]["returns"], found["cart"]["revenue"]) == (2, 1, 9.0 + 9.0 - 9.0)
+    assert (found["home"]["returns"], found["home"]["revenue"]) == (0, 0.0)
+
+
+def test_a_return_of_what_was_bought_without_a_list_counts_for_the_shop_only(tmp_path: Path) -> None:
+    log = (
+        Log()
+        .event(1, "purchase", "u", "a", value=9.0)
+        .show(2, "q1", "u", ["a"])
+        .event(3, "purchase", "u", "a", value=-9.0)
+    )
+    tables = log.earnings(tmp_path)
+    assert by_placement(tables)["home"]["returns"] == 0
+    assert tables["shop"]["total"] == {"purchases": 1, "returns": 1, "without_revenue": 0, "revenue": 0.0}
+
+
+def test_a_list_without_a_user_counts_but_not_as_a_user(tmp_path: Path) -> None:
+    """An action that names it counts for it; who did it is known from the event only."""
+    log = Log().serve(0, "q1", None, ["a"]).event(5, "purchase", "u", "a", request_id="q1", value=9.0)
+    tables = log.earnings(tmp_path)
+    found = by_placement(tables)["home"]
+    assert (found["lists"], found["users"], found["revenue"]) == (1, 0, 9.0)
+    assert tables["notes"] == ["1 lists have no user: they are in no count of users."]
+
+
+def test_a_guest_who_logs_in_is_one_user_and_buys_from_the_list_of_the_guest(tmp_path: Path) -> None:
+    log = Log().show(0, "q1", "guest", ["a"]).merge(50, "guest", "u").show(60, "q2", "u", ["b"])
+    log.event(100, "purchase", "u", "a", value=9.0)
+    found = by_placement(log.earnings(tmp_path))["home"]
+    assert (found["lists"], found["users"], found["revenue"]) == (2, 1, 9.0)
+
+
+def test_what_a_guest_does_after_the_merge_is_not_the_users(tmp_path: Path) -> None:
+    log = Log().merge(50, "guest", "u").show(60, "q1", "guest", ["a"]).event(100, "purchase", "u", "a", value=9.0)
+    assert by_placement(log.earnings(tmp_path))["home"]["purchases"] == 0
+
+
+def test_where_impressions_are_reported_a_list_without_any_was_not_shown(tmp_path: Path) -> None:
+    """Of two served lists at home, one has impressions. In e-mails nobody reports any, so the list counts as shown."""
+    log = Log().serve(0, "q1", "u", ["a"]).show(1, "q1", "u", ["a"]).serve(10, "q2", "u", ["b"])
+    log.serve(20, "q3", "u", ["b"], "mail").event(30, "purchase", "u", "b", value=9.0)
+    tables = log.earnings(tmp_path)
+    found = by_placement(tables)
+    assert (found["home"]["lists"], found["home"]["purchases"]) == (1, 0)
+    assert (found["mail"]["lists"], found["mail"]["revenue"]) == (1, 9.0)
+    assert tables["notes"] == [
+        "home: 1 of 2 served lists are left out, because no impression or click was reported for them.",
+        "mail: no impressions are reported, so all 1 served lists count as shown, from top to bottom.",
+    ]
+
+
+def test_a_list_that_only_a_click_names_was_shown(tmp_path: Path) -> None:
+    log = Log().serve(0, "q1", "u", ["a"]).show(1, "q1", "u", ["a"]).serve(10, "q2", "u", ["b"])
+    log.event(11, "click", "u", "b", request_id="q2").event(20, "purchase", "u", "b", value=9.0)
+    found = by_placement(log.earnings(tmp_path))["home"]
+    assert (found["lists"], found["clicks"], found["revenue"]) == (2, 1, 9.0)
+
+
+def test_lists_of_a_log_without_served_lists_have_a_placement_and_no_release(tmp_path: Path) -> None:
+    log = Log().show(0, "q1", "u", ["a"]).show(1, "q2", "v", ["a"], "search")
+    found = log.earnings(tmp_path)["releases"]
+    assert [(e["placement"], e["release"], e["total"]["lists"]) for e in found] == [
+        ("home", None, 1),
+        ("search", None, 1),
+    ]
+
+
+def test_a_served_list_has_the_placement_of_its_impressions_if_its_request_had_none(tmp_path: Path) -> None:
+    log = Log().serve(0, "q1", "u", ["a"], None).show(1, "q1", "u", ["a"], "cart")
+    assert [(e["placement"], e["release"]) for e in log.earnings(tmp_path)["releases"]] == [("cart", "r1")]
+
+
+def test_the_day_of_a_purchase_is_that_of_its_list(tmp_path: Path) -> None:
+    """Shown at 23:59, bought at 00:01: the first day. That day is complete once its window has passed."""
+    log = Log().show(DAY - 60, "q1", "u", ["a"]).event(DAY + 60, "purchase", "u", "a", value=9.0)
+    log.event(2 * DAY, "click", "u", "a")
+    tables = log.earnings(tmp_path)
+    assert [(d["day"], d["lists"], d["revenue"]) for d in tables["placements"][0]["days"]] == [("2024-10-04", 1, 9.0)]
+    assert [(d["day"], d["revenue"]) for d in tables["shop"]["days"]] == [("2024-10-05", 9.0)]
+    assert (tables["first_day"], tables["last_day"], tables["complete_to"]) == (
+        "2024-10-04",
+        "2024-10-06",
+        "2024-10-04",
+    )
+
+
+def test_the_same_figures_come_from_one_file_and_from_many(tmp_path: Path) -> None:
+    """400 users with lists and purchases; 5 rows per file make 200 files."""
+    rng, log = np.random.default_rng(0), Log()
+    for k in range(400):
+        user, at = f"u{rng.integers(60)}", float(rng.uniform(0, 3 * DAY))
+        log.serve(at, f"q{k}", user, ["a", "b"], ["home", "cart"][k % 2], arms={"x": "y"} if k % 3 else None)
+        log.show(at + 1, f"q{k}", user, ["a", "b"][: 1 + k % 2], ["home", "cart"][k % 2])
+        log.event(at + float(rng.uniform(-DAY, 2 * DAY)), "purchase", user, "ab"[k % 2], value=float(k))
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    whole.mkdir()
+    split.mkdir()
+    assert log.earnings(whole) == log.earnings(split, settings_of()._replace(rows_per_file=5))
+
+
+merges = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 9)), max_size=6)
+
+
+@given(merges, st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=8))
+def test_a_user_is_followed_through_all_later_merges(
+    of: list[tuple[int, int, int]], rows: list[tuple[int, int]]
+) -> None:
+    """As a loop does it: while there is a merge of the user after the time, take the first one."""
+    of = sorted(set(of), key=lambda m: (m[0], m[2], m[1]))
+    source, into = (np.array([m[k] for m in of], np.uint64) for k in (0, 1))
+    one = UserMerges(source, into, np.array([m[2] for m in of], np.int64))
+
+    def follow(user: int, at: int) -> int:
+        while later := [m for m in of if m[0] == user and m[2] > at]:
+            _, user, at = later[0]
+        return user
+
+    user, at = np.array([r[0] for r in rows], np.uint64), np.array([r[1] for r in rows])
+    assert one.apply(user, at).tolist() == [follow(*r) for r in rows]
