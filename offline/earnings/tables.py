@@ -244,18 +244,19 @@ class _Sums:
         for number, (seen, silent) in enumerate(zip(split.seen.tolist(), split.silent.tolist(), strict=True)):
             if silent and seen:
                 out.append(
-                    f"{names[number]}: {silent:,} of {seen + silent:,} served lists are left out, because no "
-                    "impression or click was reported for them."
+                    f"{names[number]}: served lists without any reported impression or click are left out: {silent:,}."
                 )
             elif silent:
                 out.append(
-                    f"{names[number]}: no impressions are reported, so all {silent:,} served lists count as shown, "
-                    "from top to bottom."
+                    f"{names[number]}: no impressions are reported, so served lists count as shown, from top to "
+                    f"bottom: {silent:,}."
                 )
         if self._anonymous:
-            out.append(f"{self._anonymous:,} lists have no user: they are in no count of users.")
+            out.append(f"Lists without a user, which are in no count of users: {self._anonymous:,}.")
         if split.unlisted:
-            out.append(f"{split.unlisted:,} impressions without a request ID belong to no list and are left out.")
+            out.append(
+                f"Impressions without a request ID, which belong to no list and are left out: {split.unlisted:,}."
+            )
         if self._unknown:
             out.append(
                 f"No incremental estimate for {', '.join(self._unknown)}: the configuration has no such experiment "

@@ -110,7 +110,7 @@ def test_a_list_without_a_user_counts_but_not_as_a_user(tmp_path: Path) -> None:
     tables = log.earnings(tmp_path)
     found = by_placement(tables)["home"]
     assert (found["lists"], found["users"], found["revenue"]) == (1, 0, 9.0)
-    assert tables["notes"] == ["1 lists have no user: they are in no count of users."]
+    assert tables["notes"] == ["Lists without a user, which are in no count of users: 1."]
 
 
 def test_a_guest_who_logs_in_is_one_user_and_buys_from_the_list_of_the_guest(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_where_impressions_are_reported_a_list_without_any_was_not_shown(tmp_pat
     assert (found["home"]["lists"], found["home"]["purchases"]) == (1, 0)
     assert (found["mail"]["lists"], found["mail"]["revenue"]) == (1, 9.0)
     assert tables["notes"] == [
-        "home: 1 of 2 served lists are left out, because no impression or click was reported for them.",
-        "mail: no impressions are reported, so all 1 served lists count as shown, from top to bottom.",
+        "home: served lists without any reported impression or click are left out: 1.",
+        "mail: no impressions are reported, so served lists count as shown, from top to bottom: 1.",
     ]
 
 
@@ -207,3 +207,35 @@ def test_a_user_is_followed_through_all_later_merges(
 
     user, at = np.array([r[0] for r in rows], np.uint64), np.array([r[1] for r in rows])
     assert one.apply(user, at).tolist() == [follow(*r) for r in rows]
+
+
+def test_a_log_of_purchases_without_any_list_has_the_revenue_of_the_shop(tmp_path: Path) -> None:
+    tables = Log().event(0, "purchase", "u", "a", value=9.0).earnings(tmp_path)
+    assert [tables[name] for name in ("all", "placements", "releases", "arms", "experiments")] == [[]] * 5
+    assert tables["shop"]["total"]["revenue"] == 9.0
+
+
+def test_only_the_last_days_are_read(tmp_path: Path) -> None:
+    """Of three days the last two; what was bought on the first is not in the revenue of the shop either."""
+    log = Log()
+    for day in range(3):
+        log.show(day * DAY, f"q{day}", "u", ["a"]).event(day * DAY + 1, "purchase", "u", "a", value=9.0)
+    tables = log.earnings(tmp_path, settings_of(days=2))
+    assert (tables["first_day"], tables["last_day"]) == ("2024-10-05", "2024-10-06")
+    assert (tables["all"][0]["total"]["lists"], tables["shop"]["total"]["revenue"]) == (2, 2 * 9.0)
+
+
+def test_an_impression_of_no_list_is_counted_in_a_note(tmp_path: Path) -> None:
+    tables = Log().event(0, "impression", "u", "a").event(1, "purchase", "u", "a", value=9.0).earnings(tmp_path)
+    assert tables["placements"] == []
+    assert tables["notes"] == ["Impressions without a request ID, which belong to no list and are left out: 1."]
+
+
+def test_a_list_in_two_experiments_is_in_the_tables_of_both(tmp_path: Path) -> None:
+    log = Log().serve(0, "q1", "u", ["a"], arms={"x": "one", "y": "two"}).show(1, "q1", "u", ["a"])
+    tables = log.event(2, "purchase", "u", "a", value=9.0).earnings(tmp_path)
+    assert [(e["experiment"], e["arm"], e["total"]["revenue"]) for e in tables["arms"]] == [
+        ("x", "one", 9.0),
+        ("y", "two", 9.0),
+    ]
+    assert tables["all"][0]["total"]["revenue"] == 9.0
