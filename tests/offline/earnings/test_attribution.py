@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.earnings.attribution import UserMerges
+from offline.earnings.attribution import UserMerges, last_touches, named_lists
+from offline.earnings.cells import Cell, Cells
+from offline.earnings.rows import RowKind, make_rows
 from tests.offline.earnings.logs import DAY, Log, settings_of
 
 
@@ -186,6 +188,51 @@ def test_the_same_figures_come_from_one_file_and_from_many(tmp_path: Path) -> No
     whole.mkdir()
     split.mkdir()
     assert log.earnings(whole) == log.earnings(split, settings_of()._replace(rows_per_file=5))
+
+
+Shown = tuple[int, int, int]
+"""User, time and items as bits, of the list whose number is its place."""
+Action = tuple[int, int, int, int]
+"""User, item, time, and the number of the list that it names, from 1; 0 for none."""
+WINDOW = 4
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.integers(0, 12), st.integers(1, 7)), max_size=5),
+    st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(0, 16), st.integers(0, 6)), max_size=6),
+)
+def test_each_action_counts_for_the_list_that_a_loop_finds(lists: list[Shown], actions: list[Action]) -> None:
+    """Each list has a cell of its own. Lists at the same time and with the same item are told apart by neither."""
+
+    def expected(user: int, item: int, at: int, named: int) -> set[int]:
+        if 0 < named <= len(lists) and 0 <= at - lists[named - 1][1] <= WINDOW:
+            return {named - 1}
+        touches = [
+            (shown_at, k)
+            for k, (of, shown_at, items) in enumerate(lists)
+            if of == user and items >> (item - 1) & 1 and 0 <= at - shown_at <= WINDOW
+        ]
+        return {k for shown_at, k in touches if shown_at == max(touches)[0]} or {-1}
+
+    cells = Cells()
+    for k in range(len(lists)):
+        cells.number(Cell(f"p{k}", None))
+    given_rows = [
+        (k + 1, user, item, at, RowKind.SHOWN, k, 0.0)
+        for k, (user, at, items) in enumerate(lists)
+        for item in (1, 2, 3)
+        if items >> (item - 1) & 1
+    ]
+    given_rows += [(named, u, i, at, RowKind.CART, -1, float(n)) for n, (u, i, at, named) in enumerate(actions)]
+    rows = make_rows(len(given_rows))
+    for row, values in zip(rows, given_rows, strict=True):
+        for name, value in zip(("request", "user", "item", "at", "kind", "cell", "revenue"), values, strict=True):
+            row[name] = value
+    named = rows["request"] != 0
+    found = last_touches(np.concatenate((rows[~named], named_lists(rows[named], cells, WINDOW).rows)), WINDOW)
+    assert len(found) == len(actions)
+    for row in found:
+        assert int(row["cell"]) in expected(*actions[int(row["revenue"])])
 
 
 merges = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 9)), max_size=6)
