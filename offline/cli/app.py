@@ -48,6 +48,7 @@ def options(
 
 
 app.command()(data.simulate)
+app.command()(data.visit)
 app.command(name="import")(data.import_)
 app.command()(data.validate)
 app.command()(log.collect)

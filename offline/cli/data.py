@@ -1,4 +1,4 @@
-"""Commands that create a data set: `simulate`, `import` and `validate`."""
+"""Commands that create a data set: `simulate`, `visit`, `import` and `validate`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,31 @@ def simulate(
             f"{settings.users - s.users:,} of {settings.users:,} shoppers never visited in {settings.days:,} days, so "
             "they are not in the log; more visit with more days, or a higher simulate.lists_per_user_day"
         )
+
+
+def visit(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    address: Annotated[str, typer.Option(help="Address of the service.")] = "http://localhost:8000",
+    days: Annotated[int, typer.Option(min=1, help="Number of days to play.")] = 1,
+    placement: Annotated[str, typer.Option(help="Placement of the lists that shoppers request.")] = "home",
+) -> None:
+    """Let the shoppers of the simulated shop use a running service, for the next days after the log.
+
+    They request lists and act on what they are shown, as their hidden tastes say. The service has to have a
+    `serving.clock_file`, and the shop days `simulate.ahead`.
+    """
+    from offline.simulation import visit as run
+
+    c = load_config(config, workspace)
+    if c.serving.clock_file is None:
+        raise Failure("serving.clock_file is not set: the service needs it, so that days can pass")
+    with progress_bar("Days") as on_progress:
+        v = run(c.simulate, address, days, c.serving.clock_file, placement, on_progress)
+    say(
+        f"days {v.first + 1} to {v.first + v.days} after the log: {v.lists:,} lists, {v.clicks:,} clicks, "
+        f"{v.purchases:,} purchases"
+    )
 
 
 def import_(

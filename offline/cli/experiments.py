@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from offline.runtime import Failure, progress_bar
 if TYPE_CHECKING:
     from offline.config import Config
     from offline.experiments import Report
+    from serving.config import ExperimentConfig
+    from serving.experiments import Stop
 
 app = typer.Typer(name="experiments", invoke_without_command=True)
 Name = Annotated[str, typer.Argument(help="Name of the experiment in the configuration.")]
@@ -36,14 +39,20 @@ def experiments(context: typer.Context, config: ConfigPath = None, workspace: Wo
 
 @app.command("list")
 def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
-    """List the configured experiments with their arms."""
+    """List the configured experiments with their arms, and whether they run."""
+    from serving.experiments import stopped
+    from serving.store import BulkStore
+
     c = load_config(config, workspace)
-    rows = []
+    with open_redis(c) as url, BulkStore(url) as store:
+        stops = stopped(store)
+    now, rows = datetime.now(UTC), []
     for name, one in c.experiments.items():
         total = sum(arm.share for arm in one.arms.values())
         rows.append(
             [
                 name,
+                _state(one, stops.get(name), now),
                 ", ".join(f"{arm} {settings.share / total:.0%}" for arm, settings in one.arms.items()),
                 one.unit,
                 f"{one.traffic:.0%}",
@@ -52,7 +61,19 @@ def list_(config: ConfigPath = None, workspace: Workspace = None) -> None:
                 "-" if one.end is None else f"{one.end:%Y-%m-%d %H:%M}",
             ]
         )
-    print_table("Experiments", ["experiment", "arms", "unit", "traffic", "placements", "start", "end"], rows, {3})
+    print_table(
+        "Experiments", ["experiment", "state", "arms", "unit", "traffic", "placements", "start", "end"], rows, {4}
+    )
+    for name in stops.keys() - c.experiments.keys():
+        say(f"- {name} is stopped, and not in the configuration")
+
+
+def _state(one: ExperimentConfig, stop: Stop | None, now: datetime) -> str:
+    if stop is not None:
+        return f"stopped by {stop.by}, {datetime.fromtimestamp(stop.at, UTC):%Y-%m-%d %H:%M}"
+    if one.start is not None and now < one.start:
+        return "planned"
+    return "ended" if one.end is not None and now >= one.end else "running"
 
 
 @app.command()
@@ -154,6 +175,40 @@ def _print_report(found: Report) -> None:
     for label, count in found.counts.items():
         say(f"- {count:,} {label}")
     say(found.verdict.text, "bold")
+
+
+@app.command()
+def stop(
+    name: Name,
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    by: Annotated[str | None, typer.Option(help="Who stops it. Default: the user of this process.")] = None,
+) -> None:
+    """Stop an experiment. Within seconds, all workers serve everybody as without it; what was logged stays."""
+    import getpass
+
+    from serving.experiments import stop as run
+    from serving.store import BulkStore
+
+    c = load_config(config, workspace)
+    if name not in c.experiments:
+        known = ", ".join(c.experiments) or "none"
+        raise Failure(f"no experiment {name!r} in the configuration (it has: {known}); nothing was stopped")
+    with open_redis(c) as url, BulkStore(url) as store:
+        run(store, name, by or getpass.getuser())
+    say(f"{name} is stopped; to let it run again: shelfwise experiments resume {name}")
+
+
+@app.command()
+def resume(name: Name, config: ConfigPath = None, workspace: Workspace = None) -> None:
+    """Let a stopped experiment run again. Users get the arms that they had."""
+    from serving.experiments import resume as run
+    from serving.store import BulkStore
+
+    c = load_config(config, workspace)
+    with open_redis(c) as url, BulkStore(url) as store:
+        was_stopped = run(store, name)
+    say(f"{name} runs again" if was_stopped else f"{name} was not stopped")
 
 
 @app.command()

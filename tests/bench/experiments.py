@@ -39,8 +39,9 @@ from offline.experiments.statistics import (
     tuned_target,
 )
 from offline.runtime import progress_bar
+from tests import SHARED
 
-REAL = Path(__file__).resolve().parents[3] / "shared/data/experiments/checkpoints.parquet"
+REAL = SHARED / "data/experiments/checkpoints.parquet"
 COLUMNS = (UNIT, "lists", "clicks", "purchases", "revenue", "clicks_before", "purchases_before", "revenue_before")
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "revenue per user": ("revenue", UNIT, ()),
@@ -270,7 +271,8 @@ def _real_tests(path: Path) -> Iterator[tuple[str, F64, F64, F64]]:
     bounds = [k for k in range(len(key)) if not k or key[k] != key[k - 1]] + [len(key)]
     for begin, end in pairwise(bounds):
         part = slice(begin, end)
-        variance = var_c[part] / n_c[part] + var_t[part] / n_t[part]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            variance = var_c[part] / n_c[part] + var_t[part] / n_t[part]
         usable = (variance > 0) & (np.minimum(n_c[part], n_t[part]) >= LEAST)
         if usable.any():
             z = (mean_t[part] - mean_c[part])[usable] / np.sqrt(variance[usable])

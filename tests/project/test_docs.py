@@ -21,7 +21,7 @@ from tests.blocks import LANGUAGES, PAGES, Block, Terminal, blocks, send
 from tests.shop_exports import SYSTEMS, read_shop
 
 BLOCKS = [b for path in PAGES for b in blocks(path)]
-FROM_NOTHING = ("README.md", "docs/quickstart.md")
+FROM_NOTHING = ("README.md", "docs/quickstart.md", "docs/first-experiment.md")
 """Pages that start in an empty directory; the others start after a nightly run of a simulated shop."""
 
 SHOPS = {
@@ -87,6 +87,13 @@ OUTPUT = {
         '"accepted":1',
         '"degraded":false',
         '"because"',
+    ],
+    "docs/first-experiment.md": [
+        "new-ranker",
+        "an effect of 30.0%",
+        "days 1 to 7 after the log",
+        "new is better",
+        "live: ",
     ],
     "docs/evaluation.md": ["counts (counts.csv): ranks"],
     "docs/features.md": ["own"],
@@ -246,6 +253,13 @@ def test_the_readme_runs_from_an_empty_directory(tmp_path: Path) -> None:
     output = run_page(Terminal(tmp_path), "README.md")
     expect("README.md", output)
     assert output.count('"degraded":false') >= 2
+
+
+@pytest.mark.nights
+def test_the_first_experiment_leads_from_two_releases_to_a_verdict(tmp_path: Path) -> None:
+    """Its commands run from an empty directory, and the release with more than one tree is shipped."""
+    page = "docs/first-experiment.md"
+    expect(page, run_page(Terminal(tmp_path, "encoder: {max_tokens: 16, refreshes: 0, epochs: 2}\n"), page))
 
 
 @pytest.mark.slow

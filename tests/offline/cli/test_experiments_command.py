@@ -50,9 +50,16 @@ def run(*words: str | Path) -> Result:
     return CliRunner().invoke(app, ["experiments", *map(str, words)], terminal_width=240, env={"COLUMNS": "240"})
 
 
-def test_the_list_shows_arms_and_shares(configs: dict[str, Path]) -> None:
-    result = run("list", "--config", configs["good"])
-    assert "control 50%, new 50%" in result.stdout
+def test_an_experiment_is_listed_stopped_and_resumed(configs: dict[str, Path]) -> None:
+    """With a real Redis. What is not configured cannot be stopped by mistake."""
+    config = ("--config", configs["good"])
+    assert "control 50%, new 50%" in run("list", *config).stdout
+    assert "test is stopped" in run("stop", "test", *config, "--by", "anna").stdout
+    assert "stopped by anna" in run("list", *config).stdout
+    assert "test runs again" in run("resume", "test", *config).stdout
+    assert "test was not stopped" in run("resume", "test", *config).stdout
+    assert "stopped by" not in run("list", *config).stdout
+    assert "nothing was stopped" in str(run("stop", "tset", *config).exception)
 
 
 def test_a_report_is_printed_and_written(configs: dict[str, Path], tmp_path: Path) -> None:
