@@ -168,12 +168,30 @@ def doubly_robust(
     narrow. With all zeros, the result is that of `ips`. Other arguments as in `ips`; clipping biases the value towards
     the predictions.
     """
-    if predicted.shape != logged.gain.shape:
-        raise ValueError(f"predicted has shape {list(predicted.shape)}, expected [{len(logged.gain)}], one per row")
-    _check_values("predicted", predicted, ~np.isfinite(predicted), "a finite number")
     weights = _Weights.of(logged, place, k, clip)
-    list_values = weights.per_list(np.where(place < k, predicted, 0.0) + weights.w * (logged.gain - predicted))
+    list_values = weights.doubly_robust(predicted, place < k)
     return weights.estimate(float(list_values.mean()), list_values, level)
+
+
+def doubly_robust_change(
+    logged: LoggedLists, new: I64, old: I64, k: int, predicted: Numbers, level: float = 0.95
+) -> tuple[float, float, float]:
+    """(change, low, high): of the doubly robust value, from an old order to a new one, as a share of the old value.
+
+    Both orders have the same lists, so what they have in common cancels, and the interval is narrower than those of the
+    two values suggest. It is that of the ratio of the values (delta method), clustered by user and corrected for
+    skewness. All are NaN if the old value is not above 0; low and high are NaN with fewer than two users.
+
+    new, old: int64[rows], from `places`. predicted: as in `doubly_robust`, for both orders: it must not depend on the
+    position. Raises `ValueError` as `doubly_robust` does.
+    """
+    values = [_Weights.of(logged, place, k, None).doubly_robust(predicted, place < k) for place in (new, old)]
+    value, base = (float(of_order.mean()) for of_order in values)
+    if not base > 0:
+        return np.nan, np.nan, np.nan
+    change = value / base - 1
+    below, above = _clustered_interval(logged, (values[0] - (1 + change) * values[1]) / base, level)
+    return change, change + below, change + above
 
 
 @dataclass(frozen=True)
@@ -208,13 +226,17 @@ class _Weights:
         """float64[lists]: sums over the rows of each list."""
         return np.bincount(self.logged.group, values, len(self.logged)).astype(np.float64)
 
+    def doubly_robust(self, predicted: Numbers, counts: np.ndarray) -> F64:
+        """float64[lists]: doubly robust value of each list. counts: bool[rows], rows among the first k of the order."""
+        logged = self.logged
+        if predicted.shape != logged.gain.shape:
+            raise ValueError(f"predicted has shape {list(predicted.shape)}, expected [{len(logged.gain)}], one per row")
+        _check_values("predicted", predicted, ~np.isfinite(predicted), "a finite number")
+        return self.per_list(np.where(counts, predicted, 0.0) + self.w * (logged.gain - predicted))
+
     def estimate(self, value: float, influence: F64, level: float) -> Estimate:
         """The value with its interval, from the influence of each list on the value. Users are the sampling units."""
-        if not 0 < level < 1:
-            raise ValueError(f"level={level}: expected a level between 0 and 1")
-        users, user = np.unique(self.logged.cluster, return_inverse=True)
-        deviations = np.bincount(user, influence - influence.mean()) * len(users) / len(self.logged)
-        below, above = _interval(deviations, level)
+        below, above = _clustered_interval(self.logged, influence, level)
         total, squares = self.w.sum(), (self.w**2).sum()
         return Estimate(
             value=value,
@@ -222,12 +244,20 @@ class _Weights:
             high=value + above,
             level=level,
             lists=len(self.logged),
-            clusters=len(users),
+            clusters=len(np.unique(self.logged.cluster)),
             matches=int(self.matched.sum()),
             effective=float(total**2 / squares) if squares else 0.0,
             clipped=self.clipped,
             weight=float(total / self.positions.sum()),
         )
+
+
+def _clustered_interval(logged: LoggedLists, influence: F64, level: float) -> tuple[float, float]:
+    """(low, high) relative to a value, from the influence of each list on it. Users are the sampling units."""
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: expected a level between 0 and 1")
+    users, user = np.unique(logged.cluster, return_inverse=True)
+    return _interval(np.bincount(user, influence - influence.mean()) * len(users) / len(logged), level)
 
 
 def _interval(deviations: F64, level: float) -> tuple[float, float]:

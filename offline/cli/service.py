@@ -96,6 +96,12 @@ def rank(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Device of the user, such as mobile.")] = None,
     query: Annotated[str | None, typer.Option(help="Search query of the user.")] = None,
+    items: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ID of an item on the page or in the cart. Repeatable. It is not ranked, unless a candidate."
+        ),
+    ] = None,
 ) -> None:
     """Rank items for a user with the live release, as the service would."""
     from features.context import Context
@@ -113,16 +119,17 @@ def rank(
                 live.apply(tail)
             retention = release.manifest.retention
             history = store.read(user, release.items.catalogue, at, retention) if user else EMPTY
-    if unknown := [item for item in candidate or () if int(release.items.catalogue.rows([item])[0]) < 0]:
+    catalogue, seeds = release.items.catalogue, list(dict.fromkeys(items or ()))
+    if unknown := [item for item in (*(candidate or ()), *seeds) if int(catalogue.rows([item])[0]) < 0]:
         where = c.data / "items.parquet"
         raise Failure(f"item {unknown[0]!r} does not exist in release {release.id}; use an item ID from {where}")
-    candidates = candidate or list(release.items.catalogue.item_ids)
-    context = Context.parse(device, query)
+    candidates = candidate or [item for item in catalogue.item_ids if item not in seeds]
+    context = Context.parse(device, query)._replace(seeds=catalogue.rows(seeds))
     ranking = live.rank(history, candidates, at, limit, context)
     reasons = (
         [p.reasons for p in live.explain(ranking, history, 3, context)] if explain else [[] for _ in ranking.item_ids]
     )
-    title = dict(zip(release.items.catalogue.item_ids, release.items.catalogue.titles, strict=True))
+    title = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
     rows = [
         [
             str(place),

@@ -57,6 +57,14 @@ class SimulateConfig(BaseModel):
         description="Whether items have the attribute `margin`, the profit per sale in the currency of the price. It "
         "has no effect on shoppers. Set `features.attributes.margin` to `value`, so that it is not a feature.",
     )
+    complements: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Probability that a shopper who puts an item of a list into the cart adds one that goes with it, "
+        "of another department, which they find without a list. 0: nothing goes together.",
+    )
     language: Literal["en", "zh"] = Field(
         "en",
         description="Language of titles, descriptions, categories, brands, tags and queries: English or Chinese. All "

@@ -18,14 +18,30 @@ import numpy as np
 from features.arrays import F64, I8, I64
 from offline.evaluation.off_policy import K
 from offline.evaluation.outcomes import ScoredLists
-from offline.evaluation.systems import PRIMARY, SHOWN
+from offline.evaluation.systems import PRIMARY, SHOWN, Mask
 from ranker.calibration import OUTCOMES
 from ranker.metrics import intervals, score_lists, tie_break
-from ranker.offpolicy import LoggedLists, doubly_robust, places
+from ranker.offpolicy import LoggedLists, doubly_robust, doubly_robust_change, places
 from ranker.rerank import blend
 from serving.ranking import Objective, Worth
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+
+Propensities = tuple[I64, F64]
+"""int64: numbers of the lists with a propensity for every position, ascending; float64: propensities of their rows."""
+
+Judged = tuple[ScoredLists, Propensities | None]
+
+
+def part(scored: ScoredLists, logged: Propensities | None, mask: Mask) -> Judged:
+    """Some of the lists, bool[lists], with their propensities; None if none of them has any."""
+    numbers = np.flatnonzero(mask)
+    if logged is None or not mask[logged[0]].any():
+        return scored.take(numbers), None
+    of_row = np.repeat(logged[0], np.diff(scored.lists.start)[logged[0]])
+    found = np.searchsorted(numbers, logged[0][mask[logged[0]]])
+    return scored.take(numbers), (found, logged[1][mask[of_row]])
 
 
 def reordered(objective: Objective, scored: ScoredLists, worth: Worth, weight: float) -> F64:
@@ -46,18 +62,17 @@ def trade_off(
     weights: Sequence[float],
     seed: int,
     level: float,
-    logged: tuple[I64, F64] | None = None,
+    logged: Propensities | None = None,
 ) -> dict[str, Any]:
     """`lists`, `k` and `points` of an objective; a point has `weight`, and figures as `[value, low, high]`.
 
     Figures are means per list over its first `k` positions: `ndcg@10` (of lists with gain), `clicks`, and for each of
     `amounts` `earned:name`, the sum of that amount over the outcomes of the objective; all as observed. Those with
     the prefix `expected_` are by the probabilities, and `change_` is the difference from weight 0, in percent of it,
-    paired by list. With propensities, `off_policy_` figures are doubly robust, in the gain of the same names. All
-    intervals are over users, at `level`.
+    paired by list. With propensities, `off_policy_` figures are doubly robust, in the gain of the same names, and so is
+    their change. All intervals are over users, at `level`.
 
-    amounts: float64[n + 1] by name, never missing. weights: evaluated besides `WEIGHTS`. logged: numbers of the lists
-    with propensities and the propensities of their rows.
+    amounts: float64[n + 1] by name, never missing. weights: evaluated besides `WEIGHTS`.
     """
     if not len(scored.lists):
         return {"lists": 0, "k": SHOWN, "points": []}
@@ -69,6 +84,7 @@ def trade_off(
         figures[f"earned:{name}"] = (earning * amount[item], worth.chance * amount[item])
     columns: dict[tuple[float, str], F64] = {}
     estimates: dict[float, dict[str, list[float]]] = {}
+    off_policy = _OffPolicy(scored, figures, level, logged) if logged else None
     for weight in sorted({*WEIGHTS, *weights}):
         order = reordered(objective, scored, worth, weight)
         place = places(order, lists.start, ties)
@@ -76,7 +92,7 @@ def trade_off(
         for name, (observed, expected) in figures.items():
             columns[weight, name] = _at_top(observed, place, lists.start)
             columns[weight, f"expected_{name}"] = _at_top(expected, place, lists.start)
-        estimates[weight] = _off_policy(scored, figures, order, level, logged) if logged else {}
+        estimates[weight] = off_policy.estimates(order, weight > 0) if off_policy else {}
     return {
         "lists": len(lists),
         "k": SHOWN,
@@ -121,17 +137,33 @@ def _with_intervals(
     return out
 
 
-def _off_policy(
-    scored: ScoredLists, figures: Mapping[str, tuple[F64, F64]], order: F64, level: float, logged: tuple[I64, F64]
-) -> dict[str, list[float]]:
-    """Doubly robust estimates of the figures for an order, `[value, low, high]`."""
-    numbers, propensity = logged
-    lists = scored.lists.take(numbers)
-    kept = np.isin(np.arange(len(scored.lists)), numbers)[scored.lists.group]
-    place = places(order[kept], lists.start, tie_break(lists.item, lists.start))
-    out = {}
-    for name, (observed, expected) in figures.items():
-        log = LoggedLists(lists.start, observed[kept], lists.position.astype(np.int64), propensity, lists.user)
-        found = doubly_robust(log, place, K, expected[kept], level=level)
-        out[f"off_policy_{name}"] = [found.value, found.low, found.high]
-    return out
+class _OffPolicy:
+    """Doubly robust estimates of the figures for orders of the lists with propensities."""
+
+    def __init__(
+        self, scored: ScoredLists, figures: Mapping[str, tuple[F64, F64]], level: float, logged: Propensities
+    ) -> None:
+        numbers, propensity = logged
+        lists = scored.lists.take(numbers)
+        self.start, self.level = lists.start, level
+        self.kept = np.isin(np.arange(len(scored.lists)), numbers)[scored.lists.group]
+        self.ties, position = tie_break(lists.item, lists.start), lists.position.astype(np.int64)
+        self.figures = {
+            name: (LoggedLists(lists.start, observed[self.kept], position, propensity, lists.user), expected[self.kept])
+            for name, (observed, expected) in figures.items()
+        }
+        self.today = self._places(scored.score)
+
+    def _places(self, order: F64) -> I64:
+        return places(order[self.kept], self.start, self.ties)
+
+    def estimates(self, order: F64, compared: bool) -> dict[str, list[float]]:
+        """`off_policy_` figures of an order, and if compared, their `change_` from the order of the ranker."""
+        place, out = self._places(order), dict[str, list[float]]()
+        for name, (log, expected) in self.figures.items():
+            found = doubly_robust(log, place, K, expected, level=self.level)
+            out[f"off_policy_{name}"] = [found.value, found.low, found.high]
+            change = doubly_robust_change(log, place, self.today, K, expected, self.level)
+            if compared and not np.isnan(change[0]):
+                out[f"change_off_policy_{name}"] = [100 * x for x in change]
+        return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,29 @@ from numpy.typing import NDArray
 from features.arrays import F64, I64
 from features.log import Lists
 from features.text.vectors import Vectors
-from offline.data import list_placements, query_groups
-from offline.evaluation import explanation, facts, objectives, off_policy, outcomes, report, runs, slices, systems
+from offline.data import Targets, list_placements, query_groups
+from offline.evaluation import (
+    explanation,
+    facts,
+    objectives,
+    off_policy,
+    order_of,
+    outcomes,
+    report,
+    runs,
+    slices,
+    systems,
+)
+from offline.nightly import comparison
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import Kind
 from offline.nightly.steps import ranker_config, window_facts
 from offline.runtime import OnProgress, checksum
 from offline.training import fit_ranker, with_unknown
+from ranker.metrics import tie_break
 from ranker.train import MAX_LIST
 from ranker.trees import Trees
+from serving.config import ObjectiveConfig
 from serving.ranking import Objective, amounts
 from serving.rules import RuleError
 
@@ -27,7 +41,7 @@ from serving.rules import RuleError
 def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     """Write `evaluation.json` and `report.html`."""
     inputs, (rows, tested, numbers) = a.inputs, a.window_rows("test")
-    warm, trees = a.warm[numbers], a.trees
+    warm, trees = a.warm[numbers], a.published
     score, data, seed = trees.score(rows), inputs.data, inputs.config.seed
     events, catalogue, items = data.events, data.catalogue, data.items
     targets, columns = inputs.targets(tested), inputs.config.slices.columns
@@ -37,6 +51,9 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     others = _other_runs(a, tested)
     orders = systems.orders(tested, a.baselines_of(numbers), score, truth, catalogue.item_ids)
     orders |= {name: run.order for name, run in others.items()}
+    if a.simple_order is not None:
+        ties = tie_break(tested.item, tested.start)
+        orders["trained"] = order_of(a.trees.score(rows), tested.item, tested.start, ties)
     results = systems.judge(
         orders,
         tested,
@@ -61,9 +78,11 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "encoder": a.json("encoder.json"),
         "ranker": a.json("ranker.json"),
         **results,
+        "choice": a.json("choice.json"),
+        "rivals": _rivals(a, score, tested, targets, numbers),
         "examples": facts.examples(data, a.replay.histories, tested, orders, warm),
         "calibration": _calibration(a, score, tested),
-        "explanation": explanation.explain_model(a.model_text, rows, a.replay.features, seed),
+        "explanation": explanation.explain_model(a.published_text, rows, a.replay.features, seed),
         "outcomes": _outcomes(a),
         "objectives": _objectives(a),
         "off_policy": _off_policy(a, trees, on_progress),
@@ -73,6 +92,14 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "steps": [{"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in a.run.finished.items()],
     }
     report.write(evaluation, a.run.directory)
+
+
+def _rivals(a: Artefacts, score: F64, tested: Lists, targets: Targets, numbers: I64) -> list[dict[str, Any]]:
+    """The published ranker against the best baseline of each slice, as the gate compares them."""
+    simple = comparison.ndcg_of_baselines(a.baselines_of(numbers), targets)
+    simple.pop("random")
+    of_lists = slices.list_slices(a.inputs.data.events, tested, a.warm[numbers])
+    return systems.best_rivals(comparison.ndcg(score, tested, targets), simple, tested.user, of_lists)
 
 
 def _logged_slices(a: Artefacts, tested: Lists) -> dict[str, NDArray[np.bool_]]:
@@ -120,7 +147,7 @@ def _calibration(a: Artefacts, score: F64, tested: Lists) -> dict[str, Any] | No
     rows = (a.logged[numbers] == (a.judged_kind == "logged"))[valid.group]
     if not valid.gain[rows].any():
         return None
-    return systems.calibrate(a.valid_score[rows], valid.gain[rows], score, tested.gain)
+    return systems.calibrate(a.published_score[rows], valid.gain[rows], score, tested.gain)
 
 
 def _outcomes(a: Artefacts) -> dict[str, Any]:
@@ -135,42 +162,63 @@ def _outcomes(a: Artefacts) -> dict[str, Any]:
 
 
 def _objectives(a: Artefacts) -> list[dict[str, Any]]:
-    """The trade-off of each objective of the configuration, once for placements that differ in its weight alone.
+    """The trade-off of each placement with an objective, on its own test lists.
 
-    An objective that this run cannot have has `problem`, the reason, instead of figures: the service would refuse the
-    release.
+    Placements with fewer than `systems.SMALL` of these are judged on all test lists, those that differ in the weight
+    alone together. `lists_of` is the placement, or None for all lists. An objective that this run cannot have has
+    `problem`, the reason, instead of figures: the service would refuse the release.
     """
-    catalogue, config, scored = a.inputs.data.catalogue, a.inputs.config, a.scored
-    placements: dict[str, list[str]] = {}
-    configs = {name: p.objective for name, p in config.placements.items() if p.objective is not None}
+    placements, scored = a.inputs.config.placements, a.scored
+    configs = {name: p.objective for name, p in placements.items() if p.objective is not None}
+    if not configs:
+        return []
+    found = slices.placement_slices(list(placements), list_placements(a.inputs.log_files, scored.lists), scored.lists)
+    of_placement = {name: mask for name in configs if (mask := found.get(f"placement:{name}")) is not None}
+    own = [name for name, mask in of_placement.items() if mask.sum() >= systems.SMALL]
+    together: dict[str, list[str]] = {}
     for name, one in configs.items():
-        placements.setdefault(one.model_copy(update={"weight": 0.0}).model_dump_json(), []).append(name)
-    out: list[dict[str, Any]] = []
-    for names in placements.values():
-        one = configs[names[0]]
-        weights = {name: configs[name].weight for name in names}
-        facts = {"value": one.value, "outcomes": one.outcomes, "floor": one.floor, "placements": weights}
-        try:
-            objective = Objective.of(one, a.maps, catalogue, f"placements.{names[0]}.objective")
-            earned = {"price", *(c.value for c in configs.values() if isinstance(c.value, str))}
-            by_name = {
-                name: amounts(catalogue, name, "")[0]
-                for name in sorted(earned)
-                if (found := catalogue.amounts(name)) is not None and not np.isnan(found).all()
-            }
-            out.append(
-                facts
-                | objectives.trade_off(
-                    objective, scored, by_name, list(weights.values()), config.seed, systems.LEVEL, _logged(a)
-                )
-            )
-        except RuleError as e:
-            out.append(facts | {"problem": f"{e.path}: {e}"})
-    return out
+        if name not in own:
+            together.setdefault(one.model_copy(update={"weight": 0.0}).model_dump_json(), []).append(name)
+    amounts_of, logged = _amounts(a, configs), _logged(a)
+    judged: list[tuple[list[str], objectives.Judged, str | None]]
+    judged = [([name], objectives.part(scored, logged, of_placement[name]), name) for name in own]
+    judged += [(names, (scored, logged), None) for names in together.values()]
+    return [_objective(a, configs, names, lists, amounts_of, of) for names, lists, of in judged]
 
 
-def _logged(a: Artefacts) -> tuple[I64, F64] | None:
-    """The scored test lists with a propensity for every position, and the propensities; None if there are none."""
+def _amounts(a: Artefacts, configs: Mapping[str, ObjectiveConfig]) -> dict[str, F64]:
+    """float64[n + 1] by name: the price and the values of the objectives, of those that some item has."""
+    catalogue = a.inputs.data.catalogue
+    return {
+        name: amounts(catalogue, name, "")[0]
+        for name in sorted({"price", *(c.value for c in configs.values() if isinstance(c.value, str))})
+        if (found := catalogue.amounts(name)) is not None and not np.isnan(found).all()
+    }
+
+
+def _objective(
+    a: Artefacts,
+    configs: Mapping[str, ObjectiveConfig],
+    names: Sequence[str],
+    judged: objectives.Judged,
+    by_name: Mapping[str, F64],
+    lists_of: str | None,
+) -> dict[str, Any]:
+    """The facts and the trade-off of the objective of some placements. judged: lists, and their propensities."""
+    one, weights = configs[names[0]], {name: configs[name].weight for name in names}
+    facts: dict[str, Any] = {"value": one.value, "outcomes": one.outcomes, "floor": one.floor}
+    facts |= {"placements": weights, "lists_of": lists_of}
+    try:
+        objective = Objective.of(one, a.maps, a.inputs.data.catalogue, f"placements.{names[0]}.objective")
+    except RuleError as e:
+        return facts | {"problem": f"{e.path}: {e}"}
+    scored, logged = judged
+    seed = a.inputs.config.seed
+    return facts | objectives.trade_off(objective, scored, by_name, list(weights.values()), seed, systems.LEVEL, logged)
+
+
+def _logged(a: Artefacts) -> objectives.Propensities | None:
+    """The propensities of the scored test lists; None if there are none."""
     data, lists = a.inputs.data, a.scored.lists
     if data.propensities is None or not a.inputs.is_logged or not len(lists):
         return None
@@ -202,7 +250,7 @@ def _judge_other_kind(a: Artefacts, kind: Kind) -> Mapping[str, Any]:
     rows, tested, _ = a.rows_of(numbers)
     data, everything = a.inputs.data, np.ones(len(tested), bool)
     # The simulator's truth is of shown lists alone, and this kind is evaluated for comparison only.
-    orders = systems.orders(tested, a.baselines_of(numbers), a.trees.score(rows), None, data.catalogue.item_ids)
+    orders = systems.orders(tested, a.baselines_of(numbers), a.published.score(rows), None, data.catalogue.item_ids)
     targets, count = a.inputs.targets(tested), np.zeros(len(data.catalogue))
     return systems.judge(orders, tested, targets, {"all": everything}, {}, count, a.zero_shot, a.inputs.config.seed)
 

@@ -25,8 +25,9 @@ from features.arrays import I32, I64
 from features.log import KINDS, Kind
 from offline.config import SimulateConfig
 from offline.runtime import OnProgress, atomic_path, no_progress
+from offline.simulation.day_log import DEVICES_IN_USE, DayLog
 from offline.simulation.products import Products, make_products, with_margins
-from offline.simulation.shop import DEVICES_IN_USE, DayLog, Shop
+from offline.simulation.shop import Shop
 from offline.simulation.shoppers import Shoppers, fashions
 
 _EVENTS = pa.schema(
@@ -114,7 +115,7 @@ def simulate(config: SimulateConfig, directory: Path, on_progress: OnProgress | 
 def open_shop(config: SimulateConfig) -> Shop:
     """The shop at the start of its first day, with the products that arrive on all days of the log and `ahead` more."""
     # One random stream per component, so that for example more shoppers do not change the catalogue.
-    rngs = [np.random.default_rng([config.seed, part]) for part in range(9)]
+    rngs = [np.random.default_rng([config.seed, part]) for part in range(10)]
     days = config.days + config.ahead
     arrivals = rngs[0].poisson(config.new_items_per_day, days).astype(np.int64)
     opening_us = int(config.start.timestamp()) * 1_000_000
@@ -135,6 +136,8 @@ def open_shop(config: SimulateConfig) -> Shop:
         config.position_bias,
         config.searches,
         rngs[7],
+        config.complements,
+        rngs[9],
     )
 
 

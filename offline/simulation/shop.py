@@ -6,14 +6,16 @@ change the popularity on the next, so popular items become more popular, as in r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.arrays import F64, I8, I16, I32, I64
-from features.log import KINDS, Kind
+from features.arrays import F64, I8, I32, I64
+from features.log import Kind
 from offline.config import POSITION_BIAS
+from offline.simulation.complements import Complements
+from offline.simulation.day_log import DEVICES_IN_USE, DayLog, ListRequests
 from offline.simulation.products import DAY_US, Products
 from offline.simulation.searches import Searches, SearchIntents
 from offline.simulation.shoppers import Mood, Response, Shoppers, response
@@ -29,65 +31,11 @@ _PAGE_POOL = 1000
 _CHUNK = 2048
 """Lists simulated at once. Limits memory to a few hundred megabytes for days of any size."""
 _SECOND_US = 1_000_000
-DEVICES_IN_USE = ("mobile", "desktop", "app", "tablet", "smart tv")
 _DEVICE_SHARES = np.array([0.44, 0.32, 0.14, 0.07, 0.03])
 _USUAL_DEVICE, _NO_DEVICE = 0.8, 0.04
 """Shares of sessions on the usual device of the shopper, and of sessions without a logged device."""
 _HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 7, 9, 10, 11, 12, 14, 12, 11, 11, 12, 14, 17, 20, 22, 18], np.float64)
 """Relative traffic by hour, UTC. No session starts after 22:00, so every session ends on its day."""
-
-
-@dataclass(frozen=True)
-class DayLog:
-    """Events of one day, sorted by (time, event name, item).
-
-    visit: session number. utility, propensity: NaN except for impressions. propensity: probability of the item to be at
-    its position; NaN without exploration. device: index into `DEVICES_IN_USE`, `-1` for none. query: of an impression,
-    index into `Searches.texts`, `-1` for none.
-    """
-
-    kind: I8
-    user: I32
-    item: I32
-    at_us: I64
-    request: I64
-    position: I16
-    value: F64
-    visit: I64
-    utility: F64
-    propensity: F64
-    device: I8
-    query: I32
-
-    @classmethod
-    def merged(cls, parts: list[DayLog]) -> DayLog:
-        """Concatenate and sort parts of a day."""
-        columns = [np.concatenate([getattr(p, name) for p in parts]) for name in (f.name for f in fields(cls))]
-        kind, _, item, at_us, request, *_ = columns
-        by_name = np.argsort(np.argsort(KINDS))[kind]
-        order = np.lexsort((request, item, by_name, at_us))
-        return cls(*(c[order] for c in columns))
-
-
-@dataclass(frozen=True)
-class ListRequests:
-    """Requests for lists, or sessions, which are represented by their first request, on the front page.
-
-    visit: session number. page: department, `-1` for the front page. device: as in `DayLog`.
-    """
-
-    user: I32
-    at_us: I64
-    visit: I64
-    page: I32
-    mood: Mood
-    device: I8
-
-    def __getitem__(self, rows: NDArray[np.intp] | slice) -> ListRequests:
-        mood = Mood(self.mood.department[rows], self.mood.use[rows])
-        return ListRequests(
-            self.user[rows], self.at_us[rows], self.visit[rows], self.page[rows], mood, self.device[rows]
-        )
 
 
 @dataclass
@@ -113,7 +61,11 @@ class Shop:
     search_share: float = 0.0
     """Share of the lists that are search results."""
     search_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    complement_share: float = 0.0
+    """Share of the items put into the cart to which the shopper adds an item that goes with them."""
+    complement_rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     searches: Searches = field(init=False)
+    complements: Complements = field(init=False)
     usual_device: I8 = field(init=False)
     clicks: F64 = field(init=False)
     owned: I64 = field(default_factory=lambda: np.empty(0, np.int64))
@@ -125,6 +77,7 @@ class Shop:
         noise = self.rng.normal(0, 0.8, len(self.stock))
         self.usual_device = self._any_device(len(self.shoppers))
         self.searches = Searches(self.stock, self.search_rng)
+        self.complements = Complements(self.stock, self.complement_rng)
         known = self.stock.available_us < self.opening_us
         self.clicks = np.where(known, 3 * np.exp(0.7 * self.stock.appeal + noise), 0)
 
@@ -159,6 +112,10 @@ class Shop:
         """int32: items that a page may show on a day. New items are shown from the next day on."""
         available = np.isfinite(self._weight(day)) & ((self.stock.department == page) | (page < 0))
         return np.flatnonzero(available).astype(np.int32)
+
+    def listed(self, day: int, page: I32) -> I32:
+        """int32[lists, length]: lists of these pages in the order by the shop."""
+        return self._fill(page, self._weight(day))
 
     def _weight(self, day: int) -> F64:
         """float64[items]: log of the sampling weight of each item; minus infinity for items that are not available."""
@@ -264,10 +221,15 @@ class Shop:
         propensity = self.explore / length + (1 - self.explore) * (order == original)
         return np.take_along_axis(item, order, axis=1), propensity
 
-    def would(self, day: int, lists: ListRequests, item: I32, intents: SearchIntents | None = None) -> Response:
-        """Probabilities of actions on items (int32[lists, n]) if shoppers examine them. intents: of the lists."""
+    def would(
+        self, day: int, lists: ListRequests, item: I32, intents: SearchIntents | None = None, odds: F64 | float = 0.0
+    ) -> Response:
+        """Probabilities of actions on items (int32[lists, n]) if shoppers examine them. intents: of the lists.
+
+        odds: added to the log odds of each click, for all lists or float64[lists, 1].
+        """
         owned = np.isin(lists.user[:, None] * np.int64(len(self.stock)) + item, self.owned)
-        odds = 0.0 if intents is None else intents.odds(item)
+        odds = odds if intents is None else intents.odds(item) + odds
         return response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned, odds)
 
     def shown(
@@ -278,14 +240,15 @@ class Shop:
         item: I32,
         propensity: F64,
         intents: SearchIntents | None = None,
+        odds: F64 | float = 0.0,
     ) -> list[DayLog]:
         """Show lists: their impressions, and the actions of shoppers.
 
         first: number of the first list. item: int32[lists, length], in shown order. propensity: float64, like `item`.
-        intents: of lists with a search.
+        intents: of lists with a search. odds: as in `would`.
         """
         length = item.shape[1]
-        would = self.would(day, lists, item, intents)
+        would = self.would(day, lists, item, intents, odds)
         clicks = self.rng.random(item.shape) < would.click * power_law(length, self.position_bias)
         carts = clicks & (self.rng.random(item.shape) < would.cart)
         purchases = carts & (self.rng.random(item.shape) < would.purchase)
@@ -304,9 +267,41 @@ class Shop:
             (Kind.CART, carts, cart_us),
             (Kind.PURCHASE, purchases, buy_us),
         )
-        return [
+        listed = [
             self._events(kind, happened, at_us, lists, first, item, utility, propensity, query)
             for kind, happened, at_us in actions
+        ]
+        return [*listed, *(self._add_complements(day, lists, item, carts, cart_us) if self.complement_share else ())]
+
+    def _add_complements(
+        self, day: int, lists: ListRequests, item: I32, carts: NDArray[np.bool_], cart_us: I64
+    ) -> list[DayLog]:
+        """What shoppers add to some of the items that they put into the cart, found without a list.
+
+        They view it, put it into the cart, and buy it with the probability of any item in their cart.
+        """
+        row, position = np.nonzero(carts)
+        wanted = self.complement_rng.random(len(row)) < self.complement_share
+        row, position = row[wanted], position[wanted]
+        asked = lists[row]
+        chosen, found = self.complements.choose(
+            item[row, position],
+            np.isfinite(self._weight(day)),
+            lambda rows, items: self.would(day, asked[rows], items).click,
+        )
+        buyers, n = asked[chosen], len(found)
+        view_us = cart_us[row, position][chosen] + self.complement_rng.integers(5_000, 60_000, n) * 1000
+        added_us = view_us + self.complement_rng.integers(5_000, 60_000, n) * 1000
+        buy_us = added_us + self.complement_rng.integers(30_000, 900_000, n) * 1000
+        bought = np.flatnonzero(
+            self.complement_rng.random(n) < self.would(day, buyers, found[:, None]).purchase.reshape(n)
+        )
+        return [
+            DayLog.without_list(Kind.VIEW, buyers, found, view_us),
+            DayLog.without_list(Kind.CART, buyers, found, added_us),
+            DayLog.without_list(
+                Kind.PURCHASE, buyers[bought], found[bought], buy_us[bought], self.stock.price[found[bought]]
+            ),
         ]
 
     def _events(
@@ -352,21 +347,7 @@ class Shop:
         # Before the first list, which is at the start of the session, but on the same day.
         since_midnight = (visits.at_us - self.opening_us) % DAY_US
         before = np.minimum(self.rng.integers(5_000, 120_000, n) * 1000, since_midnight)
-        nan = np.full(n, np.nan)
-        return DayLog(
-            kind=np.full(n, Kind.VIEW, np.int8),
-            user=visits.user,
-            item=item[np.arange(n), best],
-            at_us=visits.at_us - before,
-            request=np.full(n, -1),
-            position=np.full(n, -1, np.int16),
-            value=nan,
-            visit=visits.visit,
-            utility=nan,
-            propensity=nan,
-            device=visits.device,
-            query=np.full(n, -1, np.int32),
-        )
+        return DayLog.without_list(Kind.VIEW, visits, item[np.arange(n), best], visits.at_us - before)
 
     def count(self, lists: ListRequests, log: DayLog) -> None:
         """Add a complete day to the counts of the shop."""

@@ -73,7 +73,7 @@ class PageRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class PageAnswer(Struct):
     """The lists of a page, in the order of the request. Each has a request ID of its own: send it with the events of
-    that list. degraded: as in `RankAnswer`."""
+    that list. degraded: as in `RankAnswer`. release: the live one; a list of an experiment may have another."""
 
     release: str
     degraded: bool

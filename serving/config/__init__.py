@@ -14,7 +14,15 @@ from serving.config.experiments import (
     check_experiments,
 )
 from serving.config.service import ServiceConfig
-from serving.config.settings import PLACEMENTS, ObjectiveConfig, PlacementConfig, Placements, ServingConfig, Source
+from serving.config.settings import (
+    PLACEMENTS,
+    ExplorationConfig,
+    ObjectiveConfig,
+    PlacementConfig,
+    Placements,
+    ServingConfig,
+    Source,
+)
 
 __all__ = [
     "EXPERIMENTS",
@@ -23,6 +31,7 @@ __all__ = [
     "ArmConfig",
     "ExperimentConfig",
     "Experiments",
+    "ExplorationConfig",
     "ObjectiveConfig",
     "PlacementConfig",
     "Placements",

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from serving.config.settings import ObjectiveConfig, PlacementName, Share
+from serving.config.settings import ExplorationConfig, ObjectiveConfig, PlacementName, Share
 from serving.rules import Rules, StandingCondition, StandingRules
 
 EXPERIMENTS = 20
@@ -69,9 +69,14 @@ class ArmConfig(BaseModel):
         examples=[{"cap": [{"attribute": "brand", "most": 2}]}],
         description="Further rules, after those of the placement and of merchandisers, before those of the request.",
     )
-    explore: float | None = Field(
-        None, ge=0, le=1, examples=[0.1], description="`explore` in place of that of the placement. null: that one."
+    explore: ExplorationConfig | None = Field(
+        None, examples=[0.1], description="`explore` in place of that of the placement. null: that one."
     )
+
+    @property
+    def explores(self) -> bool:
+        """True if the arm explores some of its lists."""
+        return self.explore is not None and self.explore.share > 0
 
     @property
     def changes(self) -> frozenset[str]:
@@ -85,7 +90,7 @@ class ArmConfig(BaseModel):
         replaced = [n for n in ("release", "objective", "explore") if getattr(self, n) is not None]
         if self.order is not None and replaced:
             raise ValueError(f"`order` replaces the ranker, so that `{replaced[0]}` has no effect: remove one of them")
-        if self.explore and self.rules != Rules():
+        if self.explores and self.rules != Rules():
             raise ValueError("a list with rules is never explored: remove `explore` or `rules`")
         return self
 
@@ -172,7 +177,7 @@ class ExperimentConfig(BaseModel):
             )
         if self.interleave and len(self.arms) != 2:
             raise ValueError(f"it interleaves {len(self.arms)} arms: use two, or remove `interleave`")
-        if self.interleave and any(arm.explore for arm in self.arms.values()):
+        if self.interleave and any(arm.explores for arm in self.arms.values()):
             raise ValueError("interleaved lists are not explored: remove `explore` or `interleave`")
         return self
 

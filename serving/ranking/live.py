@@ -25,11 +25,13 @@ from features.retrieval import retrieve, search_space
 from features.table import Feature, Items, features, rows
 from ranker import query_prior
 from ranker.booster import BoosterTrees
+from ranker.calibration import Maps
 from serving.config import ExperimentConfig, PlacementConfig
 from serving.experiments import Key
 from serving.merchandising import Compiled
 from serving.ranking.arms.parts import NO_PARTS, ArmParts, compile_arms
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
+from serving.ranking.exploration import check_explorations, item_spread
 from serving.ranking.objective import Objective, compile_objectives
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
@@ -64,6 +66,7 @@ class Live:
     standing: the configuration's rules, compiled for this release. placed: the same followed by those of each
     placement. objectives: of the placements that have one. overlay: items written since the release. merchandising: the
     merchandising rules, compiled for this release; None if they are not used. arms: what arms of experiments change.
+    item_spread: of the release's items, see `serving.ranking.exploration`.
     """
 
     release: Release
@@ -77,6 +80,7 @@ class Live:
     changes: str = START
     merchandising: Compiled | None = None
     arms: ArmParts = NO_PARTS
+    item_spread: float = 0.5
 
     @classmethod
     def of(cls, release: Release) -> Live:
@@ -84,7 +88,13 @@ class Live:
         # Entry ids are arrival times in milliseconds. The extra hour allows for clocks that disagree.
         first = f"{max(0, int((release.manifest.cut_off - 3600) * 1000))}-0"
         items = replace(release.items, state=release.items.state.copy())
-        return cls(release, items, features(release.items), first)
+        spread = item_spread(items, release.manifest.cut_off)
+        return cls(release, items, features(release.items), first, item_spread=spread)
+
+    @property
+    def calibration(self) -> Maps:
+        """The map from scores to the probability of each outcome that the release has one for."""
+        return self.release.manifest.calibration or {}
 
     def compile_rules(
         self,
@@ -103,12 +113,13 @@ class Live:
         }
         self.objectives = compile_objectives(
             {name: placement.objective for name, placement in placements.items()},
-            self.release.manifest.calibration or {},
+            self.calibration,
             self.items.catalogue,
         )
+        explorations = {f"placements.{name}.explore": placement.explore for name, placement in placements.items()}
+        check_explorations(explorations, self.calibration)
         if experiments:
-            maps, catalogue = self.release.manifest.calibration or {}, self.items.catalogue
-            self.arms = compile_arms(experiments, self.attributes, maps, catalogue)
+            self.arms = compile_arms(experiments, self.attributes, self.calibration, self.items.catalogue)
         self.placed = {name: plan if standing is None else standing.then(plan) for name, plan in own.items()}
 
     def with_overlay(

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from features.arrays import F64
 from features.retrieval import SOURCES
 from serving.api import DEFAULT_LIMIT, Problem, RankRequest, RecommendRequest
-from serving.config import PlacementConfig
+from serving.config import ExplorationConfig, PlacementConfig
 from serving.rules import Variants
 
 
@@ -26,6 +26,12 @@ class Placement(NamedTuple):
     def of(cls, name: str, config: PlacementConfig) -> Placement:
         """A placement of the configuration."""
         return cls(name, config, _shares(config))
+
+    @property
+    def unexplored(self) -> Placement:
+        """The same without exploration, whatever the settings say."""
+        nothing = ExplorationConfig(mode="swaps", share=0)
+        return self._replace(config=self.config.model_copy(update={"explore": nothing}))
 
     def limit_of(self, request: RankRequest | RecommendRequest) -> int | None:
         """The maximum length of the list of a request: its own, else that of the placement, else that of the route.

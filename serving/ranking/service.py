@@ -39,11 +39,11 @@ from serving.api import (
     request_id,
 )
 from serving.api import limits as bounds
-from serving.config import ServiceConfig
+from serving.config import ExplorationConfig, ServiceConfig
 from serving.experiments import NO_ARMS, Arms, ExperimentTable, Key, unit_hash
 from serving.ranking.arms.releases import ArmReleases
 from serving.ranking.explanation import ScoreParts
-from serving.ranking.exploration import explore
+from serving.ranking.exploration import belief_of, explore, explore_by_posterior
 from serving.ranking.follower import Follower
 from serving.ranking.lists.known import Known
 from serving.ranking.lists.made import Made, Mixed, mixed
@@ -159,7 +159,7 @@ class Service:
         attributes: dict[str, Scalar] | None = None
         stored, of_users = None, user_id is not None and self.experiments.of_users
         if user_id is not None:
-            needed = live.reads_attributes or self.shadow.reads_attributes or self.experiments.reads_attributes
+            needed = self._logs_attributes(live) or self.experiments.reads_attributes
             try:
                 found = await self.store.read_user(user_id, needed, of_users)
                 history, outside = found.history(live.items.catalogue, at, live.release.manifest.retention)
@@ -174,6 +174,11 @@ class Service:
             unit = unit_hash(user_id) if taken_over is None else int.from_bytes(taken_over, "little")
         return Known(history, outside, attributes, reason, stored, unit)
 
+    def _logs_attributes(self, live: Live) -> bool:
+        """True if a release in use has attributes of users as features. live: that of the list."""
+        others = self.shadow.reads_attributes or self.arm_releases.reads_attributes
+        return live.reads_attributes or others
+
     def _treated(
         self, request: RankRequest | RecommendRequest, placement: Placement, live: Live, known: Known, at: float
     ) -> tuple[Arms, list[tuple[Treatment, Known]]]:
@@ -182,6 +187,8 @@ class Service:
         if self.experiments:
             attributes = NOTHING if request.user_id is None else known.attributes
             arms = self.experiments.arms_of(request, known.unit, attributes, at, self.arm_releases.usable)
+        if len(arms.ways) > 1:  # the mix is random already, and its propensities would be those of neither list
+            placement = placement.unexplored
         ways = []
         for keys in arms.ways:
             configs = [self.experiments.arm(key) for key in keys]
@@ -324,7 +331,9 @@ class Service:
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
         reorders = treatment.objective is not None or treatment.order is not None
+        exploration = self._exploration(request, treatment) if plan is None and not reorders else None
         rank_all = sampled or shadowed or reorders or plan is not None or variants is not None
+        rank_all = rank_all or exploration is not None
         began = time.perf_counter()
         if shared is None:
             whole = live.rank(history, candidates, at, None if rank_all else limit, context)
@@ -335,10 +344,12 @@ class Service:
         valued = whole if treatment.objective is None else treatment.objective.apply(whole)
         if treatment.order is not None:
             valued = ordered(whole, treatment.order, live, candidates, at)
-        chosen, left_out = live.choose_variants(valued, plan, variants, limit)
+        chosen, left_out = live.choose_variants(valued, plan, variants, None if exploration else limit)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
-        if ruled is None:
+        if exploration:
+            ranking, propensity = self._explore_by_posterior(ranking, exploration, live, history, at, limit)
+        elif ruled is None:
             ranking = ranking.first(limit)
             ranking, propensity = self._explore(ranking, placement) if request.shown else (ranking, None)
         removed = (left_out or None) if ruled is None else ruled.removed
@@ -411,10 +422,30 @@ class Service:
                 item.sources = sources
         return items
 
+    def _exploration(self, request: RankRequest | RecommendRequest, treatment: Treatment) -> ExplorationConfig | None:
+        """How to explore a list in the order of the ranker by the posterior; None for most lists, or without a mode."""
+        config = treatment.placement.config.explore
+        if config is None or not config.by_posterior or not request.shown or "click" not in treatment.live.calibration:
+            return None
+        return config if self._rng.random() < config.share else None
+
+    def _explore_by_posterior(
+        self, ranking: Ranking, config: ExplorationConfig, live: Live, history: History, at: float, limit: int | None
+    ) -> tuple[Ranking, F64]:
+        """The list as shown, from the ranking of all candidates, and the propensity of each position."""
+        if not ranking.item_ids:
+            return ranking, np.empty(0)
+        belief = belief_of(
+            live.items, live.item_spread, history, ranking.item, ranking.score, at, live.calibration["click"], config
+        )
+        explored = explore_by_posterior(belief, limit or len(ranking.item_ids), config, self._rng)
+        return ranking.take(explored.order), explored.propensity
+
     def _explore(self, ranking: Ranking, placement: Placement) -> tuple[Ranking, F64 | None]:
-        """The ranking as shown, and the propensity of each position; None if exploration is off."""
-        share = self.config.explore if placement.config.explore is None else placement.config.explore
-        if not share:
+        """The ranking as shown, and the propensity of each position; None if exploration by swaps is off."""
+        own = placement.config.explore
+        share = self.config.explore if own is None else own.share
+        if not share or (own is not None and own.by_posterior):
             return ranking, None
         order, propensity = explore(len(ranking.item_ids), share, self._rng)
         return ranking.take(order), propensity
@@ -449,7 +480,7 @@ class Service:
             query=request.query or None,
             columns=_columns_text(request, item_ids),
             candidate_columns=None if whole is None else _columns_text(request, whole.item_ids),
-            user_attributes=None if known.attributes is None else msgspec.json.encode(known.attributes).decode(),
+            user_attributes=self._attributes_text(made),
             placement=request.placement,
             items=request.items,
         )
@@ -462,6 +493,13 @@ class Service:
             session_id=request.session_id,
             took_ms=_ms_since(started),
         )
+
+    def _attributes_text(self, made: Made) -> str | None:
+        """The attributes of the user as JSON, for the log; None if no release needs them."""
+        attributes = made.known.attributes
+        if attributes is None or not self._logs_attributes(made.treatment.live):
+            return None
+        return msgspec.json.encode(attributes).decode()
 
     def _context(
         self, request: RankRequest | RecommendRequest, live: Live, known: Known, expected: tuple[str, ...]

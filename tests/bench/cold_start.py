@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,17 +62,24 @@ def compile_kernels(folder: Path, *options: str) -> float:
 
 @contextmanager
 def started(
-    url: str, work: Path, cache: Path | None, compiled: Path | None, prefix: str = "sw", **settings: Any
+    url: str,
+    work: Path,
+    cache: Path | None,
+    compiled: Path | None,
+    prefix: str = "sw",
+    placements: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Iterator[Started]:
     """The service, started with `shelfwise serve` and ready.
 
     cache: Numba's cache of kernels; None for that of this process. compiled: the folder of compiled kernels, if any.
-    prefix: of the keys in Redis. settings: those of the section `serving`, besides the port.
+    prefix: of the keys in Redis. placements: that section. settings: those of the section `serving`, besides the port.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    config, log = work / "shelfwise.yaml", work / "service.log"
-    config.write_text(json.dumps({"redis": {"prefix": prefix}, "serving": {"port": port} | settings}), "utf-8")
+    config, log = work / f"shelfwise-{port}.yaml", work / f"service-{port}.log"
+    sections = {"redis": {"prefix": prefix}, "serving": {"port": port} | settings, "placements": placements or {}}
+    config.write_text(json.dumps(sections), "utf-8")
     command = [sys.executable, "-m", "offline.cli", "serve", "--config", str(config), "--workspace", str(work)]
     with log.open("wb") as out:
         began = time.monotonic()

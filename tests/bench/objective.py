@@ -1,10 +1,10 @@
 """What an objective earns in the simulated shop, by its hidden truth: `python -m tests.bench.objective`.
 
-A shop whose items have margins is simulated, and a nightly run trains a ranker and fits the probabilities of outcomes.
-The lists of the test window are then ordered for an objective, at many weights. The simulation knows the probability of
-every click and purchase, so the expected clicks, sales (price) and margin of an order are exact, and only the choice of
-lists and shoppers is random. As in a placement with `limit: 10`, the first ten of the 24 items are shown, and examined
-as in the simulation.
+A shop whose items have margins, and whose shoppers add complements to their carts, is simulated. A nightly run trains a
+ranker and fits the probabilities of outcomes. The lists of the test window are then ordered for an objective, at many
+weights. The simulation knows the probability of every click and purchase, so the expected clicks, sales (price) and
+margin of an order are exact, and only the choice of lists and shoppers is random. As in a placement with `limit: 10`,
+the first ten of the 24 items are shown, and examined as in the simulation.
 
 Compared are, at the same loss of clicks, from the order without an objective:
 
@@ -72,12 +72,14 @@ def record_truth(config: Config) -> dict[int, tuple[np.ndarray, np.ndarray, np.n
     last: dict[str, Any] = {}
 
     def recorded_would(*args: Any, **options: Any) -> Any:
-        last["response"] = would(*args, **options)
-        return last["response"]
+        found = would(*args, **options)
+        last.setdefault("of the list", found)  # later calls are for what shoppers add to the cart
+        return found
 
     def recorded_shown(day: int, lists: Any, first: int, item: Any, *args: Any, **options: Any) -> Any:
+        last.clear()
         log = shown(day, lists, first, item, *args, **options)
-        r = last["response"]
+        r = last["of the list"]
         for k in range(len(item)):
             out[first + k] = (item[k], r.click[k], r.click[k] * r.cart[k] * r.purchase[k])
         return log
@@ -264,6 +266,7 @@ def main() -> None:
 
 def run(given: argparse.Namespace, workspace: Path) -> None:
     shop = {"users": given.users, "days": given.days, "lists_per_user_day": 0.3, "explore": 0.1, "margins": True}
+    shop |= {"complements": 0.4}
     config = Config.model_validate(
         {
             "workspace": str(workspace),

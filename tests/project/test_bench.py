@@ -18,6 +18,13 @@ from tests.bench.memory import User, fit_user_bytes
 from tests.bench.replay import Sums, find_difference, ours, pandas_sums, read_log, write_log
 
 TINY = {
+    "exploration": (
+        [
+            *("--days", "1", "--opening", "6", "--items", "120", "--users", "120"),
+            *("--seeds", "1", "--refit", "1", "--arms", "none,thompson,swaps"),
+        ],
+        {"lists", "gain"},
+    ),
     "replay": (
         [
             "--events",
@@ -81,6 +88,10 @@ TINY = {
     "seeds": (
         ["--items", "500", "--events", "5000", "--requests", "5"],
         {"companions s", "bytes per item with tables"},
+    ),
+    "complements": (
+        ["--users", "100", "--days", "8", "--complements", "0.8"],
+        {"bought_together", "goes_with", "best for this shopper"},
     ),
     "objective": (["--quick"], {"margin at margin 0.3", "sales at price 0.3", "clicks at margin 1"}),
     "earnings": (["--seeds", "2", "--users", "400"], {"seeds", "covered", "last_touch_bias", "half_width"}),

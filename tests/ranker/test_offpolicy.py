@@ -20,7 +20,7 @@ from offline.config.simulation import POSITION_BIAS, SimulateConfig
 from offline.simulation.dataset import simulate
 from ranker.examination import power_law
 from ranker.metrics import tie_break
-from ranker.offpolicy import Estimate, LoggedLists, doubly_robust, ips, places, snips
+from ranker.offpolicy import Estimate, LoggedLists, doubly_robust, doubly_robust_change, ips, places, snips
 
 SHOP = SimulateConfig(
     items=40, users=200, days=10, lists_per_user_day=0.6, list_length=6, new_items_per_day=0, explore=0.6
@@ -105,7 +105,7 @@ ESTIMATORS: dict[str, Callable[[Shop, I64], Estimate]] = {
 
 def coverage(seeds: int, directory: Path) -> dict[str, int]:
     """Number of simulated shops in which the interval of each estimator contains the true value."""
-    within = dict.fromkeys(ESTIMATORS, 0)
+    within = dict.fromkeys([*ESTIMATORS, "change"], 0)
     for seed in range(seeds):
         shop = simulated(SHOP.model_copy(update={"seed": seed}), directory / "shop")
         # The order to evaluate is by true utility, which differs from the shown order.
@@ -114,6 +114,11 @@ def coverage(seeds: int, directory: Path) -> dict[str, int]:
         for name, estimator in ESTIMATORS.items():
             estimate = estimator(shop, place)
             within[name] += estimate.low <= true <= estimate.high
+        # The change from an order by the mean gains of items; the predictions are the same at every position.
+        mean = predicted(shop, np.zeros_like(place))
+        old = ordered(shop, mean)
+        _, low, high = doubly_robust_change(shop.logged, place, old, K, mean)
+        within["change"] += low <= true / shop.value(old, K) - 1 <= high
     return within
 
 
@@ -146,6 +151,18 @@ def test_doubly_robust_adds_the_predictions_and_their_weighted_errors() -> None:
     q = np.array([1.0, 0.5, 0.25, 0.0, 2.0, 1.0])
     value = (q.sum() + (0 - 1.0) / 0.5 + (0 - 2.0) / 0.5) / 2
     assert doubly_robust(logged, place, 3, q).value == pytest.approx(value)
+
+
+def test_the_change_of_an_order_is_relative_to_the_old_one_and_certain_if_they_agree() -> None:
+    """Two lists: 4 / 0.5 and 2 / 0.25 + 1 / 0.5 as they were logged, and 4 / 0.5 and 1 / 0.5 in the new order."""
+    logged, place = planted()
+    richer = replace(logged, gain=np.array([4, 0, 0, 2, 1, 0]))
+    shown, nothing = np.array([1, 0, 2, 0, 2, 1]), np.zeros(6)
+    change, low, high = doubly_robust_change(richer, place, shown, 3, nothing)
+    assert change == pytest.approx(10 / 18 - 1)
+    assert low < change < high
+    assert doubly_robust_change(richer, shown, shown, 3, nothing) == (0.0, 0.0, 0.0)
+    assert np.isnan(doubly_robust_change(replace(logged, gain=nothing), place, shown, 3, nothing)).all()
 
 
 def test_without_predictions_doubly_robust_is_ips() -> None:

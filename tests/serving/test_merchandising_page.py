@@ -95,6 +95,15 @@ def test_a_pin_is_previewed_before_it_is_saved_and_can_be_undone(browser: Browse
         expect(page.locator("#history tr").first).to_contain_text("ann")
 
 
+def test_the_preview_of_a_product_page_leaves_out_its_items(browser: Browser, service: httpx.Client) -> None:
+    with opened(browser, service) as page:
+        first, second, *_ = shown(page)
+        page.get_by_label("Items on the page").fill(f"{first}, {second},")
+        expect(page.locator(f'#list li[data-item="{first}"]')).to_have_count(0)
+        expect(page.locator("#list li")).to_have_count(8)
+        assert second not in shown(page)
+
+
 def test_products_are_pinned_by_dragging_and_hidden_by_a_value_of_the_catalogue(
     browser: Browser, service: httpx.Client
 ) -> None:

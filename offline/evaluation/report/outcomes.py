@@ -69,11 +69,12 @@ def _objective(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
     first = value if value in names else next(iter(names), value)
     trades = {
         label: [trade for p in points if (trade := _trade(p, prefix, first))]
-        for label, prefix in (("observed", ""), ("expected", "expected_"))
+        for label, prefix in (("observed", ""), ("expected", "expected_"), ("off-policy", "off_policy_"))
     }
     trades = {label: line for label, line in trades.items() if len(line) > 1}
     has_off_policy = any(n.startswith("off_policy_") for p in points for n in p)
-    draw = partial(trade_off, lines=trades, xlabel=f"change of earned {first}", ylabel="change of clicks")
+    labels = f"change of earned {first}", "change of clicks"
+    draw = partial(trade_off, lines=trades, xlabel=labels[0], ylabel=labels[1], wide=("off-policy",))
     head = ["weight", HEADLINE, "clicks", *(f"earned {n}" for n in names), *(f"expected {n}" for n in names)]
     columns = [HEADLINE, "clicks", *(f"{_EARNED}{n}" for n in names), *(f"expected_{_EARNED}{n}" for n in names)]
     if has_off_policy:
@@ -87,6 +88,7 @@ def _objective(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
         "placements": [f"{name} (weight {decimal(weight, 2)})" for name, weight in placements.items()],
         "problem": one.get("problem"),
         "lists": one.get("lists"),
+        "lists_of": one.get("lists_of"),
         "plot": plot(f"trade-off {number}", 14, draw) if trades else None,
         "first": first,
         "head": head,

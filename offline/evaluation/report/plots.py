@@ -231,17 +231,24 @@ def reliability(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], ou
         ax.legend(labelcolor=INK)
 
 
-def trade_off(ax: Axes, lines: Mapping[str, Sequence[Trade]], xlabel: str, ylabel: str) -> None:
-    """Curves of two changes in percent by weight, with the interval of each; the first is labelled with the weights."""
+def trade_off(ax: Axes, lines: Mapping[str, Sequence[Trade]], xlabel: str, ylabel: str, wide: Sequence[str]) -> None:
+    """Curves of two changes in percent by weight, with the interval of each; the first is labelled with the weights.
+
+    wide: curves whose intervals may be cut off at the border, so that they do not hide the shape of the others.
+    """
+    drawn = [(1 if label in wide else 3, x, y) for label, line in lines.items() for _, x, y in line]
+    ax.set_xlim(*_around([end for ends, x, _ in drawn for end in x[:ends]]))
+    ax.set_ylim(*_around([end for ends, _, y in drawn for end in y[:ends]]))
     for zero in (ax.axhline, ax.axvline):
         zero(0.0, color=SOFT, linewidth=1)
     styles = zip(lines.items(), (ACCENT, SECOND, INK), "osD", strict=False)
     for k, ((label, line), colour, marker) in enumerate(styles):
         x, y = [one[0] for _, one, _ in line], [one[0] for _, _, one in line]
         ax.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
+        dashes = ":" if label in wide else "-"  # solid ones from border to border would look like a grid
         for weight, (x0, x1, x2), (y0, y1, y2) in line:
-            ax.plot([x1, x2], [y0, y0], color=colour, linewidth=1, alpha=0.4)
-            ax.plot([x0, x0], [y1, y2], color=colour, linewidth=1, alpha=0.4)
+            ax.plot([x1, x2], [y0, y0], color=colour, linewidth=1, alpha=0.4, linestyle=dashes)
+            ax.plot([x0, x0], [y1, y2], color=colour, linewidth=1, alpha=0.4, linestyle=dashes)
             if k == 0:
                 ax.annotate(f"{weight:g}", (x0, y0), xytext=(4, 4), textcoords="offset points", color=colour)
     for axis in (ax.xaxis, ax.yaxis):
@@ -251,6 +258,13 @@ def trade_off(ax: Axes, lines: Mapping[str, Sequence[Trade]], xlabel: str, ylabe
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.legend(labelcolor=INK)
+
+
+def _around(values: Sequence[float]) -> Limits:
+    """Limits of an axis that has all values, with a margin."""
+    low, high = min(values), max(values)
+    margin = 0.08 * max(high - low, 1e-3)
+    return low - margin, high + margin
 
 
 def swarm(ax: Axes, rows: Sequence[tuple[str, Sequence[tuple[float, float | None]]]], xlabel: str) -> None:

@@ -15,12 +15,15 @@ from offline.ingest.suggestion.roles import candidates, choose
 from offline.ingest.suggestion.tables import Facts, Table, Tables
 
 _ROLES = ("item_id", "title", "description", "category", "brand", "price", "available_from")
-_PRICED = (*_ROLES[1:], "currency")
+_DRAFTED = (*_ROLES, "image_url", "group_id")
+_CHOSEN = (*_DRAFTED[1:], "currency")
 _KEYLESS = frozenset({"id", "handle", "slug"})
-_PRIVATE = frozenset({"email", "name", "hash", "url"})
+_PRIVATE = frozenset({"email", "name", "hash", "url", "image"})
 _COMMA = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+(?:,\d+)?|[+-]?\d+(?:,\d+)?")
 _ISO_DAY = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].*)?")
 _MOST_LEVELS = 20
+_MOST_VARIANTS = 50
+"""Rows per group, in the mean, above which a column of groups is rather a category."""
 
 
 class ItemTable(NamedTuple):
@@ -75,10 +78,12 @@ def _met(tables: Tables, table: Table, path: str, events: Sequence[EventTable]) 
 def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tuple[Any, dict[str, Any]]:
     """An item source of the configuration, and tables that it needs: paths of a category tree."""
     table = found.table
-    roles = {**choose(table, _PRICED, (found.key,)), "item_id": found.key}
+    roles = {**choose(table, _CHOSEN, (found.key,)), "item_id": found.key}
+    if "group_id" in roles and not _has_variants(tables, found, roles["group_id"]):
+        del roles["group_id"]
     if "title" not in roles and "description" in roles:
         roles["title"] = roles.pop("description")
-    columns: dict[str, Any] = {role: roles[role] for role in _ROLES if role in roles}
+    columns: dict[str, Any] = {role: roles[role] for role in _DRAFTED if role in roles}
     out: dict[str, Any] = {"from": table.name}
     joins: list[dict[str, Any]] = []
     derived: dict[str, Any] = {}
@@ -115,6 +120,13 @@ def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tupl
     if exclude:
         out["exclude"] = Noted(list(exclude), "; ".join(f"{p}: {why}" for p, why in exclude.items()))
     return (Noted(out, "; ".join(table.raw.said)) if table.raw.said else out), derived
+
+
+def _has_variants(tables: Tables, found: ItemTable, path: str) -> bool:
+    """True if some items, and not too many, share a value of a column."""
+    facts = found.table.columns[path]
+    few = len(facts.distinct) * _MOST_VARIANTS < len(facts.cells)
+    return found.unique and not few and not tables.is_unique(found.table.name, path)
 
 
 def _is_column(table: Table, path: str) -> bool:
@@ -171,7 +183,7 @@ def _excluded(table: Table, rest: Sequence[str], keys: set[str]) -> dict[str, st
             out[path] = f"always {facts.cells[0][:30]!r}"
         elif "hash" in concepts or facts.hashes > 0.9:
             out[path] = "a hash"
-        elif "url" in concepts:
+        elif concepts & {"url", "image"}:
             out[path] = "a link"
         elif "updated" in concepts and facts.moments > 0.9:
             out[path] = "when the row was changed"

@@ -28,6 +28,7 @@ _STRONG = frozenset(
         "hash",
         "parent",
         "url",
+        "image",
         "total",
         "tax",
         "cost",
@@ -56,6 +57,9 @@ def _is_number(facts: Facts) -> bool:
 
 def _is_rating(facts: Facts) -> bool:
     return facts.numbers >= 0.9 and len(facts.distinct) <= 101
+
+
+_ADDRESS = re.compile(r"(https?:)?//[^\s/]+\.\S+.*")
 
 
 def _is_kind(facts: Facts) -> bool:
@@ -104,6 +108,8 @@ _CONTENT: Mapping[str, Callable[[Facts], bool]] = {
     "price": _is_number,
     "currency": _is_currency,
     "available_from": _is_date,
+    "image_url": lambda f: f.share(_ADDRESS) >= 0.9,
+    "group_id": _is_id,
 }
 
 # Entity of a bare `id`, `name` or `title`, by the topic of its table.

@@ -50,6 +50,8 @@ async function refresh() {
 async function preview() {
   const number = ++asked, draft = editor.draft, rules = draft && editor.rules();
   const request = { placement: placement(), user_id: $("shopper").value.trim() || null, query: $("query").value.trim() || null };
+  const items = $("items").value.split(",").map((id) => id.trim()).filter(Boolean);
+  if (items.length) request.items = items;
   const body = { request };
   if (rules) body.draft = { id: draft.isNew ? "" : draft.id, rules, placement: draft.placement };
   let answer;
@@ -229,7 +231,7 @@ $("placement").addEventListener("change", () => {
   rules();
   soon("preview", preview);
 });
-for (const id of ["shopper", "query"]) $(id).addEventListener("input", () => soon("preview", preview));
+for (const id of ["shopper", "query", "items"]) $(id).addEventListener("input", () => soon("preview", preview));
 $("choice").addEventListener("submit", (e) => {
   e.preventDefault();
   guarded(preview);

@@ -9,6 +9,7 @@ from features.catalogue import Catalogue
 from ranker.calibration import Maps
 from serving.config import ExperimentConfig
 from serving.experiments import Key
+from serving.ranking.exploration import check_explorations
 from serving.ranking.objective import Objective
 from serving.rules import Attributes, Plan, RuleError
 
@@ -38,6 +39,7 @@ def compile_arms(
         for arm, config in experiment.arms.items():
             path, key = f"experiments.{name}.arms.{arm}", (name, arm)
             try:
+                check_explorations({f"{path}.explore": config.explore}, maps)
                 plan = Plan.of(config.rules, attributes, f"{path}.rules")
                 if plan is not None:
                     plans[key] = plan

@@ -47,6 +47,11 @@ class ArmReleases:
         main = self._main.live
         return main if main is not None and main.release.id == release else self._followers[release].live
 
+    @property
+    def reads_attributes(self) -> bool:
+        """True if attributes of users are features of any of these releases."""
+        return any(one.live is not None and one.live.reads_attributes for one in self._followers.values())
+
     def usable(self, name: str) -> bool:
         """True if an experiment is not stopped, and this worker can serve all of its arms."""
         return not self._problem(name)

@@ -136,6 +136,23 @@ def test_a_shown_order_has_its_own_value_off_policy() -> None:
     logged = np.arange(300), np.ones(found.lists.rows)
     points = objectives.trade_off(goal, shown, {"price": goal.amount}, [], 0, 0.95, logged)["points"]
     assert points[0]["off_policy_clicks"][0] == pytest.approx((found.lists.gain > 0).sum() / 300)
+    assert "change_off_policy_clicks" not in points[0]
+    old, new = (points[k]["off_policy_earned:price"][0] for k in (0, -1))
+    change, low, high = points[-1]["change_off_policy_earned:price"]
+    assert change == pytest.approx(100 * (new / old - 1))
+    assert low < change < high
+
+
+def test_a_part_of_the_lists_has_its_own_propensities() -> None:
+    """Lists of 6. Lists 1, 3 and 4 have propensities; of lists 0, 3 and 4, the last two are numbers 1 and 2."""
+    found = scored(5)
+    logged = np.array([1, 3, 4]), np.repeat([0.1, 0.3, 0.4], 6)
+    some, of_some = objectives.part(found, logged, np.array([True, False, False, True, True]))
+    assert of_some is not None
+    assert some.lists.user.tolist() == [0, 3, 4]
+    assert of_some[0].tolist() == [1, 2]
+    assert of_some[1].tolist() == [0.3] * 6 + [0.4] * 6
+    assert objectives.part(found, logged, np.array([True, False, True, False, False]))[1] is None
 
 
 def test_the_trade_off_of_no_lists_has_no_points() -> None:

@@ -62,6 +62,7 @@ def point(weight: float) -> dict[str, Any]:
     names = [f"{prefix}{name}" for prefix in ("", "expected_") for name in ("clicks", "earned:margin", "earned:price")]
     changes = {f"change_{name}": [-3.0, -4.0, -2.0] for name in ["ndcg@10", *names]} if weight else {}
     off_policy = {f"off_policy_{name}": [1.0, 0.5, 1.5] for name in names[:3]}
+    changes |= {f"change_{name}": [-1.0, -90.0, 80.0] for name in off_policy} if weight else {}
     return {"weight": weight, **{key: [2.0, 1.9, 2.1] for key in ["ndcg@10", *names]}, **changes, **off_policy}
 
 
@@ -161,7 +162,8 @@ def full() -> dict[str, Any]:
                 "value": "margin",
                 "outcomes": {"purchase": 1.0},
                 "floor": 0.2,
-                "placements": {"cart": 0.3, "home": 0.0},
+                "placements": {"cart": 0.3},
+                "lists_of": "cart",
                 "lists": 1568,
                 "points": [point(0), point(0.5)],
             },
@@ -270,6 +272,29 @@ def test_an_interval_across_zero_is_never_called_better() -> None:
 def test_a_loss_is_called_worse() -> None:
     evaluation = {**full(), "comparisons": [compared("text", -0.05, 0.02), compared("popularity", 0.1, 0.01)]}
     assert verdict(evaluation).startswith("worse: The ranker is worse than text, the strongest of 2 baselines: ")
+
+
+def fallback() -> dict[str, Any]:
+    """The parts of an evaluation of a simple order, and the gate's wider interval of .05 against item_click_rate."""
+    own = {"slice": "all", "rival": "item_click_rate", "difference": 0.05, "low": -0.01, "high": 0.11, "lists": 1568}
+    return {
+        "choice": {"simple_order": "clicks", "sentence": "This release ranks by a simple order, clicks. Why."},
+        "rivals": [own],
+    }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_simple_order_comes_first_in_the_verdict() -> None:
+    assert verdict(full() | fallback()).startswith("undecided: This release ranks by a simple order, clicks. Why. ")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_verdict_uses_the_interval_of_the_gate() -> None:
+    """[.04, .06] excludes zero, but the interval that is corrected for the choice of the rival does not."""
+    assert verdict(full()).startswith("better: ")
+    found = verdict(full() | {"rivals": fallback()["rivals"]})
+    assert found.startswith("undecided: No clear difference between the ranker and item click rate")
+    assert "+0.0500 [−0.0100, +0.1100]" in found
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -424,8 +449,12 @@ def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
         "outcomes": "log loss of the rate",
         "objectives": "Clicks against earned margin",
         "staleness": "Model age",
+        "choice": "This release ranks by a simple order",
+        "rivals": "[−0.0100, +0.1100]",
     }
     evaluation = full()
+    if missing in ("choice", "rivals"):
+        evaluation |= fallback()
     assert words[missing] in Page(report.render(evaluation)).words
     if how == "absent":
         del evaluation[missing]
@@ -644,6 +673,8 @@ def test_any_texts_and_numbers_make_a_page_that_parses(
 def test_an_objective_shows_what_each_weight_earns_and_costs(page: str) -> None:
     words = Page(page).words
     assert "purchase times margin, floor 0.20" in words
-    assert "Placements: cart (weight 0.30), home (weight 0.00)." in words
+    assert "Placements: cart (weight 0.30)." in words
+    assert "of 1,568 lists of this placement" in words
     assert "2.000 (−3.0% [−4.0, −2.0])" in words
+    assert "1.000 (−1.0% [−90.0, +80.0])" in words
     assert "The service refuses a release with this objective: none" in words

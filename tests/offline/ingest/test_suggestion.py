@@ -106,6 +106,40 @@ def test_known_event_names_are_mapped_and_unknown_ones_dropped_with_a_comment(tm
     assert summary.sources[0].left_out == {"event quiz": 10}
 
 
+@pytest.mark.parametrize(
+    ("group", "shared", "picture", "link", "found"),
+    [
+        ("parent_sku", 3, "main_picture", "//cdn.shop.test/{}.jpg", ["parent_sku", "main_picture"]),
+        ("item_group_id", 3, "image_link", "https://cdn.shop.test/{}?w=600", ["item_group_id", "image_link"]),
+        ("group_id", 60, "Bild", "{}.jpg", [None, None]),  # one group of all items is none, and a file name no address
+        ("parent_sku", 1, "link", "https://shop.test/{}", [None, None]),  # every item has a parent of its own
+    ],
+)
+def test_variants_and_pictures_of_a_catalogue_are_mapped(
+    tmp_path: Path, group: str, shared: int, picture: str, link: str, found: list[str | None]
+) -> None:
+    items = [
+        {
+            "sku": f"S{k:02d}",
+            "name": f"Shirt {k}",
+            "price": 9 + k,
+            group: f"G{k // shared:02d}",
+            picture: link.format(k),
+        }
+        for k in range(60)
+    ]
+    orders = [
+        {"customer_id": k % 9, "order_date": f"2025-01-{1 + k % 28:02d} 10:00:00", "sku": f"S{k % 60:02d}"}
+        for k in range(90)
+    ]
+    table(tmp_path / "products.csv", items)
+    table(tmp_path / "orders.csv", orders)
+    text, summary = imported(tmp_path)
+    columns = yaml.safe_load(text)["import"]["items"][0]["columns"]
+    assert [columns.get("group_id"), columns.get("image_url")] == found
+    assert summary.items == 60
+
+
 def test_a_folder_of_products_and_orders_with_semicolons_and_latin_1(tmp_path: Path) -> None:
     """Delimiter, encoding and day-first dates are found on import; titles come from the products."""
     products = [{"SKU": f"A{k}", "Name": f"Stühlchen {k}", "Brand": "Möbel", "Price": k + 0.5} for k in range(4)]

@@ -13,6 +13,7 @@ import pytest
 
 from offline.config.configuration import Config, load
 from offline.config.simulation import SimulateConfig
+from offline.evaluation import systems
 from offline.nightly.night import Night
 from offline.simulation.dataset import simulate
 
@@ -62,11 +63,20 @@ def test_a_log_with_placements_gives_the_run_of_one_without_if_nothing_uses_them
         assert with_placements == without
 
 
-def test_configured_placements_are_slices_of_the_report_and_the_declared_column_is_a_feature(workspace: Path) -> None:
-    """Of every list, the placement of its impressions: a quarter of them has none, and a quarter another one."""
+def test_configured_placements_are_slices_of_the_report_and_the_declared_column_is_a_feature(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every list, the placement of its impressions: a quarter of them has none, and a quarter another one.
+
+    The trade-off of an objective is on the lists of its placement, and on all where these are too few.
+    """
+    monkeypatch.setattr(systems, "SMALL", 20)
     known = NAMES[:2]
     values = {"type": "category", "per": "request", "values": list(known)}
-    using = config(workspace, placements={name: {} for name in known}, features={"request": {"placement": values}})
+    objectives = {name: {"objective": {"value": "price", "weight": 0.2}} for name in ("home", "planned", "unused")}
+    using = config(
+        workspace, placements={name: {} for name in known} | objectives, features={"request": {"placement": values}}
+    )
     night = Night(using, None)
     night()
     lists, features = night.artefacts.lists, night.artefacts.replay.features
@@ -78,3 +88,9 @@ def test_configured_placements_are_slices_of_the_report_and_the_declared_column_
     counts = {name: by["lists"] for name, by in by_slice.items() if name.startswith("placement:")}
     assert set(counts) == {"placement:home", "placement:<i>cart", "placement:(other)", "placement:(none)"}
     assert sum(counts.values()) == by_slice["all"]["lists"]
+    shown = night.artefacts.scored.lists.request_ids
+    curves = night.artefacts.json("evaluation.json")["objectives"]
+    assert [(c["lists_of"], list(c["placements"]), c["lists"]) for c in curves] == [
+        ("home", ["home"], sum(place(str(r)) == "home" for r in shown)),
+        (None, ["planned", "unused"], len(shown)),
+    ]

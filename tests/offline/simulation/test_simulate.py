@@ -22,9 +22,10 @@ from features.log import GAIN, KINDS
 from features.text.tokens import tokenize
 from offline.config.simulation import POSITION_BIAS, SimulateConfig
 from offline.simulation import chinese
+from offline.simulation.complements import OCCASIONS, Complements
 from offline.simulation.dataset import SimulationSummary, open_shop, simulate
+from offline.simulation.day_log import DEVICES_IN_USE
 from offline.simulation.products import Products, make_products
-from offline.simulation.shop import DEVICES_IN_USE
 from offline.simulation.shoppers import Mood, Response, Shoppers, response
 from offline.simulation.vocabulary import (
     ATTRIBUTES,
@@ -133,6 +134,57 @@ def test_margins_change_nothing_else_and_are_around_a_third_of_the_price(shop: S
     assert 0.2 < share.median() < 0.4
     assert (share < 0).any()
     assert 0 < found.items.margin.isna().mean() < 0.15
+
+
+# --- complements ---
+
+
+def test_every_kind_of_product_has_a_complement_of_another_department() -> None:
+    department = {noun: d.name for d in DEPARTMENTS for noun in d.nouns}
+    named = {noun for occasion in OCCASIONS for noun in occasion}
+    assert named == set(department)
+    for noun in department:
+        assert any(department[other] != department[noun] for o in OCCASIONS if noun in o for other in o)
+
+
+def test_items_that_go_together_are_in_the_same_baskets(tmp_path: Path) -> None:
+    """The catalogue and the number of lists do not change. What is added comes after an item of a list."""
+    without, config = (SimulateConfig(items=300, users=200, days=6, complements=share) for share in (0.0, 0.5))
+    found, stock = Shop(config, tmp_path / "with"), open_shop(config).stock
+    plain = Shop(without, tmp_path / "without")
+    pd.testing.assert_frame_equal(found.items, plain.items)
+    assert len(found.of("impression")) == len(plain.of("impression"))
+    noun = dict(zip(stock.table["item_id"].to_pylist(), stock.noun, strict=True))
+    department = {name: d.name for d in DEPARTMENTS for name in d.nouns}
+    carts = found.of("cart")
+    added, listed = carts[carts.request_id.isna()], carts[carts.request_id.notna()]
+    assert 0.4 < len(added) / len(listed) < 0.6
+    pairs = added.merge(listed, on="session_id")
+    together = [
+        any({noun[a], noun[b]} <= set(o) for o in OCCASIONS) and department[noun[a]] != department[noun[b]]
+        for a, b in zip(pairs.item_id_x, pairs.item_id_y, strict=True)
+    ]
+    earlier = pairs[np.array(together) & (pairs.timestamp_y < pairs.timestamp_x)]
+    assert set(earlier.event_id_x) == set(added.event_id)
+    bought = found.of("purchase")
+    assert 0.3 < bought.request_id.isna().sum() / len(added) < 0.9
+    assert bought.value.notna().all()
+
+
+def test_the_hidden_probability_of_a_complement_is_the_share_in_which_it_is_taken() -> None:
+    """Item 0 has two kinds of complements: each is chosen half of the time, and of a kind, items by P(click)."""
+    stock = make_products(np.random.default_rng(3), 400, np.zeros(1, np.int64), 0)
+    complements, everything = Complements(stock, np.random.default_rng(0)), np.ones(400, bool)
+    kinds = complements.kinds_with(0, everything)
+    click = np.random.default_rng(1).uniform(0.01, 0.3, 400)
+    expected = complements.probability(0, everything, click)
+    assert expected.sum() == pytest.approx(1)
+    assert expected[kinds[0]].sum() == pytest.approx(1 / len(kinds))
+    _, taken = complements.choose(np.zeros(20_000, np.int32), everything, lambda rows, items: click[items])
+    share = np.bincount(taken, minlength=400) / 20_000
+    # Of 20,000 draws, a share of 0.1 has the standard error sqrt(0.1 * 0.9 / 20,000) = 0.002.
+    np.testing.assert_allclose(share, expected, atol=0.01)
+    assert len(complements.choose(np.zeros(3, np.int32), np.zeros(400, bool), lambda rows, items: click[items])[0]) == 0
 
 
 # --- searches ---
@@ -661,6 +713,7 @@ def test_a_file_instead_of_a_directory_is_an_error(tmp_path: Path) -> None:
         ("lists_per_user_day", math.inf),
         ("list_length", 1),
         ("list_length", 241),
+        ("complements", 1.1),
         ("new_items_per_day", -1),
         ("seed", -1),
         ("seed", "x"),
