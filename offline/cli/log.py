@@ -1,9 +1,11 @@
-"""Commands for the log of a running service: collect it, and compare served with replayed feature rows."""
+"""Commands for the log of a running service: collect it, compare served with replayed feature rows, and show what its
+lists brought."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,3 +110,67 @@ def skew(
         say(f"skewed features: {', '.join(skewed)}", "bold red")
         raise typer.Exit(1)
     say(f"no feature is skewed; {sum(f.differ == 0 for f in comparison.features)} are bit-identical")
+
+
+def earnings(
+    config: ConfigPath = None,
+    workspace: Workspace = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write report.html and earnings.json to. Default: `earnings` in the workspace."),
+    ] = None,
+) -> None:
+    """Show what the lists of each placement brought, by release and arm.
+
+    Credits lists with clicks, carts and purchases by last touch, by day. From experiments with a holdout, also
+    estimates what would not have been bought without the lists. Uses the data set: run `collect` first. Also writes
+    `earnings.json` to the releases folder, for the operator's page.
+    """
+    from offline.data import LogFiles
+    from offline.earnings import Settings, amount, holdouts, make_tables, publish, write
+
+    c = load_config(config, workspace)
+    settings = Settings(
+        c.earnings,
+        c.earnings.attribution_s or c.lists.attribution_s,
+        c.features.attributes,
+        holdouts(c.experiments),
+        c.service.currency,
+    )
+    with progress_bar("Reading the log") as on_progress:
+        tables = make_tables(LogFiles.of(c.data, c.log), settings, None, on_progress)
+    rows = [
+        [
+            e["placement"] or "-",
+            *(f"{e['total'][n]:,}" for n in ("lists", "users", "clicks", "purchases")),
+            amount(e["total"]["revenue"]),
+        ]
+        for e in tables["placements"]
+    ]
+    currency = f" ({c.service.currency})" if c.service.currency else ""
+    print_table(
+        f"Last touch, lists from {tables['first_day']} to {tables['last_day']}",
+        ["placement", "lists", "users", "clicks", "purchases", f"revenue{currency}"],
+        rows,
+        {1, 2, 3, 4, 5},
+    )
+    for experiment in tables["experiments"]:
+        for treated in experiment["treated"]:
+            say(f"{experiment['experiment']}, {treated['arm']}: {_incremental(treated['outcomes']['revenue'])}")
+        if experiment["sample_ratio"]["alarm"]:
+            say(f"{experiment['experiment']}: sample-ratio alarm; do not use this figure", "bold red")
+    for note in tables["notes"]:
+        say(f"- {note}")
+    say(f"report: {write(tables, output or c.workspace / 'earnings')}")
+    publish(tables, c.releases)
+
+
+def _incremental(days: Sequence[Mapping[str, Any]]) -> str:
+    """The last estimate in words."""
+    from offline.earnings import amount
+
+    if not days or days[-1]["low"] is None:
+        return "incremental revenue is not known yet"
+    last = days[-1]
+    low, high = amount(last["low"], True), amount(last["high"], True)
+    return f"incremental revenue {amount(last['value'], True)} [{low}, {high}] of {last['users']:,} treated users"

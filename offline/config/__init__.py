@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from offline.config.checks import CHECKS, CheckConfig
 from offline.config.configuration import Config, ConfigError, load, redis_url
+from offline.config.earnings import EarningsConfig
 from offline.config.imports import (
     ANNOTATION_FILES,
     DROP,
@@ -40,6 +41,7 @@ __all__ = [
     "Column",
     "Config",
     "ConfigError",
+    "EarningsConfig",
     "EventSource",
     "Explode",
     "GateConfig",

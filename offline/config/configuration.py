@@ -22,6 +22,7 @@ from features.log import ATTRIBUTION_S
 from features.neighbours import SESSION_WEIGHT
 from offline.config import fields
 from offline.config.checks import CheckConfig
+from offline.config.earnings import EarningsConfig
 from offline.config.evaluation import SliceConfig
 from offline.config.imports import AttributeKind, ImportConfig
 from offline.config.publication import GateConfig, RetentionConfig
@@ -224,6 +225,7 @@ class Config(BaseModel):
     ranker: RankerConfig = Field(default_factory=lambda: RankerConfig.model_validate({}))
     checks: CheckConfig = Field(default_factory=lambda: CheckConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
+    earnings: EarningsConfig = Field(default_factory=lambda: EarningsConfig.model_validate({}))
     retention: RetentionConfig = Field(default_factory=lambda: RetentionConfig.model_validate({}))
     redis: RedisConfig = Field(default_factory=lambda: RedisConfig.model_validate({}))
     placements: Placements = Field(

@@ -49,6 +49,7 @@ _GUIDES = {
     "ranker": "`shelfwise tune` finds values for your data.",
     "checks": "See [data checks](nights.md#data-checks).",
     "gate": "See [the gate](nights.md#the-gate).",
+    "earnings": "See [earnings](earnings.md).",
     "retention": "See [day partitions](data.md#day-partitions) for `log_days`.",
     "placements": "See [placements](placements.md).",
     "experiments": "See [experiments](experiments.md).",

@@ -17,16 +17,18 @@ from offline.data.dataset import (
     list_placements,
     list_seeds,
     load_dataset,
+    load_items,
     logged_table,
 )
 from offline.data.log import LogFiles, load_log, user_histories
-from offline.data.partitions import GROUP_ROWS, Storage, to_microseconds
+from offline.data.partitions import DAY_US, GROUP_ROWS, Storage, to_microseconds
 from offline.data.query_groups import Targets, concat, keys, logged_lists, select
 from offline.data.schema import CANONICAL, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, PLACEMENT, TAGS, UTC_US
 from offline.data.windows import WINDOWS, Windows
 
 __all__ = [
     "CANONICAL",
+    "DAY_US",
     "EVENTS_FILE",
     "EVENTS_FORM",
     "EVENTS_SCHEMA",
@@ -51,6 +53,7 @@ __all__ = [
     "list_placements",
     "list_seeds",
     "load_dataset",
+    "load_items",
     "load_log",
     "logged_lists",
     "logged_table",

@@ -102,11 +102,7 @@ def load_dataset(
     partitions; by default `directory`. scratch: as in `load_log`. Raises FileNotFoundError for a missing file, and
     DataError, with file, column and row, for invalid content. Both messages say how to fix it.
     """
-    if not (directory / _ITEMS).is_file():
-        raise _missing(directory / _ITEMS)
-    items = convert_attributes(_table(directory / _ITEMS), attributes or {}, str(directory / _ITEMS))
-    items = written_items.overlay_written(items, written_items.read_written_items(directory))
-    items = items.sort_by("item_id").combine_chunks()
+    items = load_items(directory, attributes)
     catalogue = read_catalogue(items, str(directory / _ITEMS))
     files = log if isinstance(log, LogFiles) else LogFiles.of(directory, log)
     arrays = load_log(files, catalogue, scratch)
@@ -124,6 +120,18 @@ def load_dataset(
         propensities,
         arrays.merges,
     )
+
+
+def load_items(directory: Path, attributes: Mapping[str, AttributeKind] | None = None) -> pa.Table:
+    """The table of items, sorted by ID, with those written through the service.
+
+    Arguments and errors are those of `load_dataset`.
+    """
+    if not (directory / _ITEMS).is_file():
+        raise _missing(directory / _ITEMS)
+    items = convert_attributes(_table(directory / _ITEMS), attributes or {}, str(directory / _ITEMS))
+    items = written_items.overlay_written(items, written_items.read_written_items(directory))
+    return items.sort_by("item_id").combine_chunks()
 
 
 def annotation_table(path: Path) -> pa.Table:

@@ -161,21 +161,20 @@ class LogFiles:
             files += [(self.storage, name) for folder in (EVENTS, SERVED) for name in self.storage.parts(folder)]
         return {name: storage.checksum(name) for storage, name in files}
 
-    def event_spans(self) -> Iterator[Span]:
+    def event_spans(self, further: Sequence[pa.Field] = ()) -> Iterator[Span]:
         """Read the events span by span, sorted by time and ID, without duplicates and erased users.
 
-        Raises DataError if the log has events but none in the time range.
+        further: columns to read besides those that arrays are made of; null in files without them. Raises DataError if
+        the log has events but none in the time range.
         """
+        schema = pa.schema([*_EVENT_COLUMNS, *further])
         deduplicator, bounds = Deduplicator(), self.events.bounds
         if bounds is not None and (bounds[0] >= self.end or bounds[1] < self.begin):
             first, last = (datetime.fromtimestamp(at / 1e6, UTC).isoformat() for at in bounds)
             raise DataError(f"no event is in the requested time range; the log is from {first} to {last}")
-        for table in self.events.spans(_EVENT_COLUMNS.names, self.begin, self.end):
-            span = _span(
-                _complete(erasures.without_erased(table, self.erased, "timestamp"), _EVENT_COLUMNS),
-                "timestamp",
-                "event_id",
-            )
+        for table in self.events.spans(schema.names, self.begin, self.end):
+            table = _complete(erasures.without_erased(table, self.erased, "timestamp"), schema)
+            span = _span(table, "timestamp", "event_id")
             # Different events with the same ID are both kept; a data check reports them.
             parts = [span.key, *(hashes(to_strings(span.table[c])) for c in ("user_id", "item_id", "event"))]
             mixed = np.zeros(len(span.key), np.uint64)

@@ -237,6 +237,11 @@ class Partitions:
         return (min(g.first for g in groups), max(g.last for g in groups)) if groups else None
 
     @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(g.rows for _, g in self._groups)
+
+    @property
     def columns(self) -> list[str]:
         """Columns that exist in any of the files."""
         out: dict[str, None] = {}

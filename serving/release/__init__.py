@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from serving.release import registry
 from serving.release.audit import record_change
+from serving.release.earnings import EARNINGS, read_earnings
 from serving.release.judgements import read_judgements, write_judgement
 from serving.release.manifest import MANIFEST, ListedRelease, Manifest, ReleaseError, list_releases, read_manifest
 from serving.release.owner import ensure_owner, read_owner
@@ -26,6 +27,7 @@ from serving.release.registry import (
 from serving.release.release import Release, load_release, write_release
 
 __all__ = [
+    "EARNINGS",
     "MANIFEST",
     "ListedRelease",
     "Manifest",
@@ -38,6 +40,7 @@ __all__ = [
     "load_release",
     "previous_release",
     "promote",
+    "read_earnings",
     "read_judgements",
     "read_manifest",
     "read_owner",

@@ -94,6 +94,7 @@ TINY = {
         {"bought_together", "goes_with", "best for this shopper"},
     ),
     "objective": (["--quick"], {"margin at margin 0.3", "sales at price 0.3", "clicks at margin 1"}),
+    "earnings": (["--seeds", "2", "--users", "400"], {"seeds", "covered", "last_touch_bias", "half_width"}),
     "rerank": (["--quick", "--synonyms"], {"lists", "the engine's order", "ranker with the score"}),
     "serve": (
         ["--quick"],

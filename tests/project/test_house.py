@@ -33,7 +33,9 @@ OFFLINE: dict[str, set[str]] = {
     "studies": _BELOW_TRAINING | {"training", "nightly"},
     "exports": {"runtime", "config", "data"},
     "experiments": {"runtime", "config", "data", "evaluation"},
-    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "experiments", "simulation", "ingest"},
+    "earnings": _BELOW_TRAINING | {"experiments"},
+    "cli": _BELOW_TRAINING
+    | {"training", "nightly", "studies", "exports", "experiments", "earnings", "simulation", "ingest"},
 }
 """Subpackages of `offline/`, and the subpackages each may import."""
 SERVING: dict[str, set[str]] = {

@@ -23,7 +23,7 @@ from serving.pages.operator.board import Board, Change, Shown, board, encoded
 from serving.pages.sites import check_same_site
 from serving.ranking import Service
 from serving.records import Timeline
-from serving.release import list_releases, registry
+from serving.release import list_releases, read_earnings, registry
 from serving.store import BulkStore, StoreAway
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,19 @@ def add_operator(
         except StoreAway as e:
             raise _redis_away(e) from e
 
+    @app.get("/v1/operator/earnings", **guarded)
+    async def earnings() -> Response:
+        content = await changes.earnings()
+        if content is None:
+            raise Problem(
+                404,
+                "no-earnings",
+                "No earnings yet",
+                "there are no tables of earnings beside the releases",
+                "Run `shelfwise collect`, then `shelfwise earnings`.",
+            )
+        return Response(content, media_type="application/json")
+
     @app.post("/v1/operator/promote", **guarded)
     async def promote(request: Request) -> Response:
         return _json(await changes.begin("promote", await _change_request(request), caller(request)), 202)
@@ -123,6 +136,10 @@ class Changes:
             degraded = str(e)
         here = live.release.id if live else None
         return await asyncio.to_thread(board, self._root, pointer, here, self._service.clock(), degraded, change)
+
+    async def earnings(self) -> bytes | None:
+        """The tables of earnings as JSON; None if there are none, or no release is loaded."""
+        return None if self._root is None else await asyncio.to_thread(read_earnings, self._root)
 
     async def begin(self, action: str, request: ChangeRequest, by: str | None) -> Change:
         """Start a change; the board reports its result.

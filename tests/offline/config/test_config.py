@@ -12,7 +12,7 @@ from serving.config import ServiceConfig
 
 TOP = (
     "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
-    "retention, redis, placements, experiments, serving"
+    "earnings, retention, redis, placements, experiments, serving"
 )
 
 LISTS = "source, window_lists, attribution_s, size, most, refreshes"

@@ -1,0 +1,1 @@
+"""Jinja2 template of the page; a package, so that it is installed with the code."""
