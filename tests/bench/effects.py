@@ -22,7 +22,8 @@ from offline.config.simulation import SimulateConfig
 from offline.data.partitions import Storage, day_name, split_by_day
 from offline.data.schema import EXPERIMENT_FIELDS, PLACEMENT, SERVED, SERVED_SCHEMA
 from offline.simulation.dataset import LogWriter, open_shop
-from offline.simulation.shop import DayLog, ListRequests, Shop
+from offline.simulation.day_log import DayLog, ListRequests
+from offline.simulation.shop import Shop
 from ranker.examination import power_law
 
 EXPERIMENT, CONTROL = "loop", "control"
