@@ -274,7 +274,8 @@ def test_an_item_is_known_the_better_the_more_clicks_were_expected_on_it() -> No
     state = items.state.copy()
     state.value[:], state.latest[:] = 0, AT
     state.value[0, Kind.IMPRESSION], state.value[0, Kind.CLICK] = 200, 40
-    items = replace(items, state=state, factors=np.empty((0, 0), np.float32))
+    catalogue = replace(items.catalogue, available_from=np.full(len(items.catalogue) + 1, np.nan))
+    items = replace(items, state=state, factors=np.empty((0, 0), np.float32), catalogue=catalogue)
     item, score = np.array([0, 1, -1], np.int32), np.array([1.0, 0.5, 0.0])
     belief = belief_of(items, 0.5, EMPTY, item, score, AT, CLICK, config())
     # The rate is shrunk toward the prior with the weight of 10 impressions.
@@ -284,6 +285,17 @@ def test_an_item_is_known_the_better_the_more_clicks_were_expected_on_it() -> No
     assert belief.chance == pytest.approx(1 / (1 + np.exp(3 - 2 * score)))
     assert belief.new.tolist() == [False, True, False]
     assert belief.movable.tolist() == [True, True, False]
+
+
+def test_an_item_that_has_been_on_sale_for_long_is_not_new() -> None:
+    """None has been shown. On sale for 10 days, for 40, and without a date, with a limit of 30 days."""
+    items = planted_items()
+    state, born = items.state.copy(), items.catalogue.available_from.copy()
+    state.value[:] = 0
+    born[:3] = AT - 10 * 86400, AT - 40 * 86400, np.nan
+    items = replace(items, state=state, catalogue=replace(items.catalogue, available_from=born))
+    belief = belief_of(items, 0.5, EMPTY, np.arange(3, dtype=np.int32), np.zeros(3), AT, CLICK, config())
+    assert belief.new.tolist() == [True, False, True]
 
 
 def spread_shop(items: int, spread: float) -> Items:
