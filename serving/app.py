@@ -100,6 +100,8 @@ def create_app(
         started = asyncio.create_task(follower.started.wait())
         await asyncio.wait({following, started}, return_when=asyncio.FIRST_COMPLETED)
         started.cancel()
+        tasks.append(asyncio.create_task(service.arm_releases.run()))
+        await service.arm_releases.started()
         yield
         for task in tasks:
             task.cancel()

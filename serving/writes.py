@@ -29,6 +29,7 @@ from serving.api import (
     merges,
 )
 from serving.config import ServiceConfig
+from serving.experiments import unit_hash
 from serving.records import EventLimits, Metrics
 from serving.store import (
     REFUSED,
@@ -202,8 +203,11 @@ class Writes:
         503)."""
         user, anonymous = merges.merge_users(user_id, body)
         merge = Merge(user, anonymous, self._moment())
+        unit, unit_s = None, math.ceil(self._config.retention.of(user))
+        if any(one.unit == "user" for one in self._config.experiments.values()):
+            unit = unit_hash(anonymous).to_bytes(8, "little")
         with redis_required("The users cannot be merged", "Retry after a second. What was moved is moved once."):
-            moved = await self._store.merge(merge)
+            moved = await self._store.merge(merge, unit, unit_s)
         if moved == REFUSED:
             raise _too_many_users(f"the maximum of {self._config.max_users} users have lists; nothing was moved")
         return MergeAnswer(merge.at, moved)

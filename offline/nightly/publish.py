@@ -121,7 +121,9 @@ def tidy(a: Artefacts, on_progress: OnProgress) -> None:
     config = a.inputs.config
     checks.keep_statistics(config.statistics, a.run.directory.name, a.json("statistics.json"))
     with _store(a) as store:
-        releases = retention.remove_old(config.releases, store, config.retention)
+        # Of experiments that have ended, too: an analysis may still compare their arms.
+        of_arms = frozenset[str]().union(*(one.releases for one in config.experiments.values()))
+        releases = retention.remove_old(config.releases, store, config.retention, of_arms)
     runs = retention.remove_runs(config.runs, a.run.directory, config.retention)
     vectors = retention.remove_vectors(VectorStore(config.vector_store), config.runs, config.retention)
     a.write_json("removed.json", {"releases": releases, "runs": runs, "vectors": vectors})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from serving.store import BulkStore
 _REMOVED, _MAKING = ".removed-", ".making-"
 
 
-def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[str]:
+def remove_old(root: Path, store: BulkStore, config: RetentionConfig, of_arms: Collection[str] = ()) -> list[str]:
     """Remove old releases and return their IDs; keep the newest, the live one, its predecessor and the shadow one.
+
+    of_arms: IDs of releases of the arms of experiments, which are kept too.
 
     Also removes incomplete releases left by a killed run. The vectors of an encoder are deleted from Redis with the
     last release that uses them. If this call is killed, the next one completes it.
@@ -27,7 +30,7 @@ def remove_old(root: Path, store: BulkStore, config: RetentionConfig) -> list[st
     with locked(root / "lock", wait=True):
         pointer = store.pointer()
         readable = [(r.path, r.manifest) for r in list_releases(root) if r.manifest]
-        kept = {m.id for _, m in readable[: config.releases]}
+        kept = {m.id for _, m in readable[: config.releases]} | set(of_arms)
         if in_shadow := store.shadow():
             kept |= {in_shadow.id}
         if pointer is not None:

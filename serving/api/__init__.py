@@ -5,7 +5,7 @@ This subpackage does not depend on routes or on ranking.
 
 from __future__ import annotations
 
-from serving.api import columns, decoding, events, items, merges, page, problem, rankings, request_id
+from serving.api import columns, decoding, events, items, limits, merges, page, problem, rankings, request_id
 from serving.api.columns import UserAnswer, UserIn
 from serving.api.decoding import Refusal
 from serving.api.events import Accepted, Derived, ErasureAnswer, EventIn, EventsAnswer, Rejected
@@ -52,6 +52,7 @@ __all__ = [
     "decoding",
     "events",
     "items",
+    "limits",
     "merges",
     "page",
     "problem",

@@ -43,13 +43,14 @@ class PageRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """The lists of several placements for one shopper, without repeats: in the order in which the page shows them.
 
     An item is in the first of the lists that would have it, and so is its product, if only one of its variants may be
-    shown. A list is that of /v1/recommend without the items of the lists before it. device, columns, explain, shown: as
-    in `RecommendRequest`, for all lists.
+    shown. A list is that of /v1/recommend without the items of the lists before it. device, session_id,
+    columns, explain, shown: as in `RecommendRequest`, for all lists.
     """
 
     placements: Annotated[list[PageList], Meta(min_length=1, max_length=LISTS)]
     user_id: Id | None = None
     device: Device | None = None
+    session_id: Id | None = None
     columns: ColumnsIn = {}
     explain: bool = False
     shown: bool = True
@@ -60,6 +61,7 @@ class PageRequest(Struct, forbid_unknown_fields=True, kw_only=True):
             RecommendRequest(
                 user_id=self.user_id,
                 device=self.device,
+                session_id=self.session_id,
                 explain=self.explain,
                 shown=self.shown,
                 **{name: getattr(one, name) for name in one.__struct_fields__ if name != "columns"},
@@ -88,6 +90,8 @@ def page_request(body: bytes) -> PageRequest:
     check_texts(body, device=request.device, **{f"placements[{k}].query": p.query for k, p in _numbered(request)})
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
+    if request.session_id is not None:
+        request.session_id = request_id("session_id", request.session_id)
     if request.columns:
         request.columns = merged(body, request.columns, {}, None)
     for k, one in _numbered(request):

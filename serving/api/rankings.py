@@ -36,7 +36,8 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     score; a candidate may also be an object with an `id` and its columns. Columns that the release does not declare
     (`features.request`) are logged but not used. placement: as in `RecommendRequest`; its sources are not used. items:
     as in `RecommendRequest`; those that are candidates are ranked like the others.
-    variants: which variants of a product may be in the list, by default all that were sent.
+    variants: which variants of a product may be in the list, by default all that were sent. session_id: of the visit,
+    for experiments that assign sessions to arms.
     """
 
     user_id: Id | None = None
@@ -56,6 +57,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     placement: PlacementIn | None = None
     items: SeedsIn = []
     variants: Variants | None = None
+    session_id: Id | None = None
 
     @property
     def ids(self) -> list[str] | None:
@@ -74,7 +76,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     candidate sources, further rules, the default `limit` and the exploration. items: the items that the list is for,
     such as the one on the page or those in the cart. Items that go with them are retrieved in addition to the others;
     they themselves are not in the list. Unknown ones are ignored and counted. variants: which variants of a product may
-    be in the list, by default the one with the best score.
+    be in the list, by default the one with the best score. session_id: as in `RankRequest`.
     """
 
     user_id: Id | None = None
@@ -93,6 +95,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     placement: PlacementIn | None = None
     items: SeedsIn = []
     variants: Variants | None = None
+    session_id: Id | None = None
 
 
 class Reason(Struct):
@@ -141,9 +144,10 @@ class RankedItem(Struct, omit_defaults=True):
 
     score: the ranker's score after the objective of the placement, boosts and buries. It is the sum of `base`, the
     contributions in `reasons`, `others` (all features not in `reasons`, together), and what `objective` and `rules`
-    added. objective: not in responses to public keys, whose `others` include what it added. sources: where an item was
-    retrieved from. known: only present if it is false: the item is not in the catalogue, and its score is that of an
-    item without any data.
+    added. In an arm with an `order`, it is the place or the popularity that orders the list instead. objective: not in
+    responses to public keys, whose `others` include what it added. sources: where an item was retrieved from. known:
+    only present if it is false: the item is not in the catalogue, and its score is that of an item without any data.
+    team: in an interleaved list, the arm that chose the item.
     """
 
     item_id: str
@@ -156,6 +160,7 @@ class RankedItem(Struct, omit_defaults=True):
     because: Because | None = None
     known: bool = True
     objective: ObjectivePart | None = None
+    team: str | None = None
 
 
 class RankAnswer(Struct):
@@ -164,7 +169,9 @@ class RankAnswer(Struct):
     degraded: the list is worse than usual. degraded_reason says why: the user's history could not be read in time
     (history-unavailable); Redis names no release, and the worker serves the newest one that it found on disk
     (release-from-disk); or Redis was replaced by an empty or older one (redis-replaced). removed: with `explain`, the
-    items that each rule removed, and the variants that were left out. placement: that of the request.
+    items that each rule removed, and the variants that were left out. placement: that of the request. experiments: the
+    arm of the list by experiment, if it is in any; `interleaved` for one that mixes both arms. A list without items is
+    in none, nor is one with `shown: false`, for which `explain` still names the arms.
     """
 
     request_id: str
@@ -175,6 +182,7 @@ class RankAnswer(Struct):
     removed: list[Removed] | UnsetType = UNSET
     degraded_reason: DegradedReason | UnsetType = UNSET
     placement: str | UnsetType = UNSET
+    experiments: dict[str, str] | UnsetType = UNSET
 
 
 class SimilarItem(Struct):
@@ -197,7 +205,7 @@ class ServiceState(Struct):
     """State of the service. /health/ready also reports the live release, Redis and what is wrong.
 
     reason: why no release is loaded, or what an operator has to do. degraded: number of degraded rankings. slow: number
-    of rankings scored by LightGBM. Both count this worker only.
+    of rankings scored by LightGBM. Both count this worker only. experiments: whether each of them runs, or why not.
     """
 
     status: str
@@ -206,6 +214,7 @@ class ServiceState(Struct):
     redis: str | None = None
     degraded: int = 0
     slow: int = 0
+    experiments: dict[str, str] = {}
 
 
 _RANK = msgspec.json.Decoder(RankRequest)
@@ -219,6 +228,8 @@ def rank_request(body: bytes) -> RankRequest:
     request.items = seed_ids(request.items)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
+    if request.session_id is not None:
+        request.session_id = request_id("session_id", request.session_id)
     ids, of_objects = (None, {}) if request.candidates is None else split_candidates(request.candidates)
     if ids is not None:
         request.candidates = request_ids("candidates", ids)  # type: ignore[assignment]  # only IDs from here on
@@ -234,6 +245,8 @@ def recommend_request(body: bytes) -> RecommendRequest:
     request.items = seed_ids(request.items)
     if request.user_id is not None:
         request.user_id = request_id("user_id", request.user_id)
+    if request.session_id is not None:
+        request.session_id = request_id("session_id", request.session_id)
     if request.columns:
         request.columns = merged(body, request.columns, {}, None)
     return request

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from serving import copies
 from serving.merchandising.document import Document
 from serving.merchandising.stored import decode_document
 
@@ -26,16 +26,4 @@ def read_copy(root: Path) -> Document | None:
 
 def write_copy(root: Path, document: Document) -> None:
     """Replace the copy in a directory of releases. Several workers may do so at once. Raises OSError."""
-    file = root / FILE
-    encoded = msgspec.json.encode(document)
-    if file.is_file() and file.read_bytes() == encoded:
-        return
-    partial = file.with_name(f".{FILE}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as f:
-            f.write(encoded)
-            f.flush()
-            os.fsync(f.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    copies.write_copy(root / FILE, msgspec.json.encode(document))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from features.table import Feature
 from serving.api import DegradedReason
 from serving.config import ServiceConfig
+from serving.experiments import FollowedStops, decode_stops
 from serving.merchandising import Compiled, Followed
 from serving.ranking.live import Live, prepare
 from serving.ranking.overlay import NO_OVERLAY, Overlay
@@ -32,12 +34,14 @@ _ITEMS = 500
 class Follower:
     """Keeps `live` up to date: applies new events at every poll, and loads a new release when the pointer changes.
 
-    The service has one, and a second one (`of_shadow`) for the shadow release, which records no metrics.
+    The service has one, another one (`of_shadow`) for the shadow release, and one (`of_arm`) for each release of the
+    arms of experiments. These record no metrics.
 
     reason: why no release is loaded, or why the next one is not live; empty if all is well.
     redis: "ok", or why it is unavailable. lost: what Redis has lost; empty if nothing, or after a repair.
     started: set when a release is loaded, or when there is none to load.
-    merchandising: the rules of merchandisers; None if they are off, and for the shadow release.
+    merchandising: the rules of merchandisers; None if they are off, and for the shadow release. stops: the stopped
+    experiments; None without experiments, and for other releases than the live one.
     """
 
     def __init__(
@@ -47,12 +51,15 @@ class Follower:
         release: Path | None,
         custom: tuple[Feature, ...] = (),
         metrics: Metrics | None = None,
-        shadow: bool = False,
         owner: str = "",
+        shadow: bool = False,
+        of_arm: Callable[[], Pointer | None] | None = None,
     ) -> None:
         """release: directory of the release to start with if Redis is unavailable or names none. owner: ID of the shop
-        whose releases may be served; empty for any."""
-        self._custom, self._metrics, self._shadow = custom, metrics, shadow
+        whose releases may be served; empty for any. shadow: follow the shadow release. of_arm: names the release to
+        follow, None for none; without it, Redis names it."""
+        self._custom, self._metrics, self._shadow, self._of_arm = custom, metrics, shadow, of_arm
+        self._is_live = not shadow and of_arm is None
         self.live: Live | None = None
         self.reason = "starting"
         self.redis = "not checked yet"
@@ -68,6 +75,7 @@ class Follower:
         self._continuity = Continuity()
         self._next_check_at = 0.0
         self.merchandising = Followed(store, config.placements) if config.merchandising and not shadow else None
+        self.stops = FollowedStops() if config.experiments and self._is_live else None
 
     @property
     def lost(self) -> str:
@@ -83,6 +91,10 @@ class Follower:
     def of_shadow(self) -> Follower:
         """A follower with the same settings for the shadow release."""
         return Follower(self._config, self._store, None, self._custom, shadow=True)
+
+    def of_arm(self, pointer: Callable[[], Pointer | None]) -> Follower:
+        """A follower with the same settings for a release of an arm. pointer: as in `__init__`."""
+        return Follower(self._config, self._store, None, self._custom, of_arm=pointer)
 
     async def run(self) -> None:
         """Follow the pointer and the stream until cancelled."""
@@ -115,11 +127,17 @@ class Follower:
         """Poll the pointer and the stream once. Returns True if the stream has been read to its end."""
         live = self.live
         try:
-            pointer, tail, away, shadow, stamp = await self._store.poll(
-                live.last if live else END, merchandising=self.merchandising is not None
+            pointer, tail, away, shadow, stamp, stops = await self._store.poll(
+                live.last if live else END,
+                merchandising=self.merchandising is not None,
+                experiments=self.stops is not None,
             )
         except StoreAway as e:
             self._set_redis(str(e))
+            await self._follow_stops(None)
+            if self._of_arm is not None:
+                self._consider(self._of_arm())
+                return True
             if live is None and not self.reason.startswith("release"):
                 self.reason = f"no release is loaded, and its pointer cannot be read: {e}"
             return True
@@ -132,10 +150,11 @@ class Follower:
                 await self._apply_written(live)
             await self._check_continuity(live)
         await self._follow_merchandising(stamp)
-        named = shadow if self._shadow else pointer
+        await self._follow_stops(stops)
+        named = self._of_arm() if self._of_arm is not None else shadow if self._shadow else pointer
         if named is not None or not away:
             self._consider(named)
-        elif live is None and not self._shadow and not self.reason.startswith("release"):
+        elif live is None and self._is_live and not self.reason.startswith("release"):
             self.reason = f"no release is loaded, and its pointer cannot be read: {away}"
         return live is None or not tail.item_ids
 
@@ -150,11 +169,22 @@ class Follower:
             before = self.lost
             if extent is not None and self._continuity.check(extent):
                 live.last, live.changes = rewound(self._store.layout, live.last, extent), START
-            if self.lost != before and not self._shadow:
+            if self.lost != before and self._is_live:
                 repair = f"{self.lost}; run `shelfwise collect --repair`"
                 log.warning("%s", repair if self.lost else "the data in Redis was repaired")
             if self._metrics:
                 self._metrics.redis_replaced(bool(self.lost))
+
+    async def _follow_stops(self, reply: Mapping[bytes, bytes] | None) -> None:
+        """Use the stopped experiments of Redis from now on. reply: None if Redis did not answer."""
+        if self.stops is None:
+            return
+        try:
+            self.stops.follow(None if reply is None else decode_stops(self._store.layout, reply))
+        except StoreAway as e:
+            self.stops.refuse(str(e))
+        if self.live is not None:
+            await self.stops.copy(self.live.release.path.parent)
 
     async def _follow_merchandising(self, stamp: str | None) -> None:
         """Use the merchandising rules of Redis from now on, if they have changed."""
@@ -229,11 +259,11 @@ class Follower:
         if not written:
             return live
         near = {} if live.overlay is NO_OVERLAY else live.overlay.near
-        overlay = Overlay(written, vectors, near)
-        return await asyncio.to_thread(live.with_overlay, overlay, self._config.rules, self._config.placements)
+        overlay, c = Overlay(written, vectors, near), self._config
+        return await asyncio.to_thread(live.with_overlay, overlay, c.rules, c.placements, c.experiments)
 
     def _set_redis(self, state: str) -> None:
-        if state != self.redis and not self._shadow:
+        if state != self.redis and self._is_live:
             (log.info if state == "ok" else log.warning)("redis: %s", state)
         self.redis = state
         if self._metrics:
@@ -241,7 +271,7 @@ class Follower:
 
     def _consider(self, pointer: Pointer | None) -> None:
         """Start loading the release the pointer names, unless it is live already or failed to load recently."""
-        if pointer is None and self._shadow:
+        if pointer is None and not self._is_live:
             self.live, self.reason = None, ""
             return
         if pointer is None or (self._owner and pointer.owner and pointer.owner != self._owner):
@@ -275,7 +305,7 @@ class Follower:
         try:
             c = self._config
             live = await asyncio.to_thread(
-                prepare, Path(pointer.path), pointer.id or None, self._custom, c.rules, c.placements
+                prepare, Path(pointer.path), pointer.id or None, self._custom, c.rules, c.placements, c.experiments
             )
         except Exception as e:  # a problem with the next release must not stop the live one
             self.reason = f"release {pointer.id or pointer.path} cannot be loaded: {e}"
@@ -290,9 +320,16 @@ class Follower:
             await asyncio.to_thread(self.merchandising.read_copy, live.release.path.parent)
             live.merchandising = await asyncio.to_thread(self.merchandising.compiled, live.attributes)
             self._report_rules(live.merchandising)
+        if self.stops is not None:
+            await asyncio.to_thread(self.stops.read_copy, live.release.path.parent)
         self.live, self._failed = live, None
         self._named = bool(pointer.id)
         self.reason = "" if self._named else f"release {live.release.id} was found on disk, and Redis does not name it"
         if self._metrics:
             self._metrics.release(live.release.id)
-        log.info("%s release %s", "shadow scoring with" if self._shadow else "serving", live.release.id)
+        use = "shadow scoring with" if self._shadow else "serving" if self._is_live else "serving arms with"
+        log.info("%s release %s", use, live.release.id)
+        for name, why in live.arms.set_aside.items():
+            if not self._is_live and live.release.id not in c.experiments[name].releases:
+                continue
+            log.warning("experiment %s is not served by release %s: %s", name, live.release.id, why)

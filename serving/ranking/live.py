@@ -26,10 +26,12 @@ from features.table import Feature, Items, features, rows
 from ranker import query_prior
 from ranker.booster import BoosterTrees
 from ranker.calibration import Maps
-from serving.config import PlacementConfig
+from serving.config import ExperimentConfig, PlacementConfig
+from serving.experiments import Key
 from serving.merchandising import Compiled
+from serving.ranking.arms.parts import NO_PARTS, ArmParts, compile_arms
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
-from serving.ranking.exploration import check_explorations, item_spread
+from serving.ranking.exploration import check_exploration, item_spread
 from serving.ranking.objective import Objective, compile_objectives
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
@@ -63,8 +65,8 @@ class Live:
     last, changes: the last entries applied of the event stream and of the stream of item changes.
     standing: the configuration's rules, compiled for this release. placed: the same followed by those of each
     placement. objectives: of the placements that have one. overlay: items written since the release. merchandising: the
-    merchandising rules, compiled for this release; None if they are not used. item_spread: of the release's items, see
-    `serving.ranking.exploration`.
+    merchandising rules, compiled for this release; None if they are not used. arms: what arms of experiments change.
+    item_spread: of the release's items, see `serving.ranking.exploration`.
     """
 
     release: Release
@@ -77,6 +79,7 @@ class Live:
     overlay: Overlay = NO_OVERLAY
     changes: str = START
     merchandising: Compiled | None = None
+    arms: ArmParts = NO_PARTS
     item_spread: float = 0.5
 
     @classmethod
@@ -93,8 +96,16 @@ class Live:
         """The map from scores to the probability of each outcome that the release has one for."""
         return self.release.manifest.calibration or {}
 
-    def compile_rules(self, rules: Rules, placements: Mapping[str, PlacementConfig]) -> None:
-        """Compile the rules of the configuration and of its placements, and their objectives. Raises RuleError."""
+    def compile_rules(
+        self,
+        rules: Rules,
+        placements: Mapping[str, PlacementConfig],
+        experiments: Mapping[str, ExperimentConfig] = MappingProxyType({}),
+    ) -> None:
+        """Compile the rules of the configuration and of its placements, and their objectives, and those of arms.
+
+        Raises RuleError, but not for those of arms.
+        """
         standing = self.standing = Plan.of(rules, self.attributes, "serving.rules")
         own = {
             name: Plan.of(placement.rules, self.attributes, f"placements.{name}.rules")
@@ -105,7 +116,10 @@ class Live:
             self.calibration,
             self.items.catalogue,
         )
-        check_explorations({name: placement.explore for name, placement in placements.items()}, self.calibration)
+        for name, placement in placements.items():
+            check_exploration(placement.explore, self.calibration, f"placements.{name}.explore")
+        if experiments:
+            self.arms = compile_arms(experiments, self.attributes, self.calibration, self.items.catalogue)
         self.placed = {name: plan if standing is None else standing.then(plan) for name, plan in own.items()}
 
     def with_overlay(
@@ -113,13 +127,14 @@ class Live:
         overlay: Overlay,
         rules: Rules = NO_RULES,
         placements: Mapping[str, PlacementConfig] = MappingProxyType({}),
+        experiments: Mapping[str, ExperimentConfig] = MappingProxyType({}),
     ) -> Live:
         """A copy with the same release and item state, and these written items.
 
-        rules, placements: of the configuration. Their rules are compiled for the items with the overlay.
+        rules, placements, experiments: of the configuration. Their rules are compiled for the items with the overlay.
         """
         live = replace(self, items=overlay.over(self.release.items, self.items.state), overlay=overlay)
-        live.compile_rules(rules, placements)
+        live.compile_rules(rules, placements, experiments)
         if self.merchandising is not None:
             live.merchandising = self.merchandising.again(live.attributes)
         # Compute lazily created values now, while no request waits for them.
@@ -205,16 +220,20 @@ class Live:
         """Candidate retrieval from this release."""
         return CandidateRetriever(self.items)
 
-    def plan(self, rules: Rules | None, placement: str | None = None, *, at: float) -> Plan | None:
+    def plan(
+        self, rules: Rules | None, placement: str | None = None, arms: Sequence[Key] = (), *, at: float
+    ) -> Plan | None:
         """The rules of a list, None if there are none.
 
-        They are those of the configuration, of its placement, of merchandisers at this time (`at`, Unix seconds) and of
-        the request. Raises RuleError.
+        They are those of the configuration, of its placement, of merchandisers at this time (`at`, Unix seconds), of
+        its arms and of the request. Raises RuleError.
         """
         requested = None if rules is None else Plan.of(rules, self.attributes, "rules")
         configured = self.standing if placement is None else self.placed[placement]
         if self.merchandising is not None:
             configured = self.merchandising.after(configured, placement, at)
+        for own in (self.arms.plans[key] for key in arms if key in self.arms.plans):
+            configured = own if configured is None else configured.then(own)
         return requested if configured is None else configured.then(requested)
 
     def recommend(
@@ -382,10 +401,12 @@ def prepare(
     custom: tuple[Feature, ...] = (),
     rules: Rules = NO_RULES,
     placements: Mapping[str, PlacementConfig] = MappingProxyType({}),
+    experiments: Mapping[str, ExperimentConfig] = MappingProxyType({}),
 ) -> Live:
     """Load, verify and warm a release. Raises ReleaseError if it is not usable or its id is not `expected`.
 
     rules, placements: of the configuration. A release whose catalogue lacks what their rules need is refused.
+    experiments: those whose arms it cannot serve are set aside.
     custom: custom features, as in `serving.release.load_release`.
     """
     release = load_release(path, custom=custom)
@@ -397,7 +418,7 @@ def prepare(
         log.warning("release %s is scored by LightGBM (several times slower): %s", release.id, release.trees.why)
     live = Live.of(release)
     try:
-        live.compile_rules(rules, placements)
+        live.compile_rules(rules, placements, experiments)
     except RuleError as e:
         raise ReleaseError(f"{path}: the configuration's {e.path}: {e}: fix the rule or the release") from e
     live.warm()

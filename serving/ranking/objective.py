@@ -94,7 +94,7 @@ class Objective:
             score - ranking.score,
             below,
         )
-        order = _by_score(score, ranking.item_ids)
+        order = by_score(score, ranking.item_ids)
         return ranking._replace(score=score, valued=valued).take(order)
 
 
@@ -128,7 +128,7 @@ def amounts(catalogue: Catalogue, value: str | float, path: str) -> tuple[F64, B
     return np.where(assumed, np.median(found[~assumed]), found), assumed
 
 
-def _by_score(score: F64, item_ids: list[str]) -> I64:
+def by_score(score: F64, item_ids: Sequence[str]) -> I64:
     """int64: items best first, equal scores by ID."""
     order = np.argsort(-score, kind="stable")
     if (np.diff(score[order]) == 0).any():

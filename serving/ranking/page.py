@@ -69,3 +69,27 @@ class Page:
         """Take the items of a list."""
         rows = self._live.items.catalogue.rows(shown)
         self.taken = np.concatenate([self.taken, rows[rows >= 0]])
+
+
+class Pages:
+    """A page whose lists may be ranked by several releases, in experiments. An item is in one of the lists."""
+
+    def __init__(self, at: float) -> None:
+        """at: Unix seconds."""
+        self._at = at
+        self._by_release: dict[str, Page] = {}
+        self._shown: list[str] = []
+
+    def of(self, live: Live, history: History) -> Page:
+        """The page as one release sees it. history: of the user, in the rows of its catalogue."""
+        page = self._by_release.get(live.release.id)
+        if page is None:
+            page = self._by_release[live.release.id] = Page(live, history, self._at)
+            page.add(self._shown)
+        return page
+
+    def add(self, shown: list[str]) -> None:
+        """Take the items of a list."""
+        self._shown += shown
+        for page in self._by_release.values():
+            page.add(shown)

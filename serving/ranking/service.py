@@ -9,22 +9,21 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from features.arrays import F64, I32
 from features.columns import NOTHING, Column, Scalar, Sent, has_lists, pick, with_placement
 from features.context import NO_SEEDS, Context
-from features.history import EMPTY, NO_OUTSIDE, History, Outside
+from features.history import EMPTY, NO_OUTSIDE, History
 from ranker.booster import BoosterTrees
 from serving.api import (
     DEFAULT_LIMIT,
-    DegradedReason,
     ItemAnswer,
     PageAnswer,
     PageRequest,
@@ -39,19 +38,25 @@ from serving.api import (
     rankings,
     request_id,
 )
+from serving.api import limits as bounds
 from serving.config import ExplorationConfig, ServiceConfig
+from serving.experiments import NO_ARMS, Arms, ExperimentTable, Key, unit_hash
+from serving.ranking.arms.releases import ArmReleases
 from serving.ranking.explanation import ScoreParts
 from serving.ranking.exploration import belief_of, explore, explore_by_posterior
 from serving.ranking.follower import Follower
+from serving.ranking.lists.known import Known
+from serving.ranking.lists.made import Made, Mixed, mixed
+from serving.ranking.lists.treatment import Treatment, order_parts, ordered
 from serving.ranking.live import Live, first_places
 from serving.ranking.objective import objective_parts
-from serving.ranking.page import Page
+from serving.ranking.page import Page, Pages
 from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import ids_with_pinned, sources_of
 from serving.ranking.shadow import Shadow
 from serving.records import Metrics, Served, ServedLog
-from serving.rules import Plan, Removed, RuledList, RuleError, Rules, VariantPlan
+from serving.rules import Plan, RuleError, Rules, VariantPlan
 from serving.store import Store, StoreAway, WrittenItems, decode_fields
 from serving.writes import Writes, redis_required
 
@@ -61,17 +66,13 @@ _MEMORY_S = 5.0
 """Seconds between two checks of the memory of Redis."""
 
 
-class Known(NamedTuple):
-    """The data known of a user. outside: their events outside the catalogue.
+class Asked(NamedTuple):
+    """A list of the catalogue that is to be made: by what, for whom, and with which rules and context."""
 
-    attributes: None if they were not read, because no release needs them or Redis is unavailable. degraded: why the
-    response is degraded; None if it is not.
-    """
-
-    history: History
-    outside: Outside
-    attributes: dict[str, Scalar] | None
-    degraded: DegradedReason | None
+    treatment: Treatment
+    known: Known
+    plan: Plan | None
+    context: Context
 
 
 class Service:
@@ -97,6 +98,8 @@ class Service:
         self.served = ServedLog(store, self.metrics, config.log_served_most)
         self.shadow = Shadow(config, store, follower.of_shadow(), self.served, self.metrics)
         self.placements = PlacementTable(config.placements)
+        self.experiments = ExperimentTable(config.experiments)
+        self.arm_releases = ArmReleases(config, self.experiments, follower, clock)
         self._rng = np.random.default_rng()
         self.degraded = 0
         self.slow = 0
@@ -154,18 +157,37 @@ class Service:
         """
         history, outside, reason = EMPTY, NO_OUTSIDE, self.follower.degraded
         attributes: dict[str, Scalar] | None = None
+        stored, of_users = None, user_id is not None and self.experiments.of_users
         if user_id is not None:
+            needed = live.reads_attributes or self.shadow.reads_attributes or self.experiments.reads_attributes
             try:
-                catalogue, retention = live.items.catalogue, live.release.manifest.retention
-                if live.reads_attributes or self.shadow.reads_attributes:
-                    history, outside, attributes = await self.store.read_known(user_id, catalogue, at, retention)
-                else:
-                    history, outside = await self.store.read_lists(user_id, catalogue, at, retention)
+                found = await self.store.read_user(user_id, needed, of_users)
+                history, outside = found.history(live.items.catalogue, at, live.release.manifest.retention)
+                attributes, stored = found.decoded_attributes(), found
             except StoreAway as e:
                 log.debug("ranking without history: %s", type(e).__name__)  # the error's text may contain a user id
                 reason = reason or "history-unavailable"
         self.degraded += reason is not None
-        return Known(history, outside, attributes, reason)
+        unit = None
+        if of_users and user_id is not None:
+            taken_over = None if stored is None else stored.unit
+            unit = unit_hash(user_id) if taken_over is None else int.from_bytes(taken_over, "little")
+        return Known(history, outside, attributes, reason, stored, unit)
+
+    def _treated(
+        self, request: RankRequest | RecommendRequest, placement: Placement, live: Live, known: Known, at: float
+    ) -> tuple[Arms, list[tuple[Treatment, Known]]]:
+        """The arms of a request, and the ways to make its list, each with what is known of the user."""
+        arms = NO_ARMS
+        if self.experiments:
+            attributes = NOTHING if request.user_id is None else known.attributes
+            arms = self.experiments.arms_of(request, known.unit, attributes, at, self.arm_releases.usable)
+        ways = []
+        for keys in arms.ways:
+            configs = [self.experiments.arm(key) for key in keys]
+            treatment = Treatment.of(keys, configs, placement, live, self.arm_releases.live_of)
+            ways.append((treatment, known if treatment.live is live else known.of_release(treatment.live, at)))
+        return arms, ways
 
     async def rank(self, request: RankRequest, shows_history: bool = True) -> RankAnswer:
         """Rank candidates for a user. Raises Problem.
@@ -174,16 +196,20 @@ class Service:
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         placement = self.placements.of(request)
-        self._check_size(request, live)
-        self._check_explained(request, placement.limit_of(request), len(request.ids or live.items.catalogue))
+        bounds.check_size(request, len(live.items.catalogue), self.config)
+        given = len(request.ids or live.items.catalogue)
+        bounds.check_explained(request, placement.limit_of(request), given, self.config)
         known = await self.known_of(request.user_id, live, at)
-        plan = plan_of(request.rules, live, placement.name, at=at)
-        variants = self._variants(request, placement, live, known, at)
-        plan = live.with_variants(plan, variants)
-        context = self._context(request, live, known, ("candidate", "request"))
-        answer = self._answer(request, placement, live, known, request.ids, at, plan, context, shows_history, variants)
-        answer.took_ms = _ms_since(started)
-        return answer
+        arms, ways = self._treated(request, placement, live, known, at)
+        made = []
+        for treatment, of_user in ways:
+            ranks = treatment.live
+            plan = plan_of(request.rules, ranks, placement.name, treatment.arms, at=at)
+            variants = self._variants(request, placement, ranks, of_user, at)
+            plan = ranks.with_variants(plan, variants)
+            context = self._context(request, ranks, of_user, ("candidate", "request"))
+            made.append(self._make(request, treatment, of_user, request.ids, at, plan, context, variants))
+        return self._answer(request, arms, made, at, started, shows_history)
 
     async def recommend(
         self, request: RecommendRequest, shows_history: bool = True, live: Live | None = None
@@ -192,16 +218,20 @@ class Service:
 
         shows_history: as in `rank`. live: a copy of the live release with other rules, for a preview.
         """
-        started, at, live = time.perf_counter(), self.moment(), live or self.live()
+        started, at, ranks = time.perf_counter(), self.moment(), live or self.live()
         placement = self.placements.of(request)
         limit = placement.limit_of(request) or DEFAULT_LIMIT
-        self._check_explained(request, limit, limit)
-        known = await self.known_of(request.user_id, live, at)
-        plan = plan_of(request.rules, live, placement.name, at=at)
-        context = self._context(request, live, known, ("request",))
-        answer = await self._recommended(request, placement, live, known, at, limit, plan, context, shows_history)
-        answer.took_ms = _ms_since(started)
-        return answer
+        bounds.check_explained(request, limit, limit, self.config)
+        known = await self.known_of(request.user_id, ranks, at)
+        if live is None:
+            arms, ways = self._treated(request, placement, ranks, known, at)
+        else:  # a preview shows the rules, whichever arm its user is in
+            arms, ways = NO_ARMS, [(Treatment.of((), (), placement, live, self.arm_releases.live_of), known)]
+        asked = [
+            Asked(treatment, of_user, *self._plan_and_context(request, treatment, of_user, at))
+            for treatment, of_user in ways
+        ]
+        return await self._recommended(request, arms, asked, at, limit, shows_history, started)
 
     async def page(self, request: PageRequest, shows_history: bool = True) -> PageAnswer:
         """Recommend items for several placements at once, each item in one list. Raises Problem.
@@ -210,87 +240,92 @@ class Service:
         """
         started, at, live = time.perf_counter(), self.moment(), self.live()
         asked = request.requests()
-        placements, limits, plans = list[Placement](), list[int](), list[Plan | None]()
+        placements, limits = list[Placement](), list[int]()
         for k, one in enumerate(asked):
             with page.within_list(k):
                 placements.append(self.placements.of(one))
                 limits.append(placements[-1].limit_of(one) or DEFAULT_LIMIT)
-                plans.append(plan_of(one.rules, live, placements[-1].name, at=at))
-                self._check_page(request, sum(limits))
+                bounds.check_page(request, sum(limits), self.config)
         known = await self.known_of(request.user_id, live, at)
         self.degraded += (len(asked) - 1) * (known.degraded is not None)
-        contexts = list[Context]()
-        for k, one in enumerate(asked):
+        treated = list[tuple[Arms, list[Asked]]]()
+        for k, (one, placement) in enumerate(zip(asked, placements, strict=True)):
             with page.within_list(k):
-                contexts.append(self._context(one, live, known, ("request",)))
-        shared, lists = Page(live, known.history, at), list[RankAnswer]()
-        for one, placement, limit, plan, context in zip(asked, placements, limits, plans, contexts, strict=True):
+                arms, ways = self._treated(one, placement, live, known, at)
+                parts = [Asked(t, of_user, *self._plan_and_context(one, t, of_user, at)) for t, of_user in ways]
+                treated.append((arms, parts))
+        shared, lists = Pages(at), list[RankAnswer]()
+        for one, limit, (arms, parts) in zip(asked, limits, treated, strict=True):
             began = time.perf_counter()
             with request_id.nested():
-                answer = await self._recommended(
-                    one, placement, live, known, at, limit, plan, context, shows_history, shared
-                )
-            answer.took_ms = _ms_since(began)
+                answer = await self._recommended(one, arms, parts, at, limit, shows_history, began, shared)
             shared.add([item.item_id for item in answer.items])
             lists.append(answer)
             await asyncio.sleep(0)  # so that other requests have a turn between two lists
         return PageAnswer(live.release.id, known.degraded is not None, lists, _ms_since(started))
 
+    def _plan_and_context(
+        self, request: RecommendRequest, treatment: Treatment, known: Known, at: float
+    ) -> tuple[Plan | None, Context]:
+        """The rules and the context of a list. Raises Problem (422)."""
+        live = treatment.live
+        plan = plan_of(request.rules, live, treatment.placement.name, treatment.arms, at=at)
+        return plan, self._context(request, live, known, ("request",))
+
     async def _recommended(
         self,
         request: RecommendRequest,
-        placement: Placement,
-        live: Live,
-        known: Known,
+        arms: Arms,
+        asked: Sequence[Asked],
         at: float,
         limit: int,
-        plan: Plan | None,
-        context: Context,
         shows_history: bool,
-        shared: Page | None = None,
+        started: float,
+        shared: Pages | None = None,
     ) -> RankAnswer:
-        """The answer of `recommend`, but for its time. shared: the page that the list is part of."""
-        size = self.config.candidates_for(limit + (0 if shared is None else len(shared.taken)))
-        variants = self._variants(request, placement, live, known, at, context.seeds)
-        if shared is None:
-            found = await live.retriever.candidates(known.history, at, size, plan, context, placement.shares, variants)
-        else:
-            found = await shared.candidates(size, plan, context, placement.shares, variants)
-            variants = shared.variants(variants)
-        plan = live.with_variants(plan, variants)
-        ids = ids_with_pinned(found.item, live.items, plan, known.history, at, context.seeds)
-        answer = self._answer(request, placement, live, known, ids, at, plan, context, shows_history, variants, shared)
-        rows = live.items.catalogue.rows([item.item_id for item in answer.items])
-        for item, sources in zip(answer.items, sources_of(found, rows), strict=True):
-            item.sources = sources
-        return answer
+        """The answer of `recommend`. asked: the ways to make the list. shared: the page that it is part of."""
+        made = list[Made]()
+        for treatment, known, plan, context in asked:
+            live, shares, history = treatment.live, treatment.placement.shares, known.history
+            own = None if shared is None else shared.of(live, history)
+            size = self.config.candidates_for(limit + (0 if own is None else len(own.taken)))
+            variants = self._variants(request, treatment.placement, live, known, at, context.seeds)
+            if own is None:
+                found = await live.retriever.candidates(history, at, size, plan, context, shares, variants)
+            else:
+                found = await own.candidates(size, plan, context, shares, variants)
+                variants = own.variants(variants)
+            rules = live.with_variants(plan, variants)
+            ids = ids_with_pinned(found.item, live.items, rules, history, at, context.seeds)
+            one = self._make(request, treatment, known, ids, at, rules, context, variants, own)
+            made.append(one._replace(found=found))
+        return self._answer(request, arms, made, at, started, shows_history)
 
-    def _answer(
+    def _make(
         self,
         request: RankRequest | RecommendRequest,
-        placement: Placement,
-        live: Live,
+        treatment: Treatment,
         known: Known,
         candidates: list[str] | None,
         at: float,
         plan: Plan | None,
         context: Context,
-        shows_history: bool,
         variants: VariantPlan | None,
         shared: Page | None = None,
-    ) -> RankAnswer:
-        """Rank candidates, apply the rules, explore, log the list if it is shown, and explain it if requested."""
-        history, degraded, limit = known.history, known.degraded, placement.limit_of(request)
+    ) -> Made:
+        """Rank candidates, apply the objective and the rules, and explore."""
+        live, placement = treatment.live, treatment.placement
+        history, limit = known.history, placement.limit_of(request)
         slow = isinstance(live.release.trees, BoosterTrees)
         self.slow += slow
         count = len(live.items.catalogue) if candidates is None else len(candidates)
-        self.metrics.ranked(count, degraded is not None, slow, placement.name)
+        self.metrics.ranked(count, known.degraded is not None, slow, placement.name)
         logged = self.config.log_served and request.shown
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
-        has_objective = placement.name in live.objectives
-        exploration = self._exploration(request, placement, live) if plan is None else None
-        rank_all = sampled or shadowed or has_objective or plan is not None or variants is not None
+        exploration = self._exploration(request, treatment) if plan is None else None
+        reorders = treatment.objective is not None or treatment.order is not None
+        rank_all = sampled or shadowed or reorders or plan is not None or variants is not None
         rank_all = rank_all or exploration is not None
         began = time.perf_counter()
         if shared is None:
@@ -299,9 +334,9 @@ class Service:
             whole = shared.rank(candidates, context)
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
-        valued = live.apply_objective(whole, placement.name)
-        if valued.valued is not None:
-            exploration = None  # the posterior is of clicks, and this order is by another value
+        valued = whole if treatment.objective is None else treatment.objective.apply(whole)
+        if treatment.order is not None:
+            valued = ordered(whole, treatment.order, live, candidates, at)
         chosen, left_out = live.choose_variants(valued, plan, variants, None if exploration else limit)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
@@ -310,35 +345,87 @@ class Service:
         elif ruled is None:
             ranking = ranking.first(limit)
             ranking, propensity = self._explore(ranking, placement) if request.shown else (ranking, None)
-        record = self._record(request, live, at, known, ranking, propensity, whole if sampled else None)
-        if shadowed:
-            sent = _columns_of(request, whole.item_ids)
-            self.shadow.put(record, whole, context, sent, known.attributes or NOTHING, live_ms)
-        elif logged:
+        removed = (left_out or None) if ruled is None else ruled.removed
+        return Made(
+            *(treatment, known, candidates, context, plan, whole, ranking, None if ruled is None else ruled.applied),
+            *(removed, propensity, live_ms, sampled, shadowed),
+        )
+
+    def _answer(
+        self,
+        request: RankRequest | RecommendRequest,
+        arms: Arms,
+        made: Sequence[Made],
+        at: float,
+        started: float,
+        shows_history: bool,
+    ) -> RankAnswer:
+        """The answer with a list, or with two that are mixed: logged if it is shown, and explained if requested."""
+        first, mix = made[0], None
+        if len(made) == 1:
+            items, score = self._items(request, first, at, shows_history), first.ranking.score
+        else:
+            mix = self._mixed(request, made)
+            of_part = [iter(self._items(request, part, at, shows_history)) for part in mix.parts]
+            items = [next(of_part[k]) for k in mix.part]
+            score = np.array([item.score for item in items])
+            for item, team in zip(items, mix.teams, strict=True) if request.explain else ():
+                item.team = team
+        exposed = arms.names if request.shown and items else {}
+        record = self._record(request, first, mix, at, score, exposed, started)
+        if first.shadowed and mix is None:
+            sent = _columns_of(request, first.whole.item_ids)
+            self.shadow.put(record, first.whole, first.context, sent, first.known.attributes or NOTHING, first.live_ms)
+        elif self.config.log_served and request.shown:
             self.served.put(record)
-        removed: list[Removed] | UnsetType = UNSET
+        degraded = first.known.degraded
+        answer = RankAnswer(request_id.current(), record.release, degraded is not None, items, 0.0)
+        if request.explain and shows_history and first.removed is not None:
+            answer.removed = first.removed
+        answer.degraded_reason = degraded or UNSET
+        answer.placement = first.treatment.placement.name or UNSET
+        answer.experiments = dict(arms.names if request.explain else exposed) or UNSET
+        for experiment, arm in exposed.items():
+            self.metrics.exposed(experiment, arm)
+        answer.took_ms = _ms_since(started)
+        return answer
+
+    def _mixed(self, request: RankRequest | RecommendRequest, made: Sequence[Made]) -> Mixed:
+        one, other = made
+        arms = one.treatment.arms[-1][1], other.treatment.arms[-1][1]
+        return mixed(one, other, arms, one.treatment.placement.limit_of(request), self._rng)
+
+    def _items(
+        self, request: RankRequest | RecommendRequest, made: Made, at: float, shows_history: bool
+    ) -> list[RankedItem]:
+        """The items of an answer, with their explanations if requested, and their sources if they were retrieved."""
+        ranking, live, history = made.ranking, made.treatment.live, made.known.history
         if not request.explain:
             items = _ranked_items(ranking)
         elif shows_history:
-            items = self._explain(ranking, live.explain(ranking, history, self.config.reasons, context), ruled)
+            items = self._explain(made, live.explain(ranking, history, self.config.reasons, made.context))
             objective_parts(items, ranking)
             self._name_nearest(items, live, ranking, history)
-            removed = (left_out or UNSET) if ruled is None else ruled.removed
         else:
             # A rule's removed items may have been excluded by the history, so they are left out.
-            parts = live.explain_without_history(ranking, candidates, at, self.config.reasons, context)
-            items = [_with_history_in_others(item) for item in self._explain(ranking, parts, ruled)]
-        answer = RankAnswer(request_id.current(), live.release.id, degraded is not None, items, 0.0)
-        answer.removed, answer.degraded_reason = removed, degraded or UNSET
-        answer.placement = placement.name or UNSET
-        return answer
+            parts = live.explain_without_history(ranking, made.candidates, at, self.config.reasons, made.context)
+            items = [_with_history_in_others(item) for item in self._explain(made, parts)]
+        if made.found is not None:
+            for item, sources in zip(items, sources_of(made.found, ranking.item), strict=True):
+                item.sources = sources
+        return items
 
-    def _exploration(
-        self, request: RankRequest | RecommendRequest, placement: Placement, live: Live
-    ) -> ExplorationConfig | None:
-        """How to explore a list without rules by the posterior; None for most lists, and without such a mode."""
-        config = placement.config.explore
-        if config is None or not config.by_posterior or not request.shown or "click" not in live.calibration:
+    def _exploration(self, request: RankRequest | RecommendRequest, treatment: Treatment) -> ExplorationConfig | None:
+        """How to explore a list without rules by the posterior; None for most lists, and without such a mode.
+
+        Only lists in the order of the ranker, since the posterior is of clicks, and only those that are not mixed.
+        """
+        config = treatment.placement.config.explore
+        if config is None or not config.by_posterior or not request.shown:
+            return None
+        if treatment.objective is not None or treatment.order is not None or "click" not in treatment.live.calibration:
+            return None
+        if any(self.experiments.by_name[name].config.interleave for name, _ in treatment.arms):
             return None
         return config if self._rng.random() < config.share else None
 
@@ -366,22 +453,24 @@ class Service:
     def _record(
         self,
         request: RankRequest | RecommendRequest,
-        live: Live,
+        made: Made,
+        mix: Mixed | None,
         at: float,
-        known: Known,
-        shown: Ranking,
-        propensity: F64 | None,
-        whole: Ranking | None,
+        score: F64,
+        exposed: Mapping[str, str],
+        started: float,
     ) -> Served:
-        """The log record of a list. whole: the ranking of all candidates, if their feature rows are to be logged."""
-        route = "rank" if isinstance(request, RankRequest) else "recommend"
-        return Served(
+        """The log record of a list. made: the list, or the first of those that are mixed."""
+        known, propensity = made.known, made.propensity if mix is None else None
+        item_ids = made.ranking.item_ids if mix is None else mix.item_ids
+        whole = made.whole if made.sampled and mix is None else None
+        record = Served(
             request_id.current(),
             at,
-            live.release.id,
-            route,
-            shown.item_ids,
-            shown.score.tobytes(),
+            made.treatment.live.release.id,
+            "rank" if isinstance(request, RankRequest) else "recommend",
+            item_ids,
+            score.tobytes(),
             request.user_id,
             request.device,
             known.degraded is not None,
@@ -389,11 +478,20 @@ class Service:
             None if whole is None else whole.item_ids,
             None if whole is None else whole.rows.tobytes(),
             query=request.query or None,
-            columns=_columns_text(request, shown.item_ids),
+            columns=_columns_text(request, item_ids),
             candidate_columns=None if whole is None else _columns_text(request, whole.item_ids),
             user_attributes=None if known.attributes is None else msgspec.json.encode(known.attributes).decode(),
             placement=request.placement,
             items=request.items,
+        )
+        if not exposed:
+            return record
+        return msgspec.structs.replace(
+            record,
+            experiments=dict(exposed),
+            teams=[] if mix is None else mix.teams,
+            session_id=request.session_id,
+            took_ms=_ms_since(started),
         )
 
     def _context(
@@ -428,53 +526,15 @@ class Service:
         keep: Literal["one", "all"] = "all" if isinstance(request, RankRequest) else "one"
         return VariantPlan.of(live.items.catalogue, settings, keep, known.history, at, seeds)
 
-    def _check_size(self, request: RankRequest, live: Live) -> None:
-        given = len(live.items.catalogue) if request.ids is None else len(request.ids)
-        if given > self.config.max_candidates:
-            whole = "the whole catalogue, " if request.ids is None else ""
-            raise Problem(
-                422,
-                "too-many-candidates",
-                "Too many candidates",
-                f"{whole}{given} candidates in one request; the maximum is {self.config.max_candidates}",
-                "Send fewer `candidates`.",
-                "candidates",
-            )
-
-    def _check_explained(self, request: RankRequest | RecommendRequest, limit: int | None, given: int) -> None:
-        # An explanation takes several times as long as a score, and other requests wait meanwhile.
-        count = min(given, limit or given)
-        if request.explain and count > self.config.max_explained:
-            raise Problem(
-                422,
-                "too-many-explained",
-                "Too many explained items",
-                f"{count} items with explanations in one response; the maximum is {self.config.max_explained}",
-                f"Send a `limit` of at most {self.config.max_explained}, or leave `explain` out.",
-                "limit",
-            )
-
-    def _check_page(self, request: PageRequest, items: int) -> None:
-        """Raise Problem (422) for more items than one request may have. items: of the lists so far."""
-        most = self.config.max_explained if request.explain else self.config.max_candidates
-        if items > most:
-            explained = " with explanations" if request.explain else ""
-            raise Problem(
-                422,
-                "page-too-long",
-                "Page too long",
-                f"the lists up to this one have {items} items{explained} together; the maximum is {most}",
-                "Send a smaller `limit`, or several pages.",
-                "limit",
-            )
-
-    def _explain(self, ranking: Ranking, parts: list[ScoreParts], ruled: RuledList | None) -> list[RankedItem]:
-        items = _ranked_items(ranking)
+    def _explain(self, made: Made, parts: list[ScoreParts]) -> list[RankedItem]:
+        items, applied = _ranked_items(made.ranking), made.applied
+        if made.treatment.order is not None:
+            parts = order_parts(made.ranking.score, applied, made.treatment.order)
         for item, of_score in zip(items, parts, strict=True):
             item.base, item.others = of_score.base, of_score.others
             item.reasons = [rankings.Reason(*reason) for reason in of_score.reasons]
-        for item, applied in zip(items, ruled.applied if ruled is not None else (), strict=ruled is not None):
-            item.rules = applied
+        for item, rules in zip(items, applied or (), strict=applied is not None):
+            item.rules = rules
         return items
 
     def _name_nearest(self, items: list[RankedItem], live: Live, ranking: Ranking, history: History) -> None:
@@ -539,7 +599,8 @@ class Service:
 
     def _reasons(self) -> tuple[str, ...]:
         rules = self.follower.merchandising
-        return self.follower.reason or self._repair(), self.eviction, "" if rules is None else rules.problem
+        problems = (one.problem for one in (rules, self.follower.stops) if one is not None)
+        return self.follower.reason or self._repair(), self.eviction, *problems
 
     def state(self) -> dict[str, Any]:
         """State of the service: whether it is ready, the live release, and the reason if it is not ready."""
@@ -552,7 +613,7 @@ class Service:
             "degraded": self.degraded,
             "slow": self.slow,
             "shadow": self.shadow.state(),
-        }
+        } | ({"experiments": self.arm_releases.states(self.clock())} if self.experiments else {})
 
 
 def _finite(value: float) -> float | None:
@@ -592,12 +653,14 @@ def _ms_since(started: float) -> float:
     return round((time.perf_counter() - started) * 1e3, 3)
 
 
-def plan_of(rules: Rules | None, live: Live, placement: str | None = None, *, at: float) -> Plan | None:
+def plan_of(
+    rules: Rules | None, live: Live, placement: str | None = None, arms: Sequence[Key] = (), *, at: float
+) -> Plan | None:
     """The rules of a list as in `Live.plan`. at: Unix seconds.
 
     Raises Problem (422) naming the rule and the reason.
     """
     try:
-        return live.plan(rules, placement, at=at)
+        return live.plan(rules, placement, arms, at=at)
     except RuleError as e:
         raise Problem(422, "invalid-rule", "Invalid rule", str(e), "See docs/rules.md for the grammar.", e.path) from e

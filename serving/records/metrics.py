@@ -116,6 +116,9 @@ class Metrics:
         self._shadow = Counter(
             f"{name}shadow", "Lists selected for shadow scoring, by outcome.", ["outcome"], registry=r
         )
+        self._arms = Counter(
+            f"{name}experiment_lists", "Lists shown in experiments, by arm.", ["experiment", "arm"], registry=r
+        )
         self._keys = Gauge(
             f"{name}keys_checked_timestamp_seconds",
             "Time at which every worker had the keys of its key file.",
@@ -181,6 +184,10 @@ class Metrics:
     def dropped(self, count: int) -> None:
         """Count records of served lists that were dropped because the log was full."""
         self._dropped.inc(count)
+
+    def exposed(self, experiment: str, arm: str) -> None:
+        """Count a list that was shown in an experiment."""
+        self._arms.labels(experiment, arm).inc()
 
     def oversized(self, count: int) -> None:
         """Count written items that this worker read and does not use because they are too large."""

@@ -13,10 +13,21 @@ from serving.store.continuity import Continuity, Extent, Origin, origin_loss, re
 from serving.store.embedded import EmbeddedError, connect_url
 from serving.store.erasure import new_secret, tombstone, user_hash
 from serving.store.errors import StoreAway, StoreCorrupt
-from serving.store.layout import DUPLICATES_S, ERASED, MERCHANDISING, MERGES, PREFIX, SERVED, STREAM, WRITES
+from serving.store.layout import (
+    DUPLICATES_S,
+    ERASED,
+    EXPERIMENTS,
+    MERCHANDISING,
+    MERGES,
+    PREFIX,
+    SERVED,
+    STREAM,
+    WRITES,
+    Layout,
+)
 from serving.store.memory import EvictionError, Memory
 from serving.store.merging import Merge, decode_merge
-from serving.store.online import Backlog, Store
+from serving.store.online import Backlog, Store, StoredUser
 from serving.store.pointer import Pointer
 from serving.store.stream import END, START, Event, Tail, decode_event, entry_number
 from serving.store.users import Outcome, UserLimits
@@ -26,6 +37,7 @@ __all__ = [
     "DUPLICATES_S",
     "END",
     "ERASED",
+    "EXPERIMENTS",
     "MERCHANDISING",
     "MERGES",
     "PREFIX",
@@ -49,6 +61,7 @@ __all__ = [
     "Extent",
     "ItemFields",
     "ItemSize",
+    "Layout",
     "Memory",
     "Merge",
     "Origin",
@@ -57,6 +70,7 @@ __all__ = [
     "Store",
     "StoreAway",
     "StoreCorrupt",
+    "StoredUser",
     "Tail",
     "UserLimits",
     "WrittenItems",

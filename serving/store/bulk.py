@@ -202,13 +202,13 @@ class BulkStore:
         second per 100,000 users or so. Nothing else may write meanwhile.
         """
         count = 0
-        for suffix in ("a", "m", "e", "s", "d:*"):
+        for suffix in ("a", "m", "x", "e", "s", "d:*"):
             for key in self.client.scan_iter(match=self.layout.users(suffix), count=_BATCH):
                 user = self.layout.user_of(key)
                 if (erased_at := until(user)) == -math.inf:
                     continue
-                if suffix in {"a", "m"}:
-                    # Neither has a time to compare. Attributes of a user who came back are also in the log.
+                if suffix in {"a", "m", "x"}:
+                    # None has a time to compare. Attributes of a user who came back are also in the log.
                     self.run([["UNLINK", key]])
                     continue
                 if suffix == "d:*":

@@ -46,10 +46,10 @@ def secret_commands(layout: Layout, secret: str) -> list[list[Any]]:
 
 def erase_commands(layout: Layout, user_id: str, secret: str, at: float) -> list[list[Any]]:
     """Commands that refuse a user's events up to `at` (Unix seconds) from now on, and delete all that is kept of them:
-    lists, event IDs, attributes and marks of merges."""
+    lists, event IDs, attributes, marks of merges and the unit of experiments."""
     marks = layout.part(ERASED_UNTIL, layout.shard(user_id))
     until = ["HSET", marks, "", secret, tombstone(secret, user_hash(user_id)), repr(at)]
-    kept = [*(layout.user(user_id, suffix) for suffix in "aesm"), *layout.id_keys(user_id, at)]
+    kept = [*(layout.user(user_id, suffix) for suffix in "aesmx"), *layout.id_keys(user_id, at)]
     return [until, ["UNLINK", *kept]]
 
 

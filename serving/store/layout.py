@@ -6,7 +6,7 @@ A cluster puts all keys with the same hash tag (the text between braces) into on
 of one slot. One script writes an event both to its user's lists and to the event stream. Therefore users are divided
 into SHARDS shards in a cluster, and the streams are divided into as many parts:
 
-    sw:{<tag>}:u:<user>:a, :e, :m, :s, :d:<period>                 a user of this shard
+    sw:{<tag>}:u:<user>:a, :e, :m, :s, :x, :d:<period>                a user of this shard
     sw:{<tag>}:events, :served, :attributes, :merges               the shard's part of the streams
     sw:{<tag>}:users                          the users of this shard who have lists
     sw:{<tag>}:erased-until                   the shard's part of the times of erasures
@@ -46,11 +46,13 @@ AUDIT = "audit"
 NIGHTS = "nights"
 MERCHANDISING = "merchandising"
 """The document of merchandising rules with its changes, one hash: see `serving.merchandising.stored`."""
+EXPERIMENTS = "experiments"
+"""The stopped experiments, one hash: see `serving.experiments.stops`."""
 ORIGIN = "origin"
 GROUP = "embed"
 """Consumer group of the embedding workers in the stream of item changes."""
 _ITEMS = "items"
-_SUFFIX = re.compile(r":(a|e|m|s|d:\d+)$")
+_SUFFIX = re.compile(r":(a|e|m|s|x|d:\d+)$")
 
 DUPLICATES_S = 48 * 3600
 """Length in seconds of a period of event IDs; they are kept for one to two periods."""

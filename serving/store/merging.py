@@ -1,12 +1,16 @@
 """Merges in Redis: what an anonymous user did becomes the history of the user who has logged in.
 
     sw:{<user>}:m    list of marks: where events of this user belong that arrive after a merge
+    sw:{<user>}:x    the unit of the user in experiments, if it is that of an anonymous user: the hash of that ID
     sw:merges        stream of merges, which `shelfwise collect` moves to the log; in a cluster one per shard
 
 A merge at a time `at` moves all that the user `from_id` has before it. Both lists are merged newest first, an event ID
 once, and cut to their maximum; attributes that the other user lacks are added. Events of `from_id` from `at` on begin a
 new history, which a later merge moves. Events from before `at` that arrive later are written to the lists of the
 other user (`write.lua`), for `MARK_S`; therefore it makes no difference to the lists in which order events arrive.
+
+A user who has nothing yet, a new one, takes over the unit of the first anonymous user that is merged into them, so
+that experiments show them what they have seen before. A returning user keeps their own.
 
 One script does it. In a cluster, users of different shards take three, each atomic and idempotent: `take` reads and
 sets the mark, `join` adds to the one user, `clear` deletes from the other. If the service dies in between, nothing is
@@ -74,6 +78,20 @@ def clear_command(layout: Layout, merge: Merge, limits: UserLimits) -> list[list
 def unmark_command(layout: Layout, merge: Merge) -> list[Any]:
     """The command that takes the mark back, because the other user was refused."""
     return ["LREM", layout.user(merge.from_id, "m"), 1, struct.pack("<d", merge.at) + merge.user_id.encode()]
+
+
+def unit_commands(layout: Layout, merge: Merge) -> list[list[Any]]:
+    """Commands that read what decides about the unit of a user before a merge: see `inherited_unit`."""
+    into, source = merge.user_id, merge.from_id
+    of_source = ["EXISTS", *(layout.user(source, suffix) for suffix in "esa")]
+    return [["EXISTS", *(layout.user(into, suffix) for suffix in "esax")], of_source, ["GET", layout.user(source, "x")]]
+
+
+def inherited_unit(replies: Sequence[Any], own: bytes) -> bytes | None:
+    """The unit that the user takes over, None if they keep their own. replies: to `unit_commands`. own: the unit of the
+    ID of the anonymous user, which they may have taken over in turn."""
+    known, has_lists, unit = replies
+    return None if known or not (has_lists or unit) else unit or own
 
 
 def _commands(layout: Layout, merge: Merge, limits: UserLimits, step: str, more: Sequence[Any] = ()) -> list[list[Any]]:

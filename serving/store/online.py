@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -18,7 +18,7 @@ from serving.store.breaker import Breaker
 from serving.store.cluster import Cluster
 from serving.store.continuity import Extent, decode_extent, extent_commands
 from serving.store.errors import StoreAway, to_store_away
-from serving.store.layout import ERASED, GROUP, MERCHANDISING, NIGHTS, POINTER, SHADOW, USERS, Layout
+from serving.store.layout import ERASED, EXPERIMENTS, GROUP, MERCHANDISING, NIGHTS, POINTER, SHADOW, USERS, Layout
 from serving.store.memory import COMMANDS, Memory, memory_of
 from serving.store.merging import Merge
 from serving.store.pointer import Pointer, decode_pointer
@@ -36,7 +36,8 @@ class PollResult(NamedTuple):
 
     away: why part of a cluster did not answer; empty if all nodes did. If it is set, the pointers may be those read
     before, and the events are those of the nodes that answered. merchandising: stamp of the stored merchandising rules;
-    empty if there are none, None if they were not asked for or their node did not answer.
+    empty if there are none, None if they were not asked for or their node did not answer. experiments:
+    the same of the stopped experiments, as `serving.experiments.decode_stops` reads them.
     """
 
     pointer: Pointer | None
@@ -44,6 +45,7 @@ class PollResult(NamedTuple):
     away: str = ""
     shadow: Pointer | None = None
     merchandising: str | None = None
+    experiments: Mapping[bytes, bytes] | None = None
 
 
 class Backlog(NamedTuple):
@@ -55,6 +57,32 @@ class Backlog(NamedTuple):
 
     update_age_s: float
     nights: int
+
+
+class StoredUser(NamedTuple):
+    """What is stored of a user, to be decoded for one release or several.
+
+    lists, attributes: replies of Redis. unit: the unit of experiments that was taken over, None for that of the ID.
+    """
+
+    layout: Layout
+    user_id: str
+    lists: Sequence[Any]
+    attributes: Mapping[bytes, bytes] | None
+    unit: bytes | None
+
+    def history(self, catalogue: Catalogue, at: float, retention: Retention) -> tuple[History, Outside]:
+        """The engagements and impressions strictly before `at`, and the events with items outside the catalogue.
+
+        retention: that of the release for which the lists are read. Raises StoreCorrupt.
+        """
+        return users.decode_lists(self.layout, self.lists, self.user_id, catalogue, at, retention)
+
+    def decoded_attributes(self) -> dict[str, Scalar] | None:
+        """The attributes, None if they were not read. Raises StoreCorrupt."""
+        if self.attributes is None:
+            return None
+        return attributes.decode_attributes(self.layout, self.user_id, self.attributes)
 
 
 class Store:
@@ -111,11 +139,17 @@ class Store:
                 replies[k][p] = outcome
         return users.outcomes(replies, members, events)
 
-    async def merge(self, merge: Merge) -> int:
+    async def merge(self, merge: Merge, unit: bytes | None = None, unit_s: int = 0) -> int:
         """Move the history of one user to another; returns the number of events moved, or REFUSED.
 
-        Idempotent. If StoreAway is raised, repeating the call completes the merge.
+        unit: the unit of the anonymous user's ID in experiments, which a new user takes over for `unit_s` seconds; None
+        if units are not kept. Idempotent. If StoreAway is raised, repeating the call completes the merge.
         """
+        if unit is not None:
+            # Before the lists are moved: a call that was cut short must still find a new user when it is repeated.
+            replies = await self.run(merging.unit_commands(self.layout, merge))
+            if (kept := merging.inherited_unit(replies, unit)) is not None:
+                await self.run([["SET", self.layout.user(merge.user_id, "x"), kept, "NX", "EX", unit_s]])
         layout, limits = self.layout, self._limits
         if layout.shard(merge.user_id) == layout.shard(merge.from_id):
             return int((await self.run(merging.merge_command(layout, merge, limits)))[0])
@@ -144,14 +178,19 @@ class Store:
         replies = await self.run(users.read_commands(self.layout, user_id))
         return users.decode_lists(self.layout, replies, user_id, catalogue, at, retention)
 
-    async def read_known(
-        self, user_id: str, catalogue: Catalogue, at: float, retention: Retention = DEFAULT_RETENTION
-    ) -> tuple[History, Outside, dict[str, Scalar]]:
-        """`read_lists`, and the user's attributes, in one round trip."""
+    async def read_user(self, user_id: str, reads_attributes: bool = False, reads_unit: bool = False) -> StoredUser:
+        """What is stored of a user, in one round trip.
+
+        reads_attributes, reads_unit: whether to read the attributes, and the unit of experiments, too.
+        """
         commands = users.read_commands(self.layout, user_id)
-        *lists, found = await self.run([*commands, attributes.read_command(self.layout, user_id)])
-        history, outside = users.decode_lists(self.layout, lists, user_id, catalogue, at, retention)
-        return history, outside, attributes.decode_attributes(self.layout, user_id, found)
+        if reads_attributes:
+            commands.append(attributes.read_command(self.layout, user_id))
+        if reads_unit:
+            commands.append(["GET", self.layout.user(user_id, "x")])
+        replies = await self.run(commands)
+        unit = replies.pop() if reads_unit else None
+        return StoredUser(self.layout, user_id, replies[:2], replies[2] if reads_attributes else None, unit)
 
     async def write_attributes(self, write: AttributeWrite) -> int:
         """Write attributes of a user. Returns the number of all that the user has afterwards, or one of the replies of
@@ -238,15 +277,20 @@ class Store:
                     break
         return sorted(user_ids)[:count]
 
-    async def poll(self, last: str, count: int = _TAIL, merchandising: bool = False) -> PollResult:
+    async def poll(
+        self, last: str, count: int = _TAIL, merchandising: bool = False, experiments: bool = False
+    ) -> PollResult:
         """The live release, the release in shadow, and at most about `count` events after `last`, in one round trip.
 
-        merchandising: whether to ask for the stamp of the merchandising rules too.
+        merchandising: whether to ask for the stamp of the merchandising rules too. experiments: whether to ask for the
+        stopped experiments too.
         """
         pointer_key, shadow_key = self.layout.key(POINTER), self.layout.key(SHADOW)
         commands = [["GET", pointer_key], ["GET", shadow_key], *tail_commands(self.layout, last, count)]
         if merchandising:
             commands.append(["HGET", self.layout.key(MERCHANDISING), "stamp"])
+        if experiments:
+            commands.append(["HGETALL", self.layout.key(EXPERIMENTS)])
         pointer, shadow, *parts = replies = await self._redis.ask(commands, probe=True)
         errors = [r for r in replies if isinstance(r, Exception)]
         if len(errors) == len(commands) or (errors and not self.layout.cluster):
@@ -255,9 +299,16 @@ class Store:
             self._pointer = decode_pointer(pointer, pointer_key)
         if not isinstance(shadow, Exception):
             self.shadow = decode_pointer(shadow, shadow_key)
+        stops = parts.pop() if experiments else None
         stamp = _stamp(parts.pop()) if merchandising else None
         tail = decode_tail(self.layout, [[] if isinstance(p, Exception) else p for p in parts], last)
-        return PollResult(self._pointer, tail, str(_away(errors[0])) if errors else "", self.shadow, stamp)
+        return PollResult(
+            self._pointer, tail, str(_away(errors[0])) if errors else "", self.shadow, stamp, _unless_failed(stops)
+        )
+
+
+def _unless_failed(reply: Any) -> Any:
+    return None if isinstance(reply, Exception) else reply
 
 
 def _stamp(reply: Any) -> str | None:

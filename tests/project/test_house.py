@@ -49,7 +49,7 @@ SERVING: dict[str, set[str]] = {
     "api": {"config", "rules", "store"},
     "release": {"lock", "store"},
     "records": {"api", "config", "store"},
-    "writes": {"api", "config", "records", "store"},
+    "writes": {"api", "config", "experiments", "records", "store"},
     "ranking": {"api", "config", "experiments", "merchandising", "records", "release", "rules", "store", "writes"},
     "compile": {"kernels", "ranking", "release", "store"},
     "http": {"api", "config", "ranking", "records"},

@@ -103,7 +103,7 @@ def test_types_of_results_have_the_fields_of_the_schema(name: str) -> None:
     """In the order of the schema, and optional fields have a default."""
     fields = dataclasses.fields(getattr(answers, name))
     assert [f.name for f in fields] == list(FORMS[name]["properties"]), f"answers.{name} differs from the schema"
-    required = {f.name for f in fields if f.default is dataclasses.MISSING}
+    required = {f.name for f in fields if f.default is dataclasses.MISSING is f.default_factory}
     assert required == set(FORMS[name].get("required", ()))
     assert FORMS[name]["type"] == "object"
 

@@ -17,6 +17,7 @@ import pytest
 from redis.crc import key_slot
 
 from features.log import Kind
+from features.retention import DEFAULT_RETENTION
 from offline.data.collection import collect
 from offline.data.partitions import Storage
 from serving.release import registry
@@ -195,10 +196,12 @@ def test_a_merge_of_users_on_two_nodes_is_completed_by_repeating_it(cluster: Loc
         assert moved == (3 if done else 4), "with the mark set, the last event was written as the user's"
         assert await store.merge(Merge(into, guest, NOW + 2)) == 0
         assert await store.write([event(5, NOW - 5, user=guest)], NOW + 3) == [NEW]
-        history, _, known = await store.read_known(into, catalogue(ITEMS), NOW + 4)
+        stored = await store.read_user(into, reads_attributes=True)
+        (history, _), known = stored.history(catalogue(ITEMS), NOW + 4, DEFAULT_RETENTION), stored.decoded_attributes()
         assert history.at.tolist() == [NOW - n for n in (1, 2, 3, 4, 5, 9)]
         assert known == {"age": 30}
-        history, _, known = await store.read_known(guest, catalogue(ITEMS), NOW + 4)
+        stored = await store.read_user(guest, reads_attributes=True)
+        (history, _), known = stored.history(catalogue(ITEMS), NOW + 4, DEFAULT_RETENTION), stored.decoded_attributes()
         assert (len(history.at), known) == (0, {})
         await store.close()
 

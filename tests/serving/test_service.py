@@ -515,6 +515,7 @@ def test_the_openapi_document_describes_the_structs_that_decode(client: httpx.Cl
         "placement",
         "items",
         "variants",
+        "session_id",
     }
     assert forms["EventIn"]["required"] == ["event", "user_id", "item_id"]
     assert forms["EventIn"]["additionalProperties"] is False

@@ -29,7 +29,7 @@ from offline.runtime.errors import DataError
 from serving.ranking.live import Live
 from serving.ranking.shadow import agreement
 from serving.records.served import Served, decode_served
-from serving.release import registry
+from serving.release import list_releases, registry
 from serving.release.manifest import ReleaseError
 from serving.release.release import load_release
 from serving.store import SERVED, BulkStore, Pointer
@@ -273,6 +273,18 @@ def test_a_release_in_shadow_is_not_removed(store: BulkStore, releases: list[Pat
     store.set_pointer(Pointer(newest[1], str(tmp_path / newest[1])))
     store.set_shadow(Pointer(newest[0], str(tmp_path / newest[0])))
     assert remove_old(tmp_path, store, RetentionConfig(releases=2)) == []
+
+
+def test_a_release_of_an_arm_is_not_removed(store: BulkStore, releases: list[Path], tmp_path: Path) -> None:
+    """Of two releases, of which one is kept and the newer one is live, the other one goes unless an arm has it."""
+    import shutil
+
+    for path in releases:
+        shutil.copytree(path, tmp_path / path.name)
+    listed = [r.path.name for r in list_releases(tmp_path)]
+    store.set_pointer(Pointer(listed[0], str(tmp_path / listed[0])))
+    assert remove_old(tmp_path, store, RetentionConfig.model_construct(releases=1), listed[1:]) == []
+    assert remove_old(tmp_path, store, RetentionConfig.model_construct(releases=1)) == listed[1:]
 
 
 scores = hnp.arrays(np.float64, st.integers(2, 30), elements=st.integers(-5, 5).map(float))

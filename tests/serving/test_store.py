@@ -641,8 +641,8 @@ def test_the_asyncio_store_behaves_like_the_bulk_store(url: str, raw: redis.Redi
         assert await store.write([event(1, NOW), event(1, NOW)], NOW) == [NEW, DUPLICATE]
         history = await store.read("u", catalogue(ITEMS), NOW + 1)
         assert (history.item.tolist(), history.at.tolist()) == ([0], [NOW])
-        pointer, tail, away, shadow, stamp = await store.poll(START)
-        assert (pointer, tail.item_ids, away, shadow, stamp) == (None, ["a"], "", None, None)
+        pointer, tail, away, shadow, stamp, stops = await store.poll(START)
+        assert (pointer, tail.item_ids, away, shadow, stamp, stops) == (None, ["a"], "", None, None, None)
         assert (await store.poll(START, merchandising=True)).merchandising == "", "there are no rules"
         again = await store.poll(tail.last)
         assert (None, [], tail.last) == (again[0], again[1].item_ids, again[1].last)

@@ -268,7 +268,7 @@ def test_new_users_are_refused_beyond_the_maximum_of_users(url: str) -> None:
 async def read(url: str, user: str) -> dict[str, Any]:
     store = Store(url, 1.0)
     try:
-        return (await store.read_known(user, planted_items().catalogue, AT + 1))[2]
+        return (await store.read_user(user, reads_attributes=True)).decoded_attributes() or {}
     finally:
         await store.close()
 

@@ -59,7 +59,7 @@ export class Identity {
   }
 
   /**
-   * The session id. A session ends after 30 minutes without an event.
+   * The session id. A session ends after 30 minutes without an event or a list.
    * @param {number} now
    */
   session(now) {

@@ -176,7 +176,8 @@ export class Shelfwise {
   /** @param {object} request */
   #withIdentity(request) {
     const { user, device } = this.#identity;
-    return { user_id: user, ...(device === null ? {} : { device }), ...request };
+    const session_id = this.#identity.session(Date.now());
+    return { user_id: user, session_id, ...(device === null ? {} : { device }), ...request };
   }
 
   #listen() {

@@ -90,7 +90,7 @@ export type ColumnValue = string | number | boolean | null;
 /** Columns of a request by name: one value for all candidates, or one per candidate. */
 export type Columns = Record<string, ColumnValue | ColumnValue[]>;
 
-/** Candidates to rank. user_id, device: default to the client's own. shown: false if the user may never see the list. placement: the spot in the shop that the list is for, as configured. items: the items that the list is for, such as those in the cart; at most 50. */
+/** Candidates to rank. user_id, session_id, device: default to the client's own. shown: false if the user may never see the list. placement: the spot in the shop that the list is for, as configured. items: the items that the list is for, such as those in the cart; at most 50. */
 export interface RankRequest {
   user_id?: string | null;
   /** IDs, or objects with an `id` and the candidate's columns. */
@@ -105,6 +105,7 @@ export interface RankRequest {
   placement?: string | null;
   items?: string[];
   variants?: Variants | null;
+  session_id?: string | null;
 }
 
 /** Request for recommendations from the whole catalogue. limit: by default that of the placement, otherwise 10. items: the items that the list is for, such as those in the cart, and which are not in it; at most 50. */
@@ -120,6 +121,7 @@ export interface RecommendRequest {
   placement?: string | null;
   items?: string[];
   variants?: Variants | null;
+  session_id?: string | null;
 }
 
 export interface Reason {
@@ -167,6 +169,8 @@ export interface RankedItem {
   /** Present only if it is false: the item is not in the catalogue. */
   known?: boolean;
   objective?: ObjectivePart | null;
+  /** In an interleaved list, the arm that chose the item. */
+  team?: string | null;
 }
 
 export interface Removed {
@@ -185,6 +189,8 @@ export interface RankAnswer {
   removed?: Removed[];
   degraded_reason?: "history-unavailable" | "release-from-disk" | "redis-replaced";
   placement?: string;
+  /** The arm of the list by experiment; `interleaved` for one that mixes both arms. */
+  experiments?: Record<string, string>;
 }
 
 /** A list of a page. columns: in addition to those of the page. */
@@ -198,7 +204,7 @@ export interface PageList {
   variants?: Variants | null;
 }
 
-/** Lists for several placements, in the order of the page: an item is in the first list only. user_id, device: default to the client's own. */
+/** Lists for several placements, in the order of the page: an item is in the first list only. user_id, session_id, device: default to the client's own. */
 export interface PageRequest {
   placements: PageList[];
   user_id?: string | null;
@@ -206,6 +212,7 @@ export interface PageRequest {
   columns?: Columns;
   explain?: boolean;
   shown?: boolean;
+  session_id?: string | null;
 }
 
 /** Lists in the order of the request, each with a request_id of its own for its events. */

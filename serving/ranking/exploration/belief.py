@@ -8,7 +8,6 @@ direction of the item's factor (`features.taste`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -91,15 +90,14 @@ def item_spread(items: Items, at: float) -> float:
     return float(np.clip(excess / information, *_SPREADS))
 
 
-def check_explorations(configs: Mapping[str, ExplorationConfig | None], maps: Maps) -> None:
-    """Raise RuleError if a placement explores by the probability of a click, and the release has none.
+def check_exploration(config: ExplorationConfig | None, maps: Maps, path: str) -> None:
+    """Raise RuleError if lists are explored by the probability of a click, and the release has none.
 
-    configs: `explore` of each placement, by name. maps: of the release.
+    maps: of the release. path: of the exploration in the configuration.
     """
-    for name, config in configs.items():
-        if config is not None and config.by_posterior and "click" not in maps:
-            raise RuleError(
-                f"placements.{name}.explore",
-                "the release has no probability of a click: its log had too few, or it was made by an earlier version; "
-                "use the mode swaps, or make a new release from a longer log",
-            )
+    if config is not None and config.by_posterior and "click" not in maps:
+        raise RuleError(
+            path,
+            "the release has no probability of a click: its log had too few, or it was made by an earlier version; use "
+            "the mode swaps, or make a new release from a longer log",
+        )

@@ -202,7 +202,9 @@ test("a ranking request is retried within its deadline, and its error says what 
   const shop = new Shelfwise({ url: service.url, key: "swk_a_b", user: "u1", storage: null, device: "mobile" });
   assert.deepEqual(await shop.rank({ candidates: ["a"] }), answer);
   assert.equal(service.requests[1].headers.authorization, "Bearer swk_a_b");
-  assert.deepEqual(service.requests[1].events, { user_id: "u1", device: "mobile", candidates: ["a"] });
+  const { session_id, ...sent } = service.requests[1].events;
+  assert.deepEqual(sent, { user_id: "u1", device: "mobile", candidates: ["a"] });
+  assert.match(session_id, /^[\w-]+$/, "for experiments that assign sessions to arms");
   service.close();
   await assert.rejects(shop.recommend({}, { deadlineMs: 200 }), { name: "ShelfwiseError", status: 0 });
   await assert.rejects(shop.similar(".."), /cannot be used in a path/);

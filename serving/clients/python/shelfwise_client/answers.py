@@ -6,7 +6,7 @@ Unknown fields are ignored, so a newer service may return more.
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class RankedItem:
     """One item of a list. `sources` is set only for recommendations, and the fields after it only with `explain`.
 
     known: False if the item is not in the catalogue; its score is that of an item without any data. objective: only if
-    the placement has one, and the key is not public.
+    the placement has one, and the key is not public. team: in an interleaved list, the arm that chose the item.
     """
 
     item_id: str
@@ -80,6 +80,7 @@ class RankedItem:
     because: Because | None = None
     known: bool = True
     objective: ObjectivePart | None = None
+    team: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ class RankAnswer:
 
     degraded: the list is worse than usual. degraded_reason: `history-unavailable` if the user's history could not be
     read in time, `release-from-disk` if Redis names no release, `redis-replaced` if Redis lost data; None otherwise.
-    placement: that of the request.
+    placement: that of the request. experiments: the arm of the list by experiment; `interleaved` for one that mixes
+    both arms.
     """
 
     request_id: str
@@ -108,6 +110,7 @@ class RankAnswer:
     removed: tuple[Removed, ...] = ()
     degraded_reason: str | None = None
     placement: str | None = None
+    experiments: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +222,7 @@ class ServiceState:
     """State of the service: status (`ready` or `not ready`), the live release, the reason if not ready, and Redis.
 
     degraded: number of rankings answered without the user's history. slow: number of rankings scored by LightGBM. Both
-    count the answering worker only.
+    count the answering worker only. experiments: whether each of them runs, or why not.
     """
 
     status: str
@@ -228,6 +231,7 @@ class ServiceState:
     redis: str | None = None
     degraded: int = 0
     slow: int = 0
+    experiments: dict[str, str] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -255,6 +259,10 @@ def _value(where: str, kind: Any, given: Any) -> Any:
         if not isinstance(given, list):
             raise TypeError(f"{where}: expected a list, got {type(given).__name__}")
         return tuple(_value(f"{where}[{n}]", arguments[0], one) for n, one in enumerate(given))
+    if origin is dict:
+        if not isinstance(given, dict):
+            raise TypeError(f"{where}: expected an object, got {type(given).__name__}")
+        return {name: _value(f"{where}.{name}", arguments[1], one) for name, one in given.items()}
     if origin in (types.UnionType, Union):
         return None if given is None else _value(where, next(a for a in arguments if a is not type(None)), given)
     if is_dataclass(kind):

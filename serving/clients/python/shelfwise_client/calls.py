@@ -47,6 +47,7 @@ def rank(
     placement: str | None = None,
     items: Sequence[str] | None = None,
     variants: Variants | None = None,
+    session_id: str | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Rank candidates for a user; without candidates, the whole catalogue if it is small enough.
@@ -54,7 +55,7 @@ def rank(
     shown: as in `recommend`. columns: values of the candidates or of the request, such as a search engine's score; a
     candidate may also be a dictionary with an `id` and its columns. placement: as in `recommend`. items: the items that
     the list is for, such as those in the cart; at most 50. variants: which of the variants of a product may be in the
-    list, by default all.
+    list, by default all. session_id: of the visit, for experiments that assign sessions to arms.
     """
     body = _body(
         user_id=user_id,
@@ -69,6 +70,7 @@ def rank(
         placement=placement,
         items=None if items is None else list(items),
         variants=variants,
+        session_id=session_id,
     )
     return _read("POST", "/v1/rank", answers.RankAnswer, deadline_s, body)
 
@@ -86,6 +88,7 @@ def recommend(
     placement: str | None = None,
     items: Sequence[str] | None = None,
     variants: Variants | None = None,
+    session_id: str | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.RankAnswer]:
     """Recommend items of the whole catalogue to a user.
@@ -94,7 +97,7 @@ def recommend(
     its request_id are sent. columns: as in `rank`, one value each. placement: the spot in the shop that the list is
     for, as configured. limit: by default that of the placement, otherwise 10. items: the items that the list is for,
     such as the one on the page or those in the cart, and which are not in it; at most 50. variants: which variants of
-    a product may be in the list, by default the one with the best score.
+    a product may be in the list, by default the one with the best score. session_id: as in `rank`.
     """
     body = _body(
         user_id=user_id,
@@ -108,6 +111,7 @@ def recommend(
         placement=placement,
         items=None if items is None else list(items),
         variants=variants,
+        session_id=session_id,
     )
     return _read("POST", "/v1/recommend", answers.RankAnswer, deadline_s, body)
 
@@ -120,12 +124,13 @@ def page(
     columns: Columns | None = None,
     explain: bool = False,
     shown: bool = True,
+    session_id: str | None = None,
     deadline_s: float | None = None,
 ) -> Call[answers.PageAnswer]:
     """Recommend items for several placements at once, in the order of the page: an item is in the first list only.
 
-    Each list has a request ID of its own, for the events of that list. explain, shown, columns: of all lists, as in
-    `recommend`.
+    Each list has a request ID of its own, for the events of that list. explain, shown, columns, session_id: of all
+    lists, as in `recommend`.
     """
     body = _body(
         user_id=user_id,
@@ -134,6 +139,7 @@ def page(
         columns=None if columns is None else dict(columns),
         explain=explain or None,
         shown=None if shown else False,
+        session_id=session_id,
     )
     return _read("POST", "/v1/page", answers.PageAnswer, deadline_s, body)
 

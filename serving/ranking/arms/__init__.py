@@ -1,0 +1,1 @@
+"""Arms of experiments: their releases, what they change in each release, and lists that mix two of them."""
