@@ -356,6 +356,15 @@ EXPLORING = ServiceConfig.model_validate(
             "always": {"explore": {"share": 1, "quota": 0.25, "budget": 0.5, "new_below": 5}, "limit": 8},
             "never": {"explore": {"share": 1e-9}, "limit": 8},
             "swaps": {"explore": 0.5},
+            "arms": {"limit": 8},
+            "mixed": {"explore": {"share": 1}, "limit": 8},
+        },
+        "experiments": {
+            "try": {
+                "placements": ["arms"],
+                "arms": {"control": {"share": 0.001}, "new": {"share": 1000, "explore": {"mode": "ucb", "share": 1}}},
+            },
+            "mix": {"placements": ["mixed"], "interleave": True, "arms": {"one": {}, "other": {}}},
         },
     }
 )
@@ -413,6 +422,17 @@ def test_a_list_that_is_not_explored_has_the_order_of_its_scores(
     assert scores == sorted(scores, reverse=True)
     if request_.get("shown", True):
         assert logged(url, answer["request_id"]).propensities is None
+
+
+def test_an_arm_explores_and_mixed_lists_are_not_explored(client: httpx.Client, url: str) -> None:
+    answer = recommended(client, user_id="u", placement="arms")
+    assert answer["experiments"] == {"try": "new"}
+    assert logged(url, answer["request_id"]).propensities is not None
+    answer = recommended(client, user_id="u", placement="mixed")
+    assert answer["experiments"] == {"mix": "interleaved"}
+    assert logged(url, answer["request_id"]).propensities is None
+    scores = [i["score"] for i in answer["items"]]
+    assert scores == sorted(scores, reverse=True), "both arms have the same order"
 
 
 def test_all_candidates_of_a_request_may_be_explored(client: httpx.Client) -> None:
