@@ -110,6 +110,13 @@ class ExplorationConfig(BaseModel):
     new_below: float = Field(
         100, gt=0, le=1e6, description="Impressions below which an item is new, decayed with a half-life of 30 days."
     )
+    new_days: float = Field(
+        30,
+        gt=0,
+        le=3650,
+        description="Days on sale after which an item is no longer new, however seldom it was shown. Items without "
+        "`available_from` are new by their impressions alone.",
+    )
     budget: float = Field(
         0.05,
         ge=0,
@@ -133,7 +140,11 @@ class ExplorationConfig(BaseModel):
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
         # Defaults are accepted: a configuration that was read may be written with them, and read again.
-        unused = [n for n in ("quota", "new_below", "budget") if getattr(self, n) != type(self).model_fields[n].default]
+        unused = [
+            n
+            for n in ("quota", "new_below", "new_days", "budget")
+            if getattr(self, n) != type(self).model_fields[n].default
+        ]
         if self.mode == "swaps" and unused:
             raise ValueError(f"{unused[0]} has no effect with the mode swaps: remove it, or use another mode")
         return self

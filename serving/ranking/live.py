@@ -31,7 +31,7 @@ from serving.experiments import Key
 from serving.merchandising import Compiled
 from serving.ranking.arms.parts import NO_PARTS, ArmParts, compile_arms
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
-from serving.ranking.exploration import check_explorations, item_spread
+from serving.ranking.exploration import check_exploration, item_spread
 from serving.ranking.objective import Objective, compile_objectives
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
@@ -116,8 +116,8 @@ class Live:
             self.calibration,
             self.items.catalogue,
         )
-        explorations = {f"placements.{name}.explore": placement.explore for name, placement in placements.items()}
-        check_explorations(explorations, self.calibration)
+        for name, placement in placements.items():
+            check_exploration(placement.explore, self.calibration, f"placements.{name}.explore")
         if experiments:
             self.arms = compile_arms(experiments, self.attributes, self.calibration, self.items.catalogue)
         self.placed = {name: plan if standing is None else standing.then(plan) for name, plan in own.items()}

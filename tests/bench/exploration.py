@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from features.arrays import F64, I32, I64
 from features.catalogue import Catalogue
@@ -38,7 +39,6 @@ from offline.simulation.products import DAY_US
 from offline.simulation.shop import Shop
 from ranker.calibration import OutcomeMap, fit_maps
 from ranker.examination import power_law
-from ranker.metrics import paired_difference
 from ranker.train import RankerConfig, train
 from ranker.trees import Trees
 from serving.config import ExplorationConfig
@@ -61,12 +61,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--days", type=int, default=14, help="days served")
     parser.add_argument("--opening", type=int, default=10, help="days of log before them")
-    parser.add_argument("--items", type=int, default=300)
-    parser.add_argument("--users", type=int, default=400)
-    parser.add_argument("--new-items", type=float, default=6, help="new items per day")
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--users", type=int, default=250)
+    parser.add_argument("--new-items", type=float, default=5, help="new items per day")
+    parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--first-seed", type=int, default=0, help="for shops that are played by another process")
-    parser.add_argument("--refit", type=int, default=5, help="nights from one refit to the next")
+    parser.add_argument("--refit", type=int, default=7, help="nights from one refit to the next")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--directory", type=Path, help="folder for all state; by default a temporary one")
     options = parser.parse_args()
@@ -125,34 +125,46 @@ def play_all(config: SimulateConfig, arms: Sequence[str], refit: int, directory:
 def summary(played: Sequence[dict[str, Played]], arms: Sequence[str], days: int) -> dict[str, Any]:
     """Means per list of the first arm, and the relative differences of the others from it, as [difference, low, high].
 
-    Paired by request, with intervals over the shoppers of all seeds.
+    Intervals of 95% are over seeds: within one, all lists share what the shop has learnt. `gain` is of the lists shown,
+    `learnt` of the ranker's order in the same shop, `late` the last four days, `new` positions of new items, `lost` the
+    share of the gain that explored lists give up.
     """
     base = arms[0]
-    user = np.concatenate([p[base].user + 1_000_000 * k for k, p in enumerate(played)])
-    late = np.concatenate([p[base].day for p in played]) >= days - _LAST_DAYS
-    value = {
-        arm: {name: np.concatenate([getattr(p[arm], name) for p in played]) for name in Played._fields} for arm in arms
-    }
-    out: dict[str, Any] = {"lists": len(user), "seeds": len(played), "gain": float(value[base]["gain"].mean())}
-    out |= {f"{name}_{base}": float(value[base][name].mean()) for name in ("new_gain", "new")}
+    first = [p[base] for p in played]
+    out: dict[str, Any] = {"lists": sum(len(p.user) for p in first), "seeds": len(played)}
+    out |= {f"{name}_{base}": _mean([getattr(p, name) for p in first]) for name in ("gain", "new_gain", "new")}
+    out["gain"] = out.pop(f"gain_{base}")
     for arm in arms[1:]:
-        for name, of, kept in (
-            ("gain", "gain", slice(None)),
-            ("gain_late", "gain", late),
-            ("learnt", "greedy", slice(None)),
-            ("learnt_late", "greedy", late),
-            ("new_gain", "new_gain", slice(None)),
-            ("new", "new", slice(None)),
+        for name, of, since in (
+            ("gain", "gain", 0),
+            ("gain_late", "gain", days - _LAST_DAYS),
+            ("learnt", "greedy", 0),
+            ("learnt_late", "greedy", days - _LAST_DAYS),
+            ("new_gain", "new_gain", 0),
+            ("new", "new", 0),
         ):
-            own, other = value[arm][of][kept], value[base][of][kept]
-            found = paired_difference(own, other, user[kept])
-            out[f"{arm}_{name}"] = [
-                round(x / float(other.mean()), 5) for x in (found.difference, found.low, found.high)
+            pairs = [
+                (getattr(p[arm], of)[p[arm].day >= since], getattr(p[base], of)[p[base].day >= since]) for p in played
             ]
-        explored = value[arm]["explored"] > 0
-        given, ranked = value[arm]["gain"][explored], value[arm]["greedy"][explored]
-        out[f"{arm}_lost"] = round(1 - float(given.sum() / ranked.sum()), 5) if explored.any() else 0.0
+            out[f"{arm}_{name}"] = _difference([(float(own.mean()), float(other.mean())) for own, other in pairs])
+        explored = [(p[arm].gain[p[arm].explored > 0].sum(), p[arm].greedy[p[arm].explored > 0].sum()) for p in played]
+        shown, ranked = np.array(explored).sum(axis=0)
+        out[f"{arm}_lost"] = round(float(1 - shown / ranked), 5) if ranked else 0.0
     return out
+
+
+def _mean(values: Sequence[F64]) -> float:
+    return float(np.concatenate(values).mean())
+
+
+def _difference(pairs: Sequence[tuple[float, float]]) -> list[float | None]:
+    """The mean of the differences of pairs, relative to the mean of the second, with its t interval over pairs."""
+    own, other = np.array(pairs).T
+    difference, n = (own - other) / other.mean(), len(pairs)
+    if n < 2:
+        return [round(float(difference.mean()), 5), None, None]
+    half = float(stdtrit(n - 1, 0.975) * difference.std(ddof=1) / np.sqrt(n))
+    return [round(float(difference.mean()) + x, 5) for x in (0.0, -half, half)]
 
 
 class Opened(NamedTuple):

@@ -274,7 +274,8 @@ def test_an_item_is_known_the_better_the_more_clicks_were_expected_on_it() -> No
     state = items.state.copy()
     state.value[:], state.latest[:] = 0, AT
     state.value[0, Kind.IMPRESSION], state.value[0, Kind.CLICK] = 200, 40
-    items = replace(items, state=state, factors=np.empty((0, 0), np.float32))
+    catalogue = replace(items.catalogue, available_from=np.full(len(items.catalogue) + 1, np.nan))
+    items = replace(items, state=state, factors=np.empty((0, 0), np.float32), catalogue=catalogue)
     item, score = np.array([0, 1, -1], np.int32), np.array([1.0, 0.5, 0.0])
     belief = belief_of(items, 0.5, EMPTY, item, score, AT, CLICK, config())
     # The rate is shrunk toward the prior with the weight of 10 impressions.
@@ -284,6 +285,17 @@ def test_an_item_is_known_the_better_the_more_clicks_were_expected_on_it() -> No
     assert belief.chance == pytest.approx(1 / (1 + np.exp(3 - 2 * score)))
     assert belief.new.tolist() == [False, True, False]
     assert belief.movable.tolist() == [True, True, False]
+
+
+def test_an_item_that_has_been_on_sale_for_long_is_not_new() -> None:
+    """None has been shown. On sale for 10 days, for 40, and without a date, with a limit of 30 days."""
+    items = planted_items()
+    state, born = items.state.copy(), items.catalogue.available_from.copy()
+    state.value[:] = 0
+    born[:3] = AT - 10 * 86400, AT - 40 * 86400, np.nan
+    items = replace(items, state=state, catalogue=replace(items.catalogue, available_from=born))
+    belief = belief_of(items, 0.5, EMPTY, np.arange(3, dtype=np.int32), np.zeros(3), AT, CLICK, config())
+    assert belief.new.tolist() == [True, False, True]
 
 
 def spread_shop(items: int, spread: float) -> Items:
@@ -344,6 +356,15 @@ EXPLORING = ServiceConfig.model_validate(
             "always": {"explore": {"share": 1, "quota": 0.25, "budget": 0.5, "new_below": 5}, "limit": 8},
             "never": {"explore": {"share": 1e-9}, "limit": 8},
             "swaps": {"explore": 0.5},
+            "arms": {"limit": 8},
+            "mixed": {"explore": {"share": 1}, "limit": 8},
+        },
+        "experiments": {
+            "try": {
+                "placements": ["arms"],
+                "arms": {"control": {"share": 0.001}, "new": {"share": 1000, "explore": {"mode": "ucb", "share": 1}}},
+            },
+            "mix": {"placements": ["mixed"], "interleave": True, "arms": {"one": {}, "other": {}}},
         },
     }
 )
@@ -401,6 +422,17 @@ def test_a_list_that_is_not_explored_has_the_order_of_its_scores(
     assert scores == sorted(scores, reverse=True)
     if request_.get("shown", True):
         assert logged(url, answer["request_id"]).propensities is None
+
+
+def test_an_arm_explores_and_mixed_lists_are_not_explored(client: httpx.Client, url: str) -> None:
+    answer = recommended(client, user_id="u", placement="arms")
+    assert answer["experiments"] == {"try": "new"}
+    assert logged(url, answer["request_id"]).propensities is not None
+    answer = recommended(client, user_id="u", placement="mixed")
+    assert answer["experiments"] == {"mix": "interleaved"}
+    assert logged(url, answer["request_id"]).propensities is None
+    scores = [i["score"] for i in answer["items"]]
+    assert scores == sorted(scores, reverse=True), "both arms have the same order"
 
 
 def test_all_candidates_of_a_request_may_be_explored(client: httpx.Client) -> None:

@@ -9,7 +9,7 @@ from features.catalogue import Catalogue
 from ranker.calibration import Maps
 from serving.config import ExperimentConfig
 from serving.experiments import Key
-from serving.ranking.exploration import check_explorations
+from serving.ranking.exploration import check_exploration
 from serving.ranking.objective import Objective
 from serving.rules import Attributes, Plan, RuleError
 
@@ -39,10 +39,10 @@ def compile_arms(
         for arm, config in experiment.arms.items():
             path, key = f"experiments.{name}.arms.{arm}", (name, arm)
             try:
-                check_explorations({f"{path}.explore": config.explore}, maps)
                 plan = Plan.of(config.rules, attributes, f"{path}.rules")
                 if plan is not None:
                     plans[key] = plan
+                check_exploration(config.explore, maps, f"{path}.explore")
                 if (wanted := config.objective) is not None:
                     weighs = wanted.weight > 0
                     objectives[key] = Objective.of(wanted, maps, catalogue, f"{path}.objective") if weighs else None

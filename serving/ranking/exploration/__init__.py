@@ -6,8 +6,8 @@ for new ones: which (`policy`), how little is known of them (`belief`), and wher
 
 from __future__ import annotations
 
-from serving.ranking.exploration.belief import Belief, belief_of, check_explorations, item_spread
+from serving.ranking.exploration.belief import Belief, belief_of, check_exploration, item_spread
 from serving.ranking.exploration.policy import Explored, explore_by_posterior
 from serving.ranking.exploration.swaps import explore
 
-__all__ = ["Belief", "Explored", "belief_of", "check_explorations", "explore", "explore_by_posterior", "item_spread"]
+__all__ = ["Belief", "Explored", "belief_of", "check_exploration", "explore", "explore_by_posterior", "item_spread"]

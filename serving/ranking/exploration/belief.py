@@ -8,7 +8,6 @@ direction of the item's factor (`features.taste`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from ranker.calibration import Maps, OutcomeMap
 from serving.config import ExplorationConfig
 from serving.rules import RuleError
 
+_DAY_S = 86400.0
 _LONGEST = len(HALF_LIVES_S) - 1
 _USUAL_SPREAD = 0.5
 """Variance of items around the prediction from their description, in squared log odds, where it is not known."""
@@ -35,7 +35,8 @@ class Belief(NamedTuple):
     """The posterior of a click on each candidate, in the ranker's order. float64[c] each.
 
     chance: the calibrated probability of a click, in (0, 1). deviation: standard deviation of its log odds, above 0.
-    new: bool[c], whether the item has had few impressions. movable: bool[c], false for items outside the catalogue.
+    new: bool[c], whether the item is new on sale, with few impressions. movable: bool[c], false for items outside the
+    catalogue.
     """
 
     chance: F64
@@ -64,7 +65,9 @@ def belief_of(
     rate = np.nan_to_num(moment.click_rate, nan=click.rate)
     known = item >= 0
     of_item = 1.0 / (1.0 / spread + shown * rate * (1.0 - rate))
-    return Belief(chance, np.sqrt(of_item + moment.taste_variance), known & (shown < config.new_below), known)
+    too_old = at - items.catalogue.available_from[item] > config.new_days * _DAY_S  # false without a date
+    new = known & (shown < config.new_below) & ~too_old
+    return Belief(chance, np.sqrt(of_item + moment.taste_variance), new, known)
 
 
 def item_spread(items: Items, at: float) -> float:
@@ -87,15 +90,14 @@ def item_spread(items: Items, at: float) -> float:
     return float(np.clip(excess / information, *_SPREADS))
 
 
-def check_explorations(configs: Mapping[str, ExplorationConfig | None], maps: Maps) -> None:
+def check_exploration(config: ExplorationConfig | None, maps: Maps, path: str) -> None:
     """Raise RuleError if lists are explored by the probability of a click, and the release has none.
 
-    configs: `explore` of placements and arms, by path in the configuration. maps: of the release.
+    maps: of the release. path: of the exploration in the configuration.
     """
-    for path, config in configs.items():
-        if config is not None and config.by_posterior and "click" not in maps:
-            raise RuleError(
-                path,
-                "the release has no probability of a click: its log had too few, or it was made by an earlier version; "
-                "use the mode swaps, or make a new release from a longer log",
-            )
+    if config is not None and config.by_posterior and "click" not in maps:
+        raise RuleError(
+            path,
+            "the release has no probability of a click: its log had too few, or it was made by an earlier version; use "
+            "the mode swaps, or make a new release from a longer log",
+        )

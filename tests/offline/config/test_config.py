@@ -206,7 +206,8 @@ BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and
         ),
         (
             "{home: {explore: often}}",
-            ".home.explore is 'often'; expected keys and values; valid keys: mode, share, quota, new_below, budget",
+            ".home.explore is 'often'; expected keys and values; valid keys: mode, share, quota, new_below, new_days, "
+            "budget",
         ),
         (
             "{home: {requires: [cart]}}",
