@@ -144,4 +144,4 @@ def made_up_linear(rng: np.random.Generator, n: int) -> Linear:
     factors[:, :known] = rng.normal(0, 0.1, (2, known, RANK))
     offered = np.full((n + 1, 20), -1, np.int32)
     offered[:known] = rng.integers(0, known, (known, 20), dtype=np.int32)
-    return Linear(into, *factors, offered)
+    return Linear(into, factors[0], factors[1], offered)
