@@ -334,12 +334,15 @@ def _interleave(ranked: list[I32], size: int, shares: F64) -> Retrieved:
 
 
 def _by_linear(items: Items, history: History) -> I32:
-    """Rows of the linear model with a score above 0 for the user's list, best first."""
+    """Rows of the linear model with a score above 0 for the user's list and not in it, best first.
+
+    The items of the list speak for each other, and would take most turns: they have a source of their own.
+    """
     known = history.item >= 0
     if items.linear is None or not known.any():
         return np.empty(0, np.int32)
     row, score = items.linear.best(history.item[known], history.at[known])
-    return _best(row, score, len(row))
+    return _best(row, score, len(row), np.isin(row, history.item))
 
 
 def _weighted_engagements(history: History, at: float) -> tuple[I32, F64]:

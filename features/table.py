@@ -384,6 +384,7 @@ _COMPARED = (
     "text_pooled",
     "co_occurrence",
     "linear",
+    "linear_all",
     "item_price",
     "taste_click_logit",
 )

@@ -62,7 +62,10 @@ class EncoderConfig(BaseModel):
     n_layers: int = Field(2, ge=1, description="Number of top layers to train in the modes last_layers and lora.")
     lora_rank: int = Field(16, ge=1, le=1024, description="Rank of the adapters in mode lora.")
     budget_s: float = Field(
-        600.0, gt=0, description="Time budget in seconds for training. Reading the texts is not included."
+        600.0,
+        gt=0,
+        description="Budget in seconds for training, of processor time of the thread that trains: about the time on "
+        "the wall on a machine that does nothing else. Reading the texts is not included.",
     )
     read_s: float | None = Field(
         None,

@@ -55,20 +55,25 @@ class Epoch:
 
 
 class Clock:
-    """Time spent on training, over all runs, and the time budget."""
+    """Processor time spent on training, over all runs, and the budget of it.
+
+    It is the time of the thread that trains, which takes part in every operation: about the time on the wall on a
+    machine that does nothing else. What it waits for other processes does not count, so that a busy machine trains as
+    long as an idle one, and makes the same release. It must be read by the thread that made it.
+    """
 
     def __init__(self, budget_s: float) -> None:
-        self._start, self.budget_s = time.monotonic(), budget_s
+        self._start, self.budget_s = time.thread_time(), budget_s
         self.reserve_s = 0.0
 
     def add_earlier_run(self, seconds: float) -> None:
         """Counts the time of an earlier run instead of the time that this run took to catch up with it."""
-        self._start = min(self._start, time.monotonic() - seconds)
+        self._start = min(self._start, time.thread_time() - seconds)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds spent so far."""
-        return time.monotonic() - self._start
+        return time.thread_time() - self._start
 
     @property
     def expired(self) -> bool:

@@ -175,7 +175,7 @@ class Linear:
     into: of each item, the items of a user's list that count for or against it beyond the part of low rank, largest
     first; weights of both signs. speaking, spoken_to: float32[n + 1, r], factors of the part of low rank: the weight of
     item i for item j is `speaking[i] @ spoken_to[j]`; 0 for items outside the model. offered: int32[n + 1, k], of each
-    item, the items for which its weight is largest, `-1` if there are fewer.
+    item, the items for which its weight is largest, in any order, `-1` for none.
     """
 
     into: Neighbours
@@ -215,7 +215,7 @@ class Linear:
         speaking[known] = vector * value * scale[:, None]
         spoken_to[known] = vector / scale[:, None]
         weight = matrix * scale[:, None] / scale
-        largest = np.argsort(-weight, axis=1, kind="stable")[:, :_OFFERED]
+        largest = np.sort(np.argpartition(-weight, min(_OFFERED, len(weight)) - 1, axis=1)[:, :_OFFERED], axis=1)
         offered = np.full((n_items + 1, largest.shape[1]), -1, np.int32)
         offered[known] = np.where(np.take_along_axis(weight, largest, 1) > 0, known[largest], -1)
         return cls(_of_catalogue(known, *into, n_items), speaking, spoken_to, offered)

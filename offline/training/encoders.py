@@ -109,10 +109,10 @@ class EncoderJob(NamedTuple):
 
 def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -> list[FineTuned]:
     """One result for each of `job.example_sets`. Only the last includes its encoder; the others are not needed."""
-    started, tuned = time.monotonic(), []
+    started, tuned = time.thread_time(), []
     group = Workers() if workers.size > 1 else ALONE
     for k, part in enumerate(job.example_sets):
-        left_s = max(job.config.budget_s - (time.monotonic() - started), 1.0)
+        left_s = max(job.config.budget_s - (time.thread_time() - started), 1.0)
         share = (len(part) + 1) / sum(len(later) + 1 for later in job.example_sets[k:])
         config = job.config.model_copy(update={"budget_s": left_s * share})
 

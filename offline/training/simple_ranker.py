@@ -50,6 +50,10 @@ def _orders() -> tuple[SimpleOrder, ...]:
     neighbours, text, own = "co_occurrence", "text_pooled", "repeat_engagements"
     personal = {
         "co-occurrence": {neighbours: 1.0},
+        "linear model, latest visits": {"linear": 1.0},
+        "linear model, whole history": {"linear_all": 1.0},
+        "linear model": {"linear": 1.0, "linear_all": 1.0},
+        "linear model and text similarity": {"linear": 1.0, "linear_all": 1.0, text: 0.7},
         "text similarity": {text: 1.0},
         "own history, then popularity": {own: 1.0},
         "own history and co-occurrence": {own: 1.0, neighbours: 1.0},

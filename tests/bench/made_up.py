@@ -10,6 +10,8 @@ import numpy as np
 
 from features.catalogue import Catalogue
 from features.decay import ItemState
+from features.linear import Linear
+from features.linear.model import MOST_ITEMS, RANK, WEIGHTS
 from features.log import Events, Kind
 from features.moment import Items
 from features.neighbours import Neighbours
@@ -118,7 +120,7 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
 def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:
     """Items with the state at the end of a log.
 
-    Neighbours and prior are random, because their cost does not depend on their values.
+    Neighbours, linear model and prior are random, because their cost does not depend on their values.
     """
     catalogue, log = made_up_catalogue(rng, n), made_up_events(rng, events, n // 2, n)
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
@@ -128,4 +130,18 @@ def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:
         np.vstack([near, np.full((1, 50), -1, np.int32)]), np.vstack([weight, np.zeros((1, 50), np.float32)])
     )
     prior = rng.uniform(0.02, 0.12, n + 1).astype(np.float32)
-    return Items(catalogue, Vectors.quantise(made_up_vectors(rng, n)), prior, neighbours, state)
+    vectors = Vectors.quantise(made_up_vectors(rng, n))
+    return Items(catalogue, vectors, prior, neighbours, state, linear=made_up_linear(rng, n))
+
+
+def made_up_linear(rng: np.random.Generator, n: int) -> Linear:
+    """A random linear model over the first items, as many as it has at most."""
+    known = min(n, MOST_ITEMS)
+    into = Neighbours.none(n, WEIGHTS)
+    into.item[:known] = rng.integers(0, known, (known, WEIGHTS), dtype=np.int32)
+    into.weight[:known] = rng.normal(0, 0.01, (known, WEIGHTS))
+    factors = np.zeros((2, n + 1, RANK), np.float32)
+    factors[:, :known] = rng.normal(0, 0.1, (2, known, RANK))
+    offered = np.full((n + 1, 20), -1, np.int32)
+    offered[:known] = rng.integers(0, known, (known, 20), dtype=np.int32)
+    return Linear(into, factors[0], factors[1], offered)

@@ -89,7 +89,7 @@ def test_the_best_items_are_those_with_the_highest_sum_of_both_scores(chosen: np
     row, score = model.best(item, at)
     assert row.tolist() == list(range(60))
     np.testing.assert_allclose(score, 2 * expected[[8, 3]].sum(axis=0), atol=1e-5)
-    assert model.offered[8, 0] == expected[8].argmax()
+    assert expected[8].argmax() in model.offered[8]
     assert (expected[8, model.offered[8][model.offered[8] >= 0]] > 0).all()
 
 

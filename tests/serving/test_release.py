@@ -19,6 +19,7 @@ import pytest
 from features.catalogue import Catalogue
 from features.decay import ItemState
 from features.history import History
+from features.linear import Linear
 from features.log import Kind
 from features.neighbours import Neighbours
 from features.segments import Segments
@@ -26,8 +27,11 @@ from features.table import Items, names, rows
 from features.text import tokens
 from features.text.vectors import Vectors
 from features.text.vocabulary import Vocabulary
+from serving.ranking.overlay import Overlay
 from serving.release.manifest import ReleaseError, as_json, list_releases, read_manifest, release_id
 from serving.release.release import load_release, write_release
+from serving.store import ItemFields
+from tests.worlds import START, make_events
 
 CUT_OFF = 1_700_000_000.0
 COLOURS = ("blue", "red")
@@ -405,3 +409,21 @@ def test_releases_are_listed_newest_first_and_broken_ones_last_with_the_reason(t
     assert [r.path for r in listed] == [new, old, tmp_path / "broken"]
     assert "is not a release" in listed[2].problem
     assert list_releases(tmp_path / "nowhere") == []
+
+
+def test_a_release_scores_by_the_linear_model_it_was_written_with_also_beside_new_items(tmp_path: Path) -> None:
+    """40 users chose items of one colour. To the bit; a new item has a score of 0, and moves no other."""
+    chosen = [(60.0 * k, k, item, Kind.CLICK, -1) for k in range(40) for item in range(k % 2, 20, 2)]
+    linear = Linear.build(make_events(chosen, n_users=40), 20, START + 9e5)
+    loaded = load_release(publish(tmp_path, items=replace(planted_items(), linear=linear))).items
+    assert loaded.linear is not None
+    written = {"new": ItemFields(CUT_OFF, {"title": "A new thing"})}
+    extended = Overlay(written, {}).over(loaded, loaded.state).linear
+    assert extended is not None
+    every, item, at = np.arange(20, dtype=np.int32), np.array([3, 8], np.int32), np.array([CUT_OFF, CUT_OFF - 9])
+    expected = linear.scores(every, item, at)
+    assert expected.any()
+    np.testing.assert_array_equal(loaded.linear.scores(every, item, at), expected)
+    np.testing.assert_array_equal(extended.scores(np.append(every, 20).astype(np.int32), item, at)[:, :20], expected)
+    assert not extended.scores(np.array([20, -1], np.int32), item, at).any()
+    np.testing.assert_array_equal(extended.best(item, at)[0], linear.best(item, at)[0])

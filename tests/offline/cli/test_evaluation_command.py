@@ -19,7 +19,7 @@ from offline.config.simulation import SimulateConfig
 from offline.simulation.dataset import simulate
 
 SHOP = SimulateConfig(items=60, users=60, days=8, seed=3, end=datetime(2024, 6, 1, tzinfo=UTC), explore=0.5)
-QUICK = "encoder: {mode: frozen, max_tokens: 16}\nranker: {trees: 8, min_data_in_leaf: 10}\n"
+QUICK = "encoder: {mode: frozen, max_tokens: 16}\nranker: {trees: 8, min_data_in_leaf: 10}\ngate: {certainty: 0}\n"
 USERS = 40
 
 

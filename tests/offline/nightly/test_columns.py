@@ -67,6 +67,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         workspace=workspace,
         ranker={"trees": 30, "min_data_in_leaf": 20},
         encoder={"mode": "frozen", "refreshes": 0, "max_tokens": 16},
+        gate={"certainty": 0},
         features={
             "request": {
                 "bm25": {"type": "number"},

@@ -53,7 +53,7 @@ def shop_of(simulated: Path, workspace: Path, served: int, days: float = 1) -> C
         lists={"size": 20, "refreshes": 1},
         ranker={"trees": 15, "min_data_in_leaf": 20},
         encoder={"model": str(workspace / "tiny"), "mode": "frozen", "refreshes": 0, "max_tokens": 16},
-        gate={"latency_ratio": 100},
+        gate={"latency_ratio": 100, "certainty": 0},
     )
 
 

@@ -23,7 +23,7 @@ SETTINGS = """
 ranker: {trees: 10, min_data_in_leaf: 20}
 encoder: {mode: frozen, refreshes: 0, max_tokens: 16}
 lists: {refreshes: 1}
-gate: {latency_ratio: 100}
+gate: {latency_ratio: 100, certainty: 0}
 """
 SHOP = ["--days", "2", "--opening", "8", "--items", "120", "--users", "200", "--new-items", "2"]
 

@@ -49,7 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         ranker={"trees": 30, "min_data_in_leaf": 20},
         encoder={"mode": "frozen", "refreshes": 0, "max_tokens": 16},
         lists={"refreshes": 1},
-        gate={"latency_ratio": 100},
+        gate={"latency_ratio": 100, "certainty": 0},
     )
 
 

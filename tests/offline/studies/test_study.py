@@ -11,7 +11,7 @@ from offline.nightly.night import Night
 from offline.simulation.dataset import simulate
 from offline.studies.study import Study
 
-QUICK = "encoder: {mode: frozen, max_tokens: 16}\nranker: {trees: 8, min_data_in_leaf: 10}\n"
+QUICK = "encoder: {mode: frozen, max_tokens: 16}\nranker: {trees: 8, min_data_in_leaf: 10}\ngate: {certainty: 0}\n"
 
 
 @pytest.fixture(scope="module")
