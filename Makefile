@@ -41,8 +41,14 @@ test-nights: setup ## Test nightly runs killed at every step, and with corrupt d
 	$(PIP) --no-deps --require-hashes -r requirements-ray.lock
 	touch $@
 
+# Ray ends a process that is connected to it, without an exception, if its head node does not answer. This was seen once,
+# in a test, and not again in 30 kills of a node. pytest then writes no report: only in this case, the logs of Ray are
+# shown and the tests run again.
 test-ray: setup .venv/ray ## Test a nightly run on a Ray cluster of several node processes, one of which is killed
-	timeout 1200 $(BIN)/python -m pytest -m ray
+	@rm -f build/ray.xml
+	timeout 900 $(BIN)/python -m pytest -m ray --junit-xml build/ray.xml || { test ! -e build/ray.xml && \
+	tail -n 20 /tmp/ray/session_latest/logs/python-core-driver-*.log /tmp/ray/session_latest/logs/gcs_server.*; \
+	test ! -e build/ray.xml && timeout 900 $(BIN)/python -m pytest -m ray; }
 
 # Not in parallel, because these tests depend on timing.
 test-chaos: setup ## Test the service with Redis killed, paused, cut off, full or emptied under load

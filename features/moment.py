@@ -23,12 +23,13 @@ from features.decay import HALF_LIVES_S, ItemState
 from features.history import History, Session, engagement_weights, session
 from features.kernels.compiled import compiled
 from features.kernels.slots import find, slots_of
+from features.linear import Linear
 from features.log import ATTRIBUTION_S, Kind
 from features.neighbours import Neighbours
 from features.popularity import PopularityRow, click_rates, popularity, shop_rate
 from features.prior import standardize
 from features.segments import Segments
-from features.taste import taste_logit, taste_posterior_mean
+from features.taste import taste_logit, taste_posterior_mean, taste_variance
 from features.text.inverted_lists import InvertedLists
 from features.text.vectors import Vectors, text_similarity
 from features.text.vocabulary import Vocabulary
@@ -55,8 +56,8 @@ class Items:
     are features.
     inverted: inverted lists of the vectors, None if the catalogue is small enough to compare every item. words:
     vocabulary of the catalogue, None if no query needs to be read. companions: tables of what goes with each item, None
-    if neither features nor sources need them. attribution_s: time after an impression in which a
-    click counts for it. Row `-1` of every array is the unknown item.
+    if neither features nor sources need them. linear: linear item-to-item model, None before anything is fitted.
+    attribution_s: time after an impression in which a click counts for it. Row `-1` of every array is the unknown item.
     """
 
     catalogue: Catalogue
@@ -73,6 +74,7 @@ class Items:
     words: Vocabulary | None = None
     attribution_s: float = ATTRIBUTION_S
     companions: Companions | None = None
+    linear: Linear | None = None
 
     @cached_property
     def numbers(self) -> F64:
@@ -378,6 +380,13 @@ class Moment:
         return self.interest[:-2].T
 
     @cached_property
+    def linear(self) -> F64:
+        """float64[2, c]: scores of the linear model from the recent list and from all of it; see `Linear.scores`."""
+        if self.items.linear is None:
+            return np.zeros((2, len(self.candidates)))
+        return self.items.linear.scores(self.candidates, self.engaged.item, self.engaged.at)
+
+    @cached_property
     def text_similarity(self) -> F32:
         """float32[6, c]: text similarity of each candidate to the user's list and taste; NaN if either has no text.
 
@@ -489,6 +498,19 @@ class Moment:
             curvature,
             float(evidence.chance.sum()),
             elsewhere,
+        )
+
+    @property
+    def taste_variance(self) -> F64:
+        """float64[c]: variance of the log odds that the user's taste adds; 0 without factors, and for an unknown
+        item."""
+        evidence, factor = self.residuals, self.items.factors
+        if not factor.size:
+            return np.zeros(len(self.candidates))
+        curvature = evidence.chance * (1.0 - evidence.chance)
+        elsewhere = len(np.setdiff1d(self.engaged.item, evidence.item))
+        return taste_variance(
+            factor, self.candidates, evidence.item, curvature, float(evidence.chance.sum()), elsewhere
         )
 
     @cached_property

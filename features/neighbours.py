@@ -119,16 +119,23 @@ class Neighbours:
 
     @classmethod
     def build(
-        cls, events: Events, n_items: int, at: float, k: int = 50, session_weight: float = SESSION_WEIGHT
+        cls,
+        events: Events,
+        n_items: int,
+        at: float,
+        k: int = 50,
+        session_weight: float = SESSION_WEIGHT,
+        users: bool = True,
     ) -> Neighbours:
         """Neighbours at a time, from the engagements strictly before it; the newest `MAX_PER_USER` per user suffice.
 
-        session_weight: weight of a pair in a session relative to a pair of a user, at least 0.
+        session_weight: weight of a pair in a session relative to a pair of a user, at least 0. users: whether items of
+        one user are pairs, also of different sessions.
         """
         past = events.before(at)
         past = past.take((past.kind != Kind.IMPRESSION) & (past.item >= 0))
-        user_rows = _newest(past.user.astype(np.int64), past.item)
-        session_rows, session = _session_pairs(past) if session_weight > 0 else (user_rows[:0], user_rows[:0])
+        user_rows = _newest(past.user.astype(np.int64), past.item) if users else np.empty(0, np.int64)
+        session_rows, session = _session_pairs(past) if session_weight > 0 else (np.empty(0, np.int64),) * 2
         row = np.concatenate([user_rows, session_rows])
         if not len(row):
             return cls.none(n_items, k)

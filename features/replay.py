@@ -16,6 +16,7 @@ from features.companions import Companions
 from features.context import Context
 from features.decay import ItemState
 from features.history import Histories, History
+from features.linear import Linear
 from features.log import ATTRIBUTION_S, CHUNK_ROWS, Events, Kind, Lists
 from features.moment import LONGEST, Feature, Items, Moment
 from features.neighbours import MAX_PER_USER, SESSION_WEIGHT, Neighbours
@@ -124,23 +125,23 @@ class Replay:
         return self.refit(items, at)
 
     def refit(self, items: Items, at: float) -> Items:
-        """The items with vectors, neighbours, prior, factors and segments refit to the events before a time.
-
-        The vocabulary as well, if the items have one.
+        """The items with vectors, neighbours, linear model, prior, factors and segments refit to the events before a
+        time; the vocabulary as well, if the items have one.
         """
         revision = sum(since <= at for since, _ in self.encoder_vectors)
-        vectors = self._revision(revision)
+        vectors, recent = self._revision(revision), self.recent(at)
         fresh = replace(
             items,
             vectors=Vectors.quantise(vectors),
             prior=click_rate_prior(self.catalogue, vectors, items.state, at),
             attribute_rates=attribute_rates(self.catalogue, items.state, at),
-            neighbours=Neighbours.build(self.recent(at), len(self.catalogue), at, session_weight=self.session_weight),
+            neighbours=Neighbours.build(recent, len(self.catalogue), at, session_weight=self.session_weight),
+            linear=Linear.build(recent, len(self.catalogue), at),
             words=None if items.words is None else self._words(revision),
         )
         if self.seeds:
             n = len(self.catalogue)
-            companions = Companions.build(self.catalogue, fresh.vectors, self.recent(at), n, at)
+            companions = Companions.build(self.catalogue, fresh.vectors, recent, n, at)
             fresh = replace(fresh, companions=companions)
         every = np.arange(len(self.catalogue) + 1, dtype=np.int32)
         clicks = items.state.of_items(every, at)[:, Kind.CLICK, LONGEST]
@@ -174,6 +175,7 @@ class Replay:
             words=self._words(0) if with_words else None,
             attribution_s=self.attribution_s,
             companions=Companions.none(n) if self.seeds else None,
+            linear=Linear.none(n),
         )
 
     def _revision(self, revision: int) -> F32:

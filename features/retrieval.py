@@ -24,7 +24,7 @@ from features.log import Kind
 from features.moment import Items
 from features.text.inverted_lists import EXACT_UP_TO
 
-_OF_USER = ("query", "query_words", "again", "co_occurrence", "text", "popular", "popular_in_category", "new")
+_OF_USER = ("query", "query_words", "again", "co_occurrence", "linear", "text", "popular", "popular_in_category", "new")
 _OF_SEEDS = ("similar", "bought_together", "goes_with", "next")
 SOURCES = (*_OF_USER, *_OF_SEEDS, "buy_again")
 """Names of the sources, in the order in which they take equal turns."""
@@ -105,11 +105,11 @@ def restrict(items: Items, candidates: GlobalCandidates, admitted: Bool, at: flo
 def retrieve(items: Items, history: History, at: float, size: int, context: Context = NO_CONTEXT) -> Retrieved:
     """At most `size` candidates for a user strictly before `at`: the best of each source in turn.
 
-    Sources: meaning of the query, words of the query, items engaged with before, co-occurrence neighbours of the user's
-    list, text neighbours of their interest vector, recently popular, recently popular in their categories, newest. If
-    the context has seeds, also: substitutes, what is bought together with them, complements, what comes next in a
-    session. Items that are not yet available are never returned, nor are seeds. Every source orders ties by row. Raises
-    ValueError if `size` is below 1.
+    Sources: meaning of the query, words of the query, items engaged with before, co-occurrence neighbours of the
+    user's list, the best of the linear model for it, text neighbours of their interest vector, recently popular,
+    recently popular in their categories, newest. If the context has seeds, also: substitutes, what is bought together
+    with them, complements, what comes next in a session. Items that are not yet available are never returned, nor are
+    seeds. Every source orders ties by row. Raises ValueError if `size` is below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}; ask for at least 1 candidate")
@@ -226,6 +226,7 @@ def merge(
         by_text.words,
         _best(engaged, amount, len(engaged)),
         _best(*neighbours, len(neighbours[0])),
+        _by_linear(items, history),
         by_text.interest,
         offered.popular,
         _best(category, offered.popularity[category], len(category)),
@@ -330,6 +331,15 @@ def _interleave(ranked: list[I32], size: int, shares: F64) -> Retrieved:
     np.bitwise_or.at(source_bits, index, np.left_shift(np.uint16(1), source[order].astype(np.uint16)))
     best = np.argsort(first, kind="stable")[:size]
     return Retrieved(distinct[best].astype(np.int32), source[order][first[best]], source_bits[best])
+
+
+def _by_linear(items: Items, history: History) -> I32:
+    """Rows of the linear model with a score above 0 for the user's list, best first."""
+    known = history.item >= 0
+    if items.linear is None or not known.any():
+        return np.empty(0, np.int32)
+    row, score = items.linear.best(history.item[known], history.at[known])
+    return _best(row, score, len(row))
 
 
 def _weighted_engagements(history: History, at: float) -> tuple[I32, F64]:

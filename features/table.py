@@ -130,6 +130,10 @@ def _co_occurrence(m: Moment) -> F64:
     return m.co_occurrence
 
 
+def _linear(m: Moment) -> F64:
+    return m.linear
+
+
 def _history() -> Iterator[Feature]:
     text = partial(Feature, group="interest text", compute=_text_similarity, of_history=True)
     yield text(
@@ -197,6 +201,21 @@ def _history() -> Iterator[Feature]:
             "not chosen yet together with products in your history",
         ),
     )
+    for name, about in (("linear", "latest visits"), ("linear_all", "whole history")):
+        yield Feature(
+            name,
+            f"linear model of what is chosen by users with such a history, from the {about}",
+            "sum of weights of both signs",
+            "never: 0 is no weight",
+            _linear,
+            group="co-occurrence",
+            reasons=Reasons(
+                "chosen by people with a history like yours",
+                "rarely chosen by people with a history like yours",
+                "not chosen yet by people with a history like yours",
+            ),
+            of_history=True,
+        )
 
 
 def _query_scores(m: Moment) -> F64:
@@ -359,7 +378,15 @@ def _user() -> Iterator[Feature]:
     yield declare("device", "kind of device", devices, "the request names no device")
 
 
-_COMPARED = ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_logit")
+_COMPARED = (
+    "item_click_rate_30d",
+    "text_taste",
+    "text_pooled",
+    "co_occurrence",
+    "linear",
+    "item_price",
+    "taste_click_logit",
+)
 
 
 def _ranks(m: Moment) -> F32:

@@ -76,32 +76,58 @@ def taste_posterior_mean(
     impression.
     """
     d = factor.shape[1]
-    precision, pull, mean = np.zeros((d, d)), np.zeros(d), np.zeros(d)
+    pull = np.zeros(d)
+    for s in range(len(item)):
+        for k in range(d):
+            pull[k] += residual[s] * factor[item[s], k]
+    for s in range(len(elsewhere)):
+        for k in range(d):
+            pull[k] += factor[elsewhere[s], k]
+    precision = _posterior_precision(factor, item, curvature, expected_clicks, len(elsewhere))
+    _cholesky_in_place(precision)
+    if len(centre):
+        pull = pull + _segment_mean(precision, pull, centre, log_share)
+    return _solve_upper(precision, _solve_lower(precision, pull))
+
+
+@compiled
+def _posterior_precision(factor: F32, item: I32, curvature: F64, expected_clicks: float, elsewhere: int) -> F64:
+    """float64[d, d]: lower triangle of the precision of the posterior with a normal prior of unit covariance."""
+    d = factor.shape[1]
+    precision, mean = np.zeros((d, d)), np.zeros(d)
     total = 0.0
     x = np.empty(d)
     for s in range(len(item)):
         for k in range(d):
             x[k] = factor[item[s], k]
-            pull[k] += residual[s] * x[k]
             mean[k] += curvature[s] * x[k]
         total += curvature[s]
         for k in range(d):
             c = curvature[s] * x[k]
             for j in range(k + 1):
                 precision[k, j] += c * x[j]
-    for s in range(len(elsewhere)):
-        for k in range(d):
-            pull[k] += factor[elsewhere[s], k]
     # Remove what all shown items have in common: that is the user's eagerness, not their taste.
-    scale = 1.0 + len(elsewhere) / max(expected_clicks, 1.0)
+    scale = 1.0 + elsewhere / max(expected_clicks, 1.0)
     for k in range(d):
         for j in range(k + 1):
             precision[k, j] = scale * (precision[k, j] - mean[k] * mean[j] / (1.0 + total))
         precision[k, k] += 1.0
-    _cholesky_in_place(precision)
-    if len(centre):
-        pull = pull + _segment_mean(precision, pull, centre, log_share)
-    return _solve_upper(precision, _solve_lower(precision, pull))
+    return precision
+
+
+def taste_variance(
+    factor: F32, candidates: I32, item: I32, curvature: F64, expected_clicks: float, elsewhere: int
+) -> F64:
+    """float64[c]: variance of the log odds that a user's taste adds to each candidate; 0 for an unknown item.
+
+    Arguments as in `taste_posterior_mean`; elsewhere: the number of those items. Segments are left out: within one, the
+    variance is the same, and how they differ is part of the prior of unit covariance.
+    """
+    lower = _posterior_precision(factor, item, curvature, float(expected_clicks), elsewhere)
+    covariance = np.linalg.inv(np.tril(lower) + np.tril(lower, -1).T)
+    rows = factor[candidates].astype(np.float64)
+    out: F64 = np.maximum(((rows @ covariance) * rows).sum(axis=1), 0.0)
+    return out
 
 
 @compiled

@@ -156,8 +156,9 @@ def intra_list_diversity(items: I64, vectors: NDArray[np.float32]) -> F64:
 class Difference:
     """Mean difference a - b over the lists where both are defined, with a bootstrap interval.
 
-    low, high: the interval at `level`. p: two-sided, twice the share of resamples on the other side of zero. These
-    three are NaN with fewer than two clusters, because one user says nothing about the variation between users.
+    low, high: the interval at `level`, widened for few users (see `_expanded`). p: two-sided, twice the share of
+    resamples on the other side of zero. These three are NaN with fewer than two clusters, because one user says nothing
+    about the variation between users.
     """
 
     difference: float
@@ -226,9 +227,10 @@ def intervals(values: F64, cluster: Numbers, n: int = 2000, seed: int = 0, level
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     means = _bootstrap_means(totals, counts, n, np.random.default_rng(seed))
-    for column in np.flatnonzero((counts > 0).sum(axis=0) > 1):
-        resampled = means[:, column]
-        low[column], high[column] = np.quantile(resampled[~np.isnan(resampled)], [(1 - level) / 2, (1 + level) / 2])
+    clusters = (counts > 0).sum(axis=0)
+    for column in np.flatnonzero(clusters > 1):
+        resampled, wider = means[:, column], _expanded(level, int(clusters[column]))
+        low[column], high[column] = np.quantile(resampled[~np.isnan(resampled)], [(1 - wider) / 2, (1 + wider) / 2])
     return mean, low, high
 
 
@@ -252,7 +254,8 @@ def gap_closed(
         return share, np.nan, np.nan
     with np.errstate(divide="ignore"):
         resampled = _bootstrap_means(gained, possible, n, np.random.default_rng(seed))[:, 0]
-    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    wider = _expanded(level, len(gained))
+    low, high = np.nanquantile(resampled, [(1 - wider) / 2, (1 + wider) / 2])
     return share, float(low), float(high)
 
 
@@ -261,10 +264,23 @@ def _interval(totals: F64, counts: I64, n: int, seed: int, level: float) -> tupl
     if len(counts) < 2:
         return np.nan, np.nan, np.nan
     means = _bootstrap_means(totals[:, None], counts[:, None].astype(np.float64), n, np.random.default_rng(seed))[:, 0]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    wider = _expanded(level, len(counts))
+    low, high = np.quantile(means, [(1 - wider) / 2, (1 + wider) / 2])
     beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     # Adding 1 to both keeps p above 0, since a finite number of resamples cannot show certainty.
     return float(low), float(high), min(1.0, 2 * (beyond + 1) / (n + 1))
+
+
+def _expanded(level: float, users: int) -> float:
+    """The level at which percentiles of resampled means are as wide as a Student t interval of this level.
+
+    Percentiles are too narrow with few users, most of all at a level near 1. This is the expanded percentile interval
+    of Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician, 2015. users: at least 2.
+    """
+    from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]  # the service has no SciPy
+
+    t = stdtrit(users - 1, (1 + level) / 2) * np.sqrt(users / (users - 1))
+    return float(2 * ndtr(t) - 1)
 
 
 def _bootstrap_means(totals: F64, counts: F64, n: int, random: np.random.Generator) -> F64:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from offline.cli import data, evaluation, exports, keys, log, night, releases, service
+from offline.cli import data, evaluation, experiments, exports, log, night, releases, service
 from offline.cli.terminal import printable
 from offline.runtime import Failure, console
 
@@ -64,7 +64,8 @@ app.command()(exports.export)
 app.command()(exports.audience)
 app.command()(log.skew)
 app.add_typer(releases.app)
-app.add_typer(keys.app)
+app.add_typer(experiments.app)
+app.add_typer(service.keys_app)
 app.command()(night.demo)
 
 

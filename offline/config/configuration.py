@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -28,7 +28,15 @@ from offline.config.publication import GateConfig, RetentionConfig
 from offline.config.simulation import SimulateConfig
 from offline.config.windows import WindowConfig
 from ranker.train import RankerConfig
-from serving.config import PLACEMENTS, Placements, ServiceConfig, ServingConfig
+from serving.config import (
+    EXPERIMENTS,
+    PLACEMENTS,
+    Experiments,
+    Placements,
+    ServiceConfig,
+    ServingConfig,
+    check_experiments,
+)
 from text_encoder.config import EncoderConfig
 
 
@@ -223,13 +231,24 @@ class Config(BaseModel):
         max_length=PLACEMENTS,
         description="Settings of the lists of each placement, a named spot in the shop, by its name.",
     )
+    experiments: Experiments = Field(
+        default={},
+        max_length=EXPERIMENTS,
+        description="Experiments by name: arms that are shown to different users at the same time.",
+    )
     serving: ServingConfig = Field(default_factory=lambda: ServingConfig.model_validate({}))
 
     @property
     def service(self) -> ServiceConfig:
-        """The settings of the service: those of `serving`, and the placements."""
+        """The settings of the service: those of `serving`, the placements and the experiments."""
         currency = self.serving.currency or (self.sources and self.sources.currency)
-        return ServiceConfig.model_validate({**dict(self.serving), "currency": currency, "placements": self.placements})
+        others = {"currency": currency, "placements": self.placements, "experiments": self.experiments}
+        return ServiceConfig.model_validate({**dict(self.serving), **others})
+
+    @field_validator("experiments")
+    @classmethod
+    def _fit_together(cls, experiments: Experiments, info: ValidationInfo) -> Experiments:
+        return check_experiments(experiments, info.data.get("placements", {}))
 
     @property
     def needs_companions(self) -> bool:

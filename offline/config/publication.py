@@ -40,6 +40,21 @@ class GateConfig(BaseModel):
     latency_ratio: float = Field(
         1.5, gt=0, description="Ranking time relative to the live release above which the live release stays live."
     )
+    certainty: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="Probability that the trained ranker is better than the best simple order, by a bootstrap over "
+        "the users of the test lists, below which the release ranks by that order. If the live ranker is trained, a "
+        "higher mean is enough. 0: always the trained ranker.",
+    )
+    fallback_nights: int = Field(
+        14,
+        ge=0,
+        le=10_000,
+        description="Number of nights in a row that may publish a simple order. After them the live release stays "
+        "live, until a trained ranker is better or somebody raises the number.",
+    )
     candidates: int = Field(500, ge=1, le=5000, description="Candidates per request when ranking is timed.")
 
 

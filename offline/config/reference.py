@@ -20,7 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from offline.config import fields
 from offline.config.configuration import Config
-from serving.rules import Rules, Variants
+from serving.rules import Condition, Rules, Variants
 
 _INTRODUCTION = """\
 # Configuration
@@ -51,6 +51,7 @@ _GUIDES = {
     "gate": "See [the gate](nights.md#the-gate).",
     "retention": "See [day partitions](data.md#day-partitions) for `log_days`.",
     "placements": "See [placements](placements.md).",
+    "experiments": "See [experiments](experiments.md).",
     "serving": "See [serving](serving.md).",
 }
 """The guide of each section."""
@@ -81,6 +82,28 @@ placements:
     requires: [query]
     rules:
       cap: [{attribute: brand, most: 2}]
+""",
+    "experiments": """\
+placements: {home: {}, search: {}}
+experiments:
+  ranking-june:
+    placements: [home, search]
+    unit: user
+    layer: ranking
+    traffic: 0.5
+    offset: 0.0
+    salt: ranking-june
+    start: 2026-06-01T00:00Z
+    end: 2026-06-29T00:00Z
+    where: {attribute: country, in: [DE, AT]}
+    interleave: false
+    arms:
+      control: {share: 1}
+      new: {share: 1, release: 20260601-0123456789}
+      margin: {share: 1, objective: {value: margin, weight: 0.3}}
+      varied: {share: 1, rules: {cap: [{attribute: brand, most: 2}]}}
+      explored: {share: 1, explore: 0.1}
+      holdout: {share: 0.2, order: popularity}
 """,
 }
 """Examples of sections that cannot be made from the defaults and examples of their keys."""
@@ -180,6 +203,8 @@ def _type_name(annotation: Any, path: str) -> str:
         return f"mapping of {_type_name(inner[0], path)} to {_type_name(inner[1], path)}"
     if annotation is Rules:
         return "[rules](rules.md)"
+    if annotation is Condition:
+        return "[condition](rules.md#conditions)"
     if annotation is Variants:
         return "[variants](variants.md)"
     if _is_model(annotation):

@@ -8,7 +8,7 @@ time; `partitions` stores them by day.
 from __future__ import annotations
 
 from offline.data import dataset, erasures, imported, query_groups, written_items
-from offline.data.append_only import release_pages
+from offline.data.append_only import release_pages, to_strings
 from offline.data.collection import collect
 from offline.data.dataset import (
     Dataset,
@@ -20,7 +20,7 @@ from offline.data.dataset import (
     logged_table,
 )
 from offline.data.log import LogFiles, load_log, user_histories
-from offline.data.partitions import GROUP_ROWS, Storage
+from offline.data.partitions import GROUP_ROWS, Storage, to_microseconds
 from offline.data.query_groups import Targets, concat, keys, logged_lists, select
 from offline.data.schema import CANONICAL, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, PLACEMENT, TAGS, UTC_US
 from offline.data.windows import WINDOWS, Windows
@@ -57,6 +57,8 @@ __all__ = [
     "query_groups",
     "release_pages",
     "select",
+    "to_microseconds",
+    "to_strings",
     "user_histories",
     "written_items",
 ]

@@ -49,6 +49,7 @@ from offline.data.schema import (
     EVENTS_FILE,
     EVENTS_FORM,
     EVENTS_SCHEMA,
+    EXPERIMENT_FIELDS,
     MERGES_FORM,
     MERGES_SCHEMA,
     PLACEMENT,
@@ -319,6 +320,9 @@ def _served_table(entries: Sequence[bytes]) -> pa.Table:
         PLACEMENT: [s.placement for s in lists],
         SEEDS: [s.items or None for s in lists],
     }
+    arms, *others = EXPERIMENT_FIELDS
+    used[arms] = [list(s.experiments.items()) or None for s in lists]
+    used |= {field: [getattr(s, field.name) or None for s in lists] for field in others}
     return _with_used(_cast(columns, SERVED_SCHEMA), used)
 
 

@@ -45,6 +45,7 @@ from offline.data.schema import (
     EVENTS_FILE,
     EVENTS_FORM,
     EVENTS_SCHEMA,
+    EXPERIMENT_FIELDS,
     MERGES,
     MERGES_FORM,
     PLACEMENT,
@@ -70,7 +71,7 @@ _RELEASE_EVERY = 4096
 Arrays = Mapping[str, NDArray[Any]]
 _EVENT_COLUMNS = pa.schema([f for f in EVENTS_SCHEMA if f.name != "columns"])
 """The columns of events that arrays are made of."""
-_SERVED_FIELDS = SERVED_SCHEMA.append(PLACEMENT).append(SEEDS)
+_SERVED_FIELDS = pa.schema([*SERVED_SCHEMA, PLACEMENT, SEEDS, *EXPERIMENT_FIELDS])
 _LIST_COLUMNS = ("request_id", "at", "user_id", "device", "query", "item_ids")
 
 

@@ -66,6 +66,18 @@ PLACEMENT = pa.field("placement", pa.string())
 """The placement of the list of an event, and of a served list: the last column of files in which a row has one."""
 SEEDS = pa.field("items", pa.list_(pa.string()))
 """The items that the request of a served list named: a column of files in which a row has some, after `PLACEMENT`."""
+EXPERIMENT_FIELDS = (
+    pa.field("experiments", pa.map_(pa.string(), pa.string())),
+    pa.field("teams", pa.list_(pa.string())),
+    pa.field("session_id", pa.string()),
+    pa.field("took_ms", pa.float64()),
+)
+"""Of a served list that was in experiments: columns of files in which a row has a value, after `SEEDS`.
+
+experiments: the arm by experiment, which is `interleaved` for a list that mixes both arms. teams: of such a list, the
+arm that chose the item of each position; null for one that neither chose. session_id: that of the request. took_ms:
+milliseconds that the list took.
+"""
 SERVED_SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),

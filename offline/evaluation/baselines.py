@@ -2,6 +2,9 @@
 
 The baselines are tuned, because beating a weak one proves nothing: where users rarely buy an item again, no baseline
 recommends what the user already had, and the penalty and memory of EASE are selected on events before the test.
+Co-occurrence weighs engagements by age, in what is counted and in the user's list. `sessions` counts pairs of one
+session alone, and starts from the latest visits. `blend` adds co-occurrence and text similarity, with a weight that was
+chosen on validation lists of other data sets.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from features.arrays import F32, F64, I32, I64
 from features.history import History
 from features.log import Events, Kind, Lists
 from features.moment import LONGEST, Moment
+from features.neighbours import Neighbours
 from features.popularity import RATE_STRENGTH
 from features.replay import Replay, Snapshot
 from features.retrieval import recent_popularity
@@ -28,12 +32,19 @@ BASELINES = (
     "item_click_rate",
     "own_history",
     "cooccurrence",
+    "sessions",
     "ease",
     "text_zero_shot",
     "text",
+    "blend",
 )
 DEPTH = 100
 """Number of items kept per ranking; no metric uses more."""
+
+_TEXT_WEIGHT = 0.7
+"""Weight of text relative to co-occurrence in `blend`, in standard deviations within the list."""
+_VISIT_MEMORY = 1.0
+"""Half-life, in visits, of what `sessions` starts from."""
 
 REPEATS_ARE_RARE = 0.05
 """Repeat rate below which the baselines put items that the user already had at the end."""
@@ -58,6 +69,21 @@ def own_history(history: History, candidates: I32) -> F64:
     out = np.zeros(len(candidates))
     out[is_known] = score[place[is_known]]
     return out
+
+
+def blend(co_occurrence: F64, text: F32) -> F64:
+    """float64, like both: their sum, each at mean 0 and deviation 1 over the candidates, text times `_TEXT_WEIGHT`.
+
+    An unknown similarity counts as a mean one. All NaN if neither tells any candidates apart.
+    """
+    standard = []
+    for score in (co_occurrence, text.astype(np.float64)):
+        known = score[~np.isnan(score)]
+        deviation = known.std() if len(known) else 0.0
+        mean = known.mean() if len(known) else 0.0
+        standard.append(np.nan_to_num((score - mean) / deviation) if deviation > 0 else np.zeros(len(score)))
+    out: F64 = standard[0] + _TEXT_WEIGHT * standard[1]
+    return out if out.any() else np.full(len(out), np.nan)
 
 
 class EngagementCounts:
@@ -128,9 +154,9 @@ class Baselines:
         """lists: the lists that will be read, from the log of `replay`. whole: rank the whole catalogue instead of the
         candidates of each list.
 
-        EASE is fitted once, to events before the first list. With `whole`, lists may have any time, and EASE is fitted
-        up to four times. It always uses earlier events only: each user's newest engagements, as many as item neighbours
-        use.
+        EASE and the neighbours by session are fitted once, to events before the first list. With `whole`, lists may
+        have any time, and they are fitted up to four times. They always use earlier events only: each user's newest
+        engagements, as many as item neighbours use.
         """
         self._n, self._zero_shot, self._seed, self._whole = len(replay.catalogue), zero_shot, seed, whole
         self._recent, self._count = replay.recent, RunningCounts(replay.events, self._n)
@@ -139,7 +165,7 @@ class Baselines:
         self._new_only = is_rebuilt and repeat_rate(replay.recent(begin)) < REPEATS_ARE_RARE
         times = np.quantile(lists.at, [0, 0.25, 0.5, 0.75], method="lower") if len(lists) else np.empty(0)
         self._fit_at = np.unique(times if whole else times[:1]).tolist()
-        self._fit: Ease | None = None
+        self._fit: tuple[Ease, Neighbours] | None = None
 
     def best(self, snapshot: Snapshot) -> I32:
         """int32[BASELINES, DEPTH]: the top items of each baseline, best first; `-1` after the last.
@@ -167,6 +193,11 @@ class Baselines:
         moment = Moment(r.items, r.history, r.candidates, r.at)
         clicks, shown = moment.counts[:, Kind.CLICK, LONGEST], moment.counts[:, Kind.IMPRESSION, LONGEST]
         shop_rate = moment.shop_rate(Kind.CLICK, Kind.IMPRESSION)
+        ease, by_session = self._fitted(r.at)
+        engaged = moment.engaged
+        visit = np.cumsum(np.diff(engaged.at, prepend=engaged.at[:1]) != 0)
+        of_sessions = by_session.scores(r.candidates, engaged.item, np.exp2(-visit / _VISIT_MEMORY))[0]
+        text = r.items.vectors.cosines_to(r.candidates, r.items.vectors.pooled(engaged.item, moment.weight))
         out = np.column_stack(
             [
                 np.random.default_rng((self._seed, r.number)).random(len(r.candidates)),
@@ -175,9 +206,11 @@ class Baselines:
                 (clicks + RATE_STRENGTH * shop_rate) / (shown + RATE_STRENGTH),
                 own_history(r.history, r.candidates),
                 moment.co_occurrence[0],
-                self._ease(r.at).scores(r.history, r.candidates),
+                of_sessions if of_sessions.any() else np.full(len(r.candidates), np.nan),
+                ease.scores(r.history, r.candidates),
                 self._zero_shot.cosines_to(r.candidates, self._zero_shot.pooled(moment.engaged.item, moment.weight)),
-                r.items.vectors.cosines_to(r.candidates, r.items.vectors.pooled(moment.engaged.item, moment.weight)),
+                text,
+                blend(moment.co_occurrence[0], text),
             ]
         )
         if self._new_only:
@@ -187,11 +220,13 @@ class Baselines:
             out[seen] = np.where(np.isnan(out[seen]), np.nan, -np.inf)
         return out
 
-    def _ease(self, at: float) -> Ease:
+    def _fitted(self, at: float) -> tuple[Ease, Neighbours]:
         due = [time for time in self._fit_at if time <= at]
         if due:
             self._fit_at = self._fit_at[len(due) :]
-            self._fit = Ease.select(self._recent(due[-1]), self._n, self._new_only, self._seed)
+            recent = self._recent(due[-1])
+            by_session = Neighbours.build(recent, self._n, due[-1], users=False)
+            self._fit = Ease.select(recent, self._n, self._new_only, self._seed), by_session
         assert self._fit is not None, "lists must be read in time order, starting with the first of those given"
         return self._fit
 

@@ -17,8 +17,8 @@ EASE_ITEMS = 5000
 """Items in the model, those with most engagements. Its matrix is dense: 200 MB, and 10 seconds of one core to fit."""
 _SELECTION_ITEMS = 1500
 """Items in the models that select the penalty and the memory."""
-_PENALTIES = (30.0, 100.0, 300.0)
-_MEMORIES = (2.0, 8.0)
+_PENALTIES = (30.0, 100.0, 300.0, 1000.0)
+_MEMORIES = (2.0, 8.0, 64.0)
 
 
 def engagements(events: Events) -> Events:

@@ -27,6 +27,7 @@ from ranker.metrics import (
     intervals,
     intra_list_diversity,
     novelty,
+    paired_difference,
     popularity_percentile,
     score_lists,
     tie_break,
@@ -45,6 +46,10 @@ SHOWN = 10
 """Top items that coverage, novelty, popularity and diversity use."""
 SMALL = 100
 """Slices with fewer lists are marked: their bootstrap intervals are wide, and still too narrow for their level."""
+LEAST_LISTS = 20
+"""Number of lists with a target below which a slice of users is not judged."""
+USERS = ("all", "warm_users", "cold_users")
+"""Slices of users."""
 
 Values = Mapping[str, Mapping[str, F64]]
 """System -> metric -> float64[lists], NaN where the metric is undefined."""
@@ -271,6 +276,44 @@ def _add_share(out: dict[str, Any], name: str, values: Values, user: I32, mask: 
     share, low, high = gap_closed(own, base, top, user[mask], seed=seed, level=LEVEL)
     if not np.isnan(share):
         out.setdefault("shares", {})[name] = {"share": share, "low": low, "high": high, "lists": int(mask.sum())}
+
+
+def best_rivals(own: F64, others: Mapping[str, F64], user: I32, of_lists: Mapping[str, Mask]) -> list[dict[str, Any]]:
+    """The comparison with the best other order in each of `USERS`; slices with few lists or one user are left out.
+
+    Each has `slice`; `rival`, the order with the highest mean there; `own` and `theirs`, the two means; `difference`,
+    `low` and `high`, with the `level` of the interval; `p`, two-sided and not corrected; `lists`; and `result`:
+    "better", "worse" or "undecided". The level is 95% after a Bonferroni correction for the number of slices and for
+    the choice of the best of several orders on these lists.
+
+    Gate and report read the same results, so that the report never calls worse what the gate publishes as no worse.
+
+    own, others: float64[lists], ndcg@10, NaN without a target. of_lists: bool[lists] by slice; `all` need not be in it.
+    """
+    masks = {"all": np.ones(len(own), bool)} | {n: of_lists[n] for n in USERS[1:] if n in of_lists}
+    used = {name: mask & ~np.isnan(own) for name, mask in masks.items()}
+    used = {n: m for n, m in used.items() if m.sum() >= LEAST_LISTS and len(np.unique(user[m])) > 1}
+    out = []
+    for name, mask in used.items() if others else ():
+        rival, theirs = max(others.items(), key=lambda pair: float(pair[1][mask].mean()))
+        level = 1 - 0.05 / (len(used) * len(others))
+        d = paired_difference(own[mask], theirs[mask], user[mask], n=10_000, level=level)
+        out.append(
+            {
+                "slice": name,
+                "rival": rival,
+                "own": float(own[mask].mean()),
+                "theirs": float(theirs[mask].mean()),
+                "difference": d.difference,
+                "low": d.low,
+                "high": d.high,
+                "level": level,
+                "p": d.p,
+                "lists": d.lists,
+                "result": "worse" if d.high < 0 else "better" if d.low > 0 else "undecided",
+            }
+        )
+    return out
 
 
 def calibrate(valid_score: F64, valid_gain: NDArray[np.int8], score: F64, gain: NDArray[np.int8]) -> dict[str, Any]:

@@ -192,13 +192,39 @@ class Artefacts:
 
     @property
     def model_text(self) -> str:
-        """The ranker in LightGBM's text format."""
+        """The trained ranker in LightGBM's text format."""
         return self.file("ranker.txt").read_text("utf-8")
 
     @property
     def trees(self) -> Trees:
-        """The ranker, parsed."""
+        """The trained ranker, parsed."""
         return Trees.parse(self.model_text)
+
+    @property
+    def published_text(self) -> str:
+        """The ranker of the release, trained or a simple order, in LightGBM's text format."""
+        return self.file("published.txt").read_text("utf-8")
+
+    @property
+    def published(self) -> Trees:
+        """The ranker of the release, parsed."""
+        return Trees.parse(self.published_text)
+
+    @property
+    def published_before_refit(self) -> Trees:
+        """The ranker of the release before it was trained on the validation window; a simple order is not."""
+        return self.trees_before_refit if self.simple_order is None else self.published
+
+    @property
+    def published_score(self) -> F64:
+        """float64[validation rows]: scores of `published_before_refit`."""
+        return self.array("published_score.npy")
+
+    @property
+    def simple_order(self) -> str | None:
+        """What the release orders by if its ranker is a simple order, None if it is trained."""
+        order: str | None = self.json("choice.json")["simple_order"]
+        return order
 
     @property
     def release_id(self) -> str:

@@ -11,13 +11,26 @@ from numpy.typing import NDArray
 from features.arrays import F64, I64
 from features.log import Lists
 from features.text.vectors import Vectors
-from offline.data import list_placements, query_groups
-from offline.evaluation import explanation, facts, objectives, off_policy, outcomes, report, runs, slices, systems
+from offline.data import Targets, list_placements, query_groups
+from offline.evaluation import (
+    explanation,
+    facts,
+    objectives,
+    off_policy,
+    order_of,
+    outcomes,
+    report,
+    runs,
+    slices,
+    systems,
+)
+from offline.nightly import comparison
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import Kind
 from offline.nightly.steps import ranker_config, window_facts
 from offline.runtime import OnProgress, checksum
 from offline.training import fit_ranker, with_unknown
+from ranker.metrics import tie_break
 from ranker.train import MAX_LIST
 from ranker.trees import Trees
 from serving.config import ObjectiveConfig
@@ -28,7 +41,7 @@ from serving.rules import RuleError
 def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     """Write `evaluation.json` and `report.html`."""
     inputs, (rows, tested, numbers) = a.inputs, a.window_rows("test")
-    warm, trees = a.warm[numbers], a.trees
+    warm, trees = a.warm[numbers], a.published
     score, data, seed = trees.score(rows), inputs.data, inputs.config.seed
     events, catalogue, items = data.events, data.catalogue, data.items
     targets, columns = inputs.targets(tested), inputs.config.slices.columns
@@ -38,6 +51,9 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     others = _other_runs(a, tested)
     orders = systems.orders(tested, a.baselines_of(numbers), score, truth, catalogue.item_ids)
     orders |= {name: run.order for name, run in others.items()}
+    if a.simple_order is not None:
+        ties = tie_break(tested.item, tested.start)
+        orders["trained"] = order_of(a.trees.score(rows), tested.item, tested.start, ties)
     results = systems.judge(
         orders,
         tested,
@@ -62,9 +78,11 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "encoder": a.json("encoder.json"),
         "ranker": a.json("ranker.json"),
         **results,
+        "choice": a.json("choice.json"),
+        "rivals": _rivals(a, score, tested, targets, numbers),
         "examples": facts.examples(data, a.replay.histories, tested, orders, warm),
         "calibration": _calibration(a, score, tested),
-        "explanation": explanation.explain_model(a.model_text, rows, a.replay.features, seed),
+        "explanation": explanation.explain_model(a.published_text, rows, a.replay.features, seed),
         "outcomes": _outcomes(a),
         "objectives": _objectives(a),
         "off_policy": _off_policy(a, trees, on_progress),
@@ -74,6 +92,14 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
         "steps": [{"name": n, "seconds": f["seconds"], "peak_mb": f["peak_mb"]} for n, f in a.run.finished.items()],
     }
     report.write(evaluation, a.run.directory)
+
+
+def _rivals(a: Artefacts, score: F64, tested: Lists, targets: Targets, numbers: I64) -> list[dict[str, Any]]:
+    """The published ranker against the best baseline of each slice, as the gate compares them."""
+    simple = comparison.ndcg_of_baselines(a.baselines_of(numbers), targets)
+    simple.pop("random")
+    of_lists = slices.list_slices(a.inputs.data.events, tested, a.warm[numbers])
+    return systems.best_rivals(comparison.ndcg(score, tested, targets), simple, tested.user, of_lists)
 
 
 def _logged_slices(a: Artefacts, tested: Lists) -> dict[str, NDArray[np.bool_]]:
@@ -121,7 +147,7 @@ def _calibration(a: Artefacts, score: F64, tested: Lists) -> dict[str, Any] | No
     rows = (a.logged[numbers] == (a.judged_kind == "logged"))[valid.group]
     if not valid.gain[rows].any():
         return None
-    return systems.calibrate(a.valid_score[rows], valid.gain[rows], score, tested.gain)
+    return systems.calibrate(a.published_score[rows], valid.gain[rows], score, tested.gain)
 
 
 def _outcomes(a: Artefacts) -> dict[str, Any]:
@@ -224,7 +250,7 @@ def _judge_other_kind(a: Artefacts, kind: Kind) -> Mapping[str, Any]:
     rows, tested, _ = a.rows_of(numbers)
     data, everything = a.inputs.data, np.ones(len(tested), bool)
     # The simulator's truth is of shown lists alone, and this kind is evaluated for comparison only.
-    orders = systems.orders(tested, a.baselines_of(numbers), a.trees.score(rows), None, data.catalogue.item_ids)
+    orders = systems.orders(tested, a.baselines_of(numbers), a.published.score(rows), None, data.catalogue.item_ids)
     targets, count = a.inputs.targets(tested), np.zeros(len(data.catalogue))
     return systems.judge(orders, tested, targets, {"all": everything}, {}, count, a.zero_shot, a.inputs.config.seed)
 

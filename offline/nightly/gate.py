@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
 
 from features.arrays import F64
 from features.history import EMPTY
@@ -28,21 +27,18 @@ from offline.nightly.comparison import HeldOut
 from offline.nightly.list_source import Kind
 from offline.runtime import ApprovalNeeded, OnProgress, ReleaseKept
 from offline.training import WindowRows, examination_probability
-from ranker.metrics import paired_difference
+from ranker.metrics import Difference, paired_difference
 from serving.ranking import Live
 from serving.release import Release, ReleaseError, load_release, registry, write_judgement
 from serving.store import Pointer
 
 _REPEATS = 15
-_LEAST_LISTS = 20
-_USERS = ("warm_users", "cold_users")
-"""Slices of the rule on simple orders, beside all lists."""
 
 
 def judge_alone(ndcg: F64, held_out: HeldOut, evaluation: Mapping[str, Any], config: GateConfig) -> list[Reason]:
     """Reasons by the rules that need no live release. ndcg: float64[lists] of the new release."""
     out = []
-    if (systems.lists_with_gain(held_out.lists)).sum() >= _LEAST_LISTS:
+    if (systems.lists_with_gain(held_out.lists)).sum() >= systems.LEAST_LISTS:
         d = paired_difference(ndcg, held_out.random, held_out.lists.user)
         values = f"ndcg@10 {np.nanmean(ndcg):.4f}, random order {np.nanmean(held_out.random):.4f}: "
         interval = f"95% interval of the difference [{d.low:+.4f}, {d.high:+.4f}]"
@@ -83,34 +79,33 @@ def judge_against_simple_orders(ndcg: F64, held_out: HeldOut) -> list[Reason]:
 
     In each slice, the rival is the simple order with the highest mean there. ndcg: float64[lists] of the new release.
     """
-    in_slice = {"all": np.ones(len(ndcg), bool)} | {n: held_out.of_lists[n] for n in _USERS if n in held_out.of_lists}
-    used = {name: mask & ~np.isnan(ndcg) for name, mask in in_slice.items()}
-    used = {n: m for n, m in used.items() if m.sum() >= _LEAST_LISTS and len(np.unique(held_out.lists.user[m])) > 1}
     out = []
-    for name, mask in used.items() if held_out.simple else ():
-        rival, theirs = max(held_out.simple.items(), key=lambda pair: float(pair[1][mask].mean()))
-        # Bonferroni correction for the number of slices, and of the orders of which the best on these lists is chosen.
-        level = 1 - 0.05 / (len(used) * len(held_out.simple))
-        user = held_out.lists.user[mask]
-        d = paired_difference(ndcg[mask], theirs[mask], user, n=10_000, level=_expanded(level, len(np.unique(user))))
-        values = f"{ndcg[mask].mean():.4f}, {rival} {theirs[mask].mean():.4f}: {_signed(d)} on {d.lists:,} lists"
-        about = f"{name.replace('_', ' ')}: ndcg@10 {values}"
-        if d.high < 0:
+    for r in systems.best_rivals(ndcg, held_out.simple, held_out.lists.user, held_out.of_lists):
+        values = f"{r['own']:.4f}, {r['rival']} {r['theirs']:.4f}: {_signed(r)} on {r['lists']:,} lists"
+        about = f"{r['slice'].replace('_', ' ')}: ndcg@10 {values}"
+        if r["result"] == "worse":
             out.append(Reason("simple_order", KEEP, f"{about}: worse than the best simple order"))
-        elif name == "all":
-            result = "better than" if d.low > 0 else "no clear difference from"
+        elif r["slice"] == "all":
+            result = "better than" if r["result"] == "better" else "no clear difference from"
             out.append(Reason("simple_order", PROMOTE, f"{about}: {result} the best simple order"))
     return out
 
 
-def _expanded(level: float, users: int) -> float:
-    """The level at which percentiles of resampled means are as wide as a Student t interval of this level.
+def judge_fallback(choice: Mapping[str, Any], config: GateConfig) -> list[Reason]:
+    """A reason if the release ranks by a simple order; too many nights in a row of it keep the live release.
 
-    Percentiles are too narrow with few users, most of all at a level near 1. This is the expanded percentile interval
-    of Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician, 2015. users: at least 2.
+    choice: contents of `choice.json`.
     """
-    t = stdtrit(users - 1, (1 + level) / 2) * np.sqrt(users / (users - 1))
-    return float(2 * ndtr(t) - 1)
+    if choice["simple_order"] is None:
+        return []
+    if choice["nights"] <= config.fallback_nights:
+        left = f"night {choice['nights']} in a row of at most {config.fallback_nights} (gate.fallback_nights)"
+        return [Reason("fallback", PROMOTE, f"{choice['sentence']} {left}")]
+    why = (
+        f"{choice['nights']:,} nights in a row ended with a simple order; gate.fallback_nights is "
+        f"{config.fallback_nights}. {choice['sentence']} Check what the shop logs, or raise gate.fallback_nights."
+    )
+    return [Reason("fallback", KEEP, why)]
 
 
 def judge_against(
@@ -160,8 +155,9 @@ def judge_against(
     return out, figures
 
 
-def _signed(d: Any) -> str:
-    return f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+def _signed(d: Difference | Mapping[str, Any]) -> str:
+    c = asdict(d) if isinstance(d, Difference) else d
+    return f"{c['difference']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}]"
 
 
 def _label_collapse(unweighted: F64, held_out: HeldOut, live: Release, config: GateConfig) -> list[Reason]:
@@ -256,11 +252,12 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
     inputs, config, pointer = a.inputs, a.inputs.config.gate, a.inputs.pointer()
     new = load_release(a.release_path, custom=inputs.custom)
     test = a.window_rows("test")
-    score, held_out = a.trees.score(test.rows), _held_out(a, test)
-    evaluation = a.json("evaluation.json")
+    score, held_out = a.published.score(test.rows), _held_out(a, test)
+    evaluation, choice = a.json("evaluation.json"), a.json("choice.json")
     ndcg = comparison.ndcg(score, held_out.lists, held_out.targets)
     reasons = judge_alone(ndcg, held_out, evaluation, config)
     reasons += judge_against_simple_orders(ndcg, held_out)
+    reasons += judge_fallback(choice, config)
     figures: dict[str, Any] = {}
     live_score: F64 | None = None
     live_id = pointer.id if pointer else None
@@ -284,6 +281,8 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
         "live": live_id,
         "reasons": [list(r) for r in reasons],
         "figures": figures,
+        "cut_off": inputs.cut_off,
+        "simple_order": choice["simple_order"],
         "options": config.model_dump(mode="json"),
     }
     write_judgement(inputs.config.releases, judgement, evaluation, a.json("drift.json").get("drift", {}), time.time())
@@ -345,7 +344,7 @@ def _compare_other_kind(a: Artefacts, live: Release) -> tuple[list[Reason], dict
         return [], {}
     rows, lists, _ = a.rows_of(numbers)
     targets = a.inputs.targets(lists)
-    scores = a.trees.score(rows), comparison.score_with_live(live, a.replay, lists)
+    scores = a.published.score(rows), comparison.score_with_live(live, a.replay, lists)
     new, old = (comparison.ndcg(score, lists, targets) for score in scores)
     d = paired_difference(new, old, lists.user)
     message = (

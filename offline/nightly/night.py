@@ -1,7 +1,7 @@
 """A nightly run: from a data set to a published release, step by step.
 
-    checks -> windows -> texts -> encoder -> lists -> rows -> drift -> ranker -> probabilities -> evaluate
-           -> release -> gate -> publish -> tidy
+    checks -> windows -> texts -> encoder -> lists -> rows -> drift -> ranker -> choice -> probabilities
+           -> evaluate -> release -> gate -> publish -> tidy
 
 Each step reads and writes files of one run directory. Shoppers see no change until `publish` moves the pointer to the
 live release. `docs/nights.md` describes the checks and the gate, `docs/operations.md` the exit statuses.
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from offline.config import Config
-from offline.nightly import evaluate, gate, publish, quality, steps
+from offline.nightly import choice, evaluate, gate, publish, quality, steps
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.inputs import Inputs
 from offline.nightly.run import Run, Step
@@ -24,6 +24,7 @@ from serving.release import Release, load_release
 _LOG = ("windows.json", "encoder.json", "vectors.npy", "zero_shot.npy")
 _REPLAYED = (*_LOG, "lists.npz")
 _RANKED = (*_REPLAYED, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt")
+_CHOSEN = ("published.txt", "published_score.npy", "choice.json")
 
 
 class Night:
@@ -91,18 +92,26 @@ class Night:
                 [*_REPLAYED, "rows.npy"],
             ),
             self._step(
+                "choice",
+                "Choosing the ranker to publish",
+                ["published.txt", "published_score.npy", "choice.json"],
+                choice.choose_ranker,
+                [*_REPLAYED, "rows.npy", "warm.npy", "ranker.txt", "valid_score.npy"],
+                choice.is_current,
+            ),
+            self._step(
                 "probabilities",
                 "Estimating probabilities",
                 ["calibration.json", "scored.npz"],
                 steps.estimate_probabilities,
-                [*_REPLAYED, "rows.npy", "warm.npy", "ranker.txt", "before_refit.txt", "valid_score.npy"],
+                [*_REPLAYED, "rows.npy", "warm.npy", "before_refit.txt", *_CHOSEN],
             ),
             self._step(
                 "evaluate",
                 "Evaluating",
                 ["evaluation.json", "report.html"],
                 evaluate.write_evaluation,
-                [*_RANKED, "ranker.json", "valid_score.npy", "calibration.json", "scored.npz"],
+                [*_RANKED, *_CHOSEN, "ranker.json", "calibration.json", "scored.npz"],
                 evaluate.is_current,
             ),
             self._step(
@@ -110,7 +119,7 @@ class Night:
                 "Writing the release",
                 ["release.json"],
                 steps.make_release,
-                [*_REPLAYED, "encoder", "ranker.txt", "ranker.json", "calibration.json", "evaluation.json"],
+                [*_REPLAYED, "encoder", "published.txt", "choice.json", "calibration.json", "evaluation.json"],
                 steps.is_released,
             ),
         ]
@@ -121,7 +130,7 @@ class Night:
                     "Comparing with the live release",
                     ["gate.json", "shadow.parquet"],
                     gate.judge_release,
-                    [*_RANKED, "evaluation.json", "release.json", "drift.json"],
+                    [*_RANKED, *_CHOSEN, "evaluation.json", "release.json", "drift.json"],
                     gate.is_current,
                 ),
                 self._step(

@@ -281,8 +281,8 @@ def _scored_rows(a: Artefacts) -> tuple[outcomes.ScoredLists, outcomes.ScoredLis
     numbers = a.windows.lists("validation", a.lists)
     rows, tested, test_numbers = a.window_rows("test")
     return (
-        outcomes.ScoredLists(a.lists.take(numbers), a.valid_score, a.warm[numbers]),
-        outcomes.ScoredLists(tested, a.trees.score(rows), a.warm[test_numbers]),
+        outcomes.ScoredLists(a.lists.take(numbers), a.published_score, a.warm[numbers]),
+        outcomes.ScoredLists(tested, a.published.score(rows), a.warm[test_numbers]),
     )
 
 
@@ -291,7 +291,7 @@ def _scored_lists(a: Artefacts, on_progress: OnProgress) -> tuple[outcomes.Score
     inputs, keys = a.inputs, query_groups.keys(a.inputs.short_lists())
     chosen = [outcomes.thin(a.windows.lists(window, keys)) for window in ("validation", "test")]
     lists = inputs.with_columns(query_groups.select(inputs.short_lists(), np.sort(np.concatenate(chosen))))
-    scored = outcomes.score_shown(a.replay, lists, (a.trees_before_refit, a.trees), a.windows.test, on_progress)
+    scored = outcomes.score_shown(a.replay, lists, (a.published_before_refit, a.published), a.windows.test, on_progress)
     is_tested = lists.at >= a.windows.test
     return scored.take(np.flatnonzero(~is_tested)), scored.take(np.flatnonzero(is_tested))
 
@@ -304,7 +304,8 @@ def make_release(a: Artefacts, on_progress: OnProgress) -> None:
     path = write_release(
         inputs.config.releases,
         items=replace(a.replay.items_at(inputs.cut_off), inverted=inverted),
-        model_text=a.model_text,
+        model_text=a.published_text,
+        simple_order=a.simple_order,
         item_columns=inputs.data.items.append_column("embedding", embedding),
         encoder_dir=a.file("encoder"),
         cut_off=inputs.cut_off,

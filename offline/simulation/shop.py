@@ -113,6 +113,10 @@ class Shop:
         available = np.isfinite(self._weight(day)) & ((self.stock.department == page) | (page < 0))
         return np.flatnonzero(available).astype(np.int32)
 
+    def listed(self, day: int, page: I32) -> I32:
+        """int32[lists, length]: lists of these pages in the order by the shop."""
+        return self._fill(page, self._weight(day))
+
     def _weight(self, day: int) -> F64:
         """float64[items]: log of the sampling weight of each item; minus infinity for items that are not available."""
         age_days = (self.opening_us + day * DAY_US - self.stock.available_us) / DAY_US
@@ -217,10 +221,15 @@ class Shop:
         propensity = self.explore / length + (1 - self.explore) * (order == original)
         return np.take_along_axis(item, order, axis=1), propensity
 
-    def would(self, day: int, lists: ListRequests, item: I32, intents: SearchIntents | None = None) -> Response:
-        """Probabilities of actions on items (int32[lists, n]) if shoppers examine them. intents: of the lists."""
+    def would(
+        self, day: int, lists: ListRequests, item: I32, intents: SearchIntents | None = None, odds: F64 | float = 0.0
+    ) -> Response:
+        """Probabilities of actions on items (int32[lists, n]) if shoppers examine them. intents: of the lists.
+
+        odds: added to the log odds of each click, for all lists or float64[lists, 1].
+        """
         owned = np.isin(lists.user[:, None] * np.int64(len(self.stock)) + item, self.owned)
-        odds = 0.0 if intents is None else intents.odds(item)
+        odds = odds if intents is None else intents.odds(item) + odds
         return response(self.shoppers, self.stock, lists.user, lists.mood, item, self.fashion[day], owned, odds)
 
     def shown(
@@ -231,14 +240,15 @@ class Shop:
         item: I32,
         propensity: F64,
         intents: SearchIntents | None = None,
+        odds: F64 | float = 0.0,
     ) -> list[DayLog]:
         """Show lists: their impressions, and the actions of shoppers.
 
         first: number of the first list. item: int32[lists, length], in shown order. propensity: float64, like `item`.
-        intents: of lists with a search.
+        intents: of lists with a search. odds: as in `would`.
         """
         length = item.shape[1]
-        would = self.would(day, lists, item, intents)
+        would = self.would(day, lists, item, intents, odds)
         clicks = self.rng.random(item.shape) < would.click * power_law(length, self.position_bias)
         carts = clicks & (self.rng.random(item.shape) < would.cart)
         purchases = carts & (self.rng.random(item.shape) < would.purchase)

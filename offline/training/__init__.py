@@ -1,8 +1,8 @@
 """Training: fine-tunes text encoders, computes feature rows, and fits the ranker and the position effects.
 
 `encoders.train_encoders` fine-tunes, `make_rows` replays the log into feature rows, and `fit_ranker` trains on those
-rows: functions of arrays, not of data files. `Embedder` encodes the texts of items written since the release.
-`VectorStore` keeps what the encoder read, for later runs.
+rows, or `choose_order` chooses a simple ranker: functions of arrays, not of data files. `Embedder` encodes the texts of
+items written since the release. `VectorStore` keeps what the encoder read, for later runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from offline.training.position_effects import examination_probability
 from offline.training.ranker import WindowRows, fit_ranker
 from offline.training.replay import make_replay, with_unknown
 from offline.training.rows import RowsJob, make_rows
+from offline.training.simple_ranker import choose_order
 from offline.training.vector_store import VectorStore
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "VectorStore",
     "WindowRows",
     "build_inverted_lists",
+    "choose_order",
     "encoders",
     "examination_probability",
     "fit_ranker",

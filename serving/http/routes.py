@@ -83,7 +83,7 @@ def _for_shoppers(app: FastAPI, service: Service) -> None:
     )
     async def events(request: Request) -> Response:
         content_type, shopper = request.headers.get("content-type", ""), access_of(request).shopper
-        return json_response(await service.take(await request.body(), content_type, shopper), 202)
+        return json_response(await service.writes.take(await request.body(), content_type, shopper), 202)
 
     @app.get(
         "/v1/similar/{item_id:path}",
@@ -103,7 +103,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
     )
     async def items(request: Request) -> Response:
         return json_response(
-            await service.write_items(await request.body(), request.headers.get("content-type", "")), 202
+            await service.writes.write_items(await request.body(), request.headers.get("content-type", "")), 202
         )
 
     @app.get(
@@ -121,7 +121,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
         openapi_extra=operation(None, item_forms.ItemsAnswer, 202) | needs("items"),
     )
     async def withdraw(item_id: PathId) -> Response:
-        return json_response(await service.withdraw(item_id), 202)
+        return json_response(await service.writes.withdraw(item_id), 202)
 
     @app.put(
         "/v1/users/{user_id:path}",
@@ -130,7 +130,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
         openapi_extra=operation(UserIn, UserAnswer, 202) | needs("items"),
     )
     async def write_user(user_id: PathId, request: Request) -> Response:
-        return json_response(await service.write_user(user_id, await request.body()), 202)
+        return json_response(await service.writes.write_user(user_id, await request.body()), 202)
 
     @app.post(
         "/v1/users/{user_id:path}/merge",
@@ -138,7 +138,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
         openapi_extra=operation(MergeIn, MergeAnswer) | needs("merge"),
     )
     async def merge(user_id: PathId, request: Request) -> Response:
-        return json_response(await service.merge(user_id, await request.body()))
+        return json_response(await service.writes.merge(user_id, await request.body()))
 
     @app.delete(
         "/v1/users/{user_id:path}",
@@ -147,7 +147,7 @@ def _for_data(app: FastAPI, service: Service) -> None:
         openapi_extra=operation(None, ErasureAnswer, 202) | needs("admin"),
     )
     async def erase(user_id: PathId) -> Response:
-        return json_response(await service.erase(user_id), 202)
+        return json_response(await service.writes.erase(user_id), 202)
 
 
 def _for_operators(app: FastAPI, service: Service) -> None:

@@ -25,9 +25,11 @@ from features.retrieval import retrieve, search_space
 from features.table import Feature, Items, features, rows
 from ranker import query_prior
 from ranker.booster import BoosterTrees
+from ranker.calibration import Maps
 from serving.config import PlacementConfig
 from serving.merchandising import Compiled
 from serving.ranking.explanation import Explainer, Nearest, ScoreParts, nearest_engaged
+from serving.ranking.exploration import check_explorations, item_spread
 from serving.ranking.objective import Objective, compile_objectives
 from serving.ranking.overlay import NO_OVERLAY, Overlay
 from serving.ranking.ranking import Ranking
@@ -61,7 +63,8 @@ class Live:
     last, changes: the last entries applied of the event stream and of the stream of item changes.
     standing: the configuration's rules, compiled for this release. placed: the same followed by those of each
     placement. objectives: of the placements that have one. overlay: items written since the release. merchandising: the
-    merchandising rules, compiled for this release; None if they are not used.
+    merchandising rules, compiled for this release; None if they are not used. item_spread: of the release's items, see
+    `serving.ranking.exploration`.
     """
 
     release: Release
@@ -74,6 +77,7 @@ class Live:
     overlay: Overlay = NO_OVERLAY
     changes: str = START
     merchandising: Compiled | None = None
+    item_spread: float = 0.5
 
     @classmethod
     def of(cls, release: Release) -> Live:
@@ -81,7 +85,13 @@ class Live:
         # Entry ids are arrival times in milliseconds. The extra hour allows for clocks that disagree.
         first = f"{max(0, int((release.manifest.cut_off - 3600) * 1000))}-0"
         items = replace(release.items, state=release.items.state.copy())
-        return cls(release, items, features(release.items), first)
+        spread = item_spread(items, release.manifest.cut_off)
+        return cls(release, items, features(release.items), first, item_spread=spread)
+
+    @property
+    def calibration(self) -> Maps:
+        """The map from scores to the probability of each outcome that the release has one for."""
+        return self.release.manifest.calibration or {}
 
     def compile_rules(self, rules: Rules, placements: Mapping[str, PlacementConfig]) -> None:
         """Compile the rules of the configuration and of its placements, and their objectives. Raises RuleError."""
@@ -92,9 +102,10 @@ class Live:
         }
         self.objectives = compile_objectives(
             {name: placement.objective for name, placement in placements.items()},
-            self.release.manifest.calibration or {},
+            self.calibration,
             self.items.catalogue,
         )
+        check_explorations({name: placement.explore for name, placement in placements.items()}, self.calibration)
         self.placed = {name: plan if standing is None else standing.then(plan) for name, plan in own.items()}
 
     def with_overlay(

@@ -19,6 +19,7 @@ from features.catalogue import TEXT_COLUMNS, Catalogue
 from features.companions import Companions
 from features.decay import ItemState
 from features.kernels.strings import StringIndex, Strings, StringSequence
+from features.linear import Linear
 from features.neighbours import Neighbours
 from features.table import Items
 from features.text.vectors import Vectors
@@ -101,6 +102,15 @@ class Overlay:
                 items,
                 words=base.words.over(dict(zip(changed, words[: len(changed)], strict=True)), words[len(changed) :]),
             )
+        if (linear := base.linear) is not None:
+            nothing = np.zeros((k, linear.speaking.shape[1]), np.float32)
+            extended = Linear(
+                _with_empty_rows(linear.into, k),
+                _extend(linear.speaking, nothing),
+                _extend(linear.spoken_to, nothing),
+                _extend(linear.offered, np.full((k, linear.offered.shape[1]), -1)),
+            )
+            items = replace(items, linear=extended)
         if (companions := base.companions) is not None:
             items = replace(
                 items,

@@ -1,6 +1,6 @@
-"""The operations behind the routes, without HTTP: rankings, events, written items, similar items and erasure.
+"""The operations behind the routes, without HTTP: rankings, similar items, and what is known of an item.
 
-Ranking itself is in `live`, storage in `serving.store`.
+Ranking itself is in `live`, storage in `serving.store`. What the service is sent is in `serving.writes`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -19,20 +18,14 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from features.arrays import F64, I32
-from features.bounds import COLUMNS
-from features.columns import NOTHING, Scalar, Sent, has_lists, pick, with_placement
+from features.columns import NOTHING, Column, Scalar, Sent, has_lists, pick, with_placement
 from features.context import NO_SEEDS, Context
 from features.history import EMPTY, NO_OUTSIDE, History, Outside
 from ranker.booster import BoosterTrees
 from serving.api import (
     DEFAULT_LIMIT,
-    Accepted,
     DegradedReason,
-    Derived,
-    EventsAnswer,
     ItemAnswer,
-    ItemsAnswer,
-    MergeAnswer,
     PageAnswer,
     PageRequest,
     Problem,
@@ -40,21 +33,15 @@ from serving.api import (
     RankedItem,
     RankRequest,
     RecommendRequest,
-    Refusal,
-    Rejected,
-    UserAnswer,
-    accept_item,
     columns,
     decoding,
-    events,
-    merges,
     page,
     rankings,
     request_id,
 )
-from serving.config import ServiceConfig
+from serving.config import ExplorationConfig, ServiceConfig
 from serving.ranking.explanation import ScoreParts
-from serving.ranking.exploration import explore
+from serving.ranking.exploration import belief_of, explore, explore_by_posterior
 from serving.ranking.follower import Follower
 from serving.ranking.live import Live, first_places
 from serving.ranking.objective import objective_parts
@@ -63,26 +50,13 @@ from serving.ranking.placements import Placement, PlacementTable
 from serving.ranking.ranking import Ranking
 from serving.ranking.retrieval import ids_with_pinned, sources_of
 from serving.ranking.shadow import Shadow
-from serving.records import EventLimits, Metrics, Served, ServedLog
+from serving.records import Metrics, Served, ServedLog
 from serving.rules import Plan, Removed, RuledList, RuleError, Rules, VariantPlan
-from serving.store import (
-    REFUSED,
-    TOO_MANY,
-    AttributeWrite,
-    Event,
-    ItemSize,
-    Merge,
-    Outcome,
-    Store,
-    StoreAway,
-    WrittenItems,
-    decode_fields,
-)
+from serving.store import Store, StoreAway, WrittenItems, decode_fields
+from serving.writes import Writes, redis_required
 
 log = logging.getLogger(__name__)
 
-_EVENTS_PER_TURN = 100
-"""Events validated before other requests have a turn: 1,000 events take more than 10 ms."""
 _MEMORY_S = 5.0
 """Seconds between two checks of the memory of Redis."""
 
@@ -119,9 +93,9 @@ class Service:
         self.config, self.store, self.follower, self.clock = config, store, follower, clock
         self.metrics = metrics or Metrics()
         self.written = WrittenItems(store)
+        self.writes = Writes(config, store, self.written, clock, self.metrics, self._columns)
         self.served = ServedLog(store, self.metrics, config.log_served_most)
         self.shadow = Shadow(config, store, follower.of_shadow(), self.served, self.metrics)
-        self.limits = EventLimits(config)
         self.placements = PlacementTable(config.placements)
         self._rng = np.random.default_rng()
         self.degraded = 0
@@ -167,6 +141,11 @@ class Service:
                 headers={"Retry-After": "1"},
             )
         return self.follower.live
+
+    def _columns(self) -> tuple[Column, ...]:
+        """The columns that the live release declares; none without one."""
+        live = self.follower.live
+        return () if live is None else live.items.columns
 
     async def known_of(self, user_id: str | None, live: Live, at: float) -> Known:
         """The data known of a user, and why the response is degraded, if it is.
@@ -310,7 +289,9 @@ class Service:
         sampled = logged and self._rng.random() < self.config.log_rows_share
         shadowed = logged and self.shadow.wants(live)
         has_objective = placement.name in live.objectives
+        exploration = self._exploration(request, placement, live) if plan is None else None
         rank_all = sampled or shadowed or has_objective or plan is not None or variants is not None
+        rank_all = rank_all or exploration is not None
         began = time.perf_counter()
         if shared is None:
             whole = live.rank(history, candidates, at, None if rank_all else limit, context)
@@ -319,10 +300,14 @@ class Service:
         live_ms = _ms_since(began)
         self.metrics.unknown(whole.unknown)
         valued = live.apply_objective(whole, placement.name)
-        chosen, left_out = live.choose_variants(valued, plan, variants, limit)
+        if valued.valued is not None:
+            exploration = None  # the posterior is of clicks, and this order is by another value
+        chosen, left_out = live.choose_variants(valued, plan, variants, None if exploration else limit)
         ranking, ruled = live.apply_rules(chosen, plan, history, known.outside, at, limit)
         propensity: F64 | None = None
-        if ruled is None:
+        if exploration:
+            ranking, propensity = self._explore_by_posterior(ranking, exploration, live, history, at, limit)
+        elif ruled is None:
             ranking = ranking.first(limit)
             ranking, propensity = self._explore(ranking, placement) if request.shown else (ranking, None)
         record = self._record(request, live, at, known, ranking, propensity, whole if sampled else None)
@@ -348,10 +333,32 @@ class Service:
         answer.placement = placement.name or UNSET
         return answer
 
+    def _exploration(
+        self, request: RankRequest | RecommendRequest, placement: Placement, live: Live
+    ) -> ExplorationConfig | None:
+        """How to explore a list without rules by the posterior; None for most lists, and without such a mode."""
+        config = placement.config.explore
+        if config is None or not config.by_posterior or not request.shown or "click" not in live.calibration:
+            return None
+        return config if self._rng.random() < config.share else None
+
+    def _explore_by_posterior(
+        self, ranking: Ranking, config: ExplorationConfig, live: Live, history: History, at: float, limit: int | None
+    ) -> tuple[Ranking, F64]:
+        """The list as shown, from the ranking of all candidates, and the propensity of each position."""
+        if not ranking.item_ids:
+            return ranking, np.empty(0)
+        belief = belief_of(
+            live.items, live.item_spread, history, ranking.item, ranking.score, at, live.calibration["click"], config
+        )
+        explored = explore_by_posterior(belief, limit or len(ranking.item_ids), config, self._rng)
+        return ranking.take(explored.order), explored.propensity
+
     def _explore(self, ranking: Ranking, placement: Placement) -> tuple[Ranking, F64 | None]:
-        """The ranking as shown, and the propensity of each position; None if exploration is off."""
-        share = self.config.explore if placement.config.explore is None else placement.config.explore
-        if not share:
+        """The ranking as shown, and the propensity of each position; None if exploration by swaps is off."""
+        own = placement.config.explore
+        share = self.config.explore if own is None else own.share
+        if not share or (own is not None and own.by_posterior):
             return ranking, None
         order, propensity = explore(len(ranking.item_ids), share, self._rng)
         return ranking.take(order), propensity
@@ -478,108 +485,10 @@ class Service:
                 item_id, title = catalogue.item_ids[near.row], catalogue.titles[near.row]
                 item.because = rankings.Because(item_id, title, near.cosine, near.event)
 
-    async def take(self, body: bytes, content_type: str = "", shopper: str | None = None) -> EventsAnswer:
-        """Validate the events of a body one by one, and store the valid ones.
-
-        Events of new users are refused while the maximum number of users have lists. shopper: the user whose events
-        these must be; None for any. Raises Problem if no event is valid (422), if every valid one is over a limit of
-        its shopper (429) or refused (503), or if Redis is unavailable (503).
-        """
-        now, most = self.clock(), self.config.max_events
-        accepted: list[tuple[int, Accepted]] = []
-        rejected: list[Rejected] = []
-        wait_s = list[int]()
-        for index, one in enumerate(decoding.split_body(body, most, content_type)):
-            for event in events.accept(one, now, self.config.future_s):
-                if not isinstance(event, Accepted):
-                    rejected.append(Rejected(index, event.field, event.message))
-                elif shopper is not None and event.event.user_id != shopper:
-                    rejected.append(Rejected(index, "user_id", "is not the shopper of the token"))
-                elif over := self.limits.exceeded(event.event, now):
-                    rejected.append(Rejected(index, "user_id", f"the limit of {over[0]} is reached"))
-                    wait_s.append(over[1])
-                else:
-                    accepted.append((index, event))
-            decoding.check_count(len(accepted) + len(rejected), most, "events")
-            if index % _EVENTS_PER_TURN == _EVENTS_PER_TURN - 1:
-                await asyncio.sleep(0)
-        outcomes = await self._write([a.event for _, a in accepted], now)
-        count, of_event = Counter(outcomes), list(zip(accepted, outcomes, strict=True))
-        late = "the user was erased after this time"
-        rejected += [Rejected(index, "timestamp", late) for (index, _), o in of_event if o is Outcome.ERASED]
-        rejected.sort(key=lambda r: r.index)
-        self.metrics.rejected(rejected)
-        new, duplicates, refused = count[Outcome.NEW], count[Outcome.DUPLICATE], count[Outcome.REFUSED]
-        self.metrics.events(new, duplicates, refused, count[Outcome.ERASED], len(wait_s))
-        full = f"the maximum of {self.config.max_users} users have lists; send this user's events again later"
-        if (rejected or refused) and not new + duplicates:
-            raise _too_many_users(full) if refused else _no_event(rejected, wait_s)
-        rejected += [Rejected(index, "user_id", full) for (index, _), o in of_event if o is Outcome.REFUSED]
-        rejected.sort(key=lambda r: r.index)
-        stored = [(index, a) for (index, a), o in of_event if o in {Outcome.NEW, Outcome.DUPLICATE}]
-        return EventsAnswer(new, duplicates, rejected, [Derived(i, a.event.event_id) for i, a in stored if a.derived])
-
-    async def write_items(self, body: bytes, content_type: str = "") -> ItemsAnswer:
-        """Validate the items of a body one by one, and store the valid ones, new or changed.
-
-        An item that would become too large with what was written before is rejected. Raises Problem if no item is valid
-        (422) or Redis is unavailable (503).
-        """
-        now = self.moment()
-        valid: dict[str, dict[str, bytes]] = {}
-        indices: dict[str, list[int]] = {}
-        rejected: list[Rejected] = []
-        parts = decoding.split_body(body, self.config.max_items, content_type, "items")
-        for index, one in enumerate(parts):
-            try:
-                item_id, fields = accept_item(one, now)
-            except Refusal as e:
-                rejected.append(Rejected(index, e.field, e.message))
-            else:
-                valid[item_id] = valid.get(item_id, {}) | fields
-                indices.setdefault(item_id, []).append(index)
-        oversized = await self._write_items(valid, now)
-        for item_id, size in oversized.items():
-            message = f"item {item_id!r} would have {size}; no field of it was written"
-            rejected += [Rejected(index, None, message) for index in indices[item_id]]
-        if rejected and len(oversized) == len(valid):
-            raise Problem(
-                422,
-                "no-item-taken",
-                "No valid item",
-                rejected[0].message,
-                "See /docs for the fields and their types.",
-                rejected[0].field,
-                rejected=msgspec.to_builtins(rejected),
-            )
-        return ItemsAnswer(len(parts) - len(rejected), rejected)
-
-    async def withdraw(self, item_id: str) -> ItemsAnswer:
-        """Remove an item from all results. Idempotent. Raises Problem."""
-        now = self.moment()
-        fields = {"at": msgspec.json.encode(now), "available": b"false"}
-        await self._write_items({decoding.request_id("item_id", item_id): fields}, now)
-        return ItemsAnswer(1, [])
-
-    async def _write_items(self, fields: dict[str, dict[str, bytes]], now: float) -> dict[str, ItemSize]:
-        """Write items; returns the sizes of those that were not written because they would be too large."""
-        with _redis_required("Items cannot be written", "Retry after a second."):
-            refused = await self.written.write(fields, now, self.config.written_items)
-        if refused.full:
-            raise Problem(
-                503,
-                "too-many-written-items",
-                "Too many written items",
-                f"the limit of {self.config.written_items} items written since the release is reached",
-                "Import the catalogue with `shelfwise import` and run `shelfwise nightly`, or raise `written_items`.",
-                headers={"Retry-After": "30"},
-            )
-        return refused.oversized
-
     async def item(self, item_id: str) -> ItemAnswer:
         """The current state of an item. Raises Problem (404) if it is unknown."""
         live, item_id = self.live(), decoding.request_id("item_id", item_id)
-        with _redis_required("Written items cannot be read", "Retry after a second."):
+        with redis_required("Written items cannot be read", "Retry after a second."):
             (stored,), _ = await self.written.fields([item_id])
         written = decode_fields(stored) if stored else None
         row = int(live.items.catalogue.rows([item_id])[0])
@@ -606,57 +515,6 @@ class Service:
             title,
             price,
         )
-
-    async def _write(self, given: list[Event], now: float) -> list[Outcome]:
-        """Write events that are within the limits of their shoppers, and count only those that are new."""
-        remedy = "Retry after a second. With an event_id, an event that was already stored is counted once."
-        stored: list[Outcome] = []
-        try:
-            with _redis_required("Events cannot be stored", remedy):
-                stored = await self.store.write(given, now)
-            return stored
-        finally:
-            outcomes = stored or [Outcome.DUPLICATE] * len(given)
-            self.limits.take_back(e for e, o in zip(given, outcomes, strict=True) if o != Outcome.NEW)
-
-    async def write_user(self, user_id: str, body: bytes) -> UserAnswer:
-        """Write attributes of a user. Raises Problem (422, 503)."""
-        user_id, live = decoding.request_id("user_id", user_id), self.follower.live
-        write = AttributeWrite(
-            user_id, self.moment(), columns.user_attributes(body, live.items.columns if live is not None else ())
-        )
-        with _redis_required("Attributes cannot be written", "Retry after a second."):
-            count = await self.store.write_attributes(write)
-        if count == REFUSED:
-            raise _too_many_users(f"the maximum of {self.config.max_users} users have lists or attributes")
-        if count == TOO_MANY:
-            raise Problem(
-                422,
-                "too-many-attributes",
-                "Too many attributes",
-                f"the user would have more than {COLUMNS} attributes; none was written",
-                "Write fewer attributes. Those that were cleared count until the user expires.",
-                "attributes",
-            )
-        return UserAnswer(write.at)
-
-    async def merge(self, user_id: str, body: bytes) -> MergeAnswer:
-        """Move the history and the attributes of an anonymous user to a user. Idempotent. Raises Problem (400, 422,
-        503)."""
-        user, anonymous = merges.merge_users(user_id, body)
-        merge = Merge(user, anonymous, self.moment())
-        with _redis_required("The users cannot be merged", "Retry after a second. What was moved is moved once."):
-            moved = await self.store.merge(merge)
-        if moved == REFUSED:
-            raise _too_many_users(f"the maximum of {self.config.max_users} users have lists; nothing was moved")
-        return MergeAnswer(merge.at, moved)
-
-    async def erase(self, user_id: str) -> events.ErasureAnswer:
-        """Erase a user: at once from Redis, and from the log with the next `collect`. Idempotent. Raises Problem."""
-        at = self.moment()
-        with _redis_required("The user cannot be erased", "Retry after a second."):
-            await self.store.erase(decoding.request_id("user_id", user_id), at)
-        return events.ErasureAnswer(at)
 
     async def similar(self, item_id: str, limit: int) -> rankings.SimilarAnswer:
         """Items with text similar to an item's. Raises Problem (404) if it is unknown or has no text."""
@@ -701,62 +559,11 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-@contextmanager
-def _redis_required(title: str, remedy: str) -> Iterator[None]:
-    """Raise Problem (503) if Redis is unavailable inside the block."""
-    try:
-        yield
-    except StoreAway as e:
-        raise Problem(503, "store-away", title, str(e), remedy, headers={"Retry-After": "1"}) from e
-
-
 def _ranked_items(ranking: Ranking) -> list[RankedItem]:
     items = [RankedItem(i, s) for i, s in zip(ranking.item_ids, ranking.score.tolist(), strict=True)]
     for k in np.flatnonzero(ranking.item < 0).tolist():
         items[k].known = False
     return items
-
-
-def _no_event(rejected: list[Rejected], wait_s: list[int]) -> Problem:
-    """A problem (422, or 429 if every event is over a limit): no event was valid. wait_s: as in `_over_limit`."""
-    if len(wait_s) == len(rejected):
-        return _over_limit(rejected, wait_s)
-    return Problem(
-        422,
-        "no-event-taken",
-        "No valid event",
-        rejected[0].message,
-        "See /docs for the fields and their types.",
-        rejected[0].field,
-        rejected=msgspec.to_builtins(rejected),
-    )
-
-
-def _too_many_users(detail: str) -> Problem:
-    """A problem (503): every valid event was refused, because the maximum number of users have lists."""
-    return Problem(
-        503,
-        "too-many-users",
-        "Too many users",
-        detail,
-        "Raise `max_users` if the memory of Redis allows it, or let lists expire sooner (`user_ttl_days`).",
-        headers={"Retry-After": "30"},
-    )
-
-
-def _over_limit(rejected: list[Rejected], wait_s: list[int]) -> Problem:
-    """A problem (429): every event is over a limit. wait_s: seconds until the limit of each is lifted."""
-    return Problem(
-        429,
-        "shopper-rate",
-        "Too many events of a shopper",
-        rejected[0].message,
-        "Check that `user_id` is one person. If it is, raise the `shopper_..._per_...` settings of the service.",
-        "user_id",
-        headers={"Retry-After": str(min(wait_s))},
-        # A client gives these events up, so that one shopper does not hold up the queue of a back end.
-        rejected=msgspec.to_builtins(rejected),
-    )
 
 
 def _with_history_in_others(item: RankedItem) -> RankedItem:

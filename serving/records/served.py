@@ -54,7 +54,10 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     query: the search query. columns: the columns that were sent, as a JSON object; a list has one value per item of
     `item_ids`. candidate_columns: the same per item of `candidates`. user_attributes: those
     of the user at that time, as a JSON object; None if no release asked for them. placement,
-    items: those of the request.
+    items: those of the request. experiments: the arm of the list by experiment; `serving.config.INTERLEAVED` for one
+    that mixes both arms, which then has in `teams` the arm that chose the item of each position, None for one that
+    neither chose. session_id: that of the request, and took_ms: milliseconds that the list took; both only for lists of
+    experiments.
     """
 
     request_id: str
@@ -76,6 +79,10 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     user_attributes: str | None = None
     placement: str | None = None
     items: list[str] = []
+    experiments: dict[str, str] = {}
+    teams: list[str | None] = []
+    session_id: str | None = None
+    took_ms: float | None = None
 
     @property
     def scores(self) -> F64:

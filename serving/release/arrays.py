@@ -14,6 +14,7 @@ from features.catalogue import Catalogue
 from features.companions import Companions
 from features.decay import HALF_LIVES_S, ItemState
 from features.kernels.strings import Strings
+from features.linear import Linear
 from features.log import Kind
 from features.neighbours import Neighbours
 from features.segments import Segments
@@ -62,6 +63,9 @@ def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
         out |= w.names.arrays("word_names") | {"word_rarity": w.rarity, "word_strength": w.strength}
         out |= {"word_code": w.vectors.code, "word_scale": w.vectors.scale}
         out |= {"item_word_start": w.start, "item_word": w.word}
+    if (linear := items.linear) is not None:
+        out |= {"linear_item": linear.into.item, "linear_weight": linear.into.weight, "linear_offered": linear.offered}
+        out |= {"linear_speaking": linear.speaking, "linear_spoken_to": linear.spoken_to}
     if (companions := items.companions) is not None:
         for name in _COMPANIONS:
             table = getattr(companions, name)
@@ -192,6 +196,7 @@ def from_arrays(read: Arrays) -> Items:
         inverted=_inverted(read, n, d),
         words=_words(read, n, d),
         companions=_companions(read, n),
+        linear=_linear(read, n),
     )
 
 
@@ -201,6 +206,16 @@ def _companions(read: Arrays, n: int) -> Companions | None:
         return None
     together, goes_with, following = (_table(read, name, n) for name in _COMPANIONS)
     return Companions(together, goes_with, following, read("repurchase_s", np.float32, n + 1))
+
+
+def _linear(read: Arrays, n: int) -> Linear | None:
+    """The linear item-to-item model; None for a release that was made without."""
+    if not read.has("linear_item"):
+        return None
+    speaking = read("linear_speaking", np.float32, n + 1, None)
+    spoken_to = read("linear_spoken_to", np.float32, n + 1, speaking.shape[1])
+    offered = read.within("linear_offered", read("linear_offered", np.int32, n + 1, None), -1, n)
+    return Linear(_table(read, "linear", n), speaking, spoken_to, offered)
 
 
 def _table(read: Arrays, name: str, n: int) -> Neighbours:

@@ -47,6 +47,8 @@ def write_judgement(
                 "reasons": gate["reasons"],
                 "figures": gate["figures"],
                 "quality": quality,
+                "cut_off": gate.get("cut_off"),
+                "simple_order": gate.get("simple_order"),
                 "drift": dict(known[:_FEATURES]),
                 "drift_median": median(psi for _, psi in known) if known else None,
             }
@@ -62,7 +64,8 @@ def read_judgements(root: Path) -> list[dict[str, Any]]:
     """The gate's last decision on each candidate, oldest first.
 
     Fields: `at`, `candidate`, `live`, `verdict`, `reasons` (rule, verdict, message), `figures`, `quality` (by system:
-    ndcg@10, low, high), `drift`, `drift_median`.
+    ndcg@10, low, high), `cut_off` of the log in Unix seconds, `simple_order` (what the release ranks by, None if its
+    ranker is trained), `drift`, `drift_median`.
     """
     last = {line["candidate"]: line for line in read_lines(root / FILE, {"at", "candidate", "verdict"})}
     return sorted(last.values(), key=lambda line: str(line["at"]))

@@ -39,7 +39,8 @@ class Manifest(msgspec.Struct, frozen=True):
     users' lists that the ranker was trained on. custom: where the code of each custom feature is. columns: the
     declared columns of requests; not in the file if there are none. tokens: version of `features.text.tokens` that
     split the texts into words; not set in releases of version 1, whose IDs do not cover it. calibration: the map
-    from scores to the probability of each outcome; not set in a release without any.
+    from scores to the probability of each outcome; not set in a release without any. simple_order: what the ranker
+    orders by if it is a simple order; not set if it is trained.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Manifest(msgspec.Struct, frozen=True):
     columns: list[Column] | msgspec.UnsetType = msgspec.UNSET
     tokens: int | msgspec.UnsetType = msgspec.UNSET
     calibration: dict[Outcome, OutcomeMap] | msgspec.UnsetType = msgspec.UNSET
+    simple_order: str | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,13 @@ def write_release(
     encoder_fingerprint: str,
     retention: Retention = DEFAULT_RETENTION,
     calibration: Maps = MappingProxyType({}),
+    simple_order: str | None = None,
 ) -> Path:
     """Write a release under `root`, synced to disk, and return its directory. Equal inputs give the same directory.
 
     items: with item state as of `cut_off`. item_columns: the catalogue, embeddings as fixed_size_list<float32>[d].
     encoder_dir: copied into the release; None if there is no encoder. Times are Unix seconds. retention,
-    calibration: see `Manifest`.
+    calibration, simple_order: see `Manifest`.
     A failed write leaves nothing behind. Raises ReleaseError if model and features do not match, if the encoder
     directory contains code or a format that can run code, or if the directory of this ID exists with different content.
     """
@@ -142,6 +143,7 @@ def write_release(
             columns=list(items.columns) or msgspec.UNSET,
             tokens=tokens.VERSION,
             calibration=dict(calibration) or msgspec.UNSET,
+            simple_order=simple_order or msgspec.UNSET,
             files={p.relative_to(staging).as_posix(): _entry(p) for p in _files(staging)},
         )
         # Round trip through JSON, so that the ID is of the values as they will be read: an int for a float, for

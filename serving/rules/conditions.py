@@ -189,36 +189,17 @@ class Attributes:
         return ", ".join(name for name, a in self._by_name.items() if isinstance(a, kind))
 
     def _mask(self, c: Condition, path: str, depth: int, budget: Budget) -> Mask:
-        budget.conditions -= 1
-        budget.values -= len(c.in_ or ())
-        for exceeded, bound in (
-            (depth == 0, f"{MOST_DEPTH} levels deep"),
-            (budget.conditions < 0, f"{MOST_CONDITIONS} conditions in all rules"),
-            (budget.values < 0, f"{MOST_VALUES} values of `in` in all rules"),
-        ):
-            if exceeded:
-                raise RuleError(path, f"more than {bound}: use fewer")
-        given = [
-            n for n, v in (("all", c.all), ("any", c.any), ("not", c.not_), ("attribute", c.attribute)) if v is not None
-        ]
-        if len(given) != 1:
-            raise RuleError(path, f"needs exactly one of all, any, not, attribute; has {', '.join(given) or 'none'}")
-        comparisons = [op for op in _COMPARISONS if getattr(c, _FIELD.get(op, op)) is not None]
-        if c.attribute is None and comparisons:
-            raise RuleError(f"{path}.{comparisons[0]}", f"{comparisons[0]} without an attribute; add `attribute`")
+        form, comparisons = form_of(c, path, depth, budget)
         if c.not_ is not None:
             return _negated(self._mask(c.not_, f"{path}.not", depth - 1, budget))
         if c.attribute is not None:
             return self._comparisons(c, c.attribute, comparisons, path)
         masks = [
-            self._mask(part, f"{path}.{given[0]}[{k}]", depth - 1, budget)
-            for k, part in enumerate(c.all or c.any or [])
+            self._mask(part, f"{path}.{form}[{k}]", depth - 1, budget) for k, part in enumerate(c.all or c.any or [])
         ]
         return _combine(masks, np.logical_and if c.all is not None else np.logical_or)
 
     def _comparisons(self, c: Condition, name: str, comparisons: list[str], path: str) -> Mask:
-        if not comparisons:
-            raise RuleError(path, f"{_short(name)} has no comparison; add one of {', '.join(_COMPARISONS)}")
         if name == "item_id":
             return _combine(
                 [_item_id_mask(self._catalogue, c, op, f"{path}.{op}") for op in comparisons], np.logical_and
@@ -229,6 +210,33 @@ class Attributes:
                 [_number_mask(attribute, name, c, op, f"{path}.{op}") for op in comparisons], np.logical_and
             )
         return _combine([_text_mask(attribute, name, c, op, f"{path}.{op}") for op in comparisons], np.logical_and)
+
+
+def form_of(c: Condition, path: str, depth: int, budget: Budget) -> tuple[str, list[str]]:
+    """Which one of all, any, not and attribute a condition has, and its comparisons. Takes it out of the budget.
+
+    depth: levels left. Raises RuleError if it has several or none of them, or is beyond a bound.
+    """
+    budget.conditions -= 1
+    budget.values -= len(c.in_ or ())
+    for exceeded, bound in (
+        (depth == 0, f"{MOST_DEPTH} levels deep"),
+        (budget.conditions < 0, f"{MOST_CONDITIONS} conditions in all rules"),
+        (budget.values < 0, f"{MOST_VALUES} values of `in` in all rules"),
+    ):
+        if exceeded:
+            raise RuleError(path, f"more than {bound}: use fewer")
+    given = [
+        n for n, v in (("all", c.all), ("any", c.any), ("not", c.not_), ("attribute", c.attribute)) if v is not None
+    ]
+    if len(given) != 1:
+        raise RuleError(path, f"needs exactly one of all, any, not, attribute; has {', '.join(given) or 'none'}")
+    comparisons = [op for op in _COMPARISONS if getattr(c, _FIELD.get(op, op)) is not None]
+    if c.attribute is None and comparisons:
+        raise RuleError(f"{path}.{comparisons[0]}", f"{comparisons[0]} without an attribute; add `attribute`")
+    if c.attribute is not None and not comparisons:
+        raise RuleError(path, f"{_short(c.attribute)} has no comparison; add one of {', '.join(_COMPARISONS)}")
+    return given[0], comparisons
 
 
 def _about(name: str, a: _NumberAttribute | TextAttribute, most: int) -> AboutAttribute:
@@ -266,7 +274,7 @@ def _text_mask(attribute: TextAttribute, name: str, c: Condition, op: str, path:
         present = np.diff(tags.start) > 0
         return lambda listed, at: present[listed.item] != c.missing
     wanted = np.zeros(tags.n_tags, np.bool_)
-    for k, value in enumerate(_values(c, op)):
+    for k, value in enumerate(values_of(c, op)):
         if not isinstance(value, str):
             raise RuleError(f"{path}[{k}]" if op == "in" else path, f"{name!r} is text, but {value:g} is a number")
         if value in attribute.code:
@@ -281,7 +289,7 @@ def _number_mask(attribute: _NumberAttribute, name: str, c: Condition, op: str, 
     if op == "missing":
         return lambda listed, at: np.isnan(value[listed.item]) == c.missing
     operands = [
-        _operand(v, attribute, name, f"{path}[{k}]" if op == "in" else path) for k, v in enumerate(_values(c, op))
+        _operand(v, attribute, name, f"{path}[{k}]" if op == "in" else path) for k, v in enumerate(values_of(c, op))
     ]
     if op in _ORDER:
         return lambda listed, at: _ORDER[op](value[listed.item], operands[0](at))
@@ -291,7 +299,7 @@ def _number_mask(attribute: _NumberAttribute, name: str, c: Condition, op: str, 
 def _item_id_mask(catalogue: Catalogue, c: Condition, op: str, path: str) -> Mask:
     if op not in ("eq", "in"):
         raise RuleError(path, f"item_id cannot be compared by {op}; use eq or in")
-    ids = _values(c, op)
+    ids = values_of(c, op)
     if numbers := [v for v in ids if not isinstance(v, str)]:
         raise RuleError(path, f"item_id is text, but {numbers[0]:g} is a number")
     for item_id in ids:
@@ -321,7 +329,8 @@ def check_rule_id(item_id: str, path: str) -> None:
         raise RuleError(path, f"{_short(item_id)} has surrounding white space, or is not in Unicode NFC; remove it")
 
 
-def _values(c: Condition, op: str) -> Sequence[Value]:
+def values_of(c: Condition, op: str) -> Sequence[Value]:
+    """The values that a comparison of a condition has: one, or those of `in`."""
     values: Value | list[Value] = getattr(c, _FIELD.get(op, op))
     return values if isinstance(values, list) else [values]
 
@@ -334,20 +343,30 @@ def _operand(value: Value, attribute: _NumberAttribute, name: str, path: str) ->
         number = value
         return lambda at: number
     second = attribute.second
+    moment = moment_of(value, name, path)
+    return lambda at: moment(at) * second
+
+
+def moment_of(value: Value, name: str, path: str) -> Callable[[float], float]:
+    """A date of a condition as a function of the time; both in Unix seconds. Raises RuleError if it is none.
+
+    name: of the attribute that it is compared with.
+    """
     if isinstance(value, str) and (relative := _NOW.fullmatch(value)):
         sign, count, unit = relative.groups()
         shift = 0.0 if count is None else (1 if sign == "+" else -1) * int(count) * _UNIT_S[unit]
-        return lambda at: (at + shift) * second
+        return lambda at: at + shift
     try:
-        time = _unix_seconds(value) if isinstance(value, str) else value
+        time = unix_seconds(value) if isinstance(value, str) else value
     except ValueError:
         raise RuleError(
             path, f"{name!r} is a date, but {_short(value)} is not; use ISO 8601 (2025-01-31), now, now-30d or now+12h"
         ) from None
-    return lambda at: time * second
+    return lambda at: time
 
 
-def _unix_seconds(value: str) -> float:
+def unix_seconds(value: str) -> float:
+    """Unix seconds of a date in ISO 8601, in UTC unless it says otherwise. Raises ValueError."""
     when = datetime.fromisoformat(value)
     try:
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

@@ -9,6 +9,10 @@ gets the same events and items; what it would have answered to each request is c
 With `--purchases`, only the purchases of the opening log are kept, as in a shop that goes live with an import. The
 first release then learns from rebuilt lists.
 
+With `--effect`, half of the shoppers are in an arm whose lists they respond to with a known effect
+(`tests.bench.effects`), as the service has assigned them; its log then has the experiment. With a placement `loop` in
+`--config`, every request names it, so that its `explore` and other settings are played.
+
 Quality is ndcg@10 of the expected gain of each list by the hidden truth: 1 is the best possible order of everything
 that may be on that page. The simulated days are in the past, because entries of the event stream are numbered by the
 real clock.
@@ -43,6 +47,7 @@ from offline.nightly.night import Night
 from offline.runtime.files import write_json
 from offline.runtime.progress import console, progress_bar
 from serving.store.embedded import connect_url
+from tests.bench.effects import CONTROL, EFFECTS, EXPERIMENT
 from tests.bench.loop_report import draw, summary
 from tests.bench.visitors import Arms, Played, Visitors, set_clock, write_items
 from tests.purchases import forget_lists
@@ -61,6 +66,7 @@ def main() -> None:
     parser.add_argument("--new-items", type=float, default=4, help="new items per day")
     parser.add_argument("--purchases", action="store_true", help="keep only the purchases of the opening log")
     parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--effect", choices=sorted(EFFECTS), default=CONTROL, help="of the arm of an experiment")
     parser.add_argument("--config", type=Path, help="YAML file with more settings for both workspaces")
     parser.add_argument("--directory", type=Path, default=Path("build/loop"), help="folder for all state")
     parser.add_argument("--plot", type=Path, help="another path for the plot")
@@ -79,7 +85,7 @@ def main() -> None:
         }
     )
     more = yaml.safe_load(options.config.read_text("utf-8")) if options.config else {}
-    loop = Loop(options.directory.resolve(), shop, more, options.purchases)
+    loop = Loop(options.directory.resolve(), shop, more, options.purchases, options.effect)
     report = summary(loop.run(), shop)
     write_json(loop.directory / "loop.json", report)
     for path in (loop.directory / "loop.svg", options.plot):
@@ -94,12 +100,14 @@ class Failed(RuntimeError):
 
 @dataclass
 class Loop:
-    """A closed loop with its state in a directory. more: settings for both workspaces. purchases: as in `main`."""
+    """A closed loop with its state in a directory. more: settings for both workspaces. purchases, effect: as in `main`;
+    the effect of the control for no experiment."""
 
     directory: Path
     shop: SimulateConfig
     more: dict[str, Any]
     purchases: bool = False
+    effect: str = CONTROL
 
     @property
     def clock(self) -> Path:
@@ -120,7 +128,8 @@ class Loop:
                 raise Failed(
                     f"the same log gave two different releases, {first[0]} and {first[1]}, so they cannot be compared"
                 )
-            visitors = Visitors(self.shop, self.clock)
+            placement = "loop" if "loop" in self.more.get("placements", {}) else None
+            visitors = Visitors(self.shop, self.clock, self.effect, placement)
             arms: Arms | None = None
             for day in range(self.shop.days, self.shop.days + self.shop.ahead):
                 on_progress(len(out), self.shop.ahead)
@@ -177,6 +186,8 @@ class Loop:
         """Refuse to continue a loop with different settings."""
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = {"shop": self.shop.model_dump(mode="json"), "more": self.more, "purchases": self.purchases}
+        if self.effect != CONTROL:
+            settings["effect"] = self.effect
         file = self.directory / "settings.json"
         if file.exists() and json.loads(file.read_text("utf-8")) != settings:
             raise SystemExit(f"{self.directory} has a loop with different settings; delete it or change --directory")
@@ -190,6 +201,8 @@ class Loop:
             "simulate": self.shop.model_dump(mode="json"),
             "serving": {"clock_file": str(self.clock), "poll_s": 0.05, "redis_timeout_s": 5},
         }
+        if self.effect != CONTROL and name == "live":
+            own_settings["experiments"] = {EXPERIMENT: {"arms": {CONTROL: {}, self.effect: {}}}}
         config.write_text(yaml.safe_dump(self.more | own_settings), "utf-8")
         return config
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from features.arrays import F64, I64
 from offline.config.simulation import SimulateConfig
 from ranker.metrics import intervals, paired_difference
-from tests.bench.visitors import Played
+from tests.bench.visitors import Line, Played
 
 ORDERS = {"live": "trained every night", "kept": "first release kept", "popularity": "popularity"}
 """Labels of the compared orders, the loop's own first."""
@@ -53,6 +53,7 @@ def summary(days: list[tuple[Played, dict[str, Any]]], shop: SimulateConfig) -> 
         },
         "days": len(days),
         "published": outcomes["published"],
+        **_experiment([line for played, _ in days for line in played.lines]),
     }
     return {
         "whole": whole,
@@ -61,6 +62,15 @@ def summary(days: list[tuple[Played, dict[str, Any]]], shop: SimulateConfig) -> 
         "days": per_day,
         "shop": shop.model_dump(mode="json"),
     }
+
+
+def _experiment(lines: list[Line]) -> dict[str, Any]:
+    """Lists by arm, and the true relative effect on clicks per list, `lift`; empty without an experiment."""
+    arms = Counter(line.arm for line in lines if line.arm is not None)
+    if not arms:
+        return {}
+    control, changed = np.array([line.expected for line in lines if line.arm is not None]).sum(axis=0)
+    return {"lift": float(changed / control - 1.0), "arms": dict(arms)}
 
 
 def _values(played: Played) -> tuple[dict[str, F64], I64]:

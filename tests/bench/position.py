@@ -55,7 +55,7 @@ def measure(directory: Path, users: int, bias: float, explore: float, seeds: int
     shown = shown.take(np.flatnonzero(lists_with_gain(shown)))
     windows = Windows.split(shown.at, shown.user, WindowConfig())
     refresh = np.quantile(shown.at[shown.at >= windows.ranker], np.linspace(0, 1, 6, endpoint=False))
-    replay = Replay(data.catalogue, _bag_of_words(data.catalogue.titles), data.events, refresh)
+    replay = Replay(data.catalogue, bag_of_words(data.catalogue.titles), data.events, refresh)
     columns = names(replay.items_at(-np.inf))
     lists_of = {w: shown.take(windows.lists(w, shown)) for w in ("ranker", "validation", "test")}
     x = {w: replay.rows(part) for w, part in lists_of.items()}
@@ -97,7 +97,7 @@ def measure(directory: Path, users: int, bias: float, explore: float, seeds: int
     }
 
 
-def _bag_of_words(titles: object) -> F32:
+def bag_of_words(titles: object) -> F32:
     """float32[n + 1, d]: sum of a random direction for each word of the title, normalised."""
     texts = list(titles)  # type: ignore[call-overload]
     out = np.full((len(texts) + 1, _DIMENSIONS), np.nan, np.float32)

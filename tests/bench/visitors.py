@@ -24,6 +24,8 @@ from offline.config.simulation import SimulateConfig
 from offline.simulation.dataset import LogWriter, open_shop
 from offline.simulation.day_log import DEVICES_IN_USE, DayLog, ListRequests
 from offline.simulation.products import DAY_US
+from ranker.examination import power_law
+from tests.bench.effects import CONTROL, EFFECTS, EXPERIMENT, Effect
 
 K = 10
 """Number of top positions for ndcg."""
@@ -32,7 +34,11 @@ _EVENTS = 1000
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One list of the journal. n: its number on that day. items: as shown. ndcg: of each order, see `Arms`."""
+    """One list of the journal. n: its number on that day. items: as shown. ndcg: of each order, see `Arms`.
+
+    arm: of the experiment, as the service has assigned it; None without one. expected: clicks of the list by the hidden
+    truth, as in the control, and with the effect of the experiment.
+    """
 
     n: int
     user: int
@@ -41,6 +47,8 @@ class Line(msgspec.Struct, frozen=True):
     release: str
     items: list[str]
     ndcg: dict[str, float]
+    arm: str | None = None
+    expected: tuple[float, float] = (0.0, 0.0)
 
 
 class Arms(NamedTuple):
@@ -62,9 +70,15 @@ class Played(NamedTuple):
 class Visitors:
     """The shoppers, and the shop's event counts."""
 
-    def __init__(self, config: SimulateConfig, clock: Path) -> None:
-        """clock: the file with the current time for the services. The days of the log are in the past."""
+    def __init__(
+        self, config: SimulateConfig, clock: Path, effect: str = CONTROL, placement: str | None = None
+    ) -> None:
+        """clock: the file with the current time for the services. The days of the log are in the past.
+
+        effect: of the arm of the experiment, a name in `tests.bench.effects`. placement: of every request.
+        """
         self.config, self.clock = config, clock
+        self._effect, self._placement = EFFECTS[effect], placement
         self.shop = open_shop(config)
         self.book = LogWriter(self.shop.stock, config.users, None)
         self.ids: list[str] = self.shop.stock.table["item_id"].to_pylist()
@@ -109,9 +123,11 @@ class Visitors:
                     out.flush()
                 self._seed(day, 1 + n)
                 item = np.array([[self._row[i] for i in line.items]], np.int32)
-                log = DayLog.merged(self.shop.shown(day, request, n, item, np.full(item.shape, np.nan)))
-                self._queue(log, line.request_id)
-                logs.append(log)
+                if self._sees(line, day):
+                    odds = self._odds(line, day)
+                    log = DayLog.merged(self.shop.shown(day, request, n, item, np.full(item.shape, np.nan), odds=odds))
+                    self._queue(log, line.request_id)
+                    logs.append(log)
                 lines.append(line)
                 if on_progress:
                     on_progress(n + 1, len(lists.user))
@@ -125,6 +141,26 @@ class Visitors:
         """Seed each list separately, so that behaviour does not depend on where the day was interrupted."""
         self.shop.rng = np.random.default_rng([self.config.seed, 100 + day, part])
         self.shop.device_rng = np.random.default_rng([self.config.seed, 100 + day, part, 1])
+
+    def _of(self, line: Line) -> Effect:
+        return EFFECTS[CONTROL] if line.arm in (None, CONTROL) else self._effect
+
+    def _odds(self, line: Line, day: int) -> float:
+        return float(self._of(line).odds_at(float(day - self.config.days)))
+
+    def _sees(self, line: Line, day: int) -> bool:
+        """True if the list reaches the shopper. Drawn apart, so that a list that does is as without the effect."""
+        draw = np.random.default_rng([self.config.seed, 100 + day, 1 + line.n, 2]).random()
+        return bool(draw >= self._of(line).unseen)
+
+    def _expected_clicks(self, day: int, request: ListRequests, shown: I32) -> tuple[float, float]:
+        """Expected clicks of a list: as in the control, and with the effect."""
+        examined = power_law(len(shown), self.config.position_bias)
+        odds = float(self._effect.odds_at(float(day - self.config.days)))
+        plain, changed = (
+            float((self.shop.would(day, request, shown[None], odds=o).click[0] * examined).sum()) for o in (0.0, odds)
+        )
+        return plain, changed * (1.0 - self._effect.unseen)
 
     def _serve_list(self, day: int, n: int, request: ListRequests, arms: Arms) -> Line:
         """The responses of the services to one request, and the quality of each order."""
@@ -140,13 +176,17 @@ class Visitors:
         ndcg = {name: _ndcg(order, offered, expected_gain) for name, order in orders.items()}
         first = responses[0]
         shown = [i["item_id"] for i in first["items"]]
-        return Line(n, int(request.user[0]), at_us, first["request_id"], first["release"], shown, ndcg)
+        arm = first.get("experiments", {}).get(EXPERIMENT)
+        expected = self._expected_clicks(day, request, orders["live"])
+        return Line(n, int(request.user[0]), at_us, first["request_id"], first["release"], shown, ndcg, arm, expected)
 
     def _ask(self, arm: httpx.Client, request: ListRequests, offered: I32) -> dict[str, Any]:
         """The front page is recommended. A department's page sends its items as candidates."""
         body = {"user_id": self.book.user_ids(request.user)[0].as_py(), "limit": self.config.list_length}
         if request.device[0] >= 0:
             body["device"] = DEVICES_IN_USE[request.device[0]]
+        if self._placement is not None:
+            body["placement"] = self._placement
         route = "/v1/recommend"
         if request.page[0] >= 0:
             route, body["candidates"] = "/v1/rank", [self.ids[row] for row in offered.tolist()]

@@ -178,7 +178,7 @@ def same(a: Retrieved, b: Retrieved) -> bool:
 def test_without_seeds_companions_change_no_candidate(events: list[tuple[int, Kind]]) -> None:
     of = companions({0: [(7, 0.5)]}, {1: [(8, 0.5)]}, {2: [(9, 0.5)]}, typical=DAY)
     past = history(*((item, kind, 10.0 * k) for k, (item, kind) in enumerate(events)))
-    of_user = shares(**dict.fromkeys(SOURCES[:8], 2.0))
+    of_user = shares(**dict.fromkeys(SOURCES[:9], 2.0))
     plain = retrieve(make_items(None), past, AT, 9)
     assert same(retrieve(make_items(of), past, AT, 9), plain)
     assert same(found(make_items(of), [], of_user, past, 9), plain)

@@ -13,7 +13,7 @@ from features.catalogue import Catalogue
 from features.log import Kind
 from features.moment import Moment
 from features.segments import Segments
-from features.taste import DIMENSIONS, Evidence, fit_factors, logits, taste_posterior_mean
+from features.taste import DIMENSIONS, Evidence, fit_factors, logits, taste_posterior_mean, taste_variance
 from features.text.implied_tags import AttributeValues, ItemWords
 from tests.worlds import DAY, START, make_catalogue, make_events, make_replay, make_vectors
 
@@ -62,6 +62,14 @@ def test_a_taste_matches_a_solution_by_numpy(seed: int, d: int, shown: int, othe
     )
     found = taste_posterior_mean(factor, *ONE, item, residual, curvature, 3.0, elsewhere)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_variance_of_a_taste_narrows_where_items_were_shown() -> None:
+    """Precision 1 + 0.25 x 4 - 0.5^2 / 1.25 = 1.8 in the first direction and 1 in the second; 0 for an unknown item."""
+    factor = np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 0.0]], np.float32)
+    shown, curvature = np.array([0], np.int32), np.array([0.25])
+    found = taste_variance(factor, np.array([0, 1, -1], np.int32), shown, curvature, 1.0, 0)
+    assert found == pytest.approx([4 / 1.8, 9.0, 0.0])
 
 
 def test_logits_are_dot_products_and_nan_for_an_unknown_item() -> None:

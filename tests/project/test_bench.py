@@ -18,6 +18,13 @@ from tests.bench.memory import User, fit_user_bytes
 from tests.bench.replay import Sums, find_difference, ours, pandas_sums, read_log, write_log
 
 TINY = {
+    "exploration": (
+        [
+            *("--days", "1", "--opening", "6", "--items", "120", "--users", "120"),
+            *("--seeds", "1", "--refit", "1", "--arms", "none,thompson,swaps"),
+        ],
+        {"lists", "gain"},
+    ),
     "replay": (
         [
             "--events",
@@ -91,6 +98,10 @@ TINY = {
     "serve": (
         ["--quick"],
         {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000", "columns_ratio_lists"},
+    ),
+    "experiments": (
+        ["--tests", "20", "--users", "1000", "--days", "5", "--units", "200000"],
+        {"naive_false_alarm_rate", "fixed_horizon_power", "srm_found"},
     ),
     "memory": (
         ["--users", "100", "--items", "1000", "--events", "1000"],

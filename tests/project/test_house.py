@@ -32,7 +32,8 @@ OFFLINE: dict[str, set[str]] = {
     "nightly": _BELOW_TRAINING | {"training"},
     "studies": _BELOW_TRAINING | {"training", "nightly"},
     "exports": {"runtime", "config", "data"},
-    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "simulation", "ingest"},
+    "experiments": {"runtime", "config", "data", "evaluation"},
+    "cli": _BELOW_TRAINING | {"training", "nightly", "studies", "exports", "experiments", "simulation", "ingest"},
 }
 """Subpackages of `offline/`, and the subpackages each may import."""
 SERVING: dict[str, set[str]] = {
@@ -42,11 +43,14 @@ SERVING: dict[str, set[str]] = {
     "store": {"lock"},
     "rules": set(),
     "config": {"rules"},
-    "merchandising": {"rules", "store"},
+    "copies": set(),
+    "merchandising": {"copies", "rules", "store"},
+    "experiments": {"api", "config", "copies", "rules", "store"},
     "api": {"config", "rules", "store"},
     "release": {"lock", "store"},
     "records": {"api", "config", "store"},
-    "ranking": {"api", "config", "merchandising", "records", "release", "rules", "store"},
+    "writes": {"api", "config", "records", "store"},
+    "ranking": {"api", "config", "experiments", "merchandising", "records", "release", "rules", "store", "writes"},
     "compile": {"kernels", "ranking", "release", "store"},
     "http": {"api", "config", "ranking", "records"},
     "pages": {"api", "config", "http", "merchandising", "ranking", "records", "release", "rules", "store"},
@@ -57,6 +61,7 @@ FEATURES: dict[str, set[str]] = {
     "kernels": {"arrays"},
     "text": {"arrays", "catalogue", "kernels"},
     "companions": {"arrays", "catalogue", "history", "kernels", "log", "neighbours", "text"},
+    "linear": {"arrays", "kernels", "log", "neighbours"},
 }
 """Subpackages of `features/`, and what each may import. Files outside subpackages may import all of them."""
 SUBPACKAGES = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}

@@ -126,7 +126,7 @@ def test_the_shares_of_sources_are_their_turns(released: Path) -> None:
     assert sources == ["again", "again", "new", "again", "new"]
     assert [catalogue.item_ids[row] for row in found(5, shares).item.tolist() if row < 10] == ["blue-00", "blue-02"]
     plain = retrieve(items, clicked, AT, 12)
-    of_user = np.arange(len(SOURCES)) < 8
+    of_user = np.arange(len(SOURCES)) < 9
     assert [a.tolist() for a in found(12, None)] == [a.tolist() for a in plain]
     for equal in (1.0, 7.5):
         again = found(12, np.where(of_user, equal, 0.0))

@@ -13,24 +13,32 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from offline.evaluation.report import data, formatting, models, off_policy, outcomes, results
+from offline.evaluation.report import data, formatting, models, off_policy, outcomes, plots, results
 from offline.evaluation.report.conclusions import significant
 from offline.evaluation.report.content import DRAWN, HEADLINE, SCHEMA, SECTIONS, level, plain, validate
 from offline.runtime import atomic_path
 
-__all__ = ["DRAWN", "SCHEMA", "SECTIONS", "render", "significant", "write"]
+__all__ = ["DRAWN", "SCHEMA", "SECTIONS", "environment", "formatting", "plots", "render", "significant", "write"]
 
-_TEMPLATES = Environment(
-    loader=PackageLoader("offline.evaluation.report"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    finalize=formatting.printable,
-)
-_TEMPLATES.filters.update(thousands=formatting.count, decimal=formatting.decimal, moment=formatting.moment)
+
+def environment(*packages: str) -> Environment:
+    """The templates of these packages, and those of this one, which they may extend and import."""
+    loaders = [PackageLoader(package) for package in (*packages, "offline.evaluation.report")]
+    found = Environment(
+        loader=ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=formatting.printable,
+    )
+    found.filters.update(thousands=formatting.count, decimal=formatting.decimal, moment=formatting.moment)
+    return found
+
+
+_TEMPLATES = environment()
 
 
 def render(evaluation: Mapping[str, object]) -> str:

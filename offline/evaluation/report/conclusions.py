@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from offline.evaluation.report.content import CEILING, DRAWN, HEADLINE, RANKER, value_of
+from offline.evaluation.report.content import CEILING, DRAWN, HEADLINE, RANKER, TRAINED, value_of
 from offline.evaluation.report.formatting import count, decimal, difference, display_name, finite, slice_name
 
 _PHRASES = {
@@ -46,10 +46,19 @@ def rivals(page: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
         c
         for c in page["comparisons"]
         if (c.get("a"), c.get("metric"), c.get("slice")) == (RANKER, HEADLINE, part)
-        and c.get("b") != CEILING
+        and c.get("b") not in (CEILING, TRAINED)
         and finite(c.get("difference")) is not None
     ]
     return sorted(comparisons, key=lambda c: (c["difference"], str(c.get("b"))))
+
+
+def corrected(page: Mapping[str, Any], comparison: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The comparison with the strongest baseline of a slice, with the gate's interval if the gate made it too.
+
+    That interval is corrected for the choice of the strongest baseline on the same lists.
+    """
+    key = comparison.get("slice"), comparison.get("b")
+    return next(({**r, "b": r["rival"]} for r in page["rivals"] if (r.get("slice"), r.get("rival")) == key), comparison)
 
 
 def verdict(page: Mapping[str, Any]) -> tuple[str, str]:
@@ -59,12 +68,14 @@ def verdict(page: Mapping[str, Any]) -> tuple[str, str]:
         return "undecided", "No ranker was evaluated: the metrics are those of the baselines alone."
     if not comparisons:
         return "undecided", f"The ranker reaches {HEADLINE} {own}. It was not compared with any baseline."
-    first = comparisons[0]
+    first = corrected(page, comparisons[0])
     result, rival = outcome(first), str(first.get("b"))
     start, _, reading = _PHRASES[result]
     which = f", the strongest of {len(comparisons)} baselines" if len(comparisons) > 1 else ""
+    fallback = page["choice"].get("simple_order") is not None
+    chosen = f"{page['choice'].get('sentence')} Of the published order: " if fallback else ""
     return result, (
-        f"{start} {display_name(rival)}{which}: {HEADLINE} {own} against "
+        f"{chosen}{start} {display_name(rival)}{which}: {HEADLINE} {own} against "
         f"{decimal(value_of(page, rival, 'all').get('value'))}, a difference of {difference(first)} over "
         f"{count(first.get('lists'))} lists. The interval {reading} zero."
     )
@@ -79,7 +90,7 @@ def remarks(page: Mapping[str, Any]) -> list[str]:
             sentences.append(f"Overall: {phrase} {', '.join(names)}.")
     for part in DRAWN:
         if part != "all" and (in_slice := rivals(page, part)):
-            first = in_slice[0]
+            first = corrected(page, in_slice[0])
             sentences.append(
                 f"{slice_name(part).capitalize()}: {_PHRASES[outcome(first)][1]} {display_name(first.get('b'))}, the "
                 f"strongest baseline there: {difference(first)}, {count(first.get('lists'))} lists."
@@ -87,7 +98,7 @@ def remarks(page: Mapping[str, Any]) -> list[str]:
     own, compared = finite(value_of(page, RANKER, "all").get("value")), {c.get("b") for c in comparisons}
     for name in page["systems"]:
         value = finite(value_of(page, name, "all").get("value"))
-        if own is not None and value is not None and value > own and name not in {RANKER, CEILING} | compared:
+        if own is not None and value is not None and value > own and name not in {RANKER, CEILING, TRAINED} | compared:
             sentences.append(
                 f"{display_name(name)} scores higher ({decimal(value)}) but was not compared with the ranker."
             )

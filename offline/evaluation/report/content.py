@@ -13,9 +13,9 @@ SCHEMA = 2
 HEADLINE = "ndcg@10"
 DRAWN = ("all", "warm_users", "cold_users")
 """Slices with their own plots and remarks; the tables have every slice."""
-RANKER, CEILING = "ranker", "best_possible"
-_DICTS = "data windows encoder ranker systems intervals calibration explanation off_policy outcomes"
-_LISTS = "objectives comparisons examples quality steps learning_curve small_slices staleness"
+RANKER, CEILING, TRAINED = "ranker", "best_possible", "trained"
+_DICTS = "data windows encoder ranker choice systems intervals calibration explanation off_policy outcomes"
+_LISTS = "objectives comparisons rivals examples quality steps learning_curve small_slices staleness"
 SECTIONS = dict.fromkeys(_DICTS.split(), dict) | dict.fromkeys(_LISTS.split(), list)
 """Name of a section -> its type."""
 
@@ -54,7 +54,7 @@ def validate(evaluation: Mapping[str, object]) -> dict[str, Any]:
         if page.get(name) is None:
             page[name] = kind()
         _expect(page[name], kind, f"evaluation[{name!r}]")
-    for name in ("comparisons", "examples", "steps", "learning_curve", "staleness", "objectives"):
+    for name in ("comparisons", "examples", "steps", "learning_curve", "staleness", "objectives", "rivals"):
         for i, entry in enumerate(page[name]):
             _expect(entry, dict, f"evaluation[{name!r}][{i}]")
     for name, parts in page["systems"].items():

@@ -29,10 +29,13 @@ _SYSTEMS = {
     "item_click_rate": "highest click rate so far",
     "own_history": "most often engaged with by this user",
     "cooccurrence": "engaged with by users who share this user's engagements",
+    "sessions": "engaged with in sessions together with this user's latest items",
     "ease": "linear item-to-item model (EASE, Steck 2019)",
     "text_zero_shot": "text similarity to the user's history, pretrained encoder",
     "text": "text similarity to the user's history, fine-tuned encoder",
-    "ranker": "the published model: boosted trees over all features",
+    "blend": "co-occurrence and fine-tuned text similarity, added with fixed weights",
+    "ranker": "the published model: boosted trees over all features, or a simple order where these win nothing",
+    "trained": "boosted trees over all features, which are not published",
     "best_possible": "the hidden utility of the simulated shop: the upper bound for any ranker",
 }
 

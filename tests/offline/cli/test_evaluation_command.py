@@ -100,9 +100,11 @@ def test_a_folder_is_evaluated_without_setup_and_leaves_nothing_behind(
         "item_click_rate",
         "own_history",
         "cooccurrence",
+        "sessions",
         "ease",
         "text_zero_shot",
         "text",
+        "blend",
         "ranker",
     } == set(evaluation["systems"])
     assert {"all", "warm_users"} <= set(evaluation["systems"]["ranker"])

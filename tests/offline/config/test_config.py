@@ -12,7 +12,7 @@ from serving.config import ServiceConfig
 
 TOP = (
     "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
-    "retention, redis, placements, serving"
+    "retention, redis, placements, experiments, serving"
 )
 
 LISTS = "source, window_lists, attribution_s, size, most, refreshes"
@@ -201,8 +201,12 @@ BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and
         ),
         (
             "{home: {explore: 1.5}}",
-            ".home.explore is 1.5; expected a number >= 0 and <= 1, or null (The same as `serving.explore`, in its "
-            "place. null: that one.)",
+            ".home.explore.share is 1.5; expected a number >= 0 and <= 1 (Share of lists that are explored. A number "
+            "alone is this share.)",
+        ),
+        (
+            "{home: {explore: often}}",
+            ".home.explore is 'often'; expected keys and values; valid keys: mode, share, quota, new_below, budget",
         ),
         (
             "{home: {requires: [cart]}}",
@@ -211,8 +215,9 @@ BAD_NAME = "is not a valid name: use 1 to 64 characters, without white space and
         ),
         (
             "{home: {sources: {seen: 1}}}",
-            ".home.sources.seen is 'seen'; expected 'query', 'query_words', 'again', 'co_occurrence', 'text', "
-            "'popular', 'popular_in_category', 'new', 'similar', 'bought_together', 'goes_with', 'next' or 'buy_again'",
+            ".home.sources.seen is 'seen'; expected 'query', 'query_words', 'again', 'co_occurrence', 'linear', "
+            "'text', 'popular', 'popular_in_category', 'new', 'similar', 'bought_together', 'goes_with', 'next' or "
+            "'buy_again'",
         ),
         ("{home: {sources: {new: 0}}}", ".home.sources.new is 0; expected greater than 0"),
         ("{home: {sources: {new: .inf}}}", ".home.sources.new is inf; expected a finite number"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from offline.data.partitions import Storage
 from offline.data.query_groups import iter_logged_lists, logged_keys, logged_lists
 from offline.data.schema import EVENTS_SCHEMA
 from serving.ranking.exploration import explore
+from serving.records import Served
 from serving.release.release import load_release as load_release
 from serving.store import SERVED, STREAM, BulkStore, Event
 from tests.serving.test_release import CUT_OFF, columns, planted_items
@@ -62,6 +64,11 @@ def event_ids(data: Path) -> list[str]:
 def wait_for_lists(store: BulkStore, lists: int) -> None:
     """Wait until the stream has this many served lists."""
     until(lambda: store.length(SERVED) >= lists)
+
+
+def log_lists(store: BulkStore, *lists: Served) -> None:
+    """Write served lists, as a worker does."""
+    store.run([["XADD", store.layout.key(SERVED), "*", "l", msgspec.msgpack.encode(one)] for one in lists])
 
 
 def test_every_field_of_an_event_is_written_unchanged(store: BulkStore, data: Path) -> None:
@@ -363,3 +370,34 @@ def test_truth_is_ignored_once_lists_are_collected(client: httpx.Client, store: 
     wait_for_lists(store, 1)
     collect(data, store)
     assert load_dataset(data).truth is None
+
+
+def test_the_arms_of_a_list_are_columns_that_only_lists_of_experiments_have(store: BulkStore, data: Path) -> None:
+    """What was collected without experiments has files without the columns, and reads as missing."""
+    plain = Served("r1", CUT_OFF, "release", "rank", ["red-01"], np.zeros(1).tobytes(), "u")
+    mixed = {"draft": "interleaved", "price": "control"}
+    arms = Served("r2", CUT_OFF + DAY, "release", "rank", ["red-01", "red-03"], np.zeros(2).tobytes(), "v")
+    arms = msgspec.structs.replace(
+        arms, experiments=mixed, teams=["new", None], session_id="s", took_ms=4.25, degraded=True
+    )
+    for one in (plain, arms):
+        log_lists(store, one)
+        collect(data, store)
+    without, with_arms = sorted((data / "served").glob("date=*/part-*.parquet"))
+    assert "experiments" not in pq.read_schema(without).names
+    assert pq.read_schema(with_arms).field("experiments").type == pa.map_(pa.string(), pa.string())
+    names = ["request_id", "experiments", "teams", "session_id", "took_ms", "degraded"]
+    assert LogFiles.of(data).read_served(names).to_pylist() == [
+        dict(zip(names, ["r1", None, None, None, None, False], strict=True)),
+        dict(zip(names, ["r2", list(mixed.items()), ["new", None], "s", 4.25, True], strict=True)),
+    ]
+
+
+def test_an_erased_user_leaves_no_arm(client: httpx.Client, store: BulkStore, data: Path) -> None:
+    one = Served("r", CUT_OFF, "release", "rank", ["red-01"], np.zeros(1).tobytes(), experiments={"x": "a"})
+    log_lists(store, *(msgspec.structs.replace(one, request_id=f"r-{user}", user_id=user) for user in "uv"))
+    collect(data, store)
+    assert client.delete("/v1/users/u").status_code == 202
+    collect(data, store)
+    rows = LogFiles.of(data).read_served(["user_id", "experiments"]).to_pylist()
+    assert rows == [{"user_id": "v", "experiments": [("x", "a")]}]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from features.history import EMPTY, Histories, History
 from features.log import Events, Kind, Lists
 from features.text.vectors import Vectors
-from offline.evaluation.baselines import BASELINES, DEPTH, Baselines, EngagementCounts, order_of, repeat_rate
+from offline.evaluation.baselines import BASELINES, DEPTH, Baselines, EngagementCounts, blend, order_of, repeat_rate
 from offline.evaluation.ease import Ease, pairs
 from ranker.metrics import tie_break
 from tests.worlds import DAY, START, logs, make_events, make_lists, make_replay, make_vectors
@@ -63,6 +63,23 @@ def test_baselines_use_events_before_the_list() -> None:
     np.testing.assert_array_equal(new["popularity"], known["popularity"])
 
 
+def test_sessions_start_from_the_latest_visit_and_count_pairs_of_one_session_alone() -> None:
+    """Users 1 and 2 bought 3 and 4 at once, and 5 a day later. User 0 bought 3: in sessions, only 4 goes with it."""
+    pairs = [(day, u, item) for u in (1, 2) for day, item in ((0, 3), (0, 4), (1, 5))]
+    events = bought(*pairs, (1.5, 0, 3))
+    (by_baseline,) = scores(events, make_lists([3 * DAY], [0], [[4, 5]]))
+    assert by_baseline["sessions"][0] > by_baseline["sessions"][1] == 0
+    assert by_baseline["cooccurrence"][1] > 0, "users who bought 3 bought 5 as well"
+
+
+def test_blend_adds_standardised_scores_and_knows_nothing_without_either() -> None:
+    """Co-occurrence 0 and 2 has mean 1 and deviation 1. Of text, 0.2 and 0.4 are known: -1 and 1, and 0 if unknown."""
+    text = np.array([0.2, 0.4, np.nan, 0.3], np.float32)
+    expected = [-1 - 0.7 * 1.5**0.5, 1 + 0.7 * 1.5**0.5, -1, 1]
+    np.testing.assert_allclose(blend(np.array([0.0, 2.0, 0.0, 2.0]), text), expected, rtol=1e-5)
+    assert np.isnan(blend(np.zeros(3), np.full(3, np.nan, np.float32))).all()
+
+
 def test_popularity_counts_all_events_and_recency_popularity_decays() -> None:
     """Item 4 was bought three times 60 days ago, item 6 twice yesterday."""
     events = bought(*((0, u, 4) for u in (1, 2, 3)), (59, 4, 6), (59, 5, 6))
@@ -88,7 +105,7 @@ def test_without_repeat_purchases_items_that_the_user_had_rank_last() -> None:
     once = bought(*((0.1 * k, k % 2, k) for k in range(8)))
     (by_baseline,) = scores(once, rebuilt(make_lists([2 * DAY], [0], [list(range(8))])))
     assert np.isnan(by_baseline["own_history"]).all(), "it scores only items that the user had"
-    for name in set(BASELINES) - {"item_click_rate", "ease", "own_history"}:
+    for name in set(BASELINES) - {"item_click_rate", "ease", "own_history", "sessions"}:
         assert set(np.flatnonzero(by_baseline[name] == -np.inf)) - {2} == {0, 4, 6}, name
     (shown,) = scores(once, make_lists([2 * DAY], [0], [list(range(8))]))
     assert np.isfinite(shown["popularity"]).all(), "in a logged list all items are scored"

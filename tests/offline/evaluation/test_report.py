@@ -274,6 +274,29 @@ def test_a_loss_is_called_worse() -> None:
     assert verdict(evaluation).startswith("worse: The ranker is worse than text, the strongest of 2 baselines: ")
 
 
+def fallback() -> dict[str, Any]:
+    """The parts of an evaluation of a simple order, and the gate's wider interval of .05 against item_click_rate."""
+    own = {"slice": "all", "rival": "item_click_rate", "difference": 0.05, "low": -0.01, "high": 0.11, "lists": 1568}
+    return {
+        "choice": {"simple_order": "clicks", "sentence": "This release ranks by a simple order, clicks. Why."},
+        "rivals": [own],
+    }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_simple_order_comes_first_in_the_verdict() -> None:
+    assert verdict(full() | fallback()).startswith("undecided: This release ranks by a simple order, clicks. Why. ")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_verdict_uses_the_interval_of_the_gate() -> None:
+    """[.04, .06] excludes zero, but the interval that is corrected for the choice of the rival does not."""
+    assert verdict(full()).startswith("better: ")
+    found = verdict(full() | {"rivals": fallback()["rivals"]})
+    assert found.startswith("undecided: No clear difference between the ranker and item click rate")
+    assert "+0.0500 [−0.0100, +0.1100]" in found
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_without_a_comparison_nothing_is_claimed() -> None:
     expected = "undecided: The ranker reaches ndcg@10 0.600. It was not compared with any baseline."
@@ -426,8 +449,12 @@ def test_a_missing_section_is_left_out_cleanly(missing: str, how: str) -> None:
         "outcomes": "log loss of the rate",
         "objectives": "Clicks against earned margin",
         "staleness": "Model age",
+        "choice": "This release ranks by a simple order",
+        "rivals": "[−0.0100, +0.1100]",
     }
     evaluation = full()
+    if missing in ("choice", "rivals"):
+        evaluation |= fallback()
     assert words[missing] in Page(report.render(evaluation)).words
     if how == "absent":
         del evaluation[missing]

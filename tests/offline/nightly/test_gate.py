@@ -11,8 +11,9 @@ import pytest
 from offline.config.publication import GateConfig
 from offline.data import Targets
 from offline.evaluation import BASELINES
+from offline.nightly.choice import is_better
 from offline.nightly.comparison import HeldOut, ndcg_of_baselines
-from offline.nightly.gate import judge_against, judge_against_simple_orders, judge_alone
+from offline.nightly.gate import judge_against, judge_against_simple_orders, judge_alone, judge_fallback
 from tests.worlds import make_lists
 
 N = 200
@@ -139,3 +140,34 @@ def test_a_release_that_cannot_have_an_objective_in_use_is_not_published(
     reasons = judge_alone(np.full(40, 0.9), held_out(list(range(40))), evaluation, GateConfig())
     found = [r.message for r in reasons if r.rule == "objective" and r.verdict == "keep"]
     assert found == (["the service would refuse the release for the objective of cart: no margin"] if kept else [])
+
+
+def compared(**difference: tuple[float, float, str]) -> list[dict[str, Any]]:
+    """Comparisons by slice: difference, p and result."""
+    return [{"slice": s, "difference": d, "p": p, "result": r} for s, (d, p, r) in difference.items()]
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "certainty", "published"),
+    [
+        (compared(all=(0.1, 0.01, "better")), 0.9, True),
+        (compared(all=(0.02, 0.2, "undecided")), 0.9, True),
+        (compared(all=(0.02, 0.3, "undecided")), 0.9, False),
+        (compared(all=(0.02, 0.3, "undecided")), 0.0, True),
+        (compared(all=(-0.02, 0.3, "undecided")), 0.0, False),
+        (compared(all=(0.1, 0.01, "better"), cold_users=(-0.1, 0.01, "worse")), 0.9, False),
+        ([], 0.9, False),
+    ],
+)
+def test_the_trained_ranker_is_published_if_it_is_probably_better_and_worse_for_nobody(
+    comparisons: list[dict[str, Any]], certainty: float, published: bool
+) -> None:
+    """p is two-sided, so .2 is a probability of 1 - .2 / 2 = .9 that it is better. Too few lists show nothing."""
+    assert is_better(comparisons, certainty) == published
+
+
+@pytest.mark.parametrize(("nights", "verdicts"), [(0, []), (1, ["promote"]), (3, ["promote"]), (4, ["keep"])])
+def test_simple_orders_are_published_for_a_limited_number_of_nights(nights: int, verdicts: list[str]) -> None:
+    choice = {"simple_order": "clicks" if nights else None, "nights": nights, "sentence": "Why."}
+    reasons = judge_fallback(choice, GateConfig(fallback_nights=3))
+    assert [r.verdict for r in reasons] == verdicts

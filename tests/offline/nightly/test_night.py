@@ -164,9 +164,11 @@ def test_the_evaluation_compares_with_simple_baselines_and_the_best_possible_ord
         "item_click_rate",
         "own_history",
         "cooccurrence",
+        "sessions",
         "ease",
         "text_zero_shot",
         "text",
+        "blend",
         "ranker",
         "best_possible",
     } == set(ndcg)

@@ -1,10 +1,10 @@
-"""The sections `serving` and `placements` of the configuration: one frozen value, built at startup and passed down."""
+"""The sections `serving` and `placements` of the configuration."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -36,6 +36,7 @@ Source = Literal[
     "query_words",
     "again",
     "co_occurrence",
+    "linear",
     "text",
     "popular",
     "popular_in_category",
@@ -88,6 +89,56 @@ class ObjectiveConfig(BaseModel):
     )
 
 
+class ExplorationConfig(BaseModel):
+    """Exploration of the lists of a placement: by swaps, or by the posterior of clicks with a quota for new items.
+
+    A number in place of the section is the share of the mode `swaps`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["swaps", "thompson", "ucb"] = Field(
+        "thompson",
+        description="`swaps`: adjacent items may be swapped at random, as with `serving.explore`. Otherwise, the least "
+        "known items are placed by the posterior of their clicks: `thompson`, at a place drawn from it; `ucb`, at that "
+        "of its upper bound.",
+    )
+    share: float = Field(0.1, ge=0, le=1, description="Share of lists that are explored. A number alone is this share.")
+    quota: float = Field(
+        0.1, ge=0, le=0.25, description="Share of the positions of an explored list that are reserved for new items."
+    )
+    new_below: float = Field(
+        100, gt=0, le=1e6, description="Impressions below which an item is new, decayed with a half-life of 30 days."
+    )
+    budget: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Maximum share of its expected clicks that an explored list may give up, by the calibrated "
+        "probabilities of the ranker.",
+    )
+
+    @property
+    def by_posterior(self) -> bool:
+        """True if lists are explored, and not by swaps."""
+        return self.mode != "swaps" and self.share > 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_alone(cls, given: Any) -> Any:
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            return {"mode": "swaps", "share": given}
+        return given
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        # Defaults are accepted: a configuration that was read may be written with them, and read again.
+        unused = [n for n in ("quota", "new_below", "budget") if getattr(self, n) != type(self).model_fields[n].default]
+        if self.mode == "swaps" and unused:
+            raise ValueError(f"{unused[0]} has no effect with the mode swaps: remove it, or use another mode")
+        return self
+
+
 class PlacementConfig(BaseModel):
     """Settings of the lists of a named spot in the shop, such as the home page or the results of a search."""
 
@@ -111,8 +162,11 @@ class PlacementConfig(BaseModel):
     limit: int | None = Field(
         None, ge=1, le=500, examples=[12], description="Length of the list if the request has no `limit`."
     )
-    explore: float | None = Field(
-        None, ge=0, le=1, examples=[0.1], description="The same as `serving.explore`, in its place. null: that one."
+    explore: ExplorationConfig | None = Field(
+        None,
+        examples=[0.1],
+        description="Exploration of the lists, in place of `serving.explore`: a number, which has the same meaning, or "
+        "a section; see docs/exploration.md. null: `serving.explore`.",
     )
 
     variants: VariantSettings = Field(
@@ -133,8 +187,15 @@ class PlacementConfig(BaseModel):
 
     @model_validator(mode="after")
     def _explores_without_rules(self) -> Self:
-        if self.explore and self.rules != Rules():
+        explored = self.explore is not None and self.explore.share > 0
+        if explored and self.rules != Rules():
             raise ValueError("a list with rules is never explored: remove `explore` or `rules`")
+        by_posterior = self.explore is not None and self.explore.by_posterior
+        if by_posterior and self.objective is not None and self.objective.weight > 0:
+            raise ValueError(
+                "`explore` places items by their clicks, and `objective` by another value: remove one of them, or use "
+                "the mode swaps"
+            )
         return self
 
 
@@ -376,9 +437,3 @@ class ServingConfig(BaseModel):
         if self.internal_port == self.port:
             raise ValueError(f"internal_port is {self.port}, and so is port: use another one")
         return self
-
-
-class ServiceConfig(ServingConfig):
-    """The settings of the service, with the placements."""
-
-    placements: Placements = Field(default={}, max_length=PLACEMENTS, description="Placements by name.")
