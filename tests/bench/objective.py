@@ -1,10 +1,10 @@
 """What an objective earns in the simulated shop, by its hidden truth: `python -m tests.bench.objective`.
 
-A shop whose items have margins, and whose shoppers add complements to their carts, is simulated. A nightly run trains a
-ranker and fits the probabilities of outcomes. The lists of the test window are then ordered for an objective, at many
-weights. The simulation knows the probability of every click and purchase, so the expected clicks, sales (price) and
-margin of an order are exact, and only the choice of lists and shoppers is random. As in a placement with `limit: 10`,
-the first ten of the 24 items are shown, and examined as in the simulation.
+A shop whose items have margins is simulated; with `--complements`, its shoppers also add complements to their carts. A
+nightly run trains a ranker and fits the probabilities of outcomes. The lists of the test window are then ordered for an
+objective, at many weights. The simulation knows the probability of every click and purchase, so the expected clicks,
+sales (price) and margin of an order are exact, and only the choice of lists and shoppers is random. As in a placement
+with `limit: 10`, the first ten of the 24 items are shown, and examined as in the simulation.
 
 Compared are, at the same loss of clicks, from the order without an objective:
 
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=2500)
     parser.add_argument("--days", type=int, default=28)
     parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--complements", type=float, default=0.0, help="as `simulate.complements`")
     parser.add_argument("--workspace", type=Path, help="kept and used again; by default a temporary folder")
     parser.add_argument("--quick", action="store_true", help="a tiny shop, only to show that it runs")
     given = parser.parse_args()
@@ -266,7 +267,7 @@ def main() -> None:
 
 def run(given: argparse.Namespace, workspace: Path) -> None:
     shop = {"users": given.users, "days": given.days, "lists_per_user_day": 0.3, "explore": 0.1, "margins": True}
-    shop |= {"complements": 0.4}
+    shop |= {"complements": given.complements}
     config = Config.model_validate(
         {
             "workspace": str(workspace),

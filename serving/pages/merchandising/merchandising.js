@@ -50,8 +50,8 @@ async function refresh() {
 async function preview() {
   const number = ++asked, draft = editor.draft, rules = draft && editor.rules();
   const request = { placement: placement(), user_id: $("shopper").value.trim() || null, query: $("query").value.trim() || null };
-  const items = $("items").value.split(",").map((id) => id.trim()).filter(Boolean);
-  if (items.length) request.items = items;
+  const seeds = $("items").value.split(",").map((id) => id.trim()).filter(Boolean);
+  if (seeds.length) request.items = seeds;
   const body = { request };
   if (rules) body.draft = { id: draft.isNew ? "" : draft.id, rules, placement: draft.placement };
   let answer;
