@@ -35,10 +35,8 @@ from text_encoder.scalars import check_package
 from text_encoder.text import catalogue_texts
 
 _PARENT = "parent.json"
-_ALIKE = 0.5
-"""Mean cosine of two items' vectors from which their mean is subtracted from all."""
 _MIN_CENTRED = 100
-"""Number of items with text below which no mean is subtracted."""
+"""Number of items with text below which their mean is not subtracted: it would be that of a few texts."""
 
 
 def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
@@ -129,13 +127,14 @@ def _choose_model(model: str, items: pa.Table) -> str:
 
 
 def _centred(encoder: Encoder, vectors: F32) -> tuple[F32, F32 | None]:
-    """The vectors without their mean, of unit length, and the mean. Unchanged, and None, if they are not alike."""
+    """The vectors without their mean, of unit length, and the mean.
+
+    Unchanged, and None, for few items, and for an encoder with a projection of its own.
+    """
     known = np.isfinite(vectors).all(axis=1)
     if known.sum() < _MIN_CENTRED or not encoder.is_plain:
         return vectors, None
     mean: F32 = vectors[known].mean(axis=0, dtype=np.float64).astype(np.float32)
-    if float(mean.astype(np.float64) @ mean) < _ALIKE:
-        return vectors, None
     return encoder.centred(mean).from_base(vectors), mean
 
 
