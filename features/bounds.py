@@ -15,7 +15,21 @@ ID_BYTES = 256
 """Maximum length of an ID in UTF-8, after `clean_id`."""
 
 PLACEHOLDER_IDS = frozenset(
-    {"null", "NULL", "Null", "none", "None", "NONE", "nan", "NaN", "NAN", "undefined", "(not set)", "[object Object]"}
+    {
+        "null",
+        "NULL",
+        "Null",
+        "none",
+        "None",
+        "NONE",
+        "nan",
+        "NaN",
+        "NAN",
+        "undefined",
+        "(not set)",
+        "[object Object]",
+        "\\N",
+    }
 )
 """What programs write in place of an ID they do not have. Accepted as IDs, they would merge all these shoppers."""
 
@@ -57,13 +71,17 @@ CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f"
 """The control characters, as they stand within the brackets of a regular expression, for Python, Rust, RE2 and JSON
 schemas. IDs, names, devices and queries have none."""
 
-COLUMN_NAME = rf"^[^{CONTROL_CHARACTERS} ]{{1,{ATTRIBUTE_NAME}}}$"
-"""Regular expression of the name of a column that can be declared, for Python, Rust and RE2: it has no white space."""
+_BLANKS = " \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+COLUMN_NAME = rf"^[^{CONTROL_CHARACTERS}{_BLANKS}]{{1,{ATTRIBUTE_NAME}}}$"
+"""Regular expression of the name of a column that can be declared, for Python, Rust and RE2: it has no white space.
+
+The blanks stand for themselves, because `\\s` has another meaning in each of them.
+"""
 
 COLUMN_TEXT = 256
 """Maximum characters of a text in a column of a request: that of an ID."""
 
-RESERVED_NAMES = frozenset({*STANDARD_COLUMNS, "embedding", "available", "at", "attributes"})
+RESERVED_NAMES = frozenset({*STANDARD_COLUMNS, "embedding", "at", "attributes"})
 """Names that an attribute cannot have, because they are columns or fields of their own."""
 
 CONTROL = f"[{CONTROL_CHARACTERS}]"

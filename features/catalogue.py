@@ -16,7 +16,7 @@ from features.kernels.strings import StringIndex
 
 TEXT_COLUMNS = ("title", "description", "category", "brand")
 """Columns of an item table with its texts, besides text attributes."""
-STANDARD_COLUMNS = ("item_id", *TEXT_COLUMNS, "price", "available_from", "group_id", "image_url")
+STANDARD_COLUMNS = ("item_id", *TEXT_COLUMNS, "price", "available_from", "available", "group_id", "image_url")
 """Columns of an item table with a fixed meaning; all other columns are attributes."""
 
 
@@ -126,6 +126,7 @@ class Catalogue:
     that the item is a product of its own. None if that is so of every item. Never a feature.
     values: float64[n + 1, v], the numbers named in `value_names`, which are never features, such as a margin; NaN
     missing, float64[0, 0] if there are none.
+    withdrawn: int32[k], rows of the items that are in the log, but must not be in results. Never a feature.
     """
 
     item_ids: Sequence[str]
@@ -146,6 +147,7 @@ class Catalogue:
     group_names: Sequence[str] = ()
     values: F64 = field(default_factory=lambda: np.empty((0, 0)))
     value_names: Sequence[str] = ()
+    withdrawn: I32 = field(default_factory=lambda: np.empty(0, np.int32))
 
     def __len__(self) -> int:
         return len(self.item_ids)

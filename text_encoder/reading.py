@@ -25,6 +25,8 @@ WINDOW = 8192
 _PART_BATCHES = 16
 _SAVE_S = 30.0
 _ESTIMATE_S = 15.0
+_NEXT_ESTIMATE_S = 600.0
+"""Seconds between estimates of the remaining time. On a terminal, the progress bar has it as well."""
 
 
 class BaseVectors(Protocol):
@@ -88,8 +90,9 @@ def read_texts(
 
     order: int64[n], numbers of the texts in the order in which to read them; None for the given order. limit_s: seconds
     after which no further part is read; at least one part is. on_progress: called with (number of distinct texts done,
-    number of distinct texts). announce: called with messages: how many texts are to be read, and how long that will
-    take. window: see `WINDOW`; more for several workers. The vectors are those of `Encoder.encode`, bit for bit.
+    number of distinct texts). announce: called with messages: how many texts are to be read, and, every ten minutes,
+    how long the remaining ones will take. window: see `WINDOW`; more for several workers. The vectors are those of
+    `Encoder.encode`, bit for bit.
     """
     ordered = texts if order is None else [texts[row] for row in order.tolist()]
     distinct = list(dict.fromkeys(text for text in ordered if text.strip()))
@@ -144,20 +147,21 @@ class _Reading:
         self, missing: I64, window: int, limit_s: float, over_batches: BatchMap, announce: Callable[[str], None]
     ) -> Iterator[None]:
         """Reads the missing texts, window by window, and yields after each batch."""
-        started, tokens, announced = time.monotonic(), 0, False
+        started, tokens, read, due_s = time.monotonic(), 0, 0, _ESTIMATE_S
         total = int(self._counts[missing].sum())
         try:
             for first in range(0, len(missing), window):
                 for rows, vectors in self._window(missing[first : first + window], over_batches):
                     self._base[rows], self._known[rows] = vectors, True
                     self._unsaved.append(rows)
-                    tokens += int(self._counts[rows].sum())
+                    tokens, read = tokens + int(self._counts[rows].sum()), read + len(rows)
                     elapsed_s = time.monotonic() - started
-                    if not announced and elapsed_s > _ESTIMATE_S:
+                    if elapsed_s > due_s and read < len(missing):
+                        left = _duration(elapsed_s * (total / tokens - 1))
                         announce(
-                            f"reading the remaining texts takes about {_duration(elapsed_s * (total / tokens - 1))}"
+                            f"{read:,} of {len(missing):,} are read; reading the remaining texts takes about {left}"
                         )
-                        announced = True
+                        due_s = elapsed_s + _NEXT_ESTIMATE_S
                     if time.monotonic() > self._saved_at + _SAVE_S:
                         self._save()
                     yield

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from offline.config import Config
     from offline.runtime import Engine
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl+C, as of a shell."""
+
 
 def nightly(
     config: ConfigPath = None,
@@ -74,8 +77,12 @@ def nightly(
     if dry_run:
         _print_plan(c, publish, since_s, until_s)
         return
-    with open_engine(engine, ray_address, ray_workers, c.features.custom) as executor:
-        release, report = run_night(c, publish, since_s, until_s, executor)
+    try:
+        with open_engine(engine, ray_address, ray_workers, c.features.custom) as executor:
+            release, report = run_night(c, publish, since_s, until_s, executor)
+    except KeyboardInterrupt:
+        say("Interrupted. Finished steps, and texts that were read, are kept: run the same command again to continue.")
+        raise typer.Exit(_INTERRUPTED) from None
     say(f"report: {report}")
     say(f"release {release.id}: {release.path}")
 

@@ -372,7 +372,7 @@ class ImportConfig(_Section):
     )
     earliest: date = Field(default=date(1995, 1, 1), description="Events before this date are rejected.")
     missing: tuple[str, ...] = Field(
-        default=("", "null", "NULL", "None", "nan", "NaN", "undefined", "(not set)"),
+        default=("", "null", "NULL", "None", "nan", "NaN", "undefined", "(not set)", "\\N"),
         description="Cell values that count as missing.",
     )
     timezone: str = Field(default="UTC", description="Time zone of moments without an offset.")

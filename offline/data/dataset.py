@@ -232,7 +232,19 @@ def read_catalogue(items: pa.Table, file: str = _ITEMS) -> Catalogue:
         group_names,
         np.column_stack([_numbers(items, n) for n in value_names]) if value_names else np.empty((0, 0)),
         value_names,
+        _withdrawn(items, file),
     )
+
+
+def _withdrawn(items: pa.Table, file: str) -> I32:
+    """Rows of the items that are not available, ascending."""
+    column = _column(items, "available")
+    if column is None:
+        return np.empty(0, np.int32)
+    if not pa.types.is_boolean(column.type) and not pa.types.is_null(column.type):
+        raise DataError(f"{file}, column 'available': has type {column.type}, expected true or false; {RECREATE}")
+    is_available = pc.fill_null(column.cast(pa.bool_()), True).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(~is_available).astype(np.int32)
 
 
 def _groups(items: pa.Table, file: str) -> tuple[I32 | None, Sequence[str]]:

@@ -48,12 +48,15 @@ def overlay_written(items: pa.Table, written: Mapping[str, ItemFields]) -> pa.Ta
     """The catalogue with the written fields: changed cells, and new items as rows at the end.
 
     Ignored are fields without a column in the catalogue, values that do not fit the type of their column, and withdrawn
-    items that the catalogue does not have. The column `group_id` is added if only written items have one.
+    items that the catalogue does not have. The columns `group_id` and `available` are added if only written items have
+    them.
     """
     if not written:
         return items
     if "group_id" not in items.column_names and any(entry.fields.get("group_id") for entry in written.values()):
         items = items.append_column("group_id", pa.nulls(len(items), pa.string()))
+    if "available" not in items.column_names and not all(entry.available for entry in written.values()):
+        items = items.append_column("available", pa.nulls(len(items), pa.bool_()))
     touched = pc.is_in(items["item_id"].cast(pa.string()), pa.array(list(written), pa.string()))
     before = {row["item_id"]: row for row in items.filter(touched).to_pylist()}
     rows = []

@@ -220,6 +220,8 @@ def _not_products(config: ImportConfig, items: Profiles) -> str:
 def _complete_items(library: Library, checks: EventChecks, items: Profiles) -> list[str]:
     """Add items from their events, and refuse events of unknown items or add the items with their ID only."""
     notes = []
+    if "available" in items.types and (n := library.rows("SELECT count(*) FROM shop.items WHERE NOT available")[0][0]):
+        notes.append(f"{n} items are not available: their events count, but they are never recommended")
     if sources := [str(i) for i, s in enumerate(checks.config.events) if s.items_from_events]:
         # The most frequent text (ties: the first), and the median of the prices above 0.
         have = library.rows(

@@ -24,6 +24,7 @@ _TYPES: Mapping[str, pa.DataType] = {
     "DOUBLE": pa.float64(),
     "VARCHAR[]": TAGS,
     "TIMESTAMP": UTC_US,
+    "BOOLEAN": pa.bool_(),
 }
 ORIGINAL = b"shelfwise.original"
 """Field metadata of an attribute: the column's name in the file, where it differs."""
@@ -143,6 +144,9 @@ class Profiles:
         if reader.has("available_from"):
             reader.add_date("available_from")
             types["available_from"] = "TIMESTAMP"
+        if reader.has("available"):
+            reader.add("available", reader.flag("available"), "available IS NOT NULL")
+            types["available"] = "BOOLEAN"
         if reader.has("image_url"):
             reader.add_url("image_url")
             types["image_url"] = "VARCHAR"

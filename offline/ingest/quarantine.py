@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -106,6 +107,8 @@ def describe_refusal(file: str, row: int, column: str | None, value: str | None,
     return f"{where}: {what} {REASONS[reason].problem} ({reason}). {REASONS[reason].remedy}"
 
 
+_EXAMPLE_FILES = 2
+"""Files of which the messages give an example, for each reason. An export may have one file per day."""
 SCHEMA_COLUMNS = 'file, "row", "column", value, reason'
 """Columns of the database's table of refused rows."""
 
@@ -123,10 +126,17 @@ def quarantine_table(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) 
 
 
 def examples(sql: duckdb.DuckDBPyConnection, erased: erasures.Erasures) -> Sequence[str]:
-    """Messages about the first refused row of every file and reason."""
+    """Messages about the first refused row of every reason, in up to `_EXAMPLE_FILES` files."""
     value = f"left(value, {imported.SHOWN_CHARACTERS}) AS value"
     found = sql.sql(
         f'SELECT file, "row", "column", {value}, reason FROM (SELECT *, rowid AS place FROM _refused)'
         " QUALIFY row_number() OVER (PARTITION BY file, reason ORDER BY place) = 1 ORDER BY place"
     ).to_arrow_table()
-    return [describe_refusal(**row) for row in imported.without_erased_values(found, erased).to_pylist()]
+    rows = imported.without_erased_values(found, erased).to_pylist()
+    shown, files = [], Counter[str]()
+    for row in rows:
+        files[row["reason"]] += 1
+        if files[row["reason"]] <= _EXAMPLE_FILES:
+            shown.append(describe_refusal(**row))
+    more = {reason: n - _EXAMPLE_FILES for reason, n in files.items() if n > _EXAMPLE_FILES}
+    return [*shown, *(f"{reason}: {n} more files have such rows" for reason, n in more.items())]

@@ -29,7 +29,7 @@ class ImportSummary:
     """Summary of an import, or of its validation.
 
     events: accepted events by kind. profiles: users with attributes. first, last: ISO 8601 timestamps of the events,
-    None without events. examples: messages about the first rejected row of every file and reason.
+    None without events. examples: messages about the first rejected row of every reason, for at most two files.
     """
 
     sources: Sequence[SourceSummary]

@@ -88,6 +88,11 @@ class Live:
         # Entry ids are arrival times in milliseconds. The extra hour allows for clocks that disagree.
         first = f"{max(0, int((release.manifest.cut_off - 3600) * 1000))}-0"
         items = replace(release.items, state=release.items.state.copy())
+        if len(withdrawn := items.catalogue.withdrawn):
+            born = items.catalogue.available_from.copy()
+            born[withdrawn] = np.inf  # retrieval treats them as not yet on sale
+            born.flags.writeable = False  # the same type to numba as the release's own array
+            items = replace(items, catalogue=replace(items.catalogue, available_from=born))
         spread = item_spread(items, release.manifest.cut_off)
         return cls(release, items, features(release.items), first, item_spread=spread)
 
@@ -192,8 +197,8 @@ class Live:
     def _unique_candidates(self, item_ids: list[str] | None) -> tuple[Sequence[str], I64, I32]:
         """Candidates in id order, without duplicates and withdrawn items: (ids, index into ids, catalogue row)."""
         catalogue = self.items.catalogue
-        if self.overlay.written:  # added rows are not in id order, and withdrawn items are left out
-            item_ids = sorted(set(catalogue.item_ids if item_ids is None else item_ids) - self.overlay.withdrawn)
+        if self.overlay.written or self.withdrawn:  # added rows are not in id order
+            item_ids = sorted(set(catalogue.item_ids if item_ids is None else item_ids) - self.withdrawn)
             return item_ids, np.arange(len(item_ids)), catalogue.rows(item_ids)
         if item_ids is None:
             rows_in_order = np.arange(len(catalogue))
@@ -204,6 +209,12 @@ class Live:
             return item_ids, np.arange(len(item_ids)), catalogue.rows(item_ids)
         item, index = np.unique(item, return_index=True)  # rows are in id order
         return item_ids, index, item
+
+    @cached_property
+    def withdrawn(self) -> frozenset[str]:
+        """Ids of items that must not be in results, by the catalogue or by a write."""
+        catalogue = self.items.catalogue
+        return frozenset(catalogue.item_ids[row] for row in np.flatnonzero(np.isposinf(catalogue.available_from)))
 
     @cached_property
     def reads_attributes(self) -> bool:
@@ -355,8 +366,8 @@ class Live:
         assert catalogue.group is not None
         alone = len(catalogue.group_names)
         out = (catalogue.group[others] == catalogue.group[row]) & (catalogue.group[row] != alone)
-        if self.overlay.withdrawn:
-            out |= np.isin(others, catalogue.rows(self.overlay.withdrawn))
+        if self.withdrawn:
+            out |= np.isin(others, catalogue.rows(self.withdrawn))
         others, cosine = others[~out], cosine[~out]
         best = np.argsort(-cosine, kind="stable")
         chosen = np.sort(best[first_of_group(catalogue.group[others[best]], alone)])

@@ -65,11 +65,6 @@ class Overlay:
     vectors: Mapping[str, F32]
     near: dict[bytes, I32] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def withdrawn(self) -> frozenset[str]:
-        """Ids of items that must not appear in results."""
-        return frozenset(i for i, item in self.written.items() if not item.available)
-
     def over(self, base: Items, state: ItemState) -> Items:
         """The release's items with the written ones. state: current item state, of the release or an earlier overlay.
 
@@ -194,12 +189,16 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
         for name, names in (("category", base.category_names), ("brand", base.brand_names))
     }
     rows = {**changed, **dict(zip(range(n, n + k), added.values(), strict=True))}
+    withdrawn = set(base.withdrawn.tolist())
+    born[base.withdrawn] = np.inf  # retrieval treats them as not yet on sale
     for row, item in rows.items():
         fields = item.fields
         if "price" in fields:
             price[row] = np.nan if fields["price"] is None else fields["price"]
         if fields.get("available_from") is not None:
             born[row] = fields["available_from"]
+        elif row in withdrawn:
+            born[row] = base.available_from[row]
         for name, codes, names in (("category", category, base.category_names), ("brand", brand, base.brand_names)):
             if name in fields:
                 codes[row] = code_of[name].get(fields[name], len(names))
@@ -208,8 +207,8 @@ def _catalogue(base: Catalogue, changed: Mapping[int, ItemFields], added: Mappin
                 numbers[row, list(base.number_names).index(name)] = _number(value, name in base.date_names)
             elif name in base.value_names:
                 values[row, list(base.value_names).index(name)] = _number(value, is_date=False)
-        if not item.available:
-            born[row] = np.inf  # retrieval treats it as not yet on sale
+        if fields.get("available", row not in withdrawn) is False:
+            born[row] = np.inf
     group, group_names = _groups(base, rows, k)
     tags = _tags(base, list(added.values()))
     start = np.concatenate(

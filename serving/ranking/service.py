@@ -576,7 +576,7 @@ class Service:
             item_id,
             in_release,
             row >= 0,
-            written is None or written.available,
+            fields.get("available", item_id not in live.withdrawn) is not False,
             row >= 0 and bool(live.items.vectors.scale[row] > 0),
             written.at if written else None,
             title,
@@ -593,7 +593,7 @@ class Service:
                 f"{item_id!r} is not in release {live.release.id}" if row < 0 else f"{item_id!r} has no text to compare"
             )
             raise Problem(404, "no-such-item", "No such item", why, "Use an item of the catalogue.", "item_id")
-        withdrawn = live.overlay.withdrawn
+        withdrawn = live.withdrawn
         one = self.config.variants.keep != "all"
         near = await asyncio.to_thread(live.similar, row, limit + len(withdrawn), one)
         near = [(r, c) for r, c in near if catalogue.item_ids[r] not in withdrawn][:limit]

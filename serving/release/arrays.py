@@ -55,6 +55,8 @@ def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
         out |= {"group": c.group, **Strings.of(c.group_names).arrays("group_names")}
     if c.value_names:
         out |= {"values": c.values, **Strings.of(c.value_names).arrays("value_names")}
+    if len(c.withdrawn):
+        out["withdrawn"] = c.withdrawn
     if items.inverted is not None:
         lists = items.inverted
         out |= {"list_centre_code": lists.centre.code, "list_centre_scale": lists.centre.scale}
@@ -161,6 +163,7 @@ def from_arrays(read: Arrays) -> Items:
         group_names=group_names,
         values=read("values", np.float64, n + 1, len(value_names)) if value_names else np.empty((0, 0)),
         value_names=value_names,
+        withdrawn=_withdrawn(read, n),
     )
     near = read.within("neighbour_item", read("neighbour_item", np.int32, n + 1, None), -1, n)
     entities = n + 1 + len(category_names) + 1 + 1
@@ -229,6 +232,13 @@ def _groups(read: Arrays, n: int) -> tuple[I32 | None, Sequence[str]]:
         return None, ()
     names = read.strings("group_names", None)
     return read.within("group", read("group", np.int32, n + 1), 0, len(names) + 1), names
+
+
+def _withdrawn(read: Arrays, n: int) -> I32:
+    """Rows of the items that must not be in results; none for a release without such items."""
+    if not read.has("withdrawn"):
+        return np.empty(0, np.int32)
+    return read.within("withdrawn", read("withdrawn", np.int32, None), 0, n)
 
 
 def _words(read: Arrays, n: int, d: int) -> Vocabulary | None:

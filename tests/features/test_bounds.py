@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from typing import Annotated
 
+import duckdb
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import Field, TypeAdapter, ValidationError
 
-from features.bounds import ID_BYTES, IdError, are_clean, check_attribute_names, clean_id
+from features.bounds import COLUMN_NAME, ID_BYTES, IdError, are_clean, check_attribute_names, clean_id
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ["undefined", " p1", "e\u0301", "é", "\u00a0", "p 1", "x" * 257, "é" * 128, "é" * 129, "\x85a", "\x1fa"]
@@ -67,3 +71,16 @@ def test_the_fast_check_of_a_list_never_passes_an_id_that_needs_cleaning(ids: li
 def test_an_attribute_cannot_have_the_name_of_a_field_or_an_invisible_one(name: str) -> None:
     with pytest.raises(ValueError, match=r"is reserved for a field of the item|is not a valid name"):
         check_attribute_names([name])
+
+
+def test_the_name_of_a_column_has_no_white_space_of_any_kind_for_python_rust_and_re2() -> None:
+    """As Python's `str.isspace`, which knows all 25 of Unicode and the separators U+001C to U+001F."""
+    blanks = [chr(c) for c in range(0x10000) if chr(c).isspace()]
+    assert len(blanks) == 29
+    in_rust = TypeAdapter(Annotated[str, Field(pattern=COLUMN_NAME)])
+    for name in (f"unit{blank}price" for blank in blanks):
+        assert re.fullmatch(COLUMN_NAME, name) is None
+        with pytest.raises(ValidationError):
+            in_rust.validate_python(name)
+        assert duckdb.execute("SELECT regexp_matches(?, ?)", [name, COLUMN_NAME]).fetchone() == (False,)
+    assert in_rust.validate_python("单价_größe[eu]") == "单价_größe[eu]"

@@ -88,9 +88,8 @@ def create_macros(sql: duckdb.DuckDBPyConnection, missing: Sequence[str]) -> Non
         " ELSE tidy(json_extract_string(coalesce(as_json(x::VARCHAR), to_json(x::VARCHAR)), '$')) END",
         f"amount(x) AS TRY_CAST(CASE WHEN regexp_matches(x::VARCHAR, '{_COMMA_AMOUNT}') THEN"
         " replace(replace(x::VARCHAR, '.', ''), ',', '.') ELSE replace(x::VARCHAR, ',', '') END AS DOUBLE)",
-        "flag(x) AS CASE WHEN lower(x) IN ('true', '1', 'yes') THEN true WHEN lower(x) IN ('false', '0', 'no') THEN"
-        " false"
-        " END",
+        "flag(x) AS CASE WHEN lower(x) IN ('true', '1', 'yes', 'y', 't') THEN true"
+        " WHEN lower(x) IN ('false', '0', 'no', 'n', 'f') THEN false END",
     ):
         sql.execute(f"CREATE OR REPLACE MACRO {macro}")
 

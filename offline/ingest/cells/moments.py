@@ -21,6 +21,7 @@ _DAYS = (
 _CLOCKS = (
     "", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", ", %H:%M:%S", ", %H:%M", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S",
     *(" %H:%M:%S %z", "T%H%M%SZ", "T%H%M%S", " %H时%M分%S秒", " %H时%M分", " %H時%M分"),
+    *(" %Hh%M", " à %H:%M", " à %Hh%M", " %H:%M Uhr", ", %H:%M Uhr"),
 )  # fmt: skip
 _SAMPLE = 2000
 _NUMERAL = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
@@ -73,6 +74,7 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         return Moments(f"epoch_us({parsed})" if zoned else _local_us(f"CAST({parsed} AS TIMESTAMP)", zone))
     if fast := _cast(library, relation, column, zone):
         return Moments(fast)
+    column = _with_point(library, relation, column)
     numerals, iso, others = library.rows(
         f"SELECT count(*) FILTER (regexp_matches({column}, '{_NUMERAL}')), count(*) FILTER (regexp_matches({column},"
         f" '{_ISO}')), count(*) FILTER (NOT regexp_matches({column}, '{_NUMERAL}') AND NOT regexp_matches({column},"
@@ -90,6 +92,14 @@ def moments(library: Library, relation: str, column: str, kind: str, how: Column
         rest = found.sql
         said += [found.said] if found.said else []
     return Moments(f"(CASE {' '.join(cases)} ELSE {rest} END)" if cases else rest, "; ".join(said) or None)
+
+
+def _with_point(library: Library, relation: str, column: str) -> str:
+    """The column with a decimal point, if all of its values are days of a spreadsheet with a decimal comma."""
+    form = f"bool_and(regexp_matches({column}, '^[2-7]\\d{{4}}(,\\d+)?$'))"
+    if library.rows(f"SELECT {form} FROM {relation} WHERE {column} IS NOT NULL")[0][0]:
+        return f"replace({column}, ',', '.')"
+    return column
 
 
 def _cast(library: Library, relation: str, column: str, zone: str) -> str | None:

@@ -16,14 +16,17 @@ def _digits(sql: str) -> str:
     return f"regexp_replace({number}, '[''’\\s\\x{{a0}}\\x{{202f}}]', '', 'g')"
 
 
-def decimal_separator(library: Library, relation: str, column: str) -> str:
-    """`,` if more cells of a text column can only be read with a decimal comma than with a point, else `.`."""
+def decimal_separator(library: Library, relation: str, column: str) -> str | None:
+    """`,` if more cells of a text column can only be read with a decimal comma than with a point, else `.`.
+
+    None if no cell tells: `1,000` is one or a thousand.
+    """
     digits = _digits(column)
     comma, point = library.rows(
         f"SELECT count(*) FILTER (regexp_matches(d, '{_COMMA}')), count(*) FILTER (regexp_matches(d, '{_POINT}'))"
         f" FROM (SELECT {digits} AS d FROM {relation} WHERE {column} IS NOT NULL)"
     )[0]
-    return "," if comma > point else "."
+    return "," if comma > point else "." if point else None
 
 
 def number_sql(sql: str, decimal: str) -> str:

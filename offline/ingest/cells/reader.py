@@ -21,6 +21,7 @@ _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "REAL")
 # Words for a missing number. In a column of texts they may be words: NA is also Namibia.
 _NO_NUMBER = "'n/a', 'na', '#n/a', '-', '--', '?', 'unknown'"
 _MOST_CURRENCIES = 1000
+_AMOUNTS = ("price", "value")
 _DECIMAL_COMMA = r"^([+-]?(\d{1,3}(\.\d{3})+|0|[1-9]\d*)(,\d+)?|[nN]/?[aA]|#[nN]/[aA]|--?|\?)$"
 _DATES = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
@@ -188,11 +189,17 @@ class Reader:
         if decimal is None and self._all_numbers(name):
             return f"TRY_CAST({raw} AS DOUBLE)"
         if decimal is None:
-            decimal = decimal_separator(self.library, self._from, raw)
+            decimal = decimal_separator(self.library, self._from, raw) or self._decimal_elsewhere(name)
             if decimal == ",":
                 self._has_commas = True
                 self.said.append(f"{self.mapped.names[name]}: read with a decimal comma (guessed)")
         return number_sql(raw, decimal)
+
+    def _decimal_elsewhere(self, name: str) -> str:
+        """The decimal separator of the source's other amounts, for a column that does not tell; `.` if none does."""
+        others = [n for n in _AMOUNTS if n != name and self.has(n) and self.types[n] == "VARCHAR"]
+        given = [self.column(n).decimal or decimal_separator(self.library, self._from, quoted(n)) for n in others]
+        return next((separator for separator in given if separator is not None), ".")
 
     def add_number(self, name: str, *, least: float = -MAX_NUMBER) -> None:
         """Take a column of numbers between a bound and `MAX_NUMBER`; others are missing.

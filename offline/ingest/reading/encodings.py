@@ -84,8 +84,10 @@ def _guess(path: Path) -> str:
                 break
     sample = b"".join(lines)
     possible = [name for name in _LEGACY if _decodes(path, name)]
-    if "cp932" in possible and sum(c in _KANA for c in sample.decode("cp932", "ignore")) * 20 > len(sample):
-        return "cp932"
+    if "cp932" in possible:
+        letters = [c for c in sample.decode("cp932", "ignore") if c > "\x7f"]
+        if sum(c in _KANA for c in letters) * 10 > len(letters):
+            return "cp932"
     best = charset_normalizer.from_bytes(sample, cp_isolation=possible).best() if possible else None
     if best is not None and best.encoding in ("cp1250", "cp1252") and "cp1252" in possible:
         return "cp1250" if _CENTRAL_EUROPEAN.search(sample.decode("cp1252", "ignore")) else "cp1252"

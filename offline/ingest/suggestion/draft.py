@@ -18,7 +18,7 @@ from offline.ingest.suggestion.currencies import draft_currency
 from offline.ingest.suggestion.event_sources import EventTable, draft_events, find_event_table
 from offline.ingest.suggestion.joins import Link, find_links
 from offline.ingest.suggestion.notes import Noted, to_yaml, wrap
-from offline.ingest.suggestion.order_headers import fill_headers
+from offline.ingest.suggestion.order_headers import fill_headers, fill_products
 from offline.ingest.suggestion.profile_sources import (
     ItemTable,
     draft_items,
@@ -79,6 +79,7 @@ class _Draft:
         self.tables, self.source = tables, source
         for table in tables.tables.values():
             fill_headers(tables, table)
+            fill_products(tables, table)
         self.links: list[Link] = find_links(tables)
         self.left_out: list[str] = list(tables.said)
         self.events: list[EventTable] = []

@@ -196,7 +196,24 @@ def _user(tables: Tables, found: EventTable) -> Any:
         share = sum(c in nobody for c in facts.cells) / facts.rows
         value = {"path": place.path, "values": dict.fromkeys(nobody, "")}
         return Noted(value, f"{', '.join(nobody)} stands for no shopper in {share:.0%} of the rows, which are rejected")
+    other = _anonymous(tables, place)
+    if other is not None:
+        return Noted({"first": [place.path, other]}, f"{other} where {place.own} is empty")
     return _needed(place.path, facts)
+
+
+def _anonymous(tables: Tables, place: Place) -> str | None:
+    """A column of anonymous visitors, such as a cookie's, that has cells where the column of shoppers has none."""
+    columns = tables.tables[place.table].columns
+    facts = columns[place.own]
+    if facts.filled >= 0.999 or "[]" in place.own or "pseudo" in facts.name.concepts:
+        return None
+    fuller = [
+        c.path
+        for c in candidates(tables.tables[place.table], "user_id")
+        if "pseudo" in columns[c.path].name.concepts and columns[c.path].filled > facts.filled and "[]" not in c.path
+    ]
+    return place.path.removesuffix(place.own) + fuller[0] if fuller else None
 
 
 def _needed(path: str, facts: Facts) -> Any:

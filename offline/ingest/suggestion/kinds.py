@@ -1,8 +1,8 @@
-"""Event kinds: from the words of a column, else from what the table is about; and rows that were cancelled."""
+"""Event kinds: from the words of a column, else from what the table is about; rows and products that are void."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from features.log import GA4, KINDS
@@ -10,7 +10,7 @@ from offline.config import DROP
 from offline.ingest.reading.library import literal
 from offline.ingest.suggestion.notes import Noted
 from offline.ingest.suggestion.tables import Table, Tables
-from offline.ingest.suggestion.vocabulary import is_cancelled, kind_of
+from offline.ingest.suggestion.vocabulary import fold, is_cancelled, is_not_sold, kind_of
 
 MOST_KINDS = 60
 """A column with more distinct values than this is neither an event kind nor a status."""
@@ -24,6 +24,8 @@ _TOPICS = {
     "order": "purchase",
 }
 _CHOICES = f"{', '.join(KINDS)}, or {DROP}"
+_FLAGS = ("true", "false", "1", "0", "yes", "no", "y", "n", "t", "f")
+"""Words that the importer reads as true or false."""
 _TRUE = ("true", "1", "yes", "y", "t", "ja", "oui", "si", "x")
 
 
@@ -79,3 +81,24 @@ def flag_condition(tables: Tables, table: str, path: str) -> tuple[str, str] | N
         return None
     bad = ", ".join(literal(word) for word in words if word.lower() in _TRUE)
     return f"({column} IS NULL OR CAST({column} AS VARCHAR) NOT IN ({bad}))", f"by the flag {path}"
+
+
+def availability(tables: Tables, table: Table, taken: Set[str]) -> tuple[str, Any] | None:
+    """Column that tells which products are for sale, with the `available` column of a draft; None if there is none.
+
+    taken: columns that are read as something else.
+    """
+    for path, facts in table.columns.items():
+        if not facts.name.concepts & {"status", "active", "available"} or facts.is_constant or path in taken:
+            continue
+        words = tables.distinct(table.name, path, MOST_KINDS)
+        if not words or len(words) > MOST_KINDS:
+            continue
+        column = f"CAST({tables.column_sql(table.name, path)} AS VARCHAR)"
+        if bad := [word for word in words if is_not_sold(word)]:
+            listed = ", ".join(map(literal, bad))
+            sql = f"coalesce(trim({column}) NOT IN ({listed}), true)"
+            return path, Noted({"sql": sql}, f"products with the {path} {', '.join(bad)} are never recommended")
+        if "active" in facts.name.concepts and {word.lower() for word in words} <= set(_FLAGS):
+            return path, {"sql": f"NOT flag({column})"} if "hidden" in fold(path) else path
+    return None

@@ -1,9 +1,9 @@
-"""Columns of an order that stand on its first row only: found, and filled down as the draft says."""
+"""Columns of an order or product that stand on its first row only: found, and filled down as the draft says."""
 
 from __future__ import annotations
 
 from offline.ingest.reading.library import quoted
-from offline.ingest.suggestion.roles import choose
+from offline.ingest.suggestion.roles import candidates, choose
 from offline.ingest.suggestion.tables import Facts, Table, Tables
 
 _OF_ORDERS = ("user_id", "timestamp", "clock", "status", "flag", "device", "currency")
@@ -25,11 +25,39 @@ def fill_headers(tables: Tables, table: Table) -> None:
     if not found or (has_gaps and _has_values_without(tables, table, order, found)):
         return
     columns = [path for path in found if _filled(tables, table, order, path, has_gaps) >= _LEAST_FILLED]
-    if not columns:
+    if columns:
+        _fill(tables, table, [*([order] if has_gaps else []), *columns], order)
+
+
+def fill_products(tables: Tables, table: Table) -> None:
+    """Fill columns of products whose further rows are variants: they have an ID of their own, and no product ID.
+
+    The title is empty in exactly the rows without the product ID, as are the other columns that are filled.
+    """
+    roles = choose(table, ("user_id", "order_id", "title", "description", "category", "brand"))
+    if table.raw.form != "csv" or "title" not in roles or {"user_id", "order_id"} & roles.keys():
         return
-    table.fill_down, table.key = [*([order] if has_gaps else []), *columns], order
-    tables.library.fill_down(table.name, table.fill_down, order)
-    table.columns = {**table.columns, **{path: _facts(tables, table, path) for path in table.fill_down}}
+    ids = [c.path for c in candidates(table, "item_id") if tables.is_unique(table.name, c.path)]
+    if not any(table.columns[path].filled == 1 for path in ids):
+        return
+    columns = [roles[role] for role in ("title", "description", "category", "brand") if role in roles]
+    for key in (path for path in ids if table.columns[path].filled < 1):
+        filled = [path for path in columns if path in table.raw.columns and not _without(tables, table, key, path)]
+        if roles["title"] in filled and not _without(tables, table, roles["title"], key):
+            _fill(tables, table, [key, *filled], key)
+            return
+
+
+def _without(tables: Tables, table: Table, key: str, path: str) -> int:
+    """Number of rows that have a value in a column, but not the key."""
+    query = f"SELECT count(*) FROM {quoted(table.name)} WHERE {quoted(key)} IS NULL AND {quoted(path)} IS NOT NULL"
+    return int(tables.library.rows(query)[0][0])
+
+
+def _fill(tables: Tables, table: Table, columns: list[str], key: str) -> None:
+    table.fill_down, table.key = columns, key
+    tables.library.fill_down(table.name, columns, key)
+    table.columns = {**table.columns, **{path: _facts(tables, table, path) for path in columns}}
 
 
 def _has_values_without(tables: Tables, table: Table, order: str, columns: list[str]) -> bool:

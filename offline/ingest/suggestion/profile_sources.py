@@ -10,6 +10,7 @@ from offline.ingest.reading.library import quoted
 from offline.ingest.suggestion.currencies import draft_price
 from offline.ingest.suggestion.event_sources import EventTable, category_levels
 from offline.ingest.suggestion.joins import Link, entity
+from offline.ingest.suggestion.kinds import availability
 from offline.ingest.suggestion.notes import Noted
 from offline.ingest.suggestion.roles import candidates, choose
 from offline.ingest.suggestion.tables import Facts, Table, Tables
@@ -106,9 +107,17 @@ def draft_items(tables: Tables, found: ItemTable, links: Sequence[Link]) -> tupl
             cells = ", ".join(f"tidy({tables.column_sql(table.name, p)})" for p in levels)
             columns["category"] = Noted({"sql": f"concat_ws(' > ', {cells})"}, "the levels of the category")
             keys |= set(levels)
-    taken = {*keys, *([currency] if currency else ())}
+    taken = {*keys, *([currency] if currency else ()), *([table.key] if table.key else ())}
+    if table.key is not None:
+        columns["group_id"] = Noted(table.key, "the rows of a product are its variants")
+    sold = availability(tables, table, {*taken, *(p for p in columns.values() if isinstance(p, str))})
+    if sold is not None:
+        columns["available"] = sold[1]
+        taken.add(sold[0])
     rest = [p for p in table.columns if p not in columns.values() and p not in taken and _is_column(table, p)]
     exclude = _excluded(table, rest, keys)
+    if sold is not None and sold[1] != sold[0]:
+        exclude[sold[0]] = "read as `available`"
     if currency is not None:
         columns["price"] = draft_price(columns["price"], currency)
     if joins:

@@ -48,7 +48,8 @@ _STRONG = frozenset(
 
 
 def _is_moment(facts: Facts) -> bool:
-    return facts.moments >= 0.5
+    is_date = bool(facts.name.concepts & {"date", "moment", "created"})
+    return facts.moments >= 0.5 or (is_date and facts.serial_days >= 0.9)
 
 
 def _is_number(facts: Facts) -> bool:
@@ -71,7 +72,7 @@ def _is_date(facts: Facts) -> bool:
 
 
 def _is_text(facts: Facts) -> bool:
-    return facts.numbers < 0.9 and facts.hashes < 0.5
+    return facts.numbers < 0.9 and facts.hashes < 0.5 and facts.links < 0.5
 
 
 def _is_id(facts: Facts) -> bool:

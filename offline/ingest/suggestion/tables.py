@@ -41,6 +41,8 @@ _DAY += r"|[A-Za-z]{3,9}\.? \d\d?,? \d{4}|\d\d?-[A-Za-z]{3}-\d{2,4}|20\d\d[01]\d
 _MOMENT = re.compile(rf"{_DAY}(?:[T, ].*)?|[1-9]\d{{8}}|1\d{{9}}(?:\.\d+)?|1\d{{12}}|1\d{{15}}|1\d{{18}}")
 _CLOCK = re.compile(r"\d\d?[:.時时]\d\d(?:[:.分]\d\d)?(?:分|秒)?(?: ?[AaPp][Mm])?")
 _NESTED = re.compile(r'[^.]*\w(?:\[\])?"?(?:\."?\w[^.]*)+')
+_LINK = re.compile(r"https?://\S+")
+_SERIAL_DAY = re.compile(r"[3-6]\d{4}(?:[.,]\d+)?")
 _HEX = re.compile(r"[0-9a-f]{32,128}|[0-9a-f-]{36}")
 _TOPICS = {
     "bought": "purchases",
@@ -143,6 +145,16 @@ class Facts:
     def hashes(self) -> float:
         """Share of cells that are hashes or UUIDs."""
         return self.share(_HEX)
+
+    @cached_property
+    def links(self) -> float:
+        """Share of cells that are web addresses."""
+        return self.share(_LINK)
+
+    @cached_property
+    def serial_days(self) -> float:
+        """Share of cells that could be days of a spreadsheet since 1900, of the years 1982 to 2091."""
+        return self.share(_SERIAL_DAY)
 
     @cached_property
     def length(self) -> float:

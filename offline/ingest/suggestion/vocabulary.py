@@ -23,6 +23,8 @@ _SEPARATOR = rf"(?:(?![{MARKS}])[\W_])+"
 _SEPARATORS = re.compile(rf"{_SEPARATOR}|(?<=\D)(?=\d)")
 _LINKS = ("", "s", "n", "e", "en", "es", "er")
 """Letters between the parts of a compound: `Kunde-n-nummer`."""
+_UNSPACED = re.compile("[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{2,}")
+"""Words of Chinese, Japanese and Korean."""
 _SHORTEST = 3
 _SHORT_ENDS = frozenset({"id", "nr", "no", "ts", "am", "ab"})
 
@@ -60,7 +62,7 @@ def _concept_of() -> Mapping[str, str]:
     assert isinstance(concepts, dict)
     for concept, words in concepts.items():
         for word in words.split():
-            out.setdefault(fold(word), concept)
+            out.setdefault(fold(word).replace("_", ""), concept)
     return out
 
 
@@ -163,7 +165,14 @@ def is_cancelled(word: str) -> bool:
     phrase = _phrase(word)
     words = {phrase, *phrase.split("_")}
     negated = {"not", "non", "nicht", "no", "un"} & words
-    return bool(words & _set("cancelled")) and not negated
+    # Scripts without spaces write `キャンセル確定` for a cancellation that is confirmed.
+    inside = any(part in phrase for part in _set("cancelled") if _UNSPACED.fullmatch(part))
+    return (bool(words & _set("cancelled")) or inside) and not negated
+
+
+def is_not_sold(word: str) -> bool:
+    """True if a product's status says that it is not for sale."""
+    return _phrase(word) in _set("not_sold")
 
 
 def is_nobody(word: str) -> bool:

@@ -118,7 +118,7 @@ def search(live: Live, words: str, most: int) -> list[str]:
     terms = [word for word in dict.fromkeys(tokenize(words)) if not is_pair(word)][:_WORDS]
     if words.strip() and not terms:
         return []
-    matches, c, withdrawn = [], live.items.catalogue, live.overlay.withdrawn
+    matches, c, withdrawn = [], live.items.catalogue, live.withdrawn
     for row in range(len(c)):
         title = fold(c.titles[row])
         if all(term in title for term in terms) and c.item_ids[row] not in withdrawn:
@@ -136,7 +136,7 @@ def popular(service: Service, request: RankRequest) -> RankAnswer:
     at, live = service.clock(), service.live()
     c, plan = live.items.catalogue, plan_of(request.rules, live, at=at)
     rows = np.arange(len(c), dtype=np.int32) if request.ids is None else c.rows(dict.fromkeys(request.ids))
-    withdrawn = c.rows(live.overlay.withdrawn)
+    withdrawn = c.rows(live.withdrawn)
     rows = np.setdiff1d(rows[rows >= 0], withdrawn)
     rows = rows[~(c.available_from[rows] > at)]
     if plan is not None:

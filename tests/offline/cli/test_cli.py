@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from offline.cli import app, evaluation, terminal
+from offline.cli import app, evaluation, night, terminal
 from offline.cli.demo import write_shop
 from offline.config import load
 from tests import ROOT
@@ -221,6 +221,18 @@ def test_what_a_user_can_correct_is_a_message(
     code, _, err = run_cli(monkeypatch, capfd)
     assert (code, "Traceback" in err) == (1, False)
     assert err.startswith(f"shelfwise: {message}")
+
+
+def test_an_interrupted_night_says_how_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(night, "run_night", interrupt)
+    code, out, err = run_cli(monkeypatch, capfd, "nightly", "-w", tmp_path)
+    assert (code, "Traceback" in err) == (130, False)
+    assert "run the same command again to continue" in out
 
 
 HOSTILE = "[red]Chair[/red] [/] \x1b[2J\x07[link=http://x]y"

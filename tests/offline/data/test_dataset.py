@@ -305,3 +305,25 @@ def test_written_groups_reach_a_catalogue_that_had_none() -> None:
     assert table["group_id"].to_pylist() == ["mug", None, "mug"]
     without = overlay_written(items(2), {"A": ItemFields(1.0, {"group_id": None})})
     assert "group_id" not in without.column_names
+
+
+def test_items_that_are_not_available_are_withdrawn_and_no_attribute_tells_them() -> None:
+    """Missing counts as available."""
+    catalogue = read_catalogue(items(3, available=pa.array([False, None, True])))
+    assert catalogue.withdrawn.tolist() == [0]
+    assert (catalogue.number_names, catalogue.tag_names) == ([], [])
+
+
+def test_the_column_available_must_be_true_or_false() -> None:
+    with pytest.raises(DataError, match=r"column 'available': has type string, expected true or false"):
+        read_catalogue(items(1, available=["soon"]))
+
+
+def test_items_withdrawn_and_restored_by_a_write_are_so_in_the_next_catalogue() -> None:
+    """A is withdrawn, B is restored, and a new price leaves C as it was."""
+    imported = items(3, available=pa.array([True, False, False]))
+    fields: dict[str, dict[str, Any]] = {"A": {"available": False}, "B": {"available": True}, "C": {"price": 2.0}}
+    written = {item_id: ItemFields(1.0, given) for item_id, given in fields.items()}
+    assert read_catalogue(overlay_written(imported, written).sort_by("item_id")).withdrawn.tolist() == [0, 2]
+    first = overlay_written(items(2), {"B": ItemFields(1.0, {"available": False})}).sort_by("item_id")
+    assert read_catalogue(first).withdrawn.tolist() == [1], "the column is added"

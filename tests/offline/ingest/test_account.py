@@ -134,3 +134,22 @@ def test_words_for_a_missing_shopper_are_refused_and_a_large_shopper_is_named(tm
     assert summary.sources[1].quarantined == {"placeholder_id": 60}
     assert summary.users == 21
     assert any(note.startswith("user 'till' has 20% of the events") for note in summary.notes)
+
+
+def test_an_export_of_many_files_gives_examples_of_two_and_the_number_of_the_others(tmp_path: Path) -> None:
+    """Four daily files, each with one row without a user: 4 = 2 with an example + 2 more."""
+    for day in range(1, 5):
+        rows = f"view,u1,p1,2026-01-0{day}T10:00:00Z\nview,,p1,2026-01-0{day}T11:00:00Z\n"
+        (tmp_path / f"events_{day}.csv").write_text("event,user_id,item_id,timestamp\n" + rows)
+    (tmp_path / "items.csv").write_text("item_id,title\np1,Mug\n")
+    config = ImportConfig.model_validate(
+        {
+            "folder": str(tmp_path),
+            "tables": {"events": {"files": "events_*.csv"}},
+            "items": [{"from": "items.csv", "columns": {"item_id": "item_id", "title": "title"}}],
+            "events": [{"from": "events", "columns": {c: c for c in ("event", "user_id", "item_id", "timestamp")}}],
+        }
+    )
+    said = validate(config, NOW).examples
+    assert [line.split(",")[0] for line in said[:2]] == ["events_1.csv", "events_2.csv"]
+    assert list(said[2:]) == ["missing_user: 2 more files have such rows"]

@@ -105,6 +105,33 @@ def test_lines_of_one_product_in_one_order_are_an_event_each(tmp_path: Path, pre
     assert len({item for _, _, item, _ in got.events}) == 1
 
 
+def test_shopify_drafts_and_archived_products_are_not_for_sale_but_their_sales_count(tmp_path: Path) -> None:
+    """Only the first row of a product has its status; older exports have none, and `Published` alone may hide one."""
+    products = (
+        "Handle,Title,Body (HTML),Vendor,Option1 Value,Variant SKU,Variant Price,Published,Status\n"
+        "mug,Mug,,,S,M-S,9,true,active\nmug,,,,L,M-L,9,,\ncap,Cap,,,,CAP,5,true,archived\n"
+        "hat,Hat,,,,HAT,5,TRUE,Draft\nbag,Bag,,,,BAG,5,false,active\npen,Pen,,,,PEN,1,,\n"
+    )
+    orders = SHOPIFY_ORDER + "#1,a@x.example,paid,2026-01-31 10:15:22 +0100,,1,Cap,CAP\n"
+    got = import_export(tmp_path, {"products.csv": products, "orders.csv": orders})
+    assert {i for i, item in got.items.items() if item["available"] is False} == {"cap", "hat", "bag"}
+    assert [item for _, _, item, _ in got.events] == ["cap"]
+    assert got.items["mug"].keys() & {"Status", "Published"} == set(), "they would tell the ranker what is sold"
+    assert any("3 items are not available" in note for note in got.summary.notes)
+
+
+def test_woocommerce_drafts_private_and_hidden_products_are_not_for_sale(tmp_path: Path) -> None:
+    products = (
+        "ID,Type,SKU,Name,Published,Visibility in catalog,Regular price,Categories\n"
+        "1,simple,A,Mug,1,visible,9,Home\n2,simple,B,Cup,-1,visible,9,Home\n3,simple,C,Jug,0,visible,9,Home\n"
+        "4,simple,D,Pot,1,hidden,9,Home\n5,simple,E,Can,1,search,9,Home\n"
+    )
+    orders = "Order ID,Status,Order Date,Billing Email,Product SKU\n1,Completed,2026-01-30 09:05,a@example.com,B\n"
+    got = import_export(tmp_path, {"p.csv": products, "o.csv": orders})
+    assert {i for i, item in got.items.items() if item["available"] is False} == {"2", "3", "4"}
+    assert [item for _, _, item, _ in got.events] == ["2"]
+
+
 @pytest.mark.parametrize("preset", ["shopify", "woocommerce"])
 def test_a_line_that_is_exported_twice_is_one_event(tmp_path: Path, preset: str) -> None:
     """The last line of the file again, as in the overlap of two exports: equal in all cells."""

@@ -511,3 +511,31 @@ def test_the_command_prints_yaml_that_can_be_saved_unchanged(
     (tmp_path / "shop.yaml").write_text(out)
     out, _ = run_command("import", "--config", "shop.yaml")
     assert "next: shelfwise nightly --config shop.yaml" in out
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "withdrawn"),
+    [
+        ("状态", ["在售", "下架", "在售", "在售"], {"A2"}),
+        ("Status", ["lieferbar", "Auslauf", "", "inaktiv"], {"A2", "A4"}),
+        ("is_active", ["1", "0", "1", "1"], {"A2"}),
+        ("hidden", ["no", "yes", "no", "no"], {"A2"}),
+        ("status", ["new", "used", "new", "new"], set()),
+    ],
+)
+def test_products_that_are_not_sold_are_not_available(
+    tmp_path: Path, column: str, cells: list[str], withdrawn: set[str]
+) -> None:
+    """By a status of several words, or by a flag; a status that says something else is an attribute."""
+    items = [
+        {"sku": f"A{n}", "name": f"Mug {n} blue", "price": f"{n}.50", column: cell} for n, cell in enumerate(cells, 1)
+    ]
+    table(tmp_path / "products.csv", items)
+    sales = [{"customer": f"u{n}", "sku": f"A{n}", "ordered_at": f"2026-01-0{n} 10:00"} for n in range(1, 5)]
+    table(tmp_path / "orders.csv", sales)
+    config = parse(suggest(tmp_path)).model_copy(update={"folder": tmp_path})
+    summary = import_data(config, tmp_path / "data", NOW)
+    assert summary.events["purchase"] == 4
+    rows = pq.read_table(tmp_path / "data" / "items.parquet").to_pylist()
+    assert {row["item_id"] for row in rows if row.get("available") is False} == withdrawn
+    assert (column in rows[0]) == (not withdrawn)
