@@ -47,7 +47,8 @@ class Comparison(NamedTuple):
 
     control, value: of the two arms, adjusted for outcomes before the start where `explained`, the share of the variance
     that these explain, is above 0. difference: arm minus control, in units of the metric. relative: the same divided by
-    the control's value. looks: one per day. decided: the first look whose interval excludes zero, None without one.
+    the control's value, with intervals on the scale of logs; its `se` is that of the log of the ratio. looks: one per
+    day. decided: the first look whose interval excludes zero, None without one.
     """
 
     metric: str
@@ -131,7 +132,8 @@ def _compare(
         target = tuned_target(c.time, found.days, design.planned_days)
         units = (moments.units[:, 0] + moments.units[:, k]).round().astype(int).tolist()
         each = [interval(*pair, alpha) for pair in zip(c.value, c.variance, c.time, [target] * len(units), strict=True)]
-        relative = interval(float(c.relative[-1]), float(c.relative_variance[-1]), float(c.time[-1]), target, alpha)
+        log_ratio = np.log1p(c.relative[-1]) if c.relative[-1] > -1 else np.nan
+        relative = _ratio(interval(float(log_ratio), float(c.log_variance[-1]), float(c.time[-1]), target, alpha))
         ends = _ends(found)
         looks = tuple(Look(at, n, i.value, i.low, i.high) for at, n, i in zip(ends, units, each, strict=True))
         decided = next((look.at for look in looks if look.low > 0 or look.high < 0), None)
@@ -143,6 +145,18 @@ def _compare(
             )
         )  # fmt: skip
     return out
+
+
+def _ratio(log: Interval) -> Interval:
+    """The interval of a relative difference from that of the log of the ratio, so that none is below -100%.
+
+    NaN if the standard error of the log is above 1: nothing is known then, and a log is no approximation.
+    """
+    if not log.se <= 1:
+        return Interval(*[np.nan] * 8)
+    ends = np.expm1([log.value, log.low, log.high, log.fixed_low, log.fixed_high])
+    value, low, high, fixed_low, fixed_high = (float(e) for e in ends)
+    return Interval(value, log.se, low, high, log.p, fixed_low, fixed_high, log.fixed_p)
 
 
 def _ends(found: Observed) -> list[float]:

@@ -33,9 +33,7 @@ METRICS = {
 }
 """By name. The metric that decides is one of these, chosen before the start."""
 GUARDRAILS = {
-    "latency": Metric("milliseconds per list", "ms", "timed", harm=1, digits=2),
-    "degraded": Metric("share of degraded lists", "degraded", "lists", harm=1),
-    "diversity": Metric(
-        "pairs of different categories among the first ten items", "diversity", "varied", harm=-1, digits=3
-    ),
+    "latency": Metric("ms per list", "ms", "timed", harm=1, digits=2),
+    "degraded": Metric("degraded share", "degraded", "lists", harm=1),
+    "diversity": Metric("diversity", "diversity", "varied", harm=-1, digits=3),
 }

@@ -115,14 +115,15 @@ class Contrast(NamedTuple):
     """Difference of an arm from the control, by look.
 
     value, variance: float64[looks]. time: float64[looks], the variance of the difference of sums, the time scale of
-    always-valid intervals. relative, relative_variance: of the difference divided by the control's value.
+    always-valid intervals. relative: the difference divided by the control's value. log_variance: variance of the log
+    of the ratio of the two values, by the delta method; NaN unless both are positive.
     """
 
     value: F64
     variance: F64
     time: F64
     relative: F64
-    relative_variance: F64
+    log_variance: F64
 
 
 def contrast(found: Estimate, arm: int, control: int = 0) -> Contrast:
@@ -142,5 +143,5 @@ def contrast(found: Estimate, arm: int, control: int = 0) -> Contrast:
         variance = np.maximum(found.variance[:, arm] + found.variance[:, control], together * (1 / n + 1 / m))
         time = np.square(found.base[:, arm] + found.base[:, control]) * variance
         base = np.where(b > 0, b, np.nan)
-        relative_variance = (of_arm + np.square(a / base) * of_control) / base**2
-    return Contrast(a - b, variance, time, a / base - 1, relative_variance)
+        log_variance = np.where(a > 0, of_arm / a**2 + of_control / base**2, np.nan)
+    return Contrast(a - b, variance, time, a / base - 1, log_variance)

@@ -26,7 +26,7 @@ def test_a_difference_of_means_has_the_variance_of_two_samples() -> None:
     assert found.time[0] == 4**2 * 5
     assert found.relative[0] == 1
     # Of the control, the variance per unit of both arms counts, 5, because it is larger than 2.
-    assert found.relative_variance[0] == pytest.approx((8 / 2 + 2**2 * 5 / 2) / 2**2)
+    assert found.log_variance[0] == pytest.approx(8 / 2 / 4**2 + 5 / 2 / 2**2)
 
 
 def test_a_small_arm_without_the_rare_outcome_has_the_variance_of_both() -> None:
