@@ -8,13 +8,15 @@ The same holds for seeds, their features and what goes with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 
 MEANING, WORDS = "query_cosine", "query_match"
 """Features for how well a candidate matches the query: by embedding similarity, and by words."""
@@ -36,6 +38,11 @@ any, and per standard deviation of the cosine. Chosen on validation, see docs/de
 def query_columns(names: Sequence[str]) -> list[int]:
     """Column numbers of the query features, which are missing without a query."""
     return [k for k, name in enumerate(names) if name.startswith("query_")]
+
+
+def knows_queries(names: Sequence[str], used: Collection[str]) -> bool:
+    """True if a ranker uses any query feature. names: of its features. used: of those that its trees split on."""
+    return any(names[k] in used for k in query_columns(names))
 
 
 def hide_query(rows: F32, names: Sequence[str], searched: int) -> F32:
@@ -60,6 +67,12 @@ def query_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
 def seed_columns(names: Sequence[str]) -> list[int]:
     """Column numbers of the features of seeds, which are missing without any."""
     return [k for k, name in enumerate(names) if name.startswith("seed_")]
+
+
+def knows_seeds(names: Sequence[str], used: Collection[str]) -> bool:
+    """True if a ranker uses any feature of seeds, or has none of these."""
+    columns = seed_columns(names)
+    return not columns or any(names[k] in used for k in columns)
 
 
 def hide_seeds(rows: F32, names: Sequence[str], lists: int) -> F32:
@@ -87,6 +100,28 @@ def seed_bonus(rows: F32, names: Sequence[str], score: F64) -> F64:
     text = _standardize(rows[:, names.index(SEED_TEXT)].astype(np.float64))
     bonus: F64 = deviation * (_TABLE_WEIGHT * tables + _SEED_TEXT_WEIGHT * text)
     return bonus
+
+
+def with_bonuses(
+    names: Sequence[str], used: Collection[str], rows: F32, score: F64, start: I64, searched: Bool, seeded: Bool
+) -> F64:
+    """float64[n]: scores of many lists with the bonuses that the service would add; the same array if none has any.
+
+    names, used: as in `knows_queries`. score: float64[n], of the ranker. start: int64[lists + 1], rows of each list.
+    searched, seeded: bool[lists], whether the request of the list has a query, and items.
+    """
+    if not (searched | seeded).any():
+        return score
+    searched = searched & (not knows_queries(names, used))
+    seeded = seeded & (not knows_seeds(names, used))
+    out = score if not (searched | seeded).any() else score.copy()
+    for g in np.flatnonzero(searched | seeded).tolist():
+        one = slice(start[g], start[g + 1])
+        if searched[g]:
+            out[one] += query_bonus(rows[one], names, out[one])
+        if seeded[g]:
+            out[one] += seed_bonus(rows[one], names, out[one])
+    return out
 
 
 def _hide(rows: F32, columns: list[int], lists: int) -> F32:

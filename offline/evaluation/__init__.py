@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from offline.evaluation import explanation, facts, objectives, off_policy, outcomes, report, runs, slices, systems
 from offline.evaluation.baselines import BASELINES, DEPTH, Baselines, order_of
-from offline.evaluation.outcomes import ScoredLists
+from offline.evaluation.outcomes import ScoredLists, served_scores
 from offline.evaluation.shadow import SHADOW_METRIC, compare_shadow, to_json
 from offline.evaluation.skew import compare_rows
 from offline.evaluation.slices import check_columns
@@ -35,6 +35,7 @@ __all__ = [
     "outcomes",
     "report",
     "runs",
+    "served_scores",
     "slices",
     "systems",
     "to_json",

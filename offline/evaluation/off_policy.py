@@ -22,6 +22,7 @@ from offline.config import POSITION_BIAS
 from offline.data import Dataset, Windows, concat, keys, select
 from offline.evaluation import systems
 from offline.evaluation.baselines import Baselines, order_of
+from offline.evaluation.outcomes import served_score
 from offline.runtime import DataError, OnProgress
 from ranker.examination import power_law
 from ranker.metrics import tie_break
@@ -72,9 +73,8 @@ def estimate_values(
     baselines, best = Baselines(replay, evaluated, text, seed, whole=False), []
     score = np.empty(both.rows)
     for r in replay.snapshots(both):
-        score[both.start[r.number] : both.start[r.number + 1]] = trees.score(
-            rows(r.items, r.history, r.candidates, r.at, r.context)
-        )
+        table = rows(r.items, r.history, r.candidates, r.at, r.context)
+        score[both.start[r.number] : both.start[r.number + 1]] = served_score(trees, table, r.context)
         if r.number >= n:
             best.append(baselines.best(r))
         if on_progress and r.number % 64 == 63:

@@ -1,4 +1,4 @@
-"""Reliability of the probabilities of outcomes on held-out lists, by slice.
+"""Scores of held-out lists as the service gives them, and reliability of the probabilities of outcomes by slice.
 
 The lists are shown ones, with and without gain: without those that nobody clicked, every probability would be too high.
 """
@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.arrays import F64, I64
+from features.arrays import F32, F64, I64
+from features.context import Context
 from features.log import Lists
 from features.replay import Replay
 from features.table import rows
 from offline.evaluation.systems import SMALL, Mask, has_history
 from offline.runtime import OnProgress
+from ranker import query_prior
+from ranker.booster import BoosterTrees
 from ranker.calibration import OUTCOMES, Maps, calibration, probabilities
 from ranker.trees import Trees
 
@@ -39,6 +42,26 @@ class ScoredLists(NamedTuple):
         return ScoredLists(self.lists.take(numbers), self.score[kept[self.lists.group]], self.warm[numbers])
 
 
+def served_scores(trees: Trees | BoosterTrees, table: F32, lists: Lists, score: F64 | None = None) -> F64:
+    """float64[rows]: scores of lists as the service gives them, with bonuses for a query or seeds that trees ignore.
+
+    table: float32[rows, features]. score: of the trees, if it is known.
+    """
+    searched = np.array([bool(text) for text in lists.query], bool)
+    seeded = np.zeros(len(lists), bool)
+    if len(lists.seeds):
+        seeded |= (lists.seeds >= 0).any(axis=1)
+    score = trees.score(table) if score is None else score
+    return query_prior.with_bonuses(trees.names, trees.used_columns, table, score, lists.start, searched, seeded)
+
+
+def served_score(trees: Trees | BoosterTrees, table: F32, context: Context) -> F64:
+    """The same for the rows of one list."""
+    start, of_request = np.array([0, len(table)]), (bool(context.query), bool((context.seeds >= 0).any()))
+    searched, seeded = (np.array([one]) for one in of_request)
+    return query_prior.with_bonuses(trees.names, trees.used_columns, table, trees.score(table), start, searched, seeded)
+
+
 def score_shown(
     replay: Replay, lists: Lists, trees: tuple[Trees, Trees], since: float, on_progress: OnProgress
 ) -> ScoredLists:
@@ -49,7 +72,7 @@ def score_shown(
     score, warm = np.empty(lists.rows), np.empty(len(lists), bool)
     for r in replay.snapshots(lists):
         table = rows(r.items, r.history, r.candidates, r.at, r.context)
-        score[lists.start[r.number] : lists.start[r.number + 1]] = trees[r.at >= since].score(table)
+        score[lists.start[r.number] : lists.start[r.number + 1]] = served_score(trees[r.at >= since], table, r.context)
         warm[r.number] = has_history(r)
         if r.number % 64 == 63:
             on_progress(r.number + 1, len(lists))

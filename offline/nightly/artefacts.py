@@ -16,7 +16,7 @@ from features.arrays import F32, F64, I32, I64, Bool
 from features.log import Lists
 from features.replay import Replay
 from offline.data import Windows, release_pages
-from offline.evaluation import ScoredLists
+from offline.evaluation import ScoredLists, served_scores
 from offline.nightly.inputs import Inputs
 from offline.nightly.list_source import Kind, judged_kind
 from offline.nightly.run import Run
@@ -167,6 +167,11 @@ class Artefacts:
     def valid_score(self) -> F64:
         """float64[validation rows]: scores of the ranker trained without the validation window."""
         return self.array("valid_score.npy")
+
+    def served_valid_score(self) -> F64:
+        """float64[validation rows]: `published_score` as the service would have given them."""
+        rows, lists, _ = self.rows_of(self.windows.lists("validation", self.lists))
+        return served_scores(self.published_before_refit, rows, lists, self.published_score)
 
     @property
     def trees_before_refit(self) -> Trees:

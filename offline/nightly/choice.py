@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from features.arrays import F64
-from offline.evaluation import slices, systems
+from offline.evaluation import served_scores, slices, systems
 from offline.nightly import comparison
 from offline.nightly.artefacts import Artefacts
 from offline.runtime import OnProgress
@@ -37,7 +37,9 @@ def choose_ranker(a: Artefacts, on_progress: OnProgress) -> None:
     names = [f.name for f in a.replay.features]
     order, simple_text = choose_order(learned.rows, learned.lists, names)
     targets, simple = a.inputs.targets(test.lists), Trees.parse(simple_text)
-    own, theirs = (comparison.ndcg(t.score(test.rows), test.lists, targets) for t in (a.trees, simple))
+    own, theirs = (
+        comparison.ndcg(served_scores(t, test.rows, test.lists), test.lists, targets) for t in (a.trees, simple)
+    )
     of_lists = slices.list_slices(a.inputs.data.events, test.lists, a.warm[test.numbers])
     compared = systems.best_rivals(own, {order.about: theirs}, test.lists.user, of_lists)
     result = judge(compared)

@@ -17,7 +17,7 @@ from features.arrays import F32, F64, I32, I64
 from features.log import Lists
 from features.replay import Replay
 from offline.data import Targets
-from offline.evaluation import BASELINES, order_of, systems
+from offline.evaluation import BASELINES, order_of, served_scores, systems
 from ranker.booster import BoosterTrees
 from ranker.metrics import tie_break
 from ranker.trees import Trees
@@ -57,7 +57,7 @@ def score_with_live(live: Release, replay: Replay, lists: Lists) -> F64:
 
 
 def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay, lists: Lists) -> F64:
-    """float64[rows]: scores of the trees on rows computed with the given item vectors.
+    """float64[rows]: scores of the trees on rows computed with the given item vectors, as the service gives them.
 
     vectors: float32[n, d], NaN for an item without one. Everything else is as of the time of each list.
     """
@@ -75,17 +75,18 @@ def score_with_vectors(trees: Trees | BoosterTrees, vectors: F32, replay: Replay
         columns=replay.columns,
         seeds=replay.seeds,
     )
-    return score_by_name(trees, [f.name for f in own.features], own.rows(lists))
+    matched = _match_by_name(trees, [f.name for f in own.features], own.rows(lists))
+    return served_scores(trees, matched, lists)
 
 
-def score_by_name(trees: Trees | BoosterTrees, columns: Sequence[str], rows: F32) -> F64:
-    """float64[n]: scores of rows whose columns are matched to features by name; a feature without a column is NaN."""
+def _match_by_name(trees: Trees | BoosterTrees, columns: Sequence[str], rows: F32) -> F32:
+    """float32[n, features]: rows with the columns of the trees, by name; a feature without a column is NaN."""
     at = {name: k for k, name in enumerate(columns)}
     matched = np.full((len(rows), len(trees.names)), np.nan, np.float32)
     for column, name in enumerate(trees.names):
         if name in at:
             matched[:, column] = rows[:, at[name]]
-    return trees.score(matched)
+    return matched
 
 
 def ndcg_by_slice(new: F64, old: F64, held_out: HeldOut, comparable: Mask) -> dict[str, tuple[F64, F64]]:

@@ -21,6 +21,7 @@ from offline.evaluation import (
     outcomes,
     report,
     runs,
+    served_scores,
     slices,
     systems,
 )
@@ -42,7 +43,7 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     """Write `evaluation.json` and `report.html`."""
     inputs, (rows, tested, numbers) = a.inputs, a.window_rows("test")
     warm, trees = a.warm[numbers], a.published
-    score, data, seed = trees.score(rows), inputs.data, inputs.config.seed
+    score, data, seed = served_scores(trees, rows, tested), inputs.data, inputs.config.seed
     events, catalogue, items = data.events, data.catalogue, data.items
     targets, columns = inputs.targets(tested), inputs.config.slices.columns
     item_slices = slices.item_column_slices(items, columns, targets)
@@ -53,7 +54,7 @@ def write_evaluation(a: Artefacts, on_progress: OnProgress) -> None:
     orders |= {name: run.order for name, run in others.items()}
     if a.simple_order is not None:
         ties = tie_break(tested.item, tested.start)
-        orders["trained"] = order_of(a.trees.score(rows), tested.item, tested.start, ties)
+        orders["trained"] = order_of(served_scores(a.trees, rows, tested), tested.item, tested.start, ties)
     results = systems.judge(
         orders,
         tested,
@@ -147,7 +148,7 @@ def _calibration(a: Artefacts, score: F64, tested: Lists) -> dict[str, Any] | No
     rows = (a.logged[numbers] == (a.judged_kind == "logged"))[valid.group]
     if not valid.gain[rows].any():
         return None
-    return systems.calibrate(a.published_score[rows], valid.gain[rows], score, tested.gain)
+    return systems.calibrate(a.served_valid_score()[rows], valid.gain[rows], score, tested.gain)
 
 
 def _outcomes(a: Artefacts) -> dict[str, Any]:
@@ -250,7 +251,8 @@ def _judge_other_kind(a: Artefacts, kind: Kind) -> Mapping[str, Any]:
     rows, tested, _ = a.rows_of(numbers)
     data, everything = a.inputs.data, np.ones(len(tested), bool)
     # The simulator's truth is of shown lists alone, and this kind is evaluated for comparison only.
-    orders = systems.orders(tested, a.baselines_of(numbers), a.published.score(rows), None, data.catalogue.item_ids)
+    score = served_scores(a.published, rows, tested)
+    orders = systems.orders(tested, a.baselines_of(numbers), score, None, data.catalogue.item_ids)
     targets, count = a.inputs.targets(tested), np.zeros(len(data.catalogue))
     return systems.judge(orders, tested, targets, {"all": everything}, {}, count, a.zero_shot, a.inputs.config.seed)
 

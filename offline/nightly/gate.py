@@ -20,7 +20,7 @@ from features.arrays import F64
 from features.history import EMPTY
 from offline.config import GateConfig
 from offline.data import Targets
-from offline.evaluation import slices, systems
+from offline.evaluation import served_scores, slices, systems
 from offline.nightly import comparison
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.comparison import HeldOut
@@ -252,7 +252,7 @@ def judge_release(a: Artefacts, on_progress: OnProgress) -> None:
     inputs, config, pointer = a.inputs, a.inputs.config.gate, a.inputs.pointer()
     new = load_release(a.release_path, custom=inputs.custom)
     test = a.window_rows("test")
-    score, held_out = a.published.score(test.rows), _held_out(a, test)
+    score, held_out = served_scores(a.published, test.rows, test.lists), _held_out(a, test)
     evaluation, choice = a.json("evaluation.json"), a.json("choice.json")
     ndcg = comparison.ndcg(score, held_out.lists, held_out.targets)
     reasons = judge_alone(ndcg, held_out, evaluation, config)
@@ -344,7 +344,7 @@ def _compare_other_kind(a: Artefacts, live: Release) -> tuple[list[Reason], dict
         return [], {}
     rows, lists, _ = a.rows_of(numbers)
     targets = a.inputs.targets(lists)
-    scores = a.published.score(rows), comparison.score_with_live(live, a.replay, lists)
+    scores = served_scores(a.published, rows, lists), comparison.score_with_live(live, a.replay, lists)
     new, old = (comparison.ndcg(score, lists, targets) for score in scores)
     d = paired_difference(new, old, lists.user)
     message = (

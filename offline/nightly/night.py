@@ -111,7 +111,7 @@ class Night:
                 "Evaluating",
                 ["evaluation.json", "report.html"],
                 evaluate.write_evaluation,
-                [*_RANKED, *_CHOSEN, "ranker.json", "calibration.json", "scored.npz"],
+                [*_RANKED, *_CHOSEN, "before_refit.txt", "ranker.json", "calibration.json", "scored.npz"],
                 evaluate.is_current,
             ),
             self._step(

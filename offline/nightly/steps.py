@@ -18,7 +18,7 @@ import pyarrow as pa
 from features.arrays import F32
 from features.log import Lists
 from offline.data import WINDOWS, Windows, query_groups
-from offline.evaluation import BASELINES, DEPTH, facts, outcomes, systems
+from offline.evaluation import BASELINES, DEPTH, facts, outcomes, served_scores, systems
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import split_both
 from offline.runtime import DataError, OnProgress, console, split_evenly
@@ -280,8 +280,8 @@ def _scored_rows(a: Artefacts) -> tuple[outcomes.ScoredLists, outcomes.ScoredLis
     numbers = a.windows.lists("validation", a.lists)
     rows, tested, test_numbers = a.window_rows("test")
     return (
-        outcomes.ScoredLists(a.lists.take(numbers), a.published_score, a.warm[numbers]),
-        outcomes.ScoredLists(tested, a.published.score(rows), a.warm[test_numbers]),
+        outcomes.ScoredLists(a.lists.take(numbers), a.served_valid_score(), a.warm[numbers]),
+        outcomes.ScoredLists(tested, served_scores(a.published, rows, tested), a.warm[test_numbers]),
     )
 
 

@@ -69,15 +69,12 @@ class Release:
     @cached_property
     def knows_queries(self) -> bool:
         """True if the trees use any query feature."""
-        return not {self.trees.names[k] for k in query_prior.query_columns(self.trees.names)}.isdisjoint(
-            self.trees.used_columns
-        )
+        return query_prior.knows_queries(self.trees.names, self.trees.used_columns)
 
     @cached_property
     def knows_seeds(self) -> bool:
         """True if the trees use any feature of the items of a request, or rows have none of these."""
-        columns = [self.trees.names[k] for k in query_prior.seed_columns(self.trees.names)]
-        return not columns or not set(columns).isdisjoint(self.trees.used_columns)
+        return query_prior.knows_seeds(self.trees.names, self.trees.used_columns)
 
     @property
     def id(self) -> str:

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from features.companions import Companions
 from features.context import Context
@@ -18,9 +19,12 @@ from features.history import EMPTY
 from features.moment import Items
 from features.neighbours import Neighbours
 from features.table import FEATURES_OF_SEEDS, names, rows
+from offline.cli.app import app
 from offline.data import LogFiles, collect, list_seeds, load_dataset
 from offline.data.schema import EVENTS_SCHEMA
+from offline.evaluation.outcomes import served_score, served_scores
 from offline.evaluation.skew import compare_rows
+from offline.runtime import Failure
 from serving.config import PlacementConfig
 from serving.ranking.live import Live
 from serving.ranking.overlay import Overlay
@@ -130,6 +134,44 @@ def test_items_of_a_request_are_never_recommended_not_even_pinned(running: httpx
     assert not {"red-01", "red-03"} & set(ids(on_page))
     ranked = recommended(running, "rank", user_id="u", items=["red-01"], candidates=["red-01", "blue-04"])
     assert sorted(ids(ranked)) == ["blue-04", "red-01"]
+
+
+def test_the_command_line_ranks_for_the_items_of_a_page(
+    running: httpx.Client, url: str, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the service, without the items themselves; an item that does not exist is an error."""
+    monkeypatch.setenv("REDIS_URL", url)
+    arguments = ["rank", "u", "--workspace", str(tmp_path), "--limit", "4", "--items", "red-01"]
+    found = CliRunner().invoke(app, [*arguments, "--items", "red-03"])
+    assert found.exit_code == 0, found.output
+    order = list(dict.fromkeys(word for word in found.output.split() if word in IDS))  # also in the titles
+    candidates = [i for i in IDS if i not in ("red-01", "red-03")]
+    asked = {"user_id": "u", "items": ["red-01", "red-03"], "candidates": candidates, "limit": 4}
+    assert order == ids(recommended(running, "rank", **asked))
+    unknown = CliRunner().invoke(app, [*arguments, "--items", "mug-99"])
+    assert isinstance(unknown.exception, Failure)
+    assert "item 'mug-99' does not exist" in str(unknown.exception)
+
+
+def test_the_evaluation_scores_lists_as_the_service_does_with_its_bonuses(tmp_path: Path) -> None:
+    """The same to the bit, for lists with a query, with items, with both, and with neither, of trees that know none."""
+    live = Live.of(load_release(publish(tmp_path, items(), model_text=planted_model(items()))))
+    trees, every = live.release.trees, np.arange(N, dtype=np.int32)
+    contexts = [
+        Context(0, query, seeds=np.array(seeds, np.int32))
+        for query in ("", "red 09")
+        for seeds in ([], [row_of("red-01")])
+    ]
+    tables, expected = [], []
+    for context in contexts:
+        ranking = live.rank(EMPTY, None, AT, None, context)
+        tables.append(rows(live.items, EMPTY, every, AT, context))
+        expected.append(ranking.score[np.argsort(ranking.item)])
+        np.testing.assert_array_equal(served_score(trees, tables[-1], context), expected[-1])
+    assert len({tuple(score) for score in expected}) == 4
+    lists = make_lists([AT] * 4, [0] * 4, [every.tolist()] * 4)
+    lists = replace(lists, query=[c.query for c in contexts], seeds=np.array([[-1], [row_of("red-01")]] * 2, np.int32))
+    np.testing.assert_array_equal(served_scores(trees, np.vstack(tables), lists), np.concatenate(expected))
 
 
 def test_without_items_nothing_is_of_their_sources(running: httpx.Client) -> None:
