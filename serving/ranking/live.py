@@ -214,7 +214,8 @@ class Live:
     def withdrawn(self) -> frozenset[str]:
         """Ids of items that must not be in results, by the catalogue or by a write."""
         catalogue = self.items.catalogue
-        return frozenset(catalogue.item_ids[row] for row in np.flatnonzero(np.isposinf(catalogue.available_from)))
+        rows_out = np.flatnonzero(np.isposinf(catalogue.available_from)).tolist()
+        return frozenset(catalogue.item_ids[row] for row in rows_out)
 
     @cached_property
     def reads_attributes(self) -> bool:
