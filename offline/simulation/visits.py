@@ -19,8 +19,8 @@ from features.log import Kind
 from offline.config import SimulateConfig
 from offline.runtime import DataError, OnProgress, no_progress
 from offline.simulation.dataset import LogWriter, open_shop
+from offline.simulation.day_log import DEVICES_IN_USE, DayLog, ListRequests
 from offline.simulation.products import DAY_US
-from offline.simulation.shop import DEVICES_IN_USE, DayLog, ListRequests
 
 _BATCH = 1000
 _TIMEOUT_S = 60
