@@ -38,7 +38,7 @@ class EarningsConfig(BaseModel):
     cost: str | None = Field(
         None,
         min_length=1,
-        examples=["cost"],
+        examples=[None],
         description="Numeric attribute of items: cost of a piece, in place of `margin`.",
     )
 

@@ -57,7 +57,7 @@ rows = st.fixed_dictionaries(
 
 def body(row: Mapping[str, Any]) -> dict[str, Any]:
     """The item as `PUT /v1/items` takes it."""
-    standard = {name: row[name] for name in STANDARD_COLUMNS}
+    standard = {name: row[name] for name in STANDARD_COLUMNS if name in row}
     standard["available_from"] = row["available_from"].isoformat()
     return standard | {"attributes": {name: v for name, v in row.items() if name not in STANDARD_COLUMNS}}
 
