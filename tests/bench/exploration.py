@@ -158,8 +158,13 @@ def _mean(values: Sequence[F64]) -> float:
 
 
 def _difference(pairs: Sequence[tuple[float, float]]) -> list[float | None]:
-    """The mean of the differences of pairs, relative to the mean of the second, with its t interval over pairs."""
+    """The mean of the differences of pairs, relative to the mean of the second, with its t interval over pairs.
+
+    None instead of what is not known: an interval from one pair, and everything if the second is 0 in all pairs.
+    """
     own, other = np.array(pairs).T
+    if not other.any():
+        return [None, None, None]
     difference, n = (own - other) / other.mean(), len(pairs)
     if n < 2:
         return [round(float(difference.mean()), 5), None, None]

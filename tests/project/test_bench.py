@@ -60,7 +60,7 @@ TINY = {
         ["--times", "1"],
         {"own_list_other_worker_p50_ms", "item_state_other_worker_p50_ms", "new_item_other_worker_p50_ms"},
     ),
-    "dense": (["--users", "80", "--items", "40", "--events", "15", "--lists", "200"], {"slices", "ease", "cpu_s"}),
+    "dense": (["--users", "80", "--items", "40", "--events", "15", "--lists", "200"], {"ease", "cpu_s"}),
     "export": (
         ["--users", "3000", "--items", "500", "--trees", "5"],
         {"users_per_s", "peak_mb", "same_bytes", "reused"},
