@@ -35,7 +35,7 @@ test-slow: setup ## Run the slow tests: benchmarks at small sizes, complete comm
 
 # The timeout ends tests that hang.
 test-nights: setup ## Test nightly runs killed at every step, and with corrupt data
-	timeout 1200 $(BIN)/python -m pytest -m nights -n 2 --dist loadfile
+	timeout 1500 $(BIN)/python -m pytest -m nights -n 2 --dist loadfile
 
 .venv/ray: .venv/ready requirements-ray.lock
 	$(PIP) --no-deps --require-hashes -r requirements-ray.lock
