@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from offline.cli import terminal
 from offline.cli.app import app
 from offline.runtime import DataError, Failure
 from tests.experiment_logs import acted, shown, write_log
@@ -47,7 +49,13 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, ["experiments", *map(str, words)], terminal_width=240, env={"COLUMNS": "240"})
+    return CliRunner().invoke(app, ["experiments", *map(str, words)])
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no cell of a table is broken. The width of the console is that of its first import."""
+    monkeypatch.setattr(terminal, "_out", Console(width=240))
 
 
 def test_an_experiment_is_listed_stopped_and_resumed(configs: dict[str, Path]) -> None:
