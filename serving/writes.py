@@ -1,4 +1,4 @@
-"""What the service is sent: events, items, attributes of users, merges and erasures. It is validated, then stored."""
+"""Writes of the service: events, items, attributes of users, merges and erasures. Each is validated, then stored."""
 
 from __future__ import annotations
 

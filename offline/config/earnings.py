@@ -1,4 +1,4 @@
-"""What purchases are worth, and how long a list is credited with them."""
+"""Value of purchases, and how long a list is credited with them."""
 
 from __future__ import annotations
 

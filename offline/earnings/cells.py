@@ -16,7 +16,7 @@ _FIELDS, _PAIRS, _PARTS = "\x1d", "\x1e", "\x1f"
 
 
 class Cell(NamedTuple):
-    """What lists have in common. placement, release: None if unknown. arms: arm by experiment."""
+    """Properties that lists have in common. placement, release: None if unknown. arms: arm by experiment."""
 
     placement: str | None
     release: str | None

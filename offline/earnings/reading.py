@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class Prices(NamedTuple):
-    """What a piece of each item brings.
+    """Money that a piece of each item brings.
 
     price, cost: float64[n + 1], NaN if unknown; the last entry is of other items. value: as in `EarningsConfig`.
     """

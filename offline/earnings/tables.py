@@ -35,7 +35,7 @@ _COUNTS = ("lists", "users", "clicks", "carts", "purchases", "returns", "without
 
 
 class Settings(NamedTuple):
-    """What the tables depend on besides the data set. attribution_s: seconds. attributes: kinds of item attributes."""
+    """Settings of the tables besides the data set. attribution_s: seconds. attributes: kinds of item attributes."""
 
     earnings: EarningsConfig
     attribution_s: float
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """What splitting the rows by user has told of the lists.
+    """Facts about the lists, from splitting the rows by user.
 
     seen, silent: served lists by placement number. last_list: Unix microseconds of the last list of each cell.
     unlisted: number of impressions of no list.
@@ -238,7 +238,7 @@ class _Sums:
         return found
 
     def notes(self) -> list[str]:
-        """What a reader of the tables has to know about the data."""
+        """Notes on the data for readers of the tables."""
         split, out = self._split, []
         names = {number: name or "no placement" for name, number in split.cells.placements.items()}
         for number, (seen, silent) in enumerate(zip(split.seen.tolist(), split.silent.tolist(), strict=True)):

@@ -305,7 +305,7 @@ def _sum_up(sums: F64, blocks: Iterator[list[np.ndarray]]) -> None:
 
 
 def _daily_query(first_us: int, start_us: int, attribution: int) -> str:
-    """What each unit did on each day, in the order of `COLUMNS`, ordered by unit and day."""
+    """Actions of each unit on each day, in the order of `COLUMNS`, ordered by unit and day."""
     acted = [f"(kind = {int(k)})::DOUBLE" for k in (Kind.CLICK, Kind.CART, Kind.PURCHASE)] + ["value", "margin"]
     zeros = ["0::DOUBLE"] * len(_ACTIONS)
     lists = ["1::DOUBLE", "degraded", "coalesce(ms, 0)", "(ms IS NOT NULL)::DOUBLE", "coalesce(diversity, 0)",

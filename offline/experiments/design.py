@@ -1,4 +1,4 @@
-"""What is analysed, and what was observed of it."""
+"""Design of an analysis, and its observations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLANNED_DAYS = 28.0
 
 @dataclass(frozen=True)
 class Design:
-    """What is analysed. arms, shares: the first is the control. unit: `user` or `session`.
+    """Design of the analysis. arms, shares: the first is the control. unit: `user` or `session`.
 
     start, end: Unix seconds, None for open. planned_days: of the whole experiment; the always-valid intervals are
     narrowest then. changes: what the arm has in the configuration, by arm; no arm has any in an A/A test.
@@ -76,7 +76,7 @@ class Window:
 
 
 class Observed(NamedTuple):
-    """What was observed. Looks are the ends of days.
+    """Observations. Looks are the ends of days.
 
     moments: sums over units up to each look; None if nobody was exposed. preference: of interleaved lists, a single
     arm. first_us: midnight (UTC) at the start of the first day. days: float64[looks], days since the start. counts: of

@@ -1,4 +1,4 @@
-"""What the log does not say itself: to whom a user was merged, and category and margin of an item."""
+"""Facts that the log does not hold: to whom a user was merged, and category and margin of an item."""
 
 from __future__ import annotations
 

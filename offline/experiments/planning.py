@@ -1,4 +1,4 @@
-"""What an experiment could find, and how long it takes, from the log before it starts."""
+"""Effect that an experiment could find, and time that it takes, from the log before it starts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Exposures and outcomes of an experiment, read from the data set in bounded memory.
 
 The log is read in spans of time, without erased users and duplicates, and goes into a DuckDB database on disk, which
-joins actions to exposures. What remains in memory is a hash of each unit and the sums of `Moments`.
+joins actions to exposures. Memory holds a hash of each unit and the sums of `Moments`.
 
 An exposure is a served list with items that has the experiment in its log record. A unit (a user, after merges, or a
 session) belongs to the arm of its exposures; units with exposures to several arms are counted and left out. An action

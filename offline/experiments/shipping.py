@@ -1,4 +1,4 @@
-"""What makes an arm the default of the shop, and when not to do it."""
+"""Steps that make an arm the default of the shop, and when they are refused."""
 
 from __future__ import annotations
 

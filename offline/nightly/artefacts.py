@@ -227,7 +227,7 @@ class Artefacts:
 
     @property
     def simple_order(self) -> str | None:
-        """What the release orders by if its ranker is a simple order, None if it is trained."""
+        """The order of the release if its ranker is a simple order, None if it is trained."""
         order: str | None = self.json("choice.json")["simple_order"]
         return order
 

@@ -110,7 +110,7 @@ def _nights_before(a: Artefacts) -> int:
 def _sentence(
     result: str, about: str, compared: Sequence[Mapping[str, Any]], ndcg: tuple[F64, F64], falls_back: bool
 ) -> str:
-    """What was chosen and why."""
+    """The choice, and its reason."""
     if result == "unknown":
         lists = int((~np.isnan(ndcg[0])).sum())
         why = f"{lists:,} test lists are too few to show that the trained ranker is better than"

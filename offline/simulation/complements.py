@@ -53,7 +53,7 @@ Response = Callable[[Rows, I32], F64]
 
 @dataclass
 class Complements:
-    """What goes with each item. rng: separate, so that a shop without complements does not change."""
+    """Complements of each item. rng: separate, so that a shop without complements does not change."""
 
     stock: Products
     rng: np.random.Generator

@@ -276,7 +276,7 @@ class Shop:
     def _add_complements(
         self, day: int, lists: ListRequests, item: I32, carts: NDArray[np.bool_], cart_us: I64
     ) -> list[DayLog]:
-        """What shoppers add to some of the items that they put into the cart, found without a list.
+        """Complements that shoppers add to some of the items that they put into the cart, found without a list.
 
         They view it, put it into the cart, and buy it with the probability of any item in their cart.
         """

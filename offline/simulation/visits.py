@@ -27,7 +27,7 @@ _TIMEOUT_S = 60
 
 
 class Visits(NamedTuple):
-    """What happened. first, days: number of the first day after the log, from 0, and number of days."""
+    """Counts of a visit. first, days: number of the first day after the log, from 0, and number of days."""
 
     first: int
     days: int

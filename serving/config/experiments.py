@@ -80,7 +80,7 @@ class ArmConfig(BaseModel):
 
     @property
     def changes(self) -> frozenset[str]:
-        """What the arm replaces: two experiments on the same list may not replace the same."""
+        """Settings that the arm replaces: two experiments on the same list may not replace the same."""
         if self.order is not None:
             return frozenset({"release", "objective", "explore"})
         return frozenset(name for name in ("release", "objective", "explore") if getattr(self, name) is not None)
@@ -157,7 +157,7 @@ class ExperimentConfig(BaseModel):
 
     @property
     def changes(self) -> frozenset[str]:
-        """What its arms replace, as in `ArmConfig.changes`."""
+        """Settings that its arms replace, as in `ArmConfig.changes`."""
         if self.interleave:
             return frozenset({"release", "objective", "explore"})
         return frozenset().union(*(arm.changes for arm in self.arms.values()))

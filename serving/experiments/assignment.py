@@ -61,7 +61,7 @@ def _fractions(units: U64, key: int) -> F64:
 
 
 class Assignment(NamedTuple):
-    """Who takes part in an experiment, and in which arm.
+    """Assignment of units to the arms of an experiment.
 
     layer, salt: keys of the two places of a unit. first, last: its part of the layer. ends: the place among the arms at
     which each arm ends, but for the last one.

@@ -1,6 +1,6 @@
 """The operations behind the routes, without HTTP: rankings, similar items, and what is known of an item.
 
-Ranking itself is in `live`, storage in `serving.store`. What the service is sent is in `serving.writes`.
+Ranking itself is in `live`, storage in `serving.store`. Writes are in `serving.writes`.
 """
 
 from __future__ import annotations
@@ -423,7 +423,7 @@ class Service:
         return items
 
     def _exploration(self, request: RankRequest | RecommendRequest, treatment: Treatment) -> ExplorationConfig | None:
-        """How to explore a list in the order of the ranker by the posterior; None for most lists, or without a mode."""
+        """Exploration of a list in the order of the ranker by the posterior; None for most lists, or without a mode."""
         config = treatment.placement.config.explore
         if config is None or not config.by_posterior or not request.shown or "click" not in treatment.live.calibration:
             return None

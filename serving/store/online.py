@@ -60,7 +60,7 @@ class Backlog(NamedTuple):
 
 
 class StoredUser(NamedTuple):
-    """What is stored of a user, to be decoded for one release or several.
+    """Stored state of a user, to be decoded for one release or several.
 
     lists, attributes: replies of Redis. unit: the unit of experiments that was taken over, None for that of the ID.
     """
@@ -179,7 +179,7 @@ class Store:
         return users.decode_lists(self.layout, replies, user_id, catalogue, at, retention)
 
     async def read_user(self, user_id: str, reads_attributes: bool = False, reads_unit: bool = False) -> StoredUser:
-        """What is stored of a user, in one round trip.
+        """Stored state of a user, in one round trip.
 
         reads_attributes, reads_unit: whether to read the attributes, and the unit of experiments, too.
         """

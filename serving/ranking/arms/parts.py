@@ -15,7 +15,7 @@ from serving.rules import Attributes, Plan, RuleError
 
 
 class ArmParts(NamedTuple):
-    """What arms change, by experiment and arm.
+    """Settings that arms change, by experiment and arm.
 
     plans: of arms with rules. objectives: of arms with an objective; None for one of weight 0. set_aside: why an
     experiment cannot be served by this release, by its name.

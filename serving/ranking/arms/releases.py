@@ -73,7 +73,7 @@ class ArmReleases:
         return self._followers[release].reason or f"release {release} is not loaded yet"
 
     def states(self, at: float) -> dict[str, str]:
-        """Whether each experiment runs, by its name, or why not. at: Unix seconds."""
+        """State of each experiment by its name: that it runs, or why not. at: Unix seconds."""
         return {
             one.name: self._problem(one.name)
             or ("has ended" if at >= one.end else "has not started" if at < one.start else "running")

@@ -1,4 +1,4 @@
-"""What is known of a user's candidates: the posterior of the log odds that they click each of them.
+"""Knowledge of a user's candidates: the posterior of the log odds that they click each of them.
 
 The mean is the ranker's score, calibrated. The variance has two parts. The item's: the ranker predicts a new item from
 its description, from which items differ by `item_spread`, and each expected click on the item narrows that, in the

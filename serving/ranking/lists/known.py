@@ -1,4 +1,4 @@
-"""What is known of the user of a request."""
+"""Facts about the user of a request."""
 
 from __future__ import annotations
 

@@ -23,9 +23,10 @@ _TEXTS = {"shown": "the order in which the candidates were sent", "popularity": 
 
 
 class Treatment(NamedTuple):
-    """What makes a list. arms: that apply. placement: with the exploration of the arms. objective: None without one.
+    """Release and settings that make a list.
 
-    order: in place of the ranker's; None for the ranker's.
+    arms: that apply. placement: with the exploration of the arms. objective: None without one. order: in place of the
+    ranker's; None for the ranker's.
     """
 
     live: Live
