@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from offline.evaluation import report
-from offline.runtime import atomic_path
+from offline.runtime import write_text
 from serving.release import EARNINGS
 
 PAGE, TABLES = "report.html", "earnings.json"
@@ -43,16 +43,14 @@ def write(tables: Mapping[str, Any], directory: Path) -> Path:
     files = {TABLES: encoded(tables), PAGE: render(tables)}
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with atomic_path(directory / name) as temporary:
-            temporary.write_text(content, "utf-8", newline="\n")
+        write_text(directory / name, content)
     return directory / PAGE
 
 
 def publish(tables: Mapping[str, Any], releases: Path) -> None:
     """Replace the tables that the operator's page shows. releases: the directory of the releases."""
     releases.mkdir(parents=True, exist_ok=True)
-    with atomic_path(releases / EARNINGS) as temporary:
-        temporary.write_text(encoded(tables), "utf-8", newline="\n")
+    write_text(releases / EARNINGS, encoded(tables))
 
 
 def encoded(tables: Mapping[str, Any]) -> str:

@@ -13,15 +13,14 @@ import numpy as np
 from offline.evaluation import report as evaluation
 from offline.experiments.analysis import BETTER, INVALID, WORSE, Comparison, Report, harmed
 from offline.experiments.metrics import GUARDRAILS, METRICS, Metric
-from offline.runtime import atomic_path
+from offline.runtime import write_text
 
 _PREFERENCE = Metric("preference", "preference", "decided")
 
 
 def write(report: Report, path: Path) -> None:
     """Write the page to a file, whole or not at all. The folder must exist."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(render(report), "utf-8", newline="\n")
+    write_text(path, render(report))
 
 
 def render(report: Report) -> str:

@@ -45,7 +45,7 @@ from offline.ingest.reading import Library
 from offline.ingest.reading.library import literal, quoted
 from offline.ingest.shoppers import check_shoppers
 from offline.ingest.summary import ImportSummary
-from offline.runtime import DataError, OnProgress, atomic_path
+from offline.runtime import DataError, OnProgress, atomic_path, write_text
 
 __all__ = ["DataError", "ImportConfig", "ImportSummary", "import_data", "validate"]
 
@@ -69,8 +69,7 @@ def import_data(
     with _imported(config, now, on_progress, _existing(directory), erased) as found:
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / imported.QUARANTINE_FILE, quarantine_table(found.library.sql, erased))
-        with atomic_path(directory / imported.SUMMARY_FILE) as temporary:
-            temporary.write_text(found.summary.to_json(), "utf-8")
+        write_text(directory / imported.SUMMARY_FILE, found.summary.to_json())
         if not sum(found.summary.events.values()):
             where = directory / imported.QUARANTINE_FILE
             raise DataError(f"{found.summary.why_nothing()} All rejected rows are in {where}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from offline.runtime.connect import open_engine
 from offline.runtime.engine import LOCAL, Engine, EngineError, WorkerGroup, split_evenly
 from offline.runtime.errors import ApprovalNeeded, ChecksFailed, DataError, Failure, ReleaseKept
-from offline.runtime.files import atomic_path, checksum, source_digest, write_json
+from offline.runtime.files import atomic_path, checksum, source_digest, write_json, write_text
 from offline.runtime.progress import OnProgress, console, no_progress, progress_bar
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "source_digest",
     "split_evenly",
     "write_json",
+    "write_text",
 ]

@@ -47,7 +47,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 and without a change of line ends."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8", newline="\n")
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), "utf-8")
+    write_text(path, json.dumps(value, indent=1))

@@ -18,7 +18,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from offline.evaluation.report import data, formatting, models, off_policy, outcomes, plots, results
 from offline.evaluation.report.conclusions import significant
 from offline.evaluation.report.content import DRAWN, HEADLINE, SCHEMA, SECTIONS, level, plain, validate
-from offline.runtime import atomic_path
+from offline.runtime import write_text
 
 __all__ = ["DRAWN", "SCHEMA", "SECTIONS", "environment", "formatting", "plots", "render", "significant", "write"]
 
@@ -86,6 +86,5 @@ def write(evaluation: Mapping[str, object], directory: Path) -> Path:
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with atomic_path(directory / name) as temporary:
-            temporary.write_text(content, "utf-8", newline="\n")
+        write_text(directory / name, content)
     return directory / "report.html"
