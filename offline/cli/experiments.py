@@ -158,7 +158,7 @@ def _analyse(c: Config, name: str, metric: str, attribution: float | None, margi
 
 
 def _print_report(found: Report) -> None:
-    from offline.experiments import harmed, page
+    from offline.experiments import page
 
     unit, level = found.design.unit, f"{1 - found.alpha:.0%}"
     if found.ratio.alarm:
@@ -170,8 +170,8 @@ def _print_report(found: Report) -> None:
     rows = [page.row(c, found) for c in found.comparisons]
     print_table("Differences from the control; the first metric decides", columns, rows, set(range(2, 8)))
     if found.guardrails:
-        rows = [[*page.row(g, found), "worse" if harmed(g) else "-"] for g in found.guardrails]
-        print_table("Guardrails", [*columns, "verdict"], rows, set(range(2, 8)))
+        rows = page.guardrail_rows(found)
+        print_table("Guardrails", [*columns, "accepted", "verdict"], rows, set(range(2, 9)))
     for label, count in found.counts.items():
         say(f"- {count:,} {label}")
     say(found.verdict.text, "bold")

@@ -171,16 +171,19 @@ def _no_units(design: Design) -> Verdict:
     return Verdict(EMPTY, None, f"No list of {design.name} was served to a {design.unit} yet.")
 
 
-def harmed(guardrail: Comparison) -> bool:
-    """True if a guardrail is worse than in the control, by its always-valid interval."""
-    return GUARDRAILS[guardrail.metric].harm * guardrail.difference.sign > 0
+def harmed(guardrail: Comparison, design: Design) -> bool:
+    """True if a guardrail is worse than in the control by more than the accepted margin, wherever in its always-valid
+    interval the difference is."""
+    margin: float = getattr(design.margins, guardrail.metric)
+    difference = guardrail.difference
+    return difference.low > margin if GUARDRAILS[guardrail.metric].harm > 0 else difference.high < -margin
 
 
 def _verdict(
     design: Design, ratio: SampleRatio, metric: str, comparisons: list[Comparison], guardrails: list[Comparison]
 ) -> Verdict:
     primary = [c for c in comparisons if c.metric == metric]
-    worse = tuple(dict.fromkeys(f"{g.metric} in {g.arm}" for g in guardrails if harmed(g)))
+    worse = tuple(dict.fromkeys(f"{g.metric} in {g.arm}" for g in guardrails if harmed(g, design)))
     if ratio.alarm:
         return Verdict(
             INVALID, None,
@@ -208,7 +211,7 @@ def _decide(
     label = METRICS[metric].label.replace("unit", design.unit)
     better = sorted((c for c in primary if c.difference.sign > 0), key=lambda c: -c.difference.value)
     for c in better:
-        hurt = tuple(g.metric for g in guardrails if g.arm == c.arm and harmed(g))
+        hurt = tuple(g.metric for g in guardrails if g.arm == c.arm and harmed(g, design))
         text = f"{c.arm} is better than {design.arms[0]}: {label} {_percent(c.relative)}."
         if hurt:
             text += f" But it is worse in {', '.join(hurt)}: decide whether that is worth it."
@@ -303,7 +306,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "verdict": report.verdict._asdict(),
             "totals": report.totals,
             "metrics": [comparison(c) for c in report.comparisons],
-            "guardrails": [comparison(c) | {"harmed": harmed(c)} for c in report.guardrails],
+            "guardrails": [comparison(c) | {"harmed": harmed(c, d)} for c in report.guardrails],
             "counts": dict(report.counts),
         }
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from features.arrays import F64
 from features.log import ATTRIBUTION_S
 from offline.experiments.statistics import Moments
 from offline.runtime import DataError
-from serving.config import ExperimentConfig
+from serving.config import ExperimentConfig, Margins
 
 PLANNED_DAYS = 28.0
 """Length of an experiment without a start or an end."""
@@ -22,6 +22,7 @@ class Design:
 
     start, end: Unix seconds, None for open. planned_days: of the whole experiment; the always-valid intervals are
     narrowest then. changes: what the arm has in the configuration, by arm; no arm has any in an A/A test.
+    margins: harm to the guardrails that is accepted.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Design:
     interleaved: bool = False
     placements: tuple[str, ...] = ()
     changes: Mapping[str, Mapping[str, Any]] | None = None
+    margins: Margins = field(default_factory=Margins)
 
     @property
     def is_null(self) -> bool:
@@ -62,6 +64,7 @@ class Design:
                 arm: settings.model_dump(mode="json", exclude_defaults=True, exclude={"share"})
                 for arm, settings in config.arms.items()
             },
+            config.margins,
         )
 
 

@@ -45,7 +45,7 @@ def render(report: Report) -> str:
         timelines=[_timeline(c, design.unit) for c in report.comparisons if c.metric == report.metric],
         columns=["metric", "arm", "control", "arm's value", "difference", "always valid", "fixed horizon", "relative"],
         rows=[row(c, report) for c in report.comparisons],
-        guardrails=[[*row(g, report), "worse" if harmed(g) else "-"] for g in report.guardrails],
+        guardrails=guardrail_rows(report),
         notes=[f"{count:,} {name}" for name, count in report.counts.items()],
         is_null=design.is_null,
         arms=len(design.arms),
@@ -69,6 +69,14 @@ def ratio_rows(report: Report) -> list[list[str]]:
     return [
         [arm, f"{units:,}", f"{units / total:.2%}", f"{share:.2%}"]
         for arm, units, share in zip(report.design.arms, ratio.units, ratio.shares, strict=True)
+    ]
+
+
+def guardrail_rows(report: Report) -> list[list[str]]:
+    """The rows of the guardrails, each with the harm that is accepted, and whether it is worse by more."""
+    return [
+        [*row(g, report), f"{getattr(report.design.margins, g.metric):g}", "worse" if harmed(g, report.design) else "-"]
+        for g in report.guardrails
     ]
 
 

@@ -11,6 +11,7 @@ from serving.config.experiments import (
     ArmConfig,
     ExperimentConfig,
     Experiments,
+    Margins,
     check_experiments,
 )
 from serving.config.service import ServiceConfig
@@ -32,6 +33,7 @@ __all__ = [
     "ExperimentConfig",
     "Experiments",
     "ExplorationConfig",
+    "Margins",
     "ObjectiveConfig",
     "PlacementConfig",
     "Placements",

@@ -95,6 +95,18 @@ class ArmConfig(BaseModel):
         return self
 
 
+class Margins(BaseModel):
+    """Harm to the guardrails of an experiment that is accepted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latency: float = Field(5.0, ge=0, le=60_000, description="Milliseconds per list by which an arm may be slower.")
+    degraded: float = Field(0.001, ge=0, le=1, description="Rise of the share of degraded lists.")
+    diversity: float = Field(
+        0.02, ge=0, le=1, description="Fall of the share of pairs of different categories among the first ten items."
+    )
+
+
 class ExperimentConfig(BaseModel):
     """An experiment: who takes part, from when to when, and its arms."""
 
@@ -153,6 +165,11 @@ class ExperimentConfig(BaseModel):
     interleave: bool = Field(
         False,
         description="Show each unit lists that mix those of both arms by team draft, instead of assigning it to one.",
+    )
+    margins: Margins = Field(
+        Margins(),
+        description="An arm is worse in a guardrail only if it is certainly worse by more than this, and `ship` then "
+        "refuses it.",
     )
 
     @property

@@ -20,6 +20,7 @@ from offline.experiments.planning import milestones, plan
 from offline.experiments.shipping import decide
 from offline.experiments.statistics import UNIT, Moments
 from offline.runtime import DataError, Failure
+from serving.config import Margins
 
 DAYS, MIDNIGHT_US = 10, 1_780_272_000_000_000
 TEST = Design(
@@ -126,6 +127,27 @@ def test_a_harmed_guardrail_is_named_in_the_verdict() -> None:
     with pytest.raises(Failure, match=r"worse in latency.*--force"):
         decide(report, {}, "new")
     assert decide(report, {}, force=True).problems
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "margin", "harmed"),
+    [
+        ("latency", (20, 23), 5.0, False),
+        ("latency", (20, 23), 2.0, True),
+        ("latency", (20, 23), 2.999, False),
+        ("diversity", (0.6, 0.5), 0.2, False),
+        ("diversity", (0.6, 0.4), 0.1, True),
+        ("diversity", (0.5, 0.6), 0.05, False),
+    ],
+)
+def test_harm_within_the_margin_is_accepted(
+    metric: str, values: tuple[float, float], margin: float, harmed: bool
+) -> None:
+    """The whole interval must be beyond the margin: 3 ms more are not certainly more than 2.999."""
+    columns = {"latency": ("timed", "ms"), "diversity": ("varied", "diversity")}[metric]
+    arms = [{"clicks": c, columns[0]: 2, columns[1]: 2 * v} for c, v in zip((2.0, 2.4), values, strict=True)]
+    design = replace(TEST, margins=Margins(**{metric: margin}))
+    assert analyse(observed(arms, [4000, 4000]), design, "clicks").verdict.harmed == ((metric,) if harmed else ())
 
 
 def test_a_faster_arm_is_not_harmed() -> None:
