@@ -45,7 +45,7 @@ def collect_killed(data: Path, url: str, function: str, calls: int) -> None:
         return original(*arguments)
 
     setattr(owner, function, killing)
-    collection._ROWS, collection._LOGS = 5, tuple(log._replace(batch=5) for log in collection._LOGS)
+    vars(collection).update(_ROWS=5, _LOGS=tuple(log._replace(batch=5) for log in collection._LOGS))
     with BulkStore(url) as store:
         collection.collect(data, store)
 
