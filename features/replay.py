@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.arrays import F32, F64, I32
 from features.catalogue import Catalogue
@@ -53,6 +54,9 @@ class Replay:
     `Neighbours.build`. words: of each item's text, from which taste factors infer missing tags; None to infer none.
     given: histories of the events, with the same `retention`; None to build them in memory. attribution_s: as in
     `Items`. seeds: whether items have companions, which are refit like neighbours, and their features.
+    word_vectors: those of the vocabulary's words by the encoder of `vectors` and by each of `encoder_vectors`, as in
+    `Vocabulary.with_vectors`; empty for none. vocabulary: to be used at all times, with its word vectors; None to build
+    it.
     """
 
     catalogue: Catalogue
@@ -68,6 +72,8 @@ class Replay:
     retention: Retention = DEFAULT_RETENTION
     columns: tuple[Column, ...] = ()
     seeds: bool = False
+    word_vectors: Sequence[NDArray[np.floating]] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -128,7 +134,7 @@ class Replay:
         """The items with vectors, neighbours, linear model, prior, factors and segments refit to the events before a
         time; the vocabulary as well, if the items have one.
         """
-        revision = sum(since <= at for since, _ in self.encoder_vectors)
+        revision = self._revision_at(at)
         vectors, recent = self._revision(revision), self.recent(at)
         fresh = replace(
             items,
@@ -182,10 +188,20 @@ class Replay:
         """The vectors of an encoder revision: `vectors` for 0, otherwise those of `encoder_vectors`, counted from 1."""
         return self.encoder_vectors[revision - 1][1] if revision else self.vectors
 
+    def vocabulary_at(self, at: float) -> Vocabulary:
+        """The vocabulary at a time, with word vectors by the last encoder until then."""
+        return self._words(self._revision_at(at))
+
+    def _revision_at(self, at: float) -> int:
+        return sum(since <= at for since, _ in self.encoder_vectors)
+
     def _words(self, revision: int) -> Vocabulary:
         """The vocabulary with word vectors of a revision; each is built once."""
+        if self.vocabulary is not None:
+            return self.vocabulary
         if revision not in self._vocabularies:
-            self._vocabularies[revision] = self._vocabulary.with_vectors(self._revision(revision))
+            own = self.word_vectors[revision] if len(self.word_vectors) else None
+            self._vocabularies[revision] = self._vocabulary.with_vectors(self._revision(revision), own)
         return self._vocabularies[revision]
 
     @cached_property

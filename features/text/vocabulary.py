@@ -1,8 +1,9 @@
 """Vocabulary of a catalogue: the meaning of query words as vectors, and the items that contain them; no text encoder.
 
-A request cannot wait for an encoder, so the nightly run gives every word a vector: the mean of the items that contain
-it. A query is the sum of its words, weighted by rarity. A word that no item contains is replaced by the words that it
-may be a misspelling of (Damerau-Levenshtein, with the distances that Lucene allows) or a prefix of.
+A request cannot wait for an encoder, so the nightly run gives every word a vector: half the mean of the items that
+contain it, half the encoder's own vector of the word. A query is the sum of its words, weighted by rarity. A word that
+no item contains is replaced by the words that it may be a misspelling of (Damerau-Levenshtein, with the distances that
+Lucene allows) or a prefix of.
 
 Of scripts without spaces, the words are characters and pairs of them (`features.text.tokens`), which are not replaced:
 a wrong or unknown character leaves the others of the query to match.
@@ -18,6 +19,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.arrays import F32, F64, I32, I64, U64, Bool
 from features.catalogue import Catalogue
@@ -35,6 +37,9 @@ _ENOUGH_ITEMS = 5_000
 """Once the rarest words of a query are in this many items, no other items are searched for its common words."""
 _MAX_REPLACEMENTS = 4
 """Maximum number of known words that replace one unknown word."""
+_SHARE_OF_ITEMS = 0.5
+"""Weight of the mean of a word's items in its vector; the rest is the encoder's vector of the word. Shares from .4 to
+.5 order products for judged queries alike (docs/decisions.md)."""
 _MIN_LETTERS = 3
 """An unknown word with fewer letters than this is not replaced."""
 
@@ -87,11 +92,37 @@ class Vocabulary:
         none = np.zeros(len(names), np.float32)
         return cls(names, rarity, Vectors(np.empty((len(names), 0), np.int8), none), none, start, word)
 
-    def with_vectors(self, vectors: F32) -> Vocabulary:
-        """The same words, with word vectors based on item vectors (float32[n + 1, d])."""
+    def with_vectors(self, vectors: F32, own: NDArray[np.floating] | None = None) -> Vocabulary:
+        """The same words, with word vectors based on item vectors, and on those of an encoder if there are any.
+
+        vectors: float32[n + 1, d], of the items. own: float[w, d], unit vectors of the words themselves; NaN for a word
+        without one, whose vector is then that of its items alone.
+        """
         word_vectors = _word_vectors(self.start, self.word, len(self.names), np.ascontiguousarray(vectors))
+        if own is not None and len(known := np.flatnonzero(np.isfinite(own).all(axis=1))):
+            read = own[known].astype(np.float32)
+            word_vectors[known] = _SHARE_OF_ITEMS * word_vectors[known] + (1 - _SHARE_OF_ITEMS) * (read - read.mean(0))
         strength = self.rarity * np.sqrt((word_vectors.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32)
         return replace(self, vectors=Vectors.quantise(word_vectors), strength=strength)
+
+    def with_vectors_of(self, other: Vocabulary) -> Vocabulary:
+        """The same words, with the vectors that they have in another vocabulary; none for words that it lacks."""
+        found = other._places.find(list(self.names))
+        known = np.flatnonzero(found >= 0)
+        row, n = found[known], len(self.names)
+        code, scale = np.zeros((n, other.vectors.code.shape[1]), np.int8), np.full(n, np.nan, np.float32)
+        strength = np.zeros(n, np.float32)
+        code[known], scale[known], strength[known] = (
+            other.vectors.code[row],
+            other.vectors.scale[row],
+            other.strength[row],
+        )
+        return replace(self, vectors=Vectors(code, scale), strength=strength)
+
+    def most_common(self, most: int) -> I64:
+        """int64, ascending: numbers of the words that are in most items, at most so many."""
+        items_with = np.bincount(self.word, minlength=len(self.names))
+        return np.sort(np.argsort(-items_with, kind="stable")[:most])
 
     def of(self, catalogue: Catalogue, rows: Sequence[int]) -> list[I32]:
         """int32 for each of these items, ascending: the known words in its current texts."""

@@ -122,6 +122,7 @@ class Artefacts:
             self.json("encoder.json")["moments"],
             self.inputs.config,
             self.inputs.custom,
+            self.array("word_vectors.npy", mapped=True),
         )
 
     def release_pages(self) -> None:

@@ -21,7 +21,7 @@ from offline.nightly.run import Run, Step
 from offline.runtime import OnProgress
 from serving.release import Release, load_release
 
-_LOG = ("windows.json", "encoder.json", "vectors.npy", "zero_shot.npy")
+_LOG = ("windows.json", "encoder.json", "vectors.npy", "word_vectors.npy", "zero_shot.npy")
 _REPLAYED = (*_LOG, "lists.npz")
 _RANKED = (*_REPLAYED, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt")
 _CHOSEN = ("published.txt", "published_score.npy", "choice.json")
@@ -57,16 +57,16 @@ class Night:
             self._step(
                 "texts",
                 "Reading item texts",
-                ["zero_shot.npy", "texts.json", "text_keys.npy"],
+                ["zero_shot.npy", "words.npy", "texts.json", "text_keys.npy"],
                 steps.read_item_texts,
                 [],
             ),
             self._step(
                 "encoder",
                 "Fine-tuning the encoder",
-                ["encoder", "vectors.npy", "encoder.json"],
+                ["encoder", "vectors.npy", "word_vectors.npy", "encoder.json"],
                 steps.train_encoders,
-                ["windows.json", "zero_shot.npy", "texts.json"],
+                ["windows.json", "zero_shot.npy", "words.npy", "texts.json"],
             ),
             self._step("lists", "Building query groups", ["lists.npz"], steps.make_query_groups, _LOG),
             self._step(

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from features.arrays import F32
 from features.log import Lists
+from features.text.vocabulary import Vocabulary
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, outcomes, served_scores, systems
 from offline.nightly.artefacts import Artefacts
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from text_encoder.encoder import Encoder
 
 _PARENT = "parent.json"
+_MOST_WORDS = 50_000
+"""Number of words that are read by the encoder. The vectors of rarer words are those of their items."""
 _MIN_CENTRED = 100
 """Number of items with text below which their mean is not subtracted: it would be that of a few texts."""
 
@@ -67,7 +70,8 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
 
 
 def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
-    """Encode the texts that the vector store lacks: `zero_shot.npy`, `texts.json`, `text_keys.npy`."""
+    """Encode the texts that the vector store lacks: `zero_shot.npy`, `words.npy`, `texts.json`,
+    `text_keys.npy`."""
     from text_encoder.encoder import load
 
     inputs, config = a.inputs, a.inputs.config.encoder
@@ -78,24 +82,32 @@ def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
     encoder = encoder.capped(texts, config.token_percentile)
     engaged = inputs.data.events.item
     popularity = np.bincount(engaged[engaged >= 0], minlength=len(texts))
+    vocabulary = Vocabulary.without_vectors(inputs.data.catalogue)
+    words = vocabulary.most_common(_MOST_WORDS) if encoder.is_plain else np.empty(0, np.int64)
+    names = list(vocabulary.names)
     read = read_texts(
         encoder,
-        texts,
+        [*texts, *(names[word] for word in words.tolist())],
         VectorStore(inputs.config.vector_store),
-        order=np.argsort(-popularity, kind="stable"),
+        order=np.append(np.argsort(-popularity, kind="stable"), len(texts) + np.arange(len(words))),
         limit_s=np.inf if config.read_s is None else config.read_s,
         on_progress=on_progress,
         announce=_announce,
         over_batches=inputs.engine.map,
         window=WINDOW * inputs.engine.parts,
     )
-    if read.unread:
+    of_items, of_words = np.split(read.vectors, [len(texts)])
+    unread = sum(bool(text.strip()) for text, row in zip(texts, of_items, strict=True) if np.isnan(row[0]))
+    if unread:
         _announce(
-            f"{read.unread:,} of {len(texts):,} items have no text vector in this run: encoder.read_s is "
+            f"{unread:,} of {len(texts):,} items have no text vector in this run: encoder.read_s is "
             f"{config.read_s:g} s, which ended before their texts were read. Later runs read them"
         )
-    vectors, mean = _centred(encoder, read.vectors)
+    word_vectors = np.full((len(names), encoder.dimension), np.nan, np.float16)
+    word_vectors[words] = of_words
+    vectors, mean = _centred(encoder, of_items)
     a.save("zero_shot.npy", vectors)
+    a.save("words.npy", word_vectors)
     a.save("text_keys.npy", np.frombuffer(b"".join(read.keys), np.uint8).reshape(-1, 16))
     a.write_json(
         "texts.json",
@@ -103,7 +115,7 @@ def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
             "model": model,
             "max_tokens": encoder.max_tokens,
             "base_fingerprint": encoder.base_fingerprint,
-            "unread": read.unread,
+            "unread": unread,
             "mean": None if mean is None else mean.tolist(),
         },
     )
@@ -148,7 +160,7 @@ def _announce(message: str) -> None:
 
 
 def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
-    """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `encoder.json`."""
+    """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `word_vectors.npy`, `encoder.json`."""
     from text_encoder.encoder import load
 
     inputs, config, read = a.inputs, a.inputs.config.encoder, a.json("texts.json")
@@ -164,6 +176,7 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
         encoder,
         texts,
         a.zero_shot,
+        encoders.Words(list(Vocabulary.without_vectors(inputs.data.catalogue).names), a.array("words.npy")),
         events,
         moments,
         config,
@@ -174,6 +187,7 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
     )
     trained.encoder.save(a.file("encoder"))
     a.save("vectors.npy", trained.vectors)
+    a.save("word_vectors.npy", trained.word_vectors)
     a.write_json("encoder.json", {**trained.facts, "unread": read["unread"]})
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from features.arrays import F32, I32
+from features.arrays import F16, F32, I32
 from features.log import Events
 from features.retention import DEFAULT_RETENTION, Retention
 from offline.data import Windows
@@ -37,12 +37,21 @@ class Encoders(NamedTuple):
     """Encoders of a nightly run, as returned by `train_encoders`.
 
     encoder: the last one. vectors: float32[k, n, d], item vectors by each of the k encoders in float16 precision, NaN
-    for an item without text. facts: for the report, including the moments.
+    for an item without text. word_vectors: float16[1 + k, w, d], of the words of the catalogue, by the encoder before
+    fine-tuning and by each of the k; NaN for a word that was not read. facts: for the report, including the moments.
     """
 
     encoder: Encoder
     vectors: F32
+    word_vectors: F16
     facts: dict[str, Any]
+
+
+class Words(NamedTuple):
+    """The words of a catalogue. base: float16[w, d], their base vectors (`Encoder.base_vectors`); NaN if not read."""
+
+    names: Sequence[str]
+    base: F16
 
 
 def refresh_moments(events: Events, windows: Windows, refreshes: int) -> list[float]:
@@ -64,6 +73,7 @@ def train_encoders(
     encoder: Encoder,
     texts: Sequence[str],
     zero_shot: F32,
+    words: Words,
     events: Events,
     at: Sequence[float],
     config: EncoderConfig,
@@ -75,23 +85,24 @@ def train_encoders(
     """Fine-tune `encoder` once for each moment `at`, on the events strictly before it.
 
     texts: one per item of the catalogue. zero_shot: float32[n, d], their vectors by `encoder`, NaN for an item without
-    text. directory: for checkpoints, from which a killed nightly run resumes. The vectors are shrunk by
-    `shrink_by_count`. `config.budget_s` covers all encoders: it is divided in proportion to the numbers of examples.
-    retention: of the users' histories.
+    text. words: of the catalogue. directory: for checkpoints, from which a killed nightly run resumes. The vectors are
+    shrunk by `shrink_by_count`. `config.budget_s` covers all encoders: it is divided in proportion to the numbers of
+    examples. retention: of the users' histories.
     """
     # A frozen encoder is the same at every moment.
     moments = at[-1:] if config.mode == "frozen" else at
     example_sets = [examples(events, moment, most=config.most_examples, retention=retention) for moment in moments]
-    job = EncoderJob(encoder, texts, zero_shot, example_sets, config, directory)
-    tuned = engine.train("torch", _fine_tune, job, on_progress)
+    job = EncoderJob(encoder, texts, zero_shot, words, example_sets, config, directory)
+    tuned, word_vectors = zip(*engine.train("torch", _fine_tune, job, on_progress), strict=True)
     vectors = np.stack(
         [shrink_by_count(t.vectors, t.zero_shot, part.target) for t, part in zip(tuned, example_sets, strict=True)]
     )
     # As stored in Redis, so that a release, its Parquet file and Redis hold the same vectors.
     vectors = vectors.astype(np.float16).astype(np.float32)
     if len(tuned) < len(at):
-        vectors = np.repeat(vectors, len(at), axis=0)
-    return Encoders(tuned[-1].encoder, vectors, _facts(tuned, example_sets, at, config))
+        vectors, word_vectors = np.repeat(vectors, len(at), axis=0), word_vectors * len(at)
+    of_words = np.stack([_word_vectors(encoder, words, encoder), *word_vectors])
+    return Encoders(tuned[-1].encoder, vectors, of_words, _facts(tuned, example_sets, at, config))
 
 
 class EncoderJob(NamedTuple):
@@ -103,17 +114,21 @@ class EncoderJob(NamedTuple):
     encoder: Encoder
     texts: Sequence[str]
     zero_shot: F32
+    words: Words
     example_sets: Sequence[Examples]
     config: EncoderConfig
     directory: Path
 
 
-def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -> list[FineTuned]:
-    """One result for each of `job.example_sets`. Only the last includes its encoder; the others are not needed."""
+def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -> list[tuple[FineTuned, F16]]:
+    """One result for each of `job.example_sets`, and the word vectors by its encoder.
+
+    Only the last includes its encoder; the others are not needed.
+    """
     from text_encoder.group import ALONE, Workers
     from text_encoder.train import fine_tune
 
-    started, tuned = time.thread_time(), []
+    started, tuned, words = time.thread_time(), [], []
     group = Workers() if workers.size > 1 else ALONE
     for k, part in enumerate(job.example_sets):
         left_s = max(job.config.budget_s - (time.thread_time() - started), 1.0)
@@ -124,7 +139,20 @@ def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -
             on_progress(int(1000 * (k + done / max(total, 1))), 1000 * len(job.example_sets))
 
         tuned.append(fine_tune(job.encoder, job.texts, part, config, job.directory, advance, job.zero_shot, group))
-    return [*(replace(t, encoder=job.encoder) for t in tuned[:-1]), tuned[-1]]
+        words.append(_word_vectors(tuned[-1].encoder, job.words, job.encoder))
+        if k + 1 < len(job.example_sets):
+            tuned[-1] = replace(tuned[-1], encoder=job.encoder)
+    return list(zip(tuned, words, strict=True))
+
+
+def _word_vectors(encoder: Encoder, words: Words, untrained: Encoder) -> F16:
+    """float16[w, d]: vectors of words by an encoder. Only one whose layers were trained reads the words again."""
+    if encoder.base_fingerprint == untrained.base_fingerprint:
+        vectors = encoder.from_base(words.base.astype(np.float32))
+    else:
+        read = np.isfinite(words.base).all(axis=1)
+        vectors = encoder.encode([name if known else "" for name, known in zip(words.names, read, strict=True)])
+    return vectors.astype(np.float16)
 
 
 def shrink_by_count(tuned: F32, zero_shot: F32, target: I32) -> F32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.arrays import F32
 from features.moment import Feature
@@ -23,13 +24,15 @@ def make_replay(
     moments: Sequence[float],
     config: Config,
     custom: tuple[Feature, ...] = (),
+    word_vectors: NDArray[np.floating] | None = None,
 ) -> Replay:
     """The replay of a data set's log.
 
     vectors: float32[k, n, d], item vectors by the encoders trained at `moments` (Unix seconds). zero_shot:
     float32[n, d], used before the first of them. Neighbours, prior and taste factors are refit at each of `moments`,
     and `config.lists.refreshes` times at equal numbers of events from the start of the ranker's window. custom: the
-    user's own features.
+    user's own features. word_vectors: float[1 + k, w, d], of the vocabulary's words by the encoder of `zero_shot` and
+    by those trained at `moments`, NaN for words that were not read.
     """
     at, refreshes = data.events.at, config.lists.refreshes
     first, last = np.searchsorted(at, (windows.ranker, windows.end))
@@ -48,6 +51,7 @@ def make_replay(
         config.serving.retention,
         config.features.columns,
         config.needs_companions,
+        () if word_vectors is None else tuple(word_vectors),
     )
 
 

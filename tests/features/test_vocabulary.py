@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from features.context import Context
 from features.history import EMPTY
+from features.kernels.strings import Strings
 from features.moment import Items
 from features.replay import Replay
 from features.retrieval import SOURCES, retrieve
@@ -104,6 +105,48 @@ def test_the_match_is_the_share_of_query_words_weighted_by_rarity() -> None:
     found = WORDS.match(WORDS.read("walnut feeder"), np.array([0, 1, 2, 3, -1], np.int32))
     share = walnut / (walnut + feeder)
     np.testing.assert_allclose(found, [1.0, share, 1 - share, 0.0, 0.0], rtol=1e-6)
+
+
+def vectors_of(words: Vocabulary) -> np.ndarray:
+    return words.vectors.code * words.vectors.scale[:, None] * (words.strength / words.rarity)[:, None]
+
+
+def test_a_word_vector_is_half_the_mean_of_its_items_and_half_the_encoders_vector() -> None:
+    """Of two items at (1, 0) and (0, 1), the one with the word x is (.5, -.5) from their mean.
+
+    The encoder has x at (0, 1) and y at (0, -1), so x is (0, 1) from the mean of both: (.25, .25) in all. Of z, which
+    it has not read, the vector is that of its items alone.
+    """
+    none = np.zeros(4, np.int64)
+    catalogue = replace(ITEMS.catalogue, item_ids=["a", "b"], titles=["x", "y z"], tag_start=none, tag=none[:0])
+    catalogue = replace(catalogue, category=np.full(3, 3, np.int32), brand=np.full(3, 2, np.int32))
+    words = Vocabulary.without_vectors(catalogue)
+    assert list(words.names) == ["x", "y", "z"]
+    items = np.array([[1, 0], [0, 1], [np.nan, np.nan]], np.float32)
+    own = np.array([[0, 1], [0, -1], [np.nan, np.nan]], np.float16)
+    mixed = vectors_of(words.with_vectors(items, own))
+    np.testing.assert_allclose(mixed, [[0.25, 0.25], [-0.25, -0.25], [-0.5, 0.5]], atol=0.01)
+    unread = vectors_of(words.with_vectors(items, np.full((3, 2), np.nan, np.float16)))
+    np.testing.assert_allclose(unread, [[0.5, -0.5], [-0.5, 0.5], [-0.5, 0.5]], atol=0.01)
+
+
+def test_a_vocabulary_takes_the_vectors_of_another_by_word() -> None:
+    """A word that the other lacks has none, so it adds nothing to the direction of a query."""
+    catalogue = replace(ITEMS.catalogue, titles=["Walnut Zither", *TITLES[1:]])
+    taken = Vocabulary.without_vectors(catalogue).with_vectors_of(WORDS)
+    np.testing.assert_array_equal(taken.read("walnut lamp").direction, WORDS.read("walnut lamp").direction)
+    assert "zither" in list(taken.names)
+    assert not taken.read("zither").direction.any()
+    nothing = Vocabulary.without_vectors(catalogue).with_vectors_of(replace(WORDS, names=Strings.of([])))
+    assert not nothing.read("walnut").direction.any()
+
+
+@given(st.integers(0, 40))
+def test_the_most_common_words_are_in_at_least_as_many_items_as_all_others(most: int) -> None:
+    chosen, items_with = WORDS.most_common(most), np.bincount(WORDS.word, minlength=len(WORDS.names))
+    others = np.setdiff1d(np.arange(len(items_with)), chosen)
+    assert len(chosen) == min(most, len(items_with))
+    assert items_with[chosen].min(initial=99) >= items_with[others].max(initial=0)
 
 
 @pytest.mark.parametrize(
