@@ -34,7 +34,7 @@ from sklearn.linear_model import LogisticRegression
 from features.arrays import F32, F64, Bool
 from features.log import Lists
 from features.table import rows
-from offline.config import POSITION_BIAS, Config
+from offline.config import POSITION_BIAS, Config, SimulateConfig
 from offline.data import query_groups
 from offline.evaluation.objectives import reordered
 from offline.evaluation.outcomes import ScoredLists, log_loss
@@ -254,20 +254,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--users", type=int, default=2500)
     parser.add_argument("--days", type=int, default=28)
+    parser.add_argument("--items", type=int, default=SimulateConfig().items)
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--complements", type=float, default=0.0, help="as `simulate.complements`")
     parser.add_argument("--workspace", type=Path, help="kept and used again; by default a temporary folder")
     parser.add_argument("--quick", action="store_true", help="a tiny shop, only to show that it runs")
     given = parser.parse_args()
     if given.quick:
-        given.users, given.days = 200, 12
+        given.users, given.days, given.items = 200, 12, 150
     with tempfile.TemporaryDirectory() as folder:
         run(given, given.workspace or Path(folder))
 
 
 def run(given: argparse.Namespace, workspace: Path) -> None:
     shop = {"users": given.users, "days": given.days, "lists_per_user_day": 0.3, "explore": 0.1, "margins": True}
-    shop |= {"complements": given.complements}
+    shop |= {"complements": given.complements, "items": given.items}
     config = Config.model_validate(
         {
             "workspace": str(workspace),

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from features.arrays import F64
 from features.text.tokens import tokenize
-from offline.config import Config
+from offline.config import Config, SimulateConfig
 from offline.evaluation import PRIMARY
 from offline.nightly import Night
 from offline.simulation import simulate
@@ -135,12 +135,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny shop, only to show that it runs")
     parser.add_argument("--synonyms", action="store_true", help="a search engine that knows synonyms and plurals")
     parser.add_argument("--users", type=int, default=1500, help="shoppers")
+    parser.add_argument("--items", type=int, default=SimulateConfig().items, help="items in the catalogue")
     parser.add_argument("--searches", type=float, default=0.5, help="share of the lists that are searches")
     parser.add_argument("--seeds", type=int, default=3, help="rankers to average")
     parser.add_argument("--budget", type=float, default=120, help="seconds to train the encoder")
     options = parser.parse_args()
     if options.quick:
-        options.users, options.seeds, options.budget = 150, 1, 5
+        options.users, options.seeds, options.budget, options.items = 150, 1, 5, 150
     return options
 
 
@@ -150,7 +151,7 @@ def main() -> None:
         config = Config.model_validate(
             {
                 "workspace": folder,
-                "simulate": {"users": options.users, "searches": options.searches},
+                "simulate": {"users": options.users, "items": options.items, "searches": options.searches},
                 "encoder": {"budget_s": options.budget, "refreshes": 0},
                 "features": {"request": {"bm25": {"type": "number"}}},
             }
