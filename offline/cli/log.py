@@ -130,13 +130,7 @@ def earnings(
     from offline.earnings import Settings, amount, holdouts, make_tables, publish, write
 
     c = load_config(config, workspace)
-    settings = Settings(
-        c.earnings,
-        c.earnings.attribution_s or c.lists.attribution_s,
-        c.features.attributes,
-        holdouts(c.experiments),
-        c.service.currency,
-    )
+    settings = Settings(c.earnings, c.attribution_s, c.features.attributes, holdouts(c.experiments), c.service.currency)
     with progress_bar("Reading the log") as on_progress:
         tables = make_tables(LogFiles.of(c.data, c.log), settings, None, on_progress)
     rows = [

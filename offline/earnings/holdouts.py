@@ -1,9 +1,11 @@
 """The incremental estimate: what treated users bought beyond those of the holdout.
 
-A user counts from the first list of the experiment that was shown to them, with all they bought since, on any page of
-the shop. The arms are drawn at random, so without an effect users of both would buy the same on average. The difference
-per user, times the number of treated users, is what the lists brought. Last touch cannot tell that: it also credits
-lists with what users would have bought without them.
+A user counts from the first list of the experiment that was served to them, with all they bought since, on any page of
+the shop. As in reports of experiments, a served list with items is an exposure, whether or not an impression is
+reported: an arm whose pages are left before they are seen must not lose those users. The arms are drawn at random, so
+without an effect users of both would buy the same on average. The difference per user, times the number of treated
+users, is what the lists brought. Last touch cannot tell that: it also credits lists with what users would have bought
+without them.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class HoldoutSums:
         self.in_two_arms = 0
 
     def add(self, lists: Rows, bought: Rows) -> None:
-        """Add the users of a file. lists: those shown to them. bought: their purchases and returns."""
+        """Add the users of a file. lists: those served to them. bought: their purchases and returns."""
         lists = lists[(lists["user"] != 0) & (lists["cell"] >= 0)]
         lists = lists[self._arm_of_cell[lists["cell"]] >= 0]
         lists = lists[np.lexsort((lists["at"], lists["user"]))]

@@ -21,9 +21,10 @@ from offline.data import DAY_US, LogFiles
 from offline.earnings.attribution import last_touches, named_lists
 from offline.earnings.cells import Cells, break_down
 from offline.earnings.holdouts import Holdout, HoldoutSums, incremental
-from offline.earnings.reading import Prices, event_rows, read_merges, served_rows
+from offline.earnings.reading import event_rows, served_rows
 from offline.earnings.rows import RowKind, Rows, SplitRows
 from offline.earnings.sums import FigureSums, GroupSums
+from offline.experiments import Prices, read_merges
 from offline.runtime import OnProgress, no_progress
 
 SCHEMA = 1
@@ -170,6 +171,7 @@ class _Sums:
 
     def add(self, rows: Rows) -> None:
         """Add the users of a file."""
+        served = rows[rows["kind"] <= RowKind.SILENT]
         unseen = np.isin(rows["kind"], (RowKind.SILENT, RowKind.LISTED)) & (rows["cell"] >= 0)
         unseen[unseen] = self._hides_silent[self._placement[rows["cell"][unseen]]]
         rows = rows[~unseen]
@@ -183,7 +185,7 @@ class _Sums:
         self._shop_total.add(*nobody, np.zeros(len(bought), np.int64), bought)
         self._shop_daily.add(*nobody, day, bought)
         for holdout in self._holdouts:
-            holdout.add(lists, bought)
+            holdout.add(served, bought)
 
     def tables(self) -> dict[str, Any]:
         """The tables, with the figures of all days and of each."""

@@ -67,6 +67,20 @@ def test_purchases_before_the_first_list_and_long_after_the_last_do_not_count(tm
     assert tables["shop"]["total"]["purchases"] == 12
 
 
+def test_a_served_list_without_impressions_is_an_exposure(tmp_path: Path) -> None:
+    """As in reports of experiments: here, impressions are reported for the first user of each arm only, and an empty
+    list exposes nobody."""
+    log = Log()
+    for k, arm in enumerate(["held", "held", "ranked", "ranked"]):
+        log.serve(0, f"q{k}", f"u{k}", ["a"], arms={"trial": arm}).event(10, "purchase", f"u{k}", "b", value=5.0 + k)
+        if k % 2:
+            log.show(0, f"q{k}", f"u{k}", ["a"])
+    log.serve(0, "empty", "u9", [], arms={"trial": "ranked"})
+    tables = log.earnings(tmp_path, settings())
+    assert (tables["experiments"][0]["holdout_users"], last(tables)["users"]) == (2, 2)
+    assert last(tables)["value"] == pytest.approx(2 * ((7 + 8) / 2 - (5 + 6) / 2))
+
+
 def test_a_return_is_subtracted(tmp_path: Path) -> None:
     log = Log()
     for k, arm in enumerate(["held", "held", "ranked", "ranked"]):
