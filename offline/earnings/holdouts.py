@@ -38,12 +38,30 @@ class Holdout(NamedTuple):
     planned_days: float
 
 
-def holdouts(experiments: Mapping[str, ExperimentConfig]) -> list[Holdout]:
-    """The experiments over users that have a holdout: the first arm with an `order` in place of the ranker's."""
-    out = []
+def _held(config: ExperimentConfig) -> str | None:
+    """The holdout: the first arm with an `order` in place of the ranker's."""
+    return next((arm for arm, c in config.arms.items() if c.order is not None), None)
+
+
+def why_not_incremental(experiments: Mapping[str, ExperimentConfig]) -> dict[str, str]:
+    """The experiments without an incremental estimate, and why they have none, as the end of a sentence."""
+    out = {}
     for name, config in experiments.items():
-        held = next((arm for arm, c in config.arms.items() if c.order is not None), None)
-        if held is None or config.unit != "user" or config.interleave:
+        if config.interleave:
+            out[name] = "its lists mix both arms (interleave), so no user is without either"
+        elif config.unit != "user":
+            out[name] = "its unit is the session, and a shopper buys later, in sessions of other arms"
+        elif _held(config) is None:
+            out[name] = "it has no holdout, which is an arm with an order"
+    return out
+
+
+def holdouts(experiments: Mapping[str, ExperimentConfig]) -> list[Holdout]:
+    """The experiments that have an incremental estimate: over users, with a holdout."""
+    out, none = [], why_not_incremental(experiments)
+    for name, config in experiments.items():
+        held = _held(config)
+        if held is None or name in none:
             continue
         arms = (held, *(arm for arm in config.arms if arm != held))
         planned = PLANNED_DAYS

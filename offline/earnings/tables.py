@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,13 +37,17 @@ _COUNTS = ("lists", "users", "clicks", "carts", "purchases", "returns", "without
 
 
 class Settings(NamedTuple):
-    """Settings of the tables besides the data set. attribution_s: seconds. attributes: kinds of item attributes."""
+    """Settings of the tables besides the data set.
+
+    attribution_s: seconds. attributes: kinds of item attributes. not_incremental: by `why_not_incremental`.
+    """
 
     earnings: EarningsConfig
     attribution_s: float
     attributes: Mapping[str, AttributeKind]
     holdouts: Sequence[Holdout] = ()
     currency: str | None = None
+    not_incremental: Mapping[str, str] = MappingProxyType({})
     rows_per_file: int = ROWS_PER_FILE
 
 
@@ -198,6 +203,11 @@ class _Sums:
             self._dated(incremental(h)) | {"placements": self._placements_of[h.holdout.experiment]}
             for h in self._holdouts
         ]
+        reasons = self._settings.not_incremental
+        out["not_incremental"] = [
+            {"experiment": name, "reason": reasons.get(name, "it is not in the configuration")}
+            for name in self._unknown
+        ]
         return out
 
     def _entries(self, group: GroupSums) -> list[dict[str, Any]]:
@@ -258,11 +268,6 @@ class _Sums:
         if split.unlisted:
             out.append(
                 f"Impressions without a request ID, which belong to no list and are left out: {split.unlisted:,}."
-            )
-        if self._unknown:
-            out.append(
-                f"No incremental estimate for {', '.join(self._unknown)}: the configuration has no such experiment "
-                "over users with a holdout, which is an arm with an order."
             )
         return out
 
