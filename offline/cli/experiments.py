@@ -13,7 +13,7 @@ from offline.runtime import Failure, progress_bar
 
 if TYPE_CHECKING:
     from offline.config import Config
-    from offline.experiments import Report
+    from offline.experiments import Prices, Report
     from serving.config import ExperimentConfig
     from serving.experiments import Stop
 
@@ -89,14 +89,13 @@ def plan(
 ) -> None:
     """Show the smallest effect that an experiment can find, and how long it takes, from the log before it starts."""
     from offline.data import LogFiles
-    from offline.experiments import POWER, Design, Prices, Window, milestones, read_all
+    from offline.experiments import POWER, Design, Window, milestones, read_all
     from offline.experiments import plan as run
 
     c = load_config(config, workspace)
     design = Design.of(name, c.experiments)
     window = Window(attribution or c.attribution_s)
-    prices = Prices.of(c.data, c.features.attributes, c.earnings)
-    found = read_all(LogFiles.of(c.data, c.log), design.placements, design.unit, days, window, prices)
+    found = read_all(LogFiles.of(c.data, c.log), design.placements, design.unit, days, window, _prices(c, metric))
     made = run(found, metric, design.shares, c.experiments[name].traffic)
     rows = [
         [str(d.days), f"{d.units:,}", f"{d.mean:.4g}", f"{d.fixed:.1%}", f"{d.always:.1%}"]
@@ -149,13 +148,26 @@ def report(
 
 def _analyse(c: Config, name: str, metric: str, attribution: float | None) -> Report:
     from offline.data import LogFiles
-    from offline.experiments import Design, Prices, Window, analyse, read
+    from offline.experiments import Design, Window, analyse, read
 
     design = Design.of(name, c.experiments)
     window = Window(attribution or c.attribution_s)
-    prices = Prices.of(c.data, c.features.attributes, c.earnings)
+    prices = _prices(c, metric)
     with progress_bar("Reading the log") as on_progress:
         return analyse(read(LogFiles.of(c.data, c.log), design, window, prices, on_progress), design, metric)
+
+
+def _prices(c: Config, metric: str) -> Prices:
+    """The revenue and margin of purchases, as in earnings."""
+    from offline.experiments import Prices
+
+    prices = Prices.of(c.data, c.features.attributes, c.earnings)
+    if metric.startswith("margin") and not prices.has_margins:
+        raise Failure(
+            f"--metric {metric}: no item has a known margin; set earnings.margin or earnings.cost to an attribute of "
+            "the catalogue, which also needs prices"
+        )
+    return prices
 
 
 def _print_report(found: Report) -> None:
