@@ -22,6 +22,7 @@ from features.neighbours import MAX_PER_USER, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
 from features.retention import DEFAULT_RETENTION, Retention
 from features.segments import fit_segments
+from features.sequence import SequenceModel
 from features.table import declare, rows
 from features.taste import MAX_USERS, Evidence, fit_factors
 from features.text.implied_tags import AttributeValues, ItemWords
@@ -51,7 +52,8 @@ class Replay:
     columns of requests, whose values the lists have. session_weight: as in
     `Neighbours.build`. words: of each item's text, from which taste factors infer missing tags; None to infer none.
     given: histories of the events, with the same `retention`; None to build them in memory. attribution_s: as in
-    `Items`. seeds: whether items have companions, which are refit like neighbours, and their features.
+    `Items`. seeds: whether items have companions, which are refit like neighbours, and their features. sequences: the
+    time and the sequence model of each training, ascending, used like `encoder_vectors`; none before the first.
     """
 
     catalogue: Catalogue
@@ -67,6 +69,7 @@ class Replay:
     retention: Retention = DEFAULT_RETENTION
     columns: tuple[Column, ...] = ()
     seeds: bool = False
+    sequences: tuple[tuple[float, SequenceModel], ...] = ()
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -137,6 +140,7 @@ class Replay:
             attribute_rates=attribute_rates(self.catalogue, items.state, at),
             neighbours=Neighbours.build(self.recent(at), len(self.catalogue), at, session_weight=self.session_weight),
             words=None if items.words is None else self._words(revision),
+            sequence=next((model for since, model in reversed(self.sequences) if since <= at), None),
         )
         if self.seeds:
             n = len(self.catalogue)

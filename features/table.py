@@ -199,6 +199,23 @@ def _history() -> Iterator[Feature]:
     )
 
 
+def _sequence_cosine(m: Moment) -> F32:
+    return m.sequence_cosine
+
+
+def _sequence() -> Iterator[Feature]:
+    yield Feature(
+        "sequence_cosine",
+        "similarity to the item expected next, by the order of the user's engagements",
+        "cosine",
+        f"{_NO_HISTORY}, no sequence model was trained, or the item has no embedding",
+        _sequence_cosine,
+        "sequence",
+        Reasons("a likely next choice after your latest ones", "an unlikely next choice after your latest ones"),
+        of_history=True,
+    )
+
+
 def _query_scores(m: Moment) -> F64:
     return m.query_scores
 
@@ -359,7 +376,15 @@ def _user() -> Iterator[Feature]:
     yield declare("device", "kind of device", devices, "the request names no device")
 
 
-_COMPARED = ("item_click_rate_30d", "text_taste", "text_pooled", "co_occurrence", "item_price", "taste_click_logit")
+_COMPARED = (
+    "item_click_rate_30d",
+    "text_taste",
+    "text_pooled",
+    "co_occurrence",
+    "item_price",
+    "taste_click_logit",
+    "sequence_cosine",
+)
 
 
 def _ranks(m: Moment) -> F32:
@@ -376,7 +401,7 @@ def _within_list(absolute: Sequence[Feature]) -> Iterator[Feature]:
 
 
 def _all() -> tuple[Feature, ...]:
-    absolute = (*_popularity(), *_history(), *_query(), *_affinity(), *_repetition(), *_user())
+    absolute = (*_popularity(), *_history(), *_sequence(), *_query(), *_affinity(), *_repetition(), *_user())
     return (*absolute, *_within_list(absolute))
 
 

@@ -22,7 +22,16 @@ from offline.evaluation import BASELINES, DEPTH, facts, outcomes, systems
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import split_both
 from offline.runtime import DataError, OnProgress, console, split_evenly
-from offline.training import RowsJob, VectorStore, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
+from offline.training import (
+    RowsJob,
+    VectorStore,
+    build_inverted_lists,
+    encoders,
+    fit_ranker,
+    make_rows,
+    sequences,
+    with_unknown,
+)
 from ranker.calibration import fit_maps
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
@@ -168,6 +177,16 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
     trained.encoder.save(a.file("encoder"))
     a.save("vectors.npy", trained.vectors)
     a.write_json("encoder.json", {**trained.facts, "unread": read["unread"]})
+
+
+def train_sequences(a: Artefacts, on_progress: OnProgress) -> None:
+    """Train the sequence model after each training of the encoder: `sequences.npz`."""
+    config, moments = a.inputs.config.sequence, a.json("encoder.json")["moments"]
+    a.save_sequences(
+        sequences.train_sequences(
+            a.inputs.data.events, a.array("vectors.npy", mapped=True), moments, config, on_progress
+        )
+    )
 
 
 def make_query_groups(a: Artefacts, on_progress: OnProgress) -> None:

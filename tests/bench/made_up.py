@@ -13,6 +13,7 @@ from features.decay import ItemState
 from features.log import Events, Kind
 from features.moment import Items
 from features.neighbours import Neighbours
+from features.sequence import WEIGHTS, WIDTH, SequenceModel, tower_size
 from features.text.vectors import Vectors
 
 START = 1_700_000_000.0
@@ -118,7 +119,7 @@ def made_up_events(rng: np.random.Generator, count: int, users: int, items: int)
 def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:
     """Items with the state at the end of a log.
 
-    Neighbours and prior are random, because their cost does not depend on their values.
+    Neighbours, prior and sequence model are random, because their cost does not depend on their values.
     """
     catalogue, log = made_up_catalogue(rng, n), made_up_events(rng, events, n // 2, n)
     state = ItemState.empty(catalogue.category, len(catalogue.category_names))
@@ -128,4 +129,10 @@ def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:
         np.vstack([near, np.full((1, 50), -1, np.int32)]), np.vstack([weight, np.zeros((1, 50), np.float32)])
     )
     prior = rng.uniform(0.02, 0.12, n + 1).astype(np.float32)
-    return Items(catalogue, Vectors.quantise(made_up_vectors(rng, n)), prior, neighbours, state)
+    vectors = Vectors.quantise(made_up_vectors(rng, n))
+    sequence = SequenceModel(
+        rng.normal(0, 0.1, WEIGHTS).astype(np.float32),
+        Vectors.quantise(made_up_vectors(rng, n, WIDTH)),
+        rng.normal(0, 0.1, tower_size(DIMENSIONS)).astype(np.float32),
+    )
+    return Items(catalogue, vectors, prior, neighbours, state, sequence=sequence)

@@ -57,6 +57,7 @@ FEATURES: dict[str, set[str]] = {
     "kernels": {"arrays"},
     "text": {"arrays", "catalogue", "kernels"},
     "companions": {"arrays", "catalogue", "history", "kernels", "log", "neighbours", "text"},
+    "sequence": {"arrays", "kernels", "text"},
 }
 """Subpackages of `features/`, and what each may import. Files outside subpackages may import all of them."""
 SUBPACKAGES = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}

@@ -18,16 +18,19 @@ import pytest
 
 from features.catalogue import Catalogue
 from features.decay import ItemState
-from features.history import History
+from features.history import EMPTY, History
 from features.log import Kind
 from features.neighbours import Neighbours
 from features.segments import Segments
+from features.sequence import WEIGHTS, WIDTH, SequenceModel, tower_size
 from features.table import Items, names, rows
 from features.text import tokens
 from features.text.vectors import Vectors
 from features.text.vocabulary import Vocabulary
+from serving.ranking import Overlay
 from serving.release.manifest import ReleaseError, as_json, list_releases, read_manifest, release_id
 from serving.release.release import load_release, write_release
+from serving.store import ItemFields
 
 CUT_OFF = 1_700_000_000.0
 COLOURS = ("blue", "red")
@@ -74,6 +77,11 @@ def planted_items(n: int = 20) -> Items:
         factors=factors,
         segments=segments,
         words=Vocabulary.build(catalogue, vectors),
+        sequence=SequenceModel(
+            rng.normal(0, 0.1, WEIGHTS).astype(np.float32),
+            Vectors.quantise(np.vstack([rng.normal(size=(n, WIDTH)), np.zeros((1, WIDTH))]).astype(np.float32)),
+            rng.normal(0, 0.1, tower_size(16)).astype(np.float32),
+        ),
     )
 
 
@@ -388,6 +396,43 @@ def test_a_release_written_before_segments_existed_has_none(copy: Path) -> None:
 
     rewrite(copy, without_segments)
     assert len(load_release(copy).items.segments.centre) == 0
+
+
+def test_a_release_without_a_sequence_model_has_none(copy: Path) -> None:
+    """Its feature is missing."""
+
+    def without_model(manifest: dict[str, Any]) -> None:
+        for part in ("weights", "tower", "code", "scale"):
+            del manifest["files"][f"arrays/sequence_{part}.npy"]
+
+    rewrite(copy, without_model)
+    items = load_release(copy).items
+    assert items.sequence is None
+    history = History(np.zeros(1, np.int32), np.full(1, Kind.CLICK, np.int8), np.full(1, CUT_OFF - 1), *EMPTY[3:])
+    row = rows(items, history, np.zeros(1, np.int32), CUT_OFF)[0]
+    assert np.isnan(row[names(items).index("sequence_cosine")])
+
+
+def test_a_sequence_model_with_a_weight_that_is_not_finite_is_refused(copy: Path) -> None:
+    resave(copy, "sequence_weights", np.full(WEIGHTS, np.inf, np.float32))
+    with pytest.raises(ReleaseError, match=r"sequence_weights\.npy: a value is not finite: rebuild the release"):
+        load_release(copy)
+
+
+def test_a_new_item_is_placed_in_sequences_by_its_text() -> None:
+    """The rows of the release stay as they are; an item whose text is not encoded yet has no place."""
+    items = planted_items()
+    model = items.sequence
+    assert model is not None
+    vector = np.eye(16, dtype=np.float32)[3]
+    written = {name: ItemFields(CUT_OFF + 1, {"title": name}) for name in ("new", "unread")}
+    n = len(items.catalogue)
+    found = Overlay(written, {"new": vector}).over(items, items.state).sequence
+    assert found is not None
+    np.testing.assert_array_equal(found.items.code[:n], model.items.code[:n])
+    np.testing.assert_array_equal(found.items.code[n], Vectors.quantise(model.embed(vector[None])).code[0])
+    assert np.isnan(found.items.scale[n + 1 :]).all()
+    assert len(found.items.scale) == n + 3
 
 
 def test_a_pickled_array_is_refused_without_loading_it(copy: Path) -> None:
