@@ -9,6 +9,7 @@ import numpy as np
 from features.arrays import F32
 from features.moment import Feature
 from features.replay import Replay
+from features.sequence import SequenceModel
 from features.text.implied_tags import ItemWords
 from offline.config import Config
 from offline.data import Dataset, Windows, user_histories
@@ -23,13 +24,14 @@ def make_replay(
     moments: Sequence[float],
     config: Config,
     custom: tuple[Feature, ...] = (),
+    sequence_models: Sequence[SequenceModel] = (),
 ) -> Replay:
     """The replay of a data set's log.
 
     vectors: float32[k, n, d], item vectors by the encoders trained at `moments` (Unix seconds). zero_shot:
     float32[n, d], used before the first of them. Neighbours, prior and taste factors are refit at each of `moments`,
     and `config.lists.refreshes` times at equal numbers of events from the start of the ranker's window. custom: the
-    user's own features.
+    user's own features. sequence_models: the sequence model of each of `moments`; empty if there is none.
     """
     at, refreshes = data.events.at, config.lists.refreshes
     first, last = np.searchsorted(at, (windows.ranker, windows.end))
@@ -48,6 +50,7 @@ def make_replay(
         config.serving.retention,
         config.features.columns,
         config.needs_companions,
+        tuple(zip(moments, sequence_models, strict=True)) if sequence_models else (),
     )
 
 
