@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FAST := not slow and not chaos and not nights and not ray and not browser
+# The files with tests of a marker: collecting all others takes half a minute.
+marked = $$(grep -rlE "mark\.$(1)\b" tests --include="*.py")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript coverage docs reference check lint types fmt lock sbom audit audit-now clean
@@ -31,11 +33,11 @@ test: setup ## Run the fast tests
 	$(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadfile
 
 test-slow: setup ## Run the slow tests: benchmarks at small sizes, complete commands, real data
-	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not ray and not browser" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not chaos and not nights and not ray and not browser" -n 2 --dist loadfile $(call marked,slow)
 
 # The timeout ends tests that hang.
 test-nights: setup ## Test nightly runs killed at every step, and with corrupt data
-	timeout 1500 $(BIN)/python -m pytest -m nights -n 2 --dist loadfile
+	timeout 1500 $(BIN)/python -m pytest -m nights -n 2 --dist loadfile $(call marked,nights)
 
 .venv/ray: .venv/ready requirements-ray.lock
 	$(PIP) --no-deps --require-hashes -r requirements-ray.lock
@@ -46,16 +48,16 @@ test-nights: setup ## Test nightly runs killed at every step, and with corrupt d
 # shown and the tests run again.
 test-ray: setup .venv/ray ## Test a nightly run on a Ray cluster of several node processes, one of which is killed
 	@rm -f build/ray.xml
-	timeout 900 $(BIN)/python -m pytest -m ray --junit-xml build/ray.xml || { test ! -e build/ray.xml && \
+	timeout 900 $(BIN)/python -m pytest -m ray --junit-xml build/ray.xml $(call marked,ray) || { test ! -e build/ray.xml && \
 	tail -n 20 /tmp/ray/session_latest/logs/python-core-driver-*.log /tmp/ray/session_latest/logs/gcs_server.*; \
-	test ! -e build/ray.xml && timeout 900 $(BIN)/python -m pytest -m ray; }
+	test ! -e build/ray.xml && timeout 900 $(BIN)/python -m pytest -m ray $(call marked,ray); }
 
 # Not in parallel, because these tests depend on timing.
 test-chaos: setup ## Test the service with Redis killed, paused, cut off, full or emptied under load
-	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m pytest -m chaos $(call marked,chaos)
 
 test-browser: setup ## Test the pages in headless Chromium; skipped with a message if it is not installed
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m browser -n 2 --dist loadfile $(call marked,browser)
 
 test-javascript: ## Test the JavaScript client and check its types; skipped with a message if npm is not installed
 	@if command -v npm > /dev/null; then cd serving/clients/javascript && \

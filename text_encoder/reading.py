@@ -12,13 +12,15 @@ import hashlib
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from features.arrays import F32, I64, Bool
 from text_encoder.batches import Batch, batches, padded_length
-from text_encoder.encoder import Encoder
+
+if TYPE_CHECKING:
+    from text_encoder.encoder import Encoder
 
 WINDOW = 8192
 """Texts that are divided into batches at a time. More would leave fewer batches partly filled."""

@@ -1,7 +1,8 @@
 """Steps of a nightly run: functions that read artefacts of earlier steps and write their own.
 
 Checks, gate and publication have modules of their own. The computations are in `offline.data`, `offline.training` and
-`offline.evaluation`.
+`offline.evaluation`. Encoders are imported by the steps that use them, since importing torch and the model libraries
+takes several seconds: other steps, and runs that continue after them, do without.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -37,11 +38,13 @@ from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
 from text_encoder import multilingual
 from text_encoder.config import AUTO, MINILM, MULTILINGUAL
-from text_encoder.encoder import Encoder, load
 from text_encoder.language import languages
 from text_encoder.reading import WINDOW, read_texts
 from text_encoder.scalars import check_package
 from text_encoder.text import catalogue_texts
+
+if TYPE_CHECKING:
+    from text_encoder.encoder import Encoder
 
 _PARENT = "parent.json"
 _MIN_CENTRED = 100
@@ -74,6 +77,8 @@ def split_windows(a: Artefacts, on_progress: OnProgress) -> None:
 
 def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
     """Encode the texts that the vector store lacks: `zero_shot.npy`, `texts.json`, `text_keys.npy`."""
+    from text_encoder.encoder import load
+
     inputs, config = a.inputs, a.inputs.config.encoder
     check_package(config.log_to)
     model = _choose_model(config.model, inputs.data.items)
@@ -153,6 +158,8 @@ def _announce(message: str) -> None:
 
 def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
     """Fine-tune the encoder over the log: `encoder/`, `vectors.npy`, `encoder.json`."""
+    from text_encoder.encoder import load
+
     inputs, config, read = a.inputs, a.inputs.config.encoder, a.json("texts.json")
     config = config.model_copy(update={"model": read["model"]})
     encoder = load(config.model, template=config.template, max_tokens=read["max_tokens"])

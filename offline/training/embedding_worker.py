@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,11 @@ from features.arrays import F32
 from offline.data import written_items
 from serving.release import read_manifest
 from serving.store import BulkStore, BulkWrittenItems, ItemFields, Pointer, decode_fields
-from text_encoder.encoder import Encoder, load
 from text_encoder.reading import BaseVectors, read_texts
 from text_encoder.text import catalogue_texts
+
+if TYPE_CHECKING:
+    from text_encoder.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ class Embedder:
             time.sleep(wait_s)
             return 0
         if pointer != self._pointer:
+            from text_encoder.encoder import load
+
             self._encoder = load(str(Path(pointer.path) / "encoder"))
             self._pointer = pointer
             self._encode_missing()

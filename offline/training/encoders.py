@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from features.retention import DEFAULT_RETENTION, Retention
 from offline.data import Windows
 from offline.runtime import LOCAL, Engine, OnProgress, WorkerGroup
 from text_encoder.config import EncoderConfig
-from text_encoder.encoder import Encoder
 from text_encoder.examples import Examples, examples
-from text_encoder.group import ALONE, Workers
-from text_encoder.train import FineTuned, fine_tune
+
+if TYPE_CHECKING:
+    from text_encoder.encoder import Encoder
+    from text_encoder.train import FineTuned
 
 _HALF_WEIGHT_EXAMPLES = 10.0
 """Training examples at which an item's tuned vector gets half the weight. Values from 3 to 10 performed alike on two
@@ -109,6 +110,9 @@ class EncoderJob(NamedTuple):
 
 def _fine_tune(job: EncoderJob, workers: WorkerGroup, on_progress: OnProgress) -> list[FineTuned]:
     """One result for each of `job.example_sets`. Only the last includes its encoder; the others are not needed."""
+    from text_encoder.group import ALONE, Workers
+    from text_encoder.train import fine_tune
+
     started, tuned = time.thread_time(), []
     group = Workers() if workers.size > 1 else ALONE
     for k, part in enumerate(job.example_sets):

@@ -68,7 +68,7 @@ FEATURES: dict[str, set[str]] = {
 }
 """Subpackages of `features/`, and what each may import. Files outside subpackages may import all of them."""
 SUBPACKAGES = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}
-HEAVY = {"torch", "transformers", "sentence_transformers", "pandas", "lightgbm"}
+HEAVY = {"ray", "torch", "transformers", "sentence_transformers", "pandas", "lightgbm"}
 MOST_FILES, FEW_FILES = 20, 12
 
 

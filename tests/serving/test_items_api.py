@@ -95,7 +95,7 @@ class NoVectors:
 
 def use_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the embedding worker encode with a `ColourEncoder`."""
-    monkeypatch.setattr(embedding_worker, "load", lambda _: ColourEncoder())
+    monkeypatch.setattr("text_encoder.encoder.load", lambda _: ColourEncoder())
     monkeypatch.setattr(
         embedding_worker, "read_texts", lambda encoder, texts, _: ReadTexts(encoder.encode(texts), [], len(texts), 0)
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +30,7 @@ from serving.ranking.exploration import explore
 from serving.records import Served
 from serving.release.release import load_release as load_release
 from serving.store import SERVED, STREAM, BulkStore, Event
+from tests.killed import collect_killed, exit_status
 from tests.serving.test_release import CUT_OFF, columns, planted_items
 from tests.serving.test_service import FAST, clear, click, client, ranked, ready, releases, running, served, until, url
 
@@ -129,30 +127,8 @@ def test_a_long_log_is_written_in_batches_without_losing_entries(
     assert len(list((data / "events").glob("date=*/*.parquet"))) == 3  # 9, 9, 2
 
 
-_KILLED = """
-import sys
-from pathlib import Path
-from offline.data import collection as module
-from serving.store import BulkStore
-import os
-module.os = os
-module._ROWS = 5
-module._LOGS = tuple(log._replace(batch=5) for log in module._LOGS)
-original, remaining = module.{function}, [{calls}]
-def kill_at_last_call(*arguments):
-    remaining[0] -= 1
-    if not remaining[0]:
-        import os, signal
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments)
-module.{function} = kill_at_last_call
-with BulkStore(sys.argv[2]) as store:
-    module.collect(Path(sys.argv[1]), store)
-"""
-
-
 @pytest.mark.parametrize(
-    ("function", "calls"), [("os.fsync", n) for n in (1, 3, 4, 5, 7, 9, 10, 15)] + [("_read_batch", 3), ("_trim", 1)]
+    ("function", "calls"), [("fsync", n) for n in (1, 3, 4, 5, 7, 9, 10, 15)] + [("_read_batch", 3), ("_trim", 1)]
 )
 def test_a_killed_run_neither_duplicates_nor_loses_events(
     store: BulkStore, data: Path, url: str, function: str, calls: int
@@ -160,11 +136,7 @@ def test_a_killed_run_neither_duplicates_nor_loses_events(
     """Killed during or after the write of a mark or a file, between two files of a batch, between two batches, and
     before the stream is trimmed."""
     store.write([Event(f"e{n}", Kind.CLICK, "u", "red-01", CUT_OFF + n % 3 * DAY) for n in range(12)], time.time())
-    script = _KILLED.format(function=function, calls=calls)
-    code = subprocess.run(
-        [sys.executable, "-c", script, str(data), url], env={**os.environ, "PYTHONPATH": "."}
-    ).returncode
-    assert code == -signal.SIGKILL
+    assert exit_status(collect_killed, data, url, function, calls) == -signal.SIGKILL
     store.write([Event(f"f{n}", Kind.CLICK, "u", "red-01", CUT_OFF + n) for n in range(3)], time.time())
     collect(data, store)
     assert sorted(event_ids(data)) == sorted([f"e{n}" for n in range(12)] + ["f0", "f1", "f2"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -185,23 +184,6 @@ def test_a_finished_run_changes_no_file(night: Night) -> None:
     before = {p: p.stat().st_mtime_ns for p in night.run.directory.rglob("*") if p.is_file()}
     night()
     assert {p: p.stat().st_mtime_ns for p in night.run.directory.rglob("*") if p.is_file()} == before
-
-
-@pytest.mark.parametrize("killed_before", ["rows", "ranker"])
-def test_an_interrupted_run_makes_the_same_release_to_the_byte(
-    config: Config, new_release: release.Release, tmp_path: Path, killed_before: str
-) -> None:
-    """A run killed before a step finished writes its files again, and its release has the same ID.
-
-    The ID is a checksum of all files of the release.
-    """
-    shutil.copytree(config.workspace, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("redis", "releases"))
-    resumed = Night(config.model_copy(update={"workspace": tmp_path}), None)
-    steps = [s.name for s in resumed.steps]
-    for step in resumed.steps[steps.index(killed_before) :]:
-        for name in step.makes:
-            resumed.run.file(name).unlink(missing_ok=True)
-    assert resumed().id == new_release.id
 
 
 @pytest.mark.parametrize(("away_days", "rank"), [(0, 1), (165, 2), (190, 3)])

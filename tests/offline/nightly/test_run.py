@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from offline.runtime.files import checksum, sources, write_json
 from offline.simulation import simulate
 from serving.lock import Locked, locked
 from tests import ROOT
+from tests.killed import exit_status, run_killed
 
 
 class Plan:
@@ -202,26 +201,9 @@ def test_a_damaged_record_is_reported_and_every_step_runs_again(
         assert "steps.json is damaged; all steps run again" in capfd.readouterr().err
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from typing import Any
-from offline.nightly.run import Run, Step
-
-run = Run(Path(sys.argv[1]), {"seed": 1})
-def a(on_progress):
-    run.file("a.txt").write_text("a")
-def b(on_progress):
-    run.file("b.txt").write_text("half of ")
-    os.kill(os.getpid(), signal.SIGKILL)
-run.do([Step("a", "Step a", ["a.txt"], a), Step("b", "Step b", ["b.txt"], b)])
-"""
-
-
 def test_a_run_killed_during_a_step_continues_with_that_step(tmp_path: Path) -> None:
     """SIGKILL leaves no time to clean up. A partial file does not count as complete."""
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert exit_status(run_killed, tmp_path) == -signal.SIGKILL
     plan = Plan(tmp_path)
     assert plan.run.file("b.txt").read_text() == "half of "
     assert plan() == ["b", "c"]

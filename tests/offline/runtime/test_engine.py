@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
@@ -14,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offline.cli import main
 from offline.data.query_groups import baskets, rebuild_lists
 from offline.runtime.engine import Local, split_evenly
 from offline.training.rows import RowBlock, RowsJob, make_rows
 from offline.training.vector_store import VectorStore
-from tests import ROOT
 from tests.features.test_replay import LISTS
 from tests.worlds import LogRow, logs, make_events, make_replay, make_vectors
 from text_encoder import reading
@@ -110,49 +109,55 @@ def test_the_engine_does_not_change_text_vectors(tmp_path: Path, monkeypatch: py
     np.testing.assert_array_equal(mapped.vectors, encoder.encode(lamps))
 
 
-_WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None  # importing it raises ImportError
-from offline.cli import main
-sys.argv = ["shelfwise", *{arguments}]
-main()
-"""
+@pytest.fixture
+def without_ray(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str]]:
+    """Exit status and standard error of a command in this process, where importing Ray fails."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    def run(*arguments: str | Path) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["shelfwise", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    return run
 
 
-def _without_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = _WITHOUT_RAY.format(arguments=list(arguments))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-
-
-def test_the_local_engine_needs_no_ray(tmp_path: Path) -> None:
-    """A complete nightly run in a process where importing Ray fails."""
+def test_the_local_engine_needs_no_ray(without_ray: Callable[..., tuple[object, str]], tmp_path: Path) -> None:
+    """A complete nightly run."""
     config = tmp_path / "shelfwise.yaml"
     config.write_text(
         f"workspace: {tmp_path}\nranker: {{trees: 10, min_data_in_leaf: 20}}\n"
         "encoder: {mode: frozen, max_tokens: 16}\nsimulate: {items: 60, users: 80, days: 8}\n"
     )
-    simulated = _without_ray("simulate", "--config", str(config))
-    assert simulated.returncode == 0, simulated.stderr
-    nightly = _without_ray("nightly", "--config", str(config), "--no-publish")
-    assert nightly.returncode == 0, nightly.stderr
+    for command in (["simulate"], ["nightly", "--no-publish"]):
+        code, err = without_ray(*command, "--config", config)
+        assert not code, err
     assert len(list((tmp_path / "releases").glob("*/manifest.json"))) == 1
 
 
-def test_the_engine_ray_names_the_package_to_install(tmp_path: Path) -> None:
+def test_the_engine_ray_names_the_package_to_install(
+    without_ray: Callable[..., tuple[object, str]], tmp_path: Path
+) -> None:
     """A message without a traceback, and exit status 1."""
-    result = _without_ray("nightly", "--workspace", str(tmp_path), "--engine", "ray")
-    assert result.returncode == 1
-    assert "--engine ray needs Ray" in result.stderr
-    assert "pip install 'shelfwise[ray]'" in result.stderr
-    assert "Traceback" not in result.stderr
+    code, err = without_ray("nightly", "--workspace", tmp_path, "--engine", "ray")
+    assert code == 1
+    assert "--engine ray needs Ray" in err
+    assert "pip install 'shelfwise[ray]'" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--engine", "dask"], "no such engine; use local or ray"), (["--ray-address", "auto"], "need --engine ray")],
 )
-def test_wrong_engine_options_are_an_error(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_wrong_engine_options_are_an_error(
+    without_ray: Callable[..., tuple[object, str]], tmp_path: Path, arguments: list[str], message: str
+) -> None:
     """The message has no traceback."""
-    result = _without_ray("nightly", "--workspace", str(tmp_path), *arguments)
-    assert result.returncode == 1
-    assert message in result.stderr
+    code, err = without_ray("nightly", "--workspace", tmp_path, *arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
