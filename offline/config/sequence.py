@@ -11,12 +11,11 @@ class SequenceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(
-        20, ge=0, le=1000, description="Epochs of training for each encoder. 0: no sequence model is trained."
-    )
-    least_events: int = Field(
-        20_000,
+        0,
         ge=0,
-        description="No sequence model is trained, and a release has none, if the log has fewer engagements than this.",
+        le=1000,
+        description="Epochs of training after each training of the encoder, such as 20. "
+        "0: no sequence model is trained.",
     )
     events_per_epoch: int = Field(
         100_000, ge=1, description="Maximum number of engagements per epoch, of users sampled for each epoch."

@@ -5,25 +5,27 @@ has already engaged with are no targets: other features tell what is chosen agai
 basket, are predicted from what came before the moment, as a request sees it.
 
 The model is trained once for each encoder, on the events before the same moment, each from the weights of the one
-before. It stops after a number of epochs, so that the same data give the same model, unless a budget stops it.
+before. It stops after a number of epochs, so that the same data give the same model, unless a budget stops it. torch is
+imported only then, as it takes seconds.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from features.arrays import F32, F64, I64, Bool
 from features.log import CHUNK_ROWS, GAIN, Events, Kind
 from features.sequence import LENGTH, SequenceModel, age_buckets
 from offline.config import SequenceConfig
-from offline.training.sequence_network import SequenceNetwork
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from offline.training.sequence_network import SequenceNetwork
 
 _HALF_ID = 20.0
 """Engagements with an item at which its ID has half of its weight."""
@@ -133,9 +135,8 @@ def train_models(
     config: SequenceConfig,
     on_progress: Callable[[int, int], None],
 ) -> list[Trained]:
-    """A model for each moment, trained on the events strictly before it.
+    """A model for each moment, trained on the events strictly before it; none if `config.epochs` is 0.
 
-    None if `config.epochs` is 0, or if the last moment has fewer than `config.least_events` engagements before it.
     vectors: float32[k, n, d], text vectors of the items by the encoder of each moment, NaN for an item without text.
     `config.budget_s` covers all models: what is left of it is divided in proportion to the numbers of engagements.
     """
@@ -143,8 +144,8 @@ def train_models(
         return []
     started = time.thread_time()
     sizes = [len(Engagements.of(events, moment, config.most_events).item) + 1 for moment in moments]
-    if sizes[-1] <= config.least_events:
-        return []
+    from offline.training.sequence_network import SequenceNetwork
+
     network = SequenceNetwork(vectors[0], config.seed)
     trained, total = [], config.epochs * len(moments)
     for k, moment in enumerate(moments):
@@ -159,29 +160,6 @@ def train_models(
         trained.append(Trained(network.export(), epochs))
         on_progress((k + 1) * config.epochs, total)
     return trained
-
-
-def _train(
-    network: SequenceNetwork, engagements: Engagements, count: F64, config: SequenceConfig, number: int, end: float
-) -> Iterator[int]:
-    """Train, and yield the number of epochs after each. end: processor time of this thread at which to stop."""
-    rng = np.random.default_rng([config.seed, number])
-    torch.manual_seed(int(rng.integers(2**31)))
-    optimizers = network.optimizers(_RATE)
-    network.train()
-    for epoch in range(config.epochs):
-        for batch in _batches(engagements, config.events_per_epoch, rng):
-            if time.thread_time() > end:
-                return
-            loss = _loss(network, batch, count, rng)
-            if loss is None:
-                continue
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for optimizer in optimizers:
-                optimizer.step()
-        yield epoch + 1
 
 
 def _batches(engagements: Engagements, most: int, rng: np.random.Generator) -> Iterator[Batch]:
@@ -203,8 +181,36 @@ def _batches(engagements: Engagements, most: int, rng: np.random.Generator) -> I
         yield Batch.of(engagements, end[part] - size[part], end[part])
 
 
+def _train(
+    network: SequenceNetwork, engagements: Engagements, count: F64, config: SequenceConfig, number: int, end: float
+) -> Iterator[int]:
+    """Train, and yield the number of epochs after each. end: processor time of this thread at which to stop."""
+    import torch
+
+    rng = np.random.default_rng([config.seed, number])
+    torch.manual_seed(int(rng.integers(2**31)))
+    optimizers = network.optimizers(_RATE)
+    network.train()
+    for epoch in range(config.epochs):
+        for batch in _batches(engagements, config.events_per_epoch, rng):
+            if time.thread_time() > end:
+                return
+            loss = _loss(network, batch, count, rng)
+            if loss is None:
+                continue
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for optimizer in optimizers:
+                optimizer.step()
+        yield epoch + 1
+
+
 def _loss(network: SequenceNetwork, batch: Batch, count: F64, rng: np.random.Generator) -> Tensor | None:
     """Mean loss over the targets of a batch, purchases weighing more; None if it has none."""
+    import torch
+    from torch.nn import functional
+
     n, row, context, place = len(count), batch.row, batch.context, batch.place
     if not len(row):
         return None

@@ -11,7 +11,7 @@ from offline.config.configuration import Config, ConfigError, load, redis_url
 from serving.config import ServiceConfig
 
 TOP = (
-    "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
+    "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, sequence, ranker, checks, gate, "
     "earnings, retention, redis, placements, experiments, serving"
 )
 

@@ -47,7 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         workspace=workspace,
         ranker={"trees": 40, "min_data_in_leaf": 20},
         encoder={"epochs": 3, "budget_s": 120, "max_tokens": 32},
-        sequence={"epochs": 2, "least_events": 0},
+        sequence={"epochs": 2},
         gate={"certainty": 0},
     )
 

@@ -113,9 +113,7 @@ def test_the_order_of_engagements_is_learned() -> None:
     events = make_events(cycle(), 60)
     vectors = text_vectors()
     vectors[4] = vectors[5]
-    ((model, _),) = train_models(
-        events, vectors[None], [np.inf], SequenceConfig(least_events=0, epochs=150), lambda done, total: None
-    )
+    ((model, _),) = train_models(events, vectors[None], [np.inf], SequenceConfig(epochs=150), lambda done, total: None)
     every, right = np.arange(ITEMS - 1, dtype=np.int32), 0
     for first in range(ITEMS - 1):
         item = np.array([(first + k) % (ITEMS - 1) for k in range(5)][::-1], np.int32)
@@ -129,7 +127,7 @@ def test_the_order_of_engagements_is_learned() -> None:
 
 def test_training_again_gives_the_same_bits_and_later_events_change_nothing() -> None:
     vectors, moment = text_vectors()[None], [START + 6 * DAY]
-    config = SequenceConfig(least_events=0, epochs=2)
+    config = SequenceConfig(epochs=2)
 
     def trained(rows: list[tuple[float, int, int, Kind, int]]) -> SequenceModel:
         return train_models(make_events(rows, 60), vectors, moment, config, lambda done, total: None)[0].model
@@ -142,21 +140,14 @@ def test_training_again_gives_the_same_bits_and_later_events_change_nothing() ->
         np.testing.assert_array_equal(first.tower, other.tower)
 
 
-def test_no_model_is_trained_without_epochs_or_with_too_few_engagements() -> None:
-    """60 users with 8 engagements each: 480."""
+def test_no_model_is_trained_unless_asked_for() -> None:
     events = make_events(cycle(), 60)
-    for settings, models in (
-        ({"epochs": 0, "least_events": 0}, 0),
-        ({"epochs": 1, "least_events": 481}, 0),
-        ({"epochs": 1, "least_events": 480}, 1),
-    ):
-        config = SequenceConfig.model_validate(settings)
-        assert len(train_models(events, text_vectors()[None], [np.inf], config, lambda d, t: None)) == models
+    assert train_models(events, text_vectors()[None], [np.inf], SequenceConfig(), lambda d, t: None) == []
 
 
 def test_a_budget_that_is_used_up_ends_every_training_early() -> None:
     """A model that was not trained still places every item by its text."""
-    config = SequenceConfig(least_events=0, epochs=3, budget_s=1e-9)
+    config = SequenceConfig(epochs=3, budget_s=1e-9)
     trained = train_models(make_events(cycle(), 60), text_vectors()[None], [np.inf], config, lambda d, t: None)
     assert [epochs for _, epochs in trained] == [0]
     assert np.isfinite(trained[0].model.items.scale[:4]).all()
@@ -165,7 +156,5 @@ def test_a_budget_that_is_used_up_ends_every_training_early() -> None:
 def test_a_log_without_engagements_leaves_the_model_untrained() -> None:
     done: list[tuple[int, int]] = []
     nothing = make_events([(0.0, 0, 1, Kind.IMPRESSION, -1)], 1)
-    train_models(
-        nothing, text_vectors()[None], [np.inf], SequenceConfig(least_events=0, epochs=2), lambda *at: done.append(at)
-    )
+    train_models(nothing, text_vectors()[None], [np.inf], SequenceConfig(epochs=2), lambda *at: done.append(at))
     assert done[-1] == (2, 2)
