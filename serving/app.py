@@ -188,9 +188,8 @@ def serve(config: ServiceConfig, redis_url: str, releases: Path | None = None, c
 
     releases: directory of the shop's releases. Workers start with one of them if Redis is unavailable or names none,
     and refuse those of other shops. custom: custom features, as module:function. Raises FeatureError if one cannot be
-    loaded, KeysError if keys cannot be read or if the service would listen beyond this machine without keys, OSError or
-    ClockError if the file of a simulated clock cannot be read, and EvictionError if Redis can be reached and may evict
-    keys.
+    loaded, KeysError if keys cannot be read or if the service would listen beyond this machine without keys, ClockError
+    if the file of a simulated clock cannot be read, and EvictionError if Redis can be reached and may evict keys.
     """
     load_features(custom)
     make_clock(config.clock_file)()

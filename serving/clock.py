@@ -13,14 +13,14 @@ from pathlib import Path
 
 
 class ClockError(Exception):
-    """The file of a simulated clock holds no valid time; the message gives its content and the expected format."""
+    """The file of a simulated clock cannot be read or holds no valid time. The message says what to write."""
 
 
 def make_clock(file: Path | None) -> Callable[[], float]:
     """A function that returns Unix seconds: the time in `file`, read at every call, or the system time without a file.
 
-    The function raises OSError if the file cannot be read and ClockError if it holds no valid time. To set the time,
-    write another file and rename it over this one: a half-written number can still be parsed as a number.
+    The function raises ClockError if the file cannot be read or holds no valid time. To set the time, write another
+    file and rename it over this one: a half-written number can still be parsed as a number.
     """
     if file is None:
         return time.time
@@ -28,7 +28,13 @@ def make_clock(file: Path | None) -> Callable[[], float]:
 
 
 def _read_time(file: Path) -> float:
-    text = file.read_text("ascii", "replace")
+    try:
+        text = file.read_text("ascii", "replace")
+    except OSError as e:
+        raise ClockError(
+            f"serving.clock_file names {str(file.absolute())!r}, which cannot be read: {e.strerror}. Write the time of "
+            f"the simulation into it, in Unix seconds, as in `date +%s > {file}`; without a simulation, remove the key"
+        ) from e
     try:
         at = float(text)
     except ValueError:

@@ -41,7 +41,9 @@ _EVENTS = pa.schema(
     ]
 )
 _MERGES = pa.schema([("user_id", pa.string()), ("from_id", pa.string()), ("at", UTC_US)])
-_ITEMS = {"item_id": ["a", "b", "c", "d"], "title": ["A", "B", "C", "D"], "category": ["x", "x", "y", None]}
+_ITEMS = {"item_id": ["a", "b", "c", "d"], "title": ["A", "B", "C", "D"], "category": ["x", "x", "y", None]} | {
+    "price": [10.0, 5.0, 20.0, None]
+}
 
 
 def shown(user: str | None, arm: str | None, hours: float, **others: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from offline.runtime import Failure, console
 
 _DISK_FULL = 7
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PATH_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""Of the operating system's errors, only those about a path that the user passed."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,6 +92,9 @@ def _system_message(e: OSError) -> str | None:
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and e.filename is not None:
         reason = "the file system is read-only" if e.errno == errno.EROFS else "permission denied"
         return f"{e.filename}: {reason}; change the permissions, or use another folder with --workspace"
+    if isinstance(e, _PATH_ERRORS) and e.errno is not None and e.filename is not None:
+        reason = e.strerror.lower() if e.strerror else "cannot be used"
+        return f"{e.filename}: {reason}; check the path in the options and in the configuration"
     return None
 
 
@@ -106,12 +111,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from serving.store import EmbeddedError, EvictionError
     from text_encoder.errors import EncoderError
 
-    # Of the operating system's errors, only those about a path that the user passed.
-    path_errors = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
     nightly_errors = (ChecksFailed, ReleaseKept, ApprovalNeeded, Locked)
     service_errors = (ClockError, EmbeddedError, EvictionError, KernelsError, KeysError, ReleaseError)
     errors = (Failure, ConfigError, DataError, EncoderError, FeatureError)
-    return (*nightly_errors, *service_errors, *errors, *path_errors)
+    return (*nightly_errors, *service_errors, *errors, *_PATH_ERRORS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from offline.runtime import Failure, progress_bar
 
 if TYPE_CHECKING:
     from offline.config import Config
-    from offline.experiments import Report
+    from offline.experiments import Prices, Report
     from serving.config import ExperimentConfig
     from serving.experiments import Stop
 
@@ -25,9 +25,10 @@ MetricName = Annotated[
 ]
 Attribution = Annotated[
     float | None,
-    typer.Option(min=1, help="Seconds after an exposure within which actions count. Default: `lists.attribution_s`."),
+    typer.Option(
+        min=1, help="Seconds after an exposure within which actions count. Default: `earnings.attribution_s`."
+    ),
 ]
-Margin = Annotated[str, typer.Option(help="Attribute of items with the margin of a purchase.")]
 
 
 @app.callback()
@@ -85,7 +86,6 @@ def plan(
     effect: Annotated[float, typer.Option(min=0.0001, help="Relative effect to find: 0.05 is 5%.")] = 0.05,
     days: Annotated[float, typer.Option(min=1, max=366, help="Days of the log to plan from: the longest plan.")] = 28,
     attribution: Attribution = None,
-    margin: Margin = "margin",
 ) -> None:
     """Show the smallest effect that an experiment can find, and how long it takes, from the log before it starts."""
     from offline.data import LogFiles
@@ -94,8 +94,8 @@ def plan(
 
     c = load_config(config, workspace)
     design = Design.of(name, c.experiments)
-    window = Window(attribution or c.lists.attribution_s, margin=margin)
-    found = read_all(LogFiles.of(c.data, c.log), design.placements, design.unit, days, window)
+    window = Window(attribution or c.attribution_s)
+    found = read_all(LogFiles.of(c.data, c.log), design.placements, design.unit, days, window, _prices(c, metric))
     made = run(found, metric, design.shares, c.experiments[name].traffic)
     rows = [
         [str(d.days), f"{d.units:,}", f"{d.mean:.4g}", f"{d.fixed:.1%}", f"{d.always:.1%}"]
@@ -120,7 +120,6 @@ def report(
     workspace: Workspace = None,
     metric: MetricName = "revenue",
     attribution: Attribution = None,
-    margin: Margin = "margin",
     html: Annotated[Path | None, typer.Option("--html", help="File to write the report to, as a page.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="File to write all figures to, as JSON.")] = None,
 ) -> None:
@@ -135,7 +134,7 @@ def report(
     for option, path in (("--html", html), ("--json", json)):
         if path is not None and not path.absolute().parent.is_dir():
             raise Failure(f"{option} {path}: no such folder: {path.absolute().parent}; create it first")
-    found = _analyse(c, name, metric, attribution, margin)
+    found = _analyse(c, name, metric, attribution)
     _print_report(found)
     if html is not None:
         page.write(found, html)
@@ -147,14 +146,28 @@ def report(
         raise typer.Exit(1)
 
 
-def _analyse(c: Config, name: str, metric: str, attribution: float | None, margin: str) -> Report:
+def _analyse(c: Config, name: str, metric: str, attribution: float | None) -> Report:
     from offline.data import LogFiles
     from offline.experiments import Design, Window, analyse, read
 
     design = Design.of(name, c.experiments)
-    window = Window(attribution or c.lists.attribution_s, margin=margin)
+    window = Window(attribution or c.attribution_s)
+    prices = _prices(c, metric)
     with progress_bar("Reading the log") as on_progress:
-        return analyse(read(LogFiles.of(c.data, c.log), design, window, on_progress), design, metric)
+        return analyse(read(LogFiles.of(c.data, c.log), design, window, prices, on_progress), design, metric)
+
+
+def _prices(c: Config, metric: str) -> Prices:
+    """The revenue and margin of purchases, as in earnings."""
+    from offline.experiments import Prices
+
+    prices = Prices.of(c.data, c.features.attributes, c.earnings)
+    if metric.startswith("margin") and not prices.has_margins:
+        raise Failure(
+            f"--metric {metric}: no item has a known margin; set earnings.margin or earnings.cost to an attribute of "
+            "the catalogue, which also needs prices"
+        )
+    return prices
 
 
 def _print_report(found: Report) -> None:
@@ -218,7 +231,6 @@ def ship(
     workspace: Workspace = None,
     metric: MetricName = "revenue",
     attribution: Attribution = None,
-    margin: Margin = "margin",
     arm: Annotated[str | None, typer.Option(help="Arm to ship. Default: the best one.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Ship without a verdict, against a guardrail, or with a sample ratio alarm.")
@@ -235,7 +247,7 @@ def ship(
     from serving.store import BulkStore
 
     c = load_config(config, workspace)
-    found = _analyse(c, name, metric, attribution, margin)
+    found = _analyse(c, name, metric, attribution)
     placements = {n: p.model_dump(mode="json", exclude_defaults=True) for n, p in c.placements.items()}
     shipment = decide(found, placements, arm, force)
     for problem in shipment.problems:

@@ -127,15 +127,16 @@ def earnings(
     `earnings.json` to the releases folder, for the operator's page.
     """
     from offline.data import LogFiles
-    from offline.earnings import Settings, amount, holdouts, make_tables, publish, write
+    from offline.earnings import Settings, amount, holdouts, make_tables, publish, why_not_incremental, write
 
     c = load_config(config, workspace)
     settings = Settings(
         c.earnings,
-        c.earnings.attribution_s or c.lists.attribution_s,
+        c.attribution_s,
         c.features.attributes,
         holdouts(c.experiments),
         c.service.currency,
+        why_not_incremental(c.experiments),
     )
     with progress_bar("Reading the log") as on_progress:
         tables = make_tables(LogFiles.of(c.data, c.log), settings, None, on_progress)
@@ -159,6 +160,8 @@ def earnings(
             say(f"{experiment['experiment']}, {treated['arm']}: {_incremental(treated['outcomes']['revenue'])}")
         if experiment["sample_ratio"]["alarm"]:
             say(f"{experiment['experiment']}: sample-ratio alarm; do not use this figure", "bold red")
+    for one in tables["not_incremental"]:
+        say(f"{one['experiment']}: no incremental figure: {one['reason']}")
     for note in tables["notes"]:
         say(f"- {note}")
     say(f"report: {write(tables, output or c.workspace / 'earnings')}")

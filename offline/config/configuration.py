@@ -255,6 +255,11 @@ class Config(BaseModel):
         return check_experiments(experiments, info.data.get("placements", {}))
 
     @property
+    def attribution_s(self) -> float:
+        """Seconds after a list within which earnings and experiments count an action."""
+        return self.earnings.attribution_s or self.lists.attribution_s
+
+    @property
     def needs_companions(self) -> bool:
         """True if releases have tables of what goes with each item, and the features that read them."""
         return self.features.seeds or any(placement.needs_companions for placement in self.placements.values())

@@ -1,4 +1,4 @@
-"""Value of purchases, and how long a list is credited with them."""
+"""Value of purchases, and how long a list is credited with them, in earnings and in reports of experiments."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class EarningsConfig(BaseModel):
-    """The tables of `shelfwise earnings`."""
+    """The money of purchases in `shelfwise earnings` and `shelfwise experiments`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    days: int = Field(90, ge=1, le=1000, description="Days in the tables, up to the last day of the log.")
+    days: int = Field(90, ge=1, le=1000, description="Days in the tables of earnings, up to the last day of the log.")
     attribution_s: float | None = Field(
         None,
         gt=0,
         le=90 * 86400,
         allow_inf_nan=False,
         examples=[604800],
-        description="Seconds after a list within which a click, cart or purchase is credited to it. null: "
+        description="Seconds after a list within which a click, cart or purchase counts for it. null: "
         "`lists.attribution_s`, as in labels.",
     )
     value: Literal["amount", "quantity", "ignored"] = Field(

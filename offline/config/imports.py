@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from features.catalogue import STANDARD_COLUMNS, TEXT_COLUMNS
 from features.log import GA4, KINDS
+from serving.config import ExperimentName
 
 CellKind = Literal["number", "category", "tags", "date", "ignore"]
 """Types of attributes in an import."""
@@ -303,6 +304,14 @@ class EventSource(Source):
     )
     exclude: tuple[str, ...] = Field(default=(), description="Members of `unpack` that do not.")
 
+    experiments: dict[ExperimentName, ColumnConfig] = Field(
+        default={},
+        description="Of impressions: the arm of the list in an experiment, by the name of the experiment; "
+        "`interleaved` for a list that mixes both arms.",
+    )
+    team: ColumnConfig | None = Field(
+        default=None, description="Of impressions of an interleaved list: the arm that chose the item."
+    )
     order_column: str | None = Field(
         default=None,
         description="Column that orders each user's rows if there are no moments. They are generated from it.",

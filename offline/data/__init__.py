@@ -23,7 +23,19 @@ from offline.data.dataset import (
 from offline.data.log import LogFiles, load_log, user_histories
 from offline.data.partitions import DAY_US, GROUP_ROWS, Storage, to_microseconds
 from offline.data.query_groups import Targets, concat, keys, logged_lists, select
-from offline.data.schema import CANONICAL, EVENTS_FILE, EVENTS_FORM, EVENTS_SCHEMA, PLACEMENT, TAGS, UTC_US
+from offline.data.schema import (
+    CANONICAL,
+    EVENTS_FILE,
+    EVENTS_FORM,
+    EVENTS_SCHEMA,
+    EXPERIMENT_FIELDS,
+    PLACEMENT,
+    SERVED_FILE,
+    SERVED_FORM,
+    SERVED_SCHEMA,
+    TAGS,
+    UTC_US,
+)
 from offline.data.windows import WINDOWS, Windows
 
 __all__ = [
@@ -32,8 +44,12 @@ __all__ = [
     "EVENTS_FILE",
     "EVENTS_FORM",
     "EVENTS_SCHEMA",
+    "EXPERIMENT_FIELDS",
     "GROUP_ROWS",
     "PLACEMENT",
+    "SERVED_FILE",
+    "SERVED_FORM",
+    "SERVED_SCHEMA",
     "TAGS",
     "UTC_US",
     "WINDOWS",

@@ -54,6 +54,7 @@ from offline.data.schema import (
     MERGES_SCHEMA,
     PLACEMENT,
     SEEDS,
+    SERVED_FILE,
     SERVED_FORM,
     SERVED_SCHEMA,
     UTC_US,
@@ -366,8 +367,9 @@ _LOGS = (
 
 def _erase_users(home: Storage, storage: Storage, store: BulkStore, erased: Erasures) -> None:
     """Remove erased users from every file of the log and from the event stream."""
-    if home.exists(EVENTS_FILE):
-        _rewrite(home, EVENTS_FILE, erased, EVENTS_FORM.moment)
+    for name, form in ((EVENTS_FILE, EVENTS_FORM), (SERVED_FILE, SERVED_FORM)):
+        if home.exists(name):
+            _rewrite(home, name, erased, form.moment)
     for log in _LOGS:
         for name in storage.parts(log.folder):
             _rewrite(storage, name, erased, log.time_column)

@@ -51,6 +51,7 @@ from offline.data.schema import (
     PLACEMENT,
     SEEDS,
     SERVED,
+    SERVED_FILE,
     SERVED_FORM,
     SERVED_SCHEMA,
 )
@@ -115,8 +116,10 @@ class LogFiles:
 
     @cached_property
     def served(self) -> Partitions:
-        """The files of collected lists; possibly none."""
-        return Partitions([(self.storage, name) for name in self.storage.parts(SERVED)], SERVED_FORM)
+        """The files of served lists, imported and collected; possibly none."""
+        home = Storage.of(self.directory)
+        single = [(home, SERVED_FILE)] if home.exists(SERVED_FILE) else []
+        return Partitions([*single, *((self.storage, name) for name in self.storage.parts(SERVED))], SERVED_FORM)
 
     @cached_property
     def attributes(self) -> Partitions:
@@ -157,7 +160,7 @@ class LogFiles:
             files = []
         except DataError:
             home = Storage.of(self.directory)
-            files = [(home, EVENTS_FILE)] if home.exists(EVENTS_FILE) else []
+            files = [(home, name) for name in (EVENTS_FILE, SERVED_FILE) if home.exists(name)]
             files += [(self.storage, name) for folder in (EVENTS, SERVED) for name in self.storage.parts(folder)]
         return {name: storage.checksum(name) for storage, name in files}
 

@@ -42,8 +42,9 @@ CANONICAL = {
 }
 
 RECREATE = "recreate the data set with `shelfwise import` or `shelfwise simulate`"
-EVENTS_FILE, EVENTS, SERVED = "events.parquet", "events", "served"
-"""The log as a single file, and the folders of day partitions of events and of served lists."""
+EVENTS_FILE, EVENTS = "events.parquet", "events"
+SERVED_FILE, SERVED = "served.parquet", "served"
+"""Events and served lists as single files, of an import, and the folders of their day partitions, of `collect`."""
 
 EVENTS_SCHEMA = pa.schema(
     [

@@ -7,8 +7,8 @@ service reads.
 
 from __future__ import annotations
 
-from offline.earnings.holdouts import Holdout, holdouts
+from offline.earnings.holdouts import Holdout, holdouts, why_not_incremental
 from offline.earnings.page import amount, publish, write
 from offline.earnings.tables import Settings, make_tables
 
-__all__ = ["Holdout", "Settings", "amount", "holdouts", "make_tables", "publish", "write"]
+__all__ = ["Holdout", "Settings", "amount", "holdouts", "make_tables", "publish", "why_not_incremental", "write"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.arrays import I64, U64, Bool
+from features.arrays import I64, Bool
 from offline.earnings.cells import Cells
 from offline.earnings.rows import FIRST_ACTION, RowKind, Rows, first_rows, make_rows
 
@@ -109,35 +109,3 @@ def _previous(rows: Rows, marked: Bool) -> I64:
     )
     same = (rows["user"][last] == rows["user"]) & (rows["item"][last] == rows["item"]) & (last >= 0)
     return np.where(same, last, -1)
-
-
-class UserMerges(NamedTuple):
-    """Merges of users, sorted by the user merged and the time. source, into: hashes. at: Unix microseconds."""
-
-    source: U64
-    into: U64
-    at: I64
-
-    def apply(self, user: U64, at: I64) -> U64:
-        """uint64[n]: who each of these users has become since: what they did before a merge is the other user's."""
-        user, since = user.copy(), at.copy()
-        rows = np.flatnonzero(np.isin(user, self.source))
-        while len(rows):
-            found = self._next(user[rows], since[rows])
-            rows, found = rows[found >= 0], found[found >= 0]
-            user[rows], since[rows] = self.into[found], self.at[found]
-        return user
-
-    def _next(self, user: U64, at: I64) -> I64:
-        """int64[n]: the first merge of each user after a time, `-1` if there is none."""
-        users, times = np.concatenate((self.source, user)), np.concatenate((self.at, at))
-        is_row = np.arange(len(users)) >= len(self.source)
-        order = np.lexsort((is_row, times, users))
-        merge = np.where(is_row[order], len(users), np.arange(len(users)))
-        following = np.minimum.accumulate(merge[::-1])[::-1]
-        ends = following == len(users)
-        following[ends] = 0
-        same = ~ends & (users[order][following] == users[order])
-        out = np.full(len(users), -1)
-        out[order] = np.where(same, order[following], -1)
-        return out[len(self.source) :]

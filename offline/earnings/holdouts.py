@@ -1,9 +1,11 @@
 """The incremental estimate: what treated users bought beyond those of the holdout.
 
-A user counts from the first list of the experiment that was shown to them, with all they bought since, on any page of
-the shop. The arms are drawn at random, so without an effect users of both would buy the same on average. The difference
-per user, times the number of treated users, is what the lists brought. Last touch cannot tell that: it also credits
-lists with what users would have bought without them.
+A user counts from the first list of the experiment that was served to them, with all they bought since, on any page of
+the shop. As in reports of experiments, a served list with items is an exposure, whether or not an impression is
+reported: an arm whose pages are left before they are seen must not lose those users. The arms are drawn at random, so
+without an effect users of both would buy the same on average. The difference per user, times the number of treated
+users, is what the lists brought. Last touch cannot tell that: it also credits lists with what users would have bought
+without them.
 """
 
 from __future__ import annotations
@@ -36,12 +38,30 @@ class Holdout(NamedTuple):
     planned_days: float
 
 
-def holdouts(experiments: Mapping[str, ExperimentConfig]) -> list[Holdout]:
-    """The experiments over users that have a holdout: the first arm with an `order` in place of the ranker's."""
-    out = []
+def _held(config: ExperimentConfig) -> str | None:
+    """The holdout: the first arm with an `order` in place of the ranker's."""
+    return next((arm for arm, c in config.arms.items() if c.order is not None), None)
+
+
+def why_not_incremental(experiments: Mapping[str, ExperimentConfig]) -> dict[str, str]:
+    """The experiments without an incremental estimate, and why they have none, as the end of a sentence."""
+    out = {}
     for name, config in experiments.items():
-        held = next((arm for arm, c in config.arms.items() if c.order is not None), None)
-        if held is None or config.unit != "user" or config.interleave:
+        if config.interleave:
+            out[name] = "its lists mix both arms (interleave), so no user is without either"
+        elif config.unit != "user":
+            out[name] = "its unit is the session, and a shopper buys later, in sessions of other arms"
+        elif _held(config) is None:
+            out[name] = "it has no holdout, which is an arm with an order"
+    return out
+
+
+def holdouts(experiments: Mapping[str, ExperimentConfig]) -> list[Holdout]:
+    """The experiments that have an incremental estimate: over users, with a holdout."""
+    out, none = [], why_not_incremental(experiments)
+    for name, config in experiments.items():
+        held = _held(config)
+        if held is None or name in none:
             continue
         arms = (held, *(arm for arm in config.arms if arm != held))
         planned = PLANNED_DAYS
@@ -67,7 +87,7 @@ class HoldoutSums:
         self.in_two_arms = 0
 
     def add(self, lists: Rows, bought: Rows) -> None:
-        """Add the users of a file. lists: those shown to them. bought: their purchases and returns."""
+        """Add the users of a file. lists: those served to them. bought: their purchases and returns."""
         lists = lists[(lists["user"] != 0) & (lists["cell"] >= 0)]
         lists = lists[self._arm_of_cell[lists["cell"]] >= 0]
         lists = lists[np.lexsort((lists["at"], lists["user"]))]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,10 @@ from offline.data import DAY_US, LogFiles
 from offline.earnings.attribution import last_touches, named_lists
 from offline.earnings.cells import Cells, break_down
 from offline.earnings.holdouts import Holdout, HoldoutSums, incremental
-from offline.earnings.reading import Prices, event_rows, read_merges, served_rows
+from offline.earnings.reading import event_rows, served_rows
 from offline.earnings.rows import RowKind, Rows, SplitRows
 from offline.earnings.sums import FigureSums, GroupSums
+from offline.experiments import Prices, read_merges
 from offline.runtime import OnProgress, no_progress
 
 SCHEMA = 1
@@ -35,13 +37,17 @@ _COUNTS = ("lists", "users", "clicks", "carts", "purchases", "returns", "without
 
 
 class Settings(NamedTuple):
-    """Settings of the tables besides the data set. attribution_s: seconds. attributes: kinds of item attributes."""
+    """Settings of the tables besides the data set.
+
+    attribution_s: seconds. attributes: kinds of item attributes. not_incremental: by `why_not_incremental`.
+    """
 
     earnings: EarningsConfig
     attribution_s: float
     attributes: Mapping[str, AttributeKind]
     holdouts: Sequence[Holdout] = ()
     currency: str | None = None
+    not_incremental: Mapping[str, str] = MappingProxyType({})
     rows_per_file: int = ROWS_PER_FILE
 
 
@@ -170,6 +176,7 @@ class _Sums:
 
     def add(self, rows: Rows) -> None:
         """Add the users of a file."""
+        served = rows[rows["kind"] <= RowKind.SILENT]
         unseen = np.isin(rows["kind"], (RowKind.SILENT, RowKind.LISTED)) & (rows["cell"] >= 0)
         unseen[unseen] = self._hides_silent[self._placement[rows["cell"][unseen]]]
         rows = rows[~unseen]
@@ -183,7 +190,7 @@ class _Sums:
         self._shop_total.add(*nobody, np.zeros(len(bought), np.int64), bought)
         self._shop_daily.add(*nobody, day, bought)
         for holdout in self._holdouts:
-            holdout.add(lists, bought)
+            holdout.add(served, bought)
 
     def tables(self) -> dict[str, Any]:
         """The tables, with the figures of all days and of each."""
@@ -195,6 +202,11 @@ class _Sums:
         out["experiments"] = [
             self._dated(incremental(h)) | {"placements": self._placements_of[h.holdout.experiment]}
             for h in self._holdouts
+        ]
+        reasons = self._settings.not_incremental
+        out["not_incremental"] = [
+            {"experiment": name, "reason": reasons.get(name, "it is not in the configuration")}
+            for name in self._unknown
         ]
         return out
 
@@ -256,11 +268,6 @@ class _Sums:
         if split.unlisted:
             out.append(
                 f"Impressions without a request ID, which belong to no list and are left out: {split.unlisted:,}."
-            )
-        if self._unknown:
-            out.append(
-                f"No incremental estimate for {', '.join(self._unknown)}: the configuration has no such experiment "
-                "over users with a holdout, which is an arm with an order."
             )
         return out
 

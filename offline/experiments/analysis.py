@@ -176,7 +176,8 @@ def harmed(guardrail: Comparison, design: Design) -> bool:
     interval the difference is."""
     margin: float = getattr(design.margins, guardrail.metric)
     difference = guardrail.difference
-    return difference.low > margin if GUARDRAILS[guardrail.metric].harm > 0 else difference.high < -margin
+    worse = difference.low > margin if GUARDRAILS[guardrail.metric].harm > 0 else difference.high < -margin
+    return bool(worse)
 
 
 def _verdict(

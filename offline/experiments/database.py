@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.arrays import F64, I64, U64
-from features.kernels.strings import hashes
 from features.log import KINDS, Kind
-from offline.data import LogFiles, to_microseconds, to_strings
+from offline.data import LogFiles, to_microseconds
 from offline.experiments.design import Design, Observed, Window
-from offline.experiments.lookups import Items, Merges
+from offline.experiments.lookups import Items, id_hashes, read_merges
+from offline.experiments.money import Prices
 from offline.experiments.statistics import UNIT, Moments, add_days
 from serving.config import INTERLEAVED
 
@@ -25,7 +25,10 @@ MEMORY = "1GB"
 """Memory of the database; beyond it, it uses the disk."""
 DEPTH = 10
 """Positions of a list whose diversity is measured."""
-_ACTIONS = ("clicks", "carts", "purchases", "revenue", "margin")
+MONEY = ("revenue", "margin")
+_ACTIONS = ("clicks", "carts", "purchases", *MONEY)
+_RETURN = -1
+"""Kind of a purchase with a negative value, which counts for money only."""
 _LISTS = ("lists", "degraded", "ms", "timed", "diversity", "varied")
 OUTCOMES = (*_LISTS, *_ACTIONS)
 COLUMNS = (UNIT, *OUTCOMES, *(f"{name}_before" for name in _ACTIONS))
@@ -37,10 +40,10 @@ PREFERENCE = (UNIT, "lists", "decided", "preference")
 class Database:
     """The database of one analysis, on disk."""
 
-    def __init__(self, files: LogFiles, unit: str, window: Window) -> None:
-        self.files, self.unit, self.window = files, unit, window
-        self.items = Items.of(files.directory, window.margin)
-        self.merges = Merges(files)
+    def __init__(self, files: LogFiles, unit: str, window: Window, prices: Prices) -> None:
+        self.files, self.unit, self.window, self.prices = files, unit, window, prices
+        self.items = Items.of(files.directory)
+        self.merges = read_merges(files)
         self.units: U64 = np.empty(0, np.uint64)
         self.counts: dict[str, int] = {}
         self.start_us = 0
@@ -57,7 +60,7 @@ class Database:
             "ms DOUBLE, diversity DOUBLE)"
         )
         self.rows(
-            "CREATE TABLE events (unit UBIGINT, moment BIGINT, kind TINYINT, value DOUBLE, margin DOUBLE, "
+            "CREATE TABLE events (unit UBIGINT, moment BIGINT, kind TINYINT, revenue DOUBLE, margin DOUBLE, "
             "request UBIGINT, item BIGINT)"
         )
         self.rows("CREATE TABLE teams (request UBIGINT, item BIGINT, team TINYINT)")
@@ -87,9 +90,8 @@ class Database:
         """(hash of the unit of each row, whether it has one)."""
         column = "user_id" if self.unit == "user" else "session_id"
         ids = pc.fill_null(table[column].combine_chunks().cast(pa.string()), "")
-        if self.unit == "user":
-            ids = self.merges.apply(ids, at)
-        return hashes(to_strings(ids)), pc.not_equal(ids, "").to_numpy(zero_copy_only=False)
+        unit, known = id_hashes(ids), pc.not_equal(ids, "").to_numpy(zero_copy_only=False)
+        return self.merges.apply(unit, at) if self.unit == "user" else unit, known
 
     def add_lists(self, design: Design, arms: Mapping[str, int] | None) -> None:
         """Read the exposures. arms: None for all lists, as arm 0."""
@@ -112,7 +114,7 @@ class Database:
             self.count(f"lists without a {self.unit}", int((exposed & ~known).sum()))
             kept = np.flatnonzero(exposed & known & (length > 0))
             span = span.take(pa.array(kept))
-            request = hashes(to_strings(span["request_id"]))
+            request = id_hashes(span["request_id"])
             ms = pc.coalesce(span["took_ms"], span["live_ms"])
             self._insert(
                 "lists",
@@ -183,7 +185,7 @@ class Database:
             )
             at = to_microseconds(shown["timestamp"])
             unit, known = self._units(shown, at)
-            columns = {"unit": unit, "at": at, "request": hashes(to_strings(shown["request_id"]))}
+            columns = {"unit": unit, "at": at, "request": id_hashes(shown["request_id"])}
             self._insert("shown", {name: values[known] for name, values in columns.items()})
         self.rows(
             "INSERT INTO lists SELECT unit, min(moment), 0, request, 0, NULL, NULL FROM shown GROUP BY unit, request"
@@ -212,23 +214,38 @@ class Database:
             span, kind = span.filter(pa.array(acts)), kind[acts]
             at = to_microseconds(span["timestamp"])
             unit, known = self._units(span, at)
-            known &= np.isin(unit, self.units)
-            item = self.items.rows(span["item_id"])
-            bought = kind == Kind.PURCHASE
-            value = np.where(bought, pc.fill_null(span["value"], np.nan).to_numpy(), 0.0)
-            lacking = bought & ~np.isfinite(value) & known
-            self.count("purchases without a value", int(lacking.sum()))
-            margin = np.where(bought, self.items.margin[item], 0.0)
+            kept = np.flatnonzero(known & np.isin(unit, self.units))
+            span = span.take(pa.array(kept))
+            kind, revenue, margin = self._money(span, kind[kept])
             columns = {
-                "unit": unit,
-                "at": at,
+                "unit": unit[kept],
+                "at": at[kept],
                 "kind": kind.astype(np.int8),
-                "value": np.where(np.isfinite(value), value, 0.0),
-                "margin": np.where(np.isfinite(margin), margin, 0.0),
-                "request": hashes(to_strings(span["request_id"])),
-                "item": item,
+                "revenue": revenue,
+                "margin": margin,
+                "request": id_hashes(span["request_id"]),
+                "item": self.items.rows(span["item_id"]),
             }
-            self._insert("events", {name: column[known] for name, column in columns.items()})
+            self._insert("events", columns)
+
+    def _money(self, span: pa.Table, kind: I64) -> tuple[I64, F64, F64]:
+        """(kind, -1 for a return; revenue; margin of actions). Unknown money, and that of other actions, is 0; unknown
+        money is counted.
+        """
+        bought = np.flatnonzero(kind == Kind.PURCHASE)
+        paid = span.take(pa.array(bought))
+        value = pc.fill_null(paid["value"], np.nan).to_numpy()
+        value = np.where(np.isfinite(value), value, np.nan)
+        out = np.zeros(len(kind)), np.zeros(len(kind))
+        for name, total, money in zip(MONEY, out, self.prices.money(paid["item_id"].to_pylist(), value), strict=True):
+            total[bought] = np.nan_to_num(money)
+            if name == "revenue" or self.prices.has_margins:
+                self.count(f"purchases without a known {name}", int(np.isnan(money).sum()))
+        returned = bought[value < 0]
+        self.count("returns", len(returned))
+        kind = kind.copy()
+        kind[returned] = _RETURN
+        return kind, *out
 
     def observed(self, design: Design) -> Observed:
         """Join actions to exposures, and sum up."""
@@ -267,7 +284,8 @@ class Database:
                     least(count(DISTINCT CASE WHEN t.team = 1 THEN t.item END), 1000) AS b
                 FROM teams t JOIN events e ON e.request = t.request AND e.item = t.item
                 JOIN lists l ON l.request = t.request AND e.unit = l.unit
-                WHERE e.moment >= l.moment AND e.moment - l.moment <= {attribution} GROUP BY t.request)
+                WHERE e.kind >= 0 AND e.moment >= l.moment AND e.moment - l.moment <= {attribution}
+                GROUP BY t.request)
             SELECT l.unit, 0 AS arm, (l.moment - {first_us}) // {DAY_US} AS day, count(*)::DOUBLE AS lists,
                 count(CASE WHEN c.a <> c.b OR c.a > 0 THEN 1 END)::DOUBLE AS decided,
                 coalesce(sum(sign(c.b - c.a)), 0)::DOUBLE AS preference
@@ -306,7 +324,7 @@ def _sum_up(sums: F64, blocks: Iterator[list[np.ndarray]]) -> None:
 
 def _daily_query(first_us: int, start_us: int, attribution: int) -> str:
     """Actions of each unit on each day, in the order of `COLUMNS`, ordered by unit and day."""
-    acted = [f"(kind = {int(k)})::DOUBLE" for k in (Kind.CLICK, Kind.CART, Kind.PURCHASE)] + ["value", "margin"]
+    acted = [f"(kind = {int(k)})::DOUBLE" for k in (Kind.CLICK, Kind.CART, Kind.PURCHASE)] + [*MONEY]
     zeros = ["0::DOUBLE"] * len(_ACTIONS)
     lists = ["1::DOUBLE", "degraded", "coalesce(ms, 0)", "(ms IS NOT NULL)::DOUBLE", "coalesce(diversity, 0)",
              "(diversity IS NOT NULL)::DOUBLE"]  # fmt: skip

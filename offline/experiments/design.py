@@ -71,11 +71,10 @@ class Design:
 @dataclass(frozen=True)
 class Window:
     """attribution_s: seconds after an exposure within which an action counts. before_days: days before the start whose
-    actions adjust the outcomes. margin: the attribute of items with the profit of a purchase."""
+    actions adjust the outcomes."""
 
     attribution_s: float = ATTRIBUTION_S
     before_days: float = 28.0
-    margin: str = "margin"
 
 
 class Observed(NamedTuple):

@@ -1,4 +1,4 @@
-"""Facts that the log does not hold: to whom a user was merged, and category and margin of an item."""
+"""Facts that the log does not hold: the category of an item, and to whom a user was merged."""
 
 from __future__ import annotations
 
@@ -10,37 +10,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.arrays import F64, I64
-from offline.data import LogFiles, to_microseconds, written_items
+from features.arrays import I64, U64
+from features.kernels.strings import hashes
+from offline.data import LogFiles, erasures, to_microseconds, to_strings, written_items
 
 
 class Items(NamedTuple):
-    """Category and margin of items by ID.
-
-    category: int[n + 1], -1 for none. margin: float64[n + 1], NaN for none. The last row is the unknown item.
-    """
+    """Categories of items by ID. category: int[n + 1], -1 for none. The last row is the unknown item."""
 
     ids: pa.Array
     category: np.ndarray
-    margin: F64
 
     @classmethod
-    def of(cls, directory: Path, margin: str) -> Items:
+    def of(cls, directory: Path) -> Items:
         """Of a data set. Without a catalogue, every item is unknown."""
         path = directory / "items.parquet"
         if not path.is_file():
-            return cls(pa.array([], pa.string()), np.full(1, -1), np.full(1, np.nan))
-        names = [n for n in ("item_id", "title", "category", margin) if n in pq.read_schema(path).names]
+            return cls(pa.array([], pa.string()), np.full(1, -1))
+        names = [n for n in ("item_id", "title", "category") if n in pq.read_schema(path).names]
         table = pq.read_table(path, columns=names)
         table = written_items.overlay_written(table, written_items.read_written_items(directory))
-        n = len(table)
-        category, money = np.full(n + 1, -1), np.full(n + 1, np.nan)
+        category = np.full(len(table) + 1, -1)
         if "category" in names:
             codes = table["category"].combine_chunks().dictionary_encode().indices
-            category[:n] = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
-        if margin in names and (pa.types.is_floating(t := table[margin].type) or pa.types.is_integer(t)):
-            money[:n] = pc.fill_null(table[margin].cast(pa.float64()), np.nan).to_numpy()
-        return cls(table["item_id"].cast(pa.string()).combine_chunks(), category, money)
+            category[:-1] = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
+        return cls(table["item_id"].cast(pa.string()).combine_chunks(), category)
 
     def rows(self, ids: pa.Array | pa.ChunkedArray) -> I64:
         """int64: the row of each ID, -1 for an unknown one."""
@@ -49,33 +43,53 @@ class Items(NamedTuple):
         return out
 
 
-class Merges:
-    """The user of a row after merges, as a nightly run reads them: what `from_id` had before a merge is `user_id`'s."""
+class UserMerges(NamedTuple):
+    """Merges of users, sorted by the user merged and the time. source, into: hashes. at: Unix microseconds."""
 
-    def __init__(self, files: LogFiles) -> None:
-        self.later: dict[str, list[tuple[int, str]]] = {}
-        for table in files.merges.spans(("user_id", "from_id", "at")):
-            rows = zip(
-                table["from_id"].to_pylist(), to_microseconds(table["at"]).tolist(), table["user_id"].to_pylist(),
-                strict=True,
-            )  # fmt: skip
-            for source, at, into in rows:
-                self.later.setdefault(source, []).append((at, into))
-        for merges in self.later.values():
-            merges.sort()
-        self._sources = pa.array(list(self.later), pa.string())
+    source: U64
+    into: U64
+    at: I64
 
-    def apply(self, users: pa.Array, at: I64) -> pa.Array:
-        """The users to whom rows of these users at these times belong."""
-        if not self.later:
-            return users
-        touched = np.flatnonzero(pc.is_in(users, self._sources).to_numpy(zero_copy_only=False))
-        if not len(touched):
-            return users
-        found = users.to_pylist()
-        for k in touched.tolist():
-            user, when = found[k], int(at[k])
-            while (merge := next((m for m in self.later.get(user, ()) if m[0] > when), None)) is not None:
-                when, user = merge
-            found[k] = user
-        return pa.array(found, pa.string())
+    def apply(self, user: U64, at: I64) -> U64:
+        """uint64[n]: who each of these users has become since: what they did before a merge is the other user's."""
+        user, since = user.copy(), at.copy()
+        rows = np.flatnonzero(np.isin(user, self.source))
+        while len(rows):
+            found = self._next(user[rows], since[rows])
+            rows, found = rows[found >= 0], found[found >= 0]
+            user[rows], since[rows] = self.into[found], self.at[found]
+        return user
+
+    def _next(self, user: U64, at: I64) -> I64:
+        """int64[n]: the first merge of each user after a time, `-1` if there is none."""
+        users, times = np.concatenate((self.source, user)), np.concatenate((self.at, at))
+        is_row = np.arange(len(users)) >= len(self.source)
+        order = np.lexsort((is_row, times, users))
+        merge = np.where(is_row[order], len(users), np.arange(len(users)))
+        following = np.minimum.accumulate(merge[::-1])[::-1]
+        ends = following == len(users)
+        following[ends] = 0
+        same = ~ends & (users[order][following] == users[order])
+        out = np.full(len(users), -1)
+        out[order] = np.where(same, order[following], -1)
+        return out[len(self.source) :]
+
+
+def read_merges(files: LogFiles) -> UserMerges:
+    """The merges of users up to the end of the log."""
+    columns = ("user_id", "from_id", "at")
+    tables = [erasures.without_erased(t, files.erased, "at") for t in files.merges.spans(columns)]
+    if not tables:
+        return UserMerges(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
+    table = pa.concat_tables(tables)
+    source, into, at = id_hashes(table["from_id"]), id_hashes(table["user_id"]), to_microseconds(table["at"])
+    order = np.lexsort((into, at, source))
+    return UserMerges(source[order], into[order], at[order])
+
+
+def id_hashes(column: pa.ChunkedArray | pa.Array) -> U64:
+    """uint64[n]: hashes of strings, 0 for null."""
+    out: U64 = hashes(to_strings(column))
+    if column.null_count:
+        out[column.is_null().to_numpy(zero_copy_only=False)] = 0
+    return out

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from offline.experiments.statistics import UNIT
 
 ACTIONS = ("clicks", "carts", "purchases", "revenue", "margin")
-"""Outcomes of the actions of a unit. revenue: sum of the values of purchases. margin: of the margins of their items."""
+"""Outcomes of the actions of a unit. revenue, margin: of purchases, by `Prices`."""
 _BEFORE = ("clicks_before", "carts_before", "purchases_before")
 
 

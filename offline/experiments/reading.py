@@ -16,17 +16,22 @@ from collections.abc import Sequence
 from offline.data import LogFiles
 from offline.experiments.database import Database
 from offline.experiments.design import Design, Observed, Window
+from offline.experiments.money import Prices
 from offline.runtime import DataError, OnProgress, no_progress
 
 
 def read(
-    files: LogFiles, design: Design, window: Window | None = None, on_progress: OnProgress = no_progress
+    files: LogFiles,
+    design: Design,
+    window: Window | None = None,
+    prices: Prices | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Observed:
     """The exposures and outcomes of an experiment up to the end of the log. Raises DataError for files that are broken.
 
-    files: of the data set, without limits of time.
+    files: of the data set, without limits of time. prices: None if the value of a purchase is its revenue.
     """
-    with Database(files, design.unit, window or Window()) as log:
+    with Database(files, design.unit, window or Window(), prices or Prices.unknown()) as log:
         arms = {name: k for k, name in enumerate(design.arms)}
         log.add_lists(design, arms)
         on_progress(1, 3)
@@ -38,7 +43,12 @@ def read(
 
 
 def read_all(
-    files: LogFiles, placements: Sequence[str], unit: str, days: float, window: Window | None = None
+    files: LogFiles,
+    placements: Sequence[str],
+    unit: str,
+    days: float,
+    window: Window | None = None,
+    prices: Prices | None = None,
 ) -> Observed:
     """All lists of these placements in the last days of the log as a single arm, to plan an experiment on them.
 
@@ -49,7 +59,7 @@ def read_all(
         raise DataError(f"{files.directory}: the log has no events; import or collect some first")
     start = bounds[1] / 1e6 - days * 86400
     design = Design("all", ("all",), (1.0,), unit, start, planned_days=days, placements=tuple(placements))
-    with Database(files, unit, window or Window()) as log:
+    with Database(files, unit, window or Window(), prices or Prices.unknown()) as log:
         log.add_lists(design, None)
         if not log.units.size:
             log.add_impressions(design)

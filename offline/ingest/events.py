@@ -23,8 +23,11 @@ _ORDER = "order_column"
 _MOST_KINDS = 10_000
 _WRITTEN = (
     *("kind", "user_id", "item_id", "timestamp", "request_id", "session_id", "event_id", "device", "query", "position"),
-    *("value", "clicked", *TEXT_COLUMNS, "price", "columns", "placement"),
+    *("value", "clicked", *TEXT_COLUMNS, "price", "columns", "placement", "experiments", "team"),
 )
+_ARM = "%"
+"""Before the name of an experiment among the values of a source, whose other names are those of events."""
+_ARM_NAME = "[A-Za-z0-9_.-]{1,64}"
 DAY_US = 86400 * 10**6
 
 
@@ -38,7 +41,8 @@ def read_events(library: Library, account: Account, config: ImportConfig, latest
 
     Columns: source (number of the event source), file, row, seq (order of all rows), kind, user_id, item_id, timestamp
     (Unix us), request_id, session_id, event_id, device, query, position, value, clicked, item texts, price, columns (of
-    the request of an impression, JSON), placement.
+    the request of an impression, JSON), placement, experiments (arm of an impression by experiment, a map, null for
+    none), team.
     """
     for number, source in enumerate(config.events):
         _read_source(library, account, config, number, source, latest_us)
@@ -61,7 +65,9 @@ def _read_source(
     order = {_ORDER: Column(path=source.order_column)} if source.order_column else {}
     canonical = [c for c in EVENT_COLUMNS if c != "timestamp" or not source.order_column]
     sent = request_columns(library, source)
-    mapped = compile_source(library, source, canonical, order | sent)
+    arms = {_ARM + name: column for name, column in source.experiments.items()}
+    team = {"team": source.team} if source.team is not None else {}
+    mapped = compile_source(library, source, canonical, order | sent | arms | team)
     reader = Reader(library, mapped, f"_events_{number}", config.timezone, Currencies.of(config))
     reader.prepare(list(sent))
     counts = account.take(source.table, reader.relation, source.where is not None)
@@ -69,7 +75,8 @@ def _read_source(
     types = add_request_columns(reader, list(sent))
     library.sql.execute(f"CREATE OR REPLACE TEMP TABLE _checked AS {reader.query(problem)}")
     counts.said += [*reader.said, *reader.count_lost("_checked")]
-    _take(library, account, counts, reader, source, number, columns_sql(library, "_checked", types, counts.said))
+    columns = columns_sql(library, "_checked", types, counts.said)
+    _take(library, account, counts, reader, source, number, {"columns": columns, "experiments": _arms_sql(source)})
     reader.drop()
 
 
@@ -117,10 +124,24 @@ def _add_columns(reader: Reader, config: ImportConfig, source: EventSource, late
     reader.add_number("value")
     problems.append((f"value < 0 AND isfinite(value) AND kind <> {int(Kind.RATING)}", "'negative_value'", "value"))
     reader.add("clicked", reader.flag("clicked"))
+    for name in (*(_ARM + experiment for experiment in source.experiments), "team"):
+        reader.add(name, reader.text(name), f"regexp_full_match({quoted(name)}, {literal(_ARM_NAME)})")
     for name in TEXT_COLUMNS:
         reader.add_prose(name)
     reader.add_number("price", least=0)
     return f"CASE {' '.join(f'WHEN {bad} THEN [{reason}, {literal(n)}]' for bad, reason, n in problems)} END"
+
+
+def _arms_sql(source: EventSource) -> str:
+    """Expression of the arm of an impression by experiment, of those that it is in; null for none."""
+    kind = "MAP(VARCHAR, VARCHAR)"
+    if not source.experiments:
+        return f"CAST(NULL AS {kind})"
+    names = sorted(source.experiments)
+    pairs = ", ".join(f"{{'key': {literal(name)}, 'value': {quoted(_ARM + name)}}}" for name in names)
+    known = " OR ".join(f"{quoted(_ARM + name)} IS NOT NULL" for name in names)
+    of = f"map_from_entries(list_filter([{pairs}], lambda pair: pair.value IS NOT NULL))"
+    return f"CASE WHEN kind = {int(Kind.IMPRESSION)} AND ({known}) THEN CAST({of} AS {kind}) END"
 
 
 def _has(reader: Reader, name: str) -> str:
@@ -157,11 +178,11 @@ def _take(
     reader: Reader,
     source: EventSource,
     number: int,
-    columns: str,
+    of_lists: Mapping[str, str],
 ) -> None:
     """Move the checked rows: those with a problem to the quarantine or the rows left out, others to `events`.
 
-    columns: expression of the columns of the request.
+    of_lists: expressions of columns that several values make up: `columns` of the request, and `experiments`.
     """
     shown_names = [n for n in ("event", "user_id", "item_id", "timestamp", "value", _ORDER) if reader.has(n)]
     texts = "".join(f", {reader.text(name)} AS {quoted(name)}" for name in shown_names)
@@ -187,7 +208,8 @@ def _take(
     changed = {
         "position": "CAST(position AS SMALLINT)",
         "value": f"CASE WHEN kind NOT IN ({without}) THEN value END",
-        "columns": columns,
+        "team": f"CASE WHEN kind = {int(Kind.IMPRESSION)} THEN team END",
+        **of_lists,
     }
     cells = ", ".join(f"{changed.get(name, name)} AS {name}" for name in _WRITTEN)
     accepted = "SELECT * FROM _checked WHERE _problem IS NULL"

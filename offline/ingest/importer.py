@@ -25,8 +25,12 @@ from offline.data import (
     EVENTS_FILE,
     EVENTS_FORM,
     EVENTS_SCHEMA,
+    EXPERIMENT_FIELDS,
     GROUP_ROWS,
     PLACEMENT,
+    SERVED_FILE,
+    SERVED_FORM,
+    SERVED_SCHEMA,
     UTC_US,
     annotation_table,
     erasures,
@@ -55,9 +59,9 @@ def import_data(
 ) -> ImportSummary:
     """Write a data set: items, events, users with attributes if there are any, the quarantine, and `import.json`.
 
-    Rows of erased users up to their erasure and their attributes are not written, although they count as accepted, nor
-    are rejected values that may have their IDs. Files named under `annotations` are checked and written too; any of
-    `ANNOTATION_FILES` that is not among them is removed.
+    If a list was in an experiment, also the lists, as served ones. Rows of erased users up to their erasure and their
+    attributes are not written, although they count as accepted, nor are rejected values that may have their IDs. Files
+    named under `annotations` are checked and written too; any of `ANNOTATION_FILES` that is not among them is removed.
 
     now: timezone-aware; events later than it by more than the configured tolerance are rejected. on_progress: called
     with the bytes read and in total. Raises DataError if a source cannot be read (nothing is written), if no event is
@@ -80,6 +84,7 @@ def import_data(
         else:
             (directory / imported.PROFILES_FILE).unlink(missing_ok=True)
         _write_events(found.library, directory, erased)
+        _write_served(found.library, directory, erased)
         for name in ANNOTATION_FILES:
             if name in found.annotations:
                 _write(directory / name, found.annotations[name])
@@ -113,17 +118,48 @@ def _write_events(library: Library, directory: Path, erased: erasures.Erasures) 
     schema = EVENTS_SCHEMA.append(PLACEMENT) if placed else EVENTS_SCHEMA
     columns = ", ".join(f"{ours.get(n, quoted(n))} AS {quoted(n)}" for n in schema.names)
     order = "e.timestamp, event, item_id, user_id, request_id NULLS LAST, position NULLS LAST, event_id"
-    batches = library.sql.sql(f"SELECT {columns} FROM shop.events AS e ORDER BY {order}").to_arrow_reader(GROUP_ROWS)
-    with (
-        atomic_path(directory / EVENTS_FILE) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-    ):
+    query = f"SELECT {columns} FROM shop.events AS e ORDER BY {order}"
+    _write_log(library, query, directory / EVENTS_FILE, schema, EVENTS_FORM.moment, erased)
+
+
+def _write_served(library: Library, directory: Path, erased: erasures.Erasures) -> None:
+    """Write the lists of the impressions as served lists, if any was in an experiment, without those of erased users.
+
+    All lists are written, so that those of the experiments are no more than their share of all.
+    """
+    shown = f"FROM shop.events WHERE kind = {int(Kind.IMPRESSION)} AND request_id IS NOT NULL"
+    if not library.rows(f"SELECT count(experiments) {shown}")[0][0]:
+        # A file left over from an earlier import would not match this log.
+        (directory / SERVED_FILE).unlink(missing_ok=True)
+        return
+    by_place = "ORDER BY position NULLS LAST, seq"
+    of_first = {name: f"arg_min({name}, seq)" for name in ("user_id", "device", "query", "placement", "session_id")}
+    cells = {
+        **of_first,
+        "at": "make_timestamp(min(timestamp))",
+        "item_ids": f"list(item_id {by_place})",
+        "experiments": "arg_min(experiments, seq)",
+        "teams": f"CASE WHEN count(team) > 0 THEN list(team {by_place}) END",
+    }
+    fields = {f.name: f for f in (*SERVED_SCHEMA, PLACEMENT, *EXPERIMENT_FIELDS)}
+    schema = pa.schema([fields["request_id"], *(fields[name] for name in fields if name in cells)])
+    columns = ", ".join(f"{cells.get(n, n)} AS {quoted(n)}" for n in schema.names)
+    query = f"SELECT {columns} {shown} GROUP BY request_id ORDER BY min(timestamp), request_id"
+    _write_log(library, query, directory / SERVED_FILE, schema, SERVED_FORM.moment, erased)
+
+
+def _write_log(
+    library: Library, query: str, path: Path, schema: pa.Schema, moment: str, erased: erasures.Erasures
+) -> None:
+    """Write the rows of a query as a file of the log. moment: the column with the time of a row."""
+    batches = library.sql.sql(query).to_arrow_reader(GROUP_ROWS)
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         left = schema.empty_table()
         for batch in batches:
             table = pa.Table.from_batches([batch])
-            at = table["timestamp"].cast(pa.timestamp("us")).cast(UTC_US)
-            table = table.set_column(table.schema.get_field_index("timestamp"), "timestamp", at).cast(schema)
-            table = erasures.without_erased(table, erased, EVENTS_FORM.moment)
+            at = table[moment].cast(pa.timestamp("us")).cast(UTC_US)
+            table = table.set_column(table.schema.get_field_index(moment), moment, at).cast(schema)
+            table = erasures.without_erased(table, erased, moment)
             left = pa.concat_tables([left, table])
             while len(left) >= GROUP_ROWS:
                 writer.write_table(left.slice(0, GROUP_ROWS), GROUP_ROWS)

@@ -41,6 +41,7 @@ class EventChecks(NamedTuple):
         notes = self.find_lists()
         if self.library.rows(f"SELECT count(*) FROM shop.events WHERE {_SHOWN} AND request_id IS NOT NULL")[0][0]:
             self.refuse_shared_lists()
+            self.refuse_mixed_arms()
             notes += self.unify_times()
         self.name_events()
         self.refuse(
@@ -92,6 +93,17 @@ class EventChecks(NamedTuple):
             f"SELECT seq FROM shop.events JOIN ({owners}) AS o USING (request_id) WHERE user_id <> owner",
             "request_id",
             "list_of_another_user",
+        )
+
+    def refuse_mixed_arms(self) -> None:
+        """Refuse impressions in other arms than the first of their list. A missing arm contradicts none."""
+        known = f"{_SHOWN} AND request_id IS NOT NULL AND experiments IS NOT NULL"
+        arms = "CAST(experiments AS VARCHAR)"
+        first = f"SELECT request_id, arg_min({arms}, seq) AS arms FROM shop.events WHERE {known} GROUP BY request_id"
+        self.refuse(
+            f"SELECT seq FROM shop.events JOIN ({first}) AS f USING (request_id) WHERE {known} AND {arms} <> f.arms",
+            "experiments",
+            "list_of_another_arm",
         )
 
     def unify_times(self) -> list[str]:

@@ -80,6 +80,10 @@ REASONS: Mapping[str, Reason] = {
     "list_of_another_user": Reason(
         "is a list shown to another user", "Log a new `request_id` for every list shown, never one shared by users."
     ),
+    "list_of_another_arm": Reason(
+        "differs from the arms of the other items of the list",
+        "Log the arm that the whole list was made by with each of its impressions.",
+    ),
     "unknown_item": Reason(
         "is not in the catalogue", "Add the item, or set `unknown_items: keep` to import it with its ID only."
     ),

@@ -34,15 +34,22 @@ def strictly(parse: Parse[T], text: str, where: str) -> dict[str, T]:
 class CredentialFile(Generic[T]):
     """The credentials of a file, by name. A credential is valid only while its line is in the file."""
 
-    def __init__(self, path: Path, parse: Parse[T], what: str) -> None:
-        """what: plural of the credential, for messages. Raises KeysError if the file cannot be used."""
+    def __init__(self, path: Path, parse: Parse[T], what: str, setting: str, command: str) -> None:
+        """what: plural of the credential. setting: names the file. command: prints a credential. All for messages.
+
+        Raises KeysError if the file cannot be used.
+        """
         self._path, self._parse, self._what = path, parse, what
         self._valid, self._unreadable = True, False
         try:
             self._content = path.read_bytes()
             self.by_name = strictly(parse, self._content.decode(), str(path))
         except (OSError, UnicodeDecodeError) as e:
-            raise KeysError(f"cannot read the {what} in {str(path)!r}: {e}") from e
+            reason = "it is not UTF-8" if isinstance(e, UnicodeDecodeError) else e.strerror
+            raise KeysError(
+                f"cannot read the {what} in {str(path.absolute())!r}: {reason}. Write them into this file, one per "
+                f"line, as printed by `{command}`, or name another file with {setting}"
+            ) from e
 
     def look(self) -> bool:
         """Reload the file if its content has changed.

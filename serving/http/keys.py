@@ -146,7 +146,9 @@ class Keys:
         """Load keys from a file, or from lines taken from a variable, but not both. Raises KeysError."""
         if file is not None and lines:
             raise KeysError(f"{KEYS_VARIABLE} and serving.keys_file ({str(file)!r}) are both set: use only one")
-        self._file = None if file is None else CredentialFile(file, _parse_lines, "keys")
+        self._file = None
+        if file is not None:
+            self._file = CredentialFile(file, _parse_lines, "keys", "serving.keys_file", "shelfwise keys new")
         self._of_lines = parse(lines, KEYS_VARIABLE) if lines else {}
 
     def __bool__(self) -> bool:

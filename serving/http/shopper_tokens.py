@@ -76,7 +76,11 @@ def parse_secrets(text: str, where: str) -> tuple[dict[str, str], list[str]]:
 
 def last_secret(file: Path) -> tuple[str, str]:
     """The name and text of the last secret of a file. Raises KeysError if the file cannot be used."""
-    return list(CredentialFile(file, parse_secrets, "shopper secrets").by_name.items())[-1]
+    return list(_secrets(file, "--secrets").by_name.items())[-1]
+
+
+def _secrets(file: Path, setting: str) -> CredentialFile[str]:
+    return CredentialFile(file, parse_secrets, "shopper secrets", setting, "shelfwise keys secret")
 
 
 def make_token(user_id: str, name: str, secret: str, seconds: float) -> str:
@@ -101,7 +105,7 @@ class ShopperTokens:
         self.policy = policy
         self._file = None
         if policy != "off" and file is not None:
-            self._file = CredentialFile(file, parse_secrets, "shopper secrets")
+            self._file = _secrets(file, "serving.shopper_secrets_file")
 
     def look(self) -> bool:
         """Reload the secrets if their file has changed: see `CredentialFile.look`. True without a file."""

@@ -48,6 +48,9 @@ KUBERNETES = ("1.29", "1.37")
 PROMETHEUS = {"up": {"job", "instance"}}
 """Series that Prometheus adds for every target, with their labels."""
 
+JOBS = ("night", "earnings")
+"""Parts of Shelfwise that are CronJobs."""
+
 VERDICTS = [3, 4, 5, 6, 7]
 """Exit statuses of `shelfwise nightly` that a retry does not change."""
 
@@ -82,7 +85,8 @@ def night_job() -> Any:
 def pods() -> dict[str, Any]:
     """The specification of every pod, by the name of its workload."""
     specs = {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in MANIFESTS if m["kind"] == "Deployment"}
-    return specs | {"shelfwise-night": night_job()["template"]["spec"]}
+    jobs = {m["metadata"]["name"]: m["spec"]["jobTemplate"]["spec"] for m in MANIFESTS if m["kind"] == "CronJob"}
+    return specs | {name: job["template"]["spec"] for name, job in jobs.items()}
 
 
 def containers() -> list[Any]:
@@ -146,7 +150,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for container in containers():
         yield f"kubernetes {container['name']}", container["args"]
     for name in UNITS:
-        for key in ("ExecStartPre", "ExecStart"):
+        for key in ("ExecStartPre", "ExecStart", "ExecStopPost"):
             for line in unit(name).get(key, []):
                 yield f"{name} {key}", shlex.split(line)[1:]
     for command in re.findall(r"^CMD (\[\"(?:serve|nightly).*\])", DOCKERFILE, re.MULTILINE):
@@ -330,6 +334,7 @@ SERVICE_KEYS = {
     "profiles",
     "healthcheck",
     "user",
+    "network_mode",
     "networks",
 }
 """Keys of the Compose specification that our file uses. Before adding one, check that it is in the specification."""
@@ -357,7 +362,8 @@ def test_the_compose_file_is_valid() -> None:
         for part in ("configs", "secrets", "networks"):
             for one in service.get(part, ()):
                 assert (one["source"] if isinstance(one, dict) else one) in COMPOSE[part], f"{name}: {one}"
-        assert service["networks"], f"{name}: without a network of its own, it would be in the default one"
+        none = service.get("network_mode") == "none"
+        assert service.get("networks") or none, f"{name}: without a network of its own, it would be in the default one"
     assert all((DEPLOY / c["file"]).is_file() for c in COMPOSE["configs"].values())
 
 
@@ -380,7 +386,7 @@ def test_every_container_of_the_compose_file_is_locked_down() -> None:
 def test_only_the_processes_that_use_redis_share_a_network_with_it() -> None:
     """That network has no way out of the machine. Prometheus reaches only the service, Grafana only Prometheus."""
     members = {
-        network: {name for name, s in COMPOSE["services"].items() if network in s["networks"]}
+        network: {name for name, s in COMPOSE["services"].items() if network in s.get("networks", ())}
         for network in COMPOSE["networks"]
     }
     assert members == {
@@ -393,7 +399,7 @@ def test_only_the_processes_that_use_redis_share_a_network_with_it() -> None:
     assert internal == {"data", "metrics"}
     for name, service in COMPOSE["services"].items():
         # Docker publishes no port of a container that is only in internal networks.
-        assert bool(set(service["networks"]) - internal) is bool(service.get("ports")), name
+        assert bool(set(service.get("networks", ())) - internal) is bool(service.get("ports")), name
 
 
 def test_secrets_are_files_ignored_by_git() -> None:
@@ -416,7 +422,8 @@ def test_no_process_gets_a_secret_in_its_environment() -> None:
                 mounted = {s if isinstance(s, str) else Path(s["target"]).name for s in service["secrets"]}
                 assert Path(value).name in mounted, name
     for container in containers():
-        assert container["env"] == [{"name": "REDIS_URL_FILE", "value": "/run/secrets/shelfwise/redis-url"}]
+        address = {"name": "REDIS_URL_FILE", "value": "/run/secrets/shelfwise/redis-url"}
+        assert container.get("env", []) == ([] if container["name"] == "earnings" else [address])
     for name in UNITS:
         assert unit(name)["LoadCredential"] == ["redis-url:/etc/shelfwise/redis-url"]
         assert unit(name)["Environment"][0].startswith("REDIS_URL_FILE=%d/redis-url ")
@@ -568,8 +575,10 @@ def test_references_in_manifests_exist() -> None:
 
 
 def test_a_pod_mounts_only_the_secrets_it_needs() -> None:
-    """Only the service has the API keys. All mounts of secrets are read-only."""
-    for name, pod in pods().items():
+    """Only the service has the API keys, and earnings have no secret. All mounts of secrets are read-only."""
+    specs = pods()
+    assert not [v for v in specs.pop("shelfwise-earnings")["volumes"] if "secret" in v]
+    for name, pod in specs.items():
         (secret,) = (v["secret"] for v in pod["volumes"] if "secret" in v)
         assert secret["secretName"] == "shelfwise"
         wanted = {"redis-url", "keys"} if name == "shelfwise" else {"redis-url"}
@@ -633,6 +642,17 @@ def test_nightly_runs_never_overlap() -> None:
 
 
 DAG = (DEPLOY / "airflow/shelfwise_night.py").read_text("utf-8")
+
+
+def test_every_schedule_adds_up_earnings_after_collecting_whatever_the_verdict() -> None:
+    """A night that failed or kept its release does not hide what the lists brought, and a failure of the earnings is
+    none of the night."""
+    service = unit(f"{NIGHT}.service")
+    assert service["ExecStopPost"] == [f"-/opt/shelfwise/bin/shelfwise earnings --config {CONFIG}"]
+    assert "collect() >> [nightly(), earnings()]" in DAG
+    assert "run --rm night; docker compose run --rm earnings" in (DEPLOY / "compose.yaml").read_text("utf-8")
+    hours = {name: int(manifest("CronJob", f"shelfwise-{name}")["spec"]["schedule"].split()[1]) for name in JOBS}
+    assert hours["earnings"] > hours["night"], "the night begins with `collect`"
 
 
 def test_the_airflow_example_is_python() -> None:

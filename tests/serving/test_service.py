@@ -732,6 +732,12 @@ def test_an_invalid_simulated_clock_raises(tmp_path: Path, content: str) -> None
         make_clock(tmp_path / "clock")()
 
 
+def test_a_missing_file_of_a_simulated_clock_says_what_to_write(tmp_path: Path) -> None:
+    """It was a bare "No such file or directory"."""
+    with pytest.raises(ClockError, match=r"serving\.clock_file names '/.*clock', .*: No such file .* in Unix seconds"):
+        make_clock(tmp_path / "clock")()
+
+
 def test_importing_the_service_loads_no_package_of_the_nightly_job() -> None:
     code = "import sys, serving.app; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = set(

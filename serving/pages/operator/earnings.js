@@ -50,6 +50,8 @@ const inCurrency = () => (tables.currency ? `, ${tables.currency}` : "");
 function incremental() {
   const found = tables.experiments;
   $("no-holdout").hidden = found.length > 0;
+  $("not-incremental").replaceChildren(...tables.not_incremental.map((one) => make("p", "quiet",
+    `${one.experiment} has no incremental figure: ${one.reason}. Its arms are compared by shelfwise experiments report.`)));
   $("incremental").replaceChildren(...found.map((experiment) => {
     const article = make("article", "experiment");
     article.append(make("h3", "", experiment.experiment));

@@ -206,6 +206,11 @@ def test_an_empty_list_of_releases_is_printed(
     [
         (OSError(errno.EROFS, "Read-only file system", "/data/w"), "/data/w: the file system is read-only; "),
         (PermissionError(errno.EACCES, "Permission denied", "/data/w"), "/data/w: permission denied; "),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.csv"),
+            "a.csv: no such file or directory; check",
+        ),
+        (FileNotFoundError("items.parquet: no such file; import some"), "items.parquet: no such file; import some"),
         (EncoderError("folder: weights are pickled"), "folder: weights are pickled"),
     ],
 )

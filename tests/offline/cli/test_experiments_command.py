@@ -85,6 +85,13 @@ def test_a_report_is_printed_and_written(configs: dict[str, Path], tmp_path: Pat
     assert "Experiment test" in html.read_text("utf-8")
 
 
+def test_a_margin_that_is_not_configured_says_what_to_set(configs: dict[str, Path]) -> None:
+    """The catalogue has an attribute `margin`, but `earnings` do not name it."""
+    for command in ("report", "plan"):
+        result = run(command, "test", "--config", configs["good"], "--metric", "margin")
+        assert "no item has a known margin; set earnings.margin or earnings.cost" in str(result.exception)
+
+
 def test_a_mismatch_comes_first_and_is_an_exit_status(configs: dict[str, Path]) -> None:
     result = run("report", "test", "--config", configs["broken"], "--metric", "clicks")
     assert result.exit_code == 1

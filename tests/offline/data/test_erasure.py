@@ -136,11 +136,14 @@ def test_imported_events_of_an_erased_user_are_removed(
     column = table.schema.get_field_index("user_id")
     table = table.set_column(column, "user_id", table["user_id"].dictionary_encode())
     pq.write_table(table, data / "events.parquet")
+    lists = {"request_id": ["r1", "r2"], "at": table["timestamp"].slice(0, 2), "user_id": ["u", "v"]}
+    pq.write_table(pa.table(lists), data / "served.parquet")
     erase(client, "u")
     with redis.Redis.from_url(url) as raw:
         raw.xtrim("sw:events", maxlen=0, approximate=False)
     collect(data, store)
     assert load_dataset(data).events.user_ids == ["v"]
+    assert pq.read_table(data / "served.parquet")["user_id"].to_pylist() == ["v"]
     written = pq.read_table(data / "events.parquet", read_dictionary=["user_id"])["user_id"].combine_chunks()
     assert written.dictionary.to_pylist() == ["v"], "the rewritten file has no dictionary that still contains the ID"
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.earnings.attribution import UserMerges, last_touches, named_lists
+from offline.earnings.attribution import last_touches, named_lists
 from offline.earnings.cells import Cell, Cells
 from offline.earnings.rows import RowKind, make_rows
+from offline.experiments import UserMerges
 from tests.offline.earnings.logs import DAY, Log, settings_of
 
 

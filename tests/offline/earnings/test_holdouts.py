@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offline.earnings import Holdout, Settings
+from offline.earnings import Holdout, Settings, holdouts, why_not_incremental
+from serving.config import ExperimentConfig
 from tests.offline.earnings.logs import DAY, Log, settings_of
 
 TRIAL = Holdout("trial", ("held", "ranked"), (1.0, 1.0), 28.0)
@@ -67,6 +68,20 @@ def test_purchases_before_the_first_list_and_long_after_the_last_do_not_count(tm
     assert tables["shop"]["total"]["purchases"] == 12
 
 
+def test_a_served_list_without_impressions_is_an_exposure(tmp_path: Path) -> None:
+    """As in reports of experiments: here, impressions are reported for the first user of each arm only, and an empty
+    list exposes nobody."""
+    log = Log()
+    for k, arm in enumerate(["held", "held", "ranked", "ranked"]):
+        log.serve(0, f"q{k}", f"u{k}", ["a"], arms={"trial": arm}).event(10, "purchase", f"u{k}", "b", value=5.0 + k)
+        if k % 2:
+            log.show(0, f"q{k}", f"u{k}", ["a"])
+    log.serve(0, "empty", "u9", [], arms={"trial": "ranked"})
+    tables = log.earnings(tmp_path, settings())
+    assert (tables["experiments"][0]["holdout_users"], last(tables)["users"]) == (2, 2)
+    assert last(tables)["value"] == pytest.approx(2 * ((7 + 8) / 2 - (5 + 6) / 2))
+
+
 def test_a_return_is_subtracted(tmp_path: Path) -> None:
     log = Log()
     for k, arm in enumerate(["held", "held", "ranked", "ranked"]):
@@ -123,7 +138,21 @@ def test_an_experiment_that_the_configuration_does_not_know_has_only_last_touch(
     tables = log.earnings(tmp_path, settings_of())
     assert tables["experiments"] == []
     assert [(e["arm"], e["total"]["revenue"]) for e in tables["arms"]] == [("held", 0.0), ("ranked", 3.0)]
-    assert tables["notes"] == [
-        "No incremental estimate for trial: the configuration has no such experiment over users with a holdout, which "
-        "is an arm with an order."
-    ]
+    assert tables["not_incremental"] == [{"experiment": "trial", "reason": "it is not in the configuration"}]
+
+
+def test_only_experiments_over_users_with_a_holdout_are_incremental() -> None:
+    """Every other one has its reason."""
+    arms: dict[str, Any] = {"held": {"order": "popularity"}, "ranked": {}}
+    configs: dict[str, Any] = {
+        "trial": {"arms": arms},
+        "sessions": {"arms": arms, "unit": "session"},
+        "mixed": {"arms": {"old": {}, "new": {}}, "interleave": True},
+        "releases": {"arms": {"old": {}, "new": {"release": "r2"}}},
+    }
+    experiments = {name: ExperimentConfig.model_validate(config) for name, config in configs.items()}
+    assert [h.experiment for h in holdouts(experiments)] == ["trial"]
+    reasons = {name: reason.split()[1:4] for name, reason in why_not_incremental(experiments).items()}
+    assert reasons == {
+        "sessions": ["unit", "is", "the"], "mixed": ["lists", "mix", "both"], "releases": ["has", "no", "holdout,"],
+    }  # fmt: skip

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from offline.config import EarningsConfig
 from offline.data import LogFiles
 from offline.experiments.design import Design, Observed, Window
+from offline.experiments.money import Prices
 from offline.experiments.reading import read, read_all
 from tests.experiment_logs import HOUR_US, START_US, acted, shown, write_log
 
@@ -16,8 +19,18 @@ TEST = Design("test", ("control", "new"), (1.0, 1.0), start=START_US / 1e6)
 DAY_S = 86400.0
 
 
-def observe(directory: Path, *log: Any, design: Design = TEST, window: Window | None = None, **others: Any) -> Observed:
-    return read(LogFiles.of(write_log(directory, *log, **others)), design, window)
+def observe(
+    directory: Path,
+    *log: Any,
+    design: Design = TEST,
+    window: Window | None = None,
+    earnings: Mapping[str, str] | None = None,
+    **others: Any,
+) -> Observed:
+    """earnings: keys of that section of the configuration; None if values are revenues."""
+    files = LogFiles.of(write_log(directory, *log, **others))
+    prices = None if earnings is None else Prices.of(directory, {}, EarningsConfig.model_validate(earnings))
+    return read(files, design, window, prices)
 
 
 def totals(found: Observed, look: int = -1) -> dict[str, list[float]]:
@@ -49,13 +62,14 @@ def test_sums_are_of_each_arm_and_each_day(tmp_path: Path) -> None:
         acted("c", "purchase", 27, 5.0, item_id="b"),
         acted("stranger", "purchase", 5, 99.0),
     ]
-    found = observe(tmp_path, lists, events)
+    found = observe(tmp_path, lists, events, earnings={"value": "amount", "margin": "margin"})
     first, last = totals(found, 0), totals(found)
     assert (first["unit"], last["unit"]) == ([1, 1], [2, 1])
     assert (first["lists"], last["lists"]) == ([1, 1], [2, 2])
     assert (first["purchases"], last["purchases"]) == ([2, 0], [2, 1])
     assert (first["revenue"], last["revenue"]) == ([30, 0], [30, 5])
     assert last["margin"] == [2, 3], "item c has no margin, which counts as 0"
+    assert found.counts == {"purchases without a known margin": 1}
     assert found.moments is not None
     k = found.moments.columns.index("revenue")
     assert found.moments.sums[-1, :, k, k].tolist() == [30**2, 5**2]
@@ -99,7 +113,22 @@ def test_a_purchase_without_a_value_is_a_purchase_without_revenue(tmp_path: Path
     events = [acted("a", "purchase", 2), acted("a", "purchase", 3, float("nan")), acted("a", "purchase", 4, 7.0)]
     found = observe(tmp_path, [shown("a", "new", 1)], events)
     assert (totals(found)["purchases"], totals(found)["revenue"]) == ([0, 3], [0, 7])
-    assert found.counts == {"purchases without a value": 2}
+    assert found.counts == {"purchases without a known revenue": 2}
+
+
+def test_revenue_is_by_the_configuration(tmp_path: Path) -> None:
+    """Three a at 10 and two d, which have no price."""
+    events = [acted("a", "purchase", 2, 3.0), acted("a", "purchase", 3, 2.0, item_id="d")]
+    found = observe(tmp_path, [shown("a", "new", 1)], events, earnings={"value": "quantity"})
+    assert (totals(found)["purchases"], totals(found)["revenue"]) == ([0, 2], [0, 30])
+    assert found.counts == {"purchases without a known revenue": 1}, "a margin that nobody asked for is not missing"
+
+
+def test_a_return_takes_back_revenue_and_is_no_purchase(tmp_path: Path) -> None:
+    events = [acted("a", "purchase", 2, 7.0), acted("a", "purchase", 3, -3.0)]
+    found = observe(tmp_path, [shown("a", "new", 1)], events)
+    assert (totals(found)["purchases"], totals(found)["revenue"]) == ([0, 1], [0, 4])
+    assert found.counts == {"returns": 1}
 
 
 def test_outcomes_before_the_start_are_kept_apart(tmp_path: Path) -> None:
