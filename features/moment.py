@@ -29,6 +29,7 @@ from features.neighbours import Neighbours
 from features.popularity import PopularityRow, click_rates, popularity, shop_rate
 from features.prior import standardize
 from features.segments import Segments
+from features.sequence import SequenceModel
 from features.taste import taste_logit, taste_posterior_mean, taste_variance
 from features.text.inverted_lists import InvertedLists
 from features.text.vectors import Vectors, text_similarity
@@ -57,7 +58,8 @@ class Items:
     inverted: inverted lists of the vectors, None if the catalogue is small enough to compare every item. words:
     vocabulary of the catalogue, None if no query needs to be read. companions: tables of what goes with each item, None
     if neither features nor sources need them. linear: linear item-to-item model, None before anything is fitted.
-    attribution_s: time after an impression in which a click counts for it. Row `-1` of every array is the unknown item.
+    sequence: sequence model, None if there is none. attribution_s: time after an impression in which a click counts for
+    it. Row `-1` of every array is the unknown item.
     """
 
     catalogue: Catalogue
@@ -75,6 +77,7 @@ class Items:
     attribution_s: float = ATTRIBUTION_S
     companions: Companions | None = None
     linear: Linear | None = None
+    sequence: SequenceModel | None = None
 
     @cached_property
     def numbers(self) -> F64:
@@ -394,6 +397,16 @@ class Moment:
         newest item; cosine with `taste`; the latter times the weight of evidence.
         """
         return text_similarity(self.interest, self.directions[1], len(self.residuals.item))
+
+    @cached_property
+    def sequence_cosine(self) -> F32:
+        """float32[c]: cosine of each candidate with what the sequence model expects next.
+
+        NaN for a user without history, and for an item without an embedding.
+        """
+        model, e = self.items.sequence, self.engaged
+        assert model is not None, "only declared for items with a sequence model"
+        return model.items.cosines_to(self.candidates, model.user_vector(e.item, e.kind, e.at, self.at))
 
     @cached_property
     def query_scores(self) -> F64:

@@ -24,6 +24,7 @@ from features.neighbours import MAX_PER_USER, SESSION_WEIGHT, Neighbours
 from features.prior import attribute_rates, click_rate_prior
 from features.retention import DEFAULT_RETENTION, Retention
 from features.segments import fit_segments
+from features.sequence import SequenceModel
 from features.table import declare, rows
 from features.taste import MAX_USERS, Evidence, fit_factors
 from features.text.implied_tags import AttributeValues, ItemWords
@@ -56,7 +57,8 @@ class Replay:
     `Items`. seeds: whether items have companions, which are refit like neighbours, and their features.
     word_vectors: those of the vocabulary's words by the encoder of `vectors` and by each of `encoder_vectors`, as in
     `Vocabulary.with_vectors`; empty for none. vocabulary: to be used at all times, with its word vectors; None to build
-    it.
+    it. sequence_models: the time and the sequence model of each training, ascending, used like `encoder_vectors`;
+    before the first, no item has an embedding. Without any, rows have no features of the model.
     """
 
     catalogue: Catalogue
@@ -74,11 +76,12 @@ class Replay:
     seeds: bool = False
     word_vectors: Sequence[NDArray[np.floating]] = ()
     vocabulary: Vocabulary | None = None
+    sequence_models: tuple[tuple[float, SequenceModel], ...] = ()
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """The columns of `rows`, in order."""
-        return declare(self.catalogue, self.custom, self.columns, self.seeds)
+        return declare(self.catalogue, self.custom, self.columns, self.seeds, bool(self.sequence_models))
 
     @cached_property
     def histories(self) -> Histories:
@@ -144,6 +147,7 @@ class Replay:
             neighbours=Neighbours.build(recent, len(self.catalogue), at, session_weight=self.session_weight),
             linear=Linear.build(recent, len(self.catalogue), at),
             words=None if items.words is None else self._words(revision),
+            sequence=next((model for since, model in reversed(self.sequence_models) if since <= at), items.sequence),
         )
         if self.seeds:
             n = len(self.catalogue)
@@ -182,6 +186,7 @@ class Replay:
             attribution_s=self.attribution_s,
             companions=Companions.none(n) if self.seeds else None,
             linear=Linear.none(n),
+            sequence=SequenceModel.none(n, self.vectors.shape[1]) if self.sequence_models else None,
         )
 
     def _revision(self, revision: int) -> F32:

@@ -475,8 +475,26 @@ def _seeds() -> Iterator[Feature]:
     )
 
 
+def _sequence_rows(m: Moment) -> F32:
+    cosine = m.sequence_cosine
+    return np.vstack((cosine, rank_within_list(cosine[None])))
+
+
+def _sequence() -> Iterator[Feature]:
+    """Features of the sequence model. Two of them compare within the list, as those of `WITHIN_LIST` do."""
+    reasons = Reasons("a likely next choice after your latest ones", "an unlikely next choice after your latest ones")
+    declare = partial(Feature, compute=_sequence_rows, group="sequence", reasons=reasons, of_history=True)
+    missing = f"{_NO_HISTORY}, or the sequence model does not know the item"
+    name = "sequence_cosine"
+    yield declare(name, "similarity to the item expected next, from the order of engagements", "cosine", missing)
+    yield declare(f"{name}_rank", f"rank of {name} in the list", "0 to 1", f"{name} is missing")
+    yield declare(f"{name}_over_mean", f"{name} minus its mean in the list", "difference", f"{name} is missing")
+
+
 FEATURES_OF_SEEDS = tuple(_seeds())
 """The features of items that have companions, after those of the catalogue and of requests."""
+FEATURES_OF_SEQUENCE = tuple(_sequence())
+"""The features of items that have a sequence model, after those of companions."""
 FEATURES = _all()
 """The features of every shop, in column order; those of a catalogue's own attributes follow (see `features`)."""
 
@@ -602,23 +620,27 @@ def in_group(columns: Sequence[Feature], group: str) -> Bool:
 
 def features(items: Items) -> tuple[Feature, ...]:
     """The columns of `rows`, in order: `FEATURES`, then those of the catalogue's attributes, of the request's columns,
-    of its seeds, and custom features.
+    of its seeds, of the sequence model, and custom features.
 
     A number or date has two columns (its value, and the user's slope in it), any other attribute has three (its click
     rate, and the user's share and residual in it). An attribute may have any name: `Unit Weight` has the column
     `item_Unit_Weight`.
     """
-    return declare(items.catalogue, items.custom, items.columns, items.companions is not None)
+    return _layout_of(items)[0]
 
 
 def declare(
-    catalogue: Catalogue, custom: tuple[Feature, ...], columns: tuple[Column, ...] = (), seeds: bool = False
+    catalogue: Catalogue,
+    custom: tuple[Feature, ...],
+    columns: tuple[Column, ...] = (),
+    seeds: bool = False,
+    sequence: bool = False,
 ) -> tuple[Feature, ...]:
     """`features` from the catalogue, custom features and columns of the request alone, without any state of items.
 
-    seeds: whether the items have companions.
+    seeds, sequence: whether the items have companions, and a sequence model.
     """
-    return _layout(*_attribute_names(catalogue), columns, custom, seeds)[0]
+    return _layout(*_attribute_names(catalogue), columns, custom, seeds, sequence)[0]
 
 
 def _attribute_names(c: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -658,7 +680,7 @@ def _renamed(own: Sequence[Feature]) -> Iterator[Feature]:
     Their texts keep the name of the attribute or column. A character that the model text separates names with becomes
     `_`; a name that is taken gets a number, from 2.
     """
-    taken = {f.name for f in (*FEATURES, *FEATURES_OF_SEEDS)}
+    taken = {f.name for f in (*FEATURES, *FEATURES_OF_SEEDS, *FEATURES_OF_SEQUENCE)}
     for feature in own:
         base = name = _SEPARATORS.sub("_", feature.name)
         number = 1
@@ -677,19 +699,26 @@ def _layout(
     sent: tuple[Column, ...],
     custom: tuple[Feature, ...],
     seeds: bool,
+    sequence: bool,
 ) -> tuple[tuple[Feature, ...], tuple[_Block, ...], dict[str, int]]:
     own = (
         *(f for k, name in enumerate(numbers) for f in _number(name, k, name in dates)),
         *(f for a, name in enumerate(attributes) for f in _attribute(name, a)),
         *_of_request(sent),
     )
-    out = (*FEATURES, *_renamed(own), *(FEATURES_OF_SEEDS if seeds else ()), *custom)
+    declared = (*(FEATURES_OF_SEEDS if seeds else ()), *(FEATURES_OF_SEQUENCE if sequence else ()))
+    out = (*FEATURES, *_renamed(own), *declared, *custom)
     blocks, first = [], 0
     for compute, together in groupby(out, lambda f: f.compute):
         end = first + len(tuple(together))
         blocks.append(_Block(compute, first, end))
         first = end
     return out, tuple(blocks), {f.name: k for k, f in enumerate(out)}
+
+
+def _layout_of(items: Items) -> tuple[tuple[Feature, ...], tuple[_Block, ...], dict[str, int]]:
+    parts = items.companions is not None, items.sequence is not None
+    return _layout(*_attribute_names(items.catalogue), items.columns, items.custom, *parts)
 
 
 def names(items: Items) -> tuple[str, ...]:
@@ -710,8 +739,7 @@ def rows(items: Items, history: History, candidates: I32, at: float, context: Co
     request. Missing values are NaN. The order of the candidates does not matter: each row depends only on their set.
     """
     moment = Moment(items, history, candidates, at, context)
-    names_of = _attribute_names(items.catalogue)
-    columns, blocks, place = _layout(*names_of, items.columns, items.custom, items.companions is not None)
+    columns, blocks, place = _layout_of(items)
     out = np.empty((len(columns), len(candidates)), np.float32)
     moment.columns = computed = _ComputedColumns(out, place)
     for compute, first, end in blocks:

@@ -98,6 +98,7 @@ def _write(root: Path) -> Path:
     from features.decay import ItemState
     from features.neighbours import Neighbours
     from features.segments import Segments
+    from features.sequence import WEIGHTS, WIDTH, SequenceModel, tower_size
     from features.table import Items, names
     from features.text.inverted_lists import InvertedLists
     from features.text.vectors import Vectors
@@ -137,6 +138,11 @@ def _write(root: Path) -> Path:
         inverted=InvertedLists.assigned(vectors, vectors[:4]),
         words=Vocabulary.build(catalogue, vectors),
         companions=Companions.none(n),
+        sequence=SequenceModel(
+            rng.normal(size=WEIGHTS).astype(np.float32),
+            Vectors.quantise(rng.normal(size=(n + 1, WIDTH)).astype(np.float32)),
+            rng.normal(size=tower_size(_DIMENSION)).astype(np.float32),
+        ),
     )
     return write_release(
         root,

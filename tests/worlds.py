@@ -9,6 +9,8 @@ from features.catalogue import Catalogue
 from features.context import NO_DEVICE
 from features.log import Events, Kind, Lists
 from features.replay import Replay
+from features.sequence import WEIGHTS, WIDTH, SequenceModel, tower_size
+from features.text.vectors import Vectors
 
 DAY = 86400.0
 START = 1_700_000_000.0
@@ -118,3 +120,14 @@ def logs(draw: st.DrawFn, n_items: int = 12, n_users: int = 3) -> list[LogRow]:
 def make_replay(events: Events, refresh_days: tuple[float, ...] = (2.0, 5.0), n: int = 12) -> Replay:
     """A replay of these events over the planted catalogue."""
     return Replay(make_catalogue(n), make_vectors(n), events, START + DAY * np.array(refresh_days))
+
+
+def make_sequence_model(n: int, dimension: int, seed: int = 0) -> SequenceModel:
+    """A sequence model of n items with random weights."""
+    rng = np.random.default_rng(seed)
+    items = np.vstack([rng.normal(size=(n, WIDTH)), np.zeros((1, WIDTH))]).astype(np.float32)
+    return SequenceModel(
+        rng.normal(0, 0.1, WEIGHTS).astype(np.float32),
+        Vectors.quantise(items),
+        rng.normal(0, 0.1, tower_size(dimension)).astype(np.float32),
+    )

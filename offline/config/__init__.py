@@ -26,6 +26,7 @@ from offline.config.imports import (
     UserSource,
 )
 from offline.config.publication import GateConfig, RetentionConfig
+from offline.config.sequence import SequenceConfig
 from offline.config.simulation import POSITION_BIAS, SimulateConfig
 from offline.config.windows import PROTOCOLS, Protocol, WindowConfig
 
@@ -50,6 +51,7 @@ __all__ = [
     "Join",
     "Protocol",
     "RetentionConfig",
+    "SequenceConfig",
     "SimulateConfig",
     "Source",
     "TableConfig",

@@ -26,6 +26,7 @@ from offline.config.earnings import EarningsConfig
 from offline.config.evaluation import SliceConfig
 from offline.config.imports import AttributeKind, ImportConfig
 from offline.config.publication import GateConfig, RetentionConfig
+from offline.config.sequence import SequenceConfig
 from offline.config.simulation import SimulateConfig
 from offline.config.windows import WindowConfig
 from ranker.train import RankerConfig
@@ -222,6 +223,7 @@ class Config(BaseModel):
     slices: SliceConfig = Field(default_factory=lambda: SliceConfig.model_validate({}))
     features: FeatureConfig = Field(default_factory=lambda: FeatureConfig.model_validate({}))
     encoder: EncoderConfig = Field(default_factory=lambda: EncoderConfig.model_validate({}))
+    sequence: SequenceConfig = Field(default_factory=lambda: SequenceConfig.model_validate({}))
     ranker: RankerConfig = Field(default_factory=lambda: RankerConfig.model_validate({}))
     checks: CheckConfig = Field(default_factory=lambda: CheckConfig.model_validate({}))
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))

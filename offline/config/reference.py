@@ -46,6 +46,7 @@ _GUIDES = {
     "features": "See [features](features.md).",
     "encoder": "See [the text encoder](text_encoder.md) for models by name, the checks of a model, and training metrics"
     " in TensorBoard, Weights & Biases and MLflow.",
+    "sequence": "See [the sequence model](features.md#sequence-model).",
     "ranker": "`shelfwise tune` finds values for your data.",
     "checks": "See [data checks](nights.md#data-checks).",
     "gate": "See [the gate](nights.md#the-gate).",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from features.arrays import F32, F64, I32, I64, Bool
 from features.log import Lists
 from features.replay import Replay
+from features.sequence import SequenceModel
+from features.text.vectors import Vectors
 from offline.data import Windows, release_pages
 from offline.evaluation import ScoredLists, served_scores
 from offline.nightly.inputs import Inputs
@@ -123,6 +126,25 @@ class Artefacts:
             self.inputs.config,
             self.inputs.custom,
             self.array("word_vectors.npy", mapped=True),
+            self.sequence_models,
+        )
+
+    @property
+    def sequence_models(self) -> list[SequenceModel]:
+        """The sequence model of each moment of `encoder.json`; none if none is trained."""
+        with np.load(self.file("sequence.npz"), allow_pickle=False) as arrays:
+            parts = [arrays[name] for name in ("weights", "code", "scale", "tower")]
+        return [SequenceModel(w, Vectors(code, scale), tower) for w, code, scale, tower in zip(*parts, strict=True)]
+
+    def save_sequence_models(self, models: Sequence[SequenceModel]) -> None:
+        """Write the sequence models."""
+        np.savez(
+            self.file("sequence.npz"),
+            allow_pickle=False,
+            weights=np.array([model.weights for model in models], np.float32),
+            code=np.array([model.items.code for model in models], np.int8),
+            scale=np.array([model.items.scale for model in models], np.float32),
+            tower=np.array([model.tower for model in models], np.float32),
         )
 
     def release_pages(self) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from features.arrays import F32, F64, I32, I64
 from features.log import Lists
 from features.replay import Replay
+from features.sequence import SequenceModel
 from features.text.vocabulary import Vocabulary
 from offline.data import Targets
 from offline.evaluation import BASELINES, order_of, served_scores, systems
@@ -54,16 +55,23 @@ def score_with_live(live: Release, replay: Replay, lists: Lists) -> F64:
         known = np.array([column in live.items.columns for column in replay.columns])
         lists = replace(lists, columns=np.where(known[:, None], lists.columns, np.float32(np.nan)))
     live_vectors: F32 = (vectors.code[live_row].astype(np.float32) * vectors.scale[live_row, None]).astype(np.float32)
-    return score_with_vectors(live.trees, live_vectors, replay, lists, live.items.words)
+    model = live.items.sequence and live.items.sequence.of_rows(live_row)
+    return score_with_vectors(live.trees, live_vectors, replay, lists, live.items.words, model)
 
 
 def score_with_vectors(
-    trees: Trees | BoosterTrees, vectors: F32, replay: Replay, lists: Lists, words: Vocabulary | None = None
+    trees: Trees | BoosterTrees,
+    vectors: F32,
+    replay: Replay,
+    lists: Lists,
+    words: Vocabulary | None,
+    model: SequenceModel | None,
 ) -> F64:
     """float64[rows]: scores of the trees on rows computed with the given item vectors, as the service gives them.
 
     vectors: float32[n, d], NaN for an item without one. words: a vocabulary with the word vectors of the same encoder;
-    None for those of the items. Everything else is as of the time of each list.
+    None for those of the items. model: the sequence model of these trees, None if they have none. Everything else is as
+    of the time of each list.
     """
     unknown = np.full((1, vectors.shape[1]), np.nan, np.float32)
     own = Replay(
@@ -79,6 +87,7 @@ def score_with_vectors(
         columns=replay.columns,
         seeds=replay.seeds,
         vocabulary=None if words is None else Vocabulary.without_vectors(replay.catalogue).with_vectors_of(words),
+        sequence_models=((-np.inf, model),) if model else (),
     )
     matched = _match_by_name(trees, [f.name for f in own.features], own.rows(lists))
     return served_scores(trees, matched, lists)

@@ -65,7 +65,7 @@ class Inputs:
     @property
     def digest(self) -> dict[str, Any]:
         """Everything the result of the run depends on, as JSON values."""
-        sections = {"seed", "windows", "lists", "features", "encoder", "ranker"}
+        sections = {"seed", "windows", "lists", "features", "encoder", "sequence", "ranker"}
         data = self.config.data
         return {
             "config": self.config.model_dump(mode="json", include=sections),

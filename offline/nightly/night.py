@@ -1,6 +1,6 @@
 """A nightly run: from a data set to a published release, step by step.
 
-    checks -> windows -> texts -> encoder -> lists -> rows -> drift -> ranker -> choice -> probabilities
+    checks -> windows -> texts -> encoder -> sequence -> lists -> rows -> drift -> ranker -> choice -> probabilities
            -> evaluate -> release -> gate -> publish -> tidy
 
 Each step reads and writes files of one run directory. Shoppers see no change until `publish` moves the pointer to the
@@ -21,7 +21,7 @@ from offline.nightly.run import Run, Step
 from offline.runtime import OnProgress
 from serving.release import Release, load_release
 
-_LOG = ("windows.json", "encoder.json", "vectors.npy", "word_vectors.npy", "zero_shot.npy")
+_LOG = ("windows.json", "encoder.json", "vectors.npy", "word_vectors.npy", "zero_shot.npy", "sequence.npz")
 _REPLAYED = (*_LOG, "lists.npz")
 _RANKED = (*_REPLAYED, "rows.npy", "baselines.npy", "warm.npy", "ranker.txt")
 _CHOSEN = ("published.txt", "published_score.npy", "choice.json")
@@ -67,6 +67,13 @@ class Night:
                 ["encoder", "vectors.npy", "word_vectors.npy", "encoder.json"],
                 steps.train_encoders,
                 ["windows.json", "zero_shot.npy", "words.npy", "texts.json"],
+            ),
+            self._step(
+                "sequence",
+                "Training the sequence model",
+                ["sequence.npz"],
+                steps.train_sequence_models,
+                ["encoder.json", "vectors.npy"],
             ),
             self._step("lists", "Building query groups", ["lists.npz"], steps.make_query_groups, _LOG),
             self._step(

@@ -24,7 +24,16 @@ from offline.evaluation import BASELINES, DEPTH, facts, outcomes, served_scores,
 from offline.nightly.artefacts import Artefacts
 from offline.nightly.list_source import split_both
 from offline.runtime import DataError, OnProgress, console, split_evenly
-from offline.training import RowsJob, VectorStore, build_inverted_lists, encoders, fit_ranker, make_rows, with_unknown
+from offline.training import (
+    RowsJob,
+    VectorStore,
+    build_inverted_lists,
+    encoders,
+    fit_ranker,
+    make_rows,
+    sequence,
+    with_unknown,
+)
 from ranker.calibration import fit_maps
 from ranker.train import RankerConfig
 from serving.release import MANIFEST, write_release
@@ -189,6 +198,20 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
     a.save("vectors.npy", trained.vectors)
     a.save("word_vectors.npy", trained.word_vectors)
     a.write_json("encoder.json", {**trained.facts, "unread": read["unread"]})
+
+
+def train_sequence_models(a: Artefacts, on_progress: OnProgress) -> None:
+    """Train the sequence model after each training of the encoder: `sequence.npz`, which has none if it is off."""
+    config, moments = a.inputs.config.sequence, a.json("encoder.json")["moments"]
+    trained = sequence.train_models(
+        a.inputs.data.events, a.array("vectors.npy", mapped=True), moments, config, on_progress
+    )
+    if short := [str(epochs) for _, epochs in trained if epochs < config.epochs]:
+        _announce(
+            f"the sequence model stopped after {', '.join(short)} of {config.epochs} epochs because of "
+            f"sequence.budget_s = {config.budget_s:g}; raise it, or lower sequence.events_per_epoch"
+        )
+    a.save_sequence_models([model for model, _ in trained])
 
 
 def make_query_groups(a: Artefacts, on_progress: OnProgress) -> None:

@@ -35,7 +35,8 @@ def measure_staleness(base: Night, days: Sequence[int], on_progress: OnProgress 
     for k, age in enumerate(ages):
         aged = (_aged_night(base, age) if age else base).run_to("ranker")
         words = aged.replay.vocabulary_at(aged.windows.test)
-        score = comparison.score_with_vectors(aged.trees, aged.vectors, base.artefacts.replay, tested, words)
+        model = aged.sequence_models[-1] if aged.sequence_models else None
+        score = comparison.score_with_vectors(aged.trees, aged.vectors, base.artefacts.replay, tested, words, model)
         value = comparison.ndcg(score, tested, targets)
         fresh = value if fresh is None else fresh
         mean, low, high = (float(x[0]) for x in intervals(value[:, None], tested.user, level=systems.LEVEL))

@@ -1,13 +1,14 @@
 """Training: fine-tunes text encoders, computes feature rows, and fits the ranker and the position effects.
 
-`encoders.train_encoders` fine-tunes, `make_rows` replays the log into feature rows, and `fit_ranker` trains on those
-rows, or `choose_order` chooses a simple ranker: functions of arrays, not of data files. `Embedder` encodes the texts of
-items written since the release. `VectorStore` keeps what the encoder read, for later runs.
+`encoders.train_encoders` fine-tunes, `sequence.train_models` trains the sequence model, `make_rows` replays the log
+into feature rows, and `fit_ranker` trains on those rows, or `choose_order` chooses a simple ranker: functions of
+arrays, not of data files. `Embedder` encodes the texts of items written since the release. `VectorStore` keeps what the
+encoder read, for later runs.
 """
 
 from __future__ import annotations
 
-from offline.training import encoders
+from offline.training import encoders, sequence
 from offline.training.embedding_worker import Embedder
 from offline.training.inverted_lists import build_inverted_lists
 from offline.training.position_effects import examination_probability
@@ -29,5 +30,6 @@ __all__ = [
     "fit_ranker",
     "make_replay",
     "make_rows",
+    "sequence",
     "with_unknown",
 ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from features.arrays import F32
 from features.moment import Feature
 from features.replay import Replay
+from features.sequence import SequenceModel
 from features.text.implied_tags import ItemWords
 from offline.config import Config
 from offline.data import Dataset, Windows, user_histories
@@ -25,6 +26,7 @@ def make_replay(
     config: Config,
     custom: tuple[Feature, ...] = (),
     word_vectors: NDArray[np.floating] | None = None,
+    sequence_models: Sequence[SequenceModel] = (),
 ) -> Replay:
     """The replay of a data set's log.
 
@@ -32,7 +34,8 @@ def make_replay(
     float32[n, d], used before the first of them. Neighbours, prior and taste factors are refit at each of `moments`,
     and `config.lists.refreshes` times at equal numbers of events from the start of the ranker's window. custom: the
     user's own features. word_vectors: float[1 + k, w, d], of the vocabulary's words by the encoder of `zero_shot` and
-    by those trained at `moments`, NaN for words that were not read.
+    by those trained at `moments`, NaN for words that were not read. sequence_models: the sequence model of each of
+    `moments`; empty if there is none.
     """
     at, refreshes = data.events.at, config.lists.refreshes
     first, last = np.searchsorted(at, (windows.ranker, windows.end))
@@ -52,6 +55,7 @@ def make_replay(
         config.features.columns,
         config.needs_companions,
         () if word_vectors is None else tuple(word_vectors),
+        tuple(zip(moments, sequence_models, strict=True)) if sequence_models else (),
     )
 
 

@@ -18,6 +18,7 @@ from features.linear import Linear
 from features.log import Kind
 from features.neighbours import Neighbours
 from features.segments import Segments
+from features.sequence import WEIGHTS, WIDTH, SequenceModel, tower_size
 from features.table import Items
 from features.text.inverted_lists import InvertedLists
 from features.text.vectors import Vectors
@@ -73,6 +74,9 @@ def to_arrays(items: Items) -> dict[str, NDArray[Any]]:
             table = getattr(companions, name)
             out |= {f"{name}_item": table.item, f"{name}_weight": table.weight}
         out["repurchase_s"] = companions.repurchase_s
+    if (model := items.sequence) is not None:
+        out |= {"sequence_weights": model.weights, "sequence_tower": model.tower}
+        out |= {"sequence_code": model.items.code, "sequence_scale": model.items.scale}
     for name, strings in (
         ("item_ids", c.item_ids),
         ("titles", c.titles),
@@ -200,7 +204,25 @@ def from_arrays(read: Arrays) -> Items:
         words=_words(read, n, d),
         companions=_companions(read, n),
         linear=_linear(read, n),
+        sequence=_sequence(read, n, d),
     )
+
+
+def _sequence(read: Arrays, n: int, d: int) -> SequenceModel | None:
+    """The sequence model; None for a release that was made without."""
+    if not read.has("sequence_weights"):
+        return None
+    weights, tower = (_finite(read, "sequence_weights", WEIGHTS), _finite(read, "sequence_tower", tower_size(d)))
+    code, scale = read("sequence_code", np.int8, n + 1, WIDTH), read("sequence_scale", np.float32, n + 1)
+    return SequenceModel(weights, Vectors(code, scale), tower)
+
+
+def _finite(read: Arrays, name: str, size: int) -> F32:
+    """float32[size]. Raises ReleaseError for a value that is not finite, which would make every score missing."""
+    array = read(name, np.float32, size)
+    if not np.isfinite(array).all():
+        raise ReleaseError(f"{read.path}/arrays/{name}.npy: a value is not finite: rebuild the release")
+    return array
 
 
 def _companions(read: Arrays, n: int) -> Companions | None:

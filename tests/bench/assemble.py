@@ -112,6 +112,8 @@ def by_part(items: Items, requests: list[Request]) -> dict[str, float]:
     shared = [name for name, value in vars(Moment).items() if isinstance(value, cached_property)]
     if items.companions is None:  # no feature reads these
         shared = [name for name in shared if name not in ("of_seeds", "buy_again")]
+    if items.sequence is None:
+        shared.remove("sequence_cosine")
     for request in requests:
         spent: dict[str, float] = defaultdict(float)
         before = time.thread_time()

@@ -15,6 +15,8 @@ from features.linear.model import MOST_ITEMS, RANK, WEIGHTS
 from features.log import Events, Kind
 from features.moment import Items
 from features.neighbours import Neighbours
+from features.sequence import WEIGHTS as SEQUENCE_WEIGHTS
+from features.sequence import WIDTH, SequenceModel, tower_size
 from features.text.vectors import Vectors
 
 START = 1_700_000_000.0
@@ -132,6 +134,15 @@ def made_up_items(rng: np.random.Generator, n: int, events: int) -> Items:
     prior = rng.uniform(0.02, 0.12, n + 1).astype(np.float32)
     vectors = Vectors.quantise(made_up_vectors(rng, n))
     return Items(catalogue, vectors, prior, neighbours, state, linear=made_up_linear(rng, n))
+
+
+def made_up_sequence(rng: np.random.Generator, n: int) -> SequenceModel:
+    """A sequence model with random weights over n items."""
+    return SequenceModel(
+        rng.normal(0, 0.1, SEQUENCE_WEIGHTS).astype(np.float32),
+        Vectors.quantise(made_up_vectors(rng, n, WIDTH)),
+        rng.normal(0, 0.1, tower_size(DIMENSIONS)).astype(np.float32),
+    )
 
 
 def made_up_linear(rng: np.random.Generator, n: int) -> Linear:

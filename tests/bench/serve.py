@@ -11,6 +11,7 @@ clients in this one. A request has a user and 500 candidates and gets the best 5
    500 events per second (ten per request, like the impressions of a page).
 4. Processor time of requests with ten columns of numbers per candidate, as lists and as objects, by a release that has
    them as features, compared with requests without columns by the release without; the releases are swapped each round.
+   The same for a release with a sequence model.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from serving.store.embedded import connect_url
 from tests import NO_EVENT_LIMITS
 from tests.bench.assemble import train_model
 from tests.bench.clients import Load, closed_loop, posted, stream
-from tests.bench.made_up import AT, made_up_items, skewed
+from tests.bench.made_up import AT, made_up_items, made_up_sequence, skewed
 from tests.bench.memory import write_release_with, write_users
 
 LIMIT = 50
@@ -183,7 +184,7 @@ def measure_cpu(
     return out
 
 
-def measure_columns(
+def measure_forms(
     process: int, port: int, url: str, releases: dict[str, Path], bodies: dict[str, list[bytes]], rounds: int
 ) -> dict[str, np.ndarray]:
     """CPU ms[rounds] per request by form. releases: of each form. Those of adjacent forms may be the same."""
@@ -278,14 +279,15 @@ def main() -> None:
     text = train_model(items, options.items, options.trees, 30 if options.quick else 300)
     with tempfile.TemporaryDirectory() as folder, connect_url(None, Path(folder) / "valkey") as url:
         releases = [write_release_with(Path(folder), items, text, AT + n) for n in range(2)]
-        sending = replace(items, columns=COLUMNS)
-        text = train_model(sending, options.items, options.trees, 30 if options.quick else 300)
-        releases.append(write_release_with(Path(folder), sending, text, AT + 2))
+        others = replace(items, columns=COLUMNS), replace(items, sequence=made_up_sequence(rng, options.items))
+        for n, other in enumerate(others):
+            text = train_model(other, options.items, options.trees, 30 if options.quick else 300)
+            releases.append(write_release_with(Path(folder), other, text, AT + 2 + n))
         with BulkStore(url) as store:
             write_users(store, rng, users, ENGAGEMENTS, SHOWN, options.items)
             store.set_pointer(Pointer(releases[0].name, str(releases[0])))
         features = len(names(items))
-        del items, sending
+        del items, others, other
         with service(url, releases[0]) as (process, port):
             machine = platform.processor() or platform.machine()
             print(f"{machine}, {options.items:,} items, {features} features, {options.trees} trees x 31", flush=True)
@@ -336,7 +338,8 @@ def measure(
     few = questions_by_size[500][: 5 if options.quick else 60]
     forms = {"without columns": [q.bytes for q in few], **with_columns(rng, few)}
     of_form = {form: releases[2 if form in ("lists", "objects") else 0] for form in forms}
-    columns = measure_columns(process, port, url, of_form, forms, max(2, options.rounds // 3))
+    forms["sequence model"], of_form["sequence model"] = forms["without columns"], releases[3]
+    columns = measure_forms(process, port, url, of_form, forms, max(2, options.rounds // 3))
     plain = columns["without columns"]
     for form, ms in columns.items():
         against = f", {np.median(ms / plain):.3f} of it" if ms is not plain else ""
@@ -346,6 +349,7 @@ def measure(
         "cpu_ms": round(float(service_ms), 3),
         "predict_ms": round(float(predict_ms), 3),
         **{f"columns_ratio_{form}": round(float(np.median(columns[form] / plain)), 3) for form in ("lists", "objects")},
+        "sequence_ratio": round(float(np.median(columns["sequence model"] / plain)), 3),
         "errors": sum(load["errors"] for load in lines.values()),
         **{f"p50_ms_{c}": lines[f"{c} candidates"]["p50"] for c in CANDIDATES},
         **{f"p99_ms_{c}": lines[f"{c} candidates"]["p99"] for c in CANDIDATES},

@@ -86,7 +86,8 @@ def _evaluate(config: Config, until: float, base: Night, later: Lists) -> tuple[
     """ndcg@10 of each later list by the release of one source, and the numbers of lists it learned from."""
     night = Night(config, until=until)
     a = night.run_to("ranker")
-    score = comparison.score_with_vectors(a.trees, a.vectors, base.artefacts.replay, later)
+    model = a.sequence_models[-1] if a.sequence_models else None
+    score = comparison.score_with_vectors(a.trees, a.vectors, base.artefacts.replay, later, model)
     ranker = a.json("ranker.json")
     facts = {
         "kind": night.inputs.list_source.kind,

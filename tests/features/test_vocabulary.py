@@ -118,7 +118,9 @@ def test_a_word_vector_is_half_the_mean_of_its_items_and_half_the_encoders_vecto
     it has not read, the vector is that of its items alone.
     """
     none = np.zeros(4, np.int64)
-    catalogue = replace(ITEMS.catalogue, item_ids=["a", "b"], titles=["x", "y z"], tag_start=none, tag=np.empty(0, np.int32))
+    catalogue = replace(
+        ITEMS.catalogue, item_ids=["a", "b"], titles=["x", "y z"], tag_start=none, tag=np.empty(0, np.int32)
+    )
     catalogue = replace(catalogue, category=np.full(3, 3, np.int32), brand=np.full(3, 2, np.int32))
     words = Vocabulary.without_vectors(catalogue)
     assert list(words.names) == ["x", "y", "z"]

@@ -99,7 +99,15 @@ TINY = {
     "rerank": (["--quick", "--synonyms"], {"lists", "the engine's order", "ranker with the score"}),
     "serve": (
         ["--quick"],
-        {"cpu_ratio_vs_predict", "cpu_ms", "predict_ms", "p50_ms_100", "p99_ms_1000", "columns_ratio_lists"},
+        {
+            "cpu_ratio_vs_predict",
+            "cpu_ms",
+            "predict_ms",
+            "p50_ms_100",
+            "p99_ms_1000",
+            "columns_ratio_lists",
+            "sequence_ratio",
+        },
     ),
     "experiments": (
         ["--tests", "20", "--users", "1000", "--days", "5", "--units", "200000"],

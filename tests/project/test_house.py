@@ -64,6 +64,7 @@ FEATURES: dict[str, set[str]] = {
     "text": {"arrays", "catalogue", "kernels"},
     "companions": {"arrays", "catalogue", "history", "kernels", "log", "neighbours", "text"},
     "linear": {"arrays", "kernels", "log", "neighbours"},
+    "sequence": {"arrays", "kernels", "text"},
 }
 """Subpackages of `features/`, and what each may import. Files outside subpackages may import all of them."""
 SUBPACKAGES = {"offline": OFFLINE, "serving": SERVING, "features": FEATURES}

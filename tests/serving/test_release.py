@@ -18,11 +18,12 @@ import pytest
 
 from features.catalogue import Catalogue
 from features.decay import ItemState
-from features.history import History
+from features.history import EMPTY, History
 from features.linear import Linear
 from features.log import Kind
 from features.neighbours import Neighbours
 from features.segments import Segments
+from features.sequence import WEIGHTS
 from features.table import Items, names, rows
 from features.text import tokens
 from features.text.vectors import Vectors
@@ -31,7 +32,7 @@ from serving.ranking.overlay import Overlay
 from serving.release.manifest import ReleaseError, as_json, list_releases, read_manifest, release_id
 from serving.release.release import load_release, write_release
 from serving.store import ItemFields
-from tests.worlds import START, make_events
+from tests.worlds import START, make_events, make_sequence_model
 
 CUT_OFF = 1_700_000_000.0
 COLOURS = ("blue", "red")
@@ -79,6 +80,10 @@ def planted_items(n: int = 20) -> Items:
         segments=segments,
         words=Vocabulary.build(catalogue, vectors),
     )
+
+
+def with_sequence(items: Items) -> Items:
+    return replace(items, sequence=make_sequence_model(len(items.catalogue), 16))
 
 
 def planted_model(items: Items, seed: int = 0, sign: float = 1.0) -> str:
@@ -392,6 +397,48 @@ def test_a_release_written_before_segments_existed_has_none(copy: Path) -> None:
 
     rewrite(copy, without_segments)
     assert len(load_release(copy).items.segments.centre) == 0
+
+
+def test_a_release_keeps_its_sequence_model_to_the_bit_and_one_without_is_as_before(tmp_path: Path) -> None:
+    """Releases made before there were sequence models have no features of them, so they still load."""
+    items = with_sequence(planted_items())
+    loaded = load_release(publish(tmp_path, items=items)).items
+    clicked = np.arange(4, dtype=np.int32)
+    history = History(clicked, np.full(4, Kind.CLICK, np.int8), CUT_OFF - np.arange(4.0), *EMPTY[3:])
+    every = np.arange(-1, 20, dtype=np.int32)
+    expected = rows(items, history, every, CUT_OFF + 1)
+    np.testing.assert_array_equal(rows(loaded, history, every, CUT_OFF + 1), expected)
+    place = names(items).index("sequence_cosine")
+    assert np.isnan(expected[0, place : place + 3]).all()  # the unknown item
+    assert np.isfinite(expected[1:, place : place + 3]).all()
+    assert np.isnan(rows(items, EMPTY, every, CUT_OFF + 1)[:, place]).all()
+
+    before = load_release(publish(tmp_path))
+    assert before.items.sequence is None
+    assert not [name for name in (*names(before.items), *before.manifest.files) if "sequence" in name]
+
+
+def test_a_sequence_model_with_a_weight_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    release = publish(tmp_path, items=with_sequence(planted_items()))
+    resave(release, "sequence_weights", np.full(WEIGHTS, np.inf, np.float32))
+    with pytest.raises(ReleaseError, match=r"sequence_weights\.npy: a value is not finite: rebuild the release"):
+        load_release(release)
+
+
+def test_a_new_item_is_placed_in_sequences_by_its_text() -> None:
+    """The rows of the release stay as they are; an item whose text is not encoded yet has no place."""
+    items = with_sequence(planted_items())
+    model = items.sequence
+    assert model is not None
+    vector = np.eye(16, dtype=np.float32)[3]
+    written = {name: ItemFields(CUT_OFF + 1, {"title": name}) for name in ("new", "unread")}
+    n = len(items.catalogue)
+    found = Overlay(written, {"new": vector}).over(items, items.state).sequence
+    assert found is not None
+    np.testing.assert_array_equal(found.items.code[:n], model.items.code[:n])
+    np.testing.assert_array_equal(found.items.code[n], Vectors.quantise(model.embed(vector[None])).code[0])
+    assert np.isnan(found.items.scale[n + 1 :]).all()
+    assert len(found.items.scale) == n + 3
 
 
 def test_a_pickled_array_is_refused_without_loading_it(copy: Path) -> None:

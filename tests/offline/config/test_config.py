@@ -11,8 +11,8 @@ from offline.config.configuration import Config, ConfigError, load, redis_url
 from serving.config import ServiceConfig
 
 TOP = (
-    "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, ranker, checks, gate, "
-    "earnings, retention, redis, placements, experiments, serving"
+    "workspace, log, vectors, seed, import, simulate, windows, lists, slices, features, encoder, sequence, ranker, "
+    "checks, gate, earnings, retention, redis, placements, experiments, serving"
 )
 
 LISTS = "source, window_lists, attribution_s, size, most, refreshes"

@@ -22,7 +22,8 @@ from features.text.vectors import Vectors
 from offline.config.configuration import Config, load
 from offline.config.simulation import SimulateConfig
 from offline.data import concat, dataset
-from offline.nightly import publish
+from offline.evaluation import served_scores
+from offline.nightly import comparison, publish
 from offline.nightly.night import Night
 from offline.simulation.dataset import simulate
 from ranker import query_prior
@@ -46,6 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         workspace=workspace,
         ranker={"trees": 40, "min_data_in_leaf": 20},
         encoder={"epochs": 3, "budget_s": 120, "max_tokens": 32},
+        sequence={"epochs": 2},
         gate={"certainty": 0},
     )
 
@@ -240,10 +242,20 @@ def test_a_replayed_row_equals_the_served_row_to_the_bit(
     assert (offline[:, names(live.items).index("device")] == Device.TABLET).all()
     np.testing.assert_array_equal(online, offline)
     assert np.isfinite(offline[:, names(live.items).index("query_cosine")]).any()
+    assert np.isfinite(offline[:, names(live.items).index("sequence_cosine")]).any()
     score = new_release.trees.score(offline)
     assert not new_release.knows_queries  # nobody searched in this log
     expected = (score + query_prior.query_bonus(offline, new_release.trees.names, score)).tolist()
     assert scores == dict(zip(request["candidates"], expected, strict=True))
+
+
+def test_the_gate_scores_the_live_release_with_its_sequence_model(night: Night, new_release: release.Release) -> None:
+    """The release that this run made has about the scores of the run; without its model it has others."""
+    a, test = night.artefacts, night.artefacts.window_rows("test")
+    own = served_scores(a.published, test.rows, test.lists)
+    without = replace(new_release, items=replace(new_release.items, sequence=None))
+    apart = [np.abs(comparison.score_with_live(x, a.replay, test.lists) - own).mean() for x in (new_release, without)]
+    assert apart[0] < 0.2 * apart[1]
 
 
 def _with_events(data: dataset.Dataset, sent: list[dict[str, object]]) -> Events:
