@@ -75,8 +75,8 @@ class Replay:
     columns: tuple[Column, ...] = ()
     seeds: bool = False
     word_vectors: Sequence[NDArray[np.floating]] = ()
-    vocabulary: Vocabulary | None = None
     sequence_models: tuple[tuple[float, SequenceModel], ...] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def features(self) -> tuple[Feature, ...]:

@@ -150,7 +150,7 @@ def _word_vectors(encoder: Encoder, words: Words, untrained: Encoder) -> F16:
     if encoder.base_fingerprint == untrained.base_fingerprint:
         vectors = encoder.from_base(words.base.astype(np.float32))
     else:
-        read = np.isfinite(words.base).all(axis=1).tolist()
+        read: list[bool] = np.asarray(np.isfinite(words.base).all(axis=1)).tolist()
         vectors = encoder.encode([name if known else "" for name, known in zip(words.names, read, strict=True)])
     return vectors.astype(np.float16)
 

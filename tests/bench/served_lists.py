@@ -87,7 +87,9 @@ def _evaluate(config: Config, until: float, base: Night, later: Lists) -> tuple[
     night = Night(config, until=until)
     a = night.run_to("ranker")
     model = a.sequence_models[-1] if a.sequence_models else None
-    score = comparison.score_with_vectors(a.trees, a.vectors, base.artefacts.replay, later, model)
+    score = comparison.score_with_vectors(
+        a.trees, a.vectors, base.artefacts.replay, later, a.replay.vocabulary_at(a.windows.test), model
+    )
     ranker = a.json("ranker.json")
     facts = {
         "kind": night.inputs.list_source.kind,
