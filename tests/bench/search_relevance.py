@@ -12,6 +12,7 @@ the paired difference from the text encoder's own vector of the query, which a r
 - `encoder_tuned`: the same, fine-tuned on the other folds, where each query is a shopper who buys all products with
   relevance 4, one after the other.
 - `ranker`: trees over the service's two features and the length of the query, trained on the other folds.
+- `ranker_words_of_items`: the same with `words_of_items` instead of `query_cosine`.
 
 There are five folds of queries. Nothing is tuned on the queries that are reported, except for the share of items in a
 word vector (`features.text.vocabulary`), for which shares of .3 to .7 were compared on all queries.
@@ -48,12 +49,12 @@ NAMES = ("query_match", "query_cosine", "query_words")
 
 
 class Judged(NamedTuple):
-    """Judged products. item: int32[rows], numbers of titles. gain: float64[rows]. start: int64[queries + 1]."""
+    """Judged products. item: int32[rows], numbers of titles. gain: int64[rows], 0 to 3. start: int64[queries + 1]."""
 
     queries: list[str]
     titles: list[str]
     item: I32
-    gain: F64
+    gain: I64
     start: I64
 
     @property
@@ -74,7 +75,7 @@ def read(folder: Path, most: int | None) -> Judged:
     pairs = pairs[pairs["query"].isin(queries)].sort_values("query", kind="stable", key=lambda q: q.map(queries.index))
     item, titles = pd.factorize(pairs["product_title"])
     count = pairs.groupby("query", sort=False).size()
-    gain = pairs["median_relevance"].to_numpy(np.float64) - 1
+    gain = pairs["median_relevance"].to_numpy(np.int64) - 1
     return Judged(queries, list(titles), item.astype(np.int32), gain, np.append(0, np.cumsum(count)).astype(np.int64))
 
 
@@ -142,7 +143,11 @@ def tuned(judged: Judged, encoder: Any, vectors: F32, fold: I64, budget_s: float
 
 def ranked(judged: Judged, columns: F32, fold: I64) -> F64:
     """float64[rows]: scores of trees over columns, trained on three folds, with the number of trees from a fourth."""
-    out, query, config = np.empty(len(judged.item)), judged.query, RankerConfig(leaves=7, refit=False)
+    out, query, config = (
+        np.empty(len(judged.item)),
+        judged.query,
+        RankerConfig(leaves=7, min_data_in_leaf=20, position_debias=False, refit=False),
+    )
     for k in range(FOLDS):
         parts = [np.isin(fold, held) for held in ([(k + 1) % FOLDS], [k])]
         train_rows, valid_rows = ~(parts[0] | parts[1])[query], parts[0][query]
@@ -176,17 +181,19 @@ def main(folder: Path, most: int | None, budget_s: float) -> dict[str, Any]:
     read_queries = [words.read(query) for query in judged.queries]
     match = judged.scores(lambda q, items: words.match(read_queries[q], items))
     cosine = cosine_by(words.with_vectors(of_items, own))
+    by_items = cosine_by(words.with_vectors(of_items))
     fold = np.random.default_rng(0).permutation(len(judged.queries)) % FOLDS
     length = np.array([len(tokenize(q)) for q in judged.queries], np.float64)[judged.query]
     systems = {
         "random": np.zeros(len(judged.item)),
         "bm25": bm25(judged),
         "query_match": match,
-        "words_of_items": cosine_by(words.with_vectors(of_items)),
+        "words_of_items": by_items,
         "query_cosine": cosine,
         "encoder": cosines(judged, vectors, queries),
         "encoder_tuned": tuned(judged, encoder, vectors, fold, budget_s),
         "ranker": ranked(judged, np.stack([match, cosine, length], axis=1).astype(np.float32), fold),
+        "ranker_words_of_items": ranked(judged, np.stack([match, by_items, length], axis=1).astype(np.float32), fold),
     }
     return report(judged, systems)
 
@@ -202,7 +209,7 @@ def report(judged: Judged, systems: dict[str, F64]) -> dict[str, Any]:
         d = paired_difference(value, found["encoder"], cluster)
         out[name] = {"ndcg@10": mean, "low": low, "high": high}
         out[name] |= {"to_encoder": d.difference, "to_encoder_low": d.low, "to_encoder_high": d.high}
-        print(f"{name:16s}{mean:.4f} [{low:.4f}, {high:.4f}]   {d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+        print(f"{name:22s}{mean:.4f} [{low:.4f}, {high:.4f}]   {d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
     return out
 
 
