@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FAST := not slow and not chaos and not nights and not ray and not browser
-# The files with tests of a marker: collecting all others takes half a minute. Those of tests/project come first, because
-# their tests take longest, and a worker that began them last would leave the other one without work.
-marked = --no-loadscope-reorder $$(grep -rlE "mark\.$(1)\b" tests/project tests/[!p]* --include="*.py")
+# The files with tests of a marker: collecting all others takes half a minute. The folders with the tests that take longest
+# come first: a worker that began one of them last would leave the other one without work.
+marked = --no-loadscope-reorder $$(grep -rlE "mark\.$(1)\b" tests/project tests/serving tests/offline tests/[frt]* --include="*.py")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-chaos test-nights test-ray test-browser test-javascript coverage docs reference check lint types fmt lock sbom audit audit-now clean
