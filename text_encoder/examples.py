@@ -120,16 +120,22 @@ def _positions(engaged: Events, engaged_key: I64, shown: Events, shown_key: I64)
     return np.maximum(np.where(engaged.position >= 0, engaged.position, logged), 0).astype(np.int16)
 
 
-def _newest(events: Events, limit: int) -> I64:
-    """int64, ascending: rows of at most `limit` newest engagements. Reads only as much of the log as necessary."""
+def newest_engagements(events: Events, most: int, known: bool = False) -> I64:
+    """int64, ascending: rows of at most `most` newest engagements. Reads only as much of the log as necessary.
+
+    known: only those with items of the catalogue.
+    """
     parts: list[I64] = []
     end, count = len(events), 0
-    while end and count < limit:
+    while end and count < most:
         begin = max(0, end - CHUNK_ROWS)
-        parts.append(begin + np.flatnonzero(events.kind[begin:end] != Kind.IMPRESSION))
+        wanted = events.kind[begin:end] != Kind.IMPRESSION
+        if known:
+            wanted &= events.item[begin:end] >= 0
+        parts.append(begin + np.flatnonzero(wanted))
         end, count = begin, count + len(parts[-1])
     rows: I64 = np.concatenate([np.empty(0, np.int64), *parts[::-1]])
-    return rows[max(0, len(rows) - limit) :]
+    return rows[max(0, len(rows) - most) :]
 
 
 def _impressions(events: Events, requests: I32) -> Events:
@@ -166,7 +172,7 @@ def examples(
     if not 1 <= history <= 100 or not 0 <= skipped <= 100:
         raise ValueError(f"history is {history}, expected 1 to 100; skipped is {skipped}, expected 0 to 100")
     events = events.before(before)
-    newest = _newest(events, 2 * most)
+    newest = newest_engagements(events, 2 * most)
     engaged, first_row = events.take(newest), int(newest[-most]) if len(newest) > most else 0
     by_user = np.argsort(engaged.user, kind="stable")
     engaged, row = engaged.take(by_user), newest[by_user]

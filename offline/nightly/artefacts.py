@@ -18,6 +18,7 @@ from features.log import Lists
 from features.replay import Replay
 from features.sequence import SequenceModel
 from features.text.vectors import Vectors
+from features.text.vocabulary import Vocabulary
 from offline.data import Windows, release_pages
 from offline.evaluation import ScoredLists, served_scores
 from offline.nightly.inputs import Inputs
@@ -69,6 +70,11 @@ class Artefacts:
     def save(self, name: str, array: np.ndarray) -> None:
         """Save an array."""
         np.save(self.file(name), array, allow_pickle=False)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the catalogue, without word vectors."""
+        return Vocabulary.without_vectors(self.inputs.data.catalogue)
 
     @cached_property
     def windows(self) -> Windows:

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from features.arrays import F32
 from features.log import Lists
-from features.text.vocabulary import Vocabulary
 from offline.data import WINDOWS, Windows, query_groups
 from offline.evaluation import BASELINES, DEPTH, facts, outcomes, served_scores, systems
 from offline.nightly.artefacts import Artefacts
@@ -91,7 +90,7 @@ def read_item_texts(a: Artefacts, on_progress: OnProgress) -> None:
     encoder = encoder.capped(texts, config.token_percentile)
     engaged = inputs.data.events.item
     popularity = np.bincount(engaged[engaged >= 0], minlength=len(texts))
-    vocabulary = Vocabulary.without_vectors(inputs.data.catalogue)
+    vocabulary = a.vocabulary
     words = vocabulary.most_common(_MOST_WORDS) if encoder.is_plain else np.empty(0, np.int64)
     names = list(vocabulary.names)
     read = read_texts(
@@ -185,7 +184,7 @@ def train_encoders(a: Artefacts, on_progress: OnProgress) -> None:
         encoder,
         texts,
         a.zero_shot,
-        encoders.Words(list(Vocabulary.without_vectors(inputs.data.catalogue).names), a.array("words.npy")),
+        encoders.Words(list(a.vocabulary.names), a.array("words.npy")),
         events,
         moments,
         config,

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from features.arrays import F32, F64, I64, Bool
-from features.log import CHUNK_ROWS, GAIN, Events, Kind
+from features.log import GAIN, Events
 from features.sequence import LENGTH, SequenceModel, age_buckets
 from offline.config import SequenceConfig
+from text_encoder.examples import newest_engagements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ class Engagements(NamedTuple):
     @classmethod
     def of(cls, events: Events, before: float, most: int) -> Engagements:
         """The newest `most` engagements strictly before a time."""
-        rows = _newest_engagements(events.before(before), most)
+        rows = newest_engagements(events.before(before), most, known=True)
         rows = rows[np.argsort(events.user[rows], kind="stable")]
         _, user, size = np.unique(events.user[rows], return_inverse=True, return_counts=True)
         rows, size = rows[size[user] > 1], size[size > 1]
@@ -63,18 +64,6 @@ class Engagements(NamedTuple):
             np.asarray(events.at[rows], np.float64),
             np.concatenate(([0], np.cumsum(size))).astype(np.int64),
         )
-
-
-def _newest_engagements(events: Events, most: int) -> I64:
-    """int64, ascending: rows of the newest `most` engagements with known items; reads only the end of the log."""
-    parts, found, end = [np.empty(0, np.int64)], 0, len(events)
-    while end and found < most:
-        begin = max(0, end - CHUNK_ROWS)
-        part = events.take(slice(begin, end))
-        rows = begin + np.flatnonzero((part.kind != Kind.IMPRESSION) & (part.item >= 0))
-        parts.append(rows)
-        found, end = found + len(rows), begin
-    return np.concatenate(parts[::-1])[-most:]
 
 
 class Batch(NamedTuple):

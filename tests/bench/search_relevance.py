@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from features.arrays import F32, F64, I32, I64
-from features.catalogue import Catalogue
 from features.log import Kind
 from features.text.tokens import tokenize
 from features.text.vectors import Vectors
@@ -38,6 +38,8 @@ from features.text.vocabulary import Vocabulary
 from ranker.metrics import intervals, paired_difference, score_lists, tie_break
 from ranker.train import RankerConfig, train
 from ranker.trees import Trees
+from tests.bench.languages import titled
+from tests.bench.rerank import Engine
 from tests.worlds import make_events
 from text_encoder.config import EncoderConfig
 from text_encoder.encoder import load
@@ -45,7 +47,7 @@ from text_encoder.examples import examples
 from text_encoder.train import fine_tune
 
 FOLDS = 5
-NAMES = ("query_match", "query_cosine", "query_words")
+NAMES = ("query_match", "query_cosine", "query_length")
 
 
 class Judged(NamedTuple):
@@ -79,46 +81,12 @@ def read(folder: Path, most: int | None) -> Judged:
     return Judged(queries, list(titles), item.astype(np.int32), gain, np.append(0, np.cumsum(count)).astype(np.int64))
 
 
-def bm25(judged: Judged, k1: float = 1.2, b: float = 0.75) -> F64:
+def bm25(judged: Judged) -> F64:
     """float64[rows]: BM25 of each title for its query; inverse document frequency over all titles."""
-    words = [tokenize(title) for title in judged.titles]
-    mean = np.mean([len(w) for w in words])
-    documents: dict[str, int] = {}
-    for title in words:
-        for word in set(title):
-            documents[word] = documents.get(word, 0) + 1
-
-    def score(query: Sequence[str], title: Sequence[str]) -> float:
-        total = 0.0
-        for word in dict.fromkeys(query):
-            if count := title.count(word):
-                rarity = np.log1p((len(words) - documents[word] + 0.5) / (documents[word] + 0.5))
-                total += rarity * count * (k1 + 1) / (count + k1 * (1 - b + b * len(title) / mean))
-        return total
-
-    typed = [tokenize(query) for query in judged.queries]
-    return judged.scores(lambda q, items: np.array([score(typed[q], words[i]) for i in items]))
-
-
-def catalogue_of(titles: list[str]) -> Catalogue:
-    """A catalogue of titles alone."""
-    n = len(titles)
-    none, nan = np.zeros(n + 1, np.int32), np.full(n + 1, np.nan)
-    return Catalogue(
-        [str(k) for k in range(n)],
-        titles,
-        nan,
-        none,
-        [],
-        none,
-        [],
-        nan,
-        np.empty((n + 1, 0)),
-        [],
-        np.zeros(n + 2, np.int64),
-        np.empty(0, np.int32),
-        [],
-    )
+    ids = [str(k) for k in range(len(judged.titles))]
+    engine = Engine(pa.table({"item_id": ids, "title": judged.titles, "tags": [None] * len(ids)}), {})
+    typed = [list(dict.fromkeys(tokenize(query))) for query in judged.queries]
+    return judged.scores(lambda q, items: np.array([engine.score(typed[q], ids[i]) for i in items]))
 
 
 def cosines(judged: Judged, vectors: F32, query_vectors: F32) -> F64:
@@ -165,7 +133,10 @@ def ranked(judged: Judged, columns: F32, fold: I64) -> F64:
 def main(folder: Path, most: int | None, budget_s: float) -> dict[str, Any]:
     """Measure all systems."""
     judged = read(folder, most)
-    catalogue, encoder = catalogue_of(judged.titles), load("minilm", template="{title}", max_tokens=64)
+    catalogue, encoder = (
+        titled([str(k) for k in range(len(judged.titles))], judged.titles),
+        load("minilm", template="{title}", max_tokens=64),
+    )
     vectors, queries = encoder.encode(judged.titles), encoder.encode(judged.queries)
     # As the nightly run does it: the mean of the items is subtracted from all vectors, and all have unit length again.
     centred = encoder.centred(vectors.mean(axis=0))
